@@ -1,0 +1,66 @@
+# `make` lists the targets. Each creates the environment first, if it is not there yet.
+
+# The first of these that is there and is 3.11 or 3.12.
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
+	&& echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PROMPT ?=
+export PROMPT
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test lint types imports format bench train clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# One environment in two steps: each target installs what it needs, again whenever pyproject.toml
+# or constraints.txt has changed.
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "Far Mesh needs Python 3.11 or 3.12, and finds neither."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.stack: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing the pinned packages (a minute or two, once)"
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[stack]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.stack
+	@echo "Installing the pinned development tools"
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.stack ## The whole path once: prompt, tokens, split, settlement (PROMPT="...")
+	@$(BIN)/far-mesh demo $(if $(PROMPT),--prompt "$$PROMPT")
+
+up: $(VENV)/.stack ## The same stack, until Ctrl-C
+	@$(BIN)/far-mesh up
+
+test: lint types imports ## Lint, types, import contract, and all tests
+	@$(BIN)/pytest
+
+lint: $(VENV)/.dev ## ruff
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## mypy --strict on mesh, api, workers
+	@$(BIN)/mypy
+
+imports: $(VENV)/.dev ## Who may import whom (import-linter)
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format the code
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/.stack ## Speed of the mesh beside plain transformers
+	@$(BIN)/python -m benchmarks.speed
+
+train: $(VENV)/.stack ## Train the demo model again (half an hour on two cores)
+	@$(BIN)/python demo/train.py
+
+clean: ## Remove the environment and everything that was built
+	rm -rf $(VENV) .far-mesh build *.egg-info .mypy_cache .ruff_cache .pytest_cache contracts/node_modules contracts/out contracts/cache
