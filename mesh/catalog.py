@@ -1,0 +1,101 @@
+"""What the gateway and the workers must know of a model: sizes and tokenizer, never weights."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from tokenizers import Tokenizer
+
+from mesh.errors import ModelNotFound
+from mesh.settings import ModelSettings
+
+EDGE_UNITS_PER_LAYER = 1000
+"""Work is counted in thousandths of a decoder layer, so that the edge's is an integer."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on offer. ``edge_units``: the edge's work per token in thousandths of a layer."""
+
+    id: str
+    name: str
+    path: str
+    layers: int
+    context: int
+    vocab: int
+    min_nodes: int
+    price_per_token: Decimal
+    edge_units: int
+    min_vram_gb: int
+    tokenizer: Tokenizer
+
+
+class Catalog:
+    """The models of the settings, loaded once at start."""
+
+    def __init__(self, models: Iterable[ModelSettings]) -> None:
+        self._models = {model.id: load_model(model) for model in models}
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self._models.values())
+
+    def __contains__(self, model_id: str) -> bool:
+        return model_id in self._models
+
+    def get(self, model_id: str) -> Model:
+        """
+        Raises:
+            ModelNotFound: no such model is on offer; the error lists those that are.
+        """
+        found = self._models.get(model_id)
+        if found is None:
+            known = ", ".join(sorted(self._models)) or "none"
+            raise ModelNotFound(f"There is no model {model_id!r} here. Models: {known}.")
+        return found
+
+
+def load_model(model: ModelSettings) -> Model:
+    """Read a model's configuration and tokenizer, from a folder or a hub."""
+    path = model.path or model.id
+    config = json.loads(_file(path, "config.json").read_text())
+    tokenizer = Tokenizer.from_file(str(_file(path, "tokenizer.json")))
+    layers: int = config["num_hidden_layers"]
+    head = config["vocab_size"] * config["hidden_size"]
+    layer = layer_parameters(config)
+    parameters = layers * layer + 2 * head
+    return Model(
+        id=model.id,
+        name=model.name or model.id,
+        path=path,
+        layers=layers,
+        context=config["max_position_embeddings"],
+        vocab=config["vocab_size"],
+        min_nodes=model.min_nodes,
+        price_per_token=model.payment_per_token,
+        edge_units=round(head * EDGE_UNITS_PER_LAYER / layer),
+        min_vram_gb=-(-parameters * 2 // 10**9),
+        tokenizer=tokenizer,
+    )
+
+
+def layer_parameters(config: dict[str, Any]) -> int:
+    """Weights that one token meets in one decoder layer with grouped-query attention and a
+    gated MLP (Llama's shape)."""
+    hidden: int = config["hidden_size"]
+    heads: int = config["num_attention_heads"]
+    head_dim: int = config.get("head_dim") or hidden // heads
+    kv_heads: int = config.get("num_key_value_heads") or heads
+    attention = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim
+    mlp: int = 3 * hidden * config["intermediate_size"]
+    return attention + mlp
+
+
+def _file(path: str, name: str) -> Path:
+    local = Path(path)
+    if local.is_dir():
+        return local / name
+    return Path(hf_hub_download(path, name))

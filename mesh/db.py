@@ -1,0 +1,311 @@
+"""Tables (SQLAlchemy) and the one way to open a transaction.
+
+The column names of ``inference_sessions``, ``node_contributions`` and ``node_registry`` are the
+specification's (§3.4); amounts are NUMERIC(38,18). Migrations in ``mesh/migrations`` build the
+same schema, and a test compares the two.
+"""
+
+import datetime as dt
+import uuid
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    String,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+AMOUNT = Numeric(38, 18)
+WALLET = String(42)
+INSTANT = DateTime(timezone=True)
+
+Sessions = async_sessionmaker[AsyncSession]
+"""``async with sessions.begin() as db:`` opens one transaction: commits, or rolls back on error."""
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class InferenceSession(Base):
+    """One generation: its state, its lease and what it cost.
+
+    ``request_cipher`` holds the prompt's token ids and stop strings under AES-GCM; it is erased
+    when the job ends. ``lease_counter`` fences: a supervisor writes only while the counter is
+    still the one it was given.
+    """
+
+    __tablename__ = "inference_sessions"
+    __table_args__ = (
+        CheckConstraint(
+            "status IN ('pending', 'active', 'completed', 'failed')", name="check_status"
+        ),
+        Index("idx_sessions_user", "user_wallet"),
+        Index("idx_sessions_status", "status"),
+        Index(
+            "idx_sessions_unsettled",
+            "completed_at",
+            postgresql_where=text("settlement_id IS NULL AND total_cost_far > 0"),
+        ),
+        UniqueConstraint("user_wallet", "idempotency_key", name="uq_sessions_idempotency"),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=uuid.uuid4)
+    request_id: Mapped[str] = mapped_column(String(255), unique=True)
+    user_wallet: Mapped[str] = mapped_column(WALLET)
+    model_id: Mapped[str] = mapped_column(String(255))
+    tier: Mapped[str] = mapped_column(String(20), server_default="standard")
+    started_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+    completed_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    token_count: Mapped[int] = mapped_column(server_default="0")
+    total_cost_far: Mapped[Decimal | None] = mapped_column(AMOUNT)
+    status: Mapped[str] = mapped_column(String(20), server_default="pending")
+
+    finish_reason: Mapped[str | None] = mapped_column(String(20))
+    """``stop``, ``length``, ``cancelled``; none if failed."""
+    error_code: Mapped[str | None] = mapped_column(String(50))
+    cancel_requested: Mapped[bool] = mapped_column(server_default="false")
+    deadline_at: Mapped[dt.datetime] = mapped_column(INSTANT)
+    first_token_ms: Mapped[int | None]
+    latency_ms: Mapped[int | None]
+
+    prompt_tokens: Mapped[int]
+    max_tokens: Mapped[int]
+    temperature: Mapped[float]
+    top_p: Mapped[float]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    request_cipher: Mapped[bytes | None] = mapped_column(LargeBinary)
+    request_digest: Mapped[bytes] = mapped_column(LargeBinary)
+    """Keyed hash of the request, to tell a retry from another request under the same key."""
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+
+    price_per_token_far: Mapped[Decimal] = mapped_column(AMOUNT)
+    hold_far: Mapped[Decimal] = mapped_column(AMOUNT)
+    fee_far: Mapped[Decimal | None] = mapped_column(AMOUNT)
+    settlement_id: Mapped[str | None] = mapped_column(
+        ForeignKey("settlements.id", name="fk_sessions_settlement")
+    )
+
+    epoch: Mapped[int] = mapped_column(server_default="0")
+    lease_counter: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    lease_expires_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+
+
+class RouteHop(Base):
+    """One node of one generation's route at one epoch. ``first_token``: where the epoch began."""
+
+    __tablename__ = "route_hops"
+
+    session_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("inference_sessions.id"), primary_key=True
+    )
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    stage: Mapped[int] = mapped_column(primary_key=True)
+    node_id: Mapped[str] = mapped_column(String(255))
+    wallet_address: Mapped[str] = mapped_column(WALLET)
+    start_layer: Mapped[int]
+    end_layer: Mapped[int]
+    first_token: Mapped[int]
+
+
+class NodeContribution(Base):
+    """What one node earned in one generation."""
+
+    __tablename__ = "node_contributions"
+    __table_args__ = (
+        Index("idx_contributions_session", "session_id"),
+        Index("idx_contributions_wallet", "wallet_address"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    session_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("inference_sessions.id"))
+    node_id: Mapped[str] = mapped_column(String(255))
+    wallet_address: Mapped[str] = mapped_column(WALLET)
+    tokens_contributed: Mapped[int]
+    layers: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    payment_far: Mapped[Decimal] = mapped_column(AMOUNT)
+    paid_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+
+
+class NodeRegistry(Base):
+    """Every node that ever proved its wallet; who is alive now stands in Redis."""
+
+    __tablename__ = "node_registry"
+    __table_args__ = (
+        Index("idx_registry_model", "model_id"),
+        Index("idx_registry_wallet", "wallet_address"),
+        Index("idx_registry_active", "is_active"),
+    )
+
+    node_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    wallet_address: Mapped[str] = mapped_column(WALLET)
+    model_id: Mapped[str] = mapped_column(String(255))
+    gpu_model: Mapped[str | None] = mapped_column(String(100))
+    vram_gb: Mapped[int | None]
+    location: Mapped[str | None] = mapped_column(String(100))
+    public_addr: Mapped[str | None] = mapped_column(String(255))
+    registered_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+    last_seen: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    is_active: Mapped[bool] = mapped_column(server_default="true")
+    total_tokens_served: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    total_earned_far: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
+
+    start_layer: Mapped[int]
+    end_layer: Mapped[int]
+    edge: Mapped[bool] = mapped_column(server_default="false")
+    uptime_seconds: Mapped[float] = mapped_column(server_default="0")
+    """Time between heartbeats that were no further apart than the TTL."""
+
+
+class LedgerAccount(Base):
+    """``balance`` is kept by a trigger: always the sum of the account's entries.
+
+    Owner is a wallet, or ``platform`` or ``chain``. Only ``chain`` may go below zero: it mirrors
+    what the escrow contract holds for everyone else.
+    """
+
+    __tablename__ = "ledger_accounts"
+    __table_args__ = (
+        UniqueConstraint("owner", "kind", name="uq_ledger_accounts_owner_kind"),
+        CheckConstraint("balance >= 0 OR kind = 'clearing'", name="check_balance_not_negative"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    owner: Mapped[str] = mapped_column(WALLET)
+    kind: Mapped[str] = mapped_column(String(20))
+    balance: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
+
+
+class LedgerTransaction(Base):
+    """A set of entries that sums to zero. (``kind``, ``reference``) can be posted once."""
+
+    __tablename__ = "ledger_transactions"
+    __table_args__ = (UniqueConstraint("kind", "reference", name="uq_ledger_transactions_ref"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(20))
+    reference: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+
+
+class LedgerEntry(Base):
+    """One amount on one account. Append-only: triggers refuse UPDATE, DELETE and TRUNCATE."""
+
+    __tablename__ = "ledger_entries"
+    __table_args__ = (
+        Index("idx_ledger_entries_account", "account_id"),
+        Index("idx_ledger_entries_transaction", "transaction_id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    transaction_id: Mapped[int] = mapped_column(ForeignKey("ledger_transactions.id"))
+    account_id: Mapped[int] = mapped_column(ForeignKey("ledger_accounts.id"))
+    amount: Mapped[Decimal] = mapped_column(AMOUNT)
+
+
+class Outbox(Base):
+    """Tasks for the workers, written in the transaction that makes them necessary."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (Index("idx_outbox_unsent", "id", postgresql_where=text("sent_at IS NULL")),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    task: Mapped[str] = mapped_column(String(50))
+    argument: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+    sent_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+
+
+class Deposit(Base):
+    """A ``Deposited`` event that is deep enough to count."""
+
+    __tablename__ = "deposits"
+
+    transaction_hash: Mapped[str] = mapped_column(String(66), primary_key=True)
+    log_index: Mapped[int] = mapped_column(primary_key=True)
+    block_number: Mapped[int] = mapped_column(BigInteger)
+    wallet_address: Mapped[str] = mapped_column(WALLET)
+    amount_far: Mapped[Decimal] = mapped_column(AMOUNT)
+    credited_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+
+
+class ChainCursor(Base):
+    """How far the events of a contract have been read."""
+
+    __tablename__ = "chain_cursors"
+
+    contract: Mapped[str] = mapped_column(WALLET, primary_key=True)
+    next_block: Mapped[int] = mapped_column(BigInteger)
+
+
+class Settlement(Base):
+    """One batch: ``closed`` → ``signed`` → ``confirmed``.
+
+    ``id`` is the hash of the content, and the contract takes each id once. ``debits`` and
+    ``credits`` map wallets to base units (as strings: JSON numbers are floats to some readers).
+    """
+
+    __tablename__ = "settlements"
+    __table_args__ = (
+        CheckConstraint(
+            "status IN ('closed', 'signed', 'confirmed')", name="check_settlement_status"
+        ),
+        # One at a time: the next batch closes only when the last is on-chain.
+        Index(
+            "uq_settlements_open",
+            text("(true)"),
+            unique=True,
+            postgresql_where=text("status <> 'confirmed'"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(String(66), primary_key=True)
+    status: Mapped[str] = mapped_column(String(20), server_default="closed")
+    debits: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    credits: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    fee_units: Mapped[Decimal] = mapped_column(Numeric(38, 0))
+    nonce: Mapped[int | None] = mapped_column(BigInteger)
+    raw_transaction: Mapped[bytes | None] = mapped_column(LargeBinary)
+    transaction_hash: Mapped[str | None] = mapped_column(String(66))
+    block_number: Mapped[int | None] = mapped_column(BigInteger)
+    created_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+    confirmed_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+
+
+def connect(database_url: str, *, pool_size: int = 10) -> tuple[AsyncEngine, Sessions]:
+    """An engine and its transaction factory. Dispose of the engine when done."""
+    engine = create_async_engine(
+        database_url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        hide_parameters=True,  # an error message must not quote a row
+    )
+    return engine, async_sessionmaker(engine, expire_on_commit=False)

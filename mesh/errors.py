@@ -1,0 +1,208 @@
+"""One exception tree. Each error has a stable code, an HTTP status and a sentence for its reader.
+
+::
+
+    MeshError
+    ├── InvalidRequest           422  <field>_<reason>: a field of the request is wrong
+    │   ├── MalformedJson        400
+    │   ├── BodyTooLarge         413
+    │   └── ContextExceeded      422  prompt and max_tokens do not fit the model's context
+    ├── NotAuthenticated         401
+    │   ├── TokenMissing, TokenInvalid, TokenExpired
+    │   ├── NonceUnknown              never handed out, used already, or too old
+    │   ├── LoginMessageInvalid, LoginMessageExpired, DomainMismatch
+    │   └── SignatureMismatch         signed by another wallet
+    ├── Forbidden                403
+    ├── InsufficientBalance      402
+    ├── NotFound                 404  ModelNotFound, JobNotFound, NodeNotFound
+    ├── IdempotencyConflict      409  the key was used for a different request
+    ├── StreamExpired            410
+    ├── RateLimited              429  carries Retry-After
+    ├── Unavailable              503  carries Retry-After
+    │   └── NoRoute                   some layer of the model has no healthy node
+    ├── GenerationFailed         502  the mesh could not finish; the hold was returned whole
+    ├── WireError                400  a message between nodes breaks the protocol
+    ├── UnsupportedModel         422  no engine support for this family
+    └── ChainError               502  the chain refused or did not answer
+"""
+
+from collections.abc import Mapping
+
+
+class MeshError(Exception):
+    """Root of the tree; never raised itself."""
+
+    code = "internal_error"
+    status = 500
+    title = "Internal error"
+
+    def __init__(self, detail: str, *, retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after = retry_after
+        """Seconds after which the same request may succeed."""
+
+    def problem(self) -> dict[str, object]:
+        """The error as an RFC 9457 problem document."""
+        return {
+            "type": f"https://farlabs.ai/problems/{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+
+
+class InvalidRequest(MeshError):
+    """A field of the request is wrong; ``code`` names the field and the reason."""
+
+    code = "invalid_request"
+    status = 422
+    title = "Invalid request"
+
+    def __init__(self, detail: str, *, code: str | None = None) -> None:
+        super().__init__(detail)
+        if code is not None:
+            self.code = code
+
+
+class MalformedJson(InvalidRequest):
+    code = "malformed_json"
+    status = 400
+    title = "Malformed JSON"
+
+
+class BodyTooLarge(InvalidRequest):
+    code = "body_too_large"
+    status = 413
+    title = "Body too large"
+
+
+class ContextExceeded(InvalidRequest):
+    code = "context_exceeded"
+    title = "Context exceeded"
+
+
+class NotAuthenticated(MeshError):
+    code = "not_authenticated"
+    status = 401
+    title = "Not authenticated"
+
+
+class TokenMissing(NotAuthenticated):
+    code = "token_missing"
+
+
+class TokenInvalid(NotAuthenticated):
+    code = "token_invalid"
+
+
+class TokenExpired(NotAuthenticated):
+    code = "token_expired"
+
+
+class NonceUnknown(NotAuthenticated):
+    code = "nonce_unknown"
+
+
+class LoginMessageInvalid(NotAuthenticated):
+    code = "login_message_invalid"
+
+
+class LoginMessageExpired(NotAuthenticated):
+    code = "login_message_expired"
+
+
+class DomainMismatch(NotAuthenticated):
+    code = "domain_mismatch"
+
+
+class SignatureMismatch(NotAuthenticated):
+    code = "signature_mismatch"
+
+
+class Forbidden(MeshError):
+    code = "forbidden"
+    status = 403
+    title = "Forbidden"
+
+
+class InsufficientBalance(MeshError):
+    code = "insufficient_balance"
+    status = 402
+    title = "Insufficient balance"
+
+
+class NotFound(MeshError):
+    code = "not_found"
+    status = 404
+    title = "Not found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class JobNotFound(NotFound):
+    code = "job_not_found"
+
+
+class NodeNotFound(NotFound):
+    code = "node_not_found"
+
+
+class IdempotencyConflict(MeshError):
+    code = "idempotency_conflict"
+    status = 409
+    title = "Idempotency key used for another request"
+
+
+class StreamExpired(MeshError):
+    code = "stream_expired"
+    status = 410
+    title = "Stream expired"
+
+
+class RateLimited(MeshError):
+    code = "rate_limited"
+    status = 429
+    title = "Too many requests"
+
+
+class Unavailable(MeshError):
+    code = "unavailable"
+    status = 503
+    title = "Unavailable"
+
+
+class NoRoute(Unavailable):
+    code = "no_route"
+
+
+class GenerationFailed(MeshError):
+    code = "generation_failed"
+    status = 502
+    title = "Generation failed"
+
+
+class WireError(MeshError):
+    code = "wire_error"
+    status = 400
+    title = "Protocol violation"
+
+
+class UnsupportedModel(MeshError):
+    code = "unsupported_model"
+    status = 422
+    title = "Unsupported model"
+
+
+class ChainError(MeshError):
+    code = "chain_error"
+    status = 502
+    title = "Chain error"
+
+
+def by_code(code: str, detail: str, classes: Mapping[str, type[MeshError]]) -> MeshError:
+    """The error that a stored code stands for (a failed job remembers only its code)."""
+    return classes.get(code, GenerationFailed)(detail)

@@ -1,0 +1,35 @@
+"""Prometheus metrics: the specification's names (§12.1) and a few of ours.
+
+Each counter grows in the process where the thing happens: requests and rejections in the gateway,
+ends of generations and payments in the workers.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+inference_requests = Counter(
+    "far_mesh_inference_requests_total",
+    "Inference requests by outcome: accepted, rejected, completed, cancelled, failed",
+    ["model_id", "tier", "status"],
+)
+inference_latency = Histogram(
+    "far_mesh_inference_latency_seconds",
+    "From acceptance to the last token",
+    ["model_id", "tier"],
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900),
+)
+time_to_first_token = Histogram(
+    "far_mesh_time_to_first_token_seconds",
+    "From acceptance to the first token",
+    ["model_id", "tier"],
+    buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+active_nodes = Gauge(
+    "far_mesh_active_nodes", "Nodes on the routes (healthy, heard within the TTL)", ["model_id"]
+)
+payments_released = Counter(
+    "far_mesh_payments_released_total", "Payments to providers, on-chain", ["currency"]
+)
+payments_amount = Counter("far_mesh_payments_amount_far", "FAR paid to providers, on-chain")
+reroutes = Counter(
+    "far_mesh_reroutes_total", "Generations that went on with a new epoch", ["model_id", "reason"]
+)

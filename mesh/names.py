@@ -1,0 +1,49 @@
+"""Every Redis key and stream name, in one place.
+
+The part in braces is the Redis Cluster hash tag: all keys of one generation, or of one node, lie
+in one slot, so that a script may touch them together.
+"""
+
+
+def live(request_id: str) -> str:
+    """Hash: the epoch that may write tokens now, and what else readers want of a generation."""
+    return f"inference_session:{{{request_id}}}"
+
+
+def tokens(request_id: str) -> str:
+    """Stream: token *i* has the ID ``i+1-0``; the closing summary after *n* tokens, ``n-1``."""
+    return f"inference_session:{{{request_id}}}:tokens"
+
+
+def events(request_id: str) -> str:
+    """Stream: what its nodes and its user tell the generation's supervisor."""
+    return f"inference_session:{{{request_id}}}:events"
+
+
+def inbox(node_id: str) -> str:
+    """Stream: all work for one node, whatever the generation."""
+    return f"node:{{{node_id}}}:inbox"
+
+
+def node(node_id: str) -> str:
+    """Hash that expires: a node's last heartbeat."""
+    return f"node:{{{node_id}}}"
+
+
+def cooldown(node_id: str) -> str:
+    """Flag that expires: the node failed a generation a moment ago."""
+    return f"node:{{{node_id}}}:cooldown"
+
+
+def model_nodes(model_id: str) -> str:
+    """Set: the nodes that have announced a span of the model; the expired are dropped on read."""
+    return f"model_nodes:{{{model_id}}}"
+
+
+def nonce(value: str) -> str:
+    """Flag that expires: a nonce handed out and not used yet."""
+    return f"nonce:{{{value}}}"
+
+
+WORKER_QUEUE = "far_mesh:queue"
+"""arq's queue: pokes for the workers, each of which Postgres could repeat."""

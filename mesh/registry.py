@@ -1,0 +1,98 @@
+"""Who is alive: each node's last heartbeat, in Redis, gone after its time to live.
+
+Rebuilt by the next heartbeats if Redis is lost; what must not be lost (wallets, spans) is in
+Postgres.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_type_hints
+
+from redis.asyncio import Redis
+
+from mesh import names
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node as the routes see it. Latency in milliseconds a step, throughput in tokens/s."""
+
+    node_id: str
+    wallet_address: str
+    model_id: str
+    start_layer: int
+    end_layer: int
+    edge: bool
+    trusted: bool
+    gpu_model: str
+    vram_gb: int
+    location: str
+    public_addr: str
+    is_healthy: bool
+    latency_ms: float
+    throughput_tokens_per_sec: float
+    current_requests: int
+    last_seen: float
+
+    @property
+    def layers_served(self) -> list[int]:
+        return list(range(self.start_layer, self.end_layer))
+
+
+_TYPES = get_type_hints(Node)
+
+
+async def announce(redis: Redis, node: Node, *, ttl: float) -> None:
+    """Record a heartbeat; the node is off the routes ``ttl`` seconds after its last one."""
+    record = {name: _to_text(value) for name, value in asdict(node).items()}
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hset(names.node(node.node_id), mapping=record)
+        pipe.pexpire(names.node(node.node_id), round(ttl * 1000))
+        pipe.sadd(names.model_nodes(node.model_id), node.node_id)
+        await pipe.execute()
+
+
+async def forget(redis: Redis, node: Node) -> None:
+    """Take a node off the routes now."""
+    await redis.delete(names.node(node.node_id))
+    await redis.srem(names.model_nodes(node.model_id), node.node_id)  # type: ignore[misc]
+
+
+async def cool_down(redis: Redis, node_id: str, *, seconds: float) -> None:
+    """Give a node that failed no new generation for a while."""
+    await redis.set(names.cooldown(node_id), 1, px=max(1, round(seconds * 1000)))
+
+
+async def active(redis: Redis, model_id: str) -> list[Node]:
+    """Healthy nodes of a model, without those that cool down. Drops the expired from the index."""
+    ids = sorted(m.decode() for m in await redis.smembers(names.model_nodes(model_id)))  # type: ignore[misc]
+    if not ids:
+        return []
+    async with redis.pipeline(transaction=False) as pipe:
+        for node_id in ids:
+            pipe.hgetall(names.node(node_id))
+        for node_id in ids:
+            pipe.exists(names.cooldown(node_id))
+        answers = await pipe.execute()
+    records, cooling = answers[: len(ids)], answers[len(ids) :]
+    expired = [node_id for node_id, record in zip(ids, records, strict=True) if not record]
+    if expired:
+        await redis.srem(names.model_nodes(model_id), *expired)  # type: ignore[misc]
+    nodes = [
+        _from_record(record)
+        for record, cools in zip(records, cooling, strict=True)
+        if record and not cools
+    ]
+    return [node for node in nodes if node.is_healthy]
+
+
+def _to_text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _from_record(record: dict[bytes, bytes]) -> Node:
+    values: dict[str, Any] = {}
+    for field in fields(Node):
+        text = record[field.name.encode()].decode()
+        kind = _TYPES[field.name]
+        values[field.name] = text == "1" if kind is bool else kind(text)
+    return Node(**values)

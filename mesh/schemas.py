@@ -1,0 +1,132 @@
+"""The specification's data models (§8), as the API takes and gives them.
+
+Where they differ from its text: amounts are exact (`Decimal` inside, a number for reading and an
+exact string beside it in JSON), `vram_gb` may be 0 (CPU nodes), `public_addr` may be a host name
+or IPv6, and a session never carries its prompt.
+"""
+
+import datetime as dt
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+WalletAddress = Annotated[str, StringConstraints(pattern=r"^0x[a-fA-F0-9]{40}$", to_lower=True)]
+"""An EVM address; kept in lower case, so that equal wallets compare equal."""
+
+ModelId = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+
+
+class SessionStatus(StrEnum):
+    PENDING = "pending"
+    ACTIVE = "active"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class Tier(StrEnum):
+    STANDARD = "standard"
+    PREMIUM = "premium"
+    ENTERPRISE = "enterprise"
+
+
+class NodeRegistration(BaseModel):
+    """What a node says of itself. Span and edge are signed, with the nonce, by the wallet."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wallet_address: WalletAddress
+    model_id: ModelId
+    gpu_model: str = Field(max_length=100)
+    vram_gb: int = Field(ge=0, le=1024)
+    public_addr: str = Field(
+        max_length=255, pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):\d{1,5}$"
+    )
+    location: str = Field(max_length=100)
+    start_layer: int = Field(0, ge=0)
+    end_layer: int | None = Field(None, ge=1)
+    """Not included; the model's last layer is served if it is not given."""
+    edge: bool = False
+    nonce: str = Field(max_length=64)
+    signature: str = Field(max_length=1024)
+
+
+class NodeHealth(BaseModel):
+    """A heartbeat. Latency in milliseconds a step; the rest as named."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    node_id: str = Field(max_length=255)
+    model_id: ModelId | None = None
+    is_healthy: bool
+    latency_ms: float = Field(ge=0)
+    throughput_tokens_per_sec: float = Field(ge=0)
+    current_requests: int = Field(0, ge=0)
+    gpu_utilization_percent: float = Field(0, ge=0, le=100)
+    vram_used_gb: float = Field(0, ge=0)
+
+
+class NodeUse(BaseModel):
+    """One node's part in a generation."""
+
+    node_id: str
+    layers: list[int]
+
+
+class NodeContribution(NodeUse):
+    """As :class:`NodeUse`, with what it was worth."""
+
+    wallet_address: str
+    tokens_contributed: int
+    payment_far: float
+    payment_far_exact: str
+
+
+class InferenceSession(BaseModel):
+    """A generation as its user sees it: the job."""
+
+    request_id: str
+    status: SessionStatus
+    model_id: str
+    tier: Tier
+    started_at: dt.datetime
+    completed_at: dt.datetime | None
+    text: str | None
+    """What has been generated so far; none once the tokens have been forgotten."""
+    tokens_generated: int
+    prompt_tokens: int
+    cost_far: float
+    cost_far_exact: str
+    platform_fee_far_exact: str | None
+    price_per_token_far_exact: str
+    hold_far_exact: str
+    latency_ms: int | None
+    time_to_first_token_ms: int | None
+    finish_reason: str | None
+    error: str | None
+    nodes_used: list[NodeContribution]
+
+
+class EarningsOfDay(BaseModel):
+    date: dt.date
+    amount_far: float
+
+
+class Earnings(BaseModel):
+    """A provider's earnings (§7.2)."""
+
+    wallet_address: str
+    total_earned_far: float
+    total_earned_far_exact: str
+    total_tokens_served: int
+    active_nodes: int
+    avg_uptime_percent: float
+    pending_payout_far: float
+    pending_payout_far_exact: str
+    earnings_history: list[EarningsOfDay]
+
+
+def shown(amount: Decimal) -> float:
+    """An amount for people and charts. Never computed with: the exact string stands beside it."""
+    return float(amount)

@@ -1,0 +1,148 @@
+"""All settings, each with its reason and unit.
+
+A value comes from, in this order: the environment (``FAR_PAYMENTS__RELEASE_DELAY=60``), the YAML
+file that ``FAR_CONFIG`` names (default ``config/far_mesh.yaml``), the default below.
+"""
+
+import os
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import BaseModel, Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+
+class ModelSettings(BaseModel):
+    """A model that the mesh serves."""
+
+    id: str
+    path: str | None = None
+    """Local folder or hub id of the checkpoint; the id itself where not given."""
+    name: str | None = None
+    min_nodes: int = Field(1, ge=1)
+    payment_per_token: Decimal = Field(ge=0, max_digits=38, decimal_places=18)
+    """FAR for each generated token."""
+
+
+class DiscoverySettings(BaseModel):
+    dht_bootstrap: str | None = None
+    health_check_interval: float = Field(30, gt=0)
+    """Seconds between heartbeats of a node."""
+    node_ttl: float = Field(120, gt=0)
+    """Seconds of silence after which a node is off the routes: four missed heartbeats."""
+    trusted_wallets: list[str] = []
+    """Wallets whose nodes may hold the edge: they see prompts, so the operator names them."""
+    cooldown: float = 30
+    """Seconds for which a node that failed a generation gets no new one."""
+
+
+class PaymentsSettings(BaseModel):
+    escrow_contract: str | None = None
+    release_delay: float = Field(3600, ge=0)
+    """Seconds that a captured payment waits before it may be settled."""
+    platform_fee: Decimal = Field(Decimal("0.05"), ge=0, lt=1, decimal_places=18)
+    """The platform's part of each cost."""
+    rpc_url: str = "http://127.0.0.1:8545"
+    operator_keyfile: Path | None = None
+    """Encrypted keystore (Web3 Secret Storage) of the account that settles."""
+    operator_password: SecretStr = SecretStr("")
+    first_block: int = 0
+    """Block in which the escrow was deployed: deposits are read from there on."""
+    confirmations: int = Field(15, ge=0)
+    """Blocks on top of an event or receipt before it counts: about 7 s on BSC."""
+    settlement_interval: int = Field(600, ge=1)
+    """Seconds between settlements."""
+    deposit_interval: int = Field(10, ge=1)
+    """Seconds between looks at the chain for deposits."""
+    confirmation_wait: float = 120
+    """Seconds one settlement run waits for its transaction; the next run goes on from there."""
+    max_sessions_per_batch: int = 10_000
+    """Bounds one transaction's gas: it grows with distinct users and providers."""
+
+
+class AuthSettings(BaseModel):
+    jwt_secret: SecretStr = SecretStr("")
+    domain: str = "localhost"
+    """EIP-4361 domain that a login message must name."""
+    token_ttl: int = 24 * 3600
+    node_token_ttl: int = 30 * 24 * 3600
+    nonce_ttl: int = 300
+
+
+class LimitSettings(BaseModel):
+    generations_per_ip: str = "100/hour"
+    generations_per_wallet: str = "1000/hour"
+    logins_per_ip: str = "100/hour"
+    registrations_per_ip: str = "100/hour"
+    max_body_bytes: int = 2**20
+    max_prompt_chars: int = 200_000
+    trust_forwarded_for: bool = False
+    """Take the caller's address from X-Forwarded-For: only behind a proxy that sets it."""
+
+
+class GenerationSettings(BaseModel):
+    prompt_key: SecretStr = SecretStr("")
+    """AES-256 key, base64, under which prompts rest in Postgres until their job ends."""
+    lease: float = 6.0
+    """Seconds a supervisor's lease lasts; a dead worker's job is free after that."""
+    sweep_interval: int = 2
+    """Seconds between looks for jobs whose lease has run out."""
+    stall: float = 10.0
+    """Seconds without a new token after which a route counts as dead."""
+    ping: float = 2.0
+    """Seconds a node of a stalled route has to show that it lives."""
+    max_failures: int = 4
+    """Routes that may fail one generation before it fails itself."""
+    max_wait_for_route: float = 30.0
+    """Seconds a job waits for its layers to be covered before it fails."""
+    deadline: float = Field(900.0, gt=0, le=3600)
+    """Seconds after which a generation ends in failure, whatever happens."""
+    stream_ttl: int = 3600
+    """Seconds for which a finished generation's tokens can be read."""
+    supervisors_per_worker: int = 200
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="FAR_", env_nested_delimiter="__", extra="ignore", validate_default=True
+    )
+
+    database_url: str = "postgresql+asyncpg:///far_mesh"
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    public_url: str = "http://127.0.0.1:8000"
+    metrics_port: int = 0
+    """Port on which a worker serves its metrics; 0 for none. The API has /metrics."""
+    log_json: bool = True
+
+    models: list[ModelSettings] = []
+    discovery: DiscoverySettings = DiscoverySettings()
+    payments: PaymentsSettings = PaymentsSettings()
+    auth: AuthSettings = AuthSettings()
+    limits: LimitSettings = LimitSettings()
+    generation: GenerationSettings = GenerationSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        yaml = YamlConfigSettingsSource(
+            settings_cls, yaml_file=os.environ.get("FAR_CONFIG", "config/far_mesh.yaml")
+        )
+        return (init_settings, env_settings, yaml)
+
+
+@lru_cache
+def settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()
