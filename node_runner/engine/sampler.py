@@ -1,0 +1,54 @@
+"""Counter-based sampling: the draw for a position depends on seed and position alone.
+
+So a generation that goes on elsewhere, or again from its prompt, continues with the same tokens.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+from mesh.wire import Sampling
+
+
+def sample(
+    logits: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int]
+) -> list[int]:
+    """One token a row.
+
+    Args:
+        logits: ``[rows, vocab]``, float32.
+        samplings: How to choose, by row.
+        positions: Index in the sequence (prompt included) of the token to be chosen, by row.
+
+    Returns:
+        Token ids.
+    """
+    chosen: list[int] = logits.argmax(dim=-1).tolist()
+    drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
+    if not drawn:
+        return chosen
+    temperature = _column([samplings[row].temperature for row in drawn], logits)
+    top_p = _column([samplings[row].top_p for row in drawn], logits)
+    draw = _column([uniform(samplings[row].seed, positions[row]) for row in drawn], logits)
+    probabilities = torch.softmax(logits[drawn].double() / temperature, dim=-1)
+    ranked, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
+    reached = ranked.cumsum(dim=-1)
+    # The nucleus: the fewest tokens that together reach top_p; the first is always in it.
+    nucleus = ranked.masked_fill(reached - ranked >= top_p, 0.0)
+    reached = nucleus.cumsum(dim=-1)
+    ranks = torch.searchsorted(reached, draw * reached[:, -1:], right=True)
+    ranks = ranks.clamp(max=logits.shape[-1] - 1)
+    for row, token in zip(drawn, tokens.gather(1, ranks)[:, 0].tolist(), strict=True):
+        chosen[row] = token
+    return chosen
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) with 53 random bits: BLAKE2b of seed and position."""
+    digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=like.device)[:, None]

@@ -1,0 +1,113 @@
+"""The layers of one span, loaded; and the embedding and head, where it holds the edge."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from mesh.errors import UnsupportedModel
+from node_runner.engine.attention import NAME, Segment
+from node_runner.engine.kv import KVShape
+
+NOT_IN_A_MIDDLE_SPAN = {"embed_tokens.weight", "norm.weight"}
+
+
+class Span:
+    """Runs hidden states through its layers, ``[rows, hidden] → [rows, hidden]``."""
+
+    def __init__(self, folder: Path, *, edge: bool, device: torch.device, dtype: torch.dtype):
+        """Load a checkpoint that :func:`prepare_span` made.
+
+        Raises:
+            UnsupportedModel: the checkpoint lacks a tensor, or has one too many.
+        """
+        self.device, self.dtype, self.edge = device, dtype, edge
+        model = _load(folder, edge=edge, dtype=dtype).to(device).eval()
+        config = model.config
+        self.decoder = model.get_decoder() if edge else model
+        # The final norm belongs to the head, which only the edge has.
+        self._norm, self.decoder.norm = self.decoder.norm, nn.Identity()
+        if edge:
+            self._embedding = model.get_input_embeddings()
+            self._head = model.get_output_embeddings()
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.end_tokens = _end_tokens(folder, config)
+        else:
+            self.decoder.embed_tokens = nn.Identity()
+            self._norm = nn.Identity()
+        self.model = model
+        self.hidden_size: int = config.hidden_size
+        self.layers: int = config.num_hidden_layers
+        self.kv_shape = KVShape(
+            layers=config.num_hidden_layers,
+            heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None)
+            or config.hidden_size // config.num_attention_heads,
+            dtype=dtype,
+            device=device,
+        )
+
+    @torch.inference_mode()
+    def embed(self, token_ids: list[int]) -> torch.Tensor:
+        """Token ids to hidden states ``[rows, hidden]``. Edge only."""
+        embedded: torch.Tensor = self._embedding(torch.tensor(token_ids, device=self.device))
+        return embedded
+
+    @torch.inference_mode()
+    def forward(self, hidden: torch.Tensor, segments: list[Segment]) -> torch.Tensor:
+        """All segments through the layers; their caches grow by their rows."""
+        positions = torch.tensor(
+            [
+                position
+                for segment in segments
+                for position in range(segment.position, segment.position + segment.rows)
+            ],
+            device=self.device,
+        )
+        output: torch.Tensor = self.decoder(
+            inputs_embeds=hidden[None],
+            position_ids=positions[None],
+            use_cache=False,
+            segments=segments,
+        ).last_hidden_state[0]
+        for segment in segments:
+            segment.cache.length = segment.position + segment.rows
+        return output
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``[rows, hidden]`` to logits ``[rows, vocab]``, float32. Edge only."""
+        logits: torch.Tensor = self._head(self._norm(hidden))
+        return logits.float()
+
+
+def _load(folder: Path, *, edge: bool, dtype: torch.dtype) -> PreTrainedModel:
+    loader = AutoModelForCausalLM if edge else AutoModel
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a middle span lacks the embedding on purpose
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = loader.from_pretrained(
+            folder, dtype=dtype, attn_implementation=NAME, output_loading_info=True
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    missing = set(info["missing_keys"]) - (set() if edge else NOT_IN_A_MIDDLE_SPAN)
+    if missing or info["unexpected_keys"]:
+        raise UnsupportedModel(
+            f"The checkpoint in {folder} does not fit its configuration: missing "
+            f"{sorted(missing)}, unexpected {sorted(info['unexpected_keys'])}."
+        )
+    return model
+
+
+def _end_tokens(folder: Path, config: object) -> frozenset[int]:
+    file = folder / "generation_config.json"
+    found = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
+    if found is None:
+        found = getattr(config, "eos_token_id", None)
+    return frozenset([found] if isinstance(found, int) else found or [])

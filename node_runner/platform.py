@@ -1,0 +1,167 @@
+"""The node's side of the platform's HTTP API: registration, heartbeats, farewell."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import structlog
+
+from mesh import proof
+
+log = structlog.get_logger()
+
+TIMEOUT = 10.0
+RETRY_DELAY = 1.0
+
+
+class PlatformError(Exception):
+    """The platform refused; the message says why."""
+
+
+class PlatformUnreachable(PlatformError):
+    """No answer: worth trying again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the node says of itself when it registers."""
+
+    wallet_address: str
+    model_id: str
+    start_layer: int
+    end_layer: int
+    edge: bool
+    gpu_model: str
+    vram_gb: int
+    public_addr: str
+    location: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """One heartbeat's figures: milliseconds a step, tokens/s, generations."""
+
+    latency_ms: float
+    throughput_tokens_per_sec: float
+    current_requests: int
+
+
+class Platform:
+    """Registers once, then beats until told to stop."""
+
+    def __init__(self, url: str, identity: Identity, private_key: bytes) -> None:
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT)
+        self._identity = identity
+        self._private_key = private_key
+        self.node_id = ""
+        self._token = ""
+        self._interval = 30.0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def join(self) -> str:
+        """Prove the wallet and get a node id; waits for a platform that does not answer.
+
+        Raises:
+            PlatformError: the platform refused.
+        """
+        while True:
+            try:
+                return self._register()
+            except PlatformUnreachable as error:
+                log.warning("platform_unreachable", reason=str(error), retry_in=RETRY_DELAY)
+                self._stop.wait(RETRY_DELAY)
+
+    def _register(self) -> str:
+        nonce = self._call("GET", "/api/auth/nonce")["nonce"]
+        identity = self._identity
+        message = proof.registration_message(
+            wallet_address=identity.wallet_address,
+            model_id=identity.model_id,
+            start_layer=identity.start_layer,
+            end_layer=identity.end_layer,
+            edge=identity.edge,
+            nonce=nonce,
+        )
+        answer = self._call(
+            "POST",
+            "/api/nodes/register-distributed",
+            {
+                "wallet_address": identity.wallet_address,
+                "model_id": identity.model_id,
+                "gpu_model": identity.gpu_model,
+                "vram_gb": identity.vram_gb,
+                "public_addr": identity.public_addr,
+                "location": identity.location,
+                "start_layer": identity.start_layer,
+                "end_layer": identity.end_layer,
+                "edge": identity.edge,
+                "nonce": nonce,
+                "signature": proof.sign(message, self._private_key),
+            },
+        )
+        self.node_id = answer["node_id"]
+        self._token = answer["node_token"]
+        self._interval = answer["heartbeat_interval_sec"]
+        return self.node_id
+
+    def start_heartbeats(self, vitals: Callable[[], Vitals]) -> None:
+        """Beat now, and then at the platform's interval, in a thread."""
+        self._beat(vitals(), healthy=True)
+        self._thread = threading.Thread(target=self._loop, args=(vitals,), daemon=True)
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Say that no new work is wanted: the node is off the routes at once."""
+        self._stop.set()
+        try:
+            self._beat(Vitals(0, 0, 0), healthy=False)
+        except PlatformError as error:
+            log.warning("farewell_failed", reason=str(error))
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.join(timeout=TIMEOUT)
+        self._http.close()
+
+    def _loop(self, vitals: Callable[[], Vitals]) -> None:
+        while not self._stop.wait(self._interval):
+            try:
+                self._beat(vitals(), healthy=True)
+            except PlatformError as error:
+                log.warning("heartbeat_failed", reason=str(error))
+
+    def _beat(self, vitals: Vitals, *, healthy: bool) -> None:
+        self._call(
+            "POST",
+            "/api/nodes/heartbeat",
+            {
+                "node_id": self.node_id,
+                "is_healthy": healthy,
+                "latency_ms": vitals.latency_ms,
+                "throughput_tokens_per_sec": vitals.throughput_tokens_per_sec,
+                "current_requests": vitals.current_requests,
+            },
+        )
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        try:
+            answer = self._http.request(method, path, json=body, headers=headers)
+        except httpx.HTTPError as error:
+            raise PlatformUnreachable(
+                f"{self._http.base_url} does not answer ({type(error).__name__})."
+            ) from error
+        if answer.is_error:
+            raise PlatformError(_reason(answer))
+        return answer.json()
+
+
+def _reason(answer: httpx.Response) -> str:
+    try:
+        problem = answer.json()
+        return f"{problem['detail']} ({problem['code']})"
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status_code}"

@@ -1,0 +1,65 @@
+"""The node's loop: exchange with the platform, step the engine, until told to drain."""
+
+import threading
+import time
+
+import structlog
+
+from node_runner import metrics
+from node_runner.engine.engine import Engine, Result
+from node_runner.transport import Transport
+
+IDLE_WAIT = 1.0
+"""Seconds that one pull waits for work; also how soon a drain or an expiry is noticed."""
+
+DRAIN_LIMIT = 60.0
+"""Seconds that running generations get to end after SIGTERM."""
+
+log = structlog.get_logger()
+
+
+class Runner:
+    """One engine, one transport. `run` returns when drained."""
+
+    def __init__(self, engine: Engine, transport: Transport, meter: metrics.Meter) -> None:
+        self._engine = engine
+        self._transport = transport
+        self._meter = meter
+        self._draining = threading.Event()
+        metrics.kv_budget_bytes.set(engine.pool.budget_bytes)
+
+    @property
+    def generations(self) -> int:
+        """How many generations hold KV room now."""
+        return len(self._engine.generations)
+
+    def drain(self) -> None:
+        """Finish what runs, then return from `run`. Safe to call from a signal handler."""
+        self._draining.set()
+
+    def run(self) -> None:
+        results: list[Result] = []
+        give_up = None
+        while True:
+            wait = 0 if self._engine.busy else IDLE_WAIT
+            messages = self._transport.exchange(results, wait=wait)
+            began = time.perf_counter()
+            results = self._engine.step(messages)
+            self._measure(time.perf_counter() - began)
+            if not messages and not self._engine.busy:
+                self._engine.expire()
+            if self._draining.is_set():
+                give_up = give_up or time.monotonic() + DRAIN_LIMIT
+                if not self._engine.generations or time.monotonic() > give_up:
+                    self._transport.exchange(results, wait=0)
+                    log.info("node_drained", abandoned=len(self._engine.generations))
+                    return
+
+    def _measure(self, seconds: float) -> None:
+        for generations, positions in self._engine.take_forwards():
+            metrics.forward_batch_size.observe(generations)
+            metrics.forward_seconds.observe(seconds)
+            metrics.positions_total.inc(positions)
+            self._meter.observe(seconds, positions)
+        metrics.generations_active.set(len(self._engine.generations))
+        metrics.kv_used_bytes.set(self._engine.pool.used_bytes)
