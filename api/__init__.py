@@ -1,0 +1,1 @@
+"""The gateway: stateless, and the only part that the internet talks to."""

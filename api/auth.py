@@ -1,0 +1,86 @@
+"""Who is calling: bearer tokens (JWT) of users and of nodes, and one-time nonces."""
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import jwt
+from fastapi import Depends, Request
+from redis.asyncio import Redis
+
+from api.services import Services, WithServices
+from mesh import names
+from mesh.errors import Forbidden, NonceUnknown, TokenExpired, TokenInvalid, TokenMissing
+
+ALGORITHM = "HS256"
+
+Kind = Literal["user", "node"]
+
+
+def issue_token(services: Services, subject: str, kind: Kind) -> str:
+    """A signed token for a wallet or a node id."""
+    auth = services.settings.auth
+    lifetime = auth.token_ttl if kind == "user" else auth.node_token_ttl
+    now = int(time.time())
+    claims = {"sub": subject, "kind": kind, "iat": now, "exp": now + lifetime}
+    return jwt.encode(claims, auth.jwt_secret.get_secret_value(), algorithm=ALGORITHM)
+
+
+async def hand_out_nonce(services: Services) -> str:
+    """A fresh nonce that can be used once, soon."""
+    nonce = secrets.token_hex(16)  # EIP-4361 wants letters and digits
+    await services.redis.set(names.nonce(nonce), 1, ex=services.settings.auth.nonce_ttl)
+    return nonce
+
+
+async def use_nonce(redis: Redis, nonce: str) -> None:
+    """
+    Raises:
+        NonceUnknown: never handed out, used already, or expired.
+    """
+    if not await redis.delete(names.nonce(nonce)):
+        raise NonceUnknown(
+            "This nonce was used already, has expired, or is not ours. "
+            "Ask /api/auth/nonce for another and sign again."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A logged-in user."""
+
+    wallet: str
+
+
+def _claims(request: Request, services: Services, kind: Kind) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise TokenMissing("Log in at /api/auth/login and send 'Authorization: Bearer <token>'.")
+    try:
+        claims = jwt.decode(
+            token,
+            services.settings.auth.jwt_secret.get_secret_value(),
+            algorithms=[ALGORITHM],
+            options={"require": ["sub", "kind", "exp"]},
+        )
+    except jwt.ExpiredSignatureError:
+        raise TokenExpired("This token has expired. Log in again.") from None
+    except jwt.InvalidTokenError:
+        raise TokenInvalid("This token is not one of ours.") from None
+    if claims["kind"] != kind:
+        raise Forbidden(f"This endpoint is for {kind}s; the token is a {claims['kind']}'s.")
+    subject: str = claims["sub"]
+    return subject
+
+
+def _caller(request: Request, services: WithServices) -> Caller:
+    return Caller(wallet=_claims(request, services, "user"))
+
+
+def _node_id(request: Request, services: WithServices) -> str:
+    return _claims(request, services, "node")
+
+
+LoggedIn = Annotated[Caller, Depends(_caller)]
+CallingNode = Annotated[str, Depends(_node_id)]

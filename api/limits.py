@@ -1,0 +1,33 @@
+"""Rate limits: moving windows in Redis, shared by all replicas."""
+
+import math
+import time
+
+from fastapi import Request
+from limits import parse
+
+from api.services import Services
+from mesh.errors import RateLimited
+
+
+def address_of(request: Request, services: Services) -> str:
+    """The caller's IP address; behind a trusted proxy, the one that the proxy saw."""
+    if services.settings.limits.trust_forwarded_for:
+        forwarded = request.headers.get("x-forwarded-for", "")
+        if forwarded:
+            return forwarded.rpartition(",")[2].strip()
+    return request.client.host if request.client else "unknown"
+
+
+async def limit(services: Services, rule: str, *who: str) -> None:
+    """Count one request of ``who`` against a rule such as ``100/hour``.
+
+    Raises:
+        RateLimited: the rule is exhausted; says when to come back.
+    """
+    item = parse(rule)
+    if await services.limiter.hit(item, *who):
+        return
+    window = await services.limiter.get_window_stats(item, *who)
+    wait = max(1, math.ceil(window.reset_time - time.time()))
+    raise RateLimited(f"At most {rule}. Try again in {wait} seconds.", retry_after=wait)

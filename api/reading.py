@@ -1,0 +1,173 @@
+"""Giving a generation's tokens out, and stopping it."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+
+from api.services import Services
+from mesh import jobs, streams
+from mesh.db import InferenceSession
+from mesh.errors import GenerationFailed, JobNotFound, StreamExpired
+from mesh.money import ZERO, plain
+from mesh.schemas import InferenceSession as JobView
+from mesh.schemas import NodeContribution, SessionStatus, Tier, shown
+from mesh.streams import Delivered, Summary, index_of
+from mesh.wire import Cancel
+
+POLL = 1.0
+"""Seconds one read waits for a token before it looks whether the job is still alive."""
+
+CANCEL_WAIT = 3.0
+"""Seconds a cancel waits for the end, so that its answer can say what it cost."""
+
+FAILURES = {
+    "no_route": "No route could be found in time: some layer had no healthy node.",
+    "deadline_exceeded": "The generation did not end before its deadline.",
+    "stalled": "Every route that was tried stopped answering.",
+}
+"""What a failed job's code means, for people. Nothing was charged in any of these."""
+
+
+async def find(services: Services, wallet: str, request_id: str) -> InferenceSession:
+    """The user's own job.
+
+    Raises:
+        JobNotFound: no such job, or another user's.
+    """
+    async with services.sessions() as db:
+        job = await jobs.find(db, request_id)
+    if job is None or job.user_wallet != wallet:
+        raise JobNotFound(f"You have no job {request_id}.")
+    return job
+
+
+async def follow(
+    services: Services, request_id: str, after: str = streams.START
+) -> AsyncIterator[Delivered | Summary | None]:
+    """Each token after an entry, once and in order, and the summary last.
+
+    Gives none now and then while nothing comes, so that the caller can look after its client.
+
+    Raises:
+        StreamExpired: the job ended long ago and its tokens are forgotten.
+    """
+    while True:
+        entries = await streams.read(services.redis, request_id, after, wait=POLL)
+        for entry in entries:
+            after = entry.entry
+            yield entry
+            if isinstance(entry, Summary):
+                return
+        if entries:
+            continue
+        ended = await _ended(services, request_id, after)
+        if ended is not None:
+            yield ended
+            return
+        yield None
+
+
+async def _ended(services: Services, request_id: str, after: str) -> Summary | None:
+    """The summary from Postgres, for a stream that will not bring one."""
+    async with services.sessions() as db:
+        job = await jobs.find(db, request_id)
+        if job is None or job.status not in jobs.ENDED:
+            return None
+        if job.status == SessionStatus.COMPLETED and index_of(after) < job.token_count:
+            if await streams.last_entry(services.redis, request_id) != streams.START:
+                return None  # the rest is there to be read
+            raise StreamExpired(f"The tokens of {request_id} have been forgotten.")
+        return Summary(f"{index_of(after)}-1", await jobs.outcome(db, job))
+
+
+async def sse_events(
+    services: Services, request_id: str, after: str = streams.START
+) -> AsyncIterator[dict[str, str]]:
+    """A generation as server-sent events (§7.1), each with the id to resume after."""
+    try:
+        async for entry in follow(services, request_id, after):
+            if isinstance(entry, Delivered):
+                data: dict[str, Any] = {"token": entry.text, "request_id": request_id}
+                yield {"id": str(index_of(entry.entry)), "data": json.dumps(data)}
+            elif isinstance(entry, Summary):
+                done = _done(request_id, entry.outcome)
+                yield {"id": f"{index_of(entry.entry)}-done", "data": json.dumps(done)}
+    except StreamExpired as error:
+        yield {"data": json.dumps({"done": True, "error": error.problem()})}
+
+
+def _done(request_id: str, outcome: dict[str, Any]) -> dict[str, Any]:
+    done = {"done": True, "request_id": request_id, **outcome}
+    done["cost_far_exact"] = outcome["cost_far"]
+    done["cost_far"] = float(outcome["cost_far"])
+    if outcome["status"] == SessionStatus.FAILED:
+        done["error"] = failure(outcome["error"]).problem()
+    return done
+
+
+def failure(code: str | None) -> GenerationFailed:
+    """The error of a failed job."""
+    error = GenerationFailed(FAILURES.get(code or "", "The mesh could not finish.") + " Refunded.")
+    error.code = code or error.code
+    return error
+
+
+async def wait_for_end(services: Services, request: Request, request_id: str) -> bool:
+    """Wait until the job ends; false if the client went away first."""
+    async for _ in follow(services, request_id):
+        if await request.is_disconnected():
+            return False
+    return True
+
+
+async def view(services: Services, job: InferenceSession) -> JobView:
+    """The job as its user sees it now, with all text so far."""
+    entries = await streams.read(services.redis, job.request_id, streams.START)
+    tokens = [entry for entry in entries if isinstance(entry, Delivered)]
+    async with services.sessions() as db:
+        parts = await jobs.contributions(db, job)
+    forgotten = job.status in jobs.ENDED and len(tokens) < job.token_count
+    cost = job.total_cost_far or ZERO
+    return JobView(
+        request_id=job.request_id,
+        status=SessionStatus(job.status),
+        model_id=job.model_id,
+        tier=Tier(job.tier),
+        started_at=job.started_at,
+        completed_at=job.completed_at,
+        text=None if forgotten else "".join(token.text for token in tokens),
+        tokens_generated=job.token_count if job.status in jobs.ENDED else len(tokens),
+        prompt_tokens=job.prompt_tokens,
+        cost_far=shown(cost),
+        cost_far_exact=plain(cost),
+        platform_fee_far_exact=None if job.fee_far is None else plain(job.fee_far),
+        price_per_token_far_exact=plain(job.price_per_token_far),
+        hold_far_exact=plain(job.hold_far),
+        latency_ms=job.latency_ms,
+        time_to_first_token_ms=job.first_token_ms,
+        finish_reason=job.finish_reason,
+        error=job.error_code,
+        nodes_used=[
+            NodeContribution(
+                node_id=part.node_id,
+                layers=part.layers,
+                wallet_address=part.wallet_address,
+                tokens_contributed=part.tokens_contributed,
+                payment_far=shown(part.payment_far),
+                payment_far_exact=plain(part.payment_far),
+            )
+            for part in parts
+        ],
+    )
+
+
+async def cancel(services: Services, job: InferenceSession) -> None:
+    """Ask for the end of a job. Its user pays for what was delivered until then."""
+    async with services.sessions.begin() as db:
+        row = await db.get(InferenceSession, job.id, with_for_update=True)
+        if row is None or row.status in jobs.ENDED:
+            return
+        row.cancel_requested = True
+    await streams.tell(services.redis, Cancel(job.request_id, job.epoch))

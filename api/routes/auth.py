@@ -1,0 +1,97 @@
+"""Login with a wallet: an EIP-4361 message, signed once, for a bearer token."""
+
+import datetime as dt
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from siwe import SiweMessage, VerificationError
+
+from api.auth import hand_out_nonce, issue_token, use_nonce
+from api.limits import address_of, limit
+from api.services import WithServices
+from mesh.errors import (
+    DomainMismatch,
+    LoginMessageExpired,
+    LoginMessageInvalid,
+    SignatureMismatch,
+)
+from mesh.schemas import WalletAddress
+
+router = APIRouter(prefix="/api/auth", tags=["auth"])
+
+
+class Nonce(BaseModel):
+    nonce: str
+    domain: str
+    """The domain that a login message has to name."""
+    expires_in: int
+
+
+class Login(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    wallet_address: WalletAddress
+    message: str = Field(max_length=4096)
+    signature: str = Field(max_length=1024)
+
+
+class LoggedInToken(BaseModel):
+    token: str
+    wallet_address: str
+    expires_in: int
+
+
+@router.get("/nonce")
+async def nonce(request: Request, services: WithServices) -> Nonce:
+    """A nonce to sign, for a login or a node's registration. Can be used once."""
+    auth = services.settings.auth
+    await limit(
+        services, services.settings.limits.logins_per_ip, "nonce", address_of(request, services)
+    )
+    return Nonce(
+        nonce=await hand_out_nonce(services), domain=auth.domain, expires_in=auth.nonce_ttl
+    )
+
+
+@router.post("/login")
+async def login(body: Login, request: Request, services: WithServices) -> LoggedInToken:
+    """Exchange a signed EIP-4361 message for a token.
+
+    The message must name our domain, a nonce from `/api/auth/nonce` and an expiration time.
+    """
+    auth = services.settings.auth
+    await limit(
+        services, services.settings.limits.logins_per_ip, "login", address_of(request, services)
+    )
+    message = _parse(body.message)
+    if message.domain != auth.domain:
+        raise DomainMismatch(f"The message is for {message.domain}; this is {auth.domain}.")
+    _check_time(message)
+    if message.address.lower() != body.wallet_address:
+        raise SignatureMismatch("The message names another wallet than wallet_address.")
+    try:
+        message.verify(body.signature)
+    except (VerificationError, ValueError):
+        raise SignatureMismatch("The signature is not this wallet's over this message.") from None
+    await use_nonce(services.redis, message.nonce)
+    return LoggedInToken(
+        token=issue_token(services, body.wallet_address, "user"),
+        wallet_address=body.wallet_address,
+        expires_in=auth.token_ttl,
+    )
+
+
+def _parse(text: str) -> SiweMessage:
+    try:
+        return SiweMessage.from_message(text)
+    except ValueError:
+        raise LoginMessageInvalid(
+            "The message is not an EIP-4361 (Sign-In with Ethereum) message."
+        ) from None
+
+
+def _check_time(message: SiweMessage) -> None:
+    if message.expiration_time is None:
+        raise LoginMessageInvalid("The message needs an Expiration Time.")
+    if dt.datetime.fromisoformat(message.expiration_time) <= dt.datetime.now(dt.UTC):
+        raise LoginMessageExpired("The message has expired. Sign a new one.")

@@ -1,0 +1,55 @@
+"""Is this replica alive, can it work, and its metrics."""
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis.exceptions import RedisError
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.services import WithServices
+from mesh import metrics, registry
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process runs."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def readyz(services: WithServices) -> JSONResponse:
+    """The process reaches Postgres and Redis: 200 if so, 503 if not."""
+    reached = {"postgres": await _postgres(services), "redis": await _redis(services)}
+    ready = all(reached.values())
+    return JSONResponse(
+        {"status": "ready" if ready else "not ready", **reached}, status_code=200 if ready else 503
+    )
+
+
+@router.get("/metrics")
+async def prometheus(services: WithServices) -> Response:
+    """Metrics of this process (text format)."""
+    for model in services.catalog:
+        nodes = await registry.active(services.redis, model.id)
+        metrics.active_nodes.labels(model.id).set(len(nodes))
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _postgres(services: WithServices) -> bool:
+    try:
+        async with services.sessions() as db:
+            await db.execute(text("SELECT 1"))
+    except (SQLAlchemyError, OSError):
+        return False
+    return True
+
+
+async def _redis(services: WithServices) -> bool:
+    try:
+        await services.redis.ping()
+    except (RedisError, OSError):
+        return False
+    return True

@@ -1,0 +1,190 @@
+"""Taking a generation in: check, quote, hold, and write it down in one transaction."""
+
+import asyncio
+import datetime as dt
+import secrets
+from dataclasses import dataclass
+from decimal import Decimal
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.services import Services
+from mesh import jobs, ledger, metrics, queue, registry, routing
+from mesh.catalog import Model
+from mesh.db import InferenceSession, Outbox
+from mesh.errors import ContextExceeded, IdempotencyConflict, InvalidRequest, MeshError, NoRoute
+from mesh.prompts import PromptText
+from mesh.schemas import ModelId, Tier
+
+log = structlog.get_logger()
+
+NO_ROUTE_RETRY = 30
+"""Seconds: a heartbeat interval, after which a node that comes back is known."""
+
+MAX_STOP = 4
+MAX_STOP_CHARS = 64
+
+
+class Generate(BaseModel):
+    """A request to generate text (§7.1). Priced by generated token; the prompt is free."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model_id: ModelId
+    prompt: str = Field(min_length=1)
+    max_tokens: int = Field(100, ge=1, le=1_000_000, strict=True)
+    temperature: float = Field(0.7, ge=0, le=2, strict=True)
+    """0 chooses the likeliest token each time."""
+    top_p: float = Field(0.9, gt=0, le=1, strict=True)
+    stream: bool = Field(False, strict=True)
+    tier: Tier = Tier.STANDARD
+    seed: int | None = Field(None, ge=0, lt=2**63, strict=True)
+    """The same seed and request give the same text."""
+    stop: list[str] = Field([], max_length=MAX_STOP)
+    """Generation ends before any of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A request that can be served, and what it may cost at most."""
+
+    model: Model
+    token_ids: list[int]
+    price: Decimal
+    hold: Decimal
+
+
+async def submit(
+    services: Services, wallet: str, body: Generate, idempotency_key: str | None
+) -> InferenceSession:
+    """The job of a request: a new one, or the one that the same key made before.
+
+    Raises:
+        MeshError: whatever is wrong with the request; then nothing is held.
+    """
+    digest = services.vault.digest(body.model_dump_json().encode())
+    if idempotency_key is not None:
+        earlier = await _earlier(services, wallet, idempotency_key, digest)
+        if earlier is not None:
+            return earlier
+    try:
+        quote = await _quote(services, body)
+        job = await _write(services, wallet, body, quote, digest, idempotency_key)
+    except MeshError:
+        model_id = body.model_id if body.model_id in services.catalog else "unknown"
+        metrics.inference_requests.labels(model_id, body.tier, "rejected").inc()
+        raise
+    except IntegrityError as error:
+        if idempotency_key is None or "uq_sessions_idempotency" not in str(error.orig):
+            raise
+        earlier = await _earlier(services, wallet, idempotency_key, digest)
+        if earlier is None:
+            raise
+        return earlier
+    metrics.inference_requests.labels(body.model_id, body.tier, "accepted").inc()
+    log.info(
+        "inference_accepted",
+        request_id=job.request_id,
+        model_id=job.model_id,
+        user_wallet=wallet,
+        tier=job.tier,
+        prompt_tokens=job.prompt_tokens,
+        max_tokens=job.max_tokens,
+    )
+    await queue.send_outbox(services.sessions, services.queue)
+    return job
+
+
+async def _earlier(
+    services: Services, wallet: str, key: str, digest: bytes
+) -> InferenceSession | None:
+    async with services.sessions() as db:
+        job = await db.scalar(
+            select(InferenceSession).where(
+                InferenceSession.user_wallet == wallet, InferenceSession.idempotency_key == key
+            )
+        )
+    if job is not None and job.request_digest != digest:
+        raise IdempotencyConflict(
+            "This Idempotency-Key was used for a different request. Use a new key."
+        )
+    return job
+
+
+async def _quote(services: Services, body: Generate) -> Quote:
+    model = services.catalog.get(body.model_id)
+    limit = services.settings.limits.max_prompt_chars
+    if len(body.prompt) > limit:
+        raise InvalidRequest(
+            f"prompt: {len(body.prompt)} characters; at most {limit} are allowed.",
+            code="prompt_too_long",
+        )
+    if any(not 0 < len(text) <= MAX_STOP_CHARS for text in body.stop):
+        raise InvalidRequest(
+            f"stop: each text needs 1 to {MAX_STOP_CHARS} characters.", code="stop_out_of_range"
+        )
+    if body.tier is not Tier.STANDARD:
+        raise InvalidRequest(
+            f"tier: {body.tier} is not offered here yet; use standard.", code="tier_unavailable"
+        )
+    encoded = await asyncio.to_thread(model.tokenizer.encode, body.prompt)
+    token_ids: list[int] = encoded.ids
+    if len(token_ids) + body.max_tokens > model.context:
+        raise ContextExceeded(
+            f"{len(token_ids)} tokens of prompt and max_tokens {body.max_tokens} exceed the "
+            f"model's context of {model.context} tokens."
+        )
+    nodes = await registry.active(services.redis, model.id)
+    if len(nodes) < model.min_nodes or routing.choose(nodes, model.layers) is None:
+        raise NoRoute(
+            f"Not every layer of {model.id} has a healthy node right now.",
+            retry_after=NO_ROUTE_RETRY,
+        )
+    price = model.price_per_token
+    return Quote(model=model, token_ids=token_ids, price=price, hold=price * body.max_tokens)
+
+
+async def _write(
+    services: Services,
+    wallet: str,
+    body: Generate,
+    quote: Quote,
+    digest: bytes,
+    idempotency_key: str | None,
+) -> InferenceSession:
+    request_id = f"req_{secrets.token_hex(12)}"
+    now = dt.datetime.now(dt.UTC)
+    job = InferenceSession(
+        request_id=request_id,
+        user_wallet=wallet,
+        model_id=quote.model.id,
+        tier=body.tier,
+        started_at=now,
+        deadline_at=now + dt.timedelta(seconds=services.settings.generation.deadline),
+        prompt_tokens=len(quote.token_ids),
+        max_tokens=body.max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        seed=secrets.randbits(63) if body.seed is None else body.seed,
+        request_cipher=services.vault.seal(request_id, PromptText(quote.token_ids, body.stop)),
+        request_digest=digest,
+        idempotency_key=idempotency_key,
+        price_per_token_far=quote.price,
+        hold_far=quote.hold,
+    )
+    async with services.sessions.begin() as db:
+        await _insert(db, job, wallet)
+    return job
+
+
+async def _insert(db: AsyncSession, job: InferenceSession, wallet: str) -> None:
+    """Session, hold and outbox row: all or none."""
+    db.add(job)
+    db.add(Outbox(task=jobs.SUPERVISE, argument=job.request_id))
+    await db.flush()
+    await db.refresh(job)
+    await ledger.hold(db, job=job.request_id, wallet=wallet, amount=job.hold_far)
