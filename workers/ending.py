@@ -1,0 +1,151 @@
+"""The end of a generation: status, counts, contributions and money in one transaction."""
+
+import datetime as dt
+
+import structlog
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from mesh import jobs, ledger, metrics
+from mesh.catalog import Model
+from mesh.db import InferenceSession, NodeContribution, NodeRegistry, RouteHop
+from mesh.money import plain
+from workers.accounting import Bill, make_bill
+from workers.lease import Lease, LeaseLost
+from workers.services import Services
+
+log = structlog.get_logger()
+
+
+async def complete(
+    services: Services,
+    lease: Lease,
+    model: Model,
+    *,
+    tokens: int,
+    reason: str,
+    first_token_at: float | None,
+) -> dict[str, object]:
+    """The generation delivered ``tokens`` tokens: its user pays for them and gets the rest back.
+
+    Raises:
+        LeaseLost: another supervisor has taken over; nothing was written.
+    """
+    async with services.sessions.begin() as db:
+        job = await _locked(db, lease)
+        bill = make_bill(
+            await _hops(db, job),
+            tokens=tokens,
+            price=job.price_per_token_far,
+            fee_rate=services.settings.payments.platform_fee,
+            edge_units=model.edge_units,
+        )
+        job.status, job.finish_reason = "completed", reason
+        job.token_count, job.total_cost_far, job.fee_far = tokens, bill.cost, bill.fee
+        if first_token_at is not None:
+            waited = first_token_at - job.started_at.timestamp()
+            job.first_token_ms = max(0, round(waited * 1000))
+        _close(job)
+        await _credit_nodes(db, job, bill)
+        await ledger.capture(
+            db,
+            job=job.request_id,
+            wallet=job.user_wallet,
+            held_amount=job.hold_far,
+            shares=bill.by_wallet(),
+            fee=bill.fee,
+        )
+        outcome = await jobs.outcome(db, job)
+    _measure(job, "cancelled" if reason == "cancelled" else "completed")
+    log.info(
+        "inference_completed",
+        request_id=job.request_id,
+        tokens_generated=tokens,
+        latency_ms=job.latency_ms,
+        nodes_used=len(bill.shares),
+        cost_far=plain(bill.cost),
+        finish_reason=reason,
+    )
+    return outcome
+
+
+async def fail(services: Services, lease: Lease, *, code: str) -> dict[str, object]:
+    """A failure of ours: the hold goes back whole.
+
+    Raises:
+        LeaseLost: another supervisor has taken over; nothing was written.
+    """
+    async with services.sessions.begin() as db:
+        job = await _locked(db, lease)
+        job.status, job.error_code = "failed", code
+        _close(job)
+        await ledger.release(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
+        outcome = await jobs.outcome(db, job)
+    _measure(job, "failed")
+    log.warning("inference_failed", request_id=job.request_id, code=code)
+    return outcome
+
+
+async def _locked(db: AsyncSession, lease: Lease) -> InferenceSession:
+    """The job's row, locked, if the lease is still the newest."""
+    job = await db.scalar(
+        select(InferenceSession)
+        .where(
+            InferenceSession.id == lease.job.id,
+            InferenceSession.lease_counter == lease.counter,
+            InferenceSession.status == "active",
+        )
+        .with_for_update()
+    )
+    if job is None:
+        raise LeaseLost
+    return job
+
+
+def _close(job: InferenceSession) -> None:
+    job.completed_at = dt.datetime.now(dt.UTC)
+    job.latency_ms = round((job.completed_at - job.started_at).total_seconds() * 1000)
+    job.request_cipher = None
+
+
+async def _hops(db: AsyncSession, job: InferenceSession) -> list[RouteHop]:
+    rows = await db.scalars(
+        select(RouteHop)
+        .where(RouteHop.session_id == job.id)
+        .order_by(RouteHop.epoch, RouteHop.stage)
+    )
+    return list(rows)
+
+
+async def _credit_nodes(db: AsyncSession, job: InferenceSession, bill: Bill) -> None:
+    for share in bill.shares:
+        db.add(
+            NodeContribution(
+                session_id=job.id,
+                node_id=share.node_id,
+                wallet_address=share.wallet,
+                tokens_contributed=share.tokens,
+                layers=share.layers,
+                payment_far=share.payment,
+            )
+        )
+    # In one order everywhere, so that two endings cannot wait for each other.
+    for share in sorted(bill.shares, key=lambda share: share.node_id):
+        await db.execute(
+            update(NodeRegistry)
+            .where(NodeRegistry.node_id == share.node_id)
+            .values(
+                total_tokens_served=NodeRegistry.total_tokens_served + share.tokens,
+                total_earned_far=NodeRegistry.total_earned_far + share.payment,
+            )
+        )
+    await db.flush()
+
+
+def _measure(job: InferenceSession, status: str) -> None:
+    metrics.inference_requests.labels(job.model_id, job.tier, status).inc()
+    if job.status == "completed" and job.latency_ms is not None:
+        labels = (job.model_id, job.tier)
+        metrics.inference_latency.labels(*labels).observe(job.latency_ms / 1000)
+        if job.first_token_ms is not None:
+            metrics.time_to_first_token.labels(*labels).observe(job.first_token_ms / 1000)

@@ -1,0 +1,132 @@
+"""A lease on a generation: short, renewed, and fenced by a counter.
+
+Whoever holds the newest counter may write. A supervisor that was paused for longer than its lease
+finds on its next write that the counter has moved on, and stops.
+"""
+
+import asyncio
+import datetime as dt
+from collections.abc import Coroutine
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, or_, select, update
+
+from mesh.db import InferenceSession, Sessions
+
+
+class LeaseLost(Exception):
+    """Another supervisor has taken the generation over."""
+
+
+class Lease:
+    """The right to write one generation's state. ``job`` is as it was when the lease was taken."""
+
+    def __init__(self, sessions: Sessions, job: InferenceSession, seconds: float) -> None:
+        self._sessions = sessions
+        self._seconds = seconds
+        self.job = job
+        self.counter = job.lease_counter
+        self.cancel_requested = job.cancel_requested
+
+    async def hold_during(self, work: Coroutine[Any, Any, None]) -> None:
+        """Renew the lease as long as the work runs; cancel the work if the lease is lost.
+
+        Raises:
+            LeaseLost: it was lost.
+        """
+        working = asyncio.ensure_future(work)
+        renewing = asyncio.ensure_future(self._renew_forever())
+        try:
+            await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
+            await (working if working.done() else renewing)
+        finally:
+            working.cancel()
+            renewing.cancel()
+            await asyncio.gather(working, renewing, return_exceptions=True)
+
+    async def give_back(self) -> None:
+        """Let another worker take the generation up at once."""
+        async with self._sessions.begin() as db:
+            await db.execute(
+                update(InferenceSession)
+                .where(
+                    InferenceSession.id == self.job.id,
+                    InferenceSession.lease_counter == self.counter,
+                )
+                .values(lease_expires_at=func.now())
+            )
+
+    async def _renew_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds / 3)
+            await self._renew()
+
+    async def _renew(self) -> None:
+        async with self._sessions.begin() as db:
+            cancel_requested = await db.scalar(
+                update(InferenceSession)
+                .where(
+                    InferenceSession.id == self.job.id,
+                    InferenceSession.lease_counter == self.counter,
+                )
+                .values(lease_expires_at=_in(self._seconds))
+                .returning(InferenceSession.cancel_requested)
+            )
+        if cancel_requested is None:
+            raise LeaseLost
+        self.cancel_requested = cancel_requested
+
+
+async def take(sessions: Sessions, request_id: str, seconds: float) -> Lease | None:
+    """A lease on a generation that has not ended and that nobody holds; else none."""
+    async with sessions.begin() as db:
+        job: InferenceSession | None = await db.scalar(
+            update(InferenceSession)
+            .where(
+                InferenceSession.request_id == request_id,
+                InferenceSession.status.in_(("pending", "active")),
+                free(),
+            )
+            .values(
+                lease_counter=InferenceSession.lease_counter + 1,
+                lease_expires_at=_in(seconds),
+                status="active",
+            )
+            .returning(InferenceSession)
+        )
+    return None if job is None else Lease(sessions, job, seconds)
+
+
+async def abandoned(sessions: Sessions, *, grace: float, limit: int) -> list[tuple[str, int]]:
+    """Request id and lease counter of generations that nobody works on.
+
+    ``grace``: seconds that a new one gets to be taken up by the poke that announced it.
+    """
+    async with sessions() as db:
+        rows = await db.execute(
+            select(InferenceSession.request_id, InferenceSession.lease_counter)
+            .where(
+                InferenceSession.status.in_(("pending", "active")),
+                free(),
+                or_(
+                    InferenceSession.lease_expires_at.is_not(None),
+                    InferenceSession.started_at < _in(-grace),
+                ),
+            )
+            .order_by(InferenceSession.started_at)
+            .limit(limit)
+        )
+        return [(request_id, counter) for request_id, counter in rows]
+
+
+def free() -> ColumnElement[bool]:
+    """SQL: nobody holds the lease."""
+    return or_(
+        InferenceSession.lease_expires_at.is_(None),
+        InferenceSession.lease_expires_at <= func.now(),
+    )
+
+
+def _in(seconds: float) -> ColumnElement[dt.datetime]:
+    """SQL: the database's clock, which all workers share, plus seconds."""
+    return func.now() + dt.timedelta(seconds=seconds)

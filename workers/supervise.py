@@ -1,0 +1,345 @@
+"""One generation's supervisor: picks its route, watches it, and mends it.
+
+No token passes through here. The nodes write tokens; this reads how far they are once a second,
+and what they report (ended, refused) at once.
+"""
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import Collection
+from typing import Any
+
+import structlog
+from sqlalchemy import insert, select, update
+
+from mesh import metrics, registry, routing, streams
+from mesh.db import InferenceSession, RouteHop
+from mesh.registry import Node
+from mesh.streams import Delivered
+from mesh.wire import (
+    Cancel,
+    Close,
+    Ended,
+    Message,
+    Open,
+    OpenEdge,
+    Ping,
+    Pong,
+    Prompt,
+    Refused,
+    Sampling,
+)
+from workers import ending, lease
+from workers.lease import Lease, LeaseLost
+from workers.services import Services
+
+log = structlog.get_logger()
+
+LOOK = 1.0
+"""Seconds between looks at a generation's progress."""
+
+ROUTE_LOOK = 0.25
+"""Seconds between looks for a route while there is none."""
+
+FULL_PAUSE = 0.5
+"""Seconds for which a node without KV room is not asked again by the same generation."""
+
+OPEN_GRACE = 60
+"""Seconds for which a node keeps a generation beyond its deadline, if nobody closes it."""
+
+
+async def supervise(ctx: dict[str, Any], request_id: str) -> None:
+    """arq task: see a generation through, unless somebody does already."""
+    services: Services = ctx["services"]
+    taken = await lease.take(services.sessions, request_id, services.settings.generation.lease)
+    if taken is None:
+        return
+    try:
+        await taken.hold_during(Supervisor(services, taken).run())
+    except LeaseLost:
+        log.warning("lease_lost", request_id=request_id, lease=taken.counter)
+    except asyncio.CancelledError:
+        await taken.give_back()
+        raise
+
+
+class _Over(Exception):
+    """The generation's end was reached: reason, and the code of a failure."""
+
+    def __init__(self, reason: str, code: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code
+
+
+class Supervisor:
+    """State of one supervision. A successor rebuilds all of it from Postgres and Redis."""
+
+    def __init__(self, services: Services, taken: Lease) -> None:
+        job = taken.job
+        self._services = services
+        self._redis = services.redis
+        self._limits = services.settings.generation
+        self._lease = taken
+        self._id = job.request_id
+        self._model = services.catalog.get(job.model_id)
+        self._epoch = job.epoch
+        self._route: list[str] = []
+        self._events_after = streams.START
+        self._failures = 0
+        self._avoid: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Until the end of the generation, whatever it is."""
+        log.info(
+            "inference_started",
+            request_id=self._id,
+            model_id=self._model.id,
+            user_wallet=self._lease.job.user_wallet,
+            tier=self._lease.job.tier,
+            lease=self._lease.counter,
+        )
+        try:
+            self._check_time_and_cancel()
+            await self._recall()
+            if await streams.current_epoch(self._redis, self._id) != self._epoch or not self._route:
+                await self._new_epoch("first" if self._epoch == 0 else "taken_over")
+            await self._watch()
+        except _Over as over:
+            await self._end(over)
+
+    async def _recall(self) -> None:
+        """What a predecessor left: its route, and events that it did not live to act on."""
+        async with self._services.sessions() as db:
+            rows = await db.scalars(
+                select(RouteHop.node_id)
+                .where(RouteHop.session_id == self._lease.job.id, RouteHop.epoch == self._epoch)
+                .order_by(RouteHop.stage)
+            )
+            self._route = list(rows)
+        for event in await self._hear(0):
+            if isinstance(event, Ended):
+                await self._check_complete(event)
+
+    async def _watch(self) -> None:
+        seen, progressed_at = await self._progress(), time.monotonic()
+        while True:
+            looked_at = time.monotonic()
+            for event in await self._hear(LOOK):
+                await self._act(event)
+            self._check_time_and_cancel()
+            if time.monotonic() - looked_at < LOOK / 2:
+                continue  # an event woke us; progress is looked at once a second
+            if await streams.current_epoch(self._redis, self._id) != self._epoch:
+                await self._new_epoch("redis_lost")
+            elif time.monotonic() - progressed_at > self._limits.stall:
+                await self._mend_stall()
+            elif (now_seen := await self._progress()) == seen:
+                continue
+            else:
+                seen = now_seen
+            progressed_at = time.monotonic()
+
+    async def _hear(self, wait: float) -> list[Message]:
+        """Events of this epoch, waiting up to ``wait`` seconds for the first."""
+        self._events_after, events = await streams.listen(
+            self._redis, self._id, self._events_after, wait=wait
+        )
+        if any(isinstance(event, Cancel) for event in events):
+            raise _Over("cancelled")
+        return [event for event in events if event.epoch == self._epoch]
+
+    async def _act(self, event: Message) -> None:
+        if event.epoch != self._epoch:
+            return  # an event before this one has begun a new epoch
+        match event:
+            case Ended():
+                await self._check_complete(event)
+            case Refused():
+                await self._mend_refusal(event)
+
+    async def _check_complete(self, event: Ended) -> None:
+        if await self._progress() >= event.count:
+            raise _Over(event.reason)
+        await self._new_epoch("redis_lost")
+
+    async def _mend_refusal(self, event: Refused) -> None:
+        if event.code == "kv_full":
+            self._avoid[event.node_id] = time.monotonic() + FULL_PAUSE
+        else:
+            await self._blame([event.node_id], event.code)
+        await self._new_epoch(event.code)
+
+    async def _mend_stall(self) -> None:
+        """Ask the route's nodes whether they live, and go on without those that do not."""
+        for node_id in self._route:
+            await streams.send(
+                self._redis, node_id, [Ping(self._id, self._epoch)], ttl=self._limits.stream_ttl
+            )
+        alive: set[str] = set()
+        give_up = time.monotonic() + self._limits.ping
+        while len(alive) < len(set(self._route)) and time.monotonic() < give_up:
+            for event in await self._hear(self._limits.ping / 4):
+                if isinstance(event, Pong):
+                    alive.add(event.node_id)
+                elif isinstance(event, Ended):
+                    await self._check_complete(event)
+                    return
+        await self._blame([node for node in self._route if node not in alive], "stalled")
+        await self._new_epoch("stalled")
+
+    async def _blame(self, node_ids: Collection[str], code: str) -> None:
+        self._failures += 1
+        cooldown = self._services.settings.discovery.cooldown
+        for node_id in node_ids:
+            self._avoid[node_id] = time.monotonic() + cooldown
+            await registry.cool_down(self._redis, node_id, seconds=cooldown)
+            log.warning("node_blamed", request_id=self._id, node_id=node_id, code=code)
+        if self._failures >= self._limits.max_failures:
+            raise _Over("failed", "stalled")
+
+    async def _new_epoch(self, reason: str) -> None:
+        """A route from here on. Old nodes may no longer write from the moment it begins."""
+        await self._close_route()
+        route = await self._wait_for_route()
+        if reason != "first":
+            metrics.reroutes.labels(self._model.id, reason).inc()
+        job = self._lease.job
+        await self._claim_epoch()
+        await streams.begin_epoch(self._redis, self._id, self._epoch, ttl=self._keep())
+        generated = [token.token_id for token in await self._tokens()]
+        if len(generated) >= job.max_tokens:
+            raise _Over("length")
+        await self._record(route, first_token=len(generated))
+        self._route = [node.node_id for node in route]
+        await self._open(route, generated)
+        log.info(
+            "route_opened",
+            request_id=self._id,
+            epoch=self._epoch,
+            reason=reason,
+            nodes=self._route,
+            tokens_so_far=len(generated),
+        )
+
+    async def _wait_for_route(self) -> list[Node]:
+        give_up = time.monotonic() + self._limits.max_wait_for_route
+        while True:
+            nodes = await registry.active(self._redis, self._model.id)
+            now = time.monotonic()
+            avoid = [node_id for node_id, until in self._avoid.items() if until > now]
+            route = routing.choose(nodes, self._model.layers, avoid=avoid)
+            if route is not None and len(nodes) >= self._model.min_nodes:
+                return route
+            if now > give_up:
+                raise _Over("failed", "no_route")
+            await self._hear(ROUTE_LOOK)
+            self._check_time_and_cancel()
+
+    async def _claim_epoch(self) -> None:
+        async with self._services.sessions.begin() as db:
+            epoch = await db.scalar(
+                update(InferenceSession)
+                .where(
+                    InferenceSession.id == self._lease.job.id,
+                    InferenceSession.lease_counter == self._lease.counter,
+                )
+                .values(epoch=InferenceSession.epoch + 1)
+                .returning(InferenceSession.epoch)
+            )
+        if epoch is None:
+            raise LeaseLost
+        self._epoch = epoch
+
+    async def _record(self, route: list[Node], *, first_token: int) -> None:
+        rows = [
+            {
+                "session_id": self._lease.job.id,
+                "epoch": self._epoch,
+                "stage": stage,
+                "node_id": node.node_id,
+                "wallet_address": node.wallet_address,
+                "start_layer": node.start_layer,
+                "end_layer": node.end_layer,
+                "first_token": first_token,
+            }
+            for stage, node in enumerate(route)
+        ]
+        async with self._services.sessions.begin() as db:
+            await db.execute(insert(RouteHop), rows)
+
+    async def _open(self, route: list[Node], generated: list[int]) -> None:
+        """Tell every node what to expect; the edge last, since it starts at once."""
+        job = self._lease.job
+        if job.request_cipher is None:
+            raise _Over("failed", "prompt_lost")
+        prompt = self._services.vault.open(self._id, job.request_cipher)
+        for stage, node in reversed(list(enumerate(route))):
+            place: dict[str, Any] = {
+                "request_id": self._id,
+                "epoch": self._epoch,
+                "stage": stage,
+                "stages": len(route),
+                "capacity": job.prompt_tokens + job.max_tokens,
+                "expires_in": self._seconds_left() + OPEN_GRACE,
+                "next_node": route[(stage + 1) % len(route)].node_id,
+            }
+            if stage > 0:
+                message: Open | OpenEdge = Open(**place)
+            else:
+                message = OpenEdge(
+                    **place,
+                    prompt=Prompt(
+                        token_ids=prompt.token_ids,
+                        generated=generated,
+                        max_tokens=job.max_tokens,
+                        sampling=Sampling(job.temperature, job.top_p, job.seed, prompt.stop),
+                    ),
+                )
+            await streams.send(self._redis, node.node_id, [message], ttl=self._limits.stream_ttl)
+
+    async def _close_route(self) -> None:
+        for node_id in self._route:
+            await streams.send(
+                self._redis, node_id, [Close(self._id, self._epoch)], ttl=self._limits.stream_ttl
+            )
+        self._route = []
+
+    async def _end(self, over: _Over) -> None:
+        ttl = self._limits.stream_ttl
+        tokens = await streams.seal(self._redis, self._id, ttl=ttl)
+        if over.code is None:
+            outcome = await ending.complete(
+                self._services,
+                self._lease,
+                self._model,
+                tokens=tokens,
+                reason=over.reason,
+                first_token_at=await streams.first_token_at(self._redis, self._id),
+            )
+        else:
+            outcome = await ending.fail(self._services, self._lease, code=over.code)
+        await streams.finish(self._redis, self._id, outcome, ttl=ttl)
+        await self._close_route()
+
+    def _check_time_and_cancel(self) -> None:
+        if self._lease.cancel_requested:
+            raise _Over("cancelled")
+        if self._seconds_left() <= 0:
+            raise _Over("failed", "deadline_exceeded")
+
+    def _seconds_left(self) -> int:
+        left = self._lease.job.deadline_at - dt.datetime.now(dt.UTC)
+        return max(0, round(left.total_seconds()))
+
+    def _keep(self) -> int:
+        """Seconds for which the streams of a running generation are kept."""
+        return self._seconds_left() + self._limits.stream_ttl
+
+    async def _tokens(self) -> list[Delivered]:
+        entries = await streams.read(self._redis, self._id, streams.START)
+        return [entry for entry in entries if isinstance(entry, Delivered)]
+
+    async def _progress(self) -> int:
+        return streams.index_of(await streams.last_entry(self._redis, self._id))
