@@ -1,0 +1,137 @@
+"""`far-mesh`: the whole mesh on one machine."""
+
+import asyncio
+import contextlib
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mesh import migrations
+from mesh.settings import Settings
+from stack import demo as demonstration
+from stack.servers import StackError, free_port
+from stack.supervisor import DEMO_MODEL, DEMO_MODEL_ID, Plan, Stack
+
+app = typer.Typer(
+    help="Run the whole mesh on this machine: API, worker, nodes, Redis, Postgres and a chain.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+
+Model = Annotated[str, typer.Option(help="Folder or hub id of a model that the engine serves.")]
+Nodes = Annotated[int, typer.Option(min=1, help="Nodes that share the model's layers.")]
+
+
+@app.command()
+def up(
+    model: Model = str(DEMO_MODEL),
+    nodes: Nodes = 3,
+    port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
+    redis_port: Annotated[int, typer.Option(help="Port of Redis.")] = 6399,
+    chain_port: Annotated[int, typer.Option(help="Port of the chain's JSON-RPC.")] = 8549,
+    data: Annotated[
+        Path, typer.Option(help="Data folder; emptied at start and at the end.")
+    ] = Path(".far-mesh"),
+    price: Annotated[str, typer.Option(help="FAR for a generated token.")] = "0.0001",
+    threads: Annotated[int, typer.Option(help="CPU threads of each node.")] = 1,
+) -> None:
+    """Start everything and keep it running until Ctrl-C."""
+    plan = Plan(
+        folder=data.resolve(),
+        api_port=port,
+        redis_port=redis_port,
+        chain_port=chain_port,
+        model=str(Path(model).resolve()) if Path(model).is_dir() else model,
+        model_id=_model_id(model),
+        nodes=nodes,
+        price=price,
+        node_threads=threads,
+        environment=demonstration.SETTINGS,
+    )
+    with _running(plan) as stack:
+        _print_urls(stack)
+        stack.watch(lambda line: console.print(f"[yellow]{line}[/]"))
+
+
+@app.command()
+def demo(
+    prompt: Annotated[str, typer.Option(help="What the model shall continue.")] = (
+        demonstration.PROMPT
+    ),
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
+) -> None:
+    """Start everything, act as one user, settle on-chain, stop everything."""
+    with tempfile.TemporaryDirectory(prefix="far-mesh-") as folder:
+        plan = Plan(
+            folder=Path(folder) / "data",
+            api_port=free_port(),
+            redis_port=free_port(),
+            chain_port=free_port(),
+            environment=demonstration.SETTINGS,
+        )
+        with _running(plan) as stack:
+            demonstration.run(stack, console, prompt=prompt, max_tokens=max_tokens)
+    console.print("Everything is stopped and cleaned up.")
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database of the settings (FAR_DATABASE_URL) to the newest schema."""
+    asyncio.run(migrations.upgrade(Settings().database_url))
+    console.print("The database is at the newest schema.")
+
+
+@contextlib.contextmanager
+def _running(plan: Plan) -> Iterator[Stack]:
+    """The stack, stopped again however the block ends."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both stop in order
+    try:
+        with console.status("Starting ...") as status:
+            stack = Stack(plan, say=lambda line: (status.update(line), console.print(f"· {line}")))
+            stack.start()
+        try:
+            yield stack
+        finally:
+            with console.status("Stopping everything ..."):
+                stack.stop()
+    except (StackError, demonstration.DemoError) as error:
+        console.print(f"[red]far-mesh:[/] {error}", soft_wrap=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+
+
+def _print_urls(stack: Stack) -> None:
+    plan = stack.plan
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("API", plan.api_url)
+    table.add_row("its documentation", f"{plan.api_url}/docs")
+    table.add_row("metrics", f"{plan.api_url}/metrics")
+    table.add_row("chain (JSON-RPC)", plan.rpc_url)
+    table.add_row("FarToken", stack.deployment.token)
+    table.add_row("InferenceEscrow", stack.deployment.escrow)
+    table.add_row("Redis", plan.redis_url)
+    table.add_row("Postgres", stack.database_url)
+    table.add_row("model", f"{plan.model_id}: {stack.model.layers} layers on {plan.nodes} nodes")
+    table.add_row("logs", str(plan.folder / "logs"))
+    console.print("\n[bold]The mesh is up.[/] A development network: it begins empty each time.")
+    console.print(table)
+    console.print("Ctrl-C stops everything.")
+
+
+def _model_id(model: str) -> str:
+    if Path(model).resolve() == DEMO_MODEL:
+        return DEMO_MODEL_ID
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+if __name__ == "__main__":
+    app()

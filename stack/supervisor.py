@@ -1,0 +1,415 @@
+"""Starts the whole mesh on one machine, in order, and stops it again without leaving anything.
+
+A development network: chain and database begin empty at every start.
+"""
+
+import asyncio
+import base64
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import httpx
+import yaml
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+
+from mesh.catalog import Model, load_model
+from mesh.errors import MeshError
+from mesh.migrations import upgrade
+from mesh.placement import even_split
+from mesh.settings import ModelSettings
+from stack.contracts import Deployment, DevelopmentChain, development_account, write_keystore
+from stack.servers import (
+    START_LIMIT,
+    Postgres,
+    StackError,
+    port_in_use,
+    redis_command,
+    wait_for_redis,
+)
+
+DATABASE = "far_mesh"
+DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
+DEMO_MODEL_ID = "far/pydoc-llama"
+STOP_LIMIT = 15.0
+"""Seconds that a process gets to stop by itself."""
+
+NODES_LIMIT = 120.0
+"""Seconds that the nodes get to load their spans and register."""
+
+
+@dataclass
+class Plan:
+    """What to start. Ports are on loopback."""
+
+    folder: Path
+    api_port: int = 8000
+    redis_port: int = 6399
+    chain_port: int = 8549
+    model: str = str(DEMO_MODEL)
+    model_id: str = DEMO_MODEL_ID
+    nodes: int = 3
+    workers: int = 1
+    price: str = "0.0001"
+    node_threads: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
+    """Settings of the mesh (``FAR_...``) beside those that the supervisor sets."""
+
+    @property
+    def api_url(self) -> str:
+        return f"http://127.0.0.1:{self.api_port}"
+
+    @property
+    def redis_url(self) -> str:
+        return f"redis://127.0.0.1:{self.redis_port}/0"
+
+    @property
+    def rpc_url(self) -> str:
+        return f"http://127.0.0.1:{self.chain_port}"
+
+
+@dataclass
+class Child:
+    """A process of the stack, and where it logs."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def tail(self, lines: int = 15) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+class Stack:
+    """The running mesh. Use as a context manager, or call `stop` yourself."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None] = lambda _: None) -> None:
+        self.plan = plan
+        self._say = say
+        self._lock: IO[str] | None = None
+        self._secrets = {
+            "FAR_AUTH__JWT_SECRET": secrets.token_hex(32),
+            "FAR_GENERATION__PROMPT_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
+            "FAR_PAYMENTS__OPERATOR_PASSWORD": secrets.token_hex(16),
+        }
+        self._node_password = secrets.token_hex(16)
+        self.children: dict[str, Child] = {}
+        self.wallets: list[LocalAccount] = []
+        self.postgres = Postgres(plan.folder / "postgres")
+        self.chain = DevelopmentChain(plan.rpc_url)
+
+    def __enter__(self) -> "Stack":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def secret_values(self) -> list[str]:
+        """What must never appear in a log."""
+        return [*self._secrets.values(), self._node_password]
+
+    def start(self) -> None:
+        """Bring everything up.
+
+        Raises:
+            StackError: a port or the folder is in use, or a part does not start; then whatever
+                was started is stopped again.
+        """
+        self._check_ports()
+        self._take_folder()
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
+        plan = self.plan
+        self.model = _load(plan)
+        spans = _spans(self.model, plan.nodes)
+        self._say("Starting Redis, Postgres and the chain")
+        with ThreadPoolExecutor() as pool:
+            servers = [
+                pool.submit(self.start_redis),
+                pool.submit(self.postgres.start),
+                pool.submit(self._start_chain),
+            ]
+            for server in servers:
+                server.result()
+        self._say("Creating the database and deploying FarToken and InferenceEscrow")
+        self.postgres.execute(f"CREATE DATABASE {DATABASE}")
+        self.database_url = self.postgres.url(DATABASE)
+        asyncio.run(upgrade(self.database_url))
+        operator = development_account(0)
+        self.deployment: Deployment = self.chain.deploy(operator.address)
+        write_keystore(
+            operator,
+            plan.folder / "operator.json",
+            self._secrets["FAR_PAYMENTS__OPERATOR_PASSWORD"],
+        )
+        self._make_wallets(len(spans))
+        self._write_config()
+        self._say("Starting the API, the worker and the nodes")
+        self.start_api()
+        for index in range(plan.workers):
+            self.start_worker(index)
+        for index, span in enumerate(spans):
+            self.start_node(index, span)
+        self._wait_for_api()
+        self._say("Waiting for the nodes to load their layers")
+        self.wait_for_nodes(len(spans))
+
+    def stop(self) -> None:
+        """Stop everything, the newest first, and remove the data folder."""
+        for child in list(self.children.values()):
+            if child.name not in ("redis", "chain"):
+                child.process.terminate()
+        for child in reversed(list(self.children.values())):
+            self._end(child)
+        self.children.clear()
+        if hasattr(self.postgres, "_server"):
+            self.postgres.stop()
+        if self._lock is not None:
+            shutil.rmtree(self.plan.folder, ignore_errors=True)
+            self._lock.close()
+            self._lock = None
+
+    def start_redis(self) -> None:
+        folder = self.plan.folder / "redis"
+        folder.mkdir(exist_ok=True)
+        self._spawn("redis", redis_command(self.plan.redis_port, folder))
+        wait_for_redis(self.plan.redis_port)
+
+    def start_api(self) -> Child:
+        port = str(self.plan.api_port)
+        command = ["-m", "uvicorn", "--factory", "api.app:create_app", "--port", port]
+        return self._spawn_python("api", [*command, "--no-access-log", "--log-level", "warning"])
+
+    def start_worker(self, index: int) -> Child:
+        return self._spawn_python(f"worker-{index}", ["-m", "workers"])
+
+    def start_node(self, index: int, span: tuple[int, int], *options: str) -> Child:
+        """A runner for one span; the one that starts at layer 0 holds the edge."""
+        plan = self.plan
+        start, end = span
+        command = ["-m", "node_runner.cli", "start"]
+        command += ["--model", plan.model_id, "--path", plan.model, "--span", f"{start}:{end}"]
+        command += ["--wallet", self.wallets[index].address]
+        command += ["--keyfile", str(self._keyfile(index))]
+        command += ["--discovery", plan.api_url, "--redis", plan.redis_url]
+        command += ["--threads", str(plan.node_threads), "--cache", str(plan.folder / "spans")]
+        command += ["--edge"] if start == 0 else []
+        return self._spawn_python(
+            f"node-{index}", [*command, *options], FAR_NODE_PASSWORD=self._node_password
+        )
+
+    def wait_for_nodes(self, count: int) -> None:
+        """Return once so many nodes are on the routes.
+
+        Raises:
+            StackError: one of them died, or they take too long.
+        """
+        path = f"/api/discovery/nodes/active/{self.plan.model_id}"
+        give_up = time.monotonic() + NODES_LIMIT
+        with httpx.Client(base_url=self.plan.api_url) as http:
+            while http.get(path).json()["total_nodes"] < count:
+                self._check_children()
+                if time.monotonic() > give_up:
+                    raise StackError(f"The nodes are not ready after {NODES_LIMIT:.0f} s.")
+                time.sleep(0.1)
+
+    def kill(self, name: str) -> None:
+        """`kill -9` a process, as the world does."""
+        child = self.children.pop(name)
+        child.process.send_signal(signal.SIGKILL)
+        child.process.wait()
+
+    def watch(self, report: Callable[[str], None]) -> None:
+        """Until interrupted: restart what dies and can be restarted.
+
+        Raises:
+            StackError: Redis or the chain died; what they held is gone.
+        """
+        while True:
+            for child in list(self.children.values()):
+                status = child.process.poll()
+                if status is None:
+                    continue
+                if child.name in ("redis", "chain"):
+                    raise StackError(f"{child.name} died (exit {status}).\n{child.tail()}")
+                report(f"{child.name} died (exit {status}); starting it again. Log: {child.log}")
+                self._restart(child)
+            time.sleep(0.5)
+
+    def _restart(self, child: Child) -> None:
+        with child.log.open("ab") as log:
+            child.process = subprocess.Popen(
+                child.process.args,
+                stdout=log,
+                stderr=log,
+                env=self._environment() | {"FAR_NODE_PASSWORD": self._node_password},
+                start_new_session=True,
+            )
+
+    def _check_ports(self) -> None:
+        plan = self.plan
+        ports = {"--port": plan.api_port, "--redis-port": plan.redis_port}
+        ports["--chain-port"] = plan.chain_port
+        taken = [f"{port} ({option})" for option, port in ports.items() if port_in_use(port)]
+        if taken:
+            raise StackError(
+                f"Ports in use: {', '.join(taken)}. Is another far-mesh running? "
+                "Stop it, or choose other ports."
+            )
+
+    def _take_folder(self) -> None:
+        folder = self.plan.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        mark = folder / "lock"
+        if any(folder.iterdir()) and not mark.exists():
+            raise StackError(f"{folder} is not empty and was not made by far-mesh: choose another.")
+        lock = mark.open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise StackError(
+                f"The data folder {folder} is in use by process {lock.read() or '?'}. "
+                "Stop it, or choose another with --data."
+            ) from None
+        for old in folder.iterdir():
+            if old != mark:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+        (folder / "logs").mkdir()
+
+    def _start_chain(self) -> None:
+        port = str(self.plan.chain_port)
+        anvil = shutil.which("anvil")
+        if anvil:
+            self._spawn("chain", [anvil, "--port", port, "--silent"])
+        else:
+            self._spawn_python("chain", ["-m", "stack.devchain", "--port", port])
+        give_up = time.monotonic() + START_LIMIT
+        while not port_in_use(self.plan.chain_port):
+            self._check_children()
+            if time.monotonic() > give_up:
+                raise StackError("The chain does not answer.")
+            time.sleep(0.05)
+
+    def _make_wallets(self, count: int) -> None:
+        for index in range(count):
+            wallet: LocalAccount = Account.create()
+            self.wallets.append(wallet)
+            write_keystore(wallet, self._keyfile(index), self._node_password)
+
+    def _keyfile(self, index: int) -> Path:
+        return self.plan.folder / f"provider-{index}.json"
+
+    def _write_config(self) -> None:
+        plan = self.plan
+        config = {
+            "models": [{"id": plan.model_id, "path": plan.model, "payment_per_token": plan.price}],
+            "discovery": {"trusted_wallets": [self.wallets[0].address]},
+            "payments": {
+                "escrow_contract": self.deployment.escrow,
+                "rpc_url": plan.rpc_url,
+                "operator_keyfile": str(plan.folder / "operator.json"),
+                "confirmations": 0,
+            },
+            "auth": {"domain": f"127.0.0.1:{plan.api_port}"},
+        }
+        (plan.folder / "far_mesh.yaml").write_text(yaml.safe_dump(config))
+
+    def _environment(self) -> dict[str, str]:
+        plan = self.plan
+        return {
+            **os.environ,
+            **self._secrets,
+            "FAR_CONFIG": str(plan.folder / "far_mesh.yaml"),
+            "FAR_DATABASE_URL": self.database_url if hasattr(self, "database_url") else "",
+            "FAR_REDIS_URL": plan.redis_url,
+            "FAR_PUBLIC_URL": plan.api_url,
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": str(plan.node_threads),
+            **plan.environment,
+        }
+
+    def _spawn_python(self, name: str, arguments: list[str], **environment: str) -> Child:
+        return self._spawn(name, [sys.executable, *arguments], **environment)
+
+    def _spawn(self, name: str, command: list[str], **environment: str) -> Child:
+        path = self.plan.folder / "logs" / f"{name}.log"
+        with path.open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env=self._environment() | environment,
+                start_new_session=True,  # Ctrl-C is for the supervisor: it stops the rest in order
+            )
+        child = Child(name, process, path)
+        self.children[name] = child
+        return child
+
+    def _wait_for_api(self) -> None:
+        give_up = time.monotonic() + 2 * START_LIMIT
+        with httpx.Client(base_url=self.plan.api_url) as http:
+            while True:
+                self._check_children()
+                try:
+                    if http.get("/readyz").status_code == httpx.codes.OK:
+                        return
+                except httpx.TransportError:
+                    pass
+                if time.monotonic() > give_up:
+                    raise StackError(f"The API does not answer.\n{self.children['api'].tail()}")
+                time.sleep(0.1)
+
+    def _check_children(self) -> None:
+        for child in list(self.children.values()):
+            status = child.process.poll()
+            if status is not None:
+                raise StackError(f"{child.name} ended with exit code {status}:\n{child.tail()}")
+
+    def _end(self, child: Child) -> None:
+        child.process.terminate()
+        try:
+            child.process.wait(timeout=STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()
+
+
+def _load(plan: Plan) -> Model:
+    settings = ModelSettings(id=plan.model_id, path=plan.model, payment_per_token=plan.price)
+    try:
+        return load_model(settings)
+    except (OSError, KeyError, ValueError, MeshError) as error:
+        raise StackError(
+            f"Cannot read the model {plan.model} ({type(error).__name__}: {error}). It has to be "
+            "a folder with config.json, tokenizer.json and model.safetensors, or a hub id."
+        ) from None
+
+
+def _spans(model: Model, nodes: int) -> list[tuple[int, int]]:
+    try:
+        return even_split(model.layers, nodes)
+    except ValueError as error:
+        raise StackError(str(error)) from None
