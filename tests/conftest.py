@@ -1,0 +1,150 @@
+"""Real servers for the tests: one Redis, one Postgres and one chain for the whole run.
+
+Every test gets an empty Redis and a database of its own, copied from one that Alembic migrated.
+"""
+
+import asyncio
+import base64
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from mesh import db
+from mesh.migrations import upgrade
+from mesh.settings import Settings
+from stack import devchain
+from stack.contracts import Deployment, DevelopmentChain, development_account, write_keystore
+from stack.servers import Postgres, free_port, redis_command, wait_for_redis
+
+TEMPLATE = "template_far_mesh"
+OPERATOR_PASSWORD = "operator"
+DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
+MODEL_ID = "far/pydoc-llama"
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    """A short path: Unix sockets lie in it."""
+    made = Path(tempfile.mkdtemp(prefix="far-test-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def redis_url(folder: Path) -> Iterator[str]:
+    port = free_port()
+    process = subprocess.Popen(redis_command(port, folder))
+    wait_for_redis(port)
+    yield f"redis://127.0.0.1:{port}/0"
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def postgres(folder: Path) -> Iterator[Postgres]:
+    server = Postgres(folder / "postgres")
+    server.start()
+    server.execute(f"CREATE DATABASE {TEMPLATE}")
+    asyncio.run(upgrade(server.url(TEMPLATE)))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def chain_url() -> Iterator[str]:
+    """A development chain in this process."""
+    server = devchain.serve(free_port())
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def database_url(postgres: Postgres) -> Iterator[str]:
+    """An empty, migrated database."""
+    name = f"test_{next(_numbers)}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    yield postgres.url(name)
+    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    made, _ = db.connect(database_url, pool_size=40)
+    yield made
+    await made.dispose()
+
+
+@pytest.fixture
+def sessions(engine: AsyncEngine) -> db.Sessions:
+    return db.async_sessionmaker(engine, expire_on_commit=False)
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """An empty Redis."""
+    client = Redis.from_url(redis_url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain with both contracts deployed, for one test."""
+
+    url: str
+    actor: DevelopmentChain
+    deployment: Deployment
+    keyfile: Path
+
+
+@pytest.fixture
+def chain(chain_url: str, tmp_path: Path) -> Chain:
+    actor = DevelopmentChain(chain_url)
+    operator = development_account(0)
+    keyfile = tmp_path / "operator.json"
+    write_keystore(operator, keyfile, OPERATOR_PASSWORD)
+    return Chain(chain_url, actor, actor.deploy(operator.address), keyfile)
+
+
+@pytest.fixture
+def make_settings(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Settings]:
+    """Settings for this test's servers; keyword arguments override whole sections."""
+    monkeypatch.setenv("FAR_CONFIG", os.devnull)
+
+    def make(**sections: object) -> Settings:
+        values: dict[str, object] = {
+            "database_url": database_url,
+            "redis_url": redis_url,
+            "models": [
+                {"id": MODEL_ID, "path": str(DEMO_MODEL), "payment_per_token": "0.0001"},
+            ],
+            "auth": {"jwt_secret": "a secret for the tests, long enough", "domain": "test"},
+            "generation": generation(),
+        }
+        return Settings.model_validate(values | sections)
+
+    return make
+
+
+def generation(**values: object) -> dict[str, object]:
+    """The settings' generation section, with a prompt key."""
+    return {"prompt_key": base64.b64encode(bytes(32)).decode(), **values}
