@@ -53,9 +53,13 @@ class DevelopmentChain:
 
     def give(self, deployment: Deployment, wallet: str, units: int) -> None:
         """FAR and some gas money from the treasury: what a faucet does."""
-        self._send(self.treasury, {"to": wallet, "value": GAS_MONEY})
+        self.give_from(self.treasury, wallet)
         token = self._contract("FarToken", deployment.token)
         self._call(self.treasury, token.functions.transfer(wallet, units))
+
+    def give_from(self, sender: LocalAccount, wallet: str) -> None:
+        """Gas money from one account to another."""
+        self._send(sender, {"to": wallet, "value": GAS_MONEY})
 
     def deposit(self, deployment: Deployment, user: LocalAccount, units: int) -> str:
         """Approve and deposit, as the user's wallet does. Returns the transaction's hash."""

@@ -241,14 +241,9 @@ async def _reload(services: Services, batch_id: str) -> Settlement:
 
 @asynccontextmanager
 async def _only_signer(services: Services) -> AsyncIterator[bool]:
-    """Whether this process may sign now; the lock goes with its connection."""
-    async with services.engine.connect() as connection:
-        lock = {"lock": SIGNER_LOCK}
-        got = await connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), lock)
-        await connection.commit()
-        try:
-            yield bool(got)
-        finally:
-            if got:
-                await connection.execute(text("SELECT pg_advisory_unlock(:lock)"), lock)
-                await connection.commit()
+    """Whether this process may sign now. The lock goes with its transaction, however that ends."""
+    async with services.engine.begin() as connection:
+        got = await connection.scalar(
+            text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": SIGNER_LOCK}
+        )
+        yield bool(got)

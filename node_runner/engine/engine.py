@@ -96,7 +96,8 @@ class Engine:
         self.pool = KVPool(span.kv_shape, kv_budget_bytes)
         self.generations: dict[str, Generation] = {}
         self._waiting: deque[Work] = deque()
-        self._returned: list[tuple[Generation, torch.Tensor]] = []
+        # One answer a generation, however often it came.
+        self._returned: dict[str, tuple[Generation, torch.Tensor]] = {}
         self._forwards: list[tuple[int, int]] = []
 
     @property
@@ -199,7 +200,7 @@ class Engine:
         if generation.decoding is not None:
             # Back from the last span. A repeated answer is for a position already passed.
             if step.position == len(generation.decoding.tokens) - 1:
-                self._returned.append((generation, hidden[-1]))
+                self._returned[generation.request_id] = (generation, hidden[-1])
             return
         self._waiting.append(Work(generation, step.position, step.sample, hidden))
 
@@ -207,10 +208,10 @@ class Engine:
         """Choose the next token of every generation whose last position came back."""
         returned = [
             (generation, generation.decoding, hidden)
-            for generation, hidden in self._returned
+            for generation, hidden in self._returned.values()
             if generation.decoding is not None and self._alive(generation)
         ]
-        self._returned = []
+        self._returned = {}
         if not returned:
             return
         logits = self._span.logits(torch.stack([hidden for _, _, hidden in returned]))
@@ -310,7 +311,7 @@ class Engine:
                 return
             position, rows = position + work.rows - 1, rows[-1:]
             if generation.first:
-                self._returned.append((generation, rows[0]))
+                self._returned[generation.request_id] = (generation, rows[0])
                 return
         step = Step(
             request_id=generation.request_id,

@@ -57,8 +57,9 @@ def prepare_span(
     """
     fetch = _fetcher(source)
     config = json.loads(fetch("config.json").read_text())
+    _check_family(config)
     spec = SpanSpec(*(layers or (0, config["num_hidden_layers"])), edge)
-    _check(config, spec)
+    _check_span(spec, config["num_hidden_layers"])
     shards = _shards(fetch, spec)
     target = cache / _fingerprint(source, config, spec, sorted(set(shards.values())))
     if not target.exists():
@@ -75,7 +76,7 @@ def _fetcher(source: str) -> Callable[[str], Path]:
     return lambda name: Path(hf_hub_download(source, name))
 
 
-def _check(config: dict[str, Any], spec: SpanSpec) -> None:
+def _check_family(config: dict[str, Any]) -> None:
     family = config.get("model_type")
     if family not in FAMILIES:
         raise UnsupportedModel(
@@ -85,7 +86,9 @@ def _check(config: dict[str, Any], spec: SpanSpec) -> None:
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     if window and window < config["max_position_embeddings"]:
         raise UnsupportedModel("The engine does not serve sliding-window attention yet.")
-    layers = config["num_hidden_layers"]
+
+
+def _check_span(spec: SpanSpec, layers: int) -> None:
     if not 0 <= spec.start < spec.end <= layers:
         raise UnsupportedModel(
             f"Span {spec.start}:{spec.end} is not within the model's layers 0:{layers}."

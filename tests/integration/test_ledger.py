@@ -129,7 +129,7 @@ async def test_transactions_that_cross_do_not_deadlock(sessions: Sessions) -> No
 async def test_the_database_refuses_to_change_the_past(sessions: Sessions, statement: str) -> None:
     await deposit(sessions, "5")
     before = await balances(sessions)
-    with pytest.raises(DBAPIError, match="append-only|only through ledger_entries"):
+    with pytest.raises(DBAPIError, match=r"append-only|only through ledger_entries"):
         async with sessions.begin() as db:
             await db.execute(text(statement))
     assert await balances(sessions) == before

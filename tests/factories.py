@@ -1,0 +1,70 @@
+"""Makes things for tests; each argument has a default that does not matter to the test."""
+
+import datetime as dt
+import itertools
+import uuid
+from decimal import Decimal
+
+from mesh.db import InferenceSession, RouteHop
+
+_numbers = itertools.count()
+
+USER = "0x" + "aa" * 20
+
+
+def hop(
+    *,
+    epoch: int = 1,
+    stage: int = 0,
+    node: str | None = None,
+    wallet: str | None = None,
+    start: int = 0,
+    end: int = 1,
+    first_token: int = 0,
+) -> RouteHop:
+    """One node of a route; its wallet is its own unless given."""
+    node = node or f"node-{stage}"
+    return RouteHop(
+        session_id=uuid.UUID(int=0),
+        epoch=epoch,
+        stage=stage,
+        node_id=node,
+        wallet_address=wallet or f"wallet of {node}",
+        start_layer=start,
+        end_layer=end,
+        first_token=first_token,
+    )
+
+
+def session(
+    *,
+    user: str = USER,
+    price: Decimal = Decimal("0.0001"),
+    max_tokens: int = 100,
+    status: str = "active",
+    lease_counter: int = 1,
+) -> InferenceSession:
+    """A generation that a supervisor holds. Its money is not posted."""
+    now = dt.datetime.now(dt.UTC)
+    return InferenceSession(
+        id=uuid.uuid4(),
+        request_id=f"req_{next(_numbers)}",
+        user_wallet=user,
+        model_id="far/pydoc-llama",
+        tier="standard",
+        started_at=now,
+        deadline_at=now + dt.timedelta(minutes=5),
+        status=status,
+        prompt_tokens=3,
+        max_tokens=max_tokens,
+        temperature=0,
+        top_p=1,
+        seed=0,
+        request_cipher=b"sealed",
+        request_digest=b"digest",
+        price_per_token_far=price,
+        hold_far=price * max_tokens,
+        epoch=1,
+        lease_counter=lease_counter,
+        lease_expires_at=now + dt.timedelta(minutes=1),
+    )

@@ -1,0 +1,52 @@
+"""What the workers' tasks and the gateway work with, on this test's servers."""
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from redis.asyncio import Redis
+
+from mesh.settings import Settings
+from tests.conftest import OPERATOR_PASSWORD, Chain
+from tests.integration.api_support import Gateway, all_nodes, open_gateway
+from workers.services import Services, open_services
+
+
+@pytest.fixture
+async def services(make_settings: Callable[..., Settings], redis: Redis) -> AsyncIterator[Services]:
+    """A worker's services, without a chain."""
+    async with open_services(make_settings()) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def chain_services(
+    make_settings: Callable[..., Settings], redis: Redis, chain: Chain
+) -> AsyncIterator[Services]:
+    """A worker's services, with contracts deployed and no delays."""
+    payments = {
+        "escrow_contract": chain.deployment.escrow,
+        "rpc_url": chain.url,
+        "operator_keyfile": str(chain.keyfile),
+        "operator_password": OPERATOR_PASSWORD,
+        "release_delay": 0,
+        "confirmations": 0,
+    }
+    async with open_services(make_settings(payments=payments)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def empty_gateway(
+    make_settings: Callable[..., Settings], redis: Redis
+) -> AsyncIterator[Gateway]:
+    """The gateway, with no node alive and no money in any wallet."""
+    async with open_gateway(make_settings()) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def gateway(empty_gateway: Gateway) -> Gateway:
+    """The gateway, with a node for each layer, and 1 FAR in the wallet that is logged in."""
+    await empty_gateway.announce(*all_nodes())
+    await empty_gateway.deposit("1")
+    return empty_gateway

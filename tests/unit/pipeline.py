@@ -1,0 +1,120 @@
+"""A mesh without processes or Redis: engines that hand each other encoded messages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from mesh import wire
+from mesh.wire import Close, Ended, Message, Open, OpenEdge, Prompt, Refused, Sampling, Token
+from node_runner.engine.engine import Engine, Forward, Result
+from node_runner.engine.loader import prepare_span
+from node_runner.engine.span import Span
+
+GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0, stop=[])
+KV_BUDGET = 10**9
+
+
+def load_span(
+    source: Path, layers: tuple[int, int], cache: Path, *, edge: bool | None = None
+) -> Span:
+    """A span in float32 on CPU; the first one holds the edge unless told otherwise."""
+    edge = layers[0] == 0 if edge is None else edge
+    folder, _ = prepare_span(str(source), layers=layers, edge=edge, cache=cache)
+    return Span(folder, edge=edge, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@dataclass
+class Pipeline:
+    """Engines in the order of their layers."""
+
+    engines: list[Engine]
+    written: dict[str, list[Token]] = field(default_factory=dict)
+    ended: dict[str, Ended] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._inboxes: list[list[Message]] = [[] for _ in self.engines]
+
+    @classmethod
+    def cut(cls, source: Path, cuts: Sequence[int], cache: Path) -> "Pipeline":
+        """Spans between the cuts, which begin with 0 and end with the number of layers."""
+        return cls(
+            [
+                Engine(
+                    load_span(source, (start, end), cache),
+                    node_id=str(stage),
+                    kv_budget_bytes=KV_BUDGET,
+                )
+                for stage, (start, end) in enumerate(pairwise(cuts))
+            ]
+        )
+
+    def open(
+        self,
+        request_id: str,
+        token_ids: list[int],
+        *,
+        max_tokens: int,
+        sampling: Sampling = GREEDY,
+        epoch: int = 1,
+        generated: Sequence[int] = (),
+    ) -> None:
+        stages = len(self.engines)
+        for stage in reversed(range(stages)):
+            place = {
+                "request_id": request_id,
+                "epoch": epoch,
+                "stage": stage,
+                "stages": stages,
+                "capacity": len(token_ids) + max_tokens,
+                "expires_in": 60,
+                "next_node": str((stage + 1) % stages),
+            }
+            prompt = Prompt(token_ids, list(generated), max_tokens, sampling)
+            message = Open(**place) if stage else OpenEdge(**place, prompt=prompt)
+            self.send(stage, message)
+
+    def close(self, request_id: str, epoch: int = 1) -> None:
+        for stage in range(len(self.engines)):
+            self.send(stage, Close(request_id, epoch))
+
+    def send(self, stage: int, message: Message) -> None:
+        """As the wire carries it."""
+        entry = {key: bytes(value) for key, value in wire.encode(message).items()}
+        self._inboxes[stage].append(wire.decode(entry))
+
+    def run(self) -> None:
+        """Until nobody has anything to do."""
+        active = True
+        while active:
+            active = False
+            for stage, engine in enumerate(self.engines):
+                messages, self._inboxes[stage] = self._inboxes[stage], []
+                results = engine.step(messages)
+                self.batches += [generations for generations, _ in engine.take_forwards()]
+                active = active or bool(messages or results) or engine.busy
+                for result in results:
+                    self._take(result)
+
+    def tokens(self, request_id: str) -> list[int]:
+        return [token.token_id for token in self.written.get(request_id, [])]
+
+    def text(self, request_id: str) -> str:
+        return "".join(token.text for token in self.written.get(request_id, []))
+
+    def _take(self, result: Result) -> None:
+        match result:
+            case Forward():
+                self.send(int(result.to), result.step)
+            case Token():
+                tokens = self.written.setdefault(result.request_id, [])
+                assert result.index == len(tokens), "a token was written out of order"
+                tokens.append(result)
+            case Ended():
+                self.ended[result.request_id] = result
+            case Refused():
+                self.refused.append(result)

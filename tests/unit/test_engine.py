@@ -1,0 +1,356 @@
+"""The engine gives transformers' own tokens, whatever the cut and whoever else is in the batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from mesh.errors import UnsupportedModel
+from mesh.wire import Sampling, Step, Token
+from node_runner.engine.attention import Segment
+from node_runner.engine.engine import PREFILL_CHUNK, Engine
+from node_runner.engine.kv import KVCache
+from node_runner.engine.loader import prepare_span
+from tests.conftest import DEMO_MODEL
+from tests.unit.pipeline import GREEDY, Pipeline, load_span
+
+CUTS = {1: [0, 6], 2: [0, 3, 6], 3: [0, 2, 4, 6], 6: [0, 1, 2, 3, 4, 5, 6]}
+NEW_TOKENS = 64
+
+PROMPTS = [
+    "The for statement",
+    "A class is",
+    "When an exception",
+    "In Python, a function",
+    "The with statement is used to",
+    "import",
+    "Return the",
+    "Strings are",
+    "If the object",
+    "a",
+    "An assignment",
+    "The value of the expression",
+    "Comparisons can be chained",
+    "def f(x):\n    ",
+    "The file is",
+    "1 + 1",
+    "Lists may be",
+    "The module defines",
+    "Raise an error if",
+    "This is a long prompt. " * 20,
+]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("spans")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Tokenizer) -> list[list[int]]:
+    return [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def expected(prompts: list[list[int]]) -> list[list[int]]:
+    """What transformers' `generate` gives, end-of-text token included."""
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    return [_generate(model, prompt) for prompt in prompts]
+
+
+def _generate(model: PreTrainedModel, prompt: list[int]) -> list[int]:
+    output = model.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
+
+
+@pytest.fixture(scope="module", params=CUTS, ids=lambda spans: f"{spans} spans")
+def pipeline(request: pytest.FixtureRequest, cache: Path) -> Pipeline:
+    return Pipeline.cut(DEMO_MODEL, CUTS[request.param], cache)
+
+
+def test_greedy_tokens_equal_transformers_one_after_the_other(
+    pipeline: Pipeline, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    for number, prompt in enumerate(prompts):
+        pipeline.open(f"alone {number}", prompt, max_tokens=NEW_TOKENS)
+        pipeline.run()
+        assert pipeline.tokens(f"alone {number}") == expected[number], PROMPTS[number]
+
+
+def test_greedy_tokens_equal_transformers_all_at_once(
+    pipeline: Pipeline, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    pipeline.batches.clear()
+    for number, prompt in enumerate(prompts):
+        pipeline.open(f"packed {number}", prompt, max_tokens=NEW_TOKENS)
+    pipeline.run()
+    for number in range(len(prompts)):
+        assert pipeline.tokens(f"packed {number}") == expected[number], PROMPTS[number]
+    assert max(pipeline.batches) >= len(prompts) // 2
+
+
+def test_sampled_tokens_do_not_depend_on_the_cut(cache: Path, prompts: list[list[int]]) -> None:
+    sampling = Sampling(temperature=0.9, top_p=0.95, seed=1234, stop=[])
+    texts = []
+    for cuts in CUTS.values():
+        pipeline = Pipeline.cut(DEMO_MODEL, cuts, cache)
+        for number, prompt in enumerate(prompts):
+            pipeline.open(f"{number}", prompt, max_tokens=NEW_TOKENS, sampling=sampling)
+        pipeline.run()
+        texts.append([pipeline.tokens(f"{number}") for number in range(len(prompts))])
+    assert all(text == texts[0] for text in texts)
+    assert len({tuple(tokens) for tokens in texts[0]}) == len(prompts)
+
+
+def test_another_seed_gives_another_text(cache: Path, prompts: list[list[int]]) -> None:
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache)
+    for seed in range(4):
+        sampling = Sampling(temperature=1.0, top_p=1.0, seed=seed, stop=[])
+        pipeline.open(f"{seed}", prompts[0], max_tokens=20, sampling=sampling)
+    pipeline.run()
+    assert len({tuple(pipeline.tokens(f"{seed}")) for seed in range(4)}) == 4
+
+
+@pytest.mark.parametrize("so_far", [1, 10, 63])
+def test_a_generation_goes_on_elsewhere_with_the_same_tokens(
+    cache: Path, prompts: list[list[int]], expected: list[list[int]], so_far: int
+) -> None:
+    """A new epoch prefills the prompt and what readers have, and continues."""
+    other = Pipeline.cut(DEMO_MODEL, CUTS[3], cache)
+    _pretend_written(other, "moved", expected[0][:so_far])
+    other.open("moved", prompts[0], max_tokens=NEW_TOKENS, epoch=2, generated=expected[0][:so_far])
+    other.run()
+    assert other.tokens("moved") == expected[0]
+
+
+def _pretend_written(pipeline: Pipeline, request_id: str, tokens: list[int]) -> None:
+    pipeline.written[request_id] = [
+        Token(request_id, 1, index, token, "") for index, token in enumerate(tokens)
+    ]
+
+
+def test_a_repeated_step_is_harmless(
+    cache: Path, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    """Position is the truth: every message between nodes arrives twice."""
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS[3], cache)
+    once = pipeline.send
+
+    def twice(stage: int, message: object) -> None:
+        once(stage, message)
+        once(stage, message)
+
+    pipeline.send = twice  # type: ignore[method-assign]
+    pipeline.open("doubled", prompts[0], max_tokens=NEW_TOKENS)
+    pipeline.run()
+    assert pipeline.tokens("doubled") == expected[0]
+
+
+def test_a_lost_step_is_refused_as_a_gap(cache: Path, prompts: list[list[int]]) -> None:
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache)
+    pipeline.open("gap", prompts[0], max_tokens=5)
+    pipeline.engines[1].step(pipeline._inboxes[1])
+    pipeline._inboxes[1] = []
+    hidden = pipeline.engines[1]._span.hidden_size
+    step = Step("gap", 1, 7, True, "float32", 1, hidden, bytes(4 * hidden))
+    (refused,) = pipeline.engines[1].step([step])
+    assert refused.code == "gap"
+    assert "gap" not in pipeline.engines[1].generations
+
+
+def test_a_step_of_the_wrong_width_or_dtype_is_refused(
+    cache: Path, prompts: list[list[int]]
+) -> None:
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache)
+    pipeline.open("bad", prompts[0], max_tokens=5)
+    pipeline.engines[1].step(pipeline._inboxes[1])
+    for step in (
+        Step("bad", 1, 0, True, "float32", 1, 3, bytes(12)),
+        Step("bad", 1, 0, True, "float16", 1, 3, bytes(6)),
+    ):
+        (refused,) = pipeline.engines[1].step([step])
+        assert refused.code == "wire_error"
+
+
+def test_work_of_an_older_epoch_is_ignored(cache: Path, prompts: list[list[int]]) -> None:
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache)
+    pipeline.open("job", prompts[0], max_tokens=5, epoch=3)
+    pipeline.engines[1].step(pipeline._inboxes[1])
+    hidden = pipeline.engines[1]._span.hidden_size
+    stale = Step("job", 2, 0, True, "float32", 1, hidden, bytes(4 * hidden))
+    assert pipeline.engines[1].step([stale]) == []
+
+
+def test_generations_are_admitted_by_reservation(cache: Path, prompts: list[list[int]]) -> None:
+    """Room for ten: the eleventh is refused at once, and admitted when one has ended."""
+    span = load_span(DEMO_MODEL, (0, 6), cache)
+    capacity = len(prompts[0]) + 5
+    budget = 10 * capacity * span.kv_shape.bytes_per_position
+    pipeline = Pipeline([Engine(span, node_id="0", kv_budget_bytes=budget)])
+    for number in range(11):
+        pipeline.open(f"{number}", prompts[0], max_tokens=5)
+    pipeline.run()
+    assert [(refused.request_id, refused.code) for refused in pipeline.refused] == [
+        ("10", "kv_full")
+    ]
+    assert len(pipeline.ended) == 10
+    assert pipeline.engines[0].pool.used_bytes == 0
+    pipeline.open("10", prompts[0], max_tokens=5, epoch=2)
+    pipeline.run()
+    assert pipeline.ended["10"].count == 5
+
+
+def test_closing_frees_the_room(cache: Path, prompts: list[list[int]]) -> None:
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS[3], cache)
+    pipeline.open("job", prompts[0], max_tokens=50)
+    for engine, inbox in zip(pipeline.engines, pipeline._inboxes, strict=True):
+        engine.step(inbox)
+        assert engine.pool.used_bytes > 0
+    pipeline._inboxes = [[] for _ in pipeline.engines]
+    pipeline.close("job")
+    pipeline.run()
+    assert [engine.pool.used_bytes for engine in pipeline.engines] == [0, 0, 0]
+
+
+def test_stop_strings_end_the_text_before_them(
+    cache: Path, tokenizer: Tokenizer, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    whole = tokenizer.decode(expected[0])
+    stop = whole[10:13]
+    sampling = Sampling(temperature=0.0, top_p=1.0, seed=0, stop=[stop, "never written"])
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache)
+    pipeline.open("stopped", prompts[0], max_tokens=NEW_TOKENS, sampling=sampling)
+    pipeline.run()
+    assert pipeline.text("stopped") == whole[: whole.index(stop)]
+    assert pipeline.ended["stopped"].reason == "stop"
+    assert pipeline.ended["stopped"].count == len(pipeline.tokens("stopped")) < NEW_TOKENS
+
+
+def test_an_end_that_was_lost_is_told_again(cache: Path, prompts: list[list[int]]) -> None:
+    """All tokens were written, but the news of the end was not: no token more is generated."""
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache)
+    (end,) = pipeline.engines[0]._span.end_tokens
+    pipeline.open("job", prompts[0], max_tokens=9, epoch=2, generated=[5, 6, end])
+    pipeline.run()
+    assert pipeline.tokens("job") == []
+    assert (pipeline.ended["job"].reason, pipeline.ended["job"].count) == ("stop", 3)
+
+
+def test_text_pieces_add_up_to_the_decoded_text(
+    cache: Path, tokenizer: Tokenizer, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS[1], cache)
+    for number, prompt in enumerate(prompts):
+        pipeline.open(f"{number}", prompt, max_tokens=NEW_TOKENS)
+    pipeline.run()
+    for number, tokens in enumerate(expected):
+        assert pipeline.text(f"{number}") == tokenizer.decode(tokens)
+
+
+TINY = {
+    "vocab_size": 96,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+FAMILIES = {
+    "llama": {},
+    "llama tied": {"tie_word_embeddings": True},
+    "llama biased": {"attention_bias": True, "mlp_bias": True},
+    "llama rope scaled": {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, PreTrainedModel]:
+    """A random model of a family, on disk, and loaded by transformers."""
+    name = request.param
+    config = AutoConfig.for_model(name.split()[0], **(TINY | FAMILIES[name]))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text((DEMO_MODEL / "tokenizer.json").read_text())
+    return tmp_path, model
+
+
+@torch.inference_mode()
+def test_logits_of_each_family_equal_transformers(
+    family: tuple[Path, PreTrainedModel], cache: Path
+) -> None:
+    """Ragged prompts, packed, in chunks, through three spans."""
+    source, model = family
+    spans = [load_span(source, layers, cache) for layers in ((0, 1), (1, 3), (3, 4))]
+    lengths = [1, 7, PREFILL_CHUNK + 40]
+    prompts = [torch.randint(TINY["vocab_size"], (length,)).tolist() for length in lengths]
+    caches = [[KVCache(span.kv_shape, max(lengths)) for _ in prompts] for span in spans]
+    ends: dict[int, torch.Tensor] = {}
+    for begin in range(0, max(lengths), PREFILL_CHUNK):
+        chunks = {
+            number: chunk
+            for number, prompt in enumerate(prompts)
+            if (chunk := prompt[begin : begin + PREFILL_CHUNK])
+        }
+        hidden = spans[0].embed([token for chunk in chunks.values() for token in chunk])
+        for span, span_caches in zip(spans, caches, strict=True):
+            segments, row = [], 0
+            for number, chunk in chunks.items():
+                segments.append(Segment(span_caches[number], row, len(chunk), begin))
+                row += len(chunk)
+            hidden = span.forward(hidden, segments)
+        for number, segment in zip(chunks, segments, strict=True):
+            ends[number] = hidden[segment.begin + segment.rows - 1]
+    for number, prompt in enumerate(prompts):
+        ours = spans[0].logits(ends[number][None])[0]
+        theirs = model(torch.tensor([prompt])).logits[0, -1]
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "reason"),
+    [
+        ("gpt2", {}, "gpt2"),
+        ("mistral", {"sliding_window": 16}, "sliding-window"),
+    ],
+)
+def test_what_is_not_tested_is_refused_by_name(
+    tmp_path: Path, name: str, settings: dict[str, object], reason: str
+) -> None:
+    AutoConfig.for_model(name, **(TINY | settings)).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match=reason):
+        prepare_span(str(tmp_path), layers=None, edge=True, cache=tmp_path / "cache")
+
+
+def test_a_busy_engine_says_so(cache: Path, prompts: list[list[int]]) -> None:
+    """A single span has its next step ready without any message."""
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS[1], cache)
+    engine = pipeline.engines[0]
+    pipeline.open("job", prompts[0], max_tokens=3, sampling=GREEDY)
+    assert not engine.busy
+    engine.step(pipeline._inboxes[0])
+    assert engine.busy
