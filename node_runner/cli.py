@@ -76,7 +76,9 @@ def start(
     ] = "auto",
     kv_gb: Annotated[float, typer.Option(help="Room for KV caches, in GB.")] = 1.0,
     threads: Annotated[int, typer.Option(help="CPU threads for the computing.")] = 1,
-    public_addr: Annotated[str, typer.Option(help="IP:PORT, if you have one.")] = "0.0.0.0:0",
+    public_addr: Annotated[str, typer.Option(help="HOST:PORT to be listed under.")] = (
+        "0.0.0.0:31330"
+    ),
     location: Annotated[
         str, typer.Option(help="Where this machine is, such as EU-West.")
     ] = "unknown",

@@ -103,6 +103,12 @@ class Postgres:
         printed: str = self._server.psql(statement)
         return printed
 
+    def rows(self, statement: str, *, database: str) -> list[str]:
+        """What a query gives, a line a row, columns parted by ``|``."""
+        binary = self._server.bin_path / "psql"
+        command = [str(binary), self._server.get_uri(database), "-At", "-c", statement]
+        return subprocess.check_output(command, text=True).splitlines()
+
     def url(self, database: str) -> str:
         """SQLAlchemy URL of a database on this server, for asyncpg."""
         socket_folder = self._server.get_postmaster_info().socket_dir

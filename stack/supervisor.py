@@ -34,6 +34,7 @@ from stack.servers import (
     START_LIMIT,
     Postgres,
     StackError,
+    free_port,
     port_in_use,
     redis_command,
     wait_for_redis,
@@ -84,6 +85,8 @@ class Child:
     """A process of the stack, and where it logs."""
 
     name: str
+    command: list[str]
+    environment: dict[str, str]
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -105,6 +108,7 @@ class Stack:
         }
         self._node_password = secrets.token_hex(16)
         self.children: dict[str, Child] = {}
+        self.metrics_ports: dict[str, int] = {}
         self.wallets: list[LocalAccount] = []
         self.postgres = Postgres(plan.folder / "postgres")
         self.chain = DevelopmentChain(plan.rpc_url)
@@ -199,10 +203,14 @@ class Stack:
         return self._spawn_python("api", [*command, "--no-access-log", "--log-level", "warning"])
 
     def start_worker(self, index: int) -> Child:
-        return self._spawn_python(f"worker-{index}", ["-m", "workers"])
+        name = f"worker-{index}"
+        return self._spawn_python(
+            name, ["-m", "workers"], FAR_METRICS_PORT=str(self._metrics_port(name))
+        )
 
-    def start_node(self, index: int, span: tuple[int, int], *options: str) -> Child:
+    def start_node(self, index: int, span: tuple[int, int], name: str | None = None) -> Child:
         """A runner for one span; the one that starts at layer 0 holds the edge."""
+        name = name or f"node-{index}"
         plan = self.plan
         start, end = span
         command = ["-m", "node_runner.cli", "start"]
@@ -212,12 +220,11 @@ class Stack:
         command += ["--discovery", plan.api_url, "--redis", plan.redis_url]
         command += ["--threads", str(plan.node_threads), "--cache", str(plan.folder / "spans")]
         command += ["--edge"] if start == 0 else []
-        return self._spawn_python(
-            f"node-{index}", [*command, *options], FAR_NODE_PASSWORD=self._node_password
-        )
+        command += ["--metrics-port", str(self._metrics_port(name))]
+        return self._spawn_python(name, command, FAR_NODE_PASSWORD=self._node_password)
 
     def wait_for_nodes(self, count: int) -> None:
-        """Return once so many nodes are on the routes.
+        """Return once exactly so many nodes are on the routes.
 
         Raises:
             StackError: one of them died, or they take too long.
@@ -225,7 +232,7 @@ class Stack:
         path = f"/api/discovery/nodes/active/{self.plan.model_id}"
         give_up = time.monotonic() + NODES_LIMIT
         with httpx.Client(base_url=self.plan.api_url) as http:
-            while http.get(path).json()["total_nodes"] < count:
+            while http.get(path).json()["total_nodes"] != count:
                 self._check_children()
                 if time.monotonic() > give_up:
                     raise StackError(f"The nodes are not ready after {NODES_LIMIT:.0f} s.")
@@ -236,6 +243,14 @@ class Stack:
         child = self.children.pop(name)
         child.process.send_signal(signal.SIGKILL)
         child.process.wait()
+
+    def end(self, name: str) -> None:
+        """Stop a process as an operator does: SIGTERM, and time to finish."""
+        self._end(self.children.pop(name))
+
+    def _metrics_port(self, name: str) -> int:
+        self.metrics_ports[name] = free_port()
+        return self.metrics_ports[name]
 
     def watch(self, report: Callable[[str], None]) -> None:
         """Until interrupted: restart what dies and can be restarted.
@@ -251,18 +266,8 @@ class Stack:
                 if child.name in ("redis", "chain"):
                     raise StackError(f"{child.name} died (exit {status}).\n{child.tail()}")
                 report(f"{child.name} died (exit {status}); starting it again. Log: {child.log}")
-                self._restart(child)
+                self._spawn(child.name, child.command, **child.environment)
             time.sleep(0.5)
-
-    def _restart(self, child: Child) -> None:
-        with child.log.open("ab") as log:
-            child.process = subprocess.Popen(
-                child.process.args,
-                stdout=log,
-                stderr=log,
-                env=self._environment() | {"FAR_NODE_PASSWORD": self._node_password},
-                start_new_session=True,
-            )
 
     def _check_ports(self) -> None:
         plan = self.plan
@@ -364,7 +369,7 @@ class Stack:
                 env=self._environment() | environment,
                 start_new_session=True,  # Ctrl-C is for the supervisor: it stops the rest in order
             )
-        child = Child(name, process, path)
+        child = Child(name, command, environment, process, path)
         self.children[name] = child
         return child
 

@@ -1,0 +1,220 @@
+"""Ends before the end: cancelled, hung up on, killed, flushed. Nobody pays for what he did not
+get, and nothing hangs."""
+
+import time
+from collections.abc import Callable
+from decimal import Decimal
+
+import pytest
+import redis
+
+from mesh import names
+from stack.supervisor import Stack
+from tests.e2e.conftest import Reference, User, balance, query, wait_until
+
+LONG = 700
+PRICE = Decimal("0.0001")
+
+
+def tokens_so_far(user: User, request_id: str) -> int:
+    generated: int = user.job(request_id)["tokens_generated"]
+    return generated
+
+
+def assert_paid_exactly(stack: Stack, user: User, *tokens: int) -> None:
+    """The wallet began with 1 FAR."""
+    assert balance(stack, user.account, "available") == 1 - PRICE * sum(tokens)
+    assert balance(stack, user.account, "held") == 0
+
+
+def test_cancel_charges_for_delivered_tokens_only(stack: Stack, user: User) -> None:
+    request_id = user.submit("The try statement", max_tokens=LONG)
+    wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
+    job = user.http.delete(f"/api/inference/jobs/{request_id}").raise_for_status().json()
+    assert job["status"] == "completed"
+    assert job["finish_reason"] == "cancelled"
+    assert 3 < job["tokens_generated"] < LONG
+    events = user.events(request_id)
+    assert len(events) - 1 == job["tokens_generated"]
+    assert_paid_exactly(stack, user, job["tokens_generated"])
+
+
+def test_hanging_up_on_a_stream_cancels_it(
+    stack: Stack, user: User, redis_client: redis.Redis
+) -> None:
+    body = user.body("The class statement", max_tokens=LONG, stream=True)
+    path = "/api/inference/distributed/generate"
+    with user.http.stream("POST", path, json=body) as answer:
+        lines = answer.iter_lines()
+        while not next(lines).startswith("data: "):
+            pass
+    request_id = query(
+        stack,
+        "SELECT request_id FROM inference_sessions "
+        f"WHERE user_wallet = '{user.account.address.lower()}'",
+    )[0]
+    job = user.ended(request_id, seconds=10)
+    assert job["finish_reason"] == "cancelled"
+    assert job["tokens_generated"] < LONG
+    assert_paid_exactly(stack, user, job["tokens_generated"])
+
+
+def test_closing_a_reader_does_not_cancel_an_asynchronous_job(user: User) -> None:
+    request_id = user.submit("The import statement", max_tokens=100)
+    user.events(request_id, stop_after=2)
+    job = user.ended(request_id)
+    assert job["finish_reason"] in ("length", "stop")
+
+
+def test_a_killed_worker_is_replaced_within_ten_seconds(
+    stack: Stack, user: User, reference: Reference
+) -> None:
+    prompt = "The del statement"
+    request_id = user.submit(prompt, max_tokens=LONG)
+    wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
+    holder = supervisor_of(stack, request_id)
+    stack.kill(holder)
+    killed_at = time.monotonic()
+    try:
+        wait_until(
+            lambda: lease_counter(stack, request_id) > 1, "another worker's lease", seconds=10
+        )
+        assert time.monotonic() - killed_at < 10
+        job = user.ended(request_id)
+    finally:
+        stack.start_worker(int(holder.removeprefix("worker-")))
+    assert job["status"] == "completed"
+    assert job["text"] == reference.text(prompt, LONG)
+    assert_paid_exactly(stack, user, job["tokens_generated"])
+    captures = query(stack, f"SELECT id FROM ledger_transactions WHERE reference = '{request_id}'")
+    assert len(captures) == 2  # one hold, one capture
+
+
+def supervisor_of(stack: Stack, request_id: str) -> str:
+    """The worker whose log says that it took the generation up."""
+
+    def look() -> str | None:
+        for name, child in stack.children.items():
+            if name.startswith("worker-") and any(
+                "inference_started" in line and request_id in line
+                for line in child.log.read_text().splitlines()
+            ):
+                return name
+        return None
+
+    found: str = wait_until(look, "a supervisor")
+    return found
+
+
+def lease_counter(stack: Stack, request_id: str) -> int:
+    rows = query(
+        stack, f"SELECT lease_counter FROM inference_sessions WHERE request_id = '{request_id}'"
+    )
+    return int(rows[0])
+
+
+def test_a_flushed_redis_loses_no_job(
+    stack: Stack, user: User, reference: Reference, redis_client: redis.Redis
+) -> None:
+    prompts = [f"Flushed {number}" for number in range(6)]
+    jobs = [user.submit(prompt, max_tokens=120) for prompt in prompts]
+    wait_until(lambda: any(tokens_so_far(user, job) > 3 for job in jobs), "some tokens")
+    redis_client.flushall()
+    ended = [user.ended(job) for job in jobs]
+    assert [job["status"] for job in ended] == ["completed"] * len(jobs)
+    assert [job["text"] for job in ended] == [reference.text(prompt, 120) for prompt in prompts]
+    assert_paid_exactly(stack, user, *(job["tokens_generated"] for job in ended))
+
+
+def test_a_reader_does_not_notice_that_redis_was_flushed(
+    user: User, reference: Reference, redis_client: redis.Redis
+) -> None:
+    prompt = "The return statement"
+    request_id = user.submit(prompt, max_tokens=200)
+    first = user.events(request_id, stop_after=5)
+    redis_client.flushall()
+    rest = user.events(request_id, after=first[-1][0])
+    ids = [event_id for event_id, _ in [*first, *rest[:-1]]]
+    assert ids == [str(number + 1) for number in range(len(ids))]
+    text = "".join(data["token"] for _, data in [*first, *rest[:-1]])
+    assert text == reference.text(prompt, 200)
+
+
+@pytest.mark.parametrize("victim", [0, 2], ids=["edge", "last span"])
+def test_a_killed_node_without_a_replica_ends_in_a_full_refund(
+    stack: Stack, make_user: Callable[..., User], victim: int
+) -> None:
+    user = make_user()
+    request_id = user.submit("The while statement", max_tokens=LONG)
+    wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
+    stack.kill(f"node-{victim}")
+    try:
+        job = user.ended(request_id, seconds=40)
+        assert job["status"] == "failed"
+        assert job["error"] in ("no_route", "stalled")
+        assert_paid_exactly(stack, user, 0)
+        done = user.events(request_id)[-1][1]
+        assert done["done"] is True
+        assert done["error"]["code"] == job["error"]
+    finally:
+        stack.start_node(victim, (2 * victim, 2 * victim + 2))
+        stack.wait_for_nodes(3)
+
+
+def test_a_killed_node_with_a_replica_is_replaced(
+    stack: Stack, user: User, reference: Reference
+) -> None:
+    """The generation goes on over the other node, with the same tokens."""
+    stack.start_node(1, (2, 4), name="node-1b")
+    stack.wait_for_nodes(4)
+    prompt = "The raise statement"
+    request_id = user.submit(prompt, max_tokens=LONG)
+    wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
+    log = stack.children["node-1b"].log.read_text()
+    route = query(
+        stack,
+        "SELECT node_id FROM route_hops JOIN inference_sessions s ON s.id = session_id "
+        f"WHERE request_id = '{request_id}' AND stage = 1",
+    )
+    used = "node-1b" if route[0] in log else "node-1"
+    stack.kill(used)
+    try:
+        job = user.ended(request_id)
+        assert job["status"] == "completed"
+        assert job["text"] == reference.text(prompt, LONG)
+        assert len(job["nodes_used"]) == 4
+        assert_paid_exactly(stack, user, job["tokens_generated"])
+    finally:
+        if used == "node-1":
+            stack.end("node-1b")
+            stack.start_node(1, (2, 4))
+        stack.wait_for_nodes(3)
+
+
+def test_a_node_drains_on_sigterm(stack: Stack, user: User, reference: Reference) -> None:
+    """What runs ends, and no new route uses the node."""
+    prompt = "The assert statement"
+    request_id = user.submit(prompt, max_tokens=300)
+    wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
+    child = stack.children.pop("node-1")
+    child.process.terminate()
+    try:
+        job = user.ended(request_id)
+        assert job["text"] == reference.text(prompt, 300)
+        assert child.process.wait(timeout=30) == 0
+        assert '"abandoned": 0' in child.log.read_text()
+        refused = user.http.post(
+            "/api/inference/distributed/generate", json=user.body("More", max_tokens=5)
+        )
+        assert (refused.status_code, refused.json()["code"]) == (503, "no_route")
+        assert int(refused.headers["Retry-After"]) > 0
+    finally:
+        stack.start_node(1, (2, 4))
+        stack.wait_for_nodes(3)
+
+
+def test_streams_of_a_running_generation_expire_too(user: User, redis_client: redis.Redis) -> None:
+    request_id = user.submit("The pass statement", max_tokens=200)
+    wait_until(lambda: tokens_so_far(user, request_id) > 0, "a token")
+    assert redis_client.ttl(names.live(request_id)) > 0
+    user.ended(request_id)

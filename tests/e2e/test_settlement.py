@@ -1,0 +1,25 @@
+"""The workers' crons settle by themselves, and chain and ledger agree."""
+
+from decimal import Decimal
+
+from mesh.money import to_units
+from stack.supervisor import Stack
+from tests.e2e.conftest import User, balance, query, wait_until
+
+
+def test_providers_are_paid_what_the_ledger_says(stack: Stack, user: User) -> None:
+    user.generate("A generator")
+
+    def nothing_is_owed() -> bool:
+        return query(stack, "SELECT SUM(balance) FROM ledger_accounts WHERE kind = 'owed'") == [
+            "0.000000000000000000"
+        ]
+
+    wait_until(nothing_is_owed, "the settlement")
+    for wallet in stack.wallets:
+        earnings = user.http.get(f"/api/nodes/earnings/{wallet.address}").json()
+        paid = Decimal(earnings["total_earned_far_exact"])
+        assert Decimal(earnings["pending_payout_far_exact"]) == 0
+        assert to_units(paid) == stack.chain.credit_of(stack.deployment, wallet.address) > 0
+        assert balance(stack, wallet, "paid") == paid
+    assert query(stack, "SELECT SUM(balance) FROM ledger_accounts") == ["0.000000000000000000"]
