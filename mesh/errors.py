@@ -26,8 +26,6 @@
     └── ChainError               502  the chain refused or did not answer
 """
 
-from collections.abc import Mapping
-
 
 class MeshError(Exception):
     """Root of the tree; never raised itself."""
@@ -201,8 +199,3 @@ class ChainError(MeshError):
     code = "chain_error"
     status = 502
     title = "Chain error"
-
-
-def by_code(code: str, detail: str, classes: Mapping[str, type[MeshError]]) -> MeshError:
-    """The error that a stored code stands for (a failed job remembers only its code)."""
-    return classes.get(code, GenerationFailed)(detail)

@@ -94,9 +94,9 @@ class GenerationSettings(BaseModel):
     sweep_interval: int = 2
     """Seconds between looks for jobs whose lease has run out."""
     stall: float = 10.0
-    """Seconds without a new token after which a route counts as dead."""
-    ping: float = 2.0
-    """Seconds a node of a stalled route has to show that it lives."""
+    """Seconds without a new token after which a route's nodes are asked whether they live."""
+    ping: float = 5.0
+    """Seconds they have to answer: longer than any one forward, between two of which they do."""
     max_failures: int = 4
     """Routes that may fail one generation before it fails itself."""
     max_wait_for_route: float = 30.0

@@ -74,11 +74,6 @@ class DevelopmentChain:
         units: int = escrow.functions.creditOf(wallet).call()
         return units
 
-    def token_balance(self, deployment: Deployment, wallet: str) -> int:
-        """FAR in a wallet, in base units."""
-        units: int = self._contract("FarToken", deployment.token).functions.balanceOf(wallet).call()
-        return units
-
     def _contract(self, name: str, address: str) -> Any:
         return self.web3.eth.contract(
             address=Web3.to_checksum_address(address), abi=artifact(name)["abi"]

@@ -9,9 +9,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +27,7 @@ from mesh.migrations import upgrade
 from mesh.placement import even_split
 from mesh.settings import ModelSettings
 from stack.contracts import Deployment, DevelopmentChain, development_account, write_keystore
+from stack.processes import Child, Processes
 from stack.servers import (
     START_LIMIT,
     Postgres,
@@ -43,8 +41,8 @@ from stack.servers import (
 DATABASE = "far_mesh"
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 DEMO_MODEL_ID = "far/pydoc-llama"
-STOP_LIMIT = 15.0
-"""Seconds that a process gets to stop by itself."""
+VITAL = ("redis", "chain")
+"""What holds state in memory: not started again, and stopped last."""
 
 NODES_LIMIT = 120.0
 """Seconds that the nodes get to load their spans and register."""
@@ -80,20 +78,6 @@ class Plan:
         return f"http://127.0.0.1:{self.chain_port}"
 
 
-@dataclass
-class Child:
-    """A process of the stack, and where it logs."""
-
-    name: str
-    command: list[str]
-    environment: dict[str, str]
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def tail(self, lines: int = 15) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
-
-
 class Stack:
     """The running mesh. Use as a context manager, or call `stop` yourself."""
 
@@ -107,7 +91,7 @@ class Stack:
             "FAR_PAYMENTS__OPERATOR_PASSWORD": secrets.token_hex(16),
         }
         self._node_password = secrets.token_hex(16)
-        self.children: dict[str, Child] = {}
+        self.processes = Processes(plan.folder / "logs")
         self.metrics_ports: dict[str, int] = {}
         self.wallets: list[LocalAccount] = []
         self.postgres = Postgres(plan.folder / "postgres")
@@ -178,12 +162,7 @@ class Stack:
 
     def stop(self) -> None:
         """Stop everything, the newest first, and remove the data folder."""
-        for child in list(self.children.values()):
-            if child.name not in ("redis", "chain"):
-                child.process.terminate()
-        for child in reversed(list(self.children.values())):
-            self._end(child)
-        self.children.clear()
+        self.processes.stop(last=VITAL)
         if hasattr(self.postgres, "_server"):
             self.postgres.stop()
         if self._lock is not None:
@@ -194,19 +173,19 @@ class Stack:
     def start_redis(self) -> None:
         folder = self.plan.folder / "redis"
         folder.mkdir(exist_ok=True)
-        self._spawn("redis", redis_command(self.plan.redis_port, folder))
+        self.processes.start("redis", redis_command(self.plan.redis_port, folder), {})
         wait_for_redis(self.plan.redis_port)
 
     def start_api(self) -> Child:
         port = str(self.plan.api_port)
         command = ["-m", "uvicorn", "--factory", "api.app:create_app", "--port", port]
-        return self._spawn_python("api", [*command, "--no-access-log", "--log-level", "warning"])
+        command += ["--no-access-log", "--log-level", "warning"]
+        return self.processes.start_python("api", command, self._environment())
 
     def start_worker(self, index: int) -> Child:
         name = f"worker-{index}"
-        return self._spawn_python(
-            name, ["-m", "workers"], FAR_METRICS_PORT=str(self._metrics_port(name))
-        )
+        port = {"FAR_METRICS_PORT": str(self._metrics_port(name))}
+        return self.processes.start_python(name, ["-m", "workers"], self._environment() | port)
 
     def start_node(self, index: int, span: tuple[int, int], name: str | None = None) -> Child:
         """A runner for one span; the one that starts at layer 0 holds the edge."""
@@ -221,7 +200,8 @@ class Stack:
         command += ["--threads", str(plan.node_threads), "--cache", str(plan.folder / "spans")]
         command += ["--edge"] if start == 0 else []
         command += ["--metrics-port", str(self._metrics_port(name))]
-        return self._spawn_python(name, command, FAR_NODE_PASSWORD=self._node_password)
+        password = {"FAR_NODE_PASSWORD": self._node_password}
+        return self.processes.start_python(name, command, self._environment() | password)
 
     def wait_for_nodes(self, count: int) -> None:
         """Return once exactly so many nodes are on the routes.
@@ -233,41 +213,22 @@ class Stack:
         give_up = time.monotonic() + NODES_LIMIT
         with httpx.Client(base_url=self.plan.api_url) as http:
             while http.get(path).json()["total_nodes"] != count:
-                self._check_children()
+                self.processes.check()
                 if time.monotonic() > give_up:
                     raise StackError(f"The nodes are not ready after {NODES_LIMIT:.0f} s.")
                 time.sleep(0.1)
 
-    def kill(self, name: str) -> None:
-        """`kill -9` a process, as the world does."""
-        child = self.children.pop(name)
-        child.process.send_signal(signal.SIGKILL)
-        child.process.wait()
+    def watch(self, report: Callable[[str], None]) -> None:
+        """Until interrupted: start again what dies and can be started again.
 
-    def end(self, name: str) -> None:
-        """Stop a process as an operator does: SIGTERM, and time to finish."""
-        self._end(self.children.pop(name))
+        Raises:
+            StackError: Redis or the chain died.
+        """
+        self.processes.watch(report, vital=VITAL)
 
     def _metrics_port(self, name: str) -> int:
         self.metrics_ports[name] = free_port()
         return self.metrics_ports[name]
-
-    def watch(self, report: Callable[[str], None]) -> None:
-        """Until interrupted: restart what dies and can be restarted.
-
-        Raises:
-            StackError: Redis or the chain died; what they held is gone.
-        """
-        while True:
-            for child in list(self.children.values()):
-                status = child.process.poll()
-                if status is None:
-                    continue
-                if child.name in ("redis", "chain"):
-                    raise StackError(f"{child.name} died (exit {status}).\n{child.tail()}")
-                report(f"{child.name} died (exit {status}); starting it again. Log: {child.log}")
-                self._spawn(child.name, child.command, **child.environment)
-            time.sleep(0.5)
 
     def _check_ports(self) -> None:
         plan = self.plan
@@ -308,12 +269,12 @@ class Stack:
         port = str(self.plan.chain_port)
         anvil = shutil.which("anvil")
         if anvil:
-            self._spawn("chain", [anvil, "--port", port, "--silent"])
+            self.processes.start("chain", [anvil, "--port", port, "--silent"], {})
         else:
-            self._spawn_python("chain", ["-m", "stack.devchain", "--port", port])
+            self.processes.start_python("chain", ["-m", "stack.devchain", "--port", port], {})
         give_up = time.monotonic() + START_LIMIT
         while not port_in_use(self.plan.chain_port):
-            self._check_children()
+            self.processes.check()
             if time.monotonic() > give_up:
                 raise StackError("The chain does not answer.")
             time.sleep(0.05)
@@ -345,10 +306,9 @@ class Stack:
     def _environment(self) -> dict[str, str]:
         plan = self.plan
         return {
-            **os.environ,
             **self._secrets,
             "FAR_CONFIG": str(plan.folder / "far_mesh.yaml"),
-            "FAR_DATABASE_URL": self.database_url if hasattr(self, "database_url") else "",
+            "FAR_DATABASE_URL": self.database_url,
             "FAR_REDIS_URL": plan.redis_url,
             "FAR_PUBLIC_URL": plan.api_url,
             "PYTHONUNBUFFERED": "1",
@@ -356,50 +316,21 @@ class Stack:
             **plan.environment,
         }
 
-    def _spawn_python(self, name: str, arguments: list[str], **environment: str) -> Child:
-        return self._spawn(name, [sys.executable, *arguments], **environment)
-
-    def _spawn(self, name: str, command: list[str], **environment: str) -> Child:
-        path = self.plan.folder / "logs" / f"{name}.log"
-        with path.open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=log,
-                env=self._environment() | environment,
-                start_new_session=True,  # Ctrl-C is for the supervisor: it stops the rest in order
-            )
-        child = Child(name, command, environment, process, path)
-        self.children[name] = child
-        return child
-
     def _wait_for_api(self) -> None:
         give_up = time.monotonic() + 2 * START_LIMIT
         with httpx.Client(base_url=self.plan.api_url) as http:
             while True:
-                self._check_children()
+                self.processes.check()
                 try:
                     if http.get("/readyz").status_code == httpx.codes.OK:
                         return
                 except httpx.TransportError:
                     pass
                 if time.monotonic() > give_up:
-                    raise StackError(f"The API does not answer.\n{self.children['api'].tail()}")
+                    raise StackError(
+                        f"The API does not answer.\n{self.processes.children['api'].tail()}"
+                    )
                 time.sleep(0.1)
-
-    def _check_children(self) -> None:
-        for child in list(self.children.values()):
-            status = child.process.poll()
-            if status is not None:
-                raise StackError(f"{child.name} ended with exit code {status}:\n{child.tail()}")
-
-    def _end(self, child: Child) -> None:
-        child.process.terminate()
-        try:
-            child.process.wait(timeout=STOP_LIMIT)
-        except subprocess.TimeoutExpired:
-            child.process.kill()
-            child.process.wait()
 
 
 def _load(plan: Plan) -> Model:

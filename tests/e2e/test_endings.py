@@ -66,14 +66,16 @@ def test_closing_a_reader_does_not_cancel_an_asynchronous_job(user: User) -> Non
     assert job["finish_reason"] in ("length", "stop")
 
 
+@pytest.mark.parametrize("how", ["kill", "end"])
 def test_a_killed_worker_is_replaced_within_ten_seconds(
-    stack: Stack, user: User, reference: Reference
+    stack: Stack, user: User, reference: Reference, how: str
 ) -> None:
+    """By `kill -9`, and by SIGTERM."""
     prompt = "The del statement"
     request_id = user.submit(prompt, max_tokens=LONG)
     wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
     holder = supervisor_of(stack, request_id)
-    stack.kill(holder)
+    getattr(stack.processes, how)(holder)
     killed_at = time.monotonic()
     try:
         wait_until(
@@ -94,7 +96,7 @@ def supervisor_of(stack: Stack, request_id: str) -> str:
     """The worker whose log says that it took the generation up."""
 
     def look() -> str | None:
-        for name, child in stack.children.items():
+        for name, child in stack.processes.children.items():
             if name.startswith("worker-") and any(
                 "inference_started" in line and request_id in line
                 for line in child.log.read_text().splitlines()
@@ -147,7 +149,7 @@ def test_a_killed_node_without_a_replica_ends_in_a_full_refund(
     user = make_user()
     request_id = user.submit("The while statement", max_tokens=LONG)
     wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
-    stack.kill(f"node-{victim}")
+    stack.processes.kill(f"node-{victim}")
     try:
         job = user.ended(request_id, seconds=40)
         assert job["status"] == "failed"
@@ -170,14 +172,14 @@ def test_a_killed_node_with_a_replica_is_replaced(
     prompt = "The raise statement"
     request_id = user.submit(prompt, max_tokens=LONG)
     wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
-    log = stack.children["node-1b"].log.read_text()
+    log = stack.processes.children["node-1b"].log.read_text()
     route = query(
         stack,
         "SELECT node_id FROM route_hops JOIN inference_sessions s ON s.id = session_id "
         f"WHERE request_id = '{request_id}' AND stage = 1",
     )
     used = "node-1b" if route[0] in log else "node-1"
-    stack.kill(used)
+    stack.processes.kill(used)
     try:
         job = user.ended(request_id)
         assert job["status"] == "completed"
@@ -186,7 +188,7 @@ def test_a_killed_node_with_a_replica_is_replaced(
         assert_paid_exactly(stack, user, job["tokens_generated"])
     finally:
         if used == "node-1":
-            stack.end("node-1b")
+            stack.processes.end("node-1b")
             stack.start_node(1, (2, 4))
         stack.wait_for_nodes(3)
 
@@ -196,7 +198,7 @@ def test_a_node_drains_on_sigterm(stack: Stack, user: User, reference: Reference
     prompt = "The assert statement"
     request_id = user.submit(prompt, max_tokens=300)
     wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
-    child = stack.children.pop("node-1")
+    child = stack.processes.children.pop("node-1")
     child.process.terminate()
     try:
         job = user.ended(request_id)

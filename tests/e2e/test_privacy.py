@@ -12,7 +12,7 @@ def test_prompts_tokens_and_secrets_stay_out_of_logs_and_database(stack: Stack, 
     result = user.generate(f"{MARKED} two", max_tokens=48)
     cancelled = user.http.delete(f"/api/inference/jobs/{running}").raise_for_status().json()
     dump = stack.postgres.dump(DATABASE)
-    logs = b"".join(child.log.read_bytes() for child in stack.children.values())
+    logs = b"".join(child.log.read_bytes() for child in stack.processes.children.values())
     assert b"inference_completed" in logs
     assert result["request_id"].encode() in dump
     assert running.encode() in dump_while_running
