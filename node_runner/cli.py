@@ -93,6 +93,7 @@ def start(
     try:
         folder, spec = prepare_span(path or model, layers=_layers(span), edge=edge, cache=cache)
         loaded = Span(folder, edge=edge, device=place, dtype=_dtype(dtype, place))
+        loaded.warm_up()
     except MeshError as error:
         raise _fail(error.detail) from None
     identity = Identity(

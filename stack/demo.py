@@ -203,8 +203,14 @@ def _show_settlement(stack: Stack, console: Console, paid: dict[str, Decimal]) -
     for wallet, amount in paid.items():
         credit = from_units(stack.chain.credit_of(stack.deployment, wallet))
         equal = equal and credit == amount
-        table.add_row(wallet, plain(amount), plain(credit), OK if credit == amount else "[red]✗[/]")
+        table.add_row(
+            _short(wallet), plain(amount), plain(credit), OK if credit == amount else "[red]✗[/]"
+        )
     console.print(table)
     if not equal:
         raise DemoError("The ledger and the chain disagree.")
     console.print(f"{OK} ledger and chain agree to the last unit\n")
+
+
+def _short(wallet: str) -> str:
+    return f"{wallet[:8]}…{wallet[-6:]}"

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from mesh.errors import UnsupportedModel
 from node_runner.engine.attention import NAME, Segment
-from node_runner.engine.kv import KVShape
+from node_runner.engine.kv import KVCache, KVShape
 
 NOT_IN_A_MIDDLE_SPAN = {"embed_tokens.weight", "norm.weight"}
 
@@ -50,6 +50,15 @@ class Span:
             dtype=dtype,
             device=device,
         )
+
+    def warm_up(self) -> None:
+        """Compute a little of each kind, so that no generation waits for what torch does once."""
+        cache = KVCache(self.kv_shape, capacity=3)
+        rows = torch.zeros(2, self.hidden_size, dtype=self.dtype, device=self.device)
+        prefilled = self.forward(rows, [Segment(cache, begin=0, rows=2, position=0)])
+        decoded = self.forward(rows[:1], [Segment(cache, begin=0, rows=1, position=2)])
+        if self.edge:
+            self.logits(torch.cat([prefilled, decoded]))
 
     @torch.inference_mode()
     def embed(self, token_ids: list[int]) -> torch.Tensor:
