@@ -60,7 +60,7 @@ bench: $(VENV)/.stack ## Speed of the mesh beside plain transformers
 	@$(BIN)/python -m benchmarks.speed
 
 train: $(VENV)/.stack ## Train the demo model again (half an hour on two cores)
-	@$(BIN)/python demo/train.py
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python demo/train.py
 
 clean: ## Remove the environment and everything that was built
 	rm -rf $(VENV) .far-mesh build *.egg-info .mypy_cache .ruff_cache .pytest_cache contracts/node_modules contracts/out contracts/cache
