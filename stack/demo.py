@@ -18,7 +18,7 @@ from siwe import SiweMessage
 from mesh.money import from_units, plain, to_units
 from stack.supervisor import Stack
 
-PROMPT = "The for statement"
+PROMPT = "The return value"
 
 GIVEN = to_units(Decimal(10))
 DEPOSITED = to_units(Decimal(5))
@@ -114,9 +114,9 @@ def generate(
         "model_id": models[0]["id"],
         "prompt": prompt,
         "max_tokens": max_tokens,
-        "temperature": 0.7,
+        "temperature": 0.5,
         "top_p": 0.9,
-        "seed": 7,
+        "seed": 2,
         "stream": True,
     }
     done, timing = _stream(http, console, body, prompt)
