@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import jwt
-from fastapi import Depends, Request
+from fastapi import Depends
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from redis.asyncio import Redis
 
 from api.services import Services, WithServices
@@ -16,6 +17,11 @@ from mesh.errors import Forbidden, NonceUnknown, TokenExpired, TokenInvalid, Tok
 ALGORITHM = "HS256"
 
 Kind = Literal["user", "node"]
+
+Bearer = Annotated[
+    HTTPAuthorizationCredentials | None,
+    Depends(HTTPBearer(auto_error=False, bearerFormat="JWT", description="From /api/auth/login.")),
+]
 
 
 def issue_token(services: Services, subject: str, kind: Kind) -> str:
@@ -53,19 +59,19 @@ class Caller:
     wallet: str
 
 
-def _claims(request: Request, services: Services, kind: Kind) -> str:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
+def _subject(bearer: HTTPAuthorizationCredentials | None, services: Services, kind: Kind) -> str:
+    if bearer is None:
         raise TokenMissing("Log in at /api/auth/login and send 'Authorization: Bearer <token>'.")
     try:
         claims = jwt.decode(
-            token,
+            bearer.credentials,
             services.settings.auth.jwt_secret.get_secret_value(),
             algorithms=[ALGORITHM],
             options={"require": ["sub", "kind", "exp"]},
         )
     except jwt.ExpiredSignatureError:
-        raise TokenExpired("This token has expired. Log in again.") from None
+        again = "Log in again" if kind == "user" else "Register again"
+        raise TokenExpired(f"This token has expired. {again}.") from None
     except jwt.InvalidTokenError:
         raise TokenInvalid("This token is not one of ours.") from None
     if claims["kind"] != kind:
@@ -74,12 +80,12 @@ def _claims(request: Request, services: Services, kind: Kind) -> str:
     return subject
 
 
-def _caller(request: Request, services: WithServices) -> Caller:
-    return Caller(wallet=_claims(request, services, "user"))
+async def _caller(bearer: Bearer, services: WithServices) -> Caller:
+    return Caller(wallet=_subject(bearer, services, "user"))
 
 
-def _node_id(request: Request, services: WithServices) -> str:
-    return _claims(request, services, "node")
+async def _node_id(bearer: Bearer, services: WithServices) -> str:
+    return _subject(bearer, services, "node")
 
 
 LoggedIn = Annotated[Caller, Depends(_caller)]

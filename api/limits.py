@@ -13,9 +13,11 @@ from mesh.errors import RateLimited
 def address_of(request: Request, services: Services) -> str:
     """The caller's IP address; behind a trusted proxy, the one that the proxy saw."""
     if services.settings.limits.trust_forwarded_for:
-        forwarded = request.headers.get("x-forwarded-for", "")
-        if forwarded:
-            return forwarded.rpartition(",")[2].strip()
+        # A proxy may add a header of its own after one that the client made up: the last counts.
+        forwarded = ",".join(request.headers.getlist("x-forwarded-for"))
+        nearest = forwarded.rpartition(",")[2].strip()
+        if nearest:
+            return nearest
     return request.client.host if request.client else "unknown"
 
 

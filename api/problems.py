@@ -1,7 +1,12 @@
 """Every error as `application/problem+json` (RFC 9457) with a stable code; never a stack trace."""
 
+import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import redis.exceptions
+import sqlalchemy.exc
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,9 +21,12 @@ from mesh.errors import (
     MalformedJson,
     MeshError,
     NotFound,
+    Unavailable,
 )
 
 log = structlog.get_logger()
+
+MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
@@ -31,6 +39,20 @@ class Problem(BaseModel):
     detail: str
 
 
+OUTAGE_RETRY = 5
+"""Seconds: about what a restart of Redis or a failover of Postgres takes."""
+
+OUTAGES: tuple[type[Exception], ...] = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+    sqlalchemy.exc.DBAPIError,
+    sqlalchemy.exc.TimeoutError,
+    OSError,
+)
+"""What may be raised while Redis or Postgres cannot be reached, fails over, or is full."""
+
 RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Problem, "description": "The request is wrong; `code` says how."},
     "5XX": {"model": Problem, "description": "The mesh could not; `Retry-After` says when."},
@@ -38,10 +60,9 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 REASONS = {
     "missing": "missing",
-    "extra_forbidden": "unknown_field",
     "string_too_short": "empty",
     "string_too_long": "too_long",
-    "too_long": "too_long",
+    "too_long": "too_many",
     "finite_number": "not_finite",
     "greater_than": "out_of_range",
     "greater_than_equal": "out_of_range",
@@ -49,18 +70,38 @@ REASONS = {
     "less_than_equal": "out_of_range",
     "enum": "unknown",
     "string_pattern_mismatch": "malformed",
+    "value_error": "malformed",
 }
 """Pydantic's error types as the second half of our codes: ``temperature_out_of_range``. All that
 are not listed are about the value's type."""
 
 
+FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+"""What an unknown field has to look like to be repeated in an error."""
+
+
 def install(app: FastAPI, *, max_body_bytes: int) -> None:
     """Give an application our errors, and its limit on bodies."""
     app.add_exception_handler(MeshError, _mesh_error)
+    for outage in OUTAGES:
+        app.add_exception_handler(outage, _outage)
+    app.openapi = partial(_documented, app.openapi)  # type: ignore[method-assign]
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
     app.add_middleware(_BodyLimit, max_bytes=max_body_bytes)
+
+
+def _documented(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The OpenAPI document, with the media type that errors really have."""
+    document = made()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for status in RESPONSES:
+                content = operation["responses"][status]["content"]
+                if "application/json" in content:
+                    content[MEDIA_TYPE] = content.pop("application/json")
+    return document
 
 
 def render(error: MeshError) -> JSONResponse:
@@ -74,7 +115,7 @@ def render(error: MeshError) -> JSONResponse:
         error.problem(),
         status_code=error.status,
         headers=headers,
-        media_type="application/problem+json",
+        media_type=MEDIA_TYPE,
     )
 
 
@@ -96,10 +137,19 @@ def _from_validation(error: RequestValidationError) -> InvalidRequest:
     kind, where = first["type"], [str(part) for part in first["loc"][1:]]
     if kind == "json_invalid":
         return MalformedJson("The body is not valid JSON.")
+    if kind == "too_many_fields":
+        return InvalidRequest(f"{first['msg']}.", code=kind)
     if not where:
-        return InvalidRequest("The body has to be a JSON object.", code="body_wrong_type")
+        return InvalidRequest(
+            "The body has to be a JSON object, with the header Content-Type: application/json.",
+            code="body_wrong_type",
+        )
+    if kind == "extra_forbidden":
+        name = where[-1] if FIELD_NAME.fullmatch(where[-1]) else "A field"
+        return InvalidRequest(f"{name}: there is no such field.", code="unknown_field")
     reason = REASONS.get(kind, "wrong_type")
-    return InvalidRequest(f"{'.'.join(where)}: {first['msg']}.", code=f"{where[0]}_{reason}")
+    message = first["msg"].removeprefix("Value error, ")
+    return InvalidRequest(f"{'.'.join(where)}: {message}.", code=f"{where[0]}_{reason}")
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -107,10 +157,33 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         raise error
     if error.status_code == 404:
         return render(NotFound(f"There is nothing at {request.url.path}."))
-    problem = MeshError(str(error.detail))
+    if error.status_code == 400:  # a body that json.loads refuses in other ways than by its error
+        return render(MalformedJson("The body is not valid JSON."))
+    problem = MeshError(f"{error.detail}: {request.method} {request.url.path}.")
     problem.status, problem.title = error.status_code, str(error.detail)
     problem.code = str(error.detail).lower().replace(" ", "_")
-    return render(problem)
+    response = render(problem)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def unavailable(error: Exception) -> Unavailable:
+    """What a caller is told of an outage.
+
+    Raises:
+        DBAPIError: the error itself, if it is Postgres' word on a statement, so a bug of ours.
+    """
+    lost = (sqlalchemy.exc.InterfaceError, sqlalchemy.exc.OperationalError)
+    if isinstance(error, sqlalchemy.exc.DBAPIError) and not (
+        error.connection_invalidated or isinstance(error, lost)
+    ):
+        raise error
+    log.warning("outage", error=type(error).__name__)
+    return Unavailable("A part of the mesh cannot be reached now.", retry_after=OUTAGE_RETRY)
+
+
+async def _outage(request: Request, error: Exception) -> JSONResponse:
+    return render(unavailable(error))
 
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:
@@ -119,7 +192,7 @@ async def _bug(request: Request, error: Exception) -> JSONResponse:
 
 
 class _BodyLimit:
-    """Refuses a body over the limit before anything parses it."""
+    """Takes a body in before anything parses it, and refuses one over the limit."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -129,19 +202,30 @@ class _BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = BodyTooLarge(f"A body may have {self._max} bytes at most.")
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self._max:
+        body = None
+        if declared.isdigit() and len(declared) < 16 and int(declared) <= self._max:
+            body = await self._read(receive)
+        if body is None:
+            refusal = BodyTooLarge(f"A body may have {self._max} bytes at most.")
             await render(refusal)(scope, receive, send)
             return
-        received = 0
+        waiting = [body]
 
-        async def counted() -> Message:
-            nonlocal received
+        async def replay() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        await self._app(scope, replay, send)
+
+    async def _read(self, receive: Receive) -> Message | None:
+        """The whole body as one message; none if it is too large."""
+        body = bytearray()
+        while True:
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max:
-                raise refusal
-            return message
-
-        await self._app(scope, counted, send)
+            if message["type"] != "http.request":
+                return message  # the client went away
+            body += message.get("body", b"")
+            if len(body) > self._max:
+                return None
+            if not message.get("more_body", False):
+                return {"type": "http.request", "body": bytes(body), "more_body": False}

@@ -1,26 +1,41 @@
 """Giving a generation's tokens out, and stopping it."""
 
+import asyncio
+import datetime as dt
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
+import structlog
 from fastapi import Request
+from redis.exceptions import RedisError
+from sqlalchemy import select
 
+from api.problems import OUTAGES, unavailable
 from api.services import Services
 from mesh import jobs, streams
 from mesh.db import InferenceSession
-from mesh.errors import GenerationFailed, JobNotFound, StreamExpired
+from mesh.errors import GenerationFailed, JobNotFound, StreamExpired, Unavailable
 from mesh.money import ZERO, plain
 from mesh.schemas import InferenceSession as JobView
 from mesh.schemas import NodeContribution, SessionStatus, Tier, shown
 from mesh.streams import Delivered, Summary, index_of
 from mesh.wire import Cancel
 
+log = structlog.get_logger()
+
 POLL = 1.0
 """Seconds one read waits for a token before it looks whether the job is still alive."""
 
 CANCEL_WAIT = 3.0
 """Seconds a cancel waits for the end, so that its answer can say what it cost."""
+
+DEADLINE_GRACE = dt.timedelta(minutes=1)
+"""What a job may take to end after its deadline, before its readers are sent away."""
+
+NOT_THE_END: tuple[type[Exception], ...] = (Unavailable, *OUTAGES)
+"""What ends a stream but not its job: whoever comes back resumes after the last id."""
 
 FAILURES = {
     "no_route": "No route could be found in time: some layer had no healthy node.",
@@ -36,10 +51,12 @@ async def find(services: Services, wallet: str, request_id: str) -> InferenceSes
     Raises:
         JobNotFound: no such job, or another user's.
     """
-    async with services.sessions() as db:
-        job = await jobs.find(db, request_id)
+    job = None
+    if request_id.isprintable():  # Postgres has no NUL in a text
+        async with services.sessions() as db:
+            job = await jobs.find(db, request_id)
     if job is None or job.user_wallet != wallet:
-        raise JobNotFound(f"You have no job {request_id}.")
+        raise JobNotFound("You have no job of this id.")
     return job
 
 
@@ -52,10 +69,13 @@ async def follow(
 
     Raises:
         StreamExpired: the job ended long ago and its tokens are forgotten.
+        Unavailable: no worker is there to end the job, although its deadline has passed.
     """
     while True:
         entries = await streams.read(services.redis, request_id, after, wait=POLL)
         for entry in entries:
+            if isinstance(entry, Summary) and _lacks_tokens(entry):
+                raise _forgotten(request_id)
             after = entry.entry
             yield entry
             if isinstance(entry, Summary):
@@ -72,14 +92,41 @@ async def follow(
 async def _ended(services: Services, request_id: str, after: str) -> Summary | None:
     """The summary from Postgres, for a stream that will not bring one."""
     async with services.sessions() as db:
-        job = await jobs.find(db, request_id)
-        if job is None or job.status not in jobs.ENDED:
+        # Not the whole row, which holds the prompt: all who wait for a first token ask this.
+        status, deadline = (
+            await db.execute(
+                select(InferenceSession.status, InferenceSession.deadline_at).where(
+                    InferenceSession.request_id == request_id
+                )
+            )
+        ).one()
+        if status not in jobs.ENDED:
+            if dt.datetime.now(dt.UTC) > deadline + DEADLINE_GRACE:
+                raise Unavailable("Nobody has ended this job in time. Look again later.")
             return None
+        job = await jobs.find(db, request_id)
+        assert job is not None
         if job.status == SessionStatus.COMPLETED and index_of(after) < job.token_count:
-            if await streams.last_entry(services.redis, request_id) != streams.START:
-                return None  # the rest is there to be read
-            raise StreamExpired(f"The tokens of {request_id} have been forgotten.")
+            if await readable(services, job):
+                return None  # the rest is there
+            raise _forgotten(request_id)
         return Summary(f"{index_of(after)}-1", await jobs.outcome(db, job))
+
+
+async def readable(services: Services, job: InferenceSession) -> bool:
+    """Whether Redis still has all tokens of a completed job."""
+    newest = await streams.last_entry(services.redis, job.request_id)
+    return index_of(newest) >= job.token_count
+
+
+def _lacks_tokens(summary: Summary) -> bool:
+    """Redis lost the tokens between the job's end and its summary."""
+    delivered: int = summary.outcome["total_tokens"]
+    return index_of(summary.entry) < delivered
+
+
+def _forgotten(request_id: str) -> StreamExpired:
+    return StreamExpired(f"The tokens of {request_id} have been forgotten.")
 
 
 async def sse_events(
@@ -96,6 +143,9 @@ async def sse_events(
                 yield {"id": f"{index_of(entry.entry)}-done", "data": json.dumps(done)}
     except StreamExpired as error:
         yield {"data": json.dumps({"done": True, "error": error.problem()})}
+    except NOT_THE_END as error:
+        known = error if isinstance(error, Unavailable) else unavailable(error)
+        yield {"data": json.dumps({"error": known.problem()})}
 
 
 def _done(request_id: str, outcome: dict[str, Any]) -> dict[str, Any]:
@@ -170,4 +220,17 @@ async def cancel(services: Services, job: InferenceSession) -> None:
         if row is None or row.status in jobs.ENDED:
             return
         row.cancel_requested = True
-    await streams.tell(services.redis, Cancel(job.request_id, job.epoch))
+    try:
+        await streams.tell(services.redis, Cancel(job.request_id, job.epoch))
+    except (RedisError, OSError) as error:  # the supervisor sees it when it renews its lease
+        log.warning("cancel_not_told", request_id=job.request_id, error=type(error).__name__)
+
+
+async def cancel_and_wait(services: Services, job: InferenceSession) -> None:
+    """As :func:`cancel`, and give the supervisor a moment to end the job."""
+    await cancel(services, job)
+    with suppress(TimeoutError, StreamExpired, Unavailable):
+        async with asyncio.timeout(CANCEL_WAIT):
+            after = await streams.last_entry(services.redis, job.request_id)
+            async for _ in follow(services, job.request_id, after):
+                pass

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import structlog
 from arq.connections import ArqRedis
 from fastapi import Depends, Request
 from limits.aio.storage import RedisStorage
@@ -16,6 +17,18 @@ from mesh import db, queue
 from mesh.catalog import Catalog
 from mesh.prompts import PromptVault
 from mesh.settings import Settings
+
+log = structlog.get_logger()
+
+MAX_REDIS_CONNECTIONS = 2000
+"""Each reader that waits for a token holds one."""
+
+REDIS_TIMEOUT = 5.0
+"""Seconds after which a Redis that says nothing counts as unreachable; longer than any read here
+waits for a token."""
+
+MIN_SECRET_BYTES = 32
+"""What RFC 7518 asks of a key for HS256."""
 
 
 @dataclass
@@ -33,27 +46,60 @@ class Services:
         """Run something that must finish although its request is gone."""
         task = asyncio.create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("background_failed", error=type(error).__name__)
 
     async def finish_background(self) -> None:
         """Wait for what runs in the background."""
         await asyncio.gather(*self._background, return_exceptions=True)
 
 
+def check_secret(secret: str) -> None:
+    """
+    Raises:
+        ValueError: tokens signed with this could be forged.
+    """
+    if len(secret.encode()) < MIN_SECRET_BYTES:
+        raise ValueError(
+            f"FAR_AUTH__JWT_SECRET must have at least {MIN_SECRET_BYTES} bytes. "
+            "Make one: openssl rand -base64 32"
+        )
+
+
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
-    """Connect to everything; closes it all again at the end."""
+    """Connect to everything; closes it all again at the end.
+
+    Raises:
+        ValueError: a secret is missing or too short, or a model cannot be read.
+    """
+    check_secret(settings.auth.jwt_secret.get_secret_value())
+    vault = PromptVault(settings.generation.prompt_key.get_secret_value())
+    catalog = Catalog(settings.models)
     engine, sessions = db.connect(settings.database_url)
-    redis = Redis.from_url(settings.redis_url, max_connections=2000)
+    redis = Redis.from_url(
+        settings.redis_url,
+        max_connections=MAX_REDIS_CONNECTIONS,
+        socket_connect_timeout=REDIS_TIMEOUT,
+        socket_timeout=REDIS_TIMEOUT,
+    )
     pool = await queue.connect(settings.redis_url)
-    storage = RedisStorage(f"async+{settings.redis_url}", implementation="redispy")
+    storage = RedisStorage(
+        f"async+{settings.redis_url}",
+        implementation="redispy",
+        connection_pool=redis.connection_pool,
+    )
     services = Services(
         settings=settings,
         sessions=sessions,
         redis=redis,
         queue=pool,
-        catalog=Catalog(settings.models),
-        vault=PromptVault(settings.generation.prompt_key.get_secret_value()),
+        catalog=catalog,
+        vault=vault,
         limiter=MovingWindowRateLimiter(storage),
     )
     try:
@@ -65,7 +111,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await engine.dispose()
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 

@@ -5,20 +5,22 @@ import datetime as dt
 import secrets
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Annotated
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, StringConstraints
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.problems import OUTAGES
 from api.services import Services
 from mesh import jobs, ledger, metrics, queue, registry, routing
 from mesh.catalog import Model
 from mesh.db import InferenceSession, Outbox
 from mesh.errors import ContextExceeded, IdempotencyConflict, InvalidRequest, MeshError, NoRoute
 from mesh.prompts import PromptText
-from mesh.schemas import ModelId, Tier
+from mesh.schemas import ModelId, RequestBody, Tier
 
 log = structlog.get_logger()
 
@@ -26,13 +28,12 @@ NO_ROUTE_RETRY = 30
 """Seconds: a heartbeat interval, after which a node that comes back is known."""
 
 MAX_STOP = 4
-MAX_STOP_CHARS = 64
+
+StopText = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
-class Generate(BaseModel):
+class Generate(RequestBody):
     """A request to generate text (§7.1). Priced by generated token; the prompt is free."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model_id: ModelId
     prompt: str = Field(min_length=1)
@@ -44,7 +45,7 @@ class Generate(BaseModel):
     tier: Tier = Tier.STANDARD
     seed: int | None = Field(None, ge=0, lt=2**63, strict=True)
     """The same seed and request give the same text."""
-    stop: list[str] = Field([], max_length=MAX_STOP)
+    stop: list[StopText] = Field([], max_length=MAX_STOP)
     """Generation ends before any of these."""
 
 
@@ -95,8 +96,16 @@ async def submit(
         prompt_tokens=job.prompt_tokens,
         max_tokens=job.max_tokens,
     )
-    await queue.send_outbox(services.sessions, services.queue)
+    await _poke(services, job)
     return job
+
+
+async def _poke(services: Services, job: InferenceSession) -> None:
+    """Wake a worker. The job is accepted whether this succeeds or not: the outbox has it."""
+    try:
+        await queue.send_outbox(services.sessions, services.queue)
+    except OUTAGES as error:
+        log.warning("outbox_kept", request_id=job.request_id, error=type(error).__name__)
 
 
 async def _earlier(
@@ -123,16 +132,15 @@ async def _quote(services: Services, body: Generate) -> Quote:
             f"prompt: {len(body.prompt)} characters; at most {limit} are allowed.",
             code="prompt_too_long",
         )
-    if any(not 0 < len(text) <= MAX_STOP_CHARS for text in body.stop):
-        raise InvalidRequest(
-            f"stop: each text needs 1 to {MAX_STOP_CHARS} characters.", code="stop_out_of_range"
-        )
     if body.tier is not Tier.STANDARD:
         raise InvalidRequest(
             f"tier: {body.tier} is not offered here yet; use standard.", code="tier_unavailable"
         )
-    encoded = await asyncio.to_thread(model.tokenizer.encode, body.prompt)
+    # Of the tokenizer's calls this one lets go of the interpreter while it works.
+    [encoded] = await asyncio.to_thread(model.tokenizer.encode_batch_fast, [body.prompt])
     token_ids: list[int] = encoded.ids
+    if not token_ids:
+        raise InvalidRequest("prompt: there is nothing in it to continue.", code="prompt_empty")
     if len(token_ids) + body.max_tokens > model.context:
         raise ContextExceeded(
             f"{len(token_ids)} tokens of prompt and max_tokens {body.max_tokens} exceed the "

@@ -6,16 +6,53 @@ or IPv6, and a session never carries its prompt.
 """
 
 import datetime as dt
+import re
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated
+from ipaddress import IPv6Address
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 WalletAddress = Annotated[str, StringConstraints(pattern=r"^0x[a-fA-F0-9]{40}$", to_lower=True)]
 """An EVM address; kept in lower case, so that equal wallets compare equal."""
 
 ModelId = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+
+Label = Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""One line of text for people, without control characters (Postgres, for one, has no NUL)."""
+
+HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*\.?")
+
+
+def _address(value: str) -> str:
+    """``host:port``, the host an IPv4 address, an IPv6 address in brackets, or a name."""
+    host, _, port = value.rpartition(":")
+    if not (_is_ipv6(host) if host.startswith("[") else HOST.fullmatch(host)):
+        raise ValueError("the host is no name or address")
+    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16):
+        raise ValueError("the port is not within 1 to 65535")
+    return value
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        address = IPv6Address(host[1:-1])
+    except ValueError:
+        return False
+    return host.endswith("]") and address.scope_id is None
+
+
+Address = Annotated[str, StringConstraints(max_length=255), AfterValidator(_address)]
+"""Where a node can be reached. Nothing of ours connects there: providers open no port."""
 
 
 class SessionStatus(StrEnum):
@@ -31,19 +68,33 @@ class Tier(StrEnum):
     ENTERPRISE = "enterprise"
 
 
-class NodeRegistration(BaseModel):
-    """What a node says of itself. Span and edge are signed, with the nonce, by the wallet."""
+MAX_FIELDS = 100
+"""Far beyond any request. Each unknown field is an error of its own, and a body has room for a
+hundred thousand."""
 
-    model_config = ConfigDict(extra="forbid")
+
+class RequestBody(BaseModel):
+    """What strangers send: only fields that we know, and no number that is none."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > MAX_FIELDS:
+            raise PydanticCustomError("too_many_fields", "There are too many fields")
+        return data
+
+
+class NodeRegistration(RequestBody):
+    """What a node says of itself. Span and edge are signed, with the nonce, by the wallet."""
 
     wallet_address: WalletAddress
     model_id: ModelId
-    gpu_model: str = Field(max_length=100)
+    gpu_model: Label
     vram_gb: int = Field(ge=0, le=1024)
-    public_addr: str = Field(
-        max_length=255, pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):\d{1,5}$"
-    )
-    location: str = Field(max_length=100)
+    public_addr: Address
+    location: Label
     start_layer: int = Field(0, ge=0)
     end_layer: int | None = Field(None, ge=1)
     """Not included; the model's last layer is served if it is not given."""
@@ -52,19 +103,21 @@ class NodeRegistration(BaseModel):
     signature: str = Field(max_length=1024)
 
 
-class NodeHealth(BaseModel):
-    """A heartbeat. Latency in milliseconds a step; the rest as named."""
+class NodeHealth(RequestBody):
+    """A heartbeat. Latency in milliseconds a step; the rest as named.
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    The upper limits are beyond any node; without them one node's figure could break the sums that
+    routes are chosen by.
+    """
 
     node_id: str = Field(max_length=255)
     model_id: ModelId | None = None
     is_healthy: bool
-    latency_ms: float = Field(ge=0)
-    throughput_tokens_per_sec: float = Field(ge=0)
-    current_requests: int = Field(0, ge=0)
+    latency_ms: float = Field(ge=0, le=3_600_000)
+    throughput_tokens_per_sec: float = Field(ge=0, le=1e9)
+    current_requests: int = Field(0, ge=0, le=1_000_000)
     gpu_utilization_percent: float = Field(0, ge=0, le=100)
-    vram_used_gb: float = Field(0, ge=0)
+    vram_used_gb: float = Field(0, ge=0, le=1_000_000)
 
 
 class NodeUse(BaseModel):

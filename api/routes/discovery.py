@@ -18,6 +18,8 @@ class ActiveNode(BaseModel):
     vram_gb: int
     location: str
     layers_served: list[int]
+    reliability_score: float | None = None
+    """None: nothing measures it yet, and a node's own word would be worth nothing."""
     avg_latency_ms: float
     edge: bool
 

@@ -1,13 +1,13 @@
 """Generate text, and read, follow and cancel what was asked for."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from typing import Annotated
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
+from starlette.types import Message
 
 from api import reading, submission
 from api.auth import LoggedIn
@@ -26,6 +26,8 @@ PING = 15
 
 MAX_KEY = 255
 
+EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+
 
 class Accepted(BaseModel):
     """Where to find an asynchronous job."""
@@ -39,7 +41,10 @@ class Accepted(BaseModel):
 @router.post(
     "/distributed/generate",
     response_model=InferenceSession,
-    responses={202: {"model": Accepted, "description": "With `Prefer: respond-async`."}},
+    responses={
+        200: {"content": EVENT_STREAM},
+        202: {"model": Accepted, "description": "With `Prefer: respond-async`."},
+    },
 )
 async def generate(
     body: Generate,
@@ -62,15 +67,13 @@ async def generate(
     limits = services.settings.limits
     await limit(services, limits.generations_per_ip, "generate", address_of(request, services))
     await limit(services, limits.generations_per_wallet, "generate-wallet", caller.wallet)
-    if idempotency_key is not None and not 0 < len(idempotency_key) <= MAX_KEY:
-        raise InvalidRequest(
-            f"Idempotency-Key needs 1 to {MAX_KEY} characters.", code="idempotency_key_too_long"
-        )
+    if idempotency_key is not None:
+        _check_key(idempotency_key)
     job = await submission.submit(services, caller.wallet, body, idempotency_key)
     if "respond-async" in [preference.strip().lower() for preference in prefer.split(",")]:
         return _accepted(job)
     if body.stream:
-        return _stream(_cancelling(services, job))
+        return _cancelling_stream(services, job)
     try:
         ended = await reading.wait_for_end(services, request, job.request_id)
     except StreamExpired:  # a job repeated by its key, long ended
@@ -87,7 +90,11 @@ async def poll(request_id: str, caller: LoggedIn, services: WithServices) -> Inf
     return await reading.view(services, job)
 
 
-@router.get("/jobs/{request_id}/events", response_class=EventSourceResponse)
+@router.get(
+    "/jobs/{request_id}/events",
+    response_class=EventSourceResponse,
+    responses={200: {"content": EVENT_STREAM}},
+)
 async def events(
     request_id: str,
     caller: LoggedIn,
@@ -99,11 +106,9 @@ async def events(
     Closing this stream does not cancel the job.
     """
     job = await reading.find(services, caller.wallet, request_id)
-    after = _entry_after(last_event_id)
-    if job.status == SessionStatus.COMPLETED:
-        newest = await streams.last_entry(services.redis, request_id)
-        if streams.index_of(newest) < job.token_count:
-            raise StreamExpired(f"The tokens of {request_id} have been forgotten.")
+    after = _entry_after(last_event_id, job)
+    if job.status == SessionStatus.COMPLETED and not await reading.readable(services, job):
+        raise StreamExpired(f"The tokens of {request_id} have been forgotten.")
     return _stream(reading.sse_events(services, request_id, after))
 
 
@@ -115,13 +120,7 @@ async def cancel(request_id: str, caller: LoggedIn, services: WithServices) -> I
     """
     job = await reading.find(services, caller.wallet, request_id)
     if job.status not in jobs.ENDED:
-        await reading.cancel(services, job)
-        try:
-            async with asyncio.timeout(reading.CANCEL_WAIT):
-                async for _ in reading.follow(services, request_id):
-                    pass
-        except TimeoutError:
-            pass
+        await reading.cancel_and_wait(services, job)
     return await reading.view(services, await reading.find(services, caller.wallet, request_id))
 
 
@@ -144,28 +143,56 @@ async def _result(services: Services, job: Job) -> Response:
     return JSONResponse(result.model_dump(mode="json"))
 
 
-async def _cancelling(services: Services, job: Job) -> AsyncIterator[dict[str, str]]:
-    """The job's events; whoever hangs up before the last one does not want the rest."""
-    finished = False
-    try:
+def _cancelling_stream(services: Services, job: Job) -> Response:
+    """The job's events; whoever hangs up before the last one does not want the rest.
+
+    Only a client that hangs up counts: a stream that ends otherwise (this replica stops, Redis
+    cannot be reached) can be resumed elsewhere.
+    """
+    over = False
+
+    async def events() -> AsyncIterator[dict[str, str]]:
+        nonlocal over
         async for event in reading.sse_events(services, job.request_id):
-            finished = event["id"].endswith("-done") if "id" in event else True
             yield event
-    finally:
-        if not finished:
+        over = True
+
+    async def hung_up(message: Message) -> None:
+        if not over:
             services.in_background(reading.cancel(services, job))
 
-
-def _stream(events: AsyncIterator[dict[str, str]]) -> Response:
-    # no: proxies such as nginx would otherwise collect the tokens before they pass them on.
-    return EventSourceResponse(events, ping=PING, headers={"X-Accel-Buffering": "no"})
+    return _stream(events(), hung_up)
 
 
-def _entry_after(last_event_id: str | None) -> str:
-    if last_event_id is None:
+def _stream(
+    events: AsyncIterator[dict[str, str]],
+    hung_up: Callable[[Message], Awaitable[None]] | None = None,
+) -> Response:
+    return EventSourceResponse(events, ping=PING, client_close_handler_callable=hung_up)
+
+
+def _check_key(key: str) -> None:
+    reason = None
+    if not key:
+        reason = "empty"
+    elif len(key) > MAX_KEY:
+        reason = "too_long"
+    elif not (key.isascii() and key.isprintable()):
+        reason = "malformed"
+    if reason is not None:
+        raise InvalidRequest(
+            f"Idempotency-Key needs 1 to {MAX_KEY} printable ASCII characters.",
+            code=f"idempotency_key_{reason}",
+        )
+
+
+def _entry_after(last_event_id: str | None, job: Job) -> str:
+    if not last_event_id:
         return streams.START
     digits = last_event_id.removesuffix("-done")
-    if not digits.isdigit():
+    # No longer than any id of this stream, so that it is a number that Redis can take.
+    ours = digits.isascii() and digits.isdigit() and len(digits) <= len(str(job.max_tokens))
+    if not ours or int(digits) > job.max_tokens:
         raise InvalidRequest(
             "Last-Event-ID is the id of an event of this stream.", code="last_event_id_malformed"
         )

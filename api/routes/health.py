@@ -1,5 +1,8 @@
 """Is this replica alive, can it work, and its metrics."""
 
+import asyncio
+from contextlib import suppress
+
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -11,6 +14,9 @@ from api.services import WithServices
 from mesh import metrics, registry
 
 router = APIRouter(tags=["health"])
+
+PATIENCE = 2.0
+"""Seconds that Postgres and Redis each have to answer, so that a probe is answered in time."""
 
 
 @router.get("/healthz")
@@ -32,15 +38,16 @@ async def readyz(services: WithServices) -> JSONResponse:
 @router.get("/metrics")
 async def prometheus(services: WithServices) -> Response:
     """Metrics of this process (text format)."""
-    for model in services.catalog:
-        nodes = await registry.active(services.redis, model.id)
-        metrics.active_nodes.labels(model.id).set(len(nodes))
+    with suppress(RedisError, OSError):  # without Redis the other metrics matter all the more
+        for model in services.catalog:
+            nodes = await registry.active(services.redis, model.id)
+            metrics.active_nodes.labels(model.id).set(len(nodes))
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _postgres(services: WithServices) -> bool:
     try:
-        async with services.sessions() as db:
+        async with asyncio.timeout(PATIENCE), services.sessions() as db:
             await db.execute(text("SELECT 1"))
     except (SQLAlchemyError, OSError):
         return False
@@ -49,7 +56,8 @@ async def _postgres(services: WithServices) -> bool:
 
 async def _redis(services: WithServices) -> bool:
     try:
-        await services.redis.ping()
+        async with asyncio.timeout(PATIENCE):
+            await services.redis.ping()
     except (RedisError, OSError):
         return False
     return True

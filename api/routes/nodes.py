@@ -25,7 +25,8 @@ from mesh.schemas import (
 
 router = APIRouter(prefix="/api/nodes", tags=["nodes"])
 
-HISTORY_DAYS = 90
+HISTORY = dt.timedelta(days=90)
+"""How far back earnings are told by day."""
 
 
 class Registered(BaseModel):
@@ -147,20 +148,22 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
         models = await db.scalars(
             select(NodeRegistry.model_id).where(NodeRegistry.wallet_address == wallet).distinct()
         )
-        active = 0
-        for model_id in models:
-            nodes = await registry.active(services.redis, model_id)
-            active += sum(node.wallet_address == wallet for node in nodes)
         day = func.date(InferenceSession.completed_at)
         history = await db.execute(
             select(day, func.sum(NodeContribution.payment_far))
             .join(InferenceSession, InferenceSession.id == NodeContribution.session_id)
-            .where(NodeContribution.wallet_address == wallet)
+            .where(
+                NodeContribution.wallet_address == wallet,
+                InferenceSession.completed_at > func.now() - HISTORY,
+            )
             .group_by(day)
-            .order_by(day.desc())
-            .limit(HISTORY_DAYS)
+            .order_by(day)
         )
         days = [EarningsOfDay(date=date, amount_far=shown(amount)) for date, amount in history]
+    active = 0
+    for model_id in models:
+        nodes = await registry.active(services.redis, model_id)
+        active += sum(node.wallet_address == wallet for node in nodes)
     return Earnings(
         wallet_address=wallet,
         total_earned_far=shown(owed + paid),
@@ -170,7 +173,7 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
         avg_uptime_percent=float(uptime or ZERO),
         pending_payout_far=shown(owed),
         pending_payout_far_exact=plain(owed),
-        earnings_history=days[::-1],
+        earnings_history=days,
     )
 
 

@@ -1,0 +1,186 @@
+"""What the public is told: active nodes, models, earnings."""
+
+import datetime as dt
+from decimal import Decimal
+
+import pytest
+
+from mesh import ledger, registry
+from mesh.db import NodeRegistry
+from tests.conftest import MODEL_ID
+from tests.integration.api_support import (
+    LAYERS,
+    OTHER_WALLET,
+    PROVIDER_WALLET,
+    WALLET,
+    Gateway,
+    node,
+    problem,
+)
+
+NODES = f"/api/discovery/nodes/active/{MODEL_ID}"
+
+
+async def model_on_offer(gateway: Gateway) -> dict[str, object]:
+    [model] = (await gateway.client.get("/api/inference/models")).json()["models"]
+    assert isinstance(model, dict)
+    return model
+
+
+async def test_active_nodes_have_the_specifications_fields(gateway: Gateway) -> None:
+    answer = (await gateway.client.get(NODES)).json()
+    assert (answer["model_id"], answer["total_nodes"]) == (MODEL_ID, 3)
+    assert answer["nodes"][1] == {
+        "node_id": "node_1",
+        "wallet_address": PROVIDER_WALLET,
+        "gpu_model": "RTX 4090",
+        "vram_gb": 24,
+        "location": "US-East",
+        "layers_served": [2, 3],
+        "reliability_score": None,
+        "avg_latency_ms": 5,
+        "edge": False,
+    }
+
+
+async def test_nodes_that_are_off_the_routes_are_not_listed(gateway: Gateway) -> None:
+    await registry.forget(gateway.redis, node(0))
+    await gateway.announce(node(1, is_healthy=False))
+    await registry.cool_down(gateway.redis, "node_2", seconds=60)
+    assert (await gateway.client.get(NODES)).json()["nodes"] == []
+
+
+@pytest.mark.parametrize("model", ["far/other", "x", "%00", "far/pydoc-llama/"])
+async def test_nodes_of_an_unknown_model(gateway: Gateway, model: str) -> None:
+    answer = await gateway.client.get(f"/api/discovery/nodes/active/{model}")
+    problem(answer, 404, "model_not_found")
+
+
+async def test_models_have_the_specifications_fields(gateway: Gateway) -> None:
+    assert await model_on_offer(gateway) == {
+        "id": MODEL_ID,
+        "name": MODEL_ID,
+        "active_nodes": 3,
+        "available": True,
+        "avg_latency_ms": 15,
+        "price_per_token_far": 0.0001,
+        "price_per_token_far_exact": "0.0001",
+        "min_vram_gb": 1,
+        "layers": LAYERS,
+        "context_tokens": 1024,
+    }
+
+
+async def test_a_model_with_a_missing_layer_is_not_available(gateway: Gateway) -> None:
+    await registry.forget(gateway.redis, node(1))
+    model = await model_on_offer(gateway)
+    assert (model["active_nodes"], model["available"]) == (2, False)
+    assert model["avg_latency_ms"] is None
+
+
+async def know(gateway: Gateway, *nodes: registry.Node) -> None:
+    """The nodes' rows in Postgres, half of whose time they have been heard."""
+    then = dt.datetime.now(dt.UTC) - dt.timedelta(hours=2)
+    async with gateway.sessions.begin() as db:
+        for each in nodes:
+            db.add(
+                NodeRegistry(
+                    node_id=each.node_id,
+                    wallet_address=each.wallet_address,
+                    model_id=each.model_id,
+                    start_layer=each.start_layer,
+                    end_layer=each.end_layer,
+                    registered_at=then,
+                    uptime_seconds=3600,
+                )
+            )
+
+
+async def earnings(gateway: Gateway, wallet: str) -> dict[str, object]:
+    answer = await gateway.client.get(f"/api/nodes/earnings/{wallet}")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, object] = answer.json()
+    return found
+
+
+async def test_earnings_are_the_ledgers(gateway: Gateway) -> None:
+    """Two nodes of one provider and one of another serve ten tokens for 0.001 FAR."""
+    nodes = [node(0), node(1), node(2, wallet_address=OTHER_WALLET)]
+    await gateway.announce(*nodes)
+    await know(gateway, *nodes)
+    job = await gateway.submit(max_tokens=10)
+    await job.write(*"abcdefghij")
+    await job.complete()
+
+    first, second = [await earnings(gateway, each) for each in (PROVIDER_WALLET, OTHER_WALLET)]
+    fee = await gateway.balance(ledger.owed(ledger.PLATFORM))
+    assert fee == Decimal("0.00005")
+    owed = [Decimal(str(each["pending_payout_far_exact"])) for each in (first, second)]
+    assert sum(owed) + fee == Decimal("0.001")
+    assert owed[0] == await gateway.balance(ledger.owed(PROVIDER_WALLET))
+    assert owed[0] > 2 * owed[1]  # twice the layers, and the edge
+    assert first == {
+        "wallet_address": PROVIDER_WALLET,
+        "total_earned_far": float(owed[0]),
+        "total_earned_far_exact": first["pending_payout_far_exact"],
+        "total_tokens_served": 20,
+        "active_nodes": 2,
+        "avg_uptime_percent": pytest.approx(50, abs=1),
+        "pending_payout_far": float(owed[0]),
+        "pending_payout_far_exact": first["pending_payout_far_exact"],
+        "earnings_history": [
+            {"date": dt.datetime.now(dt.UTC).date().isoformat(), "amount_far": float(owed[0])}
+        ],
+    }
+    assert (second["total_tokens_served"], second["active_nodes"]) == (10, 1)
+
+
+async def test_what_was_paid_is_no_longer_pending(gateway: Gateway) -> None:
+    await know(gateway, node(0))
+    job = await gateway.submit()
+    await job.write("a", "b")
+    await job.complete()
+    before = await earnings(gateway, PROVIDER_WALLET)
+    amount = await gateway.balance(ledger.owed(PROVIDER_WALLET))
+    async with gateway.sessions.begin() as db:
+        await ledger.settle(db, batch="batch", amounts={PROVIDER_WALLET: amount})
+    after = await earnings(gateway, PROVIDER_WALLET)
+    assert after["pending_payout_far_exact"] == "0"
+    assert after["total_earned_far_exact"] == before["total_earned_far_exact"]
+    assert after["earnings_history"] == before["earnings_history"]
+
+
+async def test_earnings_by_day_go_from_old_to_new(gateway: Gateway) -> None:
+    """A day's earnings are one line; a year ago is not told any more."""
+    noon = dt.datetime.now(dt.UTC).replace(hour=12) - dt.timedelta(days=1)
+    for tokens, days_ago in [(1, 0), (2, 3), (3, 3), (4, 365)]:
+        job = await gateway.submit(max_tokens=tokens)
+        await job.write(*"abcd"[:tokens])
+        await job.complete()
+        async with gateway.sessions.begin() as db:
+            row = await db.merge(await job.row())
+            row.completed_at = noon - dt.timedelta(days=days_ago)
+    history = (await earnings(gateway, PROVIDER_WALLET))["earnings_history"]
+    per_token = 0.0001 * 0.95
+    assert history == [
+        {
+            "date": (noon - dt.timedelta(days=days_ago)).date().isoformat(),
+            "amount_far": pytest.approx(tokens * per_token),
+        }
+        for tokens, days_ago in [(5, 3), (1, 0)]
+    ]
+
+
+@pytest.mark.parametrize("wallet", [WALLET, "0x" + "AB" * 20])
+async def test_a_wallet_that_earned_nothing(empty_gateway: Gateway, wallet: str) -> None:
+    found = await earnings(empty_gateway, wallet)
+    assert found["wallet_address"] == wallet.lower()
+    assert found["total_earned_far_exact"] == found["pending_payout_far_exact"] == "0"
+    assert (found["total_tokens_served"], found["active_nodes"]) == (0, 0)
+    assert (found["avg_uptime_percent"], found["earnings_history"]) == (0, [])
+
+
+@pytest.mark.parametrize("wallet", ["0x12", "%00", "platform", "0x" + "g" * 40])
+async def test_earnings_of_what_is_no_wallet(empty_gateway: Gateway, wallet: str) -> None:
+    answer = await empty_gateway.client.get(f"/api/nodes/earnings/{wallet}")
+    problem(answer, 422, "wallet_address_malformed")
