@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import structlog
 from arq.connections import ArqRedis
 from fastapi import Depends, Request
+from limits import parse
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
@@ -16,7 +17,7 @@ from redis.asyncio import Redis
 from mesh import db, queue
 from mesh.catalog import Catalog
 from mesh.prompts import PromptVault
-from mesh.settings import Settings
+from mesh.settings import LimitSettings, Settings
 
 log = structlog.get_logger()
 
@@ -70,6 +71,21 @@ def check_secret(secret: str) -> None:
         )
 
 
+def check_rules(limits: LimitSettings) -> None:
+    """
+    Raises:
+        ValueError: a rule is not of the form ``100/hour``.
+    """
+    for name, rule in limits:
+        if isinstance(rule, str):
+            try:
+                parse(rule)
+            except ValueError:
+                raise ValueError(
+                    f"FAR_LIMITS__{name.upper()} is like 100/hour; got {rule!r}."
+                ) from None
+
+
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """Connect to everything; closes it all again at the end.
@@ -78,6 +94,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         ValueError: a secret is missing or too short, or a model cannot be read.
     """
     check_secret(settings.auth.jwt_secret.get_secret_value())
+    check_rules(settings.limits)
     vault = PromptVault(settings.generation.prompt_key.get_secret_value())
     catalog = Catalog(settings.models)
     engine, sessions = db.connect(settings.database_url)

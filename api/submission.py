@@ -19,6 +19,7 @@ from mesh import jobs, ledger, metrics, queue, registry, routing
 from mesh.catalog import Model
 from mesh.db import InferenceSession, Outbox
 from mesh.errors import ContextExceeded, IdempotencyConflict, InvalidRequest, MeshError, NoRoute
+from mesh.money import times
 from mesh.prompts import PromptText
 from mesh.schemas import ModelId, RequestBody, Tier
 
@@ -153,7 +154,7 @@ async def _quote(services: Services, body: Generate) -> Quote:
             retry_after=NO_ROUTE_RETRY,
         )
     price = model.price_per_token
-    return Quote(model=model, token_ids=token_ids, price=price, hold=price * body.max_tokens)
+    return Quote(model=model, token_ids=token_ids, price=price, hold=times(price, body.max_tokens))
 
 
 async def _write(

@@ -306,6 +306,7 @@ def connect(database_url: str, *, pool_size: int = 10) -> tuple[AsyncEngine, Ses
         database_url,
         pool_size=pool_size,
         max_overflow=pool_size,
+        pool_pre_ping=True,  # a restarted Postgres costs no request
         hide_parameters=True,  # an error message must not quote a row
     )
     return engine, async_sessionmaker(engine, expire_on_commit=False)

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
 
 from mesh.db import InferenceSession, NodeContribution
 from mesh.money import ZERO, plain
@@ -16,9 +17,11 @@ SUPERVISE = "supervise"
 
 
 async def find(db: AsyncSession, request_id: str) -> InferenceSession | None:
-    """The job of a request id."""
+    """The job of a request id, without its sealed prompt: only a supervisor needs that."""
     return await db.scalar(
-        select(InferenceSession).where(InferenceSession.request_id == request_id)
+        select(InferenceSession)
+        .where(InferenceSession.request_id == request_id)
+        .options(defer(InferenceSession.request_cipher))
     )
 
 

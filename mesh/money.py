@@ -45,6 +45,11 @@ def plain(far: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def times(price: Decimal, count: int) -> Decimal:
+    """What ``count`` tokens cost at a price each. Python's own context would round long amounts."""
+    return EXACT.multiply(price, Decimal(count))
+
+
 def fee_of(cost: Decimal, rate: Decimal) -> Decimal:
     """The platform's part of a cost, cut to 18 places so that the rest never falls short."""
     return floor_far(EXACT.multiply(cost, rate))

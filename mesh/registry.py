@@ -82,14 +82,17 @@ async def active(redis: Redis, model_id: str) -> list[Node]:
         for record, cools in zip(records, cooling, strict=True)
         if record and not cools
     ]
-    return [node for node in nodes if node.is_healthy]
+    return [node for node in nodes if node is not None and node.is_healthy]
 
 
 def _to_text(value: Any) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-def _from_record(record: dict[bytes, bytes]) -> Node:
+def _from_record(record: dict[bytes, bytes]) -> Node | None:
+    """The node; none if another version of the mesh wrote the record."""
+    if any(field.name.encode() not in record for field in fields(Node)):
+        return None
     values: dict[str, Any] = {}
     for field in fields(Node):
         text = record[field.name.encode()].decode()

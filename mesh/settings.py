@@ -80,6 +80,8 @@ class LimitSettings(BaseModel):
     generations_per_wallet: str = "1000/hour"
     logins_per_ip: str = "100/hour"
     registrations_per_ip: str = "100/hour"
+    heartbeats_per_node: str = "120/minute"
+    """Each writes a row; a node sends two a minute."""
     max_body_bytes: int = 2**20
     max_prompt_chars: int = 200_000
     trust_forwarded_for: bool = False

@@ -95,8 +95,8 @@ async def finish(redis: Redis, request_id: str, outcome: dict[str, Any], *, ttl:
     stream = names.tokens(request_id)
     last = await last_entry(redis, request_id)
     if not last.endswith("-1"):
-        entry = f"{index_of(last)}-1"
-        await redis.xadd(stream, {"s": msgpack.packb(outcome)}, id=entry)
+        # If Redis has lost tokens that the outcome counts, the entry's ID shows it to readers.
+        await redis.xadd(stream, {"s": msgpack.packb(outcome)}, id=f"{index_of(last)}-1")
     async with redis.pipeline(transaction=True) as pipe:
         pipe.expire(stream, ttl)
         pipe.expire(names.events(request_id), ttl)

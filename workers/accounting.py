@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from mesh.catalog import EDGE_UNITS_PER_LAYER
 from mesh.db import RouteHop
-from mesh.money import ZERO, fee_of, split
+from mesh.money import ZERO, fee_of, split, times
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def make_bill(
         units += edge_units if hop.stage == 0 else 0
         weights[hop.node_id] = weights.get(hop.node_id, 0) + units * served[hop.epoch]
         counts[hop.node_id] = counts.get(hop.node_id, 0) + served[hop.epoch]
-    cost = price * tokens
+    cost = times(price, tokens)
     if tokens == 0:
         return Bill(cost=ZERO, fee=ZERO, shares=[])
     fee = fee_of(cost, fee_rate)

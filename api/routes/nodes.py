@@ -105,6 +105,7 @@ async def heartbeat(body: NodeHealth, node_id: CallingNode, services: WithServic
     """Keep a node on the routes, or take it off them with `is_healthy: false`."""
     if body.node_id != node_id:
         raise Forbidden("A node may only speak for itself.")
+    await limit(services, services.settings.limits.heartbeats_per_node, "heartbeat", node_id)
     row = await _touch(services, body)
     node = registry.Node(
         node_id=node_id,

@@ -39,6 +39,7 @@ FAST = {
     "FAR_LIMITS__GENERATIONS_PER_IP": "100000/hour",
     "FAR_LIMITS__GENERATIONS_PER_WALLET": "100000/hour",
     "FAR_LIMITS__LOGINS_PER_IP": "100000/hour",
+    "FAR_LIMITS__HEARTBEATS_PER_NODE": "100000/hour",
 }
 """What takes half a minute in the world takes a few seconds here."""
 

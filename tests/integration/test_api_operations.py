@@ -138,7 +138,7 @@ async def test_without_postgres_it_is_not_ready(
         assert ready.json() == {"status": "not ready", "postgres": False, "redis": True}
 
 
-async def test_a_lost_connection_to_postgres_is_an_outage_and_then_over(
+async def test_lost_connections_to_postgres_cost_no_request(
     gateway: Gateway, postgres: Postgres
 ) -> None:
     job = await gateway.submit()
@@ -146,9 +146,7 @@ async def test_a_lost_connection_to_postgres_is_an_outage_and_then_over(
     postgres.execute(
         f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
     )
-    answers = [await gateway.client.get(job.url) for _ in range(2)]
-    problem(answers[0], 503, "unavailable")
-    assert answers[1].status_code == 200
+    assert (await gateway.client.get(job.url)).status_code == 200
 
 
 async def test_a_bug_is_told_without_its_details(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.money import fee_of, floor_far, from_units, plain, split, to_units
+from mesh.money import fee_of, floor_far, from_units, plain, split, times, to_units
 from mesh.placement import even_split
 from tests.factories import hop
 from workers.accounting import make_bill
@@ -124,6 +124,11 @@ def test_nothing_delivered_costs_nothing() -> None:
 )
 def test_amounts_are_written_as_people_write_them(amount: str, text: str) -> None:
     assert plain(Decimal(amount)) == text
+
+
+@given(units=UNITS, count=st.integers(0, 10**6))
+def test_a_product_is_exact_however_long(units: int, count: int) -> None:
+    assert to_units(times(from_units(units), count)) == units * count
 
 
 def test_cutting_never_rounds_up() -> None:
