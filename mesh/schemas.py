@@ -180,6 +180,20 @@ class Earnings(BaseModel):
     earnings_history: list[EarningsOfDay]
 
 
+class ProviderStats(BaseModel):
+    """A provider at a glance (§8.3): what his dashboard shows."""
+
+    wallet_address: WalletAddress
+    total_tokens_served: int = Field(ge=0)
+    total_earned_far: float = Field(ge=0)
+    active_nodes: int = Field(ge=0)
+    uptime_percent: float = Field(ge=0, le=100)
+    avg_latency_ms: float = Field(ge=0)
+    reliability_score: float = Field(ge=0, le=1)
+    total_requests_served: int = Field(ge=0)
+    failed_requests: int = Field(ge=0)
+
+
 def shown(amount: Decimal) -> float:
     """An amount for people and charts. Never computed with: the exact string stands beside it."""
     return float(amount)
