@@ -40,6 +40,7 @@ NOT_THE_END: tuple[type[Exception], ...] = (Unavailable, *OUTAGES)
 FAILURES = {
     "no_route": "No route could be found in time: some layer had no healthy node.",
     "deadline_exceeded": "The generation did not end before its deadline.",
+    "prompt_lost": "The prompt was erased before the generation could go on.",
     "stalled": "Every route that was tried stopped answering.",
 }
 """What a failed job's code means, for people. Nothing was charged in any of these."""

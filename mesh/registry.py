@@ -51,10 +51,10 @@ async def announce(redis: Redis, node: Node, *, ttl: float) -> None:
         await pipe.execute()
 
 
-async def forget(redis: Redis, node: Node) -> None:
-    """Take a node off the routes now."""
-    await redis.delete(names.node(node.node_id))
-    await redis.srem(names.model_nodes(node.model_id), node.node_id)  # type: ignore[misc]
+async def forget(redis: Redis, node_id: str, model_id: str) -> None:
+    """Take a node off the routes now; its next heartbeat, if there is one, puts it back."""
+    await redis.delete(names.node(node_id))
+    await redis.srem(names.model_nodes(model_id), node_id)  # type: ignore[misc]
 
 
 async def cool_down(redis: Redis, node_id: str, *, seconds: float) -> None:

@@ -124,7 +124,13 @@ def start(
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, drain)
-    platform.start_heartbeats(lambda: Vitals(*meter.read(), runner.generations))
+    forgotten = threading.Event()
+
+    def start_over() -> None:
+        forgotten.set()
+        runner.drain()
+
+    platform.start_heartbeats(lambda: Vitals(*meter.read(), runner.generations), start_over)
     log.info(
         "node_started",
         node_id=node_id,
@@ -135,6 +141,8 @@ def start(
     )
     runner.run()
     platform.close()
+    if forgotten.is_set():
+        raise _fail("The platform does not know this node any more. Start it again to register.")
 
 
 def _fail(message: str) -> typer.Exit:
@@ -147,7 +155,9 @@ def _unlock(keyfile: Path, wallet: str) -> bytes:
         key = Account.decrypt(
             json.loads(keyfile.read_text()), os.environ.get("FAR_NODE_PASSWORD", "")
         )
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _fail(f"Cannot read the keystore {keyfile}: {error.strerror}.") from None
+    except ValueError as error:
         raise _fail(
             f"Cannot unlock {keyfile} ({error}). Is FAR_NODE_PASSWORD its password?"
         ) from None

@@ -24,6 +24,10 @@ class PlatformUnreachable(PlatformError):
     """No answer: worth trying again."""
 
 
+class NodeForgotten(PlatformError):
+    """The platform knows neither this node nor its token any more: register again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What the node says of itself when it registers."""
@@ -107,10 +111,13 @@ class Platform:
         self._interval = answer["heartbeat_interval_sec"]
         return self.node_id
 
-    def start_heartbeats(self, vitals: Callable[[], Vitals]) -> None:
-        """Beat now, and then at the platform's interval, in a thread."""
+    def start_heartbeats(self, vitals: Callable[[], Vitals], forgotten: Callable[[], None]) -> None:
+        """Beat now, and then at the platform's interval, in a thread.
+
+        ``forgotten`` is called, and the beating ends, if the platform no longer knows the node.
+        """
         self._beat(vitals(), healthy=True)
-        self._thread = threading.Thread(target=self._loop, args=(vitals,), daemon=True)
+        self._thread = threading.Thread(target=self._loop, args=(vitals, forgotten), daemon=True)
         self._thread.start()
 
     def leave(self) -> None:
@@ -126,10 +133,14 @@ class Platform:
             self._thread.join(timeout=TIMEOUT)
         self._http.close()
 
-    def _loop(self, vitals: Callable[[], Vitals]) -> None:
+    def _loop(self, vitals: Callable[[], Vitals], forgotten: Callable[[], None]) -> None:
         while not self._stop.wait(self._interval):
             try:
                 self._beat(vitals(), healthy=True)
+            except NodeForgotten as error:
+                log.error("node_forgotten", reason=str(error))
+                forgotten()
+                return
             except PlatformError as error:
                 log.warning("heartbeat_failed", reason=str(error))
 
@@ -154,6 +165,8 @@ class Platform:
             raise PlatformUnreachable(
                 f"{self._http.base_url} does not answer ({type(error).__name__})."
             ) from error
+        if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.NOT_FOUND):
+            raise NodeForgotten(_reason(answer))
         if answer.is_error:
             raise PlatformError(_reason(answer))
         return answer.json()

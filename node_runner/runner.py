@@ -27,6 +27,8 @@ class Runner:
         self._meter = meter
         self._draining = threading.Event()
         metrics.kv_budget_bytes.set(engine.pool.budget_bytes)
+        metrics.kv_used_bytes.set_function(lambda: engine.pool.used_bytes)
+        metrics.generations_active.set_function(lambda: len(engine.generations))
 
     @property
     def generations(self) -> int:
@@ -42,7 +44,7 @@ class Runner:
         give_up = None
         while True:
             wait = 0 if self._engine.busy else IDLE_WAIT
-            messages = self._transport.exchange(results, wait=wait)
+            messages = self._transport.exchange(results, wait=wait, generations=self.generations)
             began = time.perf_counter()
             results = self._engine.step(messages)
             self._measure(time.perf_counter() - began)
@@ -61,5 +63,3 @@ class Runner:
             metrics.forward_seconds.observe(seconds)
             metrics.positions_total.inc(positions)
             self._meter.observe(seconds, positions)
-        metrics.generations_active.set(len(self._engine.generations))
-        metrics.kv_used_bytes.set(self._engine.pool.used_bytes)

@@ -92,7 +92,9 @@ def migrate() -> None:
 @contextlib.contextmanager
 def _running(plan: Plan) -> Iterator[Stack]:
     """The stack, stopped again however the block ends."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both stop in order
+    # Both stop in order, also where a shell started us in the background with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         with console.status("Starting ...") as status:
             stack = Stack(plan, say=lambda line: (status.update(line), console.print(f"· {line}")))
@@ -112,6 +114,8 @@ def _running(plan: Plan) -> Iterator[Stack]:
 def _print_urls(stack: Stack) -> None:
     plan = stack.plan
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     table.add_row("API", plan.api_url)
     table.add_row("its documentation", f"{plan.api_url}/docs")
     table.add_row("metrics", f"{plan.api_url}/metrics")

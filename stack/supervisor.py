@@ -179,7 +179,7 @@ class Stack:
     def start_api(self) -> Child:
         port = str(self.plan.api_port)
         command = ["-m", "uvicorn", "--factory", "api.app:create_app", "--port", port]
-        command += ["--no-access-log", "--log-level", "warning"]
+        command += ["--no-access-log", "--log-level", "warning", "--no-proxy-headers"]
         return self.processes.start_python("api", command, self._environment())
 
     def start_worker(self, index: int) -> Child:
@@ -334,7 +334,12 @@ class Stack:
 
 
 def _load(plan: Plan) -> Model:
-    settings = ModelSettings(id=plan.model_id, path=plan.model, payment_per_token=plan.price)
+    try:
+        settings = ModelSettings(id=plan.model_id, path=plan.model, payment_per_token=plan.price)
+    except ValueError:
+        raise StackError(
+            f"--price is an amount of FAR such as 0.0001; got {plan.price!r}."
+        ) from None
     try:
         return load_model(settings)
     except (OSError, KeyError, ValueError, MeshError) as error:

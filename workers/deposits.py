@@ -24,6 +24,8 @@ async def watch_deposits(ctx: dict[str, Any]) -> None:
     escrow = Escrow.of(services.settings.payments)
     try:
         await credit_deposits(services, escrow)
+    except OSError as error:  # the RPC endpoint does not answer; the next run reads on
+        log.error("deposits_unread", error=type(error).__name__, reason=str(error))
     finally:
         await escrow.close()
 

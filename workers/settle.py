@@ -42,15 +42,15 @@ async def settle(ctx: dict[str, Any]) -> None:
     payments = services.settings.payments
     if not payments.escrow_contract or payments.operator_keyfile is None:
         return
-    # Unlocking hashes for a second on purpose: not in the event loop.
-    signer = await asyncio.to_thread(
-        unlock, payments.operator_keyfile, payments.operator_password.get_secret_value()
-    )
     escrow = Escrow.of(payments)
     try:
+        # Unlocking hashes for a second on purpose: not in the event loop.
+        signer = await asyncio.to_thread(
+            unlock, payments.operator_keyfile, payments.operator_password.get_secret_value()
+        )
         await settle_due(services, escrow, signer)
-    except ChainError as error:
-        log.error("settlement_stopped", code=error.code, reason=error.detail)
+    except (ChainError, OSError) as error:  # OSError: the RPC endpoint does not answer
+        log.error("settlement_stopped", error=type(error).__name__, reason=str(error))
     finally:
         await escrow.close()
 

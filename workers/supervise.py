@@ -186,7 +186,10 @@ class Supervisor:
                 elif isinstance(event, Ended):
                     await self._check_complete(event)
                     return
-        await self._blame([node for node in self._route if node not in alive], "stalled")
+        silent = [node for node in self._route if node not in alive]
+        for node_id in silent:
+            await registry.forget(self._redis, node_id, self._model.id)
+        await self._blame(silent, "stalled")
         await self._new_epoch("stalled")
 
     async def _blame(self, node_ids: Collection[str], code: str) -> None:

@@ -128,7 +128,7 @@ async def heartbeat(body: NodeHealth, node_id: CallingNode, services: WithServic
     if body.is_healthy:
         await registry.announce(services.redis, node, ttl=services.settings.discovery.node_ttl)
     else:
-        await registry.forget(services.redis, node)
+        await registry.forget(services.redis, node_id, row.model_id)
     return Acknowledged(status="ok", should_rebalance=False)
 
 

@@ -68,7 +68,11 @@ class Span:
 
     @torch.inference_mode()
     def forward(self, hidden: torch.Tensor, segments: list[Segment]) -> torch.Tensor:
-        """All segments through the layers; their caches grow by their rows."""
+        """All segments through the layers; their caches grow by their rows.
+
+        The layers are called one by one. What the model's own forward does around them (masks,
+        recording of outputs, defaults) is nothing that a span needs, and a fifth of a short step.
+        """
         positions = torch.tensor(
             [
                 position
@@ -76,16 +80,20 @@ class Span:
                 for position in range(segment.position, segment.position + segment.rows)
             ],
             device=self.device,
-        )
-        output: torch.Tensor = self.decoder(
-            inputs_embeds=hidden[None],
-            position_ids=positions[None],
-            use_cache=False,
-            segments=segments,
-        ).last_hidden_state[0]
+        )[None]
+        output = hidden[None]
+        rotary = self.decoder.rotary_emb(output, position_ids=positions)
+        for layer in self.decoder.layers:
+            output = layer(
+                output,
+                attention_mask=None,
+                position_ids=positions,
+                position_embeddings=rotary,
+                segments=segments,
+            )
         for segment in segments:
             segment.cache.length = segment.position + segment.rows
-        return output
+        return output[0]
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Tensors as raw little-endian bytes, and back, without a copy on CPU."""
+"""Tensors as raw little-endian bytes, and back."""
 
 import torch
 

@@ -14,8 +14,13 @@ class Transport(Protocol):
     therefore arrive twice; their positions and epochs make that harmless.
     """
 
-    def exchange(self, results: Sequence[Result], *, wait: float) -> list[Message]:
+    def exchange(
+        self, results: Sequence[Result], *, wait: float, generations: int = 1
+    ) -> list[Message]:
         """Push, then pull. Waits up to ``wait`` seconds for the first message.
+
+        ``generations`` are under way here: where a look for more than the first message is
+        cheap, it pays if there are several.
 
         A token that was refused, since its epoch is over, comes back as a ``Close``.
         """

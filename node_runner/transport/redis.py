@@ -21,12 +21,19 @@ TRIM_EVERY = 64
 RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between tries while Redis does not answer; the last repeats."""
 
+Entry = tuple[bytes, dict[bytes, bytes]]
+"""A stream entry: its ID and its fields."""
+
 log = structlog.get_logger()
 
 
 class RedisTransport:
     """One connection, one round trip an exchange: all pushes and the blocking read are sent as
-    one pipeline."""
+    one pipeline.
+
+    Steps that leave together arrive together, so that a batch stays one from node to node: they
+    are pushed in one transaction, since a reader that waits is woken by the first it sees.
+    """
 
     def __init__(self, url: str, node_id: str) -> None:
         self._redis = redis.Redis.from_url(url, socket_connect_timeout=5)
@@ -35,11 +42,13 @@ class RedisTransport:
         self._after = newest[0][0] if newest else b"0-0"
         self._exchanges = 0
 
-    def exchange(self, results: Sequence[Result], *, wait: float) -> list[Message]:
+    def exchange(
+        self, results: Sequence[Result], *, wait: float, generations: int = 1
+    ) -> list[Message]:
         tries = 0
         while True:
             try:
-                return self._exchange(results, wait)
+                return self._exchange(results, wait, generations)
             except (redis.ConnectionError, redis.TimeoutError) as error:
                 # What was pushed may have arrived: pushing again is harmless.
                 delay = RETRY_DELAYS[min(tries, len(RETRY_DELAYS) - 1)]
@@ -50,10 +59,12 @@ class RedisTransport:
     def close(self) -> None:
         self._redis.close()
 
-    def _exchange(self, results: Sequence[Result], wait: float) -> list[Message]:
+    def _exchange(self, results: Sequence[Result], wait: float, generations: int) -> list[Message]:
         with self._redis.pipeline(transaction=False) as pipe:
+            pipe.execute_command("MULTI")
             for result in results:
                 self._push(pipe, result)
+            pipe.execute_command("EXEC")
             self._exchanges += 1
             if self._exchanges % TRIM_EVERY == 0:
                 pipe.xtrim(self._inbox, minid=_after(self._after), approximate=False)
@@ -62,17 +73,14 @@ class RedisTransport:
                 {self._inbox: self._after}, block=max(1, round(wait * 1000)) if wait else None
             )
             answers = pipe.execute()
-        messages: list[Message] = [
-            Close(result.request_id, result.epoch)
-            for result, answer in zip(
-                _tokens(results), _token_answers(results, answers), strict=True
-            )
-            if answer == -1
-        ]
-        for _, entries in answers[-1]:
+        pushed = _checked(answers[len(results) + 1])
+        entries = _entries(answers[-1])
+        if wait and 0 < len(entries) < generations:
+            # The first to arrive ended the wait; others may have come since.
+            entries += _entries(self._redis.xread({self._inbox: entries[-1][0]}))
+        if entries:
             self._after = entries[-1][0]
-            messages.extend(_decoded(entries))
-        return messages
+        return [*_refused(results, pushed), *_decoded(entries)]
 
     def _push(self, pipe: "redis.client.Pipeline", result: Result) -> None:
         """Exactly one command a result, so that answers can be matched to them."""
@@ -94,19 +102,29 @@ class RedisTransport:
                 pipe.xadd(names.events(result.request_id), wire.encode(result))
 
 
-def _tokens(results: Sequence[Result]) -> list[Token]:
-    return [result for result in results if isinstance(result, Token)]
+def _checked(answers: Sequence[object]) -> Sequence[object]:
+    """A transaction's answers, of which redis-py raises no errors itself."""
+    for answer in answers:
+        if isinstance(answer, redis.ResponseError):
+            raise answer
+    return answers
 
 
-def _token_answers(results: Sequence[Result], answers: Sequence[object]) -> list[object]:
+def _refused(results: Sequence[Result], answers: Sequence[object]) -> list[Message]:
+    """For tokens that came too late: their generation is to be forgotten."""
     return [
-        answer
-        for result, answer in zip(results, answers, strict=False)
-        if isinstance(result, Token)
+        Close(result.request_id, result.epoch)
+        for result, answer in zip(results, answers, strict=True)
+        if isinstance(result, Token) and answer == -1
     ]
 
 
-def _decoded(entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Message]:
+def _entries(answer: Sequence[tuple[bytes, list[Entry]]]) -> list[Entry]:
+    """What a read of one stream found."""
+    return answer[0][1] if answer else []
+
+
+def _decoded(entries: Sequence[Entry]) -> list[Message]:
     messages = []
     for _, fields in entries:
         try:

@@ -1,6 +1,7 @@
 """Ends before the end: cancelled, hung up on, killed, flushed. Nobody pays for what he did not
 get, and nothing hangs."""
 
+import json
 import time
 from collections.abc import Callable
 from decimal import Decimal
@@ -220,3 +221,16 @@ def test_streams_of_a_running_generation_expire_too(user: User, redis_client: re
     wait_until(lambda: tokens_so_far(user, request_id) > 0, "a token")
     assert redis_client.ttl(names.live(request_id)) > 0
     user.ended(request_id)
+
+
+def test_a_node_that_the_platform_forgot_ends_and_says_so(stack: Stack) -> None:
+    """So that whoever keeps it running starts it again, and it registers anew."""
+    child = stack.start_node(1, (2, 4), name="forgotten")
+    stack.wait_for_nodes(4)
+    started = next(line for line in child.log.read_text().splitlines() if "node_started" in line)
+    node_id = json.loads(started)["node_id"]
+    query(stack, f"DELETE FROM node_registry WHERE node_id = '{node_id}'")
+    assert child.process.wait(timeout=30) == 1
+    del stack.processes.children["forgotten"]
+    assert "does not know this node any more" in child.log.read_text()
+    stack.wait_for_nodes(3)

@@ -174,7 +174,7 @@ WRONG_MESSAGES = {
     "expiry on no day": ({"Expiration Time": "2035-02-30T00:00:00Z"}, "login_message_invalid"),
     "expiry without zone": ({"Expiration Time": "2035-01-01T00:00:00"}, "login_message_invalid"),
     "odd zone": ({"Expiration Time": "2035-01-01T00:00:00|01:00"}, "login_message_invalid"),
-    "not valid yet": ({"Not Before": instant(minutes=5)}, "login_message_invalid"),
+    "not valid yet": ({"Not Before": instant(minutes=24 * 60)}, "login_message_invalid"),
     "address without checksum": ({"address": WALLET}, "login_message_invalid"),
     "short nonce": ({"Nonce": "abc"}, "login_message_invalid"),
 }

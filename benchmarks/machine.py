@@ -1,0 +1,73 @@
+"""The machine that a benchmark runs on, and who else was using it."""
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+PACKAGES = ("torch", "transformers", "redis", "tokenizers")
+
+
+def describe() -> dict[str, str | int]:
+    """What a figure depends on."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": psutil.cpu_count() or 0,
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(line.split("\t: ", 1) for line in lines if "\t: " in line)
+    fields = {name.strip(): value for name, value in fields.items()}
+    return f"{fields['model name']} (family {fields['cpu family']}, model {fields['model']})"
+
+
+@dataclass(frozen=True, slots=True)
+class CpuUse:
+    """CPU seconds by group, and how many cores all other processes of the machine used."""
+
+    seconds: dict[str, float]
+    others: float
+
+
+class CpuMeter:
+    """CPU time since it was made, of named groups of processes."""
+
+    def __init__(self, groups: Mapping[str, Sequence[psutil.Process]]) -> None:
+        self._groups = groups
+        self._began = time.perf_counter()
+        self._busy = _busy()
+        self._used = self._by_group()
+
+    def read(self) -> CpuUse:
+        used = {name: now - self._used[name] for name, now in self._by_group().items()}
+        others = _busy() - self._busy - sum(used.values())
+        return CpuUse(used, max(0.0, others) / (time.perf_counter() - self._began))
+
+    def _by_group(self) -> dict[str, float]:
+        return {
+            name: sum(_cpu_seconds(process) for process in processes)
+            for name, processes in self._groups.items()
+        }
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _busy() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))

@@ -1,0 +1,154 @@
+"""Both sides on one model, in turns: plain and mesh, then mesh and plain, and so on.
+
+Never both at once: while one side works, the other waits for its next request.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.machine import CpuMeter, CpuUse
+from benchmarks.models import BenchModel
+from benchmarks.plain import Plain
+from benchmarks.timing import Timing
+from benchmarks.user import Served, User
+from stack.servers import free_port
+from stack.supervisor import Plan, Stack
+
+NODES = 3
+SHORT_PROMPT = 16
+LONG_PROMPT = 512
+AT_ONCE = 8
+
+SETTINGS = {
+    "FAR_LIMITS__GENERATIONS_PER_IP": "1000000/hour",
+    "FAR_LIMITS__GENERATIONS_PER_WALLET": "1000000/hour",
+}
+"""All else as it comes: the benchmark is one user who asks more often than a user may."""
+
+PAUSE = 0.3
+"""Seconds before each measurement: the mesh still writes down how the last job ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How often to measure, and how many tokens to generate by one stream and by each of eight."""
+
+    rounds: int
+    single: int
+    at_once: int
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Prompts that are sent at once, and how many new tokens each of them gets."""
+
+    prompts: Sequence[str]
+    new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One measurement of both sides. Of so many ``prompts`` both continued ``equal`` ones with the
+    same tokens."""
+
+    plain: Timing
+    user: Timing
+    pipeline: Timing
+    plain_cpu: CpuUse
+    mesh_cpu: CpuUse
+    prompts: int
+    equal: int
+
+
+def cases(model: BenchModel, effort: Effort) -> dict[str, Case]:
+    """What is measured, by name."""
+    return {
+        "single": Case([model.prompt(SHORT_PROMPT)], effort.single),
+        "first": Case([model.prompt(LONG_PROMPT)], 1),
+        "at_once": Case(
+            [model.prompt(SHORT_PROMPT, number) for number in range(AT_ONCE)], effort.at_once
+        ),
+    }
+
+
+def measure(
+    model: BenchModel, effort: Effort, folder: Path, say: Callable[[str], None]
+) -> dict[str, list[Round]]:
+    """All rounds of every case. ``folder`` is for the stack's data."""
+    plan = Plan(
+        folder=folder,
+        api_port=free_port(),
+        redis_port=free_port(),
+        chain_port=free_port(),
+        model=str(model.folder),
+        model_id=f"bench/{model.name}",
+        nodes=NODES,
+        environment=SETTINGS,
+    )
+    say("starting both sides")
+    with Stack(plan) as stack, Plain(model.folder) as plain:
+        sides = _Sides(model, plain, User(stack), _processes(stack, plain))
+        planned = cases(model, effort)
+        say("warming up")
+        for case in planned.values():
+            sides.measure(case, mesh_first=False)
+        rounds: dict[str, list[Round]] = {name: [] for name in planned}
+        for number in range(effort.rounds):
+            say(f"round {number + 1} of {effort.rounds}")
+            for name, case in planned.items():
+                rounds[name].append(sides.measure(case, mesh_first=number % 2 == 1))
+        return rounds
+
+
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    model: BenchModel
+    plain: Plain
+    user: User
+    processes: Mapping[str, Sequence[psutil.Process]]
+
+    def measure(self, case: Case, *, mesh_first: bool) -> Round:
+        if mesh_first:
+            served, mesh_cpu = self._on_mesh(case)
+            (timing, token_ids), plain_cpu = self._on_plain(case)
+        else:
+            (timing, token_ids), plain_cpu = self._on_plain(case)
+            served, mesh_cpu = self._on_mesh(case)
+        return Round(
+            plain=timing,
+            user=served.user,
+            pipeline=served.pipeline,
+            plain_cpu=plain_cpu,
+            mesh_cpu=mesh_cpu,
+            prompts=len(case.prompts),
+            equal=sum(a == b for a, b in zip(token_ids, served.token_ids, strict=True)),
+        )
+
+    def _on_plain(self, case: Case) -> tuple[tuple[Timing, list[list[int]]], CpuUse]:
+        prompts = [self.model.tokenizer.encode(prompt).ids for prompt in case.prompts]
+        time.sleep(PAUSE)
+        meter = CpuMeter(self.processes)
+        return self.plain.generate(prompts, case.new_tokens), meter.read()
+
+    def _on_mesh(self, case: Case) -> tuple[Served, CpuUse]:
+        time.sleep(PAUSE)
+        meter = CpuMeter(self.processes)
+        return self.user.generate(case.prompts, case.new_tokens), meter.read()
+
+
+def _processes(stack: Stack, plain: Plain) -> dict[str, list[psutil.Process]]:
+    """Everything that the benchmark runs, by the part that it plays."""
+    groups = {
+        name: [psutil.Process(child.process.pid)]
+        for name, child in stack.processes.children.items()
+    }
+    pid_file = (stack.postgres.folder / "postmaster.pid").read_text()
+    postmaster = psutil.Process(int(pid_file.split()[0]))
+    groups["postgres"] = [postmaster, *postmaster.children()]
+    groups["client"] = [psutil.Process()]
+    groups["plain"] = [psutil.Process(plain.pid)]
+    return groups

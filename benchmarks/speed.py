@@ -1,0 +1,85 @@
+"""Speed of the mesh beside plain `transformers.generate`: `python -m benchmarks.speed --help`."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks import models, report
+from benchmarks.measure import Effort, measure
+from stack.servers import StackError
+from stack.supervisor import DEMO_MODEL
+
+EFFORTS = {"S": Effort(rounds=9, single=128, at_once=64), "M": Effort(5, 128, 64)}
+QUICK = Effort(rounds=1, single=16, at_once=8)
+
+console = Console(highlight=False)
+
+
+def main(
+    model: Annotated[
+        list[str] | None, typer.Option(help="S or M; may be given twice. Both if not given.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Measurements of each side; 9 on S and 5 on M.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One short round: does it run? The figures say little.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write every measurement to this file.")
+    ] = None,
+) -> None:
+    """Measure the mesh beside plain `transformers.generate`, one thread a process.
+
+    Two models: S, the demo model (without its end token, so that both sides generate equally
+    much), and M, a Llama of 98M random weights that is made on the spot. Both in float32, greedy.
+
+    Two sides: plain is one process that calls generate(). The mesh is the real stack (API, worker,
+    Redis, Postgres, chain) with three nodes of a third of the layers each, asked over HTTP by a
+    client in this process. They take turns, several rounds; the figures are medians.
+
+    Three figures: tokens/s of one stream (128 tokens after a prompt of 16, counted from the first
+    token on); time to the first token of a prompt of 512; and tokens/s with 8 generations at once
+    (64 tokens each, counted from the request on; plain: one batch of 8).
+
+    Two clocks on the mesh: the user's (request sent, tokens read from the stream of events), and
+    the pipeline's (Redis: prompt in the first node's inbox, tokens in their streams).
+    """
+    began = time.monotonic()
+    names = [name.upper() for name in model or EFFORTS]
+    if not set(names) <= set(EFFORTS):
+        raise typer.BadParameter(f"--model is one of {', '.join(EFFORTS)}.")
+    results = []
+    with (
+        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
+        console.status("Starting") as status,
+    ):
+        for name in names:
+            place = Path(folder) / name
+            status.update(f"{name}: making the checkpoint")
+            made = models.make(name, DEMO_MODEL, place / "model")
+            effort = QUICK if quick else EFFORTS[name]
+            effort = Effort(rounds or effort.rounds, effort.single, effort.at_once)
+
+            def say(doing: str, name: str = name) -> None:
+                status.update(f"{name}: {doing}")
+
+            try:
+                measured = measure(made, effort, place / "data", say)
+            except StackError as error:
+                console.print(f"[red]benchmark:[/] {error}", soft_wrap=True)
+                raise typer.Exit(1) from None
+            results.append(report.Result(made, measured))
+    seconds = time.monotonic() - began
+    report.show(console, results, seconds)
+    if json_file is not None:
+        json_file.write_text(report.as_json(results, seconds))
+        console.print(f"Every measurement is in {json_file}.")
+
+
+if __name__ == "__main__":
+    typer.run(main)
