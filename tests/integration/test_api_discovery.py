@@ -44,7 +44,7 @@ async def test_active_nodes_have_the_specifications_fields(gateway: Gateway) -> 
 
 
 async def test_nodes_that_are_off_the_routes_are_not_listed(gateway: Gateway) -> None:
-    await registry.forget(gateway.redis, node(0))
+    await registry.forget(gateway.redis, node(0).node_id, node(0).model_id)
     await gateway.announce(node(1, is_healthy=False))
     await registry.cool_down(gateway.redis, "node_2", seconds=60)
     assert (await gateway.client.get(NODES)).json()["nodes"] == []
@@ -72,7 +72,7 @@ async def test_models_have_the_specifications_fields(gateway: Gateway) -> None:
 
 
 async def test_a_model_with_a_missing_layer_is_not_available(gateway: Gateway) -> None:
-    await registry.forget(gateway.redis, node(1))
+    await registry.forget(gateway.redis, node(1).node_id, node(1).model_id)
     model = await model_on_offer(gateway)
     assert (model["active_nodes"], model["available"]) == (2, False)
     assert model["avg_latency_ms"] is None

@@ -180,7 +180,7 @@ async def test_a_key_gives_the_same_job_again(gateway: Gateway) -> None:
     first = (await ask(gateway, "key")).json()
     books = await gateway.books()
     for each in all_nodes():  # and it needs no route, nor money, the second time
-        await registry.forget(gateway.redis, each)
+        await registry.forget(gateway.redis, each.node_id, each.model_id)
     again = await ask(gateway, "key")
     assert (again.status_code, again.json()) == (202, first)
     assert await gateway.books() == books
