@@ -47,3 +47,6 @@ def nonce(value: str) -> str:
 
 WORKER_QUEUE = "far_mesh:queue"
 """arq's queue: pokes for the workers, each of which Postgres could repeat."""
+
+WORKER_BELL = "far_mesh:bell"
+"""List: an entry for each poke, so that a worker need not look into the queue to see it."""

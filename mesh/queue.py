@@ -12,7 +12,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from mesh.db import Outbox, Sessions
-from mesh.names import WORKER_QUEUE
+from mesh.names import WORKER_BELL, WORKER_QUEUE
 
 BATCH = 100
 """Outbox rows sent in one transaction."""
@@ -46,6 +46,15 @@ async def connect(redis_url: str) -> ArqRedis:
 async def poke(queue: ArqRedis, task: str, argument: str, *, once: str | None = None) -> None:
     """Wake a worker. Two pokes of the same ``once`` that wait at the same time are one."""
     await queue.enqueue_job(task, argument, _job_id=once)
+    async with queue.pipeline(transaction=True) as pipe:
+        pipe.lpush(WORKER_BELL, b"")
+        pipe.ltrim(WORKER_BELL, 0, BATCH - 1)  # nobody listens: no reason to grow
+        await pipe.execute()
+
+
+async def wait_for_poke(queue: ArqRedis, seconds: int) -> bool:
+    """Whether there was one. Each poke is heard by one listener; all others look on their own."""
+    return await queue.blpop([WORKER_BELL], timeout=seconds) is not None  # type: ignore[misc]
 
 
 async def send_outbox(sessions: Sessions, queue: ArqRedis) -> int:

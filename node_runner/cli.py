@@ -23,6 +23,7 @@ from node_runner.engine.span import Span
 from node_runner.engine.tensors import DTYPES
 from node_runner.platform import Identity, Platform, PlatformError, Vitals
 from node_runner.runner import Runner
+from node_runner.transport import Unreachable
 from node_runner.transport.redis import RedisTransport
 
 app = typer.Typer(
@@ -116,7 +117,11 @@ def start(
         start_http_server(metrics_port, addr="127.0.0.1")
     meter = metrics.Meter()
     engine = Engine(loaded, node_id=node_id, kv_budget_bytes=round(kv_gb * 1e9))
-    runner = Runner(engine, RedisTransport(redis, node_id), meter)
+    try:
+        transport = RedisTransport(redis, node_id)
+    except Unreachable as error:
+        raise _fail(f"{error} Is --redis right?") from None
+    runner = Runner(engine, transport, meter)
 
     def drain(*_: object) -> None:
         runner.drain()

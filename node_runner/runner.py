@@ -2,15 +2,20 @@
 
 import threading
 import time
+from itertools import chain, repeat
 
 import structlog
 
+from mesh.wire import Message
 from node_runner import metrics
 from node_runner.engine.engine import Engine, Result
-from node_runner.transport import Transport
+from node_runner.transport import Transport, Unreachable
 
 IDLE_WAIT = 1.0
 """Seconds that one pull waits for work; also how soon a drain or an expiry is noticed."""
+
+RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds between tries while the platform does not answer; the last repeats."""
 
 DRAIN_LIMIT = 60.0
 """Seconds that running generations get to end after SIGTERM."""
@@ -43,8 +48,9 @@ class Runner:
         results: list[Result] = []
         give_up = None
         while True:
-            wait = 0 if self._engine.busy else IDLE_WAIT
-            messages = self._transport.exchange(results, wait=wait, generations=self.generations)
+            messages = self._exchange(results, wait=0 if self._engine.busy else IDLE_WAIT)
+            if messages is None:
+                break
             began = time.perf_counter()
             results = self._engine.step(messages)
             self._measure(time.perf_counter() - began)
@@ -53,9 +59,22 @@ class Runner:
             if self._draining.is_set():
                 give_up = give_up or time.monotonic() + DRAIN_LIMIT
                 if not self._engine.generations or time.monotonic() > give_up:
-                    self._transport.exchange(results, wait=0)
-                    log.info("node_drained", abandoned=len(self._engine.generations))
-                    return
+                    self._exchange(results, wait=0)
+                    break
+        log.info("node_drained", abandoned=self.generations)
+
+    def _exchange(self, results: list[Result], *, wait: float) -> list[Message] | None:
+        """The transport's exchange, repeated until the platform answers; none if the node is to
+        drain before it does, since there is nobody then to finish anything for."""
+        delays = chain(RETRY_DELAYS, repeat(RETRY_DELAYS[-1]))
+        while True:
+            try:
+                return self._transport.exchange(results, wait=wait, generations=self.generations)
+            except Unreachable as error:
+                delay = next(delays)
+                log.warning("platform_unreachable", reason=str(error), retry_in=delay)
+                if self._draining.wait(delay):
+                    return None
 
     def _measure(self, seconds: float) -> None:
         for generations, positions in self._engine.take_forwards():

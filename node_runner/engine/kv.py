@@ -25,27 +25,29 @@ class KVShape:
 
 
 class KVCache:
-    """Keys and values of one generation, each ``[layers, kv_heads, capacity, head_dim]``.
+    """Keys and values of one generation, by layer: each ``[1, kv_heads, capacity, head_dim]``.
 
     ``length`` positions are valid. Position is the truth: writing at an earlier position
     forgets what came after it.
     """
 
     def __init__(self, shape: KVShape, capacity: int) -> None:
-        size = (shape.layers, shape.heads, capacity, shape.head_dim)
-        self.keys = torch.empty(size, dtype=shape.dtype, device=shape.device)
-        self.values = torch.empty(size, dtype=shape.dtype, device=shape.device)
+        size = (shape.layers, 1, shape.heads, capacity, shape.head_dim)
+        self.keys = torch.empty(size, dtype=shape.dtype, device=shape.device).unbind()
+        self.values = torch.empty(size, dtype=shape.dtype, device=shape.device).unbind()
+        self.device = shape.device
         self.capacity = capacity
         self.length = 0
 
     def write(
         self, layer: int, position: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put ``[kv_heads, rows, head_dim]`` at a position; returns all up to their end."""
-        end = position + keys.shape[1]
-        self.keys[layer, :, position:end] = keys
-        self.values[layer, :, position:end] = values
-        return self.keys[layer, :, :end], self.values[layer, :, :end]
+        """Put ``[1, kv_heads, rows, head_dim]`` at a position; returns all up to their end."""
+        rows = keys.shape[2]
+        all_keys, all_values = self.keys[layer], self.values[layer]
+        all_keys.narrow(2, position, rows).copy_(keys)
+        all_values.narrow(2, position, rows).copy_(values)
+        return all_keys.narrow(2, 0, position + rows), all_values.narrow(2, 0, position + rows)
 
 
 class KVPool:

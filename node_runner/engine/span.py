@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -11,7 +12,10 @@ from transformers.utils import logging as transformers_logging
 
 from mesh.errors import UnsupportedModel
 from node_runner.engine.attention import NAME, Segment
+from node_runner.engine.fused import FusedLayers, can_fuse
 from node_runner.engine.kv import KVCache, KVShape
+from node_runner.engine.layers import Layers, TransformersLayers
+from node_runner.engine.weights import use_huge_pages
 
 NOT_IN_A_MIDDLE_SPAN = {"embed_tokens.weight", "norm.weight"}
 
@@ -28,18 +32,20 @@ class Span:
         self.device, self.dtype, self.edge = device, dtype, edge
         model = _load(folder, edge=edge, dtype=dtype).to(device).eval()
         config = model.config
-        self.decoder = model.get_decoder() if edge else model
+        decoder = model.get_decoder() if edge else model
         # The final norm belongs to the head, which only the edge has.
-        self._norm, self.decoder.norm = self.decoder.norm, nn.Identity()
+        self._norm, decoder.norm = decoder.norm, nn.Identity()
         if edge:
             self._embedding = model.get_input_embeddings()
             self._head = model.get_output_embeddings()
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self.end_tokens = _end_tokens(folder, config)
         else:
-            self.decoder.embed_tokens = nn.Identity()
+            decoder.embed_tokens = nn.Identity()
             self._norm = nn.Identity()
-        self.model = model
+        self._layers, taken = _layers(decoder)
+        self.weights = [*model.parameters(), *self._norm.parameters(), *taken]
+        use_huge_pages(self.weights)
         self.hidden_size: int = config.hidden_size
         self.layers: int = config.num_hidden_layers
         self.kv_shape = KVShape(
@@ -68,32 +74,11 @@ class Span:
 
     @torch.inference_mode()
     def forward(self, hidden: torch.Tensor, segments: list[Segment]) -> torch.Tensor:
-        """All segments through the layers; their caches grow by their rows.
-
-        The layers are called one by one. What the model's own forward does around them (masks,
-        recording of outputs, defaults) is nothing that a span needs, and a fifth of a short step.
-        """
-        positions = torch.tensor(
-            [
-                position
-                for segment in segments
-                for position in range(segment.position, segment.position + segment.rows)
-            ],
-            device=self.device,
-        )[None]
-        output = hidden[None]
-        rotary = self.decoder.rotary_emb(output, position_ids=positions)
-        for layer in self.decoder.layers:
-            output = layer(
-                output,
-                attention_mask=None,
-                position_ids=positions,
-                position_embeddings=rotary,
-                segments=segments,
-            )
+        """All segments through the layers; their caches grow by their rows."""
+        output = self._layers(hidden, segments)
         for segment in segments:
             segment.cache.length = segment.position + segment.rows
-        return output[0]
+        return output
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -120,6 +105,14 @@ def _load(folder: Path, *, edge: bool, dtype: torch.dtype) -> PreTrainedModel:
             f"{sorted(missing)}, unexpected {sorted(info['unexpected_keys'])}."
         )
     return model
+
+
+def _layers(decoder: Any) -> tuple[Layers, list[torch.Tensor]]:
+    """The quickest way to run the decoder's layers, and weights that it took out of the model."""
+    if can_fuse(decoder):
+        fused = FusedLayers(decoder)
+        return fused, fused.weights
+    return TransformersLayers(decoder), []
 
 
 def _end_tokens(folder: Path, config: object) -> frozenset[int]:

@@ -7,6 +7,11 @@ from mesh.wire import Message
 from node_runner.engine.engine import Result
 
 
+class Unreachable(Exception):
+    """The platform does not answer. What was pushed may have arrived; pushing it again is
+    harmless."""
+
+
 class Transport(Protocol):
     """One exchange with the platform: push results, then pull what waits in the inbox.
 
@@ -23,6 +28,9 @@ class Transport(Protocol):
         cheap, it pays if there are several.
 
         A token that was refused, since its epoch is over, comes back as a ``Close``.
+
+        Raises:
+            Unreachable: exchange the same results again, a little later.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Straight to Redis: for nodes that the operator runs beside it."""
 
-import time
 from collections.abc import Sequence
+from typing import Any
 
 import redis
 import structlog
@@ -9,8 +9,9 @@ import structlog
 from mesh import names, wire
 from mesh.errors import WireError
 from mesh.streams import APPEND_TOKEN
-from mesh.wire import Close, Ended, Message, Pong, Refused, Token
+from mesh.wire import Close, Message, Token
 from node_runner.engine.engine import Forward, Result
+from node_runner.transport import Unreachable
 
 INBOX_TTL = 3600
 """Seconds after which an inbox that nobody feeds or reads is gone."""
@@ -18,96 +19,120 @@ INBOX_TTL = 3600
 TRIM_EVERY = 64
 """Exchanges between two trims of the part of the inbox that was read."""
 
-RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds between tries while Redis does not answer; the last repeats."""
+SILENCE_LIMIT = 5.0
+"""Seconds without an answer after which Redis counts as gone. Longer than any wait for work."""
 
-Entry = tuple[bytes, dict[bytes, bytes]]
-"""A stream entry: its ID and its fields."""
+Command = tuple[Any, ...]
+Entry = tuple[bytes, list[bytes]]
+"""A stream entry: its ID, and its fields' names and values in turn."""
 
 log = structlog.get_logger()
 
 
 class RedisTransport:
-    """One connection, one round trip an exchange: all pushes and the blocking read are sent as
-    one pipeline.
+    """One connection, one round trip an exchange: all pushes and the blocking read go out together.
+
+    Commands are packed and answers parsed by redis-py's connection; its client and pipeline, which
+    do the same, would cost a hop half as much again.
 
     Steps that leave together arrive together, so that a batch stays one from node to node: they
     are pushed in one transaction, since a reader that waits is woken by the first it sees.
+
     """
 
     def __init__(self, url: str, node_id: str) -> None:
-        self._redis = redis.Redis.from_url(url, socket_connect_timeout=5)
+        """
+        Raises:
+            Unreachable: Redis does not answer.
+        """
+        self._connection = redis.ConnectionPool.from_url(
+            url, socket_connect_timeout=SILENCE_LIMIT, socket_timeout=SILENCE_LIMIT
+        ).make_connection()
         self._inbox = names.inbox(node_id)
-        newest = self._redis.xrevrange(self._inbox, count=1)
-        self._after = newest[0][0] if newest else b"0-0"
+        [newest] = self._call([("XREVRANGE", self._inbox, "+", "-", "COUNT", 1)])
+        self._after: bytes = newest[0][0] if newest else b"0-0"
         self._exchanges = 0
 
     def exchange(
         self, results: Sequence[Result], *, wait: float, generations: int = 1
     ) -> list[Message]:
-        tries = 0
-        while True:
-            try:
-                return self._exchange(results, wait, generations)
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                # What was pushed may have arrived: pushing again is harmless.
-                delay = RETRY_DELAYS[min(tries, len(RETRY_DELAYS) - 1)]
-                tries += 1
-                log.warning("redis_unreachable", error=type(error).__name__, retry_in=delay)
-                time.sleep(delay)
-
-    def close(self) -> None:
-        self._redis.close()
-
-    def _exchange(self, results: Sequence[Result], wait: float, generations: int) -> list[Message]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.execute_command("MULTI")
-            for result in results:
-                self._push(pipe, result)
-            pipe.execute_command("EXEC")
-            self._exchanges += 1
-            if self._exchanges % TRIM_EVERY == 0:
-                pipe.xtrim(self._inbox, minid=_after(self._after), approximate=False)
-                pipe.expire(self._inbox, INBOX_TTL)
-            pipe.xread(
-                {self._inbox: self._after}, block=max(1, round(wait * 1000)) if wait else None
-            )
-            answers = pipe.execute()
-        pushed = _checked(answers[len(results) + 1])
-        entries = _entries(answers[-1])
+        # Steps first: the next node works while Redis takes in what readers want.
+        steps = [result for result in results if isinstance(result, Forward)]
+        others = [result for result in results if not isinstance(result, Forward)]
+        answers = self._call(
+            [
+                *self._upkeep(),
+                *_together([_add(names.inbox(forward.to), forward.step) for forward in steps]),
+                *map(_report, others),
+                _read(self._inbox, self._after, wait),
+            ]
+        )
+        entries = _entries(answers.pop())
         if wait and 0 < len(entries) < generations:
             # The first to arrive ended the wait; others may have come since.
-            entries += _entries(self._redis.xread({self._inbox: entries[-1][0]}))
+            [more] = self._call([_read(self._inbox, entries[-1][0], wait=0)])
+            entries += _entries(more)
         if entries:
             self._after = entries[-1][0]
-        return [*_refused(results, pushed), *_decoded(entries)]
+        return [*_refused(others, answers[len(answers) - len(others) :]), *_decoded(entries)]
 
-    def _push(self, pipe: "redis.client.Pipeline", result: Result) -> None:
-        """Exactly one command a result, so that answers can be matched to them."""
-        match result:
-            case Forward():
-                pipe.xadd(names.inbox(result.to), wire.encode(result.step))
-            case Token():
-                pipe.eval(
-                    APPEND_TOKEN,
-                    2,
-                    names.live(result.request_id),
-                    names.tokens(result.request_id),
-                    result.epoch,
-                    result.index,
-                    result.token_id,
-                    result.text,
-                )
-            case Ended() | Refused() | Pong():
-                pipe.xadd(names.events(result.request_id), wire.encode(result))
+    def close(self) -> None:
+        self._connection.disconnect()
+
+    def _upkeep(self) -> list[Command]:
+        self._exchanges += 1
+        if self._exchanges % TRIM_EVERY:
+            return []
+        milliseconds, _, sequence = self._after.decode().partition("-")
+        unread = f"{milliseconds}-{int(sequence) + 1}"
+        return [("XTRIM", self._inbox, "MINID", unread), ("EXPIRE", self._inbox, INBOX_TTL)]
+
+    def _call(self, commands: Sequence[Command]) -> list[Any]:
+        """One answer a command. After an error the connection begins anew: it holds answers that
+        nobody will read."""
+        connection = self._connection
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            answers = [connection.read_response() for _ in commands]
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            connection.disconnect()
+            raise Unreachable(f"Redis does not answer ({type(error).__name__}).") from error
+        except redis.ResponseError:
+            connection.disconnect()
+            raise
+        for answer in answers:  # a transaction's errors are among its answers
+            for error in answer if isinstance(answer, list) else ():
+                if isinstance(error, redis.ResponseError):
+                    raise error
+        return answers
 
 
-def _checked(answers: Sequence[object]) -> Sequence[object]:
-    """A transaction's answers, of which redis-py raises no errors itself."""
-    for answer in answers:
-        if isinstance(answer, redis.ResponseError):
-            raise answer
-    return answers
+def _together(commands: list[Command]) -> list[Command]:
+    return commands if len(commands) < 2 else [("MULTI",), *commands, ("EXEC",)]
+
+
+def _add(stream: str, message: Message) -> Command:
+    fields = wire.encode(message)
+    return ("XADD", stream, "*", *(part for field in fields.items() for part in field))
+
+
+def _report(result: Result) -> Command:
+    """What goes to readers or to the supervisor: exactly one command a result."""
+    if isinstance(result, Token):
+        stream = names.tokens(result.request_id)
+        place = (result.epoch, result.index, result.token_id, result.text)
+        return ("EVAL", APPEND_TOKEN, 2, names.live(result.request_id), stream, *place)
+    return _add(names.events(result.request_id), result)
+
+
+def _read(inbox: str, after: bytes, wait: float) -> Command:
+    block = ("BLOCK", max(1, round(wait * 1000))) if wait else ()
+    return ("XREAD", *block, "STREAMS", inbox, after)
+
+
+def _entries(answer: list[Any] | None) -> list[Entry]:
+    """What a read of one stream found."""
+    return answer[0][1] if answer else []
 
 
 def _refused(results: Sequence[Result], answers: Sequence[object]) -> list[Message]:
@@ -119,21 +144,11 @@ def _refused(results: Sequence[Result], answers: Sequence[object]) -> list[Messa
     ]
 
 
-def _entries(answer: Sequence[tuple[bytes, list[Entry]]]) -> list[Entry]:
-    """What a read of one stream found."""
-    return answer[0][1] if answer else []
-
-
 def _decoded(entries: Sequence[Entry]) -> list[Message]:
     messages = []
     for _, fields in entries:
         try:
-            messages.append(wire.decode(fields))
+            messages.append(wire.decode(dict(zip(fields[::2], fields[1::2], strict=True))))
         except WireError as error:
             log.warning("message_refused", code=error.code, reason=error.detail)
     return messages
-
-
-def _after(entry: bytes) -> str:
-    milliseconds, _, sequence = entry.decode().partition("-")
-    return f"{milliseconds}-{int(sequence) + 1}"

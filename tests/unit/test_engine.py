@@ -299,11 +299,17 @@ def family(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, PreTra
     return tmp_path, model
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @torch.inference_mode()
 def test_logits_of_each_family_equal_transformers(
-    family: tuple[Path, PreTrainedModel], cache: Path
+    family: tuple[Path, PreTrainedModel],
+    cache: Path,
+    fused: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ragged prompts, packed, in chunks, through three spans."""
+    """Ragged prompts, packed, in chunks, through three spans; with either kind of layers."""
+    if not fused:
+        monkeypatch.setattr("node_runner.engine.span.can_fuse", lambda decoder: False)
     source, model = family
     spans = [load_span(source, layers, cache) for layers in ((0, 1), (1, 3), (3, 4))]
     lengths = [1, 7, PREFILL_CHUNK + 40]

@@ -1,0 +1,155 @@
+"""The layers of the Llama families in a third of the operations.
+
+A short step is bound by the number of its operations, not by their work: transformers' layer has
+fifty, and they take four times as long as reading its weights. Here are twenty for the same
+arithmetic: one product for query, key and value, one for gate and up, one rotation for queries and
+keys, and norms and rotary angles that are not made anew. Tests hold both to the same numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, rms_norm
+
+from node_runner.engine.attention import Segment, attend
+from node_runner.engine.layers import positions_of
+
+FUSABLE = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+"""Layers of transformers that differ only in biases and in norms of queries and keys."""
+
+STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
+"""Rotary embeddings whose angles depend on the position alone, not on the length of the text."""
+
+
+def can_fuse(decoder: Any) -> bool:
+    """Whether :class:`FusedLayers` computes what the decoder does. Quantized weights cannot be
+    joined, so such layers stay as they are."""
+    linears = [module for module in decoder.layers.modules() if hasattr(module, "in_features")]
+    return (
+        all(type(layer).__name__ in FUSABLE for layer in decoder.layers)
+        and all(type(module) is nn.Linear for module in linears)
+        and decoder.rotary_emb.rope_type in STATIC_ROPE
+    )
+
+
+class FusedLayers:
+    """Takes the decoder's layers over: their weights move here."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._layers = []
+        for index in range(len(decoder.layers)):
+            self._layers.append(_FusedLayer(decoder.layers[index]))
+            decoder.layers[index] = nn.Identity()  # at most one layer is there twice
+        self._angles = _Angles(decoder.rotary_emb, self.weights[0])
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        return [weight for layer in self._layers for weight in layer.weights]
+
+    def __call__(self, hidden: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+        cos, sin = self._angles.of(segments)
+        for layer in self._layers:
+            hidden = layer(hidden, cos, sin, segments)
+        return hidden
+
+
+class _FusedLayer:
+    """``[rows, hidden] → [rows, hidden]``."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._index: int = attention.layer_idx
+        self._scaling: float = attention.scaling
+        self._head_dim: int = attention.head_dim
+        query_heads = attention.q_proj.out_features // self._head_dim
+        kv_heads = attention.k_proj.out_features // self._head_dim
+        self._turned_and_not = (query_heads + kv_heads, kv_heads)
+        self._queries_and_keys = (query_heads, kv_heads)
+        self._norm, self._eps = _norm(layer.input_layernorm)
+        self._qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._heads_norm, self._heads_eps = self._norm_of_heads(attention)
+        self._output = _joined(attention.o_proj)
+        self._mlp_norm, self._mlp_eps = _norm(layer.post_attention_layernorm)
+        self._gate_up = _joined(mlp.gate_proj, mlp.up_proj)
+        self._down = _joined(mlp.down_proj)
+        self._activation: Callable[[torch.Tensor], torch.Tensor] = mlp.act_fn.forward
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        products = [*self._qkv, *self._output, *self._gate_up, *self._down]
+        norms = [self._norm, self._mlp_norm, self._heads_norm]
+        return [weight for weight in (*products, *norms) if weight is not None]
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        segments: Sequence[Segment],
+    ) -> torch.Tensor:
+        rows, width = hidden.shape
+        mixed = linear(rms_norm(hidden, (width,), self._norm, self._eps), *self._qkv)
+        heads = mixed.view(1, rows, -1, self._head_dim).transpose(1, 2)
+        turning, values = heads.split_with_sizes(self._turned_and_not, 1)
+        if self._heads_norm is not None:
+            turning = self._heads_norm * rms_norm(turning, (self._head_dim,), None, self._heads_eps)
+        turned = turning * cos + turning.roll(self._head_dim // 2, -1) * sin
+        queries, keys = turned.split_with_sizes(self._queries_and_keys, 1)
+        attended = attend(self._index, queries, keys, values, self._scaling, segments)
+        hidden = hidden + linear(attended.reshape(rows, -1), *self._output)
+        normed = rms_norm(hidden, (width,), self._mlp_norm, self._mlp_eps)
+        gate, up = linear(normed, *self._gate_up).chunk(2, -1)
+        return hidden + linear(self._activation(gate) * up, *self._down)
+
+    def _norm_of_heads(self, attention: Any) -> tuple[torch.Tensor | None, float]:
+        """Weight ``[heads, 1, head_dim]``, queries' heads first; none where heads have no norm."""
+        if not hasattr(attention, "q_norm"):
+            return None, 0.0
+        norms, (eps, _) = zip(_norm(attention.q_norm), _norm(attention.k_norm), strict=True)
+        heads = zip(norms, self._queries_and_keys, strict=True)
+        return torch.cat([norm.expand(count, -1) for norm, count in heads])[:, None], eps
+
+
+class _Angles:
+    """Cosines and sines by position, made once and longer when needed.
+
+    The sines of the first half are negative: half-swapped heads times these are what transformers
+    computes as `rotate_half(heads) * sin`.
+    """
+
+    def __init__(self, rotary: Any, like: torch.Tensor) -> None:
+        self._rotary = rotary
+        self._like = like
+        self._table = self._make(1)
+
+    def of(self, segments: Sequence[Segment]) -> tuple[torch.Tensor, torch.Tensor]:
+        """For the segments' rows, each ``[rows, head_dim]``."""
+        end = max(segment.position + segment.rows for segment in segments)
+        if end > self._table.shape[1]:
+            self._table = self._make(2 * end)
+        if len(segments) == 1:
+            rows = self._table[:, segments[0].position : end]
+        else:
+            rows = self._table[:, torch.tensor(positions_of(segments), device=self._table.device)]
+        cos, sin = rows.unbind()
+        return cos, sin
+
+    def _make(self, length: int) -> torch.Tensor:
+        positions = torch.arange(length, device=self._like.device)[None]
+        cos, sin = self._rotary(self._like, position_ids=positions)
+        half = sin.shape[-1] // 2
+        return torch.stack([cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)])
+
+
+def _norm(module: Any) -> tuple[torch.Tensor, float]:
+    return module.weight.detach(), module.variance_epsilon
+
+
+def _joined(*products: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias that give the outputs of several products side by side."""
+    weight = torch.cat([product.weight.detach() for product in products])
+    if products[0].bias is None:
+        return weight, None
+    return weight, torch.cat([product.bias.detach() for product in products])

@@ -1,0 +1,182 @@
+"""A node's way to its work, on a real Redis, and through a Redis that goes away."""
+
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import redis
+
+from mesh import names, streams, wire
+from mesh.wire import Close, Ping, Pong, Step, Token
+from node_runner.engine.engine import Forward, Result
+from node_runner.metrics import Meter
+from node_runner.runner import Runner
+from node_runner.transport import Unreachable
+from node_runner.transport.redis import TRIM_EVERY, RedisTransport
+from stack.servers import free_port, redis_command, wait_for_redis
+
+
+class Server:
+    """A Redis that a test may stop."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._folder = folder
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(redis_command(self.port, self._folder))
+        wait_for_redis(self.port)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[redis.Redis]:
+    with redis.Redis(port=server.port) as connected:
+        yield connected
+
+
+def step(request_id: str, position: int = 0) -> Step:
+    return Step(request_id, 1, position, True, "float32", 1, 2, b"12345678")
+
+
+def put(client: redis.Redis, node_id: str, *messages: wire.Message) -> None:
+    for message in messages:
+        client.xadd(names.inbox(node_id), wire.encode(message))
+
+
+def test_steps_that_leave_together_arrive_together(server: Server) -> None:
+    sender, receiver = RedisTransport(server.url, "a"), RedisTransport(server.url, "b")
+    steps = [step(f"gen_{number}") for number in range(8)]
+    received: list[Sequence[wire.Message]] = []
+    waiting = threading.Thread(target=lambda: received.append(receiver.exchange([], wait=4)))
+    waiting.start()
+    sender.exchange([Forward("b", sent) for sent in steps], wait=0)
+    waiting.join()
+    assert received == [steps]
+    sender.close()
+    receiver.close()
+
+
+def test_only_what_comes_after_the_cursor_is_read(server: Server, client: redis.Redis) -> None:
+    put(client, "a", step("before"))
+    transport = RedisTransport(server.url, "a")
+    put(client, "a", step("one"), step("two"))
+    assert transport.exchange([], wait=1) == [step("one"), step("two")]
+    assert transport.exchange([], wait=0) == []
+    transport.close()
+
+
+def test_what_was_read_is_trimmed(server: Server, client: redis.Redis) -> None:
+    transport = RedisTransport(server.url, "a")
+    for number in range(TRIM_EVERY + 1):
+        put(client, "a", step("gen", number))
+        assert transport.exchange([], wait=1) == [step("gen", number)]
+    assert client.xlen(names.inbox("a")) <= 2
+    assert client.ttl(names.inbox("a")) > 0
+    transport.close()
+
+
+def test_a_token_of_an_older_epoch_comes_back_as_a_close(
+    server: Server, client: redis.Redis
+) -> None:
+    client.hset(names.live("gen"), "epoch", 2)
+    transport = RedisTransport(server.url, "a")
+    late, due = Token("gen", 1, 0, 7, "late"), Token("gen", 2, 0, 7, "due")
+    answers = transport.exchange([late, Forward("b", step("gen")), due], wait=0)
+    assert answers == [Close("gen", 1)]
+    [(entry, fields)] = client.xrange(names.tokens("gen"))
+    assert streams.index_of(entry.decode()) == 1
+    assert fields[b"t"] == b"due"
+    transport.close()
+
+
+def test_a_broken_message_is_passed_over(server: Server, client: redis.Redis) -> None:
+    transport = RedisTransport(server.url, "a")
+    client.xadd(names.inbox("a"), {"h": b"\xc1", "t": b""})
+    put(client, "a", step("good"))
+    assert transport.exchange([], wait=1) == [step("good")]
+    transport.close()
+
+
+def test_an_error_inside_the_transaction_is_raised(server: Server, client: redis.Redis) -> None:
+    client.set(names.inbox("b"), "not a stream")
+    transport = RedisTransport(server.url, "a")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        transport.exchange([Forward("b", step("one")), Forward("b", step("two"))], wait=0)
+    assert transport.exchange([], wait=0) == []  # no answer of before is left over
+    transport.close()
+
+
+def test_without_redis_it_says_so_and_goes_on_when_it_is_back(server: Server) -> None:
+    transport = RedisTransport(server.url, "a")
+    server.stop()
+    for _ in range(2):
+        with pytest.raises(Unreachable, match="does not answer"):
+            transport.exchange([], wait=1)
+    with pytest.raises(Unreachable):
+        RedisTransport(server.url, "b")
+    server.start()
+    assert transport.exchange([Forward("a", step("gen"))], wait=1) == [step("gen")]
+    transport.close()
+
+
+class Answering:
+    """An engine's shape around one rule: a ping is answered. What the runner needs, no torch."""
+
+    busy = False
+
+    def __init__(self) -> None:
+        self.generations: dict[str, object] = {}
+        self.pool = type("Pool", (), {"budget_bytes": 0, "used_bytes": 0})
+
+    def step(self, messages: Sequence[wire.Message]) -> list[Result]:
+        return [
+            Pong(message.request_id, message.epoch, "a")
+            for message in messages
+            if isinstance(message, Ping)
+        ]
+
+    def take_forwards(self) -> list[tuple[int, int]]:
+        return []
+
+    def expire(self) -> None:
+        pass
+
+
+def test_a_node_outlives_redis_and_obeys_without_it(server: Server) -> None:
+    runner = Runner(Answering(), RedisTransport(server.url, "a"), Meter())  # type: ignore[arg-type]
+    running = threading.Thread(target=runner.run)
+    running.start()
+    server.stop()
+    server.start()
+    with redis.Redis(port=server.port) as client:
+        put(client, "a", Ping("gen", 1))
+        give_up = time.monotonic() + 10
+        while not client.xlen(names.events("gen")):
+            assert time.monotonic() < give_up, "the node does not answer"
+            time.sleep(0.05)
+    server.stop()
+    began = time.monotonic()
+    runner.drain()
+    running.join(timeout=10)
+    server.start()
+    assert not running.is_alive()
+    assert time.monotonic() - began < 9
