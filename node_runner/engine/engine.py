@@ -10,7 +10,7 @@ import torch
 from mesh import wire
 from mesh.errors import WireError
 from mesh.wire import Close, Ended, Message, Open, OpenEdge, Ping, Pong, Refused, Step, Token
-from node_runner.engine.attention import Segment
+from node_runner.engine.attention import Pack, Segment
 from node_runner.engine.kv import KVCache, KVPool
 from node_runner.engine.sampler import sample
 from node_runner.engine.span import Span
@@ -68,6 +68,7 @@ class Generation:
     first: bool
     last: bool
     cache: KVCache
+    capacity: int
     expires_at: float
     decoding: Decoding | None
 
@@ -164,6 +165,7 @@ class Engine:
             first=message.stage == 0,
             last=message.stage == message.stages - 1,
             cache=cache,
+            capacity=message.capacity,
             expires_at=time.monotonic() + message.expires_in,
             decoding=decoding,
         )
@@ -257,44 +259,40 @@ class Engine:
         pack = self._take(results)
         if not pack:
             return
-        segments, begin = [], 0
-        for work in pack:
-            segments.append(Segment(work.generation.cache, begin, work.rows, work.position))
-            begin += work.rows
-        output = self._span.forward(self._inputs(pack), segments)
-        self._forwards.append((len({work.generation.request_id for work in pack}), begin))
-        for work, segment in zip(pack, segments, strict=True):
-            rows = output[segment.begin : segment.begin + segment.rows]
-            self._pass_on(work, rows, results)
+        pack.sort(key=lambda work: work.rows)  # equals attend together
+        packed = Pack([Segment(work.generation.cache, work.rows, work.position) for work in pack])
+        output = self._span.forward(self._inputs(pack), packed)
+        self._forwards.append((len(pack), packed.rows))
+        rows = output.split_with_sizes([work.rows for work in pack])
+        for work, own in zip(pack, rows, strict=True):
+            self._pass_on(work, own, results)
 
     def _take(self, results: list[Result]) -> list[Work]:
         """Waiting work up to the row limit, in order of arrival; the rest waits on."""
         pack: list[Work] = []
+        later: list[Work] = []
+        taken: set[str] = set()
         rows = 0
         while self._waiting and (not pack or rows + self._waiting[0].rows <= MAX_ROWS):
             work = self._waiting.popleft()
             generation = work.generation
             if not self._alive(generation):
                 continue
-            fits = work.position + work.rows <= generation.cache.capacity
-            follows = work.position <= generation.cache.length or any(
-                earlier.generation is generation
-                and work.position <= earlier.position + earlier.rows
-                for earlier in pack
-            )
-            if not (fits and follows):
+            if generation.request_id in taken:
+                later.append(work)
+                continue
+            fits = work.position + work.rows <= generation.capacity
+            if not (fits and work.position <= generation.cache.length):
+                code = "gap" if fits else "capacity"
                 results.append(
-                    Refused(
-                        generation.request_id,
-                        generation.epoch,
-                        self._node_id,
-                        "gap" if fits else "capacity",
-                    )
+                    Refused(generation.request_id, generation.epoch, self._node_id, code)
                 )
                 self._drop(generation)
                 continue
             pack.append(work)
+            taken.add(generation.request_id)
             rows += work.rows
+        self._waiting.extendleft(reversed(later))
         return pack
 
     def _inputs(self, pack: list[Work]) -> torch.Tensor:

@@ -6,15 +6,14 @@ arithmetic: one product for query, key and value, one for gate and up, one rotat
 keys, and norms and rotary angles that are not made anew. Tests hold both to the same numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear, rms_norm
 
-from node_runner.engine.attention import Segment, attend
-from node_runner.engine.layers import positions_of
+from node_runner.engine.attention import Pack, Score, attend
 
 FUSABLE = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 """Layers of transformers that differ only in biases and in norms of queries and keys."""
@@ -48,10 +47,10 @@ class FusedLayers:
     def weights(self) -> list[torch.Tensor]:
         return [weight for layer in self._layers for weight in layer.weights]
 
-    def __call__(self, hidden: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
-        cos, sin = self._angles.of(segments)
+    def __call__(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+        cos, sin = self._angles.of(pack)
         for layer in self._layers:
-            hidden = layer(hidden, cos, sin, segments)
+            hidden = layer(hidden, cos, sin, pack)
         return hidden
 
 
@@ -61,7 +60,7 @@ class _FusedLayer:
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._index: int = attention.layer_idx
-        self._scaling: float = attention.scaling
+        self._score = Score(scaling=attention.scaling)
         self._head_dim: int = attention.head_dim
         query_heads = attention.q_proj.out_features // self._head_dim
         kv_heads = attention.k_proj.out_features // self._head_dim
@@ -83,33 +82,29 @@ class _FusedLayer:
         return [weight for weight in (*products, *norms) if weight is not None]
 
     def __call__(
-        self,
-        hidden: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        segments: Sequence[Segment],
+        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack
     ) -> torch.Tensor:
         rows, width = hidden.shape
         mixed = linear(rms_norm(hidden, (width,), self._norm, self._eps), *self._qkv)
-        heads = mixed.view(1, rows, -1, self._head_dim).transpose(1, 2)
+        heads = mixed.view(rows, -1, self._head_dim)
         turning, values = heads.split_with_sizes(self._turned_and_not, 1)
         if self._heads_norm is not None:
             turning = self._heads_norm * rms_norm(turning, (self._head_dim,), None, self._heads_eps)
         turned = turning * cos + turning.roll(self._head_dim // 2, -1) * sin
         queries, keys = turned.split_with_sizes(self._queries_and_keys, 1)
-        attended = attend(self._index, queries, keys, values, self._scaling, segments)
-        hidden = hidden + linear(attended.reshape(rows, -1), *self._output)
+        attended = attend(pack, self._index, queries, keys, values, self._score)
+        hidden = hidden + linear(attended.view(rows, -1), *self._output)
         normed = rms_norm(hidden, (width,), self._mlp_norm, self._mlp_eps)
         gate, up = linear(normed, *self._gate_up).chunk(2, -1)
         return hidden + linear(self._activation(gate) * up, *self._down)
 
     def _norm_of_heads(self, attention: Any) -> tuple[torch.Tensor | None, float]:
-        """Weight ``[heads, 1, head_dim]``, queries' heads first; none where heads have no norm."""
+        """Weight ``[heads, head_dim]``, queries' heads first; none where heads have no norm."""
         if not hasattr(attention, "q_norm"):
             return None, 0.0
         norms, (eps, _) = zip(_norm(attention.q_norm), _norm(attention.k_norm), strict=True)
         heads = zip(norms, self._queries_and_keys, strict=True)
-        return torch.cat([norm.expand(count, -1) for norm, count in heads])[:, None], eps
+        return torch.cat([norm.expand(count, -1) for norm, count in heads]), eps
 
 
 class _Angles:
@@ -124,15 +119,15 @@ class _Angles:
         self._like = like
         self._table = self._make(1)
 
-    def of(self, segments: Sequence[Segment]) -> tuple[torch.Tensor, torch.Tensor]:
-        """For the segments' rows, each ``[rows, head_dim]``."""
-        end = max(segment.position + segment.rows for segment in segments)
+    def of(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """For the pack's rows, each ``[rows, 1, head_dim]``."""
+        end = max(segment.end for segment in pack.segments)
         if end > self._table.shape[1]:
             self._table = self._make(2 * end)
-        if len(segments) == 1:
-            rows = self._table[:, segments[0].position : end]
+        if len(pack.segments) == 1:
+            rows = self._table[:, pack.segments[0].position : end]
         else:
-            rows = self._table[:, torch.tensor(positions_of(segments), device=self._table.device)]
+            rows = self._table.index_select(1, pack.positions)
         cos, sin = rows.unbind()
         return cos, sin
 
@@ -140,7 +135,8 @@ class _Angles:
         positions = torch.arange(length, device=self._like.device)[None]
         cos, sin = self._rotary(self._like, position_ids=positions)
         half = sin.shape[-1] // 2
-        return torch.stack([cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)])
+        signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        return torch.cat([cos, signed])[:, :, None]
 
 
 def _norm(module: Any) -> tuple[torch.Tensor, float]:

@@ -1,70 +1,102 @@
-"""KV caches of generations, within a budget of bytes.
+"""KV caches in blocks: a budget in bytes, handed out by reservation, shared where prefixes are."""
 
-Admission is by reservation: a generation gets room for all positions it may ever need, or is
-refused at once. So a node never runs out of memory in the middle of one.
-"""
-
+import heapq
 from dataclasses import dataclass
 
 import torch
 
+BLOCK = 16
+"""Positions of a block, on CPU."""
+
+CUDA_BLOCK = 256
+"""Positions of a block, on CUDA: what flash attention's paged kernels ask for."""
+
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one position costs: keys and values of every layer of the span."""
+    """What one position of one layer takes: ``heads`` keys of ``key_dim``, values of
+    ``value_dim``."""
 
     layers: int
     heads: int
-    head_dim: int
+    key_dim: int
+    value_dim: int
     dtype: torch.dtype
     device: torch.device
 
     @property
+    def block(self) -> int:
+        """Positions of a block."""
+        return CUDA_BLOCK if self.device.type == "cuda" else BLOCK
+
+    @property
     def bytes_per_position(self) -> int:
-        return 2 * self.layers * self.heads * self.head_dim * self.dtype.itemsize
+        """Of all layers, keys and values."""
+        return self.layers * self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
+    @property
+    def bytes_per_block(self) -> int:
+        return self.block * self.bytes_per_position
 
 
 class KVCache:
-    """Keys and values of one generation, by layer: each ``[1, kv_heads, capacity, head_dim]``.
+    """One generation's blocks. ``length`` positions are valid.
 
-    ``length`` positions are valid. Position is the truth: writing at an earlier position
-    forgets what came after it.
+    Position is the truth: writing at an earlier position forgets what came after it.
     """
 
-    def __init__(self, shape: KVShape, capacity: int) -> None:
-        size = (shape.layers, 1, shape.heads, capacity, shape.head_dim)
-        self.keys = torch.empty(size, dtype=shape.dtype, device=shape.device).unbind()
-        self.values = torch.empty(size, dtype=shape.dtype, device=shape.device).unbind()
-        self.device = shape.device
-        self.capacity = capacity
+    def __init__(self, pool: "KVPool", blocks: list[int]) -> None:
+        self.pool = pool
+        self.blocks = blocks
+        self.table = torch.tensor(blocks, device=pool.shape.device)
+        size = pool.shape.block
+        within = torch.arange(size, device=pool.shape.device)
+        self.slots = (self.table[:, None] * size + within).flatten()
+        """Where each position lies in the pool's tensors."""
+        self.start = blocks[0] * size if blocks == list(range(blocks[0], blocks[-1] + 1)) else None
+        """Where position 0 lies, if all others follow it; none if the blocks are scattered."""
         self.length = 0
 
-    def write(
-        self, layer: int, position: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put ``[1, kv_heads, rows, head_dim]`` at a position; returns all up to their end."""
-        rows = keys.shape[2]
-        all_keys, all_values = self.keys[layer], self.values[layer]
-        all_keys.narrow(2, position, rows).copy_(keys)
-        all_values.narrow(2, position, rows).copy_(values)
-        return all_keys.narrow(2, 0, position + rows), all_values.narrow(2, 0, position + rows)
+    @property
+    def capacity(self) -> int:
+        """Positions that there is room for."""
+        return len(self.blocks) * self.pool.shape.block
 
 
 class KVPool:
-    """Hands out caches until the budget is spent."""
+    """All blocks of a span. By layer: ``keys`` and ``values``,
+    ``[blocks * block, heads, key_dim or value_dim]``."""
 
     def __init__(self, shape: KVShape, budget_bytes: int) -> None:
-        self._shape = shape
-        self.budget_bytes = budget_bytes
-        self.used_bytes = 0
+        self.shape = shape
+        self.blocks = budget_bytes // shape.bytes_per_block
+        positions = self.blocks * shape.block
+        make = {"dtype": shape.dtype, "device": shape.device}
+        # On a CPU this takes memory only where something is written.
+        self.keys = [
+            torch.empty(positions, shape.heads, shape.key_dim, **make) for _ in range(shape.layers)
+        ]
+        self.values = [
+            torch.empty(positions, shape.heads, shape.value_dim, **make)
+            for _ in range(shape.layers)
+        ]
+        self._free = list(range(self.blocks))  # a heap: low blocks first keeps them in a row
+
+    @property
+    def budget_bytes(self) -> int:
+        return self.blocks * self.shape.bytes_per_block
+
+    @property
+    def used_bytes(self) -> int:
+        return (self.blocks - len(self._free)) * self.shape.bytes_per_block
 
     def reserve(self, capacity: int) -> KVCache | None:
         """A cache for ``capacity`` positions, or none if the budget does not hold it."""
-        size = capacity * self._shape.bytes_per_position
-        if self.used_bytes + size > self.budget_bytes:
+        count = -(-capacity // self.shape.block)
+        if count > len(self._free):
             return None
-        self.used_bytes += size
-        return KVCache(self._shape, capacity)
+        return KVCache(self, [heapq.heappop(self._free) for _ in range(count)])
 
     def free(self, cache: KVCache) -> None:
-        self.used_bytes -= cache.capacity * self._shape.bytes_per_position
+        for block in cache.blocks:
+            heapq.heappush(self._free, block)

@@ -11,10 +11,10 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from mesh.errors import UnsupportedModel
-from node_runner.engine.attention import NAME, Segment
+from node_runner.engine.attention import Pack, Segment
 from node_runner.engine.fused import FusedLayers, can_fuse
-from node_runner.engine.kv import KVCache, KVShape
-from node_runner.engine.layers import Layers, TransformersLayers
+from node_runner.engine.kv import KVPool, KVShape
+from node_runner.engine.layers import NAME, Layers, TransformersLayers
 from node_runner.engine.weights import use_huge_pages
 
 NOT_IN_A_MIDDLE_SPAN = {"embed_tokens.weight", "norm.weight"}
@@ -48,23 +48,31 @@ class Span:
         use_huge_pages(self.weights)
         self.hidden_size: int = config.hidden_size
         self.layers: int = config.num_hidden_layers
+        head_dim = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
         self.kv_shape = KVShape(
             layers=config.num_hidden_layers,
             heads=config.num_key_value_heads,
-            head_dim=getattr(config, "head_dim", None)
-            or config.hidden_size // config.num_attention_heads,
+            key_dim=head_dim,
+            value_dim=head_dim,
             dtype=dtype,
             device=device,
         )
 
     def warm_up(self) -> None:
         """Compute a little of each kind, so that no generation waits for what torch does once."""
-        cache = KVCache(self.kv_shape, capacity=3)
+        pool = KVPool(self.kv_shape, 2 * self.kv_shape.bytes_per_block)
+        caches = [pool.reserve(1), pool.reserve(1)]
         rows = torch.zeros(2, self.hidden_size, dtype=self.dtype, device=self.device)
-        prefilled = self.forward(rows, [Segment(cache, begin=0, rows=2, position=0)])
-        decoded = self.forward(rows[:1], [Segment(cache, begin=0, rows=1, position=2)])
+        for packed in (
+            [Segment(caches[0], rows=2, position=0)],
+            [Segment(caches[0], rows=1, position=2)],
+            [Segment(cache, rows=1, position=3) for cache in caches],
+        ):
+            output = self.forward(rows[: sum(segment.rows for segment in packed)], Pack(packed))
         if self.edge:
-            self.logits(torch.cat([prefilled, decoded]))
+            self.logits(output)
 
     @torch.inference_mode()
     def embed(self, token_ids: list[int]) -> torch.Tensor:
@@ -73,11 +81,10 @@ class Span:
         return embedded
 
     @torch.inference_mode()
-    def forward(self, hidden: torch.Tensor, segments: list[Segment]) -> torch.Tensor:
-        """All segments through the layers; their caches grow by their rows."""
-        output = self._layers(hidden, segments)
-        for segment in segments:
-            segment.cache.length = segment.position + segment.rows
+    def forward(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+        """All rows of a pack through the layers; their caches grow by them."""
+        output = self._layers(hidden, pack)
+        pack.close()
         return output
 
     @torch.inference_mode()

@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from mesh.errors import UnsupportedModel
 from mesh.wire import Sampling, Step, Token
-from node_runner.engine.attention import Segment
+from node_runner.engine.attention import Pack, Segment
 from node_runner.engine.engine import PREFILL_CHUNK, Engine
-from node_runner.engine.kv import KVCache
+from node_runner.engine.kv import KVPool
 from node_runner.engine.loader import prepare_span
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import GREEDY, Pipeline, load_span
@@ -193,7 +193,8 @@ def test_generations_are_admitted_by_reservation(cache: Path, prompts: list[list
     """Room for ten: the eleventh is refused at once, and admitted when one has ended."""
     span = load_span(DEMO_MODEL, (0, 6), cache)
     capacity = len(prompts[0]) + 5
-    budget = 10 * capacity * span.kv_shape.bytes_per_position
+    blocks = -(-capacity // span.kv_shape.block)
+    budget = 10 * blocks * span.kv_shape.bytes_per_block
     pipeline = Pipeline([Engine(span, node_id="0", kv_budget_bytes=budget)])
     for number in range(11):
         pipeline.open(f"{number}", prompts[0], max_tokens=5)
@@ -314,7 +315,8 @@ def test_logits_of_each_family_equal_transformers(
     spans = [load_span(source, layers, cache) for layers in ((0, 1), (1, 3), (3, 4))]
     lengths = [1, 7, PREFILL_CHUNK + 40]
     prompts = [torch.randint(TINY["vocab_size"], (length,)).tolist() for length in lengths]
-    caches = [[KVCache(span.kv_shape, max(lengths)) for _ in prompts] for span in spans]
+    pools = [KVPool(span.kv_shape, 2**20) for span in spans]
+    caches = [[pool.reserve(length) for length in lengths] for pool in pools]
     ends: dict[int, torch.Tensor] = {}
     for begin in range(0, max(lengths), PREFILL_CHUNK):
         chunks = {
@@ -324,13 +326,12 @@ def test_logits_of_each_family_equal_transformers(
         }
         hidden = spans[0].embed([token for chunk in chunks.values() for token in chunk])
         for span, span_caches in zip(spans, caches, strict=True):
-            segments, row = [], 0
-            for number, chunk in chunks.items():
-                segments.append(Segment(span_caches[number], row, len(chunk), begin))
-                row += len(chunk)
-            hidden = span.forward(hidden, segments)
-        for number, segment in zip(chunks, segments, strict=True):
-            ends[number] = hidden[segment.begin + segment.rows - 1]
+            segments = [
+                Segment(span_caches[number], len(chunk), begin) for number, chunk in chunks.items()
+            ]
+            hidden = span.forward(hidden, Pack(segments))
+        for number, rows in zip(chunks, hidden.split([s.rows for s in segments]), strict=True):
+            ends[number] = rows[-1]
     for number, prompt in enumerate(prompts):
         ours = spans[0].logits(ends[number][None])[0]
         theirs = model(torch.tensor([prompt])).logits[0, -1]

@@ -1,0 +1,107 @@
+"""Packed attention against attention written out, for every way to score and to lie in blocks."""
+
+import pytest
+import torch
+
+from node_runner.engine.attention import FEW_ROWS, Pack, Score, Segment, attend
+from node_runner.engine.kv import BLOCK, KVCache, KVPool, KVShape
+
+HEADS, KV_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 8, 6
+SHAPE = KVShape(1, KV_HEADS, WIDTH, VALUE_WIDTH, torch.float32, torch.device("cpu"))
+
+SCORES = {
+    "plain": Score(),
+    "scaled": Score(scaling=0.3),
+    "window": Score(window=5),
+    "wide window": Score(window=1000),
+    "softcap": Score(softcap=2.0),
+    "sinks": Score(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
+    "sinks in a window": Score(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0]), window=7),
+    "alibi": Score(slopes=torch.tensor([0.5, 0.25, 0.125, 0.0625])),
+}
+
+PACKS = {
+    "one row": [(37, 1)],
+    "a prompt": [(0, 40)],
+    "a later chunk": [(20, 30)],
+    "many single rows": [(0, 1), (3, 1), (50, 1), (16, 1)],
+    "equally few rows": [(10, 4), (33, 4), (0, 4)],
+    "all kinds": [(5, 1), (40, 1), (7, 3), (0, FEW_ROWS + 1), (60, FEW_ROWS + 20)],
+}
+
+
+def expected(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, position: int, score: Score
+) -> torch.Tensor:
+    """One row ``[heads, width]`` over keys ``[length, kv_heads, width]``."""
+    first = 0 if score.window is None else max(0, position + 1 - score.window)
+    keys, values = (
+        part[first : position + 1].repeat_interleave(HEADS // KV_HEADS, dim=1)
+        for part in (keys, values)
+    )
+    scores = torch.einsum("hd,lhd->hl", query, keys)
+    scores *= WIDTH**-0.5 if score.scaling is None else score.scaling
+    if score.softcap is not None:
+        scores = (scores / score.softcap).tanh() * score.softcap
+    if score.slopes is not None:
+        scores -= score.slopes[:, None] * (position - torch.arange(first, position + 1))
+    if score.sinks is not None:
+        scores = torch.cat([scores, score.sinks[:, None]], dim=1)
+    weights = scores.softmax(-1)[:, : len(values)]
+    return torch.einsum("hl,lhd->hd", weights, values)
+
+
+def scattered(pool: KVPool, capacity: int) -> KVCache:
+    """A cache whose blocks do not follow each other."""
+    between = [pool.reserve(BLOCK) for _ in range(2 * -(-capacity // BLOCK))]
+    for cache in between[::2]:
+        assert cache is not None
+        pool.free(cache)
+    made = pool.reserve(capacity)
+    assert made is not None
+    return made
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in a row", "scattered"])
+@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("score", SCORES)
+def test_it_equals_attention_written_out(score: str, pack: str, apart: bool) -> None:
+    torch.manual_seed(0)
+    pool = KVPool(SHAPE, 200 * SHAPE.bytes_per_block)
+    segments, texts = [], []
+    for position, rows in PACKS[pack]:
+        end = position + rows
+        cache = scattered(pool, end) if apart else pool.reserve(end)
+        assert cache is not None
+        assert (cache.start is None) == (apart and end > BLOCK)
+        keys, values = torch.randn(end, KV_HEADS, WIDTH), torch.randn(end, KV_HEADS, VALUE_WIDTH)
+        pool.keys[0][cache.slots[:position]] = keys[:position]
+        pool.values[0][cache.slots[:position]] = values[:position]
+        segments.append(Segment(cache, rows, position))
+        texts.append((keys, values))
+    query = torch.randn(sum(segment.rows for segment in segments), HEADS, WIDTH)
+    fresh = [
+        torch.cat([text[part][-segment.rows :] for text, segment in zip(texts, segments)])  # noqa: B905
+        for part in (0, 1)
+    ]
+    attended = attend(Pack(segments), 0, query, *fresh, SCORES[score])
+    row = 0
+    for segment, (keys, values) in zip(segments, texts, strict=True):
+        for position in range(segment.position, segment.end):
+            wanted = expected(query[row], keys, values, position, SCORES[score])
+            torch.testing.assert_close(attended[row], wanted, atol=1e-5, rtol=1e-4)
+            row += 1
+
+
+def test_a_pool_never_gives_more_than_its_budget() -> None:
+    pool = KVPool(SHAPE, 3 * SHAPE.bytes_per_block + 1)
+    first, second = pool.reserve(BLOCK + 1), pool.reserve(BLOCK)
+    assert first is not None
+    assert second is not None
+    assert pool.used_bytes == pool.budget_bytes == 3 * SHAPE.bytes_per_block
+    assert pool.reserve(1) is None
+    pool.free(first)
+    assert pool.used_bytes == SHAPE.bytes_per_block
+    again = pool.reserve(2 * BLOCK)
+    assert again is not None
+    assert not set(again.blocks) & set(second.blocks)
