@@ -30,6 +30,11 @@ def node(node_id: str) -> str:
     return f"node:{{{node_id}}}"
 
 
+def pulse(node_id: str) -> str:
+    """Flag that expires within a second: the node's process runs."""
+    return f"node:{{{node_id}}}:pulse"
+
+
 def cooldown(node_id: str) -> str:
     """Flag that expires: the node failed a generation a moment ago."""
     return f"node:{{{node_id}}}:cooldown"

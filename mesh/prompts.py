@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import msgpack
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from mesh import prefixes
+
 NONCE_BYTES = 12
 
 
@@ -57,3 +59,7 @@ class PromptVault:
     def digest(self, request: bytes) -> bytes:
         """Keyed, so that a short prompt cannot be found by hashing guesses."""
         return hmac.digest(self._key, request, hashlib.sha256)
+
+    def prefix(self, user: str, token_ids: list[int]) -> list[bytes]:
+        """Names of the prompt's beginnings (:mod:`mesh.prefixes`), which only this key makes."""
+        return prefixes.chain(token_ids, key=self._key, user=user)

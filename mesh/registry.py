@@ -4,6 +4,7 @@ Rebuilt by the next heartbeats if Redis is lost; what must not be lost (wallets,
 Postgres.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
 
@@ -40,6 +41,12 @@ class Node:
 
 _TYPES = get_type_hints(Node)
 
+PULSE_INTERVAL = 0.15
+"""Seconds between two pulses of a node."""
+
+PULSE_TTL = 0.5
+"""Seconds of silence after which a node counts as dead: three pulses."""
+
 
 async def announce(redis: Redis, node: Node, *, ttl: float) -> None:
     """Record a heartbeat; the node is off the routes ``ttl`` seconds after its last one."""
@@ -60,6 +67,15 @@ async def forget(redis: Redis, node_id: str, model_id: str) -> None:
 async def cool_down(redis: Redis, node_id: str, *, seconds: float) -> None:
     """Give a node that failed no new generation for a while."""
     await redis.set(names.cooldown(node_id), 1, px=max(1, round(seconds * 1000)))
+
+
+async def beating(redis: Redis, node_ids: Sequence[str]) -> set[str]:
+    """Those whose process runs: unlike a heartbeat, a pulse tells of a death within a second."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for node_id in node_ids:
+            pipe.exists(names.pulse(node_id))
+        answers = await pipe.execute()
+    return {node_id for node_id, beats in zip(node_ids, answers, strict=True) if beats}
 
 
 async def active(redis: Redis, model_id: str) -> list[Node]:

@@ -6,8 +6,16 @@ from math import inf
 from mesh.registry import Node
 
 
-def choose(nodes: Sequence[Node], layers: int, *, avoid: Collection[str] = ()) -> list[Node] | None:
+def choose(
+    nodes: Sequence[Node],
+    layers: int,
+    *,
+    avoid: Collection[str] = (),
+    prefer: Collection[str] = (),
+) -> list[Node] | None:
     """The cheapest route through ``[0, layers)``, or none if some layer has no node.
+
+    Nodes in ``prefer`` cost nothing: they have computed a part of this generation already.
 
     A route starts at a trusted node that holds the edge, and each span starts where the one
     before it ends. A node costs its measured step latency, once for each generation that it
@@ -19,7 +27,7 @@ def choose(nodes: Sequence[Node], layers: int, *, avoid: Collection[str] = ()) -
         if node.start_layer == 0 and not (node.edge and node.trusted):
             continue
         cost, route = best.get(node.start_layer, (inf, []))
-        cost += _cost(node)
+        cost += 0.0 if node.node_id in prefer else _cost(node)
         if cost < best.get(node.end_layer, (inf, []))[0]:
             best[node.end_layer] = (cost, [*route, node])
     return best[layers][1] if layers in best else None

@@ -76,6 +76,31 @@ async def current_epoch(redis: Redis, request_id: str) -> int | None:
     return None if value in (None, b"sealed") else int(value)
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a generation stands: the epoch that may write (none if the record is gone or sealed),
+    the number of tokens, and which of its nodes have a pulse."""
+
+    epoch: int | None
+    tokens: int
+    beating: set[str]
+
+
+async def look(redis: Redis, request_id: str, node_ids: Sequence[str]) -> Look:
+    """All that a supervisor looks at, in one round trip."""
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hget(names.live(request_id), "epoch")
+        pipe.xrevrange(names.tokens(request_id), count=1)
+        for node_id in node_ids:
+            pipe.exists(names.pulse(node_id))
+        epoch, newest, *beats = await pipe.execute()
+    return Look(
+        epoch=None if epoch in (None, b"sealed") else int(epoch),
+        tokens=index_of(newest[0][0].decode()) if newest else 0,
+        beating={node_id for node_id, beat in zip(node_ids, beats, strict=True) if beat},
+    )
+
+
 async def first_token_at(redis: Redis, request_id: str) -> float | None:
     """When the first token was written (Unix time, Redis' clock)."""
     value = await redis.hget(names.live(request_id), "first")  # type: ignore[misc]

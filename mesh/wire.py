@@ -22,7 +22,14 @@ MAX_TENSOR_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 4 * 2**20
 """An open message carries the whole prompt, up to some hundred thousand token ids."""
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPES = ("float32", "bfloat16", "float16", "int8")
+"""What hidden states may travel as. ``int8`` is blockwise: each :data:`INT8_BLOCK` values of a
+row share a scale, a float16; all scales follow all values."""
+
+INT8_BLOCK = 64
+"""Values under one scale: 1/32 more bytes, and an outlier spoils no more than its neighbours."""
+
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 HEADER = b"h"
 TENSOR = b"t"
@@ -53,39 +60,87 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node stands on a generation's route.
+
+    ``capacity`` is in positions, ``expires_in`` in seconds. ``next_node`` is the next hop, from
+    the last stage the edge; ``previous_node`` sends the steps, and is to blame for bad ones.
+    """
+
+    stage: int
+    stages: int
+    edge_node: str
+    previous_node: str
+    next_node: str
+    capacity: int
+    expires_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """How a node takes part in an epoch after the first.
+
+    ``keep``: it served the epoch before, and its KV cache is still right. ``replay``: the next
+    node is new, and is to be sent what this one computed before, marked as a replay. ``known``:
+    positions that every node which keeps its cache has; 0 if none does.
+    """
+
+    keep: bool
+    replay: bool
+    known: int
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
     """Supervisor to node: reserve KV room and expect steps of this generation.
 
-    ``capacity`` is in positions, ``expires_in`` in seconds. ``next_node`` is the next hop, from
-    the last stage the edge. A repeated or older epoch is ignored.
+    A repeated or older epoch is ignored. ``prefix`` names the prompt's beginnings, ever longer,
+    by hashes that tell nothing of it (:mod:`mesh.prefixes`): a node that has computed one may
+    begin after it, and tells the edge so with :class:`Ready`.
     """
 
     request_id: str
     epoch: int
-    stage: int
-    stages: int
-    capacity: int
-    expires_in: int
-    next_node: str
+    place: Place
+    resume: Resume
+    prefix: list[bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class OpenEdge:
-    """Supervisor to edge: as :class:`Open`, with the prompt. The edge starts at once."""
+    """Supervisor to edge: as :class:`Open`, with the prompt. The edge starts at once, or when
+    all nodes are ready if there is a ``prefix``."""
+
+    request_id: str
+    epoch: int
+    place: Place
+    resume: Resume
+    prefix: list[bytes]
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Node to edge: of the prompt's beginnings, ``positions`` are in its cache already."""
 
     request_id: str
     epoch: int
     stage: int
-    stages: int
-    capacity: int
-    expires_in: int
-    next_node: str
-    prompt: Prompt
+    positions: int
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
     """Supervisor to node: the generation ended; free its KV room."""
+
+    request_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Transport to its node: a token was refused, since the epoch is over. Work no more at it;
+    the next epoch, or the end, is on its way."""
 
     request_id: str
     epoch: int
@@ -103,14 +158,16 @@ class Ping:
 class Step:
     """Node to node: hidden states of consecutive positions, shape ``[rows, width]``.
 
-    ``position`` is that of the first row. ``sample`` marks the chunk after which the edge
-    samples: the last stage then returns its last row, and otherwise nothing.
+    ``position`` is that of the first row. The edge samples after each of the last ``wanted`` rows:
+    the last stage returns those, and nothing if there are none. A ``replay`` rebuilds a cache; it
+    goes only as far as nodes are new.
     """
 
     request_id: str
     epoch: int
     position: int
-    sample: bool
+    wanted: int
+    replay: bool
     dtype: str
     rows: int
     width: int
@@ -140,7 +197,8 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Node to supervisor: this generation cannot go on here (``kv_full``, ``gap``, ...)."""
+    """Node to supervisor: this generation cannot go on here (``kv_full``, ``gap``, ...).
+    ``node_id`` is the node to blame: the sender of a bad step, else the one that refuses."""
 
     request_id: str
     epoch: int
@@ -165,12 +223,16 @@ class Cancel:
     epoch: int
 
 
-Message = Open | OpenEdge | Close | Ping | Step | Token | Ended | Refused | Pong | Cancel
+Message = (
+    Open | OpenEdge | Ready | Close | Halt | Ping | Step | Token | Ended | Refused | Pong | Cancel
+)
 
 _KINDS: tuple[type[Any], ...] = (
     Open,
     OpenEdge,
+    Ready,
     Close,
+    Halt,
     Ping,
     Step,
     Token,
@@ -179,12 +241,19 @@ _KINDS: tuple[type[Any], ...] = (
     Pong,
     Cancel,
 )
+_PARTS = (Place, Resume, Prompt, Sampling)
 _CODE_OF = {kind: code for code, kind in enumerate(_KINDS)}
 _FIELDS = {
     kind: [(field.name, get_type_hints(kind)[field.name]) for field in fields(kind)]
-    for kind in (*_KINDS, Prompt, Sampling)
+    for kind in (*_KINDS, *_PARTS)
 }
 _STEP_CODE = _CODE_OF[Step]
+
+
+def tensor_bytes(dtype: str, rows: int, width: int) -> int:
+    """Size of ``[rows, width]`` hidden states on the wire."""
+    scales = 2 * rows * -(-width // INT8_BLOCK) if dtype == "int8" else 0
+    return rows * width * _ITEM_BYTES[dtype] + scales
 
 
 def encode(message: Message) -> dict[bytes, bytes | memoryview]:
@@ -195,7 +264,8 @@ def encode(message: Message) -> dict[bytes, bytes | memoryview]:
             message.request_id,
             message.epoch,
             message.position,
-            message.sample,
+            message.wanted,
+            message.replay,
             message.dtype,
             message.rows,
             message.width,
@@ -227,11 +297,14 @@ def decode(entry: Mapping[bytes, bytes]) -> Message:
 
 def _decode_step(values: Sequence[Any], data: bytes) -> Step:
     step: Step = _build(Step, [*values, data])
-    if step.dtype not in ITEM_BYTES:
-        raise WireError(f"Unknown dtype {step.dtype!r}; known are {', '.join(ITEM_BYTES)}.")
-    if step.position < 0 or step.rows < 1 or step.width < 1:
-        raise WireError("A step needs a position of at least 0 and at least one row and column.")
-    expected = step.rows * step.width * ITEM_BYTES[step.dtype]
+    if step.dtype not in DTYPES:
+        raise WireError(f"Unknown dtype {step.dtype!r}; known are {', '.join(DTYPES)}.")
+    if step.position < 0 or step.rows < 1 or step.width < 1 or not 0 <= step.wanted <= step.rows:
+        raise WireError(
+            "A step needs a position of at least 0, at least one row and column, and cannot want "
+            "more rows than it has."
+        )
+    expected = tensor_bytes(step.dtype, step.rows, step.width)
     if len(data) != expected or expected > MAX_TENSOR_BYTES:
         raise WireError(f"Tensor of {len(data)} bytes where the shape says {expected}.")
     return step
@@ -250,12 +323,14 @@ def _build(kind: type[Any], values: Sequence[Any]) -> Any:
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
-    if hint in (Prompt, Sampling):
+    if hint in _PARTS:
         if not isinstance(value, list):
             raise WireError(f"{where} is not an array.")
         return _build(hint, value)
     if hint == list[int]:
         ok = isinstance(value, list) and all(type(item) is int for item in value)
+    elif hint == list[bytes]:
+        ok = isinstance(value, list) and all(type(item) is bytes for item in value)
     elif hint == list[str]:
         ok = isinstance(value, list) and all(type(item) is str for item in value)
     elif hint is float:

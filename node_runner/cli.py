@@ -15,6 +15,7 @@ from prometheus_client import start_http_server
 from rich.console import Console
 
 from mesh import log as logging
+from mesh import wire as wire_format
 from mesh.errors import MeshError
 from node_runner import metrics
 from node_runner.engine.engine import Engine
@@ -77,6 +78,16 @@ def start(
     ] = "auto",
     kv_gb: Annotated[float, typer.Option(help="Room for KV caches, in GB.")] = 1.0,
     threads: Annotated[int, typer.Option(help="CPU threads for the computing.")] = 1,
+    wire: Annotated[
+        str,
+        typer.Option(
+            help="What hidden states are sent as: float32, bfloat16, float16, int8; "
+            "auto: as they are computed."
+        ),
+    ] = "auto",
+    speculate: Annotated[
+        bool, typer.Option(help="Guess tokens ahead where that pays (edge; same tokens).")
+    ] = True,
     public_addr: Annotated[str, typer.Option(help="HOST:PORT to be listed under.")] = (
         "0.0.0.0:31330"
     ),
@@ -116,7 +127,13 @@ def start(
     if metrics_port:
         start_http_server(metrics_port, addr="127.0.0.1")
     meter = metrics.Meter()
-    engine = Engine(loaded, node_id=node_id, kv_budget_bytes=round(kv_gb * 1e9))
+    engine = Engine(
+        loaded,
+        node_id=node_id,
+        kv_budget_bytes=round(kv_gb * 1e9),
+        wire_dtype=_wire_dtype(wire),
+        speculate=speculate,
+    )
     try:
         transport = RedisTransport(redis, node_id)
     except Unreachable as error:
@@ -198,6 +215,14 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise _fail(f"--dtype is one of auto, {', '.join(DTYPES)}; got {name!r}.")
     return DTYPES[name]
+
+
+def _wire_dtype(name: str) -> str | None:
+    if name == "auto":
+        return None
+    if name not in wire_format.DTYPES:
+        raise _fail(f"--wire is one of auto, {', '.join(wire_format.DTYPES)}; got {name!r}.")
+    return name
 
 
 def _device_name(device: torch.device) -> str:

@@ -16,6 +16,8 @@ forward_seconds = Histogram(
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
 positions_total = Counter("far_node_positions_total", "Positions computed")
+guessed_total = Counter("far_node_guessed_tokens_total", "Tokens guessed ahead (edge)")
+accepted_total = Counter("far_node_accepted_tokens_total", "Guessed tokens that were right (edge)")
 generations_active = Gauge("far_node_generations", "Generations that hold KV room")
 kv_used_bytes = Gauge("far_node_kv_used_bytes", "KV room reserved")
 kv_budget_bytes = Gauge("far_node_kv_budget_bytes", "KV room in all")

@@ -32,7 +32,9 @@ class Runner:
         self._meter = meter
         self._draining = threading.Event()
         metrics.kv_budget_bytes.set(engine.pool.budget_bytes)
-        metrics.kv_used_bytes.set_function(lambda: engine.pool.used_bytes)
+        metrics.kv_used_bytes.set_function(
+            lambda: engine.pool.used_bytes - engine.prefixes.kept_bytes
+        )
         metrics.generations_active.set_function(lambda: len(engine.generations))
 
     @property
@@ -61,6 +63,7 @@ class Runner:
                 if not self._engine.generations or time.monotonic() > give_up:
                     self._exchange(results, wait=0)
                     break
+        self._transport.close()
         log.info("node_drained", abandoned=self.generations)
 
     def _exchange(self, results: list[Result], *, wait: float) -> list[Message] | None:
@@ -82,3 +85,6 @@ class Runner:
             metrics.forward_seconds.observe(seconds)
             metrics.positions_total.inc(positions)
             self._meter.observe(seconds, positions)
+        guessed, accepted = self._engine.edge.take_guesses()
+        metrics.guessed_total.inc(guessed)
+        metrics.accepted_total.inc(accepted)

@@ -25,9 +25,11 @@ from mesh.wire import (
     Open,
     OpenEdge,
     Ping,
+    Place,
     Pong,
     Prompt,
     Refused,
+    Resume,
     Sampling,
 )
 from workers import ending, lease
@@ -36,14 +38,18 @@ from workers.services import Services
 
 log = structlog.get_logger()
 
-LOOK = 1.0
-"""Seconds between looks at a generation's progress."""
+LOOK = 0.2
+"""Seconds between looks at a generation's progress, and at its nodes' pulses."""
 
 ROUTE_LOOK = 0.25
 """Seconds between looks for a route while there is none."""
 
 FULL_PAUSE = 0.5
 """Seconds for which a node without KV room is not asked again by the same generation."""
+
+LOST = frozenset({"forgotten", "no_replay", "gap"})
+"""Refusals for which nobody is to blame: what a node should have is not there. The next epoch
+begins afresh."""
 
 OPEN_GRACE = 60
 """Seconds for which a node keeps a generation beyond its deadline, if nobody closes it."""
@@ -86,6 +92,8 @@ class Supervisor:
         self._model = services.catalog.get(job.model_id)
         self._epoch = job.epoch
         self._route: list[str] = []
+        self._afresh = False
+        self._silent_before: set[str] = set()
         self._events_after = streams.START
         self._failures = 0
         self._avoid: dict[str, float] = {}
@@ -124,21 +132,26 @@ class Supervisor:
 
     async def _watch(self) -> None:
         seen, progressed_at = await self._progress(), time.monotonic()
+        look_at = time.monotonic() + LOOK
         while True:
-            looked_at = time.monotonic()
-            for event in await self._hear(LOOK):
+            for event in await self._hear(max(look_at - time.monotonic(), 0.001)):
                 await self._act(event)
             self._check_time_and_cancel()
-            if time.monotonic() - looked_at < LOOK / 2:
-                continue  # an event woke us; progress is looked at once a second
-            if await streams.current_epoch(self._redis, self._id) != self._epoch:
+            if time.monotonic() < look_at:
+                continue  # an event woke us
+            look = await streams.look(self._redis, self._id, self._route)
+            if look.epoch != self._epoch:
                 await self._new_epoch("redis_lost")
+            elif await self._mend_silence(look.beating):
+                pass
             elif time.monotonic() - progressed_at > self._limits.stall:
                 await self._mend_stall()
-            elif (now_seen := await self._progress()) == seen:
+            elif look.tokens == seen:
+                look_at = time.monotonic() + LOOK
                 continue
             else:
-                seen = now_seen
+                seen = look.tokens
+            look_at = time.monotonic() + LOOK
             progressed_at = time.monotonic()
 
     async def _hear(self, wait: float) -> list[Message]:
@@ -167,9 +180,26 @@ class Supervisor:
     async def _mend_refusal(self, event: Refused) -> None:
         if event.code == "kv_full":
             self._avoid[event.node_id] = time.monotonic() + FULL_PAUSE
+        elif event.code in LOST:
+            self._afresh = True
+            self._count_failure()
+            log.warning("state_lost", request_id=self._id, node_id=event.node_id, code=event.code)
         else:
             await self._blame([event.node_id], event.code)
         await self._new_epoch(event.code)
+
+    async def _mend_silence(self, beating: set[str]) -> bool:
+        """Go around nodes whose pulse was missing at two looks, if there is a way around."""
+        silent = set(self._route) - beating
+        dead = silent & self._silent_before
+        self._silent_before = silent
+        if not dead or await self._find_route() is None:
+            return False
+        for node_id in dead:
+            await registry.forget(self._redis, node_id, self._model.id)
+        await self._blame(dead, "silent")
+        await self._new_epoch("silent")
+        return True
 
     async def _mend_stall(self) -> None:
         """Ask the route's nodes whether they live, and go on without those that do not."""
@@ -193,18 +223,20 @@ class Supervisor:
         await self._new_epoch("stalled")
 
     async def _blame(self, node_ids: Collection[str], code: str) -> None:
-        self._failures += 1
         cooldown = self._services.settings.discovery.cooldown
         for node_id in node_ids:
             self._avoid[node_id] = time.monotonic() + cooldown
             await registry.cool_down(self._redis, node_id, seconds=cooldown)
             log.warning("node_blamed", request_id=self._id, node_id=node_id, code=code)
+        self._count_failure()
+
+    def _count_failure(self) -> None:
+        self._failures += 1
         if self._failures >= self._limits.max_failures:
             raise _Over("failed", "stalled")
 
     async def _new_epoch(self, reason: str) -> None:
         """A route from here on. Old nodes may no longer write from the moment it begins."""
-        await self._close_route()
         route = await self._wait_for_route()
         if reason != "first":
             metrics.reroutes.labels(self._model.id, reason).inc()
@@ -215,30 +247,41 @@ class Supervisor:
         if len(generated) >= job.max_tokens:
             raise _Over("length")
         await self._record(route, first_token=len(generated))
-        self._route = [node.node_id for node in route]
-        await self._open(route, generated)
+        served, self._route = self._route, [node.node_id for node in route]
+        kept = set() if self._afresh or not generated else set(served) & set(self._route)
+        self._afresh = False
+        await self._close(set(served) - set(self._route), self._epoch - 1)
+        await self._open(route, generated, kept)
         log.info(
             "route_opened",
             request_id=self._id,
             epoch=self._epoch,
             reason=reason,
             nodes=self._route,
+            kept=len(kept),
             tokens_so_far=len(generated),
         )
 
     async def _wait_for_route(self) -> list[Node]:
         give_up = time.monotonic() + self._limits.max_wait_for_route
         while True:
-            nodes = await registry.active(self._redis, self._model.id)
-            now = time.monotonic()
-            avoid = [node_id for node_id, until in self._avoid.items() if until > now]
-            route = routing.choose(nodes, self._model.layers, avoid=avoid)
-            if route is not None and len(nodes) >= self._model.min_nodes:
+            route = await self._find_route()
+            if route is not None:
                 return route
-            if now > give_up:
+            if time.monotonic() > give_up:
                 raise _Over("failed", "no_route")
             await self._hear(ROUTE_LOOK)
             self._check_time_and_cancel()
+
+    async def _find_route(self) -> list[Node] | None:
+        nodes = await registry.active(self._redis, self._model.id)
+        beating = await registry.beating(self._redis, [node.node_id for node in nodes])
+        nodes = [node for node in nodes if node.node_id in beating]
+        if len(nodes) < self._model.min_nodes:
+            return None
+        now = time.monotonic()
+        avoid = [node_id for node_id, until in self._avoid.items() if until > now]
+        return routing.choose(nodes, self._model.layers, avoid=avoid, prefer=self._route)
 
     async def _claim_epoch(self) -> None:
         async with self._services.sessions.begin() as db:
@@ -272,42 +315,46 @@ class Supervisor:
         async with self._services.sessions.begin() as db:
             await db.execute(insert(RouteHop), rows)
 
-    async def _open(self, route: list[Node], generated: list[int]) -> None:
-        """Tell every node what to expect; the edge last, since it starts at once."""
+    async def _open(self, route: list[Node], generated: list[int], kept: Collection[str]) -> None:
+        """Tell every node what to expect; the edge last, since it starts at once.
+
+        Nodes in ``kept`` served the epoch before and have all positions but the last; each of them
+        gives a new next node what it needs.
+        """
         job = self._lease.job
         if job.request_cipher is None:
             raise _Over("failed", "prompt_lost")
         prompt = self._services.vault.open(self._id, job.request_cipher)
-        for stage, node in reversed(list(enumerate(route))):
-            place: dict[str, Any] = {
-                "request_id": self._id,
-                "epoch": self._epoch,
-                "stage": stage,
-                "stages": len(route),
-                "capacity": job.prompt_tokens + job.max_tokens,
-                "expires_in": self._seconds_left() + OPEN_GRACE,
-                "next_node": route[(stage + 1) % len(route)].node_id,
-            }
-            if stage > 0:
-                message: Open | OpenEdge = Open(**place)
-            else:
-                message = OpenEdge(
-                    **place,
-                    prompt=Prompt(
-                        token_ids=prompt.token_ids,
-                        generated=generated,
-                        max_tokens=job.max_tokens,
-                        sampling=Sampling(job.temperature, job.top_p, job.seed, prompt.stop),
-                    ),
-                )
-            await streams.send(self._redis, node.node_id, [message], ttl=self._limits.stream_ttl)
-
-    async def _close_route(self) -> None:
-        for node_id in self._route:
-            await streams.send(
-                self._redis, node_id, [Close(self._id, self._epoch)], ttl=self._limits.stream_ttl
+        known = len(prompt.token_ids) + len(generated) - 1 if kept else 0
+        prefix = [] if generated else self._services.vault.prefix(job.user_wallet, prompt.token_ids)
+        ids = [node.node_id for node in route]
+        for stage in reversed(range(len(route))):
+            next_node = ids[(stage + 1) % len(ids)]
+            place = Place(
+                stage=stage,
+                stages=len(route),
+                edge_node=ids[0],
+                previous_node=ids[stage - 1],
+                next_node=next_node,
+                capacity=job.prompt_tokens + job.max_tokens,
+                expires_in=self._seconds_left() + OPEN_GRACE,
             )
-        self._route = []
+            more = stage + 1 < len(ids)
+            resume = Resume(
+                keep=ids[stage] in kept, replay=more and next_node not in kept, known=known
+            )
+            message: Open | OpenEdge = Open(self._id, self._epoch, place, resume, prefix)
+            if stage == 0:
+                sampling = Sampling(job.temperature, job.top_p, job.seed, prompt.stop)
+                text = Prompt(prompt.token_ids, generated, job.max_tokens, sampling)
+                message = OpenEdge(self._id, self._epoch, place, resume, prefix, text)
+            await streams.send(self._redis, ids[stage], [message], ttl=self._limits.stream_ttl)
+
+    async def _close(self, node_ids: Collection[str], epoch: int) -> None:
+        for node_id in node_ids:
+            await streams.send(
+                self._redis, node_id, [Close(self._id, epoch)], ttl=self._limits.stream_ttl
+            )
 
     async def _end(self, over: _Over) -> None:
         ttl = self._limits.stream_ttl
@@ -324,7 +371,7 @@ class Supervisor:
         else:
             outcome = await ending.fail(self._services, self._lease, code=over.code)
         await streams.finish(self._redis, self._id, outcome, ttl=ttl)
-        await self._close_route()
+        await self._close(self._route, self._epoch)
 
     def _check_time_and_cancel(self) -> None:
         if self._lease.cancel_requested:

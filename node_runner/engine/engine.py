@@ -1,120 +1,94 @@
 """Continuous batching: every step packs what waits, of all generations, into one forward."""
 
 import time
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from mesh import wire
 from mesh.errors import WireError
-from mesh.wire import Close, Ended, Message, Open, OpenEdge, Ping, Pong, Refused, Step, Token
+from mesh.wire import (
+    Close,
+    Ended,
+    Halt,
+    Message,
+    Open,
+    OpenEdge,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    Step,
+    Token,
+)
 from node_runner.engine.attention import Pack, Segment
+from node_runner.engine.edge import Edge
+from node_runner.engine.generation import Decoding, Generation, Work
 from node_runner.engine.kv import KVCache, KVPool
-from node_runner.engine.sampler import sample
+from node_runner.engine.prefixes import Prefixes
+from node_runner.engine.replay import Sent
+from node_runner.engine.scheduler import PREFILL_CHUNK, Scheduler
 from node_runner.engine.span import Span
 from node_runner.engine.tensors import NAMES, from_step, to_bytes
-from node_runner.engine.text import TextStream
-
-PREFILL_CHUNK = 128
-"""Positions of one prompt in one forward: small enough that the spans work on different chunks at
-once and that decoding generations do not wait long."""
-
-MAX_ROWS = 1024
-"""Rows of one forward, all generations together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """A step for another node's inbox."""
+    """A message for another node's inbox."""
 
     to: str
-    step: Step
+    message: Step | Ready
 
 
 Result = Forward | Token | Ended | Refused | Pong
 
 
-@dataclass(slots=True)
-class Decoding:
-    """What the edge keeps of a generation: its tokens, prompt first, and how to go on."""
-
-    tokens: list[int]
-    prompt_length: int
-    max_tokens: int
-    sampling: wire.Sampling
-    text: TextStream
-    stopped: bool
-    fed: int = 0
-    """Tokens that have been put into the first span."""
-
-    @property
-    def generated(self) -> int:
-        return len(self.tokens) - self.prompt_length
-
-    @property
-    def unfed(self) -> bool:
-        return self.fed < len(self.tokens)
-
-
-@dataclass(slots=True)
-class Generation:
-    """One generation on this node, at one epoch."""
-
-    request_id: str
-    epoch: int
-    next_node: str
-    first: bool
-    last: bool
-    cache: KVCache
-    capacity: int
-    expires_at: float
-    decoding: Decoding | None
-
-
-@dataclass(slots=True)
-class Work:
-    """Consecutive positions of one generation that wait for the forward."""
-
-    generation: Generation
-    position: int
-    sample: bool
-    hidden: torch.Tensor | None = None
-    token_ids: list[int] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        return len(self.token_ids) if self.hidden is None else self.hidden.shape[0]
-
-
 class Engine:
-    """Turns messages into results. Not thread-safe; one caller steps it."""
+    """Turns messages into results. Not thread-safe; one caller steps it.
 
-    def __init__(self, span: Span, *, node_id: str, kv_budget_bytes: int) -> None:
+    Args:
+        span: The layers.
+        node_id: This node.
+        kv_budget_bytes: Room for all caches; never exceeded.
+        wire_dtype: What hidden states travel as (:data:`mesh.wire.DTYPES`); the model's own if
+            not given.
+        speculate: Whether the edge guesses ahead where that pays.
+    """
+
+    def __init__(
+        self,
+        span: Span,
+        *,
+        node_id: str,
+        kv_budget_bytes: int,
+        wire_dtype: str | None = None,
+        speculate: bool = True,
+    ) -> None:
         self._span = span
         self._node_id = node_id
+        self._wire_dtype = wire_dtype or NAMES[span.dtype]
         self.pool = KVPool(span.kv_shape, kv_budget_bytes)
+        self.prefixes = Prefixes(self.pool)
+        self.edge = Edge(span, speculate=speculate)
         self.generations: dict[str, Generation] = {}
-        self._waiting: deque[Work] = deque()
-        # One answer a generation, however often it came.
-        self._returned: dict[str, tuple[Generation, torch.Tensor]] = {}
+        self._scheduler = Scheduler()
         self._forwards: list[tuple[int, int]] = []
 
     @property
     def busy(self) -> bool:
         """Whether another step has something to do without new messages."""
-        return bool(self._waiting or self._returned) or any(
-            generation.decoding is not None and generation.decoding.unfed
-            for generation in self.generations.values()
-        )
+        return bool(self._scheduler) or self.edge.busy or any(map(_feedable, self._alive()))
 
     def step(self, messages: Iterable[Message]) -> list[Result]:
         """Take messages in, run one forward over what waits, give results out."""
         results: list[Result] = []
         for message in messages:
             self._receive(message, results)
-        self._sample(results)
+        for generation, tokens, ended in self.edge.sample():
+            results += tokens
+            if ended is not None:
+                results.append(ended)
+                self._drop(generation)
         self._feed()
         self._run(results)
         return results
@@ -130,203 +104,226 @@ class Engine:
         for generation in [g for g in self.generations.values() if g.expires_at < now]:
             self._drop(generation)
 
+    def _alive(self) -> list[Generation]:
+        return [generation for generation in self.generations.values() if not generation.over]
+
     def _receive(self, message: Message, results: list[Result]) -> None:
+        if isinstance(message, Open | OpenEdge):
+            self._open(message, results)
+            return
+        if isinstance(message, Ping):
+            results.append(Pong(message.request_id, message.epoch, self._node_id))
+            return
+        generation = self.generations.get(message.request_id)
+        if generation is None:
+            return
         match message:
-            case Open() | OpenEdge():
-                self._open(message, results)
-            case Close():
-                generation = self.generations.get(message.request_id)
-                if generation is not None and generation.epoch <= message.epoch:
-                    self._drop(generation)
-            case Ping():
-                results.append(Pong(message.request_id, message.epoch, self._node_id))
-            case Step():
-                generation = self.generations.get(message.request_id)
-                if generation is not None and generation.epoch == message.epoch:
-                    self._arrive(generation, message, results)
+            case Close() if generation.epoch <= message.epoch:
+                self._drop(generation)
+            case Halt() if generation.epoch == message.epoch:
+                generation.over = True
+            case Ready() if generation.epoch == message.epoch and generation.decoding is not None:
+                _note_ready(generation, generation.decoding, message)
+            case Step() if generation.epoch == message.epoch and not generation.over:
+                self._arrive(generation, message, results)
 
     def _open(self, message: Open | OpenEdge, results: list[Result]) -> None:
         known = self.generations.get(message.request_id)
-        if known is not None:
-            if known.epoch >= message.epoch:
+        if known is not None and known.epoch >= message.epoch:
+            return
+        sent = Sent()
+        cache: KVCache | None
+        if message.resume.keep:
+            if known is None or known.cache.length < message.resume.known:
+                results.append(self._refusal(message, "forgotten"))
                 return
-            self._drop(known)
-        decoding = None
-        if isinstance(message, OpenEdge):
-            decoding = self._decoding(message.prompt)
-        cache = self.pool.reserve(message.capacity)
+            known.over = True
+            cache, sent = known.cache, known.sent
+        else:
+            if known is not None:
+                self._drop(known)
+            cache = self.prefixes.reserve(message.place.capacity, message.prefix)
         if cache is None:
-            results.append(Refused(message.request_id, message.epoch, self._node_id, "kv_full"))
+            results.append(self._refusal(message, "kv_full"))
             return
         generation = Generation(
             request_id=message.request_id,
             epoch=message.epoch,
-            next_node=message.next_node,
-            first=message.stage == 0,
-            last=message.stage == message.stages - 1,
+            place=message.place,
+            resume=message.resume,
+            prefix=message.prefix,
             cache=cache,
-            capacity=message.capacity,
-            expires_at=time.monotonic() + message.expires_in,
-            decoding=decoding,
+            expires_at=time.monotonic() + message.place.expires_in,
+            decoding=None,
+            sent=sent,
         )
         self.generations[message.request_id] = generation
-        if decoding is not None and decoding.stopped:
+        if isinstance(message, OpenEdge):
+            self._begin(generation, message, results)
+        elif message.prefix:
+            ready = Ready(
+                generation.request_id, generation.epoch, message.place.stage, cache.length
+            )
+            results.append(Forward(message.place.edge_node, ready))
+        if message.resume.keep and message.resume.replay:
+            self._replay(generation, results)
+
+    def _begin(self, generation: Generation, message: OpenEdge, results: list[Result]) -> None:
+        unready = set(range(1, message.place.stages)) if message.prefix else set()
+        decoding = self.edge.open(message.prompt, unready=unready)
+        decoding.fed = min(generation.cache.length, len(decoding.tokens) - 1)
+        generation.decoding = decoding
+        if decoding.stopped:
             # What readers have is all there is: only the news of the end was lost.
-            results.append(Ended(message.request_id, message.epoch, "stop", decoding.generated))
+            ended = Ended(message.request_id, message.epoch, "stop", decoding.generated)
+            results.append(ended)
             self._drop(generation)
 
-    def _decoding(self, prompt: wire.Prompt) -> Decoding:
-        text = TextStream(self._span.tokenizer, prompt.token_ids, prompt.sampling.stop)
-        stopped = False
-        for token_id in prompt.generated:  # what readers have; brings the decoder up to it
-            stopped = text.push(token_id)[1] or token_id in self._span.end_tokens
-        return Decoding(
-            tokens=[*prompt.token_ids, *prompt.generated],
-            prompt_length=len(prompt.token_ids),
-            max_tokens=prompt.max_tokens,
-            sampling=prompt.sampling,
-            text=text,
-            stopped=stopped,
-        )
+    def _replay(self, generation: Generation, results: list[Result]) -> None:
+        """Give the next node, which is new, all that it would have been sent before."""
+        hidden = generation.sent.upto(generation.resume.known)
+        if hidden is not None:
+            for position in range(0, len(hidden), PREFILL_CHUNK):
+                chunk = hidden[position : position + PREFILL_CHUNK]
+                results.append(self._forward(generation, position, chunk, wanted=0, replay=True))
+        elif generation.decoding is not None:
+            generation.decoding.fed = 0  # the edge has the tokens: it computes it all again
+        else:
+            generation.over = True
+            results.append(self._refusal(generation, "no_replay"))
 
     def _arrive(self, generation: Generation, step: Step, results: list[Result]) -> None:
+        span = self._span
         try:
-            hidden = from_step(
-                step, width=self._span.hidden_size, dtype=self._span.dtype, device=self._span.device
-            )
+            hidden = from_step(step, width=span.hidden_size, dtype=span.dtype, device=span.device)
         except WireError as error:
-            results.append(
-                Refused(generation.request_id, generation.epoch, self._node_id, error.code)
-            )
+            self._blame_sender(generation, error.code, results)
             return
-        if generation.decoding is not None:
-            # Back from the last span. A repeated answer is for a position already passed.
-            if step.position == len(generation.decoding.tokens) - 1:
-                self._returned[generation.request_id] = (generation, hidden[-1])
-            return
-        self._waiting.append(Work(generation, step.position, step.sample, hidden))
-
-    def _sample(self, results: list[Result]) -> None:
-        """Choose the next token of every generation whose last position came back."""
-        returned = [
-            (generation, generation.decoding, hidden)
-            for generation, hidden in self._returned.values()
-            if generation.decoding is not None and self._alive(generation)
-        ]
-        self._returned = {}
-        if not returned:
-            return
-        logits = self._span.logits(torch.stack([hidden for _, _, hidden in returned]))
-        chosen = sample(
-            logits,
-            [decoding.sampling for _, decoding, _ in returned],
-            [len(decoding.tokens) for _, decoding, _ in returned],
-        )
-        for (generation, decoding, _), token_id in zip(returned, chosen, strict=True):
-            self._append(generation, decoding, token_id, results)
-
-    def _append(
-        self, generation: Generation, decoding: Decoding, token_id: int, results: list[Result]
-    ) -> None:
-        index = decoding.generated
-        decoding.tokens.append(token_id)
-        text, stopped = decoding.text.push(token_id)
-        stopped = stopped or token_id in self._span.end_tokens
-        ended = stopped or decoding.generated >= decoding.max_tokens
-        if ended:
-            text += decoding.text.flush()
-        request_id, epoch = generation.request_id, generation.epoch
-        results.append(Token(request_id, epoch, index, token_id, text))
-        if ended:
-            reason = "stop" if stopped else "length"
-            results.append(Ended(request_id, epoch, reason, decoding.generated))
-            self._drop(generation)
+        if generation.decoding is None:
+            work = Work(generation, step.position, step.wanted, step.replay, hidden)
+            self._scheduler.add(work)
+        elif hidden.isfinite().all():
+            self.edge.take(generation, step.position, hidden)
+        else:
+            self._blame_sender(generation, "not_finite", results)
 
     def _feed(self) -> None:
-        """Each generation's next tokens: a chunk of its prompt, or the token just chosen."""
-        for generation in self.generations.values():
-            decoding = generation.decoding
-            if decoding is None or not decoding.unfed:
-                continue
-            begin = decoding.fed
-            end = min(begin + PREFILL_CHUNK, len(decoding.tokens))
-            complete = end == len(decoding.tokens)
-            tokens = decoding.tokens[begin:end]
-            self._waiting.append(Work(generation, begin, complete, token_ids=tokens))
-            decoding.fed = end
+        for generation in self._alive():
+            if not self._scheduler.waits(generation):
+                work = self.edge.feed(generation)
+                if work is not None:
+                    self._scheduler.add(work)
 
     def _run(self, results: list[Result]) -> None:
-        pack = self._take(results)
-        if not pack:
-            return
+        alive = self._alive()
+        stages = max((generation.place.stages for generation in alive), default=1)
+        pack = self._scheduler.take(share=-(-len(alive) // stages))
+        pack = [work for work in pack if self._fits(work, results)]
         pack.sort(key=lambda work: work.rows)  # equals attend together
+        hidden = self._inputs(pack)
+        if hidden is not None and not hidden.isfinite().all():
+            pack = [work for work in pack if self._is_finite(work, results)]
+            hidden = self._inputs(pack)
+        if hidden is None:
+            return
         packed = Pack([Segment(work.generation.cache, work.rows, work.position) for work in pack])
-        output = self._span.forward(self._inputs(pack), packed)
+        output = self._span.forward(hidden, packed)
         self._forwards.append((len(pack), packed.rows))
+        sound = bool(output.isfinite().all())
         rows = output.split_with_sizes([work.rows for work in pack])
         for work, own in zip(pack, rows, strict=True):
-            self._pass_on(work, own, results)
+            if sound or own.isfinite().all():
+                self._pass_on(work, own, results)
+            else:
+                work.generation.over = True
+                self.pool.scrub(work.generation.cache)
+                results.append(self._refusal(work.generation, "not_finite"))
 
-    def _take(self, results: list[Result]) -> list[Work]:
-        """Waiting work up to the row limit, in order of arrival; the rest waits on."""
-        pack: list[Work] = []
-        later: list[Work] = []
-        taken: set[str] = set()
-        rows = 0
-        while self._waiting and (not pack or rows + self._waiting[0].rows <= MAX_ROWS):
-            work = self._waiting.popleft()
-            generation = work.generation
-            if not self._alive(generation):
-                continue
-            if generation.request_id in taken:
-                later.append(work)
-                continue
-            fits = work.position + work.rows <= generation.capacity
-            if not (fits and work.position <= generation.cache.length):
-                code = "gap" if fits else "capacity"
-                results.append(
-                    Refused(generation.request_id, generation.epoch, self._node_id, code)
-                )
-                self._drop(generation)
-                continue
-            pack.append(work)
-            taken.add(generation.request_id)
-            rows += work.rows
-        self._waiting.extendleft(reversed(later))
-        return pack
+    def _fits(self, work: Work, results: list[Result]) -> bool:
+        """Whether the cache has come so far, and has room. Position is the truth: less than it
+        has is a repetition; more is a step that never arrived."""
+        generation = work.generation
+        if work.end > generation.place.capacity:
+            self._blame_sender(generation, "capacity", results)
+        elif work.position > generation.cache.length:
+            generation.over = True
+            results.append(self._refusal(generation, "gap"))
+        return not generation.over
 
-    def _inputs(self, pack: list[Work]) -> torch.Tensor:
-        token_ids = [token for work in pack for token in work.token_ids]
-        if token_ids:
-            return self._span.embed(token_ids)
-        return torch.cat([work.hidden for work in pack if work.hidden is not None])
+    def _is_finite(self, work: Work, results: list[Result]) -> bool:
+        if work.hidden is None or work.hidden.isfinite().all():
+            return True
+        self._blame_sender(work.generation, "not_finite", results)
+        return False
+
+    def _inputs(self, pack: list[Work]) -> torch.Tensor | None:
+        if not pack:
+            return None
+        if pack[0].hidden is None:
+            return self._span.embed([token for work in pack for token in work.token_ids])
+        hidden = [work.hidden for work in pack if work.hidden is not None]
+        return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
 
     def _pass_on(self, work: Work, rows: torch.Tensor, results: list[Result]) -> None:
-        generation = work.generation
-        position = work.position
-        if generation.last:
-            if not work.sample:
-                return
-            position, rows = position + work.rows - 1, rows[-1:]
+        generation, position = work.generation, work.position
+        if not generation.last:
+            generation.sent.put(position, rows)
+            if generation.resume.replay or not work.replay:
+                results.append(
+                    self._forward(generation, position, rows, work.wanted, replay=work.replay)
+                )
+        elif work.wanted:
+            position, rows = work.end - work.wanted, rows[-work.wanted :]
             if generation.first:
-                self._returned[generation.request_id] = (generation, rows[0])
-                return
+                self.edge.take(generation, position, rows)
+            else:
+                results.append(self._forward(generation, position, rows, work.wanted, replay=False))
+
+    def _forward(
+        self,
+        generation: Generation,
+        position: int,
+        rows: torch.Tensor,
+        wanted: int,
+        *,
+        replay: bool,
+    ) -> Forward:
         step = Step(
             request_id=generation.request_id,
             epoch=generation.epoch,
             position=position,
-            sample=work.sample,
-            dtype=NAMES[self._span.dtype],
+            wanted=wanted,
+            replay=replay,
+            dtype=self._wire_dtype,
             rows=rows.shape[0],
             width=rows.shape[1],
-            data=to_bytes(rows),
+            data=to_bytes(rows, self._wire_dtype),
         )
-        results.append(Forward(generation.next_node, step))
+        return Forward(generation.place.next_node, step)
 
-    def _alive(self, generation: Generation) -> bool:
-        return self.generations.get(generation.request_id) is generation
+    def _blame_sender(self, generation: Generation, code: str, results: list[Result]) -> None:
+        """A step that cannot be right. What came before it is: the cache may serve the next
+        epoch."""
+        generation.over = True
+        results.append(self._refusal(generation, code, blamed=generation.place.previous_node))
+
+    def _refusal(
+        self, what: Open | OpenEdge | Generation, code: str, blamed: str | None = None
+    ) -> Refused:
+        return Refused(what.request_id, what.epoch, blamed or self._node_id, code)
 
     def _drop(self, generation: Generation) -> None:
-        if self._alive(generation):
+        generation.over = True
+        if self.generations.get(generation.request_id) is generation:
             del self.generations[generation.request_id]
-            self.pool.free(generation.cache)
+            self.prefixes.release(generation.cache, generation.prefix)
+
+
+def _feedable(generation: Generation) -> bool:
+    return generation.decoding is not None and generation.decoding.unfed
+
+
+def _note_ready(generation: Generation, decoding: Decoding, message: Ready) -> None:
+    """The prompt begins where the cache of the node that has least of it ends."""
+    decoding.unready.discard(message.stage)
+    decoding.fed = min(decoding.fed, message.positions)

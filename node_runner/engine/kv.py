@@ -72,12 +72,13 @@ class KVPool:
         self.blocks = budget_bytes // shape.bytes_per_block
         positions = self.blocks * shape.block
         make = {"dtype": shape.dtype, "device": shape.device}
-        # On a CPU this takes memory only where something is written.
+        # On a CPU this takes memory only where something is written. Zeros, since what a mask hides
+        # has to be finite all the same.
         self.keys = [
-            torch.empty(positions, shape.heads, shape.key_dim, **make) for _ in range(shape.layers)
+            torch.zeros(positions, shape.heads, shape.key_dim, **make) for _ in range(shape.layers)
         ]
         self.values = [
-            torch.empty(positions, shape.heads, shape.value_dim, **make)
+            torch.zeros(positions, shape.heads, shape.value_dim, **make)
             for _ in range(shape.layers)
         ]
         self._free = list(range(self.blocks))  # a heap: low blocks first keeps them in a row
@@ -100,3 +101,9 @@ class KVPool:
     def free(self, cache: KVCache) -> None:
         for block in cache.blocks:
             heapq.heappush(self._free, block)
+
+    def scrub(self, cache: KVCache) -> None:
+        """Overwrite what is not finite, before others are given the blocks."""
+        for tensor in (*self.keys, *self.values):
+            tensor[cache.slots] = 0
+        cache.length = 0

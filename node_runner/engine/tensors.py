@@ -1,9 +1,10 @@
-"""Tensors as raw little-endian bytes, and back."""
+"""Tensors as raw little-endian bytes, and back: in the model's dtype, or in fewer bits."""
 
 import torch
+from torch.nn.functional import pad
 
 from mesh.errors import WireError
-from mesh.wire import Step
+from mesh.wire import INT8_BLOCK, Step
 
 DTYPES = {
     "float32": torch.float32,
@@ -13,21 +14,45 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def to_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor; shares its memory."""
-    return memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+def to_bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
+    """Hidden states ``[rows, width]`` as a :class:`Step` carries them; shares the tensor's memory
+    where it is on the CPU and in that dtype already."""
+    if dtype == "int8":
+        return _bytes(_quantized(tensor))
+    return _bytes(tensor.to(DTYPES[dtype]).cpu().contiguous().view(torch.uint8))
 
 
 def from_step(step: Step, *, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A step's hidden states ``[rows, width]``.
+    """A step's hidden states ``[rows, width]``, in the model's dtype.
 
     Raises:
-        WireError: width or dtype is not the model's.
+        WireError: the width is not the model's.
     """
-    if step.width != width or DTYPES[step.dtype] != dtype:
-        raise WireError(
-            f"A step of width {step.width} in {step.dtype}; this model has width {width} "
-            f"in {NAMES[dtype]}."
-        )
-    flat = torch.frombuffer(bytearray(step.data), dtype=dtype)
-    return flat.view(step.rows, step.width).to(device)
+    if step.width != width:
+        raise WireError(f"A step of width {step.width}; this model has width {width}.")
+    received = torch.frombuffer(bytearray(step.data), dtype=torch.uint8).to(device)
+    if step.dtype == "int8":
+        return _dequantized(received, step.rows, width).to(dtype)
+    return received.view(DTYPES[step.dtype]).view(step.rows, width).to(dtype)
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.detach().numpy()).cast("B")
+
+
+def _quantized(tensor: torch.Tensor) -> torch.Tensor:
+    rows, width = tensor.shape
+    blocks = pad(tensor.float(), (0, -width % INT8_BLOCK)).view(rows, -1, INT8_BLOCK)
+    largest = blocks.abs().amax(-1, keepdim=True)
+    # A float16 scale that was rounded down would let the largest value overflow.
+    scales = (largest / 126).clamp(torch.finfo(torch.float16).tiny, 60000).half()
+    values = (blocks / scales.float()).round().clamp(-127, 127).to(torch.int8)
+    values = values.view(rows, -1)[:, :width].contiguous()
+    parts = (values.view(torch.uint8).flatten(), scales.flatten().view(torch.uint8))
+    return torch.cat(parts).cpu()
+
+
+def _dequantized(received: torch.Tensor, rows: int, width: int) -> torch.Tensor:
+    values = received[: rows * width].view(torch.int8).view(rows, width).float()
+    scales = received[rows * width :].clone().view(torch.float16).float().view(rows, -1)
+    return values * scales.repeat_interleave(INT8_BLOCK, -1)[:, :width]

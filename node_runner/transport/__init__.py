@@ -27,7 +27,7 @@ class Transport(Protocol):
         ``generations`` are under way here: where a look for more than the first message is
         cheap, it pays if there are several.
 
-        A token that was refused, since its epoch is over, comes back as a ``Close``.
+        A token that was refused, since its epoch is over, comes back as a ``Halt``.
 
         Raises:
             Unreachable: exchange the same results again, a little later.

@@ -1,5 +1,7 @@
 """Straight to Redis: for nodes that the operator runs beside it."""
 
+import contextlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +10,9 @@ import structlog
 
 from mesh import names, wire
 from mesh.errors import WireError
+from mesh.registry import PULSE_INTERVAL, PULSE_TTL
 from mesh.streams import APPEND_TOKEN
-from mesh.wire import Close, Message, Token
+from mesh.wire import Halt, Message, Token
 from node_runner.engine.engine import Forward, Result
 from node_runner.transport import Unreachable
 
@@ -21,6 +24,9 @@ TRIM_EVERY = 64
 
 SILENCE_LIMIT = 5.0
 """Seconds without an answer after which Redis counts as gone. Longer than any wait for work."""
+
+PULSE_RETRY = 1.0
+"""Seconds until a lost connection for pulses is tried again."""
 
 Command = tuple[Any, ...]
 Entry = tuple[bytes, list[bytes]]
@@ -52,6 +58,9 @@ class RedisTransport:
         [newest] = self._call([("XREVRANGE", self._inbox, "+", "-", "COUNT", 1)])
         self._after: bytes = newest[0][0] if newest else b"0-0"
         self._exchanges = 0
+        self._stop = threading.Event()
+        self._pulse = threading.Thread(target=_beat, args=(url, node_id, self._stop), daemon=True)
+        self._pulse.start()
 
     def exchange(
         self, results: Sequence[Result], *, wait: float, generations: int = 1
@@ -62,7 +71,7 @@ class RedisTransport:
         answers = self._call(
             [
                 *self._upkeep(),
-                *_together([_add(names.inbox(forward.to), forward.step) for forward in steps]),
+                *_together([_add(names.inbox(forward.to), forward.message) for forward in steps]),
                 *map(_report, others),
                 _read(self._inbox, self._after, wait),
             ]
@@ -77,6 +86,8 @@ class RedisTransport:
         return [*_refused(others, answers[len(answers) - len(others) :]), *_decoded(entries)]
 
     def close(self) -> None:
+        self._stop.set()
+        self._pulse.join()
         self._connection.disconnect()
 
     def _upkeep(self) -> list[Command]:
@@ -105,6 +116,21 @@ class RedisTransport:
                 if isinstance(error, redis.ResponseError):
                     raise error
         return answers
+
+
+def _beat(url: str, node_id: str, stop: threading.Event) -> None:
+    """Tell that this process runs, even while it computes for long; on a connection of its own."""
+    key, ttl = names.pulse(node_id), round(PULSE_TTL * 1000)
+    with redis.Redis.from_url(url, socket_timeout=PULSE_RETRY) as client:
+        delay = 0.0
+        while not stop.wait(delay):
+            try:
+                client.set(key, 1, px=ttl)
+                delay = PULSE_INTERVAL
+            except redis.RedisError:
+                delay = PULSE_RETRY
+        with contextlib.suppress(redis.RedisError):
+            client.delete(key)
 
 
 def _together(commands: list[Command]) -> list[Command]:
@@ -136,9 +162,9 @@ def _entries(answer: list[Any] | None) -> list[Entry]:
 
 
 def _refused(results: Sequence[Result], answers: Sequence[object]) -> list[Message]:
-    """For tokens that came too late: their generation is to be forgotten."""
+    """For tokens that came too late: their epoch is over."""
     return [
-        Close(result.request_id, result.epoch)
+        Halt(result.request_id, result.epoch)
         for result, answer in zip(results, answers, strict=True)
         if isinstance(result, Token) and answer == -1
     ]

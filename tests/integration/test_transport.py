@@ -3,20 +3,23 @@
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import redis
 
 from mesh import names, streams, wire
-from mesh.wire import Close, Ping, Pong, Step, Token
-from node_runner.engine.engine import Forward, Result
+from mesh.registry import PULSE_TTL
+from mesh.wire import Halt, Ping, Step, Token
+from node_runner.engine.engine import Engine, Forward
 from node_runner.metrics import Meter
 from node_runner.runner import Runner
 from node_runner.transport import Unreachable
 from node_runner.transport.redis import TRIM_EVERY, RedisTransport
 from stack.servers import free_port, redis_command, wait_for_redis
+from tests.conftest import DEMO_MODEL
+from tests.unit.pipeline import load_span
 
 
 class Server:
@@ -54,7 +57,14 @@ def client(server: Server) -> Iterator[redis.Redis]:
 
 
 def step(request_id: str, position: int = 0) -> Step:
-    return Step(request_id, 1, position, True, "float32", 1, 2, b"12345678")
+    return Step(request_id, 1, position, 1, False, "float32", 1, 2, b"12345678")
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
 
 
 def put(client: redis.Redis, node_id: str, *messages: wire.Message) -> None:
@@ -94,14 +104,14 @@ def test_what_was_read_is_trimmed(server: Server, client: redis.Redis) -> None:
     transport.close()
 
 
-def test_a_token_of_an_older_epoch_comes_back_as_a_close(
+def test_a_token_of_an_older_epoch_comes_back_as_a_halt(
     server: Server, client: redis.Redis
 ) -> None:
     client.hset(names.live("gen"), "epoch", 2)
     transport = RedisTransport(server.url, "a")
     late, due = Token("gen", 1, 0, 7, "late"), Token("gen", 2, 0, 7, "due")
     answers = transport.exchange([late, Forward("b", step("gen")), due], wait=0)
-    assert answers == [Close("gen", 1)]
+    assert answers == [Halt("gen", 1)]
     [(entry, fields)] = client.xrange(names.tokens("gen"))
     assert streams.index_of(entry.decode()) == 1
     assert fields[b"t"] == b"due"
@@ -138,41 +148,24 @@ def test_without_redis_it_says_so_and_goes_on_when_it_is_back(server: Server) ->
     transport.close()
 
 
-class Answering:
-    """An engine's shape around one rule: a ping is answered. What the runner needs, no torch."""
-
-    busy = False
-
-    def __init__(self) -> None:
-        self.generations: dict[str, object] = {}
-        self.pool = type("Pool", (), {"budget_bytes": 0, "used_bytes": 0})
-
-    def step(self, messages: Sequence[wire.Message]) -> list[Result]:
-        return [
-            Pong(message.request_id, message.epoch, "a")
-            for message in messages
-            if isinstance(message, Ping)
-        ]
-
-    def take_forwards(self) -> list[tuple[int, int]]:
-        return []
-
-    def expire(self) -> None:
-        pass
+def test_a_pulse_tells_that_the_process_runs(server: Server, client: redis.Redis) -> None:
+    transport = RedisTransport(server.url, "a")
+    wait_until(lambda: client.exists(names.pulse("a")))
+    assert 0 < client.pttl(names.pulse("a")) <= 1000 * PULSE_TTL
+    transport.close()
+    assert not client.exists(names.pulse("a"))
 
 
-def test_a_node_outlives_redis_and_obeys_without_it(server: Server) -> None:
-    runner = Runner(Answering(), RedisTransport(server.url, "a"), Meter())  # type: ignore[arg-type]
+def test_a_node_outlives_redis_and_obeys_without_it(server: Server, tmp_path: Path) -> None:
+    engine = Engine(load_span(DEMO_MODEL, (2, 3), tmp_path), node_id="a", kv_budget_bytes=10**6)
+    runner = Runner(engine, RedisTransport(server.url, "a"), Meter())
     running = threading.Thread(target=runner.run)
     running.start()
     server.stop()
     server.start()
     with redis.Redis(port=server.port) as client:
         put(client, "a", Ping("gen", 1))
-        give_up = time.monotonic() + 10
-        while not client.xlen(names.events("gen")):
-            assert time.monotonic() < give_up, "the node does not answer"
-            time.sleep(0.05)
+        wait_until(lambda: client.xlen(names.events("gen")))
     server.stop()
     began = time.monotonic()
     runner.drain()

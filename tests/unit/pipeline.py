@@ -1,20 +1,34 @@
 """A mesh without processes or Redis: engines that hand each other encoded messages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
 from mesh import wire
-from mesh.wire import Close, Ended, Message, Open, OpenEdge, Prompt, Refused, Sampling, Token
+from mesh.wire import (
+    Close,
+    Ended,
+    Message,
+    Open,
+    OpenEdge,
+    Place,
+    Prompt,
+    Refused,
+    Resume,
+    Sampling,
+    Token,
+)
 from node_runner.engine.engine import Engine, Forward, Result
 from node_runner.engine.loader import prepare_span
 from node_runner.engine.span import Span
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0, stop=[])
-KV_BUDGET = 10**9
+KV_BUDGET = 10**8
+AFRESH = Resume(keep=False, replay=False, known=0)
 
 
 def load_span(
@@ -62,20 +76,24 @@ class Pipeline:
         sampling: Sampling = GREEDY,
         epoch: int = 1,
         generated: Sequence[int] = (),
+        prefix: Sequence[bytes] = (),
+        resumes: Mapping[int, Resume] = MappingProxyType({}),
     ) -> None:
+        """``resumes``: by stage, what is not afresh."""
         stages = len(self.engines)
         for stage in reversed(range(stages)):
-            place = {
-                "request_id": request_id,
-                "epoch": epoch,
-                "stage": stage,
-                "stages": stages,
-                "capacity": len(token_ids) + max_tokens,
-                "expires_in": 60,
-                "next_node": str((stage + 1) % stages),
-            }
+            place = Place(
+                stage=stage,
+                stages=stages,
+                edge_node="0",
+                previous_node=str((stage - 1) % stages),
+                next_node=str((stage + 1) % stages),
+                capacity=len(token_ids) + max_tokens,
+                expires_in=60,
+            )
             prompt = Prompt(token_ids, list(generated), max_tokens, sampling)
-            message = Open(**place) if stage else OpenEdge(**place, prompt=prompt)
+            start = (request_id, epoch, place, resumes.get(stage, AFRESH), list(prefix))
+            message = Open(*start) if stage else OpenEdge(*start, prompt)
             self.send(stage, message)
 
     def close(self, request_id: str, epoch: int = 1) -> None:
@@ -109,7 +127,7 @@ class Pipeline:
     def _take(self, result: Result) -> None:
         match result:
             case Forward():
-                self.send(int(result.to), result.step)
+                self.send(int(result.to), result.message)
             case Token():
                 tokens = self.written.setdefault(result.request_id, [])
                 assert result.index == len(tokens), "a token was written out of order"

@@ -15,20 +15,35 @@ from mesh.wire import (
     Cancel,
     Close,
     Ended,
+    Halt,
     Open,
     OpenEdge,
     Ping,
+    Place,
     Pong,
     Prompt,
+    Ready,
     Refused,
+    Resume,
     Sampling,
     Step,
     Token,
 )
 
+PLACE = Place(1, 3, "edge", "previous", "next", 100, 60)
+
 MESSAGES = [
-    Open("req", 1, 1, 3, 100, 60, "node"),
-    OpenEdge("req", 1, 0, 3, 100, 60, "node", Prompt([1, 2], [3], 5, Sampling(0.5, 1.0, 7, ["x"]))),
+    Open("req", 1, PLACE, Resume(True, False, 7), [b"12345678"]),
+    OpenEdge(
+        "req",
+        1,
+        PLACE,
+        Resume(False, False, 0),
+        [],
+        Prompt([1, 2], [3], 5, Sampling(0.5, 1.0, 7, ["x"])),
+    ),
+    Ready("req", 1, 2, 64),
+    Halt("req", 1),
     Close("req", 1),
     Ping("req", 1),
     Pong("req", 1, "node"),
@@ -36,11 +51,10 @@ MESSAGES = [
     Ended("req", 1, "stop", 5),
     Refused("req", 1, "node", "kv_full"),
     Cancel("req", 1),
-    Step("req", 1, 3, True, "float32", 2, 3, bytes(24)),
-    Step("req", 1, 3, False, "bfloat16", 2, 3, bytes(12)),
+    Step("req", 1, 3, 1, False, "int8", 2, 3, bytes(10)),
+    Step("req", 1, 3, 2, False, "float32", 2, 3, bytes(24)),
+    Step("req", 1, 3, 0, True, "bfloat16", 2, 3, bytes(12)),
 ]
-
-GOOD = [1, "req", 1, 3, True, "float32", 2, 3]
 
 
 def entry(message: wire.Message) -> dict[bytes, bytes]:
@@ -53,9 +67,9 @@ def test_a_message_survives_the_wire(message: wire.Message) -> None:
 
 
 def step_entry(*, data: bytes = bytes(24), **changed: Any) -> dict[bytes, bytes]:
-    names = ["request_id", "epoch", "position", "sample", "dtype", "rows", "width"]
+    names = ["request_id", "epoch", "position", "wanted", "replay", "dtype", "rows", "width"]
     code = msgpack.unpackb(wire.encode(MESSAGES[-1])[wire.HEADER])[0]
-    good = dict(zip(names, ["req", 1, 3, True, "float32", 2, 3], strict=True))
+    good = dict(zip(names, ["req", 1, 3, 1, False, "float32", 2, 3], strict=True))
     return {wire.HEADER: msgpack.packb([code, *(good | changed).values()]), wire.TENSOR: data}
 
 
@@ -71,7 +85,9 @@ def step_entry(*, data: bytes = bytes(24), **changed: Any) -> dict[bytes, bytes]
         {"position": -1},
         {"position": 1.5},
         {"epoch": "1"},
-        {"sample": 1},
+        {"replay": 1},
+        {"wanted": 3},
+        {"wanted": -1},
         {"data": bytes(23)},
         {"data": b""},
     ],

@@ -1,0 +1,145 @@
+"""What the edge does beside its span: tokens in, tokens out.
+
+It feeds prompts and chosen tokens into the first span, samples what the last span returns, and
+guesses ahead where that pays.
+"""
+
+import time
+
+import torch
+
+from mesh import wire
+from mesh.wire import Ended, Token
+from node_runner.engine.drafts import Pace, PromptLookup
+from node_runner.engine.generation import Decoding, Generation, Work
+from node_runner.engine.sampler import sample
+from node_runner.engine.scheduler import PREFILL_CHUNK
+from node_runner.engine.span import Span
+from node_runner.engine.text import TextStream
+
+
+class Edge:
+    """Not thread-safe, as the engine that owns it. ``speculate``: whether to guess ahead."""
+
+    def __init__(self, span: Span, *, speculate: bool) -> None:
+        self._span = span
+        self._speculate = speculate
+        # One answer a generation, however often it came.
+        self._returned: dict[str, tuple[Generation, torch.Tensor]] = {}
+        self._guesses = (0, 0)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._returned)
+
+    def take_guesses(self) -> tuple[int, int]:
+        """Tokens guessed since the last call, and how many of them were right."""
+        taken, self._guesses = self._guesses, (0, 0)
+        return taken
+
+    def open(self, prompt: wire.Prompt, *, unready: set[int]) -> Decoding:
+        """A generation begins here, or goes on after the tokens that readers have."""
+        text = TextStream(self._span.tokenizer, prompt.token_ids, prompt.sampling.stop)
+        stopped = False
+        for token_id in prompt.generated:  # brings the decoder up to what readers have
+            stopped = text.push(token_id)[1] or token_id in self._span.end_tokens
+        return Decoding(
+            tokens=[*prompt.token_ids, *prompt.generated],
+            prompt_length=len(prompt.token_ids),
+            max_tokens=prompt.max_tokens,
+            sampling=prompt.sampling,
+            text=text,
+            stopped=stopped,
+            lookup=PromptLookup(),
+            pace=Pace(),
+            unready=unready,
+        )
+
+    def take(self, generation: Generation, position: int, hidden: torch.Tensor) -> None:
+        """Back from the last span: a row for the last token, and one for each guess.
+
+        A repeated answer is for a position already passed.
+        """
+        decoding = generation.decoding
+        if decoding is None or position != len(decoding.tokens) - 1:
+            return
+        if len(hidden) == 1 + len(decoding.drafts):
+            self._returned[generation.request_id] = (generation, hidden)
+
+    def sample(self) -> list[tuple[Generation, list[Token], Ended | None]]:
+        """Choose the next tokens of every generation whose rows came back."""
+        returned = [
+            (generation, generation.decoding, hidden)
+            for generation, hidden in self._returned.values()
+            if generation.decoding is not None and not generation.over
+        ]
+        self._returned = {}
+        if not returned:
+            return []
+        logits = self._span.logits(torch.cat([hidden for _, _, hidden in returned]))
+        chosen = sample(
+            logits,
+            [decoding.sampling for _, decoding, hidden in returned for _ in hidden],
+            [
+                len(decoding.tokens) + row
+                for _, decoding, hidden in returned
+                for row in range(len(hidden))
+            ],
+        )
+        outcomes, at = [], 0
+        for generation, decoding, hidden in returned:
+            tokens, ended = self._accept(generation, decoding, chosen[at : at + len(hidden)])
+            outcomes.append((generation, tokens, ended))
+            at += len(hidden)
+        return outcomes
+
+    def feed(self, generation: Generation) -> Work | None:
+        """A generation's next tokens: a chunk of its prompt, or what was just chosen, and guesses
+        of what follows."""
+        decoding = generation.decoding
+        if decoding is None or not decoding.unfed:
+            return None
+        begin = decoding.fed
+        end = min(begin + PREFILL_CHUNK, len(decoding.tokens))
+        complete = end == len(decoding.tokens)
+        decoding.fed = end
+        tokens = decoding.tokens[begin:end]
+        if not complete:
+            replay = end <= generation.resume.known
+            return Work(generation, begin, wanted=0, replay=replay, token_ids=tokens)
+        decoding.drafts = self._guess(decoding) if decoding.generated and len(tokens) == 1 else []
+        decoding.fed_at = time.monotonic()
+        tokens = [*tokens, *decoding.drafts]
+        return Work(generation, begin, wanted=1 + len(decoding.drafts), token_ids=tokens)
+
+    def _guess(self, decoding: Decoding) -> list[int]:
+        left = decoding.max_tokens - decoding.generated - 1
+        width = min(decoding.pace.width(), left) if self._speculate else 0
+        return decoding.lookup.guess(decoding.tokens, width) if width > 0 else []
+
+    def _accept(
+        self, generation: Generation, decoding: Decoding, chosen: list[int]
+    ) -> tuple[list[Token], Ended | None]:
+        """Tokens as far as the guesses that led to them were right."""
+        guesses = decoding.drafts
+        tokens: list[Token] = []
+        reason = None
+        for row, token_id in enumerate(chosen):
+            text, stopped = decoding.text.push(token_id)
+            stopped = stopped or token_id in self._span.end_tokens
+            index = decoding.generated
+            decoding.tokens.append(token_id)
+            if stopped or decoding.generated >= decoding.max_tokens:
+                reason = "stop" if stopped else "length"
+                text += decoding.text.flush()
+            tokens.append(Token(generation.request_id, generation.epoch, index, token_id, text))
+            if reason or row == len(guesses) or token_id != guesses[row]:
+                break
+        guessed, accepted = self._guesses
+        self._guesses = (guessed + len(guesses), accepted + len(tokens) - 1)
+        decoding.pace.observe(time.monotonic() - decoding.fed_at, len(guesses), len(tokens))
+        decoding.fed = len(decoding.tokens) - 1
+        decoding.drafts = []
+        if reason is None:
+            return tokens, None
+        return tokens, Ended(generation.request_id, generation.epoch, reason, decoding.generated)

@@ -1,0 +1,83 @@
+"""Which waiting work the next forward takes."""
+
+from collections import Counter, deque
+from collections.abc import Collection
+
+from node_runner.engine.attention import FEW_ROWS
+from node_runner.engine.generation import Generation, Work
+
+PREFILL_CHUNK = 128
+"""Positions of one prompt in one forward: small enough that the spans work on different chunks at
+once, and that decoding generations do not wait long."""
+
+
+class Scheduler:
+    """Decoding first, then prompts: a forward takes the steps of one micro-batch, and at most one
+    chunk's worth of prompts beside them, each generation's in turn.
+
+    A micro-batch is an equal share of all generations for each stage of the route. If a forward
+    took every step that waits, all generations would soon travel in one batch, from node to node,
+    and all nodes but one would stand idle.
+    """
+
+    def __init__(self) -> None:
+        self._steps: deque[Work] = deque()
+        self._chunks: deque[Work] = deque()
+        self._waiting: Counter[Generation] = Counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._steps or self._chunks)
+
+    def waits(self, generation: Generation) -> bool:
+        """Whether any of its work does."""
+        return self._waiting[generation] > 0
+
+    def add(self, work: Work) -> None:
+        """Work of one generation is taken in the order in which it was added."""
+        quick = work.rows <= FEW_ROWS and work.wanted > 0
+        if quick and not self.waits(work.generation):
+            self._steps.append(work)
+        else:
+            self._chunks.append(work)
+        self._waiting[work.generation] += 1
+
+    def take(self, share: int) -> list[Work]:
+        """The next forward's work, at most one piece of each generation: ``share`` steps, and a
+        chunk's worth of prompts. Work of generations that are over is dropped."""
+        pack = self._pick(self._steps, works=share)
+        return pack + self._pick(self._chunks, rows=PREFILL_CHUNK, beside=pack)
+
+    def _pick(
+        self,
+        queue: deque[Work],
+        *,
+        works: int | None = None,
+        rows: int | None = None,
+        beside: Collection[Work] = (),
+    ) -> list[Work]:
+        """From the queue's front: up to so many works, or rows (one work is never too long)."""
+        picked: list[Work] = []
+        later: list[Work] = []
+        taken = {work.generation for work in beside}
+        size = 0
+        while queue and (works is None or len(picked) < works):
+            work = queue.popleft()
+            if work.generation.over:
+                self._forget(work)
+            elif work.generation in taken:
+                later.append(work)
+            elif rows is not None and picked and size + work.rows > rows:
+                later.append(work)
+                break
+            else:
+                self._forget(work)
+                picked.append(work)
+                taken.add(work.generation)
+                size += work.rows
+        queue.extendleft(reversed(later))
+        return picked
+
+    def _forget(self, work: Work) -> None:
+        self._waiting[work.generation] -= 1
+        if not self._waiting[work.generation]:
+            del self._waiting[work.generation]
