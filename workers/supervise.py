@@ -316,7 +316,8 @@ class Supervisor:
             await db.execute(insert(RouteHop), rows)
 
     async def _open(self, route: list[Node], generated: list[int], kept: Collection[str]) -> None:
-        """Tell every node what to expect; the edge last, since it starts at once.
+        """Tell every node what to expect. The edge is last, since it starts at once; or first if
+        there is a prefix, since it then waits for the others to be ready.
 
         Nodes in ``kept`` served the epoch before and have all positions but the last; each of them
         gives a new next node what it needs.
@@ -328,7 +329,10 @@ class Supervisor:
         known = len(prompt.token_ids) + len(generated) - 1 if kept else 0
         prefix = [] if generated else self._services.vault.prefix(job.user_wallet, prompt.token_ids)
         ids = [node.node_id for node in route]
-        for stage in reversed(range(len(route))):
+        order = list(reversed(range(len(route))))
+        if prefix:
+            order = [0, *order[:-1]]
+        for stage in order:
             next_node = ids[(stage + 1) % len(ids)]
             place = Place(
                 stage=stage,

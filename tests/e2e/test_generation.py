@@ -25,6 +25,16 @@ def test_the_answer_is_what_transformers_gives(user: User, reference: Reference)
     assert layers == [[0, 1], [2, 3], [4, 5]]
 
 
+def test_a_prompt_that_begins_as_the_last_one_goes_on_from_there(
+    user: User, reference: Reference
+) -> None:
+    """The first one is computed whole; the second one copies what they share. Same tokens."""
+    system = "The return value is the string itself. An exception is raised if it is not. " * 8
+    for question in ("When", "The for statement", "When"):
+        prompt = system + question
+        assert user.generate(prompt)["text"] == reference.text(prompt)
+
+
 def test_sixteen_at_once_are_each_exact_and_share_forwards(
     stack: Stack, make_user: Callable[..., User], reference: Reference
 ) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
+from typing import Self
 
 import torch
 
@@ -54,7 +55,7 @@ class Pipeline:
         self._inboxes: list[list[Message]] = [[] for _ in self.engines]
 
     @classmethod
-    def cut(cls, source: Path, cuts: Sequence[int], cache: Path) -> "Pipeline":
+    def cut(cls, source: Path, cuts: Sequence[int], cache: Path, *, speculate: bool = True) -> Self:
         """Spans between the cuts, which begin with 0 and end with the number of layers."""
         return cls(
             [
@@ -62,6 +63,7 @@ class Pipeline:
                     load_span(source, (start, end), cache),
                     node_id=str(stage),
                     kv_budget_bytes=KV_BUDGET,
+                    speculate=speculate,
                 )
                 for stage, (start, end) in enumerate(pairwise(cuts))
             ]
