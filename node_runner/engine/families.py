@@ -63,7 +63,7 @@ def _nothing(_config: Config, _start: int, _end: int) -> dict[str, object]:
 
 
 def _sparse_by_step(config: Config, start: int, end: int) -> dict[str, object]:
-    """Every so manieth layer has experts: a span names those that have none."""
+    """Experts come every so many layers: a span names the layers without."""
     dense = [
         index - start
         for index in range(start, end)
@@ -87,7 +87,7 @@ class Family:
         embedding_factor: What it multiplies embedded tokens by, outside of the embedding.
         embedding_norm: Its norm before the first layer.
         logit_factor: What logits are multiplied by.
-        logit_cap: The setting within ± of which tanh keeps logits.
+        logit_cap: The setting that says within ± of what tanh keeps logits.
         kv: Heads, their keys' width and their values' width, as attention gets them.
         renumbered: Settings that name layers by index, as they are for layers from start to end.
         interface: Whether it calls attention through transformers' interface.
