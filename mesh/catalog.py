@@ -34,6 +34,21 @@ class Model:
     tokenizer: Tokenizer
 
 
+ALIASES = {
+    "n_layer": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "n_positions": "max_position_embeddings",
+    "seq_length": "max_position_embeddings",
+    "ffn_hidden_size": "intermediate_size",
+}
+"""What gpt2, bloom and falcon call their settings."""
+
+DEFAULT_CONTEXT = 2048
+"""Positions, where a configuration names no limit (falcon and bloom were trained on so many)."""
+
+
 class Catalog:
     """The models of the settings, loaded once at start."""
 
@@ -61,7 +76,7 @@ class Catalog:
 def load_model(model: ModelSettings) -> Model:
     """Read a model's configuration and tokenizer, from a folder or a hub."""
     path = model.path or model.id
-    config = json.loads(_file(path, "config.json").read_text())
+    config = _named(json.loads(_file(path, "config.json").read_text()))
     tokenizer = Tokenizer.from_file(str(_file(path, "tokenizer.json")))
     layers: int = config["num_hidden_layers"]
     head = config["vocab_size"] * config["hidden_size"]
@@ -80,6 +95,15 @@ def load_model(model: ModelSettings) -> Model:
         min_vram_gb=-(-parameters * 2 // 10**9),
         tokenizer=tokenizer,
     )
+
+
+def _named(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration under the names that most families use, with what older ones leave out."""
+    config = {ALIASES.get(name, name): value for name, value in config.items()}
+    config.setdefault("max_position_embeddings", DEFAULT_CONTEXT)
+    if config.get("intermediate_size") is None:
+        config["intermediate_size"] = 4 * config["hidden_size"]
+    return config
 
 
 def layer_parameters(config: dict[str, Any]) -> int:

@@ -5,7 +5,7 @@ Segments of equally few rows, which decoding makes, attend together: their block
 by side, so that eight generations cost as many operations as one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -72,7 +72,9 @@ class Score:
         window: A row sees so many positions, itself included; all if not given.
         softcap: Scores are kept within ± this by tanh (gemma 2).
         sinks: ``[heads]``, scores that take weight and give nothing (gpt_oss).
-        slopes: ``[heads]``, by which a score falls with distance (ALiBi: bloom, falcon).
+        slopes: ``[heads]``, by which a score falls with distance (ALiBi: bloom).
+        key_bias: From positions ``[length]`` to ``[heads, length]``: what keys gain by where they
+            lie, whoever looks (falcon's ALiBi, which is rounded).
     """
 
     scaling: float | None = None
@@ -80,6 +82,12 @@ class Score:
     softcap: float | None = None
     sinks: torch.Tensor | None = None
     slopes: torch.Tensor | None = None
+    key_bias: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    @property
+    def by_head(self) -> torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None:
+        """Why what is added to scores differs by head, if it does."""
+        return self.key_bias if self.slopes is None else self.slopes
 
 
 def attend(
@@ -191,9 +199,9 @@ class _Group:
         # The kernel masks a prompt from its beginning by itself; one row sees all of one segment.
         plain = score.softcap is None and score.sinks is None
         masked = self._each > 1 and (self._segments[0].position > 0 or not plain)
-        if self._count == 1 and window is None and score.slopes is None and not masked:
+        if self._count == 1 and window is None and score.by_head is None and not masked:
             return None
-        key = (window, None if score.slopes is None else id(score.slopes))
+        key = (window, None if score.by_head is None else id(score.by_head))
         if key not in self._biases:
             self._biases[key] = self._make_bias(window, score)
         return self._biases[key]
@@ -208,9 +216,14 @@ class _Group:
         if window is not None:
             hidden |= distance >= window
         bias = torch.zeros(hidden.shape, dtype=pool.shape.dtype, **make)
-        if score.slopes is None:
+        if score.by_head is None:
             return bias.masked_fill_(hidden, float("-inf"))[:, None]
-        bias = bias[:, None] - score.slopes[:, None, None].to(bias.dtype) * distance[:, None]
+        bias = bias[:, None]
+        if score.slopes is not None:
+            bias = bias - score.slopes[:, None, None].to(bias.dtype) * distance[:, None]
+        if score.key_bias is not None:
+            places = torch.arange(self._length, **make)
+            bias = bias + score.key_bias(places)[:, None].to(bias.dtype)
         return bias.masked_fill_(hidden[:, None], float("-inf"))
 
 

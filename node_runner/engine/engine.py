@@ -260,7 +260,10 @@ class Engine:
         if not pack:
             return None
         if pack[0].hidden is None:
-            return self._span.embed([token for work in pack for token in work.token_ids])
+            return self._span.embed(
+                [token for work in pack for token in work.token_ids],
+                [position for work in pack for position in range(work.position, work.end)],
+            )
         hidden = [work.hidden for work in pack if work.hidden is not None]
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
 

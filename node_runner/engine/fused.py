@@ -14,12 +14,10 @@ from torch import nn
 from torch.nn.functional import linear, rms_norm
 
 from node_runner.engine.attention import Pack, Score, attend
+from node_runner.engine.families import STATIC_ROPE
 
 FUSABLE = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 """Layers of transformers that differ only in biases and in norms of queries and keys."""
-
-STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
-"""Rotary embeddings whose angles depend on the position alone, not on the length of the text."""
 
 
 def can_fuse(decoder: Any) -> bool:
@@ -60,7 +58,7 @@ class _FusedLayer:
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._index: int = attention.layer_idx
-        self._score = Score(scaling=attention.scaling)
+        self._score = Score(scaling=attention.scaling, window=_window(attention))
         self._head_dim: int = attention.head_dim
         query_heads = attention.q_proj.out_features // self._head_dim
         kv_heads = attention.k_proj.out_features // self._head_dim
@@ -141,6 +139,13 @@ class _Angles:
 
 def _norm(module: Any) -> tuple[torch.Tensor, float]:
     return module.weight.detach(), module.variance_epsilon
+
+
+def _window(attention: Any) -> int | None:
+    """Qwen keeps it layer by layer, Mistral for all; Llama has none."""
+    if type(attention).__name__ == "MistralAttention":
+        return attention.config.sliding_window
+    return getattr(attention, "sliding_window", None)
 
 
 def _joined(*products: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:

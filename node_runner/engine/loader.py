@@ -4,6 +4,7 @@ The span's folder holds a `config.json` of k layers and a `model.safetensors`. T
 holds the embedding, the final norm and the LM head; any other holds decoder layers alone.
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -12,23 +13,18 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import AutoConfig
 
 from mesh.errors import UnsupportedModel
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Families whose logits are tested to equal transformers' own (tests/unit/test_engine.py)."""
-
-PER_LAYER_SETTINGS = ("layer_types", "no_rope_layers")
-"""Settings with one value a layer, cut along with the layers."""
+from node_runner.engine.families import PER_LAYER, Config, check_settings, family_of
 
 CACHE = Path.home() / ".cache" / "far-mesh" / "spans"
 
-_LAYER = re.compile(r"^(?P<before>.*\blayers\.)(?P<index>\d+)(?P<after>\..*)$")
+_LAYER = re.compile(r"^(?P<before>(?:.*?\.)?(?:layers|h)\.)(?P<index>\d+)(?P<after>\..*)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +52,14 @@ def prepare_span(
             that the model does not have.
     """
     fetch = _fetcher(source)
-    config = json.loads(fetch("config.json").read_text())
-    _check_family(config)
-    spec = SpanSpec(*(layers or (0, config["num_hidden_layers"])), edge)
-    _check_span(spec, config["num_hidden_layers"])
+    config = _config(fetch)
+    spec = SpanSpec(*(layers or (0, config.num_hidden_layers)), edge)
+    _check_span(spec, config.num_hidden_layers)
+    settings = _cut(config, spec).to_json_string(use_diff=False)
     shards = _shards(fetch, spec)
-    target = cache / _fingerprint(source, config, spec, sorted(set(shards.values())))
+    target = cache / _fingerprint(source, settings, spec, sorted(set(shards.values())))
     if not target.exists():
-        _build(target, config, spec, shards, fetch)
+        _build(target, settings, spec, shards, fetch)
     return target, spec
 
 
@@ -76,16 +72,13 @@ def _fetcher(source: str) -> Callable[[str], Path]:
     return lambda name: Path(hf_hub_download(source, name))
 
 
-def _check_family(config: dict[str, Any]) -> None:
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise UnsupportedModel(
-            f"The engine does not serve models of family {family!r} yet; it serves "
-            f"{', '.join(FAMILIES)}."
-        )
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    if window and window < config["max_position_embeddings"]:
-        raise UnsupportedModel("The engine does not serve sliding-window attention yet.")
+def _config(fetch: Callable[[str], Path]) -> Config:
+    """With what a family computes from layers' numbers written out, so that it can be cut."""
+    settings = json.loads(fetch("config.json").read_text())
+    family_of(settings.get("model_type"))
+    config = AutoConfig.for_model(**settings)
+    check_settings(config)
+    return config
 
 
 def _check_span(spec: SpanSpec, layers: int) -> None:
@@ -121,22 +114,27 @@ def _renamed(name: str, spec: SpanSpec) -> str | None:
     return f"{match['before']}{layer - spec.start}{match['after']}"
 
 
-def _span_config(config: dict[str, Any], spec: SpanSpec) -> dict[str, Any]:
-    span = dict(config, num_hidden_layers=spec.end - spec.start)
-    for name in PER_LAYER_SETTINGS:
-        if span.get(name):
-            span[name] = span[name][spec.start : spec.end]
+def _cut(config: Config, spec: SpanSpec) -> Config:
+    """The configuration of the span alone."""
+    span = copy.deepcopy(config)
+    changed = family_of(config.model_type).renumbered(config, spec.start, spec.end)
+    for name in PER_LAYER:
+        if getattr(config, name, None):
+            changed[name] = getattr(config, name)[spec.start : spec.end]
     if not spec.edge:
         # The model class always makes an embedding; a span without the edge drops it after
         # loading, and one row is all that it costs until then.
-        span |= {"vocab_size": 1, "tie_word_embeddings": False}
-        span |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+        changed |= {"vocab_size": 1, "tie_word_embeddings": False}
+        changed |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    span.num_hidden_layers = spec.end - spec.start
+    for name, value in changed.items():
+        setattr(span, name, value)
     return span
 
 
-def _fingerprint(source: str, config: dict[str, Any], spec: SpanSpec, files: list[Path]) -> str:
+def _fingerprint(source: str, settings: str, spec: SpanSpec, files: list[Path]) -> str:
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    content = json.dumps([source, config, spec.start, spec.end, spec.edge, stats], sort_keys=True)
+    content = json.dumps([source, settings, spec.start, spec.end, spec.edge, stats])
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     edge = "-edge" if spec.edge else ""
     return f"{Path(source).name}-{spec.start}-{spec.end}{edge}-{digest}"
@@ -144,7 +142,7 @@ def _fingerprint(source: str, config: dict[str, Any], spec: SpanSpec, files: lis
 
 def _build(
     target: Path,
-    config: dict[str, Any],
+    settings: str,
     spec: SpanSpec,
     shards: dict[str, Path],
     fetch: Callable[[str], Path],
@@ -159,7 +157,7 @@ def _build(
             for name in (name for name, where in shards.items() if where == file):
                 tensors[_renamed(name, spec)] = opened.get_tensor(name)
     save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
-    (made / "config.json").write_text(json.dumps(_span_config(config, spec), indent=2))
+    (made / "config.json").write_text(settings)
     if spec.edge:
         for name in ("tokenizer.json", "generation_config.json"):
             try:

@@ -12,12 +12,13 @@ from transformers.utils import logging as transformers_logging
 
 from mesh.errors import UnsupportedModel
 from node_runner.engine.attention import Pack, Segment
+from node_runner.engine.blocks import BlockLayers
+from node_runner.engine.embedding import Embedding, Head, take_norm
+from node_runner.engine.families import Family, family_of
 from node_runner.engine.fused import FusedLayers, can_fuse
 from node_runner.engine.kv import KVPool, KVShape
 from node_runner.engine.layers import NAME, Layers, TransformersLayers
 from node_runner.engine.weights import use_huge_pages
-
-NOT_IN_A_MIDDLE_SPAN = {"embed_tokens.weight", "norm.weight"}
 
 
 class Span:
@@ -30,35 +31,22 @@ class Span:
             UnsupportedModel: the checkpoint lacks a tensor, or has one too many.
         """
         self.device, self.dtype, self.edge = device, dtype, edge
-        model = _load(folder, edge=edge, dtype=dtype).to(device).eval()
-        config = model.config
-        decoder = model.get_decoder() if edge else model
-        # The final norm belongs to the head, which only the edge has.
-        self._norm, decoder.norm = decoder.norm, nn.Identity()
+        model, family = _load(folder, edge=edge, dtype=dtype, device=device)
+        config, decoder = model.config, model.base_model
+        embedding, norm = Embedding(decoder, family), take_norm(decoder, family)
+        held = nn.ModuleList([model])
         if edge:
-            self._embedding = model.get_input_embeddings()
-            self._head = model.get_output_embeddings()
+            self._embedding = embedding
+            self._head = Head(norm, model.get_output_embeddings(), config, family)
+            held += [self._embedding, self._head]
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self.end_tokens = _end_tokens(folder, config)
-        else:
-            decoder.embed_tokens = nn.Identity()
-            self._norm = nn.Identity()
-        self._layers, taken = _layers(decoder)
-        self.weights = [*model.parameters(), *self._norm.parameters(), *taken]
+        self._layers, taken = _layers(decoder, family)
+        self.weights = [*held.parameters(), *taken]
         use_huge_pages(self.weights)
         self.hidden_size: int = config.hidden_size
         self.layers: int = config.num_hidden_layers
-        head_dim = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
-        self.kv_shape = KVShape(
-            layers=config.num_hidden_layers,
-            heads=config.num_key_value_heads,
-            key_dim=head_dim,
-            value_dim=head_dim,
-            dtype=dtype,
-            device=device,
-        )
+        self.kv_shape = KVShape(self.layers, *family.kv(config), dtype=dtype, device=device)
 
     def warm_up(self) -> None:
         """Compute a little of each kind, so that no generation waits for what torch does once."""
@@ -75,9 +63,16 @@ class Span:
             self.logits(output)
 
     @torch.inference_mode()
-    def embed(self, token_ids: list[int]) -> torch.Tensor:
-        """Token ids to hidden states ``[rows, hidden]``. Edge only."""
-        embedded: torch.Tensor = self._embedding(torch.tensor(token_ids, device=self.device))
+    def embed(self, token_ids: list[int], positions: list[int]) -> torch.Tensor:
+        """Token ids to hidden states ``[rows, hidden]``. Edge only.
+
+        Args:
+            token_ids: One a row.
+            positions: One a row; only families with learned positions look at them.
+        """
+        embedded: torch.Tensor = self._embedding(
+            torch.tensor(token_ids, device=self.device), torch.tensor(positions, device=self.device)
+        )
         return embedded
 
     @torch.inference_mode()
@@ -90,36 +85,45 @@ class Span:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[rows, hidden]`` to logits ``[rows, vocab]``, float32. Edge only."""
-        logits: torch.Tensor = self._head(self._norm(hidden))
+        logits: torch.Tensor = self._head(hidden)
         return logits.float()
 
 
-def _load(folder: Path, *, edge: bool, dtype: torch.dtype) -> PreTrainedModel:
+def _load(
+    folder: Path, *, edge: bool, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, Family]:
+    family = family_of(json.loads((folder / "config.json").read_text()).get("model_type"))
     loader = AutoModelForCausalLM if edge else AutoModel
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a middle span lacks the embedding on purpose
     transformers_logging.disable_progress_bar()
     try:
         model, info = loader.from_pretrained(
-            folder, dtype=dtype, attn_implementation=NAME, output_loading_info=True
+            folder,
+            dtype=dtype,
+            attn_implementation=NAME if family.interface else "eager",
+            output_loading_info=True,
         )
     finally:
         transformers_logging.set_verbosity(verbosity)
-    missing = set(info["missing_keys"]) - (set() if edge else NOT_IN_A_MIDDLE_SPAN)
+    # What a middle span lacks is taken out of the decoder, unless it is a layer's.
+    missing = [key for key in info["missing_keys"] if edge or f"{family.layers}." in key]
     if missing or info["unexpected_keys"]:
         raise UnsupportedModel(
             f"The checkpoint in {folder} does not fit its configuration: missing "
             f"{sorted(missing)}, unexpected {sorted(info['unexpected_keys'])}."
         )
-    return model
+    return model.to(device).eval(), family
 
 
-def _layers(decoder: Any) -> tuple[Layers, list[torch.Tensor]]:
+def _layers(decoder: Any, family: Family) -> tuple[Layers, list[torch.Tensor]]:
     """The quickest way to run the decoder's layers, and weights that it took out of the model."""
-    if can_fuse(decoder):
+    if not family.interface:
+        return BlockLayers(decoder, family), []
+    if hasattr(decoder, "layers") and can_fuse(decoder):
         fused = FusedLayers(decoder)
         return fused, fused.weights
-    return TransformersLayers(decoder), []
+    return TransformersLayers(decoder, family), []
 
 
 def _end_tokens(folder: Path, config: object) -> frozenset[int]:

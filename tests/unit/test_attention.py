@@ -18,6 +18,8 @@ SCORES = {
     "sinks": Score(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
     "sinks in a window": Score(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0]), window=7),
     "alibi": Score(slopes=torch.tensor([0.5, 0.25, 0.125, 0.0625])),
+    "key bias": Score(key_bias=lambda places: torch.arange(HEADS)[:, None] * places.sin()),
+    "key bias in a window": Score(key_bias=lambda places: places.sin().expand(HEADS, -1), window=7),
 }
 
 PACKS = {
@@ -45,6 +47,8 @@ def expected(
         scores = (scores / score.softcap).tanh() * score.softcap
     if score.slopes is not None:
         scores -= score.slopes[:, None] * (position - torch.arange(first, position + 1))
+    if score.key_bias is not None:
+        scores += score.key_bias(torch.arange(first, position + 1))
     if score.sinks is not None:
         scores = torch.cat([scores, score.sinks[:, None]], dim=1)
     weights = scores.softmax(-1)[:, : len(values)]

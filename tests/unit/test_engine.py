@@ -7,15 +7,10 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from mesh.errors import UnsupportedModel
 from mesh.wire import Sampling, Step, Token
-from node_runner.engine.attention import Pack, Segment
 from node_runner.engine.engine import Engine, Forward
-from node_runner.engine.kv import KVPool
-from node_runner.engine.loader import prepare_span
-from node_runner.engine.scheduler import PREFILL_CHUNK
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import GREEDY, Pipeline, load_span
 
@@ -272,103 +267,6 @@ def test_text_pieces_add_up_to_the_decoded_text(
     for number, tokens in enumerate(expected):
         assert pipeline.tokens(f"{number}") == tokens
         assert pipeline.text(f"{number}") == tokenizer.decode(tokens)
-
-
-TINY = {
-    "vocab_size": 96,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-
-FAMILIES = {
-    "llama": {},
-    "llama tied": {"tie_word_embeddings": True},
-    "llama biased": {"attention_bias": True, "mlp_bias": True},
-    "llama rope scaled": {
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        }
-    },
-    "mistral": {"sliding_window": None},
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
-}
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, PreTrainedModel]:
-    """A random model of a family, on disk, and loaded by transformers."""
-    name = request.param
-    config = AutoConfig.for_model(name.split()[0], **(TINY | FAMILIES[name]))
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    model.save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text((DEMO_MODEL / "tokenizer.json").read_text())
-    return tmp_path, model
-
-
-@pytest.mark.parametrize("fused", [True, False])
-@torch.inference_mode()
-def test_logits_of_each_family_equal_transformers(
-    family: tuple[Path, PreTrainedModel],
-    cache: Path,
-    fused: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Ragged prompts, packed, in chunks, through three spans; with either kind of layers."""
-    if not fused:
-        monkeypatch.setattr("node_runner.engine.span.can_fuse", lambda decoder: False)
-    source, model = family
-    spans = [load_span(source, layers, cache) for layers in ((0, 1), (1, 3), (3, 4))]
-    lengths = [1, 7, PREFILL_CHUNK + 40]
-    prompts = [torch.randint(TINY["vocab_size"], (length,)).tolist() for length in lengths]
-    pools = [KVPool(span.kv_shape, 2**20) for span in spans]
-    caches = [[pool.reserve(length) for length in lengths] for pool in pools]
-    ends: dict[int, torch.Tensor] = {}
-    for begin in range(0, max(lengths), PREFILL_CHUNK):
-        chunks = {
-            number: chunk
-            for number, prompt in enumerate(prompts)
-            if (chunk := prompt[begin : begin + PREFILL_CHUNK])
-        }
-        hidden = spans[0].embed([token for chunk in chunks.values() for token in chunk])
-        for span, span_caches in zip(spans, caches, strict=True):
-            segments = [
-                Segment(span_caches[number], len(chunk), begin) for number, chunk in chunks.items()
-            ]
-            hidden = span.forward(hidden, Pack(segments))
-        for number, rows in zip(chunks, hidden.split([s.rows for s in segments]), strict=True):
-            ends[number] = rows[-1]
-    for number, prompt in enumerate(prompts):
-        ours = spans[0].logits(ends[number][None])[0]
-        theirs = model(torch.tensor([prompt])).logits[0, -1]
-        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "reason"),
-    [
-        ("gpt2", {}, "gpt2"),
-        ("mistral", {"sliding_window": 16}, "sliding-window"),
-    ],
-)
-def test_what_is_not_tested_is_refused_by_name(
-    tmp_path: Path, name: str, settings: dict[str, object], reason: str
-) -> None:
-    AutoConfig.for_model(name, **(TINY | settings)).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModel, match=reason):
-        prepare_span(str(tmp_path), layers=None, edge=True, cache=tmp_path / "cache")
 
 
 def test_a_busy_engine_says_so(cache: Path, prompts: list[list[int]]) -> None:

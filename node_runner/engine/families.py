@@ -1,0 +1,180 @@
+"""What tells one family of models from another, as far as a span has to know.
+
+Layers come from transformers, so a family is mostly names: where its layers and norms are, and what
+happens to hidden states before the first layer and after the last one. Every family here is tested
+to give transformers' own logits (tests/unit/test_families.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mesh.errors import UnsupportedModel
+
+Config = Any
+"""A configuration of transformers, whose attributes differ by family."""
+
+STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
+"""Rotary embeddings whose angles depend on the position alone. Others depend on the length of the
+text, and a pack has texts of many lengths."""
+
+PER_LAYER = ("layer_types", "no_rope_layers")
+"""Settings with one value a layer, cut along with the layers."""
+
+REFUSED = (
+    "use_bidirectional_attention",
+    "add_cross_attention",
+    "reorder_and_upcast_attn",
+    "scale_attn_by_inverse_layer_idx",
+)
+"""Settings that change attention in ways that a span does not follow, if they are on."""
+
+
+def _grouped(config: Config) -> tuple[int, int, int]:
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return getattr(config, "num_key_value_heads", None) or heads, width, width
+
+
+def _one_each(config: Config) -> tuple[int, int, int]:
+    heads = config.num_attention_heads
+    return heads, config.hidden_size // heads, config.hidden_size // heads
+
+
+def _latent(config: Config) -> tuple[int, int, int]:
+    """Attention sees the latents of MLA expanded to all heads."""
+    return (
+        config.num_attention_heads,
+        config.qk_nope_head_dim + config.qk_rope_head_dim,
+        config.v_head_dim,
+    )
+
+
+def _falcon(config: Config) -> tuple[int, int, int]:
+    if config.new_decoder_architecture:
+        heads = config.num_kv_heads
+    else:
+        heads = 1 if config.multi_query else config.num_attention_heads
+    return heads, config.head_dim, config.head_dim
+
+
+def _nothing(_config: Config, _start: int, _end: int) -> dict[str, object]:
+    return {}
+
+
+def _sparse_by_step(config: Config, start: int, end: int) -> dict[str, object]:
+    """Experts come every so many layers: a span names the layers without."""
+    dense = [
+        index - start
+        for index in range(start, end)
+        if index in config.mlp_only_layers or (index + 1) % config.decoder_sparse_step
+    ]
+    return {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+
+
+def _dense_first(config: Config, start: int, _end: int) -> dict[str, object]:
+    return {"first_k_dense_replace": max(0, config.first_k_dense_replace - start)}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How a family's decoder differs from Llama's.
+
+    Args:
+        layers: The decoder's list of layers.
+        norm: Its norm after the last layer.
+        positions: Its embedding of positions, added to that of tokens.
+        embedding_factor: What it multiplies embedded tokens by, outside of the embedding.
+        embedding_norm: Its norm before the first layer.
+        logit_factor: What logits are multiplied by.
+        logit_cap: The setting that says within ± of what tanh keeps logits.
+        kv: Heads, their keys' width and their values' width, as attention gets them.
+        renumbered: Settings that name layers by index, as they are for layers from start to end.
+        interface: Whether it calls attention through transformers' interface.
+        passes_on: Whether its layers pass on to attention what they do not know.
+    """
+
+    layers: str = "layers"
+    norm: str = "norm"
+    positions: str | None = None
+    embedding_factor: str | None = None
+    embedding_norm: str | None = None
+    logit_factor: Callable[[Config], float] | None = None
+    logit_cap: str | None = None
+    kv: Callable[[Config], tuple[int, int, int]] = _grouped
+    renumbered: Callable[[Config, int, int], dict[str, object]] = _nothing
+    interface: bool = True
+    passes_on: bool = True
+
+
+FAMILIES = {
+    "bloom": Family(
+        layers="h",
+        norm="ln_f",
+        embedding_norm="word_embeddings_layernorm",
+        kv=_one_each,
+        interface=False,
+    ),
+    "cohere": Family(logit_factor=lambda config: config.logit_scale),
+    "deepseek_v3": Family(kv=_latent, renumbered=_dense_first),
+    "ernie4_5": Family(),
+    "exaone4": Family(),
+    "falcon": Family(layers="h", norm="ln_f", kv=_falcon, interface=False),
+    "gemma": Family(),
+    "gemma2": Family(logit_cap="final_logit_softcapping"),
+    "gemma3_text": Family(logit_cap="final_logit_softcapping"),
+    "glm4": Family(),
+    "gpt2": Family(layers="h", norm="ln_f", positions="wpe", kv=_one_each),
+    "gpt_neox": Family(norm="final_layer_norm", kv=_one_each),
+    "gpt_oss": Family(),
+    "granite": Family(
+        embedding_factor="embedding_multiplier",
+        logit_factor=lambda config: 1 / config.logits_scaling,
+    ),
+    "llama": Family(),
+    "mistral": Family(),
+    "mixtral": Family(),
+    "olmo2": Family(),
+    "olmoe": Family(),
+    "phi": Family(norm="final_layernorm"),
+    "phi3": Family(),
+    "qwen2": Family(),
+    "qwen2_moe": Family(renumbered=_sparse_by_step),
+    "qwen3": Family(),
+    "qwen3_moe": Family(renumbered=_sparse_by_step),
+    "smollm3": Family(),
+    "stablelm": Family(passes_on=False),
+    "starcoder2": Family(),
+}
+
+
+def family_of(model_type: str | None) -> Family:
+    """
+    Raises:
+        UnsupportedModel: a family that is not among those tested.
+    """
+    if model_type not in FAMILIES:
+        raise UnsupportedModel(
+            f"The engine does not serve models of family {model_type!r} yet; it serves "
+            f"{', '.join(FAMILIES)}."
+        )
+    return FAMILIES[model_type]
+
+
+def check_settings(config: Config) -> None:
+    """
+    Raises:
+        UnsupportedModel: a setting under which a span would not give the model's logits.
+    """
+    for name in REFUSED:
+        if getattr(config, name, None):
+            raise UnsupportedModel(
+                f"The engine does not serve {config.model_type} models with {name} yet."
+            )
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_type = [part for part in rope.values() if isinstance(part, dict)] or [rope]
+    for kind in {part.get("rope_type", "default") for part in by_type} - STATIC_ROPE:
+        raise UnsupportedModel(
+            f"The engine does not serve {config.model_type} models with rotary embeddings of type "
+            f"{kind!r} yet."
+        )
