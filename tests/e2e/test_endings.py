@@ -2,6 +2,7 @@
 get, and nothing hangs."""
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from decimal import Decimal
@@ -164,34 +165,50 @@ def test_a_killed_node_without_a_replica_ends_in_a_full_refund(
         stack.wait_for_nodes(3)
 
 
-def test_a_killed_node_with_a_replica_is_replaced(
-    stack: Stack, user: User, reference: Reference
+@pytest.mark.parametrize(
+    ("stage", "blow"),
+    [(0, signal.SIGKILL), (1, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGSTOP)],
+    ids=["edge killed", "middle killed", "last killed", "middle stopped"],
+)
+def test_a_node_with_a_replica_is_replaced(
+    stack: Stack, user: User, reference: Reference, stage: int, blow: signal.Signals
 ) -> None:
-    """The generation goes on over the other node, with the same tokens."""
-    stack.start_node(1, (2, 4), name="node-1b")
+    """The generation goes on over the other node, with the same tokens; the rest keep their KV."""
+    name, spare = f"node-{stage}", f"node-{stage}b"
+    span = (2 * stage, 2 * stage + 2)
+    children = stack.processes.children
+    stack.start_node(stage, span, name=spare)
     stack.wait_for_nodes(4)
     prompt = "The raise statement"
     request_id = user.submit(prompt, max_tokens=LONG)
     wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
-    log = stack.processes.children["node-1b"].log.read_text()
-    route = query(
+    [node_id] = query(
         stack,
         "SELECT node_id FROM route_hops JOIN inference_sessions s ON s.id = session_id "
-        f"WHERE request_id = '{request_id}' AND stage = 1",
+        f"WHERE request_id = '{request_id}' AND stage = {stage}",
     )
-    used = "node-1b" if route[0] in log else "node-1"
-    stack.processes.kill(used)
+    used = spare if node_id in children[spare].log.read_text() else name
+    children[used].process.send_signal(blow)
     try:
         job = user.ended(request_id)
         assert job["status"] == "completed"
         assert job["text"] == reference.text(prompt, LONG)
         assert len(job["nodes_used"]) == 4
         assert_paid_exactly(stack, user, job["tokens_generated"])
+        opened = [line for line in worker_lines(stack, "route_opened") if request_id in line]
+        assert '"reason": "silent"' in opened[-1]
+        assert '"kept": 2' in opened[-1]
     finally:
-        if used == "node-1":
-            stack.processes.end("node-1b")
-            stack.start_node(1, (2, 4))
+        stack.processes.kill(used)
+        if used == name:
+            stack.processes.end(spare)
+            stack.start_node(stage, span)
         stack.wait_for_nodes(3)
+
+
+def worker_lines(stack: Stack, event: str) -> list[str]:
+    logs = [child.log for name, child in stack.processes.children.items() if "worker" in name]
+    return [line for log in logs for line in log.read_text().splitlines() if event in line]
 
 
 def test_a_node_drains_on_sigterm(stack: Stack, user: User, reference: Reference) -> None:
