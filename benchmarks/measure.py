@@ -64,11 +64,12 @@ class Round:
     equal: int
 
 
-def cases(model: BenchModel, effort: Effort) -> dict[str, Case]:
+def cases(model: BenchModel, effort: Effort, number: int) -> dict[str, Case]:
     """What is measured, by name."""
     return {
         "single": Case([model.prompt(SHORT_PROMPT)], effort.single),
-        "first": Case([model.prompt(LONG_PROMPT)], 1),
+        # Another one each round: the mesh computes a prompt that it knows only once.
+        "first": Case([model.prompt(LONG_PROMPT, number)], 1),
         "at_once": Case(
             [model.prompt(SHORT_PROMPT, number) for number in range(AT_ONCE)], effort.at_once
         ),
@@ -92,15 +93,15 @@ def measure(
     say("starting both sides")
     with Stack(plan) as stack, Plain(model.folder) as plain:
         sides = _Sides(model, plain, User(stack), _processes(stack, plain))
-        planned = cases(model, effort)
         say("warming up")
-        for case in planned.values():
+        rounds: dict[str, list[Round]] = {}
+        for name, case in cases(model, effort, 0).items():
             sides.measure(case, mesh_first=False)
-        rounds: dict[str, list[Round]] = {name: [] for name in planned}
-        for number in range(effort.rounds):
-            say(f"round {number + 1} of {effort.rounds}")
-            for name, case in planned.items():
-                rounds[name].append(sides.measure(case, mesh_first=number % 2 == 1))
+            rounds[name] = []
+        for number in range(1, effort.rounds + 1):
+            say(f"round {number} of {effort.rounds}")
+            for name, case in cases(model, effort, number).items():
+                rounds[name].append(sides.measure(case, mesh_first=number % 2 == 0))
         return rounds
 
 

@@ -29,7 +29,7 @@ from node_runner.engine.prefixes import Prefixes
 from node_runner.engine.replay import Sent
 from node_runner.engine.scheduler import PREFILL_CHUNK, Scheduler
 from node_runner.engine.span import Span
-from node_runner.engine.tensors import NAMES, from_step, to_bytes
+from node_runner.engine.tensors import NAMES, from_step, is_finite, to_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ class Engine:
         if generation.decoding is None:
             work = Work(generation, step.position, step.wanted, step.replay, hidden)
             self._scheduler.add(work)
-        elif hidden.isfinite().all():
+        elif is_finite(hidden):
             self.edge.take(generation, step.position, hidden)
         else:
             self._blame_sender(generation, "not_finite", results)
@@ -221,7 +221,7 @@ class Engine:
         pack = [work for work in pack if self._fits(work, results)]
         pack.sort(key=lambda work: work.rows)  # equals attend together
         hidden = self._inputs(pack)
-        if hidden is not None and not hidden.isfinite().all():
+        if hidden is not None and not is_finite(hidden):
             pack = [work for work in pack if self._is_finite(work, results)]
             hidden = self._inputs(pack)
         if hidden is None:
@@ -229,10 +229,10 @@ class Engine:
         packed = Pack([Segment(work.generation.cache, work.rows, work.position) for work in pack])
         output = self._span.forward(hidden, packed)
         self._forwards.append((len(pack), packed.rows))
-        sound = bool(output.isfinite().all())
+        sound = is_finite(output)
         rows = output.split_with_sizes([work.rows for work in pack])
         for work, own in zip(pack, rows, strict=True):
-            if sound or own.isfinite().all():
+            if sound or is_finite(own):
                 self._pass_on(work, own, results)
             else:
                 work.generation.over = True
@@ -251,7 +251,7 @@ class Engine:
         return not generation.over
 
     def _is_finite(self, work: Work, results: list[Result]) -> bool:
-        if work.hidden is None or work.hidden.isfinite().all():
+        if work.hidden is None or is_finite(work.hidden):
             return True
         self._blame_sender(work.generation, "not_finite", results)
         return False

@@ -11,6 +11,11 @@ PREFILL_CHUNK = 128
 once, and that decoding generations do not wait long."""
 
 
+MIN_BATCH = 4
+"""Steps that a forward takes if they wait, however many stages there are: up to so many rows cost
+hardly more than one, since reading the weights is most of the work."""
+
+
 class Scheduler:
     """Decoding first, then prompts: a forward takes the steps of one micro-batch, and at most one
     chunk's worth of prompts beside them, each generation's in turn.
@@ -42,9 +47,9 @@ class Scheduler:
         self._waiting[work.generation] += 1
 
     def take(self, share: int) -> list[Work]:
-        """The next forward's work, at most one piece of each generation: ``share`` steps, and a
-        chunk's worth of prompts. Work of generations that are over is dropped."""
-        pack = self._pick(self._steps, works=share)
+        """The next forward's work, at most one piece of each generation: ``share`` steps or a few,
+        and a chunk's worth of prompts. Work of generations that are over is dropped."""
+        pack = self._pick(self._steps, works=max(share, MIN_BATCH))
         return pack + self._pick(self._chunks, rows=PREFILL_CHUNK, beside=pack)
 
     def _pick(
