@@ -135,7 +135,7 @@ def start(
         speculate=speculate,
     )
     try:
-        transport = RedisTransport(redis, node_id)
+        transport = RedisTransport(redis, node_id, engine.room)
     except Unreachable as error:
         raise _fail(f"{error} Is --redis right?") from None
     runner = Runner(engine, transport, meter)

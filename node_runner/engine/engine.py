@@ -79,6 +79,11 @@ class Engine:
         """Whether another step has something to do without new messages."""
         return bool(self._scheduler) or self.edge.busy or any(map(_feedable, self._alive()))
 
+    def room(self) -> int:
+        """Positions that there is KV room for. Safe to call from another thread."""
+        free = self.pool.budget_bytes - self.pool.used_bytes + self.prefixes.kept_bytes
+        return free // self.pool.shape.bytes_per_position
+
     def step(self, messages: Iterable[Message]) -> list[Result]:
         """Take messages in, run one forward over what waits, give results out."""
         results: list[Result] = []

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis
@@ -46,8 +46,11 @@ class RedisTransport:
 
     """
 
-    def __init__(self, url: str, node_id: str) -> None:
+    def __init__(self, url: str, node_id: str, room: Callable[[], int]) -> None:
         """
+        Args:
+            room: Tells how many positions there is KV room for.
+
         Raises:
             Unreachable: Redis does not answer.
         """
@@ -59,7 +62,9 @@ class RedisTransport:
         self._after: bytes = newest[0][0] if newest else b"0-0"
         self._exchanges = 0
         self._stop = threading.Event()
-        self._pulse = threading.Thread(target=_beat, args=(url, node_id, self._stop), daemon=True)
+        self._pulse = threading.Thread(
+            target=_beat, args=(url, node_id, room, self._stop), daemon=True
+        )
         self._pulse.start()
 
     def exchange(
@@ -118,14 +123,15 @@ class RedisTransport:
         return answers
 
 
-def _beat(url: str, node_id: str, stop: threading.Event) -> None:
-    """Tell that this process runs, even while it computes for long; on a connection of its own."""
+def _beat(url: str, node_id: str, room: Callable[[], int], stop: threading.Event) -> None:
+    """Tell that this process runs, even while it computes for long, and how much room it has; on a
+    connection of its own."""
     key, ttl = names.pulse(node_id), round(PULSE_TTL * 1000)
     with redis.Redis.from_url(url, socket_timeout=PULSE_RETRY) as client:
         delay = 0.0
         while not stop.wait(delay):
             try:
-                client.set(key, 1, px=ttl)
+                client.set(key, room(), px=ttl)
                 delay = PULSE_INTERVAL
             except redis.RedisError:
                 delay = PULSE_RETRY
