@@ -32,6 +32,14 @@ DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 MODEL_ID = "far/pydoc-llama"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Among several processes: one file goes to one, and all that use the running mesh too, since
+    it is started once a process."""
+    for item in items:
+        shares_mesh = "stack" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("mesh" if shares_mesh else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
     """A short path: Unix sockets lie in it."""
