@@ -23,7 +23,7 @@ from mesh.wire import (
     Cancel,
     Close,
     Ended,
-    Message,
+    Note,
     Open,
     OpenEdge,
     Ping,
@@ -158,7 +158,7 @@ class Supervisor:
             look_at = time.monotonic() + LOOK
             progressed_at = time.monotonic()
 
-    async def _hear(self, wait: float) -> list[Message]:
+    async def _hear(self, wait: float) -> list[Note]:
         """Events of this epoch, waiting up to ``wait`` seconds for the first."""
         self._events_after, events = await streams.listen(
             self._redis, self._id, self._events_after, wait=wait
@@ -167,7 +167,7 @@ class Supervisor:
             raise _Over("cancelled")
         return [event for event in events if event.epoch == self._epoch]
 
-    async def _act(self, event: Message) -> None:
+    async def _act(self, event: Note) -> None:
         if event.epoch != self._epoch:
             return  # an event before this one has begun a new epoch
         match event:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 
@@ -19,7 +18,7 @@ from mesh.wire import (
     Ready,
     Refused,
     Step,
-    Token,
+    Steps,
 )
 from node_runner.engine.attention import Pack, Segment
 from node_runner.engine.edge import Edge
@@ -27,20 +26,10 @@ from node_runner.engine.generation import Decoding, Generation, Work
 from node_runner.engine.kv import KVCache, KVPool
 from node_runner.engine.prefixes import Prefixes
 from node_runner.engine.replay import Sent
+from node_runner.engine.results import Forward, Result, Results
 from node_runner.engine.scheduler import PREFILL_CHUNK, Scheduler
 from node_runner.engine.span import Span
-from node_runner.engine.tensors import NAMES, from_step, is_finite, to_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """A message for another node's inbox."""
-
-    to: str
-    message: Step | Ready
-
-
-Result = Forward | Token | Ended | Refused | Pong
+from node_runner.engine.tensors import NAMES, from_steps, is_finite
 
 
 class Engine:
@@ -86,17 +75,17 @@ class Engine:
 
     def step(self, messages: Iterable[Message]) -> list[Result]:
         """Take messages in, run one forward over what waits, give results out."""
-        results: list[Result] = []
+        results = Results(self._wire_dtype)
         for message in messages:
             self._receive(message, results)
         for generation, tokens, ended in self.edge.sample():
-            results += tokens
+            results.add(*tokens)
             if ended is not None:
-                results.append(ended)
+                results.add(ended)
                 self._drop(generation)
         self._feed()
         self._run(results)
-        return results
+        return results.take()
 
     def take_forwards(self) -> list[tuple[int, int]]:
         """Generations and positions of each forward since the last call."""
@@ -112,12 +101,15 @@ class Engine:
     def _alive(self) -> list[Generation]:
         return [generation for generation in self.generations.values() if not generation.over]
 
-    def _receive(self, message: Message, results: list[Result]) -> None:
+    def _receive(self, message: Message, results: Results) -> None:
+        if isinstance(message, Steps):
+            self._arrive(message, results)
+            return
         if isinstance(message, Open | OpenEdge):
             self._open(message, results)
             return
         if isinstance(message, Ping):
-            results.append(Pong(message.request_id, message.epoch, self._node_id))
+            results.add(Pong(message.request_id, message.epoch, self._node_id))
             return
         generation = self.generations.get(message.request_id)
         if generation is None:
@@ -129,10 +121,8 @@ class Engine:
                 generation.over = True
             case Ready() if generation.epoch == message.epoch and generation.decoding is not None:
                 _note_ready(generation, generation.decoding, message)
-            case Step() if generation.epoch == message.epoch and not generation.over:
-                self._arrive(generation, message, results)
 
-    def _open(self, message: Open | OpenEdge, results: list[Result]) -> None:
+    def _open(self, message: Open | OpenEdge, results: Results) -> None:
         known = self.generations.get(message.request_id)
         if known is not None and known.epoch >= message.epoch:
             return
@@ -140,7 +130,7 @@ class Engine:
         cache: KVCache | None
         if message.resume.keep:
             if known is None or known.cache.length < message.resume.known:
-                results.append(self._refusal(message, "forgotten"))
+                results.add(self._refusal(message, "forgotten"))
                 return
             known.over = True
             cache, sent = known.cache, known.sent
@@ -149,7 +139,7 @@ class Engine:
                 self._drop(known)
             cache = self.prefixes.reserve(message.place.capacity, message.prefix)
         if cache is None:
-            results.append(self._refusal(message, "kv_full"))
+            results.add(self._refusal(message, "kv_full"))
             return
         generation = Generation(
             request_id=message.request_id,
@@ -169,11 +159,11 @@ class Engine:
             ready = Ready(
                 generation.request_id, generation.epoch, message.place.stage, cache.length
             )
-            results.append(Forward(message.place.edge_node, ready))
+            results.add(Forward(message.place.edge_node, ready))
         if message.resume.keep and message.resume.replay:
             self._replay(generation, results)
 
-    def _begin(self, generation: Generation, message: OpenEdge, results: list[Result]) -> None:
+    def _begin(self, generation: Generation, message: OpenEdge, results: Results) -> None:
         unready = set(range(1, message.place.stages)) if message.prefix else set()
         decoding = self.edge.open(message.prompt, unready=unready)
         decoding.fed = min(generation.cache.length, len(decoding.tokens) - 1)
@@ -181,36 +171,52 @@ class Engine:
         if decoding.stopped:
             # What readers have is all there is: only the news of the end was lost.
             ended = Ended(message.request_id, message.epoch, "stop", decoding.generated)
-            results.append(ended)
+            results.add(ended)
             self._drop(generation)
 
-    def _replay(self, generation: Generation, results: list[Result]) -> None:
+    def _replay(self, generation: Generation, results: Results) -> None:
         """Give the next node, which is new, all that it would have been sent before."""
         hidden = generation.sent.upto(generation.resume.known)
         if hidden is not None:
             for position in range(0, len(hidden), PREFILL_CHUNK):
                 chunk = hidden[position : position + PREFILL_CHUNK]
-                results.append(self._forward(generation, position, chunk, wanted=0, replay=True))
+                self._send(generation, position, chunk, results, replay=True)
         elif generation.decoding is not None:
             generation.decoding.fed = 0  # the edge has the tokens: it computes it all again
         else:
             generation.over = True
-            results.append(self._refusal(generation, "no_replay"))
+            results.add(self._refusal(generation, "no_replay"))
 
-    def _arrive(self, generation: Generation, step: Step, results: list[Result]) -> None:
+    def _arrive(self, message: Steps, results: Results) -> None:
         span = self._span
-        try:
-            hidden = from_step(step, width=span.hidden_size, dtype=span.dtype, device=span.device)
-        except WireError as error:
-            self._blame_sender(generation, error.code, results)
+        expected = [self._expecting(step) for step in message.steps]
+        if not any(expected):
             return
-        if generation.decoding is None:
-            work = Work(generation, step.position, step.wanted, step.replay, hidden)
-            self._scheduler.add(work)
-        elif is_finite(hidden):
-            self.edge.take(generation, step.position, hidden)
-        else:
-            self._blame_sender(generation, "not_finite", results)
+        try:
+            hidden = from_steps(
+                message, width=span.hidden_size, dtype=span.dtype, device=span.device
+            )
+        except WireError as error:
+            for generation in filter(None, expected):
+                self._blame_sender(generation, error.code, results)
+            return
+        rows = hidden.split_with_sizes([step.rows for step in message.steps])
+        for step, generation, own in zip(message.steps, expected, rows, strict=True):
+            if generation is None:
+                continue
+            if generation.decoding is None:
+                self._scheduler.add(Work(generation, step.position, step.wanted, step.replay, own))
+            elif is_finite(own):
+                self.edge.take(generation, step.position, own)
+            else:
+                self._blame_sender(generation, "not_finite", results)
+
+    def _expecting(self, step: Step) -> Generation | None:
+        """The generation that the step is of, if it is of this epoch."""
+        generation = self.generations.get(step.request_id)
+        if generation is None or generation.epoch != step.epoch or generation.over:
+            return None
+        return generation
 
     def _feed(self) -> None:
         for generation in self._alive():
@@ -219,7 +225,7 @@ class Engine:
                 if work is not None:
                     self._scheduler.add(work)
 
-    def _run(self, results: list[Result]) -> None:
+    def _run(self, results: Results) -> None:
         alive = self._alive()
         stages = max((generation.place.stages for generation in alive), default=1)
         pack = self._scheduler.take(share=-(-len(alive) // stages))
@@ -242,9 +248,9 @@ class Engine:
             else:
                 work.generation.over = True
                 self.pool.scrub(work.generation.cache)
-                results.append(self._refusal(work.generation, "not_finite"))
+                results.add(self._refusal(work.generation, "not_finite"))
 
-    def _fits(self, work: Work, results: list[Result]) -> bool:
+    def _fits(self, work: Work, results: Results) -> bool:
         """Whether the cache has come so far, and has room. Position is the truth: less than it
         has is a repetition; more is a step that never arrived."""
         generation = work.generation
@@ -252,10 +258,10 @@ class Engine:
             self._blame_sender(generation, "capacity", results)
         elif work.position > generation.cache.length:
             generation.over = True
-            results.append(self._refusal(generation, "gap"))
+            results.add(self._refusal(generation, "gap"))
         return not generation.over
 
-    def _is_finite(self, work: Work, results: list[Result]) -> bool:
+    def _is_finite(self, work: Work, results: Results) -> bool:
         if work.hidden is None or is_finite(work.hidden):
             return True
         self._blame_sender(work.generation, "not_finite", results)
@@ -272,48 +278,37 @@ class Engine:
         hidden = [work.hidden for work in pack if work.hidden is not None]
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
 
-    def _pass_on(self, work: Work, rows: torch.Tensor, results: list[Result]) -> None:
+    def _pass_on(self, work: Work, rows: torch.Tensor, results: Results) -> None:
         generation, position = work.generation, work.position
         if not generation.last:
             generation.sent.put(position, rows)
             if generation.resume.replay or not work.replay:
-                results.append(
-                    self._forward(generation, position, rows, work.wanted, replay=work.replay)
-                )
+                self._send(generation, position, rows, results, work.wanted, replay=work.replay)
         elif work.wanted:
             position, rows = work.end - work.wanted, rows[-work.wanted :]
             if generation.first:
                 self.edge.take(generation, position, rows)
             else:
-                results.append(self._forward(generation, position, rows, work.wanted, replay=False))
+                self._send(generation, position, rows, results, work.wanted)
 
-    def _forward(
+    def _send(
         self,
         generation: Generation,
         position: int,
         rows: torch.Tensor,
-        wanted: int,
+        results: Results,
+        wanted: int = 0,
         *,
-        replay: bool,
-    ) -> Forward:
-        step = Step(
-            request_id=generation.request_id,
-            epoch=generation.epoch,
-            position=position,
-            wanted=wanted,
-            replay=replay,
-            dtype=self._wire_dtype,
-            rows=rows.shape[0],
-            width=rows.shape[1],
-            data=to_bytes(rows, self._wire_dtype),
-        )
-        return Forward(generation.place.next_node, step)
+        replay: bool = False,
+    ) -> None:
+        step = Step(generation.request_id, generation.epoch, position, len(rows), wanted, replay)
+        results.send(generation.place.next_node, step, rows)
 
-    def _blame_sender(self, generation: Generation, code: str, results: list[Result]) -> None:
+    def _blame_sender(self, generation: Generation, code: str, results: Results) -> None:
         """A step that cannot be right. What came before it is: the cache may serve the next
         epoch."""
         generation.over = True
-        results.append(self._refusal(generation, code, blamed=generation.place.previous_node))
+        results.add(self._refusal(generation, code, blamed=generation.place.previous_node))
 
     def _refusal(
         self, what: Open | OpenEdge | Generation, code: str, blamed: str | None = None

@@ -21,10 +21,13 @@ from mesh.wire import (
     Refused,
     Resume,
     Sampling,
+    Step,
+    Steps,
     Token,
 )
-from node_runner.engine.engine import Engine, Forward, Result
+from node_runner.engine.engine import Engine
 from node_runner.engine.loader import prepare_span
+from node_runner.engine.results import Forward, Result
 from node_runner.engine.span import Span
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0, stop=[])
@@ -39,6 +42,14 @@ def load_span(
     edge = layers[0] == 0 if edge is None else edge
     folder, _ = prepare_span(str(source), layers=layers, edge=edge, cache=cache)
     return Span(folder, edge=edge, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def one_step(
+    request_id: str, *, epoch: int = 1, position: int = 0, rows: int = 1, data: bytes
+) -> Steps:
+    """A step of float32 hidden states as wide as ``data`` makes them."""
+    step = Step(request_id, epoch, position, rows, 1, False)
+    return Steps([step], "float32", len(data) // (4 * rows), data)
 
 
 @dataclass
