@@ -153,7 +153,7 @@ def test_a_generation_waits_for_a_killed_node_without_a_replica(
     wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
     stack.processes.kill(f"node-{victim}")
     try:
-        wait_until(lambda: worker_lines(stack, '"code": "stalled"'), "the news of its death")
+        wait_until(lambda: worker_lines(stack, "node_blamed", request_id), "the news of its death")
         assert user.job(request_id)["status"] == "active"
     finally:
         stack.start_node(victim, (2 * victim, 2 * victim + 2))
@@ -194,7 +194,7 @@ def test_a_node_with_a_replica_is_replaced(
         assert job["text"] == reference.text(prompt, LONG)
         assert len(job["nodes_used"]) == 4
         assert_paid_exactly(stack, user, job["tokens_generated"])
-        opened = [line for line in worker_lines(stack, "route_opened") if request_id in line]
+        opened = worker_lines(stack, "route_opened", request_id)
         assert '"reason": "silent"' in opened[-1]
         assert '"kept": 2' in opened[-1]
     finally:
@@ -205,9 +205,11 @@ def test_a_node_with_a_replica_is_replaced(
         stack.wait_for_nodes(3)
 
 
-def worker_lines(stack: Stack, event: str) -> list[str]:
+def worker_lines(stack: Stack, event: str, request_id: str) -> list[str]:
+    """What the workers' logs say of such an event of a generation."""
     logs = [child.log for name, child in stack.processes.children.items() if "worker" in name]
-    return [line for log in logs for line in log.read_text().splitlines() if event in line]
+    lines = [line for log in logs for line in log.read_text().splitlines()]
+    return [line for line in lines if event in line and request_id in line]
 
 
 def test_a_node_drains_on_sigterm(stack: Stack, user: User, reference: Reference) -> None:
