@@ -11,7 +11,7 @@ import redis
 
 from mesh import names
 from stack.supervisor import Stack
-from tests.e2e.conftest import Reference, User, balance, query, wait_until
+from tests.e2e.conftest import Reference, User, balance, kv_used, query, wait_until
 
 LONG = 700
 PRICE = Decimal("0.0001")
@@ -34,6 +34,7 @@ def test_cancel_charges_for_delivered_tokens_only(stack: Stack, user: User) -> N
     job = user.http.delete(f"/api/inference/jobs/{request_id}").raise_for_status().json()
     assert job["status"] == "completed"
     assert job["finish_reason"] == "cancelled"
+    wait_until(lambda: kv_used(stack) == 0, "every node's KV room", seconds=5)
     assert 3 < job["tokens_generated"] < LONG
     events = user.events(request_id)
     assert len(events) - 1 == job["tokens_generated"]
@@ -56,6 +57,7 @@ def test_hanging_up_on_a_stream_cancels_it(
     )[0]
     job = user.ended(request_id, seconds=10)
     assert job["finish_reason"] == "cancelled"
+    wait_until(lambda: kv_used(stack) == 0, "every node's KV room", seconds=5)
     assert job["tokens_generated"] < LONG
     assert_paid_exactly(stack, user, job["tokens_generated"])
 
