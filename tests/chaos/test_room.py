@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from stack.supervisor import Stack
-from tests.e2e.conftest import Reference, User, at_once, measured, query, wait_until
+from tests.e2e.conftest import Reference, User, measured, query, wait_until
 
 MANY, ROOM = 100, 10
 TOKENS = 40
@@ -35,7 +35,7 @@ def test_a_hundred_generations_queue_for_room_for_ten(
     budget = measured(stack, small, "far_node_kv_budget_bytes")
     assert budget == ROOM * BLOCKS * 16 * POSITION
     prompts = [f"Item {number}" for number in range(MANY)]
-    jobs = at_once(MANY, lambda index: user.submit(prompts[index], max_tokens=TOKENS))
+    jobs = [user.submit(prompt, max_tokens=TOKENS) for prompt in prompts]
     used: list[float] = []
 
     def all_ended() -> bool:
