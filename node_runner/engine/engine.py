@@ -21,6 +21,7 @@ from mesh.wire import (
     Steps,
 )
 from node_runner.engine.attention import Pack, Segment
+from node_runner.engine.draft_model import DraftModel
 from node_runner.engine.edge import Edge
 from node_runner.engine.generation import Decoding, Generation, Work
 from node_runner.engine.kv import KVCache, KVPool
@@ -42,6 +43,7 @@ class Engine:
         wire_dtype: What hidden states travel as (:data:`mesh.wire.DTYPES`); the model's own if
             not given.
         speculate: Whether the edge guesses ahead where that pays.
+        draft: All layers of a small model that guesses, on the edge.
     """
 
     def __init__(
@@ -52,13 +54,17 @@ class Engine:
         kv_budget_bytes: int,
         wire_dtype: str | None = None,
         speculate: bool = True,
+        draft: Span | None = None,
     ) -> None:
         self._span = span
         self._node_id = node_id
         self._wire_dtype = wire_dtype or NAMES[span.dtype]
-        self.pool = KVPool(span.kv_shape, kv_budget_bytes)
+        shapes = [span.kv_shape] if draft is None else [span.kv_shape, draft.kv_shape]
+        positions = kv_budget_bytes // sum(shape.bytes_per_position for shape in shapes)
+        self.pool = KVPool(span.kv_shape, positions * span.kv_shape.bytes_per_position)
         self.prefixes = Prefixes(self.pool)
-        self.edge = Edge(span, speculate=speculate)
+        guesser = draft and DraftModel(draft, positions=positions)
+        self.edge = Edge(span, speculate=speculate, draft=guesser)
         self.generations: dict[str, Generation] = {}
         self._scheduler = Scheduler()
         self._forwards: list[tuple[int, int]] = []
@@ -219,11 +225,9 @@ class Engine:
         return generation
 
     def _feed(self) -> None:
-        for generation in self._alive():
-            if not self._scheduler.waits(generation):
-                work = self.edge.feed(generation)
-                if work is not None:
-                    self._scheduler.add(work)
+        idle = [g for g in self._alive() if not self._scheduler.waits(g)]
+        for work in self.edge.feed(idle):
+            self._scheduler.add(work)
 
     def _run(self, results: Results) -> None:
         alive = self._alive()
@@ -320,6 +324,7 @@ class Engine:
         if self.generations.get(generation.request_id) is generation:
             del self.generations[generation.request_id]
             self.prefixes.release(generation.cache, generation.prefix)
+            self.edge.close(generation)
 
 
 def _feedable(generation: Generation) -> bool:

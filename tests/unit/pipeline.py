@@ -66,7 +66,15 @@ class Pipeline:
         self._inboxes: list[list[Message]] = [[] for _ in self.engines]
 
     @classmethod
-    def cut(cls, source: Path, cuts: Sequence[int], cache: Path, *, speculate: bool = True) -> Self:
+    def cut(
+        cls,
+        source: Path,
+        cuts: Sequence[int],
+        cache: Path,
+        *,
+        speculate: bool = True,
+        draft: Span | None = None,
+    ) -> Self:
         """Spans between the cuts, which begin with 0 and end with the number of layers."""
         return cls(
             [
@@ -75,6 +83,7 @@ class Pipeline:
                     node_id=str(stage),
                     kv_budget_bytes=KV_BUDGET,
                     speculate=speculate,
+                    draft=None if start else draft,
                 )
                 for stage, (start, end) in enumerate(pairwise(cuts))
             ]
