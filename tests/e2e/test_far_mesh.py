@@ -91,10 +91,12 @@ def running() -> Iterator[Running]:
     """One `far-mesh up` for the tests that follow each other down to its end."""
     with tempfile.TemporaryDirectory(prefix="far-up-") as made:
         started = Running(Path(made))
-        started.wait()
-        yield started
-        if started.process.poll() is None:
-            started.interrupt()
+        try:
+            started.wait()
+            yield started
+        finally:
+            if started.process.poll() is None:
+                started.interrupt()
 
 
 def test_up_prints_its_urls(running: Running) -> None:
