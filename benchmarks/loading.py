@@ -56,17 +56,14 @@ def main(
         shard = files[0].stat().st_size
         console.print(table)
         console.print(
-            f"A span of {layers[1] - layers[0]} of {shards * layers_each} layers. One shard of the "
-            f"checkpoint: {shard / MB:.0f} MB; in {dtype}: "
-            f"{shard * getattr(torch, dtype).itemsize / 2 / MB:.0f} MB."
-        )
-        console.print(
+            f"A span of {layers[1] - layers[0]} of {shards * layers_each} layers; one shard of the "
+            f"checkpoint has {shard / MB:.0f} MB.\n"
             f"Read of the span's {len(own)} shards: {sum(map(cached, own)) / MB:.0f} of "
-            f"{sum(file.stat().st_size for file in own) / MB:.0f} MB. "
-            f"Read of the other {len(others)}: {sum(map(cached, others))} bytes."
+            f"{sum(file.stat().st_size for file in own) / MB:.0f} MB; "
+            f"of the other {len(others)}: {sum(map(cached, others))} bytes.",
+            soft_wrap=True,
         )
-    facts = machine.describe()
-    console.print(f"{facts['system']}, torch {facts['torch']}, transformers {facts['transformers']}")
+    console.print(machine.in_words(), soft_wrap=True)
 
 
 def make_checkpoint(folder: Path, *, hidden: int, shards: int, layers_each: int) -> list[Path]:

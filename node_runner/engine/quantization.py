@@ -51,8 +51,7 @@ def quantizer(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | Non
 
 def missing_library() -> UnsupportedModel:
     return UnsupportedModel(
-        "Quantization needs bitsandbytes, which is not installed here: "
-        "the `node` extra brings it."
+        "Quantization needs bitsandbytes, which is not installed here: the `node` extra brings it."
     )
 
 

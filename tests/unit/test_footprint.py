@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.footprint import MODELS, fits
 from mesh.errors import UnsupportedModel
-from mesh.footprint import QUANTIZATIONS, footprint
+from mesh.footprint import QUANTIZATIONS, Footprint, footprint
 from node_runner.engine.families import FAMILIES
 from node_runner.engine.loader import prepare_span
 from node_runner.engine.span import Span
@@ -149,3 +150,33 @@ def test_what_cannot_be_quantized_is_refused(
 ) -> None:
     with pytest.raises(UnsupportedModel, match=reason):
         footprint(settings_of("llama") | changes, quantization)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Llama-2-7B", 6_738_415_616),
+        ("Llama-2-13B", 13_015_864_320),
+        ("Llama-2-70B", 68_976_648_192),
+        ("BLOOM-176B", 176_247_271_424),
+    ],
+)
+def test_large_models_have_as_many_parameters_as_is_known(name: str, parameters: int) -> None:
+    config = MODELS[name]
+    told = footprint(config)
+    total = config["num_hidden_layers"] * told.layer + told.edge
+    assert total == pytest.approx(2 * parameters, rel=MARGIN)
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"),
+    [
+        (99, "-"),  # no layer
+        (120, "1 / -"),  # no layer beside the edge
+        (250, "2 / 5"),  # 2 each, but 1 beside the edge: 1 + 2 + 2 + 2 + 1
+        (350, "3 / 3"),  # 3 each, 2 beside the edge: 2 + 3 + 3
+        (2000, "8 / 1"),
+    ],
+)
+def test_nodes_that_cover_a_model(room: int, expected: str) -> None:
+    assert fits(Footprint(layer=90, edge=100, kv=1), 8, room, positions=10) == expected
