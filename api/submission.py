@@ -148,7 +148,13 @@ async def _quote(services: Services, body: Generate) -> Quote:
             f"model's context of {model.context} tokens."
         )
     nodes = await registry.active(services.redis, model.id)
-    if len(nodes) < model.min_nodes or routing.choose(nodes, model.layers) is None:
+    if len(nodes) < model.min_nodes:
+        raise NoRoute(
+            f"{model.id} is served by {model.min_nodes} healthy nodes or more; it has {len(nodes)}"
+            " right now.",
+            retry_after=NO_ROUTE_RETRY,
+        )
+    if routing.choose(nodes, model.layers) is None:
         raise NoRoute(
             f"Not every layer of {model.id} has a healthy node right now.",
             retry_after=NO_ROUTE_RETRY,

@@ -24,6 +24,15 @@ def describe() -> dict[str, str | int]:
     }
 
 
+def in_words() -> str:
+    """The same in one line."""
+    facts = describe()
+    return (
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, {facts['system']}; "
+        f"Python {facts['python']}, torch {facts['torch']}, transformers {facts['transformers']}"
+    )
+
+
 def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

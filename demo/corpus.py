@@ -19,6 +19,7 @@ OWN_LICENCE = re.compile(
     re.IGNORECASE,
 )
 TERSE = 80  # characters: shorter docstrings ("Return the name.") teach no English
+HELD_OUT = 40  # every so many documents, one is for validation only
 PUNCTUATION = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014", "''\"\"--")
 LIST_ITEM = re.compile(r"\n(?=\s*(?:[*+-]|\d+[.)]) )")
 UNDERLINE = re.compile(r"^([*=~^\-\"#])\1{2,}$", re.MULTILINE)

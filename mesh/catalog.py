@@ -11,6 +11,7 @@ from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer
 
 from mesh.errors import ModelNotFound
+from mesh.footprint import footprint, named
 from mesh.settings import ModelSettings
 
 EDGE_UNITS_PER_LAYER = 1000
@@ -32,21 +33,6 @@ class Model:
     edge_units: int
     min_vram_gb: int
     tokenizer: Tokenizer
-
-
-ALIASES = {
-    "n_layer": "num_hidden_layers",
-    "n_embd": "hidden_size",
-    "n_head": "num_attention_heads",
-    "n_inner": "intermediate_size",
-    "n_positions": "max_position_embeddings",
-    "seq_length": "max_position_embeddings",
-    "ffn_hidden_size": "intermediate_size",
-}
-"""What gpt2, bloom and falcon call their settings."""
-
-DEFAULT_CONTEXT = 2048
-"""Positions, where a configuration names no limit (falcon and bloom were trained on so many)."""
 
 
 class Catalog:
@@ -76,12 +62,11 @@ class Catalog:
 def load_model(model: ModelSettings) -> Model:
     """Read a model's configuration and tokenizer, from a folder or a hub."""
     path = model.path or model.id
-    config = _named(json.loads(_file(path, "config.json").read_text()))
+    config = named(json.loads(_file(path, "config.json").read_text()))
     tokenizer = Tokenizer.from_file(str(_file(path, "tokenizer.json")))
     layers: int = config["num_hidden_layers"]
     head = config["vocab_size"] * config["hidden_size"]
-    layer = layer_parameters(config)
-    parameters = layers * layer + 2 * head
+    takes = footprint(config)
     return Model(
         id=model.id,
         name=model.name or model.id,
@@ -91,19 +76,10 @@ def load_model(model: ModelSettings) -> Model:
         vocab=config["vocab_size"],
         min_nodes=model.min_nodes,
         price_per_token=model.payment_per_token,
-        edge_units=round(head * EDGE_UNITS_PER_LAYER / layer),
-        min_vram_gb=-(-parameters * 2 // 10**9),
+        edge_units=round(head * EDGE_UNITS_PER_LAYER / layer_parameters(config)),
+        min_vram_gb=-(-(layers * takes.layer + takes.edge) // 10**9),
         tokenizer=tokenizer,
     )
-
-
-def _named(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration under the names that most families use, with what older ones leave out."""
-    config = {ALIASES.get(name, name): value for name, value in config.items()}
-    config.setdefault("max_position_embeddings", DEFAULT_CONTEXT)
-    if config.get("intermediate_size") is None:
-        config["intermediate_size"] = 4 * config["hidden_size"]
-    return config
 
 
 def layer_parameters(config: dict[str, Any]) -> int:

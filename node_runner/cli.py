@@ -17,6 +17,7 @@ from rich.console import Console
 from mesh import log as logging
 from mesh import wire as wire_format
 from mesh.errors import MeshError
+from mesh.footprint import QUANTIZATIONS
 from node_runner import metrics
 from node_runner.engine.draft_model import load_draft
 from node_runner.engine.engine import Engine
@@ -77,6 +78,10 @@ def start(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16; auto: float32 on CPU, else bfloat16.")
     ] = "auto",
+    quantization: Annotated[
+        str,
+        typer.Option(help="What the layers' weights are kept in: none (as --dtype), int8, nf4."),
+    ] = "none",
     kv_gb: Annotated[float, typer.Option(help="Room for KV caches, in GB.")] = 1.0,
     threads: Annotated[int, typer.Option(help="CPU threads for the computing.")] = 1,
     wire: Annotated[
@@ -106,10 +111,18 @@ def start(
     logging.configure(json=not errors.is_terminal)
     private_key = _unlock(keyfile, wallet)
     place = _device(device, gpu)
+    if quantization not in QUANTIZATIONS:
+        raise _fail(f"--quantization is one of {', '.join(QUANTIZATIONS)}; got {quantization!r}.")
     torch.set_num_threads(threads)
     try:
         folder, spec = prepare_span(path or model, layers=_layers(span), edge=edge, cache=cache)
-        loaded = Span(folder, edge=edge, device=place, dtype=_dtype(dtype, place))
+        loaded = Span(
+            folder,
+            edge=edge,
+            device=place,
+            dtype=_dtype(dtype, place),
+            quantization=quantization,
+        )
         loaded.warm_up()
         guesser = _draft(draft, loaded, cache)
     except MeshError as error:
@@ -167,6 +180,8 @@ def start(
         layers=[identity.start_layer, identity.end_layer],
         edge=edge,
         device=str(place),
+        quantization=quantization,
+        weight_bytes=sum(weight.nbytes for weight in loaded.weights),
     )
     runner.run()
     platform.close()

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from mesh.errors import UnsupportedModel
+from mesh.footprint import check_quantization
 from node_runner.engine.attention import Pack, Segment
 from node_runner.engine.blocks import BlockLayers
 from node_runner.engine.embedding import Embedding, Head, take_norm
@@ -19,20 +20,39 @@ from node_runner.engine.families import Family, family_of
 from node_runner.engine.fused import FusedLayers, can_fuse
 from node_runner.engine.kv import KVPool, KVShape
 from node_runner.engine.layers import NAME, Layers, TransformersLayers
-from node_runner.engine.weights import use_huge_pages
+from node_runner.engine.quantization import missing_library, quantizer, settle
+from node_runner.engine.weights import returning_memory, use_huge_pages
 
 
 class Span:
     """Runs hidden states through its layers, ``[rows, hidden] → [rows, hidden]``."""
 
-    def __init__(self, folder: Path, *, edge: bool, device: torch.device, dtype: torch.dtype):
+    @returning_memory()
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        edge: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantization: str = "none",
+    ):
         """Load a checkpoint that :func:`prepare_span` made.
 
+        Args:
+            folder: The checkpoint's.
+            edge: Whether it holds the edge.
+            device: Where it computes.
+            dtype: What it computes in, and keeps all weights in that are not quantized.
+            quantization: One of :data:`mesh.footprint.QUANTIZATIONS`, for the layers' products.
+
         Raises:
-            UnsupportedModel: the checkpoint lacks a tensor, or has one too many.
+            UnsupportedModel: the checkpoint lacks a tensor, or has one too many; or it cannot be
+                quantized like this, or not here.
         """
         self.device, self.dtype, self.edge = device, dtype, edge
-        model, family = _load(folder, edge=edge, dtype=dtype, device=device)
+        model, family = _load(folder, edge=edge, dtype=dtype, device=device, how=quantization)
+        scales = settle(model)
         config, decoder = model.config, model.base_model
         embedding, norm = Embedding(decoder, family), take_norm(decoder, family)
         held = nn.ModuleList([model])
@@ -43,7 +63,7 @@ class Span:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self.end_tokens = _end_tokens(folder, config)
         self._layers, taken = _layers(decoder, family)
-        self.weights = [*held.parameters(), *taken]
+        self.weights = [*held.parameters(), *taken, *scales]
         use_huge_pages(self.weights)
         self.hidden_size: int = config.hidden_size
         self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
@@ -92,9 +112,11 @@ class Span:
 
 
 def _load(
-    folder: Path, *, edge: bool, dtype: torch.dtype, device: torch.device
+    folder: Path, *, edge: bool, dtype: torch.dtype, device: torch.device, how: str
 ) -> tuple[PreTrainedModel, Family]:
-    family = family_of(json.loads((folder / "config.json").read_text()).get("model_type"))
+    settings = json.loads((folder / "config.json").read_text())
+    family = family_of(settings.get("model_type"))
+    check_quantization(settings, how)
     loader = AutoModelForCausalLM if edge else AutoModel
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a middle span lacks the embedding on purpose
@@ -103,9 +125,13 @@ def _load(
         model, info = loader.from_pretrained(
             folder,
             dtype=dtype,
+            device_map=device,
+            quantization_config=quantizer(how, dtype),
             attn_implementation=NAME if family.interface else "eager",
             output_loading_info=True,
         )
+    except ImportError as error:
+        raise missing_library() from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     # What a middle span lacks is taken out of the decoder, unless it is a layer's.
@@ -115,7 +141,7 @@ def _load(
             f"The checkpoint in {folder} does not fit its configuration: missing "
             f"{sorted(missing)}, unexpected {sorted(info['unexpected_keys'])}."
         )
-    return model.to(device).eval(), family
+    return model, family
 
 
 def _layers(decoder: Any, family: Family) -> tuple[Layers, list[torch.Tensor]]:

@@ -1,21 +1,29 @@
 """What the public is told: active nodes, models, earnings."""
 
 import datetime as dt
+from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
+from redis.asyncio import Redis
 
 from mesh import ledger, registry
 from mesh.db import NodeRegistry
-from tests.conftest import MODEL_ID
+from mesh.settings import Settings
+from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.integration.api_support import (
+    ASYNC,
+    GENERATE,
     LAYERS,
     OTHER_WALLET,
     PROVIDER_WALLET,
     WALLET,
     Gateway,
+    all_nodes,
     node,
+    open_gateway,
     problem,
+    request_body,
 )
 
 NODES = f"/api/discovery/nodes/active/{MODEL_ID}"
@@ -76,6 +84,23 @@ async def test_a_model_with_a_missing_layer_is_not_available(gateway: Gateway) -
     model = await model_on_offer(gateway)
     assert (model["active_nodes"], model["available"]) == (2, False)
     assert model["avg_latency_ms"] is None
+
+
+async def test_a_model_is_not_served_until_it_has_as_many_nodes_as_it_wants(
+    make_settings: Callable[..., Settings], redis: Redis
+) -> None:
+    """Also if the nodes that are there cover all of its layers."""
+    offer = {"id": MODEL_ID, "path": str(DEMO_MODEL), "payment_per_token": "0.0001"}
+    settings = make_settings(models=[offer | {"min_nodes": 4}])
+    async with open_gateway(settings) as gateway:
+        await gateway.announce(*all_nodes())
+        await gateway.deposit("1")
+        assert not (await model_on_offer(gateway))["available"]
+        refused = await gateway.client.post(GENERATE, json=request_body(), headers=ASYNC)
+        assert "4 healthy nodes" in problem(refused, 503, "no_route")["detail"]
+        await gateway.announce(node(2, node_id="another"))
+        assert (await model_on_offer(gateway))["available"]
+        await gateway.submit()
 
 
 async def know(gateway: Gateway, *nodes: registry.Node) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
@@ -36,12 +36,23 @@ AFRESH = Resume(keep=False, replay=False, known=0)
 
 
 def load_span(
-    source: Path, layers: tuple[int, int], cache: Path, *, edge: bool | None = None
+    source: Path,
+    layers: tuple[int, int],
+    cache: Path,
+    *,
+    edge: bool | None = None,
+    quantization: str = "none",
 ) -> Span:
     """A span in float32 on CPU; the first one holds the edge unless told otherwise."""
     edge = layers[0] == 0 if edge is None else edge
     folder, _ = prepare_span(str(source), layers=layers, edge=edge, cache=cache)
-    return Span(folder, edge=edge, device=torch.device("cpu"), dtype=torch.float32)
+    return Span(
+        folder,
+        edge=edge,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        quantization=quantization,
+    )
 
 
 def one_step(
@@ -74,18 +85,26 @@ class Pipeline:
         *,
         speculate: bool = True,
         draft: Span | None = None,
+        quantizations: Sequence[str] = (),
     ) -> Self:
-        """Spans between the cuts, which begin with 0 and end with the number of layers."""
+        """Spans between the cuts, which begin with 0 and end with the number of layers.
+
+        ``quantizations``: by span, where there are any.
+        """
+        spans = [
+            load_span(source, span, cache, quantization=how)
+            for span, how in zip_longest(pairwise(cuts), quantizations, fillvalue="none")
+        ]
         return cls(
             [
                 Engine(
-                    load_span(source, (start, end), cache),
+                    span,
                     node_id=str(stage),
                     kv_budget_bytes=KV_BUDGET,
                     speculate=speculate,
-                    draft=None if start else draft,
+                    draft=draft if span.edge else None,
                 )
-                for stage, (start, end) in enumerate(pairwise(cuts))
+                for stage, span in enumerate(spans)
             ]
         )
 
