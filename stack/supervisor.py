@@ -62,6 +62,8 @@ class Plan:
     workers: int = 1
     price: str = "0.0001"
     node_threads: int = 1
+    node_options: tuple[str, ...] = ()
+    """Of `far-node start`, for every node; they outweigh what the supervisor says."""
     environment: dict[str, str] = field(default_factory=dict)
     """Settings of the mesh (``FAR_...``) beside those that the supervisor sets."""
 
@@ -206,7 +208,7 @@ class Stack:
         command += ["--discovery", plan.api_url, "--redis", plan.redis_url]
         command += ["--threads", str(plan.node_threads), "--cache", str(plan.folder / "spans")]
         command += ["--edge"] if start == 0 else []
-        command += ["--metrics-port", str(self._metrics_port(name)), *options]
+        command += ["--metrics-port", str(self._metrics_port(name)), *plan.node_options, *options]
         password = {"FAR_NODE_PASSWORD": self._node_password}
         return self.processes.start_python(name, command, self._environment() | password)
 
