@@ -28,19 +28,19 @@ class SlowLink:
         self._arguments = [str(self.port), str(target_port), str(seconds)]
 
     def __enter__(self) -> "SlowLink":
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.proxy", *self._arguments], start_new_session=True
         )
         give_up = time.monotonic() + START_LIMIT
         while not port_in_use(self.port):
-            if time.monotonic() > give_up or self._process.poll() is not None:
+            if time.monotonic() > give_up or self.process.poll() is not None:
                 raise StackError("The delaying proxy does not start.")
             time.sleep(0.02)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
+        self.process.terminate()
+        self.process.wait()
 
 
 async def listen(port: int, target_port: int, seconds: float) -> asyncio.Server:
