@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import torch
 
 BLOCK = 16
-"""Positions of a block, on CPU."""
+"""Positions of a block that is gathered."""
 
-CUDA_BLOCK = 256
-"""Positions of a block, on CUDA: what flash attention's paged kernels ask for."""
+PAGED_BLOCK = 128
+"""Positions of a block that attention reads where it lies: a block of FlexAttention's masks."""
 
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
     """What one position of one layer takes: ``heads`` keys of ``key_dim``, values of
-    ``value_dim``."""
+    ``value_dim``. ``paged``: attention reads blocks where they lie, and does not gather them."""
 
     layers: int
     heads: int
@@ -23,11 +23,12 @@ class KVShape:
     value_dim: int
     dtype: torch.dtype
     device: torch.device
+    paged: bool = False
 
     @property
     def block(self) -> int:
         """Positions of a block."""
-        return CUDA_BLOCK if self.device.type == "cuda" else BLOCK
+        return PAGED_BLOCK if self.paged else BLOCK
 
     @property
     def bytes_per_position(self) -> int:
