@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.attention import flex_attention
 
 from node_runner.engine import paged
 from node_runner.engine.attention import FEW_ROWS, Pack, Score, Segment, attend
@@ -75,16 +74,27 @@ def scattered(pool: KVPool, capacity: int) -> KVCache:
     return made
 
 
-def check(shape: KVShape, pack: list[tuple[int, int]], score: Score, *, apart: bool) -> None:
-    """Attention of a pack of (position, rows) equals what is written out."""
+def check(
+    shape: KVShape,
+    pack: list[tuple[int, int]],
+    score: Score,
+    *,
+    apart: bool,
+    others: float = 0.0,
+) -> None:
+    """Attention of a pack of (position, rows) equals what is written out. ``others``: what lies in
+    blocks of which the pack has none."""
     torch.manual_seed(0)
     pool = KVPool(shape, 100 * shape.bytes_per_block)
+    for tensor in (*pool.keys, *pool.values):
+        tensor.fill_(others)
     segments, texts = [], []
     for position, rows in pack:
         end = position + rows
         cache = scattered(pool, end) if apart else pool.reserve(end)
         assert cache is not None
         assert (cache.start is None) == (apart and end > shape.block)
+        pool.scrub(cache)
         keys, values = torch.randn(end, KV_HEADS, WIDTH), torch.randn(end, KV_HEADS, VALUE_WIDTH)
         pool.keys[0][cache.slots[:position]] = keys[:position]
         pool.values[0][cache.slots[:position]] = values[:position]
@@ -111,12 +121,6 @@ def test_it_equals_attention_written_out(score: str, pack: str, apart: bool) -> 
     check(SHAPE, PACKS[pack], SCORES[score], apart=apart)
 
 
-@pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlexAttention written out, as it is meant for looking into masks and scores."""
-    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-
-
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("apart", [False, True], ids=["in a row", "scattered"])
 @pytest.mark.parametrize("pack", PACKS)
@@ -131,16 +135,17 @@ def has_compiler() -> bool:
 
 
 @pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler and AVX2")
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # torch's own, of its parts
 @pytest.mark.parametrize("score", ["plain", "all at once"])
 @torch.inference_mode()
 def test_a_compiled_kernel_reads_only_the_blocks_that_the_tables_name(
     score: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Uncompiled, FlexAttention looks at masks alone."""
+    """Uncompiled, FlexAttention multiplies by zero what the mask hides."""
     monkeypatch.setattr(paged, "_flex", lambda device: paged.compiled())
     scores = {"plain": Score(), "all at once": Score(window=300, softcap=2.0, slopes=SLOPES)}
     longer = [(position * PAGED.block // BLOCK, rows) for position, rows in PACKS["all kinds"]]
-    check(PAGED, longer, scores[score], apart=True)
+    check(PAGED, longer, scores[score], apart=True, others=torch.nan)
 
 
 def test_a_pool_never_gives_more_than_its_budget() -> None:
