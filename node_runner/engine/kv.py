@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from node_runner.engine.tensors import on_device
+
 BLOCK = 16
 """Positions of a block that is gathered."""
 
@@ -49,7 +51,7 @@ class KVCache:
     def __init__(self, pool: "KVPool", blocks: list[int]) -> None:
         self.pool = pool
         self.blocks = blocks
-        self.table = torch.tensor(blocks, device=pool.shape.device)
+        self.table = on_device(blocks, pool.shape.device)
         size = pool.shape.block
         within = torch.arange(size, device=pool.shape.device)
         self.slots = (self.table[:, None] * size + within).flatten()

@@ -18,13 +18,17 @@ from node_runner.engine.tensors import on_device
 if TYPE_CHECKING:
     from node_runner.engine.attention import Score, Segment
 
+MASK_ROWS = 1024
+"""Rows of one block of a mask: all rows of a generation, since they read the same blocks. The same
+for a chunk as for one row, so that one kernel serves both."""
+
 NOWHERE = 2**30
 """First position of a block that is not the generation's own: behind all rows."""
 
 RECOMPILE_LIMIT = 64
-"""Kernels of one model: by bucket of a graph, rows (one, few, many), and ways to score. More than
-that is a mistake, and an error: without a kernel, FlexAttention computes scores for the whole
-pool."""
+"""Kernels of one process: for each bucket of a graph, for one row and for more, of one generation
+and of more, times the ways in which its layers score. More are a mistake, and an error: without a
+kernel FlexAttention would compute scores for the whole pool."""
 
 
 class Tables:
@@ -96,8 +100,8 @@ class PagedGroup:
             scale=score.scaling,
             enable_gqa=heads != keys.shape[1],
             return_aux=None if score.sinks is None else AuxRequest(lse=True),
-            # The kernel for short queries takes no more rows than fit into one of its blocks,
-            # each of which is as many rows as query heads share a key.
+            # The kernel for short queries takes up to 128, counting all heads that share a key: one
+            # row always fits.
             kernel_options={"BACKEND": "AUTO" if self._each == 1 else "TRITON"},
         )
         if score.sinks is not None:
@@ -123,7 +127,7 @@ class PagedGroup:
         return BlockMask.from_kv_blocks(
             self._tables.counts[:, None, None],
             self._tables.blocks[:, None, None],
-            BLOCK_SIZE=(_up_to_power(self._each), PAGED_BLOCK),
+            BLOCK_SIZE=(_mask_rows(self._each), PAGED_BLOCK),
             mask_mod=visible if window is None else within,
             seq_lengths=(self._each, positions),
             compute_q_blocks=False,
@@ -157,9 +161,8 @@ class PagedGroup:
         return modified
 
 
-def _up_to_power(rows: int) -> int:
-    """Rows of one block of a mask, which holds them all: a power of two, so that they are few."""
-    return max(PAGED_BLOCK, 2 ** (rows - 1).bit_length())
+def _mask_rows(rows: int) -> int:
+    return max(MASK_ROWS, 2 ** (rows - 1).bit_length())
 
 
 def _flex(device: torch.device) -> Callable[..., Any]:

@@ -89,14 +89,25 @@ class Span:
         pack.close()
         return output
 
+    @property
+    def capturable(self) -> bool:
+        """Whether the layers do the same operations for the same shapes, whatever they compute:
+        those of experts do not."""
+        return isinstance(self._layers, FusedLayers)
+
     @torch.inference_mode()
-    def capture(self, pool: KVPool, capture: Capture) -> bool:
-        """Compute decode steps of the pool's generations by graphs from now on; false where the
-        layers are not known to be fit for that."""
+    def capture(self, pool: KVPool, capture: Capture) -> None:
+        """Compute decode steps of the pool's generations by graphs from now on.
+
+        Raises:
+            ValueError: the layers are not :attr:`capturable`, or the pool is not fit for it.
+        """
         if not isinstance(self._layers, FusedLayers):
-            return False
+            raise ValueError("Only fused layers are captured.")
         self._graphs = DecodeGraphs(self._layers, pool, capture)
-        return True
+
+    def drop_graphs(self) -> None:
+        self._graphs = None
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

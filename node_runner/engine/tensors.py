@@ -41,7 +41,9 @@ def from_steps(
     return received.view(DTYPES[steps.dtype]).view(steps.rows, width).to(dtype)
 
 
-def on_device(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+def on_device(
+    numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device
+) -> torch.Tensor:
     """Numbers as an int64 tensor. To a GPU they go from pinned memory: nothing waits for what it
     still computes."""
     tensor = torch.tensor(numbers, pin_memory=device.type == "cuda")

@@ -1,20 +1,12 @@
-"""Decode steps as graphs give what the layers give, whoever joins and leaves.
-
-A GPU's graph does the same operations on the same memory again. So does the tape here, on a CPU:
-what is not copied to where the graph reads it, is stale.
-"""
+"""Decode steps as graphs give what the layers give, whoever joins and leaves."""
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from node_runner.engine import graphs
 from node_runner.engine.attention import Pack, Segment
@@ -22,6 +14,7 @@ from node_runner.engine.kv import PAGED_BLOCK, KVCache, KVPool
 from node_runner.engine.span import Span
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import load_span
+from tests.unit.tape import capture
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
@@ -29,43 +22,8 @@ BUCKETS = (1, 2, 4)
 BLOCKS = 8
 
 
-class Tape(TorchDispatchMode):
-    """Records operations, and does them again on the same memory."""
-
-    supports_higher_order_operators = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._operations: list[tuple[Any, Any, Any, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        self._operations.append((func, args, kwargs or {}, made))
-        return made
-
-    def play(self) -> None:
-        for func, args, kwargs, made in self._operations:
-            again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(made), tree_leaves(again), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
-
-
-def capture(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    with Tape() as tape:
-        output = compute()
-
-    def replay() -> torch.Tensor:
-        tape.play()
-        return output
-
-    return replay
-
-
 @pytest.fixture(params=[None, 9], ids=["llama", "mistral with a window"])
-def span(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Span:
+def span(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Span:
     monkeypatch.setattr(graphs, "BUCKETS", BUCKETS)
     source = tmp_path / "model"
     shutil.copytree(DEMO_MODEL, source)
@@ -84,7 +42,7 @@ class Both:
         shape = replace(span.kv_shape, paged=True)
         self.graphed = KVPool(shape, BLOCKS * shape.bytes_per_block)
         self.plain = KVPool(span.kv_shape, self.graphed.budget_bytes)
-        assert span.capture(self.graphed, capture)
+        span.capture(self.graphed, capture)
         self._caches: dict[str, tuple[KVCache, KVCache]] = {}
 
     def step(self, names: str, rows: int) -> None:
