@@ -84,7 +84,10 @@ def test_generations_join_grow_and_leave(span: Span) -> None:
     for _ in range(3):
         both.step("dca", 1)
     both.step("ac", 3)  # not a decode step
-    both.step("dac", 1)
+    both.open("e", 10)
+    both.step("dace", 1)
+    both.step("dac", 1)  # what fills the bucket up does not write where e was
+    both.step("e", 1)
 
 
 def test_buckets_of_all_sizes(span: Span) -> None:
