@@ -19,6 +19,7 @@ from mesh import wire as wire_format
 from mesh.errors import MeshError
 from mesh.footprint import QUANTIZATIONS
 from node_runner import metrics
+from node_runner.engine.cuda import accelerate, capture_decoding
 from node_runner.engine.draft_model import load_draft
 from node_runner.engine.engine import Engine
 from node_runner.engine.loader import CACHE, prepare_span
@@ -98,6 +99,12 @@ def start(
         str | None,
         typer.Option(help="Small checkpoint of the same vocabulary that guesses (edge only)."),
     ] = None,
+    paged: Annotated[
+        bool,
+        typer.Option(
+            help="On a GPU: attend in place, replay graphs, if a trial at start goes right."
+        ),
+    ] = True,
     public_addr: Annotated[str, typer.Option(help="HOST:PORT to be listed under.")] = (
         "0.0.0.0:31330"
     ),
@@ -125,6 +132,10 @@ def start(
         )
         loaded.warm_up()
         guesser = _draft(draft, loaded, cache)
+        if paged and place.type == "cuda":
+            accelerate(loaded)
+            if guesser is not None:
+                accelerate(guesser)
     except MeshError as error:
         raise _fail(error.detail) from None
     identity = Identity(
@@ -154,6 +165,8 @@ def start(
         speculate=speculate,
         draft=guesser,
     )
+    if loaded.kv_shape.paged:
+        capture_decoding(loaded, engine.pool)
     try:
         transport = RedisTransport(redis, node_id, engine.room)
     except Unreachable as error:

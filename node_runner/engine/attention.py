@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from node_runner.engine.kv import KVCache, KVPool
+from node_runner.engine.paged import PagedGroup, Tables
+from node_runner.engine.tensors import on_device
 
 FEW_ROWS = 16
 """Segments of at most so many rows attend together."""
@@ -36,6 +39,38 @@ class Segment:
         return self.position + self.rows
 
 
+class Group(Protocol):
+    """Segments of equally many rows that attend together."""
+
+    rows: int
+
+    def attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: "Score"
+    ) -> torch.Tensor:
+        """
+        Args:
+            query: ``[rows, heads, key_dim]``.
+            keys: The pool's, of one layer; those of the rows are in it.
+            values: The pool's.
+            score: How to score.
+
+        Returns:
+            ``[rows, heads, value_dim]``.
+        """
+
+
+class Places(Protocol):
+    """What attention knows of a pack: into which ``slots`` of the pool its rows go, ``[rows]``,
+    and in which groups they attend."""
+
+    @property
+    def pool(self) -> KVPool: ...
+    @property
+    def slots(self) -> torch.Tensor: ...
+    @property
+    def groups(self) -> Sequence[Group]: ...
+
+
 class Pack:
     """The rows of one forward: its segments' rows, one after the other.
 
@@ -55,7 +90,7 @@ class Pack:
     def positions(self) -> torch.Tensor:
         """The position of each row, ``[rows]``."""
         ranges = [range(segment.position, segment.end) for segment in self.segments]
-        return torch.tensor([p for span in ranges for p in span], device=self.slots.device)
+        return on_device([p for span in ranges for p in span], self.slots.device)
 
     def close(self) -> None:
         """All layers have run: what was written is valid."""
@@ -91,7 +126,7 @@ class Score:
 
 
 def attend(
-    pack: Pack,
+    pack: Places,
     layer: int,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -124,8 +159,8 @@ def attend(
     return torch.cat(attended)
 
 
-class _Group:
-    """Segments of equally many rows that attend together."""
+class _GatheredGroup:
+    """A :class:`Group` whose blocks are gathered side by side, or lie so already."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
@@ -255,16 +290,22 @@ def _softmaxed(
     return (weights @ values[:, :, None]).reshape(count, heads, rows, -1)
 
 
-def _groups(segments: Sequence[Segment]) -> list[_Group]:
-    groups = []
+def _groups(segments: Sequence[Segment]) -> list[Group]:
+    pool = segments[0].cache.pool
+    groups: list[Group] = []
     for rows, neighbours in groupby(segments, key=lambda segment: segment.rows):
         members = list(neighbours)
-        together = len(members) * max(segment.end for segment in members) <= MAX_GATHERED
-        if rows <= FEW_ROWS and together:
-            groups.append(_Group(members))
-        else:
-            groups += [_Group([member]) for member in members]
+        fit = pool.shape.paged or len(members) * max(m.end for m in members) <= MAX_GATHERED
+        parts = [members] if rows <= FEW_ROWS and fit else [[member] for member in members]
+        for part in parts:
+            groups.append(_paged(part) if pool.shape.paged else _GatheredGroup(part))
     return groups
+
+
+def _paged(segments: Sequence[Segment]) -> PagedGroup:
+    tables = Tables(len(segments), segments[0].cache.pool)
+    tables.fill(segments)
+    return PagedGroup(tables, each=segments[0].rows)
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from mesh.errors import UnsupportedModel
 from mesh.wire import Sampling
 from node_runner.engine.attention import Pack, Segment
@@ -17,6 +15,7 @@ from node_runner.engine.kv import KVCache, KVPool
 from node_runner.engine.loader import prepare_span
 from node_runner.engine.sampler import sample
 from node_runner.engine.span import Span
+from node_runner.engine.tensors import on_device
 
 PREFILL_CHUNK = 512
 """Positions of prompts that it reads before the edge goes on with other work."""
@@ -111,7 +110,7 @@ class DraftModel:
         positions = [p for segment in segments for p in range(segment.position, segment.end)]
         hidden = self._span.embed([token for new in news for token in new], positions)
         output = self._span.forward(hidden, Pack(segments))
-        last = torch.tensor([len(new) for new in news]).cumsum(0) - 1
+        last = on_device([len(new) for new in news], output.device).cumsum(0) - 1
         chosen = sample(
             self._span.logits(output[last]),
             [ask.sampling for ask, _ in behind],

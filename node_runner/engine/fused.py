@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import rms_norm
 
-from node_runner.engine.attention import Pack, Score, attend
+from node_runner.engine.attention import Pack, Places, Score, attend
 from node_runner.engine.families import STATIC_ROPE
 from node_runner.engine.products import product
 
@@ -46,10 +46,27 @@ class FusedLayers:
     def weights(self) -> list[torch.Tensor]:
         return [weight for layer in self._layers for weight in layer.weights]
 
+    @property
+    def hidden_size(self) -> int:
+        return self._layers[0].hidden_size
+
+    @property
+    def head_dim(self) -> int:
+        return self._layers[0].head_dim
+
     def __call__(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
-        cos, sin = self._angles.of(pack)
+        return self.run(hidden, *self.angles(pack), pack)
+
+    def angles(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines of the pack's rows, each ``[rows, 1, head_dim]``."""
+        return self._angles.of(pack)
+
+    def run(
+        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, places: Places
+    ) -> torch.Tensor:
+        """All layers, given the angles."""
         for layer in self._layers:
-            hidden = layer(hidden, cos, sin, pack)
+            hidden = layer(hidden, cos, sin, places)
         return hidden
 
 
@@ -60,12 +77,13 @@ class _FusedLayer:
         attention, mlp = layer.self_attn, layer.mlp
         self._index: int = attention.layer_idx
         self._score = Score(scaling=attention.scaling, window=_window(attention))
-        self._head_dim: int = attention.head_dim
-        query_heads = attention.q_proj.out_features // self._head_dim
-        kv_heads = attention.k_proj.out_features // self._head_dim
+        self.head_dim: int = attention.head_dim
+        query_heads = attention.q_proj.out_features // self.head_dim
+        kv_heads = attention.k_proj.out_features // self.head_dim
         self._turned_and_not = (query_heads + kv_heads, kv_heads)
         self._queries_and_keys = (query_heads, kv_heads)
         self._norm, self._eps = _norm(layer.input_layernorm)
+        self.hidden_size = len(self._norm)
         self._qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
         self._heads_norm, self._heads_eps = self._norm_of_heads(attention)
         self._output = _joined(attention.o_proj)
@@ -81,17 +99,17 @@ class _FusedLayer:
         return [weight for weight in (*products, *norms) if weight is not None]
 
     def __call__(
-        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack
+        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, places: Places
     ) -> torch.Tensor:
         rows, width = hidden.shape
         mixed = product(rms_norm(hidden, (width,), self._norm, self._eps), *self._qkv)
-        heads = mixed.view(rows, -1, self._head_dim)
+        heads = mixed.view(rows, -1, self.head_dim)
         turning, values = heads.split_with_sizes(self._turned_and_not, 1)
         if self._heads_norm is not None:
-            turning = self._heads_norm * rms_norm(turning, (self._head_dim,), None, self._heads_eps)
-        turned = turning * cos + turning.roll(self._head_dim // 2, -1) * sin
+            turning = self._heads_norm * rms_norm(turning, (self.head_dim,), None, self._heads_eps)
+        turned = turning * cos + turning.roll(self.head_dim // 2, -1) * sin
         queries, keys = turned.split_with_sizes(self._queries_and_keys, 1)
-        attended = attend(pack, self._index, queries, keys, values, self._score)
+        attended = attend(places, self._index, queries, keys, values, self._score)
         hidden = hidden + product(attended.view(rows, -1), *self._output)
         normed = rms_norm(hidden, (width,), self._mlp_norm, self._mlp_eps)
         gate, up = product(normed, *self._gate_up).chunk(2, -1)

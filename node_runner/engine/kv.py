@@ -5,17 +5,19 @@ from dataclasses import dataclass
 
 import torch
 
-BLOCK = 16
-"""Positions of a block, on CPU."""
+from node_runner.engine.tensors import on_device
 
-CUDA_BLOCK = 256
-"""Positions of a block, on CUDA: what flash attention's paged kernels ask for."""
+BLOCK = 16
+"""Positions of a block that is gathered."""
+
+PAGED_BLOCK = 128
+"""Positions of a block that attention reads where it lies: a block of FlexAttention's masks."""
 
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
     """What one position of one layer takes: ``heads`` keys of ``key_dim``, values of
-    ``value_dim``."""
+    ``value_dim``. ``paged``: attention reads blocks where they lie, and does not gather them."""
 
     layers: int
     heads: int
@@ -23,11 +25,12 @@ class KVShape:
     value_dim: int
     dtype: torch.dtype
     device: torch.device
+    paged: bool = False
 
     @property
     def block(self) -> int:
         """Positions of a block."""
-        return CUDA_BLOCK if self.device.type == "cuda" else BLOCK
+        return PAGED_BLOCK if self.paged else BLOCK
 
     @property
     def bytes_per_position(self) -> int:
@@ -48,7 +51,7 @@ class KVCache:
     def __init__(self, pool: "KVPool", blocks: list[int]) -> None:
         self.pool = pool
         self.blocks = blocks
-        self.table = torch.tensor(blocks, device=pool.shape.device)
+        self.table = on_device(blocks, pool.shape.device)
         size = pool.shape.block
         within = torch.arange(size, device=pool.shape.device)
         self.slots = (self.table[:, None] * size + within).flatten()

@@ -18,9 +18,11 @@ from node_runner.engine.blocks import BlockLayers
 from node_runner.engine.embedding import Embedding, Head, take_norm
 from node_runner.engine.families import Family, family_of
 from node_runner.engine.fused import FusedLayers, can_fuse
+from node_runner.engine.graphs import Capture, DecodeGraphs
 from node_runner.engine.kv import KVPool, KVShape
 from node_runner.engine.layers import NAME, Layers, TransformersLayers
 from node_runner.engine.quantization import missing_library, quantizer, settle
+from node_runner.engine.tensors import on_device
 from node_runner.engine.weights import returning_memory, use_huge_pages
 
 
@@ -63,6 +65,7 @@ class Span:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self.end_tokens = _end_tokens(folder, config)
         self._layers, taken = _layers(decoder, family)
+        self._graphs: DecodeGraphs | None = None
         self.weights = [*held.parameters(), *taken, *scales]
         use_huge_pages(self.weights)
         self.hidden_size: int = config.hidden_size
@@ -93,16 +96,38 @@ class Span:
             positions: One a row; only families with learned positions look at them.
         """
         embedded: torch.Tensor = self._embedding(
-            torch.tensor(token_ids, device=self.device), torch.tensor(positions, device=self.device)
+            on_device(token_ids, self.device), on_device(positions, self.device)
         )
         return embedded
 
     @torch.inference_mode()
     def forward(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
         """All rows of a pack through the layers; their caches grow by them."""
-        output = self._layers(hidden, pack)
+        output = None if self._graphs is None else self._graphs.run(hidden, pack)
+        if output is None:
+            output = self._layers(hidden, pack)
         pack.close()
         return output
+
+    @property
+    def capturable(self) -> bool:
+        """Whether the layers do the same operations for the same shapes, whatever they compute:
+        those of experts do not."""
+        return isinstance(self._layers, FusedLayers)
+
+    @torch.inference_mode()
+    def capture(self, pool: KVPool, capture: Capture) -> None:
+        """Compute decode steps of the pool's generations by graphs from now on.
+
+        Raises:
+            ValueError: the layers are not :attr:`capturable`, or the pool is not fit for it.
+        """
+        if not isinstance(self._layers, FusedLayers):
+            raise ValueError("Only fused layers are captured.")
+        self._graphs = DecodeGraphs(self._layers, pool, capture)
+
+    def drop_graphs(self) -> None:
+        self._graphs = None
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

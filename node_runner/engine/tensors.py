@@ -1,6 +1,7 @@
 """Tensors as raw little-endian bytes, and back: in the model's dtype, or in fewer bits."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import pad
@@ -38,6 +39,15 @@ def from_steps(
     if steps.dtype == "int8":
         return _dequantized(received, steps.rows, width).to(dtype)
     return received.view(DTYPES[steps.dtype]).view(steps.rows, width).to(dtype)
+
+
+def on_device(
+    numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device
+) -> torch.Tensor:
+    """Numbers as an int64 tensor. To a GPU they go from pinned memory: nothing waits for what it
+    still computes."""
+    tensor = torch.tensor(numbers, pin_memory=device.type == "cuda")
+    return tensor.to(device, non_blocking=True)
 
 
 def is_finite(hidden: torch.Tensor) -> bool:

@@ -1,14 +1,20 @@
 """Packed attention against attention written out, for every way to score and to lie in blocks."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 
+from node_runner.engine import paged
 from node_runner.engine.attention import FEW_ROWS, Pack, Score, Segment, attend
 from node_runner.engine.kv import BLOCK, KVCache, KVPool, KVShape
 
 HEADS, KV_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 8, 6
 SHAPE = KVShape(1, KV_HEADS, WIDTH, VALUE_WIDTH, torch.float32, torch.device("cpu"))
+PAGED = replace(SHAPE, paged=True)
 
+SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])
 SCORES = {
     "plain": Score(),
     "scaled": Score(scaling=0.3),
@@ -17,7 +23,7 @@ SCORES = {
     "softcap": Score(softcap=2.0),
     "sinks": Score(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
     "sinks in a window": Score(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0]), window=7),
-    "alibi": Score(slopes=torch.tensor([0.5, 0.25, 0.125, 0.0625])),
+    "alibi": Score(slopes=SLOPES),
     "key bias": Score(key_bias=lambda places: torch.arange(HEADS)[:, None] * places.sin()),
     "key bias in a window": Score(key_bias=lambda places: places.sin().expand(HEADS, -1), window=7),
 }
@@ -29,6 +35,7 @@ PACKS = {
     "many single rows": [(0, 1), (3, 1), (50, 1), (16, 1)],
     "equally few rows": [(10, 4), (33, 4), (0, 4)],
     "all kinds": [(5, 1), (40, 1), (7, 3), (0, FEW_ROWS + 1), (60, FEW_ROWS + 20)],
+    "a long chunk": [(3, 130)],
 }
 
 
@@ -57,7 +64,8 @@ def expected(
 
 def scattered(pool: KVPool, capacity: int) -> KVCache:
     """A cache whose blocks do not follow each other."""
-    between = [pool.reserve(BLOCK) for _ in range(2 * -(-capacity // BLOCK))]
+    block = pool.shape.block
+    between = [pool.reserve(block) for _ in range(2 * -(-capacity // block))]
     for cache in between[::2]:
         assert cache is not None
         pool.free(cache)
@@ -66,18 +74,27 @@ def scattered(pool: KVPool, capacity: int) -> KVCache:
     return made
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["in a row", "scattered"])
-@pytest.mark.parametrize("pack", PACKS)
-@pytest.mark.parametrize("score", SCORES)
-def test_it_equals_attention_written_out(score: str, pack: str, apart: bool) -> None:
+def check(
+    shape: KVShape,
+    pack: list[tuple[int, int]],
+    score: Score,
+    *,
+    apart: bool,
+    others: float = 0.0,
+) -> None:
+    """Attention of a pack of (position, rows) equals what is written out. ``others``: what lies in
+    blocks of which the pack has none."""
     torch.manual_seed(0)
-    pool = KVPool(SHAPE, 200 * SHAPE.bytes_per_block)
+    pool = KVPool(shape, 100 * shape.bytes_per_block)
+    for tensor in (*pool.keys, *pool.values):
+        tensor.fill_(others)
     segments, texts = [], []
-    for position, rows in PACKS[pack]:
+    for position, rows in pack:
         end = position + rows
         cache = scattered(pool, end) if apart else pool.reserve(end)
         assert cache is not None
-        assert (cache.start is None) == (apart and end > BLOCK)
+        assert (cache.start is None) == (apart and end > shape.block)
+        pool.scrub(cache)
         keys, values = torch.randn(end, KV_HEADS, WIDTH), torch.randn(end, KV_HEADS, VALUE_WIDTH)
         pool.keys[0][cache.slots[:position]] = keys[:position]
         pool.values[0][cache.slots[:position]] = values[:position]
@@ -88,13 +105,45 @@ def test_it_equals_attention_written_out(score: str, pack: str, apart: bool) -> 
         torch.cat([text[part][-segment.rows :] for text, segment in zip(texts, segments)])  # noqa: B905
         for part in (0, 1)
     ]
-    attended = attend(Pack(segments), 0, query, *fresh, SCORES[score])
+    attended = attend(Pack(segments), 0, query, *fresh, score)
     row = 0
     for segment, (keys, values) in zip(segments, texts, strict=True):
         for position in range(segment.position, segment.end):
-            wanted = expected(query[row], keys, values, position, SCORES[score])
+            wanted = expected(query[row], keys, values, position, score)
             torch.testing.assert_close(attended[row], wanted, atol=1e-5, rtol=1e-4)
             row += 1
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in a row", "scattered"])
+@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("score", SCORES)
+def test_it_equals_attention_written_out(score: str, pack: str, apart: bool) -> None:
+    check(SHAPE, PACKS[pack], SCORES[score], apart=apart)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("apart", [False, True], ids=["in a row", "scattered"])
+@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("score", SCORES)
+def test_so_does_paged_attention(score: str, pack: str, apart: bool) -> None:
+    longer = [(position * PAGED.block // BLOCK, rows) for position, rows in PACKS[pack]]
+    check(PAGED, longer, SCORES[score], apart=apart)
+
+
+def has_compiler() -> bool:
+    return shutil.which("g++") is not None and torch.cpu._is_avx2_supported()
+
+
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler and AVX2")
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # torch's own, of its parts
+@torch.inference_mode()
+def test_a_compiled_kernel_reads_only_the_blocks_that_the_tables_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Uncompiled, FlexAttention multiplies by zero what the mask hides."""
+    monkeypatch.setattr(paged, "_flex", lambda device: paged.compiled())
+    score = Score(window=200, softcap=2.0, slopes=SLOPES)
+    check(PAGED, [(300, 1), (5, 1), (140, 1)], score, apart=True, others=torch.nan)
 
 
 def test_a_pool_never_gives_more_than_its_budget() -> None:

@@ -1,6 +1,7 @@
 """Every served family gives transformers' own logits, however it is cut and packed."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -166,6 +167,17 @@ def family_of(variant: str) -> str:
     return variant.split(maxsplit=1)[0]
 
 
+SCORES_OF_ALL_KINDS = [
+    "llama",
+    "mistral short window",
+    "gemma2",
+    "gpt_oss",
+    "deepseek_v3",
+    "bloom",
+    "falcon of one kv head",
+    "falcon alibi",
+]
+
 FUSED = [name for name in VARIANTS if family_of(name) in ("llama", "mistral", "qwen2", "qwen3")]
 
 CHUNK = 32
@@ -231,8 +243,17 @@ def logits_of(spans: list[Span], texts: list[list[int]]) -> list[torch.Tensor]:
     return [torch.cat(parts) for parts in logits]
 
 
-def compare(model: PreTrainedModel, folder: Path, texts: list[list[int]], cuts: list[int]) -> None:
+def compare(
+    model: PreTrainedModel,
+    folder: Path,
+    texts: list[list[int]],
+    cuts: list[int],
+    *,
+    paged: bool = False,
+) -> None:
     spans = [load_span(folder / "model", cut, folder / "cache") for cut in pairwise(cuts)]
+    for span in spans:
+        span.kv_shape = replace(span.kv_shape, paged=paged)
     for ours, text in zip(logits_of(spans, texts), texts, strict=True):
         theirs = model(torch.tensor([text])).logits[0]
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
@@ -256,6 +277,15 @@ def test_logits_of_fused_families_equal_transformers_without_fusing_too(
 ) -> None:
     monkeypatch.setattr("node_runner.engine.span.can_fuse", lambda decoder: False)
     check(name, tmp_path, texts)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("name", SCORES_OF_ALL_KINDS)
+@torch.inference_mode()
+def test_logits_equal_transformers_with_paged_attention_too(
+    name: str, tmp_path: Path, texts: list[list[int]]
+) -> None:
+    compare(make(name, tmp_path / "model"), tmp_path, texts, [0, 2, 4], paged=True)
 
 
 def test_every_family_is_tested() -> None:

@@ -1,0 +1,93 @@
+"""What a node tries before it uses it, on a CPU: with kernels and captures that are broken."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from node_runner.engine import graphs, paged
+from node_runner.engine.attention import Score
+from node_runner.engine.cuda import accelerate, capture_decoding
+from node_runner.engine.kv import KVPool
+from node_runner.engine.span import Span
+from tests.conftest import DEMO_MODEL
+from tests.unit.pipeline import load_span
+from tests.unit.tape import capture
+
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
+
+@pytest.fixture
+def span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Span:
+    monkeypatch.setattr(graphs, "BUCKETS", (1, 2))
+    return load_span(DEMO_MODEL, (0, 2), tmp_path)
+
+
+def pool_of(span: Span, blocks: int = 5) -> KVPool:
+    return KVPool(span.kv_shape, blocks * span.kv_shape.bytes_per_block)
+
+
+def test_attention_in_place_is_used_where_it_works(span: Span) -> None:
+    assert not span.kv_shape.paged
+    assert accelerate(span)
+    assert span.kv_shape.paged
+
+
+def test_kernels_that_do_not_compile_are_not_used(
+    span: Span, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise NotImplementedError("no kernel")
+
+    monkeypatch.setattr(paged, "_flex", lambda device: failing)
+    assert not accelerate(span)
+    assert not span.kv_shape.paged
+
+
+def test_kernels_that_look_at_wrong_positions_are_not_used(
+    span: Span, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = paged.PagedGroup.attend
+
+    def short_sighted(
+        self: paged.PagedGroup,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        score: Score,
+    ) -> torch.Tensor:
+        return right(self, query, keys, values, replace(score, window=4))
+
+    monkeypatch.setattr(paged.PagedGroup, "attend", short_sighted)
+    assert not accelerate(span)
+    assert not span.kv_shape.paged
+
+
+def test_graphs_are_used_where_they_work(span: Span) -> None:
+    assert accelerate(span)
+    pool = pool_of(span)
+    assert capture_decoding(span, pool, capture)
+    assert pool.used_bytes == pool.shape.bytes_per_block
+
+
+def deaf(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    output = compute()
+    return lambda: output
+
+
+def broken(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    raise RuntimeError("no capture")
+
+
+@pytest.mark.parametrize("how", [deaf, broken])
+def test_graphs_that_do_not_work_are_not_used(how: graphs.Capture, span: Span) -> None:
+    assert accelerate(span)
+    assert not capture_decoding(span, pool_of(span), how)
+    assert accelerate(span), "without graphs the span computes as before"
+
+
+def test_a_pool_without_room_to_try_gets_no_graphs(span: Span) -> None:
+    assert accelerate(span)
+    assert not capture_decoding(span, pool_of(span, blocks=2), capture)
