@@ -11,7 +11,7 @@ export PROMPT
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint types imports format bench train clean
+.PHONY: help demo up test chaos lint types imports format bench train clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ up: $(VENV)/.stack ## The same stack, until Ctrl-C
 	@$(BIN)/far-mesh up
 
 test: lint types imports ## Lint, types, import contract, and all tests
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/.dev ## ruff
 	@$(BIN)/ruff check .
@@ -55,6 +55,9 @@ imports: $(VENV)/.dev ## Who may import whom (import-linter)
 format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
+
+chaos: $(VENV)/.dev ## What takes too long for `make test`: full nodes, cut links
+	@$(BIN)/pytest tests/chaos
 
 bench: $(VENV)/.stack ## Speed of the mesh beside plain transformers
 	@$(BIN)/python -m benchmarks.speed

@@ -1,15 +1,20 @@
 """The machine that a benchmark runs on, and who else was using it."""
 
+import contextlib
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import psutil
 
 PACKAGES = ("torch", "transformers", "redis", "tokenizers")
+
+BUSY = 0.1
+"""Cores used by others from which on figures come with a warning."""
 
 
 def describe() -> dict[str, str | int]:
@@ -31,6 +36,22 @@ def in_words() -> str:
         f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, {facts['system']}; "
         f"Python {facts['python']}, torch {facts['torch']}, transformers {facts['transformers']}"
     )
+
+
+def described() -> str:
+    """The same, and how the mesh's benchmarks run."""
+    return f"{in_words()}; one thread a process, Redis over loopback"
+
+
+def others_said(shares: Sequence[float]) -> str:
+    """How busy the machine was with other things: cores, one figure a measurement."""
+    said = (
+        f"Processes that are not the benchmark's used {median(shares):.2f} cores meanwhile "
+        f"(median; at most {max(shares):.2f})."
+    )
+    if median(shares) > BUSY:
+        return f"[yellow]{said} The figures are not worth much: run it on an idle machine.[/]"
+    return said
 
 
 def _cpu_model() -> str:
@@ -70,6 +91,35 @@ class CpuMeter:
             name: sum(_cpu_seconds(process) for process in processes)
             for name, processes in self._groups.items()
         }
+
+
+class OthersMeter:
+    """How many cores the processes used that are not the benchmark's, since this was made.
+
+    The benchmark's are this one and all that it started, and those below ``roots`` (a server that
+    went into the background). Read it before a root ends: its time goes with it.
+    """
+
+    def __init__(self, *roots: psutil.Process) -> None:
+        self._roots = (psutil.Process(), *roots)
+        self._began = time.perf_counter()
+        self._before = self._others()
+
+    def read(self) -> float:
+        return max(0.0, self._others() - self._before) / (time.perf_counter() - self._began)
+
+    def _others(self) -> float:
+        return _busy() - sum(_tree_seconds(root) for root in self._roots)
+
+
+def _tree_seconds(root: psutil.Process) -> float:
+    """CPU time of a process, of those below it, and of those that have ended there."""
+    seconds = 0.0
+    for process in (root, *root.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds += times.user + times.system + times.children_user + times.children_system
+    return seconds
 
 
 def _cpu_seconds(process: psutil.Process) -> float:

@@ -10,24 +10,18 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks import network
 from benchmarks.machine import CpuMeter, CpuUse
 from benchmarks.models import BenchModel
 from benchmarks.plain import Plain
 from benchmarks.timing import Timing
 from benchmarks.user import Served, User
-from stack.servers import free_port
-from stack.supervisor import Plan, Stack
+from stack.supervisor import Stack
 
 NODES = 3
 SHORT_PROMPT = 16
 LONG_PROMPT = 512
 AT_ONCE = 8
-
-SETTINGS = {
-    "FAR_LIMITS__GENERATIONS_PER_IP": "1000000/hour",
-    "FAR_LIMITS__GENERATIONS_PER_WALLET": "1000000/hour",
-}
-"""All else as it comes: the benchmark is one user who asks more often than a user may."""
 
 PAUSE = 0.3
 """Seconds before each measurement: the mesh still writes down how the last job ended."""
@@ -80,16 +74,7 @@ def measure(
     model: BenchModel, effort: Effort, folder: Path, say: Callable[[str], None]
 ) -> dict[str, list[Round]]:
     """All rounds of every case. ``folder`` is for the stack's data."""
-    plan = Plan(
-        folder=folder,
-        api_port=free_port(),
-        redis_port=free_port(),
-        chain_port=free_port(),
-        model=str(model.folder),
-        model_id=f"bench/{model.name}",
-        nodes=NODES,
-        environment=SETTINGS,
-    )
+    plan = network.plan(model, folder, nodes=NODES)
     say("starting both sides")
     with Stack(plan) as stack, Plain(model.folder) as plain:
         sides = _Sides(model, plain, User(stack), _processes(stack, plain))
@@ -147,8 +132,7 @@ def _processes(stack: Stack, plain: Plain) -> dict[str, list[psutil.Process]]:
         name: [psutil.Process(child.process.pid)]
         for name, child in stack.processes.children.items()
     }
-    pid_file = (stack.postgres.folder / "postmaster.pid").read_text()
-    postmaster = psutil.Process(int(pid_file.split()[0]))
+    postmaster = network.postmaster(stack)
     groups["postgres"] = [postmaster, *postmaster.children()]
     groups["client"] = [psutil.Process()]
     groups["plain"] = [psutil.Process(plain.pid)]

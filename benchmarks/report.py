@@ -13,9 +13,6 @@ from benchmarks.measure import AT_ONCE, LONG_PROMPT, NODES, Round
 from benchmarks.models import BenchModel
 from benchmarks.timing import Timing
 
-BUSY = 0.1
-"""Cores used by others from which on the figures come with a warning."""
-
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -53,12 +50,7 @@ def show(console: Console, results: Sequence[Result], seconds: float) -> None:
         console.print(_speed(result))
         console.print(_against_one_stream(result) + "\n")
     console.print(_cpu(results))
-    facts = machine.describe()
-    console.print(
-        f"\n{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, {facts['system']}; "
-        f"Python {facts['python']}, torch {facts['torch']}, transformers {facts['transformers']}; "
-        f"one thread a process, {NODES} nodes, Redis over loopback; {seconds:.0f} s in all."
-    )
+    console.print(f"\n{machine.described()}, {NODES} nodes; {seconds:.0f} s in all.")
     console.print(_others(results))
 
 
@@ -181,10 +173,4 @@ def _others(results: Sequence[Result]) -> str:
         for one in rounds
         for use in (one.plain_cpu, one.mesh_cpu)
     ]
-    said = (
-        f"Processes that are not the benchmark's used {median(shares):.2f} cores meanwhile "
-        f"(median; at most {max(shares):.2f})."
-    )
-    if median(shares) > BUSY:
-        return f"[yellow]{said} The figures are not worth much: run it on an idle machine.[/]"
-    return said
+    return machine.others_said(shares)

@@ -13,7 +13,12 @@ from benchmarks.measure import Effort, measure
 from stack.servers import StackError
 from stack.supervisor import DEMO_MODEL
 
-EFFORTS = {"S": Effort(rounds=9, single=128, at_once=64), "M": Effort(5, 128, 64)}
+EFFORTS = {
+    "S": Effort(rounds=9, single=128, at_once=64),
+    "M": Effort(5, 128, 64),
+    "L": Effort(3, 16, 8),
+}
+USUAL = ("S", "M")
 QUICK = Effort(rounds=1, single=16, at_once=8)
 
 console = Console(highlight=False)
@@ -21,10 +26,11 @@ console = Console(highlight=False)
 
 def main(
     model: Annotated[
-        list[str] | None, typer.Option(help="S or M; may be given twice. Both if not given.")
+        list[str] | None,
+        typer.Option(help="S, M or L; may be given more than once. S and M if not given."),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Measurements of each side; 9 on S and 5 on M.")
+        int | None, typer.Option(min=1, help="Measurements of each side; 9 on S, 5 on M, 3 on L.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="One short round: does it run? The figures say little.")
@@ -35,22 +41,24 @@ def main(
 ) -> None:
     """Measure the mesh beside plain `transformers.generate`, one thread a process.
 
-    Two models: S, the demo model (without its end token, so that both sides generate equally
-    much), and M, a Llama of 98M random weights that is made on the spot. Both in float32, greedy.
+    Three models: S, the demo model (without its end token, so that both sides generate equally
+    much); M, a Llama of 98M random weights that is made on the spot; and L, 1100M random weights in
+    TinyLlama's shape, only if asked for: it takes 10 GB of memory and about eight minutes, and its
+    4.4 GB of weights are kept in the temporary folder. All in float32, greedy.
 
     Two sides: plain is one process that calls generate(). The mesh is the real stack (API, worker,
     Redis, Postgres, chain) with three nodes of a third of the layers each, asked over HTTP by a
     client in this process. They take turns, several rounds; the figures are medians.
 
     Three figures: tokens/s of one stream (128 tokens after a prompt of 16, counted from the first
-    token on); time to the first token of a prompt of 512; and tokens/s with 8 generations at once
-    (64 tokens each, counted from the request on; plain: one batch of 8).
+    token on; 16 on L); time to the first token of a prompt of 512; and tokens/s with 8 generations
+    at once (64 tokens each, 8 on L, counted from the request on; plain: one batch of 8).
 
     Two clocks on the mesh: the user's (request sent, tokens read from the stream of events), and
     the pipeline's (Redis: prompt in the first node's inbox, tokens in their streams).
     """
     began = time.monotonic()
-    names = [name.upper() for name in model or EFFORTS]
+    names = [name.upper() for name in model or USUAL]
     if not set(names) <= set(EFFORTS):
         raise typer.BadParameter(f"--model is one of {', '.join(EFFORTS)}.")
     results = []

@@ -3,9 +3,10 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -19,6 +20,9 @@ from mesh.streams import Delivered
 from mesh.wire import Ended
 from stack import demo
 from stack.supervisor import Stack
+
+GREEDY: Mapping[str, Any] = MappingProxyType({"temperature": 0.0})
+"""How tokens are chosen, as fields of a request."""
 
 FUNDS = to_units(Decimal(1000))
 
@@ -57,31 +61,50 @@ class User:
         with httpx.Client(base_url=self._plan.api_url) as http:
             demo.login(http, account)
             self._headers = dict(http.headers)
-            path = f"/api/discovery/nodes/active/{self._plan.model_id}"
-            nodes = http.get(path).raise_for_status().json()["nodes"]
-        self._edge_inbox = names.inbox(next(node["node_id"] for node in nodes if node["edge"]))
 
-    def generate(self, prompts: Sequence[str], new_tokens: int) -> Served:
-        """All prompts at once, greedy, each streamed to its end."""
-        return asyncio.run(self._generate(prompts, new_tokens))
+    def generate(
+        self, prompts: Sequence[str], new_tokens: int, sampling: Mapping[str, Any] = GREEDY
+    ) -> Served:
+        """All prompts at once, each streamed to its end."""
+        bodies = [self._body(prompt, new_tokens, sampling) for prompt in prompts]
+        return asyncio.run(self._generate(bodies, new_tokens))
 
-    async def _generate(self, prompts: Sequence[str], new_tokens: int) -> Served:
-        async with (
-            Redis.from_url(self._plan.redis_url) as redis,
-            httpx.AsyncClient(
-                base_url=self._plan.api_url, headers=self._headers, timeout=PATIENCE
-            ) as http,
-        ):
-            await http.get("/healthz")  # connected, as a user's client is
-            opened = asyncio.create_task(self._opened(redis))
+    async def submit(
+        self, prompt: str, new_tokens: int, sampling: Mapping[str, Any] = GREEDY
+    ) -> str:
+        """A generation that goes on whether or not somebody reads; its request id."""
+        async with self._client() as http:
+            body = self._body(prompt, new_tokens, sampling)
+            path, headers = "/api/inference/distributed/generate", {"Prefer": "respond-async"}
+            answer = await http.post(path, json=body, headers=headers)
+            request_id: str = answer.raise_for_status().json()["request_id"]
+            return request_id
+
+    def _client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self._plan.api_url, headers=self._headers, timeout=PATIENCE
+        )
+
+    def _body(self, prompt: str, new_tokens: int, sampling: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {
+            "model_id": self._plan.model_id,
+            "prompt": prompt,
+            "max_tokens": new_tokens,
+            **sampling,
+        }
+
+    async def _generate(self, bodies: Sequence[Mapping[str, Any]], new_tokens: int) -> Served:
+        async with Redis.from_url(self._plan.redis_url) as redis, self._client() as http:
+            inboxes = await self._edge_inboxes(http)
+            opened = asyncio.create_task(_opened(redis, inboxes))
             await asyncio.sleep(0.05)
             began = time.perf_counter()
             streamed = await asyncio.gather(
-                *(self._stream(http, prompt, new_tokens, began) for prompt in prompts)
+                *(_stream(http, body, new_tokens, began) for body in bodies)
             )
             start = await opened
             written = [await _written(redis, one.request_id) for one in streamed]
-            tokens = len(prompts) * new_tokens
+            tokens = len(bodies) * new_tokens
             return Served(
                 user=Timing(
                     min(one.first for one in streamed), max(one.last for one in streamed), tokens
@@ -94,30 +117,32 @@ class User:
                 token_ids=[await _token_ids(redis, one.request_id) for one in streamed],
             )
 
-    async def _opened(self, redis: Redis) -> float:
-        """When the next prompt arrives in the edge's inbox (Unix time, Redis' clock)."""
-        answer = await redis.xread({self._edge_inbox: "$"}, count=1, block=round(PATIENCE * 1000))
-        return _time_of(answer[0][1][0][0])
+    async def _edge_inboxes(self, http: httpx.AsyncClient) -> list[str]:
+        path = f"/api/discovery/nodes/active/{self._plan.model_id}"
+        nodes = (await http.get(path)).raise_for_status().json()["nodes"]
+        return [names.inbox(node["node_id"]) for node in nodes if node["edge"]]
 
-    async def _stream(
-        self, http: httpx.AsyncClient, prompt: str, new_tokens: int, began: float
-    ) -> _Streamed:
-        body = {
-            "model_id": self._plan.model_id,
-            "prompt": prompt,
-            "max_tokens": new_tokens,
-            "temperature": 0.0,
-            "stream": True,
-        }
-        give_up = time.monotonic() + PATIENCE
-        while True:
-            async with http.stream("POST", "/api/inference/distributed/generate", json=body) as got:
-                if got.status_code == httpx.codes.PAYMENT_REQUIRED and time.monotonic() < give_up:
-                    await asyncio.sleep(0.2)  # the deposit is not credited yet
-                    continue
-                if got.is_error:
-                    raise RuntimeError(f"The API refused the prompt: {await got.aread()!r}")
-                return await _read(got, new_tokens, began)
+
+async def _opened(redis: Redis, inboxes: Sequence[str]) -> float:
+    """When the next prompt arrives in an edge's inbox (Unix time, Redis' clock)."""
+    answer = await redis.xread(dict.fromkeys(inboxes, "$"), count=1, block=round(PATIENCE * 1000))
+    return _time_of(answer[0][1][0][0])
+
+
+async def _stream(
+    http: httpx.AsyncClient, body: Mapping[str, Any], new_tokens: int, began: float
+) -> _Streamed:
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        async with http.stream(
+            "POST", "/api/inference/distributed/generate", json={**body, "stream": True}
+        ) as got:
+            if got.status_code == httpx.codes.PAYMENT_REQUIRED and time.monotonic() < give_up:
+                await asyncio.sleep(0.2)  # the deposit is not credited yet
+                continue
+            if got.is_error:
+                raise RuntimeError(f"The API refused the prompt: {await got.aread()!r}")
+            return await _read(got, new_tokens, began)
 
 
 async def _read(answer: httpx.Response, new_tokens: int, began: float) -> _Streamed:

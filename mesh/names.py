@@ -31,7 +31,8 @@ def node(node_id: str) -> str:
 
 
 def pulse(node_id: str) -> str:
-    """Flag that expires within a second: the node's process runs."""
+    """Number that expires within a second: the node's process runs, and has KV room for so many
+    positions."""
     return f"node:{{{node_id}}}:pulse"
 
 

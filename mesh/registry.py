@@ -69,13 +69,35 @@ async def cool_down(redis: Redis, node_id: str, *, seconds: float) -> None:
     await redis.set(names.cooldown(node_id), 1, px=max(1, round(seconds * 1000)))
 
 
-async def beating(redis: Redis, node_ids: Sequence[str]) -> set[str]:
-    """Those whose process runs: unlike a heartbeat, a pulse tells of a death within a second."""
+async def rooms(redis: Redis, node_ids: Sequence[str]) -> dict[str, int]:
+    """Positions that each node has KV room for; nodes whose process does not run are missing.
+    Unlike a heartbeat, a pulse tells of a death within a second."""
     async with redis.pipeline(transaction=False) as pipe:
         for node_id in node_ids:
-            pipe.exists(names.pulse(node_id))
+            pipe.get(names.pulse(node_id))
         answers = await pipe.execute()
-    return {node_id for node_id, beats in zip(node_ids, answers, strict=True) if beats}
+    return {
+        node_id: int(room)
+        for node_id, room in zip(node_ids, answers, strict=True)
+        if room is not None
+    }
+
+
+_RESERVE = """
+local room = tonumber(redis.call('GET', KEYS[1]) or '-1')
+if room < tonumber(ARGV[1]) then return 0 end
+redis.call('DECRBY', KEYS[1], ARGV[1])
+return 1
+"""
+
+
+async def reserve(redis: Redis, node_id: str, positions: int) -> bool:
+    """Take KV room on a node, so that nobody else counts on it; false if there is none left.
+
+    Holds until the node's next pulse, which by then knows what it was asked to open: nothing has
+    to be given back by a supervisor that dies.
+    """
+    return bool(await redis.eval(_RESERVE, 1, names.pulse(node_id), str(positions)))  # type: ignore[misc]
 
 
 async def active(redis: Redis, model_id: str) -> list[Node]:

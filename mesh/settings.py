@@ -101,11 +101,9 @@ class GenerationSettings(BaseModel):
     """Seconds they have to answer: longer than any one forward, between two of which they do."""
     max_failures: int = 4
     """Routes that may fail one generation before it fails itself."""
-    max_wait_for_route: float = 45.0
-    """Seconds a job waits for its layers to be covered before it fails: longer than a heartbeat's
-    interval, after which a node that lives is known again."""
     deadline: float = Field(900.0, gt=0, le=3600)
-    """Seconds after which a generation ends in failure, whatever happens."""
+    """Seconds after which a generation ends in failure, whatever happens. Until then a job waits
+    for nodes that cover its layers and have room for it."""
     stream_ttl: int = 3600
     """Seconds for which a finished generation's tokens can be read."""
     supervisors_per_worker: int = 200

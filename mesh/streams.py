@@ -150,7 +150,7 @@ def _entry(entry: str, fields: dict[bytes, bytes]) -> Delivered | Summary:
     return Delivered(entry, int(fields[b"i"]), fields[b"t"].decode())
 
 
-async def tell(redis: Redis, message: wire.Message, *, ttl: int = 3600) -> None:
+async def tell(redis: Redis, message: wire.Note, *, ttl: int = 3600) -> None:
     """Put a message among the events of its generation, which its supervisor reads."""
     key = names.events(message.request_id)
     async with redis.pipeline(transaction=True) as pipe:
@@ -161,13 +161,14 @@ async def tell(redis: Redis, message: wire.Message, *, ttl: int = 3600) -> None:
 
 async def listen(
     redis: Redis, request_id: str, after: str, *, wait: float
-) -> tuple[str, Sequence[wire.Message]]:
+) -> tuple[str, Sequence[wire.Note]]:
     """Events after an ID, waiting up to ``wait`` seconds; and the ID to go on from."""
     answer = await redis.xread({names.events(request_id): after}, block=_milliseconds(wait))
     if not answer:
         return after, []
     entries = answer[0][1]
-    return entries[-1][0].decode(), [wire.decode(fields) for _, fields in entries]
+    messages = [wire.decode(fields) for _, fields in entries]
+    return entries[-1][0].decode(), [m for m in messages if not isinstance(m, wire.Steps)]
 
 
 async def send(redis: Redis, node_id: str, messages: Sequence[wire.Message], *, ttl: int) -> None:

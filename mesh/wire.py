@@ -1,6 +1,6 @@
 """What nodes, workers and readers say to each other: a msgpack header, and raw tensor bytes.
 
-Delivery contract: a message may arrive twice or never. A :class:`Step` carries its position, and
+Delivery contract: a message may arrive twice or never. A :class:`Step` has its position, and
 its receiver truncates its KV cache to that position first, so a repeated step is harmless; a lost
 one shows as a stall, which the supervisor answers with a new epoch.
 
@@ -10,7 +10,7 @@ are exactly as many as the shape says. Nothing here can execute what it is sent.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import msgpack
 
@@ -154,24 +154,37 @@ class Ping:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Node to node: hidden states of consecutive positions, shape ``[rows, width]``.
+class Step(NamedTuple):
+    """``rows`` consecutive positions of one generation, from ``position`` on.
 
-    ``position`` is that of the first row. The edge samples after each of the last ``wanted`` rows:
-    the last stage returns those, and nothing if there are none. A ``replay`` rebuilds a cache; it
-    goes only as far as nodes are new.
+    The edge samples after each of the last ``wanted`` rows: the last stage returns those, and
+    nothing if there are none. A ``replay`` rebuilds a cache; it goes only as far as nodes are new.
     """
 
     request_id: str
     epoch: int
     position: int
+    rows: int
     wanted: int
     replay: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Node to node: hidden states ``[rows, width]`` of several steps, one after the other.
+
+    All that one forward gives one next node is one message, so that a batch costs a hop hardly more
+    than one generation does.
+    """
+
+    steps: list[Step]
     dtype: str
-    rows: int
     width: int
     data: bytes | memoryview
+
+    @property
+    def rows(self) -> int:
+        return sum(step.rows for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +236,10 @@ class Cancel:
     epoch: int
 
 
-Message = (
-    Open | OpenEdge | Ready | Close | Halt | Ping | Step | Token | Ended | Refused | Pong | Cancel
-)
+Note = Open | OpenEdge | Ready | Close | Halt | Ping | Token | Ended | Refused | Pong | Cancel
+"""What is said of one generation: it has a ``request_id`` and an ``epoch``."""
+
+Message = Note | Steps
 
 _KINDS: tuple[type[Any], ...] = (
     Open,
@@ -234,7 +248,7 @@ _KINDS: tuple[type[Any], ...] = (
     Close,
     Halt,
     Ping,
-    Step,
+    Steps,
     Token,
     Ended,
     Refused,
@@ -247,7 +261,8 @@ _FIELDS = {
     kind: [(field.name, get_type_hints(kind)[field.name]) for field in fields(kind)]
     for kind in (*_KINDS, *_PARTS)
 }
-_STEP_CODE = _CODE_OF[Step]
+_STEPS_CODE = _CODE_OF[Steps]
+_STEP_TYPES = [get_type_hints(Step)[name] for name in Step._fields]
 
 
 def tensor_bytes(dtype: str, rows: int, width: int) -> int:
@@ -258,18 +273,8 @@ def tensor_bytes(dtype: str, rows: int, width: int) -> int:
 
 def encode(message: Message) -> dict[bytes, bytes | memoryview]:
     """A message as the fields of a stream entry."""
-    if isinstance(message, Step):
-        header = (
-            _STEP_CODE,
-            message.request_id,
-            message.epoch,
-            message.position,
-            message.wanted,
-            message.replay,
-            message.dtype,
-            message.rows,
-            message.width,
-        )
+    if isinstance(message, Steps):
+        header = (_STEPS_CODE, message.steps, message.dtype, message.width)
         return {HEADER: msgpack.packb(header), TENSOR: message.data}
     return {HEADER: msgpack.packb((_CODE_OF[type(message)], *astuple(message)))}
 
@@ -289,25 +294,34 @@ def decode(entry: Mapping[bytes, bytes]) -> Message:
         raise WireError("The header is not a msgpack array.") from error
     if not isinstance(code, int) or not 0 <= code < len(_KINDS):
         raise WireError(f"Unknown message kind {code!r}.")
-    if code == _STEP_CODE:
-        return _decode_step(values, entry.get(TENSOR, b""))
+    if code == _STEPS_CODE:
+        return _decode_steps(values, entry.get(TENSOR, b""))
     message: Message = _build(_KINDS[code], values)
     return message
 
 
-def _decode_step(values: Sequence[Any], data: bytes) -> Step:
-    step: Step = _build(Step, [*values, data])
-    if step.dtype not in DTYPES:
-        raise WireError(f"Unknown dtype {step.dtype!r}; known are {', '.join(DTYPES)}.")
-    if step.position < 0 or step.rows < 1 or step.width < 1 or not 0 <= step.wanted <= step.rows:
-        raise WireError(
-            "A step needs a position of at least 0, at least one row and column, and cannot want "
-            "more rows than it has."
-        )
-    expected = tensor_bytes(step.dtype, step.rows, step.width)
+def _decode_steps(values: Sequence[Any], data: bytes) -> Steps:
+    message: Steps = _build(Steps, [*values, data])
+    if message.dtype not in DTYPES:
+        raise WireError(f"Unknown dtype {message.dtype!r}; known are {', '.join(DTYPES)}.")
+    if message.width < 1 or not message.steps:
+        raise WireError("Hidden states need at least one step and one column.")
+    for step in message.steps:
+        if step.position < 0 or step.rows < 1 or not 0 <= step.wanted <= step.rows:
+            raise WireError(
+                "A step needs a position of at least 0 and at least one row, and cannot want more "
+                "rows than it has."
+            )
+    expected = tensor_bytes(message.dtype, message.rows, message.width)
     if len(data) != expected or expected > MAX_TENSOR_BYTES:
         raise WireError(f"Tensor of {len(data)} bytes where the shape says {expected}.")
-    return step
+    return message
+
+
+def _step(values: Any) -> Step:
+    if not isinstance(values, list) or [type(value) for value in values] != _STEP_TYPES:
+        raise WireError("A step has the wrong fields.")
+    return Step(*values)
 
 
 def _build(kind: type[Any], values: Sequence[Any]) -> Any:
@@ -327,6 +341,10 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise WireError(f"{where} is not an array.")
         return _build(hint, value)
+    if hint == list[Step]:
+        if not isinstance(value, list):
+            raise WireError(f"{where} is not an array.")
+        return [_step(item) for item in value]
     if hint == list[int]:
         ok = isinstance(value, list) and all(type(item) is int for item in value)
     elif hint == list[bytes]:

@@ -19,6 +19,7 @@ from mesh import wire as wire_format
 from mesh.errors import MeshError
 from mesh.footprint import QUANTIZATIONS
 from node_runner import metrics
+from node_runner.engine.draft_model import load_draft
 from node_runner.engine.engine import Engine
 from node_runner.engine.loader import CACHE, prepare_span
 from node_runner.engine.span import Span
@@ -93,6 +94,10 @@ def start(
     speculate: Annotated[
         bool, typer.Option(help="Guess tokens ahead where that pays (edge; same tokens).")
     ] = True,
+    draft: Annotated[
+        str | None,
+        typer.Option(help="Small checkpoint of the same vocabulary that guesses (edge only)."),
+    ] = None,
     public_addr: Annotated[str, typer.Option(help="HOST:PORT to be listed under.")] = (
         "0.0.0.0:31330"
     ),
@@ -119,6 +124,7 @@ def start(
             quantization=quantization,
         )
         loaded.warm_up()
+        guesser = _draft(draft, loaded, cache)
     except MeshError as error:
         raise _fail(error.detail) from None
     identity = Identity(
@@ -146,9 +152,10 @@ def start(
         kv_budget_bytes=round(kv_gb * 1e9),
         wire_dtype=_wire_dtype(wire),
         speculate=speculate,
+        draft=guesser,
     )
     try:
-        transport = RedisTransport(redis, node_id)
+        transport = RedisTransport(redis, node_id, engine.room)
     except Unreachable as error:
         raise _fail(f"{error} Is --redis right?") from None
     runner = Runner(engine, transport, meter)
@@ -230,6 +237,14 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise _fail(f"--dtype is one of auto, {', '.join(DTYPES)}; got {name!r}.")
     return DTYPES[name]
+
+
+def _draft(source: str | None, loaded: Span, cache: Path) -> Span | None:
+    if source is None:
+        return None
+    if not loaded.edge:
+        raise _fail("--draft goes with --edge: only the edge has tokens to guess.")
+    return load_draft(source, loaded, cache=cache)
 
 
 def _wire_dtype(name: str) -> str | None:

@@ -8,7 +8,8 @@ import structlog
 
 from mesh.wire import Message
 from node_runner import metrics
-from node_runner.engine.engine import Engine, Result
+from node_runner.engine.engine import Engine
+from node_runner.engine.results import Result
 from node_runner.transport import Transport, Unreachable
 
 IDLE_WAIT = 1.0
@@ -72,7 +73,7 @@ class Runner:
         delays = chain(RETRY_DELAYS, repeat(RETRY_DELAYS[-1]))
         while True:
             try:
-                return self._transport.exchange(results, wait=wait, generations=self.generations)
+                return self._transport.exchange(results, wait=wait)
             except Unreachable as error:
                 delay = next(delays)
                 log.warning("platform_unreachable", reason=str(error), retry_in=delay)

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +62,8 @@ class Plan:
     workers: int = 1
     price: str = "0.0001"
     node_threads: int = 1
+    node_options: tuple[str, ...] = ()
+    """Of `far-node start`, for every node; they outweigh what the supervisor says."""
     environment: dict[str, str] = field(default_factory=dict)
     """Settings of the mesh (``FAR_...``) beside those that the supervisor sets."""
 
@@ -187,8 +189,15 @@ class Stack:
         port = {"FAR_METRICS_PORT": str(self._metrics_port(name))}
         return self.processes.start_python(name, ["-m", "workers"], self._environment() | port)
 
-    def start_node(self, index: int, span: tuple[int, int], name: str | None = None) -> Child:
-        """A runner for one span; the one that starts at layer 0 holds the edge."""
+    def start_node(
+        self,
+        index: int,
+        span: tuple[int, int],
+        name: str | None = None,
+        options: Sequence[str] = (),
+    ) -> Child:
+        """A runner for one span; the one that starts at layer 0 holds the edge. ``options`` of
+        `far-node start` outweigh what the supervisor says."""
         name = name or f"node-{index}"
         plan = self.plan
         start, end = span
@@ -199,7 +208,7 @@ class Stack:
         command += ["--discovery", plan.api_url, "--redis", plan.redis_url]
         command += ["--threads", str(plan.node_threads), "--cache", str(plan.folder / "spans")]
         command += ["--edge"] if start == 0 else []
-        command += ["--metrics-port", str(self._metrics_port(name))]
+        command += ["--metrics-port", str(self._metrics_port(name)), *plan.node_options, *options]
         password = {"FAR_NODE_PASSWORD": self._node_password}
         return self.processes.start_python(name, command, self._environment() | password)
 

@@ -32,6 +32,15 @@ DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 MODEL_ID = "far/pydoc-llama"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes, one takes a file's tests, and one takes all that use the running mesh,
+    since each process would start its own. First, since pytest-xdist looks at the marks next."""
+    for item in items:
+        shares_mesh = "stack" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("mesh" if shares_mesh else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
     """A short path: Unix sockets lie in it."""

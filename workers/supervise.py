@@ -6,6 +6,8 @@ and what they report (ended, refused) at once.
 
 import asyncio
 import datetime as dt
+import math
+import random
 import time
 from collections.abc import Collection
 from typing import Any
@@ -21,7 +23,7 @@ from mesh.wire import (
     Cancel,
     Close,
     Ended,
-    Message,
+    Note,
     Open,
     OpenEdge,
     Ping,
@@ -41,8 +43,9 @@ log = structlog.get_logger()
 LOOK = 0.2
 """Seconds between looks at a generation's progress, and at its nodes' pulses."""
 
-ROUTE_LOOK = 0.25
-"""Seconds between looks for a route while there is none."""
+ROUTE_LOOK = 0.4
+"""Seconds between looks for a route while there is none, by the half more or less, so that those
+who wait do not all look at once."""
 
 FULL_PAUSE = 0.5
 """Seconds for which a node without KV room is not asked again by the same generation."""
@@ -91,6 +94,7 @@ class Supervisor:
         self._id = job.request_id
         self._model = services.catalog.get(job.model_id)
         self._epoch = job.epoch
+        self._positions = job.prompt_tokens + job.max_tokens
         self._route: list[str] = []
         self._afresh = False
         self._silent_before: set[str] = set()
@@ -154,7 +158,7 @@ class Supervisor:
             look_at = time.monotonic() + LOOK
             progressed_at = time.monotonic()
 
-    async def _hear(self, wait: float) -> list[Message]:
+    async def _hear(self, wait: float) -> list[Note]:
         """Events of this epoch, waiting up to ``wait`` seconds for the first."""
         self._events_after, events = await streams.listen(
             self._redis, self._id, self._events_after, wait=wait
@@ -163,7 +167,7 @@ class Supervisor:
             raise _Over("cancelled")
         return [event for event in events if event.epoch == self._epoch]
 
-    async def _act(self, event: Message) -> None:
+    async def _act(self, event: Note) -> None:
         if event.epoch != self._epoch:
             return  # an event before this one has begun a new epoch
         match event:
@@ -263,20 +267,31 @@ class Supervisor:
         )
 
     async def _wait_for_route(self) -> list[Node]:
-        give_up = time.monotonic() + self._limits.max_wait_for_route
+        """A route with room reserved. Waits until the job's deadline."""
         while True:
             route = await self._find_route()
-            if route is not None:
+            if route is not None and await self._reserve(route):
                 return route
-            if time.monotonic() > give_up:
-                raise _Over("failed", "no_route")
-            await self._hear(ROUTE_LOOK)
-            self._check_time_and_cancel()
+            await self._hear(ROUTE_LOOK * random.uniform(0.5, 1.5))
+            self._check_time_and_cancel(late="no_route")
+
+    async def _reserve(self, route: list[Node]) -> bool:
+        """Nodes that serve the generation already have its room."""
+        for node in route:
+            new = node.node_id not in self._route
+            if new and not await registry.reserve(self._redis, node.node_id, self._positions):
+                return False
+        return True
 
     async def _find_route(self) -> list[Node] | None:
         nodes = await registry.active(self._redis, self._model.id)
-        beating = await registry.beating(self._redis, [node.node_id for node in nodes])
-        nodes = [node for node in nodes if node.node_id in beating]
+        rooms = await registry.rooms(self._redis, [node.node_id for node in nodes])
+        nodes = [
+            node
+            for node in nodes
+            if node.node_id in rooms
+            and (node.node_id in self._route or rooms[node.node_id] >= self._positions)
+        ]
         if len(nodes) < self._model.min_nodes:
             return None
         now = time.monotonic()
@@ -340,7 +355,7 @@ class Supervisor:
                 edge_node=ids[0],
                 previous_node=ids[stage - 1],
                 next_node=next_node,
-                capacity=job.prompt_tokens + job.max_tokens,
+                capacity=self._positions,
                 expires_in=self._seconds_left() + OPEN_GRACE,
             )
             more = stage + 1 < len(ids)
@@ -377,15 +392,15 @@ class Supervisor:
         await streams.finish(self._redis, self._id, outcome, ttl=ttl)
         await self._close(self._route, self._epoch)
 
-    def _check_time_and_cancel(self) -> None:
+    def _check_time_and_cancel(self, late: str = "deadline_exceeded") -> None:
         if self._lease.cancel_requested:
             raise _Over("cancelled")
         if self._seconds_left() <= 0:
-            raise _Over("failed", "deadline_exceeded")
+            raise _Over("failed", late)
 
     def _seconds_left(self) -> int:
         left = self._lease.job.deadline_at - dt.datetime.now(dt.UTC)
-        return max(0, round(left.total_seconds()))
+        return max(0, math.ceil(left.total_seconds()))
 
     def _keep(self) -> int:
         """Seconds for which the streams of a running generation are kept."""

@@ -5,11 +5,13 @@ guesses ahead where that pays.
 """
 
 import time
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from mesh import wire
 from mesh.wire import Ended, Token
+from node_runner.engine.draft_model import Ask, DraftModel
 from node_runner.engine.drafts import Pace, PromptLookup
 from node_runner.engine.generation import Decoding, Generation, Work
 from node_runner.engine.sampler import sample
@@ -19,11 +21,16 @@ from node_runner.engine.text import TextStream
 
 
 class Edge:
-    """Not thread-safe, as the engine that owns it. ``speculate``: whether to guess ahead."""
+    """Not thread-safe, as the engine that owns it.
 
-    def __init__(self, span: Span, *, speculate: bool) -> None:
+    ``speculate``: whether to guess ahead; ``draft``: a model that does where the text itself has
+    nothing to say.
+    """
+
+    def __init__(self, span: Span, *, speculate: bool, draft: DraftModel | None) -> None:
         self._span = span
         self._speculate = speculate
+        self._draft = draft
         # One answer a generation, however often it came.
         self._returned: dict[str, tuple[Generation, torch.Tensor]] = {}
         self._guesses = (0, 0)
@@ -93,29 +100,54 @@ class Edge:
             at += len(hidden)
         return outcomes
 
-    def feed(self, generation: Generation) -> Work | None:
-        """A generation's next tokens: a chunk of its prompt, or what was just chosen, and guesses
-        of what follows."""
-        decoding = generation.decoding
-        if decoding is None or not decoding.unfed:
-            return None
-        begin = decoding.fed
-        end = min(begin + PREFILL_CHUNK, len(decoding.tokens))
-        complete = end == len(decoding.tokens)
-        decoding.fed = end
-        tokens = decoding.tokens[begin:end]
-        if not complete:
-            replay = end <= generation.resume.known
-            return Work(generation, begin, wanted=0, replay=replay, token_ids=tokens)
-        decoding.drafts = self._guess(decoding) if decoding.generated and len(tokens) == 1 else []
-        decoding.fed_at = time.monotonic()
-        tokens = [*tokens, *decoding.drafts]
-        return Work(generation, begin, wanted=1 + len(decoding.drafts), token_ids=tokens)
+    def feed(self, generations: Iterable[Generation]) -> list[Work]:
+        """Each generation's next tokens, if it has any: a chunk of its prompt, or what was just
+        chosen, and guesses of what follows."""
+        began = time.monotonic()
+        works, ends = [], []
+        for generation in generations:
+            decoding = generation.decoding
+            if decoding is None or not decoding.unfed:
+                continue
+            begin = decoding.fed
+            end = min(begin + PREFILL_CHUNK, len(decoding.tokens))
+            decoding.fed = end
+            work = Work(generation, begin, wanted=0, token_ids=decoding.tokens[begin:end])
+            if end == len(decoding.tokens):
+                ends.append((work, decoding))
+            else:
+                work.replay = end <= generation.resume.known
+            works.append(work)
+        self._guess([(w, d) for w, d in ends if d.generated and w.rows == 1])
+        now = time.monotonic()
+        for work, decoding in ends:
+            work.wanted = 1 + len(decoding.drafts)
+            work.token_ids += decoding.drafts
+            decoding.fed_at = began if decoding.drafts else now
+        return works
 
-    def _guess(self, decoding: Decoding) -> list[int]:
-        left = decoding.max_tokens - decoding.generated - 1
-        width = min(decoding.pace.width(), left) if self._speculate else 0
-        return decoding.lookup.guess(decoding.tokens, width) if width > 0 else []
+    def close(self, generation: Generation) -> None:
+        if self._draft is not None:
+            self._draft.close(generation.request_id)
+
+    def _guess(self, ends: Sequence[tuple[Work, Decoding]]) -> None:
+        """Set the drafts of those that were fed their last token: from the text itself, else by the
+        draft model, all in its same forwards."""
+        asks = []
+        for work, decoding in ends if self._speculate else ():
+            left = decoding.max_tokens - decoding.generated - 1
+            width = min(decoding.pace.width(), left)
+            if width > 0:
+                decoding.drafts = decoding.lookup.guess(decoding.tokens, width)
+            if width > 0 and not decoding.drafts and self._draft is not None:
+                generation = work.generation
+                capacity, sampling = generation.place.capacity, decoding.sampling
+                ask = Ask(generation.request_id, decoding.tokens, width, capacity, sampling)
+                asks.append((decoding, ask))
+        if asks and self._draft is not None:
+            guesses = self._draft.guess([ask for _, ask in asks])
+            for (decoding, _), guess in zip(asks, guesses, strict=True):
+                decoding.drafts = guess
 
     def _accept(
         self, generation: Generation, decoding: Decoding, chosen: list[int]
@@ -140,6 +172,8 @@ class Edge:
         decoding.pace.observe(time.monotonic() - decoding.fed_at, len(guesses), len(tokens))
         decoding.fed = len(decoding.tokens) - 1
         decoding.drafts = []
+        if self._draft is not None:
+            self._draft.forget_after(generation.request_id, decoding.fed)
         if reason is None:
             return tokens, None
         return tokens, Ended(generation.request_id, generation.epoch, reason, decoding.generated)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from node_runner.engine.families import Config, Family
+from node_runner.engine.products import product
 
 
 class Embedding(nn.Module):
@@ -34,7 +35,7 @@ class Embedding(nn.Module):
 class Head(nn.Module):
     """Hidden states ``[rows, hidden]`` to logits ``[rows, vocab]``."""
 
-    def __init__(self, norm: nn.Module, logits: nn.Module, config: Config, family: Family) -> None:
+    def __init__(self, norm: nn.Module, logits: nn.Linear, config: Config, family: Family) -> None:
         super().__init__()
         self._norm = norm
         self._logits = logits
@@ -42,7 +43,7 @@ class Head(nn.Module):
         self._cap = family.logit_cap and getattr(config, family.logit_cap)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._logits(self._norm(hidden))
+        logits = product(self._norm(hidden), self._logits.weight, self._logits.bias)
         if self._factor is not None:
             logits = logits * self._factor
         if self._cap is not None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 
@@ -19,28 +18,19 @@ from mesh.wire import (
     Ready,
     Refused,
     Step,
-    Token,
+    Steps,
 )
 from node_runner.engine.attention import Pack, Segment
+from node_runner.engine.draft_model import DraftModel
 from node_runner.engine.edge import Edge
 from node_runner.engine.generation import Decoding, Generation, Work
 from node_runner.engine.kv import KVCache, KVPool
 from node_runner.engine.prefixes import Prefixes
 from node_runner.engine.replay import Sent
+from node_runner.engine.results import Forward, Result, Results
 from node_runner.engine.scheduler import PREFILL_CHUNK, Scheduler
 from node_runner.engine.span import Span
-from node_runner.engine.tensors import NAMES, from_step, is_finite, to_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """A message for another node's inbox."""
-
-    to: str
-    message: Step | Ready
-
-
-Result = Forward | Token | Ended | Refused | Pong
+from node_runner.engine.tensors import NAMES, from_steps, is_finite
 
 
 class Engine:
@@ -53,6 +43,7 @@ class Engine:
         wire_dtype: What hidden states travel as (:data:`mesh.wire.DTYPES`); the model's own if
             not given.
         speculate: Whether the edge guesses ahead where that pays.
+        draft: All layers of a small model that guesses, on the edge.
     """
 
     def __init__(
@@ -63,13 +54,17 @@ class Engine:
         kv_budget_bytes: int,
         wire_dtype: str | None = None,
         speculate: bool = True,
+        draft: Span | None = None,
     ) -> None:
         self._span = span
         self._node_id = node_id
         self._wire_dtype = wire_dtype or NAMES[span.dtype]
-        self.pool = KVPool(span.kv_shape, kv_budget_bytes)
+        shapes = [span.kv_shape] if draft is None else [span.kv_shape, draft.kv_shape]
+        positions = kv_budget_bytes // sum(shape.bytes_per_position for shape in shapes)
+        self.pool = KVPool(span.kv_shape, positions * span.kv_shape.bytes_per_position)
         self.prefixes = Prefixes(self.pool)
-        self.edge = Edge(span, speculate=speculate)
+        guesser = draft and DraftModel(draft, positions=positions)
+        self.edge = Edge(span, speculate=speculate, draft=guesser)
         self.generations: dict[str, Generation] = {}
         self._scheduler = Scheduler()
         self._forwards: list[tuple[int, int]] = []
@@ -79,19 +74,24 @@ class Engine:
         """Whether another step has something to do without new messages."""
         return bool(self._scheduler) or self.edge.busy or any(map(_feedable, self._alive()))
 
+    def room(self) -> int:
+        """Positions that there is KV room for. Safe to call from another thread."""
+        free = self.pool.budget_bytes - self.pool.used_bytes + self.prefixes.kept_bytes
+        return free // self.pool.shape.bytes_per_position
+
     def step(self, messages: Iterable[Message]) -> list[Result]:
         """Take messages in, run one forward over what waits, give results out."""
-        results: list[Result] = []
+        results = Results(self._wire_dtype)
         for message in messages:
             self._receive(message, results)
         for generation, tokens, ended in self.edge.sample():
-            results += tokens
+            results.add(*tokens)
             if ended is not None:
-                results.append(ended)
+                results.add(ended)
                 self._drop(generation)
         self._feed()
         self._run(results)
-        return results
+        return results.take()
 
     def take_forwards(self) -> list[tuple[int, int]]:
         """Generations and positions of each forward since the last call."""
@@ -107,12 +107,15 @@ class Engine:
     def _alive(self) -> list[Generation]:
         return [generation for generation in self.generations.values() if not generation.over]
 
-    def _receive(self, message: Message, results: list[Result]) -> None:
+    def _receive(self, message: Message, results: Results) -> None:
+        if isinstance(message, Steps):
+            self._arrive(message, results)
+            return
         if isinstance(message, Open | OpenEdge):
             self._open(message, results)
             return
         if isinstance(message, Ping):
-            results.append(Pong(message.request_id, message.epoch, self._node_id))
+            results.add(Pong(message.request_id, message.epoch, self._node_id))
             return
         generation = self.generations.get(message.request_id)
         if generation is None:
@@ -124,10 +127,8 @@ class Engine:
                 generation.over = True
             case Ready() if generation.epoch == message.epoch and generation.decoding is not None:
                 _note_ready(generation, generation.decoding, message)
-            case Step() if generation.epoch == message.epoch and not generation.over:
-                self._arrive(generation, message, results)
 
-    def _open(self, message: Open | OpenEdge, results: list[Result]) -> None:
+    def _open(self, message: Open | OpenEdge, results: Results) -> None:
         known = self.generations.get(message.request_id)
         if known is not None and known.epoch >= message.epoch:
             return
@@ -135,7 +136,7 @@ class Engine:
         cache: KVCache | None
         if message.resume.keep:
             if known is None or known.cache.length < message.resume.known:
-                results.append(self._refusal(message, "forgotten"))
+                results.add(self._refusal(message, "forgotten"))
                 return
             known.over = True
             cache, sent = known.cache, known.sent
@@ -144,7 +145,7 @@ class Engine:
                 self._drop(known)
             cache = self.prefixes.reserve(message.place.capacity, message.prefix)
         if cache is None:
-            results.append(self._refusal(message, "kv_full"))
+            results.add(self._refusal(message, "kv_full"))
             return
         generation = Generation(
             request_id=message.request_id,
@@ -164,11 +165,11 @@ class Engine:
             ready = Ready(
                 generation.request_id, generation.epoch, message.place.stage, cache.length
             )
-            results.append(Forward(message.place.edge_node, ready))
+            results.add(Forward(message.place.edge_node, ready))
         if message.resume.keep and message.resume.replay:
             self._replay(generation, results)
 
-    def _begin(self, generation: Generation, message: OpenEdge, results: list[Result]) -> None:
+    def _begin(self, generation: Generation, message: OpenEdge, results: Results) -> None:
         unready = set(range(1, message.place.stages)) if message.prefix else set()
         decoding = self.edge.open(message.prompt, unready=unready)
         decoding.fed = min(generation.cache.length, len(decoding.tokens) - 1)
@@ -176,45 +177,59 @@ class Engine:
         if decoding.stopped:
             # What readers have is all there is: only the news of the end was lost.
             ended = Ended(message.request_id, message.epoch, "stop", decoding.generated)
-            results.append(ended)
+            results.add(ended)
             self._drop(generation)
 
-    def _replay(self, generation: Generation, results: list[Result]) -> None:
+    def _replay(self, generation: Generation, results: Results) -> None:
         """Give the next node, which is new, all that it would have been sent before."""
         hidden = generation.sent.upto(generation.resume.known)
         if hidden is not None:
             for position in range(0, len(hidden), PREFILL_CHUNK):
                 chunk = hidden[position : position + PREFILL_CHUNK]
-                results.append(self._forward(generation, position, chunk, wanted=0, replay=True))
+                self._send(generation, position, chunk, results, replay=True)
         elif generation.decoding is not None:
             generation.decoding.fed = 0  # the edge has the tokens: it computes it all again
         else:
             generation.over = True
-            results.append(self._refusal(generation, "no_replay"))
+            results.add(self._refusal(generation, "no_replay"))
 
-    def _arrive(self, generation: Generation, step: Step, results: list[Result]) -> None:
+    def _arrive(self, message: Steps, results: Results) -> None:
         span = self._span
-        try:
-            hidden = from_step(step, width=span.hidden_size, dtype=span.dtype, device=span.device)
-        except WireError as error:
-            self._blame_sender(generation, error.code, results)
+        expected = [self._expecting(step) for step in message.steps]
+        if not any(expected):
             return
-        if generation.decoding is None:
-            work = Work(generation, step.position, step.wanted, step.replay, hidden)
-            self._scheduler.add(work)
-        elif is_finite(hidden):
-            self.edge.take(generation, step.position, hidden)
-        else:
-            self._blame_sender(generation, "not_finite", results)
+        try:
+            hidden = from_steps(
+                message, width=span.hidden_size, dtype=span.dtype, device=span.device
+            )
+        except WireError as error:
+            for generation in filter(None, expected):
+                self._blame_sender(generation, error.code, results)
+            return
+        rows = hidden.split_with_sizes([step.rows for step in message.steps])
+        for step, generation, own in zip(message.steps, expected, rows, strict=True):
+            if generation is None:
+                continue
+            if generation.decoding is None:
+                self._scheduler.add(Work(generation, step.position, step.wanted, step.replay, own))
+            elif is_finite(own):
+                self.edge.take(generation, step.position, own)
+            else:
+                self._blame_sender(generation, "not_finite", results)
+
+    def _expecting(self, step: Step) -> Generation | None:
+        """The generation that the step is of, if it is of this epoch."""
+        generation = self.generations.get(step.request_id)
+        if generation is None or generation.epoch != step.epoch or generation.over:
+            return None
+        return generation
 
     def _feed(self) -> None:
-        for generation in self._alive():
-            if not self._scheduler.waits(generation):
-                work = self.edge.feed(generation)
-                if work is not None:
-                    self._scheduler.add(work)
+        idle = [g for g in self._alive() if not self._scheduler.waits(g)]
+        for work in self.edge.feed(idle):
+            self._scheduler.add(work)
 
-    def _run(self, results: list[Result]) -> None:
+    def _run(self, results: Results) -> None:
         alive = self._alive()
         stages = max((generation.place.stages for generation in alive), default=1)
         pack = self._scheduler.take(share=-(-len(alive) // stages))
@@ -237,9 +252,9 @@ class Engine:
             else:
                 work.generation.over = True
                 self.pool.scrub(work.generation.cache)
-                results.append(self._refusal(work.generation, "not_finite"))
+                results.add(self._refusal(work.generation, "not_finite"))
 
-    def _fits(self, work: Work, results: list[Result]) -> bool:
+    def _fits(self, work: Work, results: Results) -> bool:
         """Whether the cache has come so far, and has room. Position is the truth: less than it
         has is a repetition; more is a step that never arrived."""
         generation = work.generation
@@ -247,10 +262,10 @@ class Engine:
             self._blame_sender(generation, "capacity", results)
         elif work.position > generation.cache.length:
             generation.over = True
-            results.append(self._refusal(generation, "gap"))
+            results.add(self._refusal(generation, "gap"))
         return not generation.over
 
-    def _is_finite(self, work: Work, results: list[Result]) -> bool:
+    def _is_finite(self, work: Work, results: Results) -> bool:
         if work.hidden is None or is_finite(work.hidden):
             return True
         self._blame_sender(work.generation, "not_finite", results)
@@ -267,48 +282,37 @@ class Engine:
         hidden = [work.hidden for work in pack if work.hidden is not None]
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
 
-    def _pass_on(self, work: Work, rows: torch.Tensor, results: list[Result]) -> None:
+    def _pass_on(self, work: Work, rows: torch.Tensor, results: Results) -> None:
         generation, position = work.generation, work.position
         if not generation.last:
             generation.sent.put(position, rows)
             if generation.resume.replay or not work.replay:
-                results.append(
-                    self._forward(generation, position, rows, work.wanted, replay=work.replay)
-                )
+                self._send(generation, position, rows, results, work.wanted, replay=work.replay)
         elif work.wanted:
             position, rows = work.end - work.wanted, rows[-work.wanted :]
             if generation.first:
                 self.edge.take(generation, position, rows)
             else:
-                results.append(self._forward(generation, position, rows, work.wanted, replay=False))
+                self._send(generation, position, rows, results, work.wanted)
 
-    def _forward(
+    def _send(
         self,
         generation: Generation,
         position: int,
         rows: torch.Tensor,
-        wanted: int,
+        results: Results,
+        wanted: int = 0,
         *,
-        replay: bool,
-    ) -> Forward:
-        step = Step(
-            request_id=generation.request_id,
-            epoch=generation.epoch,
-            position=position,
-            wanted=wanted,
-            replay=replay,
-            dtype=self._wire_dtype,
-            rows=rows.shape[0],
-            width=rows.shape[1],
-            data=to_bytes(rows, self._wire_dtype),
-        )
-        return Forward(generation.place.next_node, step)
+        replay: bool = False,
+    ) -> None:
+        step = Step(generation.request_id, generation.epoch, position, len(rows), wanted, replay)
+        results.send(generation.place.next_node, step, rows)
 
-    def _blame_sender(self, generation: Generation, code: str, results: list[Result]) -> None:
+    def _blame_sender(self, generation: Generation, code: str, results: Results) -> None:
         """A step that cannot be right. What came before it is: the cache may serve the next
         epoch."""
         generation.over = True
-        results.append(self._refusal(generation, code, blamed=generation.place.previous_node))
+        results.add(self._refusal(generation, code, blamed=generation.place.previous_node))
 
     def _refusal(
         self, what: Open | OpenEdge | Generation, code: str, blamed: str | None = None
@@ -320,6 +324,7 @@ class Engine:
         if self.generations.get(generation.request_id) is generation:
             del self.generations[generation.request_id]
             self.prefixes.release(generation.cache, generation.prefix)
+            self.edge.close(generation)
 
 
 def _feedable(generation: Generation) -> bool:

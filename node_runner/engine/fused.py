@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import rms_norm
 
 from node_runner.engine.attention import Pack, Score, attend
 from node_runner.engine.families import STATIC_ROPE
+from node_runner.engine.products import product
 
 FUSABLE = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 """Layers of transformers that differ only in biases and in norms of queries and keys."""
@@ -83,7 +84,7 @@ class _FusedLayer:
         self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack
     ) -> torch.Tensor:
         rows, width = hidden.shape
-        mixed = linear(rms_norm(hidden, (width,), self._norm, self._eps), *self._qkv)
+        mixed = product(rms_norm(hidden, (width,), self._norm, self._eps), *self._qkv)
         heads = mixed.view(rows, -1, self._head_dim)
         turning, values = heads.split_with_sizes(self._turned_and_not, 1)
         if self._heads_norm is not None:
@@ -91,10 +92,10 @@ class _FusedLayer:
         turned = turning * cos + turning.roll(self._head_dim // 2, -1) * sin
         queries, keys = turned.split_with_sizes(self._queries_and_keys, 1)
         attended = attend(pack, self._index, queries, keys, values, self._score)
-        hidden = hidden + linear(attended.view(rows, -1), *self._output)
+        hidden = hidden + product(attended.view(rows, -1), *self._output)
         normed = rms_norm(hidden, (width,), self._mlp_norm, self._mlp_eps)
-        gate, up = linear(normed, *self._gate_up).chunk(2, -1)
-        return hidden + linear(self._activation(gate) * up, *self._down)
+        gate, up = product(normed, *self._gate_up).chunk(2, -1)
+        return hidden + product(self._activation(gate) * up, *self._down)
 
     def _norm_of_heads(self, attention: Any) -> tuple[torch.Tensor | None, float]:
         """Weight ``[heads, head_dim]``, queries' heads first; none where heads have no norm."""

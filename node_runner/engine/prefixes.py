@@ -18,13 +18,12 @@ class Prefixes:
         self._pool = pool
         self._kept: OrderedDict[bytes, KVCache] = OrderedDict()  # the longest unused first
         self._found: dict[bytes, tuple[bytes, int]] = {}
+        self._kept_blocks = 0
 
     @property
     def kept_bytes(self) -> int:
         """What could be freed at once."""
-        return sum(len(cache.blocks) for cache in self._kept.values()) * (
-            self._pool.shape.bytes_per_block
-        )
+        return self._kept_blocks * self._pool.shape.bytes_per_block
 
     def reserve(self, capacity: int, prefix: Sequence[bytes]) -> KVCache | None:
         """A cache for ``capacity`` positions, for which kept ones make room; none if there is
@@ -51,11 +50,14 @@ class Prefixes:
             return
         owner = names[-1]
         self._kept[owner] = cache
+        self._kept_blocks += len(cache.blocks)
         for number, name in enumerate(names, start=1):
             self._found[name] = (owner, number * EVERY)
 
     def _drop(self, owner: bytes) -> None:
-        self._pool.free(self._kept.pop(owner))
+        cache = self._kept.pop(owner)
+        self._kept_blocks -= len(cache.blocks)
+        self._pool.free(cache)
         gone = [name for name, (kept, _) in self._found.items() if kept == owner]
         for name in gone:
             del self._found[name]

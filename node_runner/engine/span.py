@@ -1,6 +1,7 @@
 """The layers of one span, loaded; and the embedding and head, where it holds the edge."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Span:
         self.weights = [*held.parameters(), *taken, *scales]
         use_huge_pages(self.weights)
         self.hidden_size: int = config.hidden_size
+        self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
         self.layers: int = config.num_hidden_layers
         self.kv_shape = KVShape(self.layers, *family.kv(config), dtype=dtype, device=device)
 

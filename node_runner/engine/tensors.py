@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import pad
 
 from mesh.errors import WireError
-from mesh.wire import INT8_BLOCK, Step
+from mesh.wire import INT8_BLOCK, Steps
 
 DTYPES = {
     "float32": torch.float32,
@@ -17,25 +17,27 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def to_bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
-    """Hidden states ``[rows, width]`` as a :class:`Step` carries them; shares the tensor's memory
+    """Hidden states ``[rows, width]`` as :class:`Steps` carry them; shares the tensor's memory
     where it is on the CPU and in that dtype already."""
     if dtype == "int8":
         return _bytes(_quantized(tensor))
     return _bytes(tensor.to(DTYPES[dtype]).cpu().contiguous().view(torch.uint8))
 
 
-def from_step(step: Step, *, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A step's hidden states ``[rows, width]``, in the model's dtype.
+def from_steps(
+    steps: Steps, *, width: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """The hidden states of all steps, ``[rows, width]``, in the model's dtype.
 
     Raises:
         WireError: the width is not the model's.
     """
-    if step.width != width:
-        raise WireError(f"A step of width {step.width}; this model has width {width}.")
-    received = torch.frombuffer(bytearray(step.data), dtype=torch.uint8).to(device)
-    if step.dtype == "int8":
-        return _dequantized(received, step.rows, width).to(dtype)
-    return received.view(DTYPES[step.dtype]).view(step.rows, width).to(dtype)
+    if steps.width != width:
+        raise WireError(f"Steps of width {steps.width}; this model has width {width}.")
+    received = torch.frombuffer(bytearray(steps.data), dtype=torch.uint8).to(device)
+    if steps.dtype == "int8":
+        return _dequantized(received, steps.rows, width).to(dtype)
+    return received.view(DTYPES[steps.dtype]).view(steps.rows, width).to(dtype)
 
 
 def is_finite(hidden: torch.Tensor) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from mesh.wire import Message
-from node_runner.engine.engine import Result
+from node_runner.engine.results import Result
 
 
 class Unreachable(Exception):
@@ -19,13 +19,8 @@ class Transport(Protocol):
     therefore arrive twice; their positions and epochs make that harmless.
     """
 
-    def exchange(
-        self, results: Sequence[Result], *, wait: float, generations: int = 1
-    ) -> list[Message]:
+    def exchange(self, results: Sequence[Result], *, wait: float) -> list[Message]:
         """Push, then pull. Waits up to ``wait`` seconds for the first message.
-
-        ``generations`` are under way here: where a look for more than the first message is
-        cheap, it pays if there are several.
 
         A token that was refused, since its epoch is over, comes back as a ``Halt``.
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis
@@ -13,7 +13,7 @@ from mesh.errors import WireError
 from mesh.registry import PULSE_INTERVAL, PULSE_TTL
 from mesh.streams import APPEND_TOKEN
 from mesh.wire import Halt, Message, Token
-from node_runner.engine.engine import Forward, Result
+from node_runner.engine.results import Forward, Result
 from node_runner.transport import Unreachable
 
 INBOX_TTL = 3600
@@ -41,13 +41,13 @@ class RedisTransport:
     Commands are packed and answers parsed by redis-py's connection; its client and pipeline, which
     do the same, would cost a hop half as much again.
 
-    Steps that leave together arrive together, so that a batch stays one from node to node: they
-    are pushed in one transaction, since a reader that waits is woken by the first it sees.
-
     """
 
-    def __init__(self, url: str, node_id: str) -> None:
+    def __init__(self, url: str, node_id: str, room: Callable[[], int]) -> None:
         """
+        Args:
+            room: Tells how many positions there is KV room for.
+
         Raises:
             Unreachable: Redis does not answer.
         """
@@ -59,28 +59,24 @@ class RedisTransport:
         self._after: bytes = newest[0][0] if newest else b"0-0"
         self._exchanges = 0
         self._stop = threading.Event()
-        self._pulse = threading.Thread(target=_beat, args=(url, node_id, self._stop), daemon=True)
+        self._pulse = threading.Thread(
+            target=_beat, args=(url, node_id, room, self._stop), daemon=True
+        )
         self._pulse.start()
 
-    def exchange(
-        self, results: Sequence[Result], *, wait: float, generations: int = 1
-    ) -> list[Message]:
+    def exchange(self, results: Sequence[Result], *, wait: float) -> list[Message]:
         # Steps first: the next node works while Redis takes in what readers want.
         steps = [result for result in results if isinstance(result, Forward)]
         others = [result for result in results if not isinstance(result, Forward)]
         answers = self._call(
             [
                 *self._upkeep(),
-                *_together([_add(names.inbox(forward.to), forward.message) for forward in steps]),
+                *(_add(names.inbox(forward.to), forward.message) for forward in steps),
                 *map(_report, others),
                 _read(self._inbox, self._after, wait),
             ]
         )
         entries = _entries(answers.pop())
-        if wait and 0 < len(entries) < generations:
-            # The first to arrive ended the wait; others may have come since.
-            [more] = self._call([_read(self._inbox, entries[-1][0], wait=0)])
-            entries += _entries(more)
         if entries:
             self._after = entries[-1][0]
         return [*_refused(others, answers[len(answers) - len(others) :]), *_decoded(entries)]
@@ -111,30 +107,23 @@ class RedisTransport:
         except redis.ResponseError:
             connection.disconnect()
             raise
-        for answer in answers:  # a transaction's errors are among its answers
-            for error in answer if isinstance(answer, list) else ():
-                if isinstance(error, redis.ResponseError):
-                    raise error
         return answers
 
 
-def _beat(url: str, node_id: str, stop: threading.Event) -> None:
-    """Tell that this process runs, even while it computes for long; on a connection of its own."""
+def _beat(url: str, node_id: str, room: Callable[[], int], stop: threading.Event) -> None:
+    """Tell that this process runs, even while it computes for long, and how much room it has; on a
+    connection of its own."""
     key, ttl = names.pulse(node_id), round(PULSE_TTL * 1000)
     with redis.Redis.from_url(url, socket_timeout=PULSE_RETRY) as client:
         delay = 0.0
         while not stop.wait(delay):
             try:
-                client.set(key, 1, px=ttl)
+                client.set(key, room(), px=ttl)
                 delay = PULSE_INTERVAL
             except redis.RedisError:
                 delay = PULSE_RETRY
         with contextlib.suppress(redis.RedisError):
             client.delete(key)
-
-
-def _together(commands: list[Command]) -> list[Command]:
-    return commands if len(commands) < 2 else [("MULTI",), *commands, ("EXEC",)]
 
 
 def _add(stream: str, message: Message) -> Command:

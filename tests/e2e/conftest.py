@@ -17,6 +17,7 @@ import redis
 import torch
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -35,7 +36,6 @@ FAST = {
     "FAR_DISCOVERY__COOLDOWN": "2",
     "FAR_GENERATION__STALL": "2",
     "FAR_GENERATION__PING": "0.5",
-    "FAR_GENERATION__MAX_WAIT_FOR_ROUTE": "5",
     "FAR_LIMITS__GENERATIONS_PER_IP": "100000/hour",
     "FAR_LIMITS__GENERATIONS_PER_WALLET": "100000/hour",
     "FAR_LIMITS__LOGINS_PER_IP": "100000/hour",
@@ -184,6 +184,27 @@ def balance(stack: Stack, account: LocalAccount, kind: str) -> Decimal:
 def query(stack: Stack, statement: str) -> list[str]:
     """Rows of one column, as text."""
     return stack.postgres.rows(statement, database="far_mesh")
+
+
+def measured(stack: Stack, node: str, name: str) -> float:
+    """What a node says of itself in a metric without labels."""
+    text = httpx.get(f"http://127.0.0.1:{stack.metrics_ports[node]}/metrics").text
+    (value,) = [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    ]
+    return value
+
+
+def kv_used(stack: Stack) -> float:
+    """Bytes that generations hold on all nodes together."""
+    return sum(
+        measured(stack, name, "far_node_kv_used_bytes")
+        for name in stack.processes.children
+        if name.startswith("node-")
+    )
 
 
 class Reference:

@@ -33,11 +33,11 @@ class Running:
         self.data = folder / "data"
         self.printed = folder / "printed"
         self.ports = {name: free_port() for name in ("--port", "--redis-port", "--chain-port")}
-        command = far_mesh("up", "--data", str(self.data), *self._port_options(), *options)
+        command = far_mesh("up", "--data", str(self.data), *self.port_options(), *options)
         with self.printed.open("wb") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output)
 
-    def _port_options(self) -> list[str]:
+    def port_options(self) -> list[str]:
         return [text for name, port in self.ports.items() for text in (name, str(port))]
 
     @property
@@ -61,6 +61,22 @@ def far_mesh(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "stack.cli", *arguments]
 
 
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command, to its end."""
+    return subprocess.run(
+        far_mesh(*arguments),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+def free_ports() -> list[str]:
+    names = ("--port", "--redis-port", "--chain-port")
+    return [text for name in names for text in (name, str(free_port()))]
+
+
 def processes_below(folder: Path) -> list[str]:
     """Command lines that still name the folder."""
     return [
@@ -70,46 +86,37 @@ def processes_below(folder: Path) -> list[str]:
     ]
 
 
-def test_up_prints_its_urls_refuses_a_second_one_and_leaves_nothing_behind(folder: Path) -> None:
-    running = Running(folder)
-    running.wait()
-    printed = running.printed.read_text()
-    assert running.url in printed
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """One `far-mesh up` for the tests that follow each other down to its end."""
+    with tempfile.TemporaryDirectory(prefix="far-up-") as made:
+        started = Running(Path(made))
+        try:
+            started.wait()
+            yield started
+        finally:
+            if started.process.poll() is None:
+                started.interrupt()
+
+
+def test_up_prints_its_urls(running: Running) -> None:
+    assert running.url in running.printed.read_text()
     assert httpx.get(f"{running.url}/readyz").status_code == 200
 
-    same_ports = subprocess.run(
-        far_mesh("up", "--data", str(folder / "other"), *running._port_options()),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+def test_a_second_up_is_told_what_is_in_use(running: Running, folder: Path) -> None:
+    same_ports = run("up", "--data", str(folder / "other"), *running.port_options())
     assert same_ports.returncode == 1
     assert str(running.ports["--port"]) in same_ports.stdout
     assert "in use" in same_ports.stdout
 
-    other_ports = [str(free_port()) for _ in range(3)]
-    same_folder = subprocess.run(
-        far_mesh(
-            *("up", "--data", str(running.data), "--port", other_ports[0]),
-            *("--redis-port", other_ports[1], "--chain-port", other_ports[2]),
-        ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    same_folder = run("up", "--data", str(running.data), *free_ports())
     assert same_folder.returncode == 1
     assert f"in use by process {running.process.pid}" in same_folder.stdout
     assert httpx.get(f"{running.url}/readyz").status_code == 200
 
-    assert running.interrupt() == 0
-    assert processes_below(folder) == []
-    assert not any(port_in_use(port) for port in running.ports.values())
-    assert not running.data.exists()
 
-
-def test_up_restarts_a_node_that_died(folder: Path) -> None:
-    running = Running(folder)
-    running.wait()
+def test_up_restarts_a_node_that_died(running: Running) -> None:
     (node,) = [
         process
         for process in psutil.process_iter(["cmdline"])
@@ -124,8 +131,13 @@ def test_up_restarts_a_node_that_died(folder: Path) -> None:
         ),
         "the node's second start",
     )
+
+
+def test_ctrl_c_leaves_nothing_behind(running: Running) -> None:
     assert running.interrupt() == 0
-    assert processes_below(folder) == []
+    assert processes_below(running.data) == []
+    assert not any(port_in_use(port) for port in running.ports.values())
+    assert not running.data.exists()
 
 
 def test_up_serves_any_supported_checkpoint(folder: Path) -> None:
@@ -161,14 +173,8 @@ def test_up_serves_any_supported_checkpoint(folder: Path) -> None:
     ],
 )
 def test_mistakes_get_a_sentence(folder: Path, options: list[str], said: str) -> None:
-    ports = [str(free_port()) for _ in range(3)]
-    command = far_mesh(
-        *("up", "--data", str(folder / "data"), "--port", ports[0]),
-        *("--redis-port", ports[1], "--chain-port", ports[2], *options),
-    )
-    ran = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"}
-    )
+    data = ("--data", str(folder / "data"))
+    ran = run("up", *data, *free_ports(), *options, COLUMNS="200")
     assert ran.returncode != 0
     assert said in ran.stdout + ran.stderr
     assert "Traceback" not in ran.stdout + ran.stderr
@@ -176,13 +182,8 @@ def test_mistakes_get_a_sentence(folder: Path, options: list[str], said: str) ->
 
 
 def test_the_demo_shows_the_whole_path(folder: Path) -> None:
-    ran = subprocess.run(
-        far_mesh("demo", "--prompt", "The if statement", "--max-tokens", "12"),
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"TMPDIR": str(folder), "COLUMNS": "160"},
-    )
+    request = ("--prompt", "The if statement", "--max-tokens", "12")
+    ran = run("demo", *request, TMPDIR=str(folder), COLUMNS="160")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     for step in (
         "logged in with the wallet",

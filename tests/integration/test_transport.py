@@ -11,8 +11,9 @@ import redis
 
 from mesh import names, streams, wire
 from mesh.registry import PULSE_TTL
-from mesh.wire import Halt, Ping, Step, Token
-from node_runner.engine.engine import Engine, Forward
+from mesh.wire import Halt, Ping, Step, Steps, Token
+from node_runner.engine.engine import Engine
+from node_runner.engine.results import Forward
 from node_runner.metrics import Meter
 from node_runner.runner import Runner
 from node_runner.transport import Unreachable
@@ -56,8 +57,12 @@ def client(server: Server) -> Iterator[redis.Redis]:
         yield connected
 
 
-def step(request_id: str, position: int = 0) -> Step:
-    return Step(request_id, 1, position, 1, False, "float32", 1, 2, b"12345678")
+def connect(server: Server, node_id: str, room: int = 0) -> RedisTransport:
+    return RedisTransport(server.url, node_id, lambda: room)
+
+
+def step(request_id: str, position: int = 0) -> Steps:
+    return Steps([Step(request_id, 1, position, 1, 1, False)], "float32", 2, b"12345678")
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -72,22 +77,21 @@ def put(client: redis.Redis, node_id: str, *messages: wire.Message) -> None:
         client.xadd(names.inbox(node_id), wire.encode(message))
 
 
-def test_steps_that_leave_together_arrive_together(server: Server) -> None:
-    sender, receiver = RedisTransport(server.url, "a"), RedisTransport(server.url, "b")
-    steps = [step(f"gen_{number}") for number in range(8)]
+def test_a_push_wakes_a_node_that_waits(server: Server) -> None:
+    sender, receiver = connect(server, "a"), connect(server, "b")
     received: list[Sequence[wire.Message]] = []
     waiting = threading.Thread(target=lambda: received.append(receiver.exchange([], wait=4)))
     waiting.start()
-    sender.exchange([Forward("b", sent) for sent in steps], wait=0)
+    sender.exchange([Forward("b", step("gen"))], wait=0)
     waiting.join()
-    assert received == [steps]
+    assert received == [[step("gen")]]
     sender.close()
     receiver.close()
 
 
 def test_only_what_comes_after_the_cursor_is_read(server: Server, client: redis.Redis) -> None:
     put(client, "a", step("before"))
-    transport = RedisTransport(server.url, "a")
+    transport = connect(server, "a")
     put(client, "a", step("one"), step("two"))
     assert transport.exchange([], wait=1) == [step("one"), step("two")]
     assert transport.exchange([], wait=0) == []
@@ -95,7 +99,7 @@ def test_only_what_comes_after_the_cursor_is_read(server: Server, client: redis.
 
 
 def test_what_was_read_is_trimmed(server: Server, client: redis.Redis) -> None:
-    transport = RedisTransport(server.url, "a")
+    transport = connect(server, "a")
     for number in range(TRIM_EVERY + 1):
         put(client, "a", step("gen", number))
         assert transport.exchange([], wait=1) == [step("gen", number)]
@@ -108,7 +112,7 @@ def test_a_token_of_an_older_epoch_comes_back_as_a_halt(
     server: Server, client: redis.Redis
 ) -> None:
     client.hset(names.live("gen"), "epoch", 2)
-    transport = RedisTransport(server.url, "a")
+    transport = connect(server, "a")
     late, due = Token("gen", 1, 0, 7, "late"), Token("gen", 2, 0, 7, "due")
     answers = transport.exchange([late, Forward("b", step("gen")), due], wait=0)
     assert answers == [Halt("gen", 1)]
@@ -119,16 +123,16 @@ def test_a_token_of_an_older_epoch_comes_back_as_a_halt(
 
 
 def test_a_broken_message_is_passed_over(server: Server, client: redis.Redis) -> None:
-    transport = RedisTransport(server.url, "a")
+    transport = connect(server, "a")
     client.xadd(names.inbox("a"), {"h": b"\xc1", "t": b""})
     put(client, "a", step("good"))
     assert transport.exchange([], wait=1) == [step("good")]
     transport.close()
 
 
-def test_an_error_inside_the_transaction_is_raised(server: Server, client: redis.Redis) -> None:
+def test_an_error_among_the_answers_is_raised(server: Server, client: redis.Redis) -> None:
     client.set(names.inbox("b"), "not a stream")
-    transport = RedisTransport(server.url, "a")
+    transport = connect(server, "a")
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         transport.exchange([Forward("b", step("one")), Forward("b", step("two"))], wait=0)
     assert transport.exchange([], wait=0) == []  # no answer of before is left over
@@ -136,21 +140,24 @@ def test_an_error_inside_the_transaction_is_raised(server: Server, client: redis
 
 
 def test_without_redis_it_says_so_and_goes_on_when_it_is_back(server: Server) -> None:
-    transport = RedisTransport(server.url, "a")
+    transport = connect(server, "a")
     server.stop()
     for _ in range(2):
         with pytest.raises(Unreachable, match="does not answer"):
             transport.exchange([], wait=1)
     with pytest.raises(Unreachable):
-        RedisTransport(server.url, "b")
+        connect(server, "b")
     server.start()
     assert transport.exchange([Forward("a", step("gen"))], wait=1) == [step("gen")]
     transport.close()
 
 
-def test_a_pulse_tells_that_the_process_runs(server: Server, client: redis.Redis) -> None:
-    transport = RedisTransport(server.url, "a")
+def test_a_pulse_tells_that_the_process_runs_and_its_room(
+    server: Server, client: redis.Redis
+) -> None:
+    transport = connect(server, "a", room=640)
     wait_until(lambda: client.exists(names.pulse("a")))
+    assert client.get(names.pulse("a")) == b"640"
     assert 0 < client.pttl(names.pulse("a")) <= 1000 * PULSE_TTL
     transport.close()
     assert not client.exists(names.pulse("a"))
@@ -158,7 +165,7 @@ def test_a_pulse_tells_that_the_process_runs(server: Server, client: redis.Redis
 
 def test_a_node_outlives_redis_and_obeys_without_it(server: Server, tmp_path: Path) -> None:
     engine = Engine(load_span(DEMO_MODEL, (2, 3), tmp_path), node_id="a", kv_budget_bytes=10**6)
-    runner = Runner(engine, RedisTransport(server.url, "a"), Meter())
+    runner = Runner(engine, RedisTransport(server.url, "a", engine.room), Meter())
     running = threading.Thread(target=runner.run)
     running.start()
     server.stop()

@@ -21,10 +21,13 @@ from mesh.wire import (
     Refused,
     Resume,
     Sampling,
+    Step,
+    Steps,
     Token,
 )
-from node_runner.engine.engine import Engine, Forward, Result
+from node_runner.engine.engine import Engine
 from node_runner.engine.loader import prepare_span
+from node_runner.engine.results import Forward, Result
 from node_runner.engine.span import Span
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0, stop=[])
@@ -52,6 +55,14 @@ def load_span(
     )
 
 
+def one_step(
+    request_id: str, *, epoch: int = 1, position: int = 0, rows: int = 1, data: bytes
+) -> Steps:
+    """A step of float32 hidden states as wide as ``data`` makes them."""
+    step = Step(request_id, epoch, position, rows, 1, False)
+    return Steps([step], "float32", len(data) // (4 * rows), data)
+
+
 @dataclass
 class Pipeline:
     """Engines in the order of their layers."""
@@ -73,6 +84,7 @@ class Pipeline:
         cache: Path,
         *,
         speculate: bool = True,
+        draft: Span | None = None,
         quantizations: Sequence[str] = (),
     ) -> Self:
         """Spans between the cuts, which begin with 0 and end with the number of layers.
@@ -85,7 +97,13 @@ class Pipeline:
         ]
         return cls(
             [
-                Engine(span, node_id=str(stage), kv_budget_bytes=KV_BUDGET, speculate=speculate)
+                Engine(
+                    span,
+                    node_id=str(stage),
+                    kv_budget_bytes=KV_BUDGET,
+                    speculate=speculate,
+                    draft=draft if span.edge else None,
+                )
                 for stage, span in enumerate(spans)
             ]
         )

@@ -1,6 +1,5 @@
 """The engine gives transformers' own tokens, whatever the cut and whoever else is in the batch."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from mesh.wire import Sampling, Step, Token
-from node_runner.engine.engine import Engine, Forward
+from mesh.wire import Sampling, Token
+from node_runner.engine.engine import Engine
+from node_runner.engine.results import Forward
 from tests.conftest import DEMO_MODEL
-from tests.unit.pipeline import GREEDY, Pipeline, load_span
+from tests.unit.pipeline import GREEDY, Pipeline, load_span, one_step
 
 CUTS = {1: [0, 6], 2: [0, 3, 6], 3: [0, 2, 4, 6], 6: [0, 1, 2, 3, 4, 5, 6]}
 NEW_TOKENS = 64
@@ -158,20 +158,20 @@ def test_a_lost_step_is_refused_as_a_gap(cache: Path, prompts: list[list[int]]) 
     pipeline.engines[1].step(pipeline._inboxes[1])
     pipeline._inboxes[1] = []
     hidden = pipeline.engines[1]._span.hidden_size
-    step = Step("gap", 1, 7, 1, False, "float32", 1, hidden, bytes(4 * hidden))
-    (refused,) = pipeline.engines[1].step([step])
+    data = bytes(4 * hidden)
+    (refused,) = pipeline.engines[1].step([one_step("gap", position=7, data=data)])
     assert refused.code == "gap"
     assert refused.node_id == "1"
-    again = replace(step, position=0)
-    assert pipeline.engines[1].step([again]) == [], "nothing of this epoch is worked at any more"
+    again = pipeline.engines[1].step([one_step("gap", position=0, data=data)])
+    assert again == [], "nothing of this epoch is worked at any more"
 
 
 @pytest.mark.parametrize(
     ("code", "changed"),
     [
-        ("wire_error", {"width": 3, "data": bytes(12)}),
+        ("wire_error", {"data": bytes(12)}),
         ("not_finite", {"data": b"\x00\x00\xc0\x7f" * 256}),
-        ("capacity", {"position": 0, "rows": 100, "data": bytes(100 * 1024)}),
+        ("capacity", {"rows": 100, "data": bytes(100 * 1024)}),
     ],
 )
 def test_a_bad_step_is_blamed_on_its_sender(
@@ -183,12 +183,12 @@ def test_a_bad_step_is_blamed_on_its_sender(
         pipeline.open(request_id, prompts[0], max_tokens=5)
     middle = pipeline.engines[1]
     middle.step(pipeline._inboxes[1])
-    good = Step("good", 1, 0, 1, False, "float32", 1, 256, bytes(1024))
-    results = middle.step([replace(good, request_id="bad", **changed), good])
+    good = one_step("good", data=bytes(1024))
+    results = middle.step([one_step("bad", **changed), good])
     results += middle.step([])
     refused, forward = sorted(results, key=lambda result: isinstance(result, Forward))
     assert (refused.request_id, refused.node_id, refused.code) == ("bad", "0", code)
-    assert forward.message.request_id == "good"
+    assert [step.request_id for step in forward.message.steps] == ["good"]
     assert middle.generations["bad"].cache.length == 0
 
 
@@ -197,7 +197,7 @@ def test_work_of_an_older_epoch_is_ignored(cache: Path, prompts: list[list[int]]
     pipeline.open("job", prompts[0], max_tokens=5, epoch=3)
     pipeline.engines[1].step(pipeline._inboxes[1])
     hidden = pipeline.engines[1]._span.hidden_size
-    stale = Step("job", 2, 0, 1, False, "float32", 1, hidden, bytes(4 * hidden))
+    stale = one_step("job", epoch=2, data=bytes(4 * hidden))
     assert pipeline.engines[1].step([stale]) == []
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mesh.errors import WireError
-from mesh.wire import DTYPES, Step, tensor_bytes
-from node_runner.engine.tensors import from_step, to_bytes
+from mesh.wire import DTYPES, Step, Steps, tensor_bytes
+from node_runner.engine.tensors import from_steps, to_bytes
 
 CPU = torch.device("cpu")
 
@@ -14,8 +14,8 @@ def sent(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
     rows, width = tensor.shape
     data = to_bytes(tensor, dtype)
     assert len(data) == tensor_bytes(dtype, rows, width)
-    step = Step("req", 1, 0, 0, False, dtype, rows, width, bytes(data))
-    return from_step(step, width=width, dtype=tensor.dtype, device=CPU)
+    steps = Steps([Step("req", 1, 0, rows, 0, False)], dtype, width, bytes(data))
+    return from_steps(steps, width=width, dtype=tensor.dtype, device=CPU)
 
 
 @pytest.mark.parametrize("width", [64, 100, 1, 257])
@@ -48,8 +48,8 @@ def test_zeros_and_what_is_not_finite_stay_so() -> None:
 def test_another_width_is_refused(dtype: str) -> None:
     data = bytes(tensor_bytes(dtype, 1, 8))
     with pytest.raises(WireError, match="width 8"):
-        from_step(
-            Step("req", 1, 0, 0, False, dtype, 1, 8, data),
+        from_steps(
+            Steps([Step("req", 1, 0, 1, 0, False)], dtype, 8, data),
             width=16,
             dtype=torch.float32,
             device=CPU,

@@ -2,6 +2,7 @@
 
 import contextlib
 import pickle  # noqa: TID251 - to show that it is refused
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -27,6 +28,7 @@ from mesh.wire import (
     Resume,
     Sampling,
     Step,
+    Steps,
     Token,
 )
 
@@ -51,9 +53,9 @@ MESSAGES = [
     Ended("req", 1, "stop", 5),
     Refused("req", 1, "node", "kv_full"),
     Cancel("req", 1),
-    Step("req", 1, 3, 1, False, "int8", 2, 3, bytes(10)),
-    Step("req", 1, 3, 2, False, "float32", 2, 3, bytes(24)),
-    Step("req", 1, 3, 0, True, "bfloat16", 2, 3, bytes(12)),
+    Steps([Step("req", 1, 3, 2, 1, False)], "int8", 3, bytes(10)),
+    Steps([Step("a", 1, 3, 2, 2, False), Step("b", 2, 0, 1, 0, True)], "float32", 3, bytes(36)),
+    Steps([Step("req", 1, 3, 2, 0, True)], "bfloat16", 3, bytes(12)),
 ]
 
 
@@ -66,11 +68,19 @@ def test_a_message_survives_the_wire(message: wire.Message) -> None:
     assert wire.decode(entry(message)) == message
 
 
-def step_entry(*, data: bytes = bytes(24), **changed: Any) -> dict[bytes, bytes]:
-    names = ["request_id", "epoch", "position", "wanted", "replay", "dtype", "rows", "width"]
+def steps_entry(
+    *,
+    data: bytes = bytes(24),
+    dtype: object = "float32",
+    width: object = 3,
+    more: Sequence[object] = (),
+    **changed: object,
+) -> dict[bytes, bytes]:
+    """One step of two rows, then ``more``."""
     code = msgpack.unpackb(wire.encode(MESSAGES[-1])[wire.HEADER])[0]
-    good = dict(zip(names, ["req", 1, 3, 1, False, "float32", 2, 3], strict=True))
-    return {wire.HEADER: msgpack.packb([code, *(good | changed).values()]), wire.TENSOR: data}
+    good = dict(zip(Step._fields, ["req", 1, 3, 2, 1, False], strict=True))
+    steps = [list((good | changed).values()), *more]
+    return {wire.HEADER: msgpack.packb([code, steps, dtype, width]), wire.TENSOR: data}
 
 
 @pytest.mark.parametrize(
@@ -90,13 +100,25 @@ def step_entry(*, data: bytes = bytes(24), **changed: Any) -> dict[bytes, bytes]
         {"wanted": -1},
         {"data": bytes(23)},
         {"data": b""},
+        {"more": [["other", 1, 3, 1, 1, False]]},
+        {"more": [["other", 1, 3, 0, 0, False]]},
+        {"more": [["other", 1, 3]]},
+        {"more": ["other"]},
     ],
     ids=str,
 )
 def test_a_step_that_is_not_what_it_says_is_refused(changed: dict[str, Any]) -> None:
-    assert isinstance(wire.decode(step_entry()), Step)
+    assert isinstance(wire.decode(steps_entry()), Steps)
     with pytest.raises(WireError):
-        wire.decode(step_entry(**changed))
+        wire.decode(steps_entry(**changed))
+
+
+@pytest.mark.parametrize("steps", [[], "steps", 7, {}], ids=str)
+def test_what_is_no_list_of_steps_is_refused(steps: object) -> None:
+    code = msgpack.unpackb(wire.encode(MESSAGES[-1])[wire.HEADER])[0]
+    header = msgpack.packb([code, steps, "float32", 3])
+    with pytest.raises(WireError):
+        wire.decode({wire.HEADER: header, wire.TENSOR: b""})
 
 
 def test_a_tensor_over_the_cap_is_refused_although_its_size_is_right(
@@ -104,7 +126,7 @@ def test_a_tensor_over_the_cap_is_refused_although_its_size_is_right(
 ) -> None:
     monkeypatch.setattr(wire, "MAX_TENSOR_BYTES", 23)
     with pytest.raises(WireError):
-        wire.decode(step_entry())
+        wire.decode(steps_entry())
 
 
 def test_a_header_over_the_cap_is_not_even_parsed() -> None:

@@ -1,0 +1,266 @@
+"""Guessing ahead over slow links: `python -m benchmarks.delays --help`."""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from benchmarks import metrics, models, network
+from benchmarks.machine import OthersMeter
+from benchmarks.models import BenchModel
+from benchmarks.output import close, console, refusals_shown, spread
+from benchmarks.proxy import SlowLink
+from benchmarks.user import GREEDY, User
+from stack.supervisor import DEMO_MODEL, Stack
+
+NODES = 3
+PASSAGE = 200
+BEGINNING = 20
+"""Tokens of a passage, and of its beginning, with which the answer shall go on."""
+
+PROMPT = 60
+"""Tokens of an ordinary prompt."""
+
+SIDES = {"off": "--no-speculate", "on": "--speculate"}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A kind of text: a prompt by number, and how the tokens are chosen. ``goal``: how many times
+    as fast guessing should be, if there is one."""
+
+    title: str
+    model: str
+    prompt: Callable[[BenchModel, int], str]
+    sampling: Mapping[str, Any]
+    goal: float | None
+
+
+def _begun_again(model: BenchModel, number: int) -> str:
+    """A passage, and its beginning once more."""
+    return f"{model.prompt(PASSAGE, number)}\n\n{model.prompt(BEGINNING, number)}"
+
+
+def _ordinary(model: BenchModel, number: int) -> str:
+    return model.prompt(PROMPT, number)
+
+
+DRAWN = {"temperature": 1.0, "top_p": 1.0}
+
+TEXTS = {
+    "repeating": Text("repeats its prompt", "copier", _begun_again, GREEDY, 1.8),
+    "ordinary": Text("ordinary, greedy", "S", _ordinary, GREEDY, None),
+    "sampled": Text("ordinary, temperature 1", "S", _ordinary, DRAWN, 0.95),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One generation: tokens a second after the first, tokens guessed, and guesses that were
+    right."""
+
+    rate: float
+    guessed: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The same prompt on both sides. ``copied``: share of the new tokens that continue the last
+    three as they were continued before, in prompt or answer."""
+
+    off: Run
+    on: Run
+    equal: bool
+    copied: float
+
+    @property
+    def gain(self) -> float:
+        return self.on.rate / self.off.rate
+
+
+@dataclass(slots=True)
+class Measured:
+    """Rounds by text, and how many cores others used in each."""
+
+    rounds: dict[str, list[Round]] = field(default_factory=dict)
+    others: list[float] = field(default_factory=list)
+
+
+class Side:
+    """A mesh behind a slow link: nodes, workers and API reach Redis through it."""
+
+    def __init__(self, stack: Stack, model: BenchModel) -> None:
+        self._stack = stack
+        self._model = model
+        self._user = User(stack)
+
+    def generate(
+        self, prompt: str, new_tokens: int, sampling: Mapping[str, Any]
+    ) -> tuple[Run, list[int]]:
+        before = metrics.read(self._stack, "node-0")
+        served = self._user.generate([prompt], new_tokens, sampling)
+        made = metrics.read(self._stack, "node-0") - before
+        run = Run(served.pipeline.decoding, round(made.guessed), round(made.accepted))
+        return run, served.token_ids[0]
+
+
+def measure(
+    model: BenchModel,
+    delay: float,
+    rounds: int,
+    new_tokens: int,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Measured:
+    """Texts of one model. ``delay``: seconds that a message takes from one process to another."""
+    texts = {name: text for name, text in TEXTS.items() if text.model == model.name}
+    with contextlib.ExitStack() as running:
+        sides, stacks = {}, []
+        for name, option in SIDES.items():
+            say(f"{model.name}: starting the mesh with guesses {name}")
+            plan = network.plan(model, folder / name, nodes=NODES)
+            # A message passes the link twice: from its sender to Redis, and on to its reader.
+            link = running.enter_context(SlowLink(plan.redis_port, delay / 2))
+            far_redis = f"redis://127.0.0.1:{link.port}/0"
+            plan.node_options = ("--redis", far_redis, option)
+            plan.environment["FAR_REDIS_URL"] = far_redis
+            stacks.append(running.enter_context(Stack(plan)))
+            sides[name] = Side(stacks[-1], model)
+        for side in sides.values():
+            say(f"{model.name}: warming up")
+            side.generate(model.prompt(PROMPT), 4, GREEDY)
+        measured = Measured({name: [] for name in texts})
+        for number in range(1, rounds + 1):
+            for name, text in texts.items():
+                say(f"{model.name}: round {number} of {rounds}: {text.title}")
+                meter = OthersMeter(*map(network.postmaster, stacks))
+                order = [*SIDES] if number % 2 else [*reversed(SIDES)]
+                one = _round(model, text, number, new_tokens, {key: sides[key] for key in order})
+                measured.rounds[name].append(one)
+                measured.others.append(meter.read())
+        return measured
+
+
+def _round(
+    model: BenchModel, text: Text, number: int, new_tokens: int, sides: Mapping[str, Side]
+) -> Round:
+    prompt = text.prompt(model, number)
+    sampling = {**text.sampling, "seed": number}
+    runs = {name: side.generate(prompt, new_tokens, sampling) for name, side in sides.items()}
+    (off, off_ids), (on, on_ids) = runs["off"], runs["on"]
+    prompt_ids = model.tokenizer.encode(prompt).ids
+    return Round(off, on, off_ids == on_ids, _copied(prompt_ids, off_ids))
+
+
+def _copied(prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """Share of the answer's tokens that stood after the same three tokens before."""
+    tokens = [*prompt, *answer]
+    follows: dict[tuple[int, ...], int] = {}
+    copied = 0
+    for at in range(3, len(tokens)):
+        before = tuple(tokens[at - 3 : at])
+        copied += at >= len(prompt) and follows.get(before) == tokens[at]
+        follows[before] = tokens[at]
+    return copied / len(answer)
+
+
+def show(measured: Measured, titles: Sequence[str], delay_ms: float, new_tokens: int) -> None:
+    count = len(measured.rounds["repeating"])
+    table = Table(
+        title=f"{NODES} nodes, {delay_ms:g} ms from node to node, one stream of {new_tokens} "
+        f"tokens; tokens/s, medians of {count}",
+        title_justify="left",
+    )
+    table.add_column("text", no_wrap=True)
+    for column in ("off", "on", "on / off", "goal", "right", "copied", "same"):
+        table.add_column(column, justify="right")
+    for name, rounds in measured.rounds.items():
+        text = TEXTS[name]
+        guessed = sum(one.on.guessed for one in rounds)
+        accepted = sum(one.on.accepted for one in rounds)
+        table.add_row(
+            text.title,
+            f"{median(one.off.rate for one in rounds):.1f}",
+            f"{median(one.on.rate for one in rounds):.1f}",
+            spread([one.gain for one in rounds], 2, bold=True),
+            "" if text.goal is None else f"≥ {text.goal}",
+            f"{accepted} of {guessed}",
+            f"{median(one.copied for one in rounds):.0%}",
+            f"{sum(one.equal for one in rounds)} of {count}",
+        )
+    console.print(table)
+    console.print(
+        "On / off: median of the rounds' ratios, lowest and highest. Right: guesses that were. "
+        "Copied: new tokens that follow the last three as they did before. Same: answers with "
+        "equal tokens on both sides."
+    )
+    for title in titles:
+        console.print(title + ".")
+
+
+def main(
+    delay_ms: Annotated[
+        float, typer.Option(min=0, help="From one process to another, by way of Redis.")
+    ] = 50.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Prompts of each kind of text.")] = 5,
+    tokens: Annotated[int, typer.Option(min=8, help="New tokens of each generation.")] = 96,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write every measurement to this file.")
+    ] = None,
+) -> None:
+    """Measure what guessing ahead gains where nodes are far from each other.
+
+    Two meshes of three nodes serve one model, one with `far-node --speculate`, one with
+    `--no-speculate`. They take turns with the same prompts, one stream at a time; every round has
+    other prompts.
+
+    The delay is made by a small TCP proxy of this benchmark, before Redis: nodes, worker and API
+    reach Redis only through it, and it hands all bytes on half the delay later, in both
+    directions. So a message from one node to the next takes the delay, and a token of three nodes
+    three times that, plus the computing.
+
+    Three kinds of text. One repeats its prompt: a passage and then its beginning once more, with a
+    model whose weights are set by hand to go on as the passage did (the demo model is too small to
+    have learned that; the copier has its shape). One is an ordinary prompt, continued greedily by
+    the demo model. One is an ordinary prompt continued with tokens drawn at temperature 1, which
+    seldom repeat; the goal there is that guessing costs nothing. How much of each answer was
+    copied is measured, too.
+    """
+    began = time.monotonic()
+    measured, titles = Measured(), []
+    with (
+        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
+        console.status("Starting") as status,
+    ):
+        for name in dict.fromkeys(text.model for text in TEXTS.values()):
+            place = Path(folder) / name
+            model = models.make(name, DEMO_MODEL, place / "model")
+            titles.append(f"{name}: {model.title}")
+            with refusals_shown():
+                found = measure(model, delay_ms / 1000, rounds, tokens, place, status.update)
+            measured.rounds |= found.rounds
+            measured.others += found.others
+    show(measured, titles, delay_ms, tokens)
+    measurements = {
+        "models": titles,
+        "nodes": NODES,
+        "delay_ms": delay_ms,
+        "tokens": tokens,
+        "texts": {
+            name: {"title": TEXTS[name].title, "rounds": [asdict(one) for one in rounds]}
+            for name, rounds in measured.rounds.items()
+        },
+    }
+    close(measurements, others=measured.others, began=began, json_file=json_file)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,43 @@
+"""What a node says of itself on its Prometheus port."""
+
+from dataclasses import dataclass
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from stack.supervisor import Stack
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMetrics:
+    """Totals since the node's start. ``computing``: seconds of wall clock within the engine."""
+
+    computing: float
+    positions: float
+    guessed: float
+    accepted: float
+
+    def __sub__(self, before: "NodeMetrics") -> "NodeMetrics":
+        return NodeMetrics(
+            self.computing - before.computing,
+            self.positions - before.positions,
+            self.guessed - before.guessed,
+            self.accepted - before.accepted,
+        )
+
+
+def read(stack: Stack, node: str) -> NodeMetrics:
+    """``node``: its name under the supervisor, such as ``node-0``, which holds the edge."""
+    answer = httpx.get(f"http://127.0.0.1:{stack.metrics_ports[node]}/metrics").raise_for_status()
+    values = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+        if not sample.labels
+    }
+    return NodeMetrics(
+        computing=values["far_node_forward_seconds_sum"],
+        positions=values["far_node_positions_total"],
+        guessed=values["far_node_guessed_tokens_total"],
+        accepted=values["far_node_accepted_tokens_total"],
+    )

@@ -1,0 +1,150 @@
+"""A generation's supervisor and nodes that the test plays."""
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from decimal import Decimal
+
+from redis.asyncio import Redis
+from sqlalchemy import func, select, update
+
+from mesh import ledger, names, registry, wire
+from mesh.db import InferenceSession, RouteHop
+from mesh.prompts import PromptText
+from tests.factories import session
+from tests.integration.api_support import LAYERS, node
+from workers.services import Services
+from workers.supervise import supervise
+
+WHOLE = {"start_layer": 0, "end_layer": LAYERS}
+POSITIONS = 103
+"""Of one generation: the prompt's 3 and 100 new ones."""
+
+
+async def submit(services: Services, *, seconds: float = 60) -> InferenceSession:
+    """A job as the gateway leaves it, due in so many seconds."""
+    job = session(status="pending", lease_counter=0)
+    job.epoch, job.lease_expires_at = 0, None
+    job.deadline_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
+    job.request_cipher = services.vault.seal(job.request_id, PromptText([1, 2, 3], []))
+    async with services.sessions.begin() as db:
+        db.add(job)
+        await ledger.deposit(
+            db, reference=job.request_id, wallet=job.user_wallet, amount=job.hold_far
+        )
+        await ledger.hold(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
+    return job
+
+
+async def reload(services: Services, job: InferenceSession) -> InferenceSession:
+    async with services.sessions() as db:
+        return await db.get_one(InferenceSession, job.id)
+
+
+@asynccontextmanager
+async def supervised(services: Services, *jobs: InferenceSession) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(supervise({"services": services}, job.request_id)) for job in jobs]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def announce(redis: Redis, *, room: int) -> None:
+    """One node for all layers, with a pulse that the test keeps by giving it an hour."""
+    await registry.announce(redis, node(0, **WHOLE), ttl=3600)
+    await redis.set(names.pulse("node_0"), room, ex=3600)
+
+
+async def opened(redis: Redis) -> list[str]:
+    """Request ids that the node was asked to open."""
+    entries = await redis.xrange(names.inbox("node_0"))
+    messages = [wire.decode(fields) for _, fields in entries]
+    return [message.request_id for message in messages if isinstance(message, wire.OpenEdge)]
+
+
+async def wait_for(condition: Callable[[], Awaitable[bool]], seconds: float = 20) -> None:
+    give_up = asyncio.get_running_loop().time() + seconds
+    while not await condition():
+        assert asyncio.get_running_loop().time() < give_up
+        await asyncio.sleep(0.02)
+
+
+async def balances(services: Services, job: InferenceSession) -> tuple[Decimal, Decimal]:
+    """What the job's wallet may spend, and what is held."""
+    async with services.sessions() as db:
+        return (
+            await ledger.balance(db, ledger.available(job.user_wallet)),
+            await ledger.balance(db, ledger.held(job.user_wallet)),
+        )
+
+
+async def test_without_nodes_a_job_waits_until_its_deadline_and_is_refunded(
+    services: Services,
+) -> None:
+    job = await submit(services, seconds=2.5)
+    await asyncio.wait_for(supervise({"services": services}, job.request_id), timeout=20)
+    ended = await reload(services, job)
+    assert dt.datetime.now(dt.UTC) >= job.deadline_at
+    assert (ended.status, ended.error_code) == ("failed", "no_route")
+    assert await balances(services, job) == (job.hold_far, 0)
+
+
+async def test_a_job_that_waits_is_served_when_a_node_comes(
+    services: Services, redis: Redis
+) -> None:
+    job = await submit(services)
+    async with supervised(services, job):
+        await asyncio.sleep(0.5)
+        assert await opened(redis) == []
+        await announce(redis, room=POSITIONS)
+
+        async def is_open() -> bool:
+            return await opened(redis) == [job.request_id]
+
+        await wait_for(is_open)
+    assert (await reload(services, job)).epoch == 1
+
+
+async def test_jobs_beyond_a_nodes_room_queue_without_asking_it(
+    services: Services, redis: Redis
+) -> None:
+    """Room for two of six: two are opened; each pulse with room for one more lets one more in."""
+    jobs = [await submit(services) for _ in range(6)]
+    await announce(redis, room=2 * POSITIONS)
+    async with supervised(services, *jobs):
+        for count in range(2, 7):
+
+            async def are_open(count: int = count) -> bool:
+                return len(await opened(redis)) == count
+
+            await wait_for(are_open)
+            await asyncio.sleep(1)
+            assert len(await opened(redis)) == count
+            assert int(await redis.get(names.pulse("node_0"))) < POSITIONS
+            await redis.set(names.pulse("node_0"), POSITIONS, ex=3600)
+    assert set(await opened(redis)) == {job.request_id for job in jobs}
+    async with services.sessions() as db:
+        assert await db.scalar(select(func.max(RouteHop.epoch))) == 1  # nobody tried in vain
+
+
+async def test_a_job_that_waits_can_be_cancelled(services: Services) -> None:
+    job = await submit(services)
+    async with supervised(services, job):
+        await asyncio.sleep(0.3)
+        async with services.sessions.begin() as db:
+            await db.execute(
+                update(InferenceSession)
+                .where(InferenceSession.id == job.id)
+                .values(cancel_requested=True)
+            )
+
+        async def is_over() -> bool:
+            return (await reload(services, job)).status == "completed"
+
+        await wait_for(is_over)
+    assert (await reload(services, job)).finish_reason == "cancelled"
+    assert await balances(services, job) == (job.hold_far, 0)
