@@ -148,15 +148,15 @@ async def _quote(services: Services, body: Generate) -> Quote:
             f"model's context of {model.context} tokens."
         )
     nodes = await registry.active(services.redis, model.id)
-    if len(nodes) < model.min_nodes:
-        raise NoRoute(
-            f"{model.id} is served by {model.min_nodes} healthy nodes or more; it has {len(nodes)}"
-            " right now.",
-            retry_after=NO_ROUTE_RETRY,
-        )
     if routing.choose(nodes, model.layers) is None:
         raise NoRoute(
             f"Not every layer of {model.id} has a healthy node right now.",
+            retry_after=NO_ROUTE_RETRY,
+        )
+    if len(nodes) < model.min_nodes:
+        raise NoRoute(
+            f"{model.id} is served by no fewer than {model.min_nodes} healthy nodes, and has "
+            f"{len(nodes)} right now.",
             retry_after=NO_ROUTE_RETRY,
         )
     price = model.price_per_token
