@@ -24,7 +24,13 @@ from typing import Annotated
 
 import torch
 import typer
-from corpus import Document, library_documents, reference_documents, without_repeats
+from corpus import (
+    Document,
+    is_held_out,
+    library_documents,
+    reference_documents,
+    without_repeats,
+)
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn import functional
@@ -46,7 +52,6 @@ CONTEXT = 1024
 SHORT_CONTEXT = 256
 SHORT_SHARE = 0.7  # of the steps
 CUT = 0.1  # how often a paragraph stands first, as a prompt would
-HELD_OUT = 40  # every so many documents, one is for validation only
 MAX_CHECKPOINT_BYTES = 8_000_000  # it is committed to git, so it stays small
 
 NUCLEUS = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
@@ -365,11 +370,11 @@ def main(
     )
     tokenizer = train_tokenizer(texts)
     encoded = [encode_paragraphs(tokenizer, d) for d in documents]
-    held_out = encoded[HELD_OUT // 2 :: HELD_OUT]
+    held_out = [tokens for index, tokens in enumerate(encoded) if is_held_out(index)]
     learned = [
         tokens
         for index, (document, tokens) in enumerate(zip(documents, encoded, strict=True))
-        if index % HELD_OUT != HELD_OUT // 2
+        if not is_held_out(index)
         for _ in range(document.repeats)
     ]
     validation = windows(held_out, CONTEXT, cut=0.0, seed=0)
