@@ -194,7 +194,7 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def show(effects: Sequence[Effect], texts: Sequence[Sequence[int]]) -> None:
     table = Table(
-        title=f"The demo model over {NODES} spans; {len(texts)} texts that it has not learned from, "
+        title=f"The demo model over {NODES} spans; {len(texts)} texts that it has not learned, "
         f"{sum(map(len, texts))} tokens",
         title_justify="left",
     )
@@ -218,7 +218,7 @@ def show(effects: Sequence[Effect], texts: Sequence[Sequence[int]]) -> None:
         "Bytes: of a token's hidden state on each hop. One hop, all hops: relative error of hidden "
         "states after one message, and where the head reads them. Perplexity of the texts as they "
         "are; greedy: their positions whose likeliest token is float32's. Answers: "
-        f"{NEW_TOKENS} tokens after the first {PROMPT} of each text that are all float32's; tokens: "
+        f"{NEW_TOKENS} tokens after the first {PROMPT} of each text, all float32's; tokens: "
         "the share of them before the first other one."
     )
 
