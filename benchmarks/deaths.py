@@ -176,10 +176,8 @@ def show(measured: Measured, model: BenchModel) -> None:
     )
     for column in ("prompt", "blow"):
         table.add_column(column, no_wrap=True)
-    for column in ("longest gap", "one prefill", "gap - prefill", "noticed", "no blow"):
-        table.add_column(column, justify="right")
-    for column in ("in time", "kept", "same"):
-        table.add_column(column, justify="right")
+    for column in ("gap", "prefill", "beyond", "noticed", "no blow", "in time", "kept", "same"):
+        table.add_column(column, justify="right", no_wrap=True)
     for (length, name), deaths in measured.deaths.items():
         table.add_row(
             f"{length}",
@@ -195,8 +193,9 @@ def show(measured: Measured, model: BenchModel) -> None:
         )
     console.print(table)
     console.print(
-        "Noticed: after the blow. No blow: the same generation's longest gap without one. In "
-        f"time: at most {ALLOWED:g} s and one prefill. Kept: nodes that kept their KV caches, at least. "
+        "Gap: the longest between two tokens. Prefill: one of as many tokens. Beyond: gap less "
+        "prefill. Noticed: after the blow. No blow: the same generation's longest gap without one. "
+        f"In time: beyond at most {ALLOWED:g} s. Kept: nodes that kept their KV caches, at least. "
         "Same: answers with the tokens that the prompt has without a blow."
     )
 

@@ -1,6 +1,6 @@
 """The machine that a benchmark runs on, and who else was using it."""
 
-import contextlib
+import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def in_words() -> str:
 
 def described() -> str:
     """The same, and how the mesh's benchmarks run."""
-    return f"{in_words()}; one thread a process, Redis over loopback"
+    return f"{in_words()}; one thread a process"
 
 
 def others_said(shares: Sequence[float]) -> str:
@@ -73,7 +73,8 @@ class CpuUse:
 
 
 class CpuMeter:
-    """CPU time since it was made, of named groups of processes."""
+    """CPU time since it was made, of named groups of processes, each with those below it; but of
+    this process alone."""
 
     def __init__(self, groups: Mapping[str, Sequence[psutil.Process]]) -> None:
         self._groups = groups
@@ -88,7 +89,10 @@ class CpuMeter:
 
     def _by_group(self) -> dict[str, float]:
         return {
-            name: sum(_cpu_seconds(process) for process in processes)
+            name: sum(
+                _cpu_seconds(process) if process.pid == os.getpid() else tree_seconds(process)
+                for process in processes
+            )
             for name, processes in self._groups.items()
         }
 
@@ -109,22 +113,21 @@ class OthersMeter:
         return max(0.0, self._others() - self._before) / (time.perf_counter() - self._began)
 
     def _others(self) -> float:
-        return _busy() - sum(_tree_seconds(root) for root in self._roots)
+        return _busy() - sum(tree_seconds(root) for root in self._roots)
 
 
-def _tree_seconds(root: psutil.Process) -> float:
+def tree_seconds(root: psutil.Process) -> float:
     """CPU time of a process, of those below it, and of those that have ended there."""
-    seconds = 0.0
-    for process in (root, *root.children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            seconds += times.user + times.system + times.children_user + times.children_system
-    return seconds
+    return sum(_cpu_seconds(process) for process in (root, *root.children(recursive=True)))
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+    """Of a process and of those that it had started and that have ended."""
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:  # its time is its parent's by now
+        return 0.0
+    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 def _busy() -> float:

@@ -132,8 +132,7 @@ def _processes(stack: Stack, plain: Plain) -> dict[str, list[psutil.Process]]:
         name: [psutil.Process(child.process.pid)]
         for name, child in stack.processes.children.items()
     }
-    postmaster = network.postmaster(stack)
-    groups["postgres"] = [postmaster, *postmaster.children()]
+    groups["postgres"] = [network.postmaster(stack)]
     groups["client"] = [psutil.Process()]
     groups["plain"] = [psutil.Process(plain.pid)]
     return groups

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 
 from benchmarks import machine, models
-from demo.corpus import HELD_OUT, library_documents, reference_documents, without_repeats
+from demo.corpus import is_held_out, library_documents, reference_documents, without_repeats
 from mesh.footprint import footprint
 from mesh.placement import even_split
 from node_runner.engine.attention import Pack, Segment
@@ -154,7 +154,7 @@ def _texts() -> tuple[list[list[int]], list[list[int]]]:
     seen: list[int] = []
     unseen: list[int] = []
     for index, text in enumerate(texts):
-        (unseen if index % HELD_OUT == HELD_OUT // 2 else seen).extend(text.ids)
+        (unseen if is_held_out(index) else seen).extend(text.ids)
     count = len(unseen) // WINDOW
     return _windows(unseen, count, WINDOW), _windows(seen, count, len(seen) // count)
 

@@ -50,7 +50,9 @@ def show(console: Console, results: Sequence[Result], seconds: float) -> None:
         console.print(_speed(result))
         console.print(_against_one_stream(result) + "\n")
     console.print(_cpu(results))
-    console.print(f"\n{machine.described()}, {NODES} nodes; {seconds:.0f} s in all.")
+    console.print(
+        f"\n{machine.described()}, {NODES} nodes, Redis over loopback; {seconds:.0f} s in all."
+    )
     console.print(_others(results))
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from benchmarks import models, report
 from benchmarks.measure import Effort, measure
-from stack.servers import StackError
+from benchmarks.output import console, refusals_shown
 from stack.supervisor import DEMO_MODEL
 
 EFFORTS = {
@@ -20,8 +19,6 @@ EFFORTS = {
 }
 USUAL = ("S", "M")
 QUICK = Effort(rounds=1, single=16, at_once=8)
-
-console = Console(highlight=False)
 
 
 def main(
@@ -76,11 +73,8 @@ def main(
             def say(doing: str, name: str = name) -> None:
                 status.update(f"{name}: {doing}")
 
-            try:
+            with refusals_shown():
                 measured = measure(made, effort, place / "data", say)
-            except StackError as error:
-                console.print(f"[red]benchmark:[/] {error}", soft_wrap=True)
-                raise typer.Exit(1) from None
             results.append(report.Result(made, measured))
     seconds = time.monotonic() - began
     report.show(console, results, seconds)

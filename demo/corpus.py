@@ -18,8 +18,8 @@ OWN_LICENCE = re.compile(
     r"|All rights reserved|Licensed under the|SPDX-License-Identifier|GNU General Public",
     re.IGNORECASE,
 )
-TERSE = 80  # characters: shorter docstrings ("Return the name.") teach no English
 HELD_OUT = 40  # every so many documents, one is for validation only
+TERSE = 80  # characters: shorter docstrings ("Return the name.") teach no English
 PUNCTUATION = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014", "''\"\"--")
 LIST_ITEM = re.compile(r"\n(?=\s*(?:[*+-]|\d+[.)]) )")
 UNDERLINE = re.compile(r"^([*=~^\-\"#])\1{2,}$", re.MULTILINE)
@@ -112,3 +112,8 @@ def without_repeats(documents: list[Document]) -> list[Document]:
         if fresh:
             unique.append(replace(document, paragraphs=fresh))
     return unique
+
+
+def is_held_out(index: int) -> bool:
+    """Whether the document with this number is not learned from."""
+    return index % HELD_OUT == HELD_OUT // 2

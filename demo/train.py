@@ -25,8 +25,8 @@ from typing import Annotated
 import torch
 import typer
 from corpus import (
-    HELD_OUT,
     Document,
+    is_held_out,
     library_documents,
     reference_documents,
     without_repeats,
@@ -370,11 +370,11 @@ def main(
     )
     tokenizer = train_tokenizer(texts)
     encoded = [encode_paragraphs(tokenizer, d) for d in documents]
-    held_out = encoded[HELD_OUT // 2 :: HELD_OUT]
+    held_out = [tokens for index, tokens in enumerate(encoded) if is_held_out(index)]
     learned = [
         tokens
         for index, (document, tokens) in enumerate(zip(documents, encoded, strict=True))
-        if index % HELD_OUT != HELD_OUT // 2
+        if not is_held_out(index)
         for _ in range(document.repeats)
     ]
     validation = windows(held_out, CONTEXT, cut=0.0, seed=0)

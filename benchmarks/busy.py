@@ -1,0 +1,225 @@
+"""How much of the time spans compute: `python -m benchmarks.busy --help`."""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import psutil
+import typer
+from redis.asyncio import Redis
+from rich.table import Table
+
+from benchmarks import metrics, models, network
+from benchmarks.following import PATIENCE
+from benchmarks.machine import OthersMeter, tree_seconds
+from benchmarks.models import BenchModel
+from benchmarks.output import close, console, refusals_shown, spread
+from benchmarks.user import User
+from mesh import names
+from stack.supervisor import DEMO_MODEL, Stack
+
+NODES = 2
+PROMPT = 16
+GENERATIONS = (4, 8, 16)
+TOKENS = {"S": 192, "M": 64, "L": 16}
+"""New tokens of each generation."""
+
+GOAL = 0.9
+LOOK = 0.05
+"""Seconds between looks at how far the generations are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """While so many generations were decoding: by span, the share of the time that its node
+    computed, and that its process ran on a core; cores that all else of the mesh used; and
+    tokens a second."""
+
+    generations: int
+    computing: list[float]
+    running: list[float]
+    rest: float
+    rate: float
+
+
+@dataclass(slots=True)
+class Measured:
+    samples: list[Sample] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)
+
+
+class Watch:
+    """A mesh of two nodes, at which nobody reads along."""
+
+    def __init__(self, stack: Stack, model: BenchModel) -> None:
+        self._stack = stack
+        self._model = model
+        self._user = User(stack)
+        self._user.generate([model.prompt(PROMPT)] * 4, 4)
+        self._nodes = {
+            name: psutil.Process(stack.processes.children[name].process.pid)
+            for name in (f"node-{index}" for index in range(NODES))
+        }
+        self._roots = (psutil.Process(), network.postmaster(stack))
+
+    def sample(self, generations: int, new_tokens: int) -> Sample:
+        """From when all have begun to when the first one ends."""
+        return asyncio.run(self._sample(generations, new_tokens))
+
+    async def _sample(self, generations: int, new_tokens: int) -> Sample:
+        prompts = [self._model.prompt(PROMPT, number) for number in range(generations)]
+        async with Redis.from_url(self._stack.plan.redis_url) as redis:
+            jobs = await asyncio.gather(
+                *(self._user.submit(prompt, new_tokens) for prompt in prompts)
+            )
+            begun = await _wait(redis, jobs, lambda counts: min(counts) > 0)
+            before = self._read()
+            done = await _wait(redis, jobs, lambda counts: max(counts) >= new_tokens)
+            after = self._read()
+            await _wait(redis, jobs, lambda counts: min(counts) >= new_tokens)
+        if max(begun) >= new_tokens:
+            raise RuntimeError("A generation had ended before all had begun.")
+        seconds = after.at - before.at
+        running = [
+            (now - then) / seconds for then, now in zip(before.running, after.running, strict=True)
+        ]
+        return Sample(
+            generations=generations,
+            computing=[
+                (now - then) / seconds
+                for then, now in zip(before.computing, after.computing, strict=True)
+            ],
+            running=running,
+            rest=(after.all - before.all) / seconds - sum(running),
+            rate=(sum(done) - sum(begun)) / seconds,
+        )
+
+    def _read(self) -> "_Reading":
+        return _Reading(
+            at=time.perf_counter(),
+            computing=[metrics.read(self._stack, name).computing for name in self._nodes],
+            running=[tree_seconds(process) for process in self._nodes.values()],
+            all=sum(map(tree_seconds, self._roots)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Seconds until now: wall clock, forwards and CPU time by node, CPU time of all."""
+
+    at: float
+    computing: list[float]
+    running: list[float]
+    all: float
+
+
+async def _wait(
+    redis: Redis, jobs: Sequence[str], condition: Callable[[Sequence[int]], bool]
+) -> Sequence[int]:
+    """How many tokens each has, once that is as it should be."""
+    give_up = time.monotonic() + PATIENCE
+    while time.monotonic() < give_up:
+        async with redis.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.xlen(names.tokens(job))
+            counts = await pipe.execute()
+        if condition(counts):
+            return counts
+        await asyncio.sleep(LOOK)
+    raise RuntimeError(f"The generations do not get on: {counts} tokens.")
+
+
+def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], None]) -> Measured:
+    say("starting two nodes")
+    plan = network.plan(model, folder, nodes=NODES, node_options=("--no-speculate",))
+    measured = Measured()
+    with Stack(plan) as stack:
+        watch = Watch(stack, model)
+        for number in range(1, rounds + 1):
+            for generations in GENERATIONS:
+                say(f"round {number} of {rounds}: {generations} at once")
+                meter = OthersMeter(network.postmaster(stack))
+                measured.samples.append(watch.sample(generations, TOKENS[model.name]))
+                measured.others.append(meter.read())
+    return measured
+
+
+def show(measured: Measured, model: BenchModel, rounds: int) -> None:
+    table = Table(
+        title=f"{model.name}: {model.title}\n{NODES} spans; shares of the time in percent, medians "
+        f"of {rounds}; no guesses, nobody reads along",
+        title_justify="left",
+    )
+    table.add_column("at once", justify="right")
+    for span in range(NODES):
+        table.add_column(f"span {span} computes", justify="right")
+    for column in ("processes run", "the rest, cores", "tokens/s"):
+        table.add_column(column, justify="right")
+    for generations in GENERATIONS:
+        samples = [s for s in measured.samples if s.generations == generations]
+        table.add_row(
+            str(generations),
+            *(
+                spread([100 * s.computing[span] for s in samples], bold=True)
+                for span in range(NODES)
+            ),
+            ", ".join(
+                f"{100 * median(s.running[span] for s in samples):.0f}" for span in range(NODES)
+            ),
+            f"{median(s.rest for s in samples):.2f}",
+            f"{median(s.rate for s in samples):.0f}",
+        )
+    console.print(table)
+    console.print(
+        f"Computes: wall clock within the engine's steps that ran a forward (goal: above "
+        f"{GOAL:.0%}). Processes run: CPU time of each node. The rest: API, worker, Redis, "
+        "Postgres, chain and this command."
+    )
+
+
+def main(
+    model: Annotated[str, typer.Option(help="S, M or L.")] = "M",
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each number.")] = 3,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write every measurement to this file.")
+    ] = None,
+) -> None:
+    """Measure how much of the time the nodes of a two-span route compute.
+
+    With several generations on the route, one node can work at some while the other works at the
+    rest. Ideally both always do, each on a core of its own. Generations are asynchronous jobs,
+    so no client reads along. What is measured lies between the first token of the last one to
+    begin and the end of the first one to end.
+
+    Computing is what nodes say of themselves: their Prometheus counter of seconds in forwards
+    (with what belongs to a step: reading it, and on the edge sampling), by the wall clock, so that
+    a node which waits for its core still counts. Beside it is the CPU time of its process. What is
+    missing to 100 % is the exchange with Redis and waiting for the other node.
+    """
+    began = time.monotonic()
+    name = model.upper()
+    if name not in models.NAMES:
+        raise typer.BadParameter(f"--model is one of {', '.join(models.NAMES)}.")
+    with (
+        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
+        console.status("Starting") as status,
+        refusals_shown(),
+    ):
+        made = models.make(name, DEMO_MODEL, Path(folder) / "model")
+        measured = measure(made, rounds, Path(folder) / "data", status.update)
+    show(measured, made, rounds)
+    measurements = {
+        "model": made.title,
+        "nodes": NODES,
+        "samples": [asdict(sample) for sample in measured.samples],
+    }
+    close(measurements, others=measured.others, began=began, json_file=json_file)
+
+
+if __name__ == "__main__":
+    typer.run(main)
