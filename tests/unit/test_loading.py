@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.loading import make_checkpoint
 from benchmarks.watched import Loader
+from mesh.footprint import QUANTIZATIONS
 
 SHARDS, LAYERS_EACH, HIDDEN = 8, 4, 512
 SPAN = (8, 16)
@@ -31,15 +32,12 @@ def loader() -> Iterator[Loader]:
         yield started
 
 
-@pytest.mark.parametrize(
-    ("quantization", "dtype"),
-    [("none", "float16"), ("none", "float32"), ("int8", "float32"), ("nf4", "float32")],
-)
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_the_peak_is_the_span_and_less_than_one_shard(
-    loader: Loader, shards: list[Path], quantization: str, dtype: str, tmp_path: Path
+    loader: Loader, shards: list[Path], quantization: str, tmp_path: Path
 ) -> None:
     source, shard = shards[0].parent, shards[OWN_SHARDS][0].stat().st_size
-    loaded = loader.load(source, SPAN, tmp_path, dtype, quantization)
+    loaded = loader.load(source, SPAN, tmp_path, "float32", quantization)
     assert loaded.peak < loaded.span + shard
     assert loaded.kept < loaded.span + shard / 4
     assert loaded.kept > loaded.span / 2, "what was measured is not where the weights are"

@@ -25,7 +25,7 @@ from tests.unit.test_families import TINY, VARIANTS, logits_of
 
 CUTS = [0, 2, 4, 6]
 PROMPTS = ["The for statement", "If the object", "When an exception", "Return the " * 20]
-NEW_TOKENS = 20
+NEW_TOKENS = 16
 
 ERROR = {"int8": 0.05, "nf4": 0.5}
 """How far a model of random weights may be off, as a part of its logits: more than twice what any
@@ -120,7 +120,7 @@ def test_a_row_does_not_depend_on_what_it_is_packed_with(cache: Path, quantizati
 
 @pytest.mark.parametrize(
     "quantizations",
-    [["int8"] * 3, ["nf4"] * 3, ["none", "int8", "nf4"], ["nf4", "none", "int8"]],
+    [["int8"] * 3, ["nf4", "int8", "nf4"], ["none", "int8", "nf4"]],
     ids=" ".join,
 )
 def test_text_through_quantized_spans(
