@@ -19,12 +19,12 @@ from benchmarks.output import close, console
 from demo.corpus import is_held_out, library_documents, reference_documents, without_repeats
 from mesh import wire
 from mesh.placement import even_split
-from mesh.wire import Step
+from mesh.wire import Step, Steps
 from node_runner.engine.attention import Pack, Segment
 from node_runner.engine.kv import KVCache, KVPool
 from node_runner.engine.loader import prepare_span
 from node_runner.engine.span import Span
-from node_runner.engine.tensors import from_step, to_bytes
+from node_runner.engine.tensors import from_steps, to_bytes
 from stack.supervisor import DEMO_MODEL
 
 NODES = 3
@@ -72,10 +72,10 @@ class Route:
         """As it arrives, through a message and its bytes."""
         rows, width = hidden.shape
         data = to_bytes(hidden, self._dtype)
-        sent = wire.encode(Step("-", 1, 0, 0, False, self._dtype, rows, width, data))
-        step = wire.decode({key: bytes(value) for key, value in sent.items()})
-        assert isinstance(step, Step)
-        return from_step(step, width=width, dtype=torch.float32, device=CPU)
+        sent = wire.encode(Steps([Step("-", 1, 0, rows, 0, False)], self._dtype, width, data))
+        steps = wire.decode({key: bytes(value) for key, value in sent.items()})
+        assert isinstance(steps, Steps)
+        return from_steps(steps, width=width, dtype=torch.float32, device=CPU)
 
 
 @dataclass(frozen=True, slots=True)
