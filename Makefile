@@ -40,7 +40,7 @@ up: $(VENV)/.stack ## The same stack, until Ctrl-C
 	@$(BIN)/far-mesh up
 
 test: lint types imports ## Lint, types, import contract, and all tests
-	@$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev ## ruff
 	@$(BIN)/ruff check .

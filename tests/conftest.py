@@ -14,10 +14,12 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
+from xdist.scheduler import LoadFileScheduling
 
 from mesh import db
 from mesh.migrations import upgrade
@@ -32,13 +34,18 @@ DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 MODEL_ID = "far/pydoc-llama"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class ByFile(LoadFileScheduling):  # type: ignore[misc]
     """Of several processes, one takes a file's tests, and one takes all that use the running mesh,
-    since each process would start its own. First, since pytest-xdist looks at the marks next."""
-    for item in items:
-        shares_mesh = "stack" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("mesh" if shares_mesh else item.path.name))
+    since each process would start its own."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        shares_mesh = file.startswith("tests/e2e/") and not file.endswith("test_far_mesh.py")
+        return "the running mesh" if shares_mesh else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

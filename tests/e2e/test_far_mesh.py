@@ -49,7 +49,7 @@ class Running:
             assert self.process.poll() is None, self.printed.read_text()
             return "The mesh is up." in self.printed.read_text()
 
-        wait_until(is_up, "the mesh to be up")
+        wait_until(is_up, "the mesh to be up", seconds=150)
 
     def interrupt(self) -> int:
         """Ctrl-C; returns the exit code."""

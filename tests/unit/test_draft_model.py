@@ -12,6 +12,7 @@ from mesh.errors import UnsupportedModel
 from mesh.wire import Sampling
 from node_runner.engine import draft_model
 from node_runner.engine.draft_model import Ask, DraftModel, load_draft
+from node_runner.engine.drafts import Pace
 from node_runner.engine.span import Span
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import GREEDY, Pipeline, load_span
@@ -20,6 +21,12 @@ CUTS = [0, 3, 6]
 PROMPTS = [[0, *range(40, 60)], [0, *range(300, 340)], [0, 7, 8]]
 TOKENS = 40
 SAMPLED = Sampling(temperature=0.9, top_p=0.95, seed=11, stop=[])
+
+
+@pytest.fixture(autouse=True)
+def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else the machine does."""
+    monkeypatch.setattr(Pace, "_pays", lambda _: True)
 
 
 @pytest.fixture(scope="module")
