@@ -107,8 +107,9 @@ class Edge:
         if not complete:
             replay = end <= generation.resume.known
             return Work(generation, begin, wanted=0, replay=replay, token_ids=tokens)
-        decoding.drafts = self._guess(decoding) if decoding.generated and len(tokens) == 1 else []
-        decoding.fed_at = time.monotonic()
+        alone = len(tokens) == 1
+        decoding.drafts = self._guess(decoding) if decoding.generated and alone else []
+        decoding.fed_at = time.monotonic() if alone else None
         tokens = [*tokens, *decoding.drafts]
         return Work(generation, begin, wanted=1 + len(decoding.drafts), token_ids=tokens)
 
@@ -137,7 +138,8 @@ class Edge:
                 break
         guessed, accepted = self._guesses
         self._guesses = (guessed + len(guesses), accepted + len(tokens) - 1)
-        decoding.pace.observe(time.monotonic() - decoding.fed_at, len(guesses), len(tokens))
+        if decoding.fed_at is not None:
+            decoding.pace.observe(time.monotonic() - decoding.fed_at, len(guesses), len(tokens))
         decoding.fed = len(decoding.tokens) - 1
         decoding.drafts = []
         if reason is None:
