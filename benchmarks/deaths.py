@@ -43,10 +43,10 @@ class Blow:
 
 
 BLOWS = {
-    "middle": Blow("middle, kill -9", 1, signal.SIGKILL),
-    "edge": Blow("edge, kill -9", 0, signal.SIGKILL),
-    "last": Blow("last, kill -9", 2, signal.SIGKILL),
-    "stopped": Blow("middle, SIGSTOP", 1, signal.SIGSTOP),
+    "middle": Blow("middle killed", 1, signal.SIGKILL),
+    "edge": Blow("edge killed", 0, signal.SIGKILL),
+    "last": Blow("last killed", 2, signal.SIGKILL),
+    "stopped": Blow("middle stopped", 1, signal.SIGSTOP),
 }
 
 
@@ -101,7 +101,8 @@ class Network:
     def struck(self, prompt: str, blow: Blow, prefill: float, calm: Followed) -> Death:
         """One generation with the blow, compared with the same without."""
         request_id, followed = asyncio.run(self._follow(prompt, blow))
-        [noticed] = supervised(self._stack, "node_blamed", request_id)
+        blamed = supervised(self._stack, "node_blamed", request_id)
+        noticed = next(event["at"] for event in blamed if event["at"] > self._struck_at)
         opened = supervised(self._stack, "route_opened", request_id)
         self._stack.processes.kill(self._victim)
         self._start_spare(blow.stage)
@@ -110,7 +111,7 @@ class Network:
             gap=followed.longest_gap,
             undisturbed_gap=calm.longest_gap,
             prefill=prefill,
-            noticed=noticed["at"] - self._struck_at,
+            noticed=noticed - self._struck_at,
             kept=opened[-1]["kept"],
             equal=followed.token_ids == calm.token_ids,
         )
@@ -122,8 +123,8 @@ class Network:
                 return request_id, await follow(redis, request_id)
 
             def strike() -> None:
-                [opened] = supervised(self._stack, "route_opened", request_id)
-                self._victim = self._name_of(opened["nodes"][blow.stage])
+                opened = supervised(self._stack, "route_opened", request_id)
+                self._victim = self._name_of(opened[-1]["nodes"][blow.stage])
                 self._struck_at = time.time()
                 self._stack.processes.children[self._victim].process.send_signal(blow.signal)
 
@@ -187,16 +188,16 @@ def show(measured: Measured, model: BenchModel) -> None:
             _median_ms([death.gap - death.prefill for death in deaths]),
             _median_ms([death.noticed for death in deaths]),
             _median_ms([death.undisturbed_gap for death in deaths]),
-            f"{sum(death.in_time for death in deaths)} of {count}",
-            f"{min(death.kept for death in deaths)} of {NODES - 1}",
-            f"{sum(death.equal for death in deaths)} of {count}",
+            f"{sum(death.in_time for death in deaths)}/{count}",
+            f"{sum(death.kept for death in deaths)}/{(NODES - 1) * count}",
+            f"{sum(death.equal for death in deaths)}/{count}",
         )
     console.print(table)
     console.print(
         "Gap: the longest between two tokens. Prefill: one of as many tokens. Beyond: gap less "
         "prefill. Noticed: after the blow. No blow: the same generation's longest gap without one. "
-        f"In time: beyond at most {ALLOWED:g} s. Kept: nodes that kept their KV caches, at least. "
-        "Same: answers with the tokens that the prompt has without a blow."
+        f"In time: beyond at most {ALLOWED:g} s. Kept: of the nodes that live, those that kept "
+        "their KV caches. Same: answers with the tokens that the prompt has without a blow."
     )
 
 

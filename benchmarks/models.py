@@ -40,7 +40,7 @@ class BenchModel:
 
     def prompt(self, tokens: int, number: int = 0) -> str:
         """Text of exactly so many tokens; another text for another number."""
-        start = number * 1009
+        start = number * 1009 % (len(CORPUS) // 2)
         while True:
             text = CORPUS[start : start + 16 * tokens]
             text = text[: self.tokenizer.encode(text).offsets[tokens - 1][1]]

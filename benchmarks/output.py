@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks import machine
 from stack.servers import StackError
 
-WIDTH = 110
+WIDTH = 120
 """Columns of a table where nobody looks at a terminal."""
 
 console = Console(highlight=False)

@@ -22,6 +22,11 @@ MAX_PAUSE = 256
 """Steps without guesses after one that did not pay; doubled each time."""
 
 
+TOLERANCE = 0.97
+"""Share of the speed without guesses at which they go on all the same: over slow links a wrong one
+costs a hundredth of a step, and the next right one may save several."""
+
+
 class PromptLookup:
     """Where each pair and triple of tokens stood last. Constant work a token."""
 
@@ -44,7 +49,8 @@ class PromptLookup:
 
 
 class Pace:
-    """Whether guessing pays: tokens per second with and without it, as measured."""
+    """Whether guessing pays, or costs next to nothing: tokens per second with and without it, as
+    measured."""
 
     def __init__(self) -> None:
         self._width = FIRST_WIDTH
@@ -83,7 +89,7 @@ class Pace:
             return True
         if self._plain is None:
             return self._gained > 1.5
-        return self._gained / self._guessed > 1 / self._plain
+        return self._gained / self._guessed > TOLERANCE / self._plain
 
 
 def _smoothed(old: float | None, new: float) -> float:

@@ -123,7 +123,8 @@ class Edge:
         for work, decoding in ends:
             work.wanted = 1 + len(decoding.drafts)
             work.token_ids += decoding.drafts
-            decoding.fed_at = began if decoding.drafts else now
+            alone = work.rows == 1 + len(decoding.drafts)
+            decoding.fed_at = (began if decoding.drafts else now) if alone else None
         return works
 
     def close(self, generation: Generation) -> None:
@@ -169,7 +170,8 @@ class Edge:
                 break
         guessed, accepted = self._guesses
         self._guesses = (guessed + len(guesses), accepted + len(tokens) - 1)
-        decoding.pace.observe(time.monotonic() - decoding.fed_at, len(guesses), len(tokens))
+        if decoding.fed_at is not None:
+            decoding.pace.observe(time.monotonic() - decoding.fed_at, len(guesses), len(tokens))
         decoding.fed = len(decoding.tokens) - 1
         decoding.drafts = []
         if self._draft is not None:

@@ -29,8 +29,9 @@ class Decoding:
     """Tokens that have been put into the first span; drafts do not count."""
     drafts: list[int] = field(default_factory=list)
     """What was put in behind the last token, on the chance that it follows."""
-    fed_at: float = 0.0
-    """When the last token was put in, monotonic seconds."""
+    fed_at: float | None = None
+    """When the last token was put in, monotonic seconds; none if a piece of the prompt came with
+    it, which says nothing of how long a token takes."""
 
     @property
     def generated(self) -> int:

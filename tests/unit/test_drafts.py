@@ -51,6 +51,25 @@ def test_guessing_stops_where_it_does_not_pay_and_is_tried_again_ever_later() ->
     assert pauses == [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE]
 
 
+def test_wrong_guesses_that_cost_next_to_nothing_go_on() -> None:
+    pace = Pace()
+    pace.observe(1.0, 0, 1)
+    for _ in range(20):
+        assert pace.width() > 0
+        pace.observe(1.01, 4, 1)
+
+
+def test_the_prompts_round_trip_is_not_taken_for_a_tokens(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed = []
+    monkeypatch.setattr(Pace, "observe", lambda _, *trip: observed.append(trip))
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, speculate=False)
+    pipeline.open("job", REPEATING, max_tokens=5)
+    pipeline.run()
+    assert [(guessed, tokens) for _, guessed, tokens in observed] == [(0, 1)] * 4
+
+
 def test_guesses_grow_while_they_are_right() -> None:
     pace = Pace()
     for _ in range(4):
