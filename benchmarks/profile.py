@@ -10,11 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import models
-from benchmarks.measure import SETTINGS
+from benchmarks import models, network
 from benchmarks.user import User
-from stack.servers import free_port
-from stack.supervisor import DEMO_MODEL, Plan, Stack
+from stack.supervisor import DEMO_MODEL, Stack
 
 RATE = 250
 """Samples a second."""
@@ -59,25 +57,14 @@ def main(
     with tempfile.TemporaryDirectory(prefix="far-profile-") as made:
         folder = Path(made)
         bench = models.make(model.upper(), DEMO_MODEL, folder / "model")
-        plan = Plan(
-            folder=folder / "data",
-            api_port=free_port(),
-            redis_port=free_port(),
-            chain_port=free_port(),
-            model=str(bench.folder),
-            model_id=f"bench/{bench.name}",
-            environment=SETTINGS,
-        )
-        with Stack(plan) as stack:
+        with Stack(network.plan(bench, folder / "data", nodes=3)) as stack:
             user = User(stack)
             prompts = [bench.prompt(16, number) for number in range(at_once)]
             user.generate(prompts, 16)
             samples = folder / "samples"
             looking = _look(stack, node, seconds, samples)
-            steps = 0
             while looking.poll() is None:
                 user.generate(prompts, 64)
-                steps += 64
         if looking.returncode:
             raise typer.Exit(looking.returncode)
         _show(samples.read_text(), f"{bench.name}, {at_once} at once, node {node}")

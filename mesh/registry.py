@@ -94,8 +94,8 @@ return 1
 async def reserve(redis: Redis, node_id: str, positions: int) -> bool:
     """Take KV room on a node, so that nobody else counts on it; false if there is none left.
 
-    Holds until the node's next pulse, which by then knows what it was asked to open: nothing has
-    to be given back by a supervisor that dies.
+    Holds until the node's next pulse, which mostly knows by then what it was asked to open; what
+    slips through, the node refuses. A supervisor that dies has nothing to give back.
     """
     return bool(await redis.eval(_RESERVE, 1, names.pulse(node_id), str(positions)))  # type: ignore[misc]
 

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgpack
+import structlog
 from redis.asyncio import Redis
 
 from mesh import names, wire
+from mesh.errors import WireError
+
+log = structlog.get_logger()
 
 APPEND_TOKEN = """
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return -1 end
@@ -167,8 +171,17 @@ async def listen(
     if not answer:
         return after, []
     entries = answer[0][1]
-    messages = [wire.decode(fields) for _, fields in entries]
-    return entries[-1][0].decode(), [m for m in messages if not isinstance(m, wire.Steps)]
+    return entries[-1][0].decode(), [note for _, fields in entries for note in _note(fields)]
+
+
+def _note(fields: dict[bytes, bytes]) -> list[wire.Note]:
+    """The entry's message, or nothing: what another version or a stranger wrote stops nobody."""
+    try:
+        message = wire.decode(fields)
+    except WireError as error:
+        log.warning("message_refused", code=error.code, reason=error.detail)
+        return []
+    return [] if isinstance(message, wire.Steps) else [message]
 
 
 async def send(redis: Redis, node_id: str, messages: Sequence[wire.Message], *, ttl: int) -> None:

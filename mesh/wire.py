@@ -221,11 +221,12 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Node to supervisor: alive."""
+    """Node to supervisor: alive, and so many ``positions`` of the generation are computed here."""
 
     request_id: str
     epoch: int
     node_id: str
+    positions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +242,7 @@ Note = Open | OpenEdge | Ready | Close | Halt | Ping | Token | Ended | Refused |
 
 Message = Note | Steps
 
+# A kind's place is its code: add at the end.
 _KINDS: tuple[type[Any], ...] = (
     Open,
     OpenEdge,

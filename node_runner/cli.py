@@ -131,13 +131,14 @@ def start(
             quantization=quantization,
         )
         loaded.warm_up()
-        guesser = _draft(draft, loaded, cache)
+        guesser = _draft(draft, loaded, cache) if speculate else None
         if paged and place.type == "cuda":
             accelerate(loaded)
             if guesser is not None:
                 accelerate(guesser)
     except MeshError as error:
         raise _fail(error.detail) from None
+    budget = _kv_budget(kv_gb, loaded)
     identity = Identity(
         wallet_address=wallet,
         model_id=model,
@@ -160,7 +161,7 @@ def start(
     engine = Engine(
         loaded,
         node_id=node_id,
-        kv_budget_bytes=round(kv_gb * 1e9),
+        kv_budget_bytes=budget,
         wire_dtype=_wire_dtype(wire),
         speculate=speculate,
         draft=guesser,
@@ -258,6 +259,13 @@ def _draft(source: str | None, loaded: Span, cache: Path) -> Span | None:
     if not loaded.edge:
         raise _fail("--draft goes with --edge: only the edge has tokens to guess.")
     return load_draft(source, loaded, cache=cache)
+
+
+def _kv_budget(gigabytes: float, loaded: Span) -> int:
+    least = loaded.kv_shape.bytes_per_block
+    if gigabytes * 1e9 < least:
+        raise _fail(f"--kv-gb {gigabytes:g} holds nothing: a block takes {least / 1e9:g} GB.")
+    return round(gigabytes * 1e9)
 
 
 def _wire_dtype(name: str) -> str | None:

@@ -15,6 +15,9 @@ from node_runner.transport import Transport, Unreachable
 IDLE_WAIT = 1.0
 """Seconds that one pull waits for work; also how soon a drain or an expiry is noticed."""
 
+EXPIRE_EVERY = 1.0
+"""Seconds between looks for generations that nobody has closed in time."""
+
 RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between tries while the platform does not answer; the last repeats."""
 
@@ -50,6 +53,7 @@ class Runner:
     def run(self) -> None:
         results: list[Result] = []
         give_up = None
+        expire_at = time.perf_counter() + EXPIRE_EVERY
         while True:
             messages = self._exchange(results, wait=0 if self._engine.busy else IDLE_WAIT)
             if messages is None:
@@ -57,8 +61,9 @@ class Runner:
             began = time.perf_counter()
             results = self._engine.step(messages)
             self._measure(time.perf_counter() - began)
-            if not messages and not self._engine.busy:
+            if began > expire_at:
                 self._engine.expire()
+                expire_at = began + EXPIRE_EVERY
             if self._draining.is_set():
                 give_up = give_up or time.monotonic() + DRAIN_LIMIT
                 if not self._engine.generations or time.monotonic() > give_up:

@@ -1,7 +1,7 @@
 """One generation's supervisor: picks its route, watches it, and mends it.
 
-No token passes through here. The nodes write tokens; this reads how far they are once a second,
-and what they report (ended, refused) at once.
+No token passes through here. The nodes write tokens; this looks every :data:`LOOK` seconds how far
+they are, and reads what they report (ended, refused) at once.
 """
 
 import asyncio
@@ -46,6 +46,10 @@ LOOK = 0.2
 ROUTE_LOOK = 0.4
 """Seconds between looks for a route while there is none, by the half more or less, so that those
 who wait do not all look at once."""
+
+HOLD = 15.0
+"""Seconds for which a generation without a route keeps its KV room on the nodes that are left. Then
+others get it, who may be waiting for it while they hold what this one waits for."""
 
 FULL_PAUSE = 0.5
 """Seconds for which a node without KV room is not asked again by the same generation."""
@@ -97,6 +101,7 @@ class Supervisor:
         self._positions = job.prompt_tokens + job.max_tokens
         self._route: list[str] = []
         self._afresh = False
+        self._computed = 0
         self._silent_before: set[str] = set()
         self._events_after = streams.START
         self._failures = 0
@@ -113,26 +118,28 @@ class Supervisor:
             lease=self._lease.counter,
         )
         try:
+            recorded = await self._recall_route()
             self._check_time_and_cancel()
-            await self._recall()
-            if await streams.current_epoch(self._redis, self._id) != self._epoch or not self._route:
+            for event in await self._hear(0):  # that a predecessor did not live to act on
+                await self._act(event)
+            writes = await streams.current_epoch(self._redis, self._id)
+            if self._epoch == self._lease.job.epoch and not writes == recorded == self._epoch:
                 await self._new_epoch("first" if self._epoch == 0 else "taken_over")
             await self._watch()
         except _Over as over:
             await self._end(over)
 
-    async def _recall(self) -> None:
-        """What a predecessor left: its route, and events that it did not live to act on."""
+    async def _recall_route(self) -> int | None:
+        """The newest route that a predecessor left, and its epoch; none if there was none."""
         async with self._services.sessions() as db:
-            rows = await db.scalars(
-                select(RouteHop.node_id)
-                .where(RouteHop.session_id == self._lease.job.id, RouteHop.epoch == self._epoch)
-                .order_by(RouteHop.stage)
+            rows = await db.execute(
+                select(RouteHop.epoch, RouteHop.node_id)
+                .where(RouteHop.session_id == self._lease.job.id)
+                .order_by(RouteHop.epoch.desc(), RouteHop.stage)
             )
-            self._route = list(rows)
-        for event in await self._hear(0):
-            if isinstance(event, Ended):
-                await self._check_complete(event)
+            hops = rows.all()
+        self._route = [node_id for epoch, node_id in hops if epoch == hops[0].epoch]
+        return hops[0].epoch if hops else None
 
     async def _watch(self) -> None:
         seen, progressed_at = await self._progress(), time.monotonic()
@@ -149,7 +156,8 @@ class Supervisor:
             elif await self._mend_silence(look.beating):
                 pass
             elif time.monotonic() - progressed_at > self._limits.stall:
-                await self._mend_stall()
+                if not await self._still_computes():
+                    await self._new_epoch("stalled")
             elif look.tokens == seen:
                 look_at = time.monotonic() + LOOK
                 continue
@@ -177,16 +185,24 @@ class Supervisor:
                 await self._mend_refusal(event)
 
     async def _check_complete(self, event: Ended) -> None:
-        if await self._progress() >= event.count:
-            raise _Over(event.reason)
+        await self._check_ended(event)
         await self._new_epoch("redis_lost")
 
+    async def _check_ended(self, event: Ended) -> None:
+        """Over, if readers have all that was written."""
+        if await self._progress() >= event.count:
+            raise _Over(event.reason)
+
     async def _mend_refusal(self, event: Refused) -> None:
+        if event.node_id not in self._route:
+            return  # nobody's word against a stranger
         if event.code == "kv_full":
             self._avoid[event.node_id] = time.monotonic() + FULL_PAUSE
+            await self._let_go()
         elif event.code in LOST:
             self._afresh = True
-            self._count_failure()
+            if event.code == "gap":
+                self._count_failure()
             log.warning("state_lost", request_id=self._id, node_id=event.node_id, code=event.code)
         else:
             await self._blame([event.node_id], event.code)
@@ -205,26 +221,30 @@ class Supervisor:
         await self._new_epoch("silent")
         return True
 
-    async def _mend_stall(self) -> None:
-        """Ask the route's nodes whether they live, and go on without those that do not."""
+    async def _still_computes(self) -> bool:
+        """Whether the route's nodes all live and have come further than when asked last: a long
+        prompt, or many generations. Those that do not answer are blamed."""
         for node_id in self._route:
             await streams.send(
                 self._redis, node_id, [Ping(self._id, self._epoch)], ttl=self._limits.stream_ttl
             )
-        alive: set[str] = set()
+        alive: dict[str, int] = {}
         give_up = time.monotonic() + self._limits.ping
         while len(alive) < len(set(self._route)) and time.monotonic() < give_up:
             for event in await self._hear(self._limits.ping / 4):
                 if isinstance(event, Pong):
-                    alive.add(event.node_id)
+                    alive[event.node_id] = event.positions
                 elif isinstance(event, Ended):
-                    await self._check_complete(event)
-                    return
+                    await self._check_ended(event)
         silent = [node for node in self._route if node not in alive]
         for node_id in silent:
             await registry.forget(self._redis, node_id, self._model.id)
+        further = sum(alive.values()) > self._computed
+        self._computed = sum(alive.values())
+        if further and not silent:
+            return True
         await self._blame(silent, "stalled")
-        await self._new_epoch("stalled")
+        return False
 
     async def _blame(self, node_ids: Collection[str], code: str) -> None:
         cooldown = self._services.settings.discovery.cooldown
@@ -251,6 +271,7 @@ class Supervisor:
         if len(generated) >= job.max_tokens:
             raise _Over("length")
         await self._record(route, first_token=len(generated))
+        self._computed = 0
         served, self._route = self._route, [node.node_id for node in route]
         kept = set() if self._afresh or not generated else set(served) & set(self._route)
         self._afresh = False
@@ -268,12 +289,22 @@ class Supervisor:
 
     async def _wait_for_route(self) -> list[Node]:
         """A route with room reserved. Waits until the job's deadline."""
+        let_go_at = time.monotonic() + HOLD
         while True:
             route = await self._find_route()
             if route is not None and await self._reserve(route):
                 return route
-            await self._hear(ROUTE_LOOK * random.uniform(0.5, 1.5))
+            for event in await self._hear(ROUTE_LOOK * random.uniform(0.5, 1.5)):
+                if isinstance(event, Ended):  # the epoch before lives until the next one begins
+                    await self._check_ended(event)
             self._check_time_and_cancel(late="no_route")
+            if time.monotonic() > let_go_at:
+                await self._let_go()
+
+    async def _let_go(self) -> None:
+        """Give all KV room back; the next route begins afresh."""
+        await self._close(self._route, self._epoch)
+        self._route = []
 
     async def _reserve(self, route: list[Node]) -> bool:
         """Nodes that serve the generation already have its room."""
@@ -285,6 +316,8 @@ class Supervisor:
 
     async def _find_route(self) -> list[Node] | None:
         nodes = await registry.active(self._redis, self._model.id)
+        if len(nodes) < self._model.min_nodes:
+            return None
         rooms = await registry.rooms(self._redis, [node.node_id for node in nodes])
         nodes = [
             node
@@ -292,8 +325,6 @@ class Supervisor:
             if node.node_id in rooms
             and (node.node_id in self._route or rooms[node.node_id] >= self._positions)
         ]
-        if len(nodes) < self._model.min_nodes:
-            return None
         now = time.monotonic()
         avoid = [node_id for node_id, until in self._avoid.items() if until > now]
         return routing.choose(nodes, self._model.layers, avoid=avoid, prefer=self._route)

@@ -45,7 +45,8 @@ def load_draft(source: str, target: Span, *, cache: Path) -> Span:
     """
     folder, _ = prepare_span(source, layers=None, edge=True, cache=cache)
     span = Span(folder, edge=True, device=target.device, dtype=target.dtype)
-    if span.tokenizer.get_vocab() != target.tokenizer.get_vocab():
+    same_rows = span.vocab_size == target.vocab_size
+    if not same_rows or span.tokenizer.get_vocab() != target.tokenizer.get_vocab():
         raise UnsupportedModel(f"The draft model {source} has another vocabulary than the model.")
     span.warm_up()
     return span

@@ -44,14 +44,17 @@ class Edge:
         taken, self._guesses = self._guesses, (0, 0)
         return taken
 
-    def open(self, prompt: wire.Prompt, *, unready: set[int]) -> Decoding:
+    def open(self, request_id: str, prompt: wire.Prompt, *, unready: set[int]) -> Decoding:
         """A generation begins here, or goes on after the tokens that readers have."""
         text = TextStream(self._span.tokenizer, prompt.token_ids, prompt.sampling.stop)
         stopped = False
         for token_id in prompt.generated:  # brings the decoder up to what readers have
             stopped = text.push(token_id)[1] or token_id in self._span.end_tokens
+        tokens = [*prompt.token_ids, *prompt.generated]
+        if self._draft is not None:
+            self._draft.forget_after(request_id, len(tokens) - 1)
         return Decoding(
-            tokens=[*prompt.token_ids, *prompt.generated],
+            tokens=tokens,
             prompt_length=len(prompt.token_ids),
             max_tokens=prompt.max_tokens,
             sampling=prompt.sampling,

@@ -115,7 +115,9 @@ class Engine:
             self._open(message, results)
             return
         if isinstance(message, Ping):
-            results.add(Pong(message.request_id, message.epoch, self._node_id))
+            known = self.generations.get(message.request_id)
+            computed = 0 if known is None else known.cache.length
+            results.add(Pong(message.request_id, message.epoch, self._node_id, computed))
             return
         generation = self.generations.get(message.request_id)
         if generation is None:
@@ -171,7 +173,7 @@ class Engine:
 
     def _begin(self, generation: Generation, message: OpenEdge, results: Results) -> None:
         unready = set(range(1, message.place.stages)) if message.prefix else set()
-        decoding = self.edge.open(message.prompt, unready=unready)
+        decoding = self.edge.open(message.request_id, message.prompt, unready=unready)
         decoding.fed = min(generation.cache.length, len(decoding.tokens) - 1)
         generation.decoding = decoding
         if decoding.stopped:
@@ -210,7 +212,10 @@ class Engine:
         for step, generation, own in zip(message.steps, expected, rows, strict=True):
             if generation is None:
                 continue
-            if generation.decoding is None:
+            waiting = self._scheduler.waiting_rows(generation)
+            if step.rows > PREFILL_CHUNK or waiting > 2 * generation.place.capacity:
+                self._blame_sender(generation, "flood", results)
+            elif generation.decoding is None:
                 self._scheduler.add(Work(generation, step.position, step.wanted, step.replay, own))
             elif is_finite(own):
                 self.edge.take(generation, step.position, own)
@@ -333,5 +338,6 @@ def _feedable(generation: Generation) -> bool:
 
 def _note_ready(generation: Generation, decoding: Decoding, message: Ready) -> None:
     """The prompt begins where the cache of the node that has least of it ends."""
-    decoding.unready.discard(message.stage)
-    decoding.fed = min(decoding.fed, message.positions)
+    if message.stage in decoding.unready:
+        decoding.unready.discard(message.stage)
+        decoding.fed = max(0, min(decoding.fed, message.positions))

@@ -94,12 +94,19 @@ class KVPool:
     def used_bytes(self) -> int:
         return (self.blocks - len(self._free)) * self.shape.bytes_per_block
 
+    def fits(self, capacity: int, *, beside: int = 0) -> bool:
+        """Whether there are blocks for ``capacity`` positions, with so many that may be freed."""
+        return self._blocks_for(capacity) <= len(self._free) + beside
+
     def reserve(self, capacity: int) -> KVCache | None:
         """A cache for ``capacity`` positions, or none if the budget does not hold it."""
-        count = -(-capacity // self.shape.block)
-        if count > len(self._free):
+        if not self.fits(capacity):
             return None
-        return KVCache(self, [heapq.heappop(self._free) for _ in range(count)])
+        blocks = [heapq.heappop(self._free) for _ in range(self._blocks_for(capacity))]
+        return KVCache(self, blocks)
+
+    def _blocks_for(self, capacity: int) -> int:
+        return -(-capacity // self.shape.block)
 
     def free(self, cache: KVCache) -> None:
         for block in cache.blocks:

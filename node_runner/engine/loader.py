@@ -4,6 +4,7 @@ The span's folder holds a `config.json` of k layers and a `model.safetensors`. T
 holds the embedding, the final norm and the LM head; any other holds decoder layers alone.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -151,21 +152,32 @@ def _build(
     leaves no half of one."""
     target.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=target.parent, prefix=".making-"))
+    try:
+        _write(made, settings, spec, shards, fetch)
+        with contextlib.suppress(OSError):  # another process was faster
+            made.rename(target)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    settings: str,
+    spec: SpanSpec,
+    shards: dict[str, Path],
+    fetch: Callable[[str], Path],
+) -> None:
     tensors = {}
     for file in sorted(set(shards.values())):
         with safe_open(file, framework="pt") as opened:
             for name in (name for name, where in shards.items() if where == file):
                 tensors[_renamed(name, spec)] = opened.get_tensor(name)
-    save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
-    (made / "config.json").write_text(settings)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(settings)
     if spec.edge:
         for name in ("tokenizer.json", "generation_config.json"):
             try:
-                shutil.copy(fetch(name), made / name)
+                shutil.copy(fetch(name), folder / name)
             except OSError:
                 if name == "tokenizer.json":
                     raise
-    try:
-        made.rename(target)
-    except OSError:  # another process was faster
-        shutil.rmtree(made)

@@ -31,6 +31,8 @@ class Prefixes:
         name = next((name for name in reversed(prefix) if name in self._found), None)
         if name is not None:
             self._kept.move_to_end(self._found[name][0])
+        if not self._pool.fits(capacity, beside=self._kept_blocks):
+            return None
         while (cache := self._pool.reserve(capacity)) is None and self._kept:
             self._drop(next(iter(self._kept)))
         if cache is not None and name in self._found:

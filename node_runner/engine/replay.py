@@ -17,10 +17,6 @@ class Sent:
         self._parts: list[torch.Tensor] = []
         self.length = 0
 
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self._parts)
-
     def put(self, position: int, hidden: torch.Tensor) -> None:
         """``[rows, width]`` for positions from ``position`` on, which follows or precedes what
         is there already."""
@@ -44,5 +40,6 @@ class Sent:
         self.length = 0
 
     def _append(self, hidden: torch.Tensor) -> None:
-        self._parts.append(hidden.cpu())
+        # A copy: a view would keep all rows of its forward.
+        self._parts.append(hidden.to("cpu", copy=True))
         self.length += len(hidden)

@@ -35,7 +35,10 @@ class Scheduler:
 
     def waits(self, generation: Generation) -> bool:
         """Whether any of its work does."""
-        return self._waiting[generation] > 0
+        return self.waiting_rows(generation) > 0
+
+    def waiting_rows(self, generation: Generation) -> int:
+        return self._waiting[generation]
 
     def add(self, work: Work) -> None:
         """Work of one generation is taken in the order in which it was added."""
@@ -44,7 +47,7 @@ class Scheduler:
             self._steps.append(work)
         else:
             self._chunks.append(work)
-        self._waiting[work.generation] += 1
+        self._waiting[work.generation] += work.rows
 
     def take(self, share: int) -> list[Work]:
         """The next forward's work, at most one piece of each generation: ``share`` steps or a few,
@@ -83,6 +86,6 @@ class Scheduler:
         return picked
 
     def _forget(self, work: Work) -> None:
-        self._waiting[work.generation] -= 1
+        self._waiting[work.generation] -= work.rows
         if not self._waiting[work.generation]:
             del self._waiting[work.generation]

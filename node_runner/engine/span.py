@@ -69,6 +69,7 @@ class Span:
         self.weights = [*held.parameters(), *taken, *scales]
         use_huge_pages(self.weights)
         self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = config.vocab_size
         self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
         self.layers: int = config.num_hidden_layers
         self.kv_shape = KVShape(self.layers, *family.kv(config), dtype=dtype, device=device)

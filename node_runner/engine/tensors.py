@@ -15,6 +15,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_FLOAT16_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
 
 
 def to_bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
@@ -28,7 +29,8 @@ def to_bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
 def from_steps(
     steps: Steps, *, width: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """The hidden states of all steps, ``[rows, width]``, in the model's dtype.
+    """The hidden states of all steps, ``[rows, width]``, in the model's dtype. What float16 cannot
+    hold becomes its largest value: a sender that computes in another dtype is not to blame.
 
     Raises:
         WireError: the width is not the model's.
@@ -37,8 +39,12 @@ def from_steps(
         raise WireError(f"Steps of width {steps.width}; this model has width {width}.")
     received = torch.frombuffer(bytearray(steps.data), dtype=torch.uint8).to(device)
     if steps.dtype == "int8":
-        return _dequantized(received, steps.rows, width).to(dtype)
-    return received.view(DTYPES[steps.dtype]).view(steps.rows, width).to(dtype)
+        hidden = _dequantized(received, steps.rows, width)
+    else:
+        hidden = received.view(DTYPES[steps.dtype]).view(steps.rows, width)
+    if dtype is torch.float16 and hidden.dtype is not dtype:
+        hidden = hidden.clamp(*_FLOAT16_RANGE)
+    return hidden.to(dtype)
 
 
 def on_device(

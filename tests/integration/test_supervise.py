@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
 
+import pytest
 from redis.asyncio import Redis
 from sqlalchemy import func, select, update
 
-from mesh import ledger, names, registry, wire
+from mesh import ledger, names, registry, streams, wire
 from mesh.db import InferenceSession, RouteHop
 from mesh.prompts import PromptText
 from tests.factories import session
@@ -129,6 +130,132 @@ async def test_jobs_beyond_a_nodes_room_queue_without_asking_it(
     assert set(await opened(redis)) == {job.request_id for job in jobs}
     async with services.sessions() as db:
         assert await db.scalar(select(func.max(RouteHop.epoch))) == 1  # nobody tried in vain
+
+
+async def say(redis: Redis, message: wire.Note) -> None:
+    """As the node does."""
+    await streams.tell(redis, message)
+
+
+async def first_epoch(services: Services, redis: Redis, job: InferenceSession) -> None:
+    async def is_open() -> bool:
+        return job.request_id in await opened(redis)
+
+    await wait_for(is_open)
+
+
+async def write(redis: Redis, job: InferenceSession, epoch: int, count: int) -> None:
+    """Tokens, as the edge writes them."""
+    keys = (names.live(job.request_id), names.tokens(job.request_id))
+    for index in range(count):
+        assert await redis.eval(streams.APPEND_TOKEN, 2, *keys, epoch, index, 7, "x") == 1
+
+
+async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
+    services: Services, redis: Redis
+) -> None:
+    """The blamed node was only slow: its epoch lives until the next begins."""
+    job = await submit(services)
+    await announce(redis, room=POSITIONS)
+    async with supervised(services, job):
+        await first_epoch(services, redis, job)
+        await say(redis, wire.Refused(job.request_id, 1, "node_0", "not_finite"))
+        await asyncio.sleep(1)
+        await write(redis, job, 1, 5)
+        await say(redis, wire.Ended(job.request_id, 1, "stop", 5))
+
+        async def is_over() -> bool:
+            return (await reload(services, job)).status == "completed"
+
+        await wait_for(is_over)
+    assert (await reload(services, job)).token_count == 5
+
+
+async def test_a_full_node_is_not_asked_again_until_it_has_room(
+    services: Services, redis: Redis
+) -> None:
+    job = await submit(services)
+    await announce(redis, room=POSITIONS)
+    async with supervised(services, job):
+        await first_epoch(services, redis, job)
+        await redis.set(names.pulse("node_0"), 0, ex=3600)
+        await say(redis, wire.Refused(job.request_id, 1, "node_0", "kv_full"))
+        await asyncio.sleep(2)
+        assert len(await opened(redis)) == 1
+        await redis.set(names.pulse("node_0"), POSITIONS, ex=3600)
+
+        async def is_open_again() -> bool:
+            return len(await opened(redis)) == 2
+
+        await wait_for(is_open_again)
+
+
+async def test_a_node_off_the_route_cannot_be_blamed(services: Services, redis: Redis) -> None:
+    job = await submit(services)
+    await announce(redis, room=POSITIONS)
+    async with supervised(services, job):
+        await first_epoch(services, redis, job)
+        await say(redis, wire.Refused(job.request_id, 1, "node_elsewhere", "not_finite"))
+        await asyncio.sleep(1)
+        assert not await redis.exists(names.cooldown("node_elsewhere"))
+        assert len(await opened(redis)) == 1
+
+
+async def test_what_is_no_message_stops_nobody(services: Services, redis: Redis) -> None:
+    job = await submit(services)
+    await announce(redis, room=POSITIONS)
+    async with supervised(services, job):
+        await first_epoch(services, redis, job)
+        await redis.xadd(names.events(job.request_id), {"h": b"\xc1"})
+        await write(redis, job, 1, 3)
+        await say(redis, wire.Ended(job.request_id, 1, "stop", 3))
+
+        async def is_over() -> bool:
+            return (await reload(services, job)).status == "completed"
+
+        await wait_for(is_over)
+
+
+@pytest.mark.parametrize("further", [True, False], ids=["further", "no further"])
+async def test_slow_is_not_stalled(services: Services, redis: Redis, further: bool) -> None:
+    """A node that answers, and has come further each time it is asked, keeps its generation."""
+    services.settings.generation.stall = 0.5
+    job = await submit(services)
+    await announce(redis, room=POSITIONS)
+    answered = 0
+    async with supervised(services, job):
+        await first_epoch(services, redis, job)
+        after = "0-0"
+        give_up = asyncio.get_running_loop().time() + 6
+        while asyncio.get_running_loop().time() < give_up:
+            found = await redis.xread({names.inbox("node_0"): after}, block=200)
+            for entry, fields in found[0][1] if found else ():
+                after, message = entry.decode(), wire.decode(fields)
+                if isinstance(message, wire.Ping):
+                    answered += 1
+                    positions = answered if further else 1
+                    pong = wire.Pong(job.request_id, message.epoch, "node_0", positions)
+                    await say(redis, pong)
+        assert answered > 2
+        assert (len(await opened(redis)) == 1) == further
+
+
+async def test_a_successor_that_is_to_cancel_frees_the_route(
+    services: Services, redis: Redis
+) -> None:
+    job = await submit(services)
+    await announce(redis, room=POSITIONS)
+    async with supervised(services, job):
+        await first_epoch(services, redis, job)
+    async with services.sessions.begin() as db:
+        await db.execute(
+            update(InferenceSession)
+            .where(InferenceSession.id == job.id)
+            .values(cancel_requested=True)
+        )
+    await supervise({"services": services}, job.request_id)
+    entries = await redis.xrange(names.inbox("node_0"))
+    assert isinstance(wire.decode(entries[-1][1]), wire.Close)
 
 
 async def test_a_job_that_waits_can_be_cancelled(services: Services) -> None:

@@ -48,7 +48,7 @@ MESSAGES = [
     Halt("req", 1),
     Close("req", 1),
     Ping("req", 1),
-    Pong("req", 1, "node"),
+    Pong("req", 1, "node", 7),
     Token("req", 1, 0, 42, "text"),
     Ended("req", 1, "stop", 5),
     Refused("req", 1, "node", "kv_full"),
