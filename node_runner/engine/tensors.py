@@ -43,7 +43,7 @@ def from_steps(
     else:
         hidden = received.view(DTYPES[steps.dtype]).view(steps.rows, width)
     if dtype is torch.float16 and hidden.dtype is not dtype:
-        hidden = hidden.clamp(*_FLOAT16_RANGE)
+        hidden = hidden.float().clamp(*_FLOAT16_RANGE)
     return hidden.to(dtype)
 
 

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
-from mesh.wire import Resume, Sampling, Token
+from mesh.wire import Ready, Resume, Sampling, Token
 from node_runner.engine.engine import Engine
+from node_runner.engine.replay import Sent
 from node_runner.engine.scheduler import PREFILL_CHUNK
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import GREEDY, KV_BUDGET, Pipeline
@@ -181,3 +183,25 @@ def test_a_second_death_is_survived_as_well(
     mesh.run()
     assert mesh.refused == []
     assert mesh.tokens("job") == undisturbed
+
+
+def test_what_was_sent_is_kept_alone() -> None:
+    """Not the whole forward that it was a row of."""
+    sent = Sent()
+    sent.put(0, torch.zeros(128, 64)[5:6])
+    assert [part.untyped_storage().nbytes() for part in sent._parts] == [4 * 64]
+
+
+@pytest.mark.parametrize("positions", [-5, -200, 10**9])
+def test_a_number_of_a_strangers_stops_nobody(
+    cache: Path, undisturbed: list[int], sampling: Sampling, positions: int
+) -> None:
+    """And readiness that is told again, in the middle, begins nothing anew."""
+    mesh = Mesh.cut(DEMO_MODEL, CUTS, cache)
+    mesh.open("job", PROMPT, max_tokens=TOKENS, sampling=sampling, prefix=[b"a name"])
+    mesh.send(0, Ready("job", 1, 1, positions))
+    mesh.run_until(3)
+    mesh.send(0, Ready("job", 1, 1, 0))
+    mesh.run()
+    assert mesh.tokens("job") == undisturbed
+    assert sum(mesh.positions) < 3 * TOKENS * 2

@@ -54,3 +54,11 @@ def test_another_width_is_refused(dtype: str) -> None:
             dtype=torch.float32,
             device=CPU,
         )
+
+
+def test_what_float16_cannot_hold_becomes_its_largest_value() -> None:
+    """It is finite in the sender's dtype, so nobody is to blame."""
+    sent = torch.tensor([[1e5, -1e5, 2.0]], dtype=torch.bfloat16)
+    steps = Steps([Step("req", 1, 0, 1, 0, False)], "bfloat16", 3, to_bytes(sent, "bfloat16"))
+    received = from_steps(steps, width=3, dtype=torch.float16, device=CPU)
+    assert received.tolist() == [[65504.0, -65504.0, 2.0]]
