@@ -19,23 +19,10 @@ from mesh import metrics, registry, routing, streams
 from mesh.db import InferenceSession, RouteHop
 from mesh.registry import Node
 from mesh.streams import Delivered
-from mesh.wire import (
-    Cancel,
-    Close,
-    Ended,
-    Note,
-    Open,
-    OpenEdge,
-    Ping,
-    Place,
-    Pong,
-    Prompt,
-    Refused,
-    Resume,
-    Sampling,
-)
+from mesh.wire import Cancel, Close, Ended, Note, Ping, Pong, Refused
 from workers import ending, lease
 from workers.lease import Lease, LeaseLost
+from workers.opening import openings
 from workers.services import Services
 
 log = structlog.get_logger()
@@ -276,7 +263,7 @@ class Supervisor:
         kept = set() if self._afresh or not generated else set(served) & set(self._route)
         self._afresh = False
         await self._close(set(served) - set(self._route), self._epoch - 1)
-        await self._open(route, generated, kept)
+        await self._open(generated, kept)
         log.info(
             "route_opened",
             request_id=self._id,
@@ -361,44 +348,24 @@ class Supervisor:
         async with self._services.sessions.begin() as db:
             await db.execute(insert(RouteHop), rows)
 
-    async def _open(self, route: list[Node], generated: list[int], kept: Collection[str]) -> None:
-        """Tell every node what to expect. The edge is last, since it starts at once; or first if
-        there is a prefix, since it then waits for the others to be ready.
-
-        Nodes in ``kept`` served the epoch before and have all positions but the last; each of them
-        gives a new next node what it needs.
-        """
-        job = self._lease.job
+    async def _open(self, generated: list[int], kept: Collection[str]) -> None:
+        """Tell every node what to expect. Nodes in ``kept`` served the epoch before."""
+        job, vault = self._lease.job, self._services.vault
         if job.request_cipher is None:
             raise _Over("failed", "prompt_lost")
-        prompt = self._services.vault.open(self._id, job.request_cipher)
-        known = len(prompt.token_ids) + len(generated) - 1 if kept else 0
-        prefix = [] if generated else self._services.vault.prefix(job.user_wallet, prompt.token_ids)
-        ids = [node.node_id for node in route]
-        order = list(reversed(range(len(route))))
-        if prefix:
-            order = [0, *order[:-1]]
-        for stage in order:
-            next_node = ids[(stage + 1) % len(ids)]
-            place = Place(
-                stage=stage,
-                stages=len(route),
-                edge_node=ids[0],
-                previous_node=ids[stage - 1],
-                next_node=next_node,
-                capacity=self._positions,
-                expires_in=self._seconds_left() + OPEN_GRACE,
-            )
-            more = stage + 1 < len(ids)
-            resume = Resume(
-                keep=ids[stage] in kept, replay=more and next_node not in kept, known=known
-            )
-            message: Open | OpenEdge = Open(self._id, self._epoch, place, resume, prefix)
-            if stage == 0:
-                sampling = Sampling(job.temperature, job.top_p, job.seed, prompt.stop)
-                text = Prompt(prompt.token_ids, generated, job.max_tokens, sampling)
-                message = OpenEdge(self._id, self._epoch, place, resume, prefix, text)
-            await streams.send(self._redis, ids[stage], [message], ttl=self._limits.stream_ttl)
+        prompt = vault.open(self._id, job.request_cipher)
+        messages = openings(
+            job,
+            prompt,
+            [] if generated else vault.prefix(job.user_wallet, prompt.token_ids),
+            self._route,
+            epoch=self._epoch,
+            generated=generated,
+            kept=kept,
+            expires_in=self._seconds_left() + OPEN_GRACE,
+        )
+        for node_id, message in messages:
+            await streams.send(self._redis, node_id, [message], ttl=self._limits.stream_ttl)
 
     async def _close(self, node_ids: Collection[str], epoch: int) -> None:
         for node_id in node_ids:

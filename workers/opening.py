@@ -1,0 +1,63 @@
+"""What each node of a route is told when an epoch begins."""
+
+from collections.abc import Collection, Sequence
+
+from mesh.db import InferenceSession
+from mesh.prompts import PromptText
+from mesh.wire import Open, OpenEdge, Place, Prompt, Resume, Sampling
+
+
+def openings(
+    job: InferenceSession,
+    prompt: PromptText,
+    prefix: list[bytes],
+    route: Sequence[str],
+    *,
+    epoch: int,
+    generated: list[int],
+    kept: Collection[str],
+    expires_in: int,
+) -> list[tuple[str, Open | OpenEdge]]:
+    """Messages and the nodes they are for, in the order in which they have to be sent: the edge is
+    last, since it starts at once; or first if there is a prefix, since it then waits for the others
+    to be ready.
+
+    Args:
+        job: The generation.
+        prompt: Its text.
+        prefix: Names of the prompt's beginnings (:mod:`mesh.prefixes`); none if tokens exist.
+        route: Node ids, the edge's first.
+        epoch: The one that begins.
+        generated: Token ids that readers have.
+        kept: Nodes that served the epoch before and have all positions but the last; each of them
+            gives a new next node what it needs.
+        expires_in: Seconds after which a node forgets the generation by itself.
+    """
+    order = list(reversed(range(len(route))))
+    if prefix:
+        order = [0, *order[:-1]]
+    known = len(prompt.token_ids) + len(generated) - 1 if kept else 0
+    messages: list[tuple[str, Open | OpenEdge]] = []
+    for stage in order:
+        next_node = route[(stage + 1) % len(route)]
+        place = Place(
+            stage=stage,
+            stages=len(route),
+            edge_node=route[0],
+            previous_node=route[stage - 1],
+            next_node=next_node,
+            capacity=job.prompt_tokens + job.max_tokens,
+            expires_in=expires_in,
+        )
+        more = stage + 1 < len(route)
+        resume = Resume(
+            keep=route[stage] in kept, replay=more and next_node not in kept, known=known
+        )
+        if stage > 0:
+            message: Open | OpenEdge = Open(job.request_id, epoch, place, resume, prefix)
+        else:
+            sampling = Sampling(job.temperature, job.top_p, job.seed, prompt.stop)
+            text = Prompt(prompt.token_ids, generated, job.max_tokens, sampling)
+            message = OpenEdge(job.request_id, epoch, place, resume, prefix, text)
+        messages.append((route[stage], message))
+    return messages
