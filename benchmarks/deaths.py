@@ -95,11 +95,9 @@ class Network:
         prompt = self._model.prompt(length, number)
         return self._user.generate([prompt], 1).pipeline.first
 
-    def undisturbed(self, prompt: str) -> Followed:
-        return asyncio.run(self._follow(prompt, None))[1]
-
-    def struck(self, prompt: str, blow: Blow, prefill: float, calm: Followed) -> Death:
-        """One generation with the blow, compared with the same without."""
+    def struck(self, prompt: str, blow: Blow, prefill: float) -> Death:
+        """One generation with the blow, compared with the same without. The blow comes first: a
+        node that has copied a known prompt's beginning cannot replay it to another."""
         request_id, followed = asyncio.run(self._follow(prompt, blow))
         blamed = supervised(self._stack, "node_blamed", request_id)
         noticed = next(event["at"] for event in blamed if event["at"] > self._struck_at)
@@ -107,6 +105,7 @@ class Network:
         self._stack.processes.kill(self._victim)
         self._start_spare(blow.stage)
         self._stack.wait_for_nodes(2 * NODES)
+        _, calm = asyncio.run(self._follow(prompt, None))
         return Death(
             gap=followed.longest_gap,
             undisturbed_gap=calm.longest_gap,
@@ -162,7 +161,7 @@ def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], N
                     meter = OthersMeter(network.postmaster(stack))
                     prefill = mesh.prefill(length + BLOW_AFTER, next(numbers))
                     prompt = model.prompt(length, next(numbers))
-                    death = mesh.struck(prompt, blow, prefill, mesh.undisturbed(prompt))
+                    death = mesh.struck(prompt, blow, prefill)
                     measured.deaths.setdefault((length, name), []).append(death)
                     measured.others.append(meter.read())
     return measured
