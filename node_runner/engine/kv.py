@@ -1,8 +1,10 @@
 """KV caches in blocks: a budget in bytes, handed out by reservation, shared where prefixes are."""
 
 import heapq
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from node_runner.engine.tensors import on_device
@@ -74,15 +76,11 @@ class KVPool:
         self.shape = shape
         self.blocks = budget_bytes // shape.bytes_per_block
         positions = self.blocks * shape.block
-        make = {"dtype": shape.dtype, "device": shape.device}
-        # On a CPU this takes memory only where something is written. Zeros, since what a mask hides
-        # has to be finite all the same.
         self.keys = [
-            torch.zeros(positions, shape.heads, shape.key_dim, **make) for _ in range(shape.layers)
+            _zeros((positions, shape.heads, shape.key_dim), shape) for _ in range(shape.layers)
         ]
         self.values = [
-            torch.zeros(positions, shape.heads, shape.value_dim, **make)
-            for _ in range(shape.layers)
+            _zeros((positions, shape.heads, shape.value_dim), shape) for _ in range(shape.layers)
         ]
         self._free = list(range(self.blocks))  # a heap: low blocks first keeps them in a row
 
@@ -117,3 +115,13 @@ class KVPool:
         for tensor in (*self.keys, *self.values):
             tensor[cache.slots] = 0
         cache.length = 0
+
+
+def _zeros(size: tuple[int, ...], shape: KVShape) -> torch.Tensor:
+    """Zeros, since what a mask hides has to be finite all the same. On a CPU they take memory only
+    where something is written: the system maps numpy's pages when they are first touched, while
+    `torch.zeros` writes them all."""
+    if shape.device.type != "cpu":
+        return torch.zeros(size, dtype=shape.dtype, device=shape.device)
+    raw = np.zeros(math.prod(size) * shape.dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(shape.dtype).view(size)
