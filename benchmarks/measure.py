@@ -71,10 +71,14 @@ def cases(model: BenchModel, effort: Effort, number: int) -> dict[str, Case]:
 
 
 def measure(
-    model: BenchModel, effort: Effort, folder: Path, say: Callable[[str], None]
+    model: BenchModel,
+    effort: Effort,
+    folder: Path,
+    say: Callable[[str], None],
+    node_options: tuple[str, ...] = (),
 ) -> dict[str, list[Round]]:
     """All rounds of every case. ``folder`` is for the stack's data."""
-    plan = network.plan(model, folder, nodes=NODES)
+    plan = network.plan(model, folder, nodes=NODES, node_options=node_options)
     say("starting both sides")
     with Stack(plan) as stack, Plain(model.folder) as plain:
         sides = _Sides(model, plain, User(stack), _processes(stack, plain))

@@ -32,6 +32,9 @@ def main(
     quick: Annotated[
         bool, typer.Option("--quick", help="One short round: does it run? The figures say little.")
     ] = False,
+    speculate: Annotated[
+        bool, typer.Option(help="Nodes guess ahead, as by default. M's text repeats itself.")
+    ] = True,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write every measurement to this file.")
     ] = None,
@@ -74,7 +77,8 @@ def main(
                 status.update(f"{name}: {doing}")
 
             with refusals_shown():
-                measured = measure(made, effort, place / "data", say)
+                options = () if speculate else ("--no-speculate",)
+                measured = measure(made, effort, place / "data", say, options)
             results.append(report.Result(made, measured))
     seconds = time.monotonic() - began
     report.show(console, results, seconds)
