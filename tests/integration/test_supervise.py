@@ -132,9 +132,11 @@ async def test_jobs_beyond_a_nodes_room_queue_without_asking_it(
         assert await db.scalar(select(func.max(RouteHop.epoch))) == 1  # nobody tried in vain
 
 
-async def say(redis: Redis, message: wire.Note) -> None:
-    """As the node does."""
-    await streams.tell(redis, message)
+async def completed(services: Services, job: InferenceSession) -> None:
+    async def is_over() -> bool:
+        return (await reload(services, job)).status == "completed"
+
+    await wait_for(is_over)
 
 
 async def first_epoch(services: Services, redis: Redis, job: InferenceSession) -> None:
@@ -159,15 +161,11 @@ async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
     await announce(redis, room=POSITIONS)
     async with supervised(services, job):
         await first_epoch(services, redis, job)
-        await say(redis, wire.Refused(job.request_id, 1, "node_0", "not_finite"))
+        await streams.tell(redis, wire.Refused(job.request_id, 1, "node_0", "not_finite"))
         await asyncio.sleep(1)
         await write(redis, job, 1, 5)
-        await say(redis, wire.Ended(job.request_id, 1, "stop", 5))
-
-        async def is_over() -> bool:
-            return (await reload(services, job)).status == "completed"
-
-        await wait_for(is_over)
+        await streams.tell(redis, wire.Ended(job.request_id, 1, "stop", 5))
+        await completed(services, job)
     assert (await reload(services, job)).token_count == 5
 
 
@@ -179,7 +177,7 @@ async def test_a_full_node_is_not_asked_again_until_it_has_room(
     async with supervised(services, job):
         await first_epoch(services, redis, job)
         await redis.set(names.pulse("node_0"), 0, ex=3600)
-        await say(redis, wire.Refused(job.request_id, 1, "node_0", "kv_full"))
+        await streams.tell(redis, wire.Refused(job.request_id, 1, "node_0", "kv_full"))
         await asyncio.sleep(2)
         assert len(await opened(redis)) == 1
         await redis.set(names.pulse("node_0"), POSITIONS, ex=3600)
@@ -195,7 +193,7 @@ async def test_a_node_off_the_route_cannot_be_blamed(services: Services, redis: 
     await announce(redis, room=POSITIONS)
     async with supervised(services, job):
         await first_epoch(services, redis, job)
-        await say(redis, wire.Refused(job.request_id, 1, "node_elsewhere", "not_finite"))
+        await streams.tell(redis, wire.Refused(job.request_id, 1, "node_elsewhere", "not_finite"))
         await asyncio.sleep(1)
         assert not await redis.exists(names.cooldown("node_elsewhere"))
         assert len(await opened(redis)) == 1
@@ -208,12 +206,8 @@ async def test_what_is_no_message_stops_nobody(services: Services, redis: Redis)
         await first_epoch(services, redis, job)
         await redis.xadd(names.events(job.request_id), {"h": b"\xc1"})
         await write(redis, job, 1, 3)
-        await say(redis, wire.Ended(job.request_id, 1, "stop", 3))
-
-        async def is_over() -> bool:
-            return (await reload(services, job)).status == "completed"
-
-        await wait_for(is_over)
+        await streams.tell(redis, wire.Ended(job.request_id, 1, "stop", 3))
+        await completed(services, job)
 
 
 @pytest.mark.parametrize("further", [True, False], ids=["further", "no further"])
@@ -235,7 +229,7 @@ async def test_slow_is_not_stalled(services: Services, redis: Redis, further: bo
                     answered += 1
                     positions = answered if further else 1
                     pong = wire.Pong(job.request_id, message.epoch, "node_0", positions)
-                    await say(redis, pong)
+                    await streams.tell(redis, pong)
         assert answered > 2
         assert (len(await opened(redis)) == 1) == further
 
@@ -268,10 +262,6 @@ async def test_a_job_that_waits_can_be_cancelled(services: Services) -> None:
                 .where(InferenceSession.id == job.id)
                 .values(cancel_requested=True)
             )
-
-        async def is_over() -> bool:
-            return (await reload(services, job)).status == "completed"
-
-        await wait_for(is_over)
+        await completed(services, job)
     assert (await reload(services, job)).finish_reason == "cancelled"
     assert await balances(services, job) == (job.hold_far, 0)
