@@ -18,7 +18,14 @@ from api.services import Services
 from mesh import jobs, ledger, metrics, queue, registry, routing
 from mesh.catalog import Model
 from mesh.db import InferenceSession, Outbox
-from mesh.errors import ContextExceeded, IdempotencyConflict, InvalidRequest, MeshError, NoRoute
+from mesh.errors import (
+    ContextExceeded,
+    IdempotencyConflict,
+    InvalidRequest,
+    MeshError,
+    NoRoute,
+    RoomExceeded,
+)
 from mesh.money import times
 from mesh.prompts import PromptText
 from mesh.schemas import ModelId, RequestBody, Tier
@@ -158,6 +165,12 @@ async def _quote(services: Services, body: Generate) -> Quote:
             f"{model.id} is served by no fewer than {model.min_nodes} healthy nodes, and has "
             f"{len(nodes)} right now.",
             retry_after=NO_ROUTE_RETRY,
+        )
+    positions = len(token_ids) + body.max_tokens
+    if routing.choose([n for n in nodes if n.could_hold(positions)], model.layers) is None:
+        raise RoomExceeded(
+            f"{len(token_ids)} tokens of prompt and max_tokens {body.max_tokens} are more than the "
+            f"nodes of {model.id} have memory for: {routing.room(nodes, model.layers)} together."
         )
     price = model.price_per_token
     return Quote(model=model, token_ids=token_ids, price=price, hold=times(price, body.max_tokens))

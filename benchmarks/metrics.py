@@ -16,6 +16,8 @@ class NodeMetrics:
     positions: float
     guessed: float
     accepted: float
+    kv_used: float
+    """Bytes that generations hold now; the later value in a difference."""
 
     def __sub__(self, before: "NodeMetrics") -> "NodeMetrics":
         return NodeMetrics(
@@ -23,6 +25,7 @@ class NodeMetrics:
             self.positions - before.positions,
             self.guessed - before.guessed,
             self.accepted - before.accepted,
+            self.kv_used,
         )
 
 
@@ -40,4 +43,5 @@ def read(stack: Stack, node: str) -> NodeMetrics:
         positions=values["far_node_positions_total"],
         guessed=values["far_node_guessed_tokens_total"],
         accepted=values["far_node_accepted_tokens_total"],
+        kv_used=values["far_node_kv_used_bytes"],
     )

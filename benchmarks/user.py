@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
@@ -25,6 +26,8 @@ GREEDY: Mapping[str, Any] = MappingProxyType({"temperature": 0.0})
 """How tokens are chosen, as fields of a request."""
 
 FUNDS = to_units(Decimal(1000))
+
+GENERATE = "/api/inference/distributed/generate"
 
 PATIENCE = 60.0
 """Seconds to wait for a generation's first sign of life, or for the deposit to be credited."""
@@ -75,10 +78,34 @@ class User:
         """A generation that goes on whether or not somebody reads; its request id."""
         async with self._client() as http:
             body = self._body(prompt, new_tokens, sampling)
-            path, headers = "/api/inference/distributed/generate", {"Prefer": "respond-async"}
-            answer = await http.post(path, json=body, headers=headers)
+            headers = {"Prefer": "respond-async"}
+            answer = await http.post(GENERATE, json=body, headers=headers)
             request_id: str = answer.raise_for_status().json()["request_id"]
             return request_id
+
+    @contextmanager
+    def streaming(self, prompt: str, new_tokens: int) -> Iterator[Iterator[str]]:
+        """The events of one generation, whose connection closes on leaving."""
+        body = {**self._body(prompt, new_tokens, GREEDY), "stream": True}
+        with (
+            httpx.Client(base_url=self._plan.api_url, headers=self._headers) as http,
+            http.stream("POST", GENERATE, json=body, timeout=PATIENCE) as got,
+        ):
+            got.raise_for_status()
+            yield (line for line in got.iter_lines() if line.startswith("data: "))
+
+    def cancel(self, prompt: str, new_tokens: int, after: int) -> float:
+        """Start a generation and cancel it once so many tokens are there; when that was asked
+        for, on the monotonic clock."""
+        with httpx.Client(base_url=self._plan.api_url, headers=self._headers) as http:
+            body = self._body(prompt, new_tokens, GREEDY)
+            answer = http.post(GENERATE, json=body, headers={"Prefer": "respond-async"})
+            path = f"/api/inference/jobs/{answer.raise_for_status().json()['request_id']}"
+            while http.get(path).raise_for_status().json()["tokens_generated"] < after:
+                time.sleep(0.01)
+            began = time.monotonic()
+            http.delete(path).raise_for_status()
+            return began
 
     def _client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -134,9 +161,7 @@ async def _stream(
 ) -> _Streamed:
     give_up = time.monotonic() + PATIENCE
     while True:
-        async with http.stream(
-            "POST", "/api/inference/distributed/generate", json={**body, "stream": True}
-        ) as got:
+        async with http.stream("POST", GENERATE, json={**body, "stream": True}) as got:
             if got.status_code == httpx.codes.PAYMENT_REQUIRED and time.monotonic() < give_up:
                 await asyncio.sleep(0.2)  # the deposit is not credited yet
                 continue

@@ -6,7 +6,8 @@
     ├── InvalidRequest           422  <field>_<reason>: a field of the request is wrong
     │   ├── MalformedJson        400
     │   ├── BodyTooLarge         413
-    │   └── ContextExceeded      422  prompt and max_tokens do not fit the model's context
+    │   ├── ContextExceeded      422  prompt and max_tokens do not fit the model's context
+    │   └── RoomExceeded         422  nor any node's KV cache, however empty
     ├── NotAuthenticated         401
     │   ├── TokenMissing, TokenInvalid, TokenExpired
     │   ├── NonceUnknown              never handed out, used already, or too old
@@ -79,6 +80,11 @@ class BodyTooLarge(InvalidRequest):
 class ContextExceeded(InvalidRequest):
     code = "context_exceeded"
     title = "Context exceeded"
+
+
+class RoomExceeded(InvalidRequest):
+    code = "room_exceeded"
+    title = "Room exceeded"
 
 
 class NotAuthenticated(MeshError):

@@ -15,7 +15,8 @@ from mesh import names
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node as the routes see it. Latency in milliseconds a step, throughput in tokens/s."""
+    """A node as the routes see it. Latency in milliseconds a step, throughput in tokens/s, and the
+    positions that its whole KV cache has room for (0: it does not say)."""
 
     node_id: str
     wallet_address: str
@@ -32,7 +33,12 @@ class Node:
     latency_ms: float
     throughput_tokens_per_sec: float
     current_requests: int
+    kv_positions: int
     last_seen: float
+
+    def could_hold(self, positions: int) -> bool:
+        """Whether a generation of so many positions fits, once nothing else is there."""
+        return not self.kv_positions or self.kv_positions >= positions
 
     @property
     def layers_served(self) -> list[int]:

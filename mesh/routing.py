@@ -33,6 +33,14 @@ def choose(
     return best[layers][1] if layers in best else None
 
 
+def room(nodes: Sequence[Node], layers: int) -> int:
+    """Positions of the longest generation for which these nodes make a route; 0 for none."""
+    for positions in sorted({node.kv_positions for node in nodes}, reverse=True):
+        if choose([node for node in nodes if node.could_hold(positions)], layers) is not None:
+            return positions
+    return 0
+
+
 def _cost(node: Node) -> float:
     latency = max(node.latency_ms, 0.01)
     return latency * (1 + node.current_requests)

@@ -116,6 +116,8 @@ class NodeHealth(RequestBody):
     latency_ms: float = Field(ge=0, le=3_600_000)
     throughput_tokens_per_sec: float = Field(ge=0, le=1e9)
     current_requests: int = Field(0, ge=0, le=1_000_000)
+    kv_positions: int = Field(0, ge=0, le=1_000_000_000)
+    """What its whole KV cache has room for, in positions; 0 where it does not say."""
     gpu_utilization_percent: float = Field(0, ge=0, le=100)
     vram_used_gb: float = Field(0, ge=0, le=1_000_000)
 

@@ -186,7 +186,9 @@ def start(
         forgotten.set()
         runner.drain()
 
-    platform.start_heartbeats(lambda: Vitals(*meter.read(), runner.generations), start_over)
+    platform.start_heartbeats(
+        lambda: Vitals(*meter.read(), runner.generations, engine.capacity()), start_over
+    )
     log.info(
         "node_started",
         node_id=node_id,

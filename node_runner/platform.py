@@ -45,11 +45,13 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """One heartbeat's figures: milliseconds a step, tokens/s, generations."""
+    """One heartbeat's figures: milliseconds a step, tokens/s, generations, and the positions that
+    the whole KV cache has room for."""
 
     latency_ms: float
     throughput_tokens_per_sec: float
     current_requests: int
+    kv_positions: int
 
 
 class Platform:
@@ -124,7 +126,7 @@ class Platform:
         """Say that no new work is wanted: the node is off the routes at once."""
         self._stop.set()
         try:
-            self._beat(Vitals(0, 0, 0), healthy=False)
+            self._beat(Vitals(0, 0, 0, 0), healthy=False)
         except PlatformError as error:
             log.warning("farewell_failed", reason=str(error))
 
@@ -154,6 +156,7 @@ class Platform:
                 "latency_ms": vitals.latency_ms,
                 "throughput_tokens_per_sec": vitals.throughput_tokens_per_sec,
                 "current_requests": vitals.current_requests,
+                "kv_positions": vitals.kv_positions,
             },
         )
 

@@ -123,6 +123,7 @@ async def heartbeat(body: NodeHealth, node_id: CallingNode, services: WithServic
         latency_ms=body.latency_ms,
         throughput_tokens_per_sec=body.throughput_tokens_per_sec,
         current_requests=body.current_requests,
+        kv_positions=body.kv_positions,
         last_seen=dt.datetime.now(dt.UTC).timestamp(),
     )
     if body.is_healthy:

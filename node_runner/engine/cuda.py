@@ -6,7 +6,6 @@ once, when it starts, and takes it only if it works and gives what the plain way
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import structlog
 import torch
@@ -52,7 +51,7 @@ def capture_decoding(span: Span, pool: KVPool, capture: Capture | None = None) -
         return False
 
     def captured() -> KVPool:
-        span.capture(pool, capture or partial(cuda_graph, device=span.device))
+        span.capture(pool, capture or cuda_graphs(span.device))
         return pool
 
     if _agrees(span, "graphs", captured):
@@ -61,24 +60,30 @@ def capture_decoding(span: Span, pool: KVPool, capture: Capture | None = None) -
     return False
 
 
-def cuda_graph(compute: Compute, device: torch.device) -> Compute:
-    """A CUDA graph of what ``compute`` does on the device."""
-    with torch.cuda.device(device):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                compute()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = compute()
+def cuda_graphs(device: torch.device) -> Capture:
+    """Captures on the device. All its graphs share one memory pool: one runs at a time, and what it
+    gives is copied before the next does."""
+    memory = torch.cuda.graph_pool_handle()
 
-    def replay() -> torch.Tensor:
-        graph.replay()
-        return output
+    def capture(compute: Compute) -> Compute:
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    compute()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=memory):
+                output = compute()
 
-    return replay
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+    return capture
 
 
 def _agrees(span: Span, what: str, faster: Callable[[], KVPool]) -> bool:

@@ -79,6 +79,10 @@ class Engine:
         free = self.pool.budget_bytes - self.pool.used_bytes + self.prefixes.kept_bytes
         return free // self.pool.shape.bytes_per_position
 
+    def capacity(self) -> int:
+        """Positions that there is KV room for while no generation is here."""
+        return self.pool.budget_bytes // self.pool.shape.bytes_per_position
+
     def step(self, messages: Iterable[Message]) -> list[Result]:
         """Take messages in, run one forward over what waits, give results out."""
         results = Results(self._wire_dtype)

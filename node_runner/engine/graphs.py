@@ -33,16 +33,25 @@ class DecodeGraphs:
     """
 
     def __init__(self, layers: FusedLayers, pool: KVPool, capture: Capture) -> None:
-        scratch = pool.reserve(1)
-        if scratch is None or not pool.shape.paged:
+        scratch = pool.reserve(1) if pool.shape.paged else None
+        if scratch is None:
             raise ValueError("Graphs need a paged pool with a block to spare.")
         self._layers = layers
         self._pool = pool
+        self._scratch = scratch
         spare = int(scratch.slots[0])
-        # The largest first: what it needs serves the others, too.
-        self._graphs = {
-            count: _Graph(layers, pool, capture, count, spare) for count in reversed(BUCKETS)
-        }
+        try:
+            # The largest first: what it needs serves the others, too.
+            self._graphs = {
+                count: _Graph(layers, pool, capture, count, spare) for count in reversed(BUCKETS)
+            }
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give the pool its block back; these graphs are not used again."""
+        self._pool.free(self._scratch)
 
     def run(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor | None:
         """What the layers make of a pack, ``[rows, hidden]`` to the same shape; none if it is not

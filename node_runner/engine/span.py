@@ -128,6 +128,8 @@ class Span:
         self._graphs = DecodeGraphs(self._layers, pool, capture)
 
     def drop_graphs(self) -> None:
+        if self._graphs is not None:
+            self._graphs.release()
         self._graphs = None
 
     @torch.inference_mode()

@@ -84,6 +84,7 @@ def node(number: int = 0, **changes: Any) -> registry.Node:
         "latency_ms": 5.0,
         "throughput_tokens_per_sec": 100.0,
         "current_requests": 0,
+        "kv_positions": 0,
         "last_seen": 0.0,
     }
     return registry.Node(**(values | changes))

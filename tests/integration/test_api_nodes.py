@@ -101,6 +101,7 @@ async def beat(
         "latency_ms": 45,
         "throughput_tokens_per_sec": 12,
         "current_requests": 3,
+        "kv_positions": 4096,
     }
     return await gateway.client.post(HEARTBEAT, json=health | changes, headers=token)
 
@@ -227,6 +228,7 @@ async def test_a_heartbeat_puts_a_node_on_the_routes(gateway: Gateway) -> None:
     assert (node.node_id, node.wallet_address, node.trusted) == (node_id, PROVIDER_WALLET, True)
     assert (node.start_layer, node.end_layer, node.edge) == (0, LAYERS, True)
     assert (node.latency_ms, node.throughput_tokens_per_sec, node.current_requests) == (45, 12, 3)
+    assert node.kv_positions == 4096
     left = await gateway.redis.ttl(names.node(node_id))
     assert TTL - 10 < left <= TTL
     await gateway.deposit("1")
@@ -298,6 +300,8 @@ async def test_a_node_that_was_never_registered(gateway: Gateway) -> None:
         ("throughput_tokens_per_sec", 1e300),
         ("current_requests", -1),
         ("current_requests", 10**400),
+        ("kv_positions", -1),
+        ("kv_positions", 10**400),
         ("gpu_utilization_percent", 101),
         ("vram_used_gb", 1e300),
     ],

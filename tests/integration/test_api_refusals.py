@@ -195,6 +195,12 @@ async def test_a_layer_without_a_node(gateway: Gateway, missing: int) -> None:
     assert int(answer.headers["retry-after"]) > 0
 
 
+async def test_larger_than_what_any_node_has_room_for(gateway: Gateway) -> None:
+    await gateway.announce(node(1, kv_positions=64))
+    refused = await gateway.client.post(GENERATE, json=request_body(max_tokens=64))
+    assert "64 together" in problem(refused, 422, "room_exceeded")["detail"]
+
+
 @pytest.mark.parametrize(
     "only", [{"trusted": False}, {"edge": False}], ids=["untrusted", "no edge"]
 )

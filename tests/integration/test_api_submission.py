@@ -26,6 +26,7 @@ from tests.integration.api_support import (
     Gateway,
     Job,
     all_nodes,
+    node,
     problem,
     request_body,
 )
@@ -229,3 +230,10 @@ async def test_a_key_belongs_to_one_wallet(gateway: Gateway) -> None:
 async def test_a_refused_request_leaves_its_key_free(gateway: Gateway) -> None:
     problem(await ask(gateway, "key", max_tokens=2000), 422, "context_exceeded")
     assert (await ask(gateway, "key")).status_code == 202
+
+
+async def test_a_larger_node_of_the_same_layers_is_enough(gateway: Gateway) -> None:
+    await gateway.announce(node(1, kv_positions=64))
+    problem(await ask(gateway, max_tokens=64), 422, "room_exceeded")
+    await gateway.announce(node(3, start_layer=2, end_layer=4, kv_positions=1000))
+    assert (await ask(gateway, max_tokens=64)).status_code == 202

@@ -84,7 +84,9 @@ def broken(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
 @pytest.mark.parametrize("how", [deaf, broken])
 def test_graphs_that_do_not_work_are_not_used(how: graphs.Capture, span: Span) -> None:
     assert accelerate(span)
-    assert not capture_decoding(span, pool_of(span), how)
+    pool = pool_of(span)
+    assert not capture_decoding(span, pool, how)
+    assert pool.used_bytes == 0
     assert accelerate(span), "without graphs the span computes as before"
 
 

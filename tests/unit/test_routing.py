@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.registry import Node
-from mesh.routing import choose
+from mesh.routing import choose, room
 
 _numbers = itertools.count()
 
@@ -20,6 +20,7 @@ def node(
     trusted: bool = True,
     latency: float = 1.0,
     requests: int = 0,
+    room: int = 0,
 ) -> Node:
     return Node(
         node_id=name or f"node {next(_numbers)}",
@@ -37,6 +38,7 @@ def node(
         latency_ms=latency,
         throughput_tokens_per_sec=0,
         current_requests=requests,
+        kv_positions=room,
         last_seen=0,
     )
 
@@ -76,6 +78,17 @@ def test_nodes_to_avoid_are_avoided() -> None:
     nodes = [node(0, 6, name="a"), node(0, 6, name="b", latency=5)]
     assert names(nodes, 6, avoid=("a",)) == ["b"]
     assert names(nodes, 6, avoid=("a", "b")) is None
+
+
+def test_the_longest_generation_fits_every_node_of_one_route() -> None:
+    small, large = node(0, 3, room=100), node(0, 3, room=300)
+    rest, edgeless = node(3, 6, room=200), node(0, 3, room=500, edge=False)
+    assert room([small, large, rest, edgeless], 6) == 200
+    assert room([small, rest], 6) == 100
+    assert room([small], 6) == 0
+    assert small.could_hold(100)
+    assert not small.could_hold(101)
+    assert node(0, 6, room=0).could_hold(10**6)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6), st.integers(1, 9)), max_size=12))
