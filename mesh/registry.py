@@ -97,13 +97,17 @@ return 1
 """
 
 
-async def reserve(redis: Redis, node_id: str, positions: int) -> bool:
-    """Take KV room on a node, so that nobody else counts on it; false if there is none left.
+async def reserve(redis: Redis, node_ids: Sequence[str], positions: int) -> bool:
+    """Take KV room on each node, so that nobody else counts on it; false if one has none left.
 
     Holds until the node's next pulse, which mostly knows by then what it was asked to open; what
-    slips through, the node refuses. A supervisor that dies has nothing to give back.
+    slips through, the node refuses. So nobody has anything to give back: not a supervisor that
+    dies, nor one that got room on some nodes only.
     """
-    return bool(await redis.eval(_RESERVE, 1, names.pulse(node_id), str(positions)))  # type: ignore[misc]
+    async with redis.pipeline(transaction=False) as pipe:
+        for node_id in node_ids:
+            pipe.eval(_RESERVE, 1, names.pulse(node_id), str(positions))
+        return all(await pipe.execute())
 
 
 async def active(redis: Redis, model_id: str) -> list[Node]:

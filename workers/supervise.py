@@ -118,6 +118,8 @@ class Supervisor:
 
     async def _recall_route(self) -> int | None:
         """The newest route that a predecessor left, and its epoch; none if there was none."""
+        if self._epoch == 0:
+            return None
         async with self._services.sessions() as db:
             rows = await db.execute(
                 select(RouteHop.epoch, RouteHop.node_id)
@@ -295,11 +297,8 @@ class Supervisor:
 
     async def _reserve(self, route: list[Node]) -> bool:
         """Nodes that serve the generation already have its room."""
-        for node in route:
-            new = node.node_id not in self._route
-            if new and not await registry.reserve(self._redis, node.node_id, self._positions):
-                return False
-        return True
+        new = [node.node_id for node in route if node.node_id not in self._route]
+        return await registry.reserve(self._redis, new, self._positions)
 
     async def _find_route(self) -> list[Node] | None:
         nodes = await registry.active(self._redis, self._model.id)
