@@ -8,14 +8,17 @@ import os
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
+
+from mesh.deployment import Deployment
 
 
 class ModelSettings(BaseModel):
@@ -43,6 +46,9 @@ class DiscoverySettings(BaseModel):
 
 
 class PaymentsSettings(BaseModel):
+    deployment: Path | None = None
+    """File that `far-mesh contracts deploy` wrote. Where it is set, `escrow_contract` and
+    `first_block` come from it unless they are set themselves."""
     escrow_contract: str | None = None
     release_delay: float = Field(3600, ge=0)
     """Seconds that a captured payment waits before it may be settled."""
@@ -64,6 +70,16 @@ class PaymentsSettings(BaseModel):
     """Seconds one settlement run waits for its transaction; the next run goes on from there."""
     max_sessions_per_batch: int = 10_000
     """Bounds one transaction's gas: it grows with distinct users and providers."""
+
+    @model_validator(mode="after")
+    def _read_deployment(self) -> Self:
+        if self.deployment is not None:
+            deployment = Deployment.read(self.deployment)
+            if "escrow_contract" not in self.model_fields_set:
+                self.escrow_contract = deployment.escrow
+            if "first_block" not in self.model_fields_set:
+                self.first_block = deployment.block
+        return self
 
 
 class AuthSettings(BaseModel):

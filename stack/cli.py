@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mesh import migrations
 from mesh.settings import Settings
+from stack import contracts_cli
 from stack import demo as demonstration
 from stack.servers import StackError, free_port
 from stack.supervisor import DEMO_MODEL, DEMO_MODEL_ID, Plan, Stack
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(contracts_cli.app, name="contracts")
 console = Console(highlight=False)
 
 Model = Annotated[str, typer.Option(help="Folder or hub id of a model that the engine serves.")]

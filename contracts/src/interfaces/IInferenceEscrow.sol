@@ -71,6 +71,30 @@ interface IInferenceEscrow {
         EscrowState state;
     }
 
+    /// @notice What a deployment is made with. Only the ceiling can be changed later.
+    /// @param withdrawalDelay `WITHDRAWAL_DELAY`, in seconds
+    /// @param dormancy `DORMANCY`, in seconds
+    /// @param dailyCeiling the first `dailyCeiling`, in base units of FAR
+    struct Terms {
+        uint256 withdrawalDelay;
+        uint256 dormancy;
+        uint256 dailyCeiling;
+    }
+
+    /// @notice Who may do what at first. The admin can change all of it.
+    /// @param admin appoints settlers and pausers
+    /// @param adminDelay how long the admin's place waits before it passes on, in seconds
+    /// @param settler books debits and releases
+    /// @param pauser pauses and unpauses
+    /// @param feeRecipient is credited with the fees of batches
+    struct Roles {
+        address admin;
+        uint48 adminDelay;
+        address settler;
+        address pauser;
+        address feeRecipient;
+    }
+
     /// @param amount what was asked for; zero where nothing is asked
     /// @param readyAt from this time on it can be had (Unix seconds)
     struct Pending {
@@ -92,7 +116,7 @@ interface IInferenceEscrow {
     event CapLoweringCancelled(address indexed user);
     event CapLowered(address indexed user, uint256 maximum);
 
-    /// @notice One a batch: `debited == credited + fee`.
+    /// @notice One a batch, the last of its transaction: `debited == credited + fee`.
     event BatchSettled(
         bytes32 indexed batchId,
         bytes32 indexed usageRoot,
@@ -100,10 +124,11 @@ interface IInferenceEscrow {
         uint256 credited,
         uint256 fee
     );
-    /// @notice One a debit. Its batch is named by the BatchSettled that ends the same transaction.
-    event Debited(address indexed user, uint256 amount);
-    /// @notice One a credit, and one for the fee: within a batch Debited and Credited balance.
-    event Credited(address indexed provider, uint256 amount);
+    /// @notice One a batch: every debit and every credit, as they were passed to `settle`. One
+    /// event a line, which nodes could filter by account, would cost more than the goal leaves.
+    event BatchLines(bytes32 indexed batchId, Debit[] debits, Credit[] credits);
+    /// @notice One a batch that has a fee.
+    event FeeCredited(bytes32 indexed batchId, address indexed recipient, uint256 amount);
 
     event Claimed(address indexed account, address indexed to, uint256 amount);
 
@@ -129,11 +154,16 @@ interface IInferenceEscrow {
 
     // --------------------------------------------------------------- errors
 
+    /// @notice With these terms money could be held for ever, or for no time at all.
+    error InferenceEscrow_TermsInvalid();
+    /// @notice The admin's place passes on and is never given up: nobody else can appoint a settler.
+    error InferenceEscrow_AdminRequired();
     error InferenceEscrow_ZeroAddress();
     error InferenceEscrow_ZeroAmount();
     /// @notice The token moved another amount than it was asked to, as with a fee on transfer.
     error InferenceEscrow_InexactTransfer(uint256 expected, uint256 received);
-    /// @notice More than the contract counts with: 2^96 - 1 base units are 79 billion FAR.
+    /// @notice More than the contract counts with: 2^96 - 1 base units, 79 billion FAR, are the
+    /// most that it holds for all together, that one cap allows, and that a ceiling can be.
     error InferenceEscrow_AmountTooLarge(uint256 amount);
     error InferenceEscrow_NothingRequested(address user);
     error InferenceEscrow_TooEarly(uint256 readyAt);
@@ -168,6 +198,7 @@ interface IInferenceEscrow {
     /// - `amount` is above zero
     /// - the caller holds `amount` and has approved this contract for it
     /// - exactly `amount` arrives: a token that takes a fee on transfer is refused
+    /// - the contract then holds no more than it counts with
     function deposit(uint256 amount) external;
 
     /// @notice Pays `amount` from the caller into the deposit of `user`. A withdrawal that `user`
@@ -221,7 +252,7 @@ interface IInferenceEscrow {
     /// Requirements:
     /// - `deadline` has not passed
     /// - the signature is the user's, over the user's next nonce
-    /// - `maximum` is above the user's present cap
+    /// - `maximum` is above the user's present cap, and not above 2^96 - 1
     function raiseCap(address user, uint256 maximum, uint256 deadline, bytes calldata signature)
         external;
 
@@ -290,7 +321,7 @@ interface IInferenceEscrow {
     /// - `amount` is above zero
     /// - the caller never used `requestId` before
     /// - the caller holds `amount` and has approved this contract for it
-    /// - exactly `amount` arrives
+    /// - exactly `amount` arrives, and the contract then holds no more than it counts with
     function createEscrow(bytes32 requestId, uint256 amount) external;
 
     /// @notice Closes an escrow: credits `amounts` to `providers`, and the rest to the user.
@@ -339,6 +370,7 @@ interface IInferenceEscrow {
     ///
     /// Requirements:
     /// - the caller is the admin
+    /// - `ceiling` is not above 2^96 - 1
     function setDailyCeiling(uint256 ceiling) external;
 
     // ---------------------------------------------------------- the pauser's
@@ -357,6 +389,12 @@ interface IInferenceEscrow {
     function unpause() external;
 
     // ---------------------------------------------------------------- views
+
+    /// @notice The role that settles and releases.
+    function SETTLER_ROLE() external view returns (bytes32);
+
+    /// @notice The role that pauses and unpauses.
+    function PAUSER_ROLE() external view returns (bytes32);
 
     /// @notice How long after its creation a user cannot cancel an escrow, in seconds.
     function CANCEL_DELAY() external view returns (uint256);
