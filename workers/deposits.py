@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from mesh import ledger
 from mesh.chain import LOG_RANGE, DepositEvent, Escrow
 from mesh.db import ChainCursor, Deposit
+from mesh.errors import ChainError
 from mesh.money import from_units, plain
 from workers.services import Services
 
@@ -24,8 +25,8 @@ async def watch_deposits(ctx: dict[str, Any]) -> None:
     escrow = Escrow.of(services.settings.payments)
     try:
         await credit_deposits(services, escrow)
-    except OSError as error:  # the RPC endpoint does not answer; the next run reads on
-        log.error("deposits_unread", error=type(error).__name__, reason=str(error))
+    except ChainError as error:  # no endpoint answers; the next run reads on
+        log.error("deposits_unread", code=error.code, reason=error.detail)
     finally:
         await escrow.close()
 

@@ -16,7 +16,7 @@ from mesh.names import WORKER_QUEUE
 from mesh.settings import Settings
 from workers.deposits import watch_deposits
 from workers.services import open_services
-from workers.settle import settle
+from workers.settlement import settle
 from workers.supervise import supervise
 from workers.sweep import send_outbox, sweep
 
