@@ -33,3 +33,17 @@ payments_amount = Counter("far_mesh_payments_amount_far", "FAR paid to providers
 reroutes = Counter(
     "far_mesh_reroutes_total", "Generations that went on with a new epoch", ["model_id", "reason"]
 )
+chain_events = Counter(
+    "far_mesh_chain_events_total", "Events of the escrow that the ledger has followed", ["name"]
+)
+chain_events_reverted = Counter(
+    "far_mesh_chain_events_reverted_total",
+    "Events that a reorganisation took back after they had counted",
+    ["name"],
+)
+chain_reorganisations = Counter(
+    "far_mesh_chain_reorganisations_total", "Reorganisations deeper than the confirmations"
+)
+foreign_batches = Counter(
+    "far_mesh_foreign_batches_total", "Batches on the chain that are not as we closed them"
+)
