@@ -3,7 +3,7 @@
 from typing import Any
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -82,5 +82,10 @@ async def _credit(db: AsyncSession, event: DepositEvent) -> bool:
         return False
     reference = f"{event.transaction_hash}:{event.log_index}"
     await ledger.deposit(db, reference=reference, wallet=event.user, amount=amount)
+    # This contract knows no caps: whatever was paid in may be debited.
+    paid_in = await db.scalar(
+        select(func.sum(Deposit.amount_far)).where(Deposit.wallet_address == event.user)
+    )
+    await ledger.raise_cap(db, wallet=event.user, maximum=paid_in or amount)
     log.info("deposit_credited", user_wallet=event.user, amount_far=plain(amount))
     return True

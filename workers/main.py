@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from mesh import log, queue
 from mesh.names import WORKER_QUEUE
 from mesh.settings import Settings
+from workers.check import check_ledger
 from workers.deposits import watch_deposits
 from workers.services import open_services
 from workers.settle import settle
@@ -82,6 +83,7 @@ async def run(settings: Settings) -> None:
                 every(settings.generation.sweep_interval, send_outbox),
                 every(payments.deposit_interval, watch_deposits),
                 every(payments.settlement_interval, settle),
+                every(payments.check_interval, check_ledger),
             ],
             redis_settings=RedisSettings.from_dsn(settings.redis_url),
             queue_name=WORKER_QUEUE,
