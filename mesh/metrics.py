@@ -30,6 +30,15 @@ payments_released = Counter(
     "far_mesh_payments_released_total", "Payments to providers, on-chain", ["currency"]
 )
 payments_amount = Counter("far_mesh_payments_amount_far", "FAR paid to providers, on-chain")
+shortfall = Counter(
+    "far_mesh_shortfall_far", "FAR that the contract let out, or took back, and users had spent"
+)
+ledger_violations = Gauge(
+    "far_mesh_ledger_violations", "What the last check of the ledger found, by check", ["check"]
+)
+ledger_checked = Gauge(
+    "far_mesh_ledger_checked_timestamp_seconds", "When the ledger was last checked to the end"
+)
 reroutes = Counter(
     "far_mesh_reroutes_total", "Generations that went on with a new epoch", ["model_id", "reason"]
 )

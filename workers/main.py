@@ -15,6 +15,7 @@ from mesh import log, queue
 from mesh.names import WORKER_QUEUE
 from mesh.settings import Settings
 from workers.chain_events import follow_chain
+from workers.check import check_ledger
 from workers.services import open_services
 from workers.settle import settle
 from workers.supervise import supervise
@@ -82,6 +83,7 @@ async def run(settings: Settings) -> None:
                 every(settings.generation.sweep_interval, send_outbox),
                 every(payments.deposit_interval, follow_chain),
                 every(payments.settlement_interval, settle),
+                every(payments.check_interval, check_ledger),
             ],
             redis_settings=RedisSettings.from_dsn(settings.redis_url),
             queue_name=WORKER_QUEUE,
