@@ -71,16 +71,6 @@ class Event:
     arguments: dict[str, str]
 
     @property
-    def place(self) -> tuple[int, int]:
-        """Where it stands on the chain; events happened in this order."""
-        return self.block_number, self.log_index
-
-    @property
-    def content(self) -> tuple[object, ...]:
-        """What stays the same when its transaction is mined again elsewhere."""
-        return self.transaction_hash, self.name, *sorted(self.arguments.items())
-
-    @property
     def wallet(self) -> str | None:
         """Whose money or cap it is about; none for a batch."""
         return self.arguments.get("user") or self.arguments.get("account")

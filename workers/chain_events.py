@@ -1,14 +1,14 @@
 """Follows the escrow's events into the ledger. May be killed between any two lines.
 
-Everything above the last block that counts is read again in each pass, so up to there a
-reorganisation is nothing special: the new reading replaces the old one. One that is deeper shows
-in the hash of that last block. Then we go back to a block that both branches have and read from
-there, and what the new branch does not have is reversed.
+An event is applied to the ledger once its block is confirmed: the ledger says what the contract
+said at the last block that counts. Everything above that block is read again in each pass, so a
+reorganisation up there is nothing special: the new reading replaces the old one. One that is
+deeper shows in the block's hash. Then we go back to a block that both branches have, reverse what
+was applied above it, and read on from there.
 
 What a reading changes (events, ledger, how far we are) is one database transaction.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -22,7 +22,6 @@ from mesh.chain_logs import Block, Event, EventSource, ReadAgain, Reading, Reorg
 from mesh.db import ChainBlock, ChainCursor, ChainEvent
 from mesh.errors import ChainError
 from workers import chain_effects
-from workers.chain_merge import Record, merge
 from workers.services import Services
 
 log = structlog.get_logger()
@@ -104,24 +103,13 @@ async def _last_counted(services: Services, source: EventSource) -> Block:
 
 
 async def _go_back(services: Services, source: EventSource, known: Block) -> None:
-    """To the newest block that was counted and is still there. The next reading compares events.
+    """To the newest block that counted and is still there.
 
     Raises:
-        ChainError: none is: the node is on another chain.
+        ChainError: there is none: the node is on another chain.
     """
     contract = source.address.lower()
-    async with services.sessions() as db:
-        counted = await db.scalars(
-            select(ChainBlock)
-            .where(ChainBlock.contract == contract, ChainBlock.number < known.number)
-            .order_by(ChainBlock.number.desc())
-        )
-        blocks = [Block(block.number, block.hash) for block in counted]
-    for common in blocks:
-        if (await source.hashes([common.number]))[common.number] == common.hash:
-            break
-    else:
-        raise ChainError(f"No block of ours is on this chain; the last was {known}.")
+    common = await _common_block(services, source, known)
     async with services.sessions.begin() as db:
         if not await _is_last_counted(db, contract, known):
             return
@@ -131,8 +119,50 @@ async def _go_back(services: Services, source: EventSource, known: Block) -> Non
             )
         )
         await _move_cursor(db, contract, common)
+        reverted = await _take_back(db, contract, common.number)
     metrics.chain_reorganisations.inc()
-    log.error("chain_reorganised", counted_to=known.number, back_to=common.number)
+    log.error(
+        "chain_reorganised", counted_to=known.number, back_to=common.number, events=len(reverted)
+    )
+    for event in reverted:
+        metrics.chain_events_reverted.labels(event.name).inc()
+        log.error("chain_event_reverted", **_told(event))
+
+
+async def _common_block(services: Services, source: EventSource, known: Block) -> Block:
+    async with services.sessions() as db:
+        counted = await db.scalars(
+            select(ChainBlock)
+            .where(ChainBlock.contract == source.address.lower(), ChainBlock.number < known.number)
+            .order_by(ChainBlock.number.desc())
+        )
+        blocks = [Block(block.number, block.hash) for block in counted]
+    for block in blocks:
+        if (await source.hashes([block.number]))[block.number] == block.hash:
+            return block
+    raise ChainError(f"None of our blocks is on the node's chain; the last was {known.number}.")
+
+
+async def _take_back(db: AsyncSession, contract: str, above: int) -> list[Event]:
+    """Reverse what was applied above a block, the last first."""
+    rows = await db.scalars(
+        select(ChainEvent)
+        .where(
+            ChainEvent.contract == contract,
+            ChainEvent.status == "applied",
+            ChainEvent.block_number > above,
+        )
+        .order_by(ChainEvent.block_number.desc(), ChainEvent.log_index.desc())
+    )
+    reverted = []
+    for row in rows:
+        event = _event(row)
+        await chain_effects.reverse(db, event, row.reference)
+        row.status = "reverted"
+        reverted.append(event)
+    await db.flush()
+    await chain_effects.follow_caps(db, contract, reverted)
+    return reverted
 
 
 async def _store(services: Services, contract: str, known: Block, reading: Reading) -> int | None:
@@ -140,20 +170,9 @@ async def _store(services: Services, contract: str, known: Block, reading: Readi
     async with services.sessions.begin() as db:
         if not await _is_last_counted(db, contract, known):
             return None
-        changes = merge(await _records(db, contract, reading), reading.events)
-        await _delete(db, [record.event for record in changes.gone])
-        await _delete(db, [record.event for record, _ in changes.moved])
-        for record in sorted(changes.gone, key=lambda gone: gone.event.place, reverse=True):
-            await _take_back(db, contract, record)
-        await _insert(db, contract, [Record(event) for event in changes.new])
-        await _insert(
-            db,
-            contract,
-            [Record(event, record.status, record.reference) for record, event in changes.moved],
-        )
+        gone = await _replace_pending(db, contract, reading)
         applied = await _apply(db, contract, reading.confirmed.number)
-        touched = [record.event for record in changes.gone] + changes.new + applied
-        await chain_effects.follow_caps(db, contract, touched)
+        await chain_effects.follow_caps(db, contract, [*gone, *reading.events])
         if reading.confirmed != known:
             await db.execute(
                 insert(ChainBlock).values(
@@ -165,30 +184,49 @@ async def _store(services: Services, contract: str, known: Block, reading: Readi
             await _move_cursor(db, contract, reading.confirmed)
     for event in applied:
         metrics.chain_events.labels(event.name).inc()
-        log.info(
-            "chain_event_applied",
-            name=event.name,
-            user_wallet=event.wallet,
-            transaction=event.transaction_hash,
-            block=event.block_number,
-        )
+        log.info("chain_event_applied", **_told(event))
     return len(applied)
 
 
-async def _records(db: AsyncSession, contract: str, reading: Reading) -> list[Record]:
-    """What is stored of the blocks that were read, and of those that are no more."""
-    statement = select(ChainEvent).where(
+async def _replace_pending(db: AsyncSession, contract: str, reading: Reading) -> list[Event]:
+    """Put the reading in the place of the last one; returns what the last one had."""
+    old = delete(ChainEvent).where(
         ChainEvent.contract == contract,
+        ChainEvent.status == "pending",
         ChainEvent.block_number >= reading.first,
-        ChainEvent.status != "reverted",
     )
     if not reading.at_head:
-        statement = statement.where(ChainEvent.block_number <= reading.last)
-    return [Record.of(row) for row in await db.scalars(statement)]
+        old = old.where(ChainEvent.block_number <= reading.last)
+    gone = [_event(row) for row in await db.scalars(old.returning(ChainEvent))]
+    for event in reading.events:
+        row = insert(ChainEvent).values(
+            transaction_hash=event.transaction_hash,
+            log_index=event.log_index,
+            contract=contract,
+            block_number=event.block_number,
+            block_hash=event.block_hash,
+            name=event.name,
+            wallet_address=event.wallet,
+            arguments=event.arguments,
+        )
+        # One that was reverted may have come again, in this block or another.
+        again = {
+            column.name: row.excluded[column.name]
+            for column in ChainEvent.__table__.columns
+            if not column.primary_key
+        }
+        await db.execute(
+            row.on_conflict_do_update(
+                index_elements=[ChainEvent.transaction_hash, ChainEvent.log_index],
+                set_=again,
+                where=ChainEvent.status == "reverted",
+            )
+        )
+    return gone
 
 
 async def _apply(db: AsyncSession, contract: str, confirmed: int) -> list[Event]:
-    """Let the ledger follow what is deep enough, in the chain's order."""
+    """Let the ledger follow what counts now, in the chain's order."""
     rows = await db.scalars(
         select(ChainEvent)
         .where(
@@ -199,62 +237,14 @@ async def _apply(db: AsyncSession, contract: str, confirmed: int) -> list[Event]
         .order_by(ChainEvent.block_number, ChainEvent.log_index)
         .execution_options(populate_existing=True)
     )
-    events = [Record.of(row).event for row in rows]
-    for event in events:
-        reference = await chain_effects.apply(db, event)
-        await db.execute(
-            update(ChainEvent)
-            .where(
-                ChainEvent.transaction_hash == event.transaction_hash,
-                ChainEvent.log_index == event.log_index,
-            )
-            .values(status="applied", reference=reference)
-        )
-    return events
-
-
-async def _take_back(db: AsyncSession, contract: str, record: Record) -> None:
-    """An event that is not on the chain any more."""
-    if record.status == "pending":
-        return
-    await chain_effects.reverse(db, record.event, record.reference)
-    await _insert(db, contract, [Record(record.event, "reverted", record.reference)])
-    metrics.chain_events_reverted.labels(record.event.name).inc()
-    log.error(
-        "chain_event_reverted",
-        name=record.event.name,
-        user_wallet=record.event.wallet,
-        transaction=record.event.transaction_hash,
-        block=record.event.block_number,
-    )
-
-
-async def _insert(db: AsyncSession, contract: str, records: Sequence[Record]) -> None:
-    if not records:
-        return
-    rows = insert(ChainEvent).values([record.row(contract) for record in records])
-    # Only one that was reverted can be there: it has come again.
-    await db.execute(
-        rows.on_conflict_do_update(
-            index_elements=[ChainEvent.transaction_hash, ChainEvent.log_index],
-            set_={
-                column.name: rows.excluded[column.name]
-                for column in ChainEvent.__table__.columns
-                if not column.primary_key
-            },
-            where=ChainEvent.status == "reverted",
-        )
-    )
-
-
-async def _delete(db: AsyncSession, events: Sequence[Event]) -> None:
-    for event in events:
-        await db.execute(
-            delete(ChainEvent).where(
-                ChainEvent.transaction_hash == event.transaction_hash,
-                ChainEvent.log_index == event.log_index,
-            )
-        )
+    applied = []
+    for row in rows:
+        event = _event(row)
+        row.reference = await chain_effects.apply(db, event)
+        row.status = "applied"
+        applied.append(event)
+    await db.flush()
+    return applied
 
 
 async def _is_last_counted(db: AsyncSession, contract: str, known: Block) -> bool:
@@ -279,3 +269,25 @@ async def _move_cursor(db: AsyncSession, contract: str, counted: Block) -> None:
             ChainBlock.contract == contract, ChainBlock.number < counted.number - KEPT_BLOCKS
         )
     )
+
+
+def _event(row: ChainEvent) -> Event:
+    return Event(
+        transaction_hash=row.transaction_hash,
+        log_index=row.log_index,
+        block_number=row.block_number,
+        block_hash=row.block_hash,
+        name=row.name,
+        arguments=row.arguments,
+    )
+
+
+def _told(event: Event) -> dict[str, Any]:
+    """What the logs say of an event."""
+    return {
+        "name": event.name,
+        "user_wallet": event.wallet,
+        "transaction": event.transaction_hash,
+        "block": event.block_number,
+        "amount": event.arguments.get("amount"),
+    }
