@@ -112,7 +112,7 @@ class EventSource:
     def __init__(
         self, web3: AsyncWeb3[Any], address: str, *, confirmations: int, finalized: bool = False
     ) -> None:
-        self._web3 = web3
+        self.web3 = web3
         self._confirmations = confirmations
         self._finalized = finalized
         self.address: ChecksumAddress = AsyncWeb3.to_checksum_address(address)
@@ -138,16 +138,16 @@ class EventSource:
         )
 
     async def close(self) -> None:
-        await self._web3.provider.disconnect()
+        await self.web3.provider.disconnect()
 
     async def head(self) -> int:
         """Number of the newest block."""
-        return int(await self._web3.eth.block_number)
+        return int(await self.web3.eth.block_number)
 
     async def final(self, head: int) -> int:
         """Number of the newest block that counts. May be below zero on a young chain."""
         if self._finalized:
-            return int((await self._web3.eth.get_block("finalized"))["number"])
+            return int((await self.web3.eth.get_block("finalized"))["number"])
         return head - self._confirmations
 
     async def hashes(self, numbers: Sequence[int]) -> dict[int, str | None]:
@@ -202,7 +202,7 @@ class EventSource:
         return sorted(events, key=lambda event: (event.block_number, event.log_index))
 
     async def _logs_at_once(self, first: int, last: int) -> list[Event]:
-        found = await self._web3.eth.get_logs(
+        found = await self.web3.eth.get_logs(
             {
                 "address": self.address,
                 "fromBlock": first,
@@ -230,7 +230,7 @@ class EventSource:
 
     async def _hash(self, number: int) -> str | None:
         try:
-            block = await self._web3.eth.get_block(number)
+            block = await self.web3.eth.get_block(number)
         except BlockNotFound:
             return None
         return HexBytes(block["hash"]).to_0x_hex()
