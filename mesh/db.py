@@ -20,6 +20,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Numeric,
+    SmallInteger,
     String,
     UniqueConstraint,
     Uuid,
@@ -68,7 +69,7 @@ class InferenceSession(Base):
         CheckConstraint(
             "status IN ('pending', 'active', 'completed', 'failed')", name="check_status"
         ),
-        Index("idx_sessions_user", "user_wallet"),
+        Index("idx_sessions_user", "user_wallet", "completed_at", "id"),
         Index("idx_sessions_status", "status"),
         Index(
             "idx_sessions_unsettled",
@@ -145,7 +146,7 @@ class NodeContribution(Base):
     __tablename__ = "node_contributions"
     __table_args__ = (
         Index("idx_contributions_session", "session_id"),
-        Index("idx_contributions_wallet", "wallet_address"),
+        Index("idx_contributions_wallet", "wallet_address", "id"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
@@ -189,49 +190,115 @@ class NodeRegistry(Base):
 
 
 class LedgerAccount(Base):
-    """``balance`` is kept by a trigger: always the sum of the account's entries.
+    """Where money stands: an owner (a wallet, ``platform`` or ``chain``) and a kind.
 
-    Owner is a wallet, or ``platform`` or ``chain``. Only ``chain`` may go below zero: it mirrors
-    what the escrow contract holds for everyone else.
+    Its balance is kept by triggers, always the sum of its entries, and is read from the view
+    ``ledger_balances``.
     """
 
     __tablename__ = "ledger_accounts"
-    __table_args__ = (
-        UniqueConstraint("owner", "kind", name="uq_ledger_accounts_owner_kind"),
-        CheckConstraint("balance >= 0 OR kind = 'clearing'", name="check_balance_not_negative"),
-    )
+    __table_args__ = (UniqueConstraint("owner", "kind", name="uq_ledger_accounts_owner_kind"),)
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     owner: Mapped[str] = mapped_column(WALLET)
     kind: Mapped[str] = mapped_column(String(20))
+
+
+class LedgerPart(Base):
+    """A balance, or a part of one: accounts that everybody pays into have several rows, so that
+    transactions need not wait for each other. Only triggers write here.
+
+    ``may_be_negative``: the chain's clearing account, which mirrors what the escrow contract holds
+    for everyone else, and the platform's shortfall.
+    """
+
+    __tablename__ = "ledger_parts"
+    __table_args__ = (
+        CheckConstraint("balance >= 0 OR may_be_negative", name="check_balance_not_negative"),
+    )
+
+    account_id: Mapped[int] = mapped_column(ForeignKey("ledger_accounts.id"), primary_key=True)
+    part: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     balance: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
+    may_be_negative: Mapped[bool]
 
 
 class LedgerTransaction(Base):
-    """A set of entries that sums to zero. (``kind``, ``reference``) can be posted once."""
+    """A set of entries that sums to zero. (``kind``, ``reference``) can be posted once.
+
+    ``occurrence`` grows where the chain took an event back and brought it again: the database
+    takes the next one only when the last was reversed.
+    """
 
     __tablename__ = "ledger_transactions"
-    __table_args__ = (UniqueConstraint("kind", "reference", name="uq_ledger_transactions_ref"),)
+    __table_args__ = (
+        UniqueConstraint("kind", "reference", "occurrence", name="uq_ledger_transactions_ref"),
+        # A hold ends once.
+        Index(
+            "uq_ledger_transactions_end",
+            "reference",
+            unique=True,
+            postgresql_where=text("kind IN ('capture', 'release')"),
+        ),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     kind: Mapped[str] = mapped_column(String(20))
     reference: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+    occurrence: Mapped[int] = mapped_column(SmallInteger, server_default="0")
 
 
 class LedgerEntry(Base):
-    """One amount on one account. Append-only: triggers refuse UPDATE, DELETE and TRUNCATE."""
+    """One amount on one account. Append-only: triggers refuse UPDATE, DELETE and TRUNCATE.
+
+    A trigger looks for the account: a foreign key would lock its row for each entry, and all
+    captures share the platform's.
+    """
 
     __tablename__ = "ledger_entries"
     __table_args__ = (
-        Index("idx_ledger_entries_account", "account_id"),
-        Index("idx_ledger_entries_transaction", "transaction_id"),
+        Index(
+            "idx_ledger_entries_account",
+            "account_id",
+            "posted_at",
+            postgresql_include=["amount"],
+        ),
     )
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    transaction_id: Mapped[int] = mapped_column(ForeignKey("ledger_transactions.id"))
-    account_id: Mapped[int] = mapped_column(ForeignKey("ledger_accounts.id"))
+    transaction_id: Mapped[int] = mapped_column(
+        ForeignKey("ledger_transactions.id"), primary_key=True
+    )
+    account_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     amount: Mapped[Decimal] = mapped_column(AMOUNT)
+    posted_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+
+
+class SpendingCap(Base):
+    """What a wallet's owner has told the contract: how much may be debited from it, ever, and what
+    is to be paid out. No row: nothing may be debited.
+
+    ``committed``: all that was captured from the wallet, ever, and what is held now. ``signed``:
+    the cap; a hold has to stay within it. ``maximum``: the same, or what was committed when the
+    cap was lowered, if that was more; the database refuses to commit more. ``withdrawal``: what
+    the owner has asked the contract for; a hold has to leave that much.
+
+    Whatever moves a wallet's money locks this row first, so that it happens in one order.
+    """
+
+    __tablename__ = "spending_caps"
+    __table_args__ = (
+        CheckConstraint(
+            "0 <= committed AND committed <= maximum AND signed <= maximum",
+            name="check_within_spending_cap",
+        ),
+    )
+
+    wallet: Mapped[str] = mapped_column(WALLET, primary_key=True)
+    signed: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
+    maximum: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
+    committed: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
+    withdrawal: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
 
 
 class Outbox(Base):
@@ -247,21 +314,50 @@ class Outbox(Base):
     sent_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
 
 
-class Deposit(Base):
-    """A ``Deposited`` event that is deep enough to count."""
+class ChainEvent(Base):
+    """An event of the escrow: ``pending`` → ``applied`` → ``reverted``.
 
-    __tablename__ = "deposits"
+    Pending until it is deep enough, applied when the ledger has followed, reverted when a
+    reorganisation took it back after that; one that vanishes before is deleted. ``reference``: of
+    its posting in the ledger; none for an event that moves no money. ``arguments`` are text, as
+    :class:`mesh.chain_logs.Event` has them.
+    """
+
+    __tablename__ = "chain_events"
+    __table_args__ = (
+        CheckConstraint(
+            "status IN ('pending', 'applied', 'reverted')", name="check_chain_event_status"
+        ),
+        Index("idx_chain_events_block", "contract", "block_number"),
+        Index("idx_chain_events_wallet", "wallet_address", "name"),
+    )
 
     transaction_hash: Mapped[str] = mapped_column(String(66), primary_key=True)
     log_index: Mapped[int] = mapped_column(primary_key=True)
+    contract: Mapped[str] = mapped_column(WALLET)
     block_number: Mapped[int] = mapped_column(BigInteger)
-    wallet_address: Mapped[str] = mapped_column(WALLET)
-    amount_far: Mapped[Decimal] = mapped_column(AMOUNT)
-    credited_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+    block_hash: Mapped[str] = mapped_column(String(66))
+    name: Mapped[str] = mapped_column(String(50))
+    wallet_address: Mapped[str | None] = mapped_column(WALLET)
+    """Whose money or cap it is about."""
+    arguments: Mapped[dict[str, str]] = mapped_column(JSONB)
+    status: Mapped[str] = mapped_column(String(20), server_default="pending")
+    reference: Mapped[str | None] = mapped_column(String(255))
+    seen_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+
+
+class ChainBlock(Base):
+    """A block that was read and counted: a later look at its hash shows a reorganisation."""
+
+    __tablename__ = "chain_blocks"
+
+    contract: Mapped[str] = mapped_column(WALLET, primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    hash: Mapped[str] = mapped_column(String(66))
 
 
 class ChainCursor(Base):
-    """How far the events of a contract have been read."""
+    """How far the events of a contract have been read and counted. The block before is stored."""
 
     __tablename__ = "chain_cursors"
 

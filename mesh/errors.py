@@ -14,6 +14,7 @@
     │   └── SignatureMismatch         signed by another wallet
     ├── Forbidden                403
     ├── InsufficientBalance      402
+    ├── SpendingCapExceeded      402  the user has not signed for so much
     ├── NotFound                 404  ModelNotFound, JobNotFound, NodeNotFound
     ├── IdempotencyConflict      409  the key was used for a different request
     ├── StreamExpired            410
@@ -133,6 +134,12 @@ class InsufficientBalance(MeshError):
     code = "insufficient_balance"
     status = 402
     title = "Insufficient balance"
+
+
+class SpendingCapExceeded(MeshError):
+    code = "spending_cap_exceeded"
+    status = 402
+    title = "Spending cap exceeded"
 
 
 class NotFound(MeshError):

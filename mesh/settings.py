@@ -82,6 +82,8 @@ class PaymentsSettings(BaseModel):
     """Seconds between settlements."""
     deposit_interval: int = Field(10, ge=1)
     """Seconds between looks at the chain for deposits."""
+    check_interval: int = Field(900, ge=1)
+    """Seconds between checks of the ledger, which read all of it."""
     confirmation_wait: float = 120
     """Seconds one settlement run waits for its transaction; the next run goes on from there."""
     max_sessions_per_batch: int = Field(10_000, ge=1)

@@ -74,7 +74,7 @@ contract InferenceEscrow is
 
     uint256 private constant LIMIT = type(uint96).max;
     uint256 private constant SHIFT = 96;
-    uint256 private constant BOTH = 1 | (1 << SHIFT);
+    uint256 private constant BOTH = 1 + 2 ** SHIFT;
 
     bytes32 private constant CAP =
         keccak256("Cap(address user,uint256 maximum,uint256 deadline,uint256 nonce)");
@@ -144,7 +144,7 @@ contract InferenceEscrow is
         if (user == address(0)) revert InferenceEscrow_ZeroAddress();
         _pull(amount);
         _users[user] += amount;
-        _totals.deposits += uint96(amount);
+        _totals.deposits += _narrow(amount);
         emit Deposited(msg.sender, user, amount);
     }
 
@@ -186,7 +186,7 @@ contract InferenceEscrow is
 
         delete _withdrawals[msg.sender];
         _users[msg.sender] -= amount;
-        _totals.deposits -= uint96(amount);
+        _totals.deposits -= _narrow(amount);
         emit Withdrawn(msg.sender, to, amount);
         token.safeTransfer(to, amount);
     }
@@ -264,8 +264,8 @@ contract InferenceEscrow is
         }
         _countToday(debited);
         _activity.lastSettledAt = uint40(block.timestamp);
-        _totals.deposits -= uint96(debited);
-        _totals.credits += uint96(debited);
+        _totals.deposits -= _narrow(debited);
+        _totals.credits += _narrow(debited);
 
         emit BatchLines(batchId, debits, credits);
         if (fee != 0) {
@@ -287,7 +287,7 @@ contract InferenceEscrow is
         if (amount == 0) revert InferenceEscrow_NothingToClaim(msg.sender);
 
         _accounts[msg.sender] -= amount;
-        _totals.credits -= uint96(amount);
+        _totals.credits -= _narrow(amount);
         emit Claimed(msg.sender, to, amount);
         token.safeTransfer(to, amount);
     }
@@ -301,8 +301,8 @@ contract InferenceEscrow is
             revert InferenceEscrow_EscrowExists(escrowId);
         }
         _pull(amount);
-        uint64 deadline = uint64(block.timestamp + CANCEL_DELAY);
-        _escrows[escrowId] = Escrow(uint96(amount), deadline, EscrowState.Open);
+        uint64 deadline = _timeAfter(CANCEL_DELAY);
+        _escrows[escrowId] = Escrow(_narrow(amount), deadline, EscrowState.Open);
         totalEscrowed += amount;
         emit EscrowCreated(escrowId, msg.sender, requestId, amount, deadline);
     }
@@ -501,7 +501,7 @@ contract InferenceEscrow is
     }
 
     function _pending(uint256 amount) private view returns (Pending memory) {
-        return Pending(uint96(amount), uint64(block.timestamp + WITHDRAWAL_DELAY));
+        return Pending(_narrow(amount), _timeAfter(WITHDRAWAL_DELAY));
     }
 
     /// @dev What was asked for, once it can be had.
@@ -523,7 +523,7 @@ contract InferenceEscrow is
         if (amount > left) revert InferenceEscrow_DailyCeilingExceeded(left, amount);
         uint256 moved = _movedToday() + amount;
         _activity.day = uint24(block.timestamp / 1 days);
-        _activity.movedThatDay = uint96(moved);
+        _activity.movedThatDay = _narrow(moved);
     }
 
     // -------------------------------------------------------------- booking
@@ -574,7 +574,7 @@ contract InferenceEscrow is
 
     function _closed(uint256 amount) private {
         totalEscrowed -= amount;
-        _totals.credits += uint96(amount);
+        _totals.credits += _narrow(amount);
     }
 
     /// @dev Why a release is refused, as the ABI-encoded error; empty where it is not. Asked before
@@ -636,6 +636,18 @@ contract InferenceEscrow is
         emit EscrowReleased(escrowId, user, paid, amount - paid);
     }
 
+    /// @dev Only for amounts that were held against something within `LIMIT`.
+    function _narrow(uint256 amount) private pure returns (uint96) {
+        // forge-lint: disable-next-line(unsafe-typecast)
+        return uint96(amount);
+    }
+
+    /// @dev Seconds fit in 64 bits for the next half a trillion years.
+    function _timeAfter(uint256 delay) private view returns (uint64) {
+        // forge-lint: disable-next-line(unsafe-typecast)
+        return uint64(block.timestamp + delay);
+    }
+
     function _revertWith(bytes memory reason) private pure {
         assembly ("memory-safe") {
             revert(add(reason, 0x20), mload(reason))
@@ -651,6 +663,6 @@ contract InferenceEscrow is
     function _setDailyCeiling(uint256 ceiling) private {
         if (ceiling > LIMIT) revert InferenceEscrow_AmountTooLarge(ceiling);
         emit DailyCeilingChanged(_activity.ceiling, ceiling);
-        _activity.ceiling = uint96(ceiling);
+        _activity.ceiling = _narrow(ceiling);
     }
 }

@@ -13,16 +13,14 @@ All amounts are integer base units of FAR, all fees integer wei.
 """
 
 from mesh.chain.artifacts import artifact
-from mesh.chain.escrow import LOG_RANGE, Batch, DepositEvent, Escrow
+from mesh.chain.escrow import Batch, Escrow
 from mesh.chain.network import Network, Receipt
 from mesh.chain.rpc import Rpc
 from mesh.chain.signers import LocalSigner, Signature, Signer, open_signer, unlock
 from mesh.chain.transactions import Fees, SignedTransaction, sign_transaction
 
 __all__ = [
-    "LOG_RANGE",
     "Batch",
-    "DepositEvent",
     "Escrow",
     "Fees",
     "LocalSigner",

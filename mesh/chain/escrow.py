@@ -18,22 +18,8 @@ from mesh.chain.rpc import Rpc
 from mesh.errors import ChainError
 from mesh.settings import PaymentsSettings
 
-LOG_RANGE = 2000
-"""Blocks in one eth_getLogs: what public BSC nodes allow and more."""
-
 GAS_MARGIN = 4
 """A quarter more gas than estimated: a slot that is written now may be a new one by then."""
-
-
-@dataclass(frozen=True, slots=True)
-class DepositEvent:
-    """A ``Deposited`` event of the escrow."""
-
-    transaction_hash: str
-    log_index: int
-    block_number: int
-    user: str
-    units: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,34 +59,10 @@ class Escrow:
         """
         if not payments.escrow_contract:
             raise ChainError("No escrow contract is set (FAR_PAYMENTS__ESCROW_CONTRACT).")
-        rpc = Rpc(
-            payments.rpc_urls,
-            max_age=payments.rpc_max_age,
-            max_lag=payments.rpc_max_lag,
-            timeout=payments.rpc_timeout,
-        )
-        return cls(Network(rpc), payments.escrow_contract)
+        return cls(Network(Rpc.of(payments)), payments.escrow_contract)
 
     async def close(self) -> None:
         await self.network.close()
-
-    async def head(self) -> int:
-        """Number of the newest block."""
-        return await self.network.head()
-
-    async def deposits(self, first: int, last: int) -> list[DepositEvent]:
-        """``Deposited`` events in blocks ``first`` to ``last``, both included."""
-        events = await self._contract.events.Deposited().get_logs(from_block=first, to_block=last)
-        return [
-            DepositEvent(
-                transaction_hash=HexBytes(event["transactionHash"]).to_0x_hex(),
-                log_index=event["logIndex"],
-                block_number=event["blockNumber"],
-                user=event["args"]["user"].lower(),
-                units=event["args"]["amount"],
-            )
-            for event in events
-        ]
 
     async def deposit_of(self, wallet: str) -> int:
         """What a user has prepaid and not been debited."""

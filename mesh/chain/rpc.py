@@ -18,6 +18,7 @@ from web3.providers import AsyncBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from mesh.errors import ChainUnreachable
+from mesh.settings import PaymentsSettings
 
 log = structlog.get_logger()
 
@@ -98,6 +99,16 @@ class Rpc(AsyncBaseProvider):
         self._max_lag = max_lag
         self._looked_at = float("-inf")
         self._looking = asyncio.Lock()
+
+    @classmethod
+    def of(cls, payments: PaymentsSettings) -> "Rpc":
+        """The endpoints that the settings name."""
+        return cls(
+            payments.rpc_urls,
+            max_age=payments.rpc_max_age,
+            max_lag=payments.rpc_max_lag,
+            timeout=payments.rpc_timeout,
+        )
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         """The best endpoint's answer.

@@ -175,7 +175,7 @@ def balance(stack: Stack, account: LocalAccount, kind: str) -> Decimal:
     """An account's balance, straight from the ledger."""
     found = query(
         stack,
-        f"SELECT balance FROM ledger_accounts WHERE owner = '{account.address.lower()}' "
+        f"SELECT balance FROM ledger_balances WHERE owner = '{account.address.lower()}' "
         f"AND kind = '{kind}'",
     )
     return Decimal(found[0]) if found else Decimal(0)

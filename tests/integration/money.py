@@ -33,6 +33,7 @@ async def rich_user(services: Services, chain: Chain, units: int = 10**18) -> Lo
         await ledger.deposit(
             db, reference=transaction, wallet=user.address.lower(), amount=from_units(units)
         )
+        await ledger.raise_cap(db, wallet=user.address.lower(), maximum=from_units(units))
     return user
 
 
