@@ -525,13 +525,9 @@ async def change(services: Services, job: InferenceSession, **values: object) ->
 
 
 async def pause_reason(services: Services) -> str:
-    async with services.sessions() as db:
-        [pause] = await db.scalars(
-            select(SettlementPause).where(SettlementPause.ended_at.is_(None))
-        )
-        count = await db.scalar(select(func.count()).select_from(SettlementPause))
-        assert count == 1
-        return pause.reason
+    pause = await pauses.in_force(services.sessions)
+    assert pause is not None
+    return pause.reason
 
 
 def alerts(reason: str) -> float:
