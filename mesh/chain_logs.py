@@ -132,7 +132,7 @@ class EventSource:
         if not payments.escrow_contract:
             raise ChainError("No escrow contract is set (FAR_PAYMENTS__ESCROW_CONTRACT).")
         return cls(
-            AsyncWeb3(BoundedProvider(payments.rpc_url)),
+            AsyncWeb3(BoundedProvider(payments.rpc_urls[0])),
             payments.escrow_contract,
             confirmations=payments.confirmations,
         )

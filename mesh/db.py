@@ -114,6 +114,9 @@ class InferenceSession(Base):
     settlement_id: Mapped[str | None] = mapped_column(
         ForeignKey("settlements.id", name="fk_sessions_settlement")
     )
+    withheld_until: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    """Not settled before; ``infinity`` until somebody decides."""
+    withheld_reason: Mapped[str | None] = mapped_column(String(100))
 
     epoch: Mapped[int] = mapped_column(server_default="0")
     lease_counter: Mapped[int] = mapped_column(BigInteger, server_default="0")
@@ -363,23 +366,26 @@ class ChainCursor(Base):
 
 
 class Settlement(Base):
-    """One batch: ``closed`` → ``signed`` → ``confirmed``.
+    """One batch: ``closed`` → ``signed`` → ``mined`` → ``confirmed``; or ``replaced``.
 
     ``id`` is the hash of the content, and the contract takes each id once. ``debits`` and
     ``credits`` map wallets to base units (as strings: JSON numbers are floats to some readers).
+    A reorganization takes ``mined`` back to ``signed``. A batch that the contract would refuse is
+    replaced: its generations go into others.
     """
 
     __tablename__ = "settlements"
     __table_args__ = (
         CheckConstraint(
-            "status IN ('closed', 'signed', 'confirmed')", name="check_settlement_status"
+            "status IN ('closed', 'signed', 'mined', 'confirmed', 'replaced')",
+            name="check_settlement_status",
         ),
-        # One at a time: the next batch closes only when the last is on-chain.
+        # One at a time: the next batch closes only when the last is final.
         Index(
             "uq_settlements_open",
             text("(true)"),
             unique=True,
-            postgresql_where=text("status <> 'confirmed'"),
+            postgresql_where=text("status NOT IN ('confirmed', 'replaced')"),
         ),
     )
 
@@ -388,12 +394,79 @@ class Settlement(Base):
     debits: Mapped[dict[str, Any]] = mapped_column(JSONB)
     credits: Mapped[dict[str, Any]] = mapped_column(JSONB)
     fee_units: Mapped[Decimal] = mapped_column(Numeric(38, 0))
-    nonce: Mapped[int | None] = mapped_column(BigInteger)
-    raw_transaction: Mapped[bytes | None] = mapped_column(LargeBinary)
+    fee_recipient: Mapped[str | None] = mapped_column(WALLET)
+    """Whose the fee lines of the usage tree are; none for batches of the first contract."""
+    usage_root: Mapped[str | None] = mapped_column(String(66))
+    """None for batches of the first contract."""
+    failures: Mapped[int] = mapped_column(server_default="0")
+    """Refusals since the batch last came further."""
     transaction_hash: Mapped[str | None] = mapped_column(String(66))
+    """The transaction that was mined; none before, or if only the contract knows."""
     block_number: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
     confirmed_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+
+
+class SettlementTransaction(Base):
+    """Signed bytes that may be on the chain some day. A replacement is a row with the same nonce.
+
+    Written before anybody else sees the bytes, and never deleted: whatever is mined at a nonce of
+    ours can be told by its hash.
+    """
+
+    __tablename__ = "settlement_transactions"
+    __table_args__ = (
+        Index("idx_settlement_transactions_settlement", "settlement_id"),
+        Index("idx_settlement_transactions_nonce", "chain_id", "account", "nonce"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    settlement_id: Mapped[str] = mapped_column(ForeignKey("settlements.id"))
+    chain_id: Mapped[int] = mapped_column(BigInteger)
+    account: Mapped[str] = mapped_column(WALLET)
+    nonce: Mapped[int] = mapped_column(BigInteger)
+    hash: Mapped[str] = mapped_column(String(66), unique=True)
+    raw: Mapped[bytes] = mapped_column(LargeBinary)
+    gas: Mapped[int] = mapped_column(BigInteger)
+    max_fee_wei: Mapped[Decimal] = mapped_column(Numeric(38, 0))
+    """For each unit of gas; the gas price where ``priority_fee_wei`` is none."""
+    priority_fee_wei: Mapped[Decimal | None] = mapped_column(Numeric(38, 0))
+    created_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+    sent_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    """When an endpoint first took it."""
+    reverted_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    """When we saw that it was mined and had changed nothing."""
+
+
+class ChainNonce(Base):
+    """The next nonce of an account that signs. All below it have bytes in
+    ``settlement_transactions``, or were used on the chain already."""
+
+    __tablename__ = "chain_nonces"
+
+    chain_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    account: Mapped[str] = mapped_column(WALLET, primary_key=True)
+    next_nonce: Mapped[int] = mapped_column(BigInteger)
+
+
+class SettlementPause(Base):
+    """While one is in force nothing is settled; an operator ends it."""
+
+    __tablename__ = "settlement_pauses"
+    __table_args__ = (
+        Index(
+            "uq_settlement_pauses_in_force",
+            text("(true)"),
+            unique=True,
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    reason: Mapped[str] = mapped_column(String(50))
+    detail: Mapped[str]
+    began_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+    ended_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
 
 
 def connect(database_url: str, *, pool_size: int = 10) -> tuple[AsyncEngine, Sessions]:

@@ -25,6 +25,10 @@
     ├── WireError                400  a message between nodes breaks the protocol
     ├── UnsupportedModel         422  no engine support for this family
     └── ChainError               502  the chain refused or did not answer
+        ├── ChainUnreachable     503  no RPC endpoint answers, or none is fresh
+        ├── SettlementMismatch        totals differ that have to be equal
+        ├── SettlementRefused         the contract would revert a batch
+        └── SettlementPaused          until an operator looks into it
 """
 
 
@@ -206,3 +210,32 @@ class ChainError(MeshError):
     code = "chain_error"
     status = 502
     title = "Chain error"
+
+
+class ChainUnreachable(ChainError):
+    code = "chain_unreachable"
+    status = 503
+    title = "Chain unreachable"
+
+
+class SettlementRefused(ChainError):
+    """``reason`` names the contract's error; ``user`` is whose money falls short, and ``left`` what
+    a limit has left, in base units, where the error tells."""
+
+    code = "settlement_refused"
+
+    def __init__(
+        self, detail: str, *, reason: str, user: str | None = None, left: int | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.user = user
+        self.left = left
+
+
+class SettlementMismatch(ChainError):
+    code = "settlement_mismatch"
+
+
+class SettlementPaused(ChainError):
+    code = "settlement_paused"

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from hexbytes import HexBytes
-from web3 import AsyncHTTPProvider, AsyncWeb3
+from web3 import AsyncWeb3
 from web3.exceptions import Web3Exception
 
-from mesh.chain import artifact
+from mesh.chain import Rpc, artifact
 from mesh.errors import ChainError
 from mesh.settings import PaymentsSettings
 
@@ -37,7 +37,7 @@ class EscrowView:
         if not payments.escrow_contract:
             yield None
             return
-        web3 = AsyncWeb3(AsyncHTTPProvider(payments.rpc_url))
+        web3 = AsyncWeb3(Rpc.of(payments))
         try:
             yield cls(web3, payments.escrow_contract)
         finally:

@@ -30,6 +30,18 @@ payments_released = Counter(
     "far_mesh_payments_released_total", "Payments to providers, on-chain", ["currency"]
 )
 payments_amount = Counter("far_mesh_payments_amount_far", "FAR paid to providers, on-chain")
+settlement_paused = Gauge(
+    "far_settlement_paused", "1 while settlement waits for an operator (far-mesh settle --resume)"
+)
+settlement_alerts = Counter(
+    "far_settlement_alerts_total", "What an operator should look at", ["reason"]
+)
+settlement_step = Histogram(
+    "far_settlement_step_seconds",
+    "Time of one step of a settlement",
+    ["step"],
+    buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120),
+)
 shortfall = Counter(
     "far_mesh_shortfall_far", "FAR that the contract let out, or took back, and users had spent"
 )

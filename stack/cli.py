@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +96,23 @@ def migrate() -> None:
     """Bring the database of the settings (FAR_DATABASE_URL) to the newest schema."""
     asyncio.run(migrations.upgrade(Settings().database_url))
     console.print("The database is at the newest schema.")
+
+
+@app.command()
+def settle(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what the next batch would be; send nothing.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after a pause, once its reason is mended.")
+    ] = False,
+) -> None:
+    """Look at settlement, or end a pause. The workers settle by themselves."""
+    if dry_run == resume:
+        raise typer.BadParameter("Say --dry-run or --resume.")
+    option = "--dry-run" if dry_run else "--resume"
+    command = [sys.executable, "-m", "workers.settlement", option]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 @ledger_app.command("check")

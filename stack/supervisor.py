@@ -306,7 +306,8 @@ class Stack:
             "discovery": {"trusted_wallets": [self.wallets[0].address]},
             "payments": {
                 "deployment": str(plan.folder / "contracts.json"),
-                "rpc_url": plan.rpc_url,
+                "rpc_urls": [plan.rpc_url],
+                "rpc_max_age": 0,
                 "operator_keyfile": str(plan.folder / "operator.json"),
                 "confirmations": 0,
             },

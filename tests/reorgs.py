@@ -42,7 +42,7 @@ async def survive(
     dice = random.Random(seed)
     chain, deployment = open_branching(url)
     payments = services.settings.payments
-    payments.escrow_contract, payments.rpc_url = deployment.escrow, url
+    payments.escrow_contract, payments.rpc_urls = deployment.escrow, [url]
     payments.first_block, payments.confirmations = deployment.block, CONFIRMATIONS
     users = Users(chain, deployment, dice)
     source = EventSource.of(payments)

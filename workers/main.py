@@ -17,7 +17,7 @@ from mesh.settings import Settings
 from workers.chain_events import follow_chain
 from workers.check import check_ledger
 from workers.services import open_services
-from workers.settle import settle
+from workers.settlement import settle
 from workers.supervise import supervise
 from workers.sweep import send_outbox, sweep
 

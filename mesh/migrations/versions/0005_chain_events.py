@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 
 # Deposits that were credited stay credited, under the reference that their posting has.
 TAKE_DEPOSITS = """

@@ -1,0 +1,89 @@
+"""Users with deposits, generations that were served, and whether ledger and chain agree."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+
+from mesh import ledger
+from mesh.chain import Escrow, LocalSigner
+from mesh.db import InferenceSession, RouteHop
+from mesh.money import from_units, to_units
+from stack.contracts import development_account
+from tests.conftest import Chain
+from tests.factories import session
+from workers import ending
+from workers.lease import Lease
+from workers.services import Services
+
+PROVIDERS = [f"0x{digit * 40}" for digit in "bcd"]
+OPERATOR = development_account(0)
+SIGNER = LocalSigner(OPERATOR)
+PRICE = Decimal("0.0001")
+"""FAR a token, as `tests.factories.session` has it."""
+
+
+async def rich_user(services: Services, chain: Chain, units: int = 10**18) -> LocalAccount:
+    """A user whose deposit, and as high a cap, is on the chain and in the ledger."""
+    user: LocalAccount = Account.create()
+    chain.actor.give(chain.deployment, user.address, units)
+    transaction = chain.actor.deposit(chain.deployment, user, units)
+    async with services.sessions.begin() as db:
+        await ledger.deposit(
+            db, reference=transaction, wallet=user.address.lower(), amount=from_units(units)
+        )
+        await ledger.raise_cap(db, wallet=user.address.lower(), maximum=from_units(units))
+    return user
+
+
+async def served(
+    services: Services,
+    user: LocalAccount,
+    tokens: int,
+    providers: Sequence[str] = PROVIDERS,
+) -> InferenceSession:
+    """A generation by these providers, ended and captured."""
+    job = session(user=user.address.lower(), price=PRICE)
+    async with services.sessions.begin() as db:
+        db.add(job)
+        await db.flush()
+        await ledger.hold(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
+        for stage, provider in enumerate(providers):
+            db.add(
+                RouteHop(
+                    session_id=job.id,
+                    epoch=1,
+                    stage=stage,
+                    node_id=f"node-{stage}",
+                    wallet_address=provider,
+                    start_layer=2 * stage,
+                    end_layer=2 * stage + 2,
+                    first_token=0,
+                )
+            )
+    model = services.catalog.get(job.model_id)
+    await ending.complete(
+        services,
+        Lease(services.sessions, job, seconds=60),
+        model,
+        tokens=tokens,
+        reason="length",
+        first_token_at=None,
+    )
+    return job
+
+
+async def assert_ledger_equals_chain(services: Services, escrow: Escrow, *users: str) -> None:
+    """To the last unit: what providers and platform were paid, and what the users have left."""
+    async with services.sessions() as db:
+        for provider in PROVIDERS:
+            paid = await ledger.balance(db, ledger.paid(provider))
+            assert to_units(paid) == await escrow.credit_of(provider)
+            assert await ledger.balance(db, ledger.owed(provider)) == 0
+        fees = await ledger.balance(db, ledger.paid(ledger.PLATFORM))
+        assert to_units(fees) == await escrow.credit_of(await escrow.fee_recipient())
+        assert await ledger.balance(db, ledger.owed(ledger.PLATFORM)) == 0
+        for user in users:
+            left = await ledger.balance(db, ledger.available(user.lower()))
+            assert to_units(left) == await escrow.deposit_of(user)
