@@ -26,6 +26,7 @@
     ├── UnsupportedModel         422  no engine support for this family
     └── ChainError               502  the chain refused or did not answer
         ├── ChainUnreachable     503  no RPC endpoint answers, or none is fresh
+        ├── AnswerTooLarge            an RPC endpoint answers with more than we take in
         ├── SettlementMismatch        totals differ that have to be equal
         ├── SettlementRefused         the contract would revert a batch
         └── SettlementPaused          until an operator looks into it
@@ -216,6 +217,10 @@ class ChainUnreachable(ChainError):
     code = "chain_unreachable"
     status = 503
     title = "Chain unreachable"
+
+
+class AnswerTooLarge(ChainError):
+    code = "answer_too_large"
 
 
 class SettlementRefused(ChainError):
