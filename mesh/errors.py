@@ -17,7 +17,9 @@
     ├── SpendingCapExceeded      402  the user has not signed for so much
     ├── NotFound                 404  ModelNotFound, JobNotFound, NodeNotFound
     ├── IdempotencyConflict      409  the key was used for a different request
+    ├── ReceiptNotReady          409  the job has not ended
     ├── StreamExpired            410
+    ├── UsageUnproven            500  the lines that we have are not those of the batch's root
     ├── RateLimited              429  carries Retry-After
     ├── Unavailable              503  carries Retry-After
     │   └── NoRoute                   some layer of the model has no healthy node
@@ -165,6 +167,17 @@ class IdempotencyConflict(MeshError):
     code = "idempotency_conflict"
     status = 409
     title = "Idempotency key used for another request"
+
+
+class ReceiptNotReady(MeshError):
+    code = "receipt_not_ready"
+    status = 409
+    title = "Receipt not ready"
+
+
+class UsageUnproven(MeshError):
+    code = "usage_unproven"
+    title = "Usage unproven"
 
 
 class StreamExpired(MeshError):

@@ -23,6 +23,7 @@ from mesh.money import from_units
 from stack.contracts import development_account
 from stack.deploy import Terms
 from tests.conftest import Chain
+from tests.factories import session
 from workers.chain_events import follow_chain, index
 from workers.services import Services
 
@@ -213,7 +214,9 @@ async def test_a_deposit_that_a_deep_reorganisation_takes_back(
     wallet = user.address.lower()
     await index(chain_services, source)
     async with chain_services.sessions.begin() as db:
-        await ledger.hold(db, job="job", wallet=wallet, amount=Decimal(2))
+        job = session(user=wallet, price=Decimal("0.02"), max_tokens=100)
+        db.add(job)
+        await ledger.hold(db, job=job.request_id, wallet=wallet, amount=job.hold_far)
     actions.ask("evm_revert", mark)
     actions.pass_by(8)
     with capture_logs() as logs:
