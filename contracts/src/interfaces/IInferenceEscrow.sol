@@ -22,19 +22,10 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 interface IInferenceEscrow {
     // ---------------------------------------------------------------- types
 
-    /// @param user whose deposit pays, and whose cap it counts against
-    /// @param amount base units of FAR
-    struct Debit {
-        address user;
-        uint96 amount;
-    }
-
-    /// @param provider whose credit grows
-    /// @param amount base units of FAR
-    struct Credit {
-        address provider;
-        uint96 amount;
-    }
+    /// @notice One debit or credit of a batch: whose account, in the first 20 bytes, and how many
+    /// base units of FAR, in the last 12: `bytes32(bytes.concat(bytes20(account), bytes12(amount)))`.
+    /// As a struct, the same would cost twice the calldata and twice the log.
+    type Line is bytes32;
 
     /// @notice One line of a batch's usage: what one request paid one provider. The fee is a line
     /// as well, for the fee recipient and no tokens, so that the lines add up to the debits.
@@ -124,9 +115,9 @@ interface IInferenceEscrow {
         uint256 credited,
         uint256 fee
     );
-    /// @notice One a batch: every debit and every credit, as they were passed to `settle`. One
-    /// event a line, which nodes could filter by account, would cost more than the goal leaves.
-    event BatchLines(bytes32 indexed batchId, Debit[] debits, Credit[] credits);
+    /// @notice One a batch: every debit and every credit, as they were passed to `settle`. An
+    /// event for each line would add a quarter to what a batch costs.
+    event BatchLines(bytes32 indexed batchId, Line[] debits, Line[] credits);
     /// @notice One a batch that has a fee.
     event FeeCredited(bytes32 indexed batchId, address indexed recipient, uint256 amount);
 
@@ -292,8 +283,8 @@ interface IInferenceEscrow {
     /// - all debits and releases of the day (UTC) stay within the daily ceiling
     function settle(
         bytes32 batchId,
-        Debit[] calldata debits,
-        Credit[] calldata credits,
+        Line[] calldata debits,
+        Line[] calldata credits,
         uint256 fee,
         bytes32 usageRoot
     ) external;
