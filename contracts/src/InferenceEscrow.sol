@@ -146,7 +146,7 @@ contract InferenceEscrow is
 
     /// @inheritdoc IInferenceEscrow
     function depositFor(address user, uint256 amount) public nonReentrant whenNotPaused {
-        if (user == address(0)) revert InferenceEscrow_ZeroAddress();
+        _checkRecipient(user);
         _pull(amount);
         _users[user].value += amount;
         _totals.deposits += _narrow(amount);
@@ -666,7 +666,7 @@ contract InferenceEscrow is
     }
 
     function _setFeeRecipient(address recipient) private {
-        if (recipient == address(0)) revert InferenceEscrow_ZeroAddress();
+        _checkRecipient(recipient);
         emit FeeRecipientChanged(feeRecipient, recipient);
         feeRecipient = recipient;
     }

@@ -80,6 +80,12 @@ contract DepositTest is EscrowTest {
         escrow.depositFor(address(0), 1);
     }
 
+    function test_RevertWhen_UserIsEscrow() external {
+        _expectRevert(IInferenceEscrow.InferenceEscrow_RecipientIsEscrow.selector);
+        vm.prank(alice);
+        escrow.depositFor(address(escrow), 1);
+    }
+
     function test_RevertWhen_TokenTakesFee() external {
         FeeToken token = new FeeToken();
         InferenceEscrow feeEscrow = _deploy(token);

@@ -7,6 +7,8 @@ import {EscrowTest} from "./utils/EscrowTest.sol";
 /// What calls cost, in snapshots/GasTest.json: with the transaction's base and calldata, storage
 /// cold, and each account known unless the name says otherwise. A test fails where a figure has
 /// changed; `npm run snapshot` writes them anew.
+///
+/// forge-config: default.isolate = true
 contract GasTest is EscrowTest {
     uint256 private constant USERS = 500;
     uint256 private constant PROVIDERS = 100;

@@ -218,6 +218,12 @@ contract RolesTest is EscrowTest {
         escrow.setFeeRecipient(address(0));
     }
 
+    function test_RevertWhen_FeeRecipientIsEscrow() external {
+        _expectRevert(IInferenceEscrow.InferenceEscrow_RecipientIsEscrow.selector);
+        vm.prank(admin);
+        escrow.setFeeRecipient(address(escrow));
+    }
+
     // -------------------------------------------------------------- helpers
 
     function _refuseTerms(uint256 withdrawalDelay, uint256 dormancy) private {

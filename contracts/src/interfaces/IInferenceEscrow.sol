@@ -171,7 +171,7 @@ interface IInferenceEscrow {
     /// @notice A batch without a root could not be told from one that was never settled.
     error InferenceEscrow_ZeroUsageRoot();
     error InferenceEscrow_NothingToClaim(address account);
-    /// @notice Tokens sent to the escrow contract itself would belong to nobody.
+    /// @notice What the escrow contract itself were given would belong to nobody.
     error InferenceEscrow_RecipientIsEscrow();
     error InferenceEscrow_EscrowExists(bytes32 escrowId);
     error InferenceEscrow_EscrowNotOpen(bytes32 escrowId, EscrowState state);
@@ -197,7 +197,7 @@ interface IInferenceEscrow {
     ///
     /// Requirements:
     /// - those of `deposit`
-    /// - `user` is not the zero address
+    /// - `user` is neither the zero address nor this contract
     function depositFor(address user, uint256 amount) external;
 
     /// @notice `deposit` with the caller's ERC-2612 permit instead of an approval before. A permit
@@ -211,7 +211,8 @@ interface IInferenceEscrow {
 
     /// @notice Starts the delay after which the caller may withdraw up to `amount`. Replaces an
     /// earlier request, and its time. Until the money is out it can still be debited, also below
-    /// `amount`: it may be owed already.
+    /// `amount`: it may be owed already. A request does not expire, so whoever does work on credit
+    /// has to leave `amount` out of account from this event on; the delay covers what came before.
     ///
     /// Requirements:
     /// - `amount` is above zero and not above the caller's deposit
@@ -249,7 +250,7 @@ interface IInferenceEscrow {
 
     /// @notice Starts the delay after which the caller may lower the own cap to `maximum`, and
     /// voids every cap that the caller has signed and nobody submitted. The delay is that of a
-    /// withdrawal: what is owed by now can still be debited.
+    /// withdrawal: what is owed by now can still be debited. New work has to go by the lower cap.
     ///
     /// Requirements:
     /// - `maximum` is below the caller's present cap
@@ -353,7 +354,7 @@ interface IInferenceEscrow {
     ///
     /// Requirements:
     /// - the caller is the admin
-    /// - `recipient` is not the zero address
+    /// - `recipient` is neither the zero address nor this contract
     function setFeeRecipient(address recipient) external;
 
     /// @notice Bounds what the settler can debit and release within one day (UTC). Takes effect at
