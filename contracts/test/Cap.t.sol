@@ -131,7 +131,7 @@ contract CapTest is EscrowTest {
     function test_RequestLowering() external {
         _prepay(alice, 100);
         _expectEmit();
-        emit IInferenceEscrow.CapLoweringRequested(alice, 0, uint64(START + WITHDRAWAL_DELAY));
+        emit IInferenceEscrow.CapLoweringRequested(alice, 0, READY_AT);
         _requestLowering(0);
         vm.assertEq(escrow.capLoweringOf(alice).amount, 0);
         vm.assertEq(escrow.capLoweringOf(alice).readyAt, START + WITHDRAWAL_DELAY);

@@ -6,7 +6,7 @@ import {EscrowTest} from "./utils/EscrowTest.sol";
 
 contract CeilingTest is EscrowTest {
     uint256 private constant LEFT = 100;
-    uint256 private constant NOON = (START / 1 days) * 1 days + 12 hours;
+    uint256 private constant NOON = 20_833 days + 12 hours; // of the day of the start
 
     function setUp() public override {
         super.setUp();

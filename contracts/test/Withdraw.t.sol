@@ -17,7 +17,7 @@ contract WithdrawTest is EscrowTest {
 
     function test_Request() external {
         _expectEmit();
-        emit IInferenceEscrow.WithdrawalRequested(alice, 100, uint64(START + WITHDRAWAL_DELAY));
+        emit IInferenceEscrow.WithdrawalRequested(alice, 100, READY_AT);
         _request(100);
         vm.assertEq(escrow.withdrawalOf(alice).amount, 100);
         vm.assertEq(escrow.withdrawalOf(alice).readyAt, START + WITHDRAWAL_DELAY);

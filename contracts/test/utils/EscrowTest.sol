@@ -17,6 +17,7 @@ abstract contract EscrowTest is Test, Lines {
     uint256 internal constant FUNDS = 1000e18;
     uint256 internal constant CEILING = 5000e18;
     uint256 internal constant WITHDRAWAL_DELAY = 2 days;
+    uint64 internal constant READY_AT = 1_800_000_000 + 2 days; // of what is asked for at the start
     uint256 internal constant DORMANCY = 14 days;
     uint48 internal constant ADMIN_DELAY = 3 days;
 
