@@ -85,7 +85,7 @@ async def balances_locked(db: AsyncSession, wallet: str) -> tuple[Decimal, Decim
             BALANCES.c.owner == wallet, BALANCES.c.kind.in_(["available", "withdrawing"])
         )
     )
-    found = {kind: balance for kind, balance in rows}
+    found = dict(rows.all())
     return found.get("available", ZERO), found.get("withdrawing", ZERO)
 
 
