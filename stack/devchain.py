@@ -7,6 +7,7 @@ once. In memory only: it forgets everything when it stops.
 """
 
 import argparse
+import ast
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -82,11 +83,13 @@ def serve(port: int) -> ThreadingHTTPServer:
 
 
 def _revert(error: TransactionFailed) -> dict[str, Any]:
-    """A revert as JSON-RPC has it. web3 wraps eth-tester's exception, which wraps py-evm's, which
-    holds the bytes."""
+    """A revert as JSON-RPC has it. web3 wraps eth-tester's exception, which holds py-evm's, which
+    holds the bytes; for a call it holds their repr."""
     cause: Any = error.__context__ or error
     while isinstance(cause, Exception):
         cause = cause.args[0] if cause.args else b""
+    if isinstance(cause, str) and cause.startswith(("b'", 'b"')):
+        cause = ast.literal_eval(cause)
     if not isinstance(cause, bytes):
         return {"code": CHAIN_ERROR, "message": str(error)}
     return {"code": REVERTED, "message": "execution reverted", "data": "0x" + cause.hex()}

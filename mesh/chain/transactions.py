@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eth_account.typed_transactions.typed_transaction import TypedTransaction
+from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from mesh.chain.signers import Signer
@@ -66,7 +67,7 @@ async def sign_transaction(
     """
     fields: dict[str, Any] = {
         "chainId": chain_id,
-        "to": to,
+        "to": to_checksum_address(to),
         "data": data,
         "nonce": nonce,
         "gas": gas,

@@ -50,7 +50,7 @@ class Books:
 
 CHECKS = ("deposits_equal_chain", "earnings_equal_chain", "total_equals_chain")
 
-OPEN_BATCHES = text("SELECT id FROM settlements WHERE status <> 'confirmed'")
+OPEN_BATCHES = text("SELECT id FROM settlements WHERE status NOT IN ('confirmed', 'replaced')")
 
 DEPOSITS = text(
     """

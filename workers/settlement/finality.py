@@ -4,7 +4,6 @@ import structlog
 from sqlalchemy import func, select, update
 
 from mesh import ledger, metrics
-from mesh.chain import Receipt
 from mesh.db import InferenceSession, NodeContribution, Settlement
 from mesh.money import ZERO, from_units, plain
 from workers.settlement.context import Run, contract_batch
@@ -26,7 +25,9 @@ async def finish(run: Run, batch: Settlement) -> Progress:
             return Progress.WAITING
         if await run.escrow.settled_root(batch.id, final) is None:
             return Progress.WAITING
-    return await _post(run, batch, mined)
+    if mined is None:  # bytes of ours that the database lost: only the contract knows
+        return await _post(run, batch, None, final)
+    return await _post(run, batch, mined.hash, mined.block_number)
 
 
 async def _unmark(run: Run, batch: Settlement) -> Progress:
@@ -40,7 +41,7 @@ async def _unmark(run: Run, batch: Settlement) -> Progress:
     return Progress.MOVED
 
 
-async def _post(run: Run, batch: Settlement, mined: Receipt | None) -> Progress:
+async def _post(run: Run, batch: Settlement, transaction: str | None, block: int) -> Progress:
     """Owed becomes paid, once: the batch's row is locked, and the ledger knows its id."""
     content = contract_batch(batch)
     paid = {wallet: from_units(units) for wallet, units in content.credits.items()}
@@ -61,8 +62,8 @@ async def _post(run: Run, batch: Settlement, mined: Receipt | None) -> Progress:
                 .values(
                     status="confirmed",
                     # A reorganization may have moved it to another block since it was mined.
-                    transaction_hash=mined.hash if mined else None,
-                    block_number=mined.block_number if mined else None,
+                    transaction_hash=transaction,
+                    block_number=block,
                     confirmed_at=func.now(),
                 )
             )
@@ -72,8 +73,8 @@ async def _post(run: Run, batch: Settlement, mined: Receipt | None) -> Progress:
     log.info(
         "settlement_confirmed",
         batch=batch.id,
-        transaction=mined.hash if mined else None,
-        block=mined.block_number if mined else None,
+        transaction=transaction,
+        block=block,
         providers=len(paid),
         amount_far=plain(total),
         fee_far=plain(fee),
