@@ -23,6 +23,7 @@ with warnings.catch_warnings():  # web3 7 imports a module that websockets has d
 from benchmarks.output import close, console
 from mesh.caps import cap_message, sign_cap
 from mesh.chain import artifact
+from mesh.lines import pack_lines
 from stack.deploy import DAY, Terms
 
 REQUESTS = (10, 100, 1_000, 10_000)
@@ -150,8 +151,8 @@ def settled(bench: Bench, way: str, requests: int, users: int, providers: Sequen
     gas = bench.gas(
         bench.escrow.functions.settle(
             bench.new_id(),
-            list(debits.items()),
-            list(credits.items()),
+            pack_lines(debits),
+            pack_lines(credits),
             fee,
             chance.randbytes(32),
         ),

@@ -252,8 +252,8 @@ class LedgerTransaction(Base):
 class LedgerEntry(Base):
     """One amount on one account. Append-only: triggers refuse UPDATE, DELETE and TRUNCATE.
 
-    A trigger looks for the account: a foreign key would lock its row for each entry, and all
-    captures share the platform's.
+    A trigger looks for transaction and account: foreign keys would lock their rows for each entry,
+    and all captures share the platform's account.
     """
 
     __tablename__ = "ledger_entries"
@@ -266,9 +266,7 @@ class LedgerEntry(Base):
         ),
     )
 
-    transaction_id: Mapped[int] = mapped_column(
-        ForeignKey("ledger_transactions.id"), primary_key=True
-    )
+    transaction_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     account_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     amount: Mapped[Decimal] = mapped_column(AMOUNT)
     posted_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
@@ -320,7 +318,7 @@ class ChainEvent(Base):
     Pending until it is deep enough, applied when the ledger has followed, reverted when a
     reorganisation took it back after that; one that vanishes before is deleted. ``reference``: of
     its posting in the ledger; none for an event that moves no money. ``arguments`` are text, as
-    :class:`mesh.chain_logs.Event` has them.
+    :class:`mesh.chain.events.Event` has them.
     """
 
     __tablename__ = "chain_events"

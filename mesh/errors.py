@@ -17,7 +17,9 @@
     ├── SpendingCapExceeded      402  the user has not signed for so much
     ├── NotFound                 404  ModelNotFound, JobNotFound, NodeNotFound
     ├── IdempotencyConflict      409  the key was used for a different request
+    ├── ReceiptNotReady          409  the job has not ended
     ├── StreamExpired            410
+    ├── UsageUnproven            500  the lines that we have are not those of the batch's root
     ├── RateLimited              429  carries Retry-After
     ├── Unavailable              503  carries Retry-After
     │   └── NoRoute                   some layer of the model has no healthy node
@@ -26,6 +28,7 @@
     ├── UnsupportedModel         422  no engine support for this family
     └── ChainError               502  the chain refused or did not answer
         ├── ChainUnreachable     503  no RPC endpoint answers, or none is fresh
+        ├── AnswerTooLarge            an RPC endpoint answers with more than we take in
         ├── SettlementMismatch        totals differ that have to be equal
         ├── SettlementRefused         the contract would revert a batch
         └── SettlementPaused          until an operator looks into it
@@ -166,6 +169,17 @@ class IdempotencyConflict(MeshError):
     title = "Idempotency key used for another request"
 
 
+class ReceiptNotReady(MeshError):
+    code = "receipt_not_ready"
+    status = 409
+    title = "Receipt not ready"
+
+
+class UsageUnproven(MeshError):
+    code = "usage_unproven"
+    title = "Usage unproven"
+
+
 class StreamExpired(MeshError):
     code = "stream_expired"
     status = 410
@@ -216,6 +230,10 @@ class ChainUnreachable(ChainError):
     code = "chain_unreachable"
     status = 503
     title = "Chain unreachable"
+
+
+class AnswerTooLarge(ChainError):
+    code = "answer_too_large"
 
 
 class SettlementRefused(ChainError):

@@ -133,6 +133,10 @@ class LimitSettings(BaseModel):
     registrations_per_ip: str = "100/hour"
     heartbeats_per_node: str = "120/minute"
     """Each writes a row; a node sends two a minute."""
+    receipts_per_wallet: str = "1000/hour"
+    """The first of a large batch takes seconds: all its lines are hashed."""
+    tables_per_wallet: str = "60/hour"
+    """Usage and earnings as CSV, which may be long."""
     max_body_bytes: int = 2**20
     max_prompt_chars: int = 200_000
     trust_forwarded_for: bool = False

@@ -120,12 +120,15 @@ def check_ledger(
     chain: Annotated[bool, typer.Option(help="Compare with the escrow contract, too.")] = True,
 ) -> None:
     """Prove the books of the settings (FAR_DATABASE_URL): exit status 1 if anything is wrong."""
+    settings = Settings()
     try:
-        report = asyncio.run(_checked(Settings(), chain=chain))
+        report = asyncio.run(_checked(settings, chain=chain))
     except ChainError as error:
         console.print(f"[red]far-mesh:[/] {error} The books alone: --no-chain.", soft_wrap=True)
         raise typer.Exit(1) from None
     _print_report(report)
+    if chain and not settings.payments.escrow_contract:
+        console.print("Not compared with the chain: no escrow contract is set.")
     if report.violations:
         raise typer.Exit(1)
 

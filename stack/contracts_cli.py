@@ -21,6 +21,8 @@ from stack.deploy import deploy as deploy_contracts
 app = typer.Typer(help="The contracts on a chain.", no_args_is_help=True)
 console = Console(highlight=False)
 
+DEFAULTS = Terms()
+
 
 @app.callback()
 def _commands() -> None:
@@ -43,10 +45,10 @@ def deploy(
     ] = None,
     withdrawal_delay: Annotated[
         int, typer.Option(help="Seconds; has to be above the release delay.")
-    ] = Terms.withdrawal_delay,
+    ] = DEFAULTS.withdrawal_delay,
     dormancy: Annotated[
         int, typer.Option(help="Seconds without a batch until delays are waived.")
-    ] = Terms.dormancy,
+    ] = DEFAULTS.dormancy,
     daily_ceiling: Annotated[str, typer.Option(help="FAR that all debits of a day may be.")] = (
         "1000000"
     ),

@@ -1,7 +1,9 @@
 """A chain that changes its mind, users who act on it, and what the ledger has to say at the end."""
 
+import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -38,7 +40,9 @@ def anvil() -> str | None:
 def running_anvil(program: str) -> Iterator[str]:
     """The URL of a chain that mines only when it is told to."""
     port = free_port()
-    process = subprocess.Popen([program, "--port", str(port), "--silent", "--no-mining"])
+    command = [program, "--port", str(port), "--silent", "--no-mining"]
+    # The program from npm is a script that starts the real one: both go with their session.
+    process = subprocess.Popen(command, start_new_session=True)
     try:
         give_up = time.monotonic() + START_LIMIT
         while not port_in_use(port):
@@ -46,7 +50,7 @@ def running_anvil(program: str) -> Iterator[str]:
             time.sleep(0.02)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from web3 import Web3
 
 from mesh import ledger
-from mesh.chain_logs import EVENTS, EventSource, ReadAgain
+from mesh.chain.events import EVENTS, EventSource, ReadAgain
 from mesh.db import ChainEvent, LedgerTransaction, SpendingCap
 from mesh.escrow_view import EscrowView
 from mesh.ledger.check import check
@@ -44,6 +44,7 @@ async def survive(
     payments = services.settings.payments
     payments.escrow_contract, payments.rpc_urls = deployment.escrow, [url]
     payments.first_block, payments.confirmations = deployment.block, CONFIRMATIONS
+    payments.finalized_tag, payments.rpc_max_age = False, 0  # a development chain's mean nothing
     users = Users(chain, deployment, dice)
     source = EventSource.of(payments)
     depths = [1 + number % deepest for number in range(reorganisations)]
@@ -80,7 +81,7 @@ async def _build_another(
     """A branch at least as long, with all, some, or none of the old transactions."""
     kept = left[: dice.choice([len(left), len(left) // 2, 0])]
     for old in scattered(dice, kept, depth + dice.randrange(2)):
-        fresh = users.act(1) if dice.random() < 0.1 else []
+        fresh = users.act(1) if dice.random() < 0.25 else []
         chain.mine(*old, *fresh)
         if dice.random() < 0.02:
             with suppress(ReadAgain):  # the branch is still shorter than what was read

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from mesh import ledger, metrics
-from mesh.chain_logs import Event
+from mesh.chain.events import Event
 from mesh.db import ChainEvent, Settlement
 from mesh.money import from_units
 

@@ -12,13 +12,13 @@ What a reading changes (events, ledger, how far we are) is one database transact
 from typing import Any
 
 import structlog
-from aiohttp import ClientError
 from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
+from web3.exceptions import Web3Exception
 
 from mesh import metrics
-from mesh.chain_logs import Block, Event, EventSource, ReadAgain, Reading, Reorganised
+from mesh.chain.events import Block, Event, EventSource, ReadAgain, Reading, Reorganised
 from mesh.db import ChainBlock, ChainCursor, ChainEvent
 from mesh.errors import ChainError
 from workers import chain_effects
@@ -43,9 +43,8 @@ async def follow_chain(ctx: dict[str, Any]) -> None:
         log.info("chain_moved", reason=error.detail)
     except ChainError as error:
         log.error("chain_unread", code=error.code, reason=error.detail)
-    except (OSError, ClientError) as error:  # the RPC endpoint does not answer
-        # Not its text: the URL in it may hold a key.
-        log.error("chain_unread", code="unreachable", reason=type(error).__name__)
+    except Web3Exception as error:
+        log.error("chain_unread", code="chain_error", reason=str(error))
     finally:
         await source.close()
 

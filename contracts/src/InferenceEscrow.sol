@@ -44,6 +44,11 @@ contract InferenceEscrow is
 {
     using SafeERC20 for IERC20;
 
+    /// @dev Two counters. A struct, so that a line looks its place up once.
+    struct Word {
+        uint256 value;
+    }
+
     /// @dev Adds up to `amount` of deposits and of credits: they are always asked for together.
     struct Totals {
         uint96 deposits;
@@ -98,8 +103,8 @@ contract InferenceEscrow is
     /// @inheritdoc IInferenceEscrow
     mapping(bytes32 batchId => bytes32) public usageRootOf;
 
-    mapping(address user => uint256) private _users;
-    mapping(address account => uint256) private _accounts;
+    mapping(address user => Word) private _users;
+    mapping(address account => Word) private _accounts;
     mapping(address user => uint256) private _caps;
     mapping(address user => Pending) private _withdrawals;
     mapping(address user => Pending) private _capLowerings;
@@ -141,9 +146,9 @@ contract InferenceEscrow is
 
     /// @inheritdoc IInferenceEscrow
     function depositFor(address user, uint256 amount) public nonReentrant whenNotPaused {
-        if (user == address(0)) revert InferenceEscrow_ZeroAddress();
+        _checkRecipient(user);
         _pull(amount);
-        _users[user] += amount;
+        _users[user].value += amount;
         _totals.deposits += _narrow(amount);
         emit Deposited(msg.sender, user, amount);
     }
@@ -152,9 +157,9 @@ contract InferenceEscrow is
     function depositWithPermit(uint256 amount, uint256 deadline, uint8 v, bytes32 r, bytes32 s)
         external
     {
-        try IERC20Permit(address(token)).permit(
-            msg.sender, address(this), amount, deadline, v, r, s
-        ) {} catch {}
+        try IERC20Permit(address(token))
+            .permit(msg.sender, address(this), amount, deadline, v, r, s) {}
+            catch {}
         depositFor(msg.sender, amount);
     }
 
@@ -185,7 +190,7 @@ contract InferenceEscrow is
         if (amount == 0) revert InferenceEscrow_InsufficientDeposit(msg.sender, 0, asked);
 
         delete _withdrawals[msg.sender];
-        _users[msg.sender] -= amount;
+        _users[msg.sender].value -= amount;
         _totals.deposits -= _narrow(amount);
         emit Withdrawn(msg.sender, to, amount);
         token.safeTransfer(to, amount);
@@ -208,7 +213,7 @@ contract InferenceEscrow is
 
         delete _capLowerings[user];
         _caps[user] = maximum;
-        _users[user] += (maximum - current) << SHIFT;
+        _users[user].value += (maximum - current) << SHIFT;
         emit CapRaised(user, maximum);
     }
 
@@ -239,7 +244,7 @@ contract InferenceEscrow is
 
         delete _capLowerings[msg.sender];
         _caps[msg.sender] = maximum;
-        _users[msg.sender] -= (current - maximum) << SHIFT;
+        _users[msg.sender].value -= (current - maximum) << SHIFT;
         emit CapLowered(msg.sender, maximum);
     }
 
@@ -248,8 +253,8 @@ contract InferenceEscrow is
     /// @inheritdoc IInferenceEscrow
     function settle(
         bytes32 batchId,
-        Debit[] calldata debits,
-        Credit[] calldata credits,
+        Line[] calldata debits,
+        Line[] calldata credits,
         uint256 fee,
         bytes32 usageRoot
     ) external onlyRole(SETTLER_ROLE) whenNotPaused {
@@ -286,7 +291,7 @@ contract InferenceEscrow is
         uint256 amount = creditOf(msg.sender);
         if (amount == 0) revert InferenceEscrow_NothingToClaim(msg.sender);
 
-        _accounts[msg.sender] -= amount;
+        _accounts[msg.sender].value -= amount;
         _totals.credits -= _narrow(amount);
         emit Claimed(msg.sender, to, amount);
         token.safeTransfer(to, amount);
@@ -408,7 +413,7 @@ contract InferenceEscrow is
 
     /// @inheritdoc IInferenceEscrow
     function depositOf(address user) public view returns (uint256) {
-        return _users[user] & LIMIT;
+        return _users[user].value & LIMIT;
     }
 
     /// @inheritdoc IInferenceEscrow
@@ -419,7 +424,7 @@ contract InferenceEscrow is
     /// @inheritdoc IInferenceEscrow
     function capOf(address user) public view returns (uint256 maximum, uint256 debited) {
         maximum = _caps[user];
-        debited = maximum - (_users[user] >> SHIFT);
+        debited = maximum - (_users[user].value >> SHIFT);
     }
 
     /// @inheritdoc IInferenceEscrow
@@ -438,12 +443,12 @@ contract InferenceEscrow is
 
     /// @inheritdoc IInferenceEscrow
     function creditOf(address account) public view returns (uint256) {
-        return _accounts[account] & LIMIT;
+        return _accounts[account].value & LIMIT;
     }
 
     /// @inheritdoc IInferenceEscrow
     function earnedOf(address account) external view returns (uint256) {
-        return _accounts[account] >> SHIFT;
+        return _accounts[account].value >> SHIFT;
     }
 
     /// @inheritdoc IInferenceEscrow
@@ -529,27 +534,27 @@ contract InferenceEscrow is
     // -------------------------------------------------------------- booking
 
     /// @dev The caller keeps the totals in step, as with all that follows here.
-    function _debitAll(Debit[] calldata debits) private returns (uint256 sum) {
+    function _debitAll(Line[] calldata debits) private returns (uint256 sum) {
         for (uint256 i = 0; i < debits.length; ++i) {
-            address user = debits[i].user;
-            uint256 amount = debits[i].amount;
-            uint256 word = _users[user];
-            uint256 left = word & LIMIT;
+            (address user, uint256 amount) = _unpack(debits[i]);
+            Word storage word = _users[user];
+            uint256 value = word.value;
+            uint256 left = value & LIMIT;
             if (amount > left) revert InferenceEscrow_InsufficientDeposit(user, left, amount);
-            left = word >> SHIFT;
+            left = value >> SHIFT;
             if (amount > left) revert InferenceEscrow_CapExceeded(user, left, amount);
             unchecked {
                 // Neither counter is below `amount`; and 96-bit amounts cannot sum to 2^256.
-                _users[user] = word - amount * BOTH;
+                word.value = value - amount * BOTH;
                 sum += amount;
             }
         }
     }
 
-    function _creditAll(Credit[] calldata credits) private returns (uint256 sum) {
+    /// @dev A credit may run over here, and then the batch cannot balance: `settle` reverts.
+    function _creditAll(Line[] calldata credits) private returns (uint256 sum) {
         for (uint256 i = 0; i < credits.length; ++i) {
-            address provider = credits[i].provider;
-            uint256 amount = credits[i].amount;
+            (address provider, uint256 amount) = _unpack(credits[i]);
             if (provider == address(0)) revert InferenceEscrow_ZeroAddress();
             _earn(provider, amount);
             unchecked {
@@ -559,17 +564,23 @@ contract InferenceEscrow is
         }
     }
 
+    function _unpack(Line line) private pure returns (address account, uint256 amount) {
+        uint256 word = uint256(Line.unwrap(line));
+        // forge-lint: disable-next-line(unsafe-typecast)
+        return (address(uint160(word >> SHIFT)), word & LIMIT);
+    }
+
     /// @dev Only for amounts that leave a deposit or an escrow in the same transaction: what all
     /// accounts hold together stays within `LIMIT`, so a credit cannot run into the earnings.
     function _earn(address account, uint256 amount) private {
         unchecked {
-            _accounts[account] += amount * BOTH;
+            _accounts[account].value += amount * BOTH;
         }
     }
 
     /// @dev A refund is the user's own money: it can be claimed, but it was not earned.
     function _refund(address user, uint256 amount) private {
-        _accounts[user] += amount;
+        _accounts[user].value += amount;
     }
 
     function _closed(uint256 amount) private {
@@ -655,7 +666,7 @@ contract InferenceEscrow is
     }
 
     function _setFeeRecipient(address recipient) private {
-        if (recipient == address(0)) revert InferenceEscrow_ZeroAddress();
+        _checkRecipient(recipient);
         emit FeeRecipientChanged(feeRecipient, recipient);
         feeRecipient = recipient;
     }

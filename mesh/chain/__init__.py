@@ -8,6 +8,7 @@
     signers       who signs: an encrypted keystore, or AWS KMS
     escrow        the InferenceEscrow contract
     reverts       what its errors mean
+    events        what happened to it, across reorganizations
 
 All amounts are integer base units of FAR, all fees integer wei.
 """

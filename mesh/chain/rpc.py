@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import ClientError, ClientTimeout
-from web3 import AsyncHTTPProvider
 from web3.providers import AsyncBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
+from mesh.chain.bounded import BoundedProvider
 from mesh.errors import ChainUnreachable
 from mesh.settings import PaymentsSettings
 
@@ -40,24 +40,23 @@ class Endpoint:
         """For logs: the URL may hold a key."""
         self.number: int | None = None
         self.age = 0.0
-        self._http = AsyncHTTPProvider(
-            url,
-            {"timeout": ClientTimeout(total=seconds)},
-            exception_retry_configuration=None,  # the next endpoint is the retry
-        )
+        # Without retries: the next endpoint is the retry.
+        self._http = BoundedProvider(url, {"timeout": ClientTimeout(total=seconds)})
 
     async def ask(self, method: str, params: Any) -> RPCResponse:
         """One answer, which may be an error of the chain's.
 
         Raises:
             ChainUnreachable: there is no answer.
+            AnswerTooLarge: there is too much of one.
         """
         try:
             answer = await self._http.make_request(RPCEndpoint(method), params)
         except NO_ANSWER as error:
             # Not the error's text: aiohttp quotes the URL.
             raise ChainUnreachable(f"{self.name}: {type(error).__name__}") from None
-        if _code(answer) == BUSY:
+        # Who asks for logs may have asked for too many, and will ask for fewer.
+        if _code(answer) == BUSY and method != "eth_getLogs":
             raise ChainUnreachable(f"{self.name}: too many requests")
         return answer
 

@@ -57,9 +57,10 @@ def clearing() -> Account:
     return Account(CHAIN, "clearing")
 
 
-def shortfall() -> Account:
-    """Minus what the contract let out, or took back, and a user had spent: the platform's loss."""
-    return Account(PLATFORM, "shortfall")
+def shortfall(wallet: str) -> Account:
+    """Minus what the contract let out, or took back, after the user had spent it. Until the user's
+    next deposit fills it, it is the platform's loss."""
+    return Account(wallet, "shortfall")
 
 
 async def balance(db: AsyncSession, account: Account) -> Decimal:

@@ -56,7 +56,7 @@ DEPOSITS = text(
     """
     SELECT wallet, sum(amount) AS amount FROM (
         SELECT owner AS wallet, balance AS amount FROM ledger_balances
-        WHERE kind IN ('available', 'held', 'withdrawing')
+        WHERE kind IN ('available', 'held', 'withdrawing', 'shortfall')
         UNION ALL
         SELECT user_wallet, total_cost_far FROM inference_sessions WHERE total_cost_far > 0
             AND (settlement_id IS NULL OR settlement_id NOT IN (

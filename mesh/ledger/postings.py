@@ -9,7 +9,18 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from mesh.errors import InsufficientBalance, SpendingCapExceeded
-from mesh.ledger.accounts import PLATFORM, Account, available, clearing, held, owed, paid
+from mesh.ledger import caps
+from mesh.ledger.accounts import (
+    PLATFORM,
+    Account,
+    available,
+    balance,
+    clearing,
+    held,
+    owed,
+    paid,
+    shortfall,
+)
 from mesh.money import ZERO, plain
 
 POST = text(
@@ -19,8 +30,18 @@ POST = text(
 
 
 async def deposit(db: AsyncSession, *, reference: str, wallet: str, amount: Decimal) -> bool:
-    """Credit a confirmed deposit. ``reference``: transaction hash and log index."""
-    postings = {clearing(): -amount, available(wallet): amount}
+    """Credit a confirmed deposit. ``reference``: transaction hash and log index.
+
+    It first fills what the wallet lacks. So a deposit that was spent, taken back by a
+    reorganisation and brought again is there once.
+    """
+    await caps.lock(db, wallet)
+    filled = min(amount, -await balance(db, shortfall(wallet)))
+    postings = {
+        clearing(): -amount,
+        available(wallet): amount - filled,
+        shortfall(wallet): filled,
+    }
     return await post(db, "deposit", reference, postings, wallet=wallet)
 
 

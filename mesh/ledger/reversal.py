@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from mesh.db import LedgerAccount, LedgerEntry, LedgerTransaction
-from mesh.ledger.accounts import Account, available, shortfall, withdrawing
+from mesh.ledger.accounts import Account, available, balance, shortfall, withdrawing
 from mesh.ledger.postings import post
 from mesh.ledger.withdrawals import balances_locked, raise_alarm, remember
 from mesh.money import ZERO
@@ -19,7 +19,7 @@ REVERSIBLE = ("deposit", "settle", *WITHDRAWALS)
 async def reverse(db: AsyncSession, *, kind: str, reference: str) -> bool:
     """Post the exact opposite of a posted transaction.
 
-    What the user has spent meanwhile cannot be taken back: it becomes the platform's shortfall.
+    What the user has spent meanwhile cannot be taken back: the wallet lacks it from then on.
     The same (kind, reference) can be posted again afterwards, when the chain brings it again.
     Undo several in the opposite order.
 
@@ -39,7 +39,8 @@ async def reverse(db: AsyncSession, *, kind: str, reference: str) -> bool:
     if original is None:
         return False
     postings = await _opposite(db, original)
-    owners = {account.owner for account in postings if account.kind in ("available", "withdrawing")}
+    users = ("available", "withdrawing", "shortfall")
+    owners = {account.owner for account in postings if account.kind in users}
     wallet = owners.pop() if owners else None
     missing = ZERO
     if wallet is not None:
@@ -73,17 +74,20 @@ async def _limit_to_what_is_there(
     db: AsyncSession, wallet: str, postings: dict[Account, Decimal]
 ) -> Decimal:
     """Change the postings so that no balance of the user's falls below zero; returns what the
-    platform lacks then. What one of the two accounts lacks, the other gives first."""
+    wallet lacks then and did not before. What one of the two accounts lacks, the other gives
+    first; what is there fills the shortfall."""
     free, waiting = await balances_locked(db, wallet)
+    before = await balance(db, shortfall(wallet))
     free += postings.get(available(wallet), ZERO)
     waiting += postings.get(withdrawing(wallet), ZERO)
-    left = max(ZERO, free + waiting)
-    missing = left - (free + waiting)
+    lacking = before + postings.get(shortfall(wallet), ZERO)
+    net = free + waiting + lacking
+    left = max(ZERO, net)
     left_free = min(left, max(ZERO, free))
     for account, amount in (
         (available(wallet), left_free - free),
         (withdrawing(wallet), left - left_free - waiting),
-        (shortfall(), -missing),
+        (shortfall(wallet), min(ZERO, net) - lacking),
     ):
         postings[account] = postings.get(account, ZERO) + amount
-    return missing
+    return max(ZERO, before - min(ZERO, net))

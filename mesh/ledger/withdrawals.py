@@ -56,7 +56,7 @@ async def withdrawn(db: AsyncSession, *, reference: str, wallet: str, amount: De
     """The contract paid ``amount`` FAR out to the user, which ends the request.
 
     It is taken from what was set aside, then from what is available. What is still missing the
-    contract let out although it is held or owed: the platform's shortfall.
+    contract let out although it is held or owed: the wallet's shortfall.
 
     ``reference``: transaction hash and log index. Returns whether that happened now, or had
     happened before.
@@ -67,7 +67,7 @@ async def withdrawn(db: AsyncSession, *, reference: str, wallet: str, amount: De
         clearing(): amount,
         withdrawing(wallet): -waiting,
         available(wallet): waiting - amount + missing,
-        shortfall(): -missing,
+        shortfall(wallet): -missing,
     }
     posted = await post(db, "withdrawn", reference, postings, wallet=wallet)
     if posted:
@@ -85,7 +85,7 @@ async def balances_locked(db: AsyncSession, wallet: str) -> tuple[Decimal, Decim
             BALANCES.c.owner == wallet, BALANCES.c.kind.in_(["available", "withdrawing"])
         )
     )
-    found = {kind: balance for kind, balance in rows}
+    found = dict(rows.all())
     return found.get("available", ZERO), found.get("withdrawing", ZERO)
 
 

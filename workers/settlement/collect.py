@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-import uuid
 from collections.abc import Sequence
 
 import structlog
@@ -11,12 +10,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from mesh import ledger
-from mesh.db import InferenceSession, NodeContribution, Settlement
+from mesh.db import InferenceSession, Settlement
 from mesh.errors import SettlementMismatch
 from mesh.money import from_units, plain
 from mesh.settings import PaymentsSettings
+from mesh.usage_lines import Contributions, contributions_of
 from workers.settlement.context import Run
-from workers.settlement.draft import Contributions, Draft, fitting, make_draft
+from workers.settlement.draft import Draft, fitting, make_draft
 from workers.settlement.steps import Progress, Step, step
 
 log = structlog.get_logger()
@@ -73,19 +73,6 @@ async def due(
     jobs = list(await db.scalars(query))
     contributions = await contributions_of(db, jobs)
     return fitting(jobs, contributions, payments.max_lines_per_batch), contributions
-
-
-async def contributions_of(db: AsyncSession, jobs: Sequence[InferenceSession]) -> Contributions:
-    """Who served these generations."""
-    found = await db.scalars(
-        select(NodeContribution)
-        .where(NodeContribution.session_id.in_([job.id for job in jobs]))
-        .order_by(NodeContribution.id)
-    )
-    by_job: dict[uuid.UUID, list[NodeContribution]] = {}
-    for part in found:
-        by_job.setdefault(part.session_id, []).append(part)
-    return by_job
 
 
 async def draft_of(

@@ -2,19 +2,16 @@
 
 import hashlib
 import json
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mesh import usage
 from mesh.chain import Batch
-from mesh.db import InferenceSession, NodeContribution
+from mesh.db import InferenceSession
 from mesh.errors import SettlementMismatch
 from mesh.money import ZERO, to_units
 from mesh.usage import Usage
-
-Contributions = Mapping[uuid.UUID, Sequence[NodeContribution]]
-"""By generation, in the order in which they were written."""
+from mesh.usage_lines import Contributions, usage_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +68,6 @@ def make_draft(
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     batch = Batch(id=f"0x{digest}", debits=debits, credits=credits, fee=fees, usage_root=root)
     return Draft(jobs=jobs, lines=lines, fee_recipient=fee_recipient, content=batch)
-
-
-def usage_lines(
-    jobs: Sequence[InferenceSession], contributions: Contributions, fee_recipient: str
-) -> list[Usage]:
-    """One line for each contribution, and one for each generation's fee."""
-    lines = []
-    for job in jobs:
-        request = usage.request_id_of(job.id)
-        for part in contributions.get(job.id, ()):
-            units = to_units(part.payment_far)
-            tokens = part.tokens_contributed
-            lines.append(Usage(request, job.user_wallet, part.wallet_address, tokens, units))
-        fee = to_units(job.fee_far or ZERO)
-        lines.append(Usage(request, job.user_wallet, fee_recipient, 0, fee))
-    return lines
 
 
 def fitting(

@@ -14,7 +14,8 @@ from sqlalchemy import func, select, update
 from mesh.db import InferenceSession, Settlement
 from mesh.errors import SettlementRefused
 from mesh.money import ZERO, to_units
-from workers.settlement.collect import contributions_of, draft_of, store
+from mesh.usage_lines import contributions_of
+from workers.settlement.collect import draft_of, store
 from workers.settlement.context import Run
 from workers.settlement.pauses import Reason, alert
 from workers.settlement.steps import Progress, Step, step

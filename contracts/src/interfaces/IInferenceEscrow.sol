@@ -22,19 +22,10 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 interface IInferenceEscrow {
     // ---------------------------------------------------------------- types
 
-    /// @param user whose deposit pays, and whose cap it counts against
-    /// @param amount base units of FAR
-    struct Debit {
-        address user;
-        uint96 amount;
-    }
-
-    /// @param provider whose credit grows
-    /// @param amount base units of FAR
-    struct Credit {
-        address provider;
-        uint96 amount;
-    }
+    /// @notice One debit or credit of a batch: whose account, in the first 20 bytes, and how many
+    /// base units of FAR, in the last 12: `bytes32(bytes.concat(bytes20(account), bytes12(amount)))`.
+    /// As a struct, the same would cost twice the calldata and twice the log.
+    type Line is bytes32;
 
     /// @notice One line of a batch's usage: what one request paid one provider. The fee is a line
     /// as well, for the fee recipient and no tokens, so that the lines add up to the debits.
@@ -124,9 +115,9 @@ interface IInferenceEscrow {
         uint256 credited,
         uint256 fee
     );
-    /// @notice One a batch: every debit and every credit, as they were passed to `settle`. One
-    /// event a line, which nodes could filter by account, would cost more than the goal leaves.
-    event BatchLines(bytes32 indexed batchId, Debit[] debits, Credit[] credits);
+    /// @notice One a batch: every debit and every credit, as they were passed to `settle`. An
+    /// event for each line would add a quarter to what a batch costs.
+    event BatchLines(bytes32 indexed batchId, Line[] debits, Line[] credits);
     /// @notice One a batch that has a fee.
     event FeeCredited(bytes32 indexed batchId, address indexed recipient, uint256 amount);
 
@@ -180,7 +171,7 @@ interface IInferenceEscrow {
     /// @notice A batch without a root could not be told from one that was never settled.
     error InferenceEscrow_ZeroUsageRoot();
     error InferenceEscrow_NothingToClaim(address account);
-    /// @notice Tokens sent to the escrow contract itself would belong to nobody.
+    /// @notice What the escrow contract itself were given would belong to nobody.
     error InferenceEscrow_RecipientIsEscrow();
     error InferenceEscrow_EscrowExists(bytes32 escrowId);
     error InferenceEscrow_EscrowNotOpen(bytes32 escrowId, EscrowState state);
@@ -206,7 +197,7 @@ interface IInferenceEscrow {
     ///
     /// Requirements:
     /// - those of `deposit`
-    /// - `user` is not the zero address
+    /// - `user` is neither the zero address nor this contract
     function depositFor(address user, uint256 amount) external;
 
     /// @notice `deposit` with the caller's ERC-2612 permit instead of an approval before. A permit
@@ -220,7 +211,8 @@ interface IInferenceEscrow {
 
     /// @notice Starts the delay after which the caller may withdraw up to `amount`. Replaces an
     /// earlier request, and its time. Until the money is out it can still be debited, also below
-    /// `amount`: it may be owed already.
+    /// `amount`: it may be owed already. A request does not expire, so whoever does work on credit
+    /// has to leave `amount` out of account from this event on; the delay covers what came before.
     ///
     /// Requirements:
     /// - `amount` is above zero and not above the caller's deposit
@@ -258,7 +250,7 @@ interface IInferenceEscrow {
 
     /// @notice Starts the delay after which the caller may lower the own cap to `maximum`, and
     /// voids every cap that the caller has signed and nobody submitted. The delay is that of a
-    /// withdrawal: what is owed by now can still be debited.
+    /// withdrawal: what is owed by now can still be debited. New work has to go by the lower cap.
     ///
     /// Requirements:
     /// - `maximum` is below the caller's present cap
@@ -292,8 +284,8 @@ interface IInferenceEscrow {
     /// - all debits and releases of the day (UTC) stay within the daily ceiling
     function settle(
         bytes32 batchId,
-        Debit[] calldata debits,
-        Credit[] calldata credits,
+        Line[] calldata debits,
+        Line[] calldata credits,
         uint256 fee,
         bytes32 usageRoot
     ) external;
@@ -362,7 +354,7 @@ interface IInferenceEscrow {
     ///
     /// Requirements:
     /// - the caller is the admin
-    /// - `recipient` is not the zero address
+    /// - `recipient` is neither the zero address nor this contract
     function setFeeRecipient(address recipient) external;
 
     /// @notice Bounds what the settler can debit and release within one day (UTC). Takes effect at

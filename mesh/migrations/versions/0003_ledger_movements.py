@@ -55,19 +55,16 @@ CREATE TRIGGER ledger_accounts_append_only BEFORE UPDATE OR DELETE OR TRUNCATE O
     FOR EACH STATEMENT EXECUTE FUNCTION ledger_refuse_change();
 """
 
+# Depth 0: a direct statement. Depth 1: from one of the two triggers that keep balances.
 GUARD_PARTS = """
-CREATE FUNCTION ledger_guard_parts() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION ledger_refuse_direct() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    -- Depth 1: a direct statement. Depth 2: one of the two triggers that keep balances.
-    IF pg_trigger_depth() < 2 THEN
-        RAISE EXCEPTION 'a balance changes only through ledger_entries'
-            USING ERRCODE = 'restrict_violation';
-    END IF;
-    RETURN NULL;
+    RAISE EXCEPTION 'a balance changes only through ledger_entries'
+        USING ERRCODE = 'restrict_violation';
 END $$;
 
 CREATE TRIGGER ledger_parts_guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON ledger_parts
-    FOR EACH STATEMENT EXECUTE FUNCTION ledger_guard_parts();
+    FOR EACH STATEMENT WHEN (pg_trigger_depth() < 1) EXECUTE FUNCTION ledger_refuse_direct();
 """
 
 DATE_ENTRIES = """
@@ -90,15 +87,21 @@ DECLARE
     account_kind TEXT;
     missing NUMERIC;
 BEGIN
-    FOR entry IN SELECT transaction_id, sum(amount) AS total FROM added
-        GROUP BY transaction_id HAVING sum(amount) <> 0
+    FOR entry IN SELECT transaction_id, sum(amount) AS total, bool_and(posted_at = now()) AS dated
+        FROM added GROUP BY transaction_id
     LOOP
-        RAISE EXCEPTION 'ledger transaction % sums to %, not to zero',
-            entry.transaction_id, entry.total USING ERRCODE = 'check_violation';
+        IF entry.total <> 0 THEN
+            RAISE EXCEPTION 'ledger transaction % sums to %, not to zero',
+                entry.transaction_id, entry.total USING ERRCODE = 'check_violation';
+        ELSIF NOT entry.dated THEN
+            RAISE EXCEPTION 'entries are dated by the database' USING ERRCODE = 'check_violation';
+        END IF;
+        PERFORM FROM ledger_transactions WHERE id = entry.transaction_id;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'there is no ledger transaction %', entry.transaction_id
+                USING ERRCODE = 'foreign_key_violation';
+        END IF;
     END LOOP;
-    IF EXISTS (SELECT FROM added WHERE posted_at <> now()) THEN
-        RAISE EXCEPTION 'entries are dated by the database' USING ERRCODE = 'check_violation';
-    END IF;
     -- In the order of account ids: balances are locked one by one, and two transactions that lock
     -- them in different orders would wait for each other.
     FOR entry IN SELECT account_id, sum(amount) AS amount FROM added
@@ -181,7 +184,7 @@ DECLARE
 BEGIN
     INSERT INTO ledger_transactions (kind, reference, occurrence)
     VALUES (p_kind, p_reference, p_occurrence)
-    ON CONFLICT (kind, reference, occurrence) DO NOTHING RETURNING id INTO posted;
+    ON CONFLICT DO NOTHING RETURNING id INTO posted;
     IF posted IS NULL AND p_kind <> 'reverse' THEN
         INSERT INTO ledger_transactions (kind, reference, occurrence)
         SELECT p_kind, p_reference, max(earlier.occurrence) + 1 FROM ledger_transactions earlier
@@ -191,9 +194,15 @@ BEGIN
                 AND reference = p_kind || ':' || p_reference
                 AND occurrence = max(earlier.occurrence)
         )
-        ON CONFLICT (kind, reference, occurrence) DO NOTHING RETURNING id INTO posted;
+        ON CONFLICT DO NOTHING RETURNING id INTO posted;
     END IF;
     IF posted IS NULL THEN
+        IF NOT EXISTS (
+            SELECT FROM ledger_transactions WHERE kind = p_kind AND reference = p_reference
+        ) THEN
+            RAISE EXCEPTION 'uq_ledger_transactions_end: % cannot end by %, it has ended',
+                p_reference, p_kind USING ERRCODE = 'unique_violation';
+        END IF;
         RETURN FALSE;
     END IF;
     IF p_committed <> 0 THEN
@@ -326,9 +335,10 @@ def _dated_entries() -> None:
     op.create_primary_key("pk_ledger_entries", "ledger_entries", ["transaction_id", "account_id"])
     op.drop_index("idx_ledger_entries_transaction", "ledger_entries")
     op.drop_index("idx_ledger_entries_account", "ledger_entries")
-    # Every entry would lock its account's row to prove that it is there, and all captures share
-    # the platform's. Accounts are never deleted, and the trigger looks for them.
+    # Every entry would lock the rows that it refers to, and all captures share the platform's
+    # account. Neither is ever deleted, and the trigger looks whether they are there.
     op.drop_constraint("fk_ledger_entries_account_id", "ledger_entries")
+    op.drop_constraint("fk_ledger_entries_transaction_id", "ledger_entries")
     op.create_index(
         "idx_ledger_entries_account",
         "ledger_entries",

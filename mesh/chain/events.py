@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import ClientTimeout
-from eth_typing import URI, ChecksumAddress
+from eth_typing import ChecksumAddress
 from hexbytes import HexBytes
-from web3 import AsyncHTTPProvider, AsyncWeb3
+from web3 import AsyncWeb3
 from web3.exceptions import BlockNotFound, Web3Exception, Web3RPCError
-from web3.types import RPCEndpoint
 
-from mesh.chain import artifact
-from mesh.errors import ChainError
+from mesh.chain.artifacts import artifact
+from mesh.chain.network import Network
+from mesh.chain.rpc import Rpc
+from mesh.errors import AnswerTooLarge, ChainError
 from mesh.settings import PaymentsSettings
 
 EVENTS = (
@@ -36,16 +36,6 @@ EVENTS = (
 
 LOG_RANGE = 2000
 """Blocks in one reading: what public BSC nodes allow for eth_getLogs, and more."""
-
-ANSWER_LIMIT = 16 * 2**20
-"""Bytes that an RPC endpoint may answer with: some 20,000 events."""
-
-ANSWER_TIME = 20.0
-"""Seconds it may take for that."""
-
-
-class AnswerTooLarge(ChainError):
-    """An RPC endpoint answered with more bytes than we take in."""
 
 
 class Reorganised(ChainError):
@@ -106,17 +96,18 @@ class EventSource:
 
     Args:
         confirmations: Blocks on top of one that counts.
-        finalized: Count what the chain itself calls finalized, whatever its depth.
+        finalized: Count what the chain itself calls finalized, where it does, whatever the depth.
     """
 
     def __init__(
-        self, web3: AsyncWeb3[Any], address: str, *, confirmations: int, finalized: bool = False
+        self, network: Network, address: str, *, confirmations: int, finalized: bool = False
     ) -> None:
-        self.web3 = web3
+        self.web3 = network.web3
+        self._network = network
         self._confirmations = confirmations
         self._finalized = finalized
         self.address: ChecksumAddress = AsyncWeb3.to_checksum_address(address)
-        contract = web3.eth.contract(abi=artifact("InferenceEscrow")["abi"])
+        contract = self.web3.eth.contract(abi=artifact("InferenceEscrow")["abi"])
         self._decoders = {
             HexBytes(contract.events[name]().topic): contract.events[name]() for name in EVENTS
         }
@@ -132,23 +123,18 @@ class EventSource:
         if not payments.escrow_contract:
             raise ChainError("No escrow contract is set (FAR_PAYMENTS__ESCROW_CONTRACT).")
         return cls(
-            AsyncWeb3(BoundedProvider(payments.rpc_urls[0])),
+            Network(Rpc.of(payments)),
             payments.escrow_contract,
             confirmations=payments.confirmations,
+            finalized=payments.finalized_tag,
         )
 
     async def close(self) -> None:
-        await self.web3.provider.disconnect()
+        await self._network.close()
 
     async def head(self) -> int:
         """Number of the newest block."""
-        return int(await self.web3.eth.block_number)
-
-    async def final(self, head: int) -> int:
-        """Number of the newest block that counts. May be below zero on a young chain."""
-        if self._finalized:
-            return int((await self.web3.eth.get_block("finalized"))["number"])
-        return head - self._confirmations
+        return await self._network.head()
 
     async def hashes(self, numbers: Sequence[int]) -> dict[int, str | None]:
         """The hashes of blocks; none for one that the node does not have."""
@@ -164,7 +150,8 @@ class EventSource:
         """
         head = await self.head()
         last = min(head, known.number + LOG_RANGE)
-        final = max(known.number, min(last, await self.final(head)))
+        final = await self._network.final_block(tag=self._finalized, depth=self._confirmations)
+        final = max(known.number, min(last, final))
         frame = await self.hashes([known.number, final, last])
         if frame[known.number] is None:
             raise ReadAgain(f"The node is behind block {known.number}, which it had before.")
@@ -234,28 +221,6 @@ class EventSource:
         except BlockNotFound:
             return None
         return HexBytes(block["hash"]).to_0x_hex()
-
-
-class BoundedProvider(AsyncHTTPProvider):
-    """An HTTP endpoint whose answers are bounded in time and size: it is not ours."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url, request_kwargs={"timeout": ClientTimeout(total=ANSWER_TIME)})
-        self._url = URI(url)
-
-    async def _make_request(self, method: RPCEndpoint, request_data: bytes) -> bytes:
-        sessions = self._request_session_manager
-        response = await sessions.async_get_response_from_post_request(
-            self._url, data=request_data, **self.get_request_kwargs()
-        )
-        async with response:
-            response.raise_for_status()
-            body = bytearray()
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > ANSWER_LIMIT:
-                    raise AnswerTooLarge(f"More than {ANSWER_LIMIT} bytes for one {method}.")
-        return bytes(body)
 
 
 def _text(value: Any) -> str:
