@@ -26,7 +26,7 @@ from mesh.db import (
     SettlementPause,
     SettlementTransaction,
 )
-from mesh.errors import ChainUnreachable, SettlementPaused, SettlementRefused
+from mesh.errors import ChainError, ChainUnreachable, SettlementPaused, SettlementRefused
 from mesh.money import from_units
 from stack.contracts import development_account
 from tests.conftest import OPERATOR_PASSWORD, Chain
@@ -42,7 +42,8 @@ from tests.integration.money import (
 from tests.kms import REGION, new_key, running_kms
 from tests.proxy import Call, Loss, Proxy
 from workers.services import Services
-from workers.settlement import pauses, settle_due
+from workers.settlement import collect, leaving_out, pauses, settle_due, submit
+from workers.settlement.context import Run
 from workers.settlement.plan import describe, make_plan
 
 POOR = "0x" + "ee" * 20
@@ -323,6 +324,36 @@ async def test_the_daily_ceiling_makes_a_batch_smaller(
     set_ceiling(chain, 10 * cost)
     assert await settle_due(chain_services, escrow, SIGNER) is not None
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
+
+
+async def test_a_batch_that_another_settler_has_signed_is_not_replaced(
+    chain_services: Services, escrow: Escrow, chain: Chain
+) -> None:
+    """The one way to pay twice: the generation in two batches that can both be mined."""
+    user = await rich_user(chain_services, chain)
+    job = await served(chain_services, user, 5)
+    run = Run(chain_services, escrow, SIGNER)
+    await collect.close(run)
+    [closed] = await batches(chain_services)
+    await submit.sign(run, closed)
+    with pytest.raises(ChainError, match="another settler"):
+        await leaving_out.replace(run, closed, [job], signed=0, withhold="CapExceeded")
+    assert (await session_of(chain_services, job)).settlement_id == closed.id
+    assert [batch.status for batch in await batches(chain_services)] == ["signed"]
+
+
+async def test_a_batch_that_another_settler_has_replaced_is_not_signed(
+    chain_services: Services, escrow: Escrow, chain: Chain
+) -> None:
+    user = await rich_user(chain_services, chain)
+    job = await served(chain_services, user, 5)
+    run = Run(chain_services, escrow, SIGNER)
+    await collect.close(run)
+    [closed] = await batches(chain_services)
+    await leaving_out.replace(run, closed, [job], signed=0, withhold="CapExceeded")
+    with pytest.raises(ChainError, match="another settler"):
+        await submit.sign(run, closed)
+    assert await transactions(chain_services) == []
 
 
 # ------------------------------------------------------------------- pauses

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy import func, select, update
 
-from mesh.db import InferenceSession, Settlement
-from mesh.errors import SettlementRefused
+from mesh.db import InferenceSession, Settlement, SettlementTransaction
+from mesh.errors import ChainError, SettlementRefused
 from mesh.money import ZERO, to_units
 from mesh.usage_lines import contributions_of
 from workers.settlement.collect import draft_of, store
@@ -39,25 +39,28 @@ async def mend(run: Run, batch: Settlement, refusal: SettlementRefused) -> Progr
     if not by_user and refusal.reason != CEILING:
         raise refusal
     with step(Step.LEAVE_OUT):
-        if await can_still_be_mined(run, batch):
+        transactions = await run.transactions(batch)
+        if await can_still_be_mined(run, batch, transactions):
             return Progress.WAITING
+        signed = len(transactions)
         jobs = await _jobs(run, batch)
         if by_user:
             out = [job for job in jobs if job.user_wallet == refusal.user]
             alert(Reason.LEFT_OUT, refusal.detail)
-            await replace(run, batch, out, withhold=refusal.reason)
+            await replace(run, batch, out, signed=signed, withhold=refusal.reason)
             return Progress.MOVED
         alert(Reason.DAILY_CEILING, refusal.detail)
         out = beyond(jobs, refusal.left or 0)
         if len(out) == len(jobs):
             return Progress.BLOCKED  # until the contract's next day
-        await replace(run, batch, out, withhold=None)
+        await replace(run, batch, out, signed=signed, withhold=None)
         return Progress.MOVED
 
 
-async def can_still_be_mined(run: Run, batch: Settlement) -> bool:
-    """Whether some transaction of the batch was mined, or may be one day."""
-    transactions = await run.transactions(batch)
+async def can_still_be_mined(
+    run: Run, batch: Settlement, transactions: Sequence[SettlementTransaction]
+) -> bool:
+    """Whether one of the batch's transactions was mined, or may be one day."""
     if not transactions:
         return False
     final = await run.final_block()
@@ -69,13 +72,22 @@ async def can_still_be_mined(run: Run, batch: Settlement) -> bool:
 
 
 async def replace(
-    run: Run, batch: Settlement, out: Sequence[InferenceSession], *, withhold: str | None
+    run: Run,
+    batch: Settlement,
+    out: Sequence[InferenceSession],
+    *,
+    signed: int,
+    withhold: str | None,
 ) -> None:
     """Close the rest of a batch into another, in one transaction.
 
     Args:
+        signed: How many transactions the batch had when it could not be mined any more.
         withhold: Why ``out`` has to wait for `retry_left_out`; none if it may go into the next
             batch.
+
+    Raises:
+        ChainError: it has another one by now; nothing was changed.
     """
     chain_id = await run.network.chain_id()
     fee_recipient = batch.fee_recipient or await run.escrow.fee_recipient()
@@ -85,6 +97,10 @@ async def replace(
         await db.execute(
             update(Settlement).where(Settlement.id == batch.id).values(status="replaced")
         )
+        # The row is locked now, and who signs locks it first.
+        known = select(func.count()).where(SettlementTransaction.settlement_id == batch.id)
+        if await db.scalar(known) != signed:
+            raise ChainError(f"Batch {batch.id} was signed meanwhile: another settler is at work.")
         await db.execute(
             update(InferenceSession)
             .where(InferenceSession.id.in_(gone))

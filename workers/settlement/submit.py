@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from mesh.chain import Fees, SignedTransaction, sign_transaction
 from mesh.chain.network import Sent
 from mesh.db import ChainNonce, Settlement, SettlementTransaction
-from mesh.errors import SettlementRefused
+from mesh.errors import ChainError, SettlementRefused
 from workers.settlement import leaving_out
 from workers.settlement.context import Run, contract_batch
 from workers.settlement.pauses import Reason, alert, check_gas_money
@@ -45,6 +45,7 @@ async def sign(run: Run, batch: Settlement) -> Progress:
         mined = await run.network.nonce(run.account)
         async with run.sessions.begin() as db:
             # The nonce and the bytes that use it are one transaction: no nonce is ever lost.
+            await _hold(db, batch)
             nonce = await _take_nonce(db, run, chain_id, mined)
             signed = await sign_transaction(
                 run.signer,
@@ -56,11 +57,6 @@ async def sign(run: Run, batch: Settlement) -> Progress:
                 fees=fees,
             )
             _keep(db, run, batch, signed, chain_id=chain_id, gas=gas, fees=fees)
-            await db.execute(
-                update(Settlement)
-                .where(Settlement.id == batch.id)
-                .values(status="signed", failures=0)
-            )
     log.info("settlement_signed", batch=batch.id, transaction=signed.hash, nonce=nonce)
     return Progress.MOVED
 
@@ -103,16 +99,17 @@ async def _replace(run: Run, batch: Settlement, old: SettlementTransaction) -> P
             )
             return Progress.BLOCKED
         await check_gas_money(run, old.gas * fees.maximum)
-        signed = await sign_transaction(
-            run.signer,
-            chain_id=old.chain_id,
-            to=run.escrow.address,
-            data=run.escrow.settle_data(contract_batch(batch)),
-            nonce=old.nonce,
-            gas=old.gas,
-            fees=fees,
-        )
         async with run.sessions.begin() as db:
+            await _hold(db, batch)
+            signed = await sign_transaction(
+                run.signer,
+                chain_id=old.chain_id,
+                to=run.escrow.address,
+                data=run.escrow.settle_data(contract_batch(batch)),
+                nonce=old.nonce,
+                gas=old.gas,
+                fees=fees,
+            )
             _keep(db, run, batch, signed, chain_id=old.chain_id, gas=old.gas, fees=fees)
     log.warning(
         "settlement_replaced",
@@ -122,6 +119,23 @@ async def _replace(run: Run, batch: Settlement, old: SettlementTransaction) -> P
         max_fee_wei=fees.maximum,
     )
     return Progress.MOVED
+
+
+async def _hold(db: AsyncSession, batch: Settlement) -> None:
+    """Lock the batch's row for the time of signing. One settler is at work at a time; should
+    another be after all, since the database dropped the lock's connection, it waits here.
+
+    Raises:
+        ChainError: the other one has replaced the batch: its generations are in another.
+    """
+    held = await db.scalar(
+        update(Settlement)
+        .where(Settlement.id == batch.id, Settlement.status.in_(("closed", "signed")))
+        .values(status="signed", failures=0)
+        .returning(Settlement.id)
+    )
+    if held is None:
+        raise ChainError(f"Batch {batch.id} was replaced meanwhile: another settler is at work.")
 
 
 async def _take_nonce(db: AsyncSession, run: Run, chain_id: int, mined: int) -> int:
