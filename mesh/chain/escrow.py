@@ -1,6 +1,6 @@
 """The escrow contract as the platform uses it. All amounts are integer base units."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from mesh.chain.network import Network, Receipt
 from mesh.chain.reverts import Reverts
 from mesh.chain.rpc import Rpc
 from mesh.errors import ChainError
+from mesh.lines import pack_lines
 from mesh.settings import PaymentsSettings
 
 GAS_MARGIN = 4
@@ -136,8 +137,8 @@ class Escrow:
     def _arguments(self, batch: Batch) -> tuple[Any, ...]:
         return (
             HexBytes(batch.id),
-            _lines(batch.debits),
-            _lines(batch.credits),
+            pack_lines(batch.debits),
+            pack_lines(batch.credits),
             batch.fee,
             HexBytes(batch.usage_root),
         )
@@ -145,7 +146,3 @@ class Escrow:
     async def _read(self, function: str, wallet: str) -> int:
         address = AsyncWeb3.to_checksum_address(wallet)
         return int(await self._contract.functions[function](address).call())
-
-
-def _lines(amounts: Mapping[str, int]) -> Sequence[tuple[ChecksumAddress, int]]:
-    return [(AsyncWeb3.to_checksum_address(who), units) for who, units in sorted(amounts.items())]

@@ -17,7 +17,7 @@ from web3.providers import AsyncBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from mesh.chain.bounded import BoundedProvider
-from mesh.errors import ChainUnreachable
+from mesh.errors import ChainError, ChainUnreachable
 from mesh.settings import PaymentsSettings
 
 log = structlog.get_logger()
@@ -65,7 +65,7 @@ class Endpoint:
         self.number = None
         try:
             block: Any = (await self.ask("eth_getBlockByNumber", ["latest", False])).get("result")
-        except ChainUnreachable as error:
+        except ChainError as error:
             log.warning("rpc_silent", reason=error.detail)
             return
         if block:
@@ -134,7 +134,7 @@ class Rpc(AsyncBaseProvider):
         asked = [endpoint.ask(method, params) for endpoint in self.endpoints]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, ChainUnreachable):
+            if isinstance(answer, BaseException) and not isinstance(answer, ChainError):
                 raise answer
         given = [answer for answer in answers if not isinstance(answer, BaseException)]
         if not given:

@@ -12,7 +12,9 @@ NEVER = "0x" + "ab" * 32
 
 
 def payments(chain: Chain) -> PaymentsSettings:
-    return PaymentsSettings(escrow_contract=chain.deployment.escrow, rpc_url=chain.url)
+    return PaymentsSettings(
+        escrow_contract=chain.deployment.escrow, rpc_urls=[chain.url], rpc_max_age=0
+    )
 
 
 async def test_it_says_what_the_contract_said_then(chain: Chain) -> None:
@@ -42,7 +44,7 @@ async def test_a_block_that_is_not_there_is_an_error(chain: Chain) -> None:
 
 
 async def test_an_endpoint_that_does_not_answer_is_an_error(chain: Chain) -> None:
-    silent = payments(chain).model_copy(update={"rpc_url": "http://127.0.0.1:9"})
+    silent = payments(chain).model_copy(update={"rpc_urls": ["http://127.0.0.1:9"]})
     async with EscrowView.of(silent) as view:
         assert view is not None
         with pytest.raises(ChainError):

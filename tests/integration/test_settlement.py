@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hexbytes import HexBytes
 from sqlalchemy import select, update
 from web3 import Web3
 from web3.types import RPCEndpoint
 
 from mesh import ledger, metrics
-from mesh.chain import Escrow, Network, Rpc
+from mesh.chain import Escrow, LocalSigner, Network, Rpc
+from mesh.chain.kms import KmsSigner
 from mesh.db import (
     ChainNonce,
     InferenceSession,
@@ -37,6 +39,7 @@ from tests.integration.money import (
     rich_user,
     served,
 )
+from tests.kms import REGION, new_key, running_kms
 from tests.proxy import Call, Loss, Proxy
 from workers.services import Services
 from workers.settlement import pauses, settle_due
@@ -160,6 +163,44 @@ async def test_money_in_custody_equals_what_the_ledger_gives_out(
         owed = [await ledger.balance(db, ledger.owed(provider)) for provider in PROVIDERS]
         fee = await ledger.balance(db, ledger.owed(ledger.PLATFORM))
     assert left + sum(owed) + fee == from_units(await escrow.deposit_of(user.address))
+
+
+async def test_kms_settles(chain_services: Services, escrow: Escrow, chain: Chain) -> None:
+    """A real transaction, signed by a key that this process never sees."""
+    user = await rich_user(chain_services, chain)
+    await served(chain_services, user, 9)
+    with running_kms() as kms:
+        signer = await KmsSigner.open(new_key(kms), region=REGION)
+        chain.actor.give_from(chain.actor.treasury, signer.address)
+        settler = contract(chain).functions.SETTLER_ROLE().call()
+        act(chain, development_account(2), "grantRole", settler, signer.address)
+        assert await settle_due(chain_services, escrow, signer) is not None
+    [signed] = await transactions(chain_services)
+    assert signed.account == signer.address.lower()
+    mined = chain.actor.web3.eth.get_transaction(HexBytes(signed.hash))
+    assert mined["from"] == signer.address
+    await assert_ledger_equals_chain(chain_services, escrow, user.address)
+
+
+async def test_a_new_signer_takes_over_in_the_middle(
+    chain_services: Services, escrow: Escrow, chain: Chain
+) -> None:
+    """What the old one signed and nobody mined is not in the way."""
+    user = await rich_user(chain_services, chain)
+    await served(chain_services, user, 9)
+    proxy = Proxy(chain.url, deafness)
+    with proxy.serving():
+        deaf = Escrow(Network(Rpc([proxy.url])), chain.deployment.escrow)
+        with pytest.raises(ChainUnreachable):
+            await settle_due(chain_services, deaf, SIGNER)
+        await deaf.close()
+    other = development_account(4)
+    settler = contract(chain).functions.SETTLER_ROLE().call()
+    act(chain, development_account(2), "grantRole", settler, other.address)
+    assert await settle_due(chain_services, escrow, LocalSigner(other)) is not None
+    old, new = await transactions(chain_services)
+    assert (old.account, new.account) == (OPERATOR.address.lower(), other.address.lower())
+    await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
 
 # ------------------------------------------------------------------- nonces
@@ -525,13 +566,9 @@ async def change(services: Services, job: InferenceSession, **values: object) ->
 
 
 async def pause_reason(services: Services) -> str:
-    async with services.sessions() as db:
-        [pause] = await db.scalars(
-            select(SettlementPause).where(SettlementPause.ended_at.is_(None))
-        )
-        count = await db.scalar(select(func.count()).select_from(SettlementPause))
-        assert count == 1
-        return pause.reason
+    pause = await pauses.in_force(services.sessions)
+    assert pause is not None
+    return pause.reason
 
 
 def alerts(reason: str) -> float:

@@ -5,12 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import (
-    Prehashed,
     decode_dss_signature,
     encode_dss_signature,
 )
@@ -18,36 +14,20 @@ from eth_account import Account
 from eth_account.typed_transactions.typed_transaction import TypedTransaction
 from eth_utils.crypto import keccak
 from hexbytes import HexBytes
-from moto import mock_aws
-from moto.kms.utils import ECDSAPrivateKey
 
 from mesh.chain import Fees, LocalSigner, Signer, open_signer, sign_transaction
 from mesh.chain.kms import ORDER, KmsSigner
 from mesh.errors import ChainError
 from mesh.settings import PaymentsSettings
+from tests.kms import REGION, new_key, running_kms
 
-REGION = "eu-central-1"
 TO = "0x" + "cc" * 20
 
 
 @pytest.fixture
-def kms(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """moto's KMS, which holds real keys of the real curve."""
-
-    def sign_digest(self: ECDSAPrivateKey, message: bytes, _: str) -> bytes:
-        # moto 5.2 hashes once more what it is told is a digest; KMS does not.
-        return self.private_key.sign(message, ec.ECDSA(Prehashed(hashes.SHA256())))
-
-    monkeypatch.setattr(ECDSAPrivateKey, "sign", sign_digest)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    with mock_aws():
-        yield boto3.client("kms", region_name=REGION)
-
-
-def new_key(kms: Any, spec: str = "ECC_SECG_P256K1") -> str:
-    made = kms.create_key(KeyUsage="SIGN_VERIFY", KeySpec=spec)
-    return str(made["KeyMetadata"]["KeyId"])
+def kms() -> Iterator[Any]:
+    with running_kms() as client:
+        yield client
 
 
 async def signed(signer: Signer, fees: Fees) -> bytes:

@@ -68,14 +68,15 @@ async def in_force(sessions: Sessions) -> SettlementPause | None:
 
 async def resume(sessions: Sessions) -> SettlementPause | None:
     """End the pause, and forget what failed before; returns it, or none."""
-    async with sessions.begin() as db:
-        ended = await db.scalar(
-            update(SettlementPause)
-            .where(SettlementPause.ended_at.is_(None))
-            .values(ended_at=func.now())
-            .returning(SettlementPause)
-        )
-        await db.execute(update(Settlement).where(Settlement.failures > 0).values(failures=0))
+    with step(Step.PAUSE):
+        async with sessions.begin() as db:
+            ended = await db.scalar(
+                update(SettlementPause)
+                .where(SettlementPause.ended_at.is_(None))
+                .values(ended_at=func.now())
+                .returning(SettlementPause)
+            )
+            await db.execute(update(Settlement).where(Settlement.failures > 0).values(failures=0))
     metrics.settlement_paused.set(0)
     return ended
 
