@@ -310,6 +310,7 @@ class Stack:
                 "rpc_max_age": 0,
                 "operator_keyfile": str(plan.folder / "operator.json"),
                 "confirmations": 0,
+                "finalized_tag": False,
             },
             "auth": {"domain": f"127.0.0.1:{plan.api_port}"},
         }

@@ -124,8 +124,9 @@ class Branching:
     def _ask(self, method: str, *params: Any) -> Any:
         answer = self.web3.provider.make_request(method, list(params))  # type: ignore[arg-type]
         if "error" in answer:
-            # A nonce that this branch has used otherwise: the transaction is void on it.
-            assert "nonce" in str(answer["error"]).lower(), answer
+            # Void on this branch, or known already: what matters is what gets into a block.
+            refusal = str(answer["error"]).lower()
+            assert any(each in refusal for each in ("nonce", "already", "underpriced")), answer
             return None
         return answer["result"]
 

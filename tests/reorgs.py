@@ -6,8 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client import REGISTRY
 from sqlalchemy import func, select
-from web3 import Web3
 
 from mesh import ledger
 from mesh.chain.events import EVENTS, EventSource, ReadAgain
@@ -29,10 +29,11 @@ class Tally:
 
     reorganisations: int
     deeper: int
-    """Of them, those that took back what had counted."""
+    """Of them, those that were seen to change what had counted."""
     events: Counter[str]
     """On the chain in the end, by name."""
     reversed: int
+    """Transactions of the ledger that were taken back."""
 
 
 async def survive(
@@ -47,7 +48,10 @@ async def survive(
     payments.finalized_tag, payments.rpc_max_age = False, 0  # a development chain's mean nothing
     users = Users(chain, deployment, dice)
     source = EventSource.of(payments)
-    depths = [1 + number % deepest for number in range(reorganisations)]
+    seen_before = _deep_reorganisations()
+    # Few are spread over all depths; many have each depth as often as the others.
+    step = max(1, deepest // reorganisations)
+    depths = [deepest - number * step % deepest for number in range(reorganisations)]
     dice.shuffle(depths)
     try:
         while chain.height <= deepest:
@@ -64,9 +68,17 @@ async def survive(
         for _ in range(CONFIRMATIONS + 1):
             chain.mine()
         await index(services, source)
-        return await _compare(services, users, chain.web3, source, depths)
+        names = await _compare(services, users, source)
     finally:
         await source.close()
+    async with services.sessions() as db:
+        reversals = await _posted(db, "reverse")
+    return Tally(
+        reorganisations=len(depths),
+        deeper=_deep_reorganisations() - seen_before,
+        events=names,
+        reversed=reversals,
+    )
 
 
 async def _build_another(
@@ -88,9 +100,8 @@ async def _build_another(
                 await index(services, source)
 
 
-async def _compare(
-    services: Services, users: Users, web3: Web3, source: EventSource, depths: list[int]
-) -> Tally:
+async def _compare(services: Services, users: Users, source: EventSource) -> Counter[str]:
+    """Ledger and chain, to the last base unit; returns the chain's events by name."""
     counted = await source.head() - CONFIRMATIONS
     first = services.settings.payments.first_block
     on_chain = _logs(users, first, counted)
@@ -111,12 +122,7 @@ async def _compare(
     view = EscrowView(source.web3, source.address)
     report = await check(services.sessions, view)
     assert report.violations == 0, report.findings
-    return Tally(
-        reorganisations=len(depths),
-        deeper=await _count_reversals(services),
-        events=names,
-        reversed=reversed_deposits,
-    )
+    return names
 
 
 async def _compare_user(db: Any, users: Users, address: str) -> None:
@@ -151,9 +157,8 @@ async def _reversed(db: Any, kind: str) -> int:
     return found
 
 
-async def _count_reversals(services: Services) -> int:
-    async with services.sessions() as db:
-        return await _posted(db, "reverse")
+def _deep_reorganisations() -> int:
+    return int(REGISTRY.get_sample_value("far_mesh_chain_reorganisations_total") or 0)
 
 
 def _logs(users: Users, first: int, last: int) -> list[tuple[str, str, int]]:

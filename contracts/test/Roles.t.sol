@@ -40,12 +40,12 @@ contract RolesTest is EscrowTest {
     }
 
     function test_TermsAtTheirBounds() external {
-        new InferenceEscrow(far, IInferenceEscrow.Terms(1, 2, 0), _roles());
+        this.deploy(far, IInferenceEscrow.Terms(1, 2, 0), _roles());
         IInferenceEscrow.Roles memory roles = _roles();
         roles.adminDelay = 30 days;
-        new InferenceEscrow(far, IInferenceEscrow.Terms(30 days, 90 days, type(uint96).max), roles);
+        this.deploy(far, IInferenceEscrow.Terms(30 days, 90 days, type(uint96).max), roles);
         roles.adminDelay = 1;
-        new InferenceEscrow(far, _terms(), roles);
+        this.deploy(far, _terms(), roles);
     }
 
     function test_RevertWhen_TermsAreOutOfBounds() external {
@@ -65,14 +65,12 @@ contract RolesTest is EscrowTest {
     function test_RevertWhen_CeilingIsTooLarge() external {
         uint256 ceiling = uint256(type(uint96).max) + 1;
         _expectTooLarge(ceiling);
-        new InferenceEscrow(
-            far, IInferenceEscrow.Terms(WITHDRAWAL_DELAY, DORMANCY, ceiling), _roles()
-        );
+        this.deploy(far, IInferenceEscrow.Terms(WITHDRAWAL_DELAY, DORMANCY, ceiling), _roles());
     }
 
     function test_RevertWhen_SomethingIsZero() external {
         _expectRevert(IInferenceEscrow.InferenceEscrow_ZeroAddress.selector);
-        new InferenceEscrow(IERC20(address(0)), _terms(), _roles());
+        this.deploy(IERC20(address(0)), _terms(), _roles());
 
         IInferenceEscrow.Roles memory roles = _roles();
         roles.settler = address(0);
@@ -91,7 +89,7 @@ contract RolesTest is EscrowTest {
                 address(0)
             )
         );
-        new InferenceEscrow(far, _terms(), roles);
+        this.deploy(far, _terms(), roles);
     }
 
     // ---------------------------------------------------------------- roles
@@ -226,20 +224,27 @@ contract RolesTest is EscrowTest {
 
     // -------------------------------------------------------------- helpers
 
+    /// @dev From outside, so that a constructor's revert ends a call and not the test.
+    function deploy(
+        IERC20 token,
+        IInferenceEscrow.Terms calldata terms,
+        IInferenceEscrow.Roles calldata roles
+    ) external returns (InferenceEscrow) {
+        return new InferenceEscrow(token, terms, roles);
+    }
+
     function _refuseTerms(uint256 withdrawalDelay, uint256 dormancy) private {
         _expectRevert(IInferenceEscrow.InferenceEscrow_TermsInvalid.selector);
-        new InferenceEscrow(
-            far, IInferenceEscrow.Terms(withdrawalDelay, dormancy, CEILING), _roles()
-        );
+        this.deploy(far, IInferenceEscrow.Terms(withdrawalDelay, dormancy, CEILING), _roles());
     }
 
     function _refuse(IInferenceEscrow.Roles memory roles) private {
         _expectRevert(IInferenceEscrow.InferenceEscrow_TermsInvalid.selector);
-        new InferenceEscrow(far, _terms(), roles);
+        this.deploy(far, _terms(), roles);
     }
 
     function _refuseZero(IInferenceEscrow.Roles memory roles) private {
         _expectRevert(IInferenceEscrow.InferenceEscrow_ZeroAddress.selector);
-        new InferenceEscrow(far, _terms(), roles);
+        this.deploy(far, _terms(), roles);
     }
 }

@@ -12,7 +12,7 @@ async def test_the_ledger_survives_reorganisations_on_anvil(services: Services) 
     if program is None:
         pytest.skip("anvil is not there: run `npm ci` in contracts/")
     with running_anvil(program) as url:
-        tally = await survive(services, url, reorganisations=20, deepest=64, seed=1)
+        tally = await survive(services, url, reorganisations=12, deepest=64, seed=1)
     assert tally.deeper > 0
     assert tally.reversed > 0
 
