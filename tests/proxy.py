@@ -40,6 +40,20 @@ def lossy(seed: int, share: float = 0.1) -> Rule:
     return rule
 
 
+def is_send(call: Call) -> bool:
+    return bool(call["method"] == "eth_sendRawTransaction")
+
+
+def deafness(call: Call) -> Loss | None:
+    """An endpoint that hears of no transaction."""
+    return Loss.REQUEST if is_send(call) else None
+
+
+def muteness(call: Call) -> Loss | None:
+    """An endpoint that tells nobody what it did."""
+    return Loss.ANSWER if is_send(call) else None
+
+
 class Proxy:
     """Passes calls on to ``target``, as ``rule`` says."""
 

@@ -18,11 +18,12 @@ from mesh.db import InferenceSession, NodeContribution, Settlement
 from mesh.errors import ChainUnreachable, SettlementPaused
 from mesh.money import ZERO, to_units
 from tests.conftest import Chain
-from tests.factories import fund
 from tests.integration.money import (
+    POOR,
     PROVIDERS,
     SIGNER,
     assert_ledger_equals_chain,
+    poor_user,
     rich_user,
     served,
 )
@@ -30,9 +31,6 @@ from tests.proxy import Call, Proxy, lossy
 from workers.services import Services
 from workers.settlement import pauses, settle_due
 from workers.settlement.steps import Step, current
-
-POOR = "0x" + "ee" * 20
-"""Has money in the ledger and none on the chain."""
 
 ALWAYS = frozenset(
     {Step.CLOSE, Step.SIMULATE, Step.SIGN, Step.SEND, Step.RECONCILE, Step.FINALITY, Step.POST}
@@ -154,8 +152,7 @@ async def field(
     payments.min_gas_money, payments.stuck_after = ZERO, 0
     user = await rich_user(chain_services, chain)
     if scenario.poor_user:
-        async with chain_services.sessions.begin() as db:
-            await fund(db, wallet=POOR)
+        await poor_user(chain_services)
     proxy = Proxy(chain.url)
     with proxy.serving():
         yield Field(chain_services, proxy, scenario, user)
