@@ -159,6 +159,9 @@ def make_user(stack: Stack) -> Iterator[Callable[..., User]]:
         clients.append(http)
         login(http, account)
         wait_until(lambda: balance(stack, account, "available"), "the deposit's credit")
+        # The cap is raised after the deposit, maybe in a later block.
+        signed = f"SELECT signed FROM spending_caps WHERE wallet = '{account.address.lower()}'"
+        wait_until(lambda: query(stack, signed) not in ([], ["0.000000000000000000"]), "the cap")
         return User(account, http)
 
     yield make
