@@ -11,7 +11,7 @@ export PROMPT
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test chaos lint types imports format bench train clean
+.PHONY: help demo up test chaos fuzz mutate slither lint types imports format bench train clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,19 @@ format: $(VENV)/.dev ## Format the code
 
 chaos: $(VENV)/.dev ## What takes too long for `make test`: full nodes, cut links, draft models
 	@$(BIN)/pytest tests/chaos
+
+contracts/node_modules: contracts/package-lock.json
+	@cd contracts && npm ci --no-audit --no-fund
+	@touch $@
+
+fuzz: contracts/node_modules ## The contracts' fuzz tests and invariants, ten times as long as in `make test`
+	@cd contracts && npm run --silent fuzz
+
+mutate: contracts/node_modules ## Mutation testing of the escrow contract (half an hour)
+	@cd contracts && npm run --silent mutate
+
+slither: contracts/node_modules $(VENV)/.dev ## Static analysis of the contracts
+	@cd contracts && npm run --silent slither:build && PATH="$$PWD/node_modules/.bin:$$PATH" ../$(BIN)/slither . --foundry-ignore-compile
 
 bench: $(VENV)/.stack ## Speed of the mesh beside plain transformers
 	@$(BIN)/python -m benchmarks.speed

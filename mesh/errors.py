@@ -15,9 +15,12 @@
     │   └── SignatureMismatch         signed by another wallet
     ├── Forbidden                403
     ├── InsufficientBalance      402
+    ├── SpendingCapExceeded      402  the user has not signed for so much
     ├── NotFound                 404  ModelNotFound, JobNotFound, NodeNotFound
     ├── IdempotencyConflict      409  the key was used for a different request
+    ├── ReceiptNotReady          409  the job has not ended
     ├── StreamExpired            410
+    ├── UsageUnproven            500  the lines that we have are not those of the batch's root
     ├── RateLimited              429  carries Retry-After
     ├── Unavailable              503  carries Retry-After
     │   └── NoRoute                   some layer of the model has no healthy node
@@ -25,6 +28,11 @@
     ├── WireError                400  a message between nodes breaks the protocol
     ├── UnsupportedModel         422  no engine support for this family
     └── ChainError               502  the chain refused or did not answer
+        ├── ChainUnreachable     503  no RPC endpoint answers, or none is fresh
+        ├── AnswerTooLarge            an RPC endpoint answers with more than we take in
+        ├── SettlementMismatch        totals differ that have to be equal
+        ├── SettlementRefused         the contract would revert a batch
+        └── SettlementPaused          until an operator looks into it
 """
 
 
@@ -137,6 +145,12 @@ class InsufficientBalance(MeshError):
     title = "Insufficient balance"
 
 
+class SpendingCapExceeded(MeshError):
+    code = "spending_cap_exceeded"
+    status = 402
+    title = "Spending cap exceeded"
+
+
 class NotFound(MeshError):
     code = "not_found"
     status = 404
@@ -159,6 +173,17 @@ class IdempotencyConflict(MeshError):
     code = "idempotency_conflict"
     status = 409
     title = "Idempotency key used for another request"
+
+
+class ReceiptNotReady(MeshError):
+    code = "receipt_not_ready"
+    status = 409
+    title = "Receipt not ready"
+
+
+class UsageUnproven(MeshError):
+    code = "usage_unproven"
+    title = "Usage unproven"
 
 
 class StreamExpired(MeshError):
@@ -205,3 +230,36 @@ class ChainError(MeshError):
     code = "chain_error"
     status = 502
     title = "Chain error"
+
+
+class ChainUnreachable(ChainError):
+    code = "chain_unreachable"
+    status = 503
+    title = "Chain unreachable"
+
+
+class AnswerTooLarge(ChainError):
+    code = "answer_too_large"
+
+
+class SettlementRefused(ChainError):
+    """``reason`` names the contract's error; ``user`` is whose money falls short, and ``left`` what
+    a limit has left, in base units, where the error tells."""
+
+    code = "settlement_refused"
+
+    def __init__(
+        self, detail: str, *, reason: str, user: str | None = None, left: int | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.user = user
+        self.left = left
+
+
+class SettlementMismatch(ChainError):
+    code = "settlement_mismatch"
+
+
+class SettlementPaused(ChainError):
+    code = "settlement_paused"

@@ -30,6 +30,41 @@ payments_released = Counter(
     "far_mesh_payments_released_total", "Payments to providers, on-chain", ["currency"]
 )
 payments_amount = Counter("far_mesh_payments_amount_far", "FAR paid to providers, on-chain")
+settlement_paused = Gauge(
+    "far_settlement_paused", "1 while settlement waits for an operator (far-mesh settle --resume)"
+)
+settlement_alerts = Counter(
+    "far_settlement_alerts_total", "What an operator should look at", ["reason"]
+)
+settlement_step = Histogram(
+    "far_settlement_step_seconds",
+    "Time of one step of a settlement",
+    ["step"],
+    buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120),
+)
+shortfall = Counter(
+    "far_mesh_shortfall_far", "FAR that the contract let out, or took back, and users had spent"
+)
+ledger_violations = Gauge(
+    "far_mesh_ledger_violations", "What the last check of the ledger found, by check", ["check"]
+)
+ledger_checked = Gauge(
+    "far_mesh_ledger_checked_timestamp_seconds", "When the ledger was last checked to the end"
+)
 reroutes = Counter(
     "far_mesh_reroutes_total", "Generations that went on with a new epoch", ["model_id", "reason"]
+)
+chain_events = Counter(
+    "far_mesh_chain_events_total", "Events of the escrow that the ledger has followed", ["name"]
+)
+chain_events_reverted = Counter(
+    "far_mesh_chain_events_reverted_total",
+    "Events that a reorganisation took back after they had counted",
+    ["name"],
+)
+chain_reorganisations = Counter(
+    "far_mesh_chain_reorganisations_total", "Reorganisations deeper than the confirmations"
+)
+foreign_batches = Counter(
+    "far_mesh_foreign_batches_total", "Batches on the chain that are not as we closed them"
 )

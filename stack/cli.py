@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +14,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mesh import migrations
+from mesh import db, migrations
+from mesh.errors import ChainError
+from mesh.escrow_view import EscrowView
+from mesh.ledger.check import Report, check
 from mesh.settings import Settings
+from stack import contracts_cli
 from stack import demo as demonstration
 from stack.servers import StackError, free_port
 from stack.supervisor import DEMO_MODEL, DEMO_MODEL_ID, Plan, Stack
@@ -24,6 +30,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(contracts_cli.app, name="contracts")
+ledger_app = typer.Typer(help="The books.", no_args_is_help=True)
+app.add_typer(ledger_app, name="ledger")
 console = Console(highlight=False)
 
 Model = Annotated[str, typer.Option(help="Folder or hub id of a model that the engine serves.")]
@@ -87,6 +96,67 @@ def migrate() -> None:
     """Bring the database of the settings (FAR_DATABASE_URL) to the newest schema."""
     asyncio.run(migrations.upgrade(Settings().database_url))
     console.print("The database is at the newest schema.")
+
+
+@app.command()
+def settle(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what the next batch would be; send nothing.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after a pause, once its reason is mended.")
+    ] = False,
+) -> None:
+    """Look at settlement, or end a pause. The workers settle by themselves."""
+    if dry_run == resume:
+        raise typer.BadParameter("Say --dry-run or --resume.")
+    option = "--dry-run" if dry_run else "--resume"
+    command = [sys.executable, "-m", "workers.settlement", option]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+@ledger_app.command("check")
+def check_ledger(
+    chain: Annotated[bool, typer.Option(help="Compare with the escrow contract, too.")] = True,
+) -> None:
+    """Prove the books of the settings (FAR_DATABASE_URL): exit status 1 if anything is wrong."""
+    settings = Settings()
+    try:
+        report = asyncio.run(_checked(settings, chain=chain))
+    except ChainError as error:
+        console.print(f"[red]far-mesh:[/] {error} The books alone: --no-chain.", soft_wrap=True)
+        raise typer.Exit(1) from None
+    _print_report(report)
+    if chain and not settings.payments.escrow_contract:
+        console.print("Not compared with the chain: no escrow contract is set.")
+    if report.violations:
+        raise typer.Exit(1)
+
+
+async def _checked(settings: Settings, *, chain: bool) -> Report:
+    engine, sessions = db.connect(settings.database_url)
+    try:
+        if not chain:
+            return await check(sessions)
+        async with EscrowView.of(settings.payments) as contract:
+            return await check(sessions, contract)
+    finally:
+        await engine.dispose()
+
+
+def _print_report(report: Report) -> None:
+    table = Table()
+    for name in ("check", "violations", "for example", "expected", "found"):
+        table.add_column(name, overflow="fold", justify="right" if name == "violations" else "left")
+    for name, count in report.counts.items():
+        table.add_row(name, f"[red]{count}[/]" if count else "0")
+        for found in (one for one in report.findings if one.check == name):
+            table.add_row("", "", found.subject, found.expected, found.found)
+    console.print(table)
+    for note in report.notes:
+        console.print(note, soft_wrap=True)
+    verdict = f"[red]{report.violations} violations.[/]" if report.violations else "Nothing wrong."
+    console.print(verdict)
 
 
 @contextlib.contextmanager

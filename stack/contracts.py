@@ -1,7 +1,6 @@
 """Deploys FarToken and InferenceEscrow on a development chain, and acts on them as a user would."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +8,23 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from web3 import Web3
 
+from mesh.caps import cap_message, sign_cap
 from mesh.chain import artifact
+from mesh.deployment import Deployment
+from stack.deploy import Roles, Terms, deploy
 from stack.devchain import MNEMONIC
 
 GAS_MONEY = Web3.to_wei(1, "ether")
 
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """Addresses of the contracts."""
-
-    token: str
-    escrow: str
+CAP_LIFETIME = 3600
+"""Seconds within which a signed cap has to be submitted."""
 
 
 def development_account(index: int) -> LocalAccount:
-    """An account that the development chain has made rich. 0 settles, 1 holds the FAR supply."""
+    """An account that the development chain has made rich.
+
+    0 settles, 1 holds the FAR supply, 2 is the escrow's admin, 3 its pauser.
+    """
     Account.enable_unaudited_hdwallet_features()
     account: LocalAccount = Account.from_mnemonic(MNEMONIC, account_path=f"m/44'/60'/0'/0/{index}")
     return account
@@ -45,11 +45,15 @@ class DevelopmentChain:
         self.web3 = Web3(Web3.HTTPProvider(rpc_url))
         self.treasury = development_account(1)
 
-    def deploy(self, operator: str) -> Deployment:
+    def deploy(self, operator: str, terms: Terms | None = None) -> Deployment:
         """Token and escrow; the operator settles, and its fees go to it."""
-        token = self._create("FarToken", self.treasury.address)
-        escrow = self._create("InferenceEscrow", token, operator, operator)
-        return Deployment(token=token, escrow=escrow)
+        roles = Roles(
+            admin=development_account(2).address,
+            settler=operator,
+            pauser=development_account(3).address,
+            fee_recipient=operator,
+        )
+        return deploy(self.web3, self.treasury, terms=terms or Terms(), roles=roles)
 
     def give(self, deployment: Deployment, wallet: str, units: int) -> None:
         """FAR and some gas money from the treasury: what a faucet does."""
@@ -62,11 +66,33 @@ class DevelopmentChain:
         self._send(sender, {"to": wallet, "value": GAS_MONEY})
 
     def deposit(self, deployment: Deployment, user: LocalAccount, units: int) -> str:
-        """Approve and deposit, as the user's wallet does. Returns the transaction's hash."""
+        """Approve and deposit, as the user's wallet does, and raise the cap by as much, so that
+        all of it may be spent. Returns the deposit's transaction hash."""
         token = self._contract("FarToken", deployment.token)
         escrow = self._contract("InferenceEscrow", deployment.escrow)
         self._call(user, token.functions.approve(deployment.escrow, units))
-        return self._call(user, escrow.functions.deposit(units))
+        deposited = self._call(user, escrow.functions.deposit(units))
+        maximum, _ = escrow.functions.capOf(user.address).call()
+        self.raise_cap(deployment, user, maximum + units)
+        return deposited
+
+    def raise_cap(self, deployment: Deployment, user: LocalAccount, maximum: int) -> str:
+        """Sign a cap and submit it. ``maximum`` counts from the user's first debit on. Returns the
+        transaction's hash."""
+        escrow = self._contract("InferenceEscrow", deployment.escrow)
+        deadline = self.web3.eth.get_block("latest")["timestamp"] + CAP_LIFETIME
+        message = cap_message(
+            chain_id=self.web3.eth.chain_id,
+            escrow=deployment.escrow,
+            user=user.address,
+            maximum=maximum,
+            deadline=deadline,
+            nonce=escrow.functions.nonces(user.address).call(),
+        )
+        signature = sign_cap(user, message)
+        return self._call(
+            user, escrow.functions.raiseCap(user.address, maximum, deadline, signature)
+        )
 
     def credit_of(self, deployment: Deployment, wallet: str) -> int:
         """What a provider may claim from the escrow, in base units."""
@@ -78,12 +104,6 @@ class DevelopmentChain:
         return self.web3.eth.contract(
             address=Web3.to_checksum_address(address), abi=artifact(name)["abi"]
         )
-
-    def _create(self, name: str, *arguments: str) -> str:
-        compiled = artifact(name)
-        factory = self.web3.eth.contract(abi=compiled["abi"], bytecode=compiled["bytecode"])
-        fields = factory.constructor(*arguments).build_transaction(self._fields(self.treasury))
-        return str(self._receipt(self.treasury, fields)["contractAddress"])
 
     def _call(self, sender: LocalAccount, function: Any) -> str:
         fields = function.build_transaction(self._fields(sender))

@@ -7,12 +7,14 @@ once. In memory only: it forgets everything when it stops.
 """
 
 import argparse
+import ast
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from eth_tester import EthereumTester, PyEVMBackend
+from eth_tester.exceptions import TransactionFailed
 from web3 import EthereumTesterProvider, Web3
 
 MNEMONIC = "test test test test test test test test test test test junk"
@@ -20,6 +22,9 @@ MNEMONIC = "test test test test test test test test test test test junk"
 
 CHAIN_ERROR = -32000
 """JSON-RPC code for "the node refused" (EIP-1474)."""
+
+REVERTED = 3
+"""JSON-RPC code for "the contract refused", with the error's bytes as data, as geth has it."""
 
 
 class DevChain:
@@ -40,6 +45,8 @@ class DevChain:
         try:
             with self._lock:
                 answer = self._request(request["method"], request.get("params") or [])
+        except TransactionFailed as error:
+            return envelope | {"error": _revert(error)}
         except Exception as error:  # py-evm and eth-tester share no base class
             return envelope | {"error": {"code": CHAIN_ERROR, "message": str(error)}}
         if "error" in answer:
@@ -73,6 +80,19 @@ def serve(port: int) -> ThreadingHTTPServer:
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     return server
+
+
+def _revert(error: TransactionFailed) -> dict[str, Any]:
+    """A revert as JSON-RPC has it. web3 wraps eth-tester's exception, which holds py-evm's, which
+    holds the bytes; for a call it holds their repr."""
+    cause: Any = error.__context__ or error
+    while isinstance(cause, Exception):
+        cause = cause.args[0] if cause.args else b""
+    if isinstance(cause, str) and cause.startswith(("b'", 'b"')):
+        cause = ast.literal_eval(cause)
+    if not isinstance(cause, bytes):
+        return {"code": CHAIN_ERROR, "message": str(error)}
+    return {"code": REVERTED, "message": "execution reverted", "data": "0x" + cause.hex()}
 
 
 def _as_json(value: Any) -> Any:

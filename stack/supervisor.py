@@ -22,11 +22,12 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
 from mesh.catalog import Model, load_model
+from mesh.deployment import Deployment
 from mesh.errors import MeshError
 from mesh.migrations import upgrade
 from mesh.placement import even_split
 from mesh.settings import ModelSettings
-from stack.contracts import Deployment, DevelopmentChain, development_account, write_keystore
+from stack.contracts import DevelopmentChain, development_account, write_keystore
 from stack.processes import Child, Processes
 from stack.servers import (
     START_LIMIT,
@@ -145,6 +146,7 @@ class Stack:
         asyncio.run(upgrade(self.database_url))
         operator = development_account(0)
         self.deployment: Deployment = self.chain.deploy(operator.address)
+        self.deployment.write(plan.folder / "contracts.json")
         write_keystore(
             operator,
             plan.folder / "operator.json",
@@ -303,10 +305,12 @@ class Stack:
             "models": [{"id": plan.model_id, "path": plan.model, "payment_per_token": plan.price}],
             "discovery": {"trusted_wallets": [self.wallets[0].address]},
             "payments": {
-                "escrow_contract": self.deployment.escrow,
-                "rpc_url": plan.rpc_url,
+                "deployment": str(plan.folder / "contracts.json"),
+                "rpc_urls": [plan.rpc_url],
+                "rpc_max_age": 0,
                 "operator_keyfile": str(plan.folder / "operator.json"),
                 "confirmations": 0,
+                "finalized_tag": False,
             },
             "auth": {"domain": f"127.0.0.1:{plan.api_port}"},
         }

@@ -22,10 +22,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from xdist.scheduler import LoadFileScheduling
 
 from mesh import db
+from mesh.deployment import Deployment
 from mesh.migrations import upgrade
 from mesh.settings import Settings
 from stack import devchain
-from stack.contracts import Deployment, DevelopmentChain, development_account, write_keystore
+from stack.contracts import DevelopmentChain, development_account, write_keystore
 from stack.servers import Postgres, free_port, redis_command, wait_for_redis
 
 TEMPLATE = "template_far_mesh"

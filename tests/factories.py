@@ -5,11 +5,30 @@ import itertools
 import uuid
 from decimal import Decimal
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from mesh import ledger
 from mesh.db import InferenceSession, RouteHop
 
 _numbers = itertools.count()
 
 USER = "0x" + "aa" * 20
+
+AMPLE = Decimal(1_000_000)
+"""A spending cap, in FAR, that no test reaches by chance."""
+
+
+async def fund(
+    db: AsyncSession,
+    *,
+    wallet: str = USER,
+    amount: Decimal | str = "1",
+    maximum: Decimal = AMPLE,
+) -> None:
+    """Give a wallet a deposit of so many FAR, and a spending cap."""
+    reference = f"deposit {next(_numbers)}"
+    await ledger.deposit(db, reference=reference, wallet=wallet, amount=Decimal(amount))
+    await ledger.raise_cap(db, wallet=wallet, maximum=maximum)
 
 
 def hop(

@@ -14,9 +14,10 @@ from redis.exceptions import RedisError
 from mesh import log, queue
 from mesh.names import WORKER_QUEUE
 from mesh.settings import Settings
-from workers.deposits import watch_deposits
+from workers.chain_events import follow_chain
+from workers.check import check_ledger
 from workers.services import open_services
-from workers.settle import settle
+from workers.settlement import settle
 from workers.supervise import supervise
 from workers.sweep import send_outbox, sweep
 
@@ -80,8 +81,9 @@ async def run(settings: Settings) -> None:
             cron_jobs=[
                 every(settings.generation.sweep_interval, sweep),
                 every(settings.generation.sweep_interval, send_outbox),
-                every(payments.deposit_interval, watch_deposits),
+                every(payments.deposit_interval, follow_chain),
                 every(payments.settlement_interval, settle),
+                every(payments.check_interval, check_ledger),
             ],
             redis_settings=RedisSettings.from_dsn(settings.redis_url),
             queue_name=WORKER_QUEUE,

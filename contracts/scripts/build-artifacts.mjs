@@ -5,7 +5,11 @@ import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 
-const CONTRACTS = ["FarToken", "InferenceEscrow"];
+const CONTRACTS = {
+  FarToken: "src/FarToken.sol",
+  InferenceEscrow: "src/InferenceEscrow.sol",
+  SpecificationEscrow: "test/mocks/SpecificationEscrow.sol", // what benchmarks.gas compares with
+};
 const PACKAGES = ["@openzeppelin/contracts", "solc"];
 const SETTINGS = [
   "evm_version",
@@ -25,15 +29,15 @@ const pick = (keys, object) => Object.fromEntries(keys.map((key) => [key, object
 const forge = (...args) =>
   execFileSync(process.execPath, ["scripts/forge.mjs", ...args], { encoding: "utf8" });
 
-forge("build", "src");
+forge("build", ...Object.values(CONTRACTS));
 const settings = pick(SETTINGS, JSON.parse(forge("config", "--json")));
 const packages = pick(PACKAGES, readJson("package.json").devDependencies);
 
 mkdirSync("artifacts", { recursive: true });
-for (const name of CONTRACTS) {
+for (const [name, source] of Object.entries(CONTRACTS)) {
   const { abi, bytecode, metadata } = readJson(`out/${name}.sol/${name}.json`);
   // Packages are named by their versions, which package-lock.json holds to their contents.
-  const ownSources = Object.keys(metadata.sources).filter((path) => path.startsWith("src/"));
+  const ownSources = Object.keys(metadata.sources).filter((path) => /^(src|test)\//.test(path));
   const artifact = {
     contractName: name,
     builtFrom: {
@@ -45,5 +49,5 @@ for (const name of CONTRACTS) {
     bytecode: bytecode.object,
   };
   writeFileSync(`artifacts/${name}.json`, `${JSON.stringify(artifact, null, 2)}\n`);
-  console.log(`artifacts/${name}.json  ${(bytecode.object.length - 2) / 2} bytes`);
+  console.log(`artifacts/${name}.json  ${(bytecode.object.length - 2) / 2} bytes  (${source})`);
 }

@@ -2,56 +2,139 @@
 pragma solidity 0.8.37;
 
 import {IInferenceEscrow} from "./interfaces/IInferenceEscrow.sol";
-import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
-import {Ownable2Step} from "@openzeppelin/contracts/access/Ownable2Step.sol";
+import {
+    AccessControlDefaultAdminRules
+} from "@openzeppelin/contracts/access/extensions/AccessControlDefaultAdminRules.sol";
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC20Permit.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
-import {ReentrancyGuard} from "@openzeppelin/contracts/utils/ReentrancyGuard.sol";
+import {Nonces} from "@openzeppelin/contracts/utils/Nonces.sol";
+import {Pausable} from "@openzeppelin/contracts/utils/Pausable.sol";
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
+import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 
 /// @title InferenceEscrow
-/// @notice See {IInferenceEscrow}. The owner is the operator.
+/// @notice See {IInferenceEscrow}.
 ///
 /// Every token held here is counted in exactly one of three totals: deposits, credits, escrows.
 /// The token's `balanceOf` is never the source of an amount: tokens that somebody sends here
-/// unasked change nothing. Tokens move in `_pull` and `claimTo` only, both guarded against reentry.
-contract InferenceEscrow is IInferenceEscrow, Ownable2Step, ReentrancyGuard {
+/// unasked change nothing. Tokens move in `_pull`, `withdraw` and `claimTo` only, all guarded
+/// against reentry.
+///
+/// Settlement touches one storage word a line, and that is where its gas goes. A word holds two
+/// counters that a line moves by the same amount, so one multiplication by `BOTH` moves them both:
+///
+///     _users[user]        deposit, lowest 96 bits | what is left of the cap, next 96 bits
+///     _accounts[account]  credit, lowest 96 bits  | lifetime earnings, the other 160 bits
+///
+/// No counter can run into its neighbour. All that the contract holds together is at most `LIMIT`
+/// (`_pull` sees to it), so no deposit and no credit is more, nor can it be when one becomes the
+/// other. What is left of a cap is never above the cap, which is at most `LIMIT`. Earnings would
+/// need 2^64 credits of `LIMIT` each.
+contract InferenceEscrow is
+    IInferenceEscrow,
+    AccessControlDefaultAdminRules,
+    Pausable,
+    EIP712,
+    Nonces,
+    ReentrancyGuardTransient
+{
     using SafeERC20 for IERC20;
+
+    /// @dev Two counters. A struct, so that a line looks its place up once.
+    struct Word {
+        uint256 value;
+    }
+
+    /// @dev Adds up to `amount` of deposits and of credits: they are always asked for together.
+    struct Totals {
+        uint96 deposits;
+        uint96 credits;
+    }
+
+    /// @dev Seconds and days since 1970: 40 and 24 bits last for tens of thousands of years.
+    struct Activity {
+        uint40 lastSettledAt;
+        uint24 day;
+        uint96 movedThatDay;
+        uint96 ceiling;
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    bytes32 public constant SETTLER_ROLE = keccak256("SETTLER_ROLE");
+    /// @inheritdoc IInferenceEscrow
+    bytes32 public constant PAUSER_ROLE = keccak256("PAUSER_ROLE");
 
     /// @inheritdoc IInferenceEscrow
     /// @dev Far above the longest job plus the hour that a payment waits before it is released.
     uint256 public constant CANCEL_DELAY = 1 days;
 
+    /// @dev Bounds on the terms, so that a slip of the deployer's cannot lock users in.
+    uint256 private constant MAX_WITHDRAWAL_DELAY = 30 days;
+    uint256 private constant MAX_DORMANCY = 90 days;
+    uint256 private constant MAX_ADMIN_DELAY = 30 days;
+
+    uint256 private constant LIMIT = type(uint96).max;
+    uint256 private constant SHIFT = 96;
+    uint256 private constant BOTH = 1 + 2 ** SHIFT;
+
+    bytes32 private constant CAP =
+        keccak256("Cap(address user,uint256 maximum,uint256 deadline,uint256 nonce)");
+
+    /// @inheritdoc IInferenceEscrow
+    uint256 public immutable WITHDRAWAL_DELAY;
+    /// @inheritdoc IInferenceEscrow
+    uint256 public immutable DORMANCY;
     /// @inheritdoc IInferenceEscrow
     IERC20 public immutable token;
 
     /// @inheritdoc IInferenceEscrow
     address public feeRecipient;
 
-    /// @inheritdoc IInferenceEscrow
-    uint256 public totalDeposits;
-    /// @inheritdoc IInferenceEscrow
-    uint256 public totalCredits;
+    Activity private _activity;
+    Totals private _totals;
+
     /// @inheritdoc IInferenceEscrow
     uint256 public totalEscrowed;
 
     /// @inheritdoc IInferenceEscrow
-    mapping(address user => uint256) public depositOf;
-    /// @inheritdoc IInferenceEscrow
-    mapping(address account => uint256) public creditOf;
-    /// @inheritdoc IInferenceEscrow
-    mapping(address account => uint256) public earnedOf;
-    /// @inheritdoc IInferenceEscrow
-    mapping(bytes32 batchId => bool) public batchSettled;
+    mapping(bytes32 batchId => bytes32) public usageRootOf;
 
+    mapping(address user => Word) private _users;
+    mapping(address account => Word) private _accounts;
+    mapping(address user => uint256) private _caps;
+    mapping(address user => Pending) private _withdrawals;
+    mapping(address user => Pending) private _capLowerings;
     mapping(bytes32 escrowId => Escrow) private _escrows;
 
     /// @param token_ the ERC-20 that pays; one that takes a fee on transfer will be refused
-    /// @param operator the first owner
-    /// @param feeRecipient_ credited with the fees of batches
-    constructor(IERC20 token_, address operator, address feeRecipient_) Ownable(operator) {
-        if (address(token_) == address(0)) revert InferenceEscrow_ZeroAddress();
+    /// @param terms delays and the first daily ceiling; see the bounds above
+    /// @param roles none of them may be the zero address
+    constructor(IERC20 token_, Terms memory terms, Roles memory roles)
+        AccessControlDefaultAdminRules(roles.adminDelay, roles.admin)
+        EIP712("InferenceEscrow", "1")
+    {
+        if (
+            terms.withdrawalDelay == 0 || terms.withdrawalDelay > MAX_WITHDRAWAL_DELAY
+                || terms.dormancy <= terms.withdrawalDelay || terms.dormancy > MAX_DORMANCY
+                || roles.adminDelay == 0 || roles.adminDelay > MAX_ADMIN_DELAY
+        ) revert InferenceEscrow_TermsInvalid();
+        if (
+            address(token_) == address(0) || roles.settler == address(0)
+                || roles.pauser == address(0)
+        ) revert InferenceEscrow_ZeroAddress();
+
         token = token_;
-        _setFeeRecipient(feeRecipient_);
+        WITHDRAWAL_DELAY = terms.withdrawalDelay;
+        DORMANCY = terms.dormancy;
+        _grantRole(SETTLER_ROLE, roles.settler);
+        _grantRole(PAUSER_ROLE, roles.pauser);
+        _setFeeRecipient(roles.feeRecipient);
+        _setDailyCeiling(terms.dailyCeiling);
+        _activity.lastSettledAt = uint40(block.timestamp);
     }
 
     // -------------------------------------------------------------- prepaid
@@ -62,36 +145,139 @@ contract InferenceEscrow is IInferenceEscrow, Ownable2Step, ReentrancyGuard {
     }
 
     /// @inheritdoc IInferenceEscrow
-    function depositFor(address user, uint256 amount) public nonReentrant {
-        if (user == address(0)) revert InferenceEscrow_ZeroAddress();
+    function depositFor(address user, uint256 amount) public nonReentrant whenNotPaused {
+        _checkRecipient(user);
         _pull(amount);
-        depositOf[user] += amount;
-        totalDeposits += amount;
+        _users[user].value += amount;
+        _totals.deposits += _narrow(amount);
         emit Deposited(msg.sender, user, amount);
     }
 
     /// @inheritdoc IInferenceEscrow
+    function depositWithPermit(uint256 amount, uint256 deadline, uint8 v, bytes32 r, bytes32 s)
+        external
+    {
+        try IERC20Permit(address(token))
+            .permit(msg.sender, address(this), amount, deadline, v, r, s) {}
+            catch {}
+        depositFor(msg.sender, amount);
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function requestWithdrawal(uint256 amount) external {
+        if (amount == 0) revert InferenceEscrow_ZeroAmount();
+        uint256 left = depositOf(msg.sender);
+        if (amount > left) revert InferenceEscrow_InsufficientDeposit(msg.sender, left, amount);
+        Pending memory pending = _pending(amount);
+        _withdrawals[msg.sender] = pending;
+        emit WithdrawalRequested(msg.sender, amount, pending.readyAt);
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function cancelWithdrawal() external {
+        if (_withdrawals[msg.sender].readyAt == 0) {
+            revert InferenceEscrow_NothingRequested(msg.sender);
+        }
+        delete _withdrawals[msg.sender];
+        emit WithdrawalCancelled(msg.sender);
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function withdraw(address to) external nonReentrant {
+        _checkRecipient(to);
+        uint256 asked = _whenReady(_withdrawals[msg.sender]);
+        uint256 amount = Math.min(asked, depositOf(msg.sender));
+        if (amount == 0) revert InferenceEscrow_InsufficientDeposit(msg.sender, 0, asked);
+
+        delete _withdrawals[msg.sender];
+        _users[msg.sender].value -= amount;
+        _totals.deposits -= _narrow(amount);
+        emit Withdrawn(msg.sender, to, amount);
+        token.safeTransfer(to, amount);
+    }
+
+    // ---------------------------------------------------------------- caps
+
+    /// @inheritdoc IInferenceEscrow
+    function raiseCap(address user, uint256 maximum, uint256 deadline, bytes calldata signature)
+        external
+    {
+        if (block.timestamp > deadline) revert InferenceEscrow_CapExpired(deadline);
+        bytes32 digest = capDigest(user, maximum, deadline, _useNonce(user));
+        if (!SignatureChecker.isValidSignatureNowCalldata(user, digest, signature)) {
+            revert InferenceEscrow_CapSignatureInvalid(user);
+        }
+        uint256 current = _caps[user];
+        if (maximum <= current) revert InferenceEscrow_CapNotRaised(current, maximum);
+        if (maximum > LIMIT) revert InferenceEscrow_AmountTooLarge(maximum);
+
+        delete _capLowerings[user];
+        _caps[user] = maximum;
+        _users[user].value += (maximum - current) << SHIFT;
+        emit CapRaised(user, maximum);
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function requestCapLowering(uint256 maximum) external {
+        uint256 current = _caps[msg.sender];
+        if (maximum >= current) revert InferenceEscrow_CapNotLowered(current, maximum);
+        _useNonce(msg.sender);
+        Pending memory pending = _pending(maximum);
+        _capLowerings[msg.sender] = pending;
+        emit CapLoweringRequested(msg.sender, maximum, pending.readyAt);
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function cancelCapLowering() external {
+        if (_capLowerings[msg.sender].readyAt == 0) {
+            revert InferenceEscrow_NothingRequested(msg.sender);
+        }
+        delete _capLowerings[msg.sender];
+        emit CapLoweringCancelled(msg.sender);
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function lowerCap() external {
+        uint256 asked = _whenReady(_capLowerings[msg.sender]);
+        (uint256 current, uint256 debited) = capOf(msg.sender);
+        uint256 maximum = Math.max(asked, debited);
+
+        delete _capLowerings[msg.sender];
+        _caps[msg.sender] = maximum;
+        _users[msg.sender].value -= (current - maximum) << SHIFT;
+        emit CapLowered(msg.sender, maximum);
+    }
+
+    // ----------------------------------------------------------- settlement
+
+    /// @inheritdoc IInferenceEscrow
     function settle(
         bytes32 batchId,
-        Debit[] calldata debits,
-        Credit[] calldata credits,
-        uint256 fee
-    ) external onlyOwner {
-        if (batchSettled[batchId]) revert InferenceEscrow_BatchAlreadySettled(batchId);
-        batchSettled[batchId] = true;
+        Line[] calldata debits,
+        Line[] calldata credits,
+        uint256 fee,
+        bytes32 usageRoot
+    ) external onlyRole(SETTLER_ROLE) whenNotPaused {
+        if (usageRoot == 0) revert InferenceEscrow_ZeroUsageRoot();
+        if (batchSettled(batchId)) revert InferenceEscrow_BatchAlreadySettled(batchId);
+        usageRootOf[batchId] = usageRoot;
 
-        uint256 debited = _debitAll(batchId, debits);
-        uint256 credited = _creditAll(batchId, credits);
+        uint256 debited = _debitAll(debits);
+        uint256 credited = _creditAll(credits);
         if (debited != credited + fee) {
             revert InferenceEscrow_BatchUnbalanced(debited, credited, fee);
         }
+        _countToday(debited);
+        _activity.lastSettledAt = uint40(block.timestamp);
+        _totals.deposits -= _narrow(debited);
+        _totals.credits += _narrow(debited);
+
+        emit BatchLines(batchId, debits, credits);
         if (fee != 0) {
             _earn(feeRecipient, fee);
-            emit Credited(batchId, feeRecipient, fee);
+            emit FeeCredited(batchId, feeRecipient, fee);
         }
-        totalDeposits -= debited;
-        totalCredits += debited;
-        emit BatchSettled(batchId, debited, credited, fee);
+        emit BatchSettled(batchId, usageRoot, debited, credited, fee);
     }
 
     /// @inheritdoc IInferenceEscrow
@@ -101,13 +287,12 @@ contract InferenceEscrow is IInferenceEscrow, Ownable2Step, ReentrancyGuard {
 
     /// @inheritdoc IInferenceEscrow
     function claimTo(address to) public nonReentrant {
-        if (to == address(0)) revert InferenceEscrow_ZeroAddress();
-        if (to == address(this)) revert InferenceEscrow_ClaimToSelf();
-        uint256 amount = creditOf[msg.sender];
+        _checkRecipient(to);
+        uint256 amount = creditOf(msg.sender);
         if (amount == 0) revert InferenceEscrow_NothingToClaim(msg.sender);
 
-        creditOf[msg.sender] = 0;
-        totalCredits -= amount;
+        _accounts[msg.sender].value -= amount;
+        _totals.credits -= _narrow(amount);
         emit Claimed(msg.sender, to, amount);
         token.safeTransfer(to, amount);
     }
@@ -115,18 +300,14 @@ contract InferenceEscrow is IInferenceEscrow, Ownable2Step, ReentrancyGuard {
     // ---------------------------------------------------------- per request
 
     /// @inheritdoc IInferenceEscrow
-    function createEscrow(bytes32 requestId, uint256 amount) external nonReentrant {
+    function createEscrow(bytes32 requestId, uint256 amount) external nonReentrant whenNotPaused {
         bytes32 escrowId = escrowIdOf(msg.sender, requestId);
-        Escrow storage escrow = _escrows[escrowId];
-        if (escrow.state != EscrowState.None) revert InferenceEscrow_EscrowExists(escrowId);
-
+        if (_escrows[escrowId].state != EscrowState.None) {
+            revert InferenceEscrow_EscrowExists(escrowId);
+        }
         _pull(amount);
-        // A time in seconds fits in 64 bits for the next half a trillion years.
-        // forge-lint: disable-next-line(unsafe-typecast)
-        uint64 deadline = uint64(block.timestamp + CANCEL_DELAY);
-        escrow.amount = amount;
-        escrow.deadline = deadline;
-        escrow.state = EscrowState.Open;
+        uint64 deadline = _timeAfter(CANCEL_DELAY);
+        _escrows[escrowId] = Escrow(_narrow(amount), deadline, EscrowState.Open);
         totalEscrowed += amount;
         emit EscrowCreated(escrowId, msg.sender, requestId, amount, deadline);
     }
@@ -137,7 +318,7 @@ contract InferenceEscrow is IInferenceEscrow, Ownable2Step, ReentrancyGuard {
         bytes32 requestId,
         address[] calldata providers,
         uint256[] calldata amounts
-    ) external onlyOwner {
+    ) external onlyRole(SETTLER_ROLE) whenNotPaused {
         bytes32 escrowId = escrowIdOf(user, requestId);
         bytes memory objection = _objection(escrowId, providers, amounts);
         if (objection.length != 0) _revertWith(objection);
@@ -145,7 +326,7 @@ contract InferenceEscrow is IInferenceEscrow, Ownable2Step, ReentrancyGuard {
     }
 
     /// @inheritdoc IInferenceEscrow
-    function releaseBatch(Release[] calldata items) external onlyOwner {
+    function releaseBatch(Release[] calldata items) external onlyRole(SETTLER_ROLE) whenNotPaused {
         for (uint256 i = 0; i < items.length; ++i) {
             Release calldata item = items[i];
             bytes32 escrowId = escrowIdOf(item.user, item.requestId);
@@ -160,40 +341,131 @@ contract InferenceEscrow is IInferenceEscrow, Ownable2Step, ReentrancyGuard {
 
     /// @inheritdoc IInferenceEscrow
     function cancel(address user, bytes32 requestId) external {
-        bool byOperator = msg.sender == owner();
-        if (!byOperator && msg.sender != user) {
-            revert InferenceEscrow_NotUserNorOperator(msg.sender);
-        }
+        bool bySettler = hasRole(SETTLER_ROLE, msg.sender);
+        if (!bySettler && msg.sender != user) revert InferenceEscrow_NotUserNorSettler(msg.sender);
         bytes32 escrowId = escrowIdOf(user, requestId);
         Escrow storage escrow = _escrows[escrowId];
         if (escrow.state != EscrowState.Open) {
             revert InferenceEscrow_EscrowNotOpen(escrowId, escrow.state);
         }
-        if (!byOperator && block.timestamp < escrow.deadline) {
+        if (!bySettler && block.timestamp < escrow.deadline) {
             revert InferenceEscrow_CancelTooEarly(escrowId, escrow.deadline);
         }
 
-        uint256 amount = escrow.amount;
         escrow.state = EscrowState.Cancelled;
-        totalEscrowed -= amount;
-        totalCredits += amount;
-        creditOf[user] += amount;
-        emit EscrowCancelled(escrowId, user, amount);
+        _refund(user, escrow.amount);
+        _closed(escrow.amount);
+        emit EscrowCancelled(escrowId, user, escrow.amount);
     }
 
-    // ----------------------------------------------------------- the owner's
+    // ----------------------------------------------------------- the admin's
 
     /// @inheritdoc IInferenceEscrow
-    function setFeeRecipient(address recipient) external onlyOwner {
+    function setFeeRecipient(address recipient) external onlyRole(DEFAULT_ADMIN_ROLE) {
         _setFeeRecipient(recipient);
     }
 
-    /// @notice Refused: without an owner every deposit would be locked for ever.
-    function renounceOwnership() public view override onlyOwner {
-        revert InferenceEscrow_OperatorRequired();
+    /// @inheritdoc IInferenceEscrow
+    function setDailyCeiling(uint256 ceiling) external onlyRole(DEFAULT_ADMIN_ROLE) {
+        _setDailyCeiling(ceiling);
+    }
+
+    /// @notice Refused to the admin. Settlers and pausers may resign.
+    /// @dev The library would let an admin leave in two steps as well.
+    function renounceRole(bytes32 role, address account) public override {
+        if (role == DEFAULT_ADMIN_ROLE) revert InferenceEscrow_AdminRequired();
+        super.renounceRole(role, account);
+    }
+
+    // ---------------------------------------------------------- the pauser's
+
+    /// @inheritdoc IInferenceEscrow
+    function pause() external onlyRole(PAUSER_ROLE) {
+        _pause();
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function unpause() external onlyRole(PAUSER_ROLE) {
+        _unpause();
     }
 
     // ---------------------------------------------------------------- views
+
+    /// @inheritdoc IInferenceEscrow
+    function dailyCeiling() external view returns (uint256) {
+        return _activity.ceiling;
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function leftToday() public view returns (uint256) {
+        return Math.saturatingSub(_activity.ceiling, _movedToday());
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function lastSettledAt() external view returns (uint256) {
+        return _activity.lastSettledAt;
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function dormant() public view returns (bool) {
+        return block.timestamp >= _activity.lastSettledAt + DORMANCY;
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function depositOf(address user) public view returns (uint256) {
+        return _users[user].value & LIMIT;
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function withdrawalOf(address user) external view returns (Pending memory) {
+        return _withdrawals[user];
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function capOf(address user) public view returns (uint256 maximum, uint256 debited) {
+        maximum = _caps[user];
+        debited = maximum - (_users[user].value >> SHIFT);
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function capLoweringOf(address user) external view returns (Pending memory) {
+        return _capLowerings[user];
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function capDigest(address user, uint256 maximum, uint256 deadline, uint256 nonce)
+        public
+        view
+        returns (bytes32)
+    {
+        return _hashTypedDataV4(keccak256(abi.encode(CAP, user, maximum, deadline, nonce)));
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function creditOf(address account) public view returns (uint256) {
+        return _accounts[account].value & LIMIT;
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function earnedOf(address account) external view returns (uint256) {
+        return _accounts[account].value >> SHIFT;
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function batchSettled(bytes32 batchId) public view returns (bool) {
+        return usageRootOf[batchId] != 0;
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function verifyUsage(bytes32 batchId, Usage calldata line, bytes32[] calldata proof)
+        external
+        view
+        returns (bool)
+    {
+        if (!batchSettled(batchId)) return false;
+        bytes32 leaf = keccak256(bytes.concat(keccak256(abi.encode(line))));
+        return MerkleProof.verifyCalldata(proof, usageRootOf[batchId], leaf);
+    }
 
     /// @inheritdoc IInferenceEscrow
     function escrowOf(address user, bytes32 requestId) external view returns (Escrow memory) {
@@ -205,44 +477,115 @@ contract InferenceEscrow is IInferenceEscrow, Ownable2Step, ReentrancyGuard {
         return keccak256(abi.encode(block.chainid, address(this), user, requestId));
     }
 
-    // ------------------------------------------------------------- internal
+    /// @inheritdoc IInferenceEscrow
+    function totalDeposits() external view returns (uint256) {
+        return _totals.deposits;
+    }
+
+    /// @inheritdoc IInferenceEscrow
+    function totalCredits() external view returns (uint256) {
+        return _totals.credits;
+    }
+
+    // ------------------------------------------------------- tokens and time
 
     /// @dev Takes exactly `amount` from the caller. Balances are compared, not counted on.
     function _pull(uint256 amount) private {
         if (amount == 0) revert InferenceEscrow_ZeroAmount();
+        uint256 held = uint256(_totals.deposits) + _totals.credits + totalEscrowed;
+        if (amount > LIMIT - held) revert InferenceEscrow_AmountTooLarge(amount);
         uint256 before = token.balanceOf(address(this));
         token.safeTransferFrom(msg.sender, address(this), amount);
         uint256 received = token.balanceOf(address(this)) - before;
         if (received != amount) revert InferenceEscrow_InexactTransfer(amount, received);
     }
 
-    function _debitAll(bytes32 batchId, Debit[] calldata debits) private returns (uint256 sum) {
+    function _checkRecipient(address to) private view {
+        if (to == address(0)) revert InferenceEscrow_ZeroAddress();
+        if (to == address(this)) revert InferenceEscrow_RecipientIsEscrow();
+    }
+
+    function _pending(uint256 amount) private view returns (Pending memory) {
+        return Pending(_narrow(amount), _timeAfter(WITHDRAWAL_DELAY));
+    }
+
+    /// @dev What was asked for, once it can be had.
+    function _whenReady(Pending memory pending) private view returns (uint256) {
+        if (pending.readyAt == 0) revert InferenceEscrow_NothingRequested(msg.sender);
+        if (block.timestamp < pending.readyAt && !dormant()) {
+            revert InferenceEscrow_TooEarly(pending.readyAt);
+        }
+        return pending.amount;
+    }
+
+    function _movedToday() private view returns (uint256) {
+        return _activity.day == block.timestamp / 1 days ? _activity.movedThatDay : 0;
+    }
+
+    /// @dev Counts `amount` against the ceiling.
+    function _countToday(uint256 amount) private {
+        uint256 left = leftToday();
+        if (amount > left) revert InferenceEscrow_DailyCeilingExceeded(left, amount);
+        uint256 moved = _movedToday() + amount;
+        _activity.day = uint24(block.timestamp / 1 days);
+        _activity.movedThatDay = _narrow(moved);
+    }
+
+    // -------------------------------------------------------------- booking
+
+    /// @dev The caller keeps the totals in step, as with all that follows here.
+    function _debitAll(Line[] calldata debits) private returns (uint256 sum) {
         for (uint256 i = 0; i < debits.length; ++i) {
-            address user = debits[i].user;
-            uint256 amount = debits[i].amount;
-            uint256 left = depositOf[user];
+            (address user, uint256 amount) = _unpack(debits[i]);
+            Word storage word = _users[user];
+            uint256 value = word.value;
+            uint256 left = value & LIMIT;
             if (amount > left) revert InferenceEscrow_InsufficientDeposit(user, left, amount);
-            depositOf[user] = left - amount;
-            sum += amount;
-            emit Debited(batchId, user, amount);
+            left = value >> SHIFT;
+            if (amount > left) revert InferenceEscrow_CapExceeded(user, left, amount);
+            unchecked {
+                // Neither counter is below `amount`; and 96-bit amounts cannot sum to 2^256.
+                word.value = value - amount * BOTH;
+                sum += amount;
+            }
         }
     }
 
-    function _creditAll(bytes32 batchId, Credit[] calldata credits) private returns (uint256 sum) {
+    /// @dev A credit may run over here, and then the batch cannot balance: `settle` reverts.
+    function _creditAll(Line[] calldata credits) private returns (uint256 sum) {
         for (uint256 i = 0; i < credits.length; ++i) {
-            address provider = credits[i].provider;
-            uint256 amount = credits[i].amount;
+            (address provider, uint256 amount) = _unpack(credits[i]);
             if (provider == address(0)) revert InferenceEscrow_ZeroAddress();
             _earn(provider, amount);
-            sum += amount;
-            emit Credited(batchId, provider, amount);
+            unchecked {
+                // 96-bit amounts cannot sum to 2^256.
+                sum += amount;
+            }
         }
     }
 
-    /// @dev The caller keeps `totalCredits` in step.
+    function _unpack(Line line) private pure returns (address account, uint256 amount) {
+        uint256 word = uint256(Line.unwrap(line));
+        // forge-lint: disable-next-line(unsafe-typecast)
+        return (address(uint160(word >> SHIFT)), word & LIMIT);
+    }
+
+    /// @dev Only for amounts that leave a deposit or an escrow in the same transaction: what all
+    /// accounts hold together stays within `LIMIT`, so a credit cannot run into the earnings.
     function _earn(address account, uint256 amount) private {
-        creditOf[account] += amount;
-        earnedOf[account] += amount;
+        unchecked {
+            _accounts[account].value += amount * BOTH;
+        }
+    }
+
+    /// @dev A refund is the user's own money: it can be claimed, but it was not earned.
+    function _refund(address user, uint256 amount) private {
+        _accounts[user].value += amount;
+    }
+
+    function _closed(uint256 amount) private {
+        totalEscrowed -= amount;
+        _totals.credits += _narrow(amount);
     }
 
     /// @dev Why a release is refused, as the ABI-encoded error; empty where it is not. Asked before
@@ -273,6 +616,11 @@ contract InferenceEscrow is IInferenceEscrow, Ownable2Step, ReentrancyGuard {
             }
             left -= amounts[i];
         }
+        if (max - left > leftToday()) {
+            return abi.encodeWithSelector(
+                InferenceEscrow_DailyCeilingExceeded.selector, leftToday(), max - left
+            );
+        }
         return "";
     }
 
@@ -293,11 +641,22 @@ contract InferenceEscrow is IInferenceEscrow, Ownable2Step, ReentrancyGuard {
             paid += amounts[i];
             emit EscrowCredited(escrowId, providers[i], amounts[i]);
         }
-        // A refund is the user's own money: it can be claimed, but it was not earned.
-        creditOf[user] += amount - paid;
-        totalEscrowed -= amount;
-        totalCredits += amount;
+        _refund(user, amount - paid);
+        _closed(amount);
+        _countToday(paid);
         emit EscrowReleased(escrowId, user, paid, amount - paid);
+    }
+
+    /// @dev Only for amounts that were held against something within `LIMIT`.
+    function _narrow(uint256 amount) private pure returns (uint96) {
+        // forge-lint: disable-next-line(unsafe-typecast)
+        return uint96(amount);
+    }
+
+    /// @dev Seconds fit in 64 bits for the next half a trillion years.
+    function _timeAfter(uint256 delay) private view returns (uint64) {
+        // forge-lint: disable-next-line(unsafe-typecast)
+        return uint64(block.timestamp + delay);
     }
 
     function _revertWith(bytes memory reason) private pure {
@@ -307,8 +666,14 @@ contract InferenceEscrow is IInferenceEscrow, Ownable2Step, ReentrancyGuard {
     }
 
     function _setFeeRecipient(address recipient) private {
-        if (recipient == address(0)) revert InferenceEscrow_ZeroAddress();
+        _checkRecipient(recipient);
         emit FeeRecipientChanged(feeRecipient, recipient);
         feeRecipient = recipient;
+    }
+
+    function _setDailyCeiling(uint256 ceiling) private {
+        if (ceiling > LIMIT) revert InferenceEscrow_AmountTooLarge(ceiling);
+        emit DailyCeilingChanged(_activity.ceiling, ceiling);
+        _activity.ceiling = _narrow(ceiling);
     }
 }

@@ -5,13 +5,8 @@ import {InferenceEscrow} from "../src/InferenceEscrow.sol";
 import {IInferenceEscrow} from "../src/interfaces/IInferenceEscrow.sol";
 import {CallbackToken} from "./mocks/CallbackToken.sol";
 import {EscrowTest} from "./utils/EscrowTest.sol";
-import {ReentrancyGuard} from "@openzeppelin/contracts/utils/ReentrancyGuard.sol";
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 
-/// claim, claimTo
-/// ├── when the caller has no credit: it reverts, also right after a claim
-/// ├── when the recipient is the zero address or the escrow itself: it reverts
-/// ├── when the token calls back into the escrow: it reverts
-/// └── it sends the whole credit, and leaves what was earned on record
 contract ClaimTest is EscrowTest {
     function test_Claim() external {
         _earn("batch 1", 30);
@@ -26,6 +21,7 @@ contract ClaimTest is EscrowTest {
         vm.assertEq(escrow.creditOf(gpu1), 0);
         vm.assertEq(escrow.earnedOf(gpu1), 42);
         vm.assertEq(escrow.totalCredits(), 0);
+        vm.assertEq(far.balanceOf(address(escrow)), 0);
     }
 
     function test_ClaimTo() external {
@@ -74,7 +70,7 @@ contract ClaimTest is EscrowTest {
 
     function test_RevertWhen_RecipientIsEscrow() external {
         _earn(BATCH, 30);
-        _expectRevert(IInferenceEscrow.InferenceEscrow_ClaimToSelf.selector);
+        _expectRevert(IInferenceEscrow.InferenceEscrow_RecipientIsEscrow.selector);
         vm.prank(gpu1);
         escrow.claimTo(address(escrow));
     }
@@ -83,12 +79,12 @@ contract ClaimTest is EscrowTest {
         CallbackToken token = new CallbackToken();
         InferenceEscrow target = _deploy(token);
         token.approve(address(target), 100);
-        target.deposit(100);
-        vm.prank(operator);
-        target.settle(BATCH, _debits(address(this), 100), _credits(address(this), 100), 0);
+        target.createEscrow(REQUEST, 100);
+        vm.prank(settler);
+        target.cancel(address(this), REQUEST);
 
         token.callback(address(target), abi.encodeCall(target.claim, ()));
-        _expectRevert(ReentrancyGuard.ReentrancyGuardReentrantCall.selector);
+        _expectRevert(ReentrancyGuardTransient.ReentrancyGuardReentrantCall.selector);
         target.claim();
     }
 

@@ -4,19 +4,6 @@ pragma solidity ^0.8.24;
 import {IInferenceEscrow} from "../src/interfaces/IInferenceEscrow.sol";
 import {EscrowTest} from "./utils/EscrowTest.sol";
 
-/// releaseMultiple
-/// ├── when the caller is not the operator: it reverts (Owner.t.sol)
-/// ├── when the escrow is missing, released or cancelled: it reverts
-/// ├── when providers and amounts differ in number: it reverts
-/// ├── when a provider is the zero address: it reverts
-/// ├── when the amounts add up above the escrow: it reverts, also when their sum overflows
-/// ├── when nothing is due to anyone: it credits the whole to the user
-/// ├── when the deadline has passed: it releases all the same
-/// └── it credits the amounts to the providers and the rest to the user
-/// releaseBatch
-/// ├── when an item cannot be released: it reports the error and releases the others
-/// ├── when an item appears twice: it releases the first
-/// └── it does for each item what releaseMultiple does
 contract ReleaseTest is EscrowTest {
     uint256 private constant AMOUNT = 100;
     bytes32 private escrowId;
@@ -35,7 +22,7 @@ contract ReleaseTest is EscrowTest {
         emit IInferenceEscrow.EscrowCredited(escrowId, gpu2, 30);
         _expectEmit();
         emit IInferenceEscrow.EscrowReleased(escrowId, alice, 80, 20);
-        vm.prank(operator);
+        vm.prank(settler);
         escrow.releaseMultiple(alice, REQUEST, _array(gpu1, gpu2), _array(50, 30));
 
         _assertState(_stateOf(alice, REQUEST), IInferenceEscrow.EscrowState.Released);
@@ -46,19 +33,22 @@ contract ReleaseTest is EscrowTest {
         vm.assertEq(escrow.earnedOf(alice), 0);
         vm.assertEq(escrow.totalEscrowed(), 0);
         vm.assertEq(escrow.totalCredits(), AMOUNT);
+        vm.assertEq(escrow.leftToday(), CEILING - 80);
+        vm.assertEq(escrow.lastSettledAt(), START);
+        vm.assertEq(escrow.escrowOf(alice, REQUEST).amount, AMOUNT);
     }
 
     function testFuzz_Conserves(uint256 first, uint256 second) external {
         first = _bound(first, 0, AMOUNT);
         second = _bound(second, 0, AMOUNT - first);
-        vm.prank(operator);
+        vm.prank(settler);
         escrow.releaseMultiple(alice, REQUEST, _array(gpu1, gpu2), _array(first, second));
         vm.assertEq(escrow.earnedOf(gpu1) + escrow.earnedOf(gpu2), first + second);
         vm.assertEq(escrow.creditOf(alice), AMOUNT - first - second);
     }
 
     function test_NothingDue() external {
-        vm.prank(operator);
+        vm.prank(settler);
         escrow.releaseMultiple(alice, REQUEST, new address[](0), new uint256[](0));
         vm.assertEq(escrow.creditOf(alice), AMOUNT);
         _assertState(_stateOf(alice, REQUEST), IInferenceEscrow.EscrowState.Released);
@@ -82,7 +72,7 @@ contract ReleaseTest is EscrowTest {
     }
 
     function test_RevertWhen_Cancelled() external {
-        vm.prank(operator);
+        vm.prank(settler);
         escrow.cancel(alice, REQUEST);
         _expectNotOpen(escrowId, IInferenceEscrow.EscrowState.Cancelled);
         _release(alice, REQUEST, gpu1, 1);
@@ -90,7 +80,7 @@ contract ReleaseTest is EscrowTest {
 
     function test_RevertWhen_LengthsDiffer() external {
         vm.expectRevert(_lengthMismatch(2, 1));
-        vm.prank(operator);
+        vm.prank(settler);
         escrow.releaseMultiple(alice, REQUEST, _array(gpu1, gpu2), _array(uint256(1)));
     }
 
@@ -103,13 +93,13 @@ contract ReleaseTest is EscrowTest {
         first = _bound(first, 0, AMOUNT);
         second = _bound(second, AMOUNT - first + 1, type(uint256).max);
         vm.expectRevert(_exceeds());
-        vm.prank(operator);
+        vm.prank(settler);
         escrow.releaseMultiple(alice, REQUEST, _array(gpu1, gpu2), _array(first, second));
     }
 
     function test_RevertWhen_SumOverflows() external {
         vm.expectRevert(_exceeds());
-        vm.prank(operator);
+        vm.prank(settler);
         escrow.releaseMultiple(
             alice, REQUEST, _array(gpu1, gpu2), _array(AMOUNT, type(uint256).max)
         );
@@ -166,7 +156,7 @@ contract ReleaseTest is EscrowTest {
     // -------------------------------------------------------------- helpers
 
     function _releaseBatch(IInferenceEscrow.Release[] memory items) private {
-        vm.prank(operator);
+        vm.prank(settler);
         escrow.releaseBatch(items);
     }
 

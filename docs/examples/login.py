@@ -9,6 +9,7 @@ import argparse
 import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import httpx
 from eth_account import Account
@@ -16,21 +17,16 @@ from eth_account.messages import encode_defunct
 from eth_account.signers.local import LocalAccount
 from siwe import SiweMessage
 
+from mesh.deployment import Deployment
 from mesh.money import to_units
-from stack.contracts import Deployment, DevelopmentChain
-
-# The development chain begins empty, so these are the same at every start.
-CONTRACTS = Deployment(
-    token="0x8464135c8F25Da09e49BC8782676a84730C318bC",
-    escrow="0x71C95911E9a5D330f4D621842EC243EE1343292e",
-)
+from stack.contracts import DevelopmentChain
 
 
-def fund(rpc_url: str, user: LocalAccount) -> None:
-    """10 FAR from the development treasury, half of it deposited in the escrow."""
+def fund(rpc_url: str, contracts: Deployment, user: LocalAccount) -> None:
+    """10 FAR from the development treasury, half of it deposited and free to be spent."""
     chain = DevelopmentChain(rpc_url)
-    chain.give(CONTRACTS, user.address, to_units(Decimal(10)))
-    chain.deposit(CONTRACTS, user, to_units(Decimal(5)))
+    chain.give(contracts, user.address, to_units(Decimal(10)))
+    chain.deposit(contracts, user, to_units(Decimal(5)))
 
 
 def login(api_url: str, user: LocalAccount) -> str:
@@ -62,11 +58,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--api", default="http://127.0.0.1:8000")
     parser.add_argument("--rpc", default="http://127.0.0.1:8549")
-    urls = parser.parse_args()
+    parser.add_argument(
+        "--contracts",
+        type=Path,
+        default=Path(".far-mesh/contracts.json"),
+        help="where `far-mesh up` wrote the contracts' addresses",
+    )
+    wanted = parser.parse_args()
     user: LocalAccount = Account.create()
-    fund(urls.rpc, user)
+    fund(wanted.rpc, Deployment.read(wanted.contracts), user)
     print(f"Wallet {user.address} has deposited 5 FAR.", file=sys.stderr)
-    print(login(urls.api, user))
+    print(login(wanted.api, user))
 
 
 if __name__ == "__main__":

@@ -8,37 +8,63 @@ The flow of one generation::
     release   user.held       → user.available                     (a failure of ours)
     settle    owed            → paid                               (confirmed on-chain)
 
-The database keeps the rules, not this code: a deferred trigger refuses a transaction that does
-not sum to zero, triggers refuse UPDATE and DELETE, a CHECK refuses a balance below zero, and a
+The way out::
+
+    request_withdrawal  user.available   → user.withdrawing
+    cancel_withdrawal   user.withdrawing → user.available
+    withdrawn           user.withdrawing → chain.clearing
+
+Each wallet has a spending cap that its owner signed: a hold commits to it, a release and what a
+capture leaves give it back. ``reverse`` undoes what the chain has taken back.
+
+The database keeps the rules, not this code: triggers refuse a statement whose entries do not sum
+to zero, and every UPDATE and DELETE; CHECKs refuse a balance below zero and a cap exceeded; and a
 unique (kind, reference) makes every posting happen once, however often it is tried.
 """
 
 from mesh.ledger.accounts import (
+    BALANCES,
     CHAIN,
     PLATFORM,
     Account,
     available,
     balance,
+    balances_at,
     clearing,
     held,
     owed,
     paid,
+    shortfall,
+    withdrawing,
 )
+from mesh.ledger.caps import lower_cap, raise_cap
 from mesh.ledger.postings import capture, deposit, hold, release, settle
+from mesh.ledger.reversal import reverse
+from mesh.ledger.withdrawals import cancel_withdrawal, request_withdrawal, withdrawn
 
 __all__ = [
+    "BALANCES",
     "CHAIN",
     "PLATFORM",
     "Account",
     "available",
     "balance",
+    "balances_at",
+    "cancel_withdrawal",
     "capture",
     "clearing",
     "deposit",
     "held",
     "hold",
+    "lower_cap",
     "owed",
     "paid",
+    "raise_cap",
     "release",
+    "request_withdrawal",
+    "reverse",
     "settle",
+    "shortfall",
+    "withdrawing",
+    "withdrawn",
 ]

@@ -1,16 +1,25 @@
-"""Names of accounts, and their balances."""
+"""Names of accounts, and their balances now and at any time before."""
 
+import datetime as dt
 from decimal import Decimal
 from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import String, column, func, select, table
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from mesh.db import LedgerAccount
+from mesh.db import AMOUNT, WALLET, LedgerAccount, LedgerEntry
 from mesh.money import ZERO
 
 PLATFORM = "platform"
 CHAIN = "chain"
+
+BALANCES = table(
+    "ledger_balances",
+    column("owner", WALLET),
+    column("kind", String),
+    column("balance", AMOUNT),
+)
+"""The view that shows every account's balance as one figure, in FAR."""
 
 
 class Account(NamedTuple):
@@ -28,6 +37,11 @@ def held(wallet: str) -> Account:
     return Account(wallet, "held")
 
 
+def withdrawing(wallet: str) -> Account:
+    """What a user has asked the contract for, and still has there."""
+    return Account(wallet, "withdrawing")
+
+
 def owed(owner: str) -> Account:
     """What a provider, or the platform, has earned and not been paid on-chain."""
     return Account(owner, "owed")
@@ -43,11 +57,39 @@ def clearing() -> Account:
     return Account(CHAIN, "clearing")
 
 
+def shortfall(wallet: str) -> Account:
+    """Minus what the contract let out, or took back, after the user had spent it. Until the user's
+    next deposit fills it, it is the platform's loss."""
+    return Account(wallet, "shortfall")
+
+
 async def balance(db: AsyncSession, account: Account) -> Decimal:
     """The account's balance in FAR; zero for one that was never posted to."""
     found = await db.scalar(
-        select(LedgerAccount.balance).where(
-            LedgerAccount.owner == account.owner, LedgerAccount.kind == account.kind
+        select(BALANCES.c.balance).where(
+            BALANCES.c.owner == account.owner, BALANCES.c.kind == account.kind
         )
     )
     return ZERO if found is None else found
+
+
+async def balances_at(
+    db: AsyncSession, instant: dt.datetime, *, owner: str | None = None
+) -> dict[Account, Decimal]:
+    """Balances in FAR as they were at a time, summed up from the entries until then.
+
+    An entry counts from the moment in which its database transaction began.
+
+    Args:
+        owner: Only this owner's accounts, which an index finds; all accounts otherwise.
+    """
+    statement = (
+        select(LedgerAccount.owner, LedgerAccount.kind, func.sum(LedgerEntry.amount))
+        .join(LedgerEntry, LedgerEntry.account_id == LedgerAccount.id)
+        .where(LedgerEntry.posted_at <= instant)
+        .group_by(LedgerAccount.owner, LedgerAccount.kind)
+    )
+    if owner is not None:
+        statement = statement.where(LedgerAccount.owner == owner)
+    rows = await db.execute(statement)
+    return {Account(owner, kind): amount for owner, kind, amount in rows}

@@ -1,37 +1,73 @@
-"""The five movements of money. Each returns whether it happened now, or had happened before."""
+"""How money moves through a generation. Each movement returns whether it happened now, or had
+happened before."""
 
 from collections.abc import Mapping
 from decimal import Decimal
 
-from sqlalchemy import insert, select, tuple_
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from mesh.db import LedgerAccount, LedgerEntry, LedgerTransaction
-from mesh.errors import InsufficientBalance
-from mesh.ledger.accounts import PLATFORM, Account, available, clearing, held, owed, paid
-from mesh.money import plain
+from mesh.errors import InsufficientBalance, SpendingCapExceeded
+from mesh.ledger import caps
+from mesh.ledger.accounts import (
+    PLATFORM,
+    Account,
+    available,
+    balance,
+    clearing,
+    held,
+    owed,
+    paid,
+    shortfall,
+)
+from mesh.money import ZERO, plain
+
+POST = text(
+    "SELECT ledger_post(:kind, :reference, CAST(:owners AS text[]), CAST(:kinds AS text[]), "
+    "CAST(:amounts AS numeric[]), :wallet, CAST(:committed AS numeric), :occurrence)"
+)
 
 
 async def deposit(db: AsyncSession, *, reference: str, wallet: str, amount: Decimal) -> bool:
-    """Credit a confirmed deposit. ``reference``: transaction hash and log index."""
-    return await _post(db, "deposit", reference, {clearing(): -amount, available(wallet): amount})
+    """Credit a confirmed deposit. ``reference``: transaction hash and log index.
+
+    It first fills what the wallet lacks. So a deposit that was spent, taken back by a
+    reorganisation and brought again is there once.
+    """
+    await caps.lock(db, wallet)
+    filled = min(amount, -await balance(db, shortfall(wallet)))
+    postings = {
+        clearing(): -amount,
+        available(wallet): amount - filled,
+        shortfall(wallet): filled,
+    }
+    return await post(db, "deposit", reference, postings, wallet=wallet)
 
 
 async def hold(db: AsyncSession, *, job: str, wallet: str, amount: Decimal) -> bool:
-    """Reserve what a generation may cost at most.
+    """Reserve what a generation may cost at most, and commit to the user's spending cap.
 
     Raises:
-        InsufficientBalance: the user has less than that available. The transaction is then lost.
+        InsufficientBalance: the user has less than that available, or has asked to withdraw it.
+            The transaction is then lost.
+        SpendingCapExceeded: the user has not signed for so much. The transaction is then lost.
     """
+    postings = {available(wallet): -amount, held(wallet): amount}
     try:
-        return await _post(db, "hold", job, {available(wallet): -amount, held(wallet): amount})
+        return await post(db, "hold", job, postings, wallet=wallet, committed=amount)
     except IntegrityError as error:
-        if "check_balance_not_negative" in str(error.orig):
+        refusal = str(error.orig)
+        if "check_balance_not_negative" in refusal:
             raise InsufficientBalance(
                 f"This request may cost up to {plain(amount)} FAR, which is more than is "
                 "available. Deposit more, or lower max_tokens."
+            ) from None
+        if "check_within_spending_cap" in refusal:
+            raise SpendingCapExceeded(
+                f"This request may cost up to {plain(amount)} FAR, which is more than is left of "
+                "your spending cap. Sign a higher cap for the escrow contract (raiseCap), or "
+                "lower max_tokens."
             ) from None
         raise
 
@@ -45,7 +81,7 @@ async def capture(
     shares: Mapping[str, Decimal],
     fee: Decimal,
 ) -> bool:
-    """Turn a hold into what is owed; what is left of it returns to the user.
+    """Turn a hold into what is owed; what is left of it returns to the user, and to the cap.
 
     Args:
         shares: FAR by provider's wallet.
@@ -56,12 +92,13 @@ async def capture(
     postings[owed(PLATFORM)] = fee
     postings[held(wallet)] = -held_amount
     postings[available(wallet)] = held_amount - cost
-    return await _post(db, "capture", job, postings)
+    return await post(db, "capture", job, postings, wallet=wallet, committed=cost - held_amount)
 
 
 async def release(db: AsyncSession, *, job: str, wallet: str, amount: Decimal) -> bool:
-    """Give a hold back whole."""
-    return await _post(db, "release", job, {held(wallet): -amount, available(wallet): amount})
+    """Give a hold back whole, to the user and to the cap."""
+    postings = {held(wallet): -amount, available(wallet): amount}
+    return await post(db, "release", job, postings, wallet=wallet, committed=-amount)
 
 
 async def settle(db: AsyncSession, *, batch: str, amounts: Mapping[str, Decimal]) -> bool:
@@ -70,45 +107,39 @@ async def settle(db: AsyncSession, *, batch: str, amounts: Mapping[str, Decimal]
     for owner, amount in amounts.items():
         postings[owed(owner)] = -amount
         postings[paid(owner)] = amount
-    return await _post(db, "settle", batch, postings)
+    return await post(db, "settle", batch, postings)
 
 
-async def _post(
-    db: AsyncSession, kind: str, reference: str, postings: Mapping[Account, Decimal]
+async def post(
+    db: AsyncSession,
+    kind: str,
+    reference: str,
+    postings: Mapping[Account, Decimal],
+    *,
+    wallet: str | None = None,
+    committed: Decimal = ZERO,
+    occurrence: int = 0,
 ) -> bool:
-    transaction = await db.scalar(
-        upsert(LedgerTransaction)
-        .values(kind=kind, reference=reference)
-        .on_conflict_do_nothing(constraint="uq_ledger_transactions_ref")
-        .returning(LedgerTransaction.id)
-    )
-    if transaction is None:
-        return False
-    amounts = {account: amount for account, amount in postings.items() if amount}
-    ids = await _account_ids(db, amounts)
-    # In the order of account ids: balances are locked one by one, and two transactions that
-    # lock them in different orders would wait for each other.
-    rows = sorted((ids[account], amount) for account, amount in amounts.items())
-    for account_id, amount in rows:
-        await db.execute(
-            insert(LedgerEntry).values(
-                transaction_id=transaction, account_id=account_id, amount=amount
-            )
-        )
-    return True
+    """Post one transaction, in one round trip; false if (kind, reference) was posted before.
 
-
-async def _account_ids(db: AsyncSession, accounts: Mapping[Account, Decimal]) -> dict[Account, int]:
-    if not accounts:
-        return {}
-    await db.execute(
-        upsert(LedgerAccount)
-        .values([account._asdict() for account in sorted(accounts)])
-        .on_conflict_do_nothing(constraint="uq_ledger_accounts_owner_kind")
+    Args:
+        postings: FAR by account; zeros are left out.
+        wallet: Whose money this moves, if it is one user's: all that does so queues up.
+        committed: By how much this changes what counts against the wallet's spending cap, in FAR.
+        occurrence: Which occurrence of an event a reversal undoes; else the database counts.
+    """
+    entries = [(account, amount) for account, amount in postings.items() if amount]
+    posted = await db.scalar(
+        POST,
+        {
+            "kind": kind,
+            "reference": reference,
+            "owners": [account.owner for account, _ in entries],
+            "kinds": [account.kind for account, _ in entries],
+            "amounts": [amount for _, amount in entries],
+            "wallet": wallet,
+            "committed": committed,
+            "occurrence": occurrence,
+        },
     )
-    found = await db.execute(
-        select(LedgerAccount.owner, LedgerAccount.kind, LedgerAccount.id).where(
-            tuple_(LedgerAccount.owner, LedgerAccount.kind).in_(sorted(accounts))
-        )
-    )
-    return {Account(owner, kind): account_id for owner, kind, account_id in found}
+    return bool(posted)

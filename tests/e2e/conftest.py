@@ -159,6 +159,9 @@ def make_user(stack: Stack) -> Iterator[Callable[..., User]]:
         clients.append(http)
         login(http, account)
         wait_until(lambda: balance(stack, account, "available"), "the deposit's credit")
+        # The cap is raised after the deposit, maybe in a later block.
+        signed = f"SELECT signed FROM spending_caps WHERE wallet = '{account.address.lower()}'"
+        wait_until(lambda: query(stack, signed) not in ([], ["0.000000000000000000"]), "the cap")
         return User(account, http)
 
     yield make
@@ -175,7 +178,7 @@ def balance(stack: Stack, account: LocalAccount, kind: str) -> Decimal:
     """An account's balance, straight from the ledger."""
     found = query(
         stack,
-        f"SELECT balance FROM ledger_accounts WHERE owner = '{account.address.lower()}' "
+        f"SELECT balance FROM ledger_balances WHERE owner = '{account.address.lower()}' "
         f"AND kind = '{kind}'",
     )
     return Decimal(found[0]) if found else Decimal(0)

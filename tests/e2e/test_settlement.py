@@ -11,7 +11,7 @@ def test_providers_are_paid_what_the_ledger_says(stack: Stack, user: User) -> No
     user.generate("A generator")
 
     def nothing_is_owed() -> bool:
-        return query(stack, "SELECT SUM(balance) FROM ledger_accounts WHERE kind = 'owed'") == [
+        return query(stack, "SELECT SUM(balance) FROM ledger_balances WHERE kind = 'owed'") == [
             "0.000000000000000000"
         ]
 
@@ -22,4 +22,4 @@ def test_providers_are_paid_what_the_ledger_says(stack: Stack, user: User) -> No
         assert Decimal(earnings["pending_payout_far_exact"]) == 0
         assert to_units(paid) == stack.chain.credit_of(stack.deployment, wallet.address) > 0
         assert balance(stack, wallet, "paid") == paid
-    assert query(stack, "SELECT SUM(balance) FROM ledger_accounts") == ["0.000000000000000000"]
+    assert query(stack, "SELECT SUM(balance) FROM ledger_balances") == ["0.000000000000000000"]

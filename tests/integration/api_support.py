@@ -20,10 +20,11 @@ from api.app import create_app
 from api.auth import issue_token
 from api.services import Services
 from mesh import ledger, names, registry, routing, streams
-from mesh.db import InferenceSession, LedgerAccount, LedgerTransaction, Outbox, RouteHop
+from mesh.db import InferenceSession, LedgerTransaction, Outbox, RouteHop
 from mesh.settings import Settings
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID, TEMPLATE
+from tests.factories import fund
 from workers import ending, lease
 from workers.services import Services as WorkerServices
 
@@ -161,7 +162,7 @@ class Gateway:
 
     async def deposit(self, amount: str = "1", wallet: str = WALLET) -> None:
         async with self.sessions.begin() as db:
-            await ledger.deposit(db, reference=wallet, wallet=wallet, amount=Decimal(amount))
+            await fund(db, wallet=wallet, amount=amount)
 
     async def submit(self, **changes: object) -> "Job":
         """An accepted asynchronous job."""
@@ -199,9 +200,7 @@ class Gateway:
                 counts[table.__tablename__] = (
                     await db.scalar(select(func.count()).select_from(table)) or 0
                 )
-            rows = await db.execute(
-                select(LedgerAccount.owner, LedgerAccount.kind, LedgerAccount.balance)
-            )
+            rows = await db.execute(select(ledger.BALANCES))
             return counts, {(owner, kind): balance for owner, kind, balance in rows}
 
     async def balance(self, account: ledger.Account) -> Decimal:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from redis.asyncio import Redis
 
+from mesh.chain import Escrow
 from mesh.settings import Settings
 from tests.conftest import OPERATOR_PASSWORD, Chain
 from tests.integration.api_support import Gateway, all_nodes, open_gateway
@@ -25,7 +26,8 @@ async def chain_services(
     """A worker's services, with contracts deployed and no delays."""
     payments = {
         "escrow_contract": chain.deployment.escrow,
-        "rpc_url": chain.url,
+        "rpc_urls": [chain.url],
+        "rpc_max_age": 0,
         "operator_keyfile": str(chain.keyfile),
         "operator_password": OPERATOR_PASSWORD,
         "release_delay": 0,
@@ -33,6 +35,14 @@ async def chain_services(
     }
     async with open_services(make_settings(payments=payments)) as opened:
         yield opened
+
+
+@pytest.fixture
+async def escrow(chain_services: Services) -> AsyncIterator[Escrow]:
+    """The contract that those services settle on."""
+    opened = Escrow.of(chain_services.settings.payments)
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from sqlalchemy import func, select, update
 
 from mesh import jobs, ledger, queue
 from mesh.db import InferenceSession, LedgerTransaction, Outbox
-from tests.factories import hop, session
+from tests.factories import fund, hop, session
 from workers import ending, lease
 from workers.lease import Lease, LeaseLost
 from workers.services import Services
@@ -22,9 +22,7 @@ async def pending(services: Services) -> InferenceSession:
     async with services.sessions.begin() as db:
         db.add(job)
         await db.flush()
-        await ledger.deposit(
-            db, reference=job.request_id, wallet=job.user_wallet, amount=job.hold_far
-        )
+        await fund(db, wallet=job.user_wallet, amount=job.hold_far)
         await ledger.hold(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
         route = hop(epoch=1)
         route.session_id, route.wallet_address = job.id, "0x" + "bb" * 20

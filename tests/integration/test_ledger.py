@@ -1,33 +1,16 @@
-"""The ledger's rules, as the database keeps them."""
+"""How money moves through a generation."""
 
 import asyncio
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import func, insert, select, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 
 from mesh import ledger
-from mesh.db import LedgerAccount, LedgerEntry, LedgerTransaction, Sessions
-from mesh.errors import InsufficientBalance
-
-USER = "0x" + "aa" * 20
-PROVIDER = "0x" + "bb" * 20
-
-
-async def deposit(sessions: Sessions, amount: str, wallet: str = USER) -> None:
-    async with sessions.begin() as db:
-        await ledger.deposit(
-            db, reference=f"deposit of {amount}", wallet=wallet, amount=Decimal(amount)
-        )
-
-
-async def balances(sessions: Sessions) -> dict[tuple[str, str], Decimal]:
-    async with sessions() as db:
-        rows = await db.execute(
-            select(LedgerAccount.owner, LedgerAccount.kind, LedgerAccount.balance)
-        )
-        return {(owner, kind): balance for owner, kind, balance in rows}
+from mesh.db import Sessions
+from mesh.errors import InsufficientBalance, SpendingCapExceeded
+from tests.factories import USER, fund
+from tests.integration.ledger_support import PROVIDER, balances, cap, deposit
 
 
 async def test_the_life_of_a_payment(sessions: Sessions) -> None:
@@ -93,7 +76,7 @@ async def test_no_balance_below_zero_under_32_concurrent_holds(sessions: Session
 async def test_transactions_that_cross_do_not_deadlock(sessions: Sessions) -> None:
     """Two wallets pay each other's owner at the same time, many times over."""
     await deposit(sessions, "10", USER)
-    await deposit(sessions, "10.0", PROVIDER)
+    await deposit(sessions, "10", PROVIDER)
 
     async def pay(number: int, payer: str, payee: str) -> None:
         async with sessions.begin() as db:
@@ -114,50 +97,136 @@ async def test_transactions_that_cross_do_not_deadlock(sessions: Sessions) -> No
     assert after[ledger.owed(USER)] == after[ledger.owed(PROVIDER)] == Decimal("2")
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE ledger_entries SET amount = 0",
-        "DELETE FROM ledger_entries",
-        "TRUNCATE ledger_entries",
-        "UPDATE ledger_transactions SET kind = 'gift'",
-        "DELETE FROM ledger_transactions",
-        "UPDATE ledger_accounts SET balance = 1000000",
-        "DELETE FROM ledger_accounts",
-    ],
-)
-async def test_the_database_refuses_to_change_the_past(sessions: Sessions, statement: str) -> None:
-    await deposit(sessions, "5")
-    before = await balances(sessions)
-    with pytest.raises(DBAPIError, match=r"append-only|only through ledger_entries"):
+async def test_many_captures_at_once_for_one_provider_and_its_payment(sessions: Sessions) -> None:
+    """Parts of a balance add up, and are paid out together."""
+    await deposit(sessions, "32")
+
+    async def serve(number: int) -> None:
         async with sessions.begin() as db:
-            await db.execute(text(statement))
-    assert await balances(sessions) == before
+            await ledger.hold(db, job=f"job {number}", wallet=USER, amount=Decimal(1))
+        async with sessions.begin() as db:
+            await ledger.capture(
+                db,
+                job=f"job {number}",
+                wallet=USER,
+                held_amount=Decimal(1),
+                shares={PROVIDER: Decimal("0.9")},
+                fee=Decimal("0.1"),
+            )
 
-
-async def test_an_account_cannot_be_born_rich(sessions: Sessions) -> None:
+    await asyncio.gather(*map(serve, range(32)))
+    earned, fees = Decimal("28.8"), Decimal("3.2")
+    assert (await balances(sessions))[ledger.owed(PROVIDER)] == earned
     async with sessions.begin() as db:
-        await db.execute(
-            insert(LedgerAccount).values(owner=USER, kind="available", balance=Decimal(7))
-        )
-    assert (await balances(sessions))[ledger.available(USER)] == 0
+        await ledger.settle(db, batch="batch", amounts={PROVIDER: earned, ledger.PLATFORM: fees})
+    after = await balances(sessions)
+    assert after[ledger.owed(PROVIDER)] == after[ledger.owed(ledger.PLATFORM)] == 0
+    assert after[ledger.paid(PROVIDER)] == earned
 
 
-async def test_the_database_refuses_a_transaction_that_does_not_sum_to_zero(
-    sessions: Sessions,
-) -> None:
-    await deposit(sessions, "5")
-    with pytest.raises((DBAPIError, IntegrityError), match="not to zero"):
+async def test_nobody_is_paid_more_than_is_owed(sessions: Sessions) -> None:
+    await test_many_captures_at_once_for_one_provider_and_its_payment(sessions)
+    with pytest.raises(IntegrityError, match="check_balance_not_negative"):
         async with sessions.begin() as db:
-            transaction = await db.scalar(
-                insert(LedgerTransaction)
-                .values(kind="deposit", reference="lopsided")
-                .returning(LedgerTransaction.id)
-            )
-            account = await db.scalar(select(func.min(LedgerAccount.id)))
-            await db.execute(
-                insert(LedgerEntry).values(
-                    transaction_id=transaction, account_id=account, amount=Decimal("-1")
-                )
-            )
-    assert (await balances(sessions))[ledger.available(USER)] == Decimal("5")
+            await ledger.settle(db, batch="another", amounts={PROVIDER: Decimal("0.1")})
+
+
+async def test_a_hold_commits_to_the_cap_and_the_end_gives_back(sessions: Sessions) -> None:
+    async with sessions.begin() as db:
+        await fund(db, amount="10", maximum=Decimal(5))
+        await ledger.hold(db, job="captured", wallet=USER, amount=Decimal(2))
+        await ledger.hold(db, job="released", wallet=USER, amount=Decimal(3))
+    assert await cap(sessions) == (5, 5)
+    async with sessions.begin() as db:
+        await ledger.capture(
+            db,
+            job="captured",
+            wallet=USER,
+            held_amount=Decimal(2),
+            shares={PROVIDER: Decimal("0.5")},
+            fee=Decimal("0.5"),
+        )
+        await ledger.release(db, job="released", wallet=USER, amount=Decimal(3))
+    assert await cap(sessions) == (5, 1)
+
+
+async def test_a_hold_beyond_the_cap_is_refused_whole(sessions: Sessions) -> None:
+    async with sessions.begin() as db:
+        await fund(db, amount="10", maximum=Decimal(5))
+        await ledger.hold(db, job="job", wallet=USER, amount=Decimal(4))
+    with pytest.raises(SpendingCapExceeded, match=r"2 FAR.*raiseCap"):
+        async with sessions.begin() as db:
+            await ledger.hold(db, job="another", wallet=USER, amount=Decimal(2))
+    assert (await balances(sessions))[ledger.held(USER)] == 4
+    assert await cap(sessions) == (5, 4)
+
+
+async def test_without_a_signed_cap_nothing_can_be_held(sessions: Sessions) -> None:
+    async with sessions.begin() as db:
+        await ledger.deposit(db, reference="deposit", wallet=USER, amount=Decimal(10))
+    with pytest.raises(SpendingCapExceeded):
+        async with sessions.begin() as db:
+            await ledger.hold(db, job="job", wallet=USER, amount=Decimal(1))
+
+
+async def test_what_is_missing_is_told_before_what_is_not_signed(sessions: Sessions) -> None:
+    with pytest.raises(InsufficientBalance):
+        async with sessions.begin() as db:
+            await ledger.hold(db, job="job", wallet=USER, amount=Decimal(1))
+
+
+async def test_a_hold_tried_again_commits_once(sessions: Sessions) -> None:
+    await deposit(sessions, "5")
+    for _ in range(3):
+        async with sessions.begin() as db:
+            await ledger.hold(db, job="job", wallet=USER, amount=Decimal(2))
+    assert (await cap(sessions))[1] == 2
+
+
+async def test_the_same_hold_from_many_sides_at_once_commits_once(sessions: Sessions) -> None:
+    await deposit(sessions, "5")
+
+    async def hold() -> bool:
+        async with sessions.begin() as db:
+            return await ledger.hold(db, job="job", wallet=USER, amount=Decimal(2))
+
+    assert sum(await asyncio.gather(*(hold() for _ in range(16)))) == 1
+    assert (await cap(sessions))[1] == 2
+
+
+async def test_no_cap_is_exceeded_under_32_concurrent_holds(sessions: Sessions) -> None:
+    async with sessions.begin() as db:
+        await fund(db, amount="100", maximum=Decimal(1))
+
+    async def hold(number: int) -> bool:
+        try:
+            async with sessions.begin() as db:
+                await ledger.hold(db, job=f"job {number}", wallet=USER, amount=Decimal("0.1"))
+        except SpendingCapExceeded:
+            return False
+        return True
+
+    assert sum(await asyncio.gather(*map(hold, range(32)))) == 10
+    assert await cap(sessions) == (1, 1)
+
+
+async def test_a_lowered_cap_keeps_what_is_committed_and_nothing_more(sessions: Sessions) -> None:
+    await deposit(sessions, "10")
+    async with sessions.begin() as db:
+        await ledger.hold(db, job="running", wallet=USER, amount=Decimal(4))
+        await ledger.lower_cap(db, wallet=USER, maximum=Decimal(1))
+    assert await cap(sessions) == (4, 4)
+    async with sessions.begin() as db:
+        await ledger.release(db, job="running", wallet=USER, amount=Decimal(4))
+    with pytest.raises(SpendingCapExceeded):
+        async with sessions.begin() as db:
+            await ledger.hold(db, job="too much", wallet=USER, amount=Decimal(2))
+    async with sessions.begin() as db:
+        assert await ledger.hold(db, job="within", wallet=USER, amount=Decimal(1))
+
+
+async def test_an_old_raise_read_again_lowers_nothing(sessions: Sessions) -> None:
+    async with sessions.begin() as db:
+        await ledger.raise_cap(db, wallet=USER, maximum=Decimal(5))
+        await ledger.raise_cap(db, wallet=USER, maximum=Decimal(3))
+    assert await cap(sessions) == (5, 0)

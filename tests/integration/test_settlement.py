@@ -1,151 +1,68 @@
-"""Money between the ledger and the chain: deposits in, settlements out, killed anywhere."""
+"""Settlement: ledger and chain agree, whatever happens to nonces and signers."""
 
 import asyncio
 import datetime as dt
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from decimal import Decimal
-from typing import Any
 
 import pytest
-from eth_account import Account
-from eth_account.signers.local import LocalAccount
-from sqlalchemy import event, select, update
+from hexbytes import HexBytes
+from sqlalchemy import select
 
 from mesh import ledger
-from mesh.chain import Escrow
-from mesh.db import InferenceSession, NodeContribution, RouteHop
-from mesh.errors import ChainError
-from mesh.money import from_units, to_units
+from mesh.chain import Escrow, LocalSigner, Network, Rpc
+from mesh.chain.kms import KmsSigner
+from mesh.db import (
+    ChainNonce,
+    NodeContribution,
+)
+from mesh.errors import ChainUnreachable
+from mesh.money import from_units
 from stack.contracts import development_account
 from tests.conftest import Chain
-from tests.factories import session
-from workers import ending
-from workers.deposits import credit_deposits
-from workers.lease import Lease
+from tests.integration.money import (
+    OPERATOR,
+    PROVIDERS,
+    SIGNER,
+    act,
+    ago,
+    assert_ledger_equals_chain,
+    batches,
+    change,
+    contract,
+    rich_user,
+    served,
+    session_of,
+    transactions,
+)
+from tests.kms import REGION, new_key, running_kms
+from tests.proxy import Proxy, deafness
 from workers.services import Services
-from workers.settle import settle_due
-
-PROVIDERS = [f"0x{digit * 40}" for digit in "bcd"]
-OPERATOR = development_account(0)
+from workers.settlement import settle_due
 
 
-class Killed(BaseException):
-    """What `kill -9` looks like from inside: nothing may catch it."""
-
-
-@pytest.fixture
-async def escrow(chain_services: Services) -> Any:
-    opened = Escrow.of(chain_services.settings.payments)
-    yield opened
-    await opened.close()
-
-
-async def rich_user(services: Services, escrow: Escrow, chain: Chain, far: int = 1) -> LocalAccount:
-    """A user whose deposit has been credited."""
-    user: LocalAccount = Account.create()
-    chain.actor.give(chain.deployment, user.address, far * 10**18)
-    chain.actor.deposit(chain.deployment, user, far * 10**18)
-    await credit_deposits(services, escrow)
-    return user
-
-
-async def served(services: Services, user: LocalAccount, tokens: int) -> InferenceSession:
-    """A generation by three providers, ended and captured."""
-    job = session(user=user.address.lower())
-    async with services.sessions.begin() as db:
-        db.add(job)
-        await db.flush()
-        await ledger.hold(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
-        for stage, provider in enumerate(PROVIDERS):
-            db.add(
-                RouteHop(
-                    session_id=job.id,
-                    epoch=1,
-                    stage=stage,
-                    node_id=f"node-{stage}",
-                    wallet_address=provider,
-                    start_layer=2 * stage,
-                    end_layer=2 * stage + 2,
-                    first_token=0,
-                )
-            )
-    model = services.catalog.get(job.model_id)
-    await ending.complete(
-        services,
-        Lease(services.sessions, job, seconds=60),
-        model,
-        tokens=tokens,
-        reason="length",
-        first_token_at=None,
-    )
-    return job
-
-
-async def assert_ledger_equals_chain(services: Services, escrow: Escrow, user: str) -> None:
-    """To the last unit: what providers and platform were paid, and what the user has left."""
-    async with services.sessions() as db:
-        for provider in PROVIDERS:
-            paid = await ledger.balance(db, ledger.paid(provider))
-            assert to_units(paid) == await escrow.credit_of(provider)
-            assert await ledger.balance(db, ledger.owed(provider)) == 0
-        fees = await ledger.balance(db, ledger.paid(ledger.PLATFORM))
-        assert to_units(fees) == await escrow.credit_of(await escrow.fee_recipient())
-        left = await ledger.balance(db, ledger.available(user.lower()))
-        assert to_units(left) == await escrow.deposit_of(user)
-
-
-async def test_a_deposit_is_credited_once(
-    chain_services: Services, escrow: Escrow, chain: Chain
-) -> None:
-    user = await rich_user(chain_services, escrow, chain, far=3)
-    assert await credit_deposits(chain_services, escrow) == 0
-    async with chain_services.sessions() as db:
-        assert await ledger.balance(db, ledger.available(user.address.lower())) == 3
-
-
-async def test_a_deposit_counts_only_when_it_is_deep_enough(
-    chain_services: Services, escrow: Escrow, chain: Chain
-) -> None:
-    chain_services.settings.payments.confirmations = 2
-    await rich_user(chain_services, escrow, chain)
-    first = await rich_user(chain_services, escrow, chain)  # mines more blocks on top
-    async with chain_services.sessions() as db:
-        assert await ledger.balance(db, ledger.available(first.address.lower())) == 0
-        assert await ledger.balance(db, ledger.clearing()) == -1
-
-
-async def test_the_deposit_watcher_killed_anywhere_credits_once(
-    chain_services: Services, escrow: Escrow, chain: Chain
-) -> None:
-    users: list[LocalAccount] = []
-
-    async def prepare() -> None:
-        users.append(Account.create())
-        chain.actor.give(chain.deployment, users[-1].address, 10**18)
-        chain.actor.deposit(chain.deployment, users[-1], 10**18)
-
-    async def run() -> None:
-        await credit_deposits(chain_services, escrow)
-
-    boundaries = await killed_everywhere(chain_services, prepare, run)
-    assert boundaries >= 5
-    async with chain_services.sessions() as db:
-        for user in users:
-            assert await ledger.balance(db, ledger.available(user.address.lower())) == 1
+@pytest.fixture(autouse=True)
+def look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This chain has blocks at once."""
+    monkeypatch.setattr("workers.settlement.run.LOOK", 0.01)
 
 
 async def test_settlement_pays_what_the_ledger_owes(
     chain_services: Services, escrow: Escrow, chain: Chain
 ) -> None:
-    user = await rich_user(chain_services, escrow, chain)
+    user = await rich_user(chain_services, chain)
     for tokens in (7, 1, 64):
         await served(chain_services, user, tokens)
-    batch = await settle_due(chain_services, escrow, OPERATOR)
+    batch = await settle_due(chain_services, escrow, SIGNER)
     assert batch is not None
-    assert await escrow.batch_settled(batch)
+    [settled] = await batches(chain_services)
+    assert (settled.id, settled.status) == (batch, "confirmed")
+    assert settled.usage_root == await escrow.settled_root(batch)
+    [signed] = await transactions(chain_services)
+    assert settled.transaction_hash == signed.hash
+    receipt = await escrow.network.receipt(signed.hash)
+    assert receipt is not None
+    assert settled.block_number == receipt.block_number
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
-    assert await settle_due(chain_services, escrow, OPERATOR) is None
+    assert await settle_due(chain_services, escrow, SIGNER) is None
     async with chain_services.sessions() as db:
         paid_at = await db.scalars(select(NodeContribution.paid_at))
         assert all(instant is not None for instant in paid_at)
@@ -155,68 +72,46 @@ async def test_nothing_is_settled_before_its_release_delay(
     chain_services: Services, escrow: Escrow, chain: Chain
 ) -> None:
     chain_services.settings.payments.release_delay = 3600
-    user = await rich_user(chain_services, escrow, chain)
+    user = await rich_user(chain_services, chain)
     job = await served(chain_services, user, 5)
-    assert await settle_due(chain_services, escrow, OPERATOR) is None
-    async with chain_services.sessions.begin() as db:
-        long_ago = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=3601)
-        await db.execute(
-            update(InferenceSession)
-            .where(InferenceSession.id == job.id)
-            .values(completed_at=long_ago)
-        )
-    assert await settle_due(chain_services, escrow, OPERATOR) is not None
+    assert await settle_due(chain_services, escrow, SIGNER) is None
+    await change(chain_services, job, completed_at=ago(3601))
+    assert await settle_due(chain_services, escrow, SIGNER) is not None
 
 
-async def test_settlement_killed_anywhere_pays_once(
-    chain_services: Services, escrow: Escrow, chain: Chain, monkeypatch: pytest.MonkeyPatch
+async def test_nothing_withheld_is_settled(
+    chain_services: Services, escrow: Escrow, chain: Chain
 ) -> None:
-    """Before and after every commit and every call to the chain."""
-    monkeypatch.setattr("workers.settle.LOOK", 0.01)
-    user = await rich_user(chain_services, escrow, chain)
-    tokens = 0
-
-    async def prepare() -> None:
-        nonlocal tokens
-        for count in (11, 5):
-            await served(chain_services, user, count)
-            tokens += count
-
-    async def run() -> None:
-        await settle_due(chain_services, escrow, OPERATOR)
-
-    boundaries = await killed_everywhere(chain_services, prepare, run)
-    assert boundaries > 15
-    await assert_ledger_equals_chain(chain_services, escrow, user.address)
-    earned = [await escrow.earned_of(provider) for provider in PROVIDERS]
-    cost = to_units(Decimal("0.0001")) * tokens
-    assert sum(earned) == cost - cost * 5 // 100
+    user = await rich_user(chain_services, chain)
+    job = await served(chain_services, user, 5)
+    forever = dt.datetime.max.replace(tzinfo=dt.UTC)
+    await change(chain_services, job, withheld_until=forever, withheld_reason="audit")
+    assert await settle_due(chain_services, escrow, SIGNER) is None
+    await change(chain_services, job, withheld_until=ago(1))
+    assert await settle_due(chain_services, escrow, SIGNER) is not None
+    settled = await session_of(chain_services, job)
+    assert settled.withheld_until is None
+    assert settled.withheld_reason is None
 
 
-async def test_a_nonce_taken_by_another_transaction_is_signed_anew(
-    chain_services: Services, escrow: Escrow, chain: Chain, monkeypatch: pytest.MonkeyPatch
+async def test_a_batch_has_at_most_so_many_users_and_providers(
+    chain_services: Services, escrow: Escrow, chain: Chain
 ) -> None:
-    user = await rich_user(chain_services, escrow, chain)
-    await served(chain_services, user, 9)
-
-    async def lost(self: Escrow, raw: bytes) -> None:
-        raise ChainError("The network ate it.")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Escrow, "send", lost)
-        with pytest.raises(ChainError):
-            await settle_due(chain_services, escrow, OPERATOR)
-    chain.actor.give_from(OPERATOR, user.address)  # takes the nonce
-    assert await settle_due(chain_services, escrow, OPERATOR) is not None
-    await assert_ledger_equals_chain(chain_services, escrow, user.address)
+    chain_services.settings.payments.max_lines_per_batch = 4
+    first, second = [await rich_user(chain_services, chain) for _ in range(2)]
+    for user in (first, first, second):
+        await served(chain_services, user, 5)
+    await settle_due(chain_services, escrow, SIGNER)
+    assert [len(batch.debits) for batch in await batches(chain_services)] == [1, 1]
+    await assert_ledger_equals_chain(chain_services, escrow, first.address, second.address)
 
 
 async def test_two_settlers_at_once_are_one(
     chain_services: Services, escrow: Escrow, chain: Chain
 ) -> None:
-    user = await rich_user(chain_services, escrow, chain)
+    user = await rich_user(chain_services, chain)
     await served(chain_services, user, 9)
-    runs = await asyncio.gather(*(settle_due(chain_services, escrow, OPERATOR) for _ in range(4)))
+    runs = await asyncio.gather(*(settle_due(chain_services, escrow, SIGNER) for _ in range(4)))
     assert len([batch for batch in runs if batch is not None]) == 1
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
@@ -225,7 +120,7 @@ async def test_money_in_custody_equals_what_the_ledger_gives_out(
     chain_services: Services, escrow: Escrow, chain: Chain
 ) -> None:
     """Between capture and settlement the escrow still holds what providers are owed."""
-    user = await rich_user(chain_services, escrow, chain)
+    user = await rich_user(chain_services, chain)
     await served(chain_services, user, 20)
     async with chain_services.sessions() as db:
         left = await ledger.balance(db, ledger.available(user.address.lower()))
@@ -234,66 +129,99 @@ async def test_money_in_custody_equals_what_the_ledger_gives_out(
     assert left + sum(owed) + fee == from_units(await escrow.deposit_of(user.address))
 
 
-async def killed_everywhere(
-    services: Services,
-    prepare: Callable[[], Awaitable[None]],
-    run: Callable[[], Awaitable[None]],
-) -> int:
-    """Give the work something to do, kill it at a boundary, and run it again; for each boundary.
-
-    Returns how many boundaries there are.
-    """
-    for boundary in range(100):
-        await prepare()
-        with killed_at(services, boundary) as reached:
-            try:
-                await run()
-            except Killed:
-                killed = True
-            else:
-                killed = False
-        await run()
-        if not killed:
-            assert reached() <= boundary
-            return boundary
-    raise AssertionError("The work never comes to its end.")
+async def test_kms_settles(chain_services: Services, escrow: Escrow, chain: Chain) -> None:
+    """A real transaction, signed by a key that this process never sees."""
+    user = await rich_user(chain_services, chain)
+    await served(chain_services, user, 9)
+    with running_kms() as kms:
+        signer = await KmsSigner.open(new_key(kms), region=REGION)
+        chain.actor.give_from(chain.actor.treasury, signer.address)
+        settler = contract(chain).functions.SETTLER_ROLE().call()
+        act(chain, development_account(2), "grantRole", settler, signer.address)
+        assert await settle_due(chain_services, escrow, signer) is not None
+    [signed] = await transactions(chain_services)
+    assert signed.account == signer.address.lower()
+    mined = chain.actor.web3.eth.get_transaction(HexBytes(signed.hash))
+    assert mined["from"] == signer.address
+    await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
 
-@contextmanager
-def killed_at(services: Services, boundary: int) -> Iterator[Callable[[], int]]:
-    """Raise `Killed` at the n-th boundary: before and after each commit and each call."""
-    passed = 0
+async def test_a_new_signer_takes_over_in_the_middle(
+    chain_services: Services, escrow: Escrow, chain: Chain
+) -> None:
+    """What the old one signed and nobody mined is not in the way."""
+    user = await rich_user(chain_services, chain)
+    await served(chain_services, user, 9)
+    proxy = Proxy(chain.url, deafness)
+    with proxy.serving():
+        deaf = Escrow(Network(Rpc([proxy.url])), chain.deployment.escrow)
+        with pytest.raises(ChainUnreachable):
+            await settle_due(chain_services, deaf, SIGNER)
+        await deaf.close()
+    other = development_account(4)
+    settler = contract(chain).functions.SETTLER_ROLE().call()
+    act(chain, development_account(2), "grantRole", settler, other.address)
+    assert await settle_due(chain_services, escrow, LocalSigner(other)) is not None
+    old, new = await transactions(chain_services)
+    assert (old.account, new.account) == (OPERATOR.address.lower(), other.address.lower())
+    await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
-    def pass_boundary(*_: object) -> None:
-        nonlocal passed
-        passed += 1
-        if passed > boundary:
-            raise Killed
 
-    def doubled(method: Any) -> Any:
-        async def call(self: Escrow, *args: Any, **kwargs: Any) -> Any:
-            pass_boundary()
-            answer = await method(self, *args, **kwargs)
-            pass_boundary()
-            return answer
+async def test_a_nonce_taken_by_another_transaction_is_signed_anew(
+    chain_services: Services, escrow: Escrow, chain: Chain
+) -> None:
+    user = await rich_user(chain_services, chain)
+    await served(chain_services, user, 9)
+    proxy = Proxy(chain.url, deafness)
+    with proxy.serving():
+        deaf = Escrow(Network(Rpc([proxy.url])), chain.deployment.escrow)
+        with pytest.raises(ChainUnreachable):
+            await settle_due(chain_services, deaf, SIGNER)
+        await deaf.close()
+    chain.actor.give_from(OPERATOR, user.address)  # takes the nonce
+    assert await settle_due(chain_services, escrow, SIGNER) is not None
+    lost, mined = await transactions(chain_services)
+    assert mined.nonce == lost.nonce + 1
+    await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
-        return call
 
-    calls = (
-        "head",
-        "deposits",
-        "batch_settled",
-        "next_nonce",
-        "sign_settlement",
-        "send",
-        "mined_in",
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for name in calls:
-            patch.setattr(Escrow, name, doubled(getattr(Escrow, name)))
-        sync = services.engine.sync_engine
-        event.listen(sync, "commit", pass_boundary)
-        try:
-            yield lambda: passed
-        finally:
-            event.remove(sync, "commit", pass_boundary)
+async def test_nonces_that_were_signed_and_never_sent_leave_no_gap(
+    chain_services: Services, escrow: Escrow, chain: Chain
+) -> None:
+    """Our nonce is ahead of the chain's, as after a reorganization that took a foreign transaction
+    back: what was signed for the nonces between is sent first."""
+    user = await rich_user(chain_services, chain)
+    await served(chain_services, user, 9)
+    proxy = Proxy(chain.url, deafness)
+    with proxy.serving():
+        deaf = Escrow(Network(Rpc([proxy.url])), chain.deployment.escrow)
+        with pytest.raises(ChainUnreachable):
+            await settle_due(chain_services, deaf, SIGNER)
+        ahead = {"result": hex(await escrow.network.nonce(OPERATOR.address) + 1)}
+        proxy.rule = lambda call: (
+            ahead if call["method"] == "eth_getTransactionCount" else deafness(call)
+        )
+        with pytest.raises(ChainUnreachable):
+            await settle_due(chain_services, deaf, SIGNER)
+        await deaf.close()
+    first, second = await transactions(chain_services)
+    assert second.nonce == first.nonce + 1
+    assert await settle_due(chain_services, escrow, SIGNER) is not None
+    await served(chain_services, user, 9)
+    assert await settle_due(chain_services, escrow, SIGNER) is not None
+    nonces = [transaction.nonce for transaction in await transactions(chain_services)]
+    assert nonces == [first.nonce + offset for offset in range(3)]
+    await assert_ledger_equals_chain(chain_services, escrow, user.address)
+
+
+async def test_the_nonce_row_follows_the_chain(
+    chain_services: Services, escrow: Escrow, chain: Chain
+) -> None:
+    user = await rich_user(chain_services, chain)
+    for _ in range(2):
+        await served(chain_services, user, 9)
+        await settle_due(chain_services, escrow, SIGNER)
+    async with chain_services.sessions() as db:
+        [row] = await db.scalars(select(ChainNonce))
+    assert row.account == OPERATOR.address.lower()
+    assert row.next_nonce == await escrow.network.nonce(OPERATOR.address)

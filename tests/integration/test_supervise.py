@@ -13,7 +13,7 @@ from sqlalchemy import func, select, update
 from mesh import ledger, names, registry, streams, wire
 from mesh.db import InferenceSession, RouteHop
 from mesh.prompts import PromptText
-from tests.factories import session
+from tests.factories import fund, session
 from tests.integration.api_support import LAYERS, node
 from workers.services import Services
 from workers.supervise import supervise
@@ -31,9 +31,7 @@ async def submit(services: Services, *, seconds: float = 60) -> InferenceSession
     job.request_cipher = services.vault.seal(job.request_id, PromptText([1, 2, 3], []))
     async with services.sessions.begin() as db:
         db.add(job)
-        await ledger.deposit(
-            db, reference=job.request_id, wallet=job.user_wallet, amount=job.hold_far
-        )
+        await fund(db, wallet=job.user_wallet, amount=job.hold_far)
         await ledger.hold(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
     return job
 

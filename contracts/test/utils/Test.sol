@@ -9,6 +9,8 @@ interface Vm {
     function assertEq(bytes32 left, bytes32 right) external pure;
     function assertEq(string calldata left, string calldata right) external pure;
     function assertEq(uint256 left, uint256 right) external pure;
+    function assertFalse(bool condition) external pure;
+    function assertLe(uint256 left, uint256 right) external pure;
     function assertTrue(bool condition) external pure;
     function expectEmit(address emitter) external;
     function expectRevert(bytes calldata reason) external;
@@ -18,6 +20,7 @@ interface Vm {
         external
         pure
         returns (uint8 v, bytes32 r, bytes32 s);
+    function snapshotGasLastCall(string calldata name) external returns (uint256 gas);
     function warp(uint256 timestamp) external;
 }
 
@@ -25,10 +28,19 @@ interface Vm {
 abstract contract Test {
     Vm internal constant vm = Vm(address(uint160(uint256(keccak256("hevm cheat code")))));
 
-    /// @dev An account that shows under its name in traces.
+    /// @dev An account that shows under its name in traces, and that can sign.
     function _account(string memory name) internal returns (address account) {
-        account = address(uint160(uint256(keccak256(bytes(name)))));
+        account = vm.addr(_keyOf(name));
         vm.label(account, name);
+    }
+
+    function _keyOf(string memory name) internal pure returns (uint256) {
+        return uint256(keccak256(bytes(name)));
+    }
+
+    function _sign(uint256 key, bytes32 digest) internal pure returns (bytes memory) {
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, digest);
+        return abi.encodePacked(r, s, v);
     }
 
     /// @dev A fuzzed number brought into `[low, high]`, small ones and the edges as likely as forge

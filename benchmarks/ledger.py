@@ -1,0 +1,243 @@
+"""Random operations on the ledger from many connections: `python -m benchmarks.ledger --help`."""
+
+import asyncio
+import datetime as dt
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Annotated, Any
+
+import psutil
+import typer
+import uvloop
+from rich.table import Table
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from benchmarks.machine import CpuMeter, CpuUse
+from benchmarks.movements import Account, Actor, Job, OwnContract, Turns, fund
+from benchmarks.output import close, console
+from mesh import db
+from mesh.db import ChainCursor, InferenceSession, NodeContribution, Settlement
+from mesh.ledger.check import Report, check
+from mesh.migrations import upgrade
+from stack.servers import Postgres
+
+CONNECTIONS = 64
+
+EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the operations took, and what the check found after them."""
+
+    account: Account
+    operations: int
+    seconds: float
+    cpu: CpuUse
+    checking: float
+    report: Report
+
+
+async def measure(
+    server: Postgres, operations: int, users: int, providers: int, seed: int, say: Say
+) -> Measured:
+    """Run the operations on an empty database, then check it against the benchmark's account."""
+    server.execute("CREATE DATABASE bench")
+    url = server.url("bench")
+    await upgrade(url)
+    engine, sessions = db.connect(url, pool_size=CONNECTIONS)
+    account = Account(
+        users=[f"0x{number:040x}" for number in range(users)],
+        providers=[f"0xbb{number:038x}" for number in range(providers)],
+    )
+    say("Funding the users")
+    await fund(sessions, account)
+    turns = Turns(operations, lambda left: say(f"{left} operations to go"))
+    actors = [Actor(name, sessions, account, seed, turns) for name in range(CONNECTIONS)]
+    meter = CpuMeter({"client": [psutil.Process()], "Postgres": [postmaster(server)]})
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for actor in actors:
+            group.create_task(actor.work())
+    seconds = time.perf_counter() - began
+    cpu = meter.read()
+    say("Writing down the jobs, to check the ledger against them")
+    await write_jobs(engine, account)
+    say("Checking")
+    began = time.perf_counter()
+    report = await check(sessions, OwnContract(account))
+    checking = time.perf_counter() - began
+    await engine.dispose()
+    return Measured(account, operations, seconds, cpu, checking, report)
+
+
+async def write_jobs(engine: AsyncEngine, account: Account) -> None:
+    """The sessions, contributions and batches that belong to the postings, as the benchmark
+    remembers them."""
+    ids = [uuid.UUID(int=number) for number in range(len(account.jobs))]
+    jobs = list(zip(ids, account.jobs, strict=True))
+    settled = {"status": "confirmed", "debits": "{}", "credits": "{}", "fee_units": 0}
+    async with engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+
+        async def copy(table: Any, rows: Iterable[dict[str, object]]) -> None:
+            records = list(rows)
+            await driver.copy_records_to_table(
+                table.__tablename__,
+                columns=list(records[0]),
+                records=[tuple(record.values()) for record in records],
+            )
+
+        await copy(ChainCursor, [{"contract": OwnContract.address, "next_block": 1}])
+        if account.batches:
+            await copy(
+                Settlement,
+                ({"id": batch, "block_number": 0, **settled} for batch in account.batches),
+            )
+        await copy(InferenceSession, (_session(session_id, job) for session_id, job in jobs))
+        await copy(
+            NodeContribution,
+            (
+                _contribution(session_id, provider, share)
+                for session_id, job in jobs
+                for provider, share in job.shares.items()
+            ),
+        )
+
+
+def _session(session_id: uuid.UUID, job: Job) -> dict[str, object]:
+    return {
+        "id": session_id,
+        "request_id": job.id,
+        "user_wallet": job.wallet,
+        "model_id": "benchmark",
+        "status": job.status,
+        "deadline_at": EPOCH,
+        "prompt_tokens": 1,
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "seed": 0,
+        "request_digest": b"",
+        "price_per_token_far": job.hold,
+        "hold_far": job.hold,
+        "total_cost_far": job.cost if job.status == "completed" else None,
+        "fee_far": job.fee if job.status == "completed" else None,
+        "settlement_id": job.batch,
+    }
+
+
+def _contribution(session_id: uuid.UUID, provider: str, share: Decimal) -> dict[str, object]:
+    return {
+        "session_id": session_id,
+        "node_id": provider,
+        "wallet_address": provider,
+        "tokens_contributed": 1,
+        "layers": [0],
+        "payment_far": share,
+    }
+
+
+def postmaster(server: Postgres) -> psutil.Process:
+    """Postgres, which is no child of ours."""
+    return psutil.Process(int((server.folder / "postmaster.pid").read_text().split()[0]))
+
+
+def show(measured: Measured) -> None:
+    """The table of latencies, and what came of it."""
+    table = Table(
+        title=f"{CONNECTIONS} connections; ms from begin to commit, of operations done once",
+        title_justify="left",
+    )
+    table.add_column("operation", no_wrap=True)
+    for column in ("count", "median", "p95", "p99"):
+        table.add_column(column, justify="right")
+    for kind, seconds in sorted(measured.account.seconds.items()):
+        if len(seconds) > 1:
+            cuts = quantiles(seconds, n=100)
+            figures = (median(seconds), cuts[94], cuts[98])
+            table.add_row(kind, str(len(seconds)), *(f"{1000 * each:.1f}" for each in figures))
+    console.print(table)
+    outcomes = ", ".join(f"{count} {how}" for how, count in measured.account.outcomes.most_common())
+    console.print(f"How they were done: {outcomes}.")
+    each = {
+        name: f"{1000 * seconds / measured.operations:.2f} ms in the {name}"
+        for name, seconds in measured.cpu.seconds.items()
+    }
+    rate = measured.operations / measured.seconds
+    console.print(
+        f"[bold]{rate:.0f} operations/s[/]: {measured.operations} in {measured.seconds:.0f} s. "
+        f"CPU time of one: {', '.join(each.values())}."
+    )
+    report = measured.report
+    console.print(
+        f"[bold]{report.violations} violations[/] by {len(report.counts)} checks in "
+        f"{measured.checking:.0f} s; {len(measured.account.wrong)} operations that answered "
+        "something else than they should."
+    )
+    for wrong in measured.account.wrong[:20]:
+        console.print(f"[red]{wrong}[/]")
+    for found in report.findings:
+        console.print(f"[red]{found.check}[/] {found.subject}: {found.expected}, not {found.found}")
+
+
+def main(
+    operations: Annotated[int, typer.Option(min=1000, help="In all.")] = 100_000,
+    users: Annotated[int, typer.Option(min=1, help="Wallets that spend.")] = 500,
+    providers: Annotated[int, typer.Option(min=3, help="Wallets that earn.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the random operations.")] = 1,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the measurements to this file.")
+    ] = None,
+) -> None:
+    """Move money at random from 64 connections, then prove the books.
+
+    Holds, captures, releases, deposits, refunds and settlements, on a real Postgres of its own, in
+    the way that gateway and workers do them: one transaction each. Some are repeated, some are
+    done by two connections at once, some users try to spend what they do not have or did not sign
+    for, and some connections are killed in the middle of a transaction or of its commit, after
+    which the operation is tried again.
+
+    Meanwhile the benchmark keeps an account of its own. At the end the ledger's check runs, with
+    sessions, contributions and an escrow contract made up from that account: so it compares two
+    books. Exit status 1 if they differ, or if anything was not as it should.
+    """
+    began = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
+        console.status("Starting Postgres") as status,
+    ):
+        Path(folder).chmod(0o755)
+        server = Postgres(Path(folder) / "postgres")
+        server.start()
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                measured = runner.run(
+                    measure(server, operations, users, providers, seed, status.update)
+                )
+        finally:
+            server.stop()
+    show(measured)
+    measurements = {
+        "operations": operations,
+        "seconds": measured.seconds,
+        "violations": measured.report.counts,
+        "wrong": measured.account.wrong,
+        "cpu_seconds": measured.cpu.seconds,
+        "outcomes": measured.account.outcomes,
+    }
+    close(measurements, others=[measured.cpu.others], began=began, json_file=json_file)
+    if measured.report.violations or measured.account.wrong:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,38 @@
+"""One HTTP endpoint whose answers are bounded in size: it is not ours."""
+
+from typing import Any
+
+from eth_typing import URI
+from web3 import AsyncHTTPProvider
+from web3.types import RPCEndpoint
+
+from mesh.errors import AnswerTooLarge
+
+ANSWER_LIMIT = 16 * 2**20
+"""Bytes that an endpoint may answer with: some 20,000 events."""
+
+
+class BoundedProvider(AsyncHTTPProvider):
+    """Reads an answer as far as the limit. The time is bounded by the request's own time-out.
+
+    Raises:
+        AnswerTooLarge: there is more than ``ANSWER_LIMIT``.
+    """
+
+    def __init__(self, url: str, request_kwargs: dict[str, Any]) -> None:
+        super().__init__(url, request_kwargs, exception_retry_configuration=None)
+        self._url = URI(url)
+
+    async def _make_request(self, method: RPCEndpoint, request_data: bytes) -> bytes:
+        sessions = self._request_session_manager
+        response = await sessions.async_get_response_from_post_request(
+            self._url, data=request_data, **self.get_request_kwargs()
+        )
+        async with response:
+            response.raise_for_status()
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > ANSWER_LIMIT:
+                    raise AnswerTooLarge(f"More than {ANSWER_LIMIT} bytes for one {method}.")
+        return bytes(body)

@@ -1,0 +1,64 @@
+"""The lines of a batch's usage tree, from what the database has of its generations."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import load_only
+
+from mesh.db import InferenceSession, NodeContribution, Settlement
+from mesh.errors import UsageUnproven
+from mesh.money import ZERO, to_units
+from mesh.usage import Usage, request_id_of
+
+Contributions = Mapping[uuid.UUID, Sequence[NodeContribution]]
+"""By generation, in the order in which they were written."""
+
+
+def usage_lines(
+    jobs: Sequence[InferenceSession], contributions: Contributions, fee_recipient: str
+) -> list[Usage]:
+    """One line for each contribution, and one for each generation's fee."""
+    lines = []
+    for job in jobs:
+        request = request_id_of(job.id)
+        for part in contributions.get(job.id, ()):
+            units = to_units(part.payment_far)
+            tokens = part.tokens_contributed
+            lines.append(Usage(request, job.user_wallet, part.wallet_address, tokens, units))
+        fee = to_units(job.fee_far or ZERO)
+        lines.append(Usage(request, job.user_wallet, fee_recipient, 0, fee))
+    return lines
+
+
+async def contributions_of(db: AsyncSession, jobs: Sequence[InferenceSession]) -> Contributions:
+    """Who served what of these generations."""
+    found: dict[uuid.UUID, list[NodeContribution]] = {}
+    parts = await db.scalars(
+        select(NodeContribution)
+        .where(NodeContribution.session_id.in_([job.id for job in jobs]))
+        .order_by(NodeContribution.id)
+    )
+    for part in parts:
+        found.setdefault(part.session_id, []).append(part)
+    return found
+
+
+async def lines_of(db: AsyncSession, batch: Settlement) -> list[Usage]:
+    """All lines of a batch, in any order.
+
+    Raises:
+        UsageUnproven: the batch is of a contract that kept no usage root.
+    """
+    if batch.fee_recipient is None:
+        raise UsageUnproven(f"Batch {batch.id} was settled on a contract without usage roots.")
+    jobs = await db.scalars(
+        select(InferenceSession)
+        .where(InferenceSession.settlement_id == batch.id)
+        .options(
+            load_only(InferenceSession.id, InferenceSession.user_wallet, InferenceSession.fee_far)
+        )
+    )
+    found = jobs.all()
+    return usage_lines(found, await contributions_of(db, found), batch.fee_recipient)

@@ -1,0 +1,20 @@
+"""Two hundred reorganisations, each depth from 1 to 64 blocks three times or more."""
+
+import pytest
+
+from tests.branching import anvil, running_anvil
+from tests.reorgs import survive
+from workers.services import Services
+
+
+@pytest.mark.timeout(1800)
+async def test_the_ledger_survives_two_hundred_reorganisations(services: Services) -> None:
+    program = anvil()
+    if program is None:
+        pytest.skip("anvil is not there: run `npm ci` in contracts/")
+    with running_anvil(program) as url:
+        tally = await survive(services, url, reorganisations=200, deepest=64, seed=3)
+    assert tally.reorganisations == 200
+    assert tally.deeper > 50
+    assert tally.reversed > 0
+    print(f"\n{tally}")

@@ -1,0 +1,151 @@
+"""Users with deposits, generations that were served, and whether ledger and chain agree."""
+
+import datetime as dt
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from sqlalchemy import select, update
+
+from mesh import ledger
+from mesh.chain import Escrow, LocalSigner
+from mesh.db import InferenceSession, RouteHop, Settlement, SettlementTransaction
+from mesh.money import from_units, to_units
+from stack.contracts import development_account
+from tests.conftest import Chain
+from tests.factories import fund, session
+from workers import ending
+from workers.lease import Lease
+from workers.services import Services
+
+PROVIDERS = [f"0x{digit * 40}" for digit in "bcd"]
+OPERATOR = development_account(0)
+SIGNER = LocalSigner(OPERATOR)
+POOR = "0x" + "ee" * 20
+"""Has money in the ledger and none on the chain."""
+
+PRICE = Decimal("0.0001")
+"""FAR a token, as `tests.factories.session` has it."""
+
+
+async def rich_user(services: Services, chain: Chain, units: int = 10**18) -> LocalAccount:
+    """A user whose deposit, and as high a cap, is on the chain and in the ledger."""
+    user: LocalAccount = Account.create()
+    chain.actor.give(chain.deployment, user.address, units)
+    transaction = chain.actor.deposit(chain.deployment, user, units)
+    async with services.sessions.begin() as db:
+        await ledger.deposit(
+            db, reference=transaction, wallet=user.address.lower(), amount=from_units(units)
+        )
+        await ledger.raise_cap(db, wallet=user.address.lower(), maximum=from_units(units))
+    return user
+
+
+async def served(
+    services: Services,
+    user: LocalAccount | str,
+    tokens: int,
+    providers: Sequence[str] = PROVIDERS,
+) -> InferenceSession:
+    """A generation by these providers, ended and captured."""
+    wallet = user if isinstance(user, str) else user.address
+    job = session(user=wallet.lower(), price=PRICE)
+    async with services.sessions.begin() as db:
+        db.add(job)
+        await db.flush()
+        await ledger.hold(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
+        for stage, provider in enumerate(providers):
+            db.add(
+                RouteHop(
+                    session_id=job.id,
+                    epoch=1,
+                    stage=stage,
+                    node_id=f"node-{stage}",
+                    wallet_address=provider,
+                    start_layer=2 * stage,
+                    end_layer=2 * stage + 2,
+                    first_token=0,
+                )
+            )
+    model = services.catalog.get(job.model_id)
+    await ending.complete(
+        services,
+        Lease(services.sessions, job, seconds=60),
+        model,
+        tokens=tokens,
+        reason="length",
+        first_token_at=None,
+    )
+    return job
+
+
+async def assert_ledger_equals_chain(
+    services: Services, escrow: Escrow, *users: str, owing: bool = False
+) -> None:
+    """To the last unit: what providers and platform were paid, and what the users have left.
+
+    ``owing``: something is owed still.
+    """
+    async with services.sessions() as db:
+        for provider in PROVIDERS:
+            paid = await ledger.balance(db, ledger.paid(provider))
+            assert to_units(paid) == await escrow.credit_of(provider)
+            assert owing == bool(await ledger.balance(db, ledger.owed(provider)))
+        fees = await ledger.balance(db, ledger.paid(ledger.PLATFORM))
+        assert to_units(fees) == await escrow.credit_of(await escrow.fee_recipient())
+        assert owing == bool(await ledger.balance(db, ledger.owed(ledger.PLATFORM)))
+        for user in users:
+            left = await ledger.balance(db, ledger.available(user.lower()))
+            assert to_units(left) == await escrow.deposit_of(user)
+
+
+async def batches(services: Services) -> list[Settlement]:
+    """All that were ever closed, the oldest first."""
+    async with services.sessions() as db:
+        return list(await db.scalars(select(Settlement).order_by(Settlement.created_at)))
+
+
+async def transactions(services: Services) -> list[SettlementTransaction]:
+    """All that were ever signed, the oldest first."""
+    async with services.sessions() as db:
+        return list(
+            await db.scalars(select(SettlementTransaction).order_by(SettlementTransaction.id))
+        )
+
+
+async def session_of(services: Services, job: InferenceSession) -> InferenceSession:
+    """The generation as it is now."""
+    async with services.sessions() as db:
+        return await db.get_one(InferenceSession, job.id)
+
+
+async def poor_user(services: Services) -> str:
+    """Somebody whom the ledger lets spend what the contract does not have."""
+    async with services.sessions.begin() as db:
+        await fund(db, wallet=POOR)
+    return POOR
+
+
+def ago(seconds: float) -> dt.datetime:
+    """An instant; below zero: one that comes."""
+    return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds)
+
+
+async def change(services: Services, job: InferenceSession, **values: object) -> None:
+    """Set columns of a generation."""
+    async with services.sessions.begin() as db:
+        await db.execute(
+            update(InferenceSession).where(InferenceSession.id == job.id).values(**values)
+        )
+
+
+def contract(chain: Chain) -> Any:
+    """The escrow, as web3 has it."""
+    return chain.actor._contract("InferenceEscrow", chain.deployment.escrow)
+
+
+def act(chain: Chain, account: Any, function: str, *arguments: Any) -> None:
+    """Call a function of the escrow, and see it mined."""
+    chain.actor._call(account, contract(chain).functions[function](*arguments))

@@ -1,0 +1,90 @@
+"""The usage tree: every line can be proved, and nothing else."""
+
+import uuid
+from random import Random
+
+import pytest
+from eth_utils.crypto import keccak
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh import usage
+from mesh.usage import Usage, UsageTree
+
+UINT256 = 2**256 - 1
+
+addresses = st.binary(min_size=20, max_size=20).map(lambda raw: "0x" + raw.hex())
+lines = st.builds(
+    Usage,
+    request_id=st.uuids().map(usage.request_id_of),
+    user=addresses,
+    provider=addresses,
+    tokens=st.integers(0, UINT256),
+    amount=st.integers(0, UINT256),
+)
+batches = st.lists(lines, min_size=1, max_size=40)
+
+LINE = Usage(
+    usage.request_id_of(uuid.UUID(int=7)), "0x" + "aa" * 20, "0x" + "bb" * 20, tokens=3, amount=5
+)
+
+
+@given(batches)
+def test_every_line_has_a_proof(batch: list[Usage]) -> None:
+    tree = UsageTree(batch)
+    for index, line in enumerate(batch):
+        assert usage.verify(tree.root, line, tree.proof(index))
+
+
+@given(batches, lines, st.data())
+def test_no_line_that_is_not_there_has_one(
+    batch: list[Usage], other: Usage, data: st.DataObject
+) -> None:
+    """Neither another line nor one with a single field altered, by any line's proof."""
+    index = data.draw(st.integers(0, len(batch) - 1))
+    field = data.draw(st.sampled_from(Usage._fields))
+    altered = batch[index]._replace(**{field: getattr(other, field)})
+    proof = usage.proof(batch, index)
+    for forged in {other, altered}.difference(batch):
+        assert not usage.verify(usage.root(batch), forged, proof)
+
+
+@given(batches, st.randoms())
+def test_the_order_of_the_lines_does_not_matter(batch: list[Usage], random: Random) -> None:
+    shuffled = list(batch)
+    random.shuffle(shuffled)
+    assert usage.root(shuffled) == usage.root(batch)
+
+
+def test_a_single_line_is_the_root() -> None:
+    assert usage.root([LINE]) == usage.leaf(LINE)
+    assert usage.proof([LINE], 0) == []
+    assert usage.verify(usage.leaf(LINE), LINE, [])
+
+
+def test_a_leaf_is_the_double_hash_of_five_words() -> None:
+    words = (7, int("aa" * 20, 16), int("bb" * 20, 16), 3, 5)
+    encoded = b"".join(word.to_bytes(32, "big") for word in words)
+    assert usage.leaf(LINE) == keccak(keccak(encoded))
+
+
+def test_three_lines_pair_as_in_openzeppelins_tree() -> None:
+    """The two lowest leaves are hashed first, and the highest joins at the root."""
+    batch = [LINE._replace(amount=amount) for amount in (1, 2, 3)]
+    low, middle, high = sorted(usage.leaf(line) for line in batch)
+    inner = keccak(low + middle)
+    assert usage.root(batch) == keccak(min(high, inner) + max(high, inner))
+
+
+def test_an_inner_node_is_no_line() -> None:
+    """A proof cut short, as of a tree whose leaves and nodes are hashed alike."""
+    batch = [LINE._replace(amount=amount) for amount in range(4)]
+    assert not usage.verify(usage.root(batch), batch[0], usage.proof(batch, 0)[1:])
+
+
+def test_a_batch_has_lines() -> None:
+    with pytest.raises(ValueError, match="without lines"):
+        usage.root([])
+    for index in (-1, 1):
+        with pytest.raises(IndexError):
+            usage.proof([LINE], index)

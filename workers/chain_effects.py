@@ -1,0 +1,114 @@
+"""What an event of the escrow means for the ledger."""
+
+from collections.abc import Iterable
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from mesh import ledger, metrics
+from mesh.chain.events import Event
+from mesh.db import ChainEvent, Settlement
+from mesh.money import from_units
+
+log = structlog.get_logger()
+
+CAP_EVENTS = ("CapRaised", "CapLoweringRequested", "CapLoweringCancelled", "CapLowered")
+
+POSTINGS = {
+    "Deposited": "deposit",
+    "WithdrawalRequested": "request_withdrawal",
+    "WithdrawalCancelled": "cancel_withdrawal",
+    "Withdrawn": "withdrawn",
+}
+"""The ledger's kind of transaction for each event that moves a user's money. `Claimed` moves
+none of ours: the ledger calls a provider paid once the contract has credited him."""
+
+
+async def apply(db: AsyncSession, event: Event) -> str | None:
+    """Post what an event that counts has moved; returns the reference, if it moved something."""
+    if event.name == "BatchSettled":
+        await _compare_batch(db, event)
+    if event.name not in POSTINGS:
+        return None
+    # The block is part of it: the same event may come again in another one.
+    reference = f"{event.transaction_hash}:{event.log_index}@{event.block_hash}"
+    wallet = event.arguments["user"]
+    match event.name:
+        case "Deposited":
+            amount = from_units(event.units("amount"))
+            await ledger.deposit(db, reference=reference, wallet=wallet, amount=amount)
+        case "WithdrawalRequested":
+            amount = from_units(event.units("amount"))
+            await ledger.request_withdrawal(db, reference=reference, wallet=wallet, amount=amount)
+        case "WithdrawalCancelled":
+            await ledger.cancel_withdrawal(db, reference=reference, wallet=wallet)
+        case "Withdrawn":
+            amount = from_units(event.units("amount"))
+            await ledger.withdrawn(db, reference=reference, wallet=wallet, amount=amount)
+    return reference
+
+
+async def reverse(db: AsyncSession, event: Event, reference: str | None) -> None:
+    """Undo what :func:`apply` posted."""
+    if reference is not None:
+        await ledger.reverse(db, kind=POSTINGS[event.name], reference=reference)
+
+
+async def follow_caps(db: AsyncSession, contract: str, events: Iterable[Event]) -> None:
+    """Set the caps of all users whose caps these events touch."""
+    wallets = {event.arguments["user"] for event in events if event.name in CAP_EVENTS}
+    for wallet in sorted(wallets):
+        rows = await db.execute(
+            select(ChainEvent.name, ChainEvent.arguments, ChainEvent.status)
+            .where(
+                ChainEvent.contract == contract,
+                ChainEvent.wallet_address == wallet,
+                ChainEvent.name.in_(CAP_EVENTS),
+                ChainEvent.status != "reverted",
+            )
+            .order_by(ChainEvent.block_number, ChainEvent.log_index)
+        )
+        history = [(name, arguments, status) for name, arguments, status in rows]
+        counted = [(name, arguments) for name, arguments, status in history if status == "applied"]
+        seen = [(name, arguments) for name, arguments, _ in history]
+        maximum = from_units(min(cap_after(counted), cap_after(seen)))
+        await ledger.raise_cap(db, wallet=wallet, maximum=maximum)
+        await ledger.lower_cap(db, wallet=wallet, maximum=maximum)
+
+
+def cap_after(events: Iterable[tuple[str, dict[str, str]]]) -> int:
+    """What a user lets us debit in total, in base units, after cap events in their order.
+
+    A lowering binds from the moment in which it is asked for, not only when the contract carries
+    it out: what is held from then on might be settled after that.
+    """
+    cap = 0
+    asked: int | None = None
+    for name, arguments in events:
+        if name == "CapLoweringRequested":
+            asked = int(arguments["maximum"])
+        else:
+            asked = None
+            if name != "CapLoweringCancelled":
+                cap = int(arguments["maximum"])
+    return cap if asked is None else min(cap, asked)
+
+
+async def _compare_batch(db: AsyncSession, event: Event) -> None:
+    """A batch on the chain that we did not close, or not so, means a stolen settler key."""
+    batch = await db.get(Settlement, event.arguments["batchId"])
+    ours = None
+    if batch is not None:
+        debited = sum(int(units) for units in batch.debits.values())
+        credited = sum(int(units) for units in batch.credits.values())
+        ours = (debited, credited, int(batch.fee_units))
+    theirs = (event.units("debited"), event.units("credited"), event.units("fee"))
+    if ours != theirs:
+        metrics.foreign_batches.inc()
+        log.error(
+            "batch_not_ours",
+            batch=event.arguments["batchId"],
+            transaction=event.transaction_hash,
+            known=batch is not None,
+        )

@@ -1,0 +1,24 @@
+"""Checks the books now and then, and says loudly what is wrong."""
+
+from typing import Any
+
+import structlog
+
+from mesh.errors import ChainError
+from mesh.escrow_view import EscrowView
+from mesh.ledger.check import check, publish
+from workers.services import Services
+
+log = structlog.get_logger()
+
+
+async def check_ledger(ctx: dict[str, Any]) -> None:
+    """arq cron: check every rule of the ledger, and that against the contract, if there is one."""
+    services: Services = ctx["services"]
+    try:
+        async with EscrowView.of(services.settings.payments) as contract:
+            report = await check(services.sessions, contract)
+    except ChainError as error:  # the books can be checked alone
+        log.error("ledger_not_compared", reason=str(error))
+        report = await check(services.sessions)
+    publish(report)

@@ -1,0 +1,144 @@
+"""What is due, and the one transaction that closes it into a batch."""
+
+import asyncio
+import datetime as dt
+from collections.abc import Sequence
+
+import structlog
+from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from mesh import ledger
+from mesh.db import InferenceSession, Settlement
+from mesh.errors import SettlementMismatch
+from mesh.money import from_units, plain
+from mesh.settings import PaymentsSettings
+from mesh.usage_lines import Contributions, contributions_of
+from workers.settlement.context import Run
+from workers.settlement.draft import Draft, fitting, make_draft
+from workers.settlement.steps import Progress, Step, step
+
+log = structlog.get_logger()
+
+
+async def close(run: Run) -> Progress:
+    """Gather what is due into a new batch; `BLOCKED` if there is nothing.
+
+    Raises:
+        SettlementMismatch: the ledger does not owe what the batch would pay.
+        ChainUnreachable: the fee's recipient cannot be asked for.
+    """
+    with step(Step.CLOSE):
+        if not await _anything_due(run):
+            return Progress.BLOCKED
+        chain_id = await run.network.chain_id()
+        fee_recipient = await run.escrow.fee_recipient()
+        async with run.sessions.begin() as db:
+            jobs, contributions = await due(db, run.payments, lock=True)
+            if not jobs:
+                return Progress.BLOCKED
+            draft = await draft_of(run, jobs, contributions, chain_id, fee_recipient)
+            await check_owed(db, draft)
+            await store(db, draft)
+    log.info("settlement_closed", batch=draft.content.id, sessions=len(jobs))
+    return Progress.MOVED
+
+
+def is_due(payments: PaymentsSettings) -> Sequence[ColumnElement[bool]]:
+    """Ended, charged, in no batch, past the release delay, and not withheld."""
+    return (
+        InferenceSession.settlement_id.is_(None),
+        InferenceSession.total_cost_far > 0,
+        InferenceSession.completed_at <= func.now() - dt.timedelta(seconds=payments.release_delay),
+        or_(
+            InferenceSession.withheld_until.is_(None),
+            InferenceSession.withheld_until <= func.now(),
+        ),
+    )
+
+
+async def due(
+    db: AsyncSession, payments: PaymentsSettings, *, lock: bool
+) -> tuple[list[InferenceSession], Contributions]:
+    """The oldest generations that are due and fit into one batch, and who served them."""
+    query = (
+        select(InferenceSession)
+        .where(*is_due(payments))
+        .order_by(InferenceSession.completed_at, InferenceSession.id)
+        .limit(payments.max_sessions_per_batch)
+    )
+    if lock:
+        query = query.with_for_update(skip_locked=True)
+    jobs = list(await db.scalars(query))
+    contributions = await contributions_of(db, jobs)
+    return fitting(jobs, contributions, payments.max_lines_per_batch), contributions
+
+
+async def draft_of(
+    run: Run,
+    jobs: Sequence[InferenceSession],
+    contributions: Contributions,
+    chain_id: int,
+    fee_recipient: str,
+) -> Draft:
+    """`make_draft`, off the event loop: ten thousand generations take a second to hash."""
+    return await asyncio.to_thread(
+        make_draft,
+        jobs,
+        contributions,
+        chain_id=chain_id,
+        contract=run.escrow.address,
+        fee_recipient=fee_recipient,
+    )
+
+
+async def store(db: AsyncSession, draft: Draft) -> None:
+    """Write a batch and put its generations into it.
+
+    One that was replaced, and is closed again with the very same content, is the same batch.
+    """
+    content = draft.content
+    await db.execute(
+        insert(Settlement)
+        .values(
+            id=content.id,
+            debits={wallet: str(units) for wallet, units in content.debits.items()},
+            credits={wallet: str(units) for wallet, units in content.credits.items()},
+            fee_units=content.fee,
+            fee_recipient=draft.fee_recipient,
+            usage_root=content.usage_root,
+        )
+        .on_conflict_do_update(
+            index_elements=[Settlement.id],
+            set_={"status": "closed", "failures": 0},
+            where=Settlement.status == "replaced",
+        )
+    )
+    await db.execute(
+        update(InferenceSession)
+        .where(InferenceSession.id.in_([job.id for job in draft.jobs]))
+        .values(settlement_id=content.id, withheld_until=None, withheld_reason=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def check_owed(db: AsyncSession, draft: Draft) -> None:
+    """That the ledger owes at least what the batch pays.
+
+    Raises:
+        SettlementMismatch: it owes somebody less.
+    """
+    content = draft.content
+    for owner, units in {**content.credits, ledger.PLATFORM: content.fee}.items():
+        amount, owed = from_units(units), await ledger.balance(db, ledger.owed(owner))
+        if owed < amount:
+            raise SettlementMismatch(
+                f"The batch would pay {owner} {plain(amount)} FAR, the ledger owes {plain(owed)}."
+            )
+
+
+async def _anything_due(run: Run) -> bool:
+    async with run.sessions() as db:
+        found = await db.scalar(select(InferenceSession.id).where(*is_due(run.payments)).limit(1))
+        return found is not None

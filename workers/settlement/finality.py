@@ -1,0 +1,82 @@
+"""Waits until a mined batch cannot be undone, and then lets the ledger follow."""
+
+import structlog
+from sqlalchemy import func, select, update
+
+from mesh import ledger, metrics
+from mesh.db import InferenceSession, NodeContribution, Settlement
+from mesh.money import ZERO, from_units, plain
+from workers.settlement.context import Run, contract_batch
+from workers.settlement.reconcile import receipts_of
+from workers.settlement.steps import Progress, Step, step
+
+log = structlog.get_logger()
+
+
+async def finish(run: Run, batch: Settlement) -> Progress:
+    """Post a batch that is final; take one back that a reorganization has undone."""
+    with step(Step.FINALITY):
+        if await run.escrow.settled_root(batch.id) is None:
+            return await _unmark(run, batch)
+        receipts = await receipts_of(run, await run.transactions(batch))
+        mined = next((receipt for receipt in receipts if receipt.succeeded), None)
+        final = await run.final_block()
+        if mined is not None and mined.block_number > final:
+            return Progress.WAITING
+        if await run.escrow.settled_root(batch.id, final) is None:
+            return Progress.WAITING
+    if mined is None:  # bytes of ours that the database lost: only the contract knows
+        return await _post(run, batch, None, final)
+    return await _post(run, batch, mined.hash, mined.block_number)
+
+
+async def _unmark(run: Run, batch: Settlement) -> Progress:
+    async with run.sessions.begin() as db:
+        await db.execute(
+            update(Settlement)
+            .where(Settlement.id == batch.id, Settlement.status == "mined")
+            .values(status="signed", transaction_hash=None, block_number=None)
+        )
+    log.warning("settlement_reorganized", batch=batch.id, block=batch.block_number)
+    return Progress.MOVED
+
+
+async def _post(run: Run, batch: Settlement, transaction: str | None, block: int) -> Progress:
+    """Owed becomes paid, once: the batch's row is locked, and the ledger knows its id."""
+    content = contract_batch(batch)
+    paid = {wallet: from_units(units) for wallet, units in content.credits.items()}
+    fee = from_units(content.fee)
+    with step(Step.POST):
+        async with run.sessions.begin() as db:
+            await ledger.settle(db, batch=batch.id, amounts={**paid, ledger.PLATFORM: fee})
+            sessions = select(InferenceSession.id).where(InferenceSession.settlement_id == batch.id)
+            await db.execute(
+                update(NodeContribution)
+                .where(NodeContribution.session_id.in_(sessions))
+                .values(paid_at=func.now())
+                .execution_options(synchronize_session=False)
+            )
+            await db.execute(
+                update(Settlement)
+                .where(Settlement.id == batch.id)
+                .values(
+                    status="confirmed",
+                    # A reorganization may have moved it to another block since it was mined.
+                    transaction_hash=transaction,
+                    block_number=block,
+                    confirmed_at=func.now(),
+                )
+            )
+    total = sum(paid.values(), ZERO)
+    metrics.payments_released.labels("FAR").inc(len(paid))
+    metrics.payments_amount.inc(float(total))
+    log.info(
+        "settlement_confirmed",
+        batch=batch.id,
+        transaction=transaction,
+        block=block,
+        providers=len(paid),
+        amount_far=plain(total),
+        fee_far=plain(fee),
+    )
+    return Progress.CONFIRMED

@@ -1,0 +1,165 @@
+"""A batch that the contract would refuse because of one user, or of the daily ceiling.
+
+It is replaced by one without what is in the way, so that everybody else is paid. This is the one
+place where a generation goes from one batch into another, so it asks first whether the old batch
+can still be mined: only bytes that are signed can, and only until the chain has used their nonce.
+"""
+
+import datetime as dt
+from collections.abc import Sequence
+
+import structlog
+from sqlalchemy import func, select, update
+
+from mesh.db import InferenceSession, Settlement, SettlementTransaction
+from mesh.errors import ChainError, SettlementRefused
+from mesh.money import ZERO, to_units
+from mesh.usage_lines import contributions_of
+from workers.settlement.collect import draft_of, store
+from workers.settlement.context import Run
+from workers.settlement.pauses import Reason, alert
+from workers.settlement.steps import Progress, Step, step
+
+log = structlog.get_logger()
+
+USERS_FAULT = ("InsufficientDeposit", "CapExceeded")
+CEILING = "DailyCeilingExceeded"
+SETTLED = "BatchAlreadySettled"
+
+
+async def mend(run: Run, batch: Settlement, refusal: SettlementRefused) -> Progress:
+    """Do what a refusal asks for.
+
+    Raises:
+        SettlementRefused: it is none that leaving something out would mend.
+    """
+    if refusal.reason == SETTLED:
+        return await _look_again(run, batch)
+    by_user = refusal.reason in USERS_FAULT and refusal.user in batch.debits
+    if not by_user and refusal.reason != CEILING:
+        raise refusal
+    with step(Step.LEAVE_OUT):
+        transactions = await run.transactions(batch)
+        if await can_still_be_mined(run, batch, transactions):
+            return Progress.WAITING
+        signed = len(transactions)
+        jobs = await _jobs(run, batch)
+        if by_user:
+            out = [job for job in jobs if job.user_wallet == refusal.user]
+            alert(Reason.LEFT_OUT, refusal.detail)
+            await replace(run, batch, out, signed=signed, withhold=refusal.reason)
+            return Progress.MOVED
+        alert(Reason.DAILY_CEILING, refusal.detail)
+        out = beyond(jobs, refusal.left or 0)
+        if len(out) == len(jobs):
+            return Progress.BLOCKED  # until the contract's next day
+        await replace(run, batch, out, signed=signed, withhold=None)
+        return Progress.MOVED
+
+
+async def can_still_be_mined(
+    run: Run, batch: Settlement, transactions: Sequence[SettlementTransaction]
+) -> bool:
+    """Whether one of the batch's transactions was mined, or may be one day."""
+    if not transactions:
+        return False
+    final = await run.final_block()
+    for account in sorted({transaction.account for transaction in transactions}):
+        used = await run.network.nonce(account, final)
+        if any(other.account == account and other.nonce >= used for other in transactions):
+            return True
+    return await run.escrow.settled_root(batch.id) is not None
+
+
+async def replace(
+    run: Run,
+    batch: Settlement,
+    out: Sequence[InferenceSession],
+    *,
+    signed: int,
+    withhold: str | None,
+) -> None:
+    """Close the rest of a batch into another, in one transaction.
+
+    Args:
+        signed: How many transactions the batch had when it could not be mined any more.
+        withhold: Why ``out`` has to wait for `retry_left_out`; none if it may go into the next
+            batch.
+
+    Raises:
+        ChainError: it has another one by now; nothing was changed.
+    """
+    chain_id = await run.network.chain_id()
+    fee_recipient = batch.fee_recipient or await run.escrow.fee_recipient()
+    gone = {job.id for job in out}
+    until = func.now() + dt.timedelta(seconds=run.payments.retry_left_out)
+    async with run.sessions.begin() as db:
+        await db.execute(
+            update(Settlement).where(Settlement.id == batch.id).values(status="replaced")
+        )
+        # The row is locked now, and who signs locks it first.
+        known = select(func.count()).where(SettlementTransaction.settlement_id == batch.id)
+        if await db.scalar(known) != signed:
+            raise ChainError(f"Batch {batch.id} was signed meanwhile: another settler is at work.")
+        await db.execute(
+            update(InferenceSession)
+            .where(InferenceSession.id.in_(gone))
+            .values(
+                settlement_id=None,
+                withheld_until=until if withhold else None,
+                withheld_reason=withhold,
+            )
+            .execution_options(synchronize_session=False)
+        )
+        rest = list(
+            await db.scalars(
+                select(InferenceSession)
+                .where(InferenceSession.settlement_id == batch.id)
+                .order_by(InferenceSession.completed_at, InferenceSession.id)
+            )
+        )
+        if rest:
+            contributions = await contributions_of(db, rest)
+            draft = await draft_of(run, rest, contributions, chain_id, fee_recipient)
+            await store(db, draft)
+    log.warning(
+        "settlement_reclosed",
+        batch=batch.id,
+        by=draft.content.id if rest else None,
+        left_out=len(gone),
+        reason=withhold or CEILING,
+    )
+
+
+def beyond(jobs: Sequence[InferenceSession], left: int) -> list[InferenceSession]:
+    """The generations, in order, that do not fit into ``left`` base units any more."""
+    out = []
+    for job in jobs:
+        cost = to_units(job.total_cost_far or ZERO)
+        if cost > left:
+            out.append(job)
+        else:
+            left -= cost
+    return out
+
+
+async def _look_again(run: Run, batch: Settlement) -> Progress:
+    """The contract has it, though we know of no transaction: reconciling finds out."""
+    with step(Step.LEAVE_OUT):
+        async with run.sessions.begin() as db:
+            await db.execute(
+                update(Settlement)
+                .where(Settlement.id == batch.id, Settlement.status == "closed")
+                .values(status="signed")
+            )
+    return Progress.MOVED
+
+
+async def _jobs(run: Run, batch: Settlement) -> list[InferenceSession]:
+    async with run.sessions() as db:
+        found = await db.scalars(
+            select(InferenceSession)
+            .where(InferenceSession.settlement_id == batch.id)
+            .order_by(InferenceSession.completed_at, InferenceSession.id)
+        )
+        return list(found)

@@ -1,0 +1,122 @@
+"""When an operator has to look. Nothing is settled until `far-mesh settle --resume`."""
+
+from enum import StrEnum
+from typing import NoReturn
+
+import structlog
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from mesh import metrics
+from mesh.db import Sessions, Settlement, SettlementPause
+from mesh.errors import ChainError, SettlementPaused
+from mesh.money import PLACES, from_units, plain
+from mesh.settings import PaymentsSettings
+from workers.settlement.context import Run
+from workers.settlement.steps import Step, step
+
+log = structlog.get_logger()
+
+FAILURES = 2
+"""Refusals in a row after which trying again will not help."""
+
+
+class Reason(StrEnum):
+    """Why somebody should look. The first four pause settlement."""
+
+    LOW_GAS_MONEY = "low_gas_money"
+    MISMATCH = "mismatch"
+    REVERTED = "reverted"
+    FAILURES = "failures"
+    FEE_CEILING = "fee_ceiling"
+    DAILY_CEILING = "daily_ceiling"
+    LEFT_OUT = "left_out"
+    UNREACHABLE = "unreachable"
+
+
+def alert(reason: Reason, detail: str) -> None:
+    """Say so, and go on."""
+    metrics.settlement_alerts.labels(reason).inc()
+    log.error("settlement_alert", reason=reason, detail=detail)
+
+
+async def pause(sessions: Sessions, reason: Reason, detail: str) -> NoReturn:
+    """Settle nothing until an operator has looked.
+
+    Raises:
+        SettlementPaused: always.
+    """
+    with step(Step.PAUSE):
+        async with sessions.begin() as db:
+            await db.execute(
+                insert(SettlementPause)
+                .values(reason=reason, detail=detail)
+                .on_conflict_do_nothing()
+            )
+    metrics.settlement_paused.set(1)
+    alert(reason, detail)
+    raise SettlementPaused(f"Settlement is paused ({reason}): {detail}")
+
+
+async def in_force(sessions: Sessions) -> SettlementPause | None:
+    """The pause that nobody has ended."""
+    async with sessions() as db:
+        found = await db.scalar(select(SettlementPause).where(SettlementPause.ended_at.is_(None)))
+    metrics.settlement_paused.set(found is not None)
+    return found
+
+
+async def resume(sessions: Sessions) -> SettlementPause | None:
+    """End the pause, and forget what failed before; returns it, or none."""
+    with step(Step.PAUSE):
+        async with sessions.begin() as db:
+            ended = await db.scalar(
+                update(SettlementPause)
+                .where(SettlementPause.ended_at.is_(None))
+                .values(ended_at=func.now())
+                .returning(SettlementPause)
+            )
+            await db.execute(update(Settlement).where(Settlement.failures > 0).values(failures=0))
+    metrics.settlement_paused.set(0)
+    return ended
+
+
+async def count_failure(run: Run, batch: Settlement, error: ChainError) -> None:
+    """Remember that a batch was refused.
+
+    Raises:
+        SettlementPaused: it was the second time in a row.
+    """
+    with step(Step.PAUSE):
+        async with run.sessions.begin() as db:
+            failures = await db.scalar(
+                update(Settlement)
+                .where(Settlement.id == batch.id)
+                .values(failures=Settlement.failures + 1)
+                .returning(Settlement.failures)
+            )
+    if failures is not None and failures >= FAILURES:
+        await pause(run.sessions, Reason.FAILURES, f"Batch {batch.id}: {error.detail}")
+
+
+async def check_gas_money(run: Run, needed: int) -> None:
+    """That the account can pay ``needed`` wei, and a reserve.
+
+    Raises:
+        SettlementPaused: it cannot.
+    """
+    least = max(needed, gas_reserve(run.payments))
+    balance = await run.network.balance(run.account)
+    if balance < least:
+        detail = f"{run.signer.address} has {coins(balance)} coins and needs {coins(least)}."
+        await pause(run.sessions, Reason.LOW_GAS_MONEY, detail)
+
+
+def gas_reserve(payments: PaymentsSettings) -> int:
+    """`min_gas_money` in wei."""
+    return int(payments.min_gas_money.scaleb(PLACES))
+
+
+def coins(wei: int) -> str:
+    """Wei as coins of the chain, for people."""
+    return plain(from_units(wei))

@@ -1,0 +1,181 @@
+"""What the next batch would be, for people. Nothing is written, signed or sent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from sqlalchemy import func, select
+
+from mesh.chain import Escrow, Fees, Signer
+from mesh.db import InferenceSession, Settlement, SettlementPause
+from mesh.errors import SettlementRefused
+from mesh.money import ZERO, from_units, plain
+from workers.services import Services
+from workers.settlement import pauses
+from workers.settlement.collect import draft_of, due, is_due
+from workers.settlement.context import Run, contract_batch
+from workers.settlement.draft import Draft
+from workers.settlement.leaving_out import CEILING, USERS_FAULT, beyond
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Generations that the next batch would not pay for, and why."""
+
+    reason: str
+    sessions: int
+    amount: Decimal
+    """FAR."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """The next batch, or the one that is on its way already."""
+
+    open_batch: Settlement | None = None
+    pause: SettlementPause | None = None
+    draft: Draft | None = None
+    gas: int = 0
+    fees: Fees | None = None
+    balance: int = 0
+    refusal: str | None = None
+    """Why the contract would take no batch at all."""
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+async def make_plan(services: Services, escrow: Escrow, signer: Signer) -> Plan:
+    """Look at what is due, and ask the contract what it would say.
+
+    Raises:
+        ChainUnreachable: no endpoint answers.
+        SettlementMismatch: a generation's parts are not its cost.
+    """
+    run = Run(services, escrow, signer)
+    plan = Plan(
+        open_batch=await run.open_batch(),
+        pause=await pauses.in_force(services.sessions),
+        balance=await run.network.balance(run.account),
+        fees=(await run.network.fees()).capped(run.fee_ceiling),
+        left_out=await _not_due(run),
+    )
+    chain_id, fee_recipient = await run.network.chain_id(), await escrow.fee_recipient()
+    async with run.sessions() as db:
+        jobs, contributions = await due(db, run.payments, lock=False)
+        plan.left_out += await _too_many(run, len(jobs))
+    # What settling would find out one refusal after the other.
+    while jobs and plan.refusal is None:
+        draft = await draft_of(run, jobs, contributions, chain_id, fee_recipient)
+        try:
+            await escrow.simulate(run.account, draft.content)
+            plan.draft, plan.gas = draft, await escrow.gas_for(run.account, draft.content)
+            break
+        except SettlementRefused as refusal:
+            out = _in_the_way(jobs, refusal)
+            if not out:
+                plan.refusal = refusal.detail
+            else:
+                plan.left_out.append(_left_out(f"{refusal.reason}: {refusal.user or 'all'}", out))
+                gone = {job.id for job in out}
+                jobs = [job for job in jobs if job.id not in gone]
+    return plan
+
+
+def describe(plan: Plan) -> list[str]:
+    """The plan as lines of text."""
+    said = []
+    if plan.pause is not None:
+        said.append(f"Settlement is PAUSED ({plan.pause.reason}): {plan.pause.detail}")
+    if plan.open_batch is not None:
+        open_batch = contract_batch(plan.open_batch)
+        said.append(f"Batch {open_batch.id} is {plan.open_batch.status}; the next closes after it.")
+    if plan.draft is None:
+        said.append(plan.refusal or "Nothing is due.")
+    else:
+        said += _describe_draft(plan, plan.draft)
+    for left in plan.left_out:
+        amount = plain(left.amount)
+        said.append(f"left out: {left.sessions} generations, {amount} FAR: {left.reason}")
+    return said
+
+
+def _describe_draft(plan: Plan, draft: Draft) -> list[str]:
+    content = draft.content
+    said = [
+        f"batch {content.id}",
+        f"usage root {content.usage_root}, {len(draft.lines)} lines",
+        f"generations {len(draft.jobs)}",
+        f"users {len(content.debits)}, debited {plain(from_units(content.debited))} FAR",
+        f"providers {len(content.credits)}, credited "
+        f"{plain(from_units(sum(content.credits.values())))} FAR",
+        f"fee {plain(from_units(content.fee))} FAR to {draft.fee_recipient}",
+    ]
+    if plan.fees is not None:
+        cost = pauses.coins(plan.gas * plan.fees.maximum)
+        each = plan.gas // len(draft.jobs)
+        said.append(
+            f"gas at most {plan.gas} ({each} a generation) at {plan.fees.maximum} wei: at most "
+            f"{cost} coins of {pauses.coins(plan.balance)}"
+        )
+    for wallet, units in sorted(content.debits.items()):
+        said.append(f"  user {wallet} pays {plain(from_units(units))} FAR")
+    for wallet, units in sorted(content.credits.items()):
+        said.append(f"  provider {wallet} gets {plain(from_units(units))} FAR")
+    return said
+
+
+def _in_the_way(
+    jobs: Sequence[InferenceSession], refusal: SettlementRefused
+) -> list[InferenceSession]:
+    if refusal.reason in USERS_FAULT:
+        return [job for job in jobs if job.user_wallet == refusal.user]
+    if refusal.reason == CEILING:
+        return beyond(jobs, refusal.left or 0)
+    return []
+
+
+def _left_out(reason: str, jobs: Sequence[InferenceSession]) -> LeftOut:
+    total = sum((job.total_cost_far or ZERO for job in jobs), ZERO)
+    return LeftOut(reason, len(jobs), total)
+
+
+async def _not_due(run: Run) -> list[LeftOut]:
+    """Charged and in no batch, but too young or withheld."""
+    withheld = InferenceSession.withheld_until > func.now()
+    query = (
+        select(
+            withheld.label("withheld"),
+            InferenceSession.withheld_reason,
+            func.count(),
+            func.sum(InferenceSession.total_cost_far),
+        )
+        .where(
+            InferenceSession.settlement_id.is_(None),
+            InferenceSession.total_cost_far > 0,
+            InferenceSession.id.not_in(select(InferenceSession.id).where(*is_due(run.payments))),
+        )
+        .group_by("withheld", InferenceSession.withheld_reason)
+    )
+    async with run.sessions() as db:
+        return [
+            LeftOut(
+                f"withheld ({reason or 'no reason'})" if held else "before the release delay",
+                count,
+                amount or ZERO,
+            )
+            for held, reason, count, amount in await db.execute(query)
+        ]
+
+
+async def _too_many(run: Run, taken: int) -> list[LeftOut]:
+    rest = (
+        select(InferenceSession.total_cost_far)
+        .where(*is_due(run.payments))
+        .order_by(InferenceSession.completed_at, InferenceSession.id)
+        .offset(taken)
+        .subquery()
+    )
+    async with run.sessions() as db:
+        count, amount = (
+            await db.execute(select(func.count(), func.sum(rest.c.total_cost_far)))
+        ).one()
+    return [LeftOut("for a later batch", count, amount)] if count else []

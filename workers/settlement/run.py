@@ -1,0 +1,115 @@
+"""One run: finish the open batch, close the next, until nothing is due or the time is up."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from sqlalchemy import text
+
+from mesh.chain import Escrow, Signer, open_signer
+from mesh.chain.signers import configured
+from mesh.db import Settlement
+from mesh.errors import ChainError, ChainUnreachable, SettlementMismatch, SettlementPaused
+from workers.services import Services
+from workers.settlement import pauses, submit
+from workers.settlement.collect import close
+from workers.settlement.context import Run
+from workers.settlement.finality import finish
+from workers.settlement.pauses import Reason
+from workers.settlement.reconcile import reconcile
+from workers.settlement.steps import Progress
+
+log = structlog.get_logger()
+
+SIGNER_LOCK = 0x0FA12
+"""Postgres advisory lock: one process signs at a time, so that nonces do not collide."""
+
+LOOK = 0.25
+"""Seconds until the second look at the chain; twice as many until each later one."""
+
+LONGEST_LOOK = 4.0
+
+
+async def settle(ctx: dict[str, Any]) -> None:
+    """arq cron: one run. What stops it is logged, and the next run goes on from there."""
+    services: Services = ctx["services"]
+    payments = services.settings.payments
+    if not payments.escrow_contract or not configured(payments):
+        return
+    escrow = Escrow.of(payments)
+    try:
+        await settle_due(services, escrow, await open_signer(payments))
+    except ChainUnreachable as error:
+        pauses.alert(Reason.UNREACHABLE, error.detail)
+    except ChainError as error:
+        log.error("settlement_stopped", code=error.code, reason=error.detail)
+    finally:
+        await escrow.close()
+
+
+async def settle_due(services: Services, escrow: Escrow, signer: Signer) -> str | None:
+    """Settle what is due, as far as the chain lets it come; returns the last batch confirmed.
+
+    Raises:
+        SettlementPaused: an operator has to look; later runs do nothing until he has.
+        ChainUnreachable: no endpoint answers. Nothing is lost.
+        ChainError: the contract, the network or the signer refuses the batch.
+    """
+    async with _only_settler(services) as alone:
+        if not alone or await pauses.in_force(services.sessions):
+            return None
+        return await _work(Run(services, escrow, signer))
+
+
+async def _work(run: Run) -> str | None:
+    confirmed = None
+    wait = LOOK
+    give_up = time.monotonic() + run.payments.confirmation_wait
+    while time.monotonic() < give_up:
+        batch = await run.open_batch()
+        progress = await _guarded(run, batch)
+        if progress is Progress.BLOCKED:
+            break
+        if progress is Progress.CONFIRMED and batch is not None:
+            confirmed = batch.id
+        if progress is Progress.WAITING:
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_LOOK)
+        else:
+            wait = LOOK
+    return confirmed
+
+
+async def _guarded(run: Run, batch: Settlement | None) -> Progress:
+    """One step, and what its failure means for later runs."""
+    try:
+        return await (close(run) if batch is None else _advance(run, batch))
+    except (ChainUnreachable, SettlementPaused):
+        raise
+    except SettlementMismatch as error:
+        await pauses.pause(run.sessions, Reason.MISMATCH, error.detail)
+    except ChainError as error:
+        if batch is not None:
+            await pauses.count_failure(run, batch, error)
+        raise
+
+
+async def _advance(run: Run, batch: Settlement) -> Progress:
+    if batch.status == "closed":
+        return await submit.sign(run, batch)
+    if batch.status == "signed":
+        return await reconcile(run, batch)
+    return await finish(run, batch)
+
+
+@asynccontextmanager
+async def _only_settler(services: Services) -> AsyncIterator[bool]:
+    """Whether this process may sign now. The lock goes with its transaction, however that ends."""
+    async with services.engine.connect() as connection:
+        got = await connection.scalar(
+            text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": SIGNER_LOCK}
+        )
+        yield bool(got)

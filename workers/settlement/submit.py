@@ -1,0 +1,215 @@
+"""Signs a batch, and gets it into a block: simulate, nonce, sign, persist, send, replace."""
+
+import datetime as dt
+from collections.abc import Sequence
+
+import structlog
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from mesh.chain import Fees, SignedTransaction, sign_transaction
+from mesh.chain.network import Sent
+from mesh.db import ChainNonce, Settlement, SettlementTransaction
+from mesh.errors import ChainError, SettlementRefused
+from workers.settlement import leaving_out
+from workers.settlement.context import Run, contract_batch
+from workers.settlement.pauses import Reason, alert, check_gas_money
+from workers.settlement.steps import Progress, Step, step
+
+log = structlog.get_logger()
+
+
+async def sign(run: Run, batch: Settlement) -> Progress:
+    """Write signed bytes down, at a new nonce, before anybody else sees them.
+
+    Raises:
+        SettlementRefused: the contract would revert it, and leaving somebody out does not help.
+        SettlementPaused: there is too little gas money.
+        ChainError: the signer does not sign.
+    """
+    content = contract_batch(batch)
+    with step(Step.SIMULATE):
+        refusal = None
+        try:
+            await run.escrow.simulate(run.account, content)
+            gas = await run.escrow.gas_for(run.account, content)
+        except SettlementRefused as refused:
+            refusal = refused
+    if refusal is not None:
+        return await leaving_out.mend(run, batch, refusal)
+    with step(Step.SIGN):
+        chain_id = await run.network.chain_id()
+        fees = (await run.network.fees()).capped(run.fee_ceiling)
+        await check_gas_money(run, gas * fees.maximum)
+        mined = await run.network.nonce(run.account)
+        async with run.sessions.begin() as db:
+            # The nonce and the bytes that use it are one transaction: no nonce is ever lost.
+            await _hold(db, batch)
+            nonce = await _take_nonce(db, run, chain_id, mined)
+            signed = await sign_transaction(
+                run.signer,
+                chain_id=chain_id,
+                to=run.escrow.address,
+                data=run.escrow.settle_data(content),
+                nonce=nonce,
+                gas=gas,
+                fees=fees,
+            )
+            _keep(db, run, batch, signed, chain_id=chain_id, gas=gas, fees=fees)
+    log.info("settlement_signed", batch=batch.id, transaction=signed.hash, nonce=nonce)
+    return Progress.MOVED
+
+
+async def deliver(
+    run: Run, batch: Settlement, live: Sequence[SettlementTransaction], mined: int
+) -> Progress:
+    """Send what may still be mined, or replace it where it is stuck.
+
+    Args:
+        live: This batch's transactions that may still be mined, the newest last.
+        mined: The account's nonce on the chain.
+
+    Raises:
+        ChainError: the network refuses it for good.
+    """
+    newest = live[-1]
+    if _stuck(newest, run.payments.stuck_after):
+        return await _replace(run, batch, newest)
+    with step(Step.SEND):
+        outcome = Sent.ACCEPTED
+        for transaction in await _unmined(run, newest.chain_id, mined):
+            outcome = await run.network.send(transaction.raw)
+            if outcome is Sent.ACCEPTED and transaction.sent_at is None:
+                await _sent(run, transaction)
+    if outcome is Sent.UNDERPRICED:
+        return await _replace(run, batch, newest)
+    return Progress.WAITING
+
+
+async def _replace(run: Run, batch: Settlement, old: SettlementTransaction) -> Progress:
+    """The same call at the same nonce, with higher fees: only one of the two can be mined."""
+    with step(Step.REPLACE):
+        priority = None if old.priority_fee_wei is None else int(old.priority_fee_wei)
+        fees = Fees(int(old.max_fee_wei), priority).bumped(await run.network.fees())
+        if fees.maximum > run.fee_ceiling:
+            alert(
+                Reason.FEE_CEILING,
+                f"Transaction {old.hash} is stuck, and {fees.maximum} wei a gas is too much.",
+            )
+            return Progress.BLOCKED
+        await check_gas_money(run, old.gas * fees.maximum)
+        async with run.sessions.begin() as db:
+            await _hold(db, batch)
+            signed = await sign_transaction(
+                run.signer,
+                chain_id=old.chain_id,
+                to=run.escrow.address,
+                data=run.escrow.settle_data(contract_batch(batch)),
+                nonce=old.nonce,
+                gas=old.gas,
+                fees=fees,
+            )
+            _keep(db, run, batch, signed, chain_id=old.chain_id, gas=old.gas, fees=fees)
+    log.warning(
+        "settlement_replaced",
+        batch=batch.id,
+        transaction=signed.hash,
+        nonce=old.nonce,
+        max_fee_wei=fees.maximum,
+    )
+    return Progress.MOVED
+
+
+async def _hold(db: AsyncSession, batch: Settlement) -> None:
+    """Lock the batch's row for the time of signing. One settler is at work at a time; should
+    another be after all, since the database dropped the lock's connection, it waits here.
+
+    Raises:
+        ChainError: the other one has replaced the batch: its generations are in another.
+    """
+    held = await db.scalar(
+        update(Settlement)
+        .where(Settlement.id == batch.id, Settlement.status.in_(("closed", "signed")))
+        .values(status="signed", failures=0)
+        .returning(Settlement.id)
+    )
+    if held is None:
+        raise ChainError(f"Batch {batch.id} was replaced meanwhile: another settler is at work.")
+
+
+async def _take_nonce(db: AsyncSession, run: Run, chain_id: int, mined: int) -> int:
+    """Ours, until the database says otherwise. The chain may be ahead, if somebody else used the
+    account; it may be behind what we have signed, and then `deliver` sends that first."""
+    await db.execute(
+        insert(ChainNonce)
+        .values(chain_id=chain_id, account=run.account, next_nonce=mined)
+        .on_conflict_do_nothing()
+    )
+    row = (
+        await db.scalars(
+            select(ChainNonce)
+            .where(ChainNonce.chain_id == chain_id, ChainNonce.account == run.account)
+            .with_for_update()
+        )
+    ).one()
+    nonce = max(row.next_nonce, mined)
+    row.next_nonce = nonce + 1
+    return nonce
+
+
+def _keep(
+    db: AsyncSession,
+    run: Run,
+    batch: Settlement,
+    signed: SignedTransaction,
+    *,
+    chain_id: int,
+    gas: int,
+    fees: Fees,
+) -> None:
+    db.add(
+        SettlementTransaction(
+            settlement_id=batch.id,
+            chain_id=chain_id,
+            account=run.account,
+            nonce=signed.nonce,
+            hash=signed.hash,
+            raw=signed.raw,
+            gas=gas,
+            max_fee_wei=fees.maximum,
+            priority_fee_wei=fees.priority,
+        )
+    )
+
+
+async def _unmined(run: Run, chain_id: int, mined: int) -> list[SettlementTransaction]:
+    """The newest bytes of every nonce of ours that the chain has not used, in order: a later nonce
+    waits for the earlier ones."""
+    async with run.sessions() as db:
+        found = await db.scalars(
+            select(SettlementTransaction)
+            .where(
+                SettlementTransaction.chain_id == chain_id,
+                SettlementTransaction.account == run.account,
+                SettlementTransaction.nonce >= mined,
+            )
+            .order_by(SettlementTransaction.nonce, SettlementTransaction.id)
+        )
+        return list({transaction.nonce: transaction for transaction in found}.values())
+
+
+async def _sent(run: Run, transaction: SettlementTransaction) -> None:
+    async with run.sessions.begin() as db:
+        await db.execute(
+            update(SettlementTransaction)
+            .where(SettlementTransaction.id == transaction.id)
+            .values(sent_at=func.now())
+        )
+
+
+def _stuck(transaction: SettlementTransaction, patience: float) -> bool:
+    if transaction.sent_at is None:
+        return False
+    waited = dt.datetime.now(dt.UTC) - transaction.sent_at
+    return waited.total_seconds() >= patience
