@@ -97,7 +97,7 @@ class Branching:
         """Go back by so many blocks and begin another branch; returns what they held."""
         left = [each for block in self._contents[-depth:] for each in block]
         del self._marks[-depth:], self._contents[-depth:]
-        assert self._ask("evm_revert", self._marks[-1])
+        assert self._ask("evm_revert", self._marks[-1]) is not False
         self._marks[-1] = self._ask("evm_snapshot")
         self._branches += 1
         # Something that no other branch has, so that no block is the same.

@@ -133,13 +133,21 @@ async def _common_block(services: Services, source: EventSource, known: Block) -
         counted = await db.scalars(
             select(ChainBlock)
             .where(ChainBlock.contract == source.address.lower(), ChainBlock.number < known.number)
-            .order_by(ChainBlock.number.desc())
+            .order_by(ChainBlock.number)
         )
         blocks = [Block(block.number, block.hash) for block in counted]
-    for block in blocks:
+    # Below a block that is still there everything is: so few of them have to be asked for.
+    there, gone = 0, len(blocks)
+    while there < gone:
+        middle = (there + gone) // 2
+        block = blocks[middle]
         if (await source.hashes([block.number]))[block.number] == block.hash:
-            return block
-    raise ChainError(f"None of our blocks is on the node's chain; the last was {known.number}.")
+            there = middle + 1
+        else:
+            gone = middle
+    if not there:
+        raise ChainError(f"None of our blocks is on the node's chain; the last was {known.number}.")
+    return blocks[there - 1]
 
 
 async def _take_back(db: AsyncSession, contract: str, above: int) -> list[Event]:
@@ -173,12 +181,12 @@ async def _store(services: Services, contract: str, known: Block, reading: Readi
         applied = await _apply(db, contract, reading.confirmed.number)
         await chain_effects.follow_caps(db, contract, [*gone, *reading.events])
         if reading.confirmed != known:
+            # Those of events as well: then nothing is taken back that is older than a fork.
+            counted = {event.block_number: event.block_hash for event in applied}
+            counted[reading.confirmed.number] = reading.confirmed.hash
             await db.execute(
-                insert(ChainBlock).values(
-                    contract=contract,
-                    number=reading.confirmed.number,
-                    hash=reading.confirmed.hash,
-                )
+                insert(ChainBlock),
+                [{"contract": contract, "number": n, "hash": h} for n, h in counted.items()],
             )
             await _move_cursor(db, contract, reading.confirmed)
     for event in applied:

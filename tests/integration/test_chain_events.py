@@ -19,6 +19,7 @@ from mesh.db import ChainBlock, ChainEvent, SpendingCap
 from mesh.errors import ChainError
 from mesh.escrow_view import EscrowView
 from mesh.ledger.check import check
+from mesh.lines import pack_lines
 from mesh.money import from_units
 from stack.contracts import development_account
 from stack.deploy import Terms
@@ -196,7 +197,7 @@ async def test_a_batch_that_we_did_not_close_raises_the_alarm(
     user = actions.user()
     thief = development_account(0)
     batch, root = b"\x07" * 32, b"\x08" * 32
-    debits, credits = [(user.address, FAR)], [(thief.address, FAR)]
+    debits, credits = (pack_lines({who.address.lower(): FAR}) for who in (user, thief))
     actions.call(thief, "settle", batch, debits, credits, 0, root)
     with capture_logs() as logs:
         await index(chain_services, source)
