@@ -25,5 +25,5 @@ def test_lines_are_in_the_order_of_their_accounts() -> None:
     ("wallet", "units"), [(WALLET, 2**96), (WALLET, -1), (WALLET[:-2], 1), ("alice", 1)]
 )
 def test_what_does_not_fit_is_refused(wallet: str, units: int) -> None:
-    with pytest.raises(ValueError, match="no address|do not fit"):
+    with pytest.raises(ValueError, match=r"no address|do not fit"):
         pack_line(wallet, units)
