@@ -5,6 +5,7 @@ A line is 32 bytes: an account's 20, then 12 of an amount in base units, the mos
 
 from collections.abc import Mapping
 
+from eth_typing import HexStr
 from web3 import Web3
 
 ADDRESS_BYTES = 20
@@ -17,9 +18,9 @@ def pack_line(wallet: str, units: int) -> bytes:
     Raises:
         ValueError: no address, or an amount that does not fit in 96 bits.
     """
-    address = bytes.fromhex(wallet.removeprefix("0x"))
-    if len(address) != ADDRESS_BYTES:
+    if not Web3.is_address(wallet):
         raise ValueError(f"{wallet} is no address.")
+    address = Web3.to_bytes(hexstr=HexStr(wallet))
     try:
         return address + units.to_bytes(AMOUNT_BYTES)
     except OverflowError:
