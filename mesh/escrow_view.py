@@ -24,7 +24,7 @@ class EscrowView:
     state of that block: ordinary nodes keep that of the last 128.
     """
 
-    def __init__(self, web3: AsyncWeb3, address: str) -> None:
+    def __init__(self, web3: AsyncWeb3[AsyncHTTPProvider], address: str) -> None:
         self.address = address
         self._contract = web3.eth.contract(
             address=AsyncWeb3.to_checksum_address(address), abi=artifact("InferenceEscrow")["abi"]
