@@ -1,5 +1,8 @@
 """The workers' crons settle by themselves, and chain and ledger agree."""
 
+import os
+import subprocess
+import sys
 from decimal import Decimal
 
 from mesh.money import to_units
@@ -23,3 +26,22 @@ def test_providers_are_paid_what_the_ledger_says(stack: Stack, user: User) -> No
         assert to_units(paid) == stack.chain.credit_of(stack.deployment, wallet.address) > 0
         assert balance(stack, wallet, "paid") == paid
     assert query(stack, "SELECT SUM(balance) FROM ledger_balances") == ["0.000000000000000000"]
+
+
+def test_the_running_meshs_books_are_proved_against_the_chain(stack: Stack, user: User) -> None:
+    user.generate("A dictionary")
+    done = subprocess.run(
+        [sys.executable, "-m", "stack.cli", "ledger", "check"],
+        env={
+            **os.environ,
+            "FAR_CONFIG": str(stack.plan.folder / "far_mesh.yaml"),
+            "FAR_DATABASE_URL": stack.database_url,
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Compared with the chain at block" in done.stdout
+    assert "Nothing wrong." in done.stdout
