@@ -1,0 +1,45 @@
+"""Tables (SQLAlchemy) and the one way to open a transaction.
+
+The column names of ``inference_sessions``, ``node_contributions`` and ``node_registry`` are the
+specification's (§3.4); amounts are NUMERIC(38,18). Migrations in ``mesh/migrations`` build the
+same schema, and a test compares the two.
+"""
+
+from mesh.db.base import AMOUNT, INSTANT, WALLET, Base, Sessions, connect
+from mesh.db.chain import (
+    ChainBlock,
+    ChainCursor,
+    ChainEvent,
+    ChainNonce,
+    Settlement,
+    SettlementPause,
+    SettlementTransaction,
+)
+from mesh.db.jobs import InferenceSession, NodeContribution, NodeRegistry, Outbox, RouteHop
+from mesh.db.ledger import LedgerAccount, LedgerEntry, LedgerPart, LedgerTransaction, SpendingCap
+
+__all__ = [
+    "AMOUNT",
+    "INSTANT",
+    "WALLET",
+    "Base",
+    "ChainBlock",
+    "ChainCursor",
+    "ChainEvent",
+    "ChainNonce",
+    "InferenceSession",
+    "LedgerAccount",
+    "LedgerEntry",
+    "LedgerPart",
+    "LedgerTransaction",
+    "NodeContribution",
+    "NodeRegistry",
+    "Outbox",
+    "RouteHop",
+    "Sessions",
+    "Settlement",
+    "SettlementPause",
+    "SettlementTransaction",
+    "SpendingCap",
+    "connect",
+]

@@ -1,0 +1,46 @@
+"""Types of columns, the base of all tables, and the one way to open a transaction."""
+
+from sqlalchemy import (
+    DateTime,
+    MetaData,
+    Numeric,
+    String,
+)
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import DeclarativeBase
+
+AMOUNT = Numeric(38, 18)
+WALLET = String(42)
+INSTANT = DateTime(timezone=True)
+
+Sessions = async_sessionmaker[AsyncSession]
+"""``async with sessions.begin() as db:`` opens one transaction: commits, or rolls back on error."""
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+def connect(database_url: str, *, pool_size: int = 10) -> tuple[AsyncEngine, Sessions]:
+    """An engine and its transaction factory. Dispose of the engine when done."""
+    engine = create_async_engine(
+        database_url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_pre_ping=True,  # a restarted Postgres costs no request
+        hide_parameters=True,  # an error message must not quote a row
+    )
+    return engine, async_sessionmaker(engine, expire_on_commit=False)
