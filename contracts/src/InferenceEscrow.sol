@@ -154,6 +154,7 @@ contract InferenceEscrow is
     }
 
     /// @inheritdoc IInferenceEscrow
+    // slither-disable-next-line reentrancy-benign,reentrancy-events
     function depositWithPermit(uint256 amount, uint256 deadline, uint8 v, bytes32 r, bytes32 s)
         external
     {

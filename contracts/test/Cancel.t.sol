@@ -33,6 +33,26 @@ contract CancelTest is EscrowTest {
         _cancel(alice, alice);
     }
 
+    function test_UserCancelsAtTheDeadline() external {
+        bytes32 escrowId = _createEscrow(alice, REQUEST, AMOUNT);
+        vm.warp(START + 1 days);
+        _expectEmit();
+        emit IInferenceEscrow.EscrowCancelled(escrowId, alice, AMOUNT);
+        _cancel(alice, alice);
+        _assertCancelled();
+    }
+
+    function test_RevertWhen_UserCancelsOneSecondTooEarly() external {
+        bytes32 escrowId = _createEscrow(alice, REQUEST, AMOUNT);
+        vm.warp(START + 1 days - 1);
+        vm.expectRevert(
+            abi.encodeWithSelector(
+                IInferenceEscrow.InferenceEscrow_CancelTooEarly.selector, escrowId, START + 1 days
+            )
+        );
+        _cancel(alice, alice);
+    }
+
     function test_SettlerCancelsBeforeTheDeadline() external {
         _createEscrow(alice, REQUEST, AMOUNT);
         _cancel(settler, alice);

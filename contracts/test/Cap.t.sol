@@ -207,6 +207,29 @@ contract CapTest is EscrowTest {
         vm.assertEq(escrow.capLoweringOf(alice).readyAt, 0);
     }
 
+    function test_Lower() external {
+        _prepay(alice, 100);
+        _requestLowering(40);
+        _settle(BATCH, _debits(alice, 10), _credits(gpu1, 10), 0);
+        vm.warp(START + WITHDRAWAL_DELAY);
+        _expectEmit();
+        emit IInferenceEscrow.CapLowered(alice, 40);
+        _lower();
+        _assertCap(alice, 40, 10);
+        vm.assertEq(escrow.depositOf(alice), 90);
+        _expectNothingRequested(alice);
+        _lower();
+    }
+
+    function test_LowersToWhatWasDebited() external {
+        _prepay(alice, 100);
+        _requestLowering(0);
+        _settle(BATCH, _debits(alice, 10), _credits(gpu1, 10), 0);
+        vm.warp(START + WITHDRAWAL_DELAY);
+        _lower();
+        _assertCap(alice, 10, 10);
+    }
+
     function test_LoweredCapHolds() external {
         _prepay(alice, 100);
         _requestLowering(40);

@@ -97,6 +97,12 @@ contract ReleaseTest is EscrowTest {
         escrow.releaseMultiple(alice, REQUEST, _array(gpu1, gpu2), _array(first, second));
     }
 
+    function test_RevertWhen_OneUnitTooMuch() external {
+        vm.expectRevert(_exceeds());
+        vm.prank(settler);
+        escrow.releaseMultiple(alice, REQUEST, _array(gpu1, gpu2), _array(AMOUNT - 1, 2));
+    }
+
     function test_RevertWhen_SumOverflows() external {
         vm.expectRevert(_exceeds());
         vm.prank(settler);

@@ -67,6 +67,14 @@ contract SettleTest is EscrowTest {
         vm.assertEq(escrow.batchSettled("another"), false);
     }
 
+    function test_WithoutFeeReportsNone() external {
+        _prepay(alice, 1);
+        vm.recordLogs();
+        _settle(BATCH, _debits(alice, 1), _credits(gpu1, 1), 0);
+        vm.assertEq(vm.getRecordedLogs().length, 2);
+        vm.assertEq(escrow.creditOf(treasury), 0);
+    }
+
     function test_DebitsWhatWaitsToBeWithdrawn() external {
         _prepay(alice, 100);
         vm.prank(alice);
@@ -159,6 +167,14 @@ contract SettleTest is EscrowTest {
         _expectUnbalanced(debit, credit, fee);
         _settle(BATCH, _debits(alice, debit), _credits(gpu1, credit), fee);
         vm.assertFalse(escrow.batchSettled(BATCH));
+    }
+
+    function test_RevertWhen_CreditsDiffer() external {
+        _prepay(alice, 10);
+        _expectUnbalanced(10, 8, 1);
+        _settle(BATCH, _debits(alice, 10), _credits(gpu1, 8), 1);
+        _expectUnbalanced(10, 10, 1);
+        _settle(BATCH, _debits(alice, 10), _credits(gpu1, 10), 1);
     }
 
     function test_RevertWhen_SumOverflows() external {

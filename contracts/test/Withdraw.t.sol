@@ -88,6 +88,26 @@ contract WithdrawTest is EscrowTest {
         _withdraw(stranger);
     }
 
+    function test_Withdraw() external {
+        _request(40);
+        vm.warp(START + WITHDRAWAL_DELAY);
+        _expectEmit();
+        emit IInferenceEscrow.Withdrawn(alice, stranger, 40);
+        _withdraw(stranger);
+        vm.assertEq(far.balanceOf(stranger), 40);
+        vm.assertEq(escrow.withdrawalOf(alice).amount, 0);
+        vm.assertEq(escrow.withdrawalOf(alice).readyAt, 0);
+        _expectNothingRequested(alice);
+        _withdraw(stranger);
+    }
+
+    function test_RevertWhen_OneSecondTooEarly() external {
+        _request(40);
+        vm.warp(START + WITHDRAWAL_DELAY - 1);
+        _expectTooEarly(START + WITHDRAWAL_DELAY);
+        _withdraw(alice);
+    }
+
     function test_LessIsLeftThanWasAsked() external {
         _request(100);
         _settle(BATCH, _debits(alice, 70), _credits(gpu1, 70), 0);

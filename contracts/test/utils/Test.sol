@@ -3,6 +3,12 @@ pragma solidity ^0.8.24;
 
 /// @notice The cheatcodes that these tests use, out of the many that forge answers.
 interface Vm {
+    struct Log {
+        bytes32[] topics;
+        bytes data;
+        address emitter;
+    }
+
     function addr(uint256 privateKey) external pure returns (address);
     function assertEq(address left, address right) external pure;
     function assertEq(bool left, bool right) external pure;
@@ -14,8 +20,10 @@ interface Vm {
     function assertTrue(bool condition) external pure;
     function expectEmit(address emitter) external;
     function expectRevert(bytes calldata reason) external;
+    function getRecordedLogs() external returns (Log[] memory logs);
     function label(address account, string calldata name) external;
     function prank(address caller) external;
+    function recordLogs() external;
     function sign(uint256 privateKey, bytes32 digest)
         external
         pure
