@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from mesh.placement.filling import Filling, fill, in_a_row
 from mesh.placement.flow import Flow
@@ -16,10 +17,12 @@ BRIDGES = 2
 """Spans that are weighed for one node."""
 
 REACH = 2
-"""Nodes to either side of one that holds the others up that may cut their layers anew with it."""
+"""Nodes to either side of one that holds the others up that may cut their layers anew with it, if
+not all of the pipeline do."""
 
 HELPERS = 3
-"""Nodes that carry nothing of which one may come in where layers are cut anew."""
+"""Nodes that carry nothing that may come in where layers are cut anew: one, or all of them where a
+whole pipeline is."""
 
 Idea = dict[str, Span | None]
 """By node: its span; none if it is to have nothing to serve."""
@@ -112,10 +115,10 @@ class Ideas:
 def _chain(
     cut: int, neighbours: Mapping[int, Candidate], spans: Mapping[str, Span], *, side: int
 ) -> list[Candidate]:
-    """Nodes that follow one another from a cut on, up to the reach; the nearest first. ``side``:
-    which end of a node's span is the far one."""
+    """Nodes that follow one another from a cut on, the nearest first. ``side``: which end of a
+    node's span is the far one."""
     chain: list[Candidate] = []
-    while len(chain) < REACH and cut in neighbours:
+    while cut in neighbours:
         chain.append(neighbours[cut])
         cut = spans[neighbours[cut].node_id][side]
     return chain
@@ -150,17 +153,22 @@ class _Line:
     def windows(
         self, spans: Mapping[str, Span], helpers: Sequence[Candidate]
     ) -> Iterator[tuple[list[Candidate], Span]]:
-        """Every part of it around the middle, by itself and with one node more."""
-        for before in range(len(self.left) + 1):
-            for behind in range(len(self.right) + 1):
-                left, right = self.left[len(self.left) - before :], self.right[:behind]
-                span = self._ends(left, right, spans)
-                own = [*left, *self.middle, *right]
-                if own:
-                    yield own, span
-                for helper in helpers:
-                    if helper not in own:
-                        yield [*left, *self.middle, helper, *right], span
+        """Its parts around the middle, by themselves and with one node more; and all of it, with
+        all of these."""
+        near = [*self.left, *self.middle, *self.right]
+        others = [helper for helper in helpers if helper not in near]
+        reach = (min(REACH, len(self.left)), min(REACH, len(self.right)))
+        for before, behind in product(range(reach[0] + 1), range(reach[1] + 1)):
+            left, right = self.left[len(self.left) - before :], self.right[:behind]
+            span = self._ends(left, right, spans)
+            if left or self.middle or right:
+                yield [*left, *self.middle, *right], span
+            for helper in others:
+                yield [*left, *self.middle, helper, *right], span
+        yield (
+            [*self.left, *self.middle, *others, *self.right],
+            self._ends(self.left, self.right, spans),
+        )
 
     def _ends(
         self, left: Sequence[Candidate], right: Sequence[Candidate], spans: Mapping[str, Span]

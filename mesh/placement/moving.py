@@ -66,7 +66,8 @@ def propose(
     """The move that pays most; none if none does.
 
     Args:
-        nodes: Those that are alive, as measured now. One that is not in ``spans`` is idle.
+        nodes: Those that are alive, as measured now. One that is not in ``spans`` is idle; one
+            that serves more than its capacity counts for nothing.
         spans: What they serve. Nodes that are gone may still be in it; they count for nothing.
     """
     policy = policy or Policy()

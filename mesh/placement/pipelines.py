@@ -2,25 +2,32 @@
 
 If layers could be cut, any grouping of the same nodes would make as many steps: their speeds' sum
 over the model's work. Groups differ by what cannot be cut (a slow node's last layer, which holds up
-everybody) and by memory (a quick node that is full waits for the others). So like goes with like,
-by the step that a full node takes; the number of pipelines is tried; and then nodes change places
-as long as that helps. A few nodes are grouped in the best way of all.
+everybody) and by memory (a quick node that is full waits for the others). So like goes with like:
+by speed, or by the step that a full node takes. Both are tried, with fewer and with more pipelines;
+from the best of them nodes change places as long as that helps. A few nodes are grouped in the best
+way of all.
 """
 
 from collections.abc import Sequence
 
 from mesh.placement.filling import fill, in_a_row
 from mesh.placement.parts import Candidate, ModelShape, Pipeline, Placement, Stage
-from mesh.placement.search import Groups, dealt
+from mesh.placement.search import Groups, dealt, full_step, speed
 
 EXACT = 8
 """Nodes up to which all groupings are compared: 3 to that power."""
 
-STARTS = 3
-"""Numbers of pipelines, the most promising ones, from which nodes change places."""
+BUDGET = 60_000
+"""Nodes of all the pipelines that are weighed while nodes change places: bounds the time, whatever
+the swarm. A small one gets by with less."""
+
+SHARE = 15_000
+"""What the search from one grouping may take of it."""
+
+LIKENESSES = (full_step, speed)
 
 LADDER = 24
-"""Numbers of pipelines that are tried at most."""
+"""Numbers of pipelines that are tried, besides one."""
 
 
 def place(nodes: Sequence[Candidate], model: ModelShape, *, exact: int = EXACT) -> Placement:
@@ -32,11 +39,20 @@ def place(nodes: Sequence[Candidate], model: ModelShape, *, exact: int = EXACT) 
     Args:
         exact: Nodes up to which all groupings are compared.
     """
-    nodes = sorted(nodes, key=lambda node: node.node_id)
-    groups = _best_of_all(nodes, model) if len(nodes) <= exact else _good(nodes, model)
-    pipelines = [pipeline for group in groups if (pipeline := _pipeline(group, model))]
+    left = sorted(nodes, key=lambda node: node.node_id)
+    pipelines: list[Pipeline] = []
+    while more := _placed(left, model, exact):
+        pipelines += more
+        serving = {stage.node_id for pipeline in more for stage in pipeline.stages}
+        left = [node for node in left if node.node_id not in serving]
     pipelines.sort(key=lambda pipeline: (-pipeline.rate, pipeline.stages[0].node_id))
     return Placement(tuple(pipelines))
+
+
+def _placed(nodes: Sequence[Candidate], model: ModelShape, exact: int) -> list[Pipeline]:
+    """Those whom it leaves out are too slow for these pipelines; not for some of their own."""
+    groups = _best_of_all(nodes, model) if len(nodes) <= exact else _good(nodes, model)
+    return [pipeline for group in groups if (pipeline := _pipeline(group, model))]
 
 
 def _pipeline(nodes: Sequence[Candidate], model: ModelShape) -> Pipeline | None:
@@ -96,16 +112,20 @@ def _good(nodes: Sequence[Candidate], model: ModelShape) -> list[list[Candidate]
         sum(node.edge_capacity > 0 for node in nodes),
         sum(min(node.capacity, model.layers) for node in nodes) // model.layers,
     )
-    starts = [Groups(dealt(nodes, count, model), model) for count in _numbers(most)]
+    starts = [
+        Groups(dealt(nodes, count, model, likeness), model)
+        for count in _numbers(most)
+        for likeness in LIKENESSES
+    ]
     starts.sort(key=lambda groups: -groups.throughput)
-    for groups in starts[:STARTS]:
-        groups.improve()
-    best = max(starts[:STARTS], key=lambda groups: groups.throughput, default=None)
+    budget = BUDGET
+    for groups in starts:
+        share = min(SHARE, budget)
+        budget -= share - groups.improve(share)
+    best = max(starts, key=lambda groups: groups.throughput, default=None)
     return best.members if best else []
 
 
 def _numbers(most: int) -> list[int]:
-    """From one pipeline to as many as there could be; with large steps where there are many."""
-    if most <= LADDER:
-        return list(range(1, most + 1))
-    return sorted({round(most * step / LADDER) for step in range(1, LADDER + 1)} | {1})
+    """From one pipeline to as many as there could be, by ever larger steps."""
+    return sorted({round(most ** (step / LADDER)) for step in range(LADDER + 1)} if most else ())

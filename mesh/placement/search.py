@@ -1,25 +1,37 @@
 """Many nodes over pipelines: like with like, and then whatever change of places helps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
 
 from mesh.placement.filling import fill, level_of
 from mesh.placement.parts import Candidate, ModelShape
 
-BUDGET = 15_000
-"""Nodes of all the pipelines that one search may weigh: bounds its time, whatever the swarm."""
-
 NEAR = 2
-"""How far apart, by the step of a full node, groups may be that change places."""
+"""How far apart in the order of likeness groups may be whose nodes change places."""
 
 GAIN = 1e-9
 """Share of the throughput below which a change is a rounding error."""
 
 
-def dealt(nodes: Sequence[Candidate], count: int, model: ModelShape) -> list[list[Candidate]]:
-    """So many groups of nodes that take alike long for a step when they are full. Each gets its
-    share of the layers that the nodes would serve if all pipelines were equally quick, and a node
-    that can hold the edge while there are any left over."""
+def full_step(node: Candidate) -> float:
+    """Seconds of a step when a node is full: where those of a pipeline differ, the quicker wait."""
+    return node.capacity / node.speed
+
+
+def speed(node: Candidate) -> float:
+    """The quickest first: equal nodes share layers without a rest."""
+    return -node.speed
+
+
+def dealt(
+    nodes: Sequence[Candidate],
+    count: int,
+    model: ModelShape,
+    likeness: Callable[[Candidate], float],
+) -> list[list[Candidate]]:
+    """So many groups of nodes that are alike. Each gets its share of the layers that the nodes
+    would serve if all pipelines were equally quick, and a node that can hold the edge while there
+    are any left over."""
     speeds, depths = [n.speed for n in nodes], [min(n.capacity, model.layers) for n in nodes]
     level = level_of(speeds, depths, [0.0] * len(nodes), count * (model.layers + model.edge_work))
     layers = {
@@ -29,7 +41,7 @@ def dealt(nodes: Sequence[Candidate], count: int, model: ModelShape) -> list[lis
     share = sum(layers.values()) / count
     groups: list[list[Candidate]] = [[] for _ in range(count)]
     dealt_out = 0.0
-    for node in sorted(nodes, key=lambda node: (node.capacity / node.speed, node.node_id)):
+    for node in sorted(nodes, key=lambda node: (likeness(node), node.node_id)):
         middle = dealt_out + layers[node.node_id] / 2
         groups[min(count - 1, int(middle / share))].append(node)
         dealt_out += layers[node.node_id]
@@ -71,8 +83,9 @@ class Groups:
         """Steps a second of all pipelines together."""
         return sum(self._rates)
 
-    def improve(self, budget: int = BUDGET) -> None:
-        """Let nodes change places while that helps, or until the budget is spent.
+    def improve(self, budget: int) -> int:
+        """Let nodes change places while that helps, or until the budget is spent; what is left of
+        it. It counts the nodes of all the pipelines that are weighed.
 
         One node goes over to another group, or two change places; always the best of these for two
         groups. The result depends on nothing but the start.
@@ -85,9 +98,10 @@ class Groups:
                 while found:
                     budget -= self._cost(one, other)
                     if budget < 0:
-                        return
+                        return 0
                     found = self._change_best(one, other)
                     better = better or found
+        return budget
 
     def _pairs(self) -> Iterator[tuple[int, int]]:
         for one, other in combinations(range(len(self.members)), 2):

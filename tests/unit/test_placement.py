@@ -162,7 +162,7 @@ class TestSwarm:
             assert found.throughput >= NEAR_ENOUGH * best
             assert found.throughput <= best * (1 + 1e-9)
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=8, deadline=None)
     @given(candidates(least=9, most=24, layers=12), st.integers(4, 12))
     def test_larger_swarms_cover_all_layers_if_they_can(
         self, nodes: list[Candidate], layers: int
