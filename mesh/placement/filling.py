@@ -88,9 +88,6 @@ def _pour(
     if holder is not None and speeds[holder] * level - edge_work < 1:
         # The first layer goes with the edge, however slow that makes the stage.
         pinned, depths[holder] = holder, 1
-        if sum(depths) < layers:
-            return None
-        floors[holder] = 0.0
         rest = [place for place in range(len(nodes)) if place != holder]
         level = level_of(
             [speeds[place] for place in rest],
@@ -102,8 +99,6 @@ def _pour(
         1 if place == pinned else min(depth, int(max(0.0, speed * level - floor)))
         for place, (speed, depth, floor) in enumerate(zip(speeds, depths, floors, strict=True))
     ]
-    if holder is not None:
-        floors[holder] = edge_work
     _give_rest(counts, layers - sum(counts), speeds, depths, floors)
     slowest = max(
         (count + floor) / speed
