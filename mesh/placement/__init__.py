@@ -5,6 +5,7 @@
     parts      what goes in and comes out, and its units
     capacity   what a node could serve, from its memory and its measured step
     filling    one pipeline: its layers over its nodes
+    crowd      one pipeline of many nodes, by replicas
     pipelines  a swarm: its nodes over pipelines
     flow       what spans that are there carry together, and where that is least
     joining    a node more, and nobody moves

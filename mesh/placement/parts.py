@@ -48,9 +48,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One node's part of a pipeline. ``rate``: steps a second."""
+    """A pipeline's part that is served by one node, or by several: replicas. ``rate``: steps a
+    second of all of them."""
 
-    node_id: str
+    node_ids: tuple[str, ...]
     span: Span
     rate: float
 
@@ -65,6 +66,11 @@ class Pipeline:
     def rate(self) -> float:
         """Steps a second: those of the slowest stage."""
         return min(stage.rate for stage in self.stages)
+
+    @property
+    def spans(self) -> dict[str, Span]:
+        """By node."""
+        return {name: stage.span for stage in self.stages for name in stage.node_ids}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,4 +87,4 @@ class Placement:
     @property
     def spans(self) -> dict[str, Span]:
         """By node."""
-        return {s.node_id: s.span for pipeline in self.pipelines for s in pipeline.stages}
+        return {name: span for pipeline in self.pipelines for name, span in pipeline.spans.items()}

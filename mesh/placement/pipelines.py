@@ -5,11 +5,13 @@ over the model's work. Groups differ by what cannot be cut (a slow node's last l
 everybody) and by memory (a quick node that is full waits for the others). So like goes with like:
 by speed, or by the step that a full node takes. Both are tried, with fewer and with more pipelines;
 from the best of them nodes change places as long as that helps. A few nodes are grouped in the best
-way of all.
+way of all. A crowd needs no such care: one pipeline whose stages have replicas makes nearly all
+that its nodes could.
 """
 
 from collections.abc import Sequence
 
+from mesh.placement.crowd import crowd
 from mesh.placement.filling import fill, in_a_row
 from mesh.placement.parts import Candidate, ModelShape, Pipeline, Placement, Stage
 from mesh.placement.search import Groups, dealt, full_step, speed
@@ -26,8 +28,12 @@ SHARE = 15_000
 
 LIKENESSES = (full_step, speed)
 
-LADDER = 24
-"""Numbers of pipelines that are tried, besides one."""
+ENOUGH = 0.95
+"""Share of what the nodes would make if layers could be cut, from which on nothing better is
+looked for."""
+
+PIPELINES, STAGES = 24, 48
+"""How many numbers of pipelines, and of a crowd's stages, are tried besides one."""
 
 
 def place(nodes: Sequence[Candidate], model: ModelShape, *, exact: int = EXACT) -> Placement:
@@ -43,16 +49,23 @@ def place(nodes: Sequence[Candidate], model: ModelShape, *, exact: int = EXACT) 
     pipelines: list[Pipeline] = []
     while more := _placed(left, model, exact):
         pipelines += more
-        serving = {stage.node_id for pipeline in more for stage in pipeline.stages}
+        serving = {name for pipeline in more for name in pipeline.spans}
         left = [node for node in left if node.node_id not in serving]
-    pipelines.sort(key=lambda pipeline: (-pipeline.rate, pipeline.stages[0].node_id))
+    pipelines.sort(key=lambda pipeline: (-pipeline.rate, pipeline.stages[0].node_ids))
     return Placement(tuple(pipelines))
 
 
 def _placed(nodes: Sequence[Candidate], model: ModelShape, exact: int) -> list[Pipeline]:
     """Those whom it leaves out are too slow for these pipelines; not for some of their own."""
+    together = crowd(nodes, model, _numbers(min(len(nodes), model.layers), STAGES))
+    bound = sum(node.speed for node in nodes) / (model.layers + model.edge_work)
+    if together and together.rate >= ENOUGH * bound:
+        return [together]
     groups = _best_of_all(nodes, model) if len(nodes) <= exact else _good(nodes, model)
-    return [pipeline for group in groups if (pipeline := _pipeline(group, model))]
+    apart = [pipeline for group in groups if (pipeline := _pipeline(group, model))]
+    if together and together.rate > sum(pipeline.rate for pipeline in apart):
+        return [together]
+    return apart
 
 
 def _pipeline(nodes: Sequence[Candidate], model: ModelShape) -> Pipeline | None:
@@ -68,7 +81,7 @@ def _pipeline(nodes: Sequence[Candidate], model: ModelShape) -> Pipeline | None:
     spans = in_a_row([filling.layers[number] for number in order])
     return Pipeline(
         tuple(
-            Stage(nodes[number].node_id, span, nodes[number].rate(span, model))
+            Stage((nodes[number].node_id,), span, nodes[number].rate(span, model))
             for number, span in zip(order, spans, strict=True)
         )
     )
@@ -114,7 +127,7 @@ def _good(nodes: Sequence[Candidate], model: ModelShape) -> list[list[Candidate]
     )
     starts = [
         Groups(dealt(nodes, count, model, likeness), model)
-        for count in _numbers(most)
+        for count in _numbers(most, PIPELINES)
         for likeness in LIKENESSES
     ]
     starts.sort(key=lambda groups: -groups.throughput)
@@ -126,6 +139,6 @@ def _good(nodes: Sequence[Candidate], model: ModelShape) -> list[list[Candidate]
     return best.members if best else []
 
 
-def _numbers(most: int) -> list[int]:
-    """From one pipeline to as many as there could be, by ever larger steps."""
-    return sorted({round(most ** (step / LADDER)) for step in range(LADDER + 1)} if most else ())
+def _numbers(most: int, steps: int) -> list[int]:
+    """From one to as many as there could be, by ever larger steps."""
+    return sorted({round(most ** (step / steps)) for step in range(steps + 1)} if most else ())

@@ -141,17 +141,25 @@ class TestSwarm:
         assert place([node("a", 1.0, 9, edge=0)], ModelShape(8, 0.0)).throughput == 0
 
     def test_like_nodes_go_together(self) -> None:
-        """Two quick ones with little memory would wait for a slow one with much."""
-        quick_ones = [node(f"quick {n}", 100.0, 5, edge=4) for n in range(2)]
-        slow_ones = [node(f"slow {n}", 10.0, 5, edge=4) for n in range(2)]
-        found = place([*quick_ones, *slow_ones], ModelShape(8, 0.0))
-        groups = [{stage.node_id for stage in p.stages} for p in found.pipelines]
-        assert groups == [{"quick 0", "quick 1"}, {"slow 0", "slow 1"}]
+        """A slow one with much memory would hold up two quick ones with little."""
+        nodes = [node("a", 100.0, 4, edge=4), node("b", 30.0, 9), node("c", 100.0, 4, edge=4)]
+        found = place(nodes, ModelShape(8, 0.0))
+        assert [set(pipeline.spans) for pipeline in found.pipelines] == [{"a", "c"}, {"b"}]
 
-    def test_like_pipelines_have_like_cuts(self) -> None:
-        found = place([node(f"n{n}", 5.0, 6) for n in range(4)], ModelShape(8, 1.0))
-        first, second = found.pipelines
-        assert [s.span for s in first.stages] == [s.span for s in second.stages]
+    def test_a_crowd_shares_cuts(self) -> None:
+        nodes = [node(f"n{n:02}", 5.0 + n % 7, 4 + n % 3) for n in range(60)]
+        found = place(nodes, ModelShape(8, 1.0))
+        [pipeline] = found.pipelines
+        assert {name for stage in pipeline.stages for name in stage.node_ids} == {
+            n.node_id for n in nodes
+        }
+        assert found.throughput >= 0.95 * sum(n.speed for n in nodes) / 9
+
+    def test_in_a_crowd_only_the_trusted_have_the_edge(self) -> None:
+        nodes = [node(f"n{n:02}", 5.0, 6, edge=5 if n % 3 == 0 else 0) for n in range(60)]
+        found = place(nodes, ModelShape(8, 1.0))
+        check(found, nodes, ModelShape(8, 1.0))
+        assert found.throughput >= 0.95 * sum(n.speed for n in nodes) / 9
 
     @quick
     @given(candidates(), models)
@@ -160,7 +168,8 @@ class TestSwarm:
         for found in (place(nodes, model), place(nodes, model, exact=0)):
             check(found, nodes, model)
             assert found.throughput >= NEAR_ENOUGH * best
-            assert found.throughput <= best * (1 + 1e-9)
+            bound = sum(n.speed for n in nodes) / (model.layers + model.edge_work)
+            assert found.throughput <= bound * (1 + 1e-9)
 
     @settings(max_examples=8, deadline=None)
     @given(candidates(least=9, most=24, layers=12), st.integers(4, 12))
@@ -221,14 +230,15 @@ def check(found: Placement, nodes: list[Candidate], model: ModelShape) -> None:
     """Every pipeline covers all layers once, on nodes of its own that hold their spans."""
     known = {n.node_id: n for n in nodes}
     stages = [stage for pipeline in found.pipelines for stage in pipeline.stages]
-    assert len(found.spans) == len(stages)
+    assert len(found.spans) == sum(len(stage.node_ids) for stage in stages)
     for pipeline in found.pipelines:
         ends = [0, *(stage.span[1] for stage in pipeline.stages)]
         assert [stage.span[0] for stage in pipeline.stages] == ends[:-1]
         assert ends[-1] == model.layers
     for stage in stages:
+        serving = [known[name] for name in stage.node_ids]
         assert stage.span[0] < stage.span[1]
-        assert known[stage.node_id].holds(stage.span)
-        assert stage.rate == known[stage.node_id].rate(stage.span, model)
+        assert all(n.holds(stage.span) for n in serving)
+        assert stage.rate == pytest.approx(sum(n.rate(stage.span, model) for n in serving))
     together = throughput(known, found.spans, model)
     assert together >= found.throughput * (1 - 1e-6)
