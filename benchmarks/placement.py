@@ -304,9 +304,10 @@ def main(
     first has the edge's work besides), a pipeline as much as its slowest stage.
 
     Small swarms: every grouping into pipelines is tried, and the best is what the ways are held
-    against. More than that can be made where stages have replicas. One pipeline of all: what is left of ours without replicas. Equal split: all nodes in
-    one pipeline, with as many layers each. The specification's: the same by memory, rounded down. A
-    swarm in which a layer has no node, or a node more layers than it holds, serves nothing.
+    against. More than that can be made where stages have replicas. One pipeline of all: what is
+    left of ours without replicas. Equal split: all nodes in one pipeline, with as many layers each.
+    The specification's: the same by memory, rounded down. A swarm in which a layer has no node, or
+    a node more layers than it holds, serves nothing.
 
     Large swarms: seconds of CPU time to place all; to find a span for one more node, while nobody
     moves; and to look for the one move that pays most (means over a growing swarm). That one starts

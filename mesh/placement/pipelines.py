@@ -29,7 +29,7 @@ SHARE = 15_000
 LIKENESSES = (full_step, speed)
 
 ENOUGH = 0.95
-"""Share of what the nodes would make if layers could be cut, from which on nothing better is
+"""Share of what many nodes would make if layers could be cut, from which on nothing better is
 looked for."""
 
 PIPELINES, STAGES = 24, 48
@@ -59,7 +59,7 @@ def _placed(nodes: Sequence[Candidate], model: ModelShape, exact: int) -> list[P
     """Those whom it leaves out are too slow for these pipelines; not for some of their own."""
     together = crowd(nodes, model, _numbers(min(len(nodes), model.layers), STAGES))
     bound = sum(node.speed for node in nodes) / (model.layers + model.edge_work)
-    if together and together.rate >= ENOUGH * bound:
+    if together and len(nodes) > exact and together.rate >= ENOUGH * bound:
         return [together]
     groups = _best_of_all(nodes, model) if len(nodes) <= exact else _good(nodes, model)
     apart = [pipeline for group in groups if (pipeline := _pipeline(group, model))]
