@@ -282,8 +282,8 @@ def show_grown(grown: Sequence[Grown]) -> None:
         )
     console.print(table)
     console.print(
-        "Placed, grown: throughput as a share of the speeds' sum over the model's work. No placement "
-        "makes more: layers are whole, and memory ends."
+        "Placed, grown: throughput as a share of the speeds' sum over the model's work. No "
+        "placement makes more: layers are whole, and memory ends."
     )
 
 
