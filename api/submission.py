@@ -167,7 +167,7 @@ async def _quote(services: Services, body: Generate) -> Quote:
             retry_after=NO_ROUTE_RETRY,
         )
     positions = len(token_ids) + body.max_tokens
-    if routing.choose([n for n in nodes if n.could_hold(positions)], model.layers) is None:
+    if routing.choose(nodes, model.layers, positions=positions) is None:
         raise RoomExceeded(
             f"{len(token_ids)} tokens of prompt and max_tokens {body.max_tokens} are more than the "
             f"nodes of {model.id} have memory for: {routing.room(nodes, model.layers)} together."

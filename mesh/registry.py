@@ -5,18 +5,23 @@ Postgres.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, get_type_hints
 
 from redis.asyncio import Redis
 
 from mesh import names
+from mesh.distance import Coordinates
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
     """A node as the routes see it. Latency in milliseconds a step, throughput in tokens/s, and the
-    positions that its whole KV cache has room for (0: it does not say)."""
+    positions that its whole KV cache has room for (0: it does not say).
+
+    ``hop_ms``: milliseconds that a message takes to it and back, beside its step (0: not measured).
+    ``latitude``, ``longitude``: degrees north and east; none where they are not known.
+    """
 
     node_id: str
     wallet_address: str
@@ -35,6 +40,16 @@ class Node:
     current_requests: int
     kv_positions: int
     last_seen: float
+    hop_ms: float = 0.0
+    latitude: float | None = None
+    longitude: float | None = None
+
+    @property
+    def place(self) -> Coordinates | None:
+        """Where it is, if that is known."""
+        if self.latitude is None or self.longitude is None:
+            return None
+        return Coordinates(self.latitude, self.longitude)
 
     def could_hold(self, positions: int) -> bool:
         """Whether a generation of so many positions fits, once nothing else is there."""
@@ -134,16 +149,27 @@ async def active(redis: Redis, model_id: str) -> list[Node]:
 
 
 def _to_text(value: Any) -> str:
+    if value is None:
+        return ""
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def _from_record(record: dict[bytes, bytes]) -> Node | None:
-    """The node; none if another version of the mesh wrote the record."""
-    if any(field.name.encode() not in record for field in fields(Node)):
-        return None
+    """The node; none if another version of the mesh wrote the record, and left out what there is
+    no default for."""
     values: dict[str, Any] = {}
     for field in fields(Node):
-        text = record[field.name.encode()].decode()
-        kind = _TYPES[field.name]
-        values[field.name] = text == "1" if kind is bool else kind(text)
+        written = record.get(field.name.encode())
+        if written is not None:
+            values[field.name] = _from_text(written.decode(), _TYPES[field.name])
+        elif field.default is MISSING:
+            return None
     return Node(**values)
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    if kind is bool:
+        return text == "1"
+    if kind == float | None:
+        return float(text) if text else None
+    return kind(text)

@@ -305,15 +305,16 @@ class Supervisor:
         if len(nodes) < self._model.min_nodes:
             return None
         rooms = await registry.rooms(self._redis, [node.node_id for node in nodes])
-        nodes = [
-            node
-            for node in nodes
-            if node.node_id in rooms
-            and (node.node_id in self._route or rooms[node.node_id] >= self._positions)
-        ]
         now = time.monotonic()
         avoid = [node_id for node_id, until in self._avoid.items() if until > now]
-        return routing.choose(nodes, self._model.layers, avoid=avoid, prefer=self._route)
+        return routing.choose(
+            nodes,
+            self._model.layers,
+            avoid=avoid,
+            prefer=self._route,
+            positions=self._positions,
+            rooms=rooms,
+        )
 
     async def _claim_epoch(self) -> None:
         async with self._services.sessions.begin() as db:

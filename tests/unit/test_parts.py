@@ -1,4 +1,4 @@
-"""Small parts: settings, placement, prompts at rest, proofs of a wallet, errors."""
+"""Small parts: settings, prompts at rest, proofs of a wallet, errors."""
 
 from decimal import Decimal
 from pathlib import Path
@@ -6,29 +6,13 @@ from pathlib import Path
 import pytest
 from cryptography.exceptions import InvalidTag
 from eth_account import Account
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mesh import errors, proof
-from mesh.placement import even_split
 from mesh.prompts import PromptText, PromptVault
 from mesh.settings import Settings
 
 KEY = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
-
-
-@given(layers=st.integers(1, 200), nodes=st.integers(1, 200))
-def test_even_spans_cover_all_layers_once(layers: int, nodes: int) -> None:
-    if nodes > layers:
-        with pytest.raises(ValueError, match="layers"):
-            even_split(layers, nodes)
-        return
-    spans = even_split(layers, nodes)
-    assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])]
-    assert spans[-1][1] == layers
-    sizes = [end - start for start, end in spans]
-    assert max(sizes) - min(sizes) <= 1
 
 
 def test_settings_come_from_yaml_and_the_environment_wins(

@@ -1,0 +1,92 @@
+"""Swarms to place: made by hand, or by hypothesis; and the best of all ways, by trying them all."""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from hypothesis import strategies as st
+
+from mesh.placement import Candidate, ModelShape, Move, Span
+
+GB = 10**9
+
+
+def node(
+    name: str, speed: float = 1.0, capacity: int = 8, *, edge: int | None = None, load: float = GB
+) -> Candidate:
+    """Trusted with the edge, and with room for it beside all its layers but one."""
+    return Candidate(
+        node_id=name,
+        speed=speed,
+        capacity=capacity,
+        edge_capacity=max(0, capacity - 1) if edge is None else edge,
+        layer_bytes=GB,
+        edge_bytes=GB,
+        load_speed=load,
+    )
+
+
+@st.composite
+def candidates(draw: st.DrawFn, least: int = 1, most: int = 5, layers: int = 6) -> list[Candidate]:
+    """Unlike nodes; about half of them are trusted with the edge."""
+    found = []
+    for number in range(draw(st.integers(least, most))):
+        capacity = draw(st.integers(0, layers))
+        found.append(
+            node(
+                f"n{number}",
+                draw(st.integers(1, 40)) * 1.7,
+                capacity,
+                edge=draw(st.integers(0, capacity)) if draw(st.booleans()) else 0,
+            )
+        )
+    return found
+
+
+models = st.builds(ModelShape, st.integers(1, 6), st.sampled_from([0.0, 0.5, 0.941, 3.0]))
+
+
+def best_slowest(nodes: Sequence[Candidate], model: ModelShape) -> float:
+    """Steps a second of the best pipeline of all, whoever holds the edge; 0 if there is none."""
+    best = 0.0
+    for counts in product(*(range(min(n.capacity, model.layers) + 1) for n in nodes)):
+        if sum(counts) != model.layers:
+            continue
+        serving = [(n, count) for n, count in zip(nodes, counts, strict=True) if count]
+        for holder, held in serving:
+            if held <= holder.edge_capacity:
+                slowest = min(
+                    n.speed / (count + (model.edge_work if n is holder else 0))
+                    for n, count in serving
+                )
+                best = max(best, slowest)
+    return best
+
+
+def best_throughput(nodes: Sequence[Candidate], model: ModelShape) -> float:
+    """Of the best grouping of all, idle nodes included."""
+    rates: dict[tuple[str, ...], float] = {}
+
+    def rate(group: Sequence[Candidate]) -> float:
+        key = tuple(n.node_id for n in group)
+        if key not in rates:
+            rates[key] = best_slowest(group, model)
+        return rates[key]
+
+    return max(sum(map(rate, groups)) for groups in _groupings(list(nodes)))
+
+
+def _groupings(nodes: list[Candidate]) -> Iterator[list[list[Candidate]]]:
+    if not nodes:
+        yield []
+        return
+    first, *rest = nodes
+    for groups in _groupings(rest):
+        yield [[first], *groups]
+        for number, group in enumerate(groups):
+            yield [*groups[:number], [first, *group], *groups[number + 1 :]]
+
+
+def moved(spans: dict[str, Span], move: Move) -> dict[str, Span]:
+    """What is served after a move."""
+    after: dict[str, Span | None] = {**spans, **{c.node_id: c.new for c in move.changes}}
+    return {name: span for name, span in after.items() if span is not None}
