@@ -109,7 +109,7 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 
 @pytest.fixture
 def sessions(engine: AsyncEngine) -> db.Sessions:
-    return db.async_sessionmaker(engine, expire_on_commit=False)
+    return db.Sessions(engine, expire_on_commit=False)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from decimal import Decimal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from mesh import db, ledger
 from mesh.db import Sessions
@@ -67,7 +67,7 @@ class History:
             assert instant is not None
             self.states.append((instant, {Account(*row[:2]): row.balance for row in rows}))
 
-    async def _move(self, db: db.AsyncSession, step: Step, wallet: str) -> None:
+    async def _move(self, db: AsyncSession, step: Step, wallet: str) -> None:
         amount = Decimal(step.units).scaleb(-18)
         reference = f"{self._name} {next(_numbers)}"
         held = self._held[wallet]
