@@ -123,10 +123,10 @@ async def finish(redis: Redis, request_id: str, outcome: dict[str, Any], *, ttl:
     """Write the summary after the last token and let both streams expire after ``ttl`` seconds."""
     stream = names.tokens(request_id)
     last = await last_entry(redis, request_id)
-    if not last.endswith("-1"):
-        # If Redis has lost tokens that the outcome counts, the entry's ID shows it to readers.
-        await redis.xadd(stream, {"s": msgpack.packb(outcome)}, id=f"{index_of(last)}-1")
     async with redis.pipeline(transaction=True) as pipe:
+        if not last.endswith("-1"):
+            # If Redis has lost tokens that the outcome counts, the entry's ID shows it to readers.
+            pipe.xadd(stream, {"s": msgpack.packb(outcome)}, id=f"{index_of(last)}-1")
         pipe.expire(stream, ttl)
         pipe.expire(names.events(request_id), ttl)
         await pipe.execute()
