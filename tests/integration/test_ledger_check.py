@@ -251,7 +251,7 @@ async def test_a_shortfall_is_a_finding(books: Sessions) -> None:
         await ledger.withdrawn(db, reference="out", wallet=USER, amount=Decimal(18))
     report = await check(books)
     assert found_by(report) == {"no_shortfall": 1}
-    assert report.findings[0].subject == "platform shortfall"
+    assert report.findings[0].subject == f"{USER} shortfall"
     assert Decimal(report.findings[0].found) == 20 - 2 * COST - 5 - 18
 
 

@@ -51,7 +51,7 @@ async def user(sessions: Sessions) -> tuple[Decimal, Decimal]:
 
 
 async def lost(sessions: Sessions) -> Decimal:
-    return -(await balances(sessions)).get(ledger.shortfall(), Decimal(0))
+    return -(await balances(sessions)).get(ledger.shortfall(USER), Decimal(0))
 
 
 async def test_what_is_asked_for_is_set_aside_and_leaves(sessions: Sessions) -> None:
@@ -127,7 +127,7 @@ async def test_a_deposit_does_not_free_what_was_asked_for(sessions: Sessions) ->
     assert await hold(sessions, "1", "within")
 
 
-async def test_what_was_held_and_let_out_is_the_platforms_loss(sessions: Sessions) -> None:
+async def test_what_was_held_and_let_out_is_a_shortfall(sessions: Sessions) -> None:
     await deposit(sessions, "10")
     await hold(sessions, "4")
     await request(sessions, "asked", "8")
@@ -159,7 +159,7 @@ async def test_what_was_never_posted_is_not_undone(sessions: Sessions) -> None:
         await reverse(sessions, "hold", "job")
 
 
-async def test_an_undone_deposit_that_was_spent_is_the_platforms_loss(sessions: Sessions) -> None:
+async def test_an_undone_deposit_that_was_spent_is_a_shortfall(sessions: Sessions) -> None:
     await deposit(sessions, "1")
     async with sessions.begin() as db:
         await ledger.deposit(db, reference="tx:0", wallet=USER, amount=Decimal(5))
