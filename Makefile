@@ -6,6 +6,8 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	&& echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+# Where there is npm, anvil and forge; where not, the tests that need them are skipped and say so.
+NODE_PACKAGES := $(if $(shell command -v npm),contracts/node_modules)
 PROMPT ?=
 export PROMPT
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -39,7 +41,7 @@ demo: $(VENV)/.stack ## The whole path once: prompt, tokens, split, settlement (
 up: $(VENV)/.stack ## The same stack, until Ctrl-C
 	@$(BIN)/far-mesh up
 
-test: lint types imports ## Lint, types, import contract, and all tests
+test: $(NODE_PACKAGES) lint types imports ## Lint, types, import contract, and all tests
 	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev ## ruff
@@ -56,7 +58,7 @@ format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-chaos: $(VENV)/.dev ## What takes too long for `make test`: full nodes, cut links, draft models
+chaos: $(NODE_PACKAGES) $(VENV)/.dev ## What takes too long for `make test`: full nodes, cut links, draft models
 	@$(BIN)/pytest tests/chaos
 
 contracts/node_modules: contracts/package-lock.json
