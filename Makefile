@@ -68,7 +68,7 @@ contracts/node_modules: contracts/package-lock.json
 fuzz: contracts/node_modules ## The contracts' fuzz tests and invariants, ten times as long as in `make test`
 	@cd contracts && npm run --silent fuzz
 
-mutate: contracts/node_modules ## Mutation testing of the escrow contract (half an hour)
+mutate: contracts/node_modules ## Mutation testing of the escrow contract (ten minutes)
 	@cd contracts && npm run --silent mutate
 
 slither: contracts/node_modules $(VENV)/.dev ## Static analysis of the contracts
