@@ -30,6 +30,8 @@
     └── ChainError               502  the chain refused or did not answer
         ├── ChainUnreachable     503  no RPC endpoint answers, or none is fresh
         ├── AnswerTooLarge            an RPC endpoint answers with more than we take in
+        ├── Reorganised               a block that counted is not on the chain any more
+        ├── ReadAgain                 the chain moved while it was read, or the node is behind
         ├── SettlementMismatch        totals differ that have to be equal
         ├── SettlementRefused         the contract would revert a batch
         └── SettlementPaused          until an operator looks into it
@@ -240,6 +242,14 @@ class ChainUnreachable(ChainError):
 
 class AnswerTooLarge(ChainError):
     code = "answer_too_large"
+
+
+class Reorganised(ChainError):
+    code = "chain_reorganised"
+
+
+class ReadAgain(ChainError):
+    code = "chain_moved"
 
 
 class SettlementRefused(ChainError):

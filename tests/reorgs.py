@@ -10,8 +10,9 @@ from prometheus_client import REGISTRY
 from sqlalchemy import func, select
 
 from mesh import ledger
-from mesh.chain.events import EVENTS, EventSource, ReadAgain
+from mesh.chain.events import EVENTS, EventSource
 from mesh.db import ChainEvent, LedgerTransaction, SpendingCap
+from mesh.errors import ReadAgain
 from mesh.escrow_view import EscrowView
 from mesh.ledger.check import check
 from mesh.money import from_units, to_units

@@ -18,9 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from web3.exceptions import Web3Exception
 
 from mesh import metrics
-from mesh.chain.events import Block, Event, EventSource, ReadAgain, Reading, Reorganised
+from mesh.chain.events import Block, Event, EventSource, Reading
 from mesh.db import ChainBlock, ChainCursor, ChainEvent
-from mesh.errors import ChainError
+from mesh.errors import ChainError, ReadAgain, Reorganised
 from workers import chain_effects
 from workers.services import Services
 

@@ -17,7 +17,7 @@ from web3.exceptions import BlockNotFound, Web3Exception, Web3RPCError
 from mesh.chain.artifacts import artifact
 from mesh.chain.network import Network
 from mesh.chain.rpc import Rpc
-from mesh.errors import AnswerTooLarge, ChainError
+from mesh.errors import AnswerTooLarge, ChainError, ReadAgain, Reorganised
 from mesh.settings import PaymentsSettings
 
 EVENTS = (
@@ -36,14 +36,6 @@ EVENTS = (
 
 LOG_RANGE = 2000
 """Blocks in one reading: what public BSC nodes allow for eth_getLogs, and more."""
-
-
-class Reorganised(ChainError):
-    """A block that was final to us is not on the chain any more."""
-
-
-class ReadAgain(ChainError):
-    """The node's view moved while we read, or is behind what was read before."""
 
 
 @dataclass(frozen=True, slots=True)

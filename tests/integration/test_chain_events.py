@@ -14,9 +14,9 @@ from web3 import Web3
 
 from mesh import ledger
 from mesh.chain import artifact
-from mesh.chain.events import EventSource, ReadAgain
+from mesh.chain.events import EventSource
 from mesh.db import ChainBlock, ChainEvent, SpendingCap
-from mesh.errors import ChainError
+from mesh.errors import ChainError, ReadAgain
 from mesh.escrow_view import EscrowView
 from mesh.ledger.check import check
 from mesh.lines import pack_lines

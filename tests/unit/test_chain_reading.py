@@ -10,8 +10,8 @@ from web3 import AsyncBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from mesh.chain import Network, Rpc, bounded
-from mesh.chain.events import Block, EventSource, ReadAgain, Reading, Reorganised
-from mesh.errors import AnswerTooLarge, ChainError
+from mesh.chain.events import Block, EventSource, Reading
+from mesh.errors import AnswerTooLarge, ChainError, ReadAgain, Reorganised
 
 ESCROW = "0x" + "11" * 20
 
