@@ -16,7 +16,8 @@ from mesh.errors import Forbidden, NonceUnknown, TokenExpired, TokenInvalid, Tok
 
 ALGORITHM = "HS256"
 
-Kind = Literal["user", "node"]
+Kind = Literal["user", "node", "machine"]
+"""A wallet that logged in; a node; a machine that may register nodes for a wallet."""
 
 Bearer = Annotated[
     HTTPAuthorizationCredentials | None,
@@ -82,6 +83,16 @@ def _subject(bearer: HTTPAuthorizationCredentials | None, services: Services, ki
 
 async def _caller(bearer: Bearer, services: WithServices) -> Caller:
     return Caller(wallet=_subject(bearer, services, "user"))
+
+
+def wallet_of_machine(bearer: HTTPAuthorizationCredentials | None, services: Services) -> str:
+    """The wallet for which the calling machine may register nodes.
+
+    Raises:
+        NotAuthenticated: no token, or none of ours.
+        Forbidden: not a machine's token.
+    """
+    return _subject(bearer, services, "machine")
 
 
 async def _node_id(bearer: Bearer, services: WithServices) -> str:

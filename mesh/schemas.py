@@ -87,7 +87,8 @@ class RequestBody(BaseModel):
 
 
 class NodeRegistration(RequestBody):
-    """What a node says of itself. Span and edge are signed, with the nonce, by the wallet."""
+    """What a node says of itself. Span and edge are signed, with the nonce, by the wallet. A
+    machine that the wallet has let in sends its token instead."""
 
     wallet_address: WalletAddress
     model_id: ModelId
@@ -99,8 +100,8 @@ class NodeRegistration(RequestBody):
     end_layer: int | None = Field(None, ge=1)
     """Not included; the model's last layer is served if it is not given."""
     edge: bool = False
-    nonce: str = Field(max_length=64)
-    signature: str = Field(max_length=1024)
+    nonce: str | None = Field(None, max_length=64)
+    signature: str | None = Field(None, max_length=1024)
 
 
 class NodeHealth(RequestBody):

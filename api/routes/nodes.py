@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, case, func, select, update
 
-from api.auth import CallingNode, issue_token, use_nonce
+from api.auth import Bearer, CallingNode, issue_token, use_nonce, wallet_of_machine
 from api.limits import address_of, limit
 from api.services import Services, WithServices
 from mesh import ledger, proof, registry
@@ -45,8 +45,11 @@ class Acknowledged(BaseModel):
 
 
 @router.post("/register-distributed")
-async def register(body: NodeRegistration, request: Request, services: WithServices) -> Registered:
-    """Register a node for a span of a model. The wallet signs span, edge and a fresh nonce.
+async def register(
+    body: NodeRegistration, request: Request, bearer: Bearer, services: WithServices
+) -> Registered:
+    """Register a node for a span of a model. The wallet signs span, edge and a fresh nonce, or has
+    let the machine in before.
 
     The node is on the routes from its first healthy heartbeat on.
     """
@@ -63,17 +66,7 @@ async def register(body: NodeRegistration, request: Request, services: WithServi
             f"Layers {body.start_layer} to {end} are not within the model's 0 to {model.layers}.",
             code="end_layer_out_of_range",
         )
-    message = proof.registration_message(
-        wallet_address=body.wallet_address,
-        model_id=body.model_id,
-        start_layer=body.start_layer,
-        end_layer=end,
-        edge=body.edge,
-        nonce=body.nonce,
-    )
-    if not proof.signed_by(message, body.signature, body.wallet_address):
-        raise SignatureMismatch("The signature is not this wallet's over this registration.")
-    await use_nonce(services.redis, body.nonce)
+    await _prove_wallet(body, end, bearer, services)
     node_id = f"node_{secrets.token_hex(8)}"
     async with services.sessions.begin() as db:
         db.add(
@@ -177,6 +170,34 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
         pending_payout_far_exact=plain(owed),
         earnings_history=days,
     )
+
+
+async def _prove_wallet(
+    body: NodeRegistration, end: int, bearer: Bearer, services: Services
+) -> None:
+    """
+    Raises:
+        SignatureMismatch: neither the wallet's signature nor a token of its machine.
+        NonceUnknown: the signature was used before, or is too old.
+    """
+    if body.signature is None and bearer is not None:
+        wallet = wallet_of_machine(bearer, services)
+        if wallet.lower() != body.wallet_address.lower():
+            raise SignatureMismatch(f"This machine was let in by {wallet}: register for that.")
+        return
+    if body.signature is None or body.nonce is None:
+        raise SignatureMismatch("Sign the registration, with a nonce from /api/auth/nonce.")
+    message = proof.registration_message(
+        wallet_address=body.wallet_address,
+        model_id=body.model_id,
+        start_layer=body.start_layer,
+        end_layer=end,
+        edge=body.edge,
+        nonce=body.nonce,
+    )
+    if not proof.signed_by(message, body.signature, body.wallet_address):
+        raise SignatureMismatch("The signature is not this wallet's over this registration.")
+    await use_nonce(services.redis, body.nonce)
 
 
 async def _touch(services: Services, body: NodeHealth) -> NodeRegistry:
