@@ -11,6 +11,7 @@ from sqlalchemy import (
     Identity,
     Index,
     LargeBinary,
+    SmallInteger,
     String,
     UniqueConstraint,
     Uuid,
@@ -88,6 +89,9 @@ class InferenceSession(Base):
     epoch: Mapped[int] = mapped_column(server_default="0")
     lease_counter: Mapped[int] = mapped_column(BigInteger, server_default="0")
     lease_expires_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    near_latitude: Mapped[int | None] = mapped_column(SmallInteger)
+    near_longitude: Mapped[int | None] = mapped_column(SmallInteger)
+    """About where the user was, in whole degrees; none where that is not known."""
 
 
 class RouteHop(Base):
@@ -134,6 +138,14 @@ class NodeRegistry(Base):
         Index("idx_registry_model", "model_id"),
         Index("idx_registry_wallet", "wallet_address"),
         Index("idx_registry_active", "is_active"),
+        Index(
+            "idx_registry_device",
+            "wallet_address",
+            "device_id",
+            "gpu_index",
+            unique=True,
+            postgresql_where=text("device_id IS NOT NULL"),
+        ),
     )
 
     node_id: Mapped[str] = mapped_column(String(255), primary_key=True)
@@ -153,7 +165,20 @@ class NodeRegistry(Base):
     end_layer: Mapped[int]
     edge: Mapped[bool] = mapped_column(server_default="false")
     uptime_seconds: Mapped[float] = mapped_column(server_default="0")
-    """Time between heartbeats that were no further apart than the TTL."""
+    """Time between heartbeats that were no further apart than the TTL. Written now and then: what
+    has come since is in Redis."""
+    device_id: Mapped[str | None] = mapped_column(String(64))
+    gpu_index: Mapped[int] = mapped_column(server_default="0")
+    registration: Mapped[int] = mapped_column(server_default="1")
+    """How often the node has registered. Only the last counts."""
+    latitude: Mapped[float | None]
+    longitude: Mapped[float | None]
+    located: Mapped[str] = mapped_column(String(10), server_default="unknown")
+    """By whom: ``geoip``, ``declared`` or ``unknown``."""
+    quantization: Mapped[str] = mapped_column(String(10), server_default="none")
+    memory_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    max_sessions: Mapped[int] = mapped_column(server_default="0")
+    min_price: Mapped[Decimal | None] = mapped_column(AMOUNT)
 
 
 class Outbox(Base):
