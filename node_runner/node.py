@@ -14,6 +14,7 @@ from prometheus_client import start_http_server
 from mesh import wire
 from mesh.errors import MeshError
 from mesh.footprint import QUANTIZATIONS
+from node_runner import device as devices
 from node_runner import metrics
 from node_runner.engine.cuda import accelerate, capture_decoding
 from node_runner.engine.draft_model import load_draft
@@ -21,10 +22,11 @@ from node_runner.engine.engine import Engine
 from node_runner.engine.loader import SpanSpec, prepare_span
 from node_runner.engine.span import Span
 from node_runner.engine.tensors import DTYPES
-from node_runner.platform import Identity, Platform, PlatformError, Vitals
+from node_runner.platform import Identity, NodeSuperseded, Platform, PlatformError
 from node_runner.runner import Runner
 from node_runner.transport import Unreachable
 from node_runner.transport.redis import RedisTransport
+from node_runner.vitals import Gpu, LoadTimer, Vitals, room_bytes
 
 log = structlog.get_logger()
 
@@ -69,8 +71,12 @@ def serve(options: Options) -> None:
     """
     private_key = _unlock(options)
     device = _device(options.device)
+    room = room_bytes(device)
+    timer = LoadTimer()
     loaded, spec, guesser = _load(options, device)
+    load_speed = timer.speed(sum(weight.nbytes for weight in loaded.weights))
     budget = _kv_budget(options.kv_gb, loaded)
+    claimed = _claim(options.wallet, device)
     identity = Identity(
         wallet_address=options.wallet,
         model_id=options.model,
@@ -81,6 +87,10 @@ def serve(options: Options) -> None:
         vram_gb=_vram_gb(device),
         public_addr=options.public_addr,
         location=options.location,
+        device_id=claimed.device_id,
+        gpu_index=claimed.gpu_index,
+        quantization=options.quantization,
+        memory_bytes=room,
     )
     platform = Platform(options.discovery, identity, private_key)
     try:
@@ -112,15 +122,28 @@ def serve(options: Options) -> None:
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, drain)
-    forgotten = threading.Event()
+    forgotten: list[PlatformError] = []
+    gpu = Gpu(device)
 
-    def start_over() -> None:
-        forgotten.set()
+    def start_over(reason: PlatformError) -> None:
+        forgotten.append(reason)
         runner.drain()
 
-    platform.start_heartbeats(
-        lambda: Vitals(*meter.read(), runner.generations, engine.capacity()), start_over
-    )
+    def vitals() -> Vitals:
+        latency_ms, rate = meter.read()
+        use = gpu.use()
+        return Vitals(
+            latency_ms=latency_ms,
+            throughput_tokens_per_sec=rate,
+            current_requests=runner.generations,
+            kv_positions=engine.capacity(),
+            hop_ms=platform.round_trip_ms,
+            load_bytes_per_second=load_speed,
+            gpu_utilization_percent=use.utilization_percent,
+            vram_used_gb=use.vram_used_gb,
+        )
+
+    platform.start_heartbeats(vitals, start_over)
     log.info(
         "node_started",
         node_id=node_id,
@@ -133,7 +156,14 @@ def serve(options: Options) -> None:
     )
     runner.run()
     platform.close()
-    if forgotten.is_set():
+    gpu.close()
+    claimed.release()
+    if forgotten and isinstance(forgotten[0], NodeSuperseded):
+        raise CannotServe(
+            f"{forgotten[0]} If that was a copy of this machine's disk, delete device_id in "
+            f"{devices.state_folder()} on one of them."
+        )
+    if forgotten:
         raise CannotServe(
             "The platform does not know this node any more. Start it again to register."
         )
@@ -185,6 +215,13 @@ def _unlock(options: Options) -> bytes:
     if address.lower() != wallet.lower():
         raise CannotServe(f"{keyfile} belongs to {address}, not to --wallet {wallet}.")
     return bytes(key)
+
+
+def _claim(wallet: str, device: torch.device) -> devices.Device:
+    try:
+        return devices.claim(devices.state_folder(), wallet=wallet, gpu_index=device.index or 0)
+    except devices.DeviceError as error:
+        raise CannotServe(str(error)) from None
 
 
 def _device(name: str) -> torch.device:

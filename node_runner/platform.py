@@ -1,14 +1,16 @@
 """The node's side of the platform's HTTP API: registration, heartbeats, farewell."""
 
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx
 import structlog
 
 from mesh import proof
+from node_runner.vitals import Vitals
 
 log = structlog.get_logger()
 
@@ -28,9 +30,15 @@ class NodeForgotten(PlatformError):
     """The platform knows neither this node nor its token any more: register again."""
 
 
+class NodeSuperseded(PlatformError):
+    """The node has registered again: another process is it now, and this one has to end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What the node says of itself when it registers."""
+    """What the node says of itself when it registers. ``device_id`` and ``gpu_index`` are what the
+    platform knows it again by; ``memory_bytes`` is room for weights and KV (0: not known);
+    ``min_price`` is FAR a token, as text; ``max_sessions`` 0 is no limit."""
 
     wallet_address: str
     model_id: str
@@ -41,17 +49,14 @@ class Identity:
     vram_gb: int
     public_addr: str
     location: str
-
-
-@dataclass(frozen=True, slots=True)
-class Vitals:
-    """One heartbeat's figures: milliseconds a step, tokens/s, generations, and the positions that
-    the whole KV cache has room for."""
-
-    latency_ms: float
-    throughput_tokens_per_sec: float
-    current_requests: int
-    kv_positions: int
+    device_id: str | None = None
+    gpu_index: int = 0
+    latitude: float | None = None
+    longitude: float | None = None
+    quantization: str = "none"
+    memory_bytes: int = 0
+    max_sessions: int = 0
+    min_price: str | None = None
 
 
 class Platform:
@@ -64,6 +69,8 @@ class Platform:
         self.node_id = ""
         self._token = ""
         self._interval = 30.0
+        self.round_trip_ms = 0.0
+        """Milliseconds that the last heartbeat took until it was answered; 0 before the first."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -94,29 +101,21 @@ class Platform:
         answer = self._call(
             "POST",
             "/api/nodes/register-distributed",
-            {
-                "wallet_address": identity.wallet_address,
-                "model_id": identity.model_id,
-                "gpu_model": identity.gpu_model,
-                "vram_gb": identity.vram_gb,
-                "public_addr": identity.public_addr,
-                "location": identity.location,
-                "start_layer": identity.start_layer,
-                "end_layer": identity.end_layer,
-                "edge": identity.edge,
-                "nonce": nonce,
-                "signature": proof.sign(message, self._private_key),
-            },
+            asdict(identity)
+            | {"nonce": nonce, "signature": proof.sign(message, self._private_key)},
         )
         self.node_id = answer["node_id"]
         self._token = answer["node_token"]
         self._interval = answer["heartbeat_interval_sec"]
         return self.node_id
 
-    def start_heartbeats(self, vitals: Callable[[], Vitals], forgotten: Callable[[], None]) -> None:
+    def start_heartbeats(
+        self, vitals: Callable[[], Vitals], forgotten: Callable[[PlatformError], None]
+    ) -> None:
         """Beat now, and then at the platform's interval, in a thread.
 
-        ``forgotten`` is called, and the beating ends, if the platform no longer knows the node.
+        ``forgotten`` is called with the reason, and the beating ends, if the platform no longer
+        knows the node, or another process is it.
         """
         self._beat(vitals(), healthy=True)
         self._thread = threading.Thread(target=self._loop, args=(vitals, forgotten), daemon=True)
@@ -126,7 +125,7 @@ class Platform:
         """Say that no new work is wanted: the node is off the routes at once."""
         self._stop.set()
         try:
-            self._beat(Vitals(0, 0, 0, 0), healthy=False)
+            self._beat(Vitals(), healthy=False)
         except PlatformError as error:
             log.warning("farewell_failed", reason=str(error))
 
@@ -135,30 +134,27 @@ class Platform:
             self._thread.join(timeout=TIMEOUT)
         self._http.close()
 
-    def _loop(self, vitals: Callable[[], Vitals], forgotten: Callable[[], None]) -> None:
+    def _loop(
+        self, vitals: Callable[[], Vitals], forgotten: Callable[[PlatformError], None]
+    ) -> None:
         while not self._stop.wait(self._interval):
             try:
                 self._beat(vitals(), healthy=True)
-            except NodeForgotten as error:
+            except (NodeForgotten, NodeSuperseded) as error:
                 log.error("node_forgotten", reason=str(error))
-                forgotten()
+                forgotten(error)
                 return
             except PlatformError as error:
                 log.warning("heartbeat_failed", reason=str(error))
 
     def _beat(self, vitals: Vitals, *, healthy: bool) -> None:
+        began = time.perf_counter()
         self._call(
             "POST",
             "/api/nodes/heartbeat",
-            {
-                "node_id": self.node_id,
-                "is_healthy": healthy,
-                "latency_ms": vitals.latency_ms,
-                "throughput_tokens_per_sec": vitals.throughput_tokens_per_sec,
-                "current_requests": vitals.current_requests,
-                "kv_positions": vitals.kv_positions,
-            },
+            {"node_id": self.node_id, "is_healthy": healthy, **asdict(vitals)},
         )
+        self.round_trip_ms = 1000 * (time.perf_counter() - began)
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
@@ -170,6 +166,8 @@ class Platform:
             ) from error
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.NOT_FOUND):
             raise NodeForgotten(_reason(answer))
+        if answer.status_code == httpx.codes.CONFLICT:
+            raise NodeSuperseded(_reason(answer))
         if answer.is_error:
             raise PlatformError(_reason(answer))
         return answer.json()

@@ -211,8 +211,11 @@ class Stack:
         command += ["--threads", str(plan.node_threads), "--cache", str(plan.folder / "spans")]
         command += ["--edge"] if start == 0 else []
         command += ["--metrics-port", str(self._metrics_port(name)), *plan.node_options, *options]
-        password = {"FAR_NODE_PASSWORD": self._node_password}
-        return self.processes.start_python(name, command, self._environment() | password)
+        own = {
+            "FAR_NODE_PASSWORD": self._node_password,
+            "FAR_NODE_STATE": str(plan.folder / "state"),
+        }
+        return self.processes.start_python(name, command, self._environment() | own)
 
     def wait_for_nodes(self, count: int) -> None:
         """Return once exactly so many nodes are on the routes.

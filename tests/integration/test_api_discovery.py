@@ -4,10 +4,12 @@ import datetime as dt
 from collections.abc import Callable
 from decimal import Decimal
 
+import httpx
 import pytest
 from redis.asyncio import Redis
 
-from mesh import ledger, registry
+from api import discovery_app
+from mesh import ledger, proof, registry
 from mesh.db import NodeRegistry
 from mesh.settings import Settings
 from tests.conftest import DEMO_MODEL, MODEL_ID
@@ -16,6 +18,7 @@ from tests.integration.api_support import (
     GENERATE,
     LAYERS,
     OTHER_WALLET,
+    PROVIDER,
     PROVIDER_WALLET,
     WALLET,
     Gateway,
@@ -41,14 +44,94 @@ async def test_active_nodes_have_the_specifications_fields(gateway: Gateway) -> 
     assert answer["nodes"][1] == {
         "node_id": "node_1",
         "wallet_address": PROVIDER_WALLET,
+        "model_id": MODEL_ID,
         "gpu_model": "RTX 4090",
         "vram_gb": 24,
         "location": "US-East",
+        "located": "unknown",
         "layers_served": [2, 3],
+        "edge": False,
+        "quantization": "none",
+        "is_healthy": True,
+        "last_seen": "1970-01-01T00:00:00Z",
         "reliability_score": None,
         "avg_latency_ms": 5,
-        "edge": False,
+        "hop_ms": 0,
+        "throughput_tokens_per_sec": 100,
+        "current_requests": 0,
+        "gpu_utilization_percent": 0,
+        "vram_used_gb": 0,
     }
+
+
+async def test_the_discovery_service_answers_with_the_same_nodes(gateway: Gateway) -> None:
+    """Under the specification's other paths, in its other form; by location, too."""
+    nodes = (await gateway.client.get(NODES)).json()["nodes"]
+    answer = await gateway.client.get(f"/nodes/active/{MODEL_ID}")
+    assert answer.json() == {"nodes": nodes, "count": 3}
+    await gateway.announce(node(2, location="EU-West"))
+    for location, count in (("US-East", 2), ("EU-West", 1), ("Mars", 0)):
+        answer = await gateway.client.get(
+            f"/nodes/active/{MODEL_ID}", params={"location": location}
+        )
+        assert answer.json()["count"] == count
+
+
+async def test_a_node_lives_on_the_discovery_services_paths(
+    make_settings: Callable[..., Settings], redis: Redis
+) -> None:
+    """The service by itself, with the specification's bodies, signed."""
+    app = discovery_app.create_app(make_settings())
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        nonce = (await client.get("/api/auth/nonce")).json()["nonce"]
+        message = proof.registration_message(
+            wallet_address=PROVIDER.address,
+            model_id=MODEL_ID,
+            start_layer=2,
+            end_layer=4,
+            edge=False,
+            nonce=nonce,
+        )
+        answer = await client.post(
+            "/nodes/register",
+            json={
+                "node_id": "0x1234-0",
+                "wallet_address": PROVIDER.address,
+                "model_id": MODEL_ID,
+                "layers_served": [2, 3],
+                "gpu_model": "NVIDIA RTX 4090",
+                "vram_gb": 24,
+                "location": "US-East",
+                "public_addr": "1.2.3.4:31330",
+                "nonce": nonce,
+                "signature": proof.sign(message, PROVIDER.key),
+            },
+        )
+        registered = answer.json()
+        assert (registered["status"], registered["node_id"]) == ("registered", "0x1234-0")
+        beat = await client.post(
+            "/nodes/heartbeat",
+            json={
+                "node_id": "0x1234-0",
+                "model_id": MODEL_ID,
+                "is_healthy": True,
+                "latency_ms": 50,
+                "throughput_tokens_per_sec": 10,
+                "last_seen": "2025-01-01T00:00:00",
+            },
+            headers={"Authorization": f"Bearer {registered['node_token']}"},
+        )
+        assert beat.json() == {"status": "ok", "should_rebalance": False}
+        found = (await client.get(f"/nodes/active/{MODEL_ID}")).json()
+        assert found["count"] == 1
+        [listed] = found["nodes"]
+        assert (listed["layers_served"], listed["avg_latency_ms"]) == ([2, 3], 50)
+        heard = dt.datetime.fromisoformat(listed["last_seen"])
+        assert abs(dt.datetime.now(dt.UTC) - heard) < dt.timedelta(minutes=1)
+        assert (await client.post(GENERATE, json={})).status_code == 404
 
 
 async def test_nodes_that_are_off_the_routes_are_not_listed(gateway: Gateway) -> None:
@@ -117,6 +200,7 @@ async def know(gateway: Gateway, *nodes: registry.Node) -> None:
                     end_layer=each.end_layer,
                     registered_at=then,
                     uptime_seconds=3600,
+                    last_seen=dt.datetime.now(dt.UTC),
                 )
             )
 

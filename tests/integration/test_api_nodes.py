@@ -1,13 +1,19 @@
 """Nodes: registration by a wallet's signature, and heartbeats."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from mmdb_writer import MMDBWriter
+from netaddr import IPSet
 from redis.asyncio import Redis
 from sqlalchemy import func, select
 
+from api.places import Places
 from mesh import names, proof, registry
 from mesh.db import NodeRegistry
 from mesh.settings import Settings
@@ -21,6 +27,8 @@ from tests.integration.api_support import (
     STRANGER,
     WALLET,
     Gateway,
+    Job,
+    eventually,
     open_gateway,
     problem,
     request_body,
@@ -272,23 +280,298 @@ async def test_an_unhealthy_node_is_off_the_routes_until_it_is_well(gateway: Gat
     assert seen == [(1, True, True), (0, False, True), (1, True, True)]
 
 
+async def row_of(gateway: Gateway, node_id: str) -> NodeRegistry:
+    async with gateway.sessions() as db:
+        return await db.get_one(NodeRegistry, node_id)
+
+
 async def test_time_between_heartbeats_counts_as_uptime(gateway: Gateway) -> None:
+    """Gathered in Redis, written when the node leaves; what lies before a silence counts, too."""
     node_id, token = await registered(gateway)
+    for _ in range(2):
+        await beat(gateway, node_id, token)
+    gathered = await registry.unsaved_uptime(gateway.redis, node_id)
+    assert 0 < gathered < TTL
+    assert (await row_of(gateway, node_id)).uptime_seconds == 0
+    await gateway.redis.delete(names.node(node_id))  # silent for longer than its time to live
+    await beat(gateway, node_id, token)
+    assert (await row_of(gateway, node_id)).uptime_seconds == pytest.approx(gathered)
+    assert await registry.unsaved_uptime(gateway.redis, node_id) == pytest.approx(0, abs=1e-9)
+    await beat(gateway, node_id, token, is_healthy=False)
+    row = await row_of(gateway, node_id)
+    assert gathered < row.uptime_seconds < TTL
+    assert not row.is_active
 
-    async def uptime() -> float:
-        async with gateway.sessions() as db:
-            return (await db.get_one(NodeRegistry, node_id)).uptime_seconds
 
+async def test_a_heartbeat_asks_postgres_now_and_then(
+    make_settings: Callable[..., Settings], redis: Redis
+) -> None:
+    """Steady beats write no row until the interval is over; with none, each does."""
+    for interval, writes in ((3600, 0), (0, 3)):
+        discovery = {"row_interval": interval}
+        async with open_gateway(make_settings(discovery=discovery)) as gateway:
+            node_id, token = await registered(gateway)
+            await beat(gateway, node_id, token)
+            seen = [(await row_of(gateway, node_id)).last_seen]
+            for _ in range(3):
+                assert (await beat(gateway, node_id, token)).status_code == 200
+                seen.append((await row_of(gateway, node_id)).last_seen)
+            assert len(set(seen)) - 1 == writes
+
+
+async def test_a_node_whose_row_was_deleted_is_off_within_the_interval(
+    make_settings: Callable[..., Settings], redis: Redis
+) -> None:
+    async with open_gateway(make_settings(discovery={"row_interval": 0})) as gateway:
+        node_id, token = await registered(gateway)
+        await beat(gateway, node_id, token)
+        async with gateway.sessions.begin() as db:
+            await db.delete(await db.get_one(NodeRegistry, node_id))
+        problem(await beat(gateway, node_id, token), 404, "node_not_found")
+        assert await registry.active(gateway.redis, MODEL_ID) == []
+
+
+async def test_trust_that_was_withdrawn_counts_from_the_next_heartbeat(gateway: Gateway) -> None:
+    node_id, token = await registered(gateway)
     await beat(gateway, node_id, token)
-    assert await uptime() == 0
+    gateway.services.settings.discovery.trusted_wallets = []
     await beat(gateway, node_id, token)
-    first = await uptime()
-    assert 0 < first < TTL
-    async with gateway.sessions.begin() as db:  # silent for longer than its time to live
-        row = await db.get_one(NodeRegistry, node_id)
-        row.last_seen = row.registered_at.replace(year=2020)
-    await beat(gateway, node_id, token)
-    assert await uptime() == first
+    [node] = await registry.active(gateway.redis, MODEL_ID)
+    assert not node.trusted
+
+
+MEASURED = {
+    "hop_ms": 17.5,
+    "load_bytes_per_second": 2e8,
+    "gpu_utilization_percent": 63,
+    "vram_used_gb": 20.5,
+}
+
+
+async def test_what_placement_and_routes_want_to_know(gateway: Gateway) -> None:
+    """What a node says once, what it measures, and what has changed since it registered."""
+    said = {"quantization": "int8", "memory_bytes": 24 * 10**9, "max_sessions": 4}
+    node_id, token = await registered(gateway, min_price="0.000123456789012345", **said)
+    await beat(gateway, node_id, token, **MEASURED)
+    [node] = await registry.active(gateway.redis, MODEL_ID)
+    assert {name: getattr(node, name) for name in said} == said
+    assert {name: getattr(node, name) for name in MEASURED} == MEASURED
+    assert node.min_price == Decimal("0.000123456789012345")
+    await beat(gateway, node_id, token, memory_bytes=10**9)
+    [node] = await registry.active(gateway.redis, MODEL_ID)
+    assert (node.memory_bytes, node.quantization, node.hop_ms) == (10**9, "int8", 0)
+
+
+DEVICE = {"device_id": "f" * 32, "gpu_index": 1}
+
+
+async def test_a_device_that_registers_again_is_the_same_node(gateway: Gateway) -> None:
+    """A restart: one row, one entry, with what the new process says; the old process is over."""
+    before = await known(gateway)
+    node_id, old = await registered(gateway, **DEVICE)
+    await beat(gateway, node_id, old)
+    again, new = await registered(gateway, start_layer=2, edge=False, **DEVICE)
+    assert again == node_id
+    assert await known(gateway) == before + 1
+    assert await registry.active(gateway.redis, MODEL_ID) == []  # until the new process beats
+    await beat(gateway, node_id, new)
+    for healthy in (True, False):
+        late = await beat(gateway, node_id, old, is_healthy=healthy)
+        problem(late, 409, "node_superseded")
+    [node] = await registry.active(gateway.redis, MODEL_ID)
+    assert (node.node_id, node.start_layer, node.registration) == (node_id, 2, 2)
+    row = await row_of(gateway, node_id)
+    assert (row.start_layer, row.registration, row.is_active) == (2, 2, True)
+
+
+async def test_a_late_heartbeat_of_an_earlier_process_brings_nothing_back(
+    gateway: Gateway,
+) -> None:
+    """Also before the new process has beaten for the first time."""
+    node_id, old = await registered(gateway, **DEVICE)
+    _, new = await registered(gateway, **DEVICE)
+    problem(await beat(gateway, node_id, old), 409, "node_superseded")
+    assert await registry.active(gateway.redis, MODEL_ID) == []
+    assert (await beat(gateway, node_id, new)).status_code == 200
+
+
+async def test_a_device_of_another_wallet_or_gpu_is_another_node(gateway: Gateway) -> None:
+    names = [
+        (await registered(gateway, **DEVICE))[0],
+        (await registered(gateway, **DEVICE | {"gpu_index": 2}))[0],
+        (await registered(gateway, wallet_address=STRANGER.address, signer=STRANGER, **DEVICE))[0],
+    ]
+    assert len(set(names)) == 3
+
+
+async def test_two_processes_that_race_for_a_device_end_in_one_entry(gateway: Gateway) -> None:
+    before = await known(gateway)
+    bodies = [await registration(gateway, device_id="racing") for _ in range(6)]
+    answers = await asyncio.gather(*(gateway.client.post(REGISTER, json=body) for body in bodies))
+    assert {answer.status_code for answer in answers} == {200}
+    nodes = [answer.json() for answer in answers]
+    [node_id] = {node["node_id"] for node in nodes}
+    tokens = [{"Authorization": f"Bearer {node['node_token']}"} for node in nodes]
+    beats = await asyncio.gather(
+        *(beat(gateway, node_id, token) for _ in range(3) for token in tokens)
+    )
+    assert sorted(answer.status_code for answer in beats) == [200] * 3 + [409] * 15
+    assert await known(gateway) == before + 1
+    [node] = await registry.active(gateway.redis, MODEL_ID)
+    assert node.registration == 6
+
+
+async def test_a_node_without_a_device_is_a_new_one_each_time(
+    make_settings: Callable[..., Settings], redis: Redis
+) -> None:
+    """The specification's body as it stands: the ghost is gone after its time to live."""
+    discovery = {"node_ttl": 0.5}
+    async with open_gateway(make_settings(discovery=discovery)) as gateway:
+        ghost, token = await registered(gateway)
+        await beat(gateway, ghost, token)
+        node_id, token = await registered(gateway)
+        assert node_id != ghost
+
+        async def alone() -> bool:
+            await beat(gateway, node_id, token)
+            nodes = await registry.active(gateway.redis, MODEL_ID)
+            return [node.node_id for node in nodes] == [node_id]
+
+        await eventually(alone)
+
+
+async def test_a_node_may_say_what_it_is_called(gateway: Gateway) -> None:
+    """The specification's discovery body: who comes again under a name is the same node."""
+    name = f"{PROVIDER.address[:8]}-0"
+    before = await known(gateway)
+    assert [(await registered(gateway, node_id=name))[0] for _ in range(2)] == [name, name]
+    assert await known(gateway) == before + 1
+    stolen = await register(gateway, node_id=name, wallet_address=STRANGER.address, signer=STRANGER)
+    problem(stolen, 409, "node_id_taken")
+    assert (await row_of(gateway, name)).wallet_address == PROVIDER_WALLET
+
+
+async def test_a_device_keeps_its_name_whatever_it_would_like(gateway: Gateway) -> None:
+    node_id, _ = await registered(gateway, device_id="named")
+    again, _ = await registered(gateway, device_id="named", node_id="fancy")
+    assert again == node_id
+
+
+async def test_layers_may_be_listed(gateway: Gateway) -> None:
+    body = await registration(gateway, start_layer=2, end_layer=4, edge=False)
+    del body["start_layer"], body["end_layer"]
+    answer = await gateway.client.post(REGISTER, json=body | {"layers_served": [2, 3]})
+    assert answer.json()["layers_served"] == [2, 3]
+    body = await registration(gateway)
+    answer = await gateway.client.post(REGISTER, json=body | {"layers_served": []})
+    assert answer.json()["layers_served"] == list(range(LAYERS))
+
+
+@pytest.mark.parametrize(
+    ("layers", "code"),
+    [
+        ([1, 3], "layers_served_malformed"),
+        ([2, 1], "layers_served_malformed"),
+        ([0, 0], "layers_served_malformed"),
+        ([0, 1], "layers_served_mismatch"),
+        ([-1, 0], "layers_served_mismatch"),
+        ([0] * 1025, "layers_served_too_many"),
+    ],
+)
+async def test_listed_layers_that_are_no_span(
+    gateway: Gateway, layers: list[int], code: str
+) -> None:
+    problem(await register(gateway, layers_served=layers), 422, code)
+
+
+async def test_listed_layers_beyond_the_model(gateway: Gateway) -> None:
+    body = await registration(gateway, layers_served=[LAYERS])
+    del body["start_layer"], body["end_layer"]
+    answer = await gateway.client.post(REGISTER, json=body)
+    problem(answer, 422, "layers_served_out_of_range")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that knows where 203.0.113.0/24 is, and nothing else."""
+    writer = MMDBWriter(ip_version=6, ipv4_compatible=True, database_type="GeoLite2-City")
+    berlin = {
+        "city": {"names": {"en": "Berlin"}},
+        "country": {"iso_code": "DE", "names": {"en": "Germany"}},
+        "location": {"latitude": 52.52, "longitude": 13.405},
+    }
+    writer.insert_network(IPSet(["203.0.113.0/24"]), berlin)
+    file = tmp_path_factory.mktemp("places") / "cities.mmdb"
+    writer.to_db_file(str(file))
+    return file
+
+
+@pytest.fixture
+async def located(
+    make_settings: Callable[..., Settings], redis: Redis, places: Path
+) -> AsyncIterator[Gateway]:
+    settings = make_settings(
+        discovery={"geoip_database": str(places), "trusted_wallets": [PROVIDER.address]},
+        limits={"trust_forwarded_for": True},
+    )
+    async with open_gateway(settings) as opened:
+        yield opened
+
+
+BERLIN = {"X-Forwarded-For": "203.0.113.9"}
+ELSEWHERE = {"X-Forwarded-For": "198.51.100.1"}
+
+
+@pytest.mark.parametrize(
+    ("calls", "says", "expected"),
+    [
+        (BERLIN, {"latitude": 1.0, "longitude": 2.0}, ("Berlin, DE", "geoip", (52.52, 13.405))),
+        (ELSEWHERE, {"latitude": 1.0, "longitude": 2.0}, ("US-East", "declared", (1, 2))),
+        (ELSEWHERE, {"latitude": 1.0}, ("US-East", "declared", None)),
+        (ELSEWHERE, {"location": "unknown"}, ("unknown", "unknown", None)),
+    ],
+    ids=["by its address", "by its word", "half a word", "not at all"],
+)
+async def test_where_a_node_is(
+    located: Gateway,
+    calls: dict[str, str],
+    says: dict[str, Any],
+    expected: tuple[str, str, tuple[float, float] | None],
+) -> None:
+    body = await registration(located, **says)
+    answer = (await located.client.post(REGISTER, json=body, headers=calls)).json()
+    token = {"Authorization": f"Bearer {answer['node_token']}"}
+    await beat(located, answer["node_id"], token)
+    [node] = await registry.active(located.redis, MODEL_ID)
+    assert (node.location, node.located, node.place) == expected
+
+
+async def test_a_generation_knows_about_where_its_user_is(located: Gateway) -> None:
+    """In whole degrees; nothing where the address tells nothing."""
+    node_id, token = await registered(located)
+    await beat(located, node_id, token)
+    await located.deposit("1")
+    found = []
+    for calls in (BERLIN, ELSEWHERE):
+        headers = calls | {"Prefer": "respond-async"}
+        answer = await located.client.post(GENERATE, json=request_body(), headers=headers)
+        row = await Job(located, answer.json()["request_id"]).row()
+        found.append((row.near_latitude, row.near_longitude))
+    assert found == [(53, 13), (None, None)]
+
+
+async def test_a_database_that_tells_no_cities(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    country = tmp_path / "countries.mmdb"
+    writer = MMDBWriter(database_type="GeoLite2-Country")
+    writer.insert_network(IPSet(["203.0.113.0/24"]), {"country": {"iso_code": "DE"}})
+    writer.to_db_file(str(country))
+    text = tmp_path / "text.mmdb"
+    text.write_text("no database")
+    for file in (country, text, tmp_path / "missing.mmdb"):
+        with pytest.raises(ValueError, match="GEOIP_DATABASE"):
+            Places(file)
 
 
 async def test_a_node_speaks_for_itself_only(gateway: Gateway) -> None:

@@ -1,5 +1,7 @@
 """What a heartbeat leaves in Redis is what the routes read."""
 
+from decimal import Decimal
+
 from redis.asyncio import Redis
 
 from mesh import names, registry
@@ -7,7 +9,19 @@ from tests.integration.api_support import MODEL_ID, node
 
 
 async def test_a_node_is_read_as_it_was_announced(redis: Redis) -> None:
-    known = node(0, hop_ms=12.5, latitude=52.52, longitude=-13.4)
+    known = node(
+        0,
+        hop_ms=12.5,
+        latitude=52.52,
+        longitude=-13.4,
+        located="geoip",
+        registration=3,
+        quantization="nf4",
+        memory_bytes=2**40,
+        load_bytes_per_second=1e9,
+        min_price=Decimal("0.000000000000000001"),
+        max_sessions=8,
+    )
     unknown = node(1)
     for each in (known, unknown):
         await registry.announce(redis, each, ttl=60)
@@ -23,3 +37,58 @@ async def test_a_record_of_an_older_mesh_is_read_if_it_has_what_matters(redis: R
     await redis.hdel(names.node("node_0"), "hop_ms", "latitude", "longitude")  # type: ignore[misc]
     await redis.hdel(names.node("node_1"), "end_layer")  # type: ignore[misc]
     assert await registry.active(redis, MODEL_ID) == [node(0)]
+
+
+BEAT = {"is_healthy": True, "latency_ms": 7.5}
+
+
+async def test_a_beat_keeps_what_was_announced_and_counts_the_time(redis: Redis) -> None:
+    await registry.announce(redis, node(0, registration=2, last_seen=100.0), ttl=60)
+    beat = await registry.beat(redis, "node_0", 2, BEAT, now=130.5, ttl=60)
+    assert beat == registry.Beat("kept", 30.5, node(0).wallet_address, MODEL_ID, True)
+    [found] = await registry.active(redis, MODEL_ID)
+    assert found == node(0, registration=2, last_seen=130.5, latency_ms=7.5)
+    await registry.uptime_saved(redis, "node_0", 30.0)
+    assert await registry.unsaved_uptime(redis, "node_0") == 0.5
+
+
+async def test_a_clock_that_goes_back_takes_no_uptime_away(redis: Redis) -> None:
+    await registry.announce(redis, node(0, last_seen=100.0), ttl=60)
+    assert (await registry.beat(redis, "node_0", 0, BEAT, now=90.0, ttl=60)).uptime == 0
+
+
+async def test_nothing_is_done_in_the_name_of_an_earlier_registration(redis: Redis) -> None:
+    """A record is not overwritten, kept alive or removed by it; a later one replaces it."""
+    late = node(0, registration=2)
+    assert await registry.announce(redis, late, ttl=60)
+    assert not await registry.announce(redis, node(0, registration=1, gpu_model="old"), ttl=60)
+    assert (await registry.beat(redis, "node_0", 1, BEAT, now=1.0, ttl=60)).state == "superseded"
+    await registry.forget(redis, "node_0", MODEL_ID, 1)
+    assert await registry.active(redis, MODEL_ID) == [late]
+    assert (await registry.beat(redis, "node_0", 3, BEAT, now=1.0, ttl=60)).state == "unknown"
+    assert await registry.announce(redis, node(0, registration=3), ttl=60)
+    assert await registry.active(redis, MODEL_ID) == [node(0, registration=3)]
+    await registry.forget(redis, "node_0", MODEL_ID)
+    assert await registry.active(redis, MODEL_ID) == []
+
+
+async def test_a_beat_does_not_bring_back_who_is_gone(redis: Redis) -> None:
+    assert (await registry.beat(redis, "node_0", 1, BEAT, now=1.0, ttl=60)).state == "unknown"
+    assert not await redis.exists(names.node("node_0"))
+
+
+async def test_a_node_that_changed_its_model_serves_the_new_one_only(redis: Redis) -> None:
+    await registry.announce(redis, node(0, registration=1), ttl=60)
+    moved = node(0, registration=2, model_id="far/other")
+    await registry.announce(redis, moved, ttl=60)
+    assert await registry.active(redis, MODEL_ID) == []
+    assert await redis.smembers(names.model_nodes(MODEL_ID)) == set()  # type: ignore[misc]
+    assert await registry.active(redis, "far/other") == [moved]
+
+
+async def test_a_thousand_nodes_are_read_in_two_round_trips(redis: Redis) -> None:
+    for number in range(1000):
+        await registry.announce(redis, node(0, node_id=f"node_{number}"), ttl=60)
+    before = (await redis.info("stats"))["total_reads_processed"]
+    assert len(await registry.active(redis, MODEL_ID)) == 1000
+    assert (await redis.info("stats"))["total_reads_processed"] - before < 20

@@ -1,0 +1,105 @@
+"""What a node says of itself and its device in a heartbeat."""
+
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """One heartbeat's figures, all of them measured here.
+
+    ``latency_ms``: a step. ``throughput_tokens_per_sec``: positions. ``current_requests``:
+    generations that hold KV room. ``kv_positions``: what the whole KV cache has room for.
+    ``hop_ms``: a message to the platform and back, 0 before the first. ``load_bytes_per_second``:
+    weights, as the span was loaded.
+    """
+
+    latency_ms: float = 0.0
+    throughput_tokens_per_sec: float = 0.0
+    current_requests: int = 0
+    kv_positions: int = 0
+    hop_ms: float = 0.0
+    load_bytes_per_second: float = 0.0
+    gpu_utilization_percent: float = 0.0
+    vram_used_gb: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GpuUse:
+    """Of all processes on the GPU: percent of the last moments, and 10⁹ bytes."""
+
+    utilization_percent: float = 0.0
+    vram_used_gb: float = 0.0
+
+
+class Gpu:
+    """A GPU as NVML, the driver's library, sees it; a device without one uses nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._nvml, self._handle = _open(device)
+
+    def use(self) -> GpuUse:
+        """Now. Nothing where the driver does not say."""
+        if self._nvml is None:
+            return GpuUse()
+        try:
+            percent = self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu
+            used = self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used
+        except self._nvml.NVMLError as error:
+            log.warning("gpu_unreadable", reason=str(error))
+            return GpuUse()
+        return GpuUse(float(percent), used / 1e9)
+
+    def close(self) -> None:
+        if self._nvml is not None:
+            with contextlib.suppress(self._nvml.NVMLError):
+                self._nvml.nvmlShutdown()
+
+
+def _open(device: torch.device):
+    if device.type != "cuda":
+        return None, None
+    import pynvml  # noqa: PLC0415 - only where there is a GPU
+
+    try:
+        pynvml.nvmlInit()
+        # By identity: CUDA_VISIBLE_DEVICES numbers GPUs anew, and NVML does not care for it.
+        uuid = torch.cuda.get_device_properties(device).uuid
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError as error:
+        log.warning("gpu_unreadable", reason=str(error))
+        return None, None
+
+
+def room_bytes(device: torch.device) -> int:
+    """Bytes that weights and KV can take on a device now; 0 where the system does not say.
+
+    To be asked before a span is loaded.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields.get("MemAvailable", "0 kB").split()[0]) * 1024
+
+
+class LoadTimer:
+    """Bytes of weights a second, from when it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def speed(self, weight_bytes: int) -> float:
+        """If so many are loaded now."""
+        return weight_bytes / max(time.monotonic() - self._began, 1e-9)
