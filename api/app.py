@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from api import problems
-from api.routes import auth, discovery, generation, health, nodes, receipts
+from api.routes import auth, discovery, generation, health, nodes, receipts, relay
 from api.services import open_services
 from mesh import log
+from mesh.relay import EXCHANGE_PATH
 from mesh.settings import Settings
 
 
@@ -30,7 +31,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         responses=problems.RESPONSES,
     )
-    problems.install(app, max_body_bytes=chosen.limits.max_body_bytes)
-    for routes in (generation, receipts, auth, nodes, discovery, health):
+    problems.install(
+        app,
+        max_body_bytes=chosen.limits.max_body_bytes,
+        unlimited={EXCHANGE_PATH},  # hidden states; it reads them itself, of nodes only
+    )
+    for routes in (generation, receipts, auth, nodes, relay, discovery, health):
         app.include_router(routes.router)
     return app

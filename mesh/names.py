@@ -6,7 +6,8 @@ in one slot, so that a script may touch them together.
 
 
 def live(request_id: str) -> str:
-    """Hash: the epoch that may write tokens now, and what else readers want of a generation."""
+    """Hash: the epoch that may write tokens now, its route (:mod:`mesh.live`), and what else
+    readers want of a generation."""
     return f"inference_session:{{{request_id}}}"
 
 
@@ -34,6 +35,11 @@ def pulse(node_id: str) -> str:
     """Number that expires within a second: the node's process runs, and has KV room for so many
     positions."""
     return f"node:{{{node_id}}}:pulse"
+
+
+def link(node_id: str) -> str:
+    """Hash: the node's newest connection to the relay, and the last push that was forwarded."""
+    return f"node:{{{node_id}}}:link"
 
 
 def cooldown(node_id: str) -> str:
