@@ -11,7 +11,7 @@ between forwarding and remembering does a push arrive twice, which positions mak
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, get_type_hints
 
@@ -25,8 +25,18 @@ PATH = "/api/relay"
 EXCHANGE_PATH = "/api/relay/exchange"
 
 MAX_FRAME_BYTES = 2**25
-"""A prefill chunk of 512 positions at hidden size 16,384 in 16 bits, and as much again. uvicorn
-takes half of that unless told otherwise (``--ws-max-size``)."""
+"""A prefill chunk of 512 positions at hidden size 16,384 in 16 bits, and as much again."""
+
+CHUNK_BYTES = 2**17
+"""Longer frames travel in pieces on a WebSocket, between which pulses and their answers get
+through, and each of which shows that the other side lives."""
+
+MAX_MESSAGE_BYTES = CHUNK_BYTES + 64
+"""Of one WebSocket message: a piece and its header."""
+
+WINDOW_BYTES = 2**26
+"""What a node has been sent and has not taken in yet; then the relay waits. Its connection is
+always read, so that pulses and answers never wait behind work."""
 
 MAX_ITEMS = 1024
 """Messages of one frame, and frames of one body."""
@@ -42,6 +52,12 @@ internet."""
 
 POLL_WAIT = 1.0
 """Seconds that a long poll waits for work at most."""
+
+FAREWELL = 1000
+"""WebSocket close code, registered: the node has done all it had to do."""
+
+ABANDONED = 1001
+"""WebSocket close code, registered: the node comes back, here or elsewhere."""
 
 DISPLACED = 4001
 """WebSocket close code: the node has connected again, elsewhere. It should not come back at
@@ -158,7 +174,15 @@ class Displaced:
     """Relay, over HTTP: what :data:`DISPLACED` is on a WebSocket."""
 
 
-Frame = Hello | Welcome | Push | Accepted | Pulse | Beat | Inbox | Poll | Displaced
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Either, on a WebSocket: a piece of a frame, of which ``rest`` bytes are still to come."""
+
+    rest: int
+    data: bytes
+
+
+Frame = Hello | Welcome | Push | Accepted | Pulse | Beat | Inbox | Poll | Displaced | Chunk
 
 # A kind's place is its number: add at the end.
 _KINDS: tuple[type[Any], ...] = (
@@ -171,6 +195,7 @@ _KINDS: tuple[type[Any], ...] = (
     Inbox,
     Poll,
     Displaced,
+    Chunk,
 )
 _NUMBER_OF = {kind: number for number, kind in enumerate(_KINDS)}
 _ITEMS: dict[Any, tuple[type[Any], list[type]]] = {
@@ -213,6 +238,42 @@ def decode(data: bytes) -> Frame:
     return frame
 
 
+def chunks(data: bytes) -> Iterator[bytes]:
+    """An encoded frame as WebSocket messages."""
+    if len(data) <= CHUNK_BYTES:
+        yield data
+        return
+    for end in range(CHUNK_BYTES, len(data) + CHUNK_BYTES, CHUNK_BYTES):
+        yield encode(Chunk(max(0, len(data) - end), data[end - CHUNK_BYTES : end]))
+
+
+class Assembler:
+    """WebSocket messages back to frames. Other frames may come between the pieces of one."""
+
+    def __init__(self) -> None:
+        self._pieces = bytearray()
+
+    def add(self, message: bytes) -> Frame | None:
+        """The frame that this message is, or completes; none if there is more to come.
+
+        Raises:
+            WireError: not a frame, or one that grows too large.
+        """
+        frame = decode(message)
+        if not isinstance(frame, Chunk):
+            return frame
+        if len(self._pieces) + len(frame.data) + frame.rest > MAX_FRAME_BYTES:
+            raise WireError(f"A frame has {MAX_FRAME_BYTES} bytes at most.")
+        self._pieces += frame.data
+        if frame.rest:
+            return None
+        whole, self._pieces = bytes(self._pieces), bytearray()
+        frame = decode(whole)
+        if isinstance(frame, Chunk):
+            raise WireError("A piece of a frame is not a frame.")
+        return frame
+
+
 def bundle(frames: Iterable[bytes]) -> bytes:
     """Encoded frames as one body."""
     packed: bytes = msgpack.packb(list(frames))
@@ -229,6 +290,12 @@ def unbundle(body: bytes) -> list[bytes]:
     if not all(type(frame) is bytes for frame in frames):
         raise WireError("A body is an array of frames.")
     return frames
+
+
+def place(cursor: str) -> tuple[int, int]:
+    """Cursors in their order."""
+    milliseconds, _, sequence = cursor.partition("-")
+    return int(milliseconds), int(sequence)
 
 
 def is_cursor(text: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from node_runner.platform import Identity, Platform, PlatformError, Vitals
 from node_runner.runner import Runner
 from node_runner.transport import Unreachable
 from node_runner.transport.redis import RedisTransport
+from node_runner.transport.relay import RelayTransport
 
 log = structlog.get_logger()
 
@@ -42,7 +44,7 @@ class Options:
     discovery: str
     keyfile: Path
     password: str
-    redis: str
+    redis: str | None
     path: str | None
     span: tuple[int, int] | None
     edge: bool
@@ -100,10 +102,7 @@ def serve(options: Options) -> None:
     )
     if loaded.kv_shape.paged:
         capture_decoding(loaded, engine.pool)
-    try:
-        transport = RedisTransport(options.redis, node_id, engine.room)
-    except Unreachable as error:
-        raise CannotServe(f"{error} Is --redis right?") from None
+    transport = _transport(options, node_id, platform.token, engine.room)
     runner = Runner(engine, transport, meter)
 
     def drain(*_: object) -> None:
@@ -137,6 +136,19 @@ def serve(options: Options) -> None:
         raise CannotServe(
             "The platform does not know this node any more. Start it again to register."
         )
+
+
+def _transport(
+    options: Options, node_id: str, token: str, room: Callable[[], int]
+) -> RedisTransport | RelayTransport:
+    """Redis where the options name one, else the platform's relay."""
+    try:
+        if options.redis:
+            return RedisTransport(options.redis, node_id, room)
+        return RelayTransport(options.discovery, token, room)
+    except Unreachable as error:
+        hint = "Is --redis right?" if options.redis else "Is --discovery right?"
+        raise CannotServe(f"{error} {hint}") from None
 
 
 def _load(options: Options, device: torch.device) -> tuple[Span, SpanSpec, Span | None]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Sequence
 
 import structlog
@@ -13,7 +14,7 @@ from api.relay.desk import Desk
 from api.relay.pulse import POLLED_TTL, PulseClock
 from mesh import relay
 from mesh.errors import WireError
-from mesh.relay import Beat, Displaced, Frame, Hello, Poll, Pulse, Push, Welcome
+from mesh.relay import Assembler, Beat, Displaced, Frame, Hello, Poll, Pulse, Push, place
 
 INBOX_WAIT = 4.0
 """Seconds between looks for a node whose connection is quiet; below Redis' time-out."""
@@ -37,6 +38,14 @@ class WebSocketCarrier:
         self._websocket = websocket
         self._node_id = node_id
         self._clock = PulseClock()
+        self._assembler = Assembler()
+        self._connection = ""
+        self._pulse = Pulse(0, 0, "")
+        self._ttl = 0.0
+        self._told_at = 0.0
+        self._given: deque[tuple[str, int]] = deque()
+        self._given_bytes = 0
+        self._taken = asyncio.Event()
 
     async def serve(self) -> None:
         """Returns when the connection is closed, by either side."""
@@ -60,9 +69,10 @@ class WebSocketCarrier:
         if not isinstance(hello, Hello):
             raise WireError("The first frame says hello.")
         welcome = await self._desk.greet(self._node_id, hello)
+        self._connection = welcome.connection
         await self._send(welcome)
         tasks = {
-            asyncio.create_task(self._take_in(hello.session, welcome)),
+            asyncio.create_task(self._take_in(hello.session)),
             asyncio.create_task(self._give_out(welcome.after)),
         }
         try:
@@ -75,54 +85,75 @@ class WebSocketCarrier:
             await asyncio.gather(*tasks, return_exceptions=True)
         return relay.TRY_AGAIN
 
-    async def _take_in(self, session: str, welcome: Welcome) -> None:
+    async def _take_in(self, session: str) -> None:
         try:
             while True:
                 frame = await self._receive()
                 if isinstance(frame, Push):
                     await self._send(await self._desk.forward(self._node_id, session, frame))
                 elif isinstance(frame, Pulse):
-                    await self._answer_pulse(welcome.connection, frame)
+                    await self._take_pulse(frame)
                 else:
                     raise WireError(f"A node does not send {type(frame).__name__}.")
         except WebSocketDisconnect as gone:
-            if gone.code == 1000:  # a farewell, not an accident
-                await self._desk.farewell(self._node_id, welcome.connection)
+            if gone.code == relay.FAREWELL:
+                await self._desk.farewell(self._node_id, self._connection)
             raise
 
-    async def _answer_pulse(self, connection: str, pulse: Pulse) -> None:
-        ttl = self._clock.heard(time.monotonic())
-        if not await self._desk.pulse(self._node_id, connection, pulse, ttl):
-            raise _Over(relay.DISPLACED)
+    async def _take_pulse(self, pulse: Pulse) -> None:
+        self._ttl = self._clock.heard(time.monotonic())
+        self._pulse = pulse
+        await self._tell()
+        while self._given and pulse.after and place(self._given[0][0]) <= place(pulse.after):
+            self._given_bytes -= self._given.popleft()[1]
+        self._taken.set()
         await self._send(Beat(pulse.number))
+
+    async def _tell(self) -> None:
+        """Let all know that the node lives."""
+        self._told_at = time.monotonic()
+        if not await self._desk.pulse(self._node_id, self._connection, self._pulse, self._ttl):
+            raise _Over(relay.DISPLACED)
 
     async def _give_out(self, after: str) -> None:
         async with self._desk.reading() as line:
             while True:
                 for part in await self._desk.read(line, self._node_id, after, INBOX_WAIT):
-                    await self._send(part)
                     after = part.after
+                    size = sum(len(entry.header) + len(entry.tensor) for entry in part.entries)
+                    self._given.append((after, size))
+                    self._given_bytes += size
+                    await self._send(part)
+                    while self._given_bytes > relay.WINDOW_BYTES:
+                        self._taken.clear()
+                        await self._taken.wait()
 
     async def _receive(self) -> Frame:
-        """
+        """The next frame.
+
         Raises:
             WireError: not a frame.
             _Over: the node is silent for too long: the connection is half open.
         """
-        try:
-            async with asyncio.timeout(self._desk.settings.idle):
-                data = await self._websocket.receive_bytes()
-        except TimeoutError:
-            raise _Over(relay.TRY_AGAIN) from None
-        except KeyError:
-            raise WireError("A frame is binary.") from None
-        frame = relay.decode(data)
-        messages = len(frame.sent) if isinstance(frame, Push) else 1
-        await self._desk.pace.take(self._node_id, messages, len(data))
-        return frame
+        while True:
+            try:
+                async with asyncio.timeout(self._desk.settings.idle):
+                    data = await self._websocket.receive_bytes()
+            except TimeoutError:
+                raise _Over(relay.TRY_AGAIN) from None
+            except KeyError:
+                raise WireError("A frame is binary.") from None
+            frame = self._assembler.add(data)
+            messages = len(frame.sent) if isinstance(frame, Push) else 1
+            await self._desk.pace.take(self._node_id, messages, len(data))
+            if frame is not None:
+                return frame
+            if self._ttl and time.monotonic() - self._told_at > relay.PULSE_INTERVAL:
+                await self._tell()  # its pulses are behind a long message on a slow link
 
     async def _send(self, frame: Frame) -> None:
-        await self._websocket.send_bytes(relay.encode(frame))
+        for message in relay.chunks(relay.encode(frame)):
+            await self._websocket.send_bytes(message)
 
 
 async def exchange(desk: Desk, node_id: str, body: bytes) -> bytes:
