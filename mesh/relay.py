@@ -223,7 +223,7 @@ def decode(data: bytes) -> Frame:
     Raises:
         WireError: too large, not a frame, or a field of the wrong type or size.
     """
-    number, *values = _unpack(data)
+    number, *values = _unpack(data) or [None]
     if type(number) is not int or not 0 <= number < len(_KINDS):
         raise WireError("Unknown kind of frame.")
     kind = _KINDS[number]
@@ -324,7 +324,7 @@ def batches(sent: Sequence[Sent]) -> list[list[Sent]]:
 
 
 def _unpack(data: bytes) -> list[Any]:
-    """An array that is not empty."""
+    """An array of no more, and no longer, things than a frame may have."""
     if len(data) > MAX_FRAME_BYTES:
         raise WireError(f"{len(data)} bytes; a frame has {MAX_FRAME_BYTES} at most.")
     try:
@@ -334,7 +334,7 @@ def _unpack(data: bytes) -> list[Any]:
         )
     except (ValueError, TypeError, RecursionError) as error:
         raise WireError("Not a msgpack array.") from error
-    if not isinstance(values, list) or not values:
+    if not isinstance(values, list):
         raise WireError("Not a msgpack array.")
     return values
 

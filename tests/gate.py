@@ -15,7 +15,7 @@ class Gate:
     def __init__(self, target_port: int) -> None:
         self.refuses_websockets = False
         self.upgrades = 0
-        self._target_port = target_port
+        self.target_port = target_port
         self._flows = threading.Event()
         self._flows.set()
         self._sockets: list[socket.socket] = []
@@ -61,7 +61,7 @@ class Gate:
         while True:
             try:
                 near, _ = self._listening.accept()
-                far = socket.create_connection(("127.0.0.1", self._target_port))
+                far = socket.create_connection(("127.0.0.1", self.target_port))
             except OSError:
                 return
             self._sockets += [near, far]

@@ -162,7 +162,10 @@ async def exchange(desk: Desk, node_id: str, body: bytes) -> bytes:
     Raises:
         WireError: not such a body.
     """
-    first, *others = [relay.decode(frame) for frame in relay.unbundle(body)]
+    frames = [relay.decode(frame) for frame in relay.unbundle(body)]
+    if not frames:
+        raise WireError("A body has a frame at least.")
+    first, *others = frames
     await desk.pace.take(node_id, 1 + len(others), len(body))
     if isinstance(first, Hello) and not others:
         return _bundled([await desk.greet(node_id, first)])

@@ -1,4 +1,4 @@
-"""A node's way to its work over the relay, also where it is cut and where WebSockets are blocked."""
+"""A node's way to its work over the relay: cut, blocked, and taken over."""
 
 import threading
 import time
@@ -8,6 +8,7 @@ from contextlib import closing
 import pytest
 import redis
 import structlog
+from structlog.testing import LogCapture
 
 from mesh import names
 from mesh.settings import Settings
@@ -120,11 +121,11 @@ def test_the_last_words_arrive(here: Replica, client: redis.Redis) -> None:
     assert client.xlen(names.events("gen")) == 1
 
 
-@pytest.mark.parametrize("cut", ["silent", "severed", "the relay restarts"])
+@pytest.mark.parametrize("cut", ["silent", "severed", "the replica ends"])
 def test_a_cut_loses_nothing_and_repeats_nothing(
     here: Replica, door: Gate, client: redis.Redis, settings: Settings, cut: str
 ) -> None:
-    with closing(node(here, "edge", door.url)) as edge:
+    with replica(settings) as there, closing(node(here, "edge", door.url)) as edge:
         push(edge, 0)
         put(client, "edge", steps(position=50))
         read(edge, 1)
@@ -139,9 +140,8 @@ def test_a_cut_loses_nothing_and_repeats_nothing(
             put(client, "edge", steps(position=51))
             push(edge, 1)
         else:
+            door.target_port = there.port
             here.stop()
-            here.__init__(settings)  # type: ignore[misc]
-            door._target_port = here.port
             put(client, "edge", steps(position=51))
             push(edge, 1)
         push(edge, 2)
@@ -208,9 +208,15 @@ def test_a_silent_relay_is_noticed(here: Replica, door: Gate, client: redis.Redi
         door.resume()
 
 
-def test_the_token_is_in_no_log(here: Replica, door: Gate, client: redis.Redis) -> None:
-    with structlog.testing.capture_logs() as lines, closing(node(here, "edge", door.url)) as edge:
+def test_the_token_is_in_no_log(
+    here: Replica, door: Gate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = LogCapture()
+    monkeypatch.setattr(
+        "node_runner.transport.relay.log", structlog.wrap_logger(None, processors=[written])
+    )
+    with closing(node(here, "edge", door.url)) as edge:
         door.sever()
         push(edge, 0)
-    assert lines
-    assert here.token("edge")[:20] not in str(lines)
+    assert "relay_connected" in str(written.entries)
+    assert here.token("edge")[:20] not in str(written.entries)

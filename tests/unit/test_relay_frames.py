@@ -113,6 +113,10 @@ def test_a_promise_of_size_is_not_believed(name: str) -> None:
         tracemalloc.stop()
 
 
+def test_a_body_may_be_empty() -> None:
+    assert relay.unbundle(relay.bundle([])) == []
+
+
 def test_sizes_are_capped() -> None:
     with pytest.raises(WireError, match="at most"):
         relay.decode(bytes(relay.MAX_FRAME_BYTES + 1))
