@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from api import problems
-from api.routes import auth, discovery, generation, health, nodes, receipts
+from api.routes import auth, discovery, generation, health, nodes, receipts, relay
 from api.services import open_services
 from mesh import log
+from mesh.relay import EXCHANGE_PATH
 from mesh.settings import Settings
 
 
@@ -20,6 +21,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         receipts.router,
         auth.router,
         nodes.router,
+        relay.router,
         discovery.router,
         discovery.service,
         health.router,
@@ -45,7 +47,11 @@ def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) 
         lifespan=lifespan,
         responses=problems.RESPONSES,
     )
-    problems.install(app, max_body_bytes=settings.limits.max_body_bytes)
+    problems.install(
+        app,
+        max_body_bytes=settings.limits.max_body_bytes,
+        unlimited={EXCHANGE_PATH},  # hidden states; it reads them itself, of nodes only
+    )
     for router in routers:
         app.include_router(router)
     return app

@@ -112,13 +112,23 @@ def wallet_of_machine(bearer: HTTPAuthorizationCredentials | None, services: Ser
     return _subject(bearer, services, "machine")
 
 
-async def _node_id(bearer: Bearer, services: WithServices) -> str:
+def node_of(bearer: HTTPAuthorizationCredentials | None, services: Services) -> str:
+    """The id of the calling node.
+
+    Raises:
+        NotAuthenticated: no token, or none of ours.
+        Forbidden: not a node's token.
+    """
     return _subject(bearer, services, "node")
 
 
 async def _registration(bearer: Bearer, services: WithServices) -> Registration:
     claims = _claims(bearer, services, "node")
     return Registration(claims["sub"], claims.get("registration", 1))
+
+
+async def _node_id(bearer: Bearer, services: WithServices) -> str:
+    return node_of(bearer, services)
 
 
 LoggedIn = Annotated[Caller, Depends(_caller)]

@@ -1,7 +1,7 @@
 """Every error as `application/problem+json` (RFC 9457) with a stable code; never a stack trace."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -80,8 +80,9 @@ FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 """What an unknown field has to look like to be repeated in an error."""
 
 
-def install(app: FastAPI, *, max_body_bytes: int) -> None:
-    """Give an application our errors, and its limit on bodies."""
+def install(app: FastAPI, *, max_body_bytes: int, unlimited: Collection[str] = frozenset()) -> None:
+    """Give an application our errors, and its limit on bodies; paths that are ``unlimited`` have
+    one of their own."""
     app.add_exception_handler(MeshError, _mesh_error)
     for outage in OUTAGES:
         app.add_exception_handler(outage, _outage)
@@ -89,7 +90,7 @@ def install(app: FastAPI, *, max_body_bytes: int) -> None:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
-    app.add_middleware(_BodyLimit, max_bytes=max_body_bytes)
+    app.add_middleware(_BodyLimit, max_bytes=max_body_bytes, unlimited=unlimited)
 
 
 def _documented(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -194,12 +195,13 @@ async def _bug(request: Request, error: Exception) -> JSONResponse:
 class _BodyLimit:
     """Takes a body in before anything parses it, and refuses one over the limit."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, unlimited: Collection[str]) -> None:
         self._app = app
         self._max = max_bytes
+        self._unlimited = unlimited
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in self._unlimited:
             await self._app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")

@@ -15,6 +15,7 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 
 from api.places import Places
+from api.relay.desk import Desk
 from api.usage_trees import UsageTrees
 from mesh import db, queue
 from mesh.catalog import Catalog
@@ -24,7 +25,7 @@ from mesh.settings import LimitSettings, Settings
 log = structlog.get_logger()
 
 MAX_REDIS_CONNECTIONS = 2000
-"""Each reader that waits for a token holds one."""
+"""Each reader that waits for a token holds one. A node's connection has one of its own beside."""
 
 REDIS_TIMEOUT = 5.0
 """Seconds after which a Redis that says nothing counts as unreachable; longer than any read here
@@ -44,6 +45,7 @@ class Services:
     vault: PromptVault
     limiter: MovingWindowRateLimiter
     places: Places
+    relay: Desk
     usage_trees: UsageTrees = field(default_factory=UsageTrees)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -124,11 +126,13 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         vault=vault,
         limiter=MovingWindowRateLimiter(storage),
         places=places,
+        relay=Desk(redis.connection_pool, settings.relay),
     )
     try:
         yield services
     finally:
         await services.finish_background()
+        await services.relay.close()
         await pool.aclose()
         await redis.aclose()
         await engine.dispose()

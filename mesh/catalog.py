@@ -20,12 +20,14 @@ EDGE_UNITS_PER_LAYER = 1000
 
 @dataclass(frozen=True)
 class Model:
-    """A model on offer. ``edge_units``: the edge's work per token in thousandths of a layer."""
+    """A model on offer. ``width``: values of a hidden state; ``edge_units``: the edge's work per
+    token in thousandths of a layer."""
 
     id: str
     name: str
     path: str
     layers: int
+    width: int
     context: int
     vocab: int
     min_nodes: int
@@ -72,6 +74,7 @@ def load_model(model: ModelSettings) -> Model:
         name=model.name or model.id,
         path=path,
         layers=layers,
+        width=config["hidden_size"],
         context=config["max_position_embeddings"],
         vocab=config["vocab_size"],
         min_nodes=model.min_nodes,

@@ -68,3 +68,7 @@ chain_reorganisations = Counter(
 foreign_batches = Counter(
     "far_mesh_foreign_batches_total", "Batches on the chain that are not as we closed them"
 )
+relay_connections = Gauge("far_relay_connections", "Nodes connected by WebSocket, at this replica")
+relay_polls = Gauge("far_relay_polls", "Long polls of nodes that wait or work, at this replica")
+relay_messages = Counter("far_relay_messages_total", "Messages that nodes pushed")
+relay_refusals = Counter("far_relay_refusals_total", "Messages of nodes not forwarded", ["code"])

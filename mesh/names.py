@@ -6,7 +6,8 @@ in one slot, so that a script may touch them together.
 
 
 def live(request_id: str) -> str:
-    """Hash: the epoch that may write tokens now, and what else readers want of a generation."""
+    """Hash: the epoch that may write tokens now, its route (:mod:`mesh.live`), and what else
+    readers want of a generation."""
     return f"inference_session:{{{request_id}}}"
 
 
@@ -39,6 +40,11 @@ def pulse(node_id: str) -> str:
 def unsaved_uptime(node_id: str) -> str:
     """Number that outlives the record: seconds heard that are not in Postgres yet."""
     return f"node:{{{node_id}}}:uptime"
+
+
+def link(node_id: str) -> str:
+    """Hash: the node's newest connection to the relay, and the last push that was forwarded."""
+    return f"node:{{{node_id}}}:link"
 
 
 def cooldown(node_id: str) -> str:

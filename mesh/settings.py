@@ -138,6 +138,8 @@ class LimitSettings(BaseModel):
     registrations_per_ip: str = "100/hour"
     heartbeats_per_node: str = "120/minute"
     """Each writes a row; a node sends two a minute."""
+    relay_connections_per_node: str = "120/minute"
+    """A node on a bad link connects again and again."""
     receipts_per_wallet: str = "1000/hour"
     """The first of a large batch takes seconds: all its lines are hashed."""
     tables_per_wallet: str = "60/hour"
@@ -146,6 +148,18 @@ class LimitSettings(BaseModel):
     max_prompt_chars: int = 200_000
     trust_forwarded_for: bool = False
     """Take the caller's address from X-Forwarded-For: only behind a proxy that sets it."""
+
+
+class RelaySettings(BaseModel):
+    messages_per_second: float = Field(2000, gt=0)
+    """Of one node, above which it is slowed down: ten times what a busy GPU sends."""
+    bytes_per_second: float = Field(64 * 2**20, gt=0)
+    """Of one node, above which it is slowed down: half a gigabit."""
+    idle: float = Field(15, gt=0)
+    """Seconds without a pulse after which a connection is half open, and closed."""
+    max_inbox_bytes: int = Field(2**30, ge=2**20)
+    """Unread messages of one node that Redis keeps. Then they are dropped, and their generations
+    routed anew: a node that does not read may not fill Redis."""
 
 
 class GenerationSettings(BaseModel):
@@ -186,6 +200,7 @@ class Settings(BaseSettings):
     payments: PaymentsSettings = PaymentsSettings()
     auth: AuthSettings = AuthSettings()
     limits: LimitSettings = LimitSettings()
+    relay: RelaySettings = RelaySettings()
     generation: GenerationSettings = GenerationSettings()
 
     @classmethod

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from mesh import names, wire
 from mesh.errors import WireError
+from mesh.live import EPOCH, ROUTE, LiveRoute, epoch_of
 
 log = structlog.get_logger()
 
@@ -65,10 +66,13 @@ def index_of(entry: str) -> int:
     return int(entry.partition("-")[0])
 
 
-async def begin_epoch(redis: Redis, request_id: str, epoch: int, *, ttl: int) -> None:
-    """From here on only this epoch may append tokens. ``ttl``: seconds."""
+async def begin_epoch(
+    redis: Redis, request_id: str, epoch: int, route: LiveRoute, *, ttl: int
+) -> None:
+    """From here on only this epoch may append tokens, and its nodes send each other steps.
+    ``ttl``: seconds."""
     async with redis.pipeline(transaction=True) as pipe:
-        pipe.hset(names.live(request_id), mapping={"epoch": epoch})
+        pipe.hset(names.live(request_id), mapping={EPOCH: epoch, ROUTE: route.pack()})
         pipe.expire(names.live(request_id), ttl)
         pipe.expire(names.tokens(request_id), ttl)
         await pipe.execute()
@@ -76,8 +80,7 @@ async def begin_epoch(redis: Redis, request_id: str, epoch: int, *, ttl: int) ->
 
 async def current_epoch(redis: Redis, request_id: str) -> int | None:
     """The epoch that may write now; none if the record is gone or sealed."""
-    value = await redis.hget(names.live(request_id), "epoch")  # type: ignore[misc]
-    return None if value in (None, b"sealed") else int(value)
+    return epoch_of(await redis.hget(names.live(request_id), EPOCH))  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +96,13 @@ class Look:
 async def look(redis: Redis, request_id: str, node_ids: Sequence[str]) -> Look:
     """All that a supervisor looks at, in one round trip."""
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.hget(names.live(request_id), "epoch")
+        pipe.hget(names.live(request_id), EPOCH)
         pipe.xrevrange(names.tokens(request_id), count=1)
         for node_id in node_ids:
             pipe.exists(names.pulse(node_id))
         epoch, newest, *beats = await pipe.execute()
     return Look(
-        epoch=None if epoch in (None, b"sealed") else int(epoch),
+        epoch=epoch_of(epoch),
         tokens=index_of(newest[0][0].decode()) if newest else 0,
         beating={node_id for node_id, beat in zip(node_ids, beats, strict=True) if beat},
     )

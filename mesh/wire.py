@@ -281,8 +281,12 @@ def encode(message: Message) -> dict[bytes, bytes | memoryview]:
     return {HEADER: msgpack.packb((_CODE_OF[type(message)], *astuple(message)))}
 
 
-def decode(entry: Mapping[bytes, bytes]) -> Message:
+def decode(entry: Mapping[bytes, bytes], *, max_items: int = MAX_HEADER_BYTES) -> Message:
     """The message that a stream entry holds.
+
+    Args:
+        entry: Its fields.
+        max_items: Of any array in the header; room for as many as it says is made at once.
 
     Raises:
         WireError: unknown kind, wrong field, dtype or size.
@@ -291,7 +295,7 @@ def decode(entry: Mapping[bytes, bytes]) -> Message:
     if len(header) > MAX_HEADER_BYTES:
         raise WireError(f"Header of {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed.")
     try:
-        code, *values = msgpack.unpackb(header)
+        code, *values = msgpack.unpackb(header, max_array_len=max_items)
     except (ValueError, TypeError) as error:
         raise WireError("The header is not a msgpack array.") from error
     if not isinstance(code, int) or not 0 <= code < len(_KINDS):

@@ -41,9 +41,13 @@ def start(
         ),
     ],
     redis: Annotated[
-        str,
-        typer.Option(envvar="FAR_NODE_REDIS", help="Redis of the platform's operator."),
-    ] = "redis://127.0.0.1:6379/0",
+        str | None,
+        typer.Option(
+            envvar="FAR_NODE_REDIS",
+            help="Redis of the platform, for nodes beside it; all others use the relay of "
+            "--discovery.",
+        ),
+    ] = None,
     path: Annotated[
         str | None,
         typer.Option(help="Checkpoint folder or hub id, if it is not the model's id."),

@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from node_runner.platform import Identity, NodeSuperseded, Platform, PlatformErr
 from node_runner.runner import Runner
 from node_runner.transport import Unreachable
 from node_runner.transport.redis import RedisTransport
+from node_runner.transport.relay import RelayTransport
 from node_runner.vitals import Gpu, LoadTimer, Vitals, room_bytes
 
 log = structlog.get_logger()
@@ -44,7 +46,7 @@ class Options:
     discovery: str
     keyfile: Path
     password: str
-    redis: str
+    redis: str | None
     path: str | None
     span: tuple[int, int] | None
     edge: bool
@@ -110,10 +112,7 @@ def serve(options: Options) -> None:
     )
     if loaded.kv_shape.paged:
         capture_decoding(loaded, engine.pool)
-    try:
-        transport = RedisTransport(options.redis, node_id, engine.room)
-    except Unreachable as error:
-        raise CannotServe(f"{error} Is --redis right?") from None
+    transport = _transport(options, node_id, platform.token, engine.room)
     runner = Runner(engine, transport, meter)
 
     def drain(*_: object) -> None:
@@ -167,6 +166,19 @@ def serve(options: Options) -> None:
         raise CannotServe(
             "The platform does not know this node any more. Start it again to register."
         )
+
+
+def _transport(
+    options: Options, node_id: str, token: str, room: Callable[[], int]
+) -> RedisTransport | RelayTransport:
+    """Redis where the options name one, else the platform's relay."""
+    try:
+        if options.redis:
+            return RedisTransport(options.redis, node_id, room)
+        return RelayTransport(options.discovery, token, room)
+    except Unreachable as error:
+        hint = "Is --redis right?" if options.redis else "Is --discovery right?"
+        raise CannotServe(f"{error} {hint}") from None
 
 
 def _load(options: Options, device: torch.device) -> tuple[Span, SpanSpec, Span | None]:

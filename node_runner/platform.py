@@ -74,6 +74,11 @@ class Platform:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def token(self) -> str:
+        """The node's bearer token, once it has joined."""
+        return self._token
+
     def join(self) -> str:
         """Prove the wallet and get a node id; waits for a platform that does not answer.
 

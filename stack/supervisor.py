@@ -9,6 +9,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -180,11 +181,13 @@ class Stack:
         self.processes.start("redis", redis_command(self.plan.redis_port, folder), {})
         wait_for_redis(self.plan.redis_port)
 
-    def start_api(self) -> Child:
-        port = str(self.plan.api_port)
-        command = ["-m", "uvicorn", "--factory", "api.app:create_app", "--port", port]
+    def start_api(self, name: str = "api", host: str = "127.0.0.1", port: int = 0) -> Child:
+        """A replica of the gateway; on the plan's port unless another is given."""
+        port = port or self.plan.api_port
+        command = ["-m", "uvicorn", "--factory", "api.app:create_app"]
+        command += ["--host", host, "--port", str(port), "--timeout-graceful-shutdown", "5"]
         command += ["--no-access-log", "--log-level", "warning", "--no-proxy-headers"]
-        return self.processes.start_python("api", command, self._environment())
+        return self.processes.start_python(name, command, self._environment())
 
     def start_worker(self, index: int) -> Child:
         name = f"worker-{index}"
@@ -197,9 +200,11 @@ class Stack:
         span: tuple[int, int],
         name: str | None = None,
         options: Sequence[str] = (),
+        prefix: Sequence[str] = (),
     ) -> Child:
         """A runner for one span; the one that starts at layer 0 holds the edge. ``options`` of
-        `far-node start` outweigh what the supervisor says."""
+        `far-node start` outweigh what the supervisor says; ``prefix`` is a command that runs it
+        elsewhere."""
         name = name or f"node-{index}"
         plan = self.plan
         start, end = span
@@ -215,7 +220,8 @@ class Stack:
             "FAR_NODE_PASSWORD": self._node_password,
             "FAR_NODE_STATE": str(plan.folder / "state"),
         }
-        return self.processes.start_python(name, command, self._environment() | own)
+        environment = self._environment() | own
+        return self.processes.start(name, [*prefix, sys.executable, *command], environment)
 
     def wait_for_nodes(self, count: int) -> None:
         """Return once exactly so many nodes are on the routes.

@@ -17,6 +17,7 @@ from sqlalchemy import insert, select, update
 
 from mesh import metrics, registry, routing, streams
 from mesh.db import InferenceSession, RouteHop
+from mesh.live import LiveRoute
 from mesh.registry import Node
 from mesh.streams import Delivered
 from mesh.wire import Cancel, Close, Ended, Note, Ping, Pong, Refused
@@ -255,7 +256,8 @@ class Supervisor:
             metrics.reroutes.labels(self._model.id, reason).inc()
         job = self._lease.job
         await self._claim_epoch()
-        await streams.begin_epoch(self._redis, self._id, self._epoch, ttl=self._keep())
+        live = LiveRoute(self._model.width, self._positions, [node.node_id for node in route])
+        await streams.begin_epoch(self._redis, self._id, self._epoch, live, ttl=self._keep())
         generated = [token.token_id for token in await self._tokens()]
         if len(generated) >= job.max_tokens:
             raise _Over("length")

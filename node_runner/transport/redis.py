@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from mesh.registry import PULSE_INTERVAL, PULSE_TTL
 from mesh.streams import APPEND_TOKEN
 from mesh.wire import Halt, Message, Token
 from node_runner.engine.results import Forward, Result
-from node_runner.transport import Unreachable
+from node_runner.transport import HopClock, Unreachable
 
 INBOX_TTL = 3600
 """Seconds after which an inbox that nobody feeds or reads is gone."""
@@ -58,11 +59,16 @@ class RedisTransport:
         [newest] = self._call([("XREVRANGE", self._inbox, "+", "-", "COUNT", 1)])
         self._after: bytes = newest[0][0] if newest else b"0-0"
         self._exchanges = 0
+        self._hop = HopClock()
         self._stop = threading.Event()
         self._pulse = threading.Thread(
-            target=_beat, args=(url, node_id, room, self._stop), daemon=True
+            target=_beat, args=(url, node_id, room, self._hop, self._stop), daemon=True
         )
         self._pulse.start()
+
+    @property
+    def hop_ms(self) -> float:
+        return self._hop.milliseconds
 
     def exchange(self, results: Sequence[Result], *, wait: float) -> list[Message]:
         # Steps first: the next node works while Redis takes in what readers want.
@@ -110,7 +116,9 @@ class RedisTransport:
         return answers
 
 
-def _beat(url: str, node_id: str, room: Callable[[], int], stop: threading.Event) -> None:
+def _beat(
+    url: str, node_id: str, room: Callable[[], int], hop: HopClock, stop: threading.Event
+) -> None:
     """Tell that this process runs, even while it computes for long, and how much room it has; on a
     connection of its own."""
     key, ttl = names.pulse(node_id), round(PULSE_TTL * 1000)
@@ -118,7 +126,9 @@ def _beat(url: str, node_id: str, room: Callable[[], int], stop: threading.Event
         delay = 0.0
         while not stop.wait(delay):
             try:
-                client.set(key, room(), px=ttl)
+                free, began = room(), time.perf_counter()
+                client.set(key, free, px=ttl)
+                hop.observe(time.perf_counter() - began)
                 delay = PULSE_INTERVAL
             except redis.RedisError:
                 delay = PULSE_RETRY

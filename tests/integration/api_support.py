@@ -21,6 +21,7 @@ from api.auth import issue_token
 from api.services import Services
 from mesh import ledger, names, registry, routing, streams
 from mesh.db import InferenceSession, LedgerTransaction, Outbox, RouteHop
+from mesh.live import LiveRoute
 from mesh.settings import Settings
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID, TEMPLATE
@@ -263,7 +264,8 @@ class Job:
                         first_token=0,
                     )
                 )
-        await streams.begin_epoch(self._redis, self.id, 1, ttl=3600)
+        live = LiveRoute(1, 1000, [each.node_id for each in route])
+        await streams.begin_epoch(self._redis, self.id, 1, live, ttl=3600)
         return taken
 
     async def write(self, *tokens: str) -> None:

@@ -1,0 +1,195 @@
+"""The two ways between node and relay: a WebSocket, and long polls where WebSockets are blocked."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import structlog
+from redis.exceptions import RedisError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from api.relay.desk import Desk
+from api.relay.pulse import POLLED_TTL, PulseClock
+from mesh import relay
+from mesh.errors import WireError
+from mesh.relay import Assembler, Beat, Displaced, Frame, Hello, Poll, Pulse, Push, place
+
+INBOX_WAIT = 4.0
+"""Seconds between looks for a node whose connection is quiet; below Redis' time-out."""
+
+log = structlog.get_logger()
+
+
+class _Over(Exception):
+    """The connection ends, with a close code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class WebSocketCarrier:
+    """One accepted WebSocket of a node, from its hello to its end."""
+
+    def __init__(self, desk: Desk, websocket: WebSocket, node_id: str) -> None:
+        self._desk = desk
+        self._websocket = websocket
+        self._node_id = node_id
+        self._clock = PulseClock()
+        self._assembler = Assembler()
+        self._connection = ""
+        self._pulse = Pulse(0, 0, "")
+        self._ttl = 0.0
+        self._told_at = 0.0
+        self._given: deque[tuple[str, int]] = deque()
+        self._given_bytes = 0
+        self._taken = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Returns when the connection is closed, by either side."""
+        code = relay.TRY_AGAIN
+        try:
+            code = await self._serve()
+        except RedisError as error:
+            log.warning("relay_outage", error=type(error).__name__)
+        except WireError as error:
+            log.warning("frame_refused", node_id=self._node_id, reason=error.detail)
+            code = relay.BROKEN
+        except _Over as over:
+            code = over.code
+        except WebSocketDisconnect:
+            return
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it was closed already
+            await self._websocket.close(code)
+
+    async def _serve(self) -> int:
+        hello = await self._receive()
+        if not isinstance(hello, Hello):
+            raise WireError("The first frame says hello.")
+        welcome = await self._desk.greet(self._node_id, hello)
+        self._connection = welcome.connection
+        await self._send(welcome)
+        tasks = {
+            asyncio.create_task(self._take_in(hello.session)),
+            asyncio.create_task(self._give_out(welcome.after)),
+        }
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return relay.TRY_AGAIN
+
+    async def _take_in(self, session: str) -> None:
+        try:
+            while True:
+                frame = await self._receive()
+                if isinstance(frame, Push):
+                    await self._send(await self._desk.forward(self._node_id, session, frame))
+                elif isinstance(frame, Pulse):
+                    await self._take_pulse(frame)
+                else:
+                    raise WireError(f"A node does not send {type(frame).__name__}.")
+        except WebSocketDisconnect as gone:
+            if gone.code == relay.FAREWELL:
+                await self._desk.farewell(self._node_id, self._connection)
+            raise
+
+    async def _take_pulse(self, pulse: Pulse) -> None:
+        self._ttl = self._clock.heard(time.monotonic())
+        self._pulse = pulse
+        await self._tell()
+        while self._given and pulse.after and place(self._given[0][0]) <= place(pulse.after):
+            self._given_bytes -= self._given.popleft()[1]
+        self._taken.set()
+        await self._send(Beat(pulse.number))
+
+    async def _tell(self) -> None:
+        """Let all know that the node lives."""
+        self._told_at = time.monotonic()
+        if not await self._desk.pulse(self._node_id, self._connection, self._pulse, self._ttl):
+            raise _Over(relay.DISPLACED)
+
+    async def _give_out(self, after: str) -> None:
+        async with self._desk.reading() as line:
+            while True:
+                for part in await self._desk.read(line, self._node_id, after, INBOX_WAIT):
+                    after = part.after
+                    size = sum(len(entry.header) + len(entry.tensor) for entry in part.entries)
+                    self._given.append((after, size))
+                    self._given_bytes += size
+                    await self._send(part)
+                    while self._given_bytes > relay.WINDOW_BYTES:
+                        self._taken.clear()
+                        await self._taken.wait()
+
+    async def _receive(self) -> Frame:
+        """The next frame.
+
+        Raises:
+            WireError: not a frame.
+            _Over: the node is silent for too long: the connection is half open.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(self._desk.settings.idle):
+                    data = await self._websocket.receive_bytes()
+            except TimeoutError:
+                raise _Over(relay.TRY_AGAIN) from None
+            except KeyError:
+                raise WireError("A frame is binary.") from None
+            frame = self._assembler.add(data)
+            messages = len(frame.sent) if isinstance(frame, Push) else 1
+            await self._desk.pace.take(self._node_id, messages, len(data))
+            if frame is not None:
+                return frame
+            if self._ttl and time.monotonic() - self._told_at > relay.PULSE_INTERVAL:
+                await self._tell()  # its pulses are behind a long message on a slow link
+
+    async def _send(self, frame: Frame) -> None:
+        for message in relay.chunks(relay.encode(frame)):
+            await self._websocket.send_bytes(message)
+
+
+async def exchange(desk: Desk, node_id: str, body: bytes) -> bytes:
+    """One request over HTTP: the frames of its body, answered by those of another.
+
+    Raises:
+        WireError: not such a body.
+    """
+    frames = [relay.decode(frame) for frame in relay.unbundle(body)]
+    if not frames:
+        raise WireError("A body has a frame at least.")
+    first, *others = frames
+    await desk.pace.take(node_id, 1 + len(others), len(body))
+    if isinstance(first, Hello) and not others:
+        return _bundled([await desk.greet(node_id, first)])
+    if not isinstance(first, Poll):
+        raise WireError("The first frame of a body is a poll, or says hello.")
+    answers: list[Frame] = []
+    if not await desk.owns(node_id, first.connection):
+        return _bundled([Displaced()])
+    for frame in others:
+        if isinstance(frame, Push):
+            answers.append(await desk.forward(node_id, first.session, frame))
+        elif isinstance(frame, Pulse):
+            if not await desk.pulse(node_id, first.connection, frame, POLLED_TTL):
+                return _bundled([Displaced()])
+            answers.append(Beat(frame.number))
+        else:
+            raise WireError(f"A node does not send {type(frame).__name__}.")
+    wait = min(first.wait / 1000, relay.POLL_WAIT)
+    if wait > 0:
+        async with desk.reading() as line:
+            # One part: the next poll's cursor brings the rest.
+            answers += (await desk.read(line, node_id, first.after or "0-0", wait))[:1]
+    return _bundled(answers)
+
+
+def _bundled(frames: Sequence[Frame]) -> bytes:
+    return relay.bundle(map(relay.encode, frames))

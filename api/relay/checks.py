@@ -1,0 +1,126 @@
+"""What a node may send, of a generation whose route is known. No input, no output: only rules.
+
+The relay does not look into hidden states. Their values are the receiver's to check; that they are
+as many as the header says, :mod:`mesh.wire` has checked before.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from mesh.live import LiveRoute
+from mesh.wire import Ended, Pong, Ready, Refused, Step, Steps, Token
+
+EPOCH_OVER = "epoch_over"
+"""The generation has ended or goes on with another epoch: nobody's fault."""
+
+NOT_ON_ROUTE = "not_on_route"
+MALFORMED = "malformed"
+
+MAX_STEP_ROWS = 512
+"""What nodes prefill at once; receivers refuse more."""
+
+MAX_STEPS = 256
+"""Steps of one message."""
+
+MAX_TOKEN_TEXT = 4096
+"""Characters that one token can stand for, and more."""
+
+MAX_CODE = 64
+REASONS = ("stop", "length")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+
+Event = Token | Ended | Refused | Pong
+"""What goes to readers and supervisors: at most one a message."""
+
+
+def is_request_id(text: str) -> bool:
+    """Whether a generation can be called that: what else it might be would be part of a key."""
+    return _REQUEST_ID.fullmatch(text) is not None
+
+
+def check_shape(message: Steps, to: str) -> str | None:
+    """What is wrong with a message of hidden states, whatever its generations are; none if nothing.
+    ``to``: whom it is for."""
+    if not to:
+        return "wrong_receiver"
+    if len(message.steps) > MAX_STEPS:
+        return "too_many_steps"
+    return None
+
+
+def check_step(node_id: str, to: str, step: Step, width: int, route: LiveRoute) -> str | None:
+    """Why this node may not send this step to that node; none if it may."""
+    stage = route.stage_of(node_id)
+    if stage is None:
+        return NOT_ON_ROUTE
+    last = stage == len(route.nodes) - 1
+    rules = {
+        "wrong_receiver": to != route.after(stage) or to == node_id,
+        "wrong_width": width != route.width,
+        "wrong_rows": step.rows > MAX_STEP_ROWS or (last and step.rows != step.wanted),
+        "wrong_stage": step.replay and last,  # nobody comes after it
+        "out_of_capacity": step.position + step.rows > route.capacity,
+    }
+    return next((code for code, broken in rules.items() if broken), None)
+
+
+def check_ready(node_id: str, to: str, message: Ready, route: LiveRoute) -> str | None:
+    """The same for the news that a prompt's beginning is in a node's cache."""
+    stage = route.stage_of(node_id)
+    if stage is None:
+        return NOT_ON_ROUTE
+    if to != route.edge:
+        return "wrong_receiver"
+    if stage == 0 or message.stage != stage:
+        return "wrong_stage"
+    if not 0 <= message.positions <= route.capacity:
+        return "out_of_capacity"
+    return None
+
+
+def check_event(node_id: str, message: Event, route: LiveRoute) -> str | None:
+    """The same for what readers or the supervisor are told."""
+    stage = route.stage_of(node_id)
+    if stage is None:
+        return NOT_ON_ROUTE
+    rule = _EVENT_RULES[type(message)]
+    return rule(node_id, stage, message, route)
+
+
+def _token(node_id: str, stage: int, message: Token, route: LiveRoute) -> str | None:
+    if stage != 0:
+        return "not_the_edge"
+    if not 0 <= message.index < route.capacity or not 0 <= message.token_id < 2**31:
+        return "out_of_capacity"
+    return "too_long" if len(message.text) > MAX_TOKEN_TEXT else None
+
+
+def _ended(node_id: str, stage: int, message: Ended, route: LiveRoute) -> str | None:
+    if stage != 0:
+        return "not_the_edge"
+    if message.reason not in REASONS:
+        return MALFORMED
+    return None if 0 <= message.count <= route.capacity else "out_of_capacity"
+
+
+def _refused(node_id: str, stage: int, message: Refused, route: LiveRoute) -> str | None:
+    # A node may blame itself, or who sends it steps: nobody else does anything to it.
+    if message.node_id not in (node_id, route.before(stage)):
+        return "wrong_node"
+    return "too_long" if len(message.code) > MAX_CODE else None
+
+
+def _pong(node_id: str, stage: int, message: Pong, route: LiveRoute) -> str | None:
+    if message.node_id != node_id:
+        return "wrong_node"
+    return None if 0 <= message.positions <= route.capacity else "out_of_capacity"
+
+
+_EVENT_RULES: dict[type, Callable[[str, int, Any, LiveRoute], str | None]] = {
+    Token: _token,
+    Ended: _ended,
+    Refused: _refused,
+    Pong: _pong,
+}

@@ -1,0 +1,201 @@
+"""What the relay does for a node: greets it, forwards what it sends, reads its inbox, and keeps its
+pulse."""
+
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from redis.asyncio import ConnectionPool
+from redis.exceptions import ResponseError
+
+from api.relay.forwarding import Forwarding
+from api.relay.line import Line
+from api.relay.pace import Pace
+from mesh import names, wire
+from mesh.errors import WireError
+from mesh.relay import (
+    MAX_FRAME_BYTES,
+    VERSION,
+    Accepted,
+    Entry,
+    Hello,
+    Inbox,
+    Pulse,
+    Push,
+    Welcome,
+    is_cursor,
+)
+from mesh.settings import RelaySettings
+
+log = structlog.get_logger()
+
+LINK_TTL = 3600
+"""Seconds after which an inbox that nobody reads, and what is known of its node's connection, are
+gone."""
+
+READ_COUNT = 16
+"""Entries that are read from an inbox at once."""
+
+FRAME_OVERHEAD = 1024
+
+_GREET = """
+local number = 0
+if redis.call('HGET', KEYS[1], 'session') == ARGV[2] then
+    number = tonumber(redis.call('HGET', KEYS[1], 'number'))
+end
+redis.call('HSET', KEYS[1], 'connection', ARGV[1], 'session', ARGV[2], 'number', number)
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
+return {number, newest[1] and newest[1][1] or '0-0'}
+"""
+"""The newest connection is the node's. Keys: link, inbox. Arguments: connection, session, seconds
+to live. Answer: the session's last push that was forwarded, the newest entry."""
+
+_PULSE = """
+local owner = redis.call('HGET', KEYS[1], 'connection')
+if owner and owner ~= ARGV[1] then return 0 end
+if not owner then redis.call('HSET', KEYS[1], 'connection', ARGV[1]) end
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+if redis.call('XLEN', KEYS[3]) > 0 then
+    redis.call('XTRIM', KEYS[3], 'MINID', ARGV[5])
+    redis.call('EXPIRE', KEYS[3], ARGV[4])
+    local bytes = redis.call('MEMORY', 'USAGE', KEYS[3], 'SAMPLES', 1)
+    if bytes and bytes > tonumber(ARGV[6]) then
+        redis.call('XTRIM', KEYS[3], 'MAXLEN', 0)
+        return 2
+    end
+end
+return 1
+"""
+"""1: alive. 0: another connection is the node's by now. 2: alive, and its inbox, which it does not
+read, was emptied. Keys: link, pulse, inbox. Arguments: connection, room, milliseconds, seconds to
+live of the inbox, first entry to keep, bytes of the inbox at most."""
+
+_FAREWELL = """
+if redis.call('HGET', KEYS[1], 'connection') == ARGV[1] then redis.call('DEL', KEYS[2]) end
+"""
+
+
+class Desk:
+    """One a process. All methods raise ``RedisError`` if Redis does not answer; the node then tries
+    again, here or elsewhere."""
+
+    def __init__(self, pool: ConnectionPool, settings: RelaySettings) -> None:
+        self.settings = settings
+        self.pace = Pace(settings.messages_per_second, settings.bytes_per_second)
+        self._pool = pool
+        self._line = Line(pool)
+        self._spare: list[Line] = []
+        self._forwarding = Forwarding(self._line)
+
+    async def close(self) -> None:
+        for line in (self._line, *self._spare):
+            await line.close()
+
+    async def greet(self, node_id: str, hello: Hello) -> Welcome:
+        """A node has connected; its earlier connection is not its own any more.
+
+        Raises:
+            WireError: it speaks another version.
+        """
+        if hello.version != VERSION:
+            raise WireError(f"The relay speaks version {VERSION}, not {hello.version}.")
+        connection = secrets.token_hex(8)
+        keys = (names.link(node_id), names.inbox(node_id))
+        number, newest = await self._do(
+            "EVAL", _GREET, 2, *keys, connection, hello.session, LINK_TTL
+        )
+        return Welcome(connection, number, hello.after or newest.decode())
+
+    async def owns(self, node_id: str, connection: str) -> bool:
+        """Whether this is still the node's newest connection."""
+        owner = await self._do("HGET", names.link(node_id), "connection")
+        return owner is None or owner.decode() == connection
+
+    async def forward(self, node_id: str, session: str, push: Push) -> Accepted:
+        """Forward what the node may send, and say what it may not."""
+        return await self._forwarding.forward(node_id, session, push)
+
+    async def pulse(self, node_id: str, connection: str, pulse: Pulse, ttl: float) -> bool:
+        """The node lives, for ``ttl`` seconds; what it has read is trimmed. False if another
+        connection is the node's by now."""
+        keys = (names.link(node_id), names.pulse(node_id), names.inbox(node_id))
+        state = await self._do(
+            "EVAL",
+            _PULSE,
+            3,
+            *keys,
+            connection,
+            pulse.room,
+            round(1000 * ttl),
+            LINK_TTL,
+            _following(pulse.after),
+            self.settings.max_inbox_bytes,
+        )
+        if state == 2:
+            log.warning("inbox_emptied", node_id=node_id)
+        return bool(state)
+
+    async def farewell(self, node_id: str, connection: str) -> None:
+        """The node has said that it goes: it is dead at once, unless it is elsewhere by now."""
+        keys = (names.link(node_id), names.pulse(node_id))
+        await self._do("EVAL", _FAREWELL, 2, *keys, connection)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Line]:
+        """A way to Redis on which one may wait for work; nobody else waits behind it."""
+        line = self._spare.pop() if self._spare else Line(self._pool)
+        try:
+            yield line
+        except BaseException:  # also if its caller gives up: an answer is still to come
+            await line.close()
+            raise
+        self._spare.append(line)
+
+    async def read(self, line: Line, node_id: str, after: str, wait: float) -> list[Inbox]:
+        """What came for a node after the cursor; waits up to ``wait`` seconds for it. In as many
+        parts as there have to be frames."""
+        inbox, block = names.inbox(node_id), max(1, round(1000 * wait))
+        command = ("XREAD", "COUNT", READ_COUNT, "BLOCK", block, "STREAMS", inbox, after)
+        [answer] = await line.call([command])
+        if isinstance(answer, ResponseError):
+            raise answer
+        return _parts(answer[0][1]) if answer else []
+
+    async def _do(self, *command: Any) -> Any:
+        [answer] = await self._line.call([command])
+        if isinstance(answer, ResponseError):
+            raise answer
+        return answer
+
+
+def _parts(entries: Sequence[tuple[bytes, list[bytes]]]) -> list[Inbox]:
+    parts: list[Inbox] = []
+    size = MAX_FRAME_BYTES
+    for entry_id, values in entries:
+        fields = dict(zip(values[::2], values[1::2], strict=True))
+        entry = Entry(fields.get(wire.HEADER, b""), fields.get(wire.TENSOR, b""))
+        after = entry_id.decode()
+        own = len(entry.header) + len(entry.tensor) + FRAME_OVERHEAD
+        if own > MAX_FRAME_BYTES:
+            log.warning("message_too_large", bytes=own)  # its generation will be routed anew
+            parts.append(Inbox(after, []))
+            size = MAX_FRAME_BYTES
+        elif size + own > MAX_FRAME_BYTES:
+            parts.append(Inbox(after, [entry]))
+            size = own
+        else:
+            parts[-1] = Inbox(after, [*parts[-1].entries, entry])
+            size += own
+    return parts
+
+
+def _following(cursor: str) -> str:
+    """The first ID after the cursor's."""
+    if not is_cursor(cursor):
+        return "0-0"
+    milliseconds, _, sequence = cursor.partition("-")
+    return f"{milliseconds}-{int(sequence) + 1}"

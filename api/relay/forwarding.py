@@ -1,0 +1,181 @@
+"""From a node's push to the inboxes and streams it is for: each message checked against the live
+session, then all of them in one round trip."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+from redis.exceptions import ResponseError
+
+from api.relay import checks
+from api.relay.checks import EPOCH_OVER, MALFORMED, NOT_ON_ROUTE, Event
+from api.relay.known import Key, KnownRoutes
+from api.relay.line import Command, Line
+from mesh import metrics, names, wire
+from mesh.errors import WireError
+from mesh.live import LiveRoute
+from mesh.relay import Accepted, Push, Refusal, Sent
+from mesh.streams import APPEND_TOKEN
+from mesh.wire import Message, Ready, Refused, Step, Steps, Token
+
+MAX_HEADER_BYTES = 2**16
+"""What nodes say to each other is short; only what a supervisor says carries prompts."""
+
+Routes = Mapping[Key, LiveRoute]
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What will be done for one push. ``tokens``: places of commands that write tokens, and what
+    to refuse if Redis refuses them."""
+
+    commands: list[Command] = field(default_factory=list)
+    tokens: list[tuple[int, Refusal]] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+
+
+class Forwarding:
+    """``line`` is shared by all nodes of the process: what many push at once goes out together."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._known = KnownRoutes(line)
+
+    async def forward(self, node_id: str, session: str, push: Push) -> Accepted:
+        """
+        Raises:
+            RedisError: Redis does not answer, or is full; the node pushes again.
+        """
+        plan = _Plan()
+        messages = [(sent, _decoded(sent)) for sent in push.sent]
+        routes = await self._known.find(
+            {key for _, message in messages if message is not None for key in _keys(message)}
+        )
+        for sent, message in messages:
+            if message is None:
+                plan.refused.append(Refusal("", 0, "wire_error"))
+            elif isinstance(message, Steps):
+                _plan_steps(node_id, sent, message, routes, plan)
+            elif isinstance(message, Ready | Event):
+                _plan_note(node_id, sent, message, routes, plan)
+            else:
+                plan.refused.append(Refusal("", 0, "not_allowed"))
+        plan.commands += _complaints(node_id, plan.refused, routes)
+        done = ("HSET", names.link(node_id), "session", session, "number", push.number)
+        answers = await self._line.call([*plan.commands, done])
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise answer
+        plan.refused += [refusal for place, refusal in plan.tokens if answers[place] == -1]
+        _count(node_id, len(push.sent), plan.refused)
+        return Accepted(push.number, plan.refused)
+
+
+def _decoded(sent: Sent) -> Message | None:
+    """The message; none if it is not one, or tells what no node has to tell."""
+    if len(sent.header) > MAX_HEADER_BYTES:
+        return None
+    fields = {wire.HEADER: sent.header, wire.TENSOR: sent.tensor}
+    try:
+        message = wire.decode(fields, max_items=checks.MAX_STEPS)
+    except WireError:
+        return None
+    if sent.tensor and not isinstance(message, Steps):
+        return None
+    return message if all(checks.is_request_id(key[0]) for key in _keys(message)) else None
+
+
+def _keys(message: Message) -> Iterable[Key]:
+    if isinstance(message, Steps):
+        return [(step.request_id, step.epoch) for step in message.steps]
+    return [(message.request_id, message.epoch)]
+
+
+def _plan_steps(node_id: str, sent: Sent, message: Steps, routes: Routes, plan: _Plan) -> None:
+    """All or nothing: except that steps whose epoch is over are refused alone, since batches end
+    one by one; their receiver drops them."""
+    wrong = checks.check_shape(message, sent.to)
+    alive = False
+    refused: list[Refusal] = []
+    for step in message.steps:
+        code = wrong or _step_code(node_id, sent.to, step, message.width, routes)
+        if code is None:
+            alive = True
+        else:
+            refused.append(Refusal(step.request_id, step.epoch, code))
+    plan.refused += refused
+    if alive and all(refusal.code == EPOCH_OVER for refusal in refused):
+        plan.commands.append(_add(names.inbox(sent.to), sent))
+    elif alive:  # the good steps go down with the bad: their generations have to know
+        bad = {(refusal.request_id, refusal.epoch) for refusal in refused}
+        plan.refused += [
+            Refusal(step.request_id, step.epoch, "in_bad_company")
+            for step in message.steps
+            if (step.request_id, step.epoch) not in bad
+        ]
+
+
+def _step_code(node_id: str, to: str, step: Step, width: int, routes: Routes) -> str | None:
+    route = routes.get((step.request_id, step.epoch))
+    return EPOCH_OVER if route is None else checks.check_step(node_id, to, step, width, route)
+
+
+def _plan_note(
+    node_id: str, sent: Sent, message: Ready | Event, routes: Routes, plan: _Plan
+) -> None:
+    route = routes.get((message.request_id, message.epoch))
+    if route is None:
+        code: str | None = EPOCH_OVER
+    elif isinstance(message, Ready):
+        code = checks.check_ready(node_id, sent.to, message, route)
+    else:
+        code = checks.check_event(node_id, message, route) if not sent.to else MALFORMED
+    if code is not None:
+        plan.refused.append(Refusal(message.request_id, message.epoch, code))
+    elif isinstance(message, Ready):
+        plan.commands.append(_add(names.inbox(sent.to), sent))
+    elif isinstance(message, Token):
+        late = Refusal(message.request_id, message.epoch, EPOCH_OVER)
+        plan.tokens.append((len(plan.commands), late))
+        keys = (names.live(message.request_id), names.tokens(message.request_id))
+        place = (message.epoch, message.index, message.token_id, message.text)
+        plan.commands.append(("EVAL", APPEND_TOKEN, 2, *keys, *place))
+    else:
+        plan.commands.append(_add(names.events(message.request_id), sent))
+
+
+def _complaints(node_id: str, refused: list[Refusal], routes: Routes) -> list[Command]:
+    """The supervisors hear of a node on their route that breaks its rules: as of a bad step."""
+    blamed = {
+        (refusal.request_id, refusal.epoch): refusal.code
+        for refusal in refused
+        if refusal.code not in (EPOCH_OVER, NOT_ON_ROUTE)
+        and (refusal.request_id, refusal.epoch) in routes
+        and node_id in routes[refusal.request_id, refusal.epoch].nodes
+    }
+    commands: list[Command] = []
+    for (request_id, epoch), code in blamed.items():
+        entry = wire.encode(Refused(request_id, epoch, node_id, code))
+        commands.append(("XADD", names.events(request_id), "*", wire.HEADER, entry[wire.HEADER]))
+    return commands
+
+
+def _add(stream: str, sent: Sent) -> Command:
+    tensor = (wire.TENSOR, sent.tensor) if sent.tensor else ()
+    return ("XADD", stream, "*", wire.HEADER, sent.header, *tensor)
+
+
+def _count(node_id: str, messages: int, refused: list[Refusal]) -> None:
+    metrics.relay_messages.inc(messages)
+    for refusal in refused:
+        metrics.relay_refusals.labels(refusal.code).inc()
+        if refusal.code != EPOCH_OVER:
+            log.warning(
+                "push_refused",
+                node_id=node_id,
+                request_id=refusal.request_id,
+                epoch=refusal.epoch,
+                code=refusal.code,
+            )

@@ -1,0 +1,92 @@
+"""A TCP proxy between a node and the relay, which a test may cut, silence, or teach to refuse
+WebSockets."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+
+FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class Gate:
+    """Listens on ``port`` of loopback until closed."""
+
+    def __init__(self, target_port: int) -> None:
+        self.refuses_websockets = False
+        self.upgrades = 0
+        self.target_port = target_port
+        self._flows = threading.Event()
+        self._flows.set()
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._start(self._accept)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def silence(self) -> None:
+        """Nothing gets through, and nobody is told."""
+        self._flows.clear()
+
+    def resume(self) -> None:
+        self._flows.set()
+
+    def sever(self) -> None:
+        """All connections break."""
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._flows.set()
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self.sever()
+        for thread in self._threads:
+            thread.join()
+        for each in (self._listening, *self._sockets):
+            each.close()
+
+    def _start(self, *work: object) -> None:
+        target, *arguments = work
+        thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listening.accept()
+                far = socket.create_connection(("127.0.0.1", self.target_port))
+            except OSError:
+                return
+            self._sockets += [near, far]
+            self._start(self._carry, near, far)
+            self._start(self._carry, far, near)
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(2**16):
+                self._flows.wait()
+                if b"upgrade: websocket" in data.lower():
+                    self.upgrades += 1
+                    if self.refuses_websockets:
+                        source.sendall(FORBIDDEN)
+                        break
+                sink.sendall(data)
+        for each in (source, sink):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def gate(target_port: int) -> Iterator[Gate]:
+    made = Gate(target_port)
+    try:
+        yield made
+    finally:
+        made.close()

@@ -1,0 +1,175 @@
+"""Replicas of the gateway in threads, and a node that speaks to them frame by frame."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jwt
+import redis
+import uvicorn
+from websockets.sync.client import ClientConnection, connect
+
+from api.app import create_app
+from mesh import names, relay, wire
+from mesh.live import LiveRoute
+from mesh.relay import Accepted, Assembler, Beat, Frame, Hello, Inbox, Pulse, Push, Sent, Welcome
+from mesh.settings import Settings
+from mesh.wire import Message, Step, Steps
+
+PATIENCE = 20.0
+WIDTH = 2
+CAPACITY = 100
+ROUTE = ["edge", "middle", "last"]
+
+
+def wait_until(condition: Callable[[], Any]) -> Any:
+    give_up = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < give_up, "it never became true"
+        time.sleep(0.01)
+    return found
+
+
+class Replica:
+    """One gateway."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(settings),
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=2,
+                ws="websockets-sansio",
+            )
+        )
+        self._thread = threading.Thread(target=self._server.run, args=([self._listening],))
+        self._thread.start()
+        wait_until(lambda: self._server.started)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def token(self, subject: str, kind: str = "node") -> str:
+        claims = {"sub": subject, "kind": kind, "exp": int(time.time()) + 3600}
+        return jwt.encode(claims, self.settings.auth.jwt_secret.get_secret_value())
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._listening.close()
+
+
+@contextlib.contextmanager
+def replica(settings: Settings) -> Iterator[Replica]:
+    started = Replica(settings)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+class Node:
+    """A WebSocket of a node, without a runner behind it."""
+
+    def __init__(
+        self, at: Replica, node_id: str, *, session: str = "session", after: str = ""
+    ) -> None:
+        self.node_id = node_id
+        self.socket: ClientConnection = connect(
+            f"ws://127.0.0.1:{at.port}{relay.PATH}",
+            additional_headers={"Authorization": f"Bearer {at.token(node_id)}"},
+            compression=None,
+            ping_interval=None,
+            proxy=None,
+        )
+        self._assembler = Assembler()
+        self._waiting: list[Frame] = []
+        self._number = 0
+        self.say(Hello(relay.VERSION, session, after))
+        self.welcome = self.hear(Welcome)
+        self.after = self.welcome.after
+
+    def __enter__(self) -> "Node":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def say(self, frame: Frame) -> None:
+        for message in relay.chunks(relay.encode(frame)):
+            self.socket.send(message)
+
+    def hear(self, kind: type[Any]) -> Any:
+        """The next frame of that kind; others wait."""
+        for place, frame in enumerate(self._waiting):
+            if isinstance(frame, kind):
+                return self._waiting.pop(place)
+        while True:
+            data = self.socket.recv(timeout=PATIENCE)
+            assert isinstance(data, bytes)
+            found = self._assembler.add(data)
+            if isinstance(found, kind):
+                return found
+            if found is not None:
+                self._waiting.append(found)
+
+    def push(self, *messages: tuple[str, Message], number: int | None = None) -> Accepted:
+        self._number = self._number + 1 if number is None else number
+        self.say(Push(self._number, [sent(to, message) for to, message in messages]))
+        accepted: Accepted = self.hear(Accepted)
+        assert accepted.number == self._number
+        return accepted
+
+    def pulse(self, room: int = 0) -> None:
+        self.say(Pulse(7, room, self.after))
+        assert self.hear(Beat) == Beat(7)
+
+    def read(self) -> list[Message]:
+        inbox: Inbox = self.hear(Inbox)
+        self.after = inbox.after
+        return [wire.decode({wire.HEADER: e.header, wire.TENSOR: e.tensor}) for e in inbox.entries]
+
+
+def sent(to: str, message: Message) -> Sent:
+    fields = wire.encode(message)
+    return Sent(to, bytes(fields[wire.HEADER]), bytes(fields.get(wire.TENSOR, b"")))
+
+
+def begin(
+    client: redis.Redis, epoch: int = 1, route: Sequence[str] = ROUTE, name: str = "gen"
+) -> None:
+    """The live record, as a worker writes it."""
+    packed = LiveRoute(WIDTH, CAPACITY, list(route)).pack()
+    client.hset(names.live(name), mapping={"epoch": epoch, "route": packed})
+
+
+def steps(*, name: str = "gen", epoch: int = 1, width: int = WIDTH, **changes: Any) -> Steps:
+    """One step of one row."""
+    values = {"position": 0, "rows": 1, "wanted": 1, "replay": False} | changes
+    step = Step(name, epoch, **values)
+    return Steps([step], "float32", width, bytes(4 * width * step.rows))
+
+
+def put(client: redis.Redis, node_id: str, *messages: Message) -> None:
+    for message in messages:
+        client.xadd(names.inbox(node_id), wire.encode(message))  # type: ignore[arg-type]
+
+
+def inbox(client: redis.Redis, node_id: str) -> list[Message]:
+    return _messages(client, names.inbox(node_id))
+
+
+def events(client: redis.Redis, name: str = "gen") -> list[Message]:
+    return _messages(client, names.events(name))
+
+
+def _messages(client: redis.Redis, stream: str) -> list[Message]:
+    return [wire.decode(fields) for _, fields in client.xrange(stream)]
