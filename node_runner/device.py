@@ -66,7 +66,7 @@ def claim(folder: Path, *, wallet: str, gpu_index: int) -> Device:
 
 def _machine(file: Path) -> str:
     """The name in the file. Of two processes that make it at once, the first one's counts."""
-    draft = file.with_name(f"{file.name}.{os.getpid()}")
+    draft = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
     try:
         draft.write_text(secrets.token_hex(16))
         os.link(draft, file)
