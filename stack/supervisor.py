@@ -185,7 +185,7 @@ class Stack:
         """A replica of the gateway; on the plan's port unless another is given."""
         port = port or self.plan.api_port
         command = ["-m", "uvicorn", "--factory", "api.app:create_app"]
-        command += ["--host", host, "--port", str(port), "--timeout-graceful-shutdown", "5"]
+        command += ["--host", host, "--port", str(port)]
         command += ["--no-access-log", "--log-level", "warning", "--no-proxy-headers"]
         return self.processes.start_python(name, command, self._environment())
 

@@ -7,7 +7,7 @@ from starlette.requests import ClientDisconnect
 
 from api.auth import CallingNode, node_of
 from api.limits import limit
-from api.problems import render
+from api.problems import OUTAGES, render, unavailable
 from api.relay.carriers import WebSocketCarrier, exchange
 from api.services import Services, WithServices
 from mesh import metrics, relay
@@ -26,6 +26,9 @@ async def connect(websocket: WebSocket) -> None:
         node_id = await _admit(websocket, services)
     except MeshError as error:
         await websocket.send_denial_response(render(error))
+        return
+    except OUTAGES as error:
+        await websocket.send_denial_response(render(unavailable(error)))
         return
     await websocket.accept()
     with metrics.relay_connections.track_inprogress():

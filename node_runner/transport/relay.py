@@ -90,8 +90,12 @@ class RelayTransport:
         self._closing = threading.Event()
         self._sending = threading.Lock()
         """Pushes go out in order: held from numbering to sending."""
-        self._changed = threading.Condition()
-        """Guards what follows."""
+        guard = threading.RLock()
+        """Of what follows."""
+        self._changed = threading.Condition(guard)
+        """There is work, or another connection."""
+        self._accepted = threading.Condition(guard)
+        """The outbox is shorter."""
         self._carrier: Carrier | None = None
         self._reason = "no connection yet"
         self._outbox: deque[Push] = deque()
@@ -136,8 +140,8 @@ class RelayTransport:
         return [*halts, *_decoded(entries)]
 
     def close(self) -> None:
-        with self._changed:  # what was pushed last has to get there
-            self._changed.wait_for(lambda: not self._outbox, timeout=PATIENCE)
+        with self._accepted:  # what was pushed last has to get there
+            self._accepted.wait_for(lambda: not self._outbox, timeout=PATIENCE)
         self._closing.set()
         carrier = self._carrier
         if carrier is not None:
@@ -274,23 +278,28 @@ class RelayTransport:
         with self._changed:
             self._heard_at = time.monotonic()
             if isinstance(frame, Inbox):
-                # A poll that was under way when a WebSocket took over may bring things twice.
-                if relay.place(frame.after) > relay.place(self._after):
-                    self._inbox += frame.entries
-                    self._inbox_bytes += sum(
-                        len(entry.header) + len(entry.tensor) for entry in frame.entries
-                    )
-                    self._after = frame.after
+                self._take_in(frame)
             elif isinstance(frame, Accepted):
                 self._accept(frame.number)
-                self._halts += map(_halt, frame.refused)
+                if frame.refused:
+                    self._halts += map(_halt, frame.refused)
+                    self._changed.notify_all()
             elif isinstance(frame, Beat) and frame.number == self._pulses[0]:
                 self._hop.observe(time.perf_counter() - self._pulses[1])
-            self._changed.notify_all()
+
+    def _take_in(self, frame: Inbox) -> None:
+        # A poll that was under way when its connection was lost may bring things twice.
+        if relay.place(frame.after) <= relay.place(self._after):
+            return
+        self._inbox += frame.entries
+        self._inbox_bytes += sum(len(entry.header) + len(entry.tensor) for entry in frame.entries)
+        self._after = frame.after
+        self._changed.notify_all()
 
     def _accept(self, number: int) -> None:
         while self._outbox and self._outbox[0].number <= number:
             self._outbox.popleft()
+        self._accepted.notify_all()
 
     def _beat(self) -> None:
         """Tell that this process runs, even while it computes for long, and how much room it has;

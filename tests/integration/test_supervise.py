@@ -12,6 +12,7 @@ from sqlalchemy import func, select, update
 
 from mesh import ledger, names, registry, streams, wire
 from mesh.db import InferenceSession, RouteHop
+from mesh.live import LiveRoute
 from mesh.prompts import PromptText
 from tests.factories import fund, session
 from tests.integration.api_support import LAYERS, node
@@ -106,6 +107,23 @@ async def test_a_job_that_waits_is_served_when_a_node_comes(
 
         await wait_for(is_open)
     assert (await reload(services, job)).epoch == 1
+
+
+async def test_the_live_record_tells_the_route_with_the_epoch(
+    services: Services, redis: Redis
+) -> None:
+    job = await submit(services)
+    await announce(redis, room=POSITIONS)
+    async with supervised(services, job):
+
+        async def is_open() -> bool:
+            return await opened(redis) == [job.request_id]
+
+        await wait_for(is_open)
+    written = await redis.hgetall(names.live(job.request_id))  # type: ignore[misc]
+    width = services.catalog.get(job.model_id).width
+    assert written[b"epoch"] == b"1"
+    assert LiveRoute.unpack(written[b"route"]) == LiveRoute(width, POSITIONS, ["node_0"])
 
 
 async def test_jobs_beyond_a_nodes_room_queue_without_asking_it(

@@ -45,5 +45,5 @@ def test_layers_and_context_are_found(config: dict[str, object], tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     shutil.copy(DEMO_MODEL / "tokenizer.json", tmp_path)
     model = load_model(ModelSettings(id="m", path=str(tmp_path), payment_per_token="0.1"))
-    assert (model.layers, model.context, model.vocab) == (3, 512, 100)
+    assert (model.layers, model.width, model.context, model.vocab) == (3, 64, 512, 100)
     assert model.edge_units > 0
