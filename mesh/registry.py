@@ -19,6 +19,9 @@ class Node:
     """A node as the routes see it. Latency in milliseconds a step, throughput in tokens/s, and the
     positions that its whole KV cache has room for (0: it does not say).
 
+    ``quantization``: what its layers' weights are kept in. ``memory_bytes``: its room for weights
+    and KV (0: unknown). ``load_bytes_per_second``: how fast it loads weights (0: not measured).
+    ``placeable``: whether the platform chooses its span.
     ``hop_ms``: milliseconds that a message takes to it and back, beside its step (0: not measured).
     ``latitude``, ``longitude``: degrees north and east; none where they are not known.
     """
@@ -43,6 +46,10 @@ class Node:
     hop_ms: float = 0.0
     latitude: float | None = None
     longitude: float | None = None
+    quantization: str = "none"
+    memory_bytes: int = 0
+    load_bytes_per_second: float = 0.0
+    placeable: bool = False
 
     @property
     def place(self) -> Coordinates | None:
@@ -77,6 +84,23 @@ async def announce(redis: Redis, node: Node, *, ttl: float) -> None:
         pipe.pexpire(names.node(node.node_id), round(ttl * 1000))
         pipe.sadd(names.model_nodes(node.model_id), node.node_id)
         await pipe.execute()
+
+
+async def move(redis: Redis, node_id: str, span: tuple[int, int], *, edge: bool) -> None:
+    """Let routes count on another span of a node from now on, if it is on them at all."""
+    start, end = span
+    await redis.eval(  # type: ignore[misc]
+        _MOVE, 1, names.node(node_id), str(start), str(end), str(int(edge))
+    )
+
+
+_MOVE = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'start_layer', ARGV[1], 'end_layer', ARGV[2], 'edge', ARGV[3],
+           'latency_ms', '0.0')
+return 1
+"""
+"""The latency that was measured is that of the span before."""
 
 
 async def forget(redis: Redis, node_id: str, model_id: str) -> None:
@@ -125,8 +149,32 @@ async def reserve(redis: Redis, node_ids: Sequence[str], positions: int) -> bool
         return all(await pipe.execute())
 
 
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A node that was heard of within its time to live. ``cools``: it failed a generation a moment
+    ago."""
+
+    node: Node
+    cools: bool
+
+    @property
+    def serves(self) -> bool:
+        """Whether routes may count on it."""
+        return self.node.is_healthy and not self.cools
+
+
 async def active(redis: Redis, model_id: str) -> list[Node]:
-    """Healthy nodes of a model, without those that cool down. Drops the expired from the index."""
+    """Healthy nodes of a model, without those that cool down."""
+    return [seen.node for seen in await sighted(redis, model_id) if seen.serves]
+
+
+async def alive(redis: Redis, model_id: str) -> list[Node]:
+    """Healthy nodes of a model, also those that cool down."""
+    return [seen.node for seen in await sighted(redis, model_id) if seen.node.is_healthy]
+
+
+async def sighted(redis: Redis, model_id: str) -> list[Sighting]:
+    """All nodes of a model that were heard of. Drops the expired from the index."""
     ids = sorted(m.decode() for m in await redis.smembers(names.model_nodes(model_id)))  # type: ignore[misc]
     if not ids:
         return []
@@ -140,12 +188,12 @@ async def active(redis: Redis, model_id: str) -> list[Node]:
     expired = [node_id for node_id, record in zip(ids, records, strict=True) if not record]
     if expired:
         await redis.srem(names.model_nodes(model_id), *expired)  # type: ignore[misc]
-    nodes = [
-        _from_record(record)
-        for record, cools in zip(records, cooling, strict=True)
-        if record and not cools
+    nodes = [_from_record(record) if record else None for record in records]
+    return [
+        Sighting(node, bool(cools))
+        for node, cools in zip(nodes, cooling, strict=True)
+        if node is not None
     ]
-    return [node for node in nodes if node is not None and node.is_healthy]
 
 
 def _to_text(value: Any) -> str:

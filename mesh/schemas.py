@@ -10,7 +10,7 @@ import re
 from decimal import Decimal
 from enum import StrEnum
 from ipaddress import IPv6Address
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -100,8 +100,18 @@ class NodeRegistration(RequestBody):
     end_layer: int | None = Field(None, ge=1)
     """Not included; the model's last layer is served if it is not given."""
     edge: bool = False
+    placeable: bool = False
+    """Let the platform choose the span now, and move the node later; span and edge do not count."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    memory_bytes: int = Field(0, ge=0, le=10**15)
+    """Room for weights and KV, where the platform chooses."""
     nonce: str | None = Field(None, max_length=64)
     signature: str | None = Field(None, max_length=1024)
+
+
+Layer = Annotated[int, Field(ge=0, le=100_000)]
+Layers = tuple[Layer, Layer]
+"""A span: start and end (not included)."""
 
 
 class NodeHealth(RequestBody):
@@ -121,6 +131,17 @@ class NodeHealth(RequestBody):
     """What its whole KV cache has room for, in positions; 0 where it does not say."""
     gpu_utilization_percent: float = Field(0, ge=0, le=100)
     vram_used_gb: float = Field(0, ge=0, le=1_000_000)
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    memory_bytes: int = Field(0, ge=0, le=10**15)
+    """Room for weights and KV; 0 where it does not say."""
+    load_bytes_per_second: float = Field(0, ge=0, le=1e15)
+    """As it loaded its span; 0 where it does not say."""
+    hop_ms: float = Field(0, ge=0, le=3_600_000)
+    """What a message takes to it and back, beside its step."""
+    serves: list[Layers] = Field([], max_length=4)
+    """Spans that it serves now: two while it moves."""
+    cannot_serve: Layers | None = None
+    """The span that it was told to load, and could not."""
 
 
 class NodeUse(BaseModel):

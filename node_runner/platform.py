@@ -1,7 +1,7 @@
 """The node's side of the platform's HTTP API: registration, heartbeats, farewell."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,24 +34,44 @@ class Identity:
 
     wallet_address: str
     model_id: str
-    start_layer: int
-    end_layer: int
+    span: tuple[int, int] | None
+    """Layers to serve; none if the platform is to choose them, and the edge with them."""
     edge: bool
     gpu_model: str
     vram_gb: int
     public_addr: str
     location: str
+    quantization: str
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
     """One heartbeat's figures: milliseconds a step, tokens/s, generations, and the positions that
-    the whole KV cache has room for."""
+    the whole KV cache has room for.
+
+    ``memory_bytes``: room for weights and KV; ``load_bytes_per_second``: of weights. ``serves``:
+    spans; ``cannot_serve``: the one that the node was told to load and could not.
+    """
 
     latency_ms: float
     throughput_tokens_per_sec: float
     current_requests: int
     kv_positions: int
+    is_healthy: bool = True
+    quantization: str = "none"
+    memory_bytes: int = 0
+    load_bytes_per_second: float = 0.0
+    serves: Sequence[tuple[int, int]] = ()
+    cannot_serve: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a heartbeat was answered: the span that routes count on, or one to load."""
+
+    span: tuple[int, int] | None
+    should_rebalance: bool
 
 
 class Platform:
@@ -62,9 +82,12 @@ class Platform:
         self._identity = identity
         self._private_key = private_key
         self.node_id = ""
+        self.span = identity.span or (0, 0)
+        self.edge = identity.edge
         self._token = ""
         self._interval = 30.0
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
     def join(self) -> str:
@@ -83,11 +106,12 @@ class Platform:
     def _register(self) -> str:
         nonce = self._call("GET", "/api/auth/nonce")["nonce"]
         identity = self._identity
+        start, end = identity.span or (None, None)
         message = proof.registration_message(
             wallet_address=identity.wallet_address,
             model_id=identity.model_id,
-            start_layer=identity.start_layer,
-            end_layer=identity.end_layer,
+            start_layer=start,
+            end_layer=end,
             edge=identity.edge,
             nonce=nonce,
         )
@@ -101,32 +125,48 @@ class Platform:
                 "vram_gb": identity.vram_gb,
                 "public_addr": identity.public_addr,
                 "location": identity.location,
-                "start_layer": identity.start_layer,
-                "end_layer": identity.end_layer,
+                "start_layer": start or 0,
+                "end_layer": end,
+                "placeable": identity.span is None,
+                "quantization": identity.quantization,
+                "memory_bytes": identity.memory_bytes,
                 "edge": identity.edge,
                 "nonce": nonce,
                 "signature": proof.sign(message, self._private_key),
             },
         )
         self.node_id = answer["node_id"]
+        self.span = (answer["layers_served"][0], answer["layers_served"][-1] + 1)
+        self.edge = answer["edge"]
         self._token = answer["node_token"]
         self._interval = answer["heartbeat_interval_sec"]
         return self.node_id
 
-    def start_heartbeats(self, vitals: Callable[[], Vitals], forgotten: Callable[[], None]) -> None:
-        """Beat now, and then at the platform's interval, in a thread.
+    def start_heartbeats(
+        self,
+        vitals: Callable[[], Vitals],
+        told: Callable[[Told], None],
+        forgotten: Callable[[], None],
+    ) -> None:
+        """Beat now, and then at the platform's interval, in a thread; ``told`` gets the answers.
 
         ``forgotten`` is called, and the beating ends, if the platform no longer knows the node.
         """
-        self._beat(vitals(), healthy=True)
-        self._thread = threading.Thread(target=self._loop, args=(vitals, forgotten), daemon=True)
+        told(self._beat(vitals()))
+        how = (vitals, told, forgotten)
+        self._thread = threading.Thread(target=self._loop, args=how, daemon=True)
         self._thread.start()
+
+    def beat_soon(self) -> None:
+        """Do not wait for the interval: there is news."""
+        self._wake.set()
 
     def leave(self) -> None:
         """Say that no new work is wanted: the node is off the routes at once."""
         self._stop.set()
+        self._wake.set()
         try:
-            self._beat(Vitals(0, 0, 0, 0), healthy=False)
+            self._beat(Vitals(0, 0, 0, 0, is_healthy=False))
         except PlatformError as error:
             log.warning("farewell_failed", reason=str(error))
 
@@ -135,10 +175,19 @@ class Platform:
             self._thread.join(timeout=TIMEOUT)
         self._http.close()
 
-    def _loop(self, vitals: Callable[[], Vitals], forgotten: Callable[[], None]) -> None:
-        while not self._stop.wait(self._interval):
+    def _loop(
+        self,
+        vitals: Callable[[], Vitals],
+        told: Callable[[Told], None],
+        forgotten: Callable[[], None],
+    ) -> None:
+        while True:
+            self._wake.wait(self._interval)
+            self._wake.clear()
+            if self._stop.is_set():
+                return
             try:
-                self._beat(vitals(), healthy=True)
+                told(self._beat(vitals()))
             except NodeForgotten as error:
                 log.error("node_forgotten", reason=str(error))
                 forgotten()
@@ -146,19 +195,27 @@ class Platform:
             except PlatformError as error:
                 log.warning("heartbeat_failed", reason=str(error))
 
-    def _beat(self, vitals: Vitals, *, healthy: bool) -> None:
-        self._call(
+    def _beat(self, vitals: Vitals) -> Told:
+        answer = self._call(
             "POST",
             "/api/nodes/heartbeat",
             {
                 "node_id": self.node_id,
-                "is_healthy": healthy,
+                "is_healthy": vitals.is_healthy,
                 "latency_ms": vitals.latency_ms,
                 "throughput_tokens_per_sec": vitals.throughput_tokens_per_sec,
                 "current_requests": vitals.current_requests,
                 "kv_positions": vitals.kv_positions,
+                "quantization": vitals.quantization,
+                "memory_bytes": vitals.memory_bytes,
+                "load_bytes_per_second": vitals.load_bytes_per_second,
+                "serves": list(vitals.serves),
+                "cannot_serve": vitals.cannot_serve,
             },
         )
+        start, end = answer["start_layer"], answer["end_layer"]
+        span = None if start is None or end is None else (start, end)
+        return Told(span, answer["should_rebalance"])
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, case, func, select, update
 
+from api import placement
 from api.auth import Bearer, CallingNode, issue_token, use_nonce, wallet_of_machine
 from api.limits import address_of, limit
 from api.services import Services, WithServices
@@ -37,11 +38,17 @@ class Registered(BaseModel):
     node_token: str
     """Bearer token of this node, for heartbeats; worth nothing elsewhere."""
     layers_served: list[int]
+    edge: bool
+    """Whether it serves the edge, too."""
 
 
 class Acknowledged(BaseModel):
     status: str
     should_rebalance: bool
+    """Load the span that follows, and serve on meanwhile."""
+    start_layer: int | None = None
+    end_layer: int | None = None
+    """The span to serve, the end not included; with layer 0 comes the edge."""
 
 
 @router.post("/register-distributed")
@@ -68,7 +75,12 @@ async def register(
         )
     await _prove_wallet(body, end, bearer, services)
     node_id = f"node_{secrets.token_hex(8)}"
+    span, edge = (body.start_layer, end), body.edge
+    trusted = placement.is_trusted(services, body.wallet_address)
     async with services.sessions.begin() as db:
+        if body.placeable:
+            span = await placement.place_newcomer(services, db, model, body, trusted=trusted)
+            edge = span[0] == 0
         db.add(
             NodeRegistry(
                 node_id=node_id,
@@ -78,9 +90,10 @@ async def register(
                 vram_gb=body.vram_gb,
                 location=body.location,
                 public_addr=body.public_addr,
-                start_layer=body.start_layer,
-                end_layer=end,
-                edge=body.edge,
+                start_layer=span[0],
+                end_layer=span[1],
+                edge=edge,
+                placeable=body.placeable,
             )
         )
     return Registered(
@@ -89,7 +102,8 @@ async def register(
         discovery_url=services.settings.public_url,
         heartbeat_interval_sec=services.settings.discovery.health_check_interval,
         node_token=issue_token(services, node_id, "node"),
-        layers_served=list(range(body.start_layer, end)),
+        layers_served=list(range(*span)),
+        edge=edge,
     )
 
 
@@ -107,7 +121,7 @@ async def heartbeat(body: NodeHealth, node_id: CallingNode, services: WithServic
         start_layer=row.start_layer,
         end_layer=row.end_layer,
         edge=row.edge,
-        trusted=row.wallet_address in _trusted(services),
+        trusted=placement.is_trusted(services, row.wallet_address),
         gpu_model=row.gpu_model or "",
         vram_gb=row.vram_gb or 0,
         location=row.location or "",
@@ -118,12 +132,21 @@ async def heartbeat(body: NodeHealth, node_id: CallingNode, services: WithServic
         current_requests=body.current_requests,
         kv_positions=body.kv_positions,
         last_seen=dt.datetime.now(dt.UTC).timestamp(),
+        hop_ms=body.hop_ms,
+        quantization=body.quantization,
+        memory_bytes=body.memory_bytes,
+        load_bytes_per_second=body.load_bytes_per_second,
+        placeable=row.placeable,
     )
     if body.is_healthy:
         await registry.announce(services.redis, node, ttl=services.settings.discovery.node_ttl)
     else:
         await registry.forget(services.redis, node_id, row.model_id)
-    return Acknowledged(status="ok", should_rebalance=False)
+    orders = await placement.answer(services, node_id, row.model_id, body)
+    start, end = orders.span or (None, None)
+    return Acknowledged(
+        status="ok", should_rebalance=orders.should_rebalance, start_layer=start, end_layer=end
+    )
 
 
 @router.get("/earnings/{wallet_address}")
@@ -190,8 +213,8 @@ async def _prove_wallet(
     message = proof.registration_message(
         wallet_address=body.wallet_address,
         model_id=body.model_id,
-        start_layer=body.start_layer,
-        end_layer=end,
+        start_layer=None if body.placeable else body.start_layer,
+        end_layer=None if body.placeable else end,
         edge=body.edge,
         nonce=body.nonce,
     )
@@ -226,7 +249,3 @@ def _uptime_percent() -> ColumnElement[float]:
     age = func.greatest(func.extract("epoch", func.now() - NodeRegistry.registered_at), 1)
     share = func.least(100.0 * NodeRegistry.uptime_seconds / age, 100.0)
     return func.avg(share).filter(NodeRegistry.is_active)
-
-
-def _trusted(services: Services) -> set[str]:
-    return {wallet.lower() for wallet in services.settings.discovery.trusted_wallets}

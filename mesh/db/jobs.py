@@ -11,6 +11,7 @@ from sqlalchemy import (
     Identity,
     Index,
     LargeBinary,
+    SmallInteger,
     String,
     UniqueConstraint,
     Uuid,
@@ -88,6 +89,9 @@ class InferenceSession(Base):
     epoch: Mapped[int] = mapped_column(server_default="0")
     lease_counter: Mapped[int] = mapped_column(BigInteger, server_default="0")
     lease_expires_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    near_latitude: Mapped[int | None] = mapped_column(SmallInteger)
+    near_longitude: Mapped[int | None] = mapped_column(SmallInteger)
+    """About where the user was, in whole degrees; none where that is not known."""
 
 
 class RouteHop(Base):
@@ -154,6 +158,9 @@ class NodeRegistry(Base):
     edge: Mapped[bool] = mapped_column(server_default="false")
     uptime_seconds: Mapped[float] = mapped_column(server_default="0")
     """Time between heartbeats that were no further apart than the TTL."""
+
+    placeable: Mapped[bool] = mapped_column(server_default="false")
+    """Whether the platform chooses its span; else its owner did."""
 
 
 class Outbox(Base):

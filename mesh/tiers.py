@@ -1,0 +1,17 @@
+"""Which nodes serve which tier."""
+
+from mesh.registry import Node
+from mesh.routing import Admits
+
+
+def admits(tier: str) -> Admits:
+    """The rule that a tier sets for nodes, for :func:`mesh.routing.choose`.
+
+    One rule for all, so far: a healthy node. Nothing is measured yet that a stricter one could go
+    by, and a node's own word would be worth nothing.
+    """
+    return _healthy
+
+
+def _healthy(node: Node) -> bool:
+    return node.is_healthy
