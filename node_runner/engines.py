@@ -6,7 +6,7 @@ new one names the span that its route counts on, and goes to the engine that ser
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from mesh.wire import Message, Open, OpenEdge, Refused, Steps
@@ -47,6 +47,28 @@ class _CountOn:
 @dataclass(frozen=True, slots=True)
 class _GiveUp:
     layers: Layers
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """What one engine is to take in, and the generations that it has, or will have then."""
+
+    generations: set[str]
+    messages: list[Message] = field(default_factory=list)
+
+    def open(self, message: Open | OpenEdge) -> None:
+        self.generations.add(message.request_id)
+        self.messages.append(message)
+
+
+def _addressed(message: Message, inboxes: list[_Inbox]) -> list[_Inbox]:
+    """Where a message's generations are. What is of none that is here, such as a question whether
+    this node lives, is for whoever may answer."""
+    if isinstance(message, Steps):
+        ids = {step.request_id for step in message.steps}
+        return [inbox for inbox in inboxes if ids & inbox.generations]
+    holding = [inbox for inbox in inboxes if message.request_id in inbox.generations]
+    return holding or inboxes[-1:]
 
 
 class Engines:
@@ -132,16 +154,21 @@ class Engines:
     def step(self, messages: Iterable[Message]) -> list[Result]:
         """Take messages in, run one forward of each engine, give results out."""
         self._do_what_was_asked()
-        inboxes: dict[Layers, list[Message]] = {layers: [] for layers in self._engines}
+        inboxes = {layers: _Inbox(set(engine.generations)) for layers, engine in self._all()}
         results: list[Result] = []
         for message in messages:
-            places = self._places(message)
-            for layers in places:
-                inboxes[layers].append(message)
-            if not places and isinstance(message, Open | OpenEdge):
-                results.append(Refused(message.request_id, message.epoch, self._node_id, MOVED))
-        for layers, inbox in inboxes.items():
-            results += self._engines[layers].step(inbox)
+            if isinstance(message, Open | OpenEdge):
+                layers = (message.place.start_layer, message.place.end_layer)
+                if layers in self.spans:
+                    inboxes[layers].open(message)
+                else:
+                    refused = Refused(message.request_id, message.epoch, self._node_id, MOVED)
+                    results.append(refused)
+                continue
+            for inbox in _addressed(message, list(inboxes.values())):
+                inbox.messages.append(message)
+        for layers, engine in self._all():
+            results += engine.step(inboxes[layers].messages)
         for layers, leaving in list(self._leaving.items()):
             engine = self._engines[layers]
             if not engine.generations or time.monotonic() > leaving.until:
@@ -163,21 +190,8 @@ class Engines:
         taken = [engine.edge.take_guesses() for engine in self._engines.values()]
         return sum(guessed for guessed, _ in taken), sum(right for _, right in taken)
 
-    def _places(self, message: Message) -> list[Layers]:
-        """Whom a message is for: where its generation is; a new one, where its span is served. What
-        is of no generation that is here is for whoever may answer."""
-        if isinstance(message, Steps):
-            ids = {step.request_id for step in message.steps}
-            return [at for at, engine in self._engines.items() if ids & engine.generations.keys()]
-        if isinstance(message, Open | OpenEdge):
-            layers = (message.place.start_layer, message.place.end_layer)
-            return [layers] if layers in self.spans else []
-        holding = [
-            layers
-            for layers, engine in self._engines.items()
-            if message.request_id in engine.generations
-        ]
-        return holding or list(self._engines)[-1:]
+    def _all(self) -> list[tuple[Layers, Engine]]:
+        return list(self._engines.items())
 
     def _do_what_was_asked(self) -> None:
         while True:
