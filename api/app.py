@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from api import problems
 from api.routes import auth, discovery, generation, health, nodes, receipts
@@ -14,23 +14,38 @@ from mesh.settings import Settings
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The gateway over the given settings, or those of the environment."""
-    chosen = settings or Settings()
+    return assemble(
+        settings or Settings(),
+        generation.router,
+        receipts.router,
+        auth.router,
+        nodes.router,
+        discovery.router,
+        discovery.service,
+        health.router,
+        title="Far Mesh",
+        summary="Distributed LLM inference, paid in $FAR.",
+    )
+
+
+def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) -> FastAPI:
+    """An application of these routers, with our errors and services."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        log.configure(json=chosen.log_json)
-        async with open_services(chosen) as services:
+        log.configure(json=settings.log_json)
+        async with open_services(settings) as services:
             app.state.services = services
             yield
 
     app = FastAPI(
-        title="Far Mesh",
-        summary="Distributed LLM inference, paid in $FAR.",
+        title=title,
+        summary=summary,
         version="0.1.0",
         lifespan=lifespan,
         responses=problems.RESPONSES,
     )
-    problems.install(app, max_body_bytes=chosen.limits.max_body_bytes)
-    for routes in (generation, receipts, auth, nodes, discovery, health):
-        app.include_router(routes.router)
+    problems.install(app, max_body_bytes=settings.limits.max_body_bytes)
+    for router in routers:
+        app.include_router(router)
     return app

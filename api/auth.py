@@ -3,7 +3,7 @@
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jwt
 from fastapi import Depends
@@ -25,12 +25,15 @@ Bearer = Annotated[
 ]
 
 
-def issue_token(services: Services, subject: str, kind: Kind) -> str:
-    """A signed token for a wallet or a node id."""
+def issue_token(services: Services, subject: str, kind: Kind, *, registration: int = 1) -> str:
+    """A signed token for a wallet or a node id. A node's is good until it registers again, which
+    ``registration`` counts."""
     auth = services.settings.auth
     lifetime = auth.token_ttl if kind == "user" else auth.node_token_ttl
     now = int(time.time())
     claims = {"sub": subject, "kind": kind, "iat": now, "exp": now + lifetime}
+    if kind == "node":
+        claims["registration"] = registration
     return jwt.encode(claims, auth.jwt_secret.get_secret_value(), algorithm=ALGORITHM)
 
 
@@ -60,11 +63,21 @@ class Caller:
     wallet: str
 
 
-def _subject(bearer: HTTPAuthorizationCredentials | None, services: Services, kind: Kind) -> str:
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A node that calls, and which of its registrations gave it its token."""
+
+    node_id: str
+    number: int
+
+
+def _claims(
+    bearer: HTTPAuthorizationCredentials | None, services: Services, kind: Kind
+) -> dict[str, Any]:
     if bearer is None:
         raise TokenMissing("Log in at /api/auth/login and send 'Authorization: Bearer <token>'.")
     try:
-        claims = jwt.decode(
+        claims: dict[str, Any] = jwt.decode(
             bearer.credentials,
             services.settings.auth.jwt_secret.get_secret_value(),
             algorithms=[ALGORITHM],
@@ -77,7 +90,11 @@ def _subject(bearer: HTTPAuthorizationCredentials | None, services: Services, ki
         raise TokenInvalid("This token is not one of ours.") from None
     if claims["kind"] != kind:
         raise Forbidden(f"This endpoint is for {kind}s; the token is a {claims['kind']}'s.")
-    subject: str = claims["sub"]
+    return claims
+
+
+def _subject(bearer: HTTPAuthorizationCredentials | None, services: Services, kind: Kind) -> str:
+    subject: str = _claims(bearer, services, kind)["sub"]
     return subject
 
 
@@ -99,5 +116,11 @@ async def _node_id(bearer: Bearer, services: WithServices) -> str:
     return _subject(bearer, services, "node")
 
 
+async def _registration(bearer: Bearer, services: WithServices) -> Registration:
+    claims = _claims(bearer, services, "node")
+    return Registration(claims["sub"], claims.get("registration", 1))
+
+
 LoggedIn = Annotated[Caller, Depends(_caller)]
 CallingNode = Annotated[str, Depends(_node_id)]
+CallingRegistration = Annotated[Registration, Depends(_registration)]

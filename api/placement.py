@@ -3,15 +3,17 @@
 import datetime as dt
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.heartbeats import as_node, trusts
 from api.services import Services
 from mesh import moves, names, registry, smoothing, swarm
 from mesh.catalog import Model
-from mesh.db import NodeRegistry
+from mesh.db import NodeRegistry, PlacementMove
 from mesh.errors import InvalidRequest
 from mesh.placement import Candidate, Span, join
 from mesh.registry import Node
@@ -29,11 +31,12 @@ class Orders:
     should_rebalance: bool = False
 
 
-async def place_newcomer(
-    services: Services, db: AsyncSession, model: Model, body: NodeRegistration, *, trusted: bool
-) -> Span:
-    """The span with which a node that leaves it to us helps most. Nobody else is given one until
-    the transaction ends, so that two that come at once do not get the same.
+async def place(
+    services: Services, db: AsyncSession, model: Model, body: NodeRegistration
+) -> dict[str, Any]:
+    """The columns that say where a node serves which leaves that to us: the span that it had, if it
+    comes back, else the one with which it helps most. Nobody else is given one until the
+    transaction ends, so that two that come at once do not get the same.
 
     Raises:
         InvalidRequest: it holds no layer of the model.
@@ -41,7 +44,12 @@ async def place_newcomer(
     """
     how = services.settings.placement
     await moves.lock(db, model.id)
-    nodes = await registry.alive(services.redis, model.id)
+    known = await _known(db, body)
+    nodes = [
+        node
+        for node in await registry.alive(services.redis, model.id)
+        if known is None or node.node_id != known.node_id
+    ]
     nodes += await _loading(services, db, model, {node.node_id for node in nodes})
     speeds = await smoothing.means(services.redis, model.id)
     seen = swarm.swarm_of(nodes, model, positions=how.positions, speeds=speeds)
@@ -51,21 +59,27 @@ async def place_newcomer(
         quantization=body.quantization,
         vram_gb=body.vram_gb,
         memory_bytes=body.memory_bytes,
-        trusted=trusted,
+        trusted=trusts(services, body.wallet_address),
         positions=how.positions,
         speed=swarm.usual_speed(speeds),
     )
-    span = join(newcomer, seen.by_id, seen.spans, seen.shape) or _beside(newcomer, seen)
+    if known is not None:
+        await _begin_again(db, known)
+    span = (
+        _as_before(newcomer, known, model)
+        or join(newcomer, seen.by_id, seen.spans, seen.shape)
+        or _beside(newcomer, seen)
+    )
     if span is None:
         raise InvalidRequest(
             f"{body.memory_bytes} bytes hold no layer of this model with the KV cache that it "
             "needs. Give the node more memory, or quantize.",
             code="memory_bytes_too_small",
         )
-    return span
+    return {"start_layer": span[0], "end_layer": span[1], "edge": span[0] == 0}
 
 
-async def answer(services: Services, node_id: str, model_id: str, body: NodeHealth) -> Orders:
+async def answer(services: Services, node_id: str, body: NodeHealth) -> Orders:
     """What a heartbeat is told. A round trip to Redis, unless a move has something for the node."""
     redis = services.redis
     async with redis.pipeline(transaction=False) as pipe:
@@ -77,18 +91,14 @@ async def answer(services: Services, node_id: str, model_id: str, body: NodeHeal
     first = await moves.note_asked(redis, node_id, time.time())
     if not first and ordered not in body.serves and body.cannot_serve != ordered:
         return Orders(ordered, should_rebalance=True)
-    return await _go_on(services, node_id, model_id, body, ordered)
+    return await _go_on(services, node_id, body, ordered)
 
 
-async def _go_on(
-    services: Services, node_id: str, model_id: str, body: NodeHealth, ordered: Span
-) -> Orders:
+async def _go_on(services: Services, node_id: str, body: NodeHealth, ordered: Span) -> Orders:
     """A move's node has begun to load, has loaded, or cannot."""
     switches: list[moves.Switch] = []
     async with services.sessions.begin() as db:
-        move = await moves.under_way(db, model_id)
-        if move is not None and node_id not in moves.nodes_of(move):
-            move = None
+        move = await _move_of(db, node_id)
         if move is not None and body.cannot_serve == ordered:
             await moves.fail(db, move, f"{node_id} could not load its span")
         elif move is not None and ordered in body.serves:
@@ -103,7 +113,7 @@ async def _go_on(
     else:
         await moves.take_back_orders(services.redis, move)
         await moves.announce(services.redis, switches)
-        log.info("move_ended", model_id=model_id, state=move.state, reason=move.reason)
+        log.info("move_ended", model_id=move.model_id, state=move.state, reason=move.reason)
     span = await _registered(services, node_id)
     if span is not None and not switches:  # who switched did not live to tell the routes
         await registry.move(services.redis, node_id, span, edge=span[0] == 0)
@@ -122,35 +132,46 @@ async def _loading(
             NodeRegistry.registered_at > func.now() - limit,
         )
     )
-    return [_expected(services, row) for row in rows if row.node_id not in known]
+    return [as_node(services, row) for row in rows if row.node_id not in known]
 
 
-def _expected(services: Services, row: NodeRegistry) -> Node:
-    return Node(
-        node_id=row.node_id,
-        wallet_address=row.wallet_address,
-        model_id=row.model_id,
-        start_layer=row.start_layer,
-        end_layer=row.end_layer,
-        edge=row.edge,
-        trusted=is_trusted(services, row.wallet_address),
-        gpu_model=row.gpu_model or "",
-        vram_gb=row.vram_gb or 0,
-        location=row.location or "",
-        public_addr=row.public_addr or "",
-        is_healthy=True,
-        latency_ms=0.0,
-        throughput_tokens_per_sec=0.0,
-        current_requests=0,
-        kv_positions=0,
-        last_seen=0.0,
+async def _known(db: AsyncSession, body: NodeRegistration) -> NodeRegistry | None:
+    """The row of a node that comes back."""
+    if body.device_id is None:
+        return None
+    found: NodeRegistry | None = await db.scalar(
+        select(NodeRegistry).where(
+            NodeRegistry.wallet_address == body.wallet_address,
+            NodeRegistry.device_id == body.device_id,
+            NodeRegistry.gpu_index == body.gpu_index,
+        )
     )
+    return found
 
 
-def is_trusted(services: Services, wallet: str) -> bool:
-    """Whether the operator trusts a wallet's nodes with the edge."""
-    trusted = services.settings.discovery.trusted_wallets
-    return wallet.lower() in {known.lower() for known in trusted}
+def _as_before(newcomer: Candidate, known: NodeRegistry | None, model: Model) -> Span | None:
+    """Its checkpoint is on its disk, and others count on its coming back."""
+    if known is None or known.model_id != model.id or not known.placeable:
+        return None
+    span = (known.start_layer, known.end_layer)
+    return span if span[1] <= model.layers and newcomer.holds(span) else None
+
+
+async def _begin_again(db: AsyncSession, known: NodeRegistry) -> None:
+    """What a process had loaded for a move is gone with it."""
+    move = await _move_of(db, known.node_id)
+    if move is not None:
+        move.changes = [
+            change | {"loaded": change["loaded"] and change["node_id"] != known.node_id}
+            for change in move.changes
+        ]
+
+
+async def _move_of(db: AsyncSession, node_id: str) -> PlacementMove | None:
+    """The move under way that changes a node."""
+    model_id = await db.scalar(select(NodeRegistry.model_id).where(NodeRegistry.node_id == node_id))
+    move = None if model_id is None else await moves.under_way(db, model_id)
+    return move if move is not None and node_id in moves.nodes_of(move) else None
 
 
 def _beside(newcomer: Candidate, seen: swarm.Swarm) -> Span | None:

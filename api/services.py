@@ -14,6 +14,7 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 
+from api.places import Places
 from api.usage_trees import UsageTrees
 from mesh import db, queue
 from mesh.catalog import Catalog
@@ -42,6 +43,7 @@ class Services:
     catalog: Catalog
     vault: PromptVault
     limiter: MovingWindowRateLimiter
+    places: Places
     usage_trees: UsageTrees = field(default_factory=UsageTrees)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -99,6 +101,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     check_rules(settings.limits)
     vault = PromptVault(settings.generation.prompt_key.get_secret_value())
     catalog = Catalog(settings.models)
+    places = Places(settings.discovery.geoip_database)
     engine, sessions = db.connect(settings.database_url)
     redis = Redis.from_url(
         settings.redis_url,
@@ -120,6 +123,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         catalog=catalog,
         vault=vault,
         limiter=MovingWindowRateLimiter(storage),
+        places=places,
     )
     try:
         yield services
@@ -128,6 +132,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await pool.aclose()
         await redis.aclose()
         await engine.dispose()
+        places.close()
 
 
 async def _services(request: Request) -> Services:

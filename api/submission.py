@@ -18,6 +18,7 @@ from api.services import Services
 from mesh import jobs, ledger, metrics, queue, registry, routing
 from mesh.catalog import Model
 from mesh.db import InferenceSession, Outbox
+from mesh.distance import Coordinates
 from mesh.errors import (
     ContextExceeded,
     IdempotencyConflict,
@@ -68,9 +69,17 @@ class Quote:
 
 
 async def submit(
-    services: Services, wallet: str, body: Generate, idempotency_key: str | None
+    services: Services,
+    wallet: str,
+    body: Generate,
+    idempotency_key: str | None,
+    *,
+    near: Coordinates | None = None,
 ) -> InferenceSession:
     """The job of a request: a new one, or the one that the same key made before.
+
+    Args:
+        near: About where the user is, in whole degrees.
 
     Raises:
         MeshError: whatever is wrong with the request; then nothing is held.
@@ -82,7 +91,7 @@ async def submit(
             return earlier
     try:
         quote = await _quote(services, body)
-        job = await _write(services, wallet, body, quote, digest, idempotency_key)
+        job = await _write(services, wallet, body, quote, digest, idempotency_key, near)
     except MeshError:
         model_id = body.model_id if body.model_id in services.catalog else "unknown"
         metrics.inference_requests.labels(model_id, body.tier, "rejected").inc()
@@ -183,6 +192,7 @@ async def _write(
     quote: Quote,
     digest: bytes,
     idempotency_key: str | None,
+    near: Coordinates | None,
 ) -> InferenceSession:
     request_id = f"req_{secrets.token_hex(12)}"
     now = dt.datetime.now(dt.UTC)
@@ -203,6 +213,8 @@ async def _write(
         idempotency_key=idempotency_key,
         price_per_token_far=quote.price,
         hold_far=quote.hold,
+        near_latitude=None if near is None else int(near.latitude),
+        near_longitude=None if near is None else int(near.longitude),
     )
     async with services.sessions.begin() as db:
         await _insert(db, job, wallet)

@@ -19,6 +19,8 @@
     ├── NotFound                 404  ModelNotFound, JobNotFound, NodeNotFound
     ├── IdempotencyConflict      409  the key was used for a different request
     ├── ReceiptNotReady          409  the job has not ended
+    ├── NodeIdTaken              409  the name belongs to another wallet's node
+    ├── NodeSuperseded           409  the node has registered again: another process is it now
     ├── StreamExpired            410
     ├── UsageUnproven            500  the lines that we have are not those of the batch's root
     ├── RateLimited              429  carries Retry-After
@@ -181,6 +183,18 @@ class ReceiptNotReady(MeshError):
     code = "receipt_not_ready"
     status = 409
     title = "Receipt not ready"
+
+
+class NodeIdTaken(MeshError):
+    code = "node_id_taken"
+    status = 409
+    title = "Node id taken"
+
+
+class NodeSuperseded(MeshError):
+    code = "node_superseded"
+    status = 409
+    title = "Registered again elsewhere"
 
 
 class UsageUnproven(MeshError):

@@ -41,6 +41,11 @@ def orders(node_id: str) -> str:
     return f"node:{{{node_id}}}:orders"
 
 
+def unsaved_uptime(node_id: str) -> str:
+    """Number that outlives the record: seconds heard that are not in Postgres yet."""
+    return f"node:{{{node_id}}}:uptime"
+
+
 def cooldown(node_id: str) -> str:
     """Flag that expires: the node failed a generation a moment ago."""
     return f"node:{{{node_id}}}:cooldown"

@@ -2,16 +2,25 @@
 
 Rebuilt by the next heartbeats if Redis is lost; what must not be lost (wallets, spans) is in
 Postgres.
+
+A node has one record, whoever says to be it. Each registration of a node counts up, and whoever
+registered last is the node: a record is never overwritten, kept alive or removed in the name of an
+earlier registration.
 """
 
-from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from decimal import Decimal
+from typing import Any, Literal, get_type_hints
 
 from redis.asyncio import Redis
 
 from mesh import names
 from mesh.distance import Coordinates
+
+Located = Literal["geoip", "declared", "unknown"]
+"""How it is known where a node is: by the address that it registered from, by its own word, or not
+at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +28,13 @@ class Node:
     """A node as the routes see it. Latency in milliseconds a step, throughput in tokens/s, and the
     positions that its whole KV cache has room for (0: it does not say).
 
-    ``quantization``: what its layers' weights are kept in. ``memory_bytes``: its room for weights
-    and KV (0: unknown). ``load_bytes_per_second``: how fast it loads weights (0: not measured).
-    ``placeable``: whether the platform chooses its span.
     ``hop_ms``: milliseconds that a message takes to it and back, beside its step (0: not measured).
     ``latitude``, ``longitude``: degrees north and east; none where they are not known.
+    ``registration``: how often it has registered; see the module. ``memory_bytes``: room for
+    weights and KV (0: it does not say). ``load_bytes_per_second``: weights, as it loaded its span
+    (0: not measured). ``min_price``: FAR a token of the model, for less than which it does not
+    serve. ``max_sessions``: generations that it takes at once (0: no limit but its memory).
+    ``placeable``: whether the platform chooses its span.
     """
 
     node_id: str
@@ -46,9 +57,15 @@ class Node:
     hop_ms: float = 0.0
     latitude: float | None = None
     longitude: float | None = None
+    located: Located = "unknown"
+    registration: int = 0
     quantization: str = "none"
     memory_bytes: int = 0
     load_bytes_per_second: float = 0.0
+    gpu_utilization_percent: float = 0.0
+    vram_used_gb: float = 0.0
+    min_price: Decimal | None = None
+    max_sessions: int = 0
     placeable: bool = False
 
     @property
@@ -67,6 +84,8 @@ class Node:
         return list(range(self.start_layer, self.end_layer))
 
 
+_FIELDS = fields(Node)
+_NAMES = [field.name for field in _FIELDS]
 _TYPES = get_type_hints(Node)
 
 PULSE_INTERVAL = 0.15
@@ -75,23 +94,131 @@ PULSE_INTERVAL = 0.15
 PULSE_TTL = 0.5
 """Seconds of silence after which a node counts as dead: three pulses."""
 
-
-async def announce(redis: Redis, node: Node, *, ttl: float) -> None:
-    """Record a heartbeat; the node is off the routes ``ttl`` seconds after its last one."""
-    record = {name: _to_text(value) for name, value in asdict(node).items()}
-    async with redis.pipeline(transaction=False) as pipe:
-        pipe.hset(names.node(node.node_id), mapping=record)
-        pipe.pexpire(names.node(node.node_id), round(ttl * 1000))
-        pipe.sadd(names.model_nodes(node.model_id), node.node_id)
-        await pipe.execute()
+UNSAVED_TTL = 7 * 24 * 3600
+"""Seconds for which the uptime of a node that died is kept, until it comes back."""
 
 
-async def move(redis: Redis, node_id: str, span: tuple[int, int], *, edge: bool) -> None:
-    """Let routes count on another span of a node from now on, if it is on them at all."""
-    start, end = span
-    await redis.eval(  # type: ignore[misc]
-        _MOVE, 1, names.node(node_id), str(start), str(end), str(int(edge))
+_ANNOUNCE = """
+local known = redis.call('HGET', KEYS[1], 'registration')
+if known and tonumber(known) > tonumber(ARGV[1]) then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
+
+
+async def announce(redis: Redis, node: Node, *, ttl: float) -> bool:
+    """Put a node on the routes, where it is for ``ttl`` seconds after this or its last beat.
+
+    False, and nothing is done: it has registered again since.
+    """
+    record = [part for name in _NAMES for part in (name, _to_text(getattr(node, name)))]
+    milliseconds = round(ttl * 1000)
+    written: int = await redis.eval(  # type: ignore[misc]
+        _ANNOUNCE, 1, names.node(node.node_id), str(node.registration), str(milliseconds), *record
     )
+    if written:
+        await redis.sadd(names.model_nodes(node.model_id), node.node_id)  # type: ignore[misc]
+    return bool(written)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What the registry says to a heartbeat.
+
+    ``state``: ``kept``; ``unknown``, if there is no record to keep alive; ``superseded``, if the
+    node has registered again since. ``uptime``: seconds heard that are not in Postgres yet.
+    """
+
+    state: Literal["kept", "unknown", "superseded"]
+    uptime: float = 0.0
+    wallet_address: str = ""
+    model_id: str = ""
+    trusted: bool = False
+
+
+_BEAT = """
+local known = redis.call(
+    'HMGET', KEYS[1], 'registration', 'last_seen', 'wallet_address', 'model_id', 'trusted')
+local mine = tonumber(ARGV[1])
+if not known[1] or tonumber(known[1]) < mine then return {'unknown', '0', '', '', '0'} end
+if tonumber(known[1]) > mine then return {'superseded', '0', '', '', '0'} end
+local heard = math.max(0, tonumber(ARGV[2]) - tonumber(known[2]))
+redis.call('HSET', KEYS[1], 'last_seen', ARGV[2], unpack(ARGV, 5))
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local uptime = redis.call('INCRBYFLOAT', KEYS[2], heard)
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+return {'kept', uptime, known[3], known[4], known[5]}
+"""
+
+
+async def beat(
+    redis: Redis,
+    node_id: str,
+    registration: int,
+    measured: Mapping[str, Any],
+    *,
+    now: float,
+    ttl: float,
+) -> Beat:
+    """Keep a node on the routes with what it has measured: one round trip.
+
+    Its record is there only if the last beat is no longer than the TTL ago, so the time since then
+    counts as uptime.
+
+    Args:
+        measured: Fields of :class:`Node`.
+        now: Seconds since 1970.
+    """
+    changes = [part for name, value in measured.items() for part in (name, _to_text(value))]
+    milliseconds = round(ttl * 1000)
+    state, uptime, wallet, model_id, trusted = await redis.eval(  # type: ignore[misc]
+        _BEAT,
+        2,
+        names.node(node_id),
+        names.unsaved_uptime(node_id),
+        str(registration),
+        str(now),
+        str(milliseconds),
+        str(UNSAVED_TTL),
+        *changes,
+    )
+    return Beat(
+        state=state.decode(),
+        uptime=float(uptime),
+        wallet_address=wallet.decode(),
+        model_id=model_id.decode(),
+        trusted=trusted == b"1",
+    )
+
+
+async def unsaved_uptime(redis: Redis, node_id: str) -> float:
+    """Seconds that a node was heard and that are not in Postgres yet."""
+    return float(await redis.get(names.unsaved_uptime(node_id)) or 0)
+
+
+async def uptime_saved(redis: Redis, node_id: str, seconds: float) -> None:
+    """So many of them are in Postgres now."""
+    await redis.incrbyfloat(names.unsaved_uptime(node_id), -seconds)
+
+
+_FORGET = """
+local known = redis.call('HGET', KEYS[1], 'registration')
+if known and tonumber(known) > tonumber(ARGV[1]) then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+
+
+async def forget(redis: Redis, node_id: str, model_id: str, registration: int = 2**31) -> None:
+    """Take a node off the routes now; its next heartbeat, if there is one, puts it back.
+
+    Args:
+        registration: Only if it has not registered again since.
+    """
+    removed = await redis.eval(_FORGET, 1, names.node(node_id), str(registration))  # type: ignore[misc]
+    if removed:
+        await redis.srem(names.model_nodes(model_id), node_id)  # type: ignore[misc]
 
 
 _MOVE = """
@@ -100,13 +227,15 @@ redis.call('HSET', KEYS[1], 'start_layer', ARGV[1], 'end_layer', ARGV[2], 'edge'
            'latency_ms', '0.0')
 return 1
 """
-"""The latency that was measured is that of the span before."""
 
 
-async def forget(redis: Redis, node_id: str, model_id: str) -> None:
-    """Take a node off the routes now; its next heartbeat, if there is one, puts it back."""
-    await redis.delete(names.node(node_id))
-    await redis.srem(names.model_nodes(model_id), node_id)  # type: ignore[misc]
+async def move(redis: Redis, node_id: str, span: tuple[int, int], *, edge: bool) -> None:
+    """Let routes count on another span of a node from now on, if it is on them at all. The latency
+    that was measured is that of the span before: it is forgotten."""
+    start, end = span
+    await redis.eval(  # type: ignore[misc]
+        _MOVE, 1, names.node(node_id), str(start), str(end), str(int(edge))
+    )
 
 
 async def cool_down(redis: Redis, node_id: str, *, seconds: float) -> None:
@@ -174,26 +303,43 @@ async def alive(redis: Redis, model_id: str) -> list[Node]:
 
 
 async def sighted(redis: Redis, model_id: str) -> list[Sighting]:
-    """All nodes of a model that were heard of. Drops the expired from the index."""
+    """All nodes of a model that were heard of. Two round trips, however many."""
     ids = sorted(m.decode() for m in await redis.smembers(names.model_nodes(model_id)))  # type: ignore[misc]
     if not ids:
         return []
     async with redis.pipeline(transaction=False) as pipe:
         for node_id in ids:
-            pipe.hgetall(names.node(node_id))
+            pipe.hmget(names.node(node_id), _NAMES)
         for node_id in ids:
             pipe.exists(names.cooldown(node_id))
         answers = await pipe.execute()
-    records, cooling = answers[: len(ids)], answers[len(ids) :]
-    expired = [node_id for node_id, record in zip(ids, records, strict=True) if not record]
-    if expired:
-        await redis.srem(names.model_nodes(model_id), *expired)  # type: ignore[misc]
-    nodes = [_from_record(record) if record else None for record in records]
-    return [
-        Sighting(node, bool(cools))
-        for node, cools in zip(nodes, cooling, strict=True)
-        if node is not None
+    found, gone = [], []
+    for node_id, record, cools in zip(ids, answers, answers[len(ids) :], strict=False):
+        node = _from_record(record)
+        if not any(record) or (node is not None and node.model_id != model_id):
+            gone.append(node_id)
+        elif node is not None:
+            found.append(Sighting(node, bool(cools)))
+    if gone:
+        await _drop(redis, model_id, gone)
+    return found
+
+
+async def _drop(redis: Redis, model_id: str, node_ids: Sequence[str]) -> None:
+    """Take nodes out of a model's index; but not one that comes back at this very moment."""
+    index = names.model_nodes(model_id)
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.srem(index, *node_ids)
+        for node_id in node_ids:
+            pipe.hget(names.node(node_id), "model_id")
+        _, *models = await pipe.execute()
+    back = [
+        node_id
+        for node_id, model in zip(node_ids, models, strict=True)
+        if model == model_id.encode()
     ]
+    if back:
+        await redis.sadd(index, *back)  # type: ignore[misc]
 
 
 def _to_text(value: Any) -> str:
@@ -202,22 +348,24 @@ def _to_text(value: Any) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-def _from_record(record: dict[bytes, bytes]) -> Node | None:
+_READERS: dict[Any, Callable[[bytes], Any]] = {
+    str: bytes.decode,
+    int: int,
+    float: float,
+    bool: lambda text: text == b"1",
+    float | None: lambda text: float(text) if text else None,
+    Decimal | None: lambda text: Decimal(text.decode()) if text else None,
+    Located: bytes.decode,
+}
+_READ = [_READERS[_TYPES[field.name]] for field in _FIELDS]
+_DEFAULTS = [field.default for field in _FIELDS]
+
+
+def _from_record(record: Sequence[bytes | None]) -> Node | None:
     """The node; none if another version of the mesh wrote the record, and left out what there is
     no default for."""
-    values: dict[str, Any] = {}
-    for field in fields(Node):
-        written = record.get(field.name.encode())
-        if written is not None:
-            values[field.name] = _from_text(written.decode(), _TYPES[field.name])
-        elif field.default is MISSING:
-            return None
-    return Node(**values)
-
-
-def _from_text(text: str, kind: Any) -> Any:
-    if kind is bool:
-        return text == "1"
-    if kind == float | None:
-        return float(text) if text else None
-    return kind(text)
+    values: list[Any] = [
+        default if written is None else read(written)
+        for written, read, default in zip(record, _READ, _DEFAULTS, strict=True)
+    ]
+    return None if MISSING in values else Node(*values)

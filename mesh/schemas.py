@@ -10,7 +10,7 @@ import re
 from decimal import Decimal
 from enum import StrEnum
 from ipaddress import IPv6Address
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -29,6 +30,9 @@ ModelId = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
 Label = Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line of text for people, without control characters (Postgres, for one, has no NUL)."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$")]
+"""What a node or a machine may call itself."""
 
 HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*\.?")
 
@@ -86,27 +90,53 @@ class RequestBody(BaseModel):
         return data
 
 
+MAX_LAYERS = 1024
+"""No model has as many; bounds what a registration may list."""
+
+
 class NodeRegistration(RequestBody):
     """What a node says of itself. Span and edge are signed, with the nonce, by the wallet. A
     machine that the wallet has let in sends its token instead."""
 
+    node_id: Name | None = None
+    """What it would like to be called: honoured unless another wallet's node is called so."""
     wallet_address: WalletAddress
     model_id: ModelId
     gpu_model: Label
     vram_gb: int = Field(ge=0, le=1024)
     public_addr: Address
     location: Label
+    latitude: float | None = Field(None, ge=-90, le=90)
+    longitude: float | None = Field(None, ge=-180, le=180)
+    """Degrees north and east. They count, as `location` does, where its address tells nothing."""
     start_layer: int = Field(0, ge=0)
     end_layer: int | None = Field(None, ge=1)
     """Not included; the model's last layer is served if it is not given."""
+    layers_served: list[int] | None = Field(None, max_length=MAX_LAYERS)
+    """The span as a list of consecutive layers; an empty one says nothing."""
     edge: bool = False
     placeable: bool = False
     """Let the platform choose the span now, and move the node later; span and edge do not count."""
-    quantization: Literal["none", "int8", "nf4"] = "none"
-    memory_bytes: int = Field(0, ge=0, le=10**15)
-    """Room for weights and KV, where the platform chooses."""
+    device_id: Name | None = None
+    """What the node's machine calls itself, always the same. Whoever registers with the same
+    wallet, machine and GPU is the same node."""
+    gpu_index: int = Field(0, ge=0, lt=1024)
+    quantization: str = Field("none", max_length=10, pattern=r"^[a-z0-9]*$")
+    memory_bytes: int = Field(0, ge=0, le=2**50)
+    """Room for weights and KV; 0 where it does not say."""
+    max_sessions: int = Field(0, ge=0, le=1_000_000)
+    """Generations that it takes at once; 0 for no limit but its memory."""
+    min_price: Decimal | None = Field(None, ge=0, max_digits=38, decimal_places=18)
+    """FAR a token of the model, for less than which it does not serve."""
     nonce: str | None = Field(None, max_length=64)
     signature: str | None = Field(None, max_length=1024)
+
+    @field_validator("layers_served")
+    @classmethod
+    def _consecutive(cls, layers: list[int] | None) -> list[int] | None:
+        if layers and layers != list(range(layers[0], layers[0] + len(layers))):
+            raise ValueError("the layers are not consecutive")
+        return layers
 
 
 Layer = Annotated[int, Field(ge=0, le=100_000)]
@@ -129,19 +159,20 @@ class NodeHealth(RequestBody):
     current_requests: int = Field(0, ge=0, le=1_000_000)
     kv_positions: int = Field(0, ge=0, le=1_000_000_000)
     """What its whole KV cache has room for, in positions; 0 where it does not say."""
+    hop_ms: float = Field(0, ge=0, le=3_600_000)
+    """Milliseconds that a message takes to the platform and back; 0 where it is not measured."""
+    memory_bytes: int | None = Field(None, ge=0, le=2**50)
+    """As in the registration, if that has changed."""
+    load_bytes_per_second: float = Field(0, ge=0, le=1e15)
+    """Weights, as it loaded its span; 0 where it is not measured."""
     gpu_utilization_percent: float = Field(0, ge=0, le=100)
     vram_used_gb: float = Field(0, ge=0, le=1_000_000)
-    quantization: Literal["none", "int8", "nf4"] = "none"
-    memory_bytes: int = Field(0, ge=0, le=10**15)
-    """Room for weights and KV; 0 where it does not say."""
-    load_bytes_per_second: float = Field(0, ge=0, le=1e15)
-    """As it loaded its span; 0 where it does not say."""
-    hop_ms: float = Field(0, ge=0, le=3_600_000)
-    """What a message takes to it and back, beside its step."""
     serves: list[Layers] = Field([], max_length=4)
     """Spans that it serves now: two while it moves."""
     cannot_serve: Layers | None = None
     """The span that it was told to load, and could not."""
+    last_seen: dt.datetime | None = None
+    """The specification has it. What counts is when the platform hears the node."""
 
 
 class NodeUse(BaseModel):

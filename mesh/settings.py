@@ -40,6 +40,11 @@ class DiscoverySettings(BaseModel):
     """Seconds between heartbeats of a node."""
     node_ttl: float = Field(120, gt=0)
     """Seconds of silence after which a node is off the routes: four missed heartbeats."""
+    row_interval: float = Field(120, ge=0)
+    """Seconds of uptime that are gathered in Redis before a node's row in Postgres is written: also
+    how long a node beats on after its row was deleted."""
+    geoip_database: Path | None = None
+    """MaxMind database of cities (.mmdb) that tells where an address is: GeoLite2-City, say."""
     trusted_wallets: list[str] = []
     """Wallets whose nodes may hold the edge: they see prompts, so the operator names them."""
     cooldown: float = 30

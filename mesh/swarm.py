@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from mesh.catalog import EDGE_UNITS_PER_LAYER, Model
+from mesh.errors import UnsupportedModel
 from mesh.footprint import Footprint
 from mesh.placement import Candidate, ModelShape, Span, candidate, measured_speed
 from mesh.registry import Node
@@ -112,7 +113,10 @@ def _candidate(
     node: Node, model: Model, *, positions: int, speed: float, movable: bool
 ) -> Candidate:
     """What it serves it holds, whatever its memory is said to be."""
-    takes = _takes(model, node.quantization, node.vram_gb)
+    try:
+        takes = _takes(model, node.quantization, node.vram_gb)
+    except UnsupportedModel:  # so it says
+        takes, movable = _takes(model, "none", node.vram_gb), False
     layers, room = node.end_layer - node.start_layer, node.memory_bytes if movable else 0
     beside_edge = takes.layers_within(room - takes.edge, positions=positions)
     return Candidate(

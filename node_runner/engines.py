@@ -92,8 +92,8 @@ class Engines:
         self._asked.put(_Add(layers, engine))
 
     def count_on(self, layers: Layers) -> None:
-        """Routes count on this span from now on: all others leave when they are empty. From any
-        thread; for one that is not served, nothing changes."""
+        """Routes count on this span from now on: once it is served, all others leave when they are
+        empty. From any thread."""
         if layers != self._counted_on or len(self._engines) > 1:
             self._asked.put(_CountOn(layers))
 
@@ -202,10 +202,11 @@ class Engines:
             match asked:
                 case _Add(layers, engine):
                     self._engines[layers] = engine
-                case _CountOn(layers) if layers in self._engines:
+                case _CountOn(layers):
                     self._counted_on = layers
-                    self._leave(self._engines.keys() - {layers}, refuses=False)
-                    self._leaving.pop(layers, None)
+                    if layers in self._engines:
+                        self._leave(self._engines.keys() - {layers}, refuses=False)
+                        self._leaving.pop(layers, None)
                 case _GiveUp(layers) if layers in self._engines:
                     self._leave([layers], refuses=True)
 

@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -68,7 +69,8 @@ class Mover:
             if layers != self._counted_on:
                 self._counted_on = layers
                 self._switched()
-        elif not (self._busy or layers in self._engines.loaded or layers == self.cannot_serve):
+        # Routes may count on what an earlier process of this node had loaded.
+        if not (self._busy or layers in self._engines.loaded or layers == self.cannot_serve):
             self._loading = threading.Thread(target=self._move, args=(layers,), daemon=True)
             self._loading.start()
 
@@ -84,7 +86,7 @@ class Mover:
     def _move(self, layers: Layers) -> None:
         _be_nice()
         log.info("span_loading", layers=layers)
-        old = self._counted_on
+        old = self._engines.loaded
         try:
             prepared = self._loader.prepare(layers, edge=layers[0] == 0)
             if not self._fits_beside(prepared):
@@ -106,20 +108,20 @@ class Mover:
         taken = sum(self._takes.get(layers, 0) for layers in self._engines.loaded)
         return taken + prepared.memory_bytes <= self._memory_bytes
 
-    def _make_room(self, old: Layers) -> None:
+    def _make_room(self, old: Sequence[Layers]) -> None:
         """Take no new generations, and wait until those that run have ended or been given up."""
         log.info("span_drains", layers=old)
-        self._engines.give_up(old)
+        for layers in old:
+            self._engines.give_up(layers)
         self._news()
-        gone = threading.Event()
-        while old in self._engines.loaded:
-            gone.wait(LOOK)
+        while self._engines.loaded:
+            time.sleep(LOOK)
 
-    def _serve_again(self, old: Layers) -> None:
-        if self._engines.loaded:
+    def _serve_again(self, old: Sequence[Layers]) -> None:
+        if self._engines.loaded or not old:
             return
         try:
-            self._load(self._loader.prepare(old, edge=old[0] == 0))
+            self._load(self._loader.prepare(old[0], edge=old[0][0] == 0))
         except Exception as error:
             log.error("span_lost", layers=old, error=f"{type(error).__name__}: {error}")
             self._lost()

@@ -81,7 +81,6 @@ def serve(options: Options) -> None:
             engines.generations,
             engines.capacity(),
             is_healthy=engines.serves_routes,
-            quantization=options.quantization,
             memory_bytes=memory_bytes,
             load_bytes_per_second=mover.load_bytes_per_second,
             serves=engines.spans,

@@ -59,7 +59,6 @@ class Vitals:
     current_requests: int
     kv_positions: int
     is_healthy: bool = True
-    quantization: str = "none"
     memory_bytes: int = 0
     load_bytes_per_second: float = 0.0
     serves: Sequence[tuple[int, int]] = ()
@@ -206,7 +205,6 @@ class Platform:
                 "throughput_tokens_per_sec": vitals.throughput_tokens_per_sec,
                 "current_requests": vitals.current_requests,
                 "kv_positions": vitals.kv_positions,
-                "quantization": vitals.quantization,
                 "memory_bytes": vitals.memory_bytes,
                 "load_bytes_per_second": vitals.load_bytes_per_second,
                 "serves": list(vitals.serves),

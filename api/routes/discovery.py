@@ -1,33 +1,61 @@
-"""Who serves what: active nodes (§7.3) and models (§7.1)."""
+"""Who serves what: active nodes (§7.3, and §3.2.3's paths) and models (§7.1)."""
 
-from fastapi import APIRouter
+import datetime as dt
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from api.services import WithServices
+from api.routes import nodes
+from api.services import Services, WithServices
 from mesh import registry, routing
 from mesh.money import plain
-from mesh.schemas import shown
+from mesh.schemas import Label, shown
 
 router = APIRouter(tags=["discovery"])
+
+service = APIRouter(prefix="/nodes", tags=["discovery"])
+"""The paths that the specification's discovery service has. They do what the others do."""
+
+service.post("/register")(nodes.register)
+service.post("/heartbeat")(nodes.heartbeat)
 
 
 class ActiveNode(BaseModel):
     node_id: str
     wallet_address: str
+    model_id: str
     gpu_model: str
     vram_gb: int
     location: str
+    located: registry.Located
+    """Whether its address told the location (`geoip`) or the node itself (`declared`)."""
     layers_served: list[int]
+    edge: bool
+    quantization: str
+    is_healthy: bool
+    last_seen: dt.datetime
     reliability_score: float | None = None
     """None: nothing measures it yet, and a node's own word would be worth nothing."""
     avg_latency_ms: float
-    edge: bool
+    """Computing of one step, smoothed by the node over its last hundred."""
+    hop_ms: float
+    """A message to it and back; 0 where that is not measured."""
+    throughput_tokens_per_sec: float
+    current_requests: int
+    gpu_utilization_percent: float
+    vram_used_gb: float
 
 
 class ActiveNodes(BaseModel):
     model_id: str
     total_nodes: int
     nodes: list[ActiveNode]
+
+
+class CountedNodes(BaseModel):
+    nodes: list[ActiveNode]
+    count: int
 
 
 class ModelOnOffer(BaseModel):
@@ -52,25 +80,19 @@ class Models(BaseModel):
 @router.get("/api/discovery/nodes/active/{model_id:path}")
 async def active_nodes(model_id: str, services: WithServices) -> ActiveNodes:
     """Healthy nodes of a model, heard within the last two minutes."""
-    services.catalog.get(model_id)
-    nodes = await registry.active(services.redis, model_id)
-    return ActiveNodes(
-        model_id=model_id,
-        total_nodes=len(nodes),
-        nodes=[
-            ActiveNode(
-                node_id=node.node_id,
-                wallet_address=node.wallet_address,
-                gpu_model=node.gpu_model,
-                vram_gb=node.vram_gb,
-                location=node.location,
-                layers_served=node.layers_served,
-                avg_latency_ms=node.latency_ms,
-                edge=node.edge,
-            )
-            for node in nodes
-        ],
-    )
+    nodes = await _active(services, model_id)
+    return ActiveNodes(model_id=model_id, total_nodes=len(nodes), nodes=nodes)
+
+
+@service.get("/active/{model_id:path}")
+async def active_nodes_of_service(
+    model_id: str, services: WithServices, location: Annotated[Label | None, Query()] = None
+) -> CountedNodes:
+    """The same, as the specification's discovery service answers; of one location, if asked for."""
+    nodes = await _active(services, model_id)
+    if location is not None:
+        nodes = [node for node in nodes if node.location == location]
+    return CountedNodes(nodes=nodes, count=len(nodes))
 
 
 @router.get("/api/inference/models")
@@ -95,3 +117,32 @@ async def models(services: WithServices) -> Models:
             )
         )
     return Models(models=offers)
+
+
+async def _active(services: Services, model_id: str) -> list[ActiveNode]:
+    services.catalog.get(model_id)
+    return [_shown(node) for node in await registry.active(services.redis, model_id)]
+
+
+def _shown(node: registry.Node) -> ActiveNode:
+    """Without its address: nobody has to reach a node, and providers need not be found."""
+    return ActiveNode(
+        node_id=node.node_id,
+        wallet_address=node.wallet_address,
+        model_id=node.model_id,
+        gpu_model=node.gpu_model,
+        vram_gb=node.vram_gb,
+        location=node.location,
+        located=node.located,
+        layers_served=node.layers_served,
+        edge=node.edge,
+        quantization=node.quantization,
+        is_healthy=node.is_healthy,
+        last_seen=dt.datetime.fromtimestamp(node.last_seen, dt.UTC),
+        avg_latency_ms=node.latency_ms,
+        hop_ms=node.hop_ms,
+        throughput_tokens_per_sec=node.throughput_tokens_per_sec,
+        current_requests=node.current_requests,
+        gpu_utilization_percent=node.gpu_utilization_percent,
+        vram_used_gb=node.vram_used_gb,
+    )

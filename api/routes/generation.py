@@ -65,11 +65,13 @@ async def generate(
     what was delivered; an asynchronous job goes on. The same `Idempotency-Key` gives the same job.
     """
     limits = services.settings.limits
-    await limit(services, limits.generations_per_ip, "generate", address_of(request, services))
+    address = address_of(request, services)
+    await limit(services, limits.generations_per_ip, "generate", address)
     await limit(services, limits.generations_per_wallet, "generate-wallet", caller.wallet)
     if idempotency_key is not None:
         _check_key(idempotency_key)
-    job = await submission.submit(services, caller.wallet, body, idempotency_key)
+    near = services.places.about(address)
+    job = await submission.submit(services, caller.wallet, body, idempotency_key, near=near)
     if "respond-async" in [preference.strip().lower() for preference in prefer.split(",")]:
         return _accepted(job)
     if body.stream:

@@ -1,19 +1,19 @@
 """Nodes: registration, heartbeats, earnings (§7.2)."""
 
 import datetime as dt
-import secrets
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, case, func, select, update
+from sqlalchemy import ColumnElement, func, select
 
-from api import placement
-from api.auth import Bearer, CallingNode, issue_token, use_nonce, wallet_of_machine
+from api import heartbeats, placement, registering
+from api.auth import Bearer, CallingRegistration
 from api.limits import address_of, limit
-from api.services import Services, WithServices
-from mesh import ledger, proof, registry
+from api.registering import Registered
+from api.services import WithServices
+from mesh import ledger, registry
 from mesh.db import InferenceSession, NodeContribution, NodeRegistry
-from mesh.errors import Forbidden, InvalidRequest, NodeNotFound, SignatureMismatch
+from mesh.errors import Forbidden
 from mesh.money import ZERO, plain
 from mesh.schemas import (
     Earnings,
@@ -23,23 +23,12 @@ from mesh.schemas import (
     WalletAddress,
     shown,
 )
+from mesh.settings import DiscoverySettings
 
 router = APIRouter(prefix="/api/nodes", tags=["nodes"])
 
 HISTORY = dt.timedelta(days=90)
 """How far back earnings are told by day."""
-
-
-class Registered(BaseModel):
-    node_id: str
-    status: str
-    discovery_url: str
-    heartbeat_interval_sec: float
-    node_token: str
-    """Bearer token of this node, for heartbeats; worth nothing elsewhere."""
-    layers_served: list[int]
-    edge: bool
-    """Whether it serves the edge, too."""
 
 
 class Acknowledged(BaseModel):
@@ -58,91 +47,25 @@ async def register(
     """Register a node for a span of a model. The wallet signs span, edge and a fresh nonce, or has
     let the machine in before.
 
-    The node is on the routes from its first healthy heartbeat on.
+    The node is on the routes from its first healthy heartbeat on. Who registers with the same
+    wallet, `device_id` and `gpu_index` again is the same node; its earlier process is off the
+    routes.
     """
-    await limit(
-        services,
-        services.settings.limits.registrations_per_ip,
-        "register",
-        address_of(request, services),
-    )
-    model = services.catalog.get(body.model_id)
-    end = model.layers if body.end_layer is None else body.end_layer
-    if not body.start_layer < end <= model.layers:
-        raise InvalidRequest(
-            f"Layers {body.start_layer} to {end} are not within the model's 0 to {model.layers}.",
-            code="end_layer_out_of_range",
-        )
-    await _prove_wallet(body, end, bearer, services)
-    node_id = f"node_{secrets.token_hex(8)}"
-    span, edge = (body.start_layer, end), body.edge
-    trusted = placement.is_trusted(services, body.wallet_address)
-    async with services.sessions.begin() as db:
-        if body.placeable:
-            span = await placement.place_newcomer(services, db, model, body, trusted=trusted)
-            edge = span[0] == 0
-        db.add(
-            NodeRegistry(
-                node_id=node_id,
-                wallet_address=body.wallet_address,
-                model_id=body.model_id,
-                gpu_model=body.gpu_model,
-                vram_gb=body.vram_gb,
-                location=body.location,
-                public_addr=body.public_addr,
-                start_layer=span[0],
-                end_layer=span[1],
-                edge=edge,
-                placeable=body.placeable,
-            )
-        )
-    return Registered(
-        node_id=node_id,
-        status="registered",
-        discovery_url=services.settings.public_url,
-        heartbeat_interval_sec=services.settings.discovery.health_check_interval,
-        node_token=issue_token(services, node_id, "node"),
-        layers_served=list(range(*span)),
-        edge=edge,
-    )
+    address = address_of(request, services)
+    await limit(services, services.settings.limits.registrations_per_ip, "register", address)
+    return await registering.register(services, body, bearer, address)
 
 
 @router.post("/heartbeat")
-async def heartbeat(body: NodeHealth, node_id: CallingNode, services: WithServices) -> Acknowledged:
+async def heartbeat(
+    body: NodeHealth, caller: CallingRegistration, services: WithServices
+) -> Acknowledged:
     """Keep a node on the routes, or take it off them with `is_healthy: false`."""
-    if body.node_id != node_id:
+    if body.node_id != caller.node_id:
         raise Forbidden("A node may only speak for itself.")
-    await limit(services, services.settings.limits.heartbeats_per_node, "heartbeat", node_id)
-    row = await _touch(services, body)
-    node = registry.Node(
-        node_id=node_id,
-        wallet_address=row.wallet_address,
-        model_id=row.model_id,
-        start_layer=row.start_layer,
-        end_layer=row.end_layer,
-        edge=row.edge,
-        trusted=placement.is_trusted(services, row.wallet_address),
-        gpu_model=row.gpu_model or "",
-        vram_gb=row.vram_gb or 0,
-        location=row.location or "",
-        public_addr=row.public_addr or "",
-        is_healthy=body.is_healthy,
-        latency_ms=body.latency_ms,
-        throughput_tokens_per_sec=body.throughput_tokens_per_sec,
-        current_requests=body.current_requests,
-        kv_positions=body.kv_positions,
-        last_seen=dt.datetime.now(dt.UTC).timestamp(),
-        hop_ms=body.hop_ms,
-        quantization=body.quantization,
-        memory_bytes=body.memory_bytes,
-        load_bytes_per_second=body.load_bytes_per_second,
-        placeable=row.placeable,
-    )
-    if body.is_healthy:
-        await registry.announce(services.redis, node, ttl=services.settings.discovery.node_ttl)
-    else:
-        await registry.forget(services.redis, node_id, row.model_id)
-    orders = await placement.answer(services, node_id, row.model_id, body)
+    await limit(services, services.settings.limits.heartbeats_per_node, "heartbeat", caller.node_id)
+    await heartbeats.take(services, caller, body)
+    orders = await placement.answer(services, caller.node_id, body)
     start, end = orders.span or (None, None)
     return Acknowledged(
         status="ok", should_rebalance=orders.should_rebalance, start_layer=start, end_layer=end
@@ -159,7 +82,8 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
         tokens, uptime = (
             await db.execute(
                 select(
-                    func.coalesce(func.sum(NodeRegistry.total_tokens_served), 0), _uptime_percent()
+                    func.coalesce(func.sum(NodeRegistry.total_tokens_served), 0),
+                    _uptime_percent(services.settings.discovery),
                 ).where(NodeRegistry.wallet_address == wallet)
             )
         ).one()
@@ -195,57 +119,11 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
     )
 
 
-async def _prove_wallet(
-    body: NodeRegistration, end: int, bearer: Bearer, services: Services
-) -> None:
-    """
-    Raises:
-        SignatureMismatch: neither the wallet's signature nor a token of its machine.
-        NonceUnknown: the signature was used before, or is too old.
-    """
-    if body.signature is None and bearer is not None:
-        wallet = wallet_of_machine(bearer, services)
-        if wallet.lower() != body.wallet_address.lower():
-            raise SignatureMismatch(f"This machine was let in by {wallet}: register for that.")
-        return
-    if body.signature is None or body.nonce is None:
-        raise SignatureMismatch("Sign the registration, with a nonce from /api/auth/nonce.")
-    message = proof.registration_message(
-        wallet_address=body.wallet_address,
-        model_id=body.model_id,
-        start_layer=None if body.placeable else body.start_layer,
-        end_layer=None if body.placeable else end,
-        edge=body.edge,
-        nonce=body.nonce,
-    )
-    if not proof.signed_by(message, body.signature, body.wallet_address):
-        raise SignatureMismatch("The signature is not this wallet's over this registration.")
-    await use_nonce(services.redis, body.nonce)
-
-
-async def _touch(services: Services, body: NodeHealth) -> NodeRegistry:
-    """Note the heartbeat, and the time since the last one as uptime if that was recent."""
-    now = func.now()
-    silence = func.extract("epoch", now - NodeRegistry.last_seen)
-    up = case((silence <= services.settings.discovery.node_ttl, silence), else_=0.0)
-    async with services.sessions.begin() as db:
-        row: NodeRegistry | None = await db.scalar(
-            update(NodeRegistry)
-            .where(NodeRegistry.node_id == body.node_id)
-            .values(
-                last_seen=now,
-                is_active=body.is_healthy,
-                uptime_seconds=NodeRegistry.uptime_seconds + func.coalesce(up, 0.0),
-            )
-            .returning(NodeRegistry)
-        )
-    if row is None:
-        raise NodeNotFound(f"Node {body.node_id} is not registered here. Register again.")
-    return row
-
-
-def _uptime_percent() -> ColumnElement[float]:
+def _uptime_percent(discovery: DiscoverySettings) -> ColumnElement[float]:
     """Mean over a wallet's active nodes of time heard, of time since registration."""
     age = func.greatest(func.extract("epoch", func.now() - NodeRegistry.registered_at), 1)
     share = func.least(100.0 * NodeRegistry.uptime_seconds / age, 100.0)
-    return func.avg(share).filter(NodeRegistry.is_active)
+    # Rows are written now and then; one of a node that died silently stays as it was.
+    patience = discovery.row_interval + discovery.health_check_interval + discovery.node_ttl
+    heard = NodeRegistry.last_seen > func.now() - dt.timedelta(seconds=patience)
+    return func.avg(share).filter(NodeRegistry.is_active, heard)

@@ -138,6 +138,14 @@ class NodeRegistry(Base):
         Index("idx_registry_model", "model_id"),
         Index("idx_registry_wallet", "wallet_address"),
         Index("idx_registry_active", "is_active"),
+        Index(
+            "idx_registry_device",
+            "wallet_address",
+            "device_id",
+            "gpu_index",
+            unique=True,
+            postgresql_where=text("device_id IS NOT NULL"),
+        ),
     )
 
     node_id: Mapped[str] = mapped_column(String(255), primary_key=True)
@@ -157,7 +165,20 @@ class NodeRegistry(Base):
     end_layer: Mapped[int]
     edge: Mapped[bool] = mapped_column(server_default="false")
     uptime_seconds: Mapped[float] = mapped_column(server_default="0")
-    """Time between heartbeats that were no further apart than the TTL."""
+    """Time between heartbeats that were no further apart than the TTL. Written now and then: what
+    has come since is in Redis."""
+    device_id: Mapped[str | None] = mapped_column(String(64))
+    gpu_index: Mapped[int] = mapped_column(server_default="0")
+    registration: Mapped[int] = mapped_column(server_default="1")
+    """How often the node has registered. Only the last counts."""
+    latitude: Mapped[float | None]
+    longitude: Mapped[float | None]
+    located: Mapped[str] = mapped_column(String(10), server_default="unknown")
+    """By whom: ``geoip``, ``declared`` or ``unknown``."""
+    quantization: Mapped[str] = mapped_column(String(10), server_default="none")
+    memory_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    max_sessions: Mapped[int] = mapped_column(server_default="0")
+    min_price: Mapped[Decimal | None] = mapped_column(AMOUNT)
 
     placeable: Mapped[bool] = mapped_column(server_default="false")
     """Whether the platform chooses its span; else its owner did."""

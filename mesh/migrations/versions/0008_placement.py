@@ -1,11 +1,11 @@
-"""Moves of nodes to other spans, who may be moved, and where a user would like to be served."""
+"""Moves of nodes to other spans, and who may be moved."""
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0008"
-down_revision = "0005"
+down_revision = "0006"
 
 
 def upgrade() -> None:
@@ -45,12 +45,8 @@ def upgrade() -> None:
         "node_registry",
         sa.Column("placeable", sa.Boolean(), server_default="false", nullable=False),
     )
-    for name in ("near_latitude", "near_longitude"):
-        op.add_column("inference_sessions", sa.Column(name, sa.SmallInteger(), nullable=True))
 
 
 def downgrade() -> None:
-    op.drop_column("inference_sessions", "near_longitude")
-    op.drop_column("inference_sessions", "near_latitude")
     op.drop_column("node_registry", "placeable")
     op.drop_table("placement_moves")

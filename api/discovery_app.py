@@ -1,0 +1,25 @@
+"""The discovery service by itself: `uvicorn --factory api.discovery_app:create_app`.
+
+What nodes need, and who looks for them, without the generations: a machine that only keeps the
+phonebook serves this.
+"""
+
+from fastapi import FastAPI
+
+from api.app import assemble
+from api.routes import auth, discovery, health, nodes
+from mesh.settings import Settings
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The discovery service over the given settings, or those of the environment."""
+    return assemble(
+        settings or Settings(),
+        auth.router,
+        nodes.router,
+        discovery.router,
+        discovery.service,
+        health.router,
+        title="Far Discovery Service",
+        summary="Who serves which layers of which model.",
+    )

@@ -1,0 +1,150 @@
+"""Keeping nodes on the routes, cheaply: a heartbeat is one round trip to Redis, and a node's row is
+written when it comes, when it leaves, and now and then."""
+
+import dataclasses
+import time
+from typing import Any
+
+import structlog
+from sqlalchemy import func, select, update
+
+from api.auth import Registration
+from api.problems import OUTAGES, unavailable
+from api.services import Services
+from mesh import registry
+from mesh.db import NodeRegistry
+from mesh.errors import NodeNotFound, NodeSuperseded
+from mesh.schemas import NodeHealth
+
+log = structlog.get_logger()
+
+
+async def take(services: Services, caller: Registration, body: NodeHealth) -> None:
+    """Keep a node on the routes with what it has measured, or take it off them.
+
+    Raises:
+        NodeNotFound: it is not registered here, or not any more.
+        NodeSuperseded: it has registered again: the caller is an earlier process of it.
+    """
+    discovery = services.settings.discovery
+    measured = _measured(body)
+    now = time.time()
+    beat = await registry.beat(
+        services.redis, caller.node_id, caller.number, measured, now=now, ttl=discovery.node_ttl
+    )
+    if beat.state == "superseded":
+        raise _superseded(caller)
+    kept = beat.state == "kept" and body.is_healthy
+    due = beat.uptime >= discovery.row_interval
+    if kept and not due and beat.trusted == trusts(services, beat.wallet_address):
+        return
+    try:
+        row = await _write(services, caller, beat, healthy=body.is_healthy)
+    except OUTAGES as error:
+        if not kept:
+            raise
+        unavailable(error)  # the uptime stays in Redis, for a later beat to write
+        return
+    if not body.is_healthy:
+        await registry.forget(services.redis, row.node_id, row.model_id, caller.number)
+        return
+    node = as_node(services, row)
+    node = dataclasses.replace(node, **measured, last_seen=now)
+    if not await registry.announce(services.redis, node, ttl=discovery.node_ttl):
+        raise _superseded(caller)
+
+
+def _measured(body: NodeHealth) -> dict[str, Any]:
+    """What changes from beat to beat, by the names of :class:`registry.Node`."""
+    measured = body.model_dump(
+        include={
+            "is_healthy",
+            "latency_ms",
+            "throughput_tokens_per_sec",
+            "current_requests",
+            "kv_positions",
+            "hop_ms",
+            "load_bytes_per_second",
+            "gpu_utilization_percent",
+            "vram_used_gb",
+        }
+    )
+    if body.memory_bytes is not None:
+        measured["memory_bytes"] = body.memory_bytes
+    return measured
+
+
+async def _write(
+    services: Services, caller: Registration, beat: registry.Beat, *, healthy: bool
+) -> NodeRegistry:
+    """Note in the node's row that it was heard, and for how long since the last time."""
+    node_id = caller.node_id
+    uptime = beat.uptime
+    if beat.state == "unknown":
+        uptime = await registry.unsaved_uptime(services.redis, node_id)
+    async with services.sessions.begin() as db:
+        row: NodeRegistry | None = await db.scalar(
+            update(NodeRegistry)
+            .where(NodeRegistry.node_id == node_id, NodeRegistry.registration == caller.number)
+            .values(
+                last_seen=func.now(),
+                is_active=healthy,
+                uptime_seconds=NodeRegistry.uptime_seconds + uptime,
+            )
+            .returning(NodeRegistry)
+        )
+        known = row or await db.scalar(
+            select(NodeRegistry.node_id).where(NodeRegistry.node_id == node_id)
+        )
+    if row is None:
+        await registry.forget(services.redis, node_id, beat.model_id, caller.number)
+        if known:
+            raise _superseded(caller)
+        raise NodeNotFound(f"Node {node_id} is not registered here. Register again.")
+    if uptime:
+        await registry.uptime_saved(services.redis, node_id, uptime)
+    return row
+
+
+def as_node(services: Services, row: NodeRegistry) -> registry.Node:
+    """As its row says, with nothing measured yet."""
+    return registry.Node(
+        node_id=row.node_id,
+        wallet_address=row.wallet_address,
+        model_id=row.model_id,
+        start_layer=row.start_layer,
+        end_layer=row.end_layer,
+        edge=row.edge,
+        trusted=trusts(services, row.wallet_address),
+        gpu_model=row.gpu_model or "",
+        vram_gb=row.vram_gb or 0,
+        location=row.location or "",
+        public_addr=row.public_addr or "",
+        is_healthy=True,
+        latency_ms=0.0,
+        throughput_tokens_per_sec=0.0,
+        current_requests=0,
+        kv_positions=0,
+        last_seen=0.0,
+        latitude=row.latitude,
+        longitude=row.longitude,
+        located=row.located,  # type: ignore[arg-type]
+        registration=row.registration,
+        quantization=row.quantization,
+        memory_bytes=row.memory_bytes,
+        min_price=row.min_price,
+        max_sessions=row.max_sessions,
+        placeable=row.placeable,
+    )
+
+
+def trusts(services: Services, wallet: str) -> bool:
+    """Whether the operator trusts a wallet's nodes with the edge."""
+    trusted = services.settings.discovery.trusted_wallets
+    return wallet in {each.lower() for each in trusted}
+
+
+def _superseded(caller: Registration) -> NodeSuperseded:
+    return NodeSuperseded(
+        f"{caller.node_id} has registered again since: another process is this node now."
+    )
