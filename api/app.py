@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from api import problems
-from api.routes import auth, discovery, generation, health, nodes, receipts
+from api.routes import auth, discovery, generation, health, nodes, provider, receipts
 from api.services import open_services
 from mesh import log
 from mesh.settings import Settings
@@ -20,6 +20,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         receipts.router,
         auth.router,
         nodes.router,
+        provider.router,
         discovery.router,
         discovery.service,
         health.router,

@@ -46,6 +46,11 @@ def unsaved_uptime(node_id: str) -> str:
     return f"node:{{{node_id}}}:uptime"
 
 
+def skipped(node_id: str, hour: int) -> str:
+    """Hash that expires: how often the node was not on a route within an hour, by reason."""
+    return f"node:{{{node_id}}}:skipped:{hour}"
+
+
 def cooldown(node_id: str) -> str:
     """Flag that expires: the node failed a generation a moment ago."""
     return f"node:{{{node_id}}}:cooldown"

@@ -302,6 +302,16 @@ async def alive(redis: Redis, model_id: str) -> list[Node]:
     return [seen.node for seen in await sighted(redis, model_id) if seen.node.is_healthy]
 
 
+async def sight(redis: Redis, node_id: str) -> Sighting | None:
+    """One node, if it was heard of within its time to live."""
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hmget(names.node(node_id), _NAMES)
+        pipe.exists(names.cooldown(node_id))
+        record, cools = await pipe.execute()
+    node = _from_record(record)
+    return None if node is None else Sighting(node, bool(cools))
+
+
 async def sighted(redis: Redis, model_id: str) -> list[Sighting]:
     """All nodes of a model that were heard of. Two round trips, however many."""
     ids = sorted(m.decode() for m in await redis.smembers(names.model_nodes(model_id)))  # type: ignore[misc]

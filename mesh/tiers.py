@@ -1,4 +1,6 @@
-"""Which nodes serve which tier."""
+"""Which nodes serve whom: by the user's tier, and by the price."""
+
+from decimal import Decimal
 
 from mesh.registry import Node
 from mesh.routing import Admits
@@ -11,6 +13,11 @@ def admits(tier: str) -> Admits:
     by, and a node's own word would be worth nothing.
     """
     return _healthy
+
+
+def accepts(price: Decimal) -> Admits:
+    """Whether a node serves for so many FAR a token of the model."""
+    return lambda node: node.min_price is None or node.min_price <= price
 
 
 def _healthy(node: Node) -> bool:

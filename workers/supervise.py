@@ -284,6 +284,7 @@ class Supervisor:
             kept=len(kept),
             tokens_so_far=len(generated),
         )
+        await self._routes.count_skips()
 
     async def _wait_for_route(self) -> list[Node]:
         """A route with room reserved. Waits until the job's deadline."""

@@ -4,9 +4,9 @@ import datetime as dt
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import func, select
 
-from api import heartbeats, placement, registering
+from api import heartbeats, placement, providers, registering
 from api.auth import Bearer, CallingRegistration
 from api.limits import address_of, limit
 from api.registering import Registered
@@ -23,7 +23,6 @@ from mesh.schemas import (
     WalletAddress,
     shown,
 )
-from mesh.settings import DiscoverySettings
 
 router = APIRouter(prefix="/api/nodes", tags=["nodes"])
 
@@ -83,7 +82,7 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
             await db.execute(
                 select(
                     func.coalesce(func.sum(NodeRegistry.total_tokens_served), 0),
-                    _uptime_percent(services.settings.discovery),
+                    providers.uptime_percent(services.settings.discovery),
                 ).where(NodeRegistry.wallet_address == wallet)
             )
         ).one()
@@ -117,13 +116,3 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
         pending_payout_far_exact=plain(owed),
         earnings_history=days,
     )
-
-
-def _uptime_percent(discovery: DiscoverySettings) -> ColumnElement[float]:
-    """Mean over a wallet's active nodes of time heard, of time since registration."""
-    age = func.greatest(func.extract("epoch", func.now() - NodeRegistry.registered_at), 1)
-    share = func.least(100.0 * NodeRegistry.uptime_seconds / age, 100.0)
-    # Rows are written now and then; one of a node that died silently stays as it was.
-    patience = discovery.row_interval + discovery.health_check_interval + discovery.node_ttl
-    heard = NodeRegistry.last_seen > func.now() - dt.timedelta(seconds=patience)
-    return func.avg(share).filter(NodeRegistry.is_active, heard)

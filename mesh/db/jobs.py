@@ -98,6 +98,7 @@ class RouteHop(Base):
     """One node of one generation's route at one epoch. ``first_token``: where the epoch began."""
 
     __tablename__ = "route_hops"
+    __table_args__ = (Index("idx_route_hops_wallet", "wallet_address"),)
 
     session_id: Mapped[uuid.UUID] = mapped_column(
         ForeignKey("inference_sessions.id"), primary_key=True

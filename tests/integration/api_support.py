@@ -22,6 +22,7 @@ from api.services import Services
 from mesh import ledger, names, registry, routing, streams
 from mesh.db import InferenceSession, LedgerTransaction, Outbox, RouteHop
 from mesh.settings import Settings
+from mesh.skips import Skips
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID, TEMPLATE
 from tests.factories import fund
@@ -229,6 +230,7 @@ class Job:
             queue=made.queue,
             catalog=made.catalog,
             vault=made.vault,
+            skips=Skips(made.redis),
         )
 
     async def row(self) -> InferenceSession:

@@ -45,8 +45,10 @@ def upgrade() -> None:
         "node_registry",
         sa.Column("placeable", sa.Boolean(), server_default="false", nullable=False),
     )
+    op.create_index("idx_route_hops_wallet", "route_hops", ["wallet_address"])
 
 
 def downgrade() -> None:
+    op.drop_index("idx_route_hops_wallet", "route_hops")
     op.drop_column("node_registry", "placeable")
     op.drop_table("placement_moves")
