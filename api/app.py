@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from api import problems
-from api.routes import auth, discovery, generation, health, nodes, receipts, relay
+from api.routes import auth, discovery, generation, health, nodes, provider, receipts, relay
 from api.services import open_services
 from mesh import log
 from mesh.relay import EXCHANGE_PATH
@@ -22,6 +22,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         auth.router,
         nodes.router,
         relay.router,
+        provider.router,
         discovery.router,
         discovery.service,
         health.router,

@@ -71,9 +71,7 @@ class Registration:
     number: int
 
 
-def _claims(
-    bearer: HTTPAuthorizationCredentials | None, services: Services, kind: Kind
-) -> dict[str, Any]:
+def _claims(bearer: HTTPAuthorizationCredentials | None, services: Services) -> dict[str, Any]:
     if bearer is None:
         raise TokenMissing("Log in at /api/auth/login and send 'Authorization: Bearer <token>'.")
     try:
@@ -84,17 +82,23 @@ def _claims(
             options={"require": ["sub", "kind", "exp"]},
         )
     except jwt.ExpiredSignatureError:
-        again = "Log in again" if kind == "user" else "Register again"
-        raise TokenExpired(f"This token has expired. {again}.") from None
+        raise TokenExpired("This token has expired. Log in or register again.") from None
     except jwt.InvalidTokenError:
         raise TokenInvalid("This token is not one of ours.") from None
+    return claims
+
+
+def _claims_of(
+    bearer: HTTPAuthorizationCredentials | None, services: Services, kind: Kind
+) -> dict[str, Any]:
+    claims = _claims(bearer, services)
     if claims["kind"] != kind:
         raise Forbidden(f"This endpoint is for {kind}s; the token is a {claims['kind']}'s.")
     return claims
 
 
 def _subject(bearer: HTTPAuthorizationCredentials | None, services: Services, kind: Kind) -> str:
-    subject: str = _claims(bearer, services, kind)["sub"]
+    subject: str = _claims_of(bearer, services, kind)["sub"]
     return subject
 
 
@@ -112,25 +116,45 @@ def wallet_of_machine(bearer: HTTPAuthorizationCredentials | None, services: Ser
     return _subject(bearer, services, "machine")
 
 
-def node_of(bearer: HTTPAuthorizationCredentials | None, services: Services) -> str:
-    """The id of the calling node.
+def registration_of(
+    bearer: HTTPAuthorizationCredentials | None, services: Services
+) -> Registration:
+    """The calling node, and which of its registrations gave it its token.
 
     Raises:
         NotAuthenticated: no token, or none of ours.
         Forbidden: not a node's token.
     """
-    return _subject(bearer, services, "node")
-
-
-async def _registration(bearer: Bearer, services: WithServices) -> Registration:
-    claims = _claims(bearer, services, "node")
+    claims = _claims_of(bearer, services, "node")
     return Registration(claims["sub"], claims.get("registration", 1))
 
 
-async def _node_id(bearer: Bearer, services: WithServices) -> str:
-    return node_of(bearer, services)
+def wallet_of_user(bearer: HTTPAuthorizationCredentials | None, services: Services) -> str:
+    """The wallet that is logged in.
+
+    Raises:
+        NotAuthenticated: no token, or none of ours.
+        Forbidden: not a user's token.
+    """
+    return _subject(bearer, services, "user").lower()
+
+
+def may_see_node(
+    bearer: HTTPAuthorizationCredentials | None, services: Services, node_id: str, wallet: str
+) -> bool:
+    """Whether the caller is a node itself, or its wallet, or a machine of that.
+
+    Raises:
+        NotAuthenticated: no token, or none of ours.
+    """
+    claims = _claims(bearer, services)
+    mine = node_id if claims["kind"] == "node" else wallet
+    return bool(claims["sub"].lower() == mine.lower())
+
+
+async def _registration(bearer: Bearer, services: WithServices) -> Registration:
+    return registration_of(bearer, services)
 
 
 LoggedIn = Annotated[Caller, Depends(_caller)]
-CallingNode = Annotated[str, Depends(_node_id)]
 CallingRegistration = Annotated[Registration, Depends(_registration)]

@@ -36,7 +36,7 @@ async def take(services: Services, caller: Registration, body: NodeHealth) -> No
         raise _superseded(caller)
     kept = beat.state == "kept" and body.is_healthy
     due = beat.uptime >= discovery.row_interval
-    if kept and not due and beat.trusted == _trusts(services, beat.wallet_address):
+    if kept and not due and beat.trusted == trusts(services, beat.wallet_address):
         return
     try:
         row = await _write(services, caller, beat, healthy=body.is_healthy)
@@ -48,7 +48,7 @@ async def take(services: Services, caller: Registration, body: NodeHealth) -> No
     if not body.is_healthy:
         await registry.forget(services.redis, row.node_id, row.model_id, caller.number)
         return
-    node = _node(services, row)
+    node = as_node(services, row)
     node = dataclasses.replace(node, **measured, last_seen=now)
     if not await registry.announce(services.redis, node, ttl=discovery.node_ttl):
         raise _superseded(caller)
@@ -106,7 +106,7 @@ async def _write(
     return row
 
 
-def _node(services: Services, row: NodeRegistry) -> registry.Node:
+def as_node(services: Services, row: NodeRegistry) -> registry.Node:
     """As its row says, with nothing measured yet."""
     return registry.Node(
         node_id=row.node_id,
@@ -115,7 +115,7 @@ def _node(services: Services, row: NodeRegistry) -> registry.Node:
         start_layer=row.start_layer,
         end_layer=row.end_layer,
         edge=row.edge,
-        trusted=_trusts(services, row.wallet_address),
+        trusted=trusts(services, row.wallet_address),
         gpu_model=row.gpu_model or "",
         vram_gb=row.vram_gb or 0,
         location=row.location or "",
@@ -134,10 +134,11 @@ def _node(services: Services, row: NodeRegistry) -> registry.Node:
         memory_bytes=row.memory_bytes,
         min_price=row.min_price,
         max_sessions=row.max_sessions,
+        placeable=row.placeable,
     )
 
 
-def _trusts(services: Services, wallet: str) -> bool:
+def trusts(services: Services, wallet: str) -> bool:
     """Whether the operator trusts a wallet's nodes with the edge."""
     trusted = services.settings.discovery.trusted_wallets
     return wallet in {each.lower() for each in trusted}

@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api import placement
 from api.auth import issue_token, use_nonce, wallet_of_machine
 from api.services import Services
 from mesh import proof, registry
@@ -32,6 +33,8 @@ class Registered(BaseModel):
     """Bearer token of this node, for heartbeats; worth nothing elsewhere, and nothing any more once
     the node registers again."""
     layers_served: list[int]
+    edge: bool
+    """Whether it serves the edge, too."""
 
 
 async def register(
@@ -48,12 +51,16 @@ async def register(
     Raises:
         MeshError: the span is not the model's, the wallet is not proved, or the name is taken.
     """
-    start, end = _span(body, services.catalog.get(body.model_id).layers)
-    await _prove_wallet(body, (start, end), bearer, services)
-    facts = _facts(body) | _location(services, body, address)
-    facts |= {"start_layer": start, "end_layer": end, "is_active": True}
+    model = services.catalog.get(body.model_id)
+    span = None if body.placeable else _span(body, model.layers)
+    await _prove_wallet(body, span, bearer, services)
+    facts = _facts(body) | _location(services, body, address) | {"is_active": True}
+    if span is not None:
+        facts |= {"start_layer": span[0], "end_layer": span[1]}
     try:
         async with services.sessions.begin() as db:
+            if span is None:
+                facts |= await placement.place(services, db, model, body)
             row, earlier_model = await _enter(db, body, facts)
     except IntegrityError:
         raise _taken(body) from None
@@ -65,7 +72,8 @@ async def register(
         discovery_url=services.settings.public_url,
         heartbeat_interval_sec=services.settings.discovery.health_check_interval,
         node_token=issue_token(services, row.node_id, "node", registration=row.registration),
-        layers_served=list(range(start, end)),
+        layers_served=list(range(row.start_layer, row.end_layer)),
+        edge=row.edge,
     )
 
 
@@ -95,7 +103,7 @@ def _span(body: NodeRegistration, layers: int) -> Span:
 
 async def _prove_wallet(
     body: NodeRegistration,
-    span: Span,
+    span: Span | None,
     bearer: HTTPAuthorizationCredentials | None,
     services: Services,
 ) -> None:
@@ -114,8 +122,8 @@ async def _prove_wallet(
     message = proof.registration_message(
         wallet_address=body.wallet_address,
         model_id=body.model_id,
-        start_layer=span[0],
-        end_layer=span[1],
+        start_layer=None if span is None else span[0],
+        end_layer=None if span is None else span[1],
         edge=body.edge,
         nonce=body.nonce,
     )
@@ -132,6 +140,7 @@ def _facts(body: NodeRegistration) -> dict[str, Any]:
         "vram_gb": body.vram_gb,
         "public_addr": body.public_addr,
         "edge": body.edge,
+        "placeable": body.placeable,
         "gpu_index": body.gpu_index,
         "quantization": body.quantization,
         "memory_bytes": body.memory_bytes,

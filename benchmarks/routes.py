@@ -16,8 +16,9 @@ from benchmarks.output import close, console
 from benchmarks.swarms import LARGE_MODEL, SESSIONS, TOKENS, draw, model_shape
 from mesh.distance import Coordinates
 from mesh.placement import ModelShape, place
-from mesh.registry import Node
+from mesh.registry import Node, Sighting
 from mesh.routing import choose
+from mesh.skipping import explain
 
 SIZES = (10, 100, 1000)
 CITIES = (
@@ -116,10 +117,22 @@ def measure(rng: Random, nodes: Sequence[Node], layers: int, calls: int) -> list
         free, here = rooms(), near(rng)
         return lambda: choose(nodes, layers, positions=POSITIONS, rooms=free, near=here)
 
+    def explained() -> Callable[[], list[Node] | None]:
+        free = rooms()
+        route = choose(nodes, layers, positions=POSITIONS, rooms=free)
+        sighted = [Sighting(node, cools=False) for node in nodes]
+
+        def explain_it() -> list[Node] | None:
+            explain(sighted, layers, route or [], positions=POSITIONS, rooms=free)
+            return route
+
+        return explain_it
+
     return [
         timed("all", anybody),
         timed("with room", with_room),
         timed("with room, near the user", close_by),
+        timed("why not the others, after it", explained),
     ]
 
 

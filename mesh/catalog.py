@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer
 
 from mesh.errors import ModelNotFound
-from mesh.footprint import footprint, named
+from mesh.footprint import Footprint, footprint, named
 from mesh.settings import ModelSettings
 
 EDGE_UNITS_PER_LAYER = 1000
@@ -35,6 +35,16 @@ class Model:
     edge_units: int
     min_vram_gb: int
     tokenizer: Tokenizer
+    config: dict[str, Any]
+    """Its `config.json`."""
+
+    def takes(self, quantization: str, *, number_bytes: int) -> Footprint:
+        """Bytes of its parts, see :func:`mesh.footprint.footprint`.
+
+        Raises:
+            UnsupportedModel: it cannot be quantized like this.
+        """
+        return footprint(self.config, quantization, number_bytes=number_bytes)
 
 
 class Catalog:
@@ -64,7 +74,8 @@ class Catalog:
 def load_model(model: ModelSettings) -> Model:
     """Read a model's configuration and tokenizer, from a folder or a hub."""
     path = model.path or model.id
-    config = named(json.loads(_file(path, "config.json").read_text()))
+    written = json.loads(_file(path, "config.json").read_text())
+    config = named(written)
     tokenizer = Tokenizer.from_file(str(_file(path, "tokenizer.json")))
     layers: int = config["num_hidden_layers"]
     head = config["vocab_size"] * config["hidden_size"]
@@ -82,6 +93,7 @@ def load_model(model: ModelSettings) -> Model:
         edge_units=round(head * EDGE_UNITS_PER_LAYER / layer_parameters(config)),
         min_vram_gb=-(-(layers * takes.layer + takes.edge) // 10**9),
         tokenizer=tokenizer,
+        config=written,
     )
 
 

@@ -51,6 +51,21 @@ ledger_violations = Gauge(
 ledger_checked = Gauge(
     "far_mesh_ledger_checked_timestamp_seconds", "When the ledger was last checked to the end"
 )
+placement_moves = Counter(
+    "far_mesh_placement_moves_total",
+    "Moves of nodes to other spans, by how they ended",
+    ["model_id", "state"],
+)
+placement_throughput = Gauge(
+    "far_mesh_placement_steps_per_second",
+    "Steps a second that all nodes of a model make together, by their measured speeds",
+    ["model_id"],
+)
+placement_seconds = Histogram(
+    "far_mesh_placement_seconds",
+    "Time to look whether a move pays",
+    buckets=(0.001, 0.01, 0.05, 0.1, 0.5, 1, 5, 30),
+)
 reroutes = Counter(
     "far_mesh_reroutes_total", "Generations that went on with a new epoch", ["model_id", "reason"]
 )

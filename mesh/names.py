@@ -37,6 +37,11 @@ def pulse(node_id: str) -> str:
     return f"node:{{{node_id}}}:pulse"
 
 
+def orders(node_id: str) -> str:
+    """Hash that expires: the span that a move has for the node, and when the node last asked."""
+    return f"node:{{{node_id}}}:orders"
+
+
 def unsaved_uptime(node_id: str) -> str:
     """Number that outlives the record: seconds heard that are not in Postgres yet."""
     return f"node:{{{node_id}}}:uptime"
@@ -47,6 +52,11 @@ def link(node_id: str) -> str:
     return f"node:{{{node_id}}}:link"
 
 
+def skipped(node_id: str, hour: int) -> str:
+    """Hash that expires: how often the node was not on a route within an hour, by reason."""
+    return f"node:{{{node_id}}}:skipped:{hour}"
+
+
 def cooldown(node_id: str) -> str:
     """Flag that expires: the node failed a generation a moment ago."""
     return f"node:{{{node_id}}}:cooldown"
@@ -55,6 +65,11 @@ def cooldown(node_id: str) -> str:
 def model_nodes(model_id: str) -> str:
     """Set: the nodes that have announced a span of the model; the expired are dropped on read."""
     return f"model_nodes:{{{model_id}}}"
+
+
+def node_speeds(model_id: str) -> str:
+    """Hash: layers a second of each node of the model, smoothed over time."""
+    return f"node_speeds:{{{model_id}}}"
 
 
 def nonce(value: str) -> str:

@@ -3,17 +3,31 @@
 from eth_account import Account
 from eth_account.messages import encode_defunct
 
+PLACED = "as the platform places"
+
 
 def registration_message(
-    *, wallet_address: str, model_id: str, start_layer: int, end_layer: int, edge: bool, nonce: str
+    *,
+    wallet_address: str,
+    model_id: str,
+    start_layer: int | None,
+    end_layer: int | None,
+    edge: bool,
+    nonce: str,
 ) -> str:
-    """The text to sign (EIP-191, as wallets show it to people)."""
+    """The text to sign (EIP-191, as wallets show it to people). Without layers, the platform
+    chooses them, and whether they come with the edge."""
+    if start_layer is None or end_layer is None:
+        layers, holds = PLACED, PLACED
+    else:
+        layers = f"{start_layer} to {end_layer} (end not included)"
+        holds = "yes" if edge else "no"
     return (
         "Far Mesh node registration\n"
         f"Wallet: {wallet_address.lower()}\n"
         f"Model: {model_id}\n"
-        f"Layers: {start_layer} to {end_layer} (end not included)\n"
-        f"Edge: {'yes' if edge else 'no'}\n"
+        f"Layers: {layers}\n"
+        f"Edge: {holds}\n"
         f"Nonce: {nonce}"
     )
 

@@ -34,6 +34,7 @@ class Node:
     weights and KV (0: it does not say). ``load_bytes_per_second``: weights, as it loaded its span
     (0: not measured). ``min_price``: FAR a token of the model, for less than which it does not
     serve. ``max_sessions``: generations that it takes at once (0: no limit but its memory).
+    ``placeable``: whether the platform chooses its span.
     """
 
     node_id: str
@@ -65,6 +66,7 @@ class Node:
     vram_used_gb: float = 0.0
     min_price: Decimal | None = None
     max_sessions: int = 0
+    placeable: bool = False
 
     @property
     def place(self) -> Coordinates | None:
@@ -219,6 +221,23 @@ async def forget(redis: Redis, node_id: str, model_id: str, registration: int = 
         await redis.srem(names.model_nodes(model_id), node_id)  # type: ignore[misc]
 
 
+_MOVE = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'start_layer', ARGV[1], 'end_layer', ARGV[2], 'edge', ARGV[3],
+           'latency_ms', '0.0')
+return 1
+"""
+
+
+async def move(redis: Redis, node_id: str, span: tuple[int, int], *, edge: bool) -> None:
+    """Let routes count on another span of a node from now on, if it is on them at all. The latency
+    that was measured is that of the span before: it is forgotten."""
+    start, end = span
+    await redis.eval(  # type: ignore[misc]
+        _MOVE, 1, names.node(node_id), str(start), str(end), str(int(edge))
+    )
+
+
 async def cool_down(redis: Redis, node_id: str, *, seconds: float) -> None:
     """Give a node that failed no new generation for a while."""
     await redis.set(names.cooldown(node_id), 1, px=max(1, round(seconds * 1000)))
@@ -259,8 +278,42 @@ async def reserve(redis: Redis, node_ids: Sequence[str], positions: int) -> bool
         return all(await pipe.execute())
 
 
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A node that was heard of within its time to live. ``cools``: it failed a generation a moment
+    ago."""
+
+    node: Node
+    cools: bool
+
+    @property
+    def serves(self) -> bool:
+        """Whether routes may count on it."""
+        return self.node.is_healthy and not self.cools
+
+
 async def active(redis: Redis, model_id: str) -> list[Node]:
-    """Healthy nodes of a model, without those that cool down. Two round trips, however many."""
+    """Healthy nodes of a model, without those that cool down."""
+    return [seen.node for seen in await sighted(redis, model_id) if seen.serves]
+
+
+async def alive(redis: Redis, model_id: str) -> list[Node]:
+    """Healthy nodes of a model, also those that cool down."""
+    return [seen.node for seen in await sighted(redis, model_id) if seen.node.is_healthy]
+
+
+async def sight(redis: Redis, node_id: str) -> Sighting | None:
+    """One node, if it was heard of within its time to live."""
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hmget(names.node(node_id), _NAMES)
+        pipe.exists(names.cooldown(node_id))
+        record, cools = await pipe.execute()
+    node = _from_record(record)
+    return None if node is None else Sighting(node, bool(cools))
+
+
+async def sighted(redis: Redis, model_id: str) -> list[Sighting]:
+    """All nodes of a model that were heard of. Two round trips, however many."""
     ids = sorted(m.decode() for m in await redis.smembers(names.model_nodes(model_id)))  # type: ignore[misc]
     if not ids:
         return []
@@ -270,16 +323,16 @@ async def active(redis: Redis, model_id: str) -> list[Node]:
         for node_id in ids:
             pipe.exists(names.cooldown(node_id))
         answers = await pipe.execute()
-    nodes, gone = [], []
+    found, gone = [], []
     for node_id, record, cools in zip(ids, answers, answers[len(ids) :], strict=False):
         node = _from_record(record)
         if not any(record) or (node is not None and node.model_id != model_id):
             gone.append(node_id)
-        elif node is not None and node.is_healthy and not cools:
-            nodes.append(node)
+        elif node is not None:
+            found.append(Sighting(node, bool(cools)))
     if gone:
         await _drop(redis, model_id, gone)
-    return nodes
+    return found
 
 
 async def _drop(redis: Redis, model_id: str, node_ids: Sequence[str]) -> None:

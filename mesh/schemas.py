@@ -115,6 +115,8 @@ class NodeRegistration(RequestBody):
     layers_served: list[int] | None = Field(None, max_length=MAX_LAYERS)
     """The span as a list of consecutive layers; an empty one says nothing."""
     edge: bool = False
+    placeable: bool = False
+    """Let the platform choose the span now, and move the node later; span and edge do not count."""
     device_id: Name | None = None
     """What the node's machine calls itself, always the same. Whoever registers with the same
     wallet, machine and GPU is the same node."""
@@ -135,6 +137,11 @@ class NodeRegistration(RequestBody):
         if layers and layers != list(range(layers[0], layers[0] + len(layers))):
             raise ValueError("the layers are not consecutive")
         return layers
+
+
+Layer = Annotated[int, Field(ge=0, le=100_000)]
+Layers = tuple[Layer, Layer]
+"""A span: start and end (not included)."""
 
 
 class NodeHealth(RequestBody):
@@ -160,6 +167,10 @@ class NodeHealth(RequestBody):
     """Weights, as it loaded its span; 0 where it is not measured."""
     gpu_utilization_percent: float = Field(0, ge=0, le=100)
     vram_used_gb: float = Field(0, ge=0, le=1_000_000)
+    serves: list[Layers] = Field([], max_length=4)
+    """Spans that it serves now: two while it moves."""
+    cannot_serve: Layers | None = None
+    """The span that it was told to load, and could not."""
     last_seen: dt.datetime | None = None
     """The specification has it. What counts is when the platform hears the node."""
 
@@ -288,9 +299,59 @@ class ProviderStats(BaseModel):
     active_nodes: int = Field(ge=0)
     uptime_percent: float = Field(ge=0, le=100)
     avg_latency_ms: float = Field(ge=0)
-    reliability_score: float = Field(ge=0, le=1)
+    reliability_score: float | None = Field(ge=0, le=1)
+    """None: nothing measures it yet."""
     total_requests_served: int = Field(ge=0)
     failed_requests: int = Field(ge=0)
+    """That failed after his nodes had been given a part, whoever was to blame."""
+
+
+class EarningsPoint(BaseModel):
+    """A day of a provider's earnings (§4.2), in FAR."""
+
+    date: dt.date
+    amount: float
+    amount_exact: str
+
+
+class NodeState(StrEnum):
+    LOADING = "loading"
+    """Registered, and not heard yet."""
+    SERVING = "serving"
+    COOLING_DOWN = "cooling_down"
+    """It failed a generation a moment ago, and gets no new one for a while."""
+    UNHEALTHY = "unhealthy"
+    """Heard, but off the routes: it says so."""
+    SILENT = "silent"
+    """Not heard for longer than the platform waits, or it has left."""
+
+
+class NodeView(BaseModel):
+    """A node as its provider sees it."""
+
+    node_id: str
+    wallet_address: str
+    model_id: str
+    state: NodeState
+    layers_served: list[int]
+    edge: bool
+    placeable: bool
+    """Whether the platform chooses its span."""
+    moving_to: Layers | None
+    """The span that it is to load, the end not included."""
+    last_heartbeat: dt.datetime | None
+    current_requests: int
+    latency_ms: float
+    """Of a step; 0 while nothing was served."""
+    hop_ms: float
+    throughput_tokens_per_sec: float
+    total_tokens_served: int
+    total_earned_far: float
+    total_earned_far_exact: str
+    uptime_percent: float
+    skipped: dict[str, int]
+    """How often it was not on a route, by reason, in this hour and the one before; of the choices
+    that were looked at."""
 
 
 def shown(amount: Decimal) -> float:

@@ -65,6 +65,8 @@ class Place:
 
     ``capacity`` is in positions, ``expires_in`` in seconds. ``next_node`` is the next hop, from
     the last stage the edge; ``previous_node`` sends the steps, and is to blame for bad ones.
+    ``start_layer`` and ``end_layer`` (not included) are the span that the route counts on: a node
+    that serves another one refuses.
     """
 
     stage: int
@@ -74,6 +76,8 @@ class Place:
     next_node: str
     capacity: int
     expires_in: int
+    start_layer: int
+    end_layer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +214,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Node to supervisor: this generation cannot go on here (``kv_full``, ``gap``, ...).
+    """Node to supervisor: this generation cannot go on here (``kv_full``, ``gap``, ``moved``, ...).
     ``node_id`` is the node to blame: the sender of a bad step, else the one that refuses."""
 
     request_id: str

@@ -53,7 +53,11 @@ def start(
         typer.Option(help="Checkpoint folder or hub id, if it is not the model's id."),
     ] = None,
     span: Annotated[
-        str | None, typer.Option(help="Layers to serve, as START:END (end not included).")
+        str | None,
+        typer.Option(
+            help="Layers to serve, as START:END (end not included). If not given, the platform "
+            "chooses them, and may choose others later."
+        ),
     ] = None,
     edge: Annotated[
         bool, typer.Option(help="Hold embedding, head and sampler too (operator's nodes only).")
@@ -67,6 +71,13 @@ def start(
         str,
         typer.Option(help="What the layers' weights are kept in: none (as --dtype), int8, nf4."),
     ] = "none",
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory for weights and KV caches, in GB. If not given: 90 % of a GPU's, half of "
+            "a CPU machine's. How many layers the platform gives this node depends on it."
+        ),
+    ] = None,
     kv_gb: Annotated[float, typer.Option(help="Room for KV caches, in GB.")] = 1.0,
     threads: Annotated[int, typer.Option(help="CPU threads for the computing.")] = 1,
     wire: Annotated[
@@ -113,6 +124,7 @@ def start(
         device=device if gpu is None else f"cuda:{gpu}",
         dtype=dtype,
         quantization=quantization,
+        memory_gb=memory_gb,
         kv_gb=kv_gb,
         threads=threads,
         wire=wire,

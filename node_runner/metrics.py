@@ -44,6 +44,11 @@ class Meter:
             self._latency += weight * (seconds - self._latency)
             self._positions += positions
 
+    def restart(self) -> None:
+        """Forget how long steps took: another span is served now."""
+        with self._lock:
+            self._latency = 0.0
+
     def read(self) -> tuple[float, float]:
         """Latency in milliseconds, and positions per second since the last call."""
         with self._lock:

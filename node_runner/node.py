@@ -1,68 +1,35 @@
-"""A node's life: load the span, register, pull work until told to drain."""
+"""A node's life: register, load the span, pull work until told to drain."""
 
 import json
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 import torch
 from eth_account import Account
 from prometheus_client import start_http_server
 
-from mesh import wire
-from mesh.errors import MeshError
-from mesh.footprint import QUANTIZATIONS
 from node_runner import device as devices
 from node_runner import metrics
-from node_runner.engine.cuda import accelerate, capture_decoding
-from node_runner.engine.draft_model import load_draft
-from node_runner.engine.engine import Engine
-from node_runner.engine.loader import SpanSpec, prepare_span
-from node_runner.engine.span import Span
-from node_runner.engine.tensors import DTYPES
-from node_runner.platform import Identity, NodeSuperseded, Platform, PlatformError
+from node_runner.engines import Engines
+from node_runner.loading import Loaded, Loader, Prepared
+from node_runner.moving import Mover
+from node_runner.options import CannotServe, Options
+from node_runner.platform import Identity, NodeSuperseded, Platform, PlatformError, Told
 from node_runner.runner import Runner
 from node_runner.transport import Unreachable
 from node_runner.transport.redis import RedisTransport
 from node_runner.transport.relay import RelayTransport
-from node_runner.vitals import Gpu, LoadTimer, Vitals, room_bytes
+from node_runner.vitals import Gpu, Vitals, room_bytes
+
+__all__ = ["CannotServe", "Options", "serve"]
+
+GPU_SHARE, CPU_SHARE = 0.9, 0.5
+"""Of a device's free memory, what a node takes if nobody says: a GPU's but for what torch needs,
+and half of a machine's, which has more to do."""
 
 log = structlog.get_logger()
-
-
-class CannotServe(Exception):
-    """The node does not start, or has to end; the message says what to change."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a node is started with: `far-node start --help` says what each means."""
-
-    model: str
-    wallet: str
-    discovery: str
-    keyfile: Path
-    password: str
-    redis: str | None
-    path: str | None
-    span: tuple[int, int] | None
-    edge: bool
-    device: str
-    dtype: str
-    quantization: str
-    kv_gb: float
-    threads: int
-    wire: str
-    speculate: bool
-    draft: str | None
-    paged: bool
-    public_addr: str
-    location: str
-    cache: Path
-    metrics_port: int
 
 
 def serve(options: Options) -> None:
@@ -73,47 +40,18 @@ def serve(options: Options) -> None:
     """
     private_key = _unlock(options)
     device = _device(options.device)
-    room = room_bytes(device)
-    timer = LoadTimer()
-    loaded, spec, guesser = _load(options, device)
-    load_speed = timer.speed(sum(weight.nbytes for weight in loaded.weights))
-    budget = _kv_budget(options.kv_gb, loaded)
+    loader = Loader(options, device)
+    memory_bytes = _memory_bytes(options, device)
     claimed = _claim(options.wallet, device)
-    identity = Identity(
-        wallet_address=options.wallet,
-        model_id=options.model,
-        start_layer=spec.start,
-        end_layer=spec.end,
-        edge=options.edge,
-        gpu_model=_device_name(device),
-        vram_gb=_vram_gb(device),
-        public_addr=options.public_addr,
-        location=options.location,
-        device_id=claimed.device_id,
-        gpu_index=claimed.gpu_index,
-        quantization=options.quantization,
-        memory_bytes=room,
-    )
+    identity = _identity(options, device, claimed, memory_bytes)
     platform = Platform(options.discovery, identity, private_key)
-    try:
-        node_id = platform.join()
-    except PlatformError as error:
-        raise CannotServe(f"The platform did not register this node: {error}") from None
+    node_id, prepared, loaded = _join(options, platform, loader)
     if options.metrics_port:
         start_http_server(options.metrics_port, addr="127.0.0.1")
     meter = metrics.Meter()
-    engine = Engine(
-        loaded,
-        node_id=node_id,
-        kv_budget_bytes=budget,
-        wire_dtype=_wire_dtype(options.wire),
-        speculate=options.speculate,
-        draft=guesser,
-    )
-    if loaded.kv_shape.paged:
-        capture_decoding(loaded, engine.pool)
-    transport = _transport(options, node_id, platform.token, engine.room)
-    runner = Runner(engine, transport, meter)
+    engines = Engines(node_id, loaded.layers, loader.engine(loaded, node_id))
+    transport = _transport(options, node_id, platform.token, engines.room)
+    runner = Runner(engines, transport, meter)
 
     def drain(*_: object) -> None:
         runner.drain()
@@ -121,51 +59,93 @@ def serve(options: Options) -> None:
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, drain)
-    forgotten: list[PlatformError] = []
-    gpu = Gpu(device)
+    ended: list[str] = []
 
-    def start_over(reason: PlatformError) -> None:
-        forgotten.append(reason)
+    def end(why: str) -> None:
+        ended.append(why)
         runner.drain()
+
+    mover = Mover(
+        engines,
+        loader,
+        node_id=node_id,
+        loaded=loaded,
+        takes=prepared.memory_bytes,
+        memory_bytes=memory_bytes,
+        news=platform.beat_soon,
+        switched=meter.restart,
+        lost=lambda: end("Neither the new span nor the old one can be loaded any more."),
+    )
+
+    gpu = Gpu(device)
 
     def vitals() -> Vitals:
         latency_ms, rate = meter.read()
         use = gpu.use()
         return Vitals(
+            is_healthy=engines.serves_routes,
             latency_ms=latency_ms,
             throughput_tokens_per_sec=rate,
-            current_requests=runner.generations,
-            kv_positions=engine.capacity(),
-            hop_ms=platform.round_trip_ms,
-            load_bytes_per_second=load_speed,
+            current_requests=engines.generations,
+            kv_positions=engines.capacity(),
+            hop_ms=transport.hop_ms,
+            load_bytes_per_second=mover.load_bytes_per_second,
             gpu_utilization_percent=use.utilization_percent,
             vram_used_gb=use.vram_used_gb,
+            serves=engines.spans,
+            cannot_serve=mover.cannot_serve,
         )
 
-    platform.start_heartbeats(vitals, start_over)
+    def told(answer: Told) -> None:
+        if answer.span is not None:
+            mover.told(answer.span, should_rebalance=answer.should_rebalance)
+
+    def forgotten(error: PlatformError) -> None:
+        if isinstance(error, NodeSuperseded):
+            end(
+                f"{error} If that was a copy of this machine's disk, delete device_id in "
+                f"{devices.state_folder()} on one of them."
+            )
+        else:
+            end("The platform does not know this node any more. Start it again to register.")
+
+    platform.start_heartbeats(vitals, told, forgotten)
     log.info(
         "node_started",
         node_id=node_id,
         model_id=options.model,
-        layers=[spec.start, spec.end],
-        edge=options.edge,
+        layers=loaded.layers,
+        placed=options.span is None,
+        edge=loaded.spec.edge,
         device=str(device),
         quantization=options.quantization,
-        weight_bytes=sum(weight.nbytes for weight in loaded.weights),
+        weight_bytes=loaded.weight_bytes,
     )
     runner.run()
     platform.close()
     gpu.close()
     claimed.release()
-    if forgotten and isinstance(forgotten[0], NodeSuperseded):
-        raise CannotServe(
-            f"{forgotten[0]} If that was a copy of this machine's disk, delete device_id in "
-            f"{devices.state_folder()} on one of them."
-        )
-    if forgotten:
-        raise CannotServe(
-            "The platform does not know this node any more. Start it again to register."
-        )
+    if ended:
+        raise CannotServe(ended[0])
+
+
+def _join(options: Options, platform: Platform, loader: Loader) -> tuple[str, Prepared, Loaded]:
+    """Register, and load. A span that is given is loaded first: what cannot be is not registered.
+    Where the platform chooses, it has to be asked."""
+    if options.span is not None:
+        prepared = loader.prepare(options.span, edge=options.edge)
+        loaded = loader.load(prepared)
+        return _register(platform), prepared, loaded
+    node_id = _register(platform)
+    prepared = loader.prepare(platform.span, edge=platform.edge)
+    return node_id, prepared, loader.load(prepared)
+
+
+def _register(platform: Platform) -> str:
+    try:
+        return platform.join()
+    except PlatformError as error:
+        raise CannotServe(f"The platform did not register this node: {error}") from None
 
 
 def _transport(
@@ -181,36 +161,23 @@ def _transport(
         raise CannotServe(f"{error} {hint}") from None
 
 
-def _load(options: Options, device: torch.device) -> tuple[Span, SpanSpec, Span | None]:
-    """The span, what it holds, and the model that guesses for the edge."""
-    if options.quantization not in QUANTIZATIONS:
-        raise CannotServe(
-            f"--quantization is one of {', '.join(QUANTIZATIONS)}; got {options.quantization!r}."
-        )
-    torch.set_num_threads(options.threads)
-    try:
-        folder, spec = prepare_span(
-            options.path or options.model,
-            layers=options.span,
-            edge=options.edge,
-            cache=options.cache,
-        )
-        loaded = Span(
-            folder,
-            edge=options.edge,
-            device=device,
-            dtype=_dtype(options.dtype, device),
-            quantization=options.quantization,
-        )
-        loaded.warm_up()
-        guesser = _guesser(options, loaded) if options.speculate else None
-        if options.paged and device.type == "cuda":
-            accelerate(loaded)
-            if guesser is not None:
-                accelerate(guesser)
-    except MeshError as error:
-        raise CannotServe(error.detail) from None
-    return loaded, spec, guesser
+def _identity(
+    options: Options, device: torch.device, claimed: devices.Device, memory_bytes: int
+) -> Identity:
+    return Identity(
+        wallet_address=options.wallet,
+        model_id=options.model,
+        span=options.span,
+        edge=options.edge,
+        gpu_model=_device_name(device),
+        vram_gb=_vram_gb(device),
+        public_addr=options.public_addr,
+        location=options.location,
+        device_id=claimed.device_id,
+        gpu_index=claimed.gpu_index,
+        quantization=options.quantization,
+        memory_bytes=memory_bytes,
+    )
 
 
 def _unlock(options: Options) -> bytes:
@@ -244,37 +211,6 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        raise CannotServe(f"--dtype is one of auto, {', '.join(DTYPES)}; got {name!r}.")
-    return DTYPES[name]
-
-
-def _guesser(options: Options, loaded: Span) -> Span | None:
-    if options.draft is None:
-        return None
-    if not loaded.edge:
-        raise CannotServe("--draft goes with --edge: only the edge has tokens to guess.")
-    return load_draft(options.draft, loaded, cache=options.cache)
-
-
-def _kv_budget(gigabytes: float, loaded: Span) -> int:
-    least = loaded.kv_shape.bytes_per_block
-    if gigabytes * 1e9 < least:
-        raise CannotServe(f"--kv-gb {gigabytes:g} holds nothing: a block takes {least / 1e9:g} GB.")
-    return round(gigabytes * 1e9)
-
-
-def _wire_dtype(name: str) -> str | None:
-    if name == "auto":
-        return None
-    if name not in wire.DTYPES:
-        raise CannotServe(f"--wire is one of auto, {', '.join(wire.DTYPES)}; got {name!r}.")
-    return name
-
-
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
@@ -283,3 +219,10 @@ def _vram_gb(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
     return int(torch.cuda.get_device_properties(device).total_memory / 1e9)
+
+
+def _memory_bytes(options: Options, device: torch.device) -> int:
+    if options.memory_gb is not None:
+        return round(options.memory_gb * 1e9)
+    share = GPU_SHARE if device.type == "cuda" else CPU_SHARE
+    return round(room_bytes(device) * share)

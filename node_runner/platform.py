@@ -1,7 +1,6 @@
 """The node's side of the platform's HTTP API: registration, heartbeats, farewell."""
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -42,21 +41,29 @@ class Identity:
 
     wallet_address: str
     model_id: str
-    start_layer: int
-    end_layer: int
+    span: tuple[int, int] | None
+    """Layers to serve; none if the platform is to choose them, and the edge with them."""
     edge: bool
     gpu_model: str
     vram_gb: int
     public_addr: str
     location: str
-    device_id: str | None = None
-    gpu_index: int = 0
+    device_id: str | None
+    gpu_index: int
+    quantization: str
+    memory_bytes: int
     latitude: float | None = None
     longitude: float | None = None
-    quantization: str = "none"
-    memory_bytes: int = 0
     max_sessions: int = 0
     min_price: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a heartbeat was answered: the span that routes count on, or one to load."""
+
+    span: tuple[int, int] | None
+    should_rebalance: bool
 
 
 class Platform:
@@ -67,11 +74,12 @@ class Platform:
         self._identity = identity
         self._private_key = private_key
         self.node_id = ""
+        self.span = identity.span or (0, 0)
+        self.edge = identity.edge
         self._token = ""
         self._interval = 30.0
-        self.round_trip_ms = 0.0
-        """Milliseconds that the last heartbeat took until it was answered; 0 before the first."""
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
@@ -94,43 +102,62 @@ class Platform:
 
     def _register(self) -> str:
         nonce = self._call("GET", "/api/auth/nonce")["nonce"]
-        identity = self._identity
+        facts = asdict(self._identity)
+        span = facts.pop("span")
+        start, end = span or (None, None)
         message = proof.registration_message(
-            wallet_address=identity.wallet_address,
-            model_id=identity.model_id,
-            start_layer=identity.start_layer,
-            end_layer=identity.end_layer,
-            edge=identity.edge,
+            wallet_address=self._identity.wallet_address,
+            model_id=self._identity.model_id,
+            start_layer=start,
+            end_layer=end,
+            edge=self._identity.edge,
             nonce=nonce,
         )
         answer = self._call(
             "POST",
             "/api/nodes/register-distributed",
-            asdict(identity)
-            | {"nonce": nonce, "signature": proof.sign(message, self._private_key)},
+            {
+                **facts,
+                "start_layer": start or 0,
+                "end_layer": end,
+                "placeable": span is None,
+                "nonce": nonce,
+                "signature": proof.sign(message, self._private_key),
+            },
         )
         self.node_id = answer["node_id"]
+        self.span = (answer["layers_served"][0], answer["layers_served"][-1] + 1)
+        self.edge = answer["edge"]
         self._token = answer["node_token"]
         self._interval = answer["heartbeat_interval_sec"]
         return self.node_id
 
     def start_heartbeats(
-        self, vitals: Callable[[], Vitals], forgotten: Callable[[PlatformError], None]
+        self,
+        vitals: Callable[[], Vitals],
+        told: Callable[[Told], None],
+        forgotten: Callable[[PlatformError], None],
     ) -> None:
-        """Beat now, and then at the platform's interval, in a thread.
+        """Beat now, and then at the platform's interval, in a thread; ``told`` gets the answers.
 
         ``forgotten`` is called with the reason, and the beating ends, if the platform no longer
         knows the node, or another process is it.
         """
-        self._beat(vitals(), healthy=True)
-        self._thread = threading.Thread(target=self._loop, args=(vitals, forgotten), daemon=True)
+        told(self._beat(vitals()))
+        how = (vitals, told, forgotten)
+        self._thread = threading.Thread(target=self._loop, args=how, daemon=True)
         self._thread.start()
+
+    def beat_soon(self) -> None:
+        """Do not wait for the interval: there is news."""
+        self._wake.set()
 
     def leave(self) -> None:
         """Say that no new work is wanted: the node is off the routes at once."""
         self._stop.set()
+        self._wake.set()
         try:
-            self._beat(Vitals(), healthy=False)
+            self._beat(Vitals(is_healthy=False))
         except PlatformError as error:
             log.warning("farewell_failed", reason=str(error))
 
@@ -140,11 +167,18 @@ class Platform:
         self._http.close()
 
     def _loop(
-        self, vitals: Callable[[], Vitals], forgotten: Callable[[PlatformError], None]
+        self,
+        vitals: Callable[[], Vitals],
+        told: Callable[[Told], None],
+        forgotten: Callable[[PlatformError], None],
     ) -> None:
-        while not self._stop.wait(self._interval):
+        while True:
+            self._wake.wait(self._interval)
+            self._wake.clear()
+            if self._stop.is_set():
+                return
             try:
-                self._beat(vitals(), healthy=True)
+                told(self._beat(vitals()))
             except (NodeForgotten, NodeSuperseded) as error:
                 log.error("node_forgotten", reason=str(error))
                 forgotten(error)
@@ -152,14 +186,13 @@ class Platform:
             except PlatformError as error:
                 log.warning("heartbeat_failed", reason=str(error))
 
-    def _beat(self, vitals: Vitals, *, healthy: bool) -> None:
-        began = time.perf_counter()
-        self._call(
-            "POST",
-            "/api/nodes/heartbeat",
-            {"node_id": self.node_id, "is_healthy": healthy, **asdict(vitals)},
+    def _beat(self, vitals: Vitals) -> Told:
+        answer = self._call(
+            "POST", "/api/nodes/heartbeat", {"node_id": self.node_id, **asdict(vitals)}
         )
-        self.round_trip_ms = 1000 * (time.perf_counter() - began)
+        start, end = answer["start_layer"], answer["end_layer"]
+        span = None if start is None or end is None else (start, end)
+        return Told(span, answer["should_rebalance"])
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}

@@ -1,4 +1,4 @@
-"""The node's loop: exchange with the platform, step the engine, until told to drain."""
+"""The node's loop: exchange with the platform, step the engines, until told to drain."""
 
 import threading
 import time
@@ -8,8 +8,8 @@ import structlog
 
 from mesh.wire import Message
 from node_runner import metrics
-from node_runner.engine.engine import Engine
 from node_runner.engine.results import Result
+from node_runner.engines import Engines
 from node_runner.transport import Transport, Unreachable
 
 IDLE_WAIT = 1.0
@@ -28,23 +28,21 @@ log = structlog.get_logger()
 
 
 class Runner:
-    """One engine, one transport. `run` returns when drained."""
+    """A node's engines, one transport. `run` returns when drained."""
 
-    def __init__(self, engine: Engine, transport: Transport, meter: metrics.Meter) -> None:
-        self._engine = engine
+    def __init__(self, engines: Engines, transport: Transport, meter: metrics.Meter) -> None:
+        self._engines = engines
         self._transport = transport
         self._meter = meter
         self._draining = threading.Event()
-        metrics.kv_budget_bytes.set(engine.pool.budget_bytes)
-        metrics.kv_used_bytes.set_function(
-            lambda: engine.pool.used_bytes - engine.prefixes.kept_bytes
-        )
-        metrics.generations_active.set_function(lambda: len(engine.generations))
+        metrics.kv_budget_bytes.set_function(lambda: engines.kv_budget_bytes)
+        metrics.kv_used_bytes.set_function(lambda: engines.kv_used_bytes)
+        metrics.generations_active.set_function(lambda: engines.generations)
 
     @property
     def generations(self) -> int:
         """How many generations hold KV room now."""
-        return len(self._engine.generations)
+        return self._engines.generations
 
     def drain(self) -> None:
         """Finish what runs, then return from `run`. Safe to call from a signal handler."""
@@ -55,18 +53,18 @@ class Runner:
         give_up = None
         expire_at = time.perf_counter() + EXPIRE_EVERY
         while True:
-            messages = self._exchange(results, wait=0 if self._engine.busy else IDLE_WAIT)
+            messages = self._exchange(results, wait=0 if self._engines.busy else IDLE_WAIT)
             if messages is None:
                 break
             began = time.perf_counter()
-            results = self._engine.step(messages)
+            results = self._engines.step(messages)
             self._measure(time.perf_counter() - began)
             if began > expire_at:
-                self._engine.expire()
+                self._engines.expire()
                 expire_at = began + EXPIRE_EVERY
             if self._draining.is_set():
                 give_up = give_up or time.monotonic() + DRAIN_LIMIT
-                if not self._engine.generations or time.monotonic() > give_up:
+                if not self._engines.generations or time.monotonic() > give_up:
                     self._exchange(results, wait=0)
                     break
         self._transport.close()
@@ -86,11 +84,11 @@ class Runner:
                     return None
 
     def _measure(self, seconds: float) -> None:
-        for generations, positions in self._engine.take_forwards():
+        for generations, positions in self._engines.take_forwards():
             metrics.forward_batch_size.observe(generations)
             metrics.forward_seconds.observe(seconds)
             metrics.positions_total.inc(positions)
             self._meter.observe(seconds, positions)
-        guessed, accepted = self._engine.edge.take_guesses()
+        guessed, accepted = self._engines.take_guesses()
         metrics.guessed_total.inc(guessed)
         metrics.accepted_total.inc(accepted)

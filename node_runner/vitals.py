@@ -1,7 +1,7 @@
 """What a node says of itself and its device in a heartbeat."""
 
 import contextlib
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,11 @@ class Vitals:
     ``latency_ms``: a step. ``throughput_tokens_per_sec``: positions. ``current_requests``:
     generations that hold KV room. ``kv_positions``: what the whole KV cache has room for.
     ``hop_ms``: a message to the platform and back, 0 before the first. ``load_bytes_per_second``:
-    weights, as the span was loaded.
+    weights, as the span was loaded. ``serves``: spans; ``cannot_serve``: the one that the node was
+    told to load and could not.
     """
 
+    is_healthy: bool = True
     latency_ms: float = 0.0
     throughput_tokens_per_sec: float = 0.0
     current_requests: int = 0
@@ -29,6 +31,8 @@ class Vitals:
     load_bytes_per_second: float = 0.0
     gpu_utilization_percent: float = 0.0
     vram_used_gb: float = 0.0
+    serves: Sequence[tuple[int, int]] = ()
+    cannot_serve: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +96,3 @@ def room_bytes(device: torch.device) -> int:
         return 0
     fields = dict(line.split(":", 1) for line in lines)
     return int(fields.get("MemAvailable", "0 kB").split()[0]) * 1024
-
-
-class LoadTimer:
-    """Bytes of weights a second, from when it was made."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    def speed(self, weight_bytes: int) -> float:
-        """If so many are loaded now."""
-        return weight_bytes / max(time.monotonic() - self._began, 1e-9)

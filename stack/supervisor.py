@@ -63,6 +63,8 @@ class Plan:
     nodes: int = 3
     workers: int = 1
     price: str = "0.0001"
+    placed: bool = False
+    """Let the platform choose the nodes' spans."""
     node_threads: int = 1
     node_options: tuple[str, ...] = ()
     """Of `far-node start`, for every node; they outweigh what the supervisor says."""
@@ -153,14 +155,14 @@ class Stack:
             plan.folder / "operator.json",
             self._secrets["FAR_PAYMENTS__OPERATOR_PASSWORD"],
         )
-        self._make_wallets(len(spans))
+        self.add_wallets(len(spans))
         self._write_config()
         self._say("Starting the API, the worker and the nodes")
         self.start_api()
         for index in range(plan.workers):
             self.start_worker(index)
         for index, span in enumerate(spans):
-            self.start_node(index, span)
+            self.start_node(index, None if plan.placed else span)
         self._wait_for_api()
         self._say("Waiting for the nodes to load their layers")
         self.wait_for_nodes(len(spans))
@@ -197,24 +199,24 @@ class Stack:
     def start_node(
         self,
         index: int,
-        span: tuple[int, int],
+        span: tuple[int, int] | None,
         name: str | None = None,
         options: Sequence[str] = (),
         prefix: Sequence[str] = (),
     ) -> Child:
-        """A runner for one span; the one that starts at layer 0 holds the edge. ``options`` of
-        `far-node start` outweigh what the supervisor says; ``prefix`` is a command that runs it
-        elsewhere."""
+        """A runner for one span (none: the platform chooses); the one that starts at layer 0 holds
+        the edge. ``options`` of `far-node start` outweigh what the supervisor says; ``prefix`` is a
+        command that runs it elsewhere."""
         name = name or f"node-{index}"
         plan = self.plan
-        start, end = span
         command = ["-m", "node_runner.cli", "start"]
-        command += ["--model", plan.model_id, "--path", plan.model, "--span", f"{start}:{end}"]
+        command += ["--model", plan.model_id, "--path", plan.model]
+        command += ["--span", f"{span[0]}:{span[1]}"] if span else []
         command += ["--wallet", self.wallets[index].address]
         command += ["--keyfile", str(self._keyfile(index))]
         command += ["--discovery", plan.api_url, "--redis", plan.redis_url]
         command += ["--threads", str(plan.node_threads), "--cache", str(plan.folder / "spans")]
-        command += ["--edge"] if start == 0 else []
+        command += ["--edge"] if span and span[0] == 0 else []
         command += ["--metrics-port", str(self._metrics_port(name)), *plan.node_options, *options]
         own = {
             "FAR_NODE_PASSWORD": self._node_password,
@@ -299,8 +301,9 @@ class Stack:
                 raise StackError("The chain does not answer.")
             time.sleep(0.05)
 
-    def _make_wallets(self, count: int) -> None:
-        for index in range(count):
+    def add_wallets(self, count: int) -> None:
+        """Wallets for so many nodes more; the first of all is trusted with the edge."""
+        for index in range(len(self.wallets), len(self.wallets) + count):
             wallet: LocalAccount = Account.create()
             self.wallets.append(wallet)
             write_keystore(wallet, self._keyfile(index), self._node_password)

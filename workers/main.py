@@ -16,6 +16,7 @@ from mesh.names import WORKER_QUEUE
 from mesh.settings import Settings
 from workers.chain_events import follow_chain
 from workers.check import check_ledger
+from workers.placement import rebalance
 from workers.services import open_services
 from workers.settlement import settle
 from workers.supervise import supervise
@@ -84,6 +85,7 @@ async def run(settings: Settings) -> None:
                 every(payments.deposit_interval, follow_chain),
                 every(payments.settlement_interval, settle),
                 every(payments.check_interval, check_ledger),
+                every(settings.placement.interval, rebalance),
             ],
             redis_settings=RedisSettings.from_dsn(settings.redis_url),
             queue_name=WORKER_QUEUE,

@@ -5,17 +5,18 @@ from collections.abc import Collection, Sequence
 from mesh.db import InferenceSession
 from mesh.prompts import PromptText
 from mesh.wire import Open, OpenEdge, Place, Prompt, Resume, Sampling
+from workers.routes import Hop
 
 
 def openings(
     job: InferenceSession,
     prompt: PromptText,
     prefix: list[bytes],
-    route: Sequence[str],
+    route: Sequence[Hop],
     *,
     epoch: int,
     generated: list[int],
-    kept: Collection[str],
+    kept: Collection[Hop],
     expires_in: int,
 ) -> list[tuple[str, Open | OpenEdge]]:
     """Messages and the nodes they are for, in the order in which they have to be sent: the edge is
@@ -26,10 +27,10 @@ def openings(
         job: The generation.
         prompt: Its text.
         prefix: Names of the prompt's beginnings (:mod:`mesh.prefixes`); none if tokens exist.
-        route: Node ids, the edge's first.
+        route: Nodes and their spans, the edge's first.
         epoch: The one that begins.
         generated: Token ids that readers have.
-        kept: Nodes that served the epoch before and have all positions but the last; each of them
+        kept: Those that served the epoch before and have all positions but the last; each of them
             gives a new next node what it needs.
         expires_in: Seconds after which a node forgets the generation by itself.
     """
@@ -39,25 +40,25 @@ def openings(
     known = len(prompt.token_ids) + len(generated) - 1 if kept else 0
     messages: list[tuple[str, Open | OpenEdge]] = []
     for stage in order:
-        next_node = route[(stage + 1) % len(route)]
+        hop, next_hop = route[stage], route[(stage + 1) % len(route)]
         place = Place(
             stage=stage,
             stages=len(route),
-            edge_node=route[0],
-            previous_node=route[stage - 1],
-            next_node=next_node,
+            edge_node=route[0].node_id,
+            previous_node=route[stage - 1].node_id,
+            next_node=next_hop.node_id,
             capacity=job.prompt_tokens + job.max_tokens,
             expires_in=expires_in,
+            start_layer=hop.start_layer,
+            end_layer=hop.end_layer,
         )
         more = stage + 1 < len(route)
-        resume = Resume(
-            keep=route[stage] in kept, replay=more and next_node not in kept, known=known
-        )
+        resume = Resume(keep=hop in kept, replay=more and next_hop not in kept, known=known)
         if stage > 0:
             message: Open | OpenEdge = Open(job.request_id, epoch, place, resume, prefix)
         else:
             sampling = Sampling(job.temperature, job.top_p, job.seed, prompt.stop)
             text = Prompt(prompt.token_ids, generated, job.max_tokens, sampling)
             message = OpenEdge(job.request_id, epoch, place, resume, prefix, text)
-        messages.append((route[stage], message))
+        messages.append((hop.node_id, message))
     return messages

@@ -12,6 +12,7 @@ from mesh import db, queue
 from mesh.catalog import Catalog
 from mesh.prompts import PromptVault
 from mesh.settings import Settings
+from mesh.skips import Skips
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Services:
     queue: ArqRedis
     catalog: Catalog
     vault: PromptVault
+    skips: Skips
 
 
 @asynccontextmanager
@@ -33,6 +35,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     pool = await queue.connect(settings.redis_url)
     try:
         yield Services(
+            skips=Skips(redis),
             settings=settings,
             engine=engine,
             sessions=sessions,

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from sqlalchemy import insert, select, update
 
-from mesh import metrics, registry, routing, streams
+from mesh import metrics, registry, streams
 from mesh.db import InferenceSession, RouteHop
 from mesh.live import LiveRoute
 from mesh.registry import Node
@@ -24,6 +24,7 @@ from mesh.wire import Cancel, Close, Ended, Note, Ping, Pong, Refused
 from workers import ending, lease
 from workers.lease import Lease, LeaseLost
 from workers.opening import openings
+from workers.routes import Hop, Routes
 from workers.services import Services
 
 log = structlog.get_logger()
@@ -41,6 +42,10 @@ others get it, who may be waiting for it while they hold what this one waits for
 
 FULL_PAUSE = 0.5
 """Seconds for which a node without KV room is not asked again by the same generation."""
+
+MOVED_PAUSE = 5.0
+"""The same, for a node that no longer serves the span that a route counted on: until the registry
+knows, too."""
 
 LOST = frozenset({"forgotten", "no_replay", "gap"})
 """Refusals for which nobody is to blame: what a node should have is not there. The next epoch
@@ -86,14 +91,13 @@ class Supervisor:
         self._id = job.request_id
         self._model = services.catalog.get(job.model_id)
         self._epoch = job.epoch
-        self._positions = job.prompt_tokens + job.max_tokens
-        self._route: list[str] = []
+        self._routes = Routes(services, self._model, job)
+        self._route: list[Hop] = []
         self._afresh = False
         self._computed = 0
         self._silent_before: set[str] = set()
         self._events_after = streams.START
         self._failures = 0
-        self._avoid: dict[str, float] = {}
 
     async def run(self) -> None:
         """Until the end of the generation, whatever it is."""
@@ -123,12 +127,12 @@ class Supervisor:
             return None
         async with self._services.sessions() as db:
             rows = await db.execute(
-                select(RouteHop.epoch, RouteHop.node_id)
+                select(RouteHop.epoch, RouteHop.node_id, RouteHop.start_layer, RouteHop.end_layer)
                 .where(RouteHop.session_id == self._lease.job.id)
                 .order_by(RouteHop.epoch.desc(), RouteHop.stage)
             )
             hops = rows.all()
-        self._route = [node_id for epoch, node_id in hops if epoch == hops[0].epoch]
+        self._route = [Hop(*hop[1:]) for hop in hops if hop.epoch == hops[0].epoch]
         return hops[0].epoch if hops else None
 
     async def _watch(self) -> None:
@@ -140,7 +144,7 @@ class Supervisor:
             self._check_time_and_cancel()
             if time.monotonic() < look_at:
                 continue  # an event woke us
-            look = await streams.look(self._redis, self._id, self._route)
+            look = await streams.look(self._redis, self._id, self._node_ids)
             if look.epoch != self._epoch:
                 await self._new_epoch("redis_lost")
             elif await self._mend_silence(look.beating):
@@ -184,11 +188,16 @@ class Supervisor:
             raise _Over(event.reason)
 
     async def _mend_refusal(self, event: Refused) -> None:
-        if event.node_id not in self._route:
+        if event.node_id not in self._node_ids:
             return  # nobody's word against a stranger
         if event.code == "kv_full":
-            self._avoid[event.node_id] = time.monotonic() + FULL_PAUSE
+            self._routes.avoid(event.node_id, FULL_PAUSE)
             await self._let_go()
+        elif event.code == "moved":
+            self._routes.avoid(event.node_id, MOVED_PAUSE)
+            gone = [hop for hop in self._route if hop.node_id == event.node_id]
+            await self._close(gone, self._epoch)
+            self._route = [hop for hop in self._route if hop not in gone]
         elif event.code in LOST:
             self._afresh = True
             if event.code == "gap":
@@ -200,10 +209,10 @@ class Supervisor:
 
     async def _mend_silence(self, beating: set[str]) -> bool:
         """Go around nodes whose pulse was missing at two looks, if there is a way around."""
-        silent = set(self._route) - beating
+        silent = set(self._node_ids) - beating
         dead = silent & self._silent_before
         self._silent_before = silent
-        if not dead or await self._find_route() is None:
+        if not dead or await self._routes.find(self._route) is None:
             return False
         for node_id in dead:
             await registry.forget(self._redis, node_id, self._model.id)
@@ -214,19 +223,19 @@ class Supervisor:
     async def _still_computes(self) -> bool:
         """Whether the route's nodes all live and have come further than when asked last: a long
         prompt, or many generations. Those that do not answer are blamed."""
-        for node_id in self._route:
+        for node_id in self._node_ids:
             await streams.send(
                 self._redis, node_id, [Ping(self._id, self._epoch)], ttl=self._limits.stream_ttl
             )
         alive: dict[str, int] = {}
         give_up = time.monotonic() + self._limits.ping
-        while len(alive) < len(set(self._route)) and time.monotonic() < give_up:
+        while len(alive) < len(set(self._node_ids)) and time.monotonic() < give_up:
             for event in await self._hear(self._limits.ping / 4):
                 if isinstance(event, Pong):
                     alive[event.node_id] = event.positions
                 elif isinstance(event, Ended):
                     await self._check_ended(event)
-        silent = [node for node in self._route if node not in alive]
+        silent = [node_id for node_id in self._node_ids if node_id not in alive]
         for node_id in silent:
             await registry.forget(self._redis, node_id, self._model.id)
         further = sum(alive.values()) > self._computed
@@ -239,7 +248,7 @@ class Supervisor:
     async def _blame(self, node_ids: Collection[str], code: str) -> None:
         cooldown = self._services.settings.discovery.cooldown
         for node_id in node_ids:
-            self._avoid[node_id] = time.monotonic() + cooldown
+            self._routes.avoid(node_id, cooldown)
             await registry.cool_down(self._redis, node_id, seconds=cooldown)
             log.warning("node_blamed", request_id=self._id, node_id=node_id, code=code)
         self._count_failure()
@@ -263,7 +272,7 @@ class Supervisor:
             raise _Over("length")
         await self._record(route, first_token=len(generated))
         self._computed = 0
-        served, self._route = self._route, [node.node_id for node in route]
+        served, self._route = self._route, [Hop.of(node) for node in route]
         kept = set() if self._afresh or not generated else set(served) & set(self._route)
         self._afresh = False
         await self._close(set(served) - set(self._route), self._epoch - 1)
@@ -273,17 +282,18 @@ class Supervisor:
             request_id=self._id,
             epoch=self._epoch,
             reason=reason,
-            nodes=self._route,
+            nodes=self._node_ids,
             kept=len(kept),
             tokens_so_far=len(generated),
         )
+        await self._routes.count_skips()
 
     async def _wait_for_route(self) -> list[Node]:
         """A route with room reserved. Waits until the job's deadline."""
         let_go_at = time.monotonic() + HOLD
         while True:
-            route = await self._find_route()
-            if route is not None and await self._reserve(route):
+            route = await self._routes.find(self._route)
+            if route is not None and await self._routes.reserve(route, self._route):
                 return route
             for event in await self._hear(ROUTE_LOOK * random.uniform(0.5, 1.5)):
                 if isinstance(event, Ended):  # the epoch before lives until the next one begins
@@ -296,27 +306,6 @@ class Supervisor:
         """Give all KV room back; the next route begins afresh."""
         await self._close(self._route, self._epoch)
         self._route = []
-
-    async def _reserve(self, route: list[Node]) -> bool:
-        """Nodes that serve the generation already have its room."""
-        new = [node.node_id for node in route if node.node_id not in self._route]
-        return await registry.reserve(self._redis, new, self._positions)
-
-    async def _find_route(self) -> list[Node] | None:
-        nodes = await registry.active(self._redis, self._model.id)
-        if len(nodes) < self._model.min_nodes:
-            return None
-        rooms = await registry.rooms(self._redis, [node.node_id for node in nodes])
-        now = time.monotonic()
-        avoid = [node_id for node_id, until in self._avoid.items() if until > now]
-        return routing.choose(
-            nodes,
-            self._model.layers,
-            avoid=avoid,
-            prefer=self._route,
-            positions=self._positions,
-            rooms=rooms,
-        )
 
     async def _claim_epoch(self) -> None:
         async with self._services.sessions.begin() as db:
@@ -350,8 +339,8 @@ class Supervisor:
         async with self._services.sessions.begin() as db:
             await db.execute(insert(RouteHop), rows)
 
-    async def _open(self, generated: list[int], kept: Collection[str]) -> None:
-        """Tell every node what to expect. Nodes in ``kept`` served the epoch before."""
+    async def _open(self, generated: list[int], kept: Collection[Hop]) -> None:
+        """Tell every node what to expect. Hops in ``kept`` served the epoch before."""
         job, vault = self._lease.job, self._services.vault
         if job.request_cipher is None:
             raise _Over("failed", "prompt_lost")
@@ -369,10 +358,10 @@ class Supervisor:
         for node_id, message in messages:
             await streams.send(self._redis, node_id, [message], ttl=self._limits.stream_ttl)
 
-    async def _close(self, node_ids: Collection[str], epoch: int) -> None:
-        for node_id in node_ids:
+    async def _close(self, hops: Collection[Hop], epoch: int) -> None:
+        for hop in hops:
             await streams.send(
-                self._redis, node_id, [Close(self._id, epoch)], ttl=self._limits.stream_ttl
+                self._redis, hop.node_id, [Close(self._id, epoch)], ttl=self._limits.stream_ttl
             )
 
     async def _end(self, over: _Over) -> None:
@@ -391,6 +380,10 @@ class Supervisor:
             outcome = await ending.fail(self._services, self._lease, code=over.code)
         await streams.finish(self._redis, self._id, outcome, ttl=ttl)
         await self._close(self._route, self._epoch)
+
+    @property
+    def _node_ids(self) -> list[str]:
+        return [hop.node_id for hop in self._route]
 
     def _check_time_and_cancel(self, late: str = "deadline_exceeded") -> None:
         if self._lease.cancel_requested:

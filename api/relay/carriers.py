@@ -10,6 +10,7 @@ import structlog
 from redis.exceptions import RedisError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from api.auth import Registration
 from api.relay.desk import Desk
 from api.relay.pulse import POLLED_TTL, PulseClock
 from mesh import relay
@@ -33,10 +34,11 @@ class _Over(Exception):
 class WebSocketCarrier:
     """One accepted WebSocket of a node, from its hello to its end."""
 
-    def __init__(self, desk: Desk, websocket: WebSocket, node_id: str) -> None:
+    def __init__(self, desk: Desk, websocket: WebSocket, node: Registration) -> None:
         self._desk = desk
         self._websocket = websocket
-        self._node_id = node_id
+        self._node = node
+        self._node_id = node.node_id
         self._clock = PulseClock()
         self._assembler = Assembler()
         self._connection = ""
@@ -68,7 +70,9 @@ class WebSocketCarrier:
         hello = await self._receive()
         if not isinstance(hello, Hello):
             raise WireError("The first frame says hello.")
-        welcome = await self._desk.greet(self._node_id, hello)
+        welcome = await self._desk.greet(self._node, hello)
+        if welcome is None:
+            return relay.DISPLACED
         self._connection = welcome.connection
         await self._send(welcome)
         tasks = {
@@ -156,7 +160,7 @@ class WebSocketCarrier:
             await self._websocket.send_bytes(message)
 
 
-async def exchange(desk: Desk, node_id: str, body: bytes) -> bytes:
+async def exchange(desk: Desk, node: Registration, body: bytes) -> bytes:
     """One request over HTTP: the frames of its body, answered by those of another.
 
     Raises:
@@ -165,10 +169,11 @@ async def exchange(desk: Desk, node_id: str, body: bytes) -> bytes:
     frames = [relay.decode(frame) for frame in relay.unbundle(body)]
     if not frames:
         raise WireError("A body has a frame at least.")
+    node_id = node.node_id
     first, *others = frames
     await desk.pace.take(node_id, 1 + len(others), len(body))
     if isinstance(first, Hello) and not others:
-        return _bundled([await desk.greet(node_id, first)])
+        return _bundled([await desk.greet(node, first) or Displaced()])
     if not isinstance(first, Poll):
         raise WireError("The first frame of a body is a poll, or says hello.")
     answers: list[Frame] = []

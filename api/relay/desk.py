@@ -10,6 +10,7 @@ import structlog
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ResponseError
 
+from api.auth import Registration
 from api.relay.forwarding import Forwarding
 from api.relay.line import Line
 from api.relay.pace import Pace
@@ -41,17 +42,21 @@ READ_COUNT = 16
 FRAME_OVERHEAD = 1024
 
 _GREET = """
+local newest_registration = tonumber(redis.call('HGET', KEYS[1], 'registration') or '0')
+if tonumber(ARGV[4]) < newest_registration then return nil end
 local number = 0
 if redis.call('HGET', KEYS[1], 'session') == ARGV[2] then
     number = tonumber(redis.call('HGET', KEYS[1], 'number'))
 end
-redis.call('HSET', KEYS[1], 'connection', ARGV[1], 'session', ARGV[2], 'number', number)
+redis.call('HSET', KEYS[1], 'connection', ARGV[1], 'session', ARGV[2], 'number', number,
+    'registration', ARGV[4])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
 return {number, newest[1] and newest[1][1] or '0-0'}
 """
 """The newest connection is the node's. Keys: link, inbox. Arguments: connection, session, seconds
-to live. Answer: the session's last push that was forwarded, the newest entry."""
+to live, registration. Answer: the session's last push that was forwarded, the newest entry; or
+nothing: a later registration of the node has connected."""
 
 _PULSE = """
 local owner = redis.call('HGET', KEYS[1], 'connection')
@@ -95,8 +100,9 @@ class Desk:
         for line in (self._line, *self._spare):
             await line.close()
 
-    async def greet(self, node_id: str, hello: Hello) -> Welcome:
-        """A node has connected; its earlier connection is not its own any more.
+    async def greet(self, node: Registration, hello: Hello) -> Welcome | None:
+        """A node has connected; its earlier connection is not its own any more. None if a process
+        that registered as the node later has connected before.
 
         Raises:
             WireError: it speaks another version.
@@ -104,10 +110,12 @@ class Desk:
         if hello.version != VERSION:
             raise WireError(f"The relay speaks version {VERSION}, not {hello.version}.")
         connection = secrets.token_hex(8)
-        keys = (names.link(node_id), names.inbox(node_id))
-        number, newest = await self._do(
-            "EVAL", _GREET, 2, *keys, connection, hello.session, LINK_TTL
-        )
+        keys = (names.link(node.node_id), names.inbox(node.node_id))
+        arguments = (connection, hello.session, LINK_TTL, node.number)
+        answer = await self._do("EVAL", _GREET, 2, *keys, *arguments)
+        if answer is None:
+            return None
+        number, newest = answer
         return Welcome(connection, number, hello.after or newest.decode())
 
     async def owns(self, node_id: str, connection: str) -> bool:

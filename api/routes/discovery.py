@@ -1,6 +1,7 @@
 """Who serves what: active nodes (§7.3, and §3.2.3's paths) and models (§7.1)."""
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -65,7 +66,7 @@ class ModelOnOffer(BaseModel):
     available: bool
     """Whether every layer has a healthy node now."""
     avg_latency_ms: float | None
-    """Computing of one token along the best route; none while there is no route."""
+    """Of one token along the best route, with its hops; none while there is no route."""
     price_per_token_far: float
     price_per_token_far_exact: str
     min_vram_gb: int
@@ -108,7 +109,7 @@ async def models(services: WithServices) -> Models:
                 name=model.name,
                 active_nodes=len(nodes),
                 available=route is not None and len(nodes) >= model.min_nodes,
-                avg_latency_ms=sum(node.latency_ms for node in route) if route else None,
+                avg_latency_ms=_step_ms(route) if route else None,
                 price_per_token_far=shown(model.price_per_token),
                 price_per_token_far_exact=plain(model.price_per_token),
                 min_vram_gb=model.min_vram_gb,
@@ -139,10 +140,14 @@ def _shown(node: registry.Node) -> ActiveNode:
         quantization=node.quantization,
         is_healthy=node.is_healthy,
         last_seen=dt.datetime.fromtimestamp(node.last_seen, dt.UTC),
-        avg_latency_ms=node.latency_ms,
+        avg_latency_ms=node.latency_ms + node.hop_ms,
         hop_ms=node.hop_ms,
         throughput_tokens_per_sec=node.throughput_tokens_per_sec,
         current_requests=node.current_requests,
         gpu_utilization_percent=node.gpu_utilization_percent,
         vram_used_gb=node.vram_used_gb,
     )
+
+
+def _step_ms(route: Sequence[registry.Node]) -> float:
+    return sum(node.latency_ms + node.hop_ms for node in route)

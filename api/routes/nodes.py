@@ -4,9 +4,9 @@ import datetime as dt
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import func, select
 
-from api import heartbeats, registering
+from api import heartbeats, placement, providers, registering
 from api.auth import Bearer, CallingRegistration
 from api.limits import address_of, limit
 from api.registering import Registered
@@ -23,7 +23,6 @@ from mesh.schemas import (
     WalletAddress,
     shown,
 )
-from mesh.settings import DiscoverySettings
 
 router = APIRouter(prefix="/api/nodes", tags=["nodes"])
 
@@ -34,6 +33,10 @@ HISTORY = dt.timedelta(days=90)
 class Acknowledged(BaseModel):
     status: str
     should_rebalance: bool
+    """Load the span that follows, and serve on meanwhile."""
+    start_layer: int | None = None
+    end_layer: int | None = None
+    """The span to serve, the end not included; with layer 0 comes the edge."""
 
 
 @router.post("/register-distributed")
@@ -61,7 +64,11 @@ async def heartbeat(
         raise Forbidden("A node may only speak for itself.")
     await limit(services, services.settings.limits.heartbeats_per_node, "heartbeat", caller.node_id)
     await heartbeats.take(services, caller, body)
-    return Acknowledged(status="ok", should_rebalance=False)
+    orders = await placement.answer(services, caller.node_id, body)
+    start, end = orders.span or (None, None)
+    return Acknowledged(
+        status="ok", should_rebalance=orders.should_rebalance, start_layer=start, end_layer=end
+    )
 
 
 @router.get("/earnings/{wallet_address}")
@@ -75,7 +82,7 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
             await db.execute(
                 select(
                     func.coalesce(func.sum(NodeRegistry.total_tokens_served), 0),
-                    _uptime_percent(services.settings.discovery),
+                    providers.uptime_percent(services.settings.discovery),
                 ).where(NodeRegistry.wallet_address == wallet)
             )
         ).one()
@@ -109,13 +116,3 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
         pending_payout_far_exact=plain(owed),
         earnings_history=days,
     )
-
-
-def _uptime_percent(discovery: DiscoverySettings) -> ColumnElement[float]:
-    """Mean over a wallet's active nodes of time heard, of time since registration."""
-    age = func.greatest(func.extract("epoch", func.now() - NodeRegistry.registered_at), 1)
-    share = func.least(100.0 * NodeRegistry.uptime_seconds / age, 100.0)
-    # Rows are written now and then; one of a node that died silently stays as it was.
-    patience = discovery.row_interval + discovery.health_check_interval + discovery.node_ttl
-    heard = NodeRegistry.last_seen > func.now() - dt.timedelta(seconds=patience)
-    return func.avg(share).filter(NodeRegistry.is_active, heard)

@@ -5,7 +5,7 @@ from fastapi.security import HTTPAuthorizationCredentials
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import ClientDisconnect
 
-from api.auth import CallingNode, node_of
+from api.auth import CallingRegistration, Registration, registration_of
 from api.limits import limit
 from api.problems import OUTAGES, render, unavailable
 from api.relay.carriers import WebSocketCarrier, exchange
@@ -23,7 +23,7 @@ async def connect(websocket: WebSocket) -> None:
     """A node's connection. Refused before it is accepted if the token is not a node's."""
     services: Services = websocket.app.state.services
     try:
-        node_id = await _admit(websocket, services)
+        node = await _admit(websocket, services)
     except MeshError as error:
         await websocket.send_denial_response(render(error))
         return
@@ -32,7 +32,7 @@ async def connect(websocket: WebSocket) -> None:
         return
     await websocket.accept()
     with metrics.relay_connections.track_inprogress():
-        await WebSocketCarrier(services.relay, websocket, node_id).serve()
+        await WebSocketCarrier(services.relay, websocket, node).serve()
 
 
 @router.post(
@@ -40,24 +40,26 @@ async def connect(websocket: WebSocket) -> None:
     response_class=Response,
     responses={200: {"content": {MEDIA_TYPE: {}}, "description": "Frames, see mesh/relay.py."}},
 )
-async def long_poll(request: Request, node_id: CallingNode, services: WithServices) -> Response:
+async def long_poll(
+    request: Request, node: CallingRegistration, services: WithServices
+) -> Response:
     """The same by long polls, for nodes behind proxies that let no WebSocket through: frames
     as msgpack in the body, and in the answer."""
     body = await _read(request)
     with metrics.relay_polls.track_inprogress():
-        answer = await exchange(services.relay, node_id, body)
+        answer = await exchange(services.relay, node, body)
     return Response(answer, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
 
 
-async def _admit(websocket: WebSocket, services: Services) -> str:
+async def _admit(websocket: WebSocket, services: Services) -> Registration:
     scheme, token = get_authorization_scheme_param(websocket.headers.get("authorization"))
     bearer = None
     if scheme.lower() == "bearer" and token:
         bearer = HTTPAuthorizationCredentials(scheme=scheme, credentials=token)
-    node_id = node_of(bearer, services)
+    node = registration_of(bearer, services)
     rule = services.settings.limits.relay_connections_per_node
-    await limit(services, rule, "relay", node_id)
-    return node_id
+    await limit(services, rule, "relay", node.node_id)
+    return node
 
 
 async def _read(request: Request) -> bytes:

@@ -17,6 +17,7 @@ from mesh.db.chain import (
 )
 from mesh.db.jobs import InferenceSession, NodeContribution, NodeRegistry, Outbox, RouteHop
 from mesh.db.ledger import LedgerAccount, LedgerEntry, LedgerPart, LedgerTransaction, SpendingCap
+from mesh.db.placement import PlacementMove
 
 __all__ = [
     "AMOUNT",
@@ -35,6 +36,7 @@ __all__ = [
     "NodeContribution",
     "NodeRegistry",
     "Outbox",
+    "PlacementMove",
     "RouteHop",
     "Sessions",
     "Settlement",

@@ -98,6 +98,7 @@ class RouteHop(Base):
     """One node of one generation's route at one epoch. ``first_token``: where the epoch began."""
 
     __tablename__ = "route_hops"
+    __table_args__ = (Index("idx_route_hops_wallet", "wallet_address"),)
 
     session_id: Mapped[uuid.UUID] = mapped_column(
         ForeignKey("inference_sessions.id"), primary_key=True
@@ -179,6 +180,9 @@ class NodeRegistry(Base):
     memory_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
     max_sessions: Mapped[int] = mapped_column(server_default="0")
     min_price: Mapped[Decimal | None] = mapped_column(AMOUNT)
+
+    placeable: Mapped[bool] = mapped_column(server_default="false")
+    """Whether the platform chooses its span; else its owner did."""
 
 
 class Outbox(Base):

@@ -40,7 +40,9 @@ class Ideas:
     ) -> None:
         self._nodes, self._spans, self._model, self._flow = nodes, spans, model, flow
         self._unused = [
-            node for name, node in nodes.items() if name not in spans or not flow.carried(name)
+            node
+            for name, node in nodes.items()
+            if node.movable and (name not in spans or not flow.carried(name))
         ]
 
     def __iter__(self) -> Iterator[Idea]:
@@ -57,7 +59,8 @@ class Ideas:
     def _taken_over(self) -> Iterator[Idea]:
         """A node that is hardly missed where it is leads around what holds the others up."""
         order = sorted(
-            self._nodes, key=lambda name: (self._missed(name), -self._nodes[name].speed, name)
+            (name for name, node in self._nodes.items() if node.movable),
+            key=lambda name: (self._missed(name), -self._nodes[name].speed, name),
         )
         for name in order[:TRIES]:
             for span in bridges(self._nodes[name], self._flow, self._model)[:BRIDGES]:
@@ -95,7 +98,7 @@ class Ideas:
             return _Line(left[::-1], middle, right, (start, end), rate)
 
         for name, (start, end) in self._spans.items():
-            if start in before and end in after:
+            if start in before and end in after and self._nodes[name].movable:
                 yield line(start, [self._nodes[name]], end, self._flow.rate(name))
         for start in sorted(before):
             end = min((cut for cut in after if cut > start), default=0)
@@ -103,10 +106,12 @@ class Ideas:
                 yield line(start, [], end, 0.0)
 
     def _neighbours(self) -> tuple[dict[int, Candidate], dict[int, Candidate]]:
-        """The quickest node that ends at a cut, and the quickest that starts there."""
+        """Of those that may move, the quickest that ends at a cut, and the quickest that starts
+        there."""
         leads: dict[int, Candidate] = {}
         follows: dict[int, Candidate] = {}
-        for name in sorted(self._spans, key=self._flow.rate):
+        movable = (name for name in self._spans if self._nodes[name].movable)
+        for name in sorted(movable, key=self._flow.rate):
             start, end = self._spans[name]
             follows[start] = leads[end] = self._nodes[name]
         return leads, follows

@@ -22,7 +22,8 @@ class Candidate:
     ``speed``: layers a second. ``capacity``: layers that its memory holds, with their KV.
     ``edge_capacity``: how many beside the edge; 0 where the edge has no room, or the node is not
     trusted with it. ``layer_bytes``, ``edge_bytes``: what it loads for a layer and for the edge,
-    at ``load_speed`` bytes a second.
+    at ``load_speed`` bytes a second. ``movable``: whether it may be given another span than the one
+    that it serves.
     """
 
     node_id: str
@@ -32,6 +33,7 @@ class Candidate:
     layer_bytes: int
     edge_bytes: int
     load_speed: float
+    movable: bool = True
 
     def holds(self, span: Span) -> bool:
         """Whether its memory has room for a span, and for the edge if it begins there."""

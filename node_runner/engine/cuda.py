@@ -74,7 +74,8 @@ def cuda_graphs(device: torch.device) -> Capture:
                     compute()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=memory):
+            # Other threads may serve another span meanwhile, and allocate.
+            with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
                 output = compute()
 
         def replay() -> torch.Tensor:

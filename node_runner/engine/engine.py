@@ -102,6 +102,14 @@ class Engine:
         taken, self._forwards = self._forwards, []
         return taken
 
+    def abandon(self, code: str) -> list[Result]:
+        """Give all generations up; their supervisors are told why, and go on elsewhere."""
+        results = Results(self._wire_dtype)
+        for generation in list(self.generations.values()):
+            results.add(self._refusal(generation, code))
+            self._drop(generation)
+        return results.take()
+
     def expire(self) -> None:
         """Forget generations whose supervisor never came back to close them."""
         now = time.monotonic()

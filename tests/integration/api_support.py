@@ -23,6 +23,7 @@ from mesh import ledger, names, registry, routing, streams
 from mesh.db import InferenceSession, LedgerTransaction, Outbox, RouteHop
 from mesh.live import LiveRoute
 from mesh.settings import Settings
+from mesh.skips import Skips
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID, TEMPLATE
 from tests.factories import fund
@@ -230,6 +231,7 @@ class Job:
             queue=made.queue,
             catalog=made.catalog,
             vault=made.vault,
+            skips=Skips(made.redis),
         )
 
     async def row(self) -> InferenceSession:

@@ -14,6 +14,7 @@ from mesh.registry import PULSE_TTL
 from mesh.wire import Halt, Ping, Step, Steps, Token
 from node_runner.engine.engine import Engine
 from node_runner.engine.results import Forward
+from node_runner.engines import Engines
 from node_runner.metrics import Meter
 from node_runner.runner import Runner
 from node_runner.transport import Unreachable
@@ -166,7 +167,8 @@ def test_a_pulse_tells_that_the_process_runs_and_its_room(
 
 def test_a_node_outlives_redis_and_obeys_without_it(server: Server, tmp_path: Path) -> None:
     engine = Engine(load_span(DEMO_MODEL, (2, 3), tmp_path), node_id="a", kv_budget_bytes=10**6)
-    runner = Runner(engine, RedisTransport(server.url, "a", engine.room), Meter())
+    engines = Engines("a", (2, 3), engine)
+    runner = Runner(engines, RedisTransport(server.url, "a", engines.room), Meter())
     running = threading.Thread(target=runner.run)
     running.start()
     server.stop()

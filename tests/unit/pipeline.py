@@ -131,6 +131,8 @@ class Pipeline:
                 next_node=str((stage + 1) % stages),
                 capacity=len(token_ids) + max_tokens,
                 expires_in=60,
+                start_layer=stage,
+                end_layer=stage + 1,
             )
             prompt = Prompt(token_ids, list(generated), max_tokens, sampling)
             start = (request_id, epoch, place, resumes.get(stage, AFRESH), list(prefix))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from node_runner.vitals import Gpu, GpuUse, LoadTimer, room_bytes
+from node_runner.vitals import Gpu, GpuUse, room_bytes
 
 UUID = "b8ae8e3a-6a0c-4d5e-9d8e-000000000001"
 CUDA = torch.device("cuda", 1)
@@ -104,7 +104,3 @@ def test_room_on_a_cpu_is_what_the_system_can_give() -> None:
 def test_room_on_a_gpu_is_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 24 * 10**9))
     assert room_bytes(CUDA) == 20 * 10**9
-
-
-def test_loading_is_timed() -> None:
-    assert 0 < LoadTimer().speed(1000) <= 1000 / 1e-9

@@ -32,7 +32,7 @@ from mesh.wire import (
     Token,
 )
 
-PLACE = Place(1, 3, "edge", "previous", "next", 100, 60)
+PLACE = Place(1, 3, "edge", "previous", "next", 100, 60, 2, 4)
 
 MESSAGES = [
     Open("req", 1, PLACE, Resume(True, False, 7), [b"12345678"]),

@@ -1,0 +1,203 @@
+"""Where a node is to serve: a new one by its registration, and each by its heartbeats' answers."""
+
+import datetime as dt
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.heartbeats import as_node, trusts
+from api.services import Services
+from mesh import moves, names, registry, smoothing, swarm
+from mesh.catalog import Model
+from mesh.db import NodeRegistry, PlacementMove
+from mesh.errors import InvalidRequest
+from mesh.placement import Candidate, Span, join
+from mesh.registry import Node
+from mesh.schemas import NodeHealth, NodeRegistration
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """``span``: what the node is to serve; none if that is not known. ``should_rebalance``: it is
+    to load that, and serve on until then."""
+
+    span: Span | None
+    should_rebalance: bool = False
+
+
+async def place(
+    services: Services, db: AsyncSession, model: Model, body: NodeRegistration
+) -> dict[str, Any]:
+    """The columns that say where a node serves which leaves that to us: the span that it had, if it
+    comes back, else the one with which it helps most. Nobody else is given one until the
+    transaction ends, so that two that come at once do not get the same.
+
+    Raises:
+        InvalidRequest: it holds no layer of the model.
+        UnsupportedModel: the model cannot be quantized as it says.
+    """
+    how = services.settings.placement
+    await moves.lock(db, model.id)
+    known = await _known(db, body)
+    nodes = [
+        node
+        for node in await registry.alive(services.redis, model.id)
+        if known is None or node.node_id != known.node_id
+    ]
+    nodes += await _loading(services, db, model, {node.node_id for node in nodes})
+    speeds = await smoothing.means(services.redis, model.id)
+    seen = swarm.swarm_of(nodes, model, positions=how.positions, speeds=speeds)
+    newcomer = swarm.newcomer(
+        "",
+        model,
+        quantization=body.quantization,
+        vram_gb=body.vram_gb,
+        memory_bytes=body.memory_bytes,
+        trusted=trusts(services, body.wallet_address),
+        positions=how.positions,
+        speed=swarm.usual_speed(speeds),
+    )
+    if known is not None:
+        await _begin_again(db, known)
+    span = (
+        _as_before(newcomer, known, model)
+        or join(newcomer, seen.by_id, seen.spans, seen.shape)
+        or _beside(newcomer, seen)
+    )
+    if span is None:
+        raise InvalidRequest(
+            f"{body.memory_bytes} bytes hold no layer of this model with the KV cache that it "
+            "needs. Give the node more memory, or quantize.",
+            code="memory_bytes_too_small",
+        )
+    return {"start_layer": span[0], "end_layer": span[1], "edge": span[0] == 0}
+
+
+async def answer(services: Services, node_id: str, body: NodeHealth) -> Orders:
+    """What a heartbeat is told. A round trip to Redis, unless a move has something for the node."""
+    redis = services.redis
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hmget(names.orders(node_id), ["start", "end"])
+        pipe.hmget(names.node(node_id), ["start_layer", "end_layer"])
+        ordered, current = (_span(pair) for pair in await pipe.execute())
+    if ordered is None:
+        return Orders(current or await _registered(services, node_id))
+    first = await moves.note_asked(redis, node_id, time.time())
+    if not first and ordered not in body.serves and body.cannot_serve != ordered:
+        return Orders(ordered, should_rebalance=True)
+    return await _go_on(services, node_id, body, ordered)
+
+
+async def _go_on(services: Services, node_id: str, body: NodeHealth, ordered: Span) -> Orders:
+    """A move's node has begun to load, has loaded, or cannot."""
+    switches: list[moves.Switch] = []
+    async with services.sessions.begin() as db:
+        move = await _move_of(db, node_id)
+        if move is not None and body.cannot_serve == ordered:
+            await moves.fail(db, move, f"{node_id} could not load its span")
+        elif move is not None and ordered in body.serves:
+            switches = await moves.loaded(db, move, node_id)
+        elif move is not None:
+            move.state = "loading"
+        still = move is not None and move.ended_at is None
+    if still:
+        return Orders(ordered, should_rebalance=True)
+    if move is None:
+        await services.redis.delete(names.orders(node_id))
+    else:
+        await moves.take_back_orders(services.redis, move)
+        await moves.announce(services.redis, switches)
+        log.info("move_ended", model_id=move.model_id, state=move.state, reason=move.reason)
+    span = await _registered(services, node_id)
+    if span is not None and not switches:  # who switched did not live to tell the routes
+        await registry.move(services.redis, node_id, span, edge=span[0] == 0)
+    return Orders(span)
+
+
+async def _loading(
+    services: Services, db: AsyncSession, model: Model, known: set[str]
+) -> list[Node]:
+    """Nodes that have registered and not been heard yet: they count with the span that they got."""
+    limit = dt.timedelta(seconds=services.settings.placement.loading_limit)
+    rows = await db.scalars(
+        select(NodeRegistry).where(
+            NodeRegistry.model_id == model.id,
+            NodeRegistry.last_seen.is_(None),
+            NodeRegistry.registered_at > func.now() - limit,
+        )
+    )
+    return [as_node(services, row) for row in rows if row.node_id not in known]
+
+
+async def _known(db: AsyncSession, body: NodeRegistration) -> NodeRegistry | None:
+    """The row of a node that comes back."""
+    if body.device_id is None:
+        return None
+    found: NodeRegistry | None = await db.scalar(
+        select(NodeRegistry).where(
+            NodeRegistry.wallet_address == body.wallet_address,
+            NodeRegistry.device_id == body.device_id,
+            NodeRegistry.gpu_index == body.gpu_index,
+        )
+    )
+    return found
+
+
+def _as_before(newcomer: Candidate, known: NodeRegistry | None, model: Model) -> Span | None:
+    """Its checkpoint is on its disk, and others count on its coming back."""
+    if known is None or known.model_id != model.id or not known.placeable:
+        return None
+    span = (known.start_layer, known.end_layer)
+    return span if span[1] <= model.layers and newcomer.holds(span) else None
+
+
+async def _begin_again(db: AsyncSession, known: NodeRegistry) -> None:
+    """What a process had loaded for a move is gone with it."""
+    move = await _move_of(db, known.node_id)
+    if move is not None:
+        move.changes = [
+            change | {"loaded": change["loaded"] and change["node_id"] != known.node_id}
+            for change in move.changes
+        ]
+
+
+async def _move_of(db: AsyncSession, node_id: str) -> PlacementMove | None:
+    """The move under way that changes a node."""
+    model_id = await db.scalar(select(NodeRegistry.model_id).where(NodeRegistry.node_id == node_id))
+    move = None if model_id is None else await moves.under_way(db, model_id)
+    return move if move is not None and node_id in moves.nodes_of(move) else None
+
+
+def _beside(newcomer: Candidate, seen: swarm.Swarm) -> Span | None:
+    """For a node that raises the throughput nowhere: a replica of the slowest span that it holds,
+    else as many of the last layers as it holds, where a move may find it."""
+    rates: dict[Span, float] = {}
+    for node_id, span in seen.spans.items():
+        if newcomer.holds(span):
+            rates[span] = rates.get(span, 0.0) + seen.by_id[node_id].rate(span, seen.shape)
+    if rates:
+        return min(rates, key=lambda span: (rates[span], span))
+    layers = seen.shape.layers
+    return (max(1, layers - newcomer.capacity), layers) if newcomer.capacity else None
+
+
+async def _registered(services: Services, node_id: str) -> Span | None:
+    async with services.sessions() as db:
+        found = await db.execute(
+            select(NodeRegistry.start_layer, NodeRegistry.end_layer).where(
+                NodeRegistry.node_id == node_id
+            )
+        )
+        row = found.one_or_none()
+    return None if row is None else (row.start_layer, row.end_layer)
+
+
+def _span(pair: list[bytes | None]) -> Span | None:
+    start, end = pair
+    return None if start is None or end is None else (int(start), int(end))

@@ -1,0 +1,160 @@
+"""Makes engines: a span's checkpoint, its layers in memory, and room for KV."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mesh import wire
+from mesh.errors import MeshError
+from mesh.footprint import QUANTIZATIONS, footprint
+from node_runner.engine.cuda import accelerate, capture_decoding
+from node_runner.engine.draft_model import load_draft
+from node_runner.engine.engine import Engine
+from node_runner.engine.loader import SpanSpec, prepare_span
+from node_runner.engine.span import Span
+from node_runner.engine.tensors import DTYPES
+from node_runner.engines import Layers
+from node_runner.options import CannotServe, Options
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A span's checkpoint on disk, and the bytes that serving it takes."""
+
+    folder: Path
+    spec: SpanSpec
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A span in memory, and the model that guesses beside it, if there is one. ``seconds``: of
+    loading its weights."""
+
+    span: Span
+    guesser: Span | None
+    spec: SpanSpec
+    seconds: float
+
+    @property
+    def layers(self) -> Layers:
+        return self.spec.start, self.spec.end
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(weight.nbytes for weight in self.span.weights)
+
+
+class Loader:
+    """Loads spans of the model that a node was started for, all in the same way.
+
+    Raises:
+        CannotServe: an option is wrong.
+    """
+
+    def __init__(self, options: Options, device: torch.device) -> None:
+        if options.quantization not in QUANTIZATIONS:
+            raise CannotServe(
+                f"--quantization is one of {', '.join(QUANTIZATIONS)}; "
+                f"got {options.quantization!r}."
+            )
+        self._options = options
+        self._device = device
+        self._dtype = _dtype(options.dtype, device)
+        self._wire_dtype = _wire_dtype(options.wire)
+        self._kv_bytes = round(options.kv_gb * 1e9)
+
+    def prepare(self, layers: Layers | None, *, edge: bool) -> Prepared:
+        """Fetch a span (all layers, if none are given).
+
+        Raises:
+            CannotServe: the model has no such span, or the engine does not know its family.
+        """
+        try:
+            folder, spec = prepare_span(
+                self._options.path or self._options.model,
+                layers=layers,
+                edge=edge,
+                cache=self._options.cache,
+            )
+            config = json.loads((folder / "config.json").read_text())
+            takes = footprint(config, self._options.quantization, number_bytes=self._dtype.itemsize)
+        except MeshError as error:
+            raise CannotServe(error.detail) from None
+        weights = (spec.end - spec.start) * takes.layer + edge * takes.edge
+        return Prepared(folder, spec, weights + self._kv_bytes)
+
+    def load(self, prepared: Prepared) -> Loaded:
+        """
+        Raises:
+            CannotServe: it cannot be quantized like this, or the draft model does not fit.
+        """
+        torch.set_num_threads(self._options.threads)  # of this thread
+        began = time.monotonic()
+        try:
+            span = Span(
+                prepared.folder,
+                edge=prepared.spec.edge,
+                device=self._device,
+                dtype=self._dtype,
+                quantization=self._options.quantization,
+            )
+            seconds = time.monotonic() - began
+            span.warm_up()
+            guesser = self._guesser(span)
+            if self._options.paged and self._device.type == "cuda":
+                accelerate(span)
+                if guesser is not None:
+                    accelerate(guesser)
+        except MeshError as error:
+            raise CannotServe(error.detail) from None
+        return Loaded(span, guesser, prepared.spec, seconds)
+
+    def engine(self, loaded: Loaded, node_id: str) -> Engine:
+        """
+        Raises:
+            CannotServe: there is no room for KV.
+        """
+        engine = Engine(
+            loaded.span,
+            node_id=node_id,
+            kv_budget_bytes=self._kv_budget(loaded.span),
+            wire_dtype=self._wire_dtype,
+            speculate=self._options.speculate,
+            draft=loaded.guesser,
+        )
+        if loaded.span.kv_shape.paged:
+            capture_decoding(loaded.span, engine.pool)
+        return engine
+
+    def _guesser(self, span: Span) -> Span | None:
+        if self._options.draft is None or not self._options.speculate or not span.edge:
+            return None
+        return load_draft(self._options.draft, span, cache=self._options.cache)
+
+    def _kv_budget(self, span: Span) -> int:
+        least = span.kv_shape.bytes_per_block
+        if self._kv_bytes < least:
+            raise CannotServe(
+                f"--kv-gb {self._options.kv_gb:g} holds nothing: a block takes {least / 1e9:g} GB."
+            )
+        return self._kv_bytes
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise CannotServe(f"--dtype is one of auto, {', '.join(DTYPES)}; got {name!r}.")
+    return DTYPES[name]
+
+
+def _wire_dtype(name: str) -> str | None:
+    if name == "auto":
+        return None
+    if name not in wire.DTYPES:
+        raise CannotServe(f"--wire is one of auto, {', '.join(wire.DTYPES)}; got {name!r}.")
+    return name

@@ -1,0 +1,37 @@
+"""What a node is started with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class CannotServe(Exception):
+    """The node does not start, or has to end; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a node is started with: `far-node start --help` says what each means."""
+
+    model: str
+    wallet: str
+    discovery: str
+    keyfile: Path
+    password: str
+    redis: str | None
+    path: str | None
+    span: tuple[int, int] | None
+    edge: bool
+    device: str
+    dtype: str
+    quantization: str
+    memory_gb: float | None
+    kv_gb: float
+    threads: int
+    wire: str
+    speculate: bool
+    draft: str | None
+    paged: bool
+    public_addr: str
+    location: str
+    cache: Path
+    metrics_port: int

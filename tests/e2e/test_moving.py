@@ -1,0 +1,102 @@
+"""Nodes that the platform places and moves, while they serve."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from stack.servers import free_port
+from stack.supervisor import Plan, Stack
+from tests.e2e.conftest import FAST, Reference, User, at_once, query, wait_until
+
+LONG = 700
+SMALL = ("--memory-gb", "0.3", "--kv-gb", "0.1")
+"""Room for all layers of the demo model, also twice."""
+
+EAGER = {
+    "FAR_PLACEMENT__INTERVAL": "1",
+    "FAR_PLACEMENT__PAUSE": "0",
+    "FAR_PLACEMENT__HALF_LIFE": "1",
+    "FAR_PLACEMENT__POSITIONS": "4096",
+}
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """One node, which the platform has placed; room for others."""
+    folder = Path(tempfile.mkdtemp(prefix="far-e2e-"))
+    plan = Plan(
+        folder=folder / "data",
+        api_port=free_port(),
+        redis_port=free_port(),
+        chain_port=free_port(),
+        nodes=1,
+        workers=2,
+        placed=True,
+        node_options=SMALL,
+        environment=FAST | EAGER,
+    )
+    with Stack(plan) as running:
+        running.add_wallets(2)
+        yield running
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def spans(stack: Stack) -> list[str]:
+    """Of the nodes that are on the routes."""
+    return sorted(
+        query(
+            stack,
+            "SELECT start_layer || ':' || end_layer FROM node_registry WHERE is_active "
+            "AND last_seen > now() - interval '4 seconds'",
+        )
+    )
+
+
+def moves(stack: Stack) -> list[str]:
+    return query(stack, "SELECT state FROM placement_moves ORDER BY id")
+
+
+def test_a_lone_node_gets_all_layers(stack: Stack, user: User, reference: Reference) -> None:
+    prompt = "The for statement"
+    assert spans(stack) == ["0:6"]
+    assert user.generate(prompt)["text"] == reference.text(prompt)
+
+
+def test_who_joins_takes_over_a_part_while_generations_run(
+    stack: Stack, make_user: Callable[..., User], reference: Reference
+) -> None:
+    user = make_user()
+    prompts = [f"The number {number} is" for number in range(4)]
+    before = len(moves(stack))
+    running = [user.submit(prompt, max_tokens=LONG) for prompt in prompts]
+    wait_until(lambda: all(user.job(r)["tokens_generated"] > 3 for r in running), "some tokens")
+    stack.start_node(1, None)
+    wait_until(lambda: moves(stack)[before:] == ["switched"], "the move")
+    later = at_once(2, lambda n: user.generate(f"After the move, {n}"))
+    for number, result in enumerate(later):
+        assert result["text"] == reference.text(f"After the move, {number}")
+        assert len(result["nodes_used"]) == 2
+    for prompt, request_id in zip(prompts, running, strict=True):
+        job = user.ended(request_id)
+        assert (job["status"], job["error"]) == ("completed", None)
+        assert job["text"] == reference.text(prompt, LONG)
+    assert begun_again(stack) == []
+
+
+def begun_again(stack: Stack) -> list[str]:
+    """Why generations got another route than their first one."""
+    lines = [
+        json.loads(line)
+        for log in (stack.plan.folder / "logs").glob("worker-*.log")
+        for line in log.read_text().splitlines()
+        if line.startswith("{")
+    ]
+    return [
+        line["reason"]
+        for line in lines
+        if line["event"] == "route_opened" and line["reason"] != "first"
+    ]

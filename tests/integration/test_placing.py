@@ -1,0 +1,303 @@
+"""Placing nodes that leave it to the platform, and moving them: one move at a time, and no more."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import select
+
+from mesh import names, proof, registry
+from mesh.db import NodeRegistry, PlacementMove
+from mesh.settings import Settings
+from mesh.skipping import Skip
+from mesh.skips import Skips
+from tests.conftest import MODEL_ID
+from tests.integration.api_support import (
+    LAYERS,
+    PROVIDER,
+    PROVIDER_WALLET,
+    STRANGER,
+    Gateway,
+    open_gateway,
+    problem,
+)
+from workers.placement import look
+from workers.services import Services, open_services
+
+ROOMY = 10**9
+EAGER = {"half_life": 1e-3, "pause": 0, "positions": 1024, "threshold": 0.1}
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., Settings]) -> Settings:
+    return make_settings(discovery={"trusted_wallets": [PROVIDER.address]}, placement=EAGER)
+
+
+@pytest.fixture
+async def gateway(settings: Settings, redis: Redis) -> AsyncIterator[Gateway]:
+    async with open_gateway(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def services(settings: Settings, redis: Redis) -> AsyncIterator[Services]:
+    async with open_services(settings) as opened:
+        yield opened
+
+
+class Provider:
+    """A node that the test plays."""
+
+    def __init__(self, gateway: Gateway, device: str, signer: Any = PROVIDER) -> None:
+        self._gateway = gateway
+        self._device = device
+        self._signer = signer
+        self.span = (0, 0)
+
+    async def join(self, **changes: Any) -> dict[str, Any]:
+        """Register, and leave the span to the platform."""
+        nonce = (await self._gateway.client.get("/api/auth/nonce")).json()["nonce"]
+        message = proof.registration_message(
+            wallet_address=self._signer.address,
+            model_id=MODEL_ID,
+            start_layer=None,
+            end_layer=None,
+            edge=False,
+            nonce=nonce,
+        )
+        body = {
+            "wallet_address": self._signer.address,
+            "model_id": MODEL_ID,
+            "gpu_model": "CPU",
+            "vram_gb": 0,
+            "public_addr": "192.0.2.1:31330",
+            "location": "unknown",
+            "placeable": True,
+            "device_id": self._device,
+            "memory_bytes": ROOMY,
+            "nonce": nonce,
+            "signature": proof.sign(message, self._signer.key),
+        }
+        answer = await self._gateway.client.post(
+            "/api/nodes/register-distributed", json=body | changes
+        )
+        node: dict[str, Any] = answer.json()
+        if answer.status_code == 200:
+            self.id, token = node["node_id"], node["node_token"]
+            self.headers = {"Authorization": f"Bearer {token}"}
+            self.span = (node["layers_served"][0], node["layers_served"][-1] + 1)
+        return node
+
+    async def beat(self, *, ms: float = 0.0, **changes: Any) -> dict[str, Any]:
+        """A heartbeat of a node that needs so many milliseconds for a layer."""
+        body = {
+            "node_id": self.id,
+            "is_healthy": True,
+            "latency_ms": ms * (self.span[1] - self.span[0]),
+            "throughput_tokens_per_sec": 1,
+            "memory_bytes": ROOMY,
+            "load_bytes_per_second": 1e9,
+            "serves": [self.span],
+        }
+        answer = await self._gateway.client.post(
+            "/api/nodes/heartbeat", json=body | changes, headers=self.headers
+        )
+        assert answer.status_code == 200, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
+
+    async def obey(self, told: dict[str, Any]) -> dict[str, Any]:
+        """Load what it is told to, and say so; the answer to that."""
+        new = (told["start_layer"], told["end_layer"])
+        answer = await self.beat(serves=[self.span, new])
+        if not answer["should_rebalance"]:
+            self.span = (answer["start_layer"], answer["end_layer"])
+        return answer
+
+
+async def moves(services: Services) -> list[PlacementMove]:
+    async with services.sessions() as db:
+        return list(await db.scalars(select(PlacementMove).order_by(PlacementMove.id)))
+
+
+async def rebalance(services: Services) -> None:
+    await look(services, services.catalog.get(MODEL_ID))
+
+
+async def two(gateway: Gateway) -> tuple[Provider, Provider]:
+    """One that serves all, and one that came later and has nothing to do yet; both as quick."""
+    first, second = Provider(gateway, "a"), Provider(gateway, "b", STRANGER)
+    await first.join()
+    await first.beat(ms=10)
+    await second.join()
+    await second.beat()
+    return first, second
+
+
+async def test_young_swarms_are_covered_from_both_ends(gateway: Gateway) -> None:
+    """At once, and before anybody was heard."""
+    needs = {"memory_bytes": 30_000_000}
+    stranger, trusted = Provider(gateway, "a", STRANGER), Provider(gateway, "b")
+    answers = await asyncio.gather(stranger.join(**needs), trusted.join(**needs))
+    assert [answer["edge"] for answer in answers] == [False, True]
+    assert stranger.span[0] > 0
+    assert stranger.span[1] == LAYERS
+    assert trusted.span[0] == 0
+    assert trusted.span[1] >= 1
+
+
+async def test_a_node_without_memory_is_refused(gateway: Gateway) -> None:
+    await Provider(gateway, "a").join()
+    nonce = (await gateway.client.get("/api/auth/nonce")).json()["nonce"]
+    assert nonce
+    refused = await Provider(gateway, "b").join(memory_bytes=1000)
+    assert refused["code"] == "memory_bytes_too_small"
+
+
+async def test_who_comes_back_serves_what_it_served(gateway: Gateway, services: Services) -> None:
+    first, second = await two(gateway)
+    await rebalance(services)
+    for node in (first, second):
+        await node.obey(await node.beat())
+    await first.beat()
+    spans = (first.span, second.span)
+    for node in (first, second):
+        await node.join()
+    again = (await first.beat(), await second.beat())
+    assert [(told["start_layer"], told["end_layer"]) for told in again] == list(spans)
+
+
+async def test_a_join_causes_one_move_that_takes_effect_when_all_have_loaded(
+    gateway: Gateway, services: Services
+) -> None:
+    first, second = await two(gateway)
+    await rebalance(services)
+    await rebalance(services)
+    [move] = await moves(services)
+    assert move.state == "proposed"
+    assert {change["node_id"] for change in move.changes} == {first.id, second.id}
+    told = [await first.beat(ms=10), await second.beat()]
+    assert all(answer["should_rebalance"] for answer in told)
+    assert [move.state for move in await moves(services)] == ["loading"]
+    waiting = await first.obey(told[0])
+    assert waiting["should_rebalance"]
+    before = {n.node_id: n.layers_served for n in await registry.active(gateway.redis, MODEL_ID)}
+    assert before[first.id] == list(range(LAYERS)), "nothing changes until all can"
+    await second.obey(told[1])
+    await first.beat(ms=10)
+    assert [move.state for move in await moves(services)] == ["switched"]
+    nodes = {n.node_id: n for n in await registry.active(gateway.redis, MODEL_ID)}
+    assert nodes[first.id].end_layer == nodes[second.id].start_layer
+    assert (nodes[first.id].start_layer, nodes[second.id].end_layer) == (0, LAYERS)
+    assert not (await first.beat())["should_rebalance"]
+    assert not await gateway.redis.exists(names.orders(first.id), names.orders(second.id))
+
+
+async def test_noise_moves_nobody_and_drift_does(gateway: Gateway, services: Services) -> None:
+    first, second = await two(gateway)
+    await rebalance(services)
+    for node in (first, second):
+        await node.obey(await node.beat(ms=10))
+    told = await first.beat(ms=10)
+    first.span = (told["start_layer"], told["end_layer"])
+    for ms in (10.0, 10.5, 9.6, 10.3, 9.9):
+        await first.beat(ms=ms)
+        await second.beat(ms=20 - ms)
+        await rebalance(services)
+    assert len(await moves(services)) == 1
+    await second.beat(ms=40)
+    await rebalance(services)
+    [_, drift] = await moves(services)
+    shorter = {change["node_id"]: change for change in drift.changes}[second.id]
+    assert shorter["new"][1] - shorter["new"][0] < shorter["old"][1] - shorter["old"][0]
+
+
+async def test_who_cannot_load_stays_and_is_not_asked_again(
+    gateway: Gateway, services: Services
+) -> None:
+    first, second = await two(gateway)
+    await rebalance(services)
+    told = await second.beat()
+    span = [told["start_layer"], told["end_layer"]]
+    answer = await second.beat(cannot_serve=span)
+    assert not answer["should_rebalance"]
+    assert not (await first.beat(ms=10))["should_rebalance"]
+    await rebalance(services)
+    [move] = await moves(services)
+    assert (move.state, second.id in (move.reason or "")) == ("failed", True)
+
+
+async def test_a_move_of_a_node_that_is_gone_is_given_up(
+    gateway: Gateway, services: Services
+) -> None:
+    first, second = await two(gateway)
+    await rebalance(services)
+    await first.beat(ms=10)
+    services.settings.discovery.node_ttl = 0
+    await registry.forget(services.redis, second.id, MODEL_ID)
+    await rebalance(services)
+    [move] = await moves(services)
+    assert move.state == "failed"
+    assert not (await first.beat(ms=10))["should_rebalance"]
+
+
+async def test_orders_outlive_redis(gateway: Gateway, services: Services) -> None:
+    first, second = await two(gateway)
+    await rebalance(services)
+    await gateway.redis.flushall()
+    for node in (first, second):
+        assert not (await node.beat(ms=10))["should_rebalance"]
+    await rebalance(services)
+    assert (await first.beat(ms=10))["should_rebalance"]
+    assert len(await moves(services)) == 1
+
+
+async def test_a_fixed_span_is_never_moved(gateway: Gateway, services: Services) -> None:
+    first, second = await two(gateway)
+    async with services.sessions.begin() as db:
+        for node in (first, second):
+            (await db.get_one(NodeRegistry, node.id)).placeable = False
+    await gateway.redis.flushall()
+    await first.beat(ms=10)
+    await second.beat()
+    await rebalance(services)
+    assert await moves(services) == []
+
+
+async def test_a_provider_sees_his_node_and_why_it_gets_no_work(
+    gateway: Gateway, services: Services
+) -> None:
+    first, second = await two(gateway)
+    skips = Skips(services.redis)
+    for _ in range(2):
+        await skips.count({second.id: Skip.SPAN_MEETS_NOBODY})
+    url = f"/api/nodes/{second.id}"
+    seen = (await gateway.client.get(url, headers=second.headers)).json()
+    assert seen["skipped"] == {"span_meets_nobody": 2}
+    assert (seen["state"], seen["placeable"], seen["moving_to"]) == ("serving", True, None)
+    assert seen["layers_served"] == list(range(*second.span))
+    for headers in (gateway.login(STRANGER.address), gateway.login(STRANGER.address, "machine")):
+        assert (await gateway.client.get(url, headers=headers)).json()["node_id"] == second.id
+    for headers in (first.headers, gateway.login(PROVIDER.address)):
+        problem(await gateway.client.get(url, headers=headers), 404, "node_not_found")
+    problem(await gateway.client.get(url, headers={"Authorization": ""}), 401, "token_missing")
+
+
+async def test_a_providers_stats_and_history(gateway: Gateway) -> None:
+    await two(gateway)
+    asked = {"wallet_address": PROVIDER_WALLET}
+    stats = (await gateway.client.get("/api/provider/stats", params=asked)).json()
+    assert stats["active_nodes"] == 1
+    assert stats["avg_latency_ms"] == 10 * LAYERS
+    assert (stats["total_earned_far"], stats["total_requests_served"]) == (0, 0)
+    assert stats["reliability_score"] is None
+    mine = await gateway.client.get("/api/provider/stats", headers=gateway.login(PROVIDER.address))
+    assert mine.json() == stats
+    answer = await gateway.client.get("/api/provider/earnings/history", params=asked)
+    assert answer.json() == []
+    nobody = await gateway.client.get("/api/provider/stats", headers={"Authorization": ""})
+    problem(nobody, 401, "token_missing")
+    far = await gateway.client.get("/api/provider/earnings/history", params=asked | {"days": 1000})
+    assert far.status_code == 422

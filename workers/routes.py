@@ -1,0 +1,105 @@
+"""Finds a generation its route, and knows whom to leave out for a while."""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mesh import registry, routing, tiers
+from mesh.catalog import Model
+from mesh.db import InferenceSession
+from mesh.distance import Coordinates
+from mesh.registry import Node, Sighting
+from mesh.skipping import explain
+from workers.services import Services
+
+
+class Hop(NamedTuple):
+    """A node and the span that it serves for a generation: a node that has moved is another hop."""
+
+    node_id: str
+    start_layer: int
+    end_layer: int
+
+    @classmethod
+    def of(cls, node: Node) -> "Hop":
+        return cls(node.node_id, node.start_layer, node.end_layer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A route, and what it was chosen from."""
+
+    sighted: Sequence[Sighting]
+    route: Sequence[Node]
+    avoid: Collection[str]
+    rooms: Mapping[str, int]
+
+
+class Routes:
+    """The routes of one generation."""
+
+    def __init__(self, services: Services, model: Model, job: InferenceSession) -> None:
+        self._redis = services.redis
+        self._model = model
+        self._positions = job.prompt_tokens + job.max_tokens
+        self._admits = tiers.admits(job.tier)
+        self._fair = tiers.accepts(job.price_per_token_far)
+        self._skips = services.skips
+        self._chosen: _Choice | None = None
+        self._near = (
+            None
+            if job.near_latitude is None or job.near_longitude is None
+            else Coordinates(job.near_latitude, job.near_longitude)
+        )
+        self._avoid: dict[str, float] = {}
+
+    def avoid(self, node_id: str, seconds: float) -> None:
+        """Leave a node out for so long."""
+        self._avoid[node_id] = time.monotonic() + seconds
+
+    async def find(self, serving: Collection[Hop]) -> list[Node] | None:
+        """The cheapest route now, none if there is none. ``serving``: the hops that the generation
+        has, which cost nothing where they still serve the same span."""
+        sighted = await registry.sighted(self._redis, self._model.id)
+        nodes = [seen.node for seen in sighted if seen.serves]
+        if len(nodes) < self._model.min_nodes:
+            return None
+        rooms = await registry.rooms(self._redis, [node.node_id for node in nodes])
+        now = time.monotonic()
+        avoid = [node_id for node_id, until in self._avoid.items() if until > now]
+        route = routing.choose(
+            nodes,
+            self._model.layers,
+            avoid=avoid,
+            prefer=[node.node_id for node in nodes if Hop.of(node) in serving],
+            admits=lambda node: self._fair(node) and self._admits(node),
+            positions=self._positions,
+            rooms=rooms,
+            near=self._near,
+        )
+        self._chosen = None if route is None else _Choice(sighted, route, avoid, rooms)
+        return route
+
+    async def count_skips(self) -> None:
+        """Note why the other nodes are not on the route that was found last; not every time."""
+        choice, self._chosen = self._chosen, None
+        if choice is None or not self._skips.due:
+            return
+        reasons = explain(
+            choice.sighted,
+            self._model.layers,
+            choice.route,
+            avoid=choice.avoid,
+            admits=self._admits,
+            fair=self._fair,
+            positions=self._positions,
+            rooms=choice.rooms,
+            near=self._near,
+        )
+        await self._skips.count(reasons)
+
+    async def reserve(self, route: Sequence[Node], serving: Collection[Hop]) -> bool:
+        """Nodes that serve the generation already have its room."""
+        new = [node.node_id for node in route if Hop.of(node) not in serving]
+        return await registry.reserve(self._redis, new, self._positions)
