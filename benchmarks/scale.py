@@ -117,6 +117,10 @@ def servers(load: Load) -> Iterator[Servers]:
             url = f"http://127.0.0.1:{api_port}"
             _wait_for_api(url, processes)
             yield Servers(url, redis_url, postgres, psutil.Process(child.process.pid))
+        except Exception:
+            for child in processes.children.values():
+                console.print(child.tail(), soft_wrap=True, markup=False)
+            raise
         finally:
             processes.stop(last=("redis",))
             postgres.stop()
