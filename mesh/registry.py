@@ -136,7 +136,7 @@ class Beat:
     trusted: bool = False
 
 
-# Whole milliseconds, for INCRBY: in Redis 6.2, INCRBYFLOAT in a script corrupts its memory, since it
+# Whole milliseconds, for INCRBY: in Redis 6.2, INCRBYFLOAT in a script corrupts its memory, as it
 # shrinks the arguments' array that scripts share.
 _BEAT = """
 local known = redis.call(
