@@ -5,6 +5,7 @@ from pathlib import Path
 
 import geoip2.database
 from geoip2.errors import AddressNotFoundError
+from maxminddb import InvalidDatabaseError
 
 from mesh.distance import Coordinates
 
@@ -62,7 +63,7 @@ def _open(path: Path) -> geoip2.database.Reader:
         reader.city(NOWHERE)
     except AddressNotFoundError:
         return reader
-    except (OSError, TypeError, ValueError) as error:
+    except (InvalidDatabaseError, OSError, TypeError, ValueError) as error:
         raise ValueError(
             f"FAR_DISCOVERY__GEOIP_DATABASE: {path} is no MaxMind database of cities ({error})."
         ) from None

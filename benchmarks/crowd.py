@@ -16,6 +16,10 @@ PATIENCE = 30.0
 """Seconds for one answer."""
 
 
+class Refused(httpx.HTTPError):
+    """The gateway answered with an error; the message has what it said."""
+
+
 @dataclass(slots=True)
 class Tally:
     """What was sent and what came of it. Milliseconds; reasons of what was lost."""
@@ -182,7 +186,9 @@ class Crowd:
         self, method: str, path: str, node: Simulated, body: Any = None
     ) -> httpx.Response:
         answer = await self._http.request(method, path, json=body, headers=node.headers)
-        return answer.raise_for_status()
+        if answer.is_error:
+            raise Refused(f"{path}: {answer.status_code} {answer.text[:200]}")
+        return answer
 
 
 async def _happens(event: asyncio.Event, seconds: float) -> bool:

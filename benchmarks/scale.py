@@ -36,7 +36,7 @@ DATABASE = "scale"
 AT_ONCE = 32
 """Nodes that register at the same time."""
 
-LOOK = 0.25
+LOOK = 1.0
 """Seconds between looks at who is on the routes: how exact a removal's time is."""
 
 LISTINGS = 20
@@ -117,6 +117,10 @@ def servers(load: Load) -> Iterator[Servers]:
             url = f"http://127.0.0.1:{api_port}"
             _wait_for_api(url, processes)
             yield Servers(url, redis_url, postgres, psutil.Process(child.process.pid))
+        except Exception:
+            for child in processes.children.values():
+                console.print(child.tail(), soft_wrap=True, markup=False)
+            raise
         finally:
             processes.stop(last=("redis",))
             postgres.stop()
@@ -309,7 +313,7 @@ def main(
 
     A node is a wallet that signs, a device and an address; it has no model. Nodes leave at random,
     half of them without a word, and for each that leaves another comes: one that was there before,
-    or a new one. Every quarter of a second the routes' view of them is compared with who beats.
+    or a new one. Every second the routes' view of them is compared with who beats.
     """
     began = time.monotonic()
     load = Load(nodes, seconds, interval, ttl, churn, seed)

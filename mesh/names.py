@@ -43,7 +43,7 @@ def orders(node_id: str) -> str:
 
 
 def unsaved_uptime(node_id: str) -> str:
-    """Number that outlives the record: seconds heard that are not in Postgres yet."""
+    """Number that outlives the record: milliseconds heard that are not in Postgres yet."""
     return f"node:{{{node_id}}}:uptime"
 
 

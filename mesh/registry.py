@@ -138,6 +138,8 @@ class Beat:
     trusted: bool = False
 
 
+# Whole milliseconds, for INCRBY: in Redis 6.2, INCRBYFLOAT in a script corrupts its memory, as it
+# shrinks the arguments' array that scripts share.
 _BEAT = """
 local known = redis.call(
     'HMGET', KEYS[1], 'registration', 'last_seen', 'wallet_address', 'model_id', 'trusted')
@@ -147,7 +149,7 @@ if tonumber(known[1]) > mine then return {'superseded', '0', '', '', '0'} end
 local heard = math.max(0, tonumber(ARGV[2]) - tonumber(known[2]))
 redis.call('HSET', KEYS[1], 'last_seen', ARGV[2], unpack(ARGV, 5))
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-local uptime = redis.call('INCRBYFLOAT', KEYS[2], heard)
+local uptime = redis.call('INCRBY', KEYS[2], math.floor(1000 * heard + 0.5))
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 return {'kept', uptime, known[3], known[4], known[5]}
 """
@@ -186,7 +188,7 @@ async def beat(
     )
     return Beat(
         state=state.decode(),
-        uptime=float(uptime),
+        uptime=int(uptime) / 1000,
         wallet_address=wallet.decode(),
         model_id=model_id.decode(),
         trusted=trusted == b"1",
@@ -195,12 +197,12 @@ async def beat(
 
 async def unsaved_uptime(redis: Redis, node_id: str) -> float:
     """Seconds that a node was heard and that are not in Postgres yet."""
-    return float(await redis.get(names.unsaved_uptime(node_id)) or 0)
+    return int(await redis.get(names.unsaved_uptime(node_id)) or 0) / 1000
 
 
 async def uptime_saved(redis: Redis, node_id: str, seconds: float) -> None:
     """So many of them are in Postgres now."""
-    await redis.incrbyfloat(names.unsaved_uptime(node_id), -seconds)
+    await redis.decrby(names.unsaved_uptime(node_id), round(1000 * seconds))
 
 
 _FORGET = """

@@ -58,9 +58,7 @@ def claim(folder: Path, *, wallet: str, gpu_index: int) -> Device:
                 continue
             return Device(f"{machine}.{number}" if number else machine, gpu_index, lock)
     except OSError as error:
-        raise DeviceError(
-            f"Cannot keep this machine's name in {folder}: {error.strerror}."
-        ) from None
+        raise DeviceError(f"Cannot write to {folder}: {error.strerror}.") from None
     raise AssertionError("numbers do not end")
 
 

@@ -1,6 +1,7 @@
 """Nodes: registration by a wallet's signature, and heartbeats."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -288,8 +289,13 @@ async def row_of(gateway: Gateway, node_id: str) -> NodeRegistry:
 async def test_time_between_heartbeats_counts_as_uptime(gateway: Gateway) -> None:
     """Gathered in Redis, written when the node leaves; what lies before a silence counts, too."""
     node_id, token = await registered(gateway)
-    for _ in range(2):
+    await beat(gateway, node_id, token)
+
+    async def heard() -> bool:
         await beat(gateway, node_id, token)
+        return await registry.unsaved_uptime(gateway.redis, node_id) > 0
+
+    await eventually(heard)
     gathered = await registry.unsaved_uptime(gateway.redis, node_id)
     assert 0 < gathered < TTL
     assert (await row_of(gateway, node_id)).uptime_seconds == 0
@@ -299,7 +305,7 @@ async def test_time_between_heartbeats_counts_as_uptime(gateway: Gateway) -> Non
     assert await registry.unsaved_uptime(gateway.redis, node_id) == pytest.approx(0, abs=1e-9)
     await beat(gateway, node_id, token, is_healthy=False)
     row = await row_of(gateway, node_id)
-    assert gathered < row.uptime_seconds < TTL
+    assert gathered <= row.uptime_seconds < TTL
     assert not row.is_active
 
 
@@ -362,15 +368,20 @@ async def test_what_placement_and_routes_want_to_know(gateway: Gateway) -> None:
     assert (node.memory_bytes, node.quantization, node.hop_ms) == (10**9, "int8", 0)
 
 
-DEVICE = {"device_id": "f" * 32, "gpu_index": 1}
+@pytest.fixture
+def device() -> dict[str, Any]:
+    """One that no other test has registered."""
+    return {"device_id": secrets.token_hex(16), "gpu_index": 1}
 
 
-async def test_a_device_that_registers_again_is_the_same_node(gateway: Gateway) -> None:
+async def test_a_device_that_registers_again_is_the_same_node(
+    gateway: Gateway, device: dict[str, Any]
+) -> None:
     """A restart: one row, one entry, with what the new process says; the old process is over."""
     before = await known(gateway)
-    node_id, old = await registered(gateway, **DEVICE)
+    node_id, old = await registered(gateway, **device)
     await beat(gateway, node_id, old)
-    again, new = await registered(gateway, start_layer=2, edge=False, **DEVICE)
+    again, new = await registered(gateway, start_layer=2, edge=False, **device)
     assert again == node_id
     assert await known(gateway) == before + 1
     assert await registry.active(gateway.redis, MODEL_ID) == []  # until the new process beats
@@ -385,21 +396,23 @@ async def test_a_device_that_registers_again_is_the_same_node(gateway: Gateway) 
 
 
 async def test_a_late_heartbeat_of_an_earlier_process_brings_nothing_back(
-    gateway: Gateway,
+    gateway: Gateway, device: dict[str, Any]
 ) -> None:
     """Also before the new process has beaten for the first time."""
-    node_id, old = await registered(gateway, **DEVICE)
-    _, new = await registered(gateway, **DEVICE)
+    node_id, old = await registered(gateway, **device)
+    _, new = await registered(gateway, **device)
     problem(await beat(gateway, node_id, old), 409, "node_superseded")
     assert await registry.active(gateway.redis, MODEL_ID) == []
     assert (await beat(gateway, node_id, new)).status_code == 200
 
 
-async def test_a_device_of_another_wallet_or_gpu_is_another_node(gateway: Gateway) -> None:
+async def test_a_device_of_another_wallet_or_gpu_is_another_node(
+    gateway: Gateway, device: dict[str, Any]
+) -> None:
     names = [
-        (await registered(gateway, **DEVICE))[0],
-        (await registered(gateway, **DEVICE | {"gpu_index": 2}))[0],
-        (await registered(gateway, wallet_address=STRANGER.address, signer=STRANGER, **DEVICE))[0],
+        (await registered(gateway, **device))[0],
+        (await registered(gateway, **device | {"gpu_index": 2}))[0],
+        (await registered(gateway, wallet_address=STRANGER.address, signer=STRANGER, **device))[0],
     ]
     assert len(set(names)) == 3
 

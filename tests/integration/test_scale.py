@@ -14,7 +14,7 @@ def test_no_heartbeat_is_lost_and_the_silent_are_gone_in_time() -> None:
     assert len(outcome.beats_ms) > 5 * LOAD.nodes
     assert outcome.fell_off == 0
     assert outcome.silences > len(outcome.removals_s) > 0
-    assert all(LOAD.ttl - 1 < seconds < LOAD.ttl + 2 for seconds in outcome.removals_s)
+    assert all(LOAD.ttl - 1 < seconds < LOAD.ttl + 3 for seconds in outcome.removals_s)
     assert outcome.overdue == 0
     assert outcome.bytes_a_node > outcome.record_bytes > 0
     assert outcome.transactions_a_beat < 1
