@@ -15,7 +15,7 @@ from eth_account import Account
 from redis.asyncio import Redis
 from websockets.asyncio.client import ClientConnection, connect
 
-from api.relay.line import Line
+from api.relay.line import Command, Line
 from mesh import names, relay, wire
 from mesh.live import LiveRoute
 from mesh.relay import Hello, Inbox, Pulse, Push, Sent
@@ -110,6 +110,7 @@ async def _lead(way: "_Way", node: Member, name: str, end: float, hops: list[flo
         now = time.perf_counter()
         if now > end:
             await way.send(node.node_id, _step(name, last=True))
+            await way.flush()
             return
         await way.send(node.node_id, step)
         await way.receive()
@@ -144,22 +145,31 @@ class _Way:
         """Whether there is more to come after this."""
         raise NotImplementedError
 
+    async def flush(self) -> None:
+        """What was sent is on its way, though nothing more will be received."""
+
 
 class _RedisWay(_Way):
     def __init__(self, line: Line, node_id: str, after: bytes) -> None:
         self._line = line
         self._inbox = names.inbox(node_id)
         self._after = after
+        self._unsent: list[Command] = []
 
     async def send(self, to: str, sent: Sent) -> None:
+        # Goes out with the next read, as real nodes do it.
         entry = (wire.HEADER, sent.header, wire.TENSOR, sent.tensor)
-        await self._line.call([("XADD", names.inbox(to), "*", *entry)])
+        self._unsent.append(("XADD", names.inbox(to), "*", *entry))
+
+    async def flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        await self._line.call(unsent)
 
     async def receive(self) -> bool:
         while True:
-            [answer] = await self._line.call(
-                [("XREAD", "BLOCK", 4000, "STREAMS", self._inbox, self._after)]
-            )
+            unsent, self._unsent = self._unsent, []
+            read = ("XREAD", "BLOCK", 4000, "STREAMS", self._inbox, self._after)
+            answer = (await self._line.call([*unsent, read]))[-1]
             if answer:
                 self._after, fields = answer[0][1][-1]
                 return _goes_on(fields[1])

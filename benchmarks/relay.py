@@ -29,7 +29,10 @@ SIMULATED = (1, 8, 64)
 BOUNCE = 4.0
 """Seconds of each measurement with simulated nodes."""
 
-SETTINGS = {"FAR_LIMITS__REGISTRATIONS_PER_IP": "100000/hour"}
+SETTINGS = {
+    "FAR_LIMITS__REGISTRATIONS_PER_IP": "100000/hour",
+    "FAR_LIMITS__LOGINS_PER_IP": "100000/hour",
+}
 
 
 @dataclass(frozen=True, slots=True)

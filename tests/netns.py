@@ -53,7 +53,6 @@ class Namespace:
             self._in("ip", "addr", "add", f"{self.inside}/30", "dev", "eth0")
             self._in("ip", "link", "set", "eth0", "up")
             self._close()
-            self._open()
             self._stack = undo.pop_all()
         return self
 
@@ -74,12 +73,9 @@ class Namespace:
     def _close(self) -> None:
         """Out, only to the port. Who connects from outside is never answered: there is no route to
         him. (A firewall would do, but not every machine has one.)"""
-        self._in("ip", "rule", "add", "ipproto", "tcp", "dport", str(self.port), "lookup", TABLE)
         self._in("ip", "route", "del", f"{self._subnet}/30", "dev", "eth0")
-
-    def _open(self) -> None:
-        """The way to the port; a cut takes nothing from it, since its end of the link stays up."""
         self._in("ip", "route", "add", self.address, "dev", "eth0", "table", TABLE)
+        self._in("ip", "rule", "add", "ipproto", "tcp", "dport", str(self.port), "lookup", TABLE)
 
     def _in(self, *command: str) -> None:
         _run(*self.command(*command))
