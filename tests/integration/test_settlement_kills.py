@@ -128,11 +128,19 @@ class Field:
         self.services.settings.payments.min_gas_money = ZERO
         await pauses.resume(self.services.sessions)
 
-    async def nothing_open(self) -> bool:
-        """Whether no batch is on its way."""
+    async def nothing_due(self) -> bool:
+        """Whether all that may be paid is paid."""
         async with self.services.sessions() as db:
-            query = select(Settlement.id).where(Settlement.status.not_in(("confirmed", "replaced")))
-            return await db.scalar(query) is None
+            unpaid = await db.scalar(
+                select(func.count())
+                .select_from(InferenceSession)
+                .outerjoin(Settlement)
+                .where(
+                    InferenceSession.withheld_until.is_(None),
+                    func.coalesce(Settlement.status, "") != "confirmed",
+                )
+            )
+        return not unpaid
 
     async def finish(self) -> None:
         """Run until nothing is due."""
@@ -140,17 +148,7 @@ class Field:
             if await pauses.in_force(self.services.sessions):
                 await self.mend()
             await self.attempt()
-            async with self.services.sessions() as db:
-                unpaid = await db.scalar(
-                    select(func.count())
-                    .select_from(InferenceSession)
-                    .outerjoin(Settlement)
-                    .where(
-                        InferenceSession.withheld_until.is_(None),
-                        func.coalesce(Settlement.status, "") != "confirmed",
-                    )
-                )
-            if not unpaid:
+            if await self.nothing_due():
                 return
         raise AssertionError("Settlement never comes to its end.")
 
@@ -220,7 +218,7 @@ async def kill_at(field: Field, boundary: str) -> None:
                     await field.attempt()
                 except Killed:
                     return
-            if await field.nothing_open():
+            if await field.nothing_due():
                 break
     raise AssertionError(f"No run comes to {boundary}.")
 
