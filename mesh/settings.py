@@ -118,8 +118,8 @@ class PaymentsSettings(BaseModel):
     """Seconds between checks of the ledger, which read all of it."""
     confirmation_wait: float = 120
     """Seconds one settlement run waits for its transaction; the next run goes on from there."""
-    max_sessions_per_batch: int = Field(10_000, ge=1)
-    """Bounds what is read and hashed for one batch."""
+    max_sessions_per_batch: int = Field(10_000, ge=1, le=30_000)
+    """Bounds what is read and hashed for one batch. Postgres takes 32,767 arguments at once."""
     max_lines_per_batch: int = Field(1000, ge=2)
     """Users and providers of one batch: its gas grows with them, by 7,000 to 30,000 each."""
     max_fee_gwei: Decimal = Field(Decimal(20), gt=0)

@@ -96,7 +96,8 @@ def cap_after(events: Iterable[tuple[str, dict[str, str]]]) -> int:
 
 
 async def _compare_batch(db: AsyncSession, event: Event) -> None:
-    """A batch on the chain that we did not close, or not so, means a stolen settler key."""
+    """A batch on the chain that we did not close, or not so, means a stolen settler key. One that
+    we have replaced, and is there all the same, pays twice."""
     batch = await db.get(Settlement, event.arguments["batchId"])
     ours = None
     if batch is not None:
@@ -104,7 +105,7 @@ async def _compare_batch(db: AsyncSession, event: Event) -> None:
         credited = sum(int(units) for units in batch.credits.values())
         ours = (debited, credited, int(batch.fee_units))
     theirs = (event.units("debited"), event.units("credited"), event.units("fee"))
-    if ours != theirs:
+    if batch is None or batch.status == "replaced" or ours != theirs:
         metrics.foreign_batches.inc()
         log.error(
             "batch_not_ours",

@@ -70,7 +70,8 @@ async def index(services: Services, source: EventSource) -> int:
         if stored is None:
             return applied
         applied += stored
-        if reading.at_head:
+        # Where a whole range is not final yet, the next pass reads it again.
+        if reading.at_head or reading.confirmed == known:
             return applied
 
 

@@ -120,8 +120,8 @@ contract InferenceEscrow is
         if (
             terms.withdrawalDelay == 0 || terms.withdrawalDelay > MAX_WITHDRAWAL_DELAY
                 || terms.dormancy <= terms.withdrawalDelay || terms.dormancy > MAX_DORMANCY
-                || roles.adminDelay == 0 || roles.adminDelay > MAX_ADMIN_DELAY
         ) revert InferenceEscrow_TermsInvalid();
+        _checkAdminDelay(roles.adminDelay);
         if (
             address(token_) == address(0) || roles.settler == address(0)
                 || roles.pauser == address(0)
@@ -369,6 +369,13 @@ contract InferenceEscrow is
     /// @inheritdoc IInferenceEscrow
     function setDailyCeiling(uint256 ceiling) external onlyRole(DEFAULT_ADMIN_ROLE) {
         _setDailyCeiling(ceiling);
+    }
+
+    /// @notice Begins to change how long the admin's place waits, within the bounds that the
+    /// deployer has: neither at once, nor for ever.
+    function changeDefaultAdminDelay(uint48 newDelay) public override {
+        _checkAdminDelay(newDelay);
+        super.changeDefaultAdminDelay(newDelay);
     }
 
     /// @notice Refused to the admin. Settlers and pausers may resign.
@@ -664,6 +671,10 @@ contract InferenceEscrow is
         assembly ("memory-safe") {
             revert(add(reason, 0x20), mload(reason))
         }
+    }
+
+    function _checkAdminDelay(uint48 delay) private pure {
+        if (delay == 0 || delay > MAX_ADMIN_DELAY) revert InferenceEscrow_TermsInvalid();
     }
 
     function _setFeeRecipient(address recipient) private {

@@ -136,6 +136,9 @@ contract RolesTest is EscrowTest {
             _expectWithoutRole(others[i], ADMIN);
             vm.prank(others[i]);
             escrow.beginDefaultAdminTransfer(stranger);
+            _expectWithoutRole(others[i], ADMIN);
+            vm.prank(others[i]);
+            escrow.changeDefaultAdminDelay(1 days);
         }
     }
 
@@ -194,6 +197,18 @@ contract RolesTest is EscrowTest {
         vm.assertEq(escrow.defaultAdmin(), admin);
     }
 
+    function test_AdminDelayStaysWithinItsBounds() external {
+        _refuseDelay(0);
+        _refuseDelay(30 days + 1);
+        _refuseDelay(type(uint48).max);
+        _changeDelay(30 days);
+        (uint48 delay,) = escrow.pendingDefaultAdminDelay();
+        vm.assertEq(delay, 30 days);
+        _changeDelay(1);
+        vm.warp(START + ADMIN_DELAY);
+        vm.assertEq(escrow.defaultAdminDelay(), 1);
+    }
+
     // ------------------------------------------------------ setFeeRecipient
 
     function test_SetFeeRecipient() external {
@@ -241,6 +256,16 @@ contract RolesTest is EscrowTest {
     function _refuse(IInferenceEscrow.Roles memory roles) private {
         _expectRevert(IInferenceEscrow.InferenceEscrow_TermsInvalid.selector);
         this.deploy(far, _terms(), roles);
+    }
+
+    function _changeDelay(uint48 delay) private {
+        vm.prank(admin);
+        escrow.changeDefaultAdminDelay(delay);
+    }
+
+    function _refuseDelay(uint48 delay) private {
+        _expectRevert(IInferenceEscrow.InferenceEscrow_TermsInvalid.selector);
+        _changeDelay(delay);
     }
 
     function _refuseZero(IInferenceEscrow.Roles memory roles) private {

@@ -1,10 +1,12 @@
 """The escrow contract as the platform uses it. All amounts are integer base units."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from eth_typing import ChecksumAddress
+from eth_utils.crypto import keccak
 from hexbytes import HexBytes
 from web3 import AsyncWeb3
 from web3.exceptions import BadFunctionCallOutput, Web3Exception
@@ -15,12 +17,15 @@ from mesh.chain.artifacts import artifact
 from mesh.chain.network import Network, Receipt
 from mesh.chain.reverts import Reverts
 from mesh.chain.rpc import Rpc
-from mesh.errors import ChainError
+from mesh.errors import ChainError, ChainUnreachable
 from mesh.lines import pack_lines
 from mesh.settings import PaymentsSettings
 
 GAS_MARGIN = 4
 """A quarter more gas than estimated: a slot that is written now may be a new one by then."""
+
+AT_ONCE = 16
+"""Questions that the endpoint gets at one time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +86,53 @@ class Escrow:
         """The account that the platform's fee is credited to."""
         return str(await self._contract.functions.feeRecipient().call()).lower()
 
+    async def last_settled_at(self) -> int:
+        """When the newest batch was settled, in Unix seconds; or when the contract was made."""
+        return int(await self._contract.functions.lastSettledAt().call())
+
+    async def dormancy(self) -> int:
+        """Seconds without a batch after which the contract waives all delays."""
+        return int(await self._contract.functions.DORMANCY().call())
+
+    async def may_settle(self, account: str, block: BlockIdentifier = "latest") -> bool:
+        """Whether an account has the settler's role, as of ``block``."""
+        role = keccak(text="SETTLER_ROLE")
+        address = AsyncWeb3.to_checksum_address(account)
+        call = self._contract.functions.hasRole(role, address)
+        return bool(await call.call(block_identifier=block))
+
+    async def short(self, debits: Mapping[str, int]) -> dict[str, str]:
+        """The users from whom so much cannot be debited, and the error that names what they lack,
+        as `SettlementRefused.reason` has it."""
+        turn = asyncio.Semaphore(AT_ONCE)
+
+        async def lacks(user: str, units: int) -> str | None:
+            async with turn:
+                if await self.deposit_of(user) < units:
+                    return "InsufficientDeposit"
+                address = AsyncWeb3.to_checksum_address(user)
+                maximum, debited = await self._contract.functions.capOf(address).call()
+                return "CapExceeded" if maximum - debited < units else None
+
+        answers = await asyncio.gather(*(lacks(user, units) for user, units in debits.items()))
+        found = zip(debits, answers, strict=True)
+        return {user: reason for user, reason in found if reason is not None}
+
     async def settled_root(self, batch: str, block: BlockIdentifier = "latest") -> str | None:
         """The usage root under which the contract has taken a batch, as of ``block``; none if it
-        has not."""
+        has not.
+
+        Raises:
+            ChainUnreachable: the endpoint has no such contract, and so does not know.
+        """
         call = self._contract.functions.usageRootOf(HexBytes(batch))
         try:
             root = HexBytes(await call.call(block_identifier=block))
-        except BadFunctionCallOutput:  # the contract was not there yet
-            return None
+        except BadFunctionCallOutput:
+            raise ChainUnreachable(
+                f"There is no contract at {self.address}, as of block {block!s}: is that "
+                "endpoint on another chain?"
+            ) from None
         return root.to_0x_hex() if any(root) else None
 
     async def batch_settled(self, batch: str) -> bool:

@@ -72,6 +72,10 @@ class Network:
         """Number of the newest block."""
         return int(await self.web3.eth.block_number)
 
+    async def now(self) -> int:
+        """The chain's own time: that of its newest block, in Unix seconds."""
+        return int((await self.web3.eth.get_block("latest"))["timestamp"])
+
     async def final_block(self, *, tag: bool, depth: int) -> int:
         """The newest block that will not be reorganized away.
 

@@ -78,8 +78,9 @@ class Settlement(Base):
 
     ``id`` is the hash of the content, and the contract takes each id once. ``debits`` and
     ``credits`` map wallets to base units (as strings: JSON numbers are floats to some readers).
-    A reorganization takes ``mined`` back to ``signed``. A batch that the contract would refuse is
-    replaced: its generations go into others.
+    A reorganization takes ``mined`` back to ``signed``, and ``confirmed`` as well where it goes
+    deeper than what counted as final. A batch that the contract would refuse is replaced: its
+    generations go into others.
     """
 
     __tablename__ = "settlements"
@@ -88,16 +89,19 @@ class Settlement(Base):
             "status IN ('closed', 'signed', 'mined', 'confirmed', 'replaced')",
             name="check_settlement_status",
         ),
-        # One at a time: the next batch closes only when the last is final.
+        # One at a time: the next batch closes only when the last is final. Those that were final
+        # once come back beside it.
         Index(
             "uq_settlements_open",
             text("(true)"),
             unique=True,
-            postgresql_where=text("status NOT IN ('confirmed', 'replaced')"),
+            postgresql_where=text("status NOT IN ('confirmed', 'replaced') AND undone_at IS NULL"),
         ),
     )
 
     id: Mapped[str] = mapped_column(String(66), primary_key=True)
+    contract: Mapped[str | None] = mapped_column(WALLET)
+    """The escrow that it was closed for; none for batches from before this was written down."""
     status: Mapped[str] = mapped_column(String(20), server_default="closed")
     debits: Mapped[dict[str, Any]] = mapped_column(JSONB)
     credits: Mapped[dict[str, Any]] = mapped_column(JSONB)
@@ -113,6 +117,9 @@ class Settlement(Base):
     block_number: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
     confirmed_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    undone_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    """When we saw that a reorganization had undone it although it was final; none once it is
+    again."""
 
 
 class SettlementTransaction(Base):

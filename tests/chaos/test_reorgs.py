@@ -4,6 +4,7 @@ import pytest
 
 from tests.branching import anvil, running_anvil
 from tests.reorgs import survive
+from tests.settled_reorgs import settle_on
 from workers.services import Services
 
 
@@ -18,3 +19,18 @@ async def test_the_ledger_survives_two_hundred_reorganisations(services: Service
     assert tally.deeper > 50
     assert tally.reversed > 0
     print(f"\n{tally}")
+
+
+@pytest.mark.timeout(3600)
+async def test_settlement_survives_two_hundred_reorganisations(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = anvil()
+    if program is None:
+        pytest.skip("anvil is not there: run `npm ci` in contracts/")
+    monkeypatch.setattr("workers.settlement.run.LOOK", 0.01)
+    with running_anvil(program) as url:
+        settled = await settle_on(services, url, reorganisations=200, deepest=64, seed=4)
+    assert settled.reorganisations == 200
+    assert settled.taken_back > 50
+    print(f"\n{settled}")

@@ -38,8 +38,11 @@ async def chain_services(
 
 
 @pytest.fixture
-async def escrow(chain_services: Services) -> AsyncIterator[Escrow]:
-    """The contract that those services settle on."""
+async def escrow(
+    chain_services: Services, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Escrow]:
+    """The contract that those services settle on; a development chain has blocks at once."""
+    monkeypatch.setattr("workers.settlement.run.LOOK", 0.01)
     opened = Escrow.of(chain_services.settings.payments)
     yield opened
     await opened.close()

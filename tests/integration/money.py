@@ -1,24 +1,31 @@
 """Users with deposits, generations that were served, and whether ledger and chain agree."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from sqlalchemy import select, update
+from web3.types import RPCEndpoint
 
 from mesh import ledger
-from mesh.chain import Escrow, LocalSigner
+from mesh.chain import Escrow, LocalSigner, Network, Rpc
 from mesh.db import InferenceSession, RouteHop, Settlement, SettlementTransaction
+from mesh.errors import ChainUnreachable
 from mesh.money import from_units, to_units
 from stack.contracts import development_account
+from stack.deploy import DAY
 from tests.conftest import Chain
 from tests.factories import fund, session
+from tests.proxy import Proxy, Rule
 from workers import ending
 from workers.lease import Lease
 from workers.services import Services
+from workers.settlement import pauses, settle_due
 
 PROVIDERS = [f"0x{digit * 40}" for digit in "bcd"]
 OPERATOR = development_account(0)
@@ -149,3 +156,49 @@ def contract(chain: Chain) -> Any:
 def act(chain: Chain, account: Any, function: str, *arguments: Any) -> None:
     """Call a function of the escrow, and see it mined."""
     chain.actor._call(account, contract(chain).functions[function](*arguments))
+
+
+@asynccontextmanager
+async def seen_through(chain: Chain, rule: Rule) -> AsyncIterator[Escrow]:
+    """The escrow behind an endpoint that does what a rule says."""
+    proxy = Proxy(chain.url, rule)
+    with proxy.serving():
+        escrow = Escrow(Network(Rpc([proxy.url])), chain.deployment.escrow)
+        try:
+            yield escrow
+        finally:
+            await escrow.close()
+
+
+async def settle_through(services: Services, chain: Chain, rule: Rule) -> None:
+    """A run that an endpoint which does what the rule says brings to its end."""
+    async with seen_through(chain, rule) as escrow:
+        with pytest.raises(ChainUnreachable):
+            await settle_due(services, escrow, SIGNER)
+
+
+def make_settler(chain: Chain, account: str) -> None:
+    """Let another account settle as well."""
+    role = contract(chain).functions.SETTLER_ROLE().call()
+    act(chain, development_account(2), "grantRole", role, account)
+
+
+async def pause_reason(services: Services) -> str:
+    """Why settlement is paused."""
+    pause = await pauses.in_force(services.sessions)
+    assert pause is not None
+    return pause.reason
+
+
+def lower_cap(chain: Chain, user: Any, maximum: int) -> None:
+    """Ask for a lower cap, let the contract's delay pass, and lower it."""
+    act(chain, user, "requestCapLowering", maximum)
+    pass_time(chain, 2 * DAY)
+    act(chain, user, "lowerCap")
+
+
+def pass_time(chain: Chain, seconds: int) -> None:
+    """Let the next block be so much later."""
+    web3 = chain.actor.web3
+    later = web3.eth.get_block("latest")["timestamp"] + seconds
+    web3.provider.make_request(RPCEndpoint("testing_timeTravel"), [later])

@@ -1,5 +1,6 @@
 """The escrow's events in the ledger: when they count, what they mean, killed anywhere."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -15,7 +16,7 @@ from web3 import Web3
 from mesh import ledger
 from mesh.chain import artifact
 from mesh.chain.events import EventSource
-from mesh.db import ChainBlock, ChainEvent, SpendingCap
+from mesh.db import ChainBlock, ChainEvent, Settlement, SpendingCap
 from mesh.errors import ChainError, ReadAgain
 from mesh.escrow_view import EscrowView
 from mesh.ledger.check import check
@@ -141,6 +142,23 @@ async def test_money_counts_only_when_it_is_deep_enough(
         assert await left(chain_services, user) == seen
 
 
+async def test_a_range_of_which_nothing_is_final_ends_the_pass(
+    chain_services: Services,
+    actions: Actions,
+    source: EventSource,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As while the chain's finality stands still: the same range would be read for ever."""
+    monkeypatch.setattr("mesh.chain.events.LOG_RANGE", 3)
+    user = actions.user()
+    await index(chain_services, source)
+    confirm_after(chain_services, source, 100)
+    actions.pass_by(8)
+    async with asyncio.timeout(30):
+        assert await index(chain_services, source) == 0
+    assert await left(chain_services, user) == (1, 0, 1)
+
+
 async def test_what_is_on_its_way_out_is_set_aside_and_then_gone(
     chain_services: Services, actions: Actions, source: EventSource
 ) -> None:
@@ -191,13 +209,27 @@ async def test_a_lowering_that_is_cancelled_binds_until_that_counts(
     assert (await left(chain_services, user))[2] == 5
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["unknown", "replaced"])
 async def test_a_batch_that_we_did_not_close_raises_the_alarm(
-    chain_services: Services, actions: Actions, source: EventSource
+    chain_services: Services, actions: Actions, source: EventSource, known: bool
 ) -> None:
+    """Or one whose generations are in another by now."""
     user = actions.user()
     thief = development_account(0)
     batch, root = b"\x07" * 32, b"\x08" * 32
     debits, credits = (pack_lines({who.address.lower(): FAR}) for who in (user, thief))
+    if known:
+        lines = {user.address.lower(): str(FAR)}
+        async with chain_services.sessions.begin() as db:
+            db.add(
+                Settlement(
+                    id="0x" + batch.hex(),
+                    status="replaced",
+                    debits=lines,
+                    credits=lines,
+                    fee_units=Decimal(0),
+                )
+            )
     actions.call(thief, "settle", batch, debits, credits, 0, root)
     with capture_logs() as logs:
         await index(chain_services, source)

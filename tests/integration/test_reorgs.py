@@ -1,7 +1,10 @@
 """Reorganisations up to 64 blocks deep; `make chaos` has two hundred of them."""
 
+import pytest
+
 from tests.branching import anvil, running_anvil
 from tests.reorgs import survive
+from tests.settled_reorgs import settle_on
 from workers.services import Services
 
 
@@ -15,3 +18,15 @@ async def test_the_ledger_survives_reorganisations(services: Services, chain_url
             tally = await survive(services, url, reorganisations=12, deepest=64, seed=1)
     assert tally.deeper > 0
     assert tally.reversed > 0
+
+
+async def test_settlement_survives_reorganisations(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = anvil()
+    if program is None:
+        pytest.skip("anvil is not there: run `npm ci` in contracts/")
+    monkeypatch.setattr("workers.settlement.run.LOOK", 0.01)
+    with running_anvil(program) as url:
+        settled = await settle_on(services, url, reorganisations=8, deepest=64, seed=1)
+    assert settled.taken_back > 0

@@ -1,48 +1,32 @@
-"""Settlement: ledger and chain agree, whatever happens to nonces and signers."""
+"""Settlement: ledger and chain agree, whatever happens to nonces."""
 
-import asyncio
 import datetime as dt
+from typing import Any
 
-import pytest
-from hexbytes import HexBytes
 from sqlalchemy import select
 
 from mesh import ledger
-from mesh.chain import Escrow, LocalSigner, Network, Rpc
-from mesh.chain.kms import KmsSigner
-from mesh.db import (
-    ChainNonce,
-    NodeContribution,
-)
-from mesh.errors import ChainUnreachable
+from mesh.chain import Escrow
+from mesh.db import ChainNonce, NodeContribution
 from mesh.money import from_units
-from stack.contracts import development_account
 from tests.conftest import Chain
 from tests.integration.money import (
     OPERATOR,
     PROVIDERS,
     SIGNER,
-    act,
     ago,
     assert_ledger_equals_chain,
     batches,
     change,
-    contract,
     rich_user,
     served,
     session_of,
+    settle_through,
     transactions,
 )
-from tests.kms import REGION, new_key, running_kms
-from tests.proxy import Proxy, deafness
+from tests.proxy import Call, deafness
 from workers.services import Services
 from workers.settlement import settle_due
-
-
-@pytest.fixture(autouse=True)
-def look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This chain has blocks at once."""
-    monkeypatch.setattr("workers.settlement.run.LOOK", 0.01)
 
 
 async def test_settlement_pays_what_the_ledger_owes(
@@ -106,16 +90,6 @@ async def test_a_batch_has_at_most_so_many_users_and_providers(
     await assert_ledger_equals_chain(chain_services, escrow, first.address, second.address)
 
 
-async def test_two_settlers_at_once_are_one(
-    chain_services: Services, escrow: Escrow, chain: Chain
-) -> None:
-    user = await rich_user(chain_services, chain)
-    await served(chain_services, user, 9)
-    runs = await asyncio.gather(*(settle_due(chain_services, escrow, SIGNER) for _ in range(4)))
-    assert len([batch for batch in runs if batch is not None]) == 1
-    await assert_ledger_equals_chain(chain_services, escrow, user.address)
-
-
 async def test_money_in_custody_equals_what_the_ledger_gives_out(
     chain_services: Services, escrow: Escrow, chain: Chain
 ) -> None:
@@ -129,55 +103,12 @@ async def test_money_in_custody_equals_what_the_ledger_gives_out(
     assert left + sum(owed) + fee == from_units(await escrow.deposit_of(user.address))
 
 
-async def test_kms_settles(chain_services: Services, escrow: Escrow, chain: Chain) -> None:
-    """A real transaction, signed by a key that this process never sees."""
-    user = await rich_user(chain_services, chain)
-    await served(chain_services, user, 9)
-    with running_kms() as kms:
-        signer = await KmsSigner.open(new_key(kms), region=REGION)
-        chain.actor.give_from(chain.actor.treasury, signer.address)
-        settler = contract(chain).functions.SETTLER_ROLE().call()
-        act(chain, development_account(2), "grantRole", settler, signer.address)
-        assert await settle_due(chain_services, escrow, signer) is not None
-    [signed] = await transactions(chain_services)
-    assert signed.account == signer.address.lower()
-    mined = chain.actor.web3.eth.get_transaction(HexBytes(signed.hash))
-    assert mined["from"] == signer.address
-    await assert_ledger_equals_chain(chain_services, escrow, user.address)
-
-
-async def test_a_new_signer_takes_over_in_the_middle(
-    chain_services: Services, escrow: Escrow, chain: Chain
-) -> None:
-    """What the old one signed and nobody mined is not in the way."""
-    user = await rich_user(chain_services, chain)
-    await served(chain_services, user, 9)
-    proxy = Proxy(chain.url, deafness)
-    with proxy.serving():
-        deaf = Escrow(Network(Rpc([proxy.url])), chain.deployment.escrow)
-        with pytest.raises(ChainUnreachable):
-            await settle_due(chain_services, deaf, SIGNER)
-        await deaf.close()
-    other = development_account(4)
-    settler = contract(chain).functions.SETTLER_ROLE().call()
-    act(chain, development_account(2), "grantRole", settler, other.address)
-    assert await settle_due(chain_services, escrow, LocalSigner(other)) is not None
-    old, new = await transactions(chain_services)
-    assert (old.account, new.account) == (OPERATOR.address.lower(), other.address.lower())
-    await assert_ledger_equals_chain(chain_services, escrow, user.address)
-
-
 async def test_a_nonce_taken_by_another_transaction_is_signed_anew(
     chain_services: Services, escrow: Escrow, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 9)
-    proxy = Proxy(chain.url, deafness)
-    with proxy.serving():
-        deaf = Escrow(Network(Rpc([proxy.url])), chain.deployment.escrow)
-        with pytest.raises(ChainUnreachable):
-            await settle_due(chain_services, deaf, SIGNER)
-        await deaf.close()
+    await settle_through(chain_services, chain, deafness)
     chain.actor.give_from(OPERATOR, user.address)  # takes the nonce
     assert await settle_due(chain_services, escrow, SIGNER) is not None
     lost, mined = await transactions(chain_services)
@@ -192,18 +123,13 @@ async def test_nonces_that_were_signed_and_never_sent_leave_no_gap(
     back: what was signed for the nonces between is sent first."""
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 9)
-    proxy = Proxy(chain.url, deafness)
-    with proxy.serving():
-        deaf = Escrow(Network(Rpc([proxy.url])), chain.deployment.escrow)
-        with pytest.raises(ChainUnreachable):
-            await settle_due(chain_services, deaf, SIGNER)
-        ahead = {"result": hex(await escrow.network.nonce(OPERATOR.address) + 1)}
-        proxy.rule = lambda call: (
-            ahead if call["method"] == "eth_getTransactionCount" else deafness(call)
-        )
-        with pytest.raises(ChainUnreachable):
-            await settle_due(chain_services, deaf, SIGNER)
-        await deaf.close()
+    await settle_through(chain_services, chain, deafness)
+    ahead = {"result": hex(await escrow.network.nonce(OPERATOR.address) + 1)}
+
+    def nonce_ahead(call: Call) -> Any:
+        return ahead if call["method"] == "eth_getTransactionCount" else deafness(call)
+
+    await settle_through(chain_services, chain, nonce_ahead)
     first, second = await transactions(chain_services)
     assert second.nonce == first.nonce + 1
     assert await settle_due(chain_services, escrow, SIGNER) is not None

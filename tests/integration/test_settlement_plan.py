@@ -5,12 +5,8 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from mesh.chain import Escrow
-from mesh.db import (
-    SettlementPause,
-)
+from mesh.db import SettlementPause
 from tests.conftest import OPERATOR_PASSWORD, Chain
 from tests.integration.money import (
     POOR,
@@ -26,12 +22,6 @@ from tests.integration.money import (
 from workers.services import Services
 from workers.settlement import pauses, settle_due
 from workers.settlement.plan import describe, make_plan
-
-
-@pytest.fixture(autouse=True)
-def look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This chain has blocks at once."""
-    monkeypatch.setattr("workers.settlement.run.LOOK", 0.01)
 
 
 async def test_a_dry_run_says_what_would_happen_and_does_nothing(

@@ -2,99 +2,56 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import select
-from web3.types import RPCEndpoint
 
 from mesh import metrics
 from mesh.chain import Escrow
-from mesh.db import NodeContribution, Settlement, SettlementTransaction
-from stack.contracts import DevelopmentChain, development_account, write_keystore
-from tests.branching import anvil, running_anvil
-from tests.conftest import OPERATOR_PASSWORD, Chain
+from mesh.db import NodeContribution, Settlement
+from tests.conftest import Chain
+from tests.integration.manual_chain import (
+    DEPTH,
+    ask,
+    leave,
+    manual_chain,
+    mark,
+    mine,
+    mining,
+    needs_anvil,
+    something_due,
+    wait_shortly,
+)
 from tests.integration.money import (
     OPERATOR,
     SIGNER,
     assert_ledger_equals_chain,
-    rich_user,
-    served,
+    batches,
+    transactions,
 )
 from workers.services import Services
 from workers.settlement import settle_due
 
-DEPTH = 3
-
-pytestmark = pytest.mark.skipif(
-    anvil() is None, reason="anvil is not installed: npm ci in contracts/ brings it"
-)
+pytestmark = needs_anvil
 
 
 @pytest.fixture
 def chain(tmp_path: Path) -> Iterator[Chain]:
-    """A chain that mines only when it is told to."""
-    program = anvil()
-    assert program is not None
-    with running_anvil(program) as url:
-        actor = DevelopmentChain(url)
-        keyfile = tmp_path / "operator.json"
-        write_keystore(development_account(0), keyfile, OPERATOR_PASSWORD)
-        with mining(actor):
-            deployment = actor.deploy(OPERATOR.address)
-        yield Chain(url, actor, deployment, keyfile)
+    with manual_chain(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
-def short_runs(chain_services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that has to wait for a block ends soon."""
-    monkeypatch.setattr("workers.settlement.run.LOOK", 0.01)
-    payments = chain_services.settings.payments
-    payments.confirmation_wait = 1.0
-    payments.finalized_tag, payments.confirmations = False, DEPTH
-
-
-def ask(actor: DevelopmentChain, method: str, *params: Any) -> Any:
-    answer = actor.web3.provider.make_request(RPCEndpoint(method), list(params))
-    assert "error" not in answer, answer
-    return answer["result"]
-
-
-@contextmanager
-def mining(actor: DevelopmentChain) -> Iterator[None]:
-    """Users' transactions are mined at once meanwhile."""
-    ask(actor, "evm_setAutomine", True)
-    yield
-    ask(actor, "evm_setAutomine", False)
-
-
-def mine(chain: Chain, blocks: int = 1) -> None:
-    for _ in range(blocks):
-        ask(chain.actor, "evm_mine")
-
-
-async def something_due(services: Services, chain: Chain) -> str:
-    """The user who will pay."""
-    with mining(chain.actor):
-        user = await rich_user(services, chain)
-    await served(services, user, 5)
-    return user.address
+def short_runs(chain_services: Services) -> None:
+    wait_shortly(chain_services)
 
 
 async def batch(services: Services) -> Settlement:
-    async with services.sessions() as db:
-        return (await db.scalars(select(Settlement))).one()
-
-
-async def signed(services: Services) -> list[SettlementTransaction]:
-    async with services.sessions() as db:
-        return list(
-            await db.scalars(select(SettlementTransaction).order_by(SettlementTransaction.id))
-        )
+    [only] = await batches(services)
+    return only
 
 
 async def test_what_is_sent_twice_is_one_transaction(
@@ -103,11 +60,11 @@ async def test_what_is_sent_twice_is_one_transaction(
     user = await something_due(chain_services, chain)
     for _ in range(2):
         assert await settle_due(chain_services, escrow, SIGNER) is None
-    [transaction] = await signed(chain_services)
+    [transaction] = await transactions(chain_services)
     assert transaction.sent_at is not None
     mine(chain, 1 + DEPTH)
     assert await settle_due(chain_services, escrow, SIGNER) is not None
-    assert len(await signed(chain_services)) == 1
+    assert len(await transactions(chain_services)) == 1
     await assert_ledger_equals_chain(chain_services, escrow, user)
 
 
@@ -122,15 +79,15 @@ async def test_a_stuck_transaction_is_replaced_at_its_nonce(
     payments.stuck_after = 3600
     mine(chain, 1 + DEPTH)
     assert await settle_due(chain_services, escrow, SIGNER) is not None
-    transactions = await signed(chain_services)
-    assert len(transactions) > 1
-    assert len({transaction.nonce for transaction in transactions}) == 1
-    for old, new in pairwise(transactions):
+    signed = await transactions(chain_services)
+    assert len(signed) > 1
+    assert len({transaction.nonce for transaction in signed}) == 1
+    for old, new in pairwise(signed):
         assert old.priority_fee_wei is not None
         assert new.priority_fee_wei is not None
         assert 10 * new.max_fee_wei >= 11 * old.max_fee_wei
         assert 10 * new.priority_fee_wei >= 11 * old.priority_fee_wei
-    sent = [transaction for transaction in transactions if transaction.sent_at is not None]
+    sent = [transaction for transaction in signed if transaction.sent_at is not None]
     assert (await batch(chain_services)).transaction_hash == sent[-1].hash
     await assert_ledger_equals_chain(chain_services, escrow, user)
 
@@ -141,7 +98,7 @@ async def test_the_first_may_be_mined_although_it_was_replaced(
     """A miner that never heard of the replacement: every hash is looked for."""
     user = await something_due(chain_services, chain)
     await settle_due(chain_services, escrow, SIGNER)
-    [first] = await signed(chain_services)
+    [first] = await transactions(chain_services)
     chain_services.settings.payments.stuck_after = 0
     await settle_due(chain_services, escrow, SIGNER)
     ask(chain.actor, "anvil_dropAllTransactions")
@@ -158,17 +115,20 @@ async def test_fees_stop_at_the_ceiling(
     payments = chain_services.settings.payments
     user = await something_due(chain_services, chain)
     await settle_due(chain_services, escrow, SIGNER)
-    [first] = await signed(chain_services)
+    [first] = await transactions(chain_services)
     payments.stuck_after = 0
     payments.max_fee_gwei = (first.max_fee_wei * Decimal("1.5")) / 10**9
     before = metrics.settlement_alerts.labels("fee_ceiling")._value.get()
     for _ in range(3):
         await settle_due(chain_services, escrow, SIGNER)
     assert metrics.settlement_alerts.labels("fee_ceiling")._value.get() > before
-    transactions = await signed(chain_services)
-    assert max(transaction.max_fee_wei for transaction in transactions) <= (
+    signed = await transactions(chain_services)
+    assert max(transaction.max_fee_wei for transaction in signed) <= (
         first.max_fee_wei * Decimal("1.5")
     )
+    # A pool may have dropped it meanwhile.
+    ask(chain.actor, "anvil_dropAllTransactions")
+    await settle_due(chain_services, escrow, SIGNER)
     mine(chain, 1 + DEPTH)
     assert await settle_due(chain_services, escrow, SIGNER) is not None
     await assert_ledger_equals_chain(chain_services, escrow, user)
@@ -210,13 +170,12 @@ async def test_a_reorganization_unmarks_and_the_same_bytes_are_mined_again(
 ) -> None:
     user = await something_due(chain_services, chain)
     await settle_due(chain_services, escrow, SIGNER)
-    before = ask(chain.actor, "evm_snapshot")
+    before = mark(chain)
     mine(chain)
     await settle_due(chain_services, escrow, SIGNER)
     first = await batch(chain_services)
     assert first.status == "mined"
-    assert ask(chain.actor, "evm_revert", before)
-    ask(chain.actor, "anvil_dropAllTransactions")
+    leave(chain, before)
     mine(chain, 2)
     await settle_due(chain_services, escrow, SIGNER)
     assert (await batch(chain_services)).status == "signed"
@@ -234,17 +193,16 @@ async def test_a_reorganization_in_which_somebody_takes_the_nonce(
 ) -> None:
     user = await something_due(chain_services, chain)
     await settle_due(chain_services, escrow, SIGNER)
-    before = ask(chain.actor, "evm_snapshot")
+    before = mark(chain)
     mine(chain)
     await settle_due(chain_services, escrow, SIGNER)
-    assert ask(chain.actor, "evm_revert", before)
-    ask(chain.actor, "anvil_dropAllTransactions")
+    leave(chain, before)
     with mining(chain.actor):
         await asyncio.to_thread(chain.actor.give_from, OPERATOR, user)
     await settle_due(chain_services, escrow, SIGNER)
     mine(chain, 1 + DEPTH)
     assert await settle_due(chain_services, escrow, SIGNER) is not None
-    first, second = await signed(chain_services)
+    first, second = await transactions(chain_services)
     assert second.nonce == first.nonce + 1
     assert (await batch(chain_services)).transaction_hash == second.hash
     await assert_ledger_equals_chain(chain_services, escrow, user)

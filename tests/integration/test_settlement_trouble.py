@@ -2,25 +2,21 @@
 
 import datetime as dt
 from decimal import Decimal
-from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from web3 import Web3
-from web3.types import RPCEndpoint
 
 from mesh import ledger, metrics
-from mesh.chain import Escrow, Network, Rpc
-from mesh.db import (
-    NodeContribution,
-    Settlement,
-    SettlementTransaction,
-)
-from mesh.errors import ChainError, ChainUnreachable, SettlementPaused, SettlementRefused
+from mesh.chain import Escrow
+from mesh.db import InferenceSession, NodeContribution, Settlement, SettlementTransaction
+from mesh.errors import SettlementPaused, SettlementRefused
 from mesh.money import from_units
 from stack.contracts import development_account
+from stack.deploy import DAY
 from tests.conftest import Chain
 from tests.integration.money import (
+    POOR,
     PROVIDERS,
     SIGNER,
     act,
@@ -28,22 +24,20 @@ from tests.integration.money import (
     assert_ledger_equals_chain,
     batches,
     change,
+    lower_cap,
+    pass_time,
+    pause_reason,
     poor_user,
     rich_user,
+    seen_through,
     served,
     session_of,
+    settle_through,
     transactions,
 )
-from tests.proxy import Call, Proxy, is_send, muteness
+from tests.proxy import Call, is_send, muteness
 from workers.services import Services
-from workers.settlement import collect, leaving_out, pauses, settle_due, submit
-from workers.settlement.context import Run
-
-
-@pytest.fixture(autouse=True)
-def look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This chain has blocks at once."""
-    monkeypatch.setattr("workers.settlement.run.LOOK", 0.01)
+from workers.settlement import pauses, settle_due
 
 
 async def test_a_user_without_a_deposit_is_left_out_and_the_others_are_paid(
@@ -93,43 +87,94 @@ async def test_the_daily_ceiling_makes_a_batch_smaller(
     cost = Web3.to_wei(Decimal("0.001"), "ether")
     set_ceiling(chain, 2 * cost + 5)
     assert await settle_due(chain_services, escrow, SIGNER) is not None
-    statuses = [batch.status for batch in await batches(chain_services)]
-    assert sorted(statuses) == ["closed", "confirmed", "replaced"]
+    assert [batch.status for batch in await batches(chain_services)] == ["replaced", "confirmed"]
     waiting = await session_of(chain_services, jobs[2])
-    assert waiting.withheld_until is None
+    assert waiting.withheld_reason == "DailyCeilingExceeded"
+    await change(chain_services, waiting, withheld_until=ago(1))
     set_ceiling(chain, 10 * cost)
     assert await settle_due(chain_services, escrow, SIGNER) is not None
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
 
-async def test_a_batch_that_another_settler_has_signed_is_not_replaced(
-    chain_services: Services, escrow: Escrow, chain: Chain
-) -> None:
-    """The one way to pay twice: the generation in two batches that can both be mined."""
-    user = await rich_user(chain_services, chain)
-    job = await served(chain_services, user, 5)
-    run = Run(chain_services, escrow, SIGNER)
-    await collect.close(run)
-    [closed] = await batches(chain_services)
-    await submit.sign(run, closed)
-    with pytest.raises(ChainError, match="another settler"):
-        await leaving_out.replace(run, closed, [job], signed=0, withhold="CapExceeded")
-    assert (await session_of(chain_services, job)).settlement_id == closed.id
-    assert [batch.status for batch in await batches(chain_services)] == ["signed"]
-
-
-async def test_a_batch_that_another_settler_has_replaced_is_not_signed(
+async def test_a_generation_above_the_daily_ceiling_is_in_nobodys_way(
     chain_services: Services, escrow: Escrow, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
-    job = await served(chain_services, user, 5)
-    run = Run(chain_services, escrow, SIGNER)
-    await collect.close(run)
-    [closed] = await batches(chain_services)
-    await leaving_out.replace(run, closed, [job], signed=0, withhold="CapExceeded")
-    with pytest.raises(ChainError, match="another settler"):
-        await submit.sign(run, closed)
-    assert await transactions(chain_services) == []
+    large = await served(chain_services, user, 90)
+    set_ceiling(chain, Web3.to_wei(Decimal("0.005"), "ether"))
+    assert await settle_due(chain_services, escrow, SIGNER) is None
+    assert (await session_of(chain_services, large)).settlement_id is None
+    await served(chain_services, user, 10)
+    assert await settle_due(chain_services, escrow, SIGNER) is not None
+    await assert_ledger_equals_chain(chain_services, escrow, owing=True)
+
+
+async def test_users_without_money_are_left_out_all_at_once(
+    chain_services: Services, escrow: Escrow, chain: Chain
+) -> None:
+    """Each would cost a batch otherwise."""
+    good, without_cap = [await rich_user(chain_services, chain) for _ in range(2)]
+    for user in (good, without_cap, await poor_user(chain_services)):
+        await served(chain_services, user, 5)
+    lower_cap(chain, without_cap, 0)
+    assert await settle_due(chain_services, escrow, SIGNER) is not None
+    assert [batch.status for batch in await batches(chain_services)] == ["replaced", "confirmed"]
+    async with chain_services.sessions() as db:
+        rows = await db.execute(
+            select(InferenceSession.user_wallet, InferenceSession.withheld_reason)
+        )
+        reasons = dict(rows.all())
+    assert reasons == {
+        good.address.lower(): None,
+        without_cap.address.lower(): "CapExceeded",
+        POOR: "InsufficientDeposit",
+    }
+
+
+@pytest.mark.parametrize("method", ["eth_getTransactionCount", "eth_getTransactionReceipt"])
+async def test_an_endpoint_that_answers_with_an_error_is_one_that_does_not_answer(
+    chain_services: Services, escrow: Escrow, chain: Chain, method: str
+) -> None:
+    user = await rich_user(chain_services, chain)
+    await served(chain_services, user, 5)
+    broken = {"error": {"code": -32603, "message": "internal error"}}
+    await settle_through(
+        chain_services, chain, lambda call: broken if call["method"] == method else None
+    )
+    assert await pauses.in_force(chain_services.sessions) is None
+    assert await settle_due(chain_services, escrow, SIGNER) is not None
+    await assert_ledger_equals_chain(chain_services, escrow, user.address)
+
+
+async def test_an_endpoint_without_the_contract_takes_nothing_back(
+    chain_services: Services, escrow: Escrow, chain: Chain
+) -> None:
+    """It is on another chain, perhaps."""
+    user = await rich_user(chain_services, chain)
+    await served(chain_services, user, 5)
+    await settle_due(chain_services, escrow, SIGNER)
+    nothing = {"result": "0x"}
+    await settle_through(
+        chain_services, chain, lambda call: nothing if call["method"] == "eth_call" else None
+    )
+    await assert_ledger_equals_chain(chain_services, escrow, user.address)
+
+
+async def test_the_contract_does_not_go_dormant_while_nobody_uses_it(
+    chain_services: Services, escrow: Escrow, chain: Chain
+) -> None:
+    """Else the first user after two quiet weeks could spend, and be gone with his deposit."""
+    pass_time(chain, 8 * DAY)
+    batch = await settle_due(chain_services, escrow, SIGNER)
+    assert batch is not None
+    assert await escrow.last_settled_at() == await escrow.network.now()
+    assert await settle_due(chain_services, escrow, SIGNER) is None
+    pass_time(chain, 8 * DAY)
+    assert await settle_due(chain_services, escrow, SIGNER) not in (None, batch)
+    user = await rich_user(chain_services, chain)
+    await served(chain_services, user, 5)
+    assert await settle_due(chain_services, escrow, SIGNER) is not None
+    await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
 
 async def test_low_gas_money_pauses_until_an_operator_resumes(
@@ -220,12 +265,9 @@ async def test_a_reverted_transaction_pauses_and_is_mended_after_that(
             fallen = True
             lower_cap(chain, bad, 0)
 
-    proxy = Proxy(chain.url, lower_before_sending)
-    with proxy.serving():
-        late = Escrow(Network(Rpc([proxy.url])), chain.deployment.escrow)
+    async with seen_through(chain, lower_before_sending) as late:
         with pytest.raises(SettlementPaused):
             await settle_due(chain_services, late, SIGNER)
-        await late.close()
     assert await pause_reason(chain_services) == "reverted"
     [reverted] = await transactions(chain_services)
     assert reverted.reverted_at is not None
@@ -240,12 +282,7 @@ async def test_another_root_under_our_id_pauses(
 ) -> None:
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 5)
-    proxy = Proxy(chain.url, muteness)
-    with proxy.serving():
-        lossy = Escrow(Network(Rpc([proxy.url])), chain.deployment.escrow)
-        with pytest.raises(ChainUnreachable):
-            await settle_due(chain_services, lossy, SIGNER)
-        await lossy.close()
+    await settle_through(chain_services, chain, muteness)
     async with chain_services.sessions.begin() as db:
         await db.execute(update(Settlement).values(usage_root="0x" + "11" * 32))
     with pytest.raises(SettlementPaused):
@@ -259,12 +296,7 @@ async def test_a_batch_that_only_the_contract_knows_is_posted(
     """As after a backup was brought back: the row says closed, and the bytes are gone."""
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 5)
-    proxy = Proxy(chain.url, muteness)
-    with proxy.serving():
-        lossy = Escrow(Network(Rpc([proxy.url])), chain.deployment.escrow)
-        with pytest.raises(ChainUnreachable):
-            await settle_due(chain_services, lossy, SIGNER)
-        await lossy.close()
+    await settle_through(chain_services, chain, muteness)
     async with chain_services.sessions.begin() as db:
         await db.execute(SettlementTransaction.__table__.delete())
         await db.execute(update(Settlement).values(status="closed"))
@@ -275,24 +307,9 @@ async def test_a_batch_that_only_the_contract_knows_is_posted(
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
 
-async def pause_reason(services: Services) -> str:
-    pause = await pauses.in_force(services.sessions)
-    assert pause is not None
-    return pause.reason
-
-
 def alerts(reason: str) -> float:
     return metrics.settlement_alerts.labels(reason)._value.get()
 
 
 def set_ceiling(chain: Chain, units: int) -> None:
     act(chain, development_account(2), "setDailyCeiling", units)
-
-
-def lower_cap(chain: Chain, user: Any, maximum: int) -> None:
-    """Ask for a lower cap, let the contract's delay pass, and lower it."""
-    act(chain, user, "requestCapLowering", maximum)
-    web3 = chain.actor.web3
-    later = web3.eth.get_block("latest")["timestamp"] + 2 * 24 * 3600
-    web3.provider.make_request(RPCEndpoint("testing_timeTravel"), [later])
-    act(chain, user, "lowerCap")

@@ -8,11 +8,13 @@
           replaced by one    reorg      │ once the block is final
           with higher fees              finality
 
+    taking_back  what was posted, and a deeper reorganization has undone: confirmed ──▶ signed
     collect      what is due, and one transaction that closes it into a batch
     submit       simulate, nonce, sign, persist, send, replace
     reconcile    what became of it: the contract first, then receipts
     finality     wait until it is final, then the ledger follows
-    leaving_out  a batch that would revert because of one user, or of the daily ceiling
+    leaving_out  a batch that would revert because of some users, or of the daily ceiling
+    awake        an empty batch now and then, so that the contract is not dormant
     pauses       when an operator has to look
     plan         what the next batch would be, for people
 

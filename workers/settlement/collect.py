@@ -40,7 +40,7 @@ async def close(run: Run) -> Progress:
                 return Progress.BLOCKED
             draft = await draft_of(run, jobs, contributions, chain_id, fee_recipient)
             await check_owed(db, draft)
-            await store(db, draft)
+            await store(db, run.contract, draft)
     log.info("settlement_closed", batch=draft.content.id, sessions=len(jobs))
     return Progress.MOVED
 
@@ -93,16 +93,23 @@ async def draft_of(
     )
 
 
-async def store(db: AsyncSession, draft: Draft) -> None:
+async def store(
+    db: AsyncSession, contract: str, draft: Draft, *, undone_at: dt.datetime | None = None
+) -> None:
     """Write a batch and put its generations into it.
 
     One that was replaced, and is closed again with the very same content, is the same batch.
+
+    Args:
+        undone_at: Of the batch whose place it takes.
     """
     content = draft.content
     await db.execute(
         insert(Settlement)
         .values(
             id=content.id,
+            contract=contract,
+            undone_at=undone_at,
             debits={wallet: str(units) for wallet, units in content.debits.items()},
             credits={wallet: str(units) for wallet, units in content.credits.items()},
             fee_units=content.fee,
@@ -111,7 +118,7 @@ async def store(db: AsyncSession, draft: Draft) -> None:
         )
         .on_conflict_do_update(
             index_elements=[Settlement.id],
-            set_={"status": "closed", "failures": 0},
+            set_={"status": "closed", "failures": 0, "undone_at": undone_at},
             where=Settlement.status == "replaced",
         )
     )

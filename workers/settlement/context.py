@@ -50,11 +50,20 @@ class Run:
             tag=payments.finalized_tag, depth=payments.confirmations
         )
 
+    @property
+    def contract(self) -> str:
+        """The escrow's address, in lower case."""
+        return self.escrow.address.lower()
+
     async def open_batch(self) -> Settlement | None:
-        """The batch that is on its way, if there is one."""
+        """The batch that is on its way, if there is one. Those that were undone go first: their
+        nonces are the lower ones."""
         async with self.sessions() as db:
             return await db.scalar(
-                select(Settlement).where(Settlement.status.not_in(("confirmed", "replaced")))
+                select(Settlement)
+                .where(Settlement.status.not_in(("confirmed", "replaced")))
+                .order_by(Settlement.undone_at.is_(None), Settlement.created_at)
+                .limit(1)
             )
 
     async def transactions(self, batch: Settlement) -> list[SettlementTransaction]:

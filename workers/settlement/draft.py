@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mesh import usage
@@ -57,17 +57,38 @@ def make_draft(
             )
     lines = usage_lines(jobs, contributions, fee_recipient)
     root = "0x" + usage.root(lines).hex()
+    content = _named(chain_id, contract, debits, credits, fees, root)
+    return Draft(jobs=jobs, lines=lines, fee_recipient=fee_recipient, content=content)
+
+
+def empty_draft(last: int, *, chain_id: int, contract: str, fee_recipient: str) -> Draft:
+    """A batch that pays nobody. Its one line tells it from others: of the time ``last`` (Unix
+    seconds) at which the batch before was settled."""
+    line = Usage(last.to_bytes(32, "big"), fee_recipient, fee_recipient, 0, 0)
+    root = "0x" + usage.root([line]).hex()
+    content = _named(chain_id, contract, {}, {}, 0, root)
+    return Draft(jobs=(), lines=[line], fee_recipient=fee_recipient, content=content)
+
+
+def _named(
+    chain_id: int,
+    contract: str,
+    debits: Mapping[str, int],
+    credits: Mapping[str, int],
+    fee: int,
+    root: str,
+) -> Batch:
+    """A batch whose id is the hash of its content."""
     content = {
         "chain": chain_id,
         "contract": contract.lower(),
         "debits": {wallet: str(units) for wallet, units in debits.items()},
         "credits": {wallet: str(units) for wallet, units in credits.items()},
-        "fee": str(fees),
+        "fee": str(fee),
         "usageRoot": root,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    batch = Batch(id=f"0x{digest}", debits=debits, credits=credits, fee=fees, usage_root=root)
-    return Draft(jobs=jobs, lines=lines, fee_recipient=fee_recipient, content=batch)
+    return Batch(id=f"0x{digest}", debits=debits, credits=credits, fee=fee, usage_root=root)
 
 
 def fitting(

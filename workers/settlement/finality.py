@@ -65,6 +65,7 @@ async def _post(run: Run, batch: Settlement, transaction: str | None, block: int
                     transaction_hash=transaction,
                     block_number=block,
                     confirmed_at=func.now(),
+                    undone_at=None,
                 )
             )
     total = sum(paid.values(), ZERO)

@@ -1,4 +1,4 @@
-"""A batch that the contract would refuse because of one user, or of the daily ceiling.
+"""A batch that the contract would refuse because of some users, or of the daily ceiling.
 
 It is replaced by one without what is in the way, so that everybody else is paid. This is the one
 place where a generation goes from one batch into another, so it asks first whether the old batch
@@ -6,7 +6,7 @@ can still be mined: only bytes that are signed can, and only until the chain has
 """
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 from sqlalchemy import func, select, update
@@ -16,7 +16,7 @@ from mesh.errors import ChainError, SettlementRefused
 from mesh.money import ZERO, to_units
 from mesh.usage_lines import contributions_of
 from workers.settlement.collect import draft_of, store
-from workers.settlement.context import Run
+from workers.settlement.context import Run, contract_batch
 from workers.settlement.pauses import Reason, alert
 from workers.settlement.steps import Progress, Step, step
 
@@ -42,29 +42,34 @@ async def mend(run: Run, batch: Settlement, refusal: SettlementRefused) -> Progr
         transactions = await run.transactions(batch)
         if await can_still_be_mined(run, batch, transactions):
             return Progress.WAITING
-        signed = len(transactions)
         jobs = await _jobs(run, batch)
+        out: dict[str, list[InferenceSession]] = {}
         if by_user:
-            out = [job for job in jobs if job.user_wallet == refusal.user]
             alert(Reason.LEFT_OUT, refusal.detail)
-            await replace(run, batch, out, signed=signed, withhold=refusal.reason)
-            return Progress.MOVED
-        alert(Reason.DAILY_CEILING, refusal.detail)
-        out = beyond(jobs, refusal.left or 0)
-        if len(out) == len(jobs):
-            return Progress.BLOCKED  # until the contract's next day
-        await replace(run, batch, out, signed=signed, withhold=None)
+            # A refusal names one user. There may be others, and each would cost a batch.
+            short = {str(refusal.user): refusal.reason}
+            short |= await run.escrow.short(contract_batch(batch).debits)
+            for job in jobs:
+                if job.user_wallet in short:
+                    out.setdefault(short[job.user_wallet], []).append(job)
+        else:
+            alert(Reason.DAILY_CEILING, refusal.detail)
+            out[CEILING] = beyond(jobs, refusal.left or 0)
+        await replace(run, batch, out, signed=len(transactions))
         return Progress.MOVED
 
 
 async def can_still_be_mined(
     run: Run, batch: Settlement, transactions: Sequence[SettlementTransaction]
 ) -> bool:
-    """Whether one of the batch's transactions was mined, or may be one day."""
+    """Whether one of the batch's transactions was mined, or may be one day. Those of an account
+    that is no settler any more would revert."""
     if not transactions:
         return False
     final = await run.final_block()
     for account in sorted({transaction.account for transaction in transactions}):
+        if not await run.escrow.may_settle(account, final):
+            continue
         used = await run.network.nonce(account, final)
         if any(other.account == account and other.nonce >= used for other in transactions):
             return True
@@ -74,43 +79,40 @@ async def can_still_be_mined(
 async def replace(
     run: Run,
     batch: Settlement,
-    out: Sequence[InferenceSession],
+    out: Mapping[str, Sequence[InferenceSession]],
     *,
     signed: int,
-    withhold: str | None,
 ) -> None:
     """Close the rest of a batch into another, in one transaction.
 
     Args:
+        out: What is not in it, and waits for `retry_left_out`; by reason.
         signed: How many transactions the batch had when it could not be mined any more.
-        withhold: Why ``out`` has to wait for `retry_left_out`; none if it may go into the next
-            batch.
 
     Raises:
-        ChainError: it has another one by now; nothing was changed.
+        ChainError: another settler has signed or finished it by now; nothing was changed.
     """
     chain_id = await run.network.chain_id()
-    fee_recipient = batch.fee_recipient or await run.escrow.fee_recipient()
-    gone = {job.id for job in out}
+    fee_recipient = await run.escrow.fee_recipient()
     until = func.now() + dt.timedelta(seconds=run.payments.retry_left_out)
     async with run.sessions.begin() as db:
-        await db.execute(
-            update(Settlement).where(Settlement.id == batch.id).values(status="replaced")
+        open_still = await db.scalar(
+            update(Settlement)
+            .where(Settlement.id == batch.id, Settlement.status.in_(("closed", "signed")))
+            .values(status="replaced")
+            .returning(Settlement.id)
         )
         # The row is locked now, and who signs locks it first.
         known = select(func.count()).where(SettlementTransaction.settlement_id == batch.id)
-        if await db.scalar(known) != signed:
-            raise ChainError(f"Batch {batch.id} was signed meanwhile: another settler is at work.")
-        await db.execute(
-            update(InferenceSession)
-            .where(InferenceSession.id.in_(gone))
-            .values(
-                settlement_id=None,
-                withheld_until=until if withhold else None,
-                withheld_reason=withhold,
+        if open_still is None or await db.scalar(known) != signed:
+            raise ChainError(f"Batch {batch.id} went on meanwhile: another settler is at work.")
+        for reason, jobs in out.items():
+            await db.execute(
+                update(InferenceSession)
+                .where(InferenceSession.id.in_([job.id for job in jobs]))
+                .values(settlement_id=None, withheld_until=until, withheld_reason=reason)
+                .execution_options(synchronize_session=False)
             )
-            .execution_options(synchronize_session=False)
-        )
         rest = list(
             await db.scalars(
                 select(InferenceSession)
@@ -121,13 +123,12 @@ async def replace(
         if rest:
             contributions = await contributions_of(db, rest)
             draft = await draft_of(run, rest, contributions, chain_id, fee_recipient)
-            await store(db, draft)
+            await store(db, run.contract, draft, undone_at=batch.undone_at)
     log.warning(
         "settlement_reclosed",
         batch=batch.id,
         by=draft.content.id if rest else None,
-        left_out=len(gone),
-        reason=withhold or CEILING,
+        left_out={reason: len(jobs) for reason, jobs in out.items()},
     )
 
 

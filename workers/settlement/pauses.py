@@ -31,6 +31,7 @@ class Reason(StrEnum):
     FEE_CEILING = "fee_ceiling"
     DAILY_CEILING = "daily_ceiling"
     LEFT_OUT = "left_out"
+    TAKEN_BACK = "taken_back"
     UNREACHABLE = "unreachable"
 
 

@@ -1,4 +1,5 @@
-"""One run: finish the open batch, close the next, until nothing is due or the time is up."""
+"""One run: take back what the chain has lost, finish the open batch, close the next, until nothing
+is due or the time is up."""
 
 import asyncio
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy import text
+from web3.exceptions import Web3Exception
 
 from mesh.chain import Escrow, Signer, open_signer
 from mesh.chain.signers import configured
@@ -15,12 +17,14 @@ from mesh.db import Settlement
 from mesh.errors import ChainError, ChainUnreachable, SettlementMismatch, SettlementPaused
 from workers.services import Services
 from workers.settlement import pauses, submit
+from workers.settlement.awake import keep_awake
 from workers.settlement.collect import close
 from workers.settlement.context import Run
 from workers.settlement.finality import finish
 from workers.settlement.pauses import Reason
 from workers.settlement.reconcile import reconcile
 from workers.settlement.steps import Progress
+from workers.settlement.taking_back import take_back
 
 log = structlog.get_logger()
 
@@ -61,7 +65,12 @@ async def settle_due(services: Services, escrow: Escrow, signer: Signer) -> str 
     async with _only_settler(services) as alone:
         if not alone or await pauses.in_force(services.sessions):
             return None
-        return await _work(Run(services, escrow, signer))
+        run = Run(services, escrow, signer)
+        try:
+            await take_back(run)
+            return await _work(run)
+        except Web3Exception as error:
+            raise ChainUnreachable(f"An endpoint answers with an error: {error}") from error
 
 
 async def _work(run: Run) -> str | None:
@@ -86,7 +95,7 @@ async def _work(run: Run) -> str | None:
 async def _guarded(run: Run, batch: Settlement | None) -> Progress:
     """One step, and what its failure means for later runs."""
     try:
-        return await (close(run) if batch is None else _advance(run, batch))
+        return await (_next(run) if batch is None else _advance(run, batch))
     except (ChainUnreachable, SettlementPaused):
         raise
     except SettlementMismatch as error:
@@ -97,7 +106,17 @@ async def _guarded(run: Run, batch: Settlement | None) -> Progress:
         raise
 
 
+async def _next(run: Run) -> Progress:
+    progress = await close(run)
+    return await keep_awake(run) if progress is Progress.BLOCKED else progress
+
+
 async def _advance(run: Run, batch: Settlement) -> Progress:
+    if batch.contract not in (None, run.contract):
+        raise SettlementMismatch(
+            f"Batch {batch.id} was closed for the contract {batch.contract}: let it be settled "
+            "there first."
+        )
     if batch.status == "closed":
         return await submit.sign(run, batch)
     if batch.status == "signed":

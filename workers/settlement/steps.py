@@ -12,6 +12,7 @@ from mesh import metrics
 class Step(StrEnum):
     """Where a run may be; a test kills it in each of them, around every commit and question."""
 
+    TAKE_BACK = "take_back"
     CLOSE = "close"
     SIMULATE = "simulate"
     LEAVE_OUT = "leave_out"

@@ -47,16 +47,7 @@ async def sign(run: Run, batch: Settlement) -> Progress:
             # The nonce and the bytes that use it are one transaction: no nonce is ever lost.
             await _hold(db, batch)
             nonce = await _take_nonce(db, run, chain_id, mined)
-            signed = await sign_transaction(
-                run.signer,
-                chain_id=chain_id,
-                to=run.escrow.address,
-                data=run.escrow.settle_data(content),
-                nonce=nonce,
-                gas=gas,
-                fees=fees,
-            )
-            _keep(db, run, batch, signed, chain_id=chain_id, gas=gas, fees=fees)
+            signed = await _sign_at(db, run, batch, nonce, chain_id=chain_id, gas=gas, fees=fees)
     log.info("settlement_signed", batch=batch.id, transaction=signed.hash, nonce=nonce)
     return Progress.MOVED
 
@@ -74,21 +65,32 @@ async def deliver(
         ChainError: the network refuses it for good.
     """
     newest = live[-1]
-    if _stuck(newest, run.payments.stuck_after):
-        return await _replace(run, batch, newest)
+    with step(Step.SEND):
+        unmined = await _unmined(run, newest.chain_id, mined)
+    gap = next((nonce for nonce in range(mined, newest.nonce) if nonce not in unmined), None)
+    if gap is not None:
+        # A reorganization freed a nonce that was not ours, or a replaced batch's, which must not
+        # be mined any more. All later ones wait for it.
+        return await _replace(run, batch, newest, nonce=gap)
+    stuck = _stuck(newest, run.payments.stuck_after)
+    if stuck and await _replace(run, batch, newest, nonce=newest.nonce) is Progress.MOVED:
+        return Progress.MOVED
     with step(Step.SEND):
         outcome = Sent.ACCEPTED
-        for transaction in await _unmined(run, newest.chain_id, mined):
+        for _, transaction in sorted(unmined.items()):
             outcome = await run.network.send(transaction.raw)
             if outcome is Sent.ACCEPTED and transaction.sent_at is None:
                 await _sent(run, transaction)
-    if outcome is Sent.UNDERPRICED:
-        return await _replace(run, batch, newest)
-    return Progress.WAITING
+    if outcome is Sent.UNDERPRICED and not stuck:
+        return await _replace(run, batch, newest, nonce=newest.nonce)
+    return Progress.BLOCKED if stuck else Progress.WAITING
 
 
-async def _replace(run: Run, batch: Settlement, old: SettlementTransaction) -> Progress:
-    """The same call at the same nonce, with higher fees: only one of the two can be mined."""
+async def _replace(
+    run: Run, batch: Settlement, old: SettlementTransaction, *, nonce: int
+) -> Progress:
+    """The same call with higher fees; at the same nonce only one of the two can be mined, and at
+    another the contract refuses the second. `BLOCKED` if the fees would be above the ceiling."""
     with step(Step.REPLACE):
         priority = None if old.priority_fee_wei is None else int(old.priority_fee_wei)
         fees = Fees(int(old.max_fee_wei), priority).bumped(await run.network.fees())
@@ -101,21 +103,14 @@ async def _replace(run: Run, batch: Settlement, old: SettlementTransaction) -> P
         await check_gas_money(run, old.gas * fees.maximum)
         async with run.sessions.begin() as db:
             await _hold(db, batch)
-            signed = await sign_transaction(
-                run.signer,
-                chain_id=old.chain_id,
-                to=run.escrow.address,
-                data=run.escrow.settle_data(contract_batch(batch)),
-                nonce=old.nonce,
-                gas=old.gas,
-                fees=fees,
+            signed = await _sign_at(
+                db, run, batch, nonce, chain_id=old.chain_id, gas=old.gas, fees=fees
             )
-            _keep(db, run, batch, signed, chain_id=old.chain_id, gas=old.gas, fees=fees)
     log.warning(
         "settlement_replaced",
         batch=batch.id,
         transaction=signed.hash,
-        nonce=old.nonce,
+        nonce=nonce,
         max_fee_wei=fees.maximum,
     )
     return Progress.MOVED
@@ -158,22 +153,32 @@ async def _take_nonce(db: AsyncSession, run: Run, chain_id: int, mined: int) -> 
     return nonce
 
 
-def _keep(
+async def _sign_at(
     db: AsyncSession,
     run: Run,
     batch: Settlement,
-    signed: SignedTransaction,
+    nonce: int,
     *,
     chain_id: int,
     gas: int,
     fees: Fees,
-) -> None:
+) -> SignedTransaction:
+    """Sign the batch's call, and keep the bytes."""
+    signed = await sign_transaction(
+        run.signer,
+        chain_id=chain_id,
+        to=run.escrow.address,
+        data=run.escrow.settle_data(contract_batch(batch)),
+        nonce=nonce,
+        gas=gas,
+        fees=fees,
+    )
     db.add(
         SettlementTransaction(
             settlement_id=batch.id,
             chain_id=chain_id,
             account=run.account,
-            nonce=signed.nonce,
+            nonce=nonce,
             hash=signed.hash,
             raw=signed.raw,
             gas=gas,
@@ -181,22 +186,26 @@ def _keep(
             priority_fee_wei=fees.priority,
         )
     )
+    return signed
 
 
-async def _unmined(run: Run, chain_id: int, mined: int) -> list[SettlementTransaction]:
-    """The newest bytes of every nonce of ours that the chain has not used, in order: a later nonce
-    waits for the earlier ones."""
+async def _unmined(run: Run, chain_id: int, mined: int) -> dict[int, SettlementTransaction]:
+    """The newest bytes of every nonce of ours that the chain has not used: a later nonce waits for
+    the earlier ones. Those of a replaced batch are never sent again: its generations are in
+    others."""
     async with run.sessions() as db:
         found = await db.scalars(
             select(SettlementTransaction)
+            .join(Settlement, Settlement.id == SettlementTransaction.settlement_id)
             .where(
                 SettlementTransaction.chain_id == chain_id,
                 SettlementTransaction.account == run.account,
                 SettlementTransaction.nonce >= mined,
+                Settlement.status != "replaced",
             )
             .order_by(SettlementTransaction.nonce, SettlementTransaction.id)
         )
-        return list({transaction.nonce: transaction for transaction in found}.values())
+        return {transaction.nonce: transaction for transaction in found}
 
 
 async def _sent(run: Run, transaction: SettlementTransaction) -> None:

@@ -1,0 +1,76 @@
+"""A batch that was posted, and that a reorganization has undone all the same: it went deeper than
+what counted as final.
+
+What the ledger called paid is owed again, and the batch goes from `confirmed` back to `signed`.
+From there on it is like any other: its bytes are sent again, at their nonce, and it is posted when
+it is final.
+"""
+
+from sqlalchemy import func, select, update
+
+from mesh import ledger
+from mesh.db import InferenceSession, NodeContribution, Settlement
+from workers.settlement.context import Run
+from workers.settlement.pauses import Reason, alert
+from workers.settlement.steps import Step, step
+
+
+async def take_back(run: Run) -> None:
+    """Take back each posted batch that the chain does not have any more, the newest first.
+
+    A batch is mined when all before it are final. So while the newest is there, all are.
+
+    Raises:
+        ChainUnreachable: the contract cannot be asked. Nothing is taken back on that.
+    """
+    with step(Step.TAKE_BACK):
+        while (batch := await _newest_posted(run)) is not None:
+            final = await run.final_block()
+            # A branch that is shorter so far says nothing about it.
+            if batch.block_number is None or final < batch.block_number:
+                return
+            if await run.escrow.settled_root(batch.id, final) is not None:
+                return
+            if await _undo(run, batch):
+                alert(
+                    Reason.TAKEN_BACK,
+                    f"Batch {batch.id} was final in block {batch.block_number}, and is gone.",
+                )
+
+
+async def _newest_posted(run: Run) -> Settlement | None:
+    async with run.sessions() as db:
+        return await db.scalar(
+            select(Settlement)
+            .where(Settlement.status == "confirmed", Settlement.contract == run.contract)
+            .order_by(Settlement.block_number.desc())
+            .limit(1)
+        )
+
+
+async def _undo(run: Run, batch: Settlement) -> bool:
+    """Paid becomes owed again, in one transaction; whether that happened now."""
+    async with run.sessions.begin() as db:
+        undone = await db.scalar(
+            update(Settlement)
+            .where(Settlement.id == batch.id, Settlement.status == "confirmed")
+            .values(
+                status="signed",
+                undone_at=func.now(),
+                transaction_hash=None,
+                block_number=None,
+                confirmed_at=None,
+            )
+            .returning(Settlement.id)
+        )
+        if undone is None:
+            return False
+        await ledger.reverse(db, kind="settle", reference=batch.id)
+        sessions = select(InferenceSession.id).where(InferenceSession.settlement_id == batch.id)
+        await db.execute(
+            update(NodeContribution)
+            .where(NodeContribution.session_id.in_(sessions))
+            .values(paid_at=None)
+            .execution_options(synchronize_session=False)
+        )
+    return True
