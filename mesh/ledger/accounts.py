@@ -78,7 +78,8 @@ async def balances_at(
 ) -> dict[Account, Decimal]:
     """Balances in FAR as they were at a time, summed up from the entries until then.
 
-    An entry counts from the moment in which its database transaction began.
+    An entry counts from the moment in which it was posted, which others see when its database
+    transaction ends.
 
     Args:
         owner: Only this owner's accounts, which an index finds; all accounts otherwise.
