@@ -14,7 +14,6 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 
-from api.usage_trees import UsageTrees
 from mesh import db, queue
 from mesh.catalog import Catalog
 from mesh.prompts import PromptVault
@@ -42,7 +41,6 @@ class Services:
     catalog: Catalog
     vault: PromptVault
     limiter: MovingWindowRateLimiter
-    usage_trees: UsageTrees = field(default_factory=UsageTrees)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:

@@ -86,8 +86,8 @@ class PaymentsSettings(BaseModel):
     """Seconds between checks of the ledger, which read all of it."""
     confirmation_wait: float = 120
     """Seconds one settlement run waits for its transaction; the next run goes on from there."""
-    max_sessions_per_batch: int = Field(10_000, ge=1)
-    """Bounds what is read and hashed for one batch."""
+    max_sessions_per_batch: int = Field(10_000, ge=1, le=30_000)
+    """Bounds what is read and hashed for one batch. Postgres takes 32,767 parameters."""
     max_lines_per_batch: int = Field(1000, ge=2)
     """Users and providers of one batch: its gas grows with them, by 7,000 to 30,000 each."""
     max_fee_gwei: Decimal = Field(Decimal(20), gt=0)
@@ -134,7 +134,7 @@ class LimitSettings(BaseModel):
     heartbeats_per_node: str = "120/minute"
     """Each writes a row; a node sends two a minute."""
     receipts_per_wallet: str = "1000/hour"
-    """The first of a large batch takes seconds: all its lines are hashed."""
+    """Each reads its batch's usage tree: up to some megabytes."""
     tables_per_wallet: str = "60/hour"
     """Usage and earnings as CSV, which may be long."""
     max_body_bytes: int = 2**20

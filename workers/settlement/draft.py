@@ -5,12 +5,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mesh import usage
 from mesh.chain import Batch
 from mesh.db import InferenceSession
 from mesh.errors import SettlementMismatch
 from mesh.money import ZERO, to_units
-from mesh.usage import Usage
+from mesh.usage import UsageTree
 from mesh.usage_lines import Contributions, usage_lines
 
 
@@ -19,7 +18,7 @@ class Draft:
     """A batch that is not written yet."""
 
     jobs: Sequence[InferenceSession]
-    lines: Sequence[Usage]
+    usage: UsageTree
     fee_recipient: str
     content: Batch
 
@@ -55,8 +54,8 @@ def make_draft(
                 f"Generation {job.request_id} cost {cost} units, but its parts are {shared} and "
                 f"its fee is {fee}."
             )
-    lines = usage_lines(jobs, contributions, fee_recipient)
-    root = "0x" + usage.root(lines).hex()
+    usage = UsageTree.over(usage_lines(jobs, contributions, fee_recipient))
+    root = "0x" + usage.root.hex()
     content = {
         "chain": chain_id,
         "contract": contract.lower(),
@@ -67,7 +66,7 @@ def make_draft(
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     batch = Batch(id=f"0x{digest}", debits=debits, credits=credits, fee=fees, usage_root=root)
-    return Draft(jobs=jobs, lines=lines, fee_recipient=fee_recipient, content=batch)
+    return Draft(jobs=jobs, usage=usage, fee_recipient=fee_recipient, content=batch)
 
 
 def fitting(

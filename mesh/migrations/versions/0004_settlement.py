@@ -43,6 +43,18 @@ def upgrade() -> None:
     )
 
     op.create_table(
+        "usage_trees",
+        sa.Column("settlement_id", sa.String(length=66), nullable=False),
+        sa.Column("nodes", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["settlement_id"], ["settlements.id"], name=op.f("fk_usage_trees_settlement_id")
+        ),
+        sa.PrimaryKeyConstraint("settlement_id", name=op.f("pk_usage_trees")),
+    )
+    # Hashes do not get smaller.
+    op.execute("ALTER TABLE usage_trees ALTER COLUMN nodes SET STORAGE EXTERNAL")
+
+    op.create_table(
         "settlement_transactions",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("settlement_id", sa.String(length=66), nullable=False),
