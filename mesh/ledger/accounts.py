@@ -73,6 +73,14 @@ async def balance(db: AsyncSession, account: Account) -> Decimal:
     return ZERO if found is None else found
 
 
+async def balances_of(db: AsyncSession, owner: str) -> dict[str, Decimal]:
+    """What an owner has now on each kind of account, in FAR; nothing for one never posted to."""
+    rows = await db.execute(
+        select(BALANCES.c.kind, BALANCES.c.balance).where(BALANCES.c.owner == owner)
+    )
+    return {row.kind: row.balance for row in rows}
+
+
 async def balances_at(
     db: AsyncSession, instant: dt.datetime, *, owner: str | None = None
 ) -> dict[Account, Decimal]:
