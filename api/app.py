@@ -6,7 +6,17 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from api import problems
-from api.routes import auth, discovery, generation, health, nodes, provider, receipts, relay
+from api.routes import (
+    auth,
+    billing,
+    discovery,
+    generation,
+    health,
+    nodes,
+    provider,
+    receipts,
+    relay,
+)
 from api.services import open_services
 from mesh import log
 from mesh.relay import EXCHANGE_PATH
@@ -19,6 +29,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings or Settings(),
         generation.router,
         receipts.router,
+        billing.router,
         auth.router,
         nodes.router,
         relay.router,

@@ -2,14 +2,20 @@
 
 from collections.abc import Sequence
 
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from api.services import Services
 from mesh import jobs
 from mesh.db import InferenceSession, NodeContribution, Settlement
-from mesh.errors import JobNotFound, ReceiptNotReady
+from mesh.errors import JobNotFound, ReceiptNotReady, UsageUnproven
 from mesh.money import ZERO, plain
 from mesh.schemas import NodeContribution as Part
 from mesh.schemas import Receipt, ReceiptBatch, ReceiptStatus, UsageLine, shown
-from mesh.usage import request_id_of
+from mesh.usage import Usage
+from mesh.usage_lines import tree_of, usage_lines
+
+log = structlog.get_logger()
 
 
 async def receipt(services: Services, wallet: str, request_id: str) -> Receipt:
@@ -20,13 +26,16 @@ async def receipt(services: Services, wallet: str, request_id: str) -> Receipt:
         ReceiptNotReady: it has not ended.
         UsageUnproven: what is stored does not give the batch's root.
     """
-    job, parts, batch = await _find(services, request_id)
-    served = [part for part in parts if part.wallet_address == wallet]
-    is_user = job is not None and job.user_wallet == wallet
-    if job is None or not (is_user or served):
-        raise JobNotFound("You have no job of this id.")
-    if job.completed_at is None:
-        raise ReceiptNotReady("This job has not ended: there is nothing to pay yet.", retry_after=5)
+    async with services.sessions() as db:
+        # One snapshot: settlement may put the job into another batch meanwhile.
+        await db.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        job, parts = await _find(db, wallet, request_id)
+        if job.completed_at is None:
+            raise ReceiptNotReady(
+                "This job has not ended: there is nothing to pay yet.", retry_after=5
+            )
+        batch, lines = await _batch(db, job, parts)
+    is_user = job.user_wallet == wallet
     cost = job.total_cost_far or ZERO
     return Receipt(
         request_id=job.request_id,
@@ -39,25 +48,29 @@ async def receipt(services: Services, wallet: str, request_id: str) -> Receipt:
         cost_far=shown(cost) if is_user else None,
         cost_far_exact=plain(cost) if is_user else None,
         platform_fee_far_exact=plain(job.fee_far or ZERO) if is_user else None,
-        served=[_part(part) for part in (parts if is_user else served)],
-        batch=batch and await _batch(services, job, batch, None if is_user else wallet),
+        served=[_part(part) for part in parts if is_user or part.wallet_address == wallet],
+        batch=batch
+        and ReceiptBatch(
+            batch_id=batch.id,
+            contract=services.settings.payments.escrow_contract,
+            transaction_hash=batch.transaction_hash,
+            block_number=batch.block_number,
+            usage_root=batch.usage_root,
+            lines=[line for line in lines if is_user or line.provider == wallet],
+        ),
     )
 
 
 async def _find(
-    services: Services, request_id: str
-) -> tuple[InferenceSession | None, Sequence[NodeContribution], Settlement | None]:
-    if not request_id.isprintable():  # Postgres has no NUL in a text
-        return None, (), None
-    async with services.sessions() as db:
-        job = await jobs.find(db, request_id)
-        if job is None:
-            return None, (), None
-        parts = await jobs.contributions(db, job)
-        batch = None
-        if job.settlement_id is not None:
-            batch = await db.get(Settlement, job.settlement_id)
-    return job, parts, batch
+    db: AsyncSession, wallet: str, request_id: str
+) -> tuple[InferenceSession, Sequence[NodeContribution]]:
+    """The job and all who served it, if the wallet is one of those that it concerns."""
+    printable = request_id.isprintable()  # Postgres has no NUL in a text
+    job = await jobs.find(db, request_id) if printable else None
+    parts = [] if job is None else await jobs.contributions(db, job)
+    if job is None or wallet not in {job.user_wallet, *(part.wallet_address for part in parts)}:
+        raise JobNotFound("You have no job of this id.")
+    return job, parts
 
 
 def _status(job: InferenceSession, batch: Settlement | None) -> ReceiptStatus:
@@ -80,29 +93,31 @@ def _part(part: NodeContribution) -> Part:
 
 
 async def _batch(
-    services: Services, job: InferenceSession, batch: Settlement, provider: str | None
-) -> ReceiptBatch:
-    """``provider``: whose lines are shown; all where none is given."""
-    lines = []
-    if batch.usage_root is not None:
-        usage = await services.usage_trees.of(services.sessions, batch)
-        lines = [
-            UsageLine(
-                request_id="0x" + line.request_id.hex(),
-                user=line.user,
-                provider=line.provider,
-                tokens=line.tokens,
-                amount=str(line.amount),
-                proof=["0x" + node.hex() for node in proof],
-            )
-            for line, proof in usage.proven(request_id_of(job.id))
-            if provider in (None, line.provider)
-        ]
-    return ReceiptBatch(
-        batch_id=batch.id,
-        contract=services.settings.payments.escrow_contract,
-        transaction_hash=batch.transaction_hash,
-        block_number=batch.block_number,
-        usage_root=batch.usage_root,
-        lines=lines,
+    db: AsyncSession, job: InferenceSession, parts: Sequence[NodeContribution]
+) -> tuple[Settlement | None, list[UsageLine]]:
+    """The job's batch, and the job's lines in it with their proofs."""
+    if job.settlement_id is None:
+        return None, []
+    batch = await db.get_one(Settlement, job.settlement_id)
+    if batch.usage_root is None or batch.fee_recipient is None:
+        return batch, []  # of the first contract, which kept no root
+    try:
+        tree = await tree_of(db, batch)
+        lines = usage_lines([job], {job.id: parts}, batch.fee_recipient)
+        return batch, [_line(line, tree.proof(line)) for line in lines]
+    except (UsageUnproven, LookupError):
+        log.error("usage_unproven", batch=batch.id, request_id=job.request_id)
+        raise UsageUnproven(
+            "The lines of this batch cannot be proven. It has been logged."
+        ) from None
+
+
+def _line(line: Usage, proof: Sequence[bytes]) -> UsageLine:
+    return UsageLine(
+        request_id="0x" + line.request_id.hex(),
+        user=line.user,
+        provider=line.provider,
+        tokens=line.tokens,
+        amount=str(line.amount),
+        proof=["0x" + node.hex() for node in proof],
     )

@@ -16,7 +16,6 @@ from redis.asyncio import Redis
 
 from api.places import Places
 from api.relay.desk import Desk
-from api.usage_trees import UsageTrees
 from mesh import db, queue
 from mesh.catalog import Catalog
 from mesh.prompts import PromptVault
@@ -46,7 +45,6 @@ class Services:
     limiter: MovingWindowRateLimiter
     places: Places
     relay: Desk
-    usage_trees: UsageTrees = field(default_factory=UsageTrees)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:

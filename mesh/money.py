@@ -5,13 +5,17 @@ an integer of base units (10⁻¹⁸ FAR).
 """
 
 from collections.abc import Mapping
-from decimal import ROUND_DOWN, Context, Decimal
+from decimal import ROUND_DOWN, Context, Decimal, DefaultContext, getcontext
 
 PLACES = 18
 UNITS_PER_FAR = 10**PLACES
 
 EXACT = Context(prec=60)
 """Wide enough that no product of two NUMERIC(38,18) amounts is rounded before we round it."""
+
+# Python's own 28 digits round sums of more than 10¹⁰ FAR, and the contract takes seven times that.
+# For this thread and all to come.
+getcontext().prec = DefaultContext.prec = EXACT.prec
 
 ZERO = Decimal(0)
 

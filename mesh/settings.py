@@ -168,7 +168,7 @@ class LimitSettings(BaseModel):
     relay_connections_per_node: str = "120/minute"
     """A node on a bad link connects again and again."""
     receipts_per_wallet: str = "1000/hour"
-    """The first of a large batch takes seconds: all its lines are hashed."""
+    """Each reads its batch's usage tree: up to some megabytes."""
     tables_per_wallet: str = "60/hour"
     """Usage and earnings as CSV, which may be long."""
     max_body_bytes: int = 2**20

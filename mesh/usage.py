@@ -7,7 +7,8 @@ no inner node passes for one, and sorted, so that the order of the lines does no
 """
 
 import uuid
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from eth_abi.abi import encode
@@ -15,6 +16,9 @@ from eth_utils.crypto import keccak
 
 TYPES = ("bytes32", "address", "address", "uint256", "uint256")
 """Of the contract's struct ``Usage``, in its order."""
+
+HASH = 32
+"""Bytes of a node."""
 
 
 class Usage(NamedTuple):
@@ -30,63 +34,59 @@ class Usage(NamedTuple):
 
 
 class UsageTree:
-    """The tree over a batch's lines: at least one, in any order.
+    """The tree over a batch's lines, whatever their order.
 
-    Raises:
-        ValueError: there is no line.
+    A complete binary tree in one string of bytes: the root comes first, the children of node i are
+    2i + 1 and 2i + 2, and the sorted leaves fill the end backwards.
     """
 
-    def __init__(self, lines: Sequence[Usage]) -> None:
-        if not lines:
+    def __init__(self, nodes: bytes) -> None:
+        """``nodes`` are those of a tree that :meth:`over` made."""
+        self.nodes = nodes
+
+    @classmethod
+    def over(cls, lines: Iterable[Usage]) -> "UsageTree":
+        """
+        Raises:
+            ValueError: there is no line.
+        """
+        leaves = sorted(map(leaf, lines), reverse=True)
+        if not leaves:
             raise ValueError("A batch without lines has no usage tree.")
-        leaves = [leaf(line) for line in lines]
-        order = sorted(range(len(leaves)), key=leaves.__getitem__)
-        # A complete binary tree in an array: the children of i are 2i + 1 and 2i + 2, the root is
-        # 0, and the sorted leaves fill the end backwards.
-        last = 2 * len(leaves) - 2
-        self._place = {line: last - rank for rank, line in enumerate(order)}
-        self._nodes = [b""] * (len(leaves) - 1) + [leaves[line] for line in reversed(order)]
+        nodes = [b""] * (len(leaves) - 1) + leaves
         for parent in reversed(range(len(leaves) - 1)):
-            self._nodes[parent] = _pair(self._nodes[2 * parent + 1], self._nodes[2 * parent + 2])
+            nodes[parent] = _pair(nodes[2 * parent + 1], nodes[2 * parent + 2])
+        return cls(b"".join(nodes))
+
+    def __len__(self) -> int:
+        """How many lines it is over."""
+        return (len(self.nodes) // HASH + 1) // 2
 
     @property
     def root(self) -> bytes:
         """The batch's usage root."""
-        return self._nodes[0]
+        return self._node(0)
 
-    def proof(self, index: int) -> list[bytes]:
-        """The siblings on the way from the line at ``index`` to the root.
+    def proof(self, line: Usage) -> list[bytes]:
+        """The siblings on the way from a line to the root.
 
         Raises:
-            IndexError: there is no such line.
+            LookupError: the batch has no such line.
         """
-        if index not in self._place:
-            raise IndexError(f"The batch has no line {index}.")
-        place = self._place[index]
+        rising = range(2 * len(self) - 2, len(self) - 2, -1)
+        wanted = leaf(line)
+        rank = bisect_left(rising, wanted, key=self._node)
+        if rank == len(rising) or self._node(rising[rank]) != wanted:
+            raise LookupError("The batch has no such line.")
+        place = rising[rank]
         siblings = []
         while place:
-            siblings.append(self._nodes[place + 1 if place % 2 else place - 1])
+            siblings.append(self._node(place + 1 if place % 2 else place - 1))
             place = (place - 1) // 2
         return siblings
 
-
-def root(lines: Sequence[Usage]) -> bytes:
-    """The hash that commits to all lines, whatever their order.
-
-    Raises:
-        ValueError: there is no line.
-    """
-    return UsageTree(lines).root
-
-
-def proof(lines: Sequence[Usage], index: int) -> list[bytes]:
-    """That ``lines[index]`` is one of the lines. For several proofs make one :class:`UsageTree`.
-
-    Raises:
-        ValueError: there is no line.
-        IndexError: there is no such line.
-    """
-    return UsageTree(lines).proof(index)
+    def _node(self, place: int) -> bytes:
+        return self.nodes[place * HASH : (place + 1) * HASH]
 
 
 def verify(root: bytes, line: Usage, proof: Sequence[bytes]) -> bool:

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import load_only
 
-from mesh.db import InferenceSession, NodeContribution, Settlement
+from mesh.db import InferenceSession, NodeContribution, Settlement, StoredTree
 from mesh.errors import UsageUnproven
 from mesh.money import ZERO, to_units
-from mesh.usage import Usage, request_id_of
+from mesh.usage import Usage, UsageTree, request_id_of
 
 Contributions = Mapping[uuid.UUID, Sequence[NodeContribution]]
 """By generation, in the order in which they were written."""
@@ -45,20 +44,13 @@ async def contributions_of(db: AsyncSession, jobs: Sequence[InferenceSession]) -
     return found
 
 
-async def lines_of(db: AsyncSession, batch: Settlement) -> list[Usage]:
-    """All lines of a batch, in any order.
+async def tree_of(db: AsyncSession, batch: Settlement) -> UsageTree:
+    """The tree that was stored when the batch was closed.
 
     Raises:
-        UsageUnproven: the batch is of a contract that kept no usage root.
+        UsageUnproven: there is none, or its root is not the batch's.
     """
-    if batch.fee_recipient is None:
-        raise UsageUnproven(f"Batch {batch.id} was settled on a contract without usage roots.")
-    jobs = await db.scalars(
-        select(InferenceSession)
-        .where(InferenceSession.settlement_id == batch.id)
-        .options(
-            load_only(InferenceSession.id, InferenceSession.user_wallet, InferenceSession.fee_far)
-        )
-    )
-    found = jobs.all()
-    return usage_lines(found, await contributions_of(db, found), batch.fee_recipient)
+    nodes = await db.scalar(select(StoredTree.nodes).where(StoredTree.settlement_id == batch.id))
+    if not nodes or "0x" + (tree := UsageTree(nodes)).root.hex() != batch.usage_root:
+        raise UsageUnproven(f"The tree of batch {batch.id} is not the one that was settled.")
+    return tree

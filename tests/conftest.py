@@ -72,6 +72,10 @@ def redis_url(folder: Path) -> Iterator[str]:
 def postgres(folder: Path) -> Iterator[Postgres]:
     server = Postgres(folder / "postgres")
     server.start()
+    # It is thrown away at the end: no commit has to wait for a disk.
+    for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+        server.execute(f"ALTER SYSTEM SET {setting} = off")
+    server.execute("SELECT pg_reload_conf()")
     server.execute(f"CREATE DATABASE {TEMPLATE}")
     asyncio.run(upgrade(server.url(TEMPLATE)))
     yield server

@@ -3,18 +3,32 @@
 import datetime as dt
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from mesh import jobs, ledger, metrics
 from mesh.catalog import Model
-from mesh.db import InferenceSession, NodeContribution, NodeRegistry, RouteHop
+from mesh.db import InferenceSession, NodeContribution, RouteHop
 from mesh.money import plain
 from workers.accounting import Bill, make_bill
 from workers.lease import Lease, LeaseLost
 from workers.services import Services
 
 log = structlog.get_logger()
+
+CREDIT = text(
+    """
+    WITH shares AS (
+        SELECT node_id, tokens, payment FROM node_registry JOIN unnest(
+            CAST(:nodes AS text[]), CAST(:tokens AS bigint[]), CAST(:payments AS numeric[])
+        ) AS share(node_id, tokens, payment) USING (node_id)
+        ORDER BY node_id FOR NO KEY UPDATE OF node_registry
+    )
+    UPDATE node_registry SET total_tokens_served = total_tokens_served + tokens,
+        total_earned_far = total_earned_far + payment
+    FROM shares WHERE node_registry.node_id = shares.node_id
+    """
+)
 
 
 async def complete(
@@ -28,6 +42,8 @@ async def complete(
 ) -> dict[str, object]:
     """The generation delivered ``tokens`` tokens: its user pays for them and gets the rest back.
 
+    Nobody pays for more tokens than he asked for, whatever an edge has written.
+
     Raises:
         LeaseLost: another supervisor has taken over; nothing was written.
     """
@@ -35,7 +51,7 @@ async def complete(
         job = await _locked(db, lease)
         bill = make_bill(
             await _hops(db, job),
-            tokens=tokens,
+            tokens=min(tokens, job.max_tokens),
             price=job.price_per_token_far,
             fee_rate=services.settings.payments.platform_fee,
             edge_units=model.edge_units,
@@ -46,7 +62,7 @@ async def complete(
             waited = first_token_at - job.started_at.timestamp()
             job.first_token_ms = max(0, round(waited * 1000))
         _close(job)
-        await _credit_nodes(db, job, bill)
+        db.add_all(_contributions(job, bill))
         await ledger.capture(
             db,
             job=job.request_id,
@@ -56,7 +72,12 @@ async def complete(
             fee=bill.fee,
         )
         outcome = await jobs.outcome(db, job)
+        await _credit_nodes(db, bill)
     _measure(job, "cancelled" if reason == "cancelled" else "completed")
+    if tokens > job.max_tokens:
+        log.error(
+            "too_many_tokens", request_id=job.request_id, tokens=tokens, asked_for=job.max_tokens
+        )
     log.info(
         "inference_completed",
         request_id=job.request_id,
@@ -117,29 +138,37 @@ async def _hops(db: AsyncSession, job: InferenceSession) -> list[RouteHop]:
     return list(rows)
 
 
-async def _credit_nodes(db: AsyncSession, job: InferenceSession, bill: Bill) -> None:
-    for share in bill.shares:
-        db.add(
-            NodeContribution(
-                session_id=job.id,
-                node_id=share.node_id,
-                wallet_address=share.wallet,
-                tokens_contributed=share.tokens,
-                layers=share.layers,
-                payment_far=share.payment,
-            )
+def _contributions(job: InferenceSession, bill: Bill) -> list[NodeContribution]:
+    return [
+        NodeContribution(
+            session_id=job.id,
+            node_id=share.node_id,
+            wallet_address=share.wallet,
+            tokens_contributed=share.tokens,
+            layers=share.layers,
+            payment_far=share.payment,
         )
-    # In one order everywhere, so that two endings cannot wait for each other.
-    for share in sorted(bill.shares, key=lambda share: share.node_id):
-        await db.execute(
-            update(NodeRegistry)
-            .where(NodeRegistry.node_id == share.node_id)
-            .values(
-                total_tokens_served=NodeRegistry.total_tokens_served + share.tokens,
-                total_earned_far=NodeRegistry.total_earned_far + share.payment,
-            )
-        )
-    await db.flush()
+        for share in bill.shares
+    ]
+
+
+async def _credit_nodes(db: AsyncSession, bill: Bill) -> None:
+    """Count what each node served, the last thing before the commit.
+
+    All generations of a node count in one row, which is locked until the commit: whatever comes
+    after this makes them wait for each other. In one order everywhere, so that two endings cannot
+    wait in a circle.
+    """
+    if not bill.shares:
+        return
+    await db.execute(
+        CREDIT,
+        {
+            "nodes": [share.node_id for share in bill.shares],
+            "tokens": [share.tokens for share in bill.shares],
+            "payments": [share.payment for share in bill.shares],
+        },
+    )
 
 
 def _measure(job: InferenceSession, status: str) -> None:

@@ -14,6 +14,7 @@ from mesh.db.chain import (
     Settlement,
     SettlementPause,
     SettlementTransaction,
+    StoredTree,
 )
 from mesh.db.jobs import InferenceSession, NodeContribution, NodeRegistry, Outbox, RouteHop
 from mesh.db.ledger import LedgerAccount, LedgerEntry, LedgerPart, LedgerTransaction, SpendingCap
@@ -43,5 +44,6 @@ __all__ = [
     "SettlementPause",
     "SettlementTransaction",
     "SpendingCap",
+    "StoredTree",
     "connect",
 ]

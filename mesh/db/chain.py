@@ -122,6 +122,16 @@ class Settlement(Base):
     again."""
 
 
+class StoredTree(Base):
+    """The nodes of a batch's usage tree, so that a receipt's proof need not hash all of its lines:
+    64 bytes a line."""
+
+    __tablename__ = "usage_trees"
+
+    settlement_id: Mapped[str] = mapped_column(ForeignKey("settlements.id"), primary_key=True)
+    nodes: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class SettlementTransaction(Base):
     """Signed bytes that may be on the chain some day. A replacement is a row with the same nonce.
 

@@ -73,12 +73,21 @@ async def balance(db: AsyncSession, account: Account) -> Decimal:
     return ZERO if found is None else found
 
 
+async def balances_of(db: AsyncSession, owner: str) -> dict[str, Decimal]:
+    """What an owner has now on each kind of account, in FAR; nothing for one never posted to."""
+    rows = await db.execute(
+        select(BALANCES.c.kind, BALANCES.c.balance).where(BALANCES.c.owner == owner)
+    )
+    return {row.kind: row.balance for row in rows}
+
+
 async def balances_at(
     db: AsyncSession, instant: dt.datetime, *, owner: str | None = None
 ) -> dict[Account, Decimal]:
     """Balances in FAR as they were at a time, summed up from the entries until then.
 
-    An entry counts from the moment in which its database transaction began.
+    An entry counts from the moment in which it was posted, which others see when its database
+    transaction ends.
 
     Args:
         owner: Only this owner's accounts, which an index finds; all accounts otherwise.

@@ -64,7 +64,11 @@ async def check(sessions: Sessions, contract: Contract | None = None) -> Report:
 
 
 def publish(report: Report) -> None:
-    """Set this process's metrics to what was found, and log every finding as an error."""
+    """Set this process's metrics to what was found, and log every finding as an error.
+
+    A check that was not made, since the chain could not be read, has no figure.
+    """
+    metrics.ledger_violations.clear()
     for name, count in report.counts.items():
         metrics.ledger_violations.labels(name).set(count)
     metrics.ledger_checked.set(time.time())

@@ -86,8 +86,13 @@ async def capture(
     Args:
         shares: FAR by provider's wallet.
         fee: The platform's part, in FAR.
+
+    Raises:
+        ValueError: together they are more than was held.
     """
     cost = sum(shares.values(), fee)
+    if cost > held_amount:
+        raise ValueError(f"{job} cost {plain(cost)} FAR, and {plain(held_amount)} FAR were held.")
     postings = {owed(provider): share for provider, share in shares.items()}
     postings[owed(PLATFORM)] = fee
     postings[held(wallet)] = -held_amount

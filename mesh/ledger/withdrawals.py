@@ -8,13 +8,13 @@ that much, also of money that a release or a deposit brings meanwhile.
 from decimal import Decimal
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from mesh import metrics
 from mesh.db import SpendingCap
 from mesh.ledger import caps
-from mesh.ledger.accounts import BALANCES, available, clearing, shortfall, withdrawing
+from mesh.ledger.accounts import available, balances_of, clearing, shortfall, withdrawing
 from mesh.ledger.postings import post
 from mesh.money import ZERO, plain
 
@@ -80,12 +80,7 @@ async def balances_locked(db: AsyncSession, wallet: str) -> tuple[Decimal, Decim
     """What is available and what is set aside, in FAR; neither changes until the transaction
     ends, except by the transaction itself."""
     await caps.lock(db, wallet)
-    rows = await db.execute(
-        select(BALANCES.c.kind, BALANCES.c.balance).where(
-            BALANCES.c.owner == wallet, BALANCES.c.kind.in_(["available", "withdrawing"])
-        )
-    )
-    found = dict(rows.all())
+    found = await balances_of(db, wallet)
     return found.get("available", ZERO), found.get("withdrawing", ZERO)
 
 

@@ -1,5 +1,7 @@
 """${message}"""
 
+## No downgrade: the way back is a backup (docs/operate.md).
+
 from alembic import op
 import sqlalchemy as sa
 
@@ -10,7 +12,3 @@ down_revision = ${repr(down_revision)}
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     ${upgrades if upgrades else "pass"}
-
-
-def downgrade() -> None:
-    ${downgrades if downgrades else "pass"}

@@ -43,6 +43,7 @@ ENDPOINTS = {
     "/api/inference/jobs/{request_id}": {"get", "delete"},
     "/api/inference/jobs/{request_id}/events": {"get"},
     "/api/inference/jobs/{request_id}/receipt": {"get"},
+    "/api/billing/balance": {"get"},
     "/api/billing/usage.csv": {"get"},
     "/api/provider/earnings.csv": {"get"},
     "/api/inference/models": {"get"},

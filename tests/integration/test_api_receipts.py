@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from eth_account.signers.local import LocalAccount
 from hexbytes import HexBytes
-from sqlalchemy import update
+from sqlalchemy import text, update
 from web3 import Web3
 
 from api import statements
@@ -173,16 +173,21 @@ async def test_a_provider_gets_the_proof_of_his_lines(
     assert row["settled_at"].endswith("Z")
 
 
+ALTERATIONS = {
+    "a line": "UPDATE node_contributions SET tokens_contributed = 8",
+    "the root": f"UPDATE settlements SET usage_root = '0x{'12' * 32}'",
+    "the tree": "UPDATE usage_trees SET nodes = overlay(nodes PLACING '\\x1234' FROM 1)",
+    "no tree": "DELETE FROM usage_trees",
+}
+
+
+@pytest.mark.parametrize("alteration", ALTERATIONS.values(), ids=ALTERATIONS)
 async def test_lines_that_were_altered_are_not_shown_as_proven(
-    chain_services: Services, escrow: Escrow, chain: Chain, settled: Gateway
+    chain_services: Services, escrow: Escrow, chain: Chain, settled: Gateway, alteration: str
 ) -> None:
     user, job = await settled_job(chain_services, escrow, chain)
     async with settled.sessions.begin() as db:
-        await db.execute(
-            update(NodeContribution)
-            .where(NodeContribution.session_id == job.id)
-            .values(tokens_contributed=8)
-        )
+        await db.execute(text(alteration))
     answer = await settled.client.get(
         f"/api/inference/jobs/{job.request_id}/receipt",
         headers=settled.login(user.address.lower()),

@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from mesh import ledger
 from mesh.db import Sessions
 from mesh.errors import InsufficientBalance, SpendingCapExceeded
+from mesh.money import from_units
 from tests.factories import USER, fund
 from tests.integration.ledger_support import PROVIDER, balances, cap, deposit
 
@@ -230,3 +231,39 @@ async def test_an_old_raise_read_again_lowers_nothing(sessions: Sessions) -> Non
         await ledger.raise_cap(db, wallet=USER, maximum=Decimal(5))
         await ledger.raise_cap(db, wallet=USER, maximum=Decimal(3))
     assert await cap(sessions) == (5, 0)
+
+
+async def test_no_amount_that_the_contract_can_hold_is_rounded(sessions: Sessions) -> None:
+    """29 digits: one more than Python's decimals have unless they are told otherwise."""
+    most, one = from_units(2**96 - 1), from_units(1)
+    async with sessions.begin() as db:
+        await fund(db, amount=most, maximum=most)
+        await ledger.hold(db, job="job", wallet=USER, amount=most)
+        await ledger.capture(
+            db,
+            job="job",
+            wallet=USER,
+            held_amount=most,
+            shares={PROVIDER: one, "another": from_units(2**96 - 4)},
+            fee=one,
+        )
+    after = await balances(sessions)
+    assert after[ledger.available(USER)] == one
+    assert after[ledger.clearing()] == Decimal("-79228162514.264337593543950335")
+
+
+async def test_nobody_is_charged_more_than_was_held(sessions: Sessions) -> None:
+    await deposit(sessions, "5")
+    async with sessions.begin() as db:
+        await ledger.hold(db, job="job", wallet=USER, amount=Decimal(2))
+    with pytest.raises(ValueError, match="2 FAR"):
+        async with sessions.begin() as db:
+            await ledger.capture(
+                db,
+                job="job",
+                wallet=USER,
+                held_amount=Decimal(2),
+                shares={PROVIDER: Decimal(2)},
+                fee=Decimal("0.1"),
+            )
+    assert (await balances(sessions))[ledger.held(USER)] == 2

@@ -337,6 +337,15 @@ async def test_what_was_found_is_measured_and_logged(books: Sessions) -> None:
     assert [(entry["event"], entry["subject"]) for entry in errors] == [("ledger_violation", USER)]
 
 
+async def test_what_was_not_compared_is_not_called_right(books: Sessions) -> None:
+    name = "far_mesh_ledger_violations"
+    publish(await check(books, FakeContract()))
+    assert REGISTRY.get_sample_value(name, {"check": "total_equals_chain"}) == 0
+    publish(await check(books))
+    assert REGISTRY.get_sample_value(name, {"check": "total_equals_chain"}) is None
+    assert REGISTRY.get_sample_value(name, {"check": "caps_kept"}) == 0
+
+
 def run_command(database_url: str, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "FAR_DATABASE_URL": database_url, "FAR_CONFIG": os.devnull}
     return subprocess.run(

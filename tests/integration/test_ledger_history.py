@@ -131,6 +131,19 @@ def test_every_past_state_of_a_random_history_is_rebuilt(
     asyncio.run(retold(database_url, steps))
 
 
+async def test_a_past_state_is_one_that_was(sessions: Sessions) -> None:
+    """A hold in a transaction that began before the deposit it spends."""
+    async with sessions.begin() as late:
+        await late.scalar(select(func.now()))
+        await deposit(sessions, "5")
+        between = await late.scalar(select(func.clock_timestamp()))
+        await ledger.hold(late, job="job", wallet=USER, amount=Decimal(2))
+    assert between is not None
+    async with sessions() as db:
+        state = await ledger.balances_at(db, between, owner=USER)
+    assert state == {ledger.available(USER): 5}
+
+
 async def test_before_the_first_entry_there_is_nothing(sessions: Sessions) -> None:
     await deposit(sessions, "5")
     async with sessions() as db:

@@ -1,6 +1,7 @@
 """The ledger's rules, as the database keeps them: also against a role that may do everything with
 the tables except own them."""
 
+import contextlib
 import datetime as dt
 from decimal import Decimal
 
@@ -86,6 +87,41 @@ async def test_the_application_finds_no_way_round(
     assert await balances(sessions) == before
 
 
+UNDER_A_TRIGGER = [
+    "UPDATE ledger_parts SET balance = balance + 1000000 WHERE NOT may_be_negative",
+    "INSERT INTO ledger_parts SELECT account_id, 17, 1000000, false FROM ledger_parts LIMIT 1",
+    "DELETE FROM ledger_parts",
+    "TRUNCATE ledger_parts",
+]
+
+
+@pytest.mark.parametrize("statement", UNDER_A_TRIGGER)
+async def test_a_trigger_of_the_applications_own_is_no_way_round(
+    sessions: Sessions, as_application: str, statement: str
+) -> None:
+    """Anybody may make one, on a temporary table; what it does, a trigger does."""
+    await deposit(sessions, "5")
+    before = await balances(sessions)
+    with contextlib.suppress(DBAPIError):
+        async with sessions.begin() as db:
+            await db.execute(text(as_application))
+            await db.execute(text("CREATE TEMPORARY TABLE lever (n INTEGER)"))
+            await db.execute(
+                text(
+                    "CREATE FUNCTION pg_temp.pull() RETURNS trigger LANGUAGE plpgsql AS "
+                    f"$$ BEGIN {statement}; RETURN NULL; END $$"
+                )
+            )
+            await db.execute(
+                text(
+                    "CREATE TRIGGER pull AFTER INSERT ON lever "
+                    "FOR EACH STATEMENT EXECUTE FUNCTION pg_temp.pull()"
+                )
+            )
+            await db.execute(text("INSERT INTO lever VALUES (1)"))
+    assert await balances(sessions) == before
+
+
 async def test_the_application_can_do_what_it_should(
     sessions: Sessions, as_application: str
 ) -> None:
@@ -129,18 +165,23 @@ async def test_the_database_refuses_a_transaction_that_does_not_sum_to_zero(
     assert (await balances(sessions))[ledger.available(USER)] == Decimal("5")
 
 
-async def test_entries_added_to_an_old_transaction_have_to_balance(sessions: Sessions) -> None:
+async def test_an_old_transaction_takes_no_more_entries(sessions: Sessions) -> None:
+    """Not even some that balance."""
     await deposit(sessions, "5")
-    with pytest.raises(IntegrityError, match="not to zero"):
+    with pytest.raises(IntegrityError, match="no ledger transaction"):
         async with sessions.begin() as db:
             transaction = await db.scalar(select(LedgerTransaction.id))
-            account = await db.scalar(
-                insert(LedgerAccount).values(owner="me", kind="owed").returning(LedgerAccount.id)
+            accounts = await db.scalars(
+                insert(LedgerAccount)
+                .values([{"owner": owner, "kind": "owed"} for owner in ("me", "you")])
+                .returning(LedgerAccount.id)
             )
             await db.execute(
-                insert(LedgerEntry).values(
-                    transaction_id=transaction, account_id=account, amount=Decimal(1)
-                )
+                insert(LedgerEntry),
+                [
+                    {"transaction_id": transaction, "account_id": account, "amount": Decimal(0)}
+                    for account in accounts
+                ],
             )
 
 

@@ -162,6 +162,16 @@ async def first_epoch(services: Services, redis: Redis, job: InferenceSession) -
     await wait_for(is_open)
 
 
+@asynccontextmanager
+async def served(services: Services, redis: Redis) -> AsyncIterator[InferenceSession]:
+    """A job under supervision, in its first epoch on the one node."""
+    job = await submit(services)
+    await announce(redis, room=POSITIONS)
+    async with supervised(services, job):
+        await first_epoch(services, redis, job)
+        yield job
+
+
 async def write(redis: Redis, job: InferenceSession, epoch: int, count: int) -> None:
     """Tokens, as the edge writes them."""
     keys = (names.live(job.request_id), names.tokens(job.request_id))
@@ -173,10 +183,7 @@ async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
     services: Services, redis: Redis
 ) -> None:
     """The blamed node was only slow: its epoch lives until the next begins."""
-    job = await submit(services)
-    await announce(redis, room=POSITIONS)
-    async with supervised(services, job):
-        await first_epoch(services, redis, job)
+    async with served(services, redis) as job:
         await streams.tell(redis, wire.Refused(job.request_id, 1, "node_0", "not_finite"))
         await asyncio.sleep(1)
         await write(redis, job, 1, 5)
@@ -188,10 +195,7 @@ async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
 async def test_a_full_node_is_not_asked_again_until_it_has_room(
     services: Services, redis: Redis
 ) -> None:
-    job = await submit(services)
-    await announce(redis, room=POSITIONS)
-    async with supervised(services, job):
-        await first_epoch(services, redis, job)
+    async with served(services, redis) as job:
         await redis.set(names.pulse("node_0"), 0, ex=3600)
         await streams.tell(redis, wire.Refused(job.request_id, 1, "node_0", "kv_full"))
         await asyncio.sleep(2)
@@ -205,10 +209,7 @@ async def test_a_full_node_is_not_asked_again_until_it_has_room(
 
 
 async def test_a_node_off_the_route_cannot_be_blamed(services: Services, redis: Redis) -> None:
-    job = await submit(services)
-    await announce(redis, room=POSITIONS)
-    async with supervised(services, job):
-        await first_epoch(services, redis, job)
+    async with served(services, redis) as job:
         await streams.tell(redis, wire.Refused(job.request_id, 1, "node_elsewhere", "not_finite"))
         await asyncio.sleep(1)
         assert not await redis.exists(names.cooldown("node_elsewhere"))
@@ -216,10 +217,7 @@ async def test_a_node_off_the_route_cannot_be_blamed(services: Services, redis: 
 
 
 async def test_what_is_no_message_stops_nobody(services: Services, redis: Redis) -> None:
-    job = await submit(services)
-    await announce(redis, room=POSITIONS)
-    async with supervised(services, job):
-        await first_epoch(services, redis, job)
+    async with served(services, redis) as job:
         await redis.xadd(names.events(job.request_id), {"h": b"\xc1"})
         await write(redis, job, 1, 3)
         await streams.tell(redis, wire.Ended(job.request_id, 1, "stop", 3))
@@ -253,10 +251,8 @@ async def test_slow_is_not_stalled(services: Services, redis: Redis, further: bo
 async def test_a_successor_that_is_to_cancel_frees_the_route(
     services: Services, redis: Redis
 ) -> None:
-    job = await submit(services)
-    await announce(redis, room=POSITIONS)
-    async with supervised(services, job):
-        await first_epoch(services, redis, job)
+    async with served(services, redis) as job:
+        pass
     async with services.sessions.begin() as db:
         await db.execute(
             update(InferenceSession)

@@ -31,9 +31,10 @@ LINE = Usage(
 
 @given(batches)
 def test_every_line_has_a_proof(batch: list[Usage]) -> None:
-    tree = UsageTree(batch)
-    for index, line in enumerate(batch):
-        assert usage.verify(tree.root, line, tree.proof(index))
+    stored = UsageTree.over(batch).nodes
+    tree = UsageTree(stored)
+    for line in batch:
+        assert usage.verify(tree.root, line, tree.proof(line))
 
 
 @given(batches, lines, st.data())
@@ -41,24 +42,28 @@ def test_no_line_that_is_not_there_has_one(
     batch: list[Usage], other: Usage, data: st.DataObject
 ) -> None:
     """Neither another line nor one with a single field altered, by any line's proof."""
-    index = data.draw(st.integers(0, len(batch) - 1))
+    line = data.draw(st.sampled_from(batch))
     field = data.draw(st.sampled_from(Usage._fields))
-    altered = batch[index]._replace(**{field: getattr(other, field)})
-    proof = usage.proof(batch, index)
+    altered = line._replace(**{field: getattr(other, field)})
+    tree = UsageTree.over(batch)
+    proof = tree.proof(line)
     for forged in {other, altered}.difference(batch):
-        assert not usage.verify(usage.root(batch), forged, proof)
+        assert not usage.verify(tree.root, forged, proof)
+        with pytest.raises(LookupError):
+            tree.proof(forged)
 
 
 @given(batches, st.randoms())
 def test_the_order_of_the_lines_does_not_matter(batch: list[Usage], random: Random) -> None:
     shuffled = list(batch)
     random.shuffle(shuffled)
-    assert usage.root(shuffled) == usage.root(batch)
+    assert UsageTree.over(shuffled).nodes == UsageTree.over(batch).nodes
 
 
 def test_a_single_line_is_the_root() -> None:
-    assert usage.root([LINE]) == usage.leaf(LINE)
-    assert usage.proof([LINE], 0) == []
+    tree = UsageTree.over([LINE])
+    assert tree.root == usage.leaf(LINE)
+    assert tree.proof(LINE) == []
     assert usage.verify(usage.leaf(LINE), LINE, [])
 
 
@@ -73,18 +78,16 @@ def test_three_lines_pair_as_in_openzeppelins_tree() -> None:
     batch = [LINE._replace(amount=amount) for amount in (1, 2, 3)]
     low, middle, high = sorted(usage.leaf(line) for line in batch)
     inner = keccak(low + middle)
-    assert usage.root(batch) == keccak(min(high, inner) + max(high, inner))
+    assert UsageTree.over(batch).root == keccak(min(high, inner) + max(high, inner))
 
 
 def test_an_inner_node_is_no_line() -> None:
     """A proof cut short, as of a tree whose leaves and nodes are hashed alike."""
     batch = [LINE._replace(amount=amount) for amount in range(4)]
-    assert not usage.verify(usage.root(batch), batch[0], usage.proof(batch, 0)[1:])
+    tree = UsageTree.over(batch)
+    assert not usage.verify(tree.root, batch[0], tree.proof(batch[0])[1:])
 
 
 def test_a_batch_has_lines() -> None:
     with pytest.raises(ValueError, match="without lines"):
-        usage.root([])
-    for index in (-1, 1):
-        with pytest.raises(IndexError):
-            usage.proof([LINE], index)
+        UsageTree.over([])

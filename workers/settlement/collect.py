@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from mesh import ledger
-from mesh.db import InferenceSession, Settlement
+from mesh.db import InferenceSession, Settlement, StoredTree
 from mesh.errors import SettlementMismatch
 from mesh.money import from_units, plain
 from mesh.settings import PaymentsSettings
@@ -96,7 +96,7 @@ async def draft_of(
 async def store(
     db: AsyncSession, contract: str, draft: Draft, *, undone_at: dt.datetime | None = None
 ) -> None:
-    """Write a batch and put its generations into it.
+    """Write a batch with its usage tree, and put its generations into it.
 
     One that was replaced, and is closed again with the very same content, is the same batch.
 
@@ -121,6 +121,11 @@ async def store(
             set_={"status": "closed", "failures": 0, "undone_at": undone_at},
             where=Settlement.status == "replaced",
         )
+    )
+    await db.execute(
+        insert(StoredTree)
+        .values(settlement_id=content.id, nodes=draft.usage.nodes)
+        .on_conflict_do_nothing()
     )
     await db.execute(
         update(InferenceSession)

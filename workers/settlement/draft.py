@@ -5,12 +5,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mesh import usage
 from mesh.chain import Batch
 from mesh.db import InferenceSession
 from mesh.errors import SettlementMismatch
 from mesh.money import ZERO, to_units
-from mesh.usage import Usage
+from mesh.usage import Usage, UsageTree
 from mesh.usage_lines import Contributions, usage_lines
 
 
@@ -19,7 +18,7 @@ class Draft:
     """A batch that is not written yet."""
 
     jobs: Sequence[InferenceSession]
-    lines: Sequence[Usage]
+    usage: UsageTree
     fee_recipient: str
     content: Batch
 
@@ -55,19 +54,18 @@ def make_draft(
                 f"Generation {job.request_id} cost {cost} units, but its parts are {shared} and "
                 f"its fee is {fee}."
             )
-    lines = usage_lines(jobs, contributions, fee_recipient)
-    root = "0x" + usage.root(lines).hex()
-    content = _named(chain_id, contract, debits, credits, fees, root)
-    return Draft(jobs=jobs, lines=lines, fee_recipient=fee_recipient, content=content)
+    usage = UsageTree.over(usage_lines(jobs, contributions, fee_recipient))
+    content = _named(chain_id, contract, debits, credits, fees, usage)
+    return Draft(jobs=jobs, usage=usage, fee_recipient=fee_recipient, content=content)
 
 
 def empty_draft(last: int, *, chain_id: int, contract: str, fee_recipient: str) -> Draft:
     """A batch that pays nobody. Its one line tells it from others: of the time ``last`` (Unix
     seconds) at which the batch before was settled."""
     line = Usage(last.to_bytes(32, "big"), fee_recipient, fee_recipient, 0, 0)
-    root = "0x" + usage.root([line]).hex()
-    content = _named(chain_id, contract, {}, {}, 0, root)
-    return Draft(jobs=(), lines=[line], fee_recipient=fee_recipient, content=content)
+    usage = UsageTree.over([line])
+    content = _named(chain_id, contract, {}, {}, 0, usage)
+    return Draft(jobs=(), usage=usage, fee_recipient=fee_recipient, content=content)
 
 
 def _named(
@@ -76,9 +74,10 @@ def _named(
     debits: Mapping[str, int],
     credits: Mapping[str, int],
     fee: int,
-    root: str,
+    usage: UsageTree,
 ) -> Batch:
     """A batch whose id is the hash of its content."""
+    root = "0x" + usage.root.hex()
     content = {
         "chain": chain_id,
         "contract": contract.lower(),

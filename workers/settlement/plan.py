@@ -102,7 +102,7 @@ def _describe_draft(plan: Plan, draft: Draft) -> list[str]:
     content = draft.content
     said = [
         f"batch {content.id}",
-        f"usage root {content.usage_root}, {len(draft.lines)} lines",
+        f"usage root {content.usage_root}, {len(draft.usage)} lines",
         f"generations {len(draft.jobs)}",
         f"users {len(content.debits)}, debited {plain(from_units(content.debited))} FAR",
         f"providers {len(content.credits)}, credited "

@@ -254,17 +254,3 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("session_id", "epoch", "stage", name=op.f("pk_route_hops")),
     )
-
-
-def downgrade() -> None:
-    op.drop_table("route_hops")
-    op.drop_table("node_contributions")
-    op.drop_table("ledger_entries")
-    op.drop_table("inference_sessions")
-    op.drop_table("settlements")
-    op.drop_table("outbox")
-    op.drop_table("node_registry")
-    op.drop_table("ledger_transactions")
-    op.drop_table("ledger_accounts")
-    op.drop_table("deposits")
-    op.drop_table("chain_cursors")

@@ -86,14 +86,3 @@ def upgrade() -> None:
         )
     _execute(BALANCE_FROM_ENTRIES)
     _execute(SUM_TO_ZERO)
-
-
-def downgrade() -> None:
-    for function in (
-        "ledger_check_balanced",
-        "ledger_begin_at_zero",
-        "ledger_guard_balance",
-        "ledger_apply_entry",
-        "ledger_refuse_change",
-    ):
-        op.execute(f"DROP FUNCTION {function} CASCADE")

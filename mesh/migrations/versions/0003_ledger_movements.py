@@ -55,7 +55,9 @@ CREATE TRIGGER ledger_accounts_append_only BEFORE UPDATE OR DELETE OR TRUNCATE O
     FOR EACH STATEMENT EXECUTE FUNCTION ledger_refuse_change();
 """
 
-# Depth 0: a direct statement. Depth 1: from one of the two triggers that keep balances.
+# Depth 0: a direct statement. Depth 1: from one of the two triggers that keep balances, or from a
+# trigger that somebody has put on a table of his own: row security tells these apart, since the two
+# run as the tables' owner, whom it does not concern.
 GUARD_PARTS = """
 CREATE FUNCTION ledger_refuse_direct() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -65,6 +67,13 @@ END $$;
 
 CREATE TRIGGER ledger_parts_guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON ledger_parts
     FOR EACH STATEMENT WHEN (pg_trigger_depth() < 1) EXECUTE FUNCTION ledger_refuse_direct();
+
+CREATE TRIGGER ledger_parts_never_empty BEFORE TRUNCATE ON ledger_parts
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger_refuse_direct();
+
+ALTER TABLE ledger_parts ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY ledger_parts_are_read ON ledger_parts FOR SELECT USING (true);
 """
 
 DATE_ENTRIES = """
@@ -77,7 +86,8 @@ ALTER TABLE ledger_entries ENABLE TRIGGER ledger_entries_append_only;
 """
 
 # A whole statement at a time, and at once: nothing is deferred, so nothing can be set aside by
-# SET CONSTRAINTS, and entries that are added to an old transaction have to balance, too.
+# SET CONSTRAINTS. Entries belong to a ledger transaction of their own database transaction: an old
+# one takes no more.
 APPLY_ENTRIES = """
 CREATE FUNCTION ledger_apply_entries() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
@@ -87,7 +97,9 @@ DECLARE
     account_kind TEXT;
     missing NUMERIC;
 BEGIN
-    FOR entry IN SELECT transaction_id, sum(amount) AS total, bool_and(posted_at = now()) AS dated
+    FOR entry IN SELECT transaction_id, sum(amount) AS total,
+            min(posted_at) >= now() AND max(posted_at) <= clock_timestamp()
+                AND min(posted_at) = max(posted_at) AS dated
         FROM added GROUP BY transaction_id
     LOOP
         IF entry.total <> 0 THEN
@@ -96,9 +108,11 @@ BEGIN
         ELSIF NOT entry.dated THEN
             RAISE EXCEPTION 'entries are dated by the database' USING ERRCODE = 'check_violation';
         END IF;
-        PERFORM FROM ledger_transactions WHERE id = entry.transaction_id;
+        PERFORM FROM ledger_transactions
+        WHERE id = entry.transaction_id AND created_at = now();
         IF NOT FOUND THEN
-            RAISE EXCEPTION 'there is no ledger transaction %', entry.transaction_id
+            RAISE EXCEPTION 'there is no ledger transaction % that was begun just now',
+                entry.transaction_id
                 USING ERRCODE = 'foreign_key_violation';
         END IF;
     END LOOP;
@@ -169,7 +183,8 @@ CREATE TRIGGER ledger_transactions_occurrence BEFORE INSERT ON ledger_transactio
 """
 
 # One call, one round trip. With a wallet, its row of spending_caps is locked before any balance:
-# whatever moves one wallet's money happens in one order.
+# whatever moves one wallet's money happens in one order. Entries are dated after that, so that the
+# dates have the same order, however long ago the database transactions began.
 POST = """
 CREATE FUNCTION ledger_post(
     p_kind TEXT, p_reference TEXT, p_owners TEXT[], p_kinds TEXT[], p_amounts NUMERIC[],
@@ -180,6 +195,7 @@ DECLARE
     ids BIGINT[];
     account BIGINT;
     asked NUMERIC;
+    dated TIMESTAMPTZ;
     within_cap BOOLEAN := TRUE;
 BEGIN
     INSERT INTO ledger_transactions (kind, reference, occurrence)
@@ -226,8 +242,9 @@ BEGIN
         END LOOP;
         ids[i] := account;
     END LOOP;
-    INSERT INTO ledger_entries (transaction_id, account_id, amount)
-    SELECT posted, entry.account_id, entry.amount
+    dated := clock_timestamp();
+    INSERT INTO ledger_entries (transaction_id, account_id, amount, posted_at)
+    SELECT posted, entry.account_id, entry.amount, dated
     FROM unnest(ids, p_amounts) AS entry(account_id, amount);
     IF NOT within_cap THEN
         RAISE EXCEPTION 'check_within_spending_cap: more than % has signed for', p_wallet
@@ -344,10 +361,4 @@ def _dated_entries() -> None:
         "ledger_entries",
         ["account_id", "posted_at"],
         postgresql_include=["amount"],
-    )
-
-
-def downgrade() -> None:
-    raise NotImplementedError(
-        "A ledger that has seen a reversal does not fit the schema before: restore a backup."
     )

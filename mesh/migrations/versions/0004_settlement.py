@@ -7,7 +7,6 @@ revision = "0004"
 down_revision = "0003"
 
 STATUSES = "status IN ('closed', 'signed', 'mined', 'confirmed', 'replaced')"
-OLD_STATUSES = "status IN ('closed', 'signed', 'confirmed')"
 
 REFUSE_OPEN_BATCHES = """
 DO $$ BEGIN
@@ -32,7 +31,28 @@ def upgrade() -> None:
     )
     op.drop_column("settlements", "nonce")
     op.drop_column("settlements", "raw_transaction")
-    _replace_rules(STATUSES, "status NOT IN ('confirmed', 'replaced')")
+    op.drop_constraint("check_settlement_status", "settlements", type_="check")
+    op.create_check_constraint(op.f("check_settlement_status"), "settlements", STATUSES)
+    op.drop_index("uq_settlements_open", table_name="settlements")
+    op.create_index(
+        "uq_settlements_open",
+        "settlements",
+        [sa.literal_column("(true)")],
+        unique=True,
+        postgresql_where=sa.text("status NOT IN ('confirmed', 'replaced')"),
+    )
+
+    op.create_table(
+        "usage_trees",
+        sa.Column("settlement_id", sa.String(length=66), nullable=False),
+        sa.Column("nodes", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["settlement_id"], ["settlements.id"], name=op.f("fk_usage_trees_settlement_id")
+        ),
+        sa.PrimaryKeyConstraint("settlement_id", name=op.f("pk_usage_trees")),
+    )
+    # Hashes do not get smaller.
+    op.execute("ALTER TABLE usage_trees ALTER COLUMN nodes SET STORAGE EXTERNAL")
 
     op.create_table(
         "settlement_transactions",
@@ -97,33 +117,4 @@ def upgrade() -> None:
         [sa.literal_column("(true)")],
         unique=True,
         postgresql_where=sa.text("ended_at IS NULL"),
-    )
-
-
-def downgrade() -> None:
-    op.execute(REFUSE_OPEN_BATCHES)
-    op.drop_table("settlement_pauses")
-    op.drop_table("chain_nonces")
-    op.drop_table("settlement_transactions")
-    op.execute("DELETE FROM settlements WHERE status = 'replaced'")
-    _replace_rules(OLD_STATUSES, "status <> 'confirmed'")
-    op.add_column("settlements", sa.Column("raw_transaction", sa.LargeBinary()))
-    op.add_column("settlements", sa.Column("nonce", sa.BigInteger()))
-    op.drop_column("settlements", "failures")
-    op.drop_column("settlements", "usage_root")
-    op.drop_column("settlements", "fee_recipient")
-    op.drop_column("inference_sessions", "withheld_reason")
-    op.drop_column("inference_sessions", "withheld_until")
-
-
-def _replace_rules(statuses: str, open_batches: str) -> None:
-    op.drop_constraint("check_settlement_status", "settlements", type_="check")
-    op.create_check_constraint(op.f("check_settlement_status"), "settlements", statuses)
-    op.drop_index("uq_settlements_open", table_name="settlements")
-    op.create_index(
-        "uq_settlements_open",
-        "settlements",
-        [sa.literal_column("(true)")],
-        unique=True,
-        postgresql_where=sa.text(open_batches),
     )

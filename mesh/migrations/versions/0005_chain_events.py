@@ -61,32 +61,3 @@ def upgrade() -> None:
     )
     op.drop_index("idx_contributions_wallet", "node_contributions")
     op.create_index("idx_contributions_wallet", "node_contributions", ["wallet_address", "id"])
-
-
-def downgrade() -> None:
-    op.drop_index("idx_contributions_wallet", "node_contributions")
-    op.create_index("idx_contributions_wallet", "node_contributions", ["wallet_address"])
-    op.drop_index("idx_sessions_user", "inference_sessions")
-    op.create_index("idx_sessions_user", "inference_sessions", ["user_wallet"])
-    op.create_table(
-        "deposits",
-        sa.Column("transaction_hash", sa.String(length=66), nullable=False),
-        sa.Column("log_index", sa.Integer(), nullable=False),
-        sa.Column("block_number", sa.BigInteger(), nullable=False),
-        sa.Column("wallet_address", sa.String(length=42), nullable=False),
-        sa.Column("amount_far", sa.Numeric(precision=38, scale=18), nullable=False),
-        sa.Column(
-            "credited_at",
-            sa.DateTime(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
-        sa.PrimaryKeyConstraint("transaction_hash", "log_index", name=op.f("pk_deposits")),
-    )
-    op.execute(
-        "INSERT INTO deposits SELECT transaction_hash, log_index, block_number, wallet_address, "
-        "(arguments->>'amount')::numeric / 1e18, seen_at FROM chain_events "
-        "WHERE name = 'Deposited' AND status = 'applied'"
-    )
-    op.drop_table("chain_blocks")
-    op.drop_table("chain_events")

@@ -1,0 +1,11 @@
+"""A tenth of the ledger's million random operations; a hundredth runs with the other tests."""
+
+import pytest
+
+from stack.servers import Postgres
+from tests.integration.test_ledger_random import random_operations
+
+
+@pytest.mark.timeout(900)
+async def test_a_tenth_of_a_million_operations_leave_no_violation(postgres: Postgres) -> None:
+    await random_operations(postgres, 100_000)
