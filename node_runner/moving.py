@@ -102,7 +102,7 @@ class Mover:
         self._last = loaded = self._loader.load(prepared)
         self._takes[loaded.layers] = prepared.memory_bytes
         self._engines.add(loaded.layers, self._loader.engine(loaded, self._node_id))
-        while loaded.layers not in self._engines.loaded:  # the runner takes it in with its next step
+        while loaded.layers not in self._engines.loaded:  # until the runner steps
             time.sleep(LOOK)
         log.info("span_loaded", layers=loaded.layers, seconds=round(loaded.seconds, 3))
 
