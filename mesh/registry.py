@@ -147,8 +147,8 @@ if tonumber(known[1]) > mine then return {'superseded', '0', '', '', '0'} end
 local heard = math.max(0, tonumber(ARGV[2]) - tonumber(known[2]))
 redis.call('HSET', KEYS[1], 'last_seen', ARGV[2], unpack(ARGV, 5))
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-local uptime = redis.call('INCRBYFLOAT', KEYS[2], heard)
-redis.call('EXPIRE', KEYS[2], ARGV[4])
+local uptime = string.format('%.17g', tonumber(redis.call('GET', KEYS[2]) or '0') + heard)
+redis.call('SET', KEYS[2], uptime, 'EX', ARGV[4])
 return {'kept', uptime, known[3], known[4], known[5]}
 """
 
