@@ -16,7 +16,7 @@ NICE = 10
 """How much less a thread that loads is wanted than those that serve (Linux)."""
 
 LOOK = 0.1
-"""Seconds between looks whether an engine that was given up is empty."""
+"""Seconds between looks whether the runner has taken an engine in, or let one go."""
 
 
 class Mover:
@@ -102,6 +102,8 @@ class Mover:
         self._last = loaded = self._loader.load(prepared)
         self._takes[loaded.layers] = prepared.memory_bytes
         self._engines.add(loaded.layers, self._loader.engine(loaded, self._node_id))
+        while loaded.layers not in self._engines.loaded:  # until the runner steps
+            time.sleep(LOOK)
         log.info("span_loaded", layers=loaded.layers, seconds=round(loaded.seconds, 3))
 
     def _fits_beside(self, prepared: Prepared) -> bool:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from stack.servers import free_port
@@ -45,15 +46,11 @@ def stack() -> Iterator[Stack]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def spans(stack: Stack) -> list[str]:
+def spans(stack: Stack) -> list[tuple[int, int]]:
     """Of the nodes that are on the routes."""
-    return sorted(
-        query(
-            stack,
-            "SELECT start_layer || ':' || end_layer FROM node_registry WHERE is_active "
-            "AND last_seen > now() - interval '4 seconds'",
-        )
-    )
+    url = f"{stack.plan.api_url}/api/discovery/nodes/active/{stack.plan.model_id}"
+    served = [node["layers_served"] for node in httpx.get(url).json()["nodes"]]
+    return sorted((layers[0], layers[-1] + 1) for layers in served)
 
 
 def moves(stack: Stack) -> list[str]:
@@ -62,7 +59,7 @@ def moves(stack: Stack) -> list[str]:
 
 def test_a_lone_node_gets_all_layers(stack: Stack, user: User, reference: Reference) -> None:
     prompt = "The for statement"
-    assert spans(stack) == ["0:6"]
+    assert spans(stack) == [(0, 6)]
     assert user.generate(prompt)["text"] == reference.text(prompt)
 
 
@@ -85,6 +82,20 @@ def test_who_joins_takes_over_a_part_while_generations_run(
         assert (job["status"], job["error"]) == ("completed", None)
         assert job["text"] == reference.text(prompt, LONG)
     assert begun_again(stack) == []
+
+
+def test_who_is_killed_is_replaced_by_a_move(
+    stack: Stack, user: User, reference: Reference
+) -> None:
+    """A job that finds no route waits until the node that is left has loaded all layers."""
+    before = len(moves(stack))
+    child = stack.processes.children.pop("node-1")
+    child.process.kill()
+    child.process.wait()
+    prompt = "The while statement"
+    assert user.generate(prompt)["text"] == reference.text(prompt)
+    assert moves(stack)[before:] == ["switched"]
+    assert spans(stack) == [(0, 6)]
 
 
 def begun_again(stack: Stack) -> list[str]:

@@ -131,6 +131,7 @@ async def test_a_node_registers(gateway: Gateway) -> None:
         "discovery_url": "https://mesh.example",
         "heartbeat_interval_sec": 12,
         "layers_served": [2, 3],
+        "edge": False,
     }
     async with gateway.sessions() as db:
         row = await db.get_one(NodeRegistry, node_id)
@@ -247,7 +248,12 @@ async def test_what_was_signed_is_what_is_registered(
 async def test_a_heartbeat_puts_a_node_on_the_routes(gateway: Gateway) -> None:
     node_id, token = await registered(gateway)
     answer = await beat(gateway, node_id, token)
-    assert answer.json() == {"status": "ok", "should_rebalance": False}
+    assert answer.json() == {
+        "status": "ok",
+        "should_rebalance": False,
+        "start_layer": 0,
+        "end_layer": LAYERS,
+    }
     [node] = await registry.active(gateway.redis, MODEL_ID)
     assert (node.node_id, node.wallet_address, node.trusted) == (node_id, PROVIDER_WALLET, True)
     assert (node.start_layer, node.end_layer, node.edge) == (0, LAYERS, True)
