@@ -100,6 +100,8 @@ class NodeRegistration(RequestBody):
     end_layer: int | None = Field(None, ge=1)
     """Not included; the model's last layer is served if it is not given."""
     edge: bool = False
+    dht_key: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Ed25519 key, in hex, with which the node signs what it announces in the DHT."""
     nonce: str | None = Field(None, max_length=64)
     signature: str | None = Field(None, max_length=1024)
 

@@ -12,9 +12,13 @@ from eth_account import Account
 from prometheus_client import start_http_server
 
 from mesh import wire
+from mesh.dht.keys import SigningKey
 from mesh.errors import MeshError
 from mesh.footprint import QUANTIZATIONS
 from node_runner import metrics
+from node_runner.dht.announcer import Announcer, Subject
+from node_runner.dht.finding import PlatformNotFound, place_of, platform_url
+from node_runner.dht.helper import Place
 from node_runner.engine.cuda import accelerate, capture_decoding
 from node_runner.engine.draft_model import load_draft
 from node_runner.engine.engine import Engine
@@ -39,7 +43,10 @@ class Options:
 
     model: str
     wallet: str
-    discovery: str
+    discovery: str | None
+    dht_peers: tuple[str, ...]
+    operator_key: str | None
+    announce: bool
     keyfile: Path
     password: str
     redis: str
@@ -68,6 +75,7 @@ def serve(options: Options) -> None:
         CannotServe: an option is wrong, the platform refuses the node, or has forgotten it.
     """
     private_key = _unlock(options)
+    url, place = _platform(options)
     device = _device(options.device)
     loaded, spec, guesser = _load(options, device)
     budget = _kv_budget(options.kv_gb, loaded)
@@ -82,7 +90,8 @@ def serve(options: Options) -> None:
         public_addr=options.public_addr,
         location=options.location,
     )
-    platform = Platform(options.discovery, identity, private_key)
+    dht_key = SigningKey.new()
+    platform = Platform(url, identity, private_key, dht_key.public.hex())
     try:
         node_id = platform.join()
     except PlatformError as error:
@@ -113,14 +122,21 @@ def serve(options: Options) -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, drain)
     forgotten = threading.Event()
+    announcer = _announcer(options, platform, identity, dht_key, place)
+
+    def vitals() -> Vitals:
+        found = Vitals(*meter.read(), runner.generations, engine.capacity())
+        if announcer is not None:
+            announcer.vitals = found
+        return found
 
     def start_over() -> None:
         forgotten.set()
         runner.drain()
 
-    platform.start_heartbeats(
-        lambda: Vitals(*meter.read(), runner.generations, engine.capacity()), start_over
-    )
+    platform.start_heartbeats(vitals, start_over)
+    if announcer is not None:
+        announcer.start()
     log.info(
         "node_started",
         node_id=node_id,
@@ -132,11 +148,43 @@ def serve(options: Options) -> None:
         weight_bytes=sum(weight.nbytes for weight in loaded.weights),
     )
     runner.run()
+    if announcer is not None:
+        announcer.close()
     platform.close()
     if forgotten.is_set():
         raise CannotServe(
             "The platform does not know this node any more. Start it again to register."
         )
+
+
+def _platform(options: Options) -> tuple[str, Place | None]:
+    """The platform's URL, and where the DHT is by the node's own options."""
+    try:
+        place = place_of(options.dht_peers, options.operator_key)
+        return platform_url(options.discovery, place), place
+    except PlatformNotFound as error:
+        raise CannotServe(str(error)) from None
+
+
+def _announcer(
+    options: Options,
+    platform: Platform,
+    identity: Identity,
+    key: SigningKey,
+    place: Place | None,
+) -> Announcer | None:
+    """None where the platform has no DHT, or its key is not the one that this node was told."""
+    access = platform.dht
+    if access is None or not options.announce:
+        return None
+    if options.operator_key not in (None, access["operator_key"]):
+        log.error("operator_key_differs", given=options.operator_key, told=access["operator_key"])
+        return None
+    peers = tuple(dict.fromkeys((*(place.peers if place else ()), *access["peers"])))
+    if not peers:
+        return None
+    subject = Subject(platform.node_id, 1, identity, key, access["credential"])
+    return Announcer(Place(peers, access["operator_key"]), subject)
 
 
 def _load(options: Options, device: torch.device) -> tuple[Span, SpanSpec, Span | None]:

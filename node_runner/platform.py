@@ -57,11 +57,16 @@ class Vitals:
 class Platform:
     """Registers once, then beats until told to stop."""
 
-    def __init__(self, url: str, identity: Identity, private_key: bytes) -> None:
+    def __init__(
+        self, url: str, identity: Identity, private_key: bytes, dht_key: str | None = None
+    ) -> None:
         self._http = httpx.Client(base_url=url, timeout=TIMEOUT)
         self._identity = identity
         self._private_key = private_key
+        self._dht_key = dht_key
         self.node_id = ""
+        self.dht: dict[str, Any] | None = None
+        """What the platform said of the DHT when the node joined: credential, operator_key, peers."""
         self._token = ""
         self._interval = 30.0
         self._stop = threading.Event()
@@ -104,11 +109,13 @@ class Platform:
                 "start_layer": identity.start_layer,
                 "end_layer": identity.end_layer,
                 "edge": identity.edge,
+                "dht_key": self._dht_key,
                 "nonce": nonce,
                 "signature": proof.sign(message, self._private_key),
             },
         )
         self.node_id = answer["node_id"]
+        self.dht = answer.get("dht")
         self._token = answer["node_token"]
         self._interval = answer["heartbeat_interval_sec"]
         return self.node_id

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from sqlalchemy import ColumnElement, case, func, select, update
 
 from api.auth import Bearer, CallingNode, issue_token, use_nonce, wallet_of_machine
+from api.credentials import DhtAccess, dht_access
 from api.limits import address_of, limit
 from api.services import Services, WithServices
 from mesh import ledger, proof, registry
@@ -37,6 +38,8 @@ class Registered(BaseModel):
     node_token: str
     """Bearer token of this node, for heartbeats; worth nothing elsewhere."""
     layers_served: list[int]
+    dht: DhtAccess | None
+    """For the node that sent a `dht_key`, where there is a DHT."""
 
 
 class Acknowledged(BaseModel):
@@ -90,6 +93,13 @@ async def register(
         heartbeat_interval_sec=services.settings.discovery.health_check_interval,
         node_token=issue_token(services, node_id, "node"),
         layers_served=list(range(body.start_layer, end)),
+        dht=await dht_access(
+            services,
+            node_id=node_id,
+            registration=1,
+            model_id=body.model_id,
+            dht_key=body.dht_key,
+        ),
     )
 
 
