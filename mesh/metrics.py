@@ -71,7 +71,7 @@ foreign_batches = Counter(
 dht_peers = Gauge("far_mesh_dht_peers", "Full peers of the DHT that this one knows")
 dht_records = Gauge(
     "far_mesh_dht_records",
-    "Nodes of a model that the DHT tells of, at its last reading",
+    "Nodes of a model that the DHT told of when last read",
     ["model_id"],
 )
 dht_refused = Counter(

@@ -57,7 +57,7 @@ def nonce(value: str) -> str:
 
 
 DHT_PEERS = "far_mesh:dht_peers"
-"""Hash: multiaddresses of the discovery services' DHT peers, and until when (Unix time) each counts."""
+"""Hash: multiaddresses of our own DHT peers, and until when (Unix time) each counts."""
 
 WORKER_QUEUE = "far_mesh:queue"
 """arq's queue: pokes for the workers, each of which Postgres could repeat."""

@@ -23,7 +23,7 @@ from pydantic_settings import (
 from mesh.deployment import Deployment
 
 PEER_ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/]+/tcp/\d+/p2p/[A-Za-z0-9]+")
-"""Multiaddress of a DHT peer. Without the peer id anybody who takes the address could be the peer."""
+"""Multiaddress of a DHT peer. Without the peer id, whoever takes the address would be the peer."""
 
 
 def split(value: object) -> object:
@@ -53,8 +53,8 @@ class DiscoverySettings(BaseModel):
     """Address on which the DHT's peer listens."""
     dht_port: int = Field(31337, ge=1, le=65535)
     dht_announced: Annotated[list[str], NoDecode] = []
-    """Multiaddresses, without a peer id, that others reach it by, where it does not see them itself:
-    behind a load balancer, or with a name of its own."""
+    """Multiaddresses, without a peer id, that others reach it by, where it does not see them
+    itself: behind NAT, or with a name of its own."""
     dht_identity: Path = Path("dht_identity.key")
     """File with the key that the peer id comes from; made if it is not there."""
     dht_operator_key: SecretStr = SecretStr("")

@@ -66,7 +66,7 @@ class Platform:
         self._dht_key = dht_key
         self.node_id = ""
         self.dht: dict[str, Any] | None = None
-        """What the platform said of the DHT when the node joined: credential, operator_key, peers."""
+        """What the platform says of the DHT to a node that joins."""
         self._token = ""
         self._interval = 30.0
         self._stop = threading.Event()

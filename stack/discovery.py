@@ -1,7 +1,7 @@
 """The DHT's side of the discovery service: `python -m stack.discovery`.
 
-A peer on port 31337, and the mirror. It ends when its peer does: whoever started it starts it again,
-with the same identity, so that nobody has to be told another address.
+A peer on port 31337, and the mirror. It ends when its peer does: whoever started it starts it
+again, with the same identity, so that nobody has to be told another address.
 """
 
 import argparse

@@ -60,7 +60,7 @@ class Mirror:
     """Of the platform."""
 
     async def once(self) -> None:
-        """One pass. What Redis, Postgres or the DHT raise ends it; the next pass does it all again."""
+        """One pass. An error of Redis, Postgres or the DHT ends it; the next does it all again."""
         await phonebook.note_peers(self.redis, await self.peer.addresses(), ttl=PEERS_TTL)
         await self._put_up_signpost()
         for model_id in self.model_ids:

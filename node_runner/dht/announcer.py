@@ -57,7 +57,7 @@ class Announcer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop announcing: the announcement expires. Waits no longer than the process's end takes."""
+        """Stop announcing: the announcement expires."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=2.0)

@@ -26,8 +26,8 @@ def place_of(peers: tuple[str, ...], operator_key: str | None) -> Place | None:
         return None
     if operator_key is None:
         raise PlatformNotFound(
-            "--dht-peers goes with --operator-key: strangers write to the DHT, and that key tells the "
-            "operator's word from theirs."
+            "--dht-peers goes with --operator-key: strangers write to the DHT, and that key "
+            "tells the operator's word from theirs."
         )
     try:
         public_from_hex(operator_key)
@@ -39,8 +39,8 @@ def place_of(peers: tuple[str, ...], operator_key: str | None) -> Place | None:
 
 
 def platform_url(given: str | None, place: Place | None) -> str:
-    """The given URL if it answers, else the first of the DHT's that does, else the given one all the
-    same: the node waits for it.
+    """The given URL if it answers, else the first of the DHT's that does, else the given one all
+    the same: the node waits for it.
 
     Raises:
         PlatformNotFound: none is given, and the DHT tells of none that answers.

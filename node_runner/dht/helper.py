@@ -1,4 +1,4 @@
-"""The DHT's process from outside: started when it is needed, asked with a limit, and never missed."""
+"""The DHT's process from outside: started when it is needed, and asked with a limit."""
 
 import importlib.util
 import json
