@@ -39,7 +39,7 @@ class Registered(BaseModel):
     """Bearer token of this node, for heartbeats; worth nothing elsewhere."""
     layers_served: list[int]
     dht: DhtAccess | None
-    """For the node that sent a `dht_key`, where there is a DHT."""
+    """Only for the node that sent a `dht_key`, and where there is a DHT."""
 
 
 class Acknowledged(BaseModel):
@@ -47,7 +47,7 @@ class Acknowledged(BaseModel):
     should_rebalance: bool
 
 
-@router.post("/register-distributed")
+@router.post("/register-distributed", response_model_exclude_none=True)
 async def register(
     body: NodeRegistration, request: Request, bearer: Bearer, services: WithServices
 ) -> Registered:
