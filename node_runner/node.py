@@ -177,14 +177,15 @@ def _announcer(
     access = platform.dht
     if access is None or not options.announce:
         return None
-    if options.operator_key not in (None, access["operator_key"]):
-        log.error("operator_key_differs", given=options.operator_key, told=access["operator_key"])
+    told, pinned = access["operator_key"], options.operator_key
+    if pinned is not None and pinned.strip().lower() != told:
+        log.error("operator_key_differs", pinned=pinned, told=told)
         return None
     peers = tuple(dict.fromkeys((*(place.peers if place else ()), *access["peers"])))
     if not peers:
         return None
     subject = Subject(platform.node_id, 1, identity, key, access["credential"])
-    return Announcer(Place(peers, access["operator_key"]), subject)
+    return Announcer(Place(peers, told), subject)
 
 
 def _load(options: Options, device: torch.device) -> tuple[Span, SpanSpec, Span | None]:

@@ -35,7 +35,7 @@ def place_of(peers: tuple[str, ...], operator_key: str | None) -> Place | None:
         raise PlatformNotFound(
             f"--operator-key is 64 hexadecimal digits; got {operator_key!r}."
         ) from None
-    return Place(peers, operator_key)
+    return Place(peers, operator_key.strip().lower())
 
 
 def platform_url(given: str | None, place: Place | None) -> str:
