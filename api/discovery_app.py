@@ -7,7 +7,7 @@ phonebook serves this.
 from fastapi import FastAPI
 
 from api.app import assemble
-from api.routes import auth, discovery, health, nodes
+from api.routes import auth, discovery, health, nodes, phonebook
 from mesh.settings import Settings
 
 
@@ -19,6 +19,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         nodes.router,
         discovery.router,
         discovery.service,
+        phonebook.router,
         health.router,
         title="Far Discovery Service",
         summary="Who serves which layers of which model.",

@@ -14,6 +14,7 @@ from api.services import Services
 from mesh import registry
 from mesh.db import NodeRegistry
 from mesh.errors import NodeNotFound, NodeSuperseded
+from mesh.registered import node_of, trusts
 from mesh.schemas import NodeHealth
 
 log = structlog.get_logger()
@@ -36,7 +37,7 @@ async def take(services: Services, caller: Registration, body: NodeHealth) -> No
         raise _superseded(caller)
     kept = beat.state == "kept" and body.is_healthy
     due = beat.uptime >= discovery.row_interval
-    if kept and not due and beat.trusted == trusts(services, beat.wallet_address):
+    if kept and not due and beat.trusted == trusts(discovery, beat.wallet_address):
         return
     try:
         row = await _write(services, caller, beat, healthy=body.is_healthy)
@@ -48,7 +49,7 @@ async def take(services: Services, caller: Registration, body: NodeHealth) -> No
     if not body.is_healthy:
         await registry.forget(services.redis, row.node_id, row.model_id, caller.number)
         return
-    node = as_node(services, row)
+    node = node_of(row, discovery)
     node = dataclasses.replace(node, **measured, last_seen=now)
     if not await registry.announce(services.redis, node, ttl=discovery.node_ttl):
         raise _superseded(caller)
@@ -104,44 +105,6 @@ async def _write(
     if uptime:
         await registry.uptime_saved(services.redis, node_id, uptime)
     return row
-
-
-def as_node(services: Services, row: NodeRegistry) -> registry.Node:
-    """As its row says, with nothing measured yet."""
-    return registry.Node(
-        node_id=row.node_id,
-        wallet_address=row.wallet_address,
-        model_id=row.model_id,
-        start_layer=row.start_layer,
-        end_layer=row.end_layer,
-        edge=row.edge,
-        trusted=trusts(services, row.wallet_address),
-        gpu_model=row.gpu_model or "",
-        vram_gb=row.vram_gb or 0,
-        location=row.location or "",
-        public_addr=row.public_addr or "",
-        is_healthy=True,
-        latency_ms=0.0,
-        throughput_tokens_per_sec=0.0,
-        current_requests=0,
-        kv_positions=0,
-        last_seen=0.0,
-        latitude=row.latitude,
-        longitude=row.longitude,
-        located=row.located,  # type: ignore[arg-type]
-        registration=row.registration,
-        quantization=row.quantization,
-        memory_bytes=row.memory_bytes,
-        min_price=row.min_price,
-        max_sessions=row.max_sessions,
-        placeable=row.placeable,
-    )
-
-
-def trusts(services: Services, wallet: str) -> bool:
-    """Whether the operator trusts a wallet's nodes with the edge."""
-    trusted = services.settings.discovery.trusted_wallets
-    return wallet in {each.lower() for each in trusted}
 
 
 def _superseded(caller: Registration) -> NodeSuperseded:

@@ -9,13 +9,13 @@ import structlog
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.heartbeats import as_node, trusts
 from api.services import Services
 from mesh import moves, names, registry, smoothing, swarm
 from mesh.catalog import Model
 from mesh.db import NodeRegistry, PlacementMove
 from mesh.errors import InvalidRequest
 from mesh.placement import Candidate, Span, join
+from mesh.registered import node_of, trusts
 from mesh.registry import Node
 from mesh.schemas import NodeHealth, NodeRegistration
 
@@ -59,7 +59,7 @@ async def place(
         quantization=body.quantization,
         vram_gb=body.vram_gb,
         memory_bytes=body.memory_bytes,
-        trusted=trusts(services, body.wallet_address),
+        trusted=trusts(services.settings.discovery, body.wallet_address),
         positions=how.positions,
         speed=swarm.usual_speed(speeds),
     )
@@ -132,7 +132,7 @@ async def _loading(
             NodeRegistry.registered_at > func.now() - limit,
         )
     )
-    return [as_node(services, row) for row in rows if row.node_id not in known]
+    return [node_of(row, services.settings.discovery) for row in rows if row.node_id not in known]
 
 
 async def _known(db: AsyncSession, body: NodeRegistration) -> NodeRegistry | None:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import placement
 from api.auth import issue_token, use_nonce, wallet_of_machine
+from api.credentials import DhtAccess, dht_access
 from api.services import Services
 from mesh import proof, registry
 from mesh.db import NodeRegistry
@@ -35,6 +36,8 @@ class Registered(BaseModel):
     layers_served: list[int]
     edge: bool
     """Whether it serves the edge, too."""
+    dht: DhtAccess | None
+    """Only for the node that sent a `dht_key`, and where there is a DHT."""
 
 
 async def register(
@@ -74,6 +77,13 @@ async def register(
         node_token=issue_token(services, row.node_id, "node", registration=row.registration),
         layers_served=list(range(row.start_layer, row.end_layer)),
         edge=row.edge,
+        dht=await dht_access(
+            services,
+            node_id=row.node_id,
+            registration=row.registration,
+            model_id=row.model_id,
+            dht_key=body.dht_key,
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from api.places import Places
 from api.relay.desk import Desk
 from mesh import db, queue
 from mesh.catalog import Catalog
+from mesh.dht.keys import SigningKey
 from mesh.prompts import PromptVault
 from mesh.settings import LimitSettings, Settings
 
@@ -75,6 +76,20 @@ def check_secret(secret: str) -> None:
         )
 
 
+def check_seed(seed: str) -> None:
+    """
+    Raises:
+        ValueError: no Ed25519 seed.
+    """
+    try:
+        SigningKey.from_hex(seed)
+    except ValueError:
+        raise ValueError(
+            "FAR_DISCOVERY__DHT_OPERATOR_KEY must be 32 bytes in hex. "
+            "Make one: openssl rand -hex 32"
+        ) from None
+
+
 def check_rules(limits: LimitSettings) -> None:
     """
     Raises:
@@ -99,6 +114,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """
     check_secret(settings.auth.jwt_secret.get_secret_value())
     check_rules(settings.limits)
+    if seed := settings.discovery.dht_operator_key.get_secret_value():
+        check_seed(seed)
     vault = PromptVault(settings.generation.prompt_key.get_secret_value())
     catalog = Catalog(settings.models)
     places = Places(settings.discovery.geoip_database)

@@ -28,6 +28,7 @@
     │   └── NoRoute                   some layer of the model has no healthy node
     ├── GenerationFailed         502  the mesh could not finish; the hold was returned whole
     ├── WireError                400  a message between nodes breaks the protocol
+    ├── RecordRefused            400  a record in the DHT is not its owner's, or breaks a rule
     ├── UnsupportedModel         422  no engine support for this family
     └── ChainError               502  the chain refused or did not answer
         ├── ChainUnreachable     503  no RPC endpoint answers, or none is fresh
@@ -234,6 +235,18 @@ class WireError(MeshError):
     code = "wire_error"
     status = 400
     title = "Protocol violation"
+
+
+class RecordRefused(MeshError):
+    """``reason``: size, format, key, signature, credential, expiry or span."""
+
+    code = "record_refused"
+    status = 400
+    title = "Record refused"
+
+    def __init__(self, detail: str, *, reason: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 class UnsupportedModel(MeshError):

@@ -72,10 +72,18 @@ def node_speeds(model_id: str) -> str:
     return f"node_speeds:{{{model_id}}}"
 
 
+def phonebook(model_id: str) -> str:
+    """Hash that expires: what the DHT says of a model's nodes, each as JSON under its id."""
+    return f"phonebook:{{{model_id}}}"
+
+
 def nonce(value: str) -> str:
     """Flag that expires: a nonce handed out and not used yet."""
     return f"nonce:{{{value}}}"
 
+
+DHT_PEERS = "far_mesh:dht_peers"
+"""Hash: multiaddresses of our own DHT peers, and until when (Unix time) each counts."""
 
 WORKER_QUEUE = "far_mesh:queue"
 """arq's queue: pokes for the workers, each of which Postgres could repeat."""

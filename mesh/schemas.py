@@ -128,6 +128,8 @@ class NodeRegistration(RequestBody):
     """Generations that it takes at once; 0 for no limit but its memory."""
     min_price: Decimal | None = Field(None, ge=0, max_digits=38, decimal_places=18)
     """FAR a token of the model, for less than which it does not serve."""
+    dht_key: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Ed25519 key, in hex, with which the node signs what it announces in the DHT."""
     nonce: str | None = Field(None, max_length=64)
     signature: str | None = Field(None, max_length=1024)
 

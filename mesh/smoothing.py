@@ -3,6 +3,7 @@
 Lost with Redis, and then built anew from the next heartbeats.
 """
 
+import math
 from collections.abc import Mapping
 
 from redis.asyncio import Redis
@@ -13,7 +14,7 @@ from mesh import names
 def blend(mean: float, value: float, *, seconds: float, half_life: float) -> float:
     """The mean after ``value`` was seen, ``seconds`` after the mean was taken: what is older than
     ``half_life`` seconds counts half as much."""
-    return value + (mean - value) * 0.5 ** (max(seconds, 0.0) / half_life)
+    return value + (mean - value) * math.pow(0.5, max(seconds, 0.0) / half_life)
 
 
 async def smoothed(

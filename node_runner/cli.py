@@ -29,9 +29,6 @@ def main() -> None:
 def start(
     model: Annotated[str, typer.Option(help="Model to serve, by the platform's id.")],
     wallet: Annotated[str, typer.Option(help="Wallet address that is paid: 0x...")],
-    discovery: Annotated[
-        str, typer.Option("--discovery", "--discovery-url", help="URL of the platform.")
-    ],
     keyfile: Annotated[
         Path,
         typer.Option(
@@ -40,6 +37,30 @@ def start(
             "Only used to sign the registration.",
         ),
     ],
+    discovery: Annotated[
+        str | None,
+        typer.Option(
+            "--discovery",
+            "--discovery-url",
+            help="URL of the platform; where it does not answer, or is not given, it is looked up "
+            "in the DHT.",
+        ),
+    ] = None,
+    dht_peers: Annotated[
+        str,
+        typer.Option(
+            envvar="FAR_NODE_DHT_PEERS",
+            help="Peers to join the DHT by, as multiaddresses, separated by commas.",
+        ),
+    ] = "",
+    operator_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FAR_NODE_OPERATOR_KEY",
+            help="Key of the platform's operator, whose word counts in the DHT.",
+        ),
+    ] = None,
+    announce: Annotated[bool, typer.Option(help="Announce the span in the DHT.")] = True,
     redis: Annotated[
         str | None,
         typer.Option(
@@ -115,6 +136,9 @@ def start(
         model=model,
         wallet=wallet,
         discovery=discovery,
+        dht_peers=tuple(peer.strip() for peer in dht_peers.split(",") if peer.strip()),
+        operator_key=operator_key,
+        announce=announce,
         keyfile=keyfile,
         password=os.environ.get("FAR_NODE_PASSWORD", ""),
         redis=redis,

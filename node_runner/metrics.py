@@ -22,6 +22,10 @@ generations_active = Gauge("far_node_generations", "Generations that hold KV roo
 kv_used_bytes = Gauge("far_node_kv_used_bytes", "KV room reserved")
 kv_budget_bytes = Gauge("far_node_kv_budget_bytes", "KV room in all")
 
+announcements = Counter(
+    "far_node_dht_announcements_total", "Announcements in the DHT: stored, failed", ["outcome"]
+)
+
 
 class Meter:
     """Latency of a step and positions per second, smoothed over about a hundred steps.

@@ -10,8 +10,12 @@ import torch
 from eth_account import Account
 from prometheus_client import start_http_server
 
+from mesh.dht.keys import SigningKey
 from node_runner import device as devices
 from node_runner import metrics
+from node_runner.dht.announcer import Announcer, Subject
+from node_runner.dht.finding import PlatformNotFound, place_of, platform_url
+from node_runner.dht.helper import Place
 from node_runner.engines import Engines
 from node_runner.loading import Loaded, Loader, Prepared
 from node_runner.moving import Mover
@@ -39,18 +43,20 @@ def serve(options: Options) -> None:
         CannotServe: an option is wrong, the platform refuses the node, or has forgotten it.
     """
     private_key = _unlock(options)
+    url, place = _platform(options)
     device = _device(options.device)
     loader = Loader(options, device)
     memory_bytes = _memory_bytes(options, device)
     claimed = _claim(options.wallet, device)
     identity = _identity(options, device, claimed, memory_bytes)
-    platform = Platform(options.discovery, identity, private_key)
+    dht_key = SigningKey.new()
+    platform = Platform(url, identity, private_key, dht_key.public.hex())
     node_id, prepared, loaded = _join(options, platform, loader)
     if options.metrics_port:
         start_http_server(options.metrics_port, addr="127.0.0.1")
     meter = metrics.Meter()
     engines = Engines(node_id, loaded.layers, loader.engine(loaded, node_id))
-    transport = _transport(options, node_id, platform.token, engines.room)
+    transport = _transport(options.redis, url, platform, engines.room)
     runner = Runner(engines, transport, meter)
 
     def drain(*_: object) -> None:
@@ -78,11 +84,12 @@ def serve(options: Options) -> None:
     )
 
     gpu = Gpu(device)
+    announcer = _announcer(options, platform, dht_key, place)
 
     def vitals() -> Vitals:
         latency_ms, rate = meter.read()
         use = gpu.use()
-        return Vitals(
+        found = Vitals(
             is_healthy=engines.serves_routes,
             latency_ms=latency_ms,
             throughput_tokens_per_sec=rate,
@@ -95,10 +102,16 @@ def serve(options: Options) -> None:
             serves=engines.spans,
             cannot_serve=mover.cannot_serve,
         )
+        if announcer is not None:
+            announcer.vitals = found
+        return found
 
     def told(answer: Told) -> None:
-        if answer.span is not None:
-            mover.told(answer.span, should_rebalance=answer.should_rebalance)
+        if answer.span is None:
+            return
+        mover.told(answer.span, should_rebalance=answer.should_rebalance)
+        if announcer is not None and not answer.should_rebalance:
+            announcer.layers = answer.span
 
     def forgotten(error: PlatformError) -> None:
         if isinstance(error, NodeSuperseded):
@@ -110,6 +123,8 @@ def serve(options: Options) -> None:
             end("The platform does not know this node any more. Start it again to register.")
 
     platform.start_heartbeats(vitals, told, forgotten)
+    if announcer is not None:
+        announcer.start()
     log.info(
         "node_started",
         node_id=node_id,
@@ -122,6 +137,8 @@ def serve(options: Options) -> None:
         weight_bytes=loaded.weight_bytes,
     )
     runner.run()
+    if announcer is not None:
+        announcer.close()
     platform.close()
     gpu.close()
     claimed.release()
@@ -148,17 +165,48 @@ def _register(platform: Platform) -> str:
         raise CannotServe(f"The platform did not register this node: {error}") from None
 
 
+def _platform(options: Options) -> tuple[str, Place | None]:
+    """The platform's URL, and where the DHT is by the node's own options."""
+    try:
+        place = place_of(options.dht_peers, options.operator_key)
+        return platform_url(options.discovery, place), place
+    except PlatformNotFound as error:
+        raise CannotServe(str(error)) from None
+
+
+def _announcer(
+    options: Options,
+    platform: Platform,
+    key: SigningKey,
+    place: Place | None,
+) -> Announcer | None:
+    """None where the platform has no DHT, or its key is not the one that this node was told."""
+    access = platform.dht
+    if access is None or not options.announce:
+        return None
+    told, pinned = access["operator_key"], options.operator_key
+    if pinned is not None and pinned.strip().lower() != told:
+        log.error("operator_key_differs", pinned=pinned, told=told)
+        return None
+    peers = tuple(dict.fromkeys((*(place.peers if place else ()), *access["peers"])))
+    if not peers:
+        return None
+    subject = Subject(
+        platform.node_id, access["registration"], options.model, key, access["credential"]
+    )
+    return Announcer(Place(peers, told), subject, platform.span)
+
+
 def _transport(
-    options: Options, node_id: str, token: str, room: Callable[[], int]
+    redis: str | None, url: str, platform: Platform, room: Callable[[], int]
 ) -> RedisTransport | RelayTransport:
     """Redis where the options name one, else the platform's relay."""
     try:
-        if options.redis:
-            return RedisTransport(options.redis, node_id, room)
-        return RelayTransport(options.discovery, token, room)
+        if redis:
+            return RedisTransport(redis, platform.node_id, room)
+        return RelayTransport(url, platform.token, room)
     except Unreachable as error:
-        hint = "Is --redis right?" if options.redis else "Is --discovery right?"
-        raise CannotServe(f"{error} {hint}") from None
+        raise CannotServe(f"{error} Is {'--redis' if redis else '--discovery'} right?") from None
 
 
 def _identity(

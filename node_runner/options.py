@@ -14,7 +14,10 @@ class Options:
 
     model: str
     wallet: str
-    discovery: str
+    discovery: str | None
+    dht_peers: tuple[str, ...]
+    operator_key: str | None
+    announce: bool
     keyfile: Path
     password: str
     redis: str | None

@@ -69,13 +69,18 @@ class Told:
 class Platform:
     """Registers once, then beats until told to stop."""
 
-    def __init__(self, url: str, identity: Identity, private_key: bytes) -> None:
+    def __init__(
+        self, url: str, identity: Identity, private_key: bytes, dht_key: str | None = None
+    ) -> None:
         self._http = httpx.Client(base_url=url, timeout=TIMEOUT)
         self._identity = identity
         self._private_key = private_key
+        self._dht_key = dht_key
         self.node_id = ""
         self.span = identity.span or (0, 0)
         self.edge = identity.edge
+        self.dht: dict[str, Any] | None = None
+        """What the platform says of the DHT to a node that joins."""
         self._token = ""
         self._interval = 30.0
         self._stop = threading.Event()
@@ -121,6 +126,7 @@ class Platform:
                 "start_layer": start or 0,
                 "end_layer": end,
                 "placeable": span is None,
+                "dht_key": self._dht_key,
                 "nonce": nonce,
                 "signature": proof.sign(message, self._private_key),
             },
@@ -128,6 +134,7 @@ class Platform:
         self.node_id = answer["node_id"]
         self.span = (answer["layers_served"][0], answer["layers_served"][-1] + 1)
         self.edge = answer["edge"]
+        self.dht = answer.get("dht")
         self._token = answer["node_token"]
         self._interval = answer["heartbeat_interval_sec"]
         return self.node_id

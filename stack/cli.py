@@ -21,6 +21,7 @@ from mesh.ledger.check import Report, check
 from mesh.settings import Settings
 from stack import contracts_cli
 from stack import demo as demonstration
+from stack.discovery_cli import discovery
 from stack.servers import StackError, free_port
 from stack.supervisor import DEMO_MODEL, DEMO_MODEL_ID, Plan, Stack
 
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(contracts_cli.app, name="contracts")
+app.command()(discovery)
 ledger_app = typer.Typer(help="The books.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
 console = Console(highlight=False)
@@ -51,6 +53,9 @@ def up(
     ] = Path(".far-mesh"),
     price: Annotated[str, typer.Option(help="FAR for a generated token.")] = "0.0001",
     threads: Annotated[int, typer.Option(help="CPU threads of each node.")] = 1,
+    dht: Annotated[
+        bool, typer.Option("--dht", help="Run the DHT too: seconds more to start, and memory.")
+    ] = False,
 ) -> None:
     """Start everything and keep it running until Ctrl-C."""
     plan = Plan(
@@ -63,6 +68,7 @@ def up(
         nodes=nodes,
         price=price,
         node_threads=threads,
+        dht=dht,
         environment=demonstration.SETTINGS,
     )
     with _running(plan) as stack:

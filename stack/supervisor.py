@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import IO
 
 import httpx
+import redis
 import yaml
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
+from mesh import names
 from mesh.catalog import Model, load_model
 from mesh.deployment import Deployment
 from mesh.errors import MeshError
@@ -66,6 +68,8 @@ class Plan:
     placed: bool = False
     """Let the platform choose the nodes' spans."""
     node_threads: int = 1
+    dht: bool = False
+    """Run the DHT's peer and mirror, and let the nodes announce themselves."""
     node_options: tuple[str, ...] = ()
     """Of `far-node start`, for every node; they outweigh what the supervisor says."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -96,12 +100,15 @@ class Stack:
             "FAR_GENERATION__PROMPT_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
             "FAR_PAYMENTS__OPERATOR_PASSWORD": secrets.token_hex(16),
         }
+        if plan.dht:
+            self._secrets["FAR_DISCOVERY__DHT_OPERATOR_KEY"] = secrets.token_hex(32)
         self._node_password = secrets.token_hex(16)
         self.processes = Processes(plan.folder / "logs")
         self.metrics_ports: dict[str, int] = {}
         self.wallets: list[LocalAccount] = []
         self.postgres = Postgres(plan.folder / "postgres")
         self.chain = DevelopmentChain(plan.rpc_url)
+        self.dht_port = free_port()
 
     def __enter__(self) -> "Stack":
         self.start()
@@ -159,6 +166,9 @@ class Stack:
         self._write_config()
         self._say("Starting the API, the worker and the nodes")
         self.start_api()
+        if plan.dht:
+            self.start_discovery()
+            self._wait_for_dht()
         for index in range(plan.workers):
             self.start_worker(index)
         for index, span in enumerate(spans):
@@ -190,6 +200,10 @@ class Stack:
         command += ["--host", host, "--port", str(port)]
         command += ["--no-access-log", "--log-level", "warning", "--no-proxy-headers"]
         return self.processes.start_python(name, command, self._environment())
+
+    def start_discovery(self) -> Child:
+        """The DHT's peer and mirror; the discovery API is the gateway's."""
+        return self.processes.start_python("dht", ["-m", "stack.discovery"], self._environment())
 
     def start_worker(self, index: int) -> Child:
         name = f"worker-{index}"
@@ -315,7 +329,12 @@ class Stack:
         plan = self.plan
         config = {
             "models": [{"id": plan.model_id, "path": plan.model, "payment_per_token": plan.price}],
-            "discovery": {"trusted_wallets": [self.wallets[0].address]},
+            "discovery": {
+                "trusted_wallets": [self.wallets[0].address],
+                "dht_host": "127.0.0.1",
+                "dht_port": self.dht_port,
+                "dht_identity": str(plan.folder / "dht_identity.key"),
+            },
             "payments": {
                 "deployment": str(plan.folder / "contracts.json"),
                 "rpc_urls": [plan.rpc_url],
@@ -340,6 +359,17 @@ class Stack:
             "OMP_NUM_THREADS": str(plan.node_threads),
             **plan.environment,
         }
+
+    def _wait_for_dht(self) -> None:
+        """Nodes are told the DHT's peers when they register."""
+        give_up = time.monotonic() + 4 * START_LIMIT
+        with redis.Redis(port=self.plan.redis_port) as client:
+            while not client.exists(names.DHT_PEERS):
+                self.processes.check()
+                if time.monotonic() > give_up:
+                    log = self.processes.children["dht"].tail()
+                    raise StackError(f"The DHT's peer does not start.\n{log}")
+                time.sleep(0.1)
 
     def _wait_for_api(self) -> None:
         give_up = time.monotonic() + 2 * START_LIMIT

@@ -265,7 +265,8 @@ class Supervisor:
             metrics.reroutes.labels(self._model.id, reason).inc()
         job = self._lease.job
         await self._claim_epoch()
-        live = LiveRoute(self._model.width, self._positions, [node.node_id for node in route])
+        positions = job.prompt_tokens + job.max_tokens
+        live = LiveRoute(self._model.width, positions, [node.node_id for node in route])
         await streams.begin_epoch(self._redis, self._id, self._epoch, live, ttl=self._keep())
         generated = [token.token_id for token in await self._tokens()]
         if len(generated) >= job.max_tokens:

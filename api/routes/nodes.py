@@ -39,7 +39,7 @@ class Acknowledged(BaseModel):
     """The span to serve, the end not included; with layer 0 comes the edge."""
 
 
-@router.post("/register-distributed")
+@router.post("/register-distributed", response_model_exclude_none=True)
 async def register(
     body: NodeRegistration, request: Request, bearer: Bearer, services: WithServices
 ) -> Registered:

@@ -1,0 +1,244 @@
+"""A peer of the DHT, by hivemind. Importing this imports torch.
+
+Strangers may join as full peers: keep records, and answer for them. So a record is checked wherever
+it is stored or read (`_Rules`), reads ask several peers and add up what each of them has, and the
+peers that we were given to start with (the operator's) are always among those that are asked and
+told. A stranger can then leave records out of its own answers, and nothing else.
+
+hivemind's own reads stop at the first answer that claims to be new enough, and cache it. A stranger
+could answer with nothing, good for ever: `read` and `store` are therefore ours, over its calls.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgpack
+from hivemind.dht.node import DHTNode
+from hivemind.dht.routing import DHTID
+from hivemind.dht.storage import DictionaryDHTValue
+from hivemind.dht.validation import DHTRecord, RecordValidatorBase
+from hivemind.p2p import PeerID
+from hivemind.utils import get_logger
+from hivemind.utils.multiaddr import Multiaddr
+
+from mesh.dht.records import (
+    MAX_RECORD_BYTES,
+    SIGNPOST_KEY,
+    SIGNPOST_SUBKEY,
+    read_announcement,
+    read_signpost,
+    spans_key,
+)
+from mesh.errors import RecordRefused
+
+SEARCH_LIMIT = 5.0
+"""Seconds that looking for the peers nearest to a key may take; what is found until then counts."""
+
+CALL_LIMIT = 3.0
+"""Seconds that one peer gets to answer."""
+
+REPLICAS = 5
+"""Nearest peers that get a record, beside those that we started with."""
+
+MAX_RECORDS = 10_000
+"""Records that are taken of one key: what an answer of hivemind's 4 MiB has room for."""
+
+_COMMON = {
+    # Every port that is open is one that somebody decided to open.
+    "auto_nat": False,
+    "nat_port_map": False,
+    "use_relay": False,
+    # See above: a cached answer would be believed over newer ones.
+    "cache_locally": False,
+    "cache_nearest": 0,
+    "cache_on_store": False,
+    # A clock that is off is warned of; records tell by their expiry whether it is too far.
+    "strict": False,
+    "wait_timeout": CALL_LIMIT,
+}
+
+T = TypeVar("T")
+
+
+class Peer:
+    """An open peer; `close` it."""
+
+    def __init__(self, node: Any, first: Sequence[str], *, keeps: bool) -> None:
+        self._node = node
+        self._first = [PeerID.from_base58(Multiaddr(address)["p2p"]) for address in first]
+        self._keeps = keeps
+
+    @classmethod
+    async def serve(
+        cls,
+        operator: bytes,
+        *,
+        port: int,
+        identity: Path,
+        host: str = "0.0.0.0",
+        announced: Sequence[str] = (),
+        bootstrap: Sequence[str] = (),
+        ask: Sequence[str] = (),
+        refused: Callable[[str], None] = lambda _: None,
+    ) -> "Peer":
+        """A full peer of the operator's: listens, keeps records and answers.
+
+        ``announced``: multiaddresses to be known by, where ``host`` is not what others see.
+        ``bootstrap``: peers of which at least one has to answer now. ``ask``: peers that are asked
+        and told always, whether they answer yet or not; those of ``bootstrap`` if none are given.
+        ``refused`` is told the reason of each record that is refused.
+
+        Raises:
+            Exception: the port is in use, or an address is none (whatever hivemind raises).
+        """
+        kind = "ip6" if ":" in host else "ip4"
+        node = await _open(
+            operator,
+            refused,
+            bootstrap,
+            host_maddrs=[f"/{kind}/{host}/tcp/{port}"],
+            announce_maddrs=list(announced) or None,
+            identity_path=str(identity),
+            check_if_identity_free=False,
+            ensure_bootstrap_success=False,
+        )
+        return cls(node, ask or bootstrap, keeps=True)
+
+    @classmethod
+    async def join(cls, operator: bytes, peers: Sequence[str]) -> "Peer":
+        """A client: opens no port, keeps nothing, and is asked nothing.
+
+        Raises:
+            Exception: none of the peers answers, or an address is none (whatever hivemind raises).
+        """
+        node = await _open(operator, lambda _: None, peers, client_mode=True, no_listen=True)
+        return cls(node, peers, keeps=False)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its daemon runs; if not, close it and open another."""
+        return self._node.p2p._child.returncode is None
+
+    @property
+    def known(self) -> int:
+        """How many full peers it knows."""
+        return len(self._node.protocol.routing_table.peer_id_to_uid)
+
+    async def addresses(self) -> list[str]:
+        """Multiaddresses to hand out."""
+        return [str(address) for address in await self._node.get_visible_maddrs()]
+
+    async def store(self, key: str, subkey: str, record: bytes, expires: float) -> int:
+        """Give a record to the peers that should keep it; how many have it then."""
+        protocol, key_id = self._node.protocol, DHTID.generate(source=key)
+        value = protocol.serializer.dumps(record)
+        nearest = await self._nearest(key_id, REPLICAS)
+        answers = await asyncio.gather(
+            *(
+                protocol.call_store(peer, [key_id], [value], [expires], subkeys=[subkey])
+                for peer in {*self._first, *nearest}
+            )
+        )
+        kept = self._keeps and protocol.storage.store(key_id, value, expires, subkey=subkey)
+        return int(kept) + sum(bool(answer and answer[0]) for answer in answers)
+
+    async def read(self, key: str) -> dict[str, bytes]:
+        """Subkey to record, the newest of each that any peer has; none that has expired. Whose they
+        are has been checked, but not what they are: read them with `mesh.dht.records`."""
+        protocol, key_id = self._node.protocol, DHTID.generate(source=key)
+        nearest = await self._nearest(key_id, protocol.bucket_size)
+        answers = await asyncio.gather(
+            *(protocol.call_find(peer, [key_id]) for peer in {*self._first, *nearest})
+        )
+        found: dict[str, tuple[float, bytes]] = {}
+        _add(found, protocol.storage.get(key_id))
+        for answer in answers:
+            if answer:
+                _add(found, answer[key_id][0])
+        return {subkey: protocol.serializer.loads(value) for subkey, (_, value) in found.items()}
+
+    async def close(self) -> None:
+        """Stop the peer and its daemon."""
+        await self._node.shutdown()
+
+    async def _nearest(self, key_id: Any, count: int) -> list[Any]:
+        search = self._node.find_nearest_nodes([key_id], k_nearest=count, exclude_self=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SEARCH_LIMIT):
+                return list((await search)[key_id].values())
+        return []
+
+
+class _Rules(RecordValidatorBase):  # type: ignore[misc]
+    """What hivemind asks of every record, before it is kept and after it is found."""
+
+    def __init__(self, operator: bytes, refused: Callable[[str], None]) -> None:
+        self._operator = operator
+        self._refused = refused
+        self._signpost_id = _id(SIGNPOST_KEY)
+
+    def validate(self, record: DHTRecord) -> bool:
+        try:
+            self._check(record)
+        except RecordRefused as error:
+            self._refused(error.reason)
+            return False
+        return True
+
+    def _check(self, record: DHTRecord) -> None:
+        value, subkey = _unpacked(record.value, bytes), _unpacked(record.subkey, str)
+        if record.key == self._signpost_id:
+            expires, place = read_signpost(value, self._operator).expires, SIGNPOST_SUBKEY
+        else:
+            announcement = read_announcement(value, self._operator)
+            expires, place = announcement.expires, announcement.node_id
+            if record.key != _id(spans_key(announcement.model_id)):
+                raise RecordRefused("The record is another model's.", reason="key")
+        if subkey != place:
+            raise RecordRefused("The record belongs elsewhere.", reason="key")
+        if record.expiration_time != expires:
+            raise RecordRefused("The record says another end than its owner.", reason="expiry")
+
+
+async def _open(
+    operator: bytes, refused: Callable[[str], None], peers: Sequence[str], **options: Any
+) -> Any:
+    get_logger("hivemind").setLevel(logging.WARNING)
+    return await DHTNode.create(
+        initial_peers=list(peers) or None,
+        record_validator=_Rules(operator, refused),
+        **(_COMMON | options),
+    )
+
+
+def _id(key: str) -> bytes:
+    found: bytes = DHTID.generate(source=key).to_bytes()
+    return found
+
+
+def _unpacked(packed: bytes, kind: type[T]) -> T:
+    if len(packed) > MAX_RECORD_BYTES + 8:
+        raise RecordRefused("The record is too large.", reason="size")
+    try:
+        value = msgpack.unpackb(packed)
+    except Exception:  # msgpack raises whatever its parsers raise on a stranger's bytes
+        raise RecordRefused("The record is no msgpack.", reason="format") from None
+    if not isinstance(value, kind):
+        raise RecordRefused("The record is of another type.", reason="format")
+    return value
+
+
+def _add(found: dict[str, tuple[float, bytes]], stored: Any) -> None:
+    """Take what one peer has, where it is newer."""
+    if stored is None or not isinstance(stored.value, DictionaryDHTValue):
+        return
+    now = time.time()
+    for subkey, (value, expires) in stored.value.items():
+        newest = found[subkey][0] if subkey in found else now
+        if expires > newest and (subkey in found or len(found) < MAX_RECORDS):
+            found[subkey] = (expires, value)

@@ -1,0 +1,213 @@
+"""What may stand in the DHT, and who may say it.
+
+Strangers store and answer there, so every record proves itself to whoever knows the operator's
+public key, without a database:
+
+- a **credential** is signed by the operator when a node registers: this key speaks for this node;
+- an **announcement** is signed by that key and carries the credential: this node serves this span;
+- a **signpost** is signed by the operator: the platform is at these URLs.
+
+What a record says of its own end is signed, too. So nobody can write, replace or prolong another's
+record, and an old one cannot come back over a newer one.
+"""
+
+import time
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+from typing import Any, TypeVar, get_type_hints
+
+import msgpack
+
+from mesh.dht.keys import KEY_BYTES, SIGNATURE_BYTES, SigningKey, signed
+from mesh.errors import RecordRefused
+
+SIGNPOST_KEY = "far-mesh/discovery"
+SIGNPOST_SUBKEY = "url"
+
+MAX_RECORD_BYTES = 2048
+"""An announcement has some 400 bytes."""
+
+MAX_AHEAD = 600.0
+"""Seconds ahead that an announcement or a signpost may expire: how long a node that is gone can go
+on being listed, and how far a clock may be wrong."""
+
+MAX_TEXT = 255
+"""Characters of a node id, a model id or a URL."""
+
+MAX_URLS = 5
+
+_CREDENTIAL = b"far-mesh dht credential 1\0"
+_ANNOUNCEMENT = b"far-mesh dht announcement 1\0"
+_SIGNPOST = b"far-mesh dht signpost 1\0"
+
+_LIMITS: dict[Any, tuple[float, float]] = {int: (0, 10**9), float: (0.0, 1e12)}
+"""Figures beyond these are no node's, and could break sums."""
+
+T = TypeVar("T", "Credential", "Announcement", "Signpost")
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """The operator's word that a key speaks for a node of a model of so many layers, until
+    ``expires`` (Unix time). ``registration``: how often the node has registered."""
+
+    node_id: str
+    registration: int
+    model_id: str
+    layers: int
+    public_key: bytes
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A node's word: the span that it serves and what it measured, worth something until
+    ``expires`` (Unix time). Units as in `mesh.registry.Node`."""
+
+    node_id: str
+    registration: int
+    model_id: str
+    start_layer: int
+    end_layer: int
+    latency_ms: float
+    throughput_tokens_per_sec: float
+    current_requests: int
+    kv_positions: int
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class Signpost:
+    """The operator's word: where the platform answers by HTTP, until ``expires`` (Unix time)."""
+
+    urls: list[str]
+    expires: float
+
+
+def spans_key(model_id: str) -> str:
+    """The DHT's key of a model: a dictionary, node id to announcement."""
+    return f"far-mesh/spans/{model_id}"
+
+
+def issue(
+    operator: SigningKey,
+    *,
+    node_id: str,
+    registration: int,
+    model_id: str,
+    layers: int,
+    public_key: bytes,
+    expires: float,
+) -> bytes:
+    """A credential, for a node that has proved its wallet."""
+    credential = Credential(node_id, registration, model_id, layers, public_key, expires)
+    return _seal(operator, _CREDENTIAL, credential)
+
+
+def announce(key: SigningKey, credential: bytes, announcement: Announcement) -> bytes:
+    """A record for `spans_key`, under the node's id."""
+    packed: bytes = msgpack.packb([_seal(key, _ANNOUNCEMENT, announcement), credential])
+    return packed
+
+
+def put_up(operator: SigningKey, signpost: Signpost) -> bytes:
+    """A record for `SIGNPOST_KEY`, under `SIGNPOST_SUBKEY`."""
+    return _seal(operator, _SIGNPOST, signpost)
+
+
+def read_announcement(record: bytes, operator: bytes) -> Announcement:
+    """The announcement, which may have expired: look at its ``expires``.
+
+    Raises:
+        RecordRefused: by size, format, signature, credential, expiry (too far ahead) or span.
+    """
+    sealed, credential_record = _parts(record)
+    credential = _credential(credential_record, operator)
+    announcement = _open(sealed, credential.public_key, _ANNOUNCEMENT, Announcement)
+    if _subject(announcement) != _subject(credential):
+        raise RecordRefused("This credential is another node's.", reason="credential")
+    if announcement.expires > credential.expires:
+        raise RecordRefused("The credential ends before the announcement.", reason="credential")
+    if not announcement.start_layer < announcement.end_layer <= credential.layers:
+        raise RecordRefused("The span is not within the model.", reason="span")
+    _check_expiry(announcement.expires)
+    return announcement
+
+
+def read_signpost(record: bytes, operator: bytes) -> Signpost:
+    """The signpost, which may have expired: look at its ``expires``.
+
+    Raises:
+        RecordRefused: by size, format, signature or expiry (too far ahead).
+    """
+    signpost = _open(record, operator, _SIGNPOST, Signpost)
+    _check_expiry(signpost.expires)
+    return signpost
+
+
+def _seal(key: SigningKey, purpose: bytes, content: Any) -> bytes:
+    body = msgpack.packb(list(astuple(content)))
+    packed: bytes = msgpack.packb([body, key.sign(purpose, body)])
+    return packed
+
+
+def _open(sealed: bytes, public: bytes, purpose: bytes, kind: type[T]) -> T:
+    body, signature = _parts(sealed)
+    if len(signature) != SIGNATURE_BYTES or not signed(public, signature, purpose, body):
+        raise RecordRefused("The signature is not its owner's.", reason="signature")
+    values = _unpack(body)
+    types = get_type_hints(kind)
+    if not isinstance(values, list) or len(values) != len(types):
+        raise RecordRefused("The record has other fields.", reason="format")
+    if not all(map(_fits, values, types.values())):
+        raise RecordRefused("A field's type or size is wrong.", reason="format")
+    return kind(*values)
+
+
+@lru_cache(maxsize=4096)
+def _credential(record: bytes, operator: bytes) -> Credential:
+    """Kept, since a node carries the same credential in each of its announcements."""
+    return _open(record, operator, _CREDENTIAL, Credential)
+
+
+def _parts(record: bytes) -> tuple[bytes, bytes]:
+    parts = _unpack(record)
+    if not isinstance(parts, list) or len(parts) != 2:
+        raise RecordRefused("The record has not two parts.", reason="format")
+    first, second = parts
+    if not isinstance(first, bytes) or not isinstance(second, bytes):
+        raise RecordRefused("The record's parts are not bytes.", reason="format")
+    return first, second
+
+
+def _unpack(packed: bytes) -> Any:
+    if len(packed) > MAX_RECORD_BYTES:
+        raise RecordRefused(f"The record has over {MAX_RECORD_BYTES} bytes.", reason="size")
+    try:
+        return msgpack.unpackb(packed)
+    except Exception:  # msgpack raises whatever its parsers raise on a stranger's bytes
+        raise RecordRefused("The record is no msgpack.", reason="format") from None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is str:
+        return isinstance(value, str) and 0 < len(value) <= MAX_TEXT
+    if kind is bytes:
+        return isinstance(value, bytes) and len(value) == KEY_BYTES
+    if kind == list[str]:
+        return (
+            isinstance(value, list)
+            and 0 < len(value) <= MAX_URLS
+            and all(_fits(each, str) for each in value)
+        )
+    least, most = _LIMITS[kind]
+    return type(value) is kind and least <= value <= most
+
+
+def _subject(record: Credential | Announcement) -> tuple[str, int, str]:
+    return record.node_id, record.registration, record.model_id
+
+
+def _check_expiry(expires: float) -> None:
+    if expires - time.time() > MAX_AHEAD:
+        raise RecordRefused(f"The record expires over {MAX_AHEAD:.0f} s ahead.", reason="expiry")

@@ -1,0 +1,81 @@
+"""The process that holds the node's DHT peer: `python -m node_runner.dht.process`.
+
+It is told what to do on its standard input, a JSON object a line, so that no key stands in a list
+of processes; and answers each line with one. The first line says where the DHT is. The input's end,
+which also a killed node leaves behind, ends it.
+"""
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from mesh.dht import records
+from mesh.dht.keys import SigningKey, public_from_hex
+from mesh.dht.peer import Peer
+
+
+class Announcing:
+    """A peer that is opened when it is needed, and anew when nobody could be told."""
+
+    def __init__(self, operator: bytes, peers: list[str]) -> None:
+        self._operator = operator
+        self._peers = peers
+        self._peer: Peer | None = None
+
+    async def announce(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Put an announcement into the DHT; how many peers have it."""
+        announcement = records.Announcement(**order["announcement"])
+        record = records.announce(
+            SigningKey.from_hex(order["key"]), bytes.fromhex(order["credential"]), announcement
+        )
+        records.read_announcement(record, self._operator)  # else nobody would keep it
+        stored = await (await self._opened()).store(
+            records.spans_key(announcement.model_id),
+            announcement.node_id,
+            record,
+            announcement.expires,
+        )
+        if not stored:
+            await self.close()
+        return {"stored": stored}
+
+    async def find(self, _: dict[str, Any]) -> dict[str, Any]:
+        """The platform's URLs, as the operator signed them."""
+        found = await (await self._opened()).read(records.SIGNPOST_KEY)
+        signpost = found.get(records.SIGNPOST_SUBKEY)
+        if signpost is None:
+            return {"urls": []}
+        return {"urls": records.read_signpost(signpost, self._operator).urls}
+
+    async def close(self) -> None:
+        """Close the peer; the next order opens another."""
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            await peer.close()
+
+    async def _opened(self) -> Peer:
+        if self._peer is None:
+            self._peer = await Peer.join(self._operator, self._peers)
+        return self._peer
+
+
+async def serve() -> None:
+    """Carry out one order after the other until there are no more."""
+    loop = asyncio.get_running_loop()
+    place = json.loads(await loop.run_in_executor(None, sys.stdin.readline))
+    announcing = Announcing(public_from_hex(place["operator_key"]), place["peers"])
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        order = json.loads(line)
+        carry_out = announcing.find if order["do"] == "find" else announcing.announce
+        try:
+            answer = await carry_out(order)
+        except Exception as error:  # hivemind raises whatever happens to it
+            answer = {"failed": f"{type(error).__name__}: {error}"}
+            await announcing.close()
+        print(json.dumps(answer), flush=True)
+    await announcing.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve())

@@ -1,0 +1,157 @@
+"""The DHT's side of the discovery service: `python -m stack.discovery`.
+
+A peer on port 31337, and the mirror. It ends when its peer does: whoever started it starts it
+again, with the same identity, so that nobody has to be told another address.
+"""
+
+import argparse
+import asyncio
+import signal
+import sys
+
+import structlog
+from prometheus_client import start_http_server
+from redis.asyncio import Redis
+
+from mesh import db, log, metrics
+from mesh.catalog import Catalog
+from mesh.dht.keys import SigningKey
+from mesh.dht.peer import Peer
+from mesh.settings import DiscoverySettings, Settings
+from stack.mirror import Mirror
+
+REDIS_TIMEOUT = 5.0
+"""Seconds after which a Redis that says nothing counts as unreachable."""
+
+PASS_LIMIT = 60.0
+"""Seconds after which a pass is given up: something does not answer."""
+
+logger = structlog.get_logger()
+
+
+class CannotDiscover(Exception):
+    """The service does not start; the message says what to change."""
+
+
+async def serve(settings: Settings) -> int:
+    """Mirror until SIGTERM or Ctrl-C, or until the peer has died; the exit status.
+
+    Raises:
+        CannotDiscover: a setting is missing, or the peer does not start.
+    """
+    operator = operator_key(settings.discovery)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    model_ids = [model.id for model in Catalog(settings.models)]
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, addr="127.0.0.1")
+    peer = await open_peer(settings.discovery, operator)
+    engine, sessions = db.connect(settings.database_url)
+    redis = Redis.from_url(
+        settings.redis_url, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT
+    )
+    mirror = Mirror(
+        peer, operator, redis, sessions, settings.discovery, model_ids, settings.public_url
+    )
+    try:
+        logger.info("dht_started", peers=await peer.addresses(), operator_key=operator.public.hex())
+        while not stop.is_set() and peer.alive:
+            await _pass(mirror)
+            await _wait(stop, settings.discovery.dht_mirror_interval)
+        if not stop.is_set():
+            logger.error("dht_peer_died")
+        return 0 if stop.is_set() else 1
+    finally:
+        await peer.close()
+        await redis.aclose()
+        await engine.dispose()
+
+
+async def open_peer(discovery: DiscoverySettings, operator: SigningKey) -> Peer:
+    """The peer that the settings describe. If no other answers, it starts by itself: they find it.
+
+    Raises:
+        CannotDiscover: the peer does not start.
+    """
+    reason = ""
+    for bootstrap in dict.fromkeys((tuple(discovery.dht_bootstrap), ())):
+        try:
+            return await Peer.serve(
+                operator.public,
+                port=discovery.dht_port,
+                host=discovery.dht_host,
+                identity=discovery.dht_identity,
+                announced=discovery.dht_announced,
+                bootstrap=bootstrap,
+                ask=discovery.dht_bootstrap,
+                refused=lambda reason: metrics.dht_refused.labels(reason).inc(),
+            )
+        except Exception as error:  # hivemind raises whatever happens to it
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning("dht_peer_failed", bootstrap=bootstrap, reason=reason)
+    raise CannotDiscover(
+        f"The DHT's peer does not start on {discovery.dht_host}:{discovery.dht_port} ({reason})."
+    )
+
+
+def operator_key(discovery: DiscoverySettings) -> SigningKey:
+    """
+    Raises:
+        CannotDiscover: none is set, or it is none.
+    """
+    try:
+        return SigningKey.from_hex(discovery.dht_operator_key.get_secret_value())
+    except ValueError:
+        raise CannotDiscover(
+            "FAR_DISCOVERY__DHT_OPERATOR_KEY must be 32 bytes in hex. "
+            "Make one: openssl rand -hex 32"
+        ) from None
+
+
+async def print_peers(settings: Settings) -> int:
+    """Start the peer, show what to hand out, and stop it again.
+
+    Raises:
+        CannotDiscover: as in `serve`.
+    """
+    operator = operator_key(settings.discovery)
+    peer = await open_peer(settings.discovery, operator)
+    for address in await peer.addresses():
+        print(f"--dht-peers {address}")
+    print(f"--operator-key {operator.public.hex()}")
+    await peer.close()
+    return 0
+
+
+async def _pass(mirror: Mirror) -> None:
+    try:
+        async with asyncio.timeout(PASS_LIMIT):
+            await mirror.once()
+    except Exception as error:  # Redis, Postgres or the DHT: the next pass does it all again
+        logger.warning("mirror_failed", reason=f"{type(error).__name__}: {error}")
+
+
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        pass
+
+
+def main() -> None:
+    """Run until told to stop."""
+    parser = argparse.ArgumentParser(prog="python -m stack.discovery", description=__doc__)
+    parser.add_argument("--print-peers", action="store_true", help="show what to hand out, and end")
+    what = print_peers if parser.parse_args().print_peers else serve
+    settings = Settings()
+    log.configure(json=settings.log_json)
+    try:
+        sys.exit(asyncio.run(what(settings)))
+    except CannotDiscover as error:
+        sys.exit(f"far-mesh: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""`far-mesh discovery`: the discovery API and the DHT's peer beside it, each a process of its own.
+
+Either may die: it is started again, and the other goes on.
+"""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from stack.processes import STOP_LIMIT
+
+LOOK = 0.2
+"""Seconds between looks for a process that died."""
+
+AGAIN = (0.5, 1.0, 2.0, 5.0, 10.0)
+"""Seconds before a process is started again; the last repeats, and a minute's life starts anew."""
+
+LONG_LIFE = 60.0
+
+console = Console(highlight=False, stderr=True)
+
+
+def discovery(
+    host: Annotated[str, typer.Option(help="Address of the discovery API.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the discovery API.")] = 8001,
+    print_peers: Annotated[
+        bool, typer.Option("--print-peers", help="Show what nodes are started with, and end.")
+    ] = False,
+) -> None:
+    """Run the discovery service: its API, and the DHT's peer (port 31337) with the mirror."""
+    dht = [sys.executable, "-m", "stack.discovery"]
+    if print_peers:
+        raise typer.Exit(subprocess.run([*dht, "--print-peers"], check=False).returncode)
+    api = [sys.executable, "-m", "uvicorn", "--factory", "api.discovery_app:create_app"]
+    api += ["--host", host, "--port", str(port), "--no-access-log", "--log-level", "warning"]
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    keepers = [
+        threading.Thread(target=_keep, args=(name, command, stop))
+        for name, command in {"discovery API": api, "DHT peer": dht}.items()
+    ]
+    for keeper in keepers:
+        keeper.start()
+    for keeper in keepers:
+        while keeper.is_alive():
+            keeper.join(LOOK)  # with a limit, so that signals are handled
+
+
+def _keep(name: str, command: list[str], stop: threading.Event) -> None:
+    """Run a command until told to stop; start it again whenever it ends."""
+    deaths = 0
+    while not stop.is_set():
+        began = time.monotonic()
+        process = subprocess.Popen(command, start_new_session=True)
+        while process.poll() is None and not stop.wait(LOOK):
+            pass
+        if stop.is_set():
+            _end(process)
+            return
+        deaths = 0 if time.monotonic() - began > LONG_LIFE else deaths
+        delay = AGAIN[min(deaths, len(AGAIN) - 1)]
+        deaths += 1
+        console.print(f"{name} ended (exit {process.returncode}); again in {delay:g} s.")
+        stop.wait(delay)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
