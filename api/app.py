@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from api import problems
-from api.routes import auth, discovery, generation, health, nodes, receipts
+from api import problems, web
+from api.routes import auth, discovery, generation, health, machines, nodes, probe, receipts
 from api.services import open_services
 from mesh import log
 from mesh.settings import Settings
@@ -31,6 +31,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=problems.RESPONSES,
     )
     problems.install(app, max_body_bytes=chosen.limits.max_body_bytes)
-    for routes in (generation, receipts, auth, nodes, discovery, health):
+    for routes in (generation, receipts, auth, machines, nodes, discovery, probe, health):
         app.include_router(routes.router)
+    web.install(app)
     return app

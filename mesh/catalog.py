@@ -33,6 +33,8 @@ class Model:
     edge_units: int
     min_vram_gb: int
     tokenizer: Tokenizer
+    config: dict[str, Any]
+    """Its `config.json`."""
 
 
 class Catalog:
@@ -62,7 +64,8 @@ class Catalog:
 def load_model(model: ModelSettings) -> Model:
     """Read a model's configuration and tokenizer, from a folder or a hub."""
     path = model.path or model.id
-    config = named(json.loads(_file(path, "config.json").read_text()))
+    written = json.loads(_file(path, "config.json").read_text())
+    config = named(written)
     tokenizer = Tokenizer.from_file(str(_file(path, "tokenizer.json")))
     layers: int = config["num_hidden_layers"]
     head = config["vocab_size"] * config["hidden_size"]
@@ -79,6 +82,7 @@ def load_model(model: ModelSettings) -> Model:
         edge_units=round(head * EDGE_UNITS_PER_LAYER / layer_parameters(config)),
         min_vram_gb=-(-(layers * takes.layer + takes.edge) // 10**9),
         tokenizer=tokenizer,
+        config=written,
     )
 
 

@@ -5,13 +5,13 @@ import secrets
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, case, func, select, update
+from sqlalchemy import ColumnElement, case, func, or_, select, update
 
-from api.auth import Bearer, CallingNode, issue_token, use_nonce, wallet_of_machine
+from api.auth import Bearer, CallingNode, issue_token, machine_of, use_nonce
 from api.limits import address_of, limit
 from api.services import Services, WithServices
 from mesh import ledger, proof, registry
-from mesh.db import InferenceSession, NodeContribution, NodeRegistry
+from mesh.db import InferenceSession, Machine, NodeContribution, NodeRegistry
 from mesh.errors import Forbidden, InvalidRequest, NodeNotFound, SignatureMismatch
 from mesh.money import ZERO, plain
 from mesh.schemas import (
@@ -66,7 +66,7 @@ async def register(
             f"Layers {body.start_layer} to {end} are not within the model's 0 to {model.layers}.",
             code="end_layer_out_of_range",
         )
-    await _prove_wallet(body, end, bearer, services)
+    machine_id = await _prove_wallet(body, end, bearer, services)
     node_id = f"node_{secrets.token_hex(8)}"
     async with services.sessions.begin() as db:
         db.add(
@@ -81,6 +81,7 @@ async def register(
                 start_layer=body.start_layer,
                 end_layer=end,
                 edge=body.edge,
+                machine_id=machine_id,
             )
         )
     return Registered(
@@ -174,17 +175,20 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
 
 async def _prove_wallet(
     body: NodeRegistration, end: int, bearer: Bearer, services: Services
-) -> None:
-    """
+) -> str | None:
+    """The machine that speaks for the wallet; none where the wallet itself has signed.
+
     Raises:
         SignatureMismatch: neither the wallet's signature nor a token of its machine.
         NonceUnknown: the signature was used before, or is too old.
     """
     if body.signature is None and bearer is not None:
-        wallet = wallet_of_machine(bearer, services)
-        if wallet.lower() != body.wallet_address.lower():
-            raise SignatureMismatch(f"This machine was let in by {wallet}: register for that.")
-        return
+        machine = await machine_of(bearer, services)
+        if machine.wallet != body.wallet_address:
+            raise SignatureMismatch(
+                f"This machine was let in by {machine.wallet}: register for that."
+            )
+        return machine.machine_id
     if body.signature is None or body.nonce is None:
         raise SignatureMismatch("Sign the registration, with a nonce from /api/auth/nonce.")
     message = proof.registration_message(
@@ -198,6 +202,7 @@ async def _prove_wallet(
     if not proof.signed_by(message, body.signature, body.wallet_address):
         raise SignatureMismatch("The signature is not this wallet's over this registration.")
     await use_nonce(services.redis, body.nonce)
+    return None
 
 
 async def _touch(services: Services, body: NodeHealth) -> NodeRegistry:
@@ -208,7 +213,7 @@ async def _touch(services: Services, body: NodeHealth) -> NodeRegistry:
     async with services.sessions.begin() as db:
         row: NodeRegistry | None = await db.scalar(
             update(NodeRegistry)
-            .where(NodeRegistry.node_id == body.node_id)
+            .where(NodeRegistry.node_id == body.node_id, _may_serve())
             .values(
                 last_seen=now,
                 is_active=body.is_healthy,
@@ -219,6 +224,12 @@ async def _touch(services: Services, body: NodeHealth) -> NodeRegistry:
     if row is None:
         raise NodeNotFound(f"Node {body.node_id} is not registered here. Register again.")
     return row
+
+
+def _may_serve() -> ColumnElement[bool]:
+    """The wallet itself has signed, or has not taken back the token of the machine."""
+    revoked = select(Machine.machine_id).where(Machine.revoked_at.is_not(None))
+    return or_(NodeRegistry.machine_id.is_(None), NodeRegistry.machine_id.not_in(revoked))
 
 
 def _uptime_percent() -> ColumnElement[float]:

@@ -17,6 +17,7 @@ from mesh.db.chain import (
 )
 from mesh.db.jobs import InferenceSession, NodeContribution, NodeRegistry, Outbox, RouteHop
 from mesh.db.ledger import LedgerAccount, LedgerEntry, LedgerPart, LedgerTransaction, SpendingCap
+from mesh.db.machines import Machine
 
 __all__ = [
     "AMOUNT",
@@ -32,6 +33,7 @@ __all__ = [
     "LedgerEntry",
     "LedgerPart",
     "LedgerTransaction",
+    "Machine",
     "NodeContribution",
     "NodeRegistry",
     "Outbox",

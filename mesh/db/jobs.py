@@ -134,6 +134,7 @@ class NodeRegistry(Base):
         Index("idx_registry_model", "model_id"),
         Index("idx_registry_wallet", "wallet_address"),
         Index("idx_registry_active", "is_active"),
+        Index("idx_registry_machine", "machine_id"),
     )
 
     node_id: Mapped[str] = mapped_column(String(255), primary_key=True)
@@ -154,6 +155,8 @@ class NodeRegistry(Base):
     edge: Mapped[bool] = mapped_column(server_default="false")
     uptime_seconds: Mapped[float] = mapped_column(server_default="0")
     """Time between heartbeats that were no further apart than the TTL."""
+    machine_id: Mapped[str | None] = mapped_column(ForeignKey("machines.machine_id"))
+    """The machine that registered it; none where the wallet itself signed."""
 
 
 class Outbox(Base):
