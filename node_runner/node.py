@@ -1,26 +1,28 @@
 """A node's life: load the span, register, pull work until told to drain."""
 
-import json
+import errno
+import os
 import signal
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
-from eth_account import Account
 from prometheus_client import start_http_server
 
 from mesh import wire
 from mesh.errors import MeshError
 from mesh.footprint import QUANTIZATIONS
-from node_runner import metrics
+from node_runner import devices, metrics
+from node_runner.control import Control
 from node_runner.engine.cuda import accelerate, capture_decoding
 from node_runner.engine.draft_model import load_draft
 from node_runner.engine.engine import Engine
 from node_runner.engine.loader import SpanSpec, prepare_span
 from node_runner.engine.span import Span
-from node_runner.engine.tensors import DTYPES
 from node_runner.platform import Identity, Platform, PlatformError, Vitals
 from node_runner.runner import Runner
 from node_runner.transport import Unreachable
@@ -33,6 +35,10 @@ class CannotServe(Exception):
     """The node does not start, or has to end; the message says what to change."""
 
 
+class Forgotten(CannotServe):
+    """The platform no longer knows the node: starting it again may be all there is to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a node is started with: `far-node start --help` says what each means."""
@@ -40,8 +46,8 @@ class Options:
     model: str
     wallet: str
     discovery: str
-    keyfile: Path
-    password: str
+    credential: bytes | str = field(repr=False)
+    """The wallet's private key, or the token of a machine that it let in."""
     redis: str
     path: str | None
     span: tuple[int, int] | None
@@ -59,6 +65,8 @@ class Options:
     location: str
     cache: Path
     metrics_port: int
+    max_sessions: int | None = None
+    min_price: str | None = None
 
 
 def serve(options: Options) -> None:
@@ -67,9 +75,26 @@ def serve(options: Options) -> None:
     Raises:
         CannotServe: an option is wrong, the platform refuses the node, or has forgotten it.
     """
-    private_key = _unlock(options)
-    device = _device(options.device)
-    loaded, spec, guesser = _load(options, device)
+    about = {
+        "kind": "node",
+        "model_id": options.model,
+        "device": options.device,
+        "wallet_address": options.wallet,
+        "discovery": options.discovery,
+    }
+    # SIGINT reaches the main thread whatever it does: it ends a start, and drains what serves.
+    with Control(about, drain=lambda: os.kill(os.getpid(), signal.SIGINT)) as control:
+        _serve(options, control)
+
+
+def _serve(options: Options, control: Control) -> None:
+    try:
+        device = devices.pick(options.device)
+        dtype = devices.pick_dtype(options.dtype, device)
+    except ValueError as error:
+        raise CannotServe(str(error)) from None
+    control.describe = lambda: {"phase": "loading"}
+    loaded, spec, guesser = _load(options, device, dtype)
     budget = _kv_budget(options.kv_gb, loaded)
     identity = Identity(
         wallet_address=options.wallet,
@@ -77,18 +102,20 @@ def serve(options: Options) -> None:
         start_layer=spec.start,
         end_layer=spec.end,
         edge=options.edge,
-        gpu_model=_device_name(device),
+        gpu_model=devices.name_of(device),
         vram_gb=_vram_gb(device),
         public_addr=options.public_addr,
         location=options.location,
+        max_sessions=options.max_sessions,
+        min_price=options.min_price,
     )
-    platform = Platform(options.discovery, identity, private_key)
+    platform = Platform(options.discovery, identity, options.credential)
+    control.describe = lambda: {"phase": "registering"}
     try:
         node_id = platform.join()
     except PlatformError as error:
         raise CannotServe(f"The platform did not register this node: {error}") from None
-    if options.metrics_port:
-        start_http_server(options.metrics_port, addr="127.0.0.1")
+    _serve_metrics(options.metrics_port)
     meter = metrics.Meter()
     engine = Engine(
         loaded,
@@ -97,6 +124,7 @@ def serve(options: Options) -> None:
         wire_dtype=_wire_dtype(options.wire),
         speculate=options.speculate,
         draft=guesser,
+        max_generations=options.max_sessions,
     )
     if loaded.kv_shape.paged:
         capture_decoding(loaded, engine.pool)
@@ -118,9 +146,27 @@ def serve(options: Options) -> None:
         forgotten.set()
         runner.drain()
 
-    platform.start_heartbeats(
-        lambda: Vitals(*meter.read(), runner.generations, engine.capacity()), start_over
+    beats = _Beats(
+        lambda: Vitals(*meter.read(), runner.generations, engine.capacity()),
     )
+    platform.start_heartbeats(beats, start_over)
+
+    def describe() -> dict[str, Any]:
+        return {
+            "phase": "draining" if runner.draining else "serving",
+            "node_id": node_id,
+            "layers": [spec.start, spec.end],
+            "edge": options.edge,
+            "device": str(device),
+            "gpu_model": devices.name_of(device),
+            "sessions": runner.generations,
+            "max_sessions": options.max_sessions,
+            "tokens_per_second": beats.last.throughput_tokens_per_sec,
+            "step_ms": beats.last.latency_ms,
+            "platform": platform.describe(),
+        }
+
+    control.describe = describe
     log.info(
         "node_started",
         node_id=node_id,
@@ -134,12 +180,38 @@ def serve(options: Options) -> None:
     runner.run()
     platform.close()
     if forgotten.is_set():
-        raise CannotServe(
+        raise Forgotten(
             "The platform does not know this node any more. Start it again to register."
         )
 
 
-def _load(options: Options, device: torch.device) -> tuple[Span, SpanSpec, Span | None]:
+class _Beats:
+    """Vitals for the heartbeats; remembers the last, for whoever asks between two."""
+
+    def __init__(self, read: Callable[[], Vitals]) -> None:
+        self._read = read
+        self.last = Vitals(0, 0, 0, 0)
+
+    def __call__(self) -> Vitals:
+        self.last = self._read()
+        return self.last
+
+
+def _serve_metrics(port: int) -> None:
+    if not port:
+        return
+    try:
+        start_http_server(port, addr="127.0.0.1")
+    except OSError as error:
+        raise CannotServe(
+            f"Cannot serve metrics on port {port}: {error.strerror}. Choose another "
+            "--metrics-port, or 0 for none."
+        ) from None
+
+
+def _load(
+    options: Options, device: torch.device, dtype: torch.dtype
+) -> tuple[Span, SpanSpec, Span | None]:
     """The span, what it holds, and the model that guesses for the edge."""
     if options.quantization not in QUANTIZATIONS:
         raise CannotServe(
@@ -157,7 +229,7 @@ def _load(options: Options, device: torch.device) -> tuple[Span, SpanSpec, Span 
             folder,
             edge=options.edge,
             device=device,
-            dtype=_dtype(options.dtype, device),
+            dtype=dtype,
             quantization=options.quantization,
         )
         loaded.warm_up()
@@ -168,39 +240,16 @@ def _load(options: Options, device: torch.device) -> tuple[Span, SpanSpec, Span 
                 accelerate(guesser)
     except MeshError as error:
         raise CannotServe(error.detail) from None
-    return loaded, spec, guesser
-
-
-def _unlock(options: Options) -> bytes:
-    keyfile, wallet = options.keyfile, options.wallet
-    try:
-        key = Account.decrypt(json.loads(keyfile.read_text()), options.password)
     except OSError as error:
-        raise CannotServe(f"Cannot read the keystore {keyfile}: {error.strerror}.") from None
-    except ValueError as error:
+        if error.errno == errno.ENOSPC:
+            raise CannotServe(
+                f"The disk is full: the span does not fit under {options.cache}. Make room, or "
+                "choose another --cache."
+            ) from None
         raise CannotServe(
-            f"Cannot unlock {keyfile} ({error}). Is FAR_NODE_PASSWORD its password?"
+            f"Cannot read the model {options.path or options.model}: {error}"
         ) from None
-    address = Account.from_key(key).address
-    if address.lower() != wallet.lower():
-        raise CannotServe(f"{keyfile} belongs to {address}, not to --wallet {wallet}.")
-    return bytes(key)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise CannotServe("torch finds no GPU here. Use --device cpu, or install a CUDA build.")
-    return torch.device(name)
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        raise CannotServe(f"--dtype is one of auto, {', '.join(DTYPES)}; got {name!r}.")
-    return DTYPES[name]
+    return loaded, spec, guesser
 
 
 def _guesser(options: Options, loaded: Span) -> Span | None:
@@ -224,10 +273,6 @@ def _wire_dtype(name: str) -> str | None:
     if name not in wire.DTYPES:
         raise CannotServe(f"--wire is one of auto, {', '.join(wire.DTYPES)}; got {name!r}.")
     return name
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def _vram_gb(device: torch.device) -> int:

@@ -41,6 +41,10 @@ class Identity:
     vram_gb: int
     public_addr: str
     location: str
+    max_sessions: int | None = None
+    """Generations that it takes at once; as many as fit where not given."""
+    min_price: str | None = None
+    """FAR for a token of the model, for less than which it does not serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +61,13 @@ class Vitals:
 class Platform:
     """Registers once, then beats until told to stop."""
 
-    def __init__(self, url: str, identity: Identity, private_key: bytes) -> None:
+    def __init__(self, url: str, identity: Identity, credential: bytes | str) -> None:
+        """``credential``: the wallet's private key, or the token of a machine that it let in."""
         self._http = httpx.Client(base_url=url, timeout=TIMEOUT)
         self._identity = identity
-        self._private_key = private_key
+        self._private_key = credential if isinstance(credential, bytes) else None
+        self._token = credential if isinstance(credential, str) else ""
         self.node_id = ""
-        self._token = ""
         self._interval = 30.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -80,17 +85,18 @@ class Platform:
                 log.warning("platform_unreachable", reason=str(error), retry_in=RETRY_DELAY)
                 self._stop.wait(RETRY_DELAY)
 
+    def describe(self) -> dict[str, Any]:
+        """What the platform tells of this node, such as why it gets no work; nothing if it does
+        not answer, or knows no such question."""
+        try:
+            found: dict[str, Any] = self._call("GET", f"/api/nodes/{self.node_id}")
+        except PlatformError:
+            return {}
+        return found
+
     def _register(self) -> str:
-        nonce = self._call("GET", "/api/auth/nonce")["nonce"]
         identity = self._identity
-        message = proof.registration_message(
-            wallet_address=identity.wallet_address,
-            model_id=identity.model_id,
-            start_layer=identity.start_layer,
-            end_layer=identity.end_layer,
-            edge=identity.edge,
-            nonce=nonce,
-        )
+        wishes = {"max_sessions": identity.max_sessions, "min_price": identity.min_price}
         answer = self._call(
             "POST",
             "/api/nodes/register-distributed",
@@ -104,14 +110,30 @@ class Platform:
                 "start_layer": identity.start_layer,
                 "end_layer": identity.end_layer,
                 "edge": identity.edge,
-                "nonce": nonce,
-                "signature": proof.sign(message, self._private_key),
+                **{name: value for name, value in wishes.items() if value is not None},
+                **self._proof(),
             },
         )
         self.node_id = answer["node_id"]
         self._token = answer["node_token"]
         self._interval = answer["heartbeat_interval_sec"]
         return self.node_id
+
+    def _proof(self) -> dict[str, str]:
+        """The wallet's signature; nothing where a machine's token stands for it."""
+        if self._private_key is None:
+            return {}
+        nonce = self._call("GET", "/api/auth/nonce")["nonce"]
+        identity = self._identity
+        message = proof.registration_message(
+            wallet_address=identity.wallet_address,
+            model_id=identity.model_id,
+            start_layer=identity.start_layer,
+            end_layer=identity.end_layer,
+            edge=identity.edge,
+            nonce=nonce,
+        )
+        return {"nonce": nonce, "signature": proof.sign(message, self._private_key)}
 
     def start_heartbeats(self, vitals: Callable[[], Vitals], forgotten: Callable[[], None]) -> None:
         """Beat now, and then at the platform's interval, in a thread.

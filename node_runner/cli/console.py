@@ -1,0 +1,13 @@
+"""How the commands speak: to standard output what was asked for, to standard error the rest."""
+
+import typer
+from rich.console import Console
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def fail(message: str, status: int = 1) -> typer.Exit:
+    """Say what is wrong and what to do; to be raised."""
+    errors.print(f"[red]far-node:[/] {message}", markup=True)
+    return typer.Exit(status)
