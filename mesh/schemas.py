@@ -106,6 +106,10 @@ class NodeRegistration(RequestBody):
     end_layer: int | None = Field(None, ge=1)
     """Not included; the model's last layer is served if it is not given."""
     edge: bool = False
+    max_sessions: int = Field(0, ge=0, le=1_000_000)
+    """Generations that it takes at once; 0 for no limit but its memory."""
+    min_price: Decimal | None = Field(None, ge=0, max_digits=38, decimal_places=18)
+    """FAR a token of the model, for less than which it does not serve."""
     nonce: str | None = Field(None, max_length=64)
     signature: str | None = Field(None, max_length=1024)
 

@@ -28,6 +28,8 @@ from node_runner.runner import Runner
 from node_runner.transport import Unreachable
 from node_runner.transport.redis import RedisTransport
 
+LOCAL_REDIS = "redis://127.0.0.1:6379/0"
+
 log = structlog.get_logger()
 
 
@@ -48,7 +50,7 @@ class Options:
     discovery: str
     credential: bytes | str = field(repr=False)
     """The wallet's private key, or the token of a machine that it let in."""
-    redis: str
+    redis: str | None
     path: str | None
     span: tuple[int, int] | None
     edge: bool
@@ -129,7 +131,7 @@ def _serve(options: Options, control: Control) -> None:
     if loaded.kv_shape.paged:
         capture_decoding(loaded, engine.pool)
     try:
-        transport = RedisTransport(options.redis, node_id, engine.room)
+        transport = RedisTransport(options.redis or LOCAL_REDIS, node_id, engine.room)
     except Unreachable as error:
         raise CannotServe(f"{error} Is --redis right?") from None
     runner = Runner(engine, transport, meter)

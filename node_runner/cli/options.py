@@ -101,7 +101,10 @@ AutoUpdate = Annotated[
 UpdateIndex = Annotated[
     str, option("Package index that --auto-update looks at.", env="UPDATE_INDEX", panel=WHEN)
 ]
-Redis = Annotated[str, option("Redis of the platform's operator.", env="REDIS", panel=FINE)]
+Redis = Annotated[
+    str | None,
+    option("Redis of the platform, for nodes that run beside it.", env="REDIS", panel=FINE),
+]
 CheckpointPath = Annotated[
     str | None,
     option("Checkpoint folder or hub id, if it is not the model's id.", env="PATH", panel=FINE),

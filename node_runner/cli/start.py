@@ -35,7 +35,7 @@ def start(
     schedule: options.Hours = None,
     auto_update: options.AutoUpdate = False,
     update_index: options.UpdateIndex = updating.PYPI,
-    redis: options.Redis = "redis://127.0.0.1:6379/0",
+    redis: options.Redis = None,
     path: options.CheckpointPath = None,
     edge: options.Edge = False,
     dtype: options.Dtype = "auto",
