@@ -304,3 +304,37 @@ async def test_mistakes_that_the_platform_tells(machine: Machine) -> None:
         FAR_NODE_PASSWORD=PASSWORD,
     )
     assert "wants a signature for '127.0.0.1" in foreign
+
+
+async def test_doctor_finds_what_keeps_a_machine_from_serving(machine: Machine) -> None:
+    await machine.login()
+    found = json.loads(await machine.run("doctor", "--device", "cpu", "--json"))
+    states = {check["name"]: check["state"] for check in found["checks"]}
+    assert found["healthy"]
+    assert (states["platform"], states["clock"], states["login"]) == ("ok", "ok", "ok")
+    (model,) = found["models"]
+    assert (model["model_id"], model["layers"], model["fits"]["none"]) == (MODEL_ID, 6, 6)
+    assert model["decode"] > 0
+    # price * layers/s * 3600, over six layers and the edge's 0.941
+    expected = 0.0001 * model["decode"] * 3600 / 6.941
+    assert float(model["per_hour"]) == pytest.approx(expected)
+    away = await machine.run("doctor", "--quick", "--discovery", "http://127.0.0.1:9", status=1)
+    assert "does not answer" in away
+    assert "FAIL" in away
+
+
+async def test_bench_with_random_weights_and_with_the_models_own(machine: Machine) -> None:
+    options = ["bench", "--model", MODEL_ID, "--device", "cpu", "--seconds", "0.3", "--json"]
+    shaped = json.loads(await machine.run(*options, "--discovery", machine.url))
+    own = json.loads(await machine.run(*options, "--path", str(DEMO_MODEL)))
+    assert shaped["weights"] == "random, in the model's shape"
+    assert own["weights"] == "the model's own"
+    for figures in (shaped, own):
+        assert figures["layers_of_model"] == 6
+        one, several = figures["decode_layers_per_second"], figures["batch_layers_per_second"]
+        assert 0 < one < several
+        assert figures["tokens_per_second_all_layers"] == pytest.approx(one / 6)
+    refused = await machine.run(
+        *options[:3], "--quantization", "int3", "--path", str(DEMO_MODEL), status=1
+    )
+    assert "A quantization is one of none, int8, nf4" in refused
