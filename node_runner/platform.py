@@ -70,6 +70,7 @@ class Platform:
         self.node_id = ""
         self._interval = 30.0
         self._stop = threading.Event()
+        self._beating = threading.Lock()  # the farewell is the last that the platform hears
         self._thread: threading.Thread | None = None
 
     def join(self) -> str:
@@ -148,7 +149,8 @@ class Platform:
         """Say that no new work is wanted: the node is off the routes at once."""
         self._stop.set()
         try:
-            self._beat(Vitals(0, 0, 0, 0), healthy=False)
+            with self._beating:
+                self._beat(Vitals(0, 0, 0, 0), healthy=False)
         except PlatformError as error:
             log.warning("farewell_failed", reason=str(error))
 
@@ -160,7 +162,9 @@ class Platform:
     def _loop(self, vitals: Callable[[], Vitals], forgotten: Callable[[], None]) -> None:
         while not self._stop.wait(self._interval):
             try:
-                self._beat(vitals(), healthy=True)
+                with self._beating:
+                    if not self._stop.is_set():
+                        self._beat(vitals(), healthy=True)
             except NodeForgotten as error:
                 log.error("node_forgotten", reason=str(error))
                 forgotten()

@@ -1,9 +1,14 @@
 """How the commands speak: to standard output what was asked for, to standard error the rest."""
 
+import sys
+
 import typer
 from rich.console import Console
 
-console = Console(highlight=False)
+WIDE = 200
+"""Columns for whoever reads through a pipe, and does not want lines broken."""
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 errors = Console(stderr=True, highlight=False)
 
 

@@ -97,7 +97,8 @@ def _table(nodes: list[dict[str, Any]]) -> Table:
         "ms/step",
         "up",
     ):
-        table.add_column(heading, justify="left" if heading in TEXTS else "right")
+        text = heading in TEXTS
+        table.add_column(heading, justify="left" if text else "right", overflow="fold")
     for node in nodes:
         layers = node.get("layers")
         most = node.get("max_sessions")

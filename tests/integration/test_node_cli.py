@@ -251,6 +251,7 @@ async def test_children_do_not_outlive_their_parent(machine: Machine) -> None:
     await machine.nodes(2)
     parent.kill()
     await parent.communicate()
+    machine.processes.remove(parent)
 
     async def gone() -> bool:
         return "No node" in (await machine.run("status", status=3))
@@ -279,7 +280,9 @@ async def test_within_its_hours_a_node_serves(machine: Machine) -> None:
     await machine.nodes(1)
     assert "serving until" in await machine.run("status")
     serving.send_signal(signal.SIGINT)
-    assert await asyncio.wait_for(serving.wait(), PATIENCE) == 0
+    output, _ = await asyncio.wait_for(serving.communicate(), PATIENCE)
+    assert serving.returncode == 0, output.decode()
+    assert b"node_drained" in output, output.decode()
     await machine.nodes(0)
 
 
