@@ -5,15 +5,17 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 
-from api import problems
+from api import problems, web
 from api.routes import (
     auth,
     billing,
     discovery,
     generation,
     health,
+    machines,
     nodes,
     phonebook,
+    probe,
     provider,
     receipts,
     relay,
@@ -26,22 +28,26 @@ from mesh.settings import Settings
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The gateway over the given settings, or those of the environment."""
-    return assemble(
+    app = assemble(
         settings or Settings(),
         generation.router,
         receipts.router,
         billing.router,
         auth.router,
+        machines.router,
         nodes.router,
         relay.router,
         provider.router,
         discovery.router,
         discovery.service,
         phonebook.router,
+        probe.router,
         health.router,
         title="Far Mesh",
         summary="Distributed LLM inference, paid in $FAR.",
     )
+    web.install(app)
+    return app
 
 
 def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) -> FastAPI:

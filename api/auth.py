@@ -9,10 +9,20 @@ import jwt
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from redis.asyncio import Redis
+from sqlalchemy import func, update
 
 from api.services import Services, WithServices
 from mesh import names
-from mesh.errors import Forbidden, NonceUnknown, TokenExpired, TokenInvalid, TokenMissing
+from mesh.db import Machine
+from mesh.errors import (
+    Forbidden,
+    MachineRevoked,
+    NonceUnknown,
+    TokenExpired,
+    TokenInvalid,
+    TokenMissing,
+)
+from mesh.registry import Registration
 
 ALGORITHM = "HS256"
 
@@ -30,11 +40,22 @@ def issue_token(services: Services, subject: str, kind: Kind, *, registration: i
     ``registration`` counts."""
     auth = services.settings.auth
     lifetime = auth.token_ttl if kind == "user" else auth.node_token_ttl
-    now = int(time.time())
-    claims = {"sub": subject, "kind": kind, "iat": now, "exp": now + lifetime}
+    claims: dict[str, object] = {"sub": subject, "kind": kind}
     if kind == "node":
         claims["registration"] = registration
-    return jwt.encode(claims, auth.jwt_secret.get_secret_value(), algorithm=ALGORITHM)
+    return _sign(services, claims, lifetime)
+
+
+def issue_machine_token(services: Services, wallet: str, machine_id: str) -> str:
+    """A signed token for a machine that the wallet has let in."""
+    claims: dict[str, object] = {"sub": wallet, "kind": "machine", "machine": machine_id}
+    return _sign(services, claims, services.settings.auth.machine_token_ttl)
+
+
+def _sign(services: Services, claims: dict[str, object], lifetime: int) -> str:
+    now = int(time.time())
+    secret = services.settings.auth.jwt_secret.get_secret_value()
+    return jwt.encode({**claims, "iat": now, "exp": now + lifetime}, secret, algorithm=ALGORITHM)
 
 
 async def hand_out_nonce(services: Services) -> str:
@@ -61,14 +82,6 @@ class Caller:
     """A logged-in user."""
 
     wallet: str
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """A node that calls, and which of its registrations gave it its token."""
-
-    node_id: str
-    number: int
 
 
 def _claims(bearer: HTTPAuthorizationCredentials | None, services: Services) -> dict[str, Any]:
@@ -106,14 +119,51 @@ async def _caller(bearer: Bearer, services: WithServices) -> Caller:
     return Caller(wallet=_subject(bearer, services, "user"))
 
 
-def wallet_of_machine(bearer: HTTPAuthorizationCredentials | None, services: Services) -> str:
-    """The wallet for which the calling machine may register nodes.
+@dataclass(frozen=True, slots=True)
+class CallingMachine:
+    """A machine, and the wallet that let it in."""
+
+    machine_id: str
+    wallet: str
+
+
+async def machine_of(
+    bearer: HTTPAuthorizationCredentials | None, services: Services
+) -> CallingMachine:
+    """The machine that registers a node; notes that it did.
+
+    Raises:
+        NotAuthenticated: no token, none of ours, or one that the wallet has taken back.
+        Forbidden: not a machine's token.
+    """
+    claims = _claims_of(bearer, services, "machine")
+    async with services.sessions.begin() as db:
+        used = await db.scalar(
+            update(Machine)
+            .where(Machine.machine_id == claims.get("machine"), Machine.revoked_at.is_(None))
+            .values(last_used_at=func.now())
+            .returning(Machine.machine_id)
+        )
+    if used is None:
+        raise MachineRevoked("The wallet has taken this machine's token back. Log in again.")
+    return CallingMachine(used, claims["sub"])
+
+
+def owner_of_machine(
+    bearer: HTTPAuthorizationCredentials | None, services: Services, machine_id: str
+) -> str:
+    """The wallet in whose name the caller may speak about a machine: the user himself, or the
+    machine about itself.
 
     Raises:
         NotAuthenticated: no token, or none of ours.
-        Forbidden: not a machine's token.
+        Forbidden: a node's token, or another machine's.
     """
-    return _subject(bearer, services, "machine")
+    claims = _claims(bearer, services)
+    if claims["kind"] != "user" and claims.get("machine") != machine_id:
+        raise Forbidden("Only its wallet, or the machine itself, may do this.")
+    wallet: str = claims["sub"]
+    return wallet
 
 
 def registration_of(

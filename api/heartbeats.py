@@ -6,15 +6,15 @@ import time
 from typing import Any
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 
-from api.auth import Registration
 from api.problems import OUTAGES, unavailable
 from api.services import Services
 from mesh import registry
-from mesh.db import NodeRegistry
+from mesh.db import Machine, NodeRegistry
 from mesh.errors import NodeNotFound, NodeSuperseded
 from mesh.registered import node_of, trusts
+from mesh.registry import Registration
 from mesh.schemas import NodeHealth
 
 log = structlog.get_logger()
@@ -86,7 +86,11 @@ async def _write(
     async with services.sessions.begin() as db:
         row: NodeRegistry | None = await db.scalar(
             update(NodeRegistry)
-            .where(NodeRegistry.node_id == node_id, NodeRegistry.registration == caller.number)
+            .where(
+                NodeRegistry.node_id == node_id,
+                NodeRegistry.registration == caller.number,
+                _may_serve(),
+            )
             .values(
                 last_seen=func.now(),
                 is_active=healthy,
@@ -94,17 +98,23 @@ async def _write(
             )
             .returning(NodeRegistry)
         )
-        known = row or await db.scalar(
-            select(NodeRegistry.node_id).where(NodeRegistry.node_id == node_id)
+        newest = await db.scalar(
+            select(NodeRegistry.registration).where(NodeRegistry.node_id == node_id)
         )
     if row is None:
         await registry.forget(services.redis, node_id, beat.model_id, caller.number)
-        if known:
+        if newest is not None and newest != caller.number:
             raise _superseded(caller)
         raise NodeNotFound(f"Node {node_id} is not registered here. Register again.")
     if uptime:
         await registry.uptime_saved(services.redis, node_id, uptime)
     return row
+
+
+def _may_serve() -> ColumnElement[bool]:
+    """The wallet itself has signed, or has not taken back the token of the machine."""
+    revoked = select(Machine.machine_id).where(Machine.revoked_at.is_not(None))
+    return or_(NodeRegistry.machine_id.is_(None), NodeRegistry.machine_id.not_in(revoked))
 
 
 def _superseded(caller: Registration) -> NodeSuperseded:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import placement
-from api.auth import issue_token, use_nonce, wallet_of_machine
+from api.auth import issue_token, machine_of, use_nonce
 from api.credentials import DhtAccess, dht_access
 from api.services import Services
 from mesh import proof, registry
@@ -56,8 +56,9 @@ async def register(
     """
     model = services.catalog.get(body.model_id)
     span = None if body.placeable else _span(body, model.layers)
-    await _prove_wallet(body, span, bearer, services)
-    facts = _facts(body) | _location(services, body, address) | {"is_active": True}
+    machine_id = await _prove_wallet(body, span, bearer, services)
+    facts = _facts(body) | _location(services, body, address)
+    facts |= {"machine_id": machine_id, "is_active": True}
     if span is not None:
         facts |= {"start_layer": span[0], "end_layer": span[1]}
     try:
@@ -116,17 +117,20 @@ async def _prove_wallet(
     span: Span | None,
     bearer: HTTPAuthorizationCredentials | None,
     services: Services,
-) -> None:
-    """
+) -> str | None:
+    """The machine that speaks for the wallet; none where the wallet itself has signed.
+
     Raises:
         SignatureMismatch: neither the wallet's signature nor a token of its machine.
         NonceUnknown: the signature was used before, or is too old.
     """
     if body.signature is None and bearer is not None:
-        wallet = wallet_of_machine(bearer, services)
-        if wallet.lower() != body.wallet_address.lower():
-            raise SignatureMismatch(f"This machine was let in by {wallet}: register for that.")
-        return
+        machine = await machine_of(bearer, services)
+        if machine.wallet != body.wallet_address:
+            raise SignatureMismatch(
+                f"This machine was let in by {machine.wallet}: register for that."
+            )
+        return machine.machine_id
     if body.signature is None or body.nonce is None:
         raise SignatureMismatch("Sign the registration, with a nonce from /api/auth/nonce.")
     message = proof.registration_message(
@@ -140,6 +144,7 @@ async def _prove_wallet(
     if not proof.signed_by(message, body.signature, body.wallet_address):
         raise SignatureMismatch("The signature is not this wallet's over this registration.")
     await use_nonce(services.redis, body.nonce)
+    return None
 
 
 def _facts(body: NodeRegistration) -> dict[str, Any]:

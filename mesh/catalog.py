@@ -13,9 +13,7 @@ from tokenizers import Tokenizer
 from mesh.errors import ModelNotFound
 from mesh.footprint import Footprint, footprint, named
 from mesh.settings import ModelSettings
-
-EDGE_UNITS_PER_LAYER = 1000
-"""Work is counted in thousandths of a decoder layer, so that the edge's is an integer."""
+from mesh.work import edge_units
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,6 @@ def load_model(model: ModelSettings) -> Model:
     config = named(written)
     tokenizer = Tokenizer.from_file(str(_file(path, "tokenizer.json")))
     layers: int = config["num_hidden_layers"]
-    head = config["vocab_size"] * config["hidden_size"]
     takes = footprint(config)
     return Model(
         id=model.id,
@@ -90,23 +87,11 @@ def load_model(model: ModelSettings) -> Model:
         vocab=config["vocab_size"],
         min_nodes=model.min_nodes,
         price_per_token=model.payment_per_token,
-        edge_units=round(head * EDGE_UNITS_PER_LAYER / layer_parameters(config)),
+        edge_units=edge_units(config),
         min_vram_gb=-(-(layers * takes.layer + takes.edge) // 10**9),
         tokenizer=tokenizer,
         config=written,
     )
-
-
-def layer_parameters(config: dict[str, Any]) -> int:
-    """Weights that one token meets in one decoder layer with grouped-query attention and a
-    gated MLP (Llama's shape)."""
-    hidden: int = config["hidden_size"]
-    heads: int = config["num_attention_heads"]
-    head_dim: int = config.get("head_dim") or hidden // heads
-    kv_heads: int = config.get("num_key_value_heads") or heads
-    attention = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim
-    mlp: int = 3 * hidden * config["intermediate_size"]
-    return attention + mlp
 
 
 def _file(path: str, name: str) -> Path:

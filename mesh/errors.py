@@ -12,11 +12,15 @@
     │   ├── TokenMissing, TokenInvalid, TokenExpired
     │   ├── NonceUnknown              never handed out, used already, or too old
     │   ├── LoginMessageInvalid, LoginMessageExpired, DomainMismatch
-    │   └── SignatureMismatch         signed by another wallet
+    │   ├── SignatureMismatch         signed by another wallet
+    │   └── MachineRevoked            the wallet has taken this machine's token back
+    ├── DeviceLoginError         400  what a machine that polls is told (RFC 8628)
+    │   └── AuthorizationPending, SlowDown, CodeExpired, AccessDenied
     ├── Forbidden                403
     ├── InsufficientBalance      402
     ├── SpendingCapExceeded      402  the user has not signed for so much
-    ├── NotFound                 404  ModelNotFound, JobNotFound, NodeNotFound
+    ├── NotFound                 404  ModelNotFound, JobNotFound, NodeNotFound, MachineNotFound,
+    │                                 UserCodeUnknown
     ├── IdempotencyConflict      409  the key was used for a different request
     ├── ReceiptNotReady          409  the job has not ended
     ├── NodeIdTaken              409  the name belongs to another wallet's node
@@ -138,6 +142,37 @@ class SignatureMismatch(NotAuthenticated):
     code = "signature_mismatch"
 
 
+class MachineRevoked(NotAuthenticated):
+    code = "machine_revoked"
+
+
+class DeviceLoginError(MeshError):
+    """Of a machine's login. Beside our own ``code`` stands ``error``, where RFC 8628 puts it."""
+
+    code = "device_login_error"
+    status = 400
+    title = "Not logged in"
+
+    def problem(self) -> dict[str, object]:
+        return super().problem() | {"error": self.code}
+
+
+class AuthorizationPending(DeviceLoginError):
+    code = "authorization_pending"
+
+
+class SlowDown(DeviceLoginError):
+    code = "slow_down"
+
+
+class CodeExpired(DeviceLoginError):
+    code = "expired_token"
+
+
+class AccessDenied(DeviceLoginError):
+    code = "access_denied"
+
+
 class Forbidden(MeshError):
     code = "forbidden"
     status = 403
@@ -172,6 +207,14 @@ class JobNotFound(NotFound):
 
 class NodeNotFound(NotFound):
     code = "node_not_found"
+
+
+class MachineNotFound(NotFound):
+    code = "machine_not_found"
+
+
+class UserCodeUnknown(NotFound):
+    code = "user_code_unknown"
 
 
 class IdempotencyConflict(MeshError):

@@ -85,6 +85,17 @@ def nonce(value: str) -> str:
 DHT_PEERS = "far_mesh:dht_peers"
 """Hash: multiaddresses of our own DHT peers, and until when (Unix time) each counts."""
 
+
+def device_code(digest: str) -> str:
+    """Hash that expires: a machine that waits for a wallet to let it in."""
+    return f"device_code:{{{digest}}}"
+
+
+def user_code(digest: str) -> str:
+    """The device code's digest for what a machine shows its owner. Expires."""
+    return f"user_code:{{{digest}}}"
+
+
 WORKER_QUEUE = "far_mesh:queue"
 """arq's queue: pokes for the workers, each of which Postgres could repeat."""
 

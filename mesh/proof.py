@@ -1,7 +1,11 @@
-"""What a provider's wallet signs to register a node: every fact that matters, and a nonce."""
+"""What a provider's wallet signs: every fact that matters, and a nonce."""
 
 from eth_account import Account
 from eth_account.messages import encode_defunct
+from eth_utils.address import to_checksum_address
+
+CHAIN_ID = 56
+"""EIP-4361 wants one: BSC's. Nothing here happens on a chain."""
 
 PLACED = "as the platform places"
 
@@ -29,6 +33,40 @@ def registration_message(
         f"Layers: {layers}\n"
         f"Edge: {holds}\n"
         f"Nonce: {nonce}"
+    )
+
+
+def machine_message(
+    *,
+    domain: str,
+    uri: str,
+    wallet_address: str,
+    machine: str,
+    user_code: str,
+    nonce: str,
+    issued_at: str,
+    expires_at: str,
+) -> str:
+    """The text (EIP-4361) by which a wallet lets a machine register nodes for it.
+
+    Args:
+        domain: Of the platform, as wallets compare it with the page that asks.
+        machine: The machine's name, in letters that EIP-4361 allows.
+        user_code: What the machine shows.
+        issued_at: RFC 3339, as is ``expires_at``.
+    """
+    return (
+        f"{domain} wants you to sign in with your Ethereum account:\n"
+        f"{to_checksum_address(wallet_address)}\n"
+        "\n"
+        f"Let the machine {machine}, which shows {user_code}, register nodes that earn for me.\n"
+        "\n"
+        f"URI: {uri}\n"
+        "Version: 1\n"
+        f"Chain ID: {CHAIN_ID}\n"
+        f"Nonce: {nonce}\n"
+        f"Issued At: {issued_at}\n"
+        f"Expiration Time: {expires_at}"
     )
 
 

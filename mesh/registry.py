@@ -86,6 +86,16 @@ class Node:
 
 _FIELDS = fields(Node)
 _NAMES = [field.name for field in _FIELDS]
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A node, and which of its registrations speaks: only the last one counts."""
+
+    node_id: str
+    number: int
+
+
 _TYPES = get_type_hints(Node)
 
 PULSE_INTERVAL = 0.15

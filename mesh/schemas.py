@@ -34,6 +34,12 @@ Label = Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00-\x1f\
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$")]
 """What a node or a machine may call itself."""
 
+MachineName = Annotated[
+    str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+]
+"""What a provider calls a machine. It stands in a text that his wallet shows him: so it is one
+line, in letters that EIP-4361 allows."""
+
 HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*\.?")
 
 

@@ -196,6 +196,12 @@ class AuthSettings(BaseModel):
     token_ttl: int = 24 * 3600
     node_token_ttl: int = 30 * 24 * 3600
     nonce_ttl: int = 300
+    machine_token_ttl: int = 365 * 24 * 3600
+    """Long, since the wallet can take a machine's token back at any time."""
+    device_code_ttl: int = 600
+    """Seconds that the owner of a machine has to let it in."""
+    device_poll_interval: float = Field(5, gt=0)
+    """Seconds that a machine waits between two looks whether it was let in."""
 
 
 class LimitSettings(BaseModel):
@@ -203,6 +209,12 @@ class LimitSettings(BaseModel):
     generations_per_wallet: str = "1000/hour"
     logins_per_ip: str = "100/hour"
     registrations_per_ip: str = "100/hour"
+    device_codes_per_ip: str = "60/hour"
+    user_codes_per_ip: str = "60/hour"
+    """Codes typed in, right or wrong: guessing one of 2.6e10 is hopeless at this rate."""
+    device_polls_per_ip: str = "5000/hour"
+    probes_per_ip: str = "120/hour"
+    """Each moves up to four megabytes."""
     heartbeats_per_node: str = "120/minute"
     """Each writes a row; a node sends two a minute."""
     relay_connections_per_node: str = "120/minute"

@@ -4,11 +4,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from mesh.catalog import EDGE_UNITS_PER_LAYER, Model
+from mesh.catalog import Model
 from mesh.errors import UnsupportedModel
 from mesh.footprint import Footprint
 from mesh.placement import Candidate, ModelShape, Span, candidate, measured_speed
 from mesh.registry import Node
+from mesh.work import EDGE_UNITS_PER_LAYER
 
 ASSUMED_SPEED = 1.0
 """Layers a second of nodes among which none has served yet: all alike, whatever the number."""

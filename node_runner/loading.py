@@ -1,5 +1,6 @@
 """Makes engines: a span's checkpoint, its layers in memory, and room for KV."""
 
+import errno
 import json
 import time
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ import torch
 from mesh import wire
 from mesh.errors import MeshError
 from mesh.footprint import QUANTIZATIONS, footprint
+from node_runner import devices
 from node_runner.engine.cuda import accelerate, capture_decoding
 from node_runner.engine.draft_model import load_draft
 from node_runner.engine.engine import Engine
 from node_runner.engine.loader import SpanSpec, prepare_span
 from node_runner.engine.span import Span
-from node_runner.engine.tensors import DTYPES
 from node_runner.engines import Layers
 from node_runner.options import CannotServe, Options
 
@@ -63,7 +64,10 @@ class Loader:
             )
         self._options = options
         self._device = device
-        self._dtype = _dtype(options.dtype, device)
+        try:
+            self._dtype = devices.pick_dtype(options.dtype, device)
+        except ValueError as error:
+            raise CannotServe(str(error)) from None
         self._wire_dtype = _wire_dtype(options.wire)
         self._kv_bytes = round(options.kv_gb * 1e9)
 
@@ -84,6 +88,8 @@ class Loader:
             takes = footprint(config, self._options.quantization, number_bytes=self._dtype.itemsize)
         except MeshError as error:
             raise CannotServe(error.detail) from None
+        except OSError as error:
+            raise CannotServe(self._unreadable(error)) from None
         weights = (spec.end - spec.start) * takes.layer + edge * takes.edge
         return Prepared(folder, spec, weights + self._kv_bytes)
 
@@ -125,10 +131,19 @@ class Loader:
             wire_dtype=self._wire_dtype,
             speculate=self._options.speculate,
             draft=loaded.guesser,
+            max_generations=self._options.max_sessions,
         )
         if loaded.span.kv_shape.paged:
             capture_decoding(loaded.span, engine.pool)
         return engine
+
+    def _unreadable(self, error: OSError) -> str:
+        if error.errno == errno.ENOSPC:
+            return (
+                f"The disk is full: the span does not fit under {self._options.cache}. Make room, "
+                "or choose another --cache."
+            )
+        return f"Cannot read the model {self._options.path or self._options.model}: {error}"
 
     def _guesser(self, span: Span) -> Span | None:
         if self._options.draft is None or not self._options.speculate or not span.edge:
@@ -142,14 +157,6 @@ class Loader:
                 f"--kv-gb {self._options.kv_gb:g} holds nothing: a block takes {least / 1e9:g} GB."
             )
         return self._kv_bytes
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        raise CannotServe(f"--dtype is one of auto, {', '.join(DTYPES)}; got {name!r}.")
-    return DTYPES[name]
 
 
 def _wire_dtype(name: str) -> str | None:

@@ -1,37 +1,33 @@
 """A node's life: register, load the span, pull work until told to drain."""
 
-import json
+import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 import torch
-from eth_account import Account
 from prometheus_client import start_http_server
 
 from mesh.dht.keys import SigningKey
-from node_runner import device as devices
-from node_runner import metrics
+from node_runner import claims, devices, folders, metrics
+from node_runner.control import Control
 from node_runner.dht.announcer import Announcer, Subject
 from node_runner.dht.finding import PlatformNotFound, place_of, platform_url
 from node_runner.dht.helper import Place
 from node_runner.engines import Engines
 from node_runner.loading import Loaded, Loader, Prepared
 from node_runner.moving import Mover
-from node_runner.options import CannotServe, Options
+from node_runner.options import CannotServe, Forgotten, Options
 from node_runner.platform import Identity, NodeSuperseded, Platform, PlatformError, Told
 from node_runner.runner import Runner
-from node_runner.transport import Unreachable
+from node_runner.transport import Transport, Unreachable
 from node_runner.transport.redis import RedisTransport
 from node_runner.transport.relay import RelayTransport
-from node_runner.vitals import Gpu, Vitals, room_bytes
+from node_runner.vitals import Gpu, Vitals
 
-__all__ = ["CannotServe", "Options", "serve"]
-
-GPU_SHARE, CPU_SHARE = 0.9, 0.5
-"""Of a device's free memory, what a node takes if nobody says: a GPU's but for what torch needs,
-and half of a machine's, which has more to do."""
+__all__ = ["CannotServe", "Forgotten", "Options", "serve"]
 
 log = structlog.get_logger()
 
@@ -42,127 +38,240 @@ def serve(options: Options) -> None:
     Raises:
         CannotServe: an option is wrong, the platform refuses the node, or has forgotten it.
     """
-    private_key = _unlock(options)
-    url, place = _platform(options)
-    device = _device(options.device)
-    loader = Loader(options, device)
-    memory_bytes = _memory_bytes(options, device)
-    claimed = _claim(options.wallet, device)
-    identity = _identity(options, device, claimed, memory_bytes)
-    dht_key = SigningKey.new()
-    platform = Platform(url, identity, private_key, dht_key.public.hex())
-    node_id, prepared, loaded = _join(options, platform, loader)
-    if options.metrics_port:
-        start_http_server(options.metrics_port, addr="127.0.0.1")
-    meter = metrics.Meter()
-    engines = Engines(node_id, loaded.layers, loader.engine(loaded, node_id))
-    transport = _transport(options.redis, url, platform, engines.room)
-    runner = Runner(engines, transport, meter)
+    about = {
+        "kind": "node",
+        "model_id": options.model,
+        "device": options.device,
+        "wallet_address": options.wallet,
+        "discovery": options.discovery,
+    }
+    # SIGINT reaches the main thread whatever it does: it ends a start, and drains what serves.
+    with Control(about, drain=lambda: os.kill(os.getpid(), signal.SIGINT)) as control:
+        device = _device(options.device)
+        claim = _claim(options.wallet, device)
+        gpu = Gpu(device)
+        try:
+            _Node(options, control, device, claim, gpu).run()
+        finally:
+            gpu.close()
+            claim.release()
 
-    def drain(*_: object) -> None:
-        runner.drain()
-        threading.Thread(target=platform.leave).start()  # HTTP has no place in a handler
 
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, drain)
-    ended: list[str] = []
+class _Node:
+    """What a start puts together, and what goes on between its parts while it serves."""
 
-    def end(why: str) -> None:
-        ended.append(why)
-        runner.drain()
+    def __init__(
+        self,
+        options: Options,
+        control: Control,
+        device: torch.device,
+        claim: claims.Claim,
+        gpu: Gpu,
+    ) -> None:
+        self._options = options
+        self._control = control
+        self._device = device
+        self._gpu = gpu
+        self._vitals = Vitals()
+        self._ended: CannotServe | None = None
+        self._farewell: threading.Thread | None = None
+        url, place = _platform(options)
+        dht_key = SigningKey.new()
+        memory_bytes = _memory_bytes(options, device)
+        identity = _identity(options, device, claim, memory_bytes)
+        self._platform = Platform(url, identity, options.credential, dht_key.public.hex())
+        loader = Loader(options, device)
+        prepared, self._loaded = self._join(loader)
+        _serve_metrics(options.metrics_port)
+        self._meter = metrics.Meter()
+        node_id = self._platform.node_id
+        self._engines = Engines(node_id, self._loaded.layers, loader.engine(self._loaded, node_id))
+        self._transport = _transport(options.redis, url, self._platform, self._engines.room)
+        self._runner = Runner(self._engines, self._transport, self._meter)
+        self._mover = Mover(
+            self._engines,
+            loader,
+            node_id=node_id,
+            loaded=self._loaded,
+            takes=prepared.memory_bytes,
+            memory_bytes=memory_bytes,
+            news=self._platform.beat_soon,
+            switched=self._meter.restart,
+            lost=self._lost,
+        )
+        self._announcer = _announcer(options, self._platform, dht_key, place)
 
-    mover = Mover(
-        engines,
-        loader,
-        node_id=node_id,
-        loaded=loaded,
-        takes=prepared.memory_bytes,
-        memory_bytes=memory_bytes,
-        news=platform.beat_soon,
-        switched=meter.restart,
-        lost=lambda: end("Neither the new span nor the old one can be loaded any more."),
-    )
+    def run(self) -> None:
+        """Serve until drained.
 
-    gpu = Gpu(device)
-    announcer = _announcer(options, platform, dht_key, place)
+        Raises:
+            CannotServe: the platform or the disk leaves nothing to serve.
+        """
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal_number, self._drain)
+        self._platform.start_heartbeats(self._measure, self._told, self._forgotten)
+        if self._announcer is not None:
+            self._announcer.start()
+        self._control.describe = self._describe
+        log.info(
+            "node_started",
+            node_id=self._platform.node_id,
+            model_id=self._options.model,
+            layers=self._loaded.layers,
+            placed=self._options.span is None,
+            edge=self._loaded.spec.edge,
+            device=str(self._device),
+            quantization=self._options.quantization,
+            weight_bytes=self._loaded.weight_bytes,
+        )
+        self._runner.run()
+        if self._announcer is not None:
+            self._announcer.close()
+        if self._farewell is not None:
+            self._farewell.join()
+        self._platform.close()
+        if self._ended is not None:
+            raise self._ended
 
-    def vitals() -> Vitals:
-        latency_ms, rate = meter.read()
-        use = gpu.use()
-        found = Vitals(
-            is_healthy=engines.serves_routes,
+    def _join(self, loader: Loader) -> tuple[Prepared, Loaded]:
+        """Register, and load. A span that is given is loaded first: what cannot be is not
+        registered. Where the platform chooses, it has to be asked."""
+        options, platform = self._options, self._platform
+        if options.span is not None:
+            self._control.describe = lambda: {"phase": "loading"}
+            prepared = loader.prepare(options.span, edge=options.edge)
+            loaded = loader.load(prepared)
+            self._register()
+            return prepared, loaded
+        self._register()
+        self._control.describe = lambda: {"phase": "loading"}
+        prepared = loader.prepare(platform.span, edge=platform.edge)
+        return prepared, loader.load(prepared)
+
+    def _register(self) -> None:
+        self._control.describe = lambda: {"phase": "registering"}
+        try:
+            self._platform.join()
+        except PlatformError as error:
+            raise CannotServe(f"The platform did not register this node: {error}") from None
+
+    def _drain(self, *_: object) -> None:
+        self._runner.drain()
+        if self._farewell is None:  # HTTP has no place in a handler
+            self._farewell = threading.Thread(target=self._platform.leave)
+            self._farewell.start()
+
+    def _measure(self) -> Vitals:
+        latency_ms, rate = self._meter.read()
+        use = self._gpu.use()
+        self._vitals = Vitals(
+            is_healthy=self._engines.serves_routes,
             latency_ms=latency_ms,
             throughput_tokens_per_sec=rate,
-            current_requests=engines.generations,
-            kv_positions=engines.capacity(),
-            hop_ms=transport.hop_ms,
-            load_bytes_per_second=mover.load_bytes_per_second,
+            current_requests=self._engines.generations,
+            kv_positions=self._engines.capacity(),
+            hop_ms=self._transport.hop_ms,
+            load_bytes_per_second=self._mover.load_bytes_per_second,
             gpu_utilization_percent=use.utilization_percent,
             vram_used_gb=use.vram_used_gb,
-            serves=engines.spans,
-            cannot_serve=mover.cannot_serve,
+            serves=self._engines.spans,
+            cannot_serve=self._mover.cannot_serve,
         )
-        if announcer is not None:
-            announcer.vitals = found
-        return found
+        if self._announcer is not None:
+            self._announcer.vitals = self._vitals
+        return self._vitals
 
-    def told(answer: Told) -> None:
+    def _told(self, answer: Told) -> None:
         if answer.span is None:
             return
-        mover.told(answer.span, should_rebalance=answer.should_rebalance)
-        if announcer is not None and not answer.should_rebalance:
-            announcer.layers = answer.span
+        self._mover.told(answer.span, should_rebalance=answer.should_rebalance)
+        if self._announcer is not None and not answer.should_rebalance:
+            self._announcer.layers = answer.span
 
-    def forgotten(error: PlatformError) -> None:
+    def _forgotten(self, error: PlatformError) -> None:
         if isinstance(error, NodeSuperseded):
-            end(
-                f"{error} If that was a copy of this machine's disk, delete device_id in "
-                f"{devices.state_folder()} on one of them."
+            self._end(
+                CannotServe(
+                    f"{error} If that was a copy of this machine's disk, delete device_id in "
+                    f"{folders.state()} on one of them."
+                )
             )
         else:
-            end("The platform does not know this node any more. Start it again to register.")
+            self._end(
+                Forgotten(
+                    "The platform does not know this node any more. Start it again to register."
+                )
+            )
 
-    platform.start_heartbeats(vitals, told, forgotten)
-    if announcer is not None:
-        announcer.start()
-    log.info(
-        "node_started",
-        node_id=node_id,
-        model_id=options.model,
-        layers=loaded.layers,
-        placed=options.span is None,
-        edge=loaded.spec.edge,
-        device=str(device),
-        quantization=options.quantization,
-        weight_bytes=loaded.weight_bytes,
-    )
-    runner.run()
-    if announcer is not None:
-        announcer.close()
-    platform.close()
-    gpu.close()
-    claimed.release()
-    if ended:
-        raise CannotServe(ended[0])
+    def _lost(self) -> None:
+        self._end(CannotServe("Neither the new span nor the old one can be loaded any more."))
 
+    def _end(self, why: CannotServe) -> None:
+        self._ended = why
+        self._runner.drain()
 
-def _join(options: Options, platform: Platform, loader: Loader) -> tuple[str, Prepared, Loaded]:
-    """Register, and load. A span that is given is loaded first: what cannot be is not registered.
-    Where the platform chooses, it has to be asked."""
-    if options.span is not None:
-        prepared = loader.prepare(options.span, edge=options.edge)
-        loaded = loader.load(prepared)
-        return _register(platform), prepared, loaded
-    node_id = _register(platform)
-    prepared = loader.prepare(platform.span, edge=platform.edge)
-    return node_id, prepared, loader.load(prepared)
+    def _describe(self) -> dict[str, Any]:
+        spans = self._engines.spans
+        return {
+            "phase": "draining" if self._runner.draining else "serving",
+            "node_id": self._platform.node_id,
+            "layers": list(spans[0]) if spans else [],
+            "edge": self._loaded.spec.edge,
+            "device": str(self._device),
+            "gpu_model": devices.name_of(self._device),
+            "sessions": self._engines.generations,
+            "max_sessions": self._options.max_sessions,
+            "tokens_per_second": self._vitals.throughput_tokens_per_sec,
+            "step_ms": self._vitals.latency_ms,
+            "platform": self._platform.describe(),
+        }
 
 
-def _register(platform: Platform) -> str:
+def _device(name: str) -> torch.device:
     try:
-        return platform.join()
-    except PlatformError as error:
-        raise CannotServe(f"The platform did not register this node: {error}") from None
+        return devices.pick(name)
+    except ValueError as error:
+        raise CannotServe(str(error)) from None
+
+
+def _claim(wallet: str, device: torch.device) -> claims.Claim:
+    try:
+        return claims.claim(folders.state(), wallet=wallet, gpu_index=device.index or 0)
+    except claims.ClaimError as error:
+        raise CannotServe(str(error)) from None
+
+
+def _identity(
+    options: Options, device: torch.device, claim: claims.Claim, memory_bytes: int
+) -> Identity:
+    return Identity(
+        wallet_address=options.wallet,
+        model_id=options.model,
+        span=options.span,
+        edge=options.edge,
+        gpu_model=devices.name_of(device),
+        vram_gb=_vram_gb(device),
+        public_addr=options.public_addr,
+        location=options.location,
+        device_id=claim.device_id,
+        gpu_index=claim.gpu_index,
+        quantization=options.quantization,
+        memory_bytes=memory_bytes,
+        max_sessions=options.max_sessions or 0,
+        min_price=options.min_price,
+    )
+
+
+def _vram_gb(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(device).total_memory / 1e9)
+
+
+def _memory_bytes(options: Options, device: torch.device) -> int:
+    if options.memory_gb is not None:
+        return round(options.memory_gb * 1e9)
+    return devices.room(device)
 
 
 def _platform(options: Options) -> tuple[str, Place | None]:
@@ -175,10 +284,7 @@ def _platform(options: Options) -> tuple[str, Place | None]:
 
 
 def _announcer(
-    options: Options,
-    platform: Platform,
-    key: SigningKey,
-    place: Place | None,
+    options: Options, platform: Platform, key: SigningKey, place: Place | None
 ) -> Announcer | None:
     """None where the platform has no DHT, or its key is not the one that this node was told."""
     access = platform.dht
@@ -199,7 +305,7 @@ def _announcer(
 
 def _transport(
     redis: str | None, url: str, platform: Platform, room: Callable[[], int]
-) -> RedisTransport | RelayTransport:
+) -> Transport:
     """Redis where the options name one, else the platform's relay."""
     try:
         if redis:
@@ -209,68 +315,13 @@ def _transport(
         raise CannotServe(f"{error} Is {'--redis' if redis else '--discovery'} right?") from None
 
 
-def _identity(
-    options: Options, device: torch.device, claimed: devices.Device, memory_bytes: int
-) -> Identity:
-    return Identity(
-        wallet_address=options.wallet,
-        model_id=options.model,
-        span=options.span,
-        edge=options.edge,
-        gpu_model=_device_name(device),
-        vram_gb=_vram_gb(device),
-        public_addr=options.public_addr,
-        location=options.location,
-        device_id=claimed.device_id,
-        gpu_index=claimed.gpu_index,
-        quantization=options.quantization,
-        memory_bytes=memory_bytes,
-    )
-
-
-def _unlock(options: Options) -> bytes:
-    keyfile, wallet = options.keyfile, options.wallet
+def _serve_metrics(port: int) -> None:
+    if not port:
+        return
     try:
-        key = Account.decrypt(json.loads(keyfile.read_text()), options.password)
+        start_http_server(port, addr="127.0.0.1")
     except OSError as error:
-        raise CannotServe(f"Cannot read the keystore {keyfile}: {error.strerror}.") from None
-    except ValueError as error:
         raise CannotServe(
-            f"Cannot unlock {keyfile} ({error}). Is FAR_NODE_PASSWORD its password?"
+            f"Cannot serve metrics on port {port}: {error.strerror}. Choose another "
+            "--metrics-port, or 0 for none."
         ) from None
-    address = Account.from_key(key).address
-    if address.lower() != wallet.lower():
-        raise CannotServe(f"{keyfile} belongs to {address}, not to --wallet {wallet}.")
-    return bytes(key)
-
-
-def _claim(wallet: str, device: torch.device) -> devices.Device:
-    try:
-        return devices.claim(devices.state_folder(), wallet=wallet, gpu_index=device.index or 0)
-    except devices.DeviceError as error:
-        raise CannotServe(str(error)) from None
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise CannotServe("torch finds no GPU here. Use --device cpu, or install a CUDA build.")
-    return torch.device(name)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-
-
-def _vram_gb(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    return int(torch.cuda.get_device_properties(device).total_memory / 1e9)
-
-
-def _memory_bytes(options: Options, device: torch.device) -> int:
-    if options.memory_gb is not None:
-        return round(options.memory_gb * 1e9)
-    share = GPU_SHARE if device.type == "cuda" else CPU_SHARE
-    return round(room_bytes(device) * share)

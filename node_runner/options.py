@@ -1,11 +1,15 @@
 """What a node is started with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
 class CannotServe(Exception):
     """The node does not start, or has to end; the message says what to change."""
+
+
+class Forgotten(CannotServe):
+    """The platform no longer knows the node: starting it again may be all there is to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +22,8 @@ class Options:
     dht_peers: tuple[str, ...]
     operator_key: str | None
     announce: bool
-    keyfile: Path
-    password: str
+    credential: bytes | str = field(repr=False)
+    """The wallet's private key, or the token of a machine that it let in."""
     redis: str | None
     path: str | None
     span: tuple[int, int] | None
@@ -38,3 +42,5 @@ class Options:
     location: str
     cache: Path
     metrics_port: int
+    max_sessions: int | None
+    min_price: str | None

@@ -70,21 +70,27 @@ class Platform:
     """Registers once, then beats until told to stop."""
 
     def __init__(
-        self, url: str, identity: Identity, private_key: bytes, dht_key: str | None = None
+        self, url: str, identity: Identity, credential: bytes | str, dht_key: str | None = None
     ) -> None:
+        """
+        Args:
+            credential: The wallet's private key, or the token of a machine that it let in.
+            dht_key: With which the node will sign what it announces in the DHT; in hex.
+        """
         self._http = httpx.Client(base_url=url, timeout=TIMEOUT)
         self._identity = identity
-        self._private_key = private_key
+        self._private_key = credential if isinstance(credential, bytes) else None
+        self._token = credential if isinstance(credential, str) else ""
         self._dht_key = dht_key
         self.node_id = ""
         self.span = identity.span or (0, 0)
         self.edge = identity.edge
         self.dht: dict[str, Any] | None = None
         """What the platform says of the DHT to a node that joins."""
-        self._token = ""
         self._interval = 30.0
         self._stop = threading.Event()
         self._wake = threading.Event()
+        self._beating = threading.Lock()  # the farewell is the last that the platform hears
         self._thread: threading.Thread | None = None
 
     @property
@@ -105,19 +111,19 @@ class Platform:
                 log.warning("platform_unreachable", reason=str(error), retry_in=RETRY_DELAY)
                 self._stop.wait(RETRY_DELAY)
 
+    def describe(self) -> dict[str, Any]:
+        """What the platform tells of this node, such as why it gets no work; nothing if it does
+        not answer."""
+        try:
+            found: dict[str, Any] = self._call("GET", f"/api/nodes/{self.node_id}")
+        except PlatformError:
+            return {}
+        return found
+
     def _register(self) -> str:
-        nonce = self._call("GET", "/api/auth/nonce")["nonce"]
         facts = asdict(self._identity)
         span = facts.pop("span")
         start, end = span or (None, None)
-        message = proof.registration_message(
-            wallet_address=self._identity.wallet_address,
-            model_id=self._identity.model_id,
-            start_layer=start,
-            end_layer=end,
-            edge=self._identity.edge,
-            nonce=nonce,
-        )
         answer = self._call(
             "POST",
             "/api/nodes/register-distributed",
@@ -127,8 +133,7 @@ class Platform:
                 "end_layer": end,
                 "placeable": span is None,
                 "dht_key": self._dht_key,
-                "nonce": nonce,
-                "signature": proof.sign(message, self._private_key),
+                **self._proof(start, end),
             },
         )
         self.node_id = answer["node_id"]
@@ -138,6 +143,21 @@ class Platform:
         self._token = answer["node_token"]
         self._interval = answer["heartbeat_interval_sec"]
         return self.node_id
+
+    def _proof(self, start: int | None, end: int | None) -> dict[str, str]:
+        """The wallet's signature; nothing where a machine's token stands for it."""
+        if self._private_key is None:
+            return {}
+        nonce = self._call("GET", "/api/auth/nonce")["nonce"]
+        message = proof.registration_message(
+            wallet_address=self._identity.wallet_address,
+            model_id=self._identity.model_id,
+            start_layer=start,
+            end_layer=end,
+            edge=self._identity.edge,
+            nonce=nonce,
+        )
+        return {"nonce": nonce, "signature": proof.sign(message, self._private_key)}
 
     def start_heartbeats(
         self,
@@ -164,7 +184,8 @@ class Platform:
         self._stop.set()
         self._wake.set()
         try:
-            self._beat(Vitals(is_healthy=False))
+            with self._beating:
+                self._beat(Vitals(is_healthy=False))
         except PlatformError as error:
             log.warning("farewell_failed", reason=str(error))
 
@@ -182,10 +203,12 @@ class Platform:
         while True:
             self._wake.wait(self._interval)
             self._wake.clear()
-            if self._stop.is_set():
-                return
             try:
-                told(self._beat(vitals()))
+                with self._beating:
+                    if self._stop.is_set():
+                        return
+                    answer = self._beat(vitals())
+                told(answer)
             except (NodeForgotten, NodeSuperseded) as error:
                 log.error("node_forgotten", reason=str(error))
                 forgotten(error)

@@ -44,6 +44,11 @@ class Runner:
         """How many generations hold KV room now."""
         return self._engines.generations
 
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new generations, and ends when it has none."""
+        return self._draining.is_set()
+
     def drain(self) -> None:
         """Finish what runs, then return from `run`. Safe to call from a signal handler."""
         self._draining.set()

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 import torch
@@ -80,19 +79,3 @@ def _open(device: torch.device):
     except pynvml.NVMLError as error:
         log.warning("gpu_unreadable", reason=str(error))
         return None, None
-
-
-def room_bytes(device: torch.device) -> int:
-    """Bytes that weights and KV can take on a device now; 0 where the system does not say.
-
-    To be asked before a span is loaded.
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    fields = dict(line.split(":", 1) for line in lines)
-    return int(fields.get("MemAvailable", "0 kB").split()[0]) * 1024

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from mesh.catalog import EDGE_UNITS_PER_LAYER
 from mesh.db import RouteHop
 from mesh.money import ZERO, fee_of, split, times
+from mesh.work import EDGE_UNITS_PER_LAYER
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ import structlog
 from redis.exceptions import RedisError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from api.auth import Registration
 from api.relay.desk import Desk
 from api.relay.pulse import POLLED_TTL, PulseClock
 from mesh import relay
 from mesh.errors import WireError
+from mesh.registry import Registration
 from mesh.relay import Assembler, Beat, Displaced, Frame, Hello, Poll, Pulse, Push, place
 
 INBOX_WAIT = 4.0

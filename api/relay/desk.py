@@ -10,12 +10,12 @@ import structlog
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ResponseError
 
-from api.auth import Registration
 from api.relay.forwarding import Forwarding
 from api.relay.line import Line
 from api.relay.pace import Pace
 from mesh import names, wire
 from mesh.errors import WireError
+from mesh.registry import Registration
 from mesh.relay import (
     MAX_FRAME_BYTES,
     VERSION,

@@ -5,13 +5,14 @@ from fastapi.security import HTTPAuthorizationCredentials
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import ClientDisconnect
 
-from api.auth import CallingRegistration, Registration, registration_of
+from api.auth import CallingRegistration, registration_of
 from api.limits import limit
 from api.problems import OUTAGES, render, unavailable
 from api.relay.carriers import WebSocketCarrier, exchange
 from api.services import Services, WithServices
 from mesh import metrics, relay
 from mesh.errors import BodyTooLarge, MeshError
+from mesh.registry import Registration
 
 router = APIRouter(tags=["relay"])
 

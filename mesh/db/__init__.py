@@ -18,6 +18,7 @@ from mesh.db.chain import (
 )
 from mesh.db.jobs import InferenceSession, NodeContribution, NodeRegistry, Outbox, RouteHop
 from mesh.db.ledger import LedgerAccount, LedgerEntry, LedgerPart, LedgerTransaction, SpendingCap
+from mesh.db.machines import Machine
 from mesh.db.placement import PlacementMove
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "LedgerEntry",
     "LedgerPart",
     "LedgerTransaction",
+    "Machine",
     "NodeContribution",
     "NodeRegistry",
     "Outbox",

@@ -147,6 +147,7 @@ class NodeRegistry(Base):
             unique=True,
             postgresql_where=text("device_id IS NOT NULL"),
         ),
+        Index("idx_registry_machine", "machine_id"),
     )
 
     node_id: Mapped[str] = mapped_column(String(255), primary_key=True)
@@ -183,6 +184,8 @@ class NodeRegistry(Base):
 
     placeable: Mapped[bool] = mapped_column(server_default="false")
     """Whether the platform chooses its span; else its owner did."""
+    machine_id: Mapped[str | None] = mapped_column(ForeignKey("machines.machine_id"))
+    """The machine that registered it; none where the wallet itself signed."""
 
 
 class Outbox(Base):

@@ -1,5 +1,6 @@
 """Continuous batching: every step packs what waits, of all generations, into one forward."""
 
+import sys
 import time
 from collections.abc import Iterable
 
@@ -44,6 +45,7 @@ class Engine:
             not given.
         speculate: Whether the edge guesses ahead where that pays.
         draft: All layers of a small model that guesses, on the edge.
+        max_generations: How many it admits at once; as many as there is room for where not given.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Engine:
         wire_dtype: str | None = None,
         speculate: bool = True,
         draft: Span | None = None,
+        max_generations: int | None = None,
     ) -> None:
+        self._max_generations = sys.maxsize if max_generations is None else max_generations
         self._span = span
         self._node_id = node_id
         self._wire_dtype = wire_dtype or NAMES[span.dtype]
@@ -75,7 +79,10 @@ class Engine:
         return bool(self._scheduler) or self.edge.busy or any(map(_feedable, self._alive()))
 
     def room(self) -> int:
-        """Positions that there is KV room for. Safe to call from another thread."""
+        """Positions that there is KV room for: none while it admits no more generations. Safe to
+        call from another thread."""
+        if self._full:
+            return 0
         free = self.pool.budget_bytes - self.pool.used_bytes + self.prefixes.kept_bytes
         return free // self.pool.shape.bytes_per_position
 
@@ -115,6 +122,10 @@ class Engine:
         now = time.monotonic()
         for generation in [g for g in self.generations.values() if g.expires_at < now]:
             self._drop(generation)
+
+    @property
+    def _full(self) -> bool:
+        return len(self.generations) >= self._max_generations
 
     def _alive(self) -> list[Generation]:
         return [generation for generation in self.generations.values() if not generation.over]
@@ -157,7 +168,8 @@ class Engine:
         else:
             if known is not None:
                 self._drop(known)
-            cache = self.prefixes.reserve(message.place.capacity, message.prefix)
+            full = self._full
+            cache = None if full else self.prefixes.reserve(message.place.capacity, message.prefix)
         if cache is None:
             results.add(self._refusal(message, "kv_full"))
             return

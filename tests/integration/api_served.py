@@ -32,9 +32,9 @@ class Served:
 
 
 @asynccontextmanager
-async def serve(gateway: Gateway) -> AsyncIterator[Served]:
-    """The same application behind a real server, on a port of its own."""
-    listening = socket.create_server(("127.0.0.1", 0))
+async def serve(gateway: Gateway, *, port: int = 0) -> AsyncIterator[Served]:
+    """The same application behind a real server, on a port of its own unless one is given."""
+    listening = socket.create_server(("127.0.0.1", port))
     server = uvicorn.Server(
         uvicorn.Config(gateway.app, lifespan="off", log_config=None, ws="none", access_log=False)
     )

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from node_runner.vitals import Gpu, GpuUse, room_bytes
+from node_runner.devices import RESERVED, room
+from node_runner.vitals import Gpu, GpuUse
 
 UUID = "b8ae8e3a-6a0c-4d5e-9d8e-000000000001"
 CUDA = torch.device("cuda", 1)
@@ -98,9 +99,9 @@ def test_a_cpu_uses_no_gpu_and_needs_no_driver() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 def test_room_on_a_cpu_is_what_the_system_can_give() -> None:
-    assert 2**20 < room_bytes(torch.device("cpu")) < 2**50
+    assert 2**20 < room(torch.device("cpu")) < 2**50
 
 
 def test_room_on_a_gpu_is_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 24 * 10**9))
-    assert room_bytes(CUDA) == 20 * 10**9
+    assert room(CUDA) == 20 * 10**9 - RESERVED

@@ -45,11 +45,3 @@ def upgrade() -> None:
     )
     for name in SESSION:
         op.add_column("inference_sessions", sa.Column(name, sa.SmallInteger(), nullable=True))
-
-
-def downgrade() -> None:
-    for name in SESSION:
-        op.drop_column("inference_sessions", name)
-    op.drop_index("idx_registry_device", "node_registry")
-    for name in NODE:
-        op.drop_column("node_registry", name)

@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0008"
-down_revision = "0006"
+down_revision = "0007"
 
 
 def upgrade() -> None:
@@ -46,9 +46,3 @@ def upgrade() -> None:
         sa.Column("placeable", sa.Boolean(), server_default="false", nullable=False),
     )
     op.create_index("idx_route_hops_wallet", "route_hops", ["wallet_address"])
-
-
-def downgrade() -> None:
-    op.drop_index("idx_route_hops_wallet", "route_hops")
-    op.drop_column("node_registry", "placeable")
-    op.drop_table("placement_moves")

@@ -4,30 +4,18 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0009"
-down_revision = "0005"
-
-ONE_OPEN = "status NOT IN ('confirmed', 'replaced')"
+down_revision = "0008"
 
 
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.add_column("settlements", sa.Column("contract", sa.String(length=42)))
     op.add_column("settlements", sa.Column("undone_at", sa.DateTime(timezone=True)))
-    _replace_index(f"{ONE_OPEN} AND undone_at IS NULL")
-
-
-def downgrade() -> None:
-    _replace_index(ONE_OPEN)
-    op.drop_column("settlements", "undone_at")
-    op.drop_column("settlements", "contract")
-
-
-def _replace_index(open_batches: str) -> None:
     op.drop_index("uq_settlements_open", table_name="settlements")
     op.create_index(
         "uq_settlements_open",
         "settlements",
         [sa.literal_column("(true)")],
         unique=True,
-        postgresql_where=sa.text(open_batches),
+        postgresql_where=sa.text("status NOT IN ('confirmed', 'replaced') AND undone_at IS NULL"),
     )

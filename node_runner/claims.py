@@ -9,18 +9,15 @@ from itertools import count
 from pathlib import Path
 from typing import IO
 
-STATE = Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")).expanduser() / "far-mesh"
-"""Where a machine keeps what it is, unless FAR_NODE_STATE names another folder."""
-
 DEVICE_ID = re.compile(r"[0-9a-f]{32}(\.\d+)?")
 
 
-class DeviceError(Exception):
+class ClaimError(Exception):
     """The state folder cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class Claim:
     """A name for one process on one GPU, held while ``lock`` is open."""
 
     device_id: str
@@ -32,19 +29,14 @@ class Device:
         self.lock.close()
 
 
-def state_folder() -> Path:
-    """The state folder of this process."""
-    return Path(os.environ.get("FAR_NODE_STATE") or STATE)
-
-
-def claim(folder: Path, *, wallet: str, gpu_index: int) -> Device:
+def claim(folder: Path, *, wallet: str, gpu_index: int) -> Claim:
     """This machine's name, made at random the first time.
 
     While another process of the wallet serves on the same GPU (or CPU), a second one is a device of
     its own: the machine's name and a number, the same whenever it is started beside the first.
 
     Raises:
-        DeviceError: the folder cannot be written, or holds something else.
+        ClaimError: the folder cannot be written, or holds something else.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -56,9 +48,9 @@ def claim(folder: Path, *, wallet: str, gpu_index: int) -> Device:
             except BlockingIOError:
                 lock.close()
                 continue
-            return Device(f"{machine}.{number}" if number else machine, gpu_index, lock)
+            return Claim(f"{machine}.{number}" if number else machine, gpu_index, lock)
     except OSError as error:
-        raise DeviceError(f"Cannot write to {folder}: {error.strerror}.") from None
+        raise ClaimError(f"Cannot write to {folder}: {error.strerror}.") from None
     raise AssertionError("numbers do not end")
 
 
@@ -74,5 +66,5 @@ def _machine(file: Path) -> str:
         draft.unlink(missing_ok=True)
     name = file.read_text().strip()
     if not DEVICE_ID.fullmatch(name):
-        raise DeviceError(f"{file} holds no machine's name. Delete it to get a new one.")
+        raise ClaimError(f"{file} holds no machine's name. Delete it to get a new one.")
     return name

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from node_runner.device import DEVICE_ID, Device, DeviceError, claim, state_folder
+from node_runner import folders
+from node_runner.claims import DEVICE_ID, Claim, ClaimError, claim
 
 WALLET = "0x" + "Ab" * 20
 
 
-def claimed(folder: Path, wallet: str = WALLET, gpu_index: int = 0) -> Device:
+def claimed(folder: Path, wallet: str = WALLET, gpu_index: int = 0) -> Claim:
     return claim(folder, wallet=wallet, gpu_index=gpu_index)
 
 
@@ -51,7 +52,7 @@ def test_gpus_and_wallets_do_not_stand_in_each_others_way(tmp_path: Path) -> Non
 
 def test_a_process_that_was_killed_lets_go(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from node_runner.device import claim\n"
+        "import os, sys; from pathlib import Path; from node_runner.claims import claim\n"
         "device = claim(Path(sys.argv[1]), wallet=sys.argv[2], gpu_index=0)\n"
         "print(device.device_id, flush=True); os.kill(os.getpid(), 9)"
     )
@@ -74,16 +75,16 @@ def test_processes_that_start_at_once_agree_on_the_machines_name(tmp_path: Path)
 
 def test_a_file_that_holds_something_else(tmp_path: Path) -> None:
     (tmp_path / "device_id").write_text("mine")
-    with pytest.raises(DeviceError, match="Delete it"):
+    with pytest.raises(ClaimError, match="Delete it"):
         claimed(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DeviceError, match="Cannot write"):
+    with pytest.raises(ClaimError, match="Cannot write"):
         claimed(tmp_path / "file")
 
 
 def test_the_state_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FAR_NODE_STATE", str(tmp_path))
-    assert state_folder() == tmp_path
+    assert folders.state() == tmp_path

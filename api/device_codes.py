@@ -1,0 +1,243 @@
+"""Machines that wait to be let in (RFC 8628), in Redis until they are or their time is up.
+
+Codes are kept as keyed hashes: whoever reads Redis can neither fetch a machine's token nor let one
+in. Each code works once.
+"""
+
+import datetime as dt
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from api.services import Services
+from mesh import names, proof
+from mesh.errors import (
+    AccessDenied,
+    AuthorizationPending,
+    CodeExpired,
+    SignatureMismatch,
+    SlowDown,
+    UserCodeUnknown,
+)
+
+LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
+"""Of user codes, as RFC 8628 recommends: no vowels, so no words, and nothing that looks like a
+digit. Eight of them are one of 2.6e10."""
+
+CODE_LENGTH = 8
+
+SLOW_DOWN = 5
+"""Seconds that a machine which asks too often has to wait longer from then on (RFC 8628, 3.5)."""
+
+Decision = Literal["approved", "denied"]
+
+_DECIDE = """
+if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'decision') == 1 then
+    return 0
+end
+redis.call('HSET', KEYS[1], 'decision', ARGV[1], 'machine_id', ARGV[2])
+return 1
+"""
+
+_POLL = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1e6
+local fields = {'interval', 'next_at', 'decision', 'wallet', 'machine_id'}
+local found = redis.call('HMGET', KEYS[1], unpack(fields))
+if not found[1] then
+    return {'expired'}
+end
+local interval = tonumber(found[1])
+if now < tonumber(found[2]) then
+    interval = interval + tonumber(ARGV[1])
+    redis.call('HSET', KEYS[1], 'interval', interval, 'next_at', tostring(now + interval))
+    return {'slow_down', tostring(interval)}
+end
+if found[3] then
+    redis.call('DEL', KEYS[1])
+    return {found[3], found[4] or '', found[5] or ''}
+end
+redis.call('HSET', KEYS[1], 'next_at', tostring(now + interval))
+return {'pending'}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """What a machine gets: ``device_code`` to ask with, ``user_code`` to show."""
+
+    device_code: str
+    user_code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A machine that nobody has decided about yet."""
+
+    key: str
+    machine: str
+    address: str
+    """Where it asked from."""
+    user_code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """The text that a wallet is to sign, and what of it is not known beforehand."""
+
+    text: str
+    domain: str
+    uri: str
+    nonce: str
+    issued_at: str
+    expires_at: str
+
+
+async def hand_out(services: Services, machine: str, address: str) -> Codes:
+    """Codes for a machine of this name that asks from this address."""
+    auth = services.settings.auth
+    codes = Codes(
+        device_code=secrets.token_urlsafe(32),
+        user_code="".join(secrets.choice(LETTERS) for _ in range(CODE_LENGTH)),
+    )
+    digest = _digest(services, codes.device_code)
+    record = {
+        "machine": machine,
+        "address": address,
+        "interval": auth.device_poll_interval,
+        "next_at": 0,
+    }
+    async with services.redis.pipeline() as pipe:
+        pipe.hset(names.device_code(digest), mapping=record)
+        pipe.expire(names.device_code(digest), auth.device_code_ttl)
+        await pipe.execute()
+    user_key = names.user_code(_digest(services, codes.user_code))
+    await services.redis.set(user_key, digest, ex=auth.device_code_ttl)
+    return Codes(codes.device_code, shown(codes.user_code))
+
+
+def shown(user_code: str) -> str:
+    """The code as people read it: BCDF-GHJK."""
+    half = CODE_LENGTH // 2
+    return f"{user_code[:half]}-{user_code[half:]}"
+
+
+async def find(services: Services, user_code: str) -> Waiting:
+    """
+    Raises:
+        UserCodeUnknown: mistyped, expired, or decided about already.
+    """
+    letters = "".join(letter for letter in user_code.upper() if letter in LETTERS)
+    digest = await services.redis.get(names.user_code(_digest(services, letters)))
+    if digest is not None:
+        key = names.device_code(digest.decode())
+        found = await services.redis.hmget(key, ["machine", "address", "decision"])  # type: ignore[misc]
+        if found[0] is not None and found[2] is None:
+            return Waiting(key, found[0].decode(), found[1].decode(), shown(letters))
+    raise UserCodeUnknown("No machine waits with this code. Compare it, or start the login again.")
+
+
+async def message_for(services: Services, waiting: Waiting, wallet_address: str) -> Message:
+    """What the wallet is to sign. A newer one replaces it."""
+    issued = dt.datetime.now(dt.UTC)
+    fields = {
+        "wallet": wallet_address,
+        "nonce": secrets.token_hex(16),
+        "issued_at": _instant(issued),
+        "expires_at": _instant(issued + dt.timedelta(seconds=services.settings.auth.nonce_ttl)),
+    }
+    await services.redis.hset(waiting.key, mapping=fields)  # type: ignore[misc]
+    return _message(services, waiting, fields)
+
+
+async def check_signature(
+    services: Services, waiting: Waiting, wallet_address: str, signature: str
+) -> None:
+    """
+    Raises:
+        SignatureMismatch: it is not this wallet's over the message it was given, or that is too
+            old.
+    """
+    fields = {
+        name.decode(): value.decode()
+        for name, value in (await services.redis.hgetall(waiting.key)).items()  # type: ignore[misc]
+    }
+    if fields.get("wallet") != wallet_address:
+        raise SignatureMismatch("Ask for the message to sign first, with the same wallet.")
+    if dt.datetime.fromisoformat(fields["expires_at"]) <= dt.datetime.now(dt.UTC):
+        raise SignatureMismatch("The message has expired. Ask for a new one, and sign that.")
+    if not proof.signed_by(_message(services, waiting, fields).text, signature, wallet_address):
+        raise SignatureMismatch("The signature is not this wallet's over the message it was given.")
+
+
+async def decide(
+    services: Services, waiting: Waiting, decision: Decision, machine_id: str = ""
+) -> None:
+    """
+    Raises:
+        UserCodeUnknown: somebody was faster, or the time is up.
+    """
+    script: Any = services.redis.eval(_DECIDE, 1, waiting.key, decision, machine_id)
+    if not await script:
+        raise UserCodeUnknown("This code has been used, or its time is up.")
+
+
+async def redeem(services: Services, device_code: str) -> tuple[str, str]:
+    """The wallet that let the machine in, and the machine's id. Only once.
+
+    Raises:
+        AuthorizationPending: nobody has decided yet.
+        SlowDown: the machine asks too often.
+        AccessDenied: the owner said no.
+        CodeExpired: the time is up, or the code was redeemed.
+    """
+    key = names.device_code(_digest(services, device_code))
+    script: Any = services.redis.eval(_POLL, 1, key, str(SLOW_DOWN))
+    state, *values = [part.decode() for part in await script]
+    match state:
+        case "approved":
+            wallet, machine_id = values
+            return wallet, machine_id
+        case "denied":
+            raise AccessDenied("The owner did not let this machine in.")
+        case "slow_down":
+            raise SlowDown(f"Ask every {float(values[0]):g} seconds.")
+        case "pending":
+            raise AuthorizationPending("Nobody has let this machine in yet.")
+        case _:
+            raise CodeExpired("This code's time is up, or it was used. Start the login again.")
+
+
+def _message(services: Services, waiting: Waiting, fields: dict[str, str]) -> Message:
+    settings = services.settings
+    uri = f"{settings.public_url}/link"
+    text = proof.machine_message(
+        domain=settings.auth.domain,
+        uri=uri,
+        wallet_address=fields["wallet"],
+        machine=waiting.machine,
+        user_code=waiting.user_code,
+        nonce=fields["nonce"],
+        issued_at=fields["issued_at"],
+        expires_at=fields["expires_at"],
+    )
+    return Message(
+        text=text,
+        domain=settings.auth.domain,
+        uri=uri,
+        nonce=fields["nonce"],
+        issued_at=fields["issued_at"],
+        expires_at=fields["expires_at"],
+    )
+
+
+def _digest(services: Services, code: str) -> str:
+    """Keyed, since a user code is short enough to be found by trying."""
+    key = services.settings.auth.jwt_secret.get_secret_value().encode()
+    return hmac.new(key, code.encode(), hashlib.sha256).hexdigest()
+
+
+def _instant(when: dt.datetime) -> str:
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,63 @@
+"""What `far-node doctor` asks: how far, how fast, and the shape of a model."""
+
+import os
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from api.limits import address_of, limit
+from api.services import Services, WithServices
+
+router = APIRouter(prefix="/api/discovery", tags=["discovery"])
+
+MAX_BYTES = 4 * 2**20
+"""Enough to measure 100 Mbit/s for a third of a second."""
+
+NOISE = os.urandom(2**16)
+"""What is sent: nothing that a proxy could compress."""
+
+
+class Received(BaseModel):
+    bytes: int
+
+
+@router.get("/probe", response_class=StreamingResponse)
+async def download(
+    request: Request,
+    services: WithServices,
+    size: Annotated[int, Query(alias="bytes", ge=0, le=MAX_BYTES)] = 0,
+) -> StreamingResponse:
+    """So many bytes of noise, to time. The answer's `Date` tells our clock."""
+    await _limit(request, services)
+    return StreamingResponse(
+        _noise(size),
+        media_type="application/octet-stream",
+        headers={"Content-Length": str(size), "Cache-Control": "no-store"},
+    )
+
+
+@router.post("/probe")
+async def upload(request: Request, services: WithServices) -> Received:
+    """Any body within the limit of all bodies, to time. It is thrown away."""
+    await _limit(request, services)
+    return Received(bytes=len(await request.body()))
+
+
+@router.get("/config/{model_id:path}")
+async def config(model_id: str, services: WithServices) -> dict[str, Any]:
+    """A model's `config.json`: what a machine needs to know how many layers it could hold."""
+    return services.catalog.get(model_id).config
+
+
+async def _limit(request: Request, services: Services) -> None:
+    rule = services.settings.limits.probes_per_ip
+    await limit(services, rule, "probe", address_of(request, services))
+
+
+def _noise(size: int) -> Iterator[bytes]:
+    while size > 0:
+        yield NOISE[:size]
+        size -= len(NOISE)

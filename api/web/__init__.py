@@ -1,0 +1,16 @@
+"""Server-rendered pages. They load nothing from elsewhere and hold no inline script."""
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
+
+from api.web import link
+
+STATIC = Path(__file__).parent / "static"
+
+
+def install(app: FastAPI) -> None:
+    """Add the pages, and the files that they load."""
+    app.include_router(link.router)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")

@@ -1,0 +1,40 @@
+"""The page on which a wallet lets a machine in: `far-node login` shows its address."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse
+
+from api.routes.machines import find
+from api.services import WithServices
+from api.web.pages import page
+from mesh.errors import MeshError, RateLimited, UserCodeUnknown
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/link")
+async def link(
+    request: Request,
+    services: WithServices,
+    code: Annotated[str, Query(max_length=20)] = "",
+) -> HTMLResponse:
+    """Without a code, the field to type it in; with one, the machine and who may let it in."""
+    if not code.strip():
+        return page(request, "code.html", error=None)
+    try:
+        waiting = await find(request, services, code)
+    except (UserCodeUnknown, RateLimited) as error:
+        return _again(request, error)
+    return page(
+        request,
+        "link.html",
+        machine=waiting.machine,
+        address=waiting.address,
+        code=waiting.user_code,
+        domain=services.settings.auth.domain,
+    )
+
+
+def _again(request: Request, error: MeshError) -> HTMLResponse:
+    return page(request, "code.html", error.status, error=error.detail)

@@ -1,0 +1,72 @@
+"""Which wallet is paid, where, and what proves it: a login, or a key that lies here."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import typer
+
+from node_runner import keystore, logins
+from node_runner.cli.console import fail
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """``secret``: the wallet's private key, or the machine's token."""
+
+    wallet: str
+    discovery: str | None
+    secret: bytes | str = field(repr=False)
+
+
+def choose(
+    wallet: str | None, discovery: str | None, keyfile: Path | None, *, lookup: bool = False
+) -> Credential:
+    """What to register with. A key file outweighs a login. ``lookup``: the platform's URL need not
+    be known, since the DHT tells it."""
+    login = the_login()
+    discovery = discovery or (login and login.discovery)
+    if discovery is None and not (lookup and keyfile):
+        raise fail("Which platform? Log in first (far-node login --discovery URL), or say it here.")
+    if keyfile is not None:
+        key = unlock(keyfile)
+        owner = keystore.address(key)
+        if wallet is not None and owner.lower() != wallet.lower():
+            raise fail(f"{keyfile} belongs to {owner}, not to --wallet {wallet}.")
+        return Credential(owner, discovery, key)
+    if login is None:
+        raise fail(
+            "This machine is not logged in. Run far-node login --discovery URL, or give --keyfile."
+        )
+    if (discovery or "").rstrip("/") != login.discovery:
+        raise fail(
+            f"This machine is logged in at {login.discovery}, not at {discovery}. Log in there "
+            f"(far-node login --discovery {discovery}), or give --keyfile."
+        )
+    if wallet is not None and wallet.lower() != login.wallet_address:
+        raise fail(
+            f"This machine was let in by {login.wallet_address}, not by --wallet {wallet}. Leave "
+            "--wallet out, or log in again with that wallet."
+        )
+    return Credential(login.wallet_address, login.discovery, login.token)
+
+
+def the_login() -> logins.Login | None:
+    try:
+        return logins.load()
+    except logins.LoginFailed as error:
+        raise fail(str(error)) from None
+
+
+def unlock(keyfile: Path) -> bytes:
+    """The private key. Asks for the password, where the environment has none and there is a
+    terminal; keeps it in the environment, for the nodes that this process starts."""
+    password = os.environ.get("FAR_NODE_PASSWORD")
+    if password is None and sys.stdin.isatty():
+        password = typer.prompt(f"Password of {keyfile}", hide_input=True, err=True)
+        os.environ["FAR_NODE_PASSWORD"] = password
+    try:
+        return keystore.unlock(keyfile, password or "")
+    except keystore.CannotUnlock as error:
+        raise fail(str(error)) from None

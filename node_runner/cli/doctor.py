@@ -1,0 +1,113 @@
+"""`far-node doctor`: what would keep this machine from earning, and what it could earn."""
+
+import json
+from dataclasses import asdict
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mesh.errors import MeshError
+from node_runner.asking import client
+from node_runner.cli import credentials, options
+from node_runner.cli.console import console, errors, fail
+from node_runner.platform import PlatformError
+
+SECONDS = 3.0
+"""Of each model, to measure."""
+
+MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]FAIL[/]"}
+
+
+def doctor(
+    discovery: options.Discovery = None,
+    device: options.Device = None,
+    gpu: options.Gpu = None,
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = 1,
+    cache: options.Cache = options.CACHE,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure no model's speed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Check GPU, disk, torch, clock and line, and say what this machine could serve and earn.
+
+    Ends with status 1 if something would keep a node from serving.
+    """
+    import torch  # noqa: PLC0415  (seconds, which `far-node --help` should not take)
+
+    from node_runner import checks, devices, offers  # noqa: PLC0415
+
+    torch.set_num_threads(threads)
+    login = credentials.the_login()
+    url = discovery or (login and login.discovery)
+    found = list(checks.machine(Path(cache)))
+    found.append(checks.login(login))
+    offered: list[offers.Offer] = []
+    if url is None:
+        found.append(checks.NO_PLATFORM)
+    else:
+        try:
+            chosen = devices.pick(
+                next(iter(device or [f"cuda:{each}" for each in gpu or []]), "auto")
+            )
+            number = devices.pick_dtype(dtype, chosen)
+            with client(url) as http:
+                found += checks.network(http)
+                if all(check.state != "fail" for check in found if check.name == "platform"):
+                    with errors.status("Measuring what this device could serve"):
+                        offered = list(
+                            offers.of(http, chosen, number, seconds=0 if quick else SECONDS)
+                        )
+        except (ValueError, PlatformError, MeshError) as error:
+            raise fail(str(error)) from None
+    healthy = all(check.state != "fail" for check in found)
+    if as_json:
+        shown = {
+            "healthy": healthy,
+            "checks": [asdict(check) for check in found],
+            "models": [_plain(offer) for offer in offered],
+        }
+        console.print_json(json.dumps(shown))
+    else:
+        _show(found, offered)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _plain(offer: Any) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, Decimal) else value
+        for name, value in asdict(offer).items()
+    }
+
+
+def _show(found: list[Any], offered: list[Any]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for check in found:
+        hint = f"\n[dim]{check.hint}[/]" if check.hint else ""
+        table.add_row(MARKS[check.state], check.name, check.found + hint)
+    console.print(table)
+    if not offered:
+        return
+    console.print()
+    models = Table(box=None, pad_edge=False)
+    models.add_column("model")
+    for heading in ("layers", "fit in 16 bits", "int8", "nf4", "layers/s", "FAR an hour, at most"):
+        models.add_column(heading, justify="right")
+    for offer in offered:
+        fits = [str(offer.fits.get(each, "-")) for each in ("none", "int8", "nf4")]
+        models.add_row(
+            offer.model_id,
+            str(offer.layers),
+            *fits,
+            "-" if offer.decode is None else f"{offer.decode:,.0f}",
+            "-" if offer.per_hour is None else f"{offer.per_hour:.4f}",
+        )
+    console.print(models)
+    console.print(
+        "[dim]Layers beside KV room for 16,384 positions. FAR an hour: if this device decodes one "
+        "generation after another without a pause, at the price now, before the platform's fee; "
+        "measured with random weights, not quantized. Several generations at once earn more, and "
+        "waiting for work nothing.[/]"
+    )

@@ -1,0 +1,98 @@
+"""`far-node login` and `logout`."""
+
+import re
+import socket
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+from rich.panel import Panel
+
+from node_runner import logins
+from node_runner.asking import client
+from node_runner.cli import credentials, options
+from node_runner.cli.console import console, fail
+from node_runner.platform import PlatformError
+
+
+def login(
+    discovery: options.Discovery = None,
+    keyfile: options.Keyfile = None,
+    machine: Annotated[
+        str | None, typer.Option(help="What to call this machine; its host name, if not given.")
+    ] = None,
+) -> None:
+    """Link this machine to your wallet, whose key stays where it is.
+
+    Shows an address and a code. Open the address in any browser with a wallet, on a phone too,
+    compare the code, and sign. [bold]far-node login --discovery https://...[/]
+
+    On a server without a browser [bold]far-node login --keyfile wallet.json[/] signs by itself;
+    the file is not needed after that.
+    """
+    before = credentials.the_login()
+    url = discovery or (before and before.discovery)
+    if url is None:
+        raise fail("Which platform? far-node login --discovery https://...")
+    called = machine or _host_name()
+    key = None if keyfile is None else credentials.unlock(keyfile)
+
+    try:
+        with client(url) as http:
+
+            def show(invitation: logins.Invitation) -> None:
+                if key is None:
+                    _show(invitation)
+                else:
+                    logins.approve(http, invitation.user_code, called, key)
+
+            made = logins.log_in(http, called, show)
+        logins.save(made)
+    except (PlatformError, logins.LoginFailed) as error:
+        raise fail(str(error)) from None
+    except OSError as error:
+        raise fail(f"Cannot keep the login: {error}.") from None
+    if before is not None:
+        with suppress(PlatformError):  # it stays in the wallet's list of machines
+            _revoke(before)
+    console.print(f"[green]Logged in.[/] {made.machine} registers nodes for {made.wallet_address}.")
+    console.print("Next: [bold]far-node doctor[/], then [bold]far-node start --model MODEL[/].")
+
+
+def logout() -> None:
+    """Revoke this machine's token, and forget it. Its nodes leave the routes."""
+    known = credentials.the_login()
+    if known is None:
+        console.print("This machine is not logged in.")
+        return
+    try:
+        revoked = _revoke(known)
+    except PlatformError as error:
+        raise fail(f"{error} The token is still valid; try again later.") from None
+    logins.forget()
+    console.print("Logged out." if revoked else "Logged out. The platform knew of no such token.")
+
+
+def _revoke(login: logins.Login) -> bool:
+    with client(login.discovery) as http:
+        return logins.revoke(login, http)
+
+
+def _show(invitation: logins.Invitation) -> None:
+    console.print(
+        Panel(
+            f"Open   [bold]{invitation.url_with_code}[/]\nCode   [bold]{invitation.user_code}[/]",
+            title="Let this machine in",
+            subtitle="in a browser with your wallet, here or on another device",
+            expand=False,
+            padding=(1, 3),
+        ),
+        soft_wrap=True,
+    )
+    console.print(f"Waiting for {invitation.expires_in // 60} minutes. Ctrl-C gives up.")
+
+
+def _host_name() -> str:
+    """The host's name, in the letters that a machine's may have."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname()).lstrip("._-")
+    return plain[:64] or "machine"

@@ -1,0 +1,196 @@
+"""The options of a node, each once: as a flag, in the environment, and in the settings' file."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+WHERE, LIMITS, WHEN, FINE = "Which layers, and where", "Limits", "When", "For operators and experts"
+
+
+CACHE = Path.home() / ".cache" / "far-mesh" / "spans"
+
+
+def option(text: str, *flags: str, env: str, panel: str | None = None) -> Any:
+    """An option that the environment may give, too, as FAR_NODE_<env>."""
+    return typer.Option(
+        *flags, envvar=f"FAR_NODE_{env}", help=text, rich_help_panel=panel, show_envvar=False
+    )
+
+
+Model = Annotated[str, option("Model to serve, by the platform's id.", env="MODEL")]
+Wallet = Annotated[
+    str | None,
+    option("Wallet that is paid: 0x...; the one that logged in, if not given.", env="WALLET"),
+]
+Discovery = Annotated[
+    str | None,
+    option(
+        "URL of the platform; the one of the login, if not given.",
+        "--discovery",
+        "--discovery-url",
+        env="DISCOVERY",
+    ),
+]
+DhtPeers = Annotated[
+    str | None,
+    option(
+        "Peers to join the DHT by, separated by commas: there the platform is looked up where its "
+        "URL does not answer. With --operator-key.",
+        "--dht-peers",
+        env="DHT_PEERS",
+        panel=FINE,
+    ),
+]
+OperatorKey = Annotated[
+    str | None,
+    option(
+        "Key of the platform's operator, in hex, whose word counts in the DHT.",
+        "--operator-key",
+        env="OPERATOR_KEY",
+        panel=FINE,
+    ),
+]
+Announce = Annotated[bool, option("Announce the span in the DHT.", env="ANNOUNCE", panel=FINE)]
+Keyfile = Annotated[
+    Path | None,
+    option(
+        "Encrypted keystore of the wallet, where there is no browser. Its password is in "
+        "FAR_NODE_PASSWORD, or is asked for.",
+        env="KEYFILE",
+    ),
+]
+Gpu = Annotated[
+    list[int] | None,
+    option("Index of a GPU; again for each: every one gets a node.", env="GPU", panel=WHERE),
+]
+Device = Annotated[
+    list[str] | None,
+    option(
+        "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one. Again for each.",
+        env="DEVICE",
+        panel=WHERE,
+    ),
+]
+Span = Annotated[
+    str | None,
+    option(
+        "Layers to serve, as START:END (end not included). Without it the platform chooses, and "
+        "may choose anew.",
+        env="SPAN",
+        panel=WHERE,
+    ),
+]
+Quantization = Annotated[
+    str,
+    option(
+        "What the layers' weights are kept in: none (as --dtype), int8, nf4.",
+        env="QUANTIZATION",
+        panel=WHERE,
+    ),
+]
+MemoryGb = Annotated[
+    float | None,
+    option(
+        "Memory for weights and KV caches, in GB, of each node; most of a GPU's or half of the "
+        "machine's that is free, if not given.",
+        env="MEMORY_GB",
+        panel=LIMITS,
+    ),
+]
+KvGb = Annotated[
+    float, option("Room for KV caches, in GB, of each node.", env="KV_GB", panel=LIMITS)
+]
+MaxSessions = Annotated[
+    int | None,
+    option("Generations that a node takes at once.", env="MAX_SESSIONS", panel=LIMITS),
+]
+MinPrice = Annotated[
+    str | None,
+    option(
+        "FAR for a token of the model, below which not to serve.", env="MIN_PRICE", panel=LIMITS
+    ),
+]
+Threads = Annotated[
+    int, option("CPU threads for the computing, of each node.", env="THREADS", panel=LIMITS)
+]
+Hours = Annotated[
+    str | None,
+    option(
+        "Local times to serve in, such as 22:00-08:00 or 12:00-13:30,20:00-24:00. Outside, the "
+        "nodes drain and give the GPU back.",
+        "--schedule",
+        env="SCHEDULE",
+        panel=WHEN,
+    ),
+]
+AutoUpdate = Annotated[
+    bool,
+    option(
+        "Install newer versions of far-mesh while nothing is served, and start again.",
+        env="AUTO_UPDATE",
+        panel=WHEN,
+    ),
+]
+UpdateIndex = Annotated[
+    str, option("Package index that --auto-update looks at.", env="UPDATE_INDEX", panel=WHEN)
+]
+Redis = Annotated[
+    str | None,
+    option(
+        "Redis of the platform, for nodes that run beside it; all others use the relay of "
+        "--discovery.",
+        env="REDIS",
+        panel=FINE,
+    ),
+]
+CheckpointPath = Annotated[
+    str | None,
+    option("Checkpoint folder or hub id, if it is not the model's id.", env="PATH", panel=FINE),
+]
+Edge = Annotated[
+    bool,
+    option("Hold embedding, head and sampler (operator's nodes only).", env="EDGE", panel=FINE),
+]
+Dtype = Annotated[
+    str,
+    option(
+        "float32, bfloat16, float16; auto: float32 on CPU, else bfloat16.", env="DTYPE", panel=FINE
+    ),
+]
+Wire = Annotated[
+    str,
+    option(
+        "What hidden states are sent as: float32, bfloat16, float16, int8; auto: as computed.",
+        env="WIRE",
+        panel=FINE,
+    ),
+]
+Speculate = Annotated[
+    bool,
+    option("Guess tokens ahead where that pays (edge; same tokens).", env="SPECULATE", panel=FINE),
+]
+Draft = Annotated[
+    str | None,
+    option(
+        "Small checkpoint of the same vocabulary that guesses (edge only).",
+        env="DRAFT",
+        panel=FINE,
+    ),
+]
+Paged = Annotated[
+    bool,
+    option(
+        "On a GPU: attend in place, replay graphs, if a trial at start goes right.",
+        env="PAGED",
+        panel=FINE,
+    ),
+]
+PublicAddr = Annotated[str, option("HOST:PORT to be listed under.", env="PUBLIC_ADDR", panel=FINE)]
+Location = Annotated[
+    str, option("Where this machine is, such as EU-West.", env="LOCATION", panel=FINE)
+]
+Cache = Annotated[Path, option("Folder for span checkpoints.", env="CACHE", panel=FINE)]
+MetricsPort = Annotated[
+    int, option("Prometheus port, one more for each node; 0: none.", env="METRICS_PORT", panel=FINE)
+]

@@ -1,0 +1,141 @@
+"""`far-node status` and `drain`: the nodes of this machine."""
+
+import datetime as dt
+import json
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from node_runner import control
+from node_runner.asking import ask, client
+from node_runner.cli.console import console, errors, fail
+from node_runner.platform import PlatformError
+
+DRAIN_LIMIT = 90.0
+"""Seconds that nodes get to leave: more than they give their generations."""
+
+LOOK = 0.2
+
+Json = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+
+
+def status(as_json: Json = False) -> None:
+    """What this machine's nodes do, what they earned, and why they get no work if they do not."""
+    found = control.running()
+    nodes = [node for node in found if node.get("kind") == "node"]
+    earnings = {
+        (node["discovery"], node["wallet_address"]): _earnings(node)
+        for node in found
+        if "wallet_address" in node
+    }
+    if as_json:
+        wallets = [
+            {"discovery": where, "wallet_address": wallet, "earnings": earned}
+            for (where, wallet), earned in earnings.items()
+        ]
+        console.print_json(json.dumps({"running": found, "wallets": wallets}))
+        return
+    if not found:
+        console.print("No node of yours runs here. Start one: [bold]far-node start --model M[/]")
+        raise typer.Exit(3)  # as `systemctl status` of what does not run
+    for parent in (each for each in found if each.get("kind") == "parent"):
+        until = f" until {parent['until']}" if parent.get("until") else ""
+        console.print(
+            f"{len(parent['children'])} devices under one command: {parent['phase']}{until}."
+        )
+    if nodes:
+        console.print(_table(nodes))
+    for node in nodes:
+        _say_why_idle(node)
+    for (_, wallet), earned in earnings.items():
+        _say_earned(wallet, earned)
+
+
+def drain(
+    now: Annotated[
+        bool, typer.Option("--no-wait", help="Ask, and do not wait until they have left.")
+    ] = False,
+) -> None:
+    """Have this machine's nodes finish what they generate, and leave."""
+    asked = control.running("drain")
+    if not asked:
+        console.print("No node of yours runs here.")
+        return
+    count = sum(each.get("kind") == "node" for each in asked)
+    console.print(f"Asked {count} node{'s' if count != 1 else ''} to finish and leave.")
+    give_up = time.monotonic() + DRAIN_LIMIT
+    while not now and (left := control.running()):
+        if time.monotonic() > give_up:
+            raise fail(f"Still there: {', '.join(str(each['pid']) for each in left)}.")
+        time.sleep(LOOK)
+
+
+def _earnings(node: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        with client(node["discovery"]) as http:
+            earned: dict[str, Any] = ask(
+                http, "GET", f"/api/nodes/earnings/{node['wallet_address']}"
+            )
+    except PlatformError as error:
+        errors.print(f"[yellow]{error}[/]")
+        return None
+    return earned
+
+
+def _table(nodes: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in (
+        "node",
+        "model",
+        "layers",
+        "device",
+        "state",
+        "sessions",
+        "tokens/s",
+        "ms/step",
+        "up",
+    ):
+        text = heading in TEXTS
+        table.add_column(heading, justify="left" if text else "right", overflow="fold")
+    for node in nodes:
+        layers = node.get("layers")
+        most = node.get("max_sessions")
+        table.add_row(
+            node.get("node_id", f"pid {node['pid']}"),
+            node["model_id"],
+            f"{layers[0]}:{layers[1]}{' + edge' if node['edge'] else ''}" if layers else "",
+            node["device"],
+            f"[{COLOURS.get(node['phase'], 'yellow')}]{node['phase']}[/]",
+            "" if layers is None else f"{node['sessions']}{f' of {most}' if most else ''}",
+            "" if layers is None else f"{node['tokens_per_second']:.1f}",
+            "" if layers is None else f"{node['step_ms']:.1f}",
+            str(dt.timedelta(seconds=round(time.time() - node["started_at"]))),
+        )
+    return table
+
+
+TEXTS = ("node", "model", "device", "state")
+COLOURS = {"serving": "green"}
+
+
+def _say_why_idle(node: dict[str, Any]) -> None:
+    skipped = node.get("platform", {}).get("skipped")
+    if not skipped:
+        return
+    reasons = ", ".join(
+        f"{reason.replace('_', ' ')} ({count})"
+        for reason, count in sorted(skipped.items(), key=lambda item: -item[1])
+    )
+    console.print(f"{node['node_id']} was passed over: {reasons}")
+
+
+def _say_earned(wallet: str, earned: dict[str, Any] | None) -> None:
+    if earned is None:
+        return
+    console.print(
+        f"{wallet} earned {earned['total_earned_far_exact']} FAR for "
+        f"{earned['total_tokens_served']} tokens; {earned['pending_payout_far_exact']} FAR not yet "
+        "on-chain."
+    )

@@ -1,0 +1,219 @@
+"""`far-node` without a platform: what it takes from where, and what it says of mistakes."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eth_account import Account
+from typer.testing import CliRunner
+
+from node_runner import config, folders, logins, node, server
+from node_runner.cli import app
+from node_runner.node import Options
+
+WALLET = "0x" + "ab" * 20
+LOGIN = logins.Login(
+    discovery="https://mesh.example",
+    wallet_address=WALLET,
+    machine="attic",
+    machine_id="machine_1",
+    token="a token",
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nobody's settings but the test's."""
+    for name in [name for name in os.environ if name.startswith("FAR_NODE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+    """What nodes would have been started with."""
+    found: list[Options] = []
+    monkeypatch.setattr(node, "serve", found.append)
+    return found
+
+
+def run(*arguments: str, status: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    text = " ".join((result.stdout + result.stderr).split())
+    assert result.exit_code == status, text
+    return text
+
+
+def keyfile(folder: Path, password: str = "") -> tuple[Path, str]:
+    account = Account.create()
+    file = folder / "wallet.json"
+    file.write_text(json.dumps(account.encrypt(password, kdf="pbkdf2", iterations=1)))
+    return file, account.address
+
+
+def test_after_a_login_a_model_is_enough(started: list[Options]) -> None:
+    logins.save(LOGIN)
+    run("start", "--model", "m")
+    (options,) = started
+    assert (options.model, options.wallet, options.discovery) == ("m", WALLET, LOGIN.discovery)
+    assert options.credential == "a token"
+    assert "a token" not in repr(options)
+
+
+def test_a_flag_outweighs_the_environment_and_that_the_file(
+    started: list[Options], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logins.save(LOGIN)
+    settings = home / ".config" / "far-node" / "config.toml"
+    settings.write_text('model = "file"\nkv-gb = 2.5\nthreads = 3\nedge = true\ndevice = "cpu"\n')
+    monkeypatch.setenv("FAR_NODE_MODEL", "environment")
+    monkeypatch.setenv("FAR_NODE_THREADS", "4")
+    run("start", "--model", "flag")
+    run("start")
+    monkeypatch.delenv("FAR_NODE_MODEL")
+    run("start", "--no-edge")
+    assert [options.model for options in started] == ["flag", "environment", "file"]
+    assert [options.threads for options in started] == [4, 4, 4]
+    assert [options.kv_gb for options in started] == [2.5] * 3
+    assert [options.edge for options in started] == [True, True, False]
+    assert {options.device for options in started} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("modle = 'm'", "there is no setting 'modle'"),
+        ("[start]\nmodel = 'm'", "there is no setting 'start'"),
+        ("model =", "is not TOML"),
+    ],
+)
+def test_a_file_that_cannot_be_used(home: Path, text: str, complaint: str) -> None:
+    file = home / "mine.toml"
+    file.write_text(text)
+    assert complaint in run("--config", str(file), "start", status=1)
+
+
+def test_settings_are_changed_one_by_one_and_comments_stay(home: Path) -> None:
+    file = home / ".config" / "far-node" / "config.toml"
+    run("config", "set", "model", "far/pydoc-llama")
+    file.write_text("# mine\n" + file.read_text())
+    run("config", "set", "max-sessions", "4")
+    run("config", "set", "gpu", "0", "1")
+    run("config", "set", "max_sessions", "5")
+    assert file.read_text().splitlines() == [
+        "# mine",
+        'model = "far/pydoc-llama"',
+        "gpu = [0, 1]",
+        "max_sessions = 5",
+    ]
+    run("config", "unset", "gpu")
+    shown = run("config", "show")
+    assert "max_sessions = 5" in shown
+    assert "gpu" not in shown
+    assert "no setting 'wall'" in run("config", "set", "wall", "0x", status=1)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_the_login_is_for_its_owners_eyes_only(home: Path) -> None:
+    logins.save(LOGIN)
+    file = folders.config() / logins.FILE
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert logins.load() == LOGIN
+    assert [each.name for each in file.parent.iterdir()] == [logins.FILE]
+
+
+def test_what_is_said_without_a_login(home: Path) -> None:
+    assert "far-node login --discovery URL" in run("start", "--model", "m", status=1)
+    said = run("start", "--model", "m", "--discovery", "https://mesh.example", status=1)
+    assert "not logged in" in said
+    assert "not logged in" in run("logout")
+    assert "Which platform?" in run("login", status=1)
+    (folders.private(folders.config()) / logins.FILE).write_text("{}")
+    assert "Log in again" in run("start", "--model", "m", status=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--wallet", "0x" + "cd" * 20], "was let in by 0xabab"),
+        (["--discovery", "https://other.example"], "logged in at https://mesh.example, not at"),
+        (["--span", "3"], "--span is START:END"),
+        (["--schedule", "at night"], "A schedule is like 22:00-08:00"),
+        (["--max-sessions", "0"], "at least 1"),
+        (["--min-price", "much"], "an amount of FAR"),
+        (["--min-price", "-1"], "an amount of FAR"),
+        (["--gpu", "0", "--device", "cuda:0"], "A GPU holds one node"),
+        (["--keyfile", "/nowhere.json"], "Cannot read the keystore /nowhere.json"),
+        (["--auto-update"], "runs from a checkout"),
+        (["--device", "tpu"], "--device is cpu, cuda or cuda:N"),
+        (["--device", "cuda:7"], "torch finds no GPU here"),
+        (["--dtype", "float8"], "--dtype is one of"),
+        (["--device", "cpu", "--path", "/nowhere"], "There is no model folder /nowhere"),
+    ],
+)
+def test_mistakes_are_told_apart(arguments: list[str], complaint: str) -> None:
+    logins.save(LOGIN)
+    assert complaint in run("start", "--model", "m", *arguments, status=1)
+
+
+def test_the_wallet_of_a_key_file_is_the_one_that_is_paid(
+    started: list[Options], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, owner = keyfile(home, "secret")
+    arguments = ["start", "--model", "m", "--discovery", "https://x", "--keyfile", str(file)]
+    assert "Is FAR_NODE_PASSWORD its password?" in run(*arguments, status=1)
+    monkeypatch.setenv("FAR_NODE_PASSWORD", "secret")
+    assert f"belongs to {owner}, not to" in run(*arguments, "--wallet", WALLET, status=1)
+    run(*arguments)
+    assert started[0].wallet == owner
+    assert isinstance(started[0].credential, bytes)
+
+
+def test_the_specifications_flags(started: list[Options], home: Path) -> None:
+    logins.save(LOGIN)
+    flags = ["--model", "m", "--wallet", WALLET, "--discovery-url", LOGIN.discovery]
+    with pytest.raises(SystemExit) as ended:
+        server.main([*flags, "--public-addr", "192.0.2.1:31330", "--gpu", "1"])
+    assert ended.value.code == 0
+    assert (started[0].device, started[0].public_addr) == ("cuda:1", "192.0.2.1:31330")
+    with pytest.raises(SystemExit):
+        server.main([*flags, "--public-addr", "192.0.2.1:31330", "--device", "cpu"])
+    assert started[1].device == "cpu"
+    with pytest.raises(SystemExit) as refused:
+        server.main(["--model", "m"])
+    assert refused.value.code == 2
+
+
+def test_nothing_runs_here(home: Path) -> None:
+    assert "No node of yours runs here" in run("status", status=3)
+    assert "No node of yours runs here" in run("drain")
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from node_runner.cli import app\n"
+        "for command in ['start', 'login', 'doctor', 'bench', 'status', 'drain', 'service']:\n"
+        "    assert CliRunner().invoke(app, [command, '--help']).exit_code == 0, command\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_known_values_keep_their_kind(home: Path) -> None:
+    file = home / "some.toml"
+    values: dict[str, Any] = {"edge": True, "kv_gb": 0.5, "model": 'a "b" \\ c', "gpu": [0, 1]}
+    for name, value in values.items():
+        config.change(file, name, value)
+    known = dict.fromkeys(values, False) | {"gpu": True}
+    assert config.read(file, known) == values
