@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from api import problems
-from api.routes import auth, discovery, generation, health, nodes, receipts
+from api.routes import auth, discovery, generation, health, models, nodes, receipts
 from api.services import open_services
 from mesh import log
 from mesh.settings import Settings
@@ -31,6 +31,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=problems.RESPONSES,
     )
     problems.install(app, max_body_bytes=chosen.limits.max_body_bytes)
-    for routes in (generation, receipts, auth, nodes, discovery, health):
+    for routes in (generation, receipts, auth, nodes, models, discovery, health):
         app.include_router(routes.router)
     return app

@@ -95,6 +95,19 @@ def wallet_of_machine(bearer: HTTPAuthorizationCredentials | None, services: Ser
     return _subject(bearer, services, "machine")
 
 
+def node_or_machine(bearer: HTTPAuthorizationCredentials | None, services: Services) -> str:
+    """The id of the node, or the wallet of the machine, that calls.
+
+    Raises:
+        NotAuthenticated: no token, or none of ours.
+        Forbidden: a token of neither.
+    """
+    try:
+        return _subject(bearer, services, "node")
+    except Forbidden:
+        return wallet_of_machine(bearer, services)
+
+
 async def _node_id(bearer: Bearer, services: WithServices) -> str:
     return _subject(bearer, services, "node")
 

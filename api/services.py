@@ -14,6 +14,7 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 
+from api.published import PublishedWeights
 from api.usage_trees import UsageTrees
 from mesh import db, queue
 from mesh.catalog import Catalog
@@ -42,6 +43,7 @@ class Services:
     catalog: Catalog
     vault: PromptVault
     limiter: MovingWindowRateLimiter
+    published: PublishedWeights
     usage_trees: UsageTrees = field(default_factory=UsageTrees)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -120,6 +122,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         catalog=catalog,
         vault=vault,
         limiter=MovingWindowRateLimiter(storage),
+        published=PublishedWeights(settings.models, settings.weights),
     )
     try:
         yield services

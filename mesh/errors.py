@@ -16,7 +16,7 @@
     ├── Forbidden                403
     ├── InsufficientBalance      402
     ├── SpendingCapExceeded      402  the user has not signed for so much
-    ├── NotFound                 404  ModelNotFound, JobNotFound, NodeNotFound
+    ├── NotFound                 404  ModelNotFound, JobNotFound, NodeNotFound, WeightsNotPublished
     ├── IdempotencyConflict      409  the key was used for a different request
     ├── ReceiptNotReady          409  the job has not ended
     ├── StreamExpired            410
@@ -27,6 +27,13 @@
     ├── GenerationFailed         502  the mesh could not finish; the hold was returned whole
     ├── WireError                400  a message between nodes breaks the protocol
     ├── UnsupportedModel         422  no engine support for this family
+    ├── WeightsError             502  a span's weights cannot be had
+    │   ├── WeightsUnreachable   503  no answer from where they lie
+    │   ├── WeightsMissing       404  a file is not there
+    │   ├── WeightsRefused            what came is not what was asked for, or not a checkpoint
+    │   ├── WeightsChanged            a file changed while it was fetched
+    │   ├── WeightsCorrupt            bytes have another hash than the manifest says
+    │   └── DiskFull             507  no room for the span
     └── ChainError               502  the chain refused or did not answer
         ├── ChainUnreachable     503  no RPC endpoint answers, or none is fresh
         ├── AnswerTooLarge            an RPC endpoint answers with more than we take in
@@ -171,6 +178,10 @@ class NodeNotFound(NotFound):
     code = "node_not_found"
 
 
+class WeightsNotPublished(NotFound):
+    code = "weights_not_published"
+
+
 class IdempotencyConflict(MeshError):
     code = "idempotency_conflict"
     status = 409
@@ -226,6 +237,39 @@ class UnsupportedModel(MeshError):
     code = "unsupported_model"
     status = 422
     title = "Unsupported model"
+
+
+class WeightsError(MeshError):
+    code = "weights_error"
+    status = 502
+    title = "Weights cannot be had"
+
+
+class WeightsUnreachable(WeightsError):
+    code = "weights_unreachable"
+    status = 503
+
+
+class WeightsMissing(WeightsError):
+    code = "weights_missing"
+    status = 404
+
+
+class WeightsRefused(WeightsError):
+    code = "weights_refused"
+
+
+class WeightsChanged(WeightsError):
+    code = "weights_changed"
+
+
+class WeightsCorrupt(WeightsError):
+    code = "weights_corrupt"
+
+
+class DiskFull(WeightsError):
+    code = "disk_full"
+    status = 507
 
 
 class ChainError(MeshError):

@@ -46,7 +46,9 @@ def start(
     ] = "redis://127.0.0.1:6379/0",
     path: Annotated[
         str | None,
-        typer.Option(help="Checkpoint folder or hub id, if it is not the model's id."),
+        typer.Option(
+            help="Checkpoint folder, URL or hub id. Without it the platform is asked, then the hub."
+        ),
     ] = None,
     span: Annotated[
         str | None, typer.Option(help="Layers to serve, as START:END (end not included).")
@@ -92,6 +94,13 @@ def start(
         str, typer.Option(help="Where this machine is, such as EU-West.")
     ] = "unknown",
     cache: Annotated[Path, typer.Option(help="Folder for span checkpoints.")] = CACHE,
+    cache_gb: Annotated[
+        float | None,
+        typer.Option(min=0, help="What they may take, in GB; half of the disk if not given."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read a checkpoint that is there and check its hash.")
+    ] = False,
     metrics_port: Annotated[int, typer.Option(help="Prometheus port; 0 for none.")] = 0,
 ) -> None:
     """Register, load the span, and pull work until Ctrl-C or SIGTERM (which drains)."""
@@ -118,6 +127,8 @@ def start(
         public_addr=public_addr,
         location=location,
         cache=cache,
+        cache_gb=cache_gb,
+        verify=verify,
         metrics_port=metrics_port,
     )
     try:

@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -25,6 +26,8 @@ from node_runner.platform import Identity, Platform, PlatformError, Vitals
 from node_runner.runner import Runner
 from node_runner.transport import Unreachable
 from node_runner.transport.redis import RedisTransport
+from node_runner.weights.asking import AskPlatform, Wallet
+from node_runner.weights.where import weights_of
 
 log = structlog.get_logger()
 
@@ -58,6 +61,8 @@ class Options:
     public_addr: str
     location: str
     cache: Path
+    cache_gb: float | None
+    verify: bool
     metrics_port: int
 
 
@@ -69,7 +74,7 @@ def serve(options: Options) -> None:
     """
     private_key = _unlock(options)
     device = _device(options.device)
-    loaded, spec, guesser = _load(options, device)
+    loaded, spec, guesser = _load(options, device, private_key)
     budget = _kv_budget(options.kv_gb, loaded)
     identity = Identity(
         wallet_address=options.wallet,
@@ -139,19 +144,26 @@ def serve(options: Options) -> None:
         )
 
 
-def _load(options: Options, device: torch.device) -> tuple[Span, SpanSpec, Span | None]:
+def _load(
+    options: Options, device: torch.device, private_key: bytes
+) -> tuple[Span, SpanSpec, Span | None]:
     """The span, what it holds, and the model that guesses for the edge."""
     if options.quantization not in QUANTIZATIONS:
         raise CannotServe(
             f"--quantization is one of {', '.join(QUANTIZATIONS)}; got {options.quantization!r}."
         )
     torch.set_num_threads(options.threads)
+    wallet = Wallet(options.wallet, private_key)
+    ask = AskPlatform(options.discovery, options.model, wallet=wallet)
     try:
         folder, spec = prepare_span(
             options.path or options.model,
             layers=options.span,
             edge=options.edge,
             cache=options.cache,
+            cache_bytes=_cache_bytes(options),
+            verify=options.verify,
+            opened=partial(weights_of, options.path, ask),
         )
         loaded = Span(
             folder,
@@ -208,7 +220,11 @@ def _guesser(options: Options, loaded: Span) -> Span | None:
         return None
     if not loaded.edge:
         raise CannotServe("--draft goes with --edge: only the edge has tokens to guess.")
-    return load_draft(options.draft, loaded, cache=options.cache)
+    return load_draft(options.draft, loaded, cache=options.cache, cache_bytes=_cache_bytes(options))
+
+
+def _cache_bytes(options: Options) -> int | None:
+    return None if options.cache_gb is None else round(options.cache_gb * 1e9)
 
 
 def _kv_budget(gigabytes: float, loaded: Span) -> int:

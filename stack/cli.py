@@ -19,7 +19,7 @@ from mesh.errors import ChainError
 from mesh.escrow_view import EscrowView
 from mesh.ledger.check import Report, check
 from mesh.settings import Settings
-from stack import contracts_cli
+from stack import contracts_cli, models_cli
 from stack import demo as demonstration
 from stack.servers import StackError, free_port
 from stack.supervisor import DEMO_MODEL, DEMO_MODEL_ID, Plan, Stack
@@ -31,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(contracts_cli.app, name="contracts")
+app.add_typer(models_cli.app, name="models")
 ledger_app = typer.Typer(help="The books.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
 console = Console(highlight=False)
