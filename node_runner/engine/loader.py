@@ -9,6 +9,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,10 +73,11 @@ def prepare_span(
     asked = json.dumps([source, layers, edge])
     try:
         files = opened() if opened is not None else weights.open_source(source)
-        config = _config(files)
-        spec = SpanSpec(*(layers or (0, config.num_hidden_layers)), edge)
-        _check_span(spec, config.num_hidden_layers)
-        folder = weights.obtain(files, _span(source, asked, config, spec), kept)
+        with closing(files):
+            config = _config(files)
+            spec = SpanSpec(*(layers or (0, config.num_hidden_layers)), edge)
+            _check_span(spec, config.num_hidden_layers)
+            folder = weights.obtain(files, _span(source, asked, config, spec), kept)
     except WeightsUnreachable as error:
         latest = kept.latest(asked)
         if latest is None:

@@ -56,6 +56,9 @@ class Patience:
         return random.uniform(0, min(self.longest, self.first * 2 ** (failures - 1)))
 
 
+PATIENCE = Patience()
+
+
 class Addresses(Protocol):
     """Where files are."""
 
@@ -86,12 +89,10 @@ class HttpFiles:
         addresses: Addresses,
         *,
         manifest: Manifest | None = None,
-        patience: Patience = Patience(),
     ) -> None:
         self.name = addresses.name
         self.manifest = manifest
         self._addresses = addresses
-        self._patience = patience
         self._http = httpx.Client(timeout=TIMEOUT, follow_redirects=True)
 
     def small(self, name: str) -> bytes:
@@ -109,7 +110,7 @@ class HttpFiles:
     def stream(self, name: str, version: Version, start: int, end: int) -> Iterator[bytes]:
         """See :class:`node_runner.weights.source.Source`. After a cut it goes on from the byte that
         is missing."""
-        tries = _Tries(name, self._addresses, self._patience)
+        tries = _Tries(name, self._addresses)
         while start < end:
             with tries, self._ask(name, _range(version, start, end)) as answer:
                 _check_range(answer, name, version, start, end)
@@ -118,8 +119,12 @@ class HttpFiles:
                     tries.forget()
                     yield piece
 
+    def close(self) -> None:
+        """See :class:`node_runner.weights.source.Source`."""
+        self._http.close()
+
     def _patiently(self, name: str, ask: Callable[[], T]) -> T:
-        tries = _Tries(name, self._addresses, self._patience)
+        tries = _Tries(name, self._addresses)
         while True:
             with tries:
                 return ask()
@@ -182,10 +187,9 @@ class _Refused(Exception):
 class _Tries:
     """The attempts of one request: within it, failures are waited out, up to a number in a row."""
 
-    def __init__(self, name: str, addresses: Addresses, patience: Patience) -> None:
+    def __init__(self, name: str, addresses: Addresses) -> None:
         self._name = name
         self._addresses = addresses
-        self._patience = patience
         self.forget()
 
     def forget(self) -> None:
@@ -209,12 +213,12 @@ class _Tries:
             return False
         self._failures += 1
         reason = str(error) or type(error).__name__
-        if self._failures >= self._patience.attempts:
+        if self._failures >= PATIENCE.attempts:
             raise WeightsUnreachable(
                 f"{self._addresses.name} does not give {self._name}: {reason} "
                 f"({self._failures} attempts)."
             ) from None
-        pause = self._patience.pause(self._failures)
+        pause = PATIENCE.pause(self._failures)
         if isinstance(error, _Again):
             pause = max(pause, error.wait)
         log.warning("weights_interrupted", file=self._name, reason=reason, retry_in=round(pause, 1))

@@ -6,7 +6,7 @@ import httpx
 from huggingface_hub import get_token, hf_hub_url
 
 from mesh.errors import WeightsError
-from node_runner.weights.http import HttpFiles, Patience
+from node_runner.weights.http import HttpFiles
 
 ENDPOINT = "https://huggingface.co"
 BRANCH = "main"
@@ -51,6 +51,6 @@ class HubAddresses:
         return True
 
 
-def hub(repository: str, patience: Patience = Patience()) -> HttpFiles:  # noqa: B008
+def hub(repository: str) -> HttpFiles:
     """The files of a repository (`owner/name`)."""
-    return HttpFiles(HubAddresses(repository), patience=patience)
+    return HttpFiles(HubAddresses(repository))

@@ -61,13 +61,12 @@ class Layout:
     hashes: list[tuple[int, int, str, str]]
 
 
-def lay_out(source: Source, renamed: Callable[[str], str | None], chunk: int = CHUNK) -> Layout:
+def lay_out(source: Source, renamed: Callable[[str], str | None]) -> Layout:
     """Plan a span's file.
 
     Args:
         source: A checkpoint, in one file or in several with an index.
         renamed: A tensor's name in the span; none if it is not the span's.
-        chunk: Bytes of a request at most.
 
     Raises:
         WeightsError: it cannot be read, or is not what it has to be.
@@ -89,7 +88,7 @@ def lay_out(source: Source, renamed: Callable[[str], str | None], chunk: int = C
         for name, one in wanted.items()
         if one.sha256 is not None
     )
-    return Layout(header, size, _chunks(wanted, at, chunk), versions, hashes)
+    return Layout(header, size, _chunks(wanted, at, CHUNK), versions, hashes)
 
 
 def _find(

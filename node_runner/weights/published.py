@@ -1,17 +1,17 @@
 """Files of a model that the operator published: by the platform's word, or beside a manifest."""
 
+import contextlib
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import quote
 
 import httpx
 
 from mesh import manifest
-from mesh.errors import WeightsChanged, WeightsCorrupt, WeightsMissing, WeightsRefused
-from mesh.manifest import Manifest
-from node_runner.weights.http import HttpFiles, Patience
+from mesh.errors import WeightsChanged, WeightsCorrupt, WeightsMissing
+from node_runner.weights.http import HttpFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,32 +73,34 @@ class BaseAddresses:
         return False
 
 
-def listed(ask: Callable[[], Listing], patience: Patience = Patience()) -> HttpFiles:  # noqa: B008
+def listed(ask: Callable[[], Listing]) -> HttpFiles:
     """What the platform lists, with its manifest.
 
     Raises:
         WeightsCorrupt: the manifest is not the one that the platform speaks of.
     """
     addresses = ListedAddresses(ask)
-    files = HttpFiles(addresses, patience=patience)
-    content = files.small(manifest.NAME)
-    if hashlib.sha256(content).hexdigest() != addresses.manifest_sha256:
-        raise WeightsCorrupt(f"The manifest of {files.name} is not the one that was published.")
-    files.manifest = _of_whom(manifest.read_manifest(content), addresses.name)
+    files = HttpFiles(addresses)
+    with _closed_on_error(files):
+        content = files.small(manifest.NAME)
+        if hashlib.sha256(content).hexdigest() != addresses.manifest_sha256:
+            raise WeightsCorrupt(f"The manifest of {files.name} is not the one that was published.")
+        files.manifest = manifest.read_manifest(content)
     return files
 
 
-def under(base: str, patience: Patience = Patience()) -> HttpFiles:  # noqa: B008
+def under(base: str) -> HttpFiles:
     """Files under one URL, with the manifest that lies there, if any."""
-    files = HttpFiles(BaseAddresses(base), patience=patience)
-    try:
+    files = HttpFiles(BaseAddresses(base))
+    with _closed_on_error(files), contextlib.suppress(WeightsMissing):
         files.manifest = manifest.read_manifest(files.small(manifest.NAME))
-    except WeightsMissing:
-        files.manifest = None
     return files
 
 
-def _of_whom(made: Manifest, name: str) -> Manifest:
-    if not made.tensors:
-        raise WeightsRefused(f"The manifest of {name} lists no tensors.")
-    return made
+@contextlib.contextmanager
+def _closed_on_error(files: HttpFiles) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        files.close()
+        raise

@@ -57,6 +57,10 @@ class Source(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Hang up."""
+        ...
+
 
 class Folder:
     """A checkpoint on this machine's disks."""
@@ -85,6 +89,9 @@ class Folder:
                     raise WeightsChanged(f"{path} became shorter while it was copied.")
                 start += len(piece)
                 yield piece
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def _existing(self, name: str) -> Path:
         path = self._folder / name
