@@ -206,8 +206,9 @@ def test_a_file_that_changes_meanwhile_is_noticed(
 
     server.faults.no_tag = what == "size"
     server.faults.on_piece = change
-    error = WeightsMissing if what == "gone" else WeightsChanged
-    refuse(server, tmp_path, error, "has no" if what == "gone" else "now;|changed|whole")
+    # Between two looks at headers, a longer file is one whose header does not fit.
+    errors = {"gone": WeightsMissing, "tag": WeightsChanged, "size": WeightsError}
+    refuse(server, tmp_path, errors[what], "has no|bytes now;|changed|header tells of")
 
 
 def test_a_source_without_this_model_is_told_of(server: FileServer, tmp_path: Path) -> None:
