@@ -202,6 +202,18 @@ def may_see_node(
     return bool(claims["sub"].lower() == mine.lower())
 
 
+async def node_or_machine(bearer: HTTPAuthorizationCredentials | None, services: Services) -> str:
+    """The id of the node, or the wallet of the machine, that calls.
+
+    Raises:
+        NotAuthenticated: no token, none of ours, or one that the wallet has taken back.
+        Forbidden: a token of neither.
+    """
+    if _claims(bearer, services)["kind"] == "node":
+        return registration_of(bearer, services).node_id
+    return (await machine_of(bearer, services)).wallet
+
+
 async def _registration(bearer: Bearer, services: WithServices) -> Registration:
     return registration_of(bearer, services)
 

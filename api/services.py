@@ -15,6 +15,7 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 
 from api.places import Places
+from api.published import PublishedWeights
 from api.relay.desk import Desk
 from mesh import db, queue
 from mesh.catalog import Catalog
@@ -46,6 +47,7 @@ class Services:
     limiter: MovingWindowRateLimiter
     places: Places
     relay: Desk
+    published: PublishedWeights
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -142,6 +144,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         limiter=MovingWindowRateLimiter(storage),
         places=places,
         relay=Desk(redis.connection_pool, settings.relay),
+        published=PublishedWeights(settings.models, settings.weights),
     )
     try:
         yield services

@@ -20,7 +20,7 @@
     ├── InsufficientBalance      402
     ├── SpendingCapExceeded      402  the user has not signed for so much
     ├── NotFound                 404  ModelNotFound, JobNotFound, NodeNotFound, MachineNotFound,
-    │                                 UserCodeUnknown
+    │                                 UserCodeUnknown, WeightsNotPublished
     ├── IdempotencyConflict      409  the key was used for a different request
     ├── ReceiptNotReady          409  the job has not ended
     ├── NodeIdTaken              409  the name belongs to another wallet's node
@@ -34,6 +34,13 @@
     ├── WireError                400  a message between nodes breaks the protocol
     ├── RecordRefused            400  a record in the DHT is not its owner's, or breaks a rule
     ├── UnsupportedModel         422  no engine support for this family
+    ├── WeightsError             502  a span's weights cannot be had
+    │   ├── WeightsUnreachable   503  no answer from where they lie
+    │   ├── WeightsMissing       404  a file is not there
+    │   ├── WeightsRefused            what came is not what was asked for, or not a checkpoint
+    │   ├── WeightsChanged            a file changed while it was fetched
+    │   ├── WeightsCorrupt            bytes have another hash than the manifest says
+    │   └── DiskFull             507  no room for the span
     └── ChainError               502  the chain refused or did not answer
         ├── ChainUnreachable     503  no RPC endpoint answers, or none is fresh
         ├── AnswerTooLarge            an RPC endpoint answers with more than we take in
@@ -217,6 +224,10 @@ class UserCodeUnknown(NotFound):
     code = "user_code_unknown"
 
 
+class WeightsNotPublished(NotFound):
+    code = "weights_not_published"
+
+
 class IdempotencyConflict(MeshError):
     code = "idempotency_conflict"
     status = 409
@@ -296,6 +307,39 @@ class UnsupportedModel(MeshError):
     code = "unsupported_model"
     status = 422
     title = "Unsupported model"
+
+
+class WeightsError(MeshError):
+    code = "weights_error"
+    status = 502
+    title = "Weights cannot be had"
+
+
+class WeightsUnreachable(WeightsError):
+    code = "weights_unreachable"
+    status = 503
+
+
+class WeightsMissing(WeightsError):
+    code = "weights_missing"
+    status = 404
+
+
+class WeightsRefused(WeightsError):
+    code = "weights_refused"
+
+
+class WeightsChanged(WeightsError):
+    code = "weights_changed"
+
+
+class WeightsCorrupt(WeightsError):
+    code = "weights_corrupt"
+
+
+class DiskFull(WeightsError):
+    code = "disk_full"
+    status = 507
 
 
 class ChainError(MeshError):

@@ -1,4 +1,5 @@
-"""What a provider's wallet signs: every fact that matters, and a nonce."""
+"""What a provider's wallet signs to register a node or to get weights: every fact that matters, and
+a nonce."""
 
 from eth_account import Account
 from eth_account.messages import encode_defunct
@@ -68,6 +69,11 @@ def machine_message(
         f"Issued At: {issued_at}\n"
         f"Expiration Time: {expires_at}"
     )
+
+
+def weights_message(*, wallet_address: str, model_id: str, nonce: str) -> str:
+    """The text that a wallet signs to be told where a model's weights are."""
+    return f"Far Mesh weights\nWallet: {wallet_address.lower()}\nModel: {model_id}\nNonce: {nonce}"
 
 
 def sign(message: str, private_key: bytes) -> str:

@@ -43,6 +43,18 @@ class ModelSettings(BaseModel):
     min_nodes: int = Field(1, ge=1)
     payment_per_token: Decimal = Field(ge=0, max_digits=38, decimal_places=18)
     """FAR for each generated token."""
+    s3: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9.-]{2,62}(/.*)?$")
+    """`BUCKET/PREFIX` where `far-mesh models publish` put the weights: nodes get signed URLs."""
+    weights_url: str | None = Field(None, pattern=r"^https?://")
+    """URL under which the published folder lies, where it is open to everybody."""
+
+
+class WeightSettings(BaseModel):
+    url_ttl: int = Field(3600, ge=60, le=7 * 24 * 3600)
+    """Seconds for which a signed URL of weights is good; a node that needs longer asks again. S3
+    allows a week."""
+    manifest_ttl: float = Field(60, ge=0)
+    """Seconds for which a model's manifest is kept before it is read again."""
 
 
 class DiscoverySettings(BaseModel):
@@ -223,6 +235,8 @@ class LimitSettings(BaseModel):
     """Each reads its batch's usage tree: up to some megabytes."""
     tables_per_wallet: str = "60/hour"
     """Usage and earnings as CSV, which may be long."""
+    weights_per_wallet: str = "600/hour"
+    """Requests for a model's files, by a wallet's machines, or by one node."""
     max_body_bytes: int = 2**20
     max_prompt_chars: int = 200_000
     trust_forwarded_for: bool = False
@@ -275,6 +289,7 @@ class Settings(BaseSettings):
     log_json: bool = True
 
     models: list[ModelSettings] = []
+    weights: WeightSettings = WeightSettings()
     discovery: DiscoverySettings = DiscoverySettings()
     payments: PaymentsSettings = PaymentsSettings()
     auth: AuthSettings = AuthSettings()

@@ -1,9 +1,9 @@
 """Makes engines: a span's checkpoint, its layers in memory, and room for KV."""
 
-import errno
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +19,8 @@ from node_runner.engine.loader import SpanSpec, prepare_span
 from node_runner.engine.span import Span
 from node_runner.engines import Layers
 from node_runner.options import CannotServe, Options
+from node_runner.weights.asking import AskPlatform, Wallet
+from node_runner.weights.where import weights_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,11 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A span in memory, and the model that guesses beside it, if there is one. ``seconds``: of
-    loading its weights."""
+    """A span in memory, and the model that guesses beside it, if there is one. ``folder``: its
+    checkpoint, which stays in the cache until it is released. ``seconds``: of loading its
+    weights."""
 
+    folder: Path
     span: Span
     guesser: Span | None
     spec: SpanSpec
@@ -56,7 +60,8 @@ class Loader:
         CannotServe: an option is wrong.
     """
 
-    def __init__(self, options: Options, device: torch.device) -> None:
+    def __init__(self, options: Options, device: torch.device, platform: str) -> None:
+        """``platform``: URL of who is asked where the weights are, if the options do not say."""
         if options.quantization not in QUANTIZATIONS:
             raise CannotServe(
                 f"--quantization is one of {', '.join(QUANTIZATIONS)}; "
@@ -68,6 +73,7 @@ class Loader:
             self._dtype = devices.pick_dtype(options.dtype, device)
         except ValueError as error:
             raise CannotServe(str(error)) from None
+        self._ask = _question(options, platform)
         self._wire_dtype = _wire_dtype(options.wire)
         self._kv_bytes = round(options.kv_gb * 1e9)
 
@@ -83,13 +89,17 @@ class Loader:
                 layers=layers,
                 edge=edge,
                 cache=self._options.cache,
+                cache_bytes=_bytes(self._options.cache_gb),
+                verify=self._options.verify,
+                opened=partial(weights_of, self._options.path, self._ask),
             )
             config = json.loads((folder / "config.json").read_text())
             takes = footprint(config, self._options.quantization, number_bytes=self._dtype.itemsize)
         except MeshError as error:
             raise CannotServe(error.detail) from None
         except OSError as error:
-            raise CannotServe(self._unreadable(error)) from None
+            source = self._options.path or self._options.model
+            raise CannotServe(f"Cannot read the model {source}: {error}") from None
         weights = (spec.end - spec.start) * takes.layer + edge * takes.edge
         return Prepared(folder, spec, weights + self._kv_bytes)
 
@@ -117,7 +127,7 @@ class Loader:
                     accelerate(guesser)
         except MeshError as error:
             raise CannotServe(error.detail) from None
-        return Loaded(span, guesser, prepared.spec, seconds)
+        return Loaded(prepared.folder, span, guesser, prepared.spec, seconds)
 
     def engine(self, loaded: Loaded, node_id: str) -> Engine:
         """
@@ -137,14 +147,6 @@ class Loader:
             capture_decoding(loaded.span, engine.pool)
         return engine
 
-    def _unreadable(self, error: OSError) -> str:
-        if error.errno == errno.ENOSPC:
-            return (
-                f"The disk is full: the span does not fit under {self._options.cache}. Make room, "
-                "or choose another --cache."
-            )
-        return f"Cannot read the model {self._options.path or self._options.model}: {error}"
-
     def _guesser(self, span: Span) -> Span | None:
         if self._options.draft is None or not self._options.speculate or not span.edge:
             return None
@@ -157,6 +159,18 @@ class Loader:
                 f"--kv-gb {self._options.kv_gb:g} holds nothing: a block takes {least / 1e9:g} GB."
             )
         return self._kv_bytes
+
+
+def _question(options: Options, platform: str) -> AskPlatform:
+    """Where the weights are, asked with what the node registers with."""
+    if isinstance(options.credential, str):
+        return AskPlatform(platform, options.model, token=options.credential)
+    wallet = Wallet(options.wallet, options.credential)
+    return AskPlatform(platform, options.model, wallet=wallet)
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else round(gigabytes * 1e9)
 
 
 def _wire_dtype(name: str) -> str | None:

@@ -9,6 +9,7 @@ import structlog
 
 from node_runner.engines import Engines, Layers
 from node_runner.loading import Loaded, Loader, Prepared
+from node_runner.weights.cache import release
 
 log = structlog.get_logger()
 
@@ -57,6 +58,7 @@ class Mover:
         self._lost = lost
         self._counted_on = loaded.layers
         self._last = loaded
+        self._folders = {loaded.layers: loaded.folder}
         self._loading: threading.Thread | None = None
         self.cannot_serve: Layers | None = None
         """The span that it was told to load last, if it could not."""
@@ -69,6 +71,7 @@ class Mover:
             if layers != self._counted_on:
                 self._counted_on = layers
                 self._switched()
+            self._release()
         # Routes may count on what an earlier process of this node had loaded.
         if not (self._busy or layers in self._engines.loaded or layers == self.cannot_serve):
             self._loading = threading.Thread(target=self._move, args=(layers,), daemon=True)
@@ -98,8 +101,17 @@ class Mover:
             self._serve_again(old)
         self._news()
 
+    def _release(self) -> None:
+        """Checkpoints of spans that are not served any more need not stay in the cache."""
+        if self._busy:
+            return
+        used = {*self._engines.loaded, self._counted_on, self._last.layers}
+        for layers in self._folders.keys() - used:
+            release(self._folders.pop(layers))
+
     def _load(self, prepared: Prepared) -> None:
         self._last = loaded = self._loader.load(prepared)
+        self._folders[loaded.layers] = loaded.folder
         self._takes[loaded.layers] = prepared.memory_bytes
         self._engines.add(loaded.layers, self._loader.engine(loaded, self._node_id))
         while loaded.layers not in self._engines.loaded:  # until the runner steps

@@ -80,7 +80,7 @@ class _Node:
         memory_bytes = _memory_bytes(options, device)
         identity = _identity(options, device, claim, memory_bytes)
         self._platform = Platform(url, identity, options.credential, dht_key.public.hex())
-        loader = Loader(options, device)
+        loader = Loader(options, device, url)
         prepared, self._loaded = self._join(loader)
         _serve_metrics(options.metrics_port)
         self._meter = metrics.Meter()

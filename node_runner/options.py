@@ -41,6 +41,8 @@ class Options:
     public_addr: str
     location: str
     cache: Path
+    cache_gb: float | None
+    verify: bool
     metrics_port: int
     max_sessions: int | None
     min_price: str | None

@@ -19,7 +19,7 @@ from mesh.errors import ChainError
 from mesh.escrow_view import EscrowView
 from mesh.ledger.check import Report, check
 from mesh.settings import Settings
-from stack import contracts_cli
+from stack import contracts_cli, models_cli
 from stack import demo as demonstration
 from stack.discovery_cli import discovery
 from stack.servers import StackError, free_port
@@ -32,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(contracts_cli.app, name="contracts")
+app.add_typer(models_cli.app, name="models")
 app.command()(discovery)
 ledger_app = typer.Typer(help="The books.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")

@@ -146,7 +146,11 @@ Redis = Annotated[
 ]
 CheckpointPath = Annotated[
     str | None,
-    option("Checkpoint folder or hub id, if it is not the model's id.", env="PATH", panel=FINE),
+    option(
+        "Checkpoint folder, URL or hub id. Without it the platform is asked, then the hub.",
+        env="PATH",
+        panel=FINE,
+    ),
 ]
 Edge = Annotated[
     bool,
@@ -191,6 +195,24 @@ Location = Annotated[
     str, option("Where this machine is, such as EU-West.", env="LOCATION", panel=FINE)
 ]
 Cache = Annotated[Path, option("Folder for span checkpoints.", env="CACHE", panel=FINE)]
+CacheGb = Annotated[
+    float | None,
+    option(
+        "What span checkpoints may take, in GB; half of the disk if not given.",
+        "--cache-gb",
+        env="CACHE_GB",
+        panel=LIMITS,
+    ),
+]
+Verify = Annotated[
+    bool,
+    option(
+        "Read a checkpoint that is there and check its hash.",
+        "--verify/--no-verify",
+        env="VERIFY",
+        panel=FINE,
+    ),
+]
 MetricsPort = Annotated[
     int, option("Prometheus port, one more for each node; 0: none.", env="METRICS_PORT", panel=FINE)
 ]

@@ -50,6 +50,8 @@ def start(
     public_addr: options.PublicAddr = "0.0.0.0:31330",
     location: options.Location = "unknown",
     cache: options.Cache = options.CACHE,
+    cache_gb: options.CacheGb = None,
+    verify: options.Verify = False,
     metrics_port: options.MetricsPort = 0,
 ) -> None:
     """Register, load the span, and pull work until Ctrl-C or SIGTERM (which drains).
@@ -118,6 +120,8 @@ def start(
                 public_addr=public_addr,
                 location=location,
                 cache=cache,
+                cache_gb=cache_gb,
+                verify=verify,
                 metrics_port=metrics_port,
                 max_sessions=max_sessions,
                 min_price=min_price,

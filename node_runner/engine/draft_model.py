@@ -32,18 +32,19 @@ class Ask:
     sampling: Sampling
 
 
-def load_draft(source: str, target: Span, *, cache: Path) -> Span:
+def load_draft(source: str, target: Span, *, cache: Path, cache_bytes: int | None = None) -> Span:
     """All layers of a small model that is to guess the target's tokens.
 
     Args:
         source: Local folder of a checkpoint in safetensors, or a hub id.
         target: The edge's span.
         cache: Folder under which span checkpoints are kept.
+        cache_bytes: What they may take together; half of the disk if not given.
 
     Raises:
         UnsupportedModel: no such model, none that the engine serves, or another vocabulary.
     """
-    folder, _ = prepare_span(source, layers=None, edge=True, cache=cache)
+    folder, _ = prepare_span(source, layers=None, edge=True, cache=cache, cache_bytes=cache_bytes)
     span = Span(folder, edge=True, device=target.device, dtype=target.dtype)
     same_rows = span.vocab_size == target.vocab_size
     if not same_rows or span.tokenizer.get_vocab() != target.tokenizer.get_vocab():

@@ -9,7 +9,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mesh.errors import UnsupportedModel
-from node_runner.engine import loader
 from node_runner.engine.loader import prepare_span
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import load_span
@@ -137,19 +136,3 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UnsupportedModel, match=r"up_proj"):
         load_span(source, (2, 4), tmp_path / "cache")
-
-
-def test_a_killed_loader_leaves_no_half_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Killed(BaseException):
-        pass
-
-    def killed(*_: object, **__: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loader, "save_file", killed)
-        prepare_span(str(DEMO_MODEL), layers=(0, 2), edge=True, cache=tmp_path)
-    folder, _ = prepare_span(str(DEMO_MODEL), layers=(0, 2), edge=True, cache=tmp_path)
-    assert tensors_of(folder)

@@ -1,0 +1,290 @@
+"""Ranges of files over HTTP: retried after a cut, refused when they are not what was asked for."""
+
+import hashlib
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+import httpx
+import structlog
+
+from mesh.errors import (
+    WeightsChanged,
+    WeightsCorrupt,
+    WeightsError,
+    WeightsMissing,
+    WeightsRefused,
+    WeightsUnreachable,
+)
+from mesh.manifest import Manifest
+from node_runner.weights.source import BUFFER, MAX_SMALL, Version
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+"""Seconds; without a byte for that long, a connection counts as cut."""
+
+LONGEST_WAIT = 120.0
+"""Seconds; a server that asks for more patience (`Retry-After`) is taken at so much."""
+
+PLAIN = {"Accept-Encoding": "identity"}
+"""Bytes as they lie there: those of a compressed answer could not be counted."""
+
+OVERLOADED = (408, 425, 429, 500, 502, 503, 504)
+REFUSED = (401, 403)
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often in a row a request may bring nothing, and the seconds between two attempts: at
+    random up to ``first``, doubled each time, up to ``longest``."""
+
+    attempts: int = 8
+    first: float = 1.0
+    longest: float = 30.0
+
+    def pause(self, failures: int) -> float:
+        return random.uniform(0, min(self.longest, self.first * 2 ** (failures - 1)))
+
+
+PATIENCE = Patience()
+
+
+class Addresses(Protocol):
+    """Where files are."""
+
+    name: str
+
+    def of(self, file: str) -> tuple[str, dict[str, str]]:
+        """A file's URL, and headers for it.
+
+        Raises:
+            WeightsMissing: there is none of that name.
+        """
+        ...
+
+    def answered(self, file: str, answer: httpx.Response) -> None:
+        """An answer came for that file; ``answer.history`` tells by which redirects."""
+        ...
+
+    def renew(self, file: str, refused: str) -> bool:
+        """That URL was refused (401 or 403): whether there is another one to try."""
+        ...
+
+
+class HttpFiles:
+    """A source of files at HTTP addresses. May be used by several threads."""
+
+    def __init__(
+        self,
+        addresses: Addresses,
+        *,
+        manifest: Manifest | None = None,
+    ) -> None:
+        self.name = addresses.name
+        self.manifest = manifest
+        self._addresses = addresses
+        self._http = httpx.Client(timeout=TIMEOUT, follow_redirects=True)
+
+    def small(self, name: str) -> bytes:
+        """See :class:`node_runner.weights.source.Source`."""
+        content = self._patiently(name, lambda: self._whole(name))
+        told = self.manifest.files.get(name) if self.manifest is not None else None
+        if told is not None and hashlib.sha256(content).hexdigest() != told.sha256:
+            raise WeightsCorrupt(f"{name} of {self.name} is not what was published.")
+        return content
+
+    def head(self, name: str, length: int) -> tuple[Version, bytes]:
+        """See :class:`node_runner.weights.source.Source`."""
+        return self._patiently(name, lambda: self._beginning(name, length))
+
+    def stream(self, name: str, version: Version, start: int, end: int) -> Iterator[bytes]:
+        """See :class:`node_runner.weights.source.Source`. After a cut it goes on from the byte that
+        is missing."""
+        tries = _Tries(name, self._addresses)
+        while start < end:
+            with tries, self._ask(name, _range(version, start, end)) as answer:
+                _check_range(answer, name, version, start, end)
+                for piece in _body(answer, end - start):
+                    start += len(piece)
+                    tries.forget()
+                    yield piece
+
+    def close(self) -> None:
+        """See :class:`node_runner.weights.source.Source`."""
+        self._http.close()
+
+    def _patiently(self, name: str, ask: Callable[[], T]) -> T:
+        tries = _Tries(name, self._addresses)
+        while True:
+            with tries:
+                return ask()
+
+    def _whole(self, name: str) -> bytes:
+        with self._ask(name, {}) as answer:
+            if answer.status_code != httpx.codes.OK:
+                raise WeightsRefused(f"{name}: {self.name} answered {answer.status_code}.")
+            content = bytearray()
+            for piece in answer.iter_raw(BUFFER):
+                content += piece
+                if len(content) > MAX_SMALL:
+                    raise WeightsRefused(f"{name} of {self.name} is larger than it may be.")
+            return bytes(content)
+
+    def _beginning(self, name: str, length: int) -> tuple[Version, bytes]:
+        with self._ask(name, {"Range": f"bytes=0-{length - 1}"}) as answer:
+            start, end, size = _told_range(answer, name)
+            if (start, end) != (0, min(length, size)):
+                raise WeightsRefused(f"{name}: another range came than was asked for.")
+            return Version(size, _tag(answer)), b"".join(_body(answer, end))
+
+    @contextmanager
+    def _ask(self, name: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """An answer whose body is still to come, after a look at its status.
+
+        Raises:
+            _Again, _Refused: see there.
+            WeightsMissing: no such file.
+        """
+        url, own = self._addresses.of(name)
+        with self._http.stream("GET", url, headers={**PLAIN, **own, **headers}) as answer:
+            status = answer.status_code
+            if status in OVERLOADED:
+                raise _Again(f"HTTP {status}", _retry_after(answer))
+            if status in REFUSED:
+                raise _Refused(url, f"{self.name} refuses {name} (HTTP {status}).")
+            if status in (httpx.codes.NOT_FOUND, httpx.codes.GONE):
+                raise WeightsMissing(f"{self.name} has no {name}.")
+            self._addresses.answered(name, answer)
+            yield answer
+
+
+class _Again(Exception):
+    """Worth another attempt; ``wait``: what the server asks for, in seconds."""
+
+    def __init__(self, reason: str, wait: float) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class _Refused(Exception):
+    """An address that does not let us in, or not any more."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(reason)
+        self.url = url
+
+
+class _Tries:
+    """The attempts of one request: within it, failures are waited out, up to a number in a row."""
+
+    def __init__(self, name: str, addresses: Addresses) -> None:
+        self._name = name
+        self._addresses = addresses
+        self.forget()
+
+    def forget(self) -> None:
+        """Something came: what failed before does not count."""
+        self._failures, self._renewed = 0, False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> bool:
+        if isinstance(error, _Refused):
+            if self._renewed or not self._addresses.renew(self._name, error.url):
+                raise WeightsError(str(error)) from None
+            self._renewed = True
+            return True
+        if not isinstance(error, httpx.TransportError | _Again):
+            if isinstance(error, httpx.HTTPError):  # such as a ring of redirects
+                raise WeightsRefused(f"{self._addresses.name}: {error}") from None
+            return False
+        self._failures += 1
+        reason = str(error) or type(error).__name__
+        if self._failures >= PATIENCE.attempts:
+            raise WeightsUnreachable(
+                f"{self._addresses.name} does not give {self._name}: {reason} "
+                f"({self._failures} attempts)."
+            ) from None
+        pause = PATIENCE.pause(self._failures)
+        if isinstance(error, _Again):
+            pause = max(pause, error.wait)
+        log.warning("weights_interrupted", file=self._name, reason=reason, retry_in=round(pause, 1))
+        time.sleep(pause)
+        return True
+
+
+def _range(version: Version, start: int, end: int) -> dict[str, str]:
+    headers = {"Range": f"bytes={start}-{end - 1}"}
+    if version.tag.startswith('"'):  # a strong ETag; the server sends all of it if it changed
+        headers["If-Range"] = version.tag
+    return headers
+
+
+def _check_range(answer: httpx.Response, name: str, version: Version, start: int, end: int) -> None:
+    tag = _tag(answer)
+    known = version.tag.startswith('"') and tag.startswith('"')
+    if answer.status_code == httpx.codes.PRECONDITION_FAILED or (known and tag != version.tag):
+        raise WeightsChanged(f"{name} changed while it was fetched. Start again.")
+    told_start, told_end, size = _told_range(answer, name)
+    if size != version.size:
+        raise WeightsChanged(f"{name} has {size} bytes now; it had {version.size}.")
+    if (told_start, told_end) != (start, end):
+        raise WeightsRefused(
+            f"{name}: asked for bytes {start} to {end}, got {told_start} to {told_end}."
+        )
+
+
+def _told_range(answer: httpx.Response, name: str) -> tuple[int, int, int]:
+    """Start, end (not included) and the file's size, as the answer says."""
+    if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+        raise WeightsChanged(f"{name} is shorter than it was. Start again.")
+    if answer.status_code == httpx.codes.OK:
+        raise WeightsRefused(
+            f"{name}: {answer.url.host} sends whole files only (it ignores Range). "
+            "Weights have to lie on a server that gives ranges."
+        )
+    match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+    if answer.status_code != httpx.codes.PARTIAL_CONTENT or match is None:
+        raise WeightsRefused(f"{name}: {answer.url.host} answered {answer.status_code}, no range.")
+    start, last, size = map(int, match.groups())
+    return start, last + 1, size
+
+
+def _body(answer: httpx.Response, length: int) -> Iterator[bytes]:
+    """Exactly so many bytes.
+
+    Raises:
+        WeightsRefused: more came than was asked for.
+        _Again: fewer.
+    """
+    got = 0
+    for piece in answer.iter_raw(BUFFER):
+        got += len(piece)
+        if got > length:
+            raise WeightsRefused(f"{answer.url.host} sends more bytes than it was asked for.")
+        yield piece
+    if got < length:
+        raise _Again("the answer ended early", 0.0)
+
+
+def _tag(answer: httpx.Response) -> str:
+    return str(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    """Seconds; 0 if it says nothing, or says it as a date."""
+    told = answer.headers.get("Retry-After", "")
+    return min(float(told), LONGEST_WAIT) if told.isdigit() else 0.0

@@ -1,0 +1,77 @@
+"""How far fetching is: a bar on a terminal, a line in the log now and then elsewhere."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+log = structlog.get_logger()
+
+INTERVAL = 10.0
+"""Seconds between two lines of the log."""
+
+
+@contextmanager
+def shown(label: str, total: int, already: int) -> Iterator[Callable[[int], None]]:
+    """Within, call what it gives with every number of bytes that came.
+
+    Args:
+        label: What is fetched.
+        total: Bytes in all.
+        already: Bytes of them that were there before.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(label, total, already).add
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(label, total=total, completed=already)
+        yield lambda size: bar.advance(task, size)
+
+
+class _Lines:
+    """May be called by several threads."""
+
+    def __init__(self, label: str, total: int, already: int) -> None:
+        self._label = label
+        self._total = total
+        self._done = already
+        self._since = self._said = time.monotonic()
+        self._fetched = 0
+        self._lock = threading.Lock()
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            self._fetched += size
+            now = time.monotonic()
+            if now - self._said < INTERVAL:
+                return
+            self._said = now
+            rate = self._fetched / (now - self._since)
+            log.info(
+                "weights_fetching",
+                span=self._label,
+                bytes=self._done,
+                of_bytes=self._total,
+                mb_per_s=round(rate / 1e6, 1),
+                seconds_left=round((self._total - self._done) / rate),
+            )
