@@ -89,10 +89,12 @@ def serve() -> None:
     # Imported here: the other end of the pipe needs no torch.
     import torch  # noqa: PLC0415
 
+    from mesh import log  # noqa: PLC0415
     from node_runner.engine.loader import prepare_span  # noqa: PLC0415
     from node_runner.engine.span import Span  # noqa: PLC0415
     from node_runner.engine.tensors import DTYPES  # noqa: PLC0415
 
+    log.configure(json=True)  # to standard error: answers alone go to standard output
     torch.set_num_threads(1)
     for line in sys.stdin:
         span = None

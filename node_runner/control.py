@@ -48,7 +48,8 @@ class Control:
         }
         self._path = folders.private(folders.sockets()) / f"{os.getpid()}.sock"
         self._path.unlink(missing_ok=True)
-        self._server = socketserver.ThreadingUnixStreamServer(str(self._path), self._handler())
+        with _address(self._path) as address:
+            self._server = socketserver.ThreadingUnixStreamServer(address, self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -85,6 +86,16 @@ class Control:
         return Handler
 
 
+@contextlib.contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """By way of its folder: a socket's address has 107 bytes at most, which a path may exceed."""
+    folder = os.open(path.parent, os.O_PATH)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
 def running(request: str = "status") -> list[dict[str, Any]]:
     """What each running node of this user says, the oldest first."""
     answers = [answer for answer in map(_ask(request), _sockets()) if answer is not None]
@@ -101,7 +112,8 @@ def _ask(request: str) -> Callable[[Path], dict[str, Any] | None]:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(TIMEOUT)
             try:
-                connection.connect(str(path))
+                with _address(path) as address:
+                    connection.connect(address)
                 connection.sendall(f"{request}\n".encode())
                 with connection.makefile("rb") as answer:
                     found = json.loads(answer.read(MAX_ANSWER))

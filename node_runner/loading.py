@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,21 @@ class Loader:
         self._ask = _question(options, platform)
         self._wire_dtype = _wire_dtype(options.wire)
         self._kv_bytes = round(options.kv_gb * 1e9)
+
+    def check(self) -> None:
+        """Look into the model's configuration where the options say that it is, before anybody
+        counts on this node.
+
+        Raises:
+            CannotServe: it cannot be read.
+        """
+        if self._options.path is None:
+            return
+        try:
+            with closing(weights_of(self._options.path, self._ask)) as files:
+                files.small("config.json")
+        except (MeshError, OSError) as error:
+            raise CannotServe(str(error)) from None
 
     def prepare(self, layers: Layers | None, *, edge: bool) -> Prepared:
         """Fetch a span (all layers, if none are given).

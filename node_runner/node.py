@@ -143,6 +143,7 @@ class _Node:
             loaded = loader.load(prepared)
             self._register()
             return prepared, loaded
+        loader.check()
         self._register()
         self._control.describe = lambda: {"phase": "loading"}
         prepared = loader.prepare(platform.span, edge=platform.edge)

@@ -3,9 +3,12 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 log = structlog.get_logger()
 
@@ -45,7 +48,7 @@ class GpuUse:
 class Gpu:
     """A GPU as NVML, the driver's library, sees it; a device without one uses nothing."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device") -> None:
         self._nvml, self._handle = _open(device)
 
     def use(self) -> GpuUse:
@@ -66,10 +69,11 @@ class Gpu:
                 self._nvml.nvmlShutdown()
 
 
-def _open(device: torch.device):
+def _open(device: "torch.device"):
     if device.type != "cuda":
         return None, None
     import pynvml  # noqa: PLC0415 - only where there is a GPU
+    import torch  # noqa: PLC0415 - not for who only names a figure
 
     try:
         pynvml.nvmlInit()

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from mesh import names
+from node_runner.fleet import START_AGAIN
 from stack.supervisor import Stack
 from tests.e2e.conftest import Reference, User, balance, kv_used, query, wait_until
 
@@ -250,7 +251,7 @@ def test_a_node_that_the_platform_forgot_ends_and_says_so(stack: Stack) -> None:
     started = next(line for line in child.log.read_text().splitlines() if "node_started" in line)
     node_id = json.loads(started)["node_id"]
     query(stack, f"DELETE FROM node_registry WHERE node_id = '{node_id}'")
-    assert child.process.wait(timeout=30) == 1
+    assert child.process.wait(timeout=30) == START_AGAIN
     del stack.processes.children["forgotten"]
     assert "does not know this node any more" in child.log.read_text()
     stack.wait_for_nodes(3)

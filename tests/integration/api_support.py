@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -17,10 +18,10 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.app import create_app
-from api.auth import issue_token
+from api.auth import issue_machine_token, issue_token
 from api.services import Services
 from mesh import ledger, names, registry, routing, streams
-from mesh.db import InferenceSession, LedgerTransaction, Outbox, RouteHop
+from mesh.db import InferenceSession, LedgerTransaction, Machine, Outbox, RouteHop
 from mesh.live import LiveRoute
 from mesh.settings import Settings
 from mesh.skips import Skips
@@ -157,6 +158,14 @@ class Gateway:
     def login(self, subject: str = WALLET, kind: Any = "user") -> dict[str, str]:
         """Headers of somebody who is logged in."""
         return {"Authorization": f"Bearer {issue_token(self.services, subject, kind)}"}
+
+    async def machine(self, wallet: str) -> dict[str, str]:
+        """Headers of a machine that the wallet has let in."""
+        machine_id = f"machine_{secrets.token_hex(8)}"
+        async with self.sessions.begin() as db:
+            db.add(Machine(machine_id=machine_id, wallet_address=wallet, name="attic"))
+        token = issue_machine_token(self.services, wallet, machine_id)
+        return {"Authorization": f"Bearer {token}"}
 
     async def announce(self, *nodes: registry.Node) -> None:
         for each in nodes:

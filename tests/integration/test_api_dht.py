@@ -34,7 +34,7 @@ async def register(gateway: Gateway, **changes: object) -> dict[str, object]:
     answer = await gateway.client.post(
         "/api/nodes/register-distributed",
         json=body | changes,
-        headers=gateway.login(PROVIDER_WALLET, "machine"),
+        headers=await gateway.machine(PROVIDER_WALLET),
     )
     found: dict[str, object] = answer.json()
     assert answer.status_code == (422 if "code" in found else 200), found

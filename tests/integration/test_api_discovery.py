@@ -124,7 +124,12 @@ async def test_a_node_lives_on_the_discovery_services_paths(
             },
             headers={"Authorization": f"Bearer {registered['node_token']}"},
         )
-        assert beat.json() == {"status": "ok", "should_rebalance": False}
+        assert beat.json() == {
+            "status": "ok",
+            "should_rebalance": False,
+            "start_layer": 2,
+            "end_layer": 4,
+        }
         found = (await client.get(f"/nodes/active/{MODEL_ID}")).json()
         assert found["count"] == 1
         [listed] = found["nodes"]

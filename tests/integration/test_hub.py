@@ -4,67 +4,40 @@ The hub is a small server on loopback that answers as the real one does (there i
 a test machine).
 """
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import DEMO_MODEL
+from tests.file_server import FileServer
 
 REPOSITORY = "somebody/some-model"
+COMMIT = "c" * 40
+"""What the server calls the branch's newest."""
 
 
 class Hub:
-    """Serves a folder as a repository, and remembers which files were asked for."""
+    """Serves a folder as a repository, at its branch and at its commit."""
 
-    def __init__(self, folder: Path) -> None:
-        asked = self.asked = set[str]()
+    def __init__(self, folder: Path, root: Path) -> None:
+        revisions = root / REPOSITORY / "resolve"
+        revisions.mkdir(parents=True)
+        for revision in ("main", COMMIT):
+            (revisions / revision).symlink_to(folder)
+        self._server = FileServer(root)
+        self.url = self._server.url
+        self.close = self._server.close
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
-                self._answer(with_body=False)
-
-            def do_GET(self) -> None:
-                self._answer(with_body=True)
-
-            def _answer(self, *, with_body: bool) -> None:
-                name = self.path.partition("?")[0].partition("/resolve/main/")[2]
-                file = folder / name
-                if not name or not file.is_file():
-                    self.send_response(404)
-                    self.send_header("X-Error-Code", "EntryNotFound")
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                content = file.read_bytes()
-                if with_body:
-                    asked.add(name)
-                self.send_response(200)
-                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-                self.send_header("X-Repo-Commit", "0" * 40)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                if with_body:
-                    self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    @property
+    def given(self) -> dict[str, int]:
+        """Bytes that went out, by file."""
+        return {Path(name).name: count for name, count in self._server.given.items()}
 
 
 @pytest.fixture
@@ -89,8 +62,8 @@ def sharded(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(sharded: Path) -> Iterator[Hub]:
-    made = Hub(sharded)
+def hub(sharded: Path, tmp_path: Path) -> Iterator[Hub]:
+    made = Hub(sharded, tmp_path / "hub")
     yield made
     made.close()
 
@@ -101,21 +74,27 @@ def in_fresh_process(hub: Hub, home: Path, code: str) -> str:
     environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    ).stdout.strip()
+    ).stdout.splitlines()[-1]
+
+
+def span_of_hub(hub: Hub, tmp_path: Path, layers: tuple[int, int], *, edge: bool) -> Path:
+    return Path(
+        in_fresh_process(
+            hub,
+            tmp_path,
+            "from pathlib import Path\n"
+            "from node_runner.engine.loader import prepare_span\n"
+            f"folder, _ = prepare_span({REPOSITORY!r}, layers={layers}, edge={edge},"
+            f" cache=Path({str(tmp_path / 'spans')!r}))\n"
+            "print(folder)",
+        )
+    )
 
 
 def test_a_middle_span_asks_for_its_own_shards_only(hub: Hub, tmp_path: Path) -> None:
-    printed = in_fresh_process(
-        hub,
-        tmp_path,
-        "from pathlib import Path\n"
-        "from node_runner.engine.loader import prepare_span\n"
-        f"folder, spec = prepare_span({REPOSITORY!r}, layers=(2, 4), edge=False,"
-        f" cache=Path({str(tmp_path / 'spans')!r}))\n"
-        "print(folder)",
-    )
-    assert len(load_file(Path(printed) / "model.safetensors")) == 2 * 9
-    assert hub.asked == {
+    folder = span_of_hub(hub, tmp_path, (2, 4), edge=False)
+    assert len(load_file(folder / "model.safetensors")) == 2 * 9
+    assert hub.given.keys() == {
         "config.json",
         "model.safetensors.index.json",
         "layer-2.safetensors",
@@ -123,21 +102,17 @@ def test_a_middle_span_asks_for_its_own_shards_only(hub: Hub, tmp_path: Path) ->
     }
 
 
-def test_a_checkpoint_in_one_file_needs_no_index(hub: Hub, sharded: Path, tmp_path: Path) -> None:
+def test_of_a_checkpoint_in_one_file_the_spans_bytes_come(
+    hub: Hub, sharded: Path, tmp_path: Path
+) -> None:
     for shard in sharded.glob("*.safetensors*"):
         shard.unlink()
-    (sharded / "model.safetensors").write_bytes((DEMO_MODEL / "model.safetensors").read_bytes())
-    printed = in_fresh_process(
-        hub,
-        tmp_path,
-        "from pathlib import Path\n"
-        "from node_runner.engine.loader import prepare_span\n"
-        f"folder, spec = prepare_span({REPOSITORY!r}, layers=(0, 2), edge=True,"
-        f" cache=Path({str(tmp_path / 'spans')!r}))\n"
-        "print(folder)",
-    )
-    assert (Path(printed) / "tokenizer.json").exists()
-    assert hub.asked >= {"config.json", "model.safetensors", "tokenizer.json"}
+    whole = (DEMO_MODEL / "model.safetensors").read_bytes()
+    (sharded / "model.safetensors").write_bytes(whole)
+    folder = span_of_hub(hub, tmp_path, (0, 2), edge=True)
+    assert (folder / "tokenizer.json").exists()
+    ours = (folder / "model.safetensors").stat().st_size
+    assert 0.95 * ours < hub.given["model.safetensors"] < min(1.05 * ours, 0.9 * len(whole))
 
 
 def test_the_gateway_reads_sizes_and_tokenizer_but_no_weights(hub: Hub, tmp_path: Path) -> None:
@@ -150,4 +125,4 @@ def test_the_gateway_reads_sizes_and_tokenizer_but_no_weights(hub: Hub, tmp_path
         "print(model.layers, len(model.tokenizer.encode('hello').ids) > 0)",
     )
     assert printed == "6 True"
-    assert hub.asked == {"config.json", "tokenizer.json"}
+    assert hub.given.keys() == {"config.json", "tokenizer.json"}

@@ -170,7 +170,7 @@ def test_what_the_route_does_not_say_is_refused(
 
 def opening() -> OpenEdge:
     prompt = Prompt([1], [], 5, Sampling(0.0, 1.0, 0, []))
-    place_ = Place(0, 3, "edge", "last", "middle", 100, 60)
+    place_ = Place(0, 3, "edge", "last", "middle", 100, 60, 0, 2)
     return OpenEdge("gen", 1, place_, Resume(False, False, 0), [], prompt)
 
 
@@ -435,7 +435,13 @@ def test_only_a_node_gets_in(here: Replica, client: redis.Redis) -> None:
         assert answer.status_code == status
 
 
-OWN = {relay.EXCHANGE_PATH, "/api/nodes/heartbeat"}
+OWN = {
+    relay.EXCHANGE_PATH,
+    "/api/nodes/heartbeat",
+    "/nodes/heartbeat",
+    "/api/nodes/req_1",
+    "/api/models/req_1/files",
+}
 
 
 def test_a_nodes_token_opens_nothing_else(here: Replica, client: redis.Redis) -> None:
