@@ -7,8 +7,8 @@ import sys
 import structlog
 
 
-def configure(*, json: bool) -> None:
-    """Write events to standard error, as JSON lines or for people."""
+def configure(*, json: bool, level: int = logging.INFO) -> None:
+    """Write events from ``level`` on to standard error, as JSON lines or for people."""
     renderer = (
         structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False)
     )
@@ -20,7 +20,7 @@ def configure(*, json: bool) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -1,10 +1,12 @@
 """`far-node`: what a provider types. One module a group of commands."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mesh import log
 from node_runner import config as settings
 from node_runner.cli import bench, config, doctor, login, service, start, status
 from node_runner.cli.console import fail
@@ -46,6 +48,7 @@ def main(
     ] = None,
 ) -> None:
     """Read the settings' file: what it says are the commands' defaults."""
+    log.configure(json=False, level=logging.WARNING)  # `start` tells more
     file = config_file or settings.path()
     if config_file is not None and not file.exists():
         raise fail(f"There is no settings' file {file}.")
