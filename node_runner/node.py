@@ -47,6 +47,7 @@ def serve(options: Options) -> None:
     }
     # SIGINT reaches the main thread whatever it does: it ends a start, and drains what serves.
     with Control(about, drain=lambda: os.kill(os.getpid(), signal.SIGINT)) as control:
+        log.info("node_starting", model_id=options.model, discovery=options.discovery)
         device = _device(options.device)
         claim = _claim(options.wallet, device)
         gpu = Gpu(device)
@@ -140,13 +141,13 @@ class _Node:
         if options.span is not None:
             self._control.describe = lambda: {"phase": "loading"}
             prepared = loader.prepare(options.span, edge=options.edge)
-            loaded = loader.load(prepared)
+            loaded = _load(loader, prepared)
             self._register()
             return prepared, loaded
         self._register()
         self._control.describe = lambda: {"phase": "loading"}
         prepared = loader.prepare(platform.span, edge=platform.edge)
-        return prepared, loader.load(prepared)
+        return prepared, _load(loader, prepared)
 
     def _register(self) -> None:
         self._control.describe = lambda: {"phase": "registering"}
@@ -154,6 +155,7 @@ class _Node:
             self._platform.join()
         except PlatformError as error:
             raise CannotServe(f"The platform did not register this node: {error}") from None
+        log.info("node_registered", node_id=self._platform.node_id, layers=self._platform.span)
 
     def _drain(self, *_: object) -> None:
         self._runner.drain()
@@ -225,6 +227,12 @@ class _Node:
             "step_ms": self._vitals.latency_ms,
             "platform": self._platform.describe(),
         }
+
+
+def _load(loader: Loader, prepared: Prepared) -> Loaded:
+    loaded = loader.load(prepared)
+    log.info("span_loaded", layers=loaded.layers, seconds=round(loaded.seconds, 3))
+    return loaded
 
 
 def _device(name: str) -> torch.device:
