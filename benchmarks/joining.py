@@ -5,7 +5,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -124,10 +124,11 @@ def show(measured: Measured, model: BenchModel) -> None:
     for column in ("empty cache", "warm cache"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, title in PHASES.items():
-        table.add_row(title, _spread(cold, name), _spread(warm, name))
+        cells = ([each.phases[name] for each in joined] for joined in (cold, warm))
+        table.add_row(title, *map(_seconds, cells))
     table.add_section()
     totals = ([each.seconds for each in joined] for joined in (cold, warm))
-    table.add_row("all", *(spread(total, 2, bold=True) for total in totals))
+    table.add_row("all", *map(_seconds, totals))
     console.print(table)
     rates = [each.fetched / each.phases["fetching"] / 1e6 for each in cold]
     console.print(
@@ -137,8 +138,8 @@ def show(measured: Measured, model: BenchModel) -> None:
     )
 
 
-def _spread(joined: Iterable[Joined], phase: str) -> str:
-    return spread([each.phases[phase] for each in joined], 2)
+def _seconds(values: list[float]) -> str:
+    return spread(values, 2) if len(values) > 1 else f"{values[0]:.2f}"
 
 
 def show_lines(measured: Measured, installed: Installed | None) -> None:
@@ -179,7 +180,7 @@ def show_installed(installed: Installed) -> None:
         for size in (installed.on_disk, installed.local, installed.downloaded)
     )
     console.print(
-        f"pip install far-mesh[node] into a new environment: {installed.seconds:.0f} s, "
+        f"pip install far-mesh\\[node] into a new environment: {installed.seconds:.0f} s, "
         f"{installed.distributions} distributions, {disk} on disk; {local} of wheels that lay on "
         f"this machine, {downloaded} downloaded. The first far-node --help took "
         f"{installed.help_seconds:.1f} s."
@@ -226,7 +227,11 @@ def main(
         folder = Path(temporary)
         made = models.make(name, DEMO_MODEL, folder / "model")
         measured = measure(made, rounds, folder, status.update)
-        installed = _installed(folder / "install", status.update) if install else None
+        installed = None
+        if install:
+            meter = OthersMeter()
+            installed = _installed(folder / "install", status.update)
+            measured.others.append(meter.read())
     show(measured, made)
     if installed is not None:
         show_installed(installed)

@@ -47,7 +47,7 @@ def serve(options: Options) -> None:
     }
     # SIGINT reaches the main thread whatever it does: it ends a start, and drains what serves.
     with Control(about, drain=lambda: os.kill(os.getpid(), signal.SIGINT)) as control:
-        log.info("node_starting", model_id=options.model, discovery=options.discovery)
+        log.info("node_starting", model_id=options.model)
         device = _device(options.device)
         claim = _claim(options.wallet, device)
         gpu = Gpu(device)
