@@ -47,7 +47,6 @@ def serve(options: Options) -> None:
     }
     # SIGINT reaches the main thread whatever it does: it ends a start, and drains what serves.
     with Control(about, drain=lambda: os.kill(os.getpid(), signal.SIGINT)) as control:
-        log.info("node_starting", model_id=options.model)
         device = _device(options.device)
         claim = _claim(options.wallet, device)
         gpu = Gpu(device)
@@ -138,6 +137,7 @@ class _Node:
         """Register, and load. A span that is given is loaded first: what cannot be is not
         registered. Where the platform chooses, it has to be asked."""
         options, platform = self._options, self._platform
+        log.info("node_starting", model_id=options.model)
         if options.span is not None:
             self._control.describe = lambda: {"phase": "loading"}
             prepared = loader.prepare(options.span, edge=options.edge)
