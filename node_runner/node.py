@@ -137,17 +137,18 @@ class _Node:
         """Register, and load. A span that is given is loaded first: what cannot be is not
         registered. Where the platform chooses, it has to be asked."""
         options, platform = self._options, self._platform
+        log.info("node_starting", model_id=options.model)
         if options.span is not None:
             self._control.describe = lambda: {"phase": "loading"}
             prepared = loader.prepare(options.span, edge=options.edge)
-            loaded = loader.load(prepared)
+            loaded = _load(loader, prepared)
             self._register()
             return prepared, loaded
         loader.check()
         self._register()
         self._control.describe = lambda: {"phase": "loading"}
         prepared = loader.prepare(platform.span, edge=platform.edge)
-        return prepared, loader.load(prepared)
+        return prepared, _load(loader, prepared)
 
     def _register(self) -> None:
         self._control.describe = lambda: {"phase": "registering"}
@@ -155,6 +156,7 @@ class _Node:
             self._platform.join()
         except PlatformError as error:
             raise CannotServe(f"The platform did not register this node: {error}") from None
+        log.info("node_registered", node_id=self._platform.node_id, layers=self._platform.span)
 
     def _drain(self, *_: object) -> None:
         self._runner.drain()
@@ -226,6 +228,12 @@ class _Node:
             "step_ms": self._vitals.latency_ms,
             "platform": self._platform.describe(),
         }
+
+
+def _load(loader: Loader, prepared: Prepared) -> Loaded:
+    loaded = loader.load(prepared)
+    log.info("span_loaded", layers=loaded.layers, seconds=round(loaded.seconds, 3))
+    return loaded
 
 
 def _device(name: str) -> torch.device:
