@@ -93,16 +93,16 @@ class Machine:
     async def nodes(self, count: int) -> list[registry.Node]:
         """The active nodes, once there are so many."""
 
-        async def look() -> list[registry.Node] | None:
+        async def look() -> tuple[list[registry.Node]] | None:
             for process in self.processes:
                 if process.returncode:
                     output, _ = await process.communicate()
                     raise AssertionError(output.decode())
             found = await registry.active(self.gateway.redis, MODEL_ID)
-            return found if len(found) == count else None
+            return (found,) if len(found) == count else None
 
-        found: list[registry.Node] = await until(look, f"{count} nodes")
-        return found
+        (found,) = await until(look, f"{count} nodes")
+        return list(found)
 
     async def status(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(await self.run("status", "--json"))
