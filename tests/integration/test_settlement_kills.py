@@ -3,7 +3,7 @@ answer in ten is lost. Each provider is paid once, and ledger and chain agree to
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -142,12 +142,13 @@ class Field:
             )
         return not unpaid
 
-    async def finish(self) -> None:
-        """Run until nothing is due."""
+    async def finish(self, watch: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """Run until nothing is due, each run within ``watch``."""
         for _ in range(RUNS):
             if await pauses.in_force(self.services.sessions):
                 await self.mend()
-            await self.attempt()
+            with watch():
+                await self.attempt()
             if await self.nothing_due():
                 return
         raise AssertionError("Settlement never comes to its end.")
@@ -195,11 +196,10 @@ def step_of(boundary: str) -> Step:
 
 
 async def passed(field: Field) -> list[str]:
-    """The boundaries of one settlement in which nothing is lost, in their order."""
+    """The boundaries of a settlement's runs in which nothing is lost, in their order."""
     names: list[str] = []
     await field.prepare()
-    with watched(field.services, names.append):
-        await field.finish()
+    await field.finish(lambda: watched(field.services, names.append))
     return list(dict.fromkeys(names))
 
 
