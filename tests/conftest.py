@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 from xdist.scheduler import LoadFileScheduling
@@ -33,6 +34,17 @@ TEMPLATE = "template_far_mesh"
 OPERATOR_PASSWORD = "operator"
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 MODEL_ID = "far/pydoc-llama"
+
+
+_configure = structlog.configure
+
+
+def _configure_uncached(**options: Any) -> None:
+    """As a process does, but that a logger which one test has used can be captured by another."""
+    _configure(**{**options, "cache_logger_on_first_use": False})
+
+
+structlog.configure = _configure_uncached
 
 
 class ByFile(LoadFileScheduling):  # type: ignore[misc]

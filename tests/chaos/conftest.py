@@ -2,6 +2,15 @@
 chaos`."""
 
 from tests.e2e.conftest import make_user, redis_client, reference, stack, user
-from tests.integration.conftest import services
+from tests.integration.conftest import chain_services, escrow, services
 
-__all__ = ["make_user", "redis_client", "reference", "services", "stack", "user"]
+__all__ = [
+    "chain_services",
+    "escrow",
+    "make_user",
+    "redis_client",
+    "reference",
+    "services",
+    "stack",
+    "user",
+]

@@ -101,7 +101,7 @@ def test_a_push_wakes_a_node_that_waits(here: Replica, client: redis.Redis) -> N
         assert sender.carrier == receiver.carrier == "websocket"
         wait_until(lambda: sender.hop_ms > 0)
         assert client.get(names.pulse("edge")) == b"64"
-    assert not client.exists(names.pulse("edge"))
+    wait_until(lambda: not client.exists(names.pulse("edge")))
 
 
 def test_what_is_too_late_comes_back_as_a_halt(here: Replica, client: redis.Redis) -> None:

@@ -1,0 +1,14 @@
+"""A settler that is killed before and after everything that it writes, asks and signs."""
+
+import pytest
+
+from mesh.chain import Escrow
+from tests.kills import SCENARIOS, Field, field, kill_everywhere
+
+__all__ = ["field"]
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("field", SCENARIOS, indirect=True)
+async def test_killed_anywhere_each_provider_is_paid_once(field: Field, escrow: Escrow) -> None:
+    await kill_everywhere(field, escrow, every=1)
