@@ -16,6 +16,8 @@ def test_every_step_is_killed_in_some_scenario() -> None:
     assert covered == Counter(list(Step))
 
 
+# What was killed closes no connection.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("field", SCENARIOS, indirect=True)
 async def test_killed_here_and_there_each_provider_is_paid_once(
