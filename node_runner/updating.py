@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from importlib.metadata import distribution, version
+from importlib.metadata import distributions, version
 
 import httpx
 import structlog
@@ -93,8 +93,11 @@ class Updates:
 
 def is_checkout() -> bool:
     """Whether this is an editable install, which pip would replace by another."""
-    origin = json.loads(distribution(PACKAGE).read_text("direct_url.json") or "{}")
-    return bool(origin.get("dir_info", {}).get("editable"))
+    # All that are on the path: the checkout's own folder of metadata, which comes first where
+    # the checkout is the working folder, does not say how it was installed.
+    found = distributions(name=PACKAGE)
+    origins = [json.loads(each.read_text("direct_url.json") or "{}") for each in found]
+    return any(origin.get("dir_info", {}).get("editable") for origin in origins)
 
 
 def versions(index: str) -> list[Version]:

@@ -64,13 +64,17 @@ class Machine:
         self.processes.append(process)
         return process
 
-    async def run(self, *arguments: str, status: int = 0, **environment: str) -> str:
-        """The output of a command that ends, its white space evened."""
+    async def end(self, *arguments: str, **environment: str) -> tuple[int | None, str]:
+        """The exit status of a command that ends, and its output, the white space evened."""
         process = await self.start(*arguments, **environment)
         async with asyncio.timeout(PATIENCE):
             output, _ = await process.communicate()
-        text = " ".join(output.decode().split())
-        assert process.returncode == status, text
+        return process.returncode, " ".join(output.decode().split())
+
+    async def run(self, *arguments: str, status: int = 0, **environment: str) -> str:
+        """The output of a command that ends with this status."""
+        ended, text = await self.end(*arguments, **environment)
+        assert ended == status, text
         return text
 
     async def serve(self, *arguments: str) -> asyncio.subprocess.Process:
@@ -254,10 +258,11 @@ async def test_children_do_not_outlive_their_parent(machine: Machine) -> None:
     machine.processes.remove(parent)
 
     async def gone() -> bool:
-        return "No node" in (await machine.run("status", status=3))
+        ended, text = await machine.end("status")
+        return ended == 3 and "No node" in text
 
-    await machine.nodes(0)
     await until(gone, "no node left")
+    await machine.nodes(0)
 
 
 async def test_outside_its_hours_a_node_waits(machine: Machine) -> None:
