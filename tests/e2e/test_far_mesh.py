@@ -18,6 +18,9 @@ from stack.servers import free_port, port_in_use
 from tests.conftest import DEMO_MODEL
 from tests.e2e.conftest import wait_until
 
+LAST_LINE = "Ctrl-C stops everything."
+"""What `far-mesh up` prints once it has printed all else."""
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
@@ -47,7 +50,7 @@ class Running:
     def wait(self) -> None:
         def is_up() -> bool:
             assert self.process.poll() is None, self.printed.read_text()
-            return "The mesh is up." in self.printed.read_text()
+            return LAST_LINE in self.printed.read_text()
 
         wait_until(is_up, "the mesh to be up", seconds=150)
 

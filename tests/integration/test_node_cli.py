@@ -261,8 +261,11 @@ async def test_children_do_not_outlive_their_parent(machine: Machine) -> None:
         ended, text = await machine.end("status")
         return ended == 3 and "No node" in text
 
-    await until(gone, "no node left")
-    await machine.nodes(0)
+    async def unregistered() -> bool:
+        return not await registry.active(machine.gateway.redis, MODEL_ID)
+
+    await until(gone, "no process left")
+    await until(unregistered, "no entry left")
 
 
 async def test_outside_its_hours_a_node_waits(machine: Machine) -> None:
