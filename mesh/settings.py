@@ -134,9 +134,12 @@ class PlacementSettings(BaseModel):
 
 class PaymentsSettings(BaseModel):
     deployment: Path | None = None
-    """File that `far-mesh contracts deploy` wrote. Where it is set, `escrow_contract` and
-    `first_block` come from it unless they are set themselves."""
+    """File that `far-mesh contracts deploy` wrote. Where it is set, `escrow_contract`, `chain_id`
+    and `first_block` come from it unless they are set themselves."""
     escrow_contract: str | None = None
+    chain_id: int | None = Field(None, ge=1)
+    """EIP-155 id of the escrow's chain. An RPC endpoint of another chain is passed over; where
+    this is not set, endpoints are not asked."""
     release_delay: float = Field(3600, ge=0)
     """Seconds that a captured payment waits before it may be settled."""
     platform_fee: Decimal = Field(Decimal("0.05"), ge=0, lt=1, decimal_places=18)
@@ -196,6 +199,8 @@ class PaymentsSettings(BaseModel):
             deployment = Deployment.read(self.deployment)
             if "escrow_contract" not in self.model_fields_set:
                 self.escrow_contract = deployment.escrow
+            if "chain_id" not in self.model_fields_set:
+                self.chain_id = deployment.chain_id
             if "first_block" not in self.model_fields_set:
                 self.first_block = deployment.block
         return self

@@ -30,6 +30,7 @@ EVENTS = (
     "CapLoweringCancelled",
     "CapLowered",
     "BatchSettled",
+    "FeeCredited",
     "Claimed",
 )
 """Those that move or bound what somebody has with us."""

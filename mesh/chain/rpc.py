@@ -35,11 +35,13 @@ NO_ANSWER = (ClientError, OSError, TimeoutError, ValueError)
 class Endpoint:
     """One URL, and the newest block that it told of."""
 
-    def __init__(self, url: str, seconds: float) -> None:
+    def __init__(self, url: str, seconds: float, chain_id: int | None = None) -> None:
         self.name = urlsplit(url).hostname or "endpoint"
         """For logs: the URL may hold a key."""
         self.number: int | None = None
         self.age = 0.0
+        self._expected = chain_id
+        """EIP-155 id that it has yet to show; none once it has, or where none is expected."""
         # Without retries: the next endpoint is the retry.
         self._http = BoundedProvider(url, {"timeout": ClientTimeout(total=seconds)})
 
@@ -47,9 +49,20 @@ class Endpoint:
         """One answer, which may be an error of the chain's.
 
         Raises:
-            ChainUnreachable: there is no answer.
+            ChainUnreachable: there is no answer, or it would be another chain's.
             AnswerTooLarge: there is too much of one.
         """
+        if self._expected is not None:
+            await self._identify(self._expected)
+        return await self._ask(method, params)
+
+    async def _identify(self, expected: int) -> None:
+        found = (await self._ask("eth_chainId", [])).get("result")
+        if found != hex(expected):
+            raise ChainUnreachable(f"{self.name}: chain {found}, not {hex(expected)}")
+        self._expected = None
+
+    async def _ask(self, method: str, params: Any) -> RPCResponse:
         try:
             answer = await self._http.make_request(RPCEndpoint(method), params)
         except NO_ANSWER as error:
@@ -85,15 +98,23 @@ class Rpc(AsyncBaseProvider):
             on a chain that makes blocks only when it has something to put into them.
         max_lag: Blocks that an endpoint may be behind the best one.
         timeout: Seconds that one request may take.
+        chain_id: EIP-155 id of the chain. An endpoint of another one counts as silent: what it
+            says of our contract's address is nothing, or about a stranger's.
     """
 
     def __init__(
-        self, urls: Sequence[str], *, max_age: float = 0, max_lag: int = 20, timeout: float = 10
+        self,
+        urls: Sequence[str],
+        *,
+        max_age: float = 0,
+        max_lag: int = 20,
+        timeout: float = 10,
+        chain_id: int | None = None,
     ) -> None:
         super().__init__()
         if not urls:
             raise ValueError("A chain needs at least one RPC URL.")
-        self.endpoints = [Endpoint(url, timeout) for url in urls]
+        self.endpoints = [Endpoint(url, timeout, chain_id) for url in urls]
         self._max_age = max_age
         self._max_lag = max_lag
         self._looked_at = float("-inf")
@@ -107,6 +128,7 @@ class Rpc(AsyncBaseProvider):
             max_age=payments.rpc_max_age,
             max_lag=payments.rpc_max_lag,
             timeout=payments.rpc_timeout,
+            chain_id=payments.chain_id,
         )
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:

@@ -83,9 +83,17 @@ EARNED = text(
             JOIN node_contributions ON session_id = ahead.id
         UNION ALL
         SELECT 'platform', sign * fee_far FROM ahead
+        UNION ALL
+        SELECT fees.* FROM chain_events, LATERAL (VALUES
+            (arguments->>'recipient', (arguments->>'amount')::numeric * 1e-18),
+            ('platform', (arguments->>'amount')::numeric * -1e-18)
+        ) AS fees
+        WHERE contract = :contract AND name = 'FeeCredited' AND status = 'applied'
     ) AS money GROUP BY wallet
     """
 )
+"""The platform's fees are with whom the contract credited them to, which may be changed; what no
+event tells of is with its present recipient."""
 
 
 async def books(db: AsyncSession, contract: Contract) -> Books | None:
@@ -100,10 +108,11 @@ async def books(db: AsyncSession, contract: Contract) -> Books | None:
     unposted = (await db.scalars(OPEN_BATCHES)).all()
     settled = await contract.settled(unposted, block=block)
     given = {"block": block, "settled": list(settled)}
+    earned = await db.execute(EARNED, {**given, "contract": contract.address.lower()})
     return Books(
         block=block,
         deposits=_by_wallet((await db.execute(DEPOSITS, given)).mappings().all()),
-        earned=_by_wallet((await db.execute(EARNED, given)).mappings().all()),
+        earned=_by_wallet(earned.mappings().all()),
         open_batches=len(unposted),
         settled_batches=len(settled),
     )

@@ -88,9 +88,9 @@ def test_settings_read_the_file(tmp_path: Path) -> None:
     assert all((artifact(name.removesuffix(".json"))["abi"]) for name in abi.values())
 
     payments = PaymentsSettings(deployment=path)
-    assert (payments.escrow_contract, payments.first_block) == (SETTLER, 7)
+    assert (payments.escrow_contract, payments.chain_id, payments.first_block) == (SETTLER, 56, 7)
     payments = PaymentsSettings(deployment=path, first_block=9)
-    assert (payments.escrow_contract, payments.first_block) == (SETTLER, 9)
+    assert (payments.escrow_contract, payments.chain_id, payments.first_block) == (SETTLER, 56, 9)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"token": "0x"}', None])

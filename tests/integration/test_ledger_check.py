@@ -16,7 +16,7 @@ from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from mesh import ledger
-from mesh.db import ChainCursor, NodeContribution, Sessions, Settlement
+from mesh.db import ChainCursor, ChainEvent, NodeContribution, Sessions, Settlement
 from mesh.ledger.check import Report, check, publish
 from mesh.ledger.on_chain import CHECKS
 from mesh.ledger.rules import RULES
@@ -25,7 +25,7 @@ from tests.factories import USER, fund, session
 from tests.integration.ledger_support import PROVIDER
 
 CONTRACT = "0x" + "cc" * 20
-RECIPIENT = "0x" + "dd" * 20
+RECIPIENT, FORMER = "0x" + "dd" * 20, "0x" + "ee" * 20
 COST, FEE = Decimal(3), Decimal(1)
 
 
@@ -82,6 +82,7 @@ class FakeContract:
     user: int = to_units(Decimal(20) - COST)
     provider: int = to_units(COST - FEE)
     recipient: int = to_units(FEE)
+    former: int = 0
     total: int = to_units(Decimal(20) - COST)
     settled_batches: set[str] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)
@@ -92,7 +93,7 @@ class FakeContract:
 
     async def earned(self, wallets: Collection[str], *, block: int) -> dict[str, int]:
         self.asked.add(block)
-        earned = {PROVIDER: self.provider, RECIPIENT: self.recipient}
+        earned = {PROVIDER: self.provider, RECIPIENT: self.recipient, FORMER: self.former}
         return {wallet: earned[wallet] for wallet in wallets}
 
     async def total_deposits(self, *, block: int) -> int:
@@ -304,6 +305,24 @@ async def test_a_batch_that_the_ledger_has_not_posted_counts_as_the_contract_has
     report = await check(books, mined)
     assert report.violations == 0
     assert "Of 1 batches that are not posted yet the contract had settled 1" in report.notes[0]
+
+
+async def test_fees_stay_with_the_recipient_of_their_time(books: Sessions) -> None:
+    """As after `setFeeRecipient`."""
+    async with books.begin() as db:
+        credited = ChainEvent(
+            transaction_hash="0x1",
+            log_index=0,
+            contract=CONTRACT,
+            block_number=7,
+            block_hash="0x7",
+            name="FeeCredited",
+            arguments={"batchId": "batch", "recipient": FORMER, "amount": str(to_units(FEE))},
+            status="applied",
+        )
+        db.add(credited)
+    assert (await check(books, FakeContract(recipient=0, former=to_units(FEE)))).violations == 0
+    assert found_by(await check(books, FakeContract())) == {"earnings_equal_chain": 2}
 
 
 async def test_a_batch_posted_beyond_the_block_counts_as_the_contract_had_it(

@@ -27,11 +27,14 @@ class Node:
         self.age = 0.0
         self.refusal: dict[str, Any] | None = None
         self.silent = False
+        self.chain_id = 56
         self.proxy = Proxy(NOBODY, self._answer)
 
     def _answer(self, call: Call) -> Any:
         if self.silent:
             return Loss.REQUEST
+        if call["method"] == "eth_chainId":
+            return {"result": hex(self.chain_id)}
         if call["method"] == "eth_getBlockByNumber":
             born = int(time.time() - self.age)
             return {"result": {"number": hex(self.number), "timestamp": hex(born)}}
@@ -152,6 +155,23 @@ async def test_one_url_is_enough_and_needs_no_comparing(nodes: list[Node]) -> No
     rpc = Rpc([nodes[0].proxy.url])
     assert await ask(rpc) == "first"
     assert nodes[0].asked == ["web3_clientVersion"]
+    await rpc.disconnect()
+
+
+async def test_one_of_another_chain_is_passed_over(nodes: list[Node]) -> None:
+    nodes[0].chain_id = 97
+    rpc = Rpc([node.proxy.url for node in nodes], chain_id=56)
+    assert await ask(rpc) == "second"
+    assert await Network(rpc).send(RAW) is Sent.ACCEPTED
+    assert set(nodes[0].asked) == {"eth_chainId"}
+    assert nodes[1].asked.count("eth_chainId") == 1
+    await rpc.disconnect()
+
+
+async def test_the_only_one_is_of_another_chain(nodes: list[Node]) -> None:
+    rpc = Rpc([nodes[0].proxy.url], chain_id=97)
+    with pytest.raises(ChainUnreachable, match="chain 0x38, not 0x61"):
+        await ask(rpc)
     await rpc.disconnect()
 
 

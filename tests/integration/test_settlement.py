@@ -3,17 +3,24 @@
 import datetime as dt
 from typing import Any
 
+from eth_utils.address import to_checksum_address
 from sqlalchemy import select
 
 from mesh import ledger
 from mesh.chain import Escrow
+from mesh.chain.events import EventSource
 from mesh.db import ChainNonce, NodeContribution
-from mesh.money import from_units
+from mesh.escrow_view import EscrowView
+from mesh.ledger.check import check
+from mesh.money import from_units, to_units
+from stack.contracts import development_account
 from tests.conftest import Chain
 from tests.integration.money import (
     OPERATOR,
+    PRICE,
     PROVIDERS,
     SIGNER,
+    act,
     ago,
     assert_ledger_equals_chain,
     batches,
@@ -25,6 +32,7 @@ from tests.integration.money import (
     transactions,
 )
 from tests.proxy import Call, deafness
+from workers.chain_events import index
 from workers.services import Services
 from workers.settlement import settle_due
 
@@ -50,6 +58,31 @@ async def test_settlement_pays_what_the_ledger_owes(
     async with chain_services.sessions() as db:
         paid_at = await db.scalars(select(NodeContribution.paid_at))
         assert all(instant is not None for instant in paid_at)
+
+
+async def test_a_new_recipient_gets_the_fees_from_then_on(
+    chain_services: Services, escrow: Escrow, chain: Chain
+) -> None:
+    """And the check of the ledger still knows whose the earlier ones are."""
+    former, new = await escrow.fee_recipient(), development_account(5).address.lower()
+    user = development_account(4)
+    chain.actor.give(chain.deployment, user.address, 10**18)
+    chain.actor.deposit(chain.deployment, user, 10**18)
+    payments = chain_services.settings.payments
+    payments.first_block, payments.finalized_tag = chain.deployment.block, False
+    source = EventSource.of(payments)
+    try:
+        await index(chain_services, source)
+        for recipient in (former, new):
+            act(chain, development_account(2), "setFeeRecipient", to_checksum_address(recipient))
+            await served(chain_services, user, 5)
+            assert await settle_due(chain_services, escrow, SIGNER) is not None
+            assert await escrow.earned_of(recipient) == 5 * to_units(PRICE) // 20
+        await index(chain_services, source)
+        report = await check(chain_services.sessions, EscrowView(source.web3, source.address))
+    finally:
+        await source.close()
+    assert report.findings == []
 
 
 async def test_nothing_is_settled_before_its_release_delay(
