@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from eth_account import Account
 from redis.asyncio import Redis
@@ -135,21 +136,20 @@ def _goes_on(header: bytes) -> bool:
     return isinstance(message, Steps) and not message.steps[0].replay
 
 
-class _Way:
+class _Way(Protocol):
     """How a simulated node exchanges messages."""
 
-    async def send(self, to: str, sent: Sent) -> None:
-        raise NotImplementedError
+    async def send(self, to: str, sent: Sent) -> None: ...
 
     async def receive(self) -> bool:
         """Whether there is more to come after this."""
-        raise NotImplementedError
+        ...
 
     async def flush(self) -> None:
         """What was sent is on its way, though nothing more will be received."""
 
 
-class _RedisWay(_Way):
+class _RedisWay:
     def __init__(self, line: Line, node_id: str, after: bytes) -> None:
         self._line = line
         self._inbox = names.inbox(node_id)
@@ -175,7 +175,7 @@ class _RedisWay(_Way):
                 return _goes_on(fields[1])
 
 
-class _RelayWay(_Way):
+class _RelayWay:
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
         self._number = 0
@@ -206,6 +206,9 @@ class _RelayWay(_Way):
             if isinstance(frame, Inbox):
                 self._after = frame.after
                 return _goes_on(frame.entries[-1].header)
+
+    async def flush(self) -> None:
+        """Nothing waits here."""
 
 
 @asynccontextmanager

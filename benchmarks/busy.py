@@ -1,7 +1,6 @@
 """How much of the time spans compute: `python -m benchmarks.busy --help`."""
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,7 @@ from benchmarks import metrics, models, network
 from benchmarks.following import PATIENCE
 from benchmarks.machine import OthersMeter, tree_seconds
 from benchmarks.models import BenchModel
-from benchmarks.output import close, console, refusals_shown, spread
+from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
 from mesh import names
 from stack.supervisor import DEMO_MODEL, Stack
@@ -205,13 +204,9 @@ def main(
     name = model.upper()
     if name not in models.NAMES:
         raise typer.BadParameter(f"--model is one of {', '.join(models.NAMES)}.")
-    with (
-        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
-        console.status("Starting") as status,
-        refusals_shown(),
-    ):
-        made = models.make(name, DEMO_MODEL, Path(folder) / "model")
-        measured = measure(made, rounds, Path(folder) / "data", status.update)
+    with at_work() as (folder, say):
+        made = models.make(name, DEMO_MODEL, folder / "model")
+        measured = measure(made, rounds, folder / "data", say)
     show(measured, made, rounds)
     measurements = {
         "model": made.title,

@@ -1,6 +1,5 @@
 """How soon a cancelled generation's KV room is free: `python -m benchmarks.cancels --help`."""
 
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.table import Table
 from benchmarks import metrics, models, network
 from benchmarks.machine import OthersMeter
 from benchmarks.models import BenchModel
-from benchmarks.output import close, console, refusals_shown, spread
+from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
 from stack.supervisor import DEMO_MODEL, Stack
 
@@ -94,13 +93,9 @@ def main(
     began = time.monotonic()
     if model.upper() not in models.NAMES:
         raise typer.BadParameter(f"--model is one of {', '.join(models.NAMES)}.")
-    with (
-        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
-        console.status("Starting") as status,
-    ):
-        made = models.make(model.upper(), DEMO_MODEL, Path(folder) / "model")
-        with refusals_shown():
-            found, others = measure(made, rounds, Path(folder) / "data", status.update)
+    with at_work() as (folder, say):
+        made = models.make(model.upper(), DEMO_MODEL, folder / "model")
+        found, others = measure(made, rounds, folder / "data", say)
     table = Table(
         title=f"{made.name}: {made.title}\nmilliseconds until KV room is free, medians of {rounds}",
         title_justify="left",

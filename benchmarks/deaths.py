@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,7 @@ from benchmarks import models, network
 from benchmarks.following import Followed, follow, supervised
 from benchmarks.machine import OthersMeter
 from benchmarks.models import BenchModel
-from benchmarks.output import close, console, refusals_shown, spread
+from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
 from mesh.placement import even_split
 from stack.supervisor import DEMO_MODEL, Stack
@@ -228,13 +227,9 @@ def main(
     began = time.monotonic()
     if model.upper() not in models.NAMES:
         raise typer.BadParameter(f"--model is one of {', '.join(models.NAMES)}.")
-    with (
-        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
-        console.status("Starting") as status,
-    ):
-        made = models.make(model.upper(), DEMO_MODEL, Path(folder) / "model")
-        with refusals_shown():
-            measured = measure(made, rounds, Path(folder) / "data", status.update)
+    with at_work() as (folder, say):
+        made = models.make(model.upper(), DEMO_MODEL, folder / "model")
+        measured = measure(made, rounds, folder / "data", say)
     show(measured, made)
     measurements = {
         "model": made.title,

@@ -1,7 +1,6 @@
 """Guessing ahead over slow links: `python -m benchmarks.delays --help`."""
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from rich.table import Table
 from benchmarks import metrics, models, network
 from benchmarks.machine import OthersMeter
 from benchmarks.models import BenchModel
-from benchmarks.output import close, console, refusals_shown, spread
+from benchmarks.output import at_work, close, console, spread
 from benchmarks.proxy import SlowLink
 from benchmarks.user import GREEDY, User
 from stack.supervisor import DEMO_MODEL, Stack
@@ -236,16 +235,12 @@ def main(
     """
     began = time.monotonic()
     measured, titles = Measured(), []
-    with (
-        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
-        console.status("Starting") as status,
-    ):
+    with at_work() as (folder, say):
         for name in dict.fromkeys(text.model for text in TEXTS.values()):
-            place = Path(folder) / name
+            place = folder / name
             model = models.make(name, DEMO_MODEL, place / "model")
             titles.append(f"{name}: {model.title}")
-            with refusals_shown():
-                found = measure(model, delay_ms / 1000, rounds, tokens, place, status.update)
+            found = measure(model, delay_ms / 1000, rounds, tokens, place, say)
             measured.rounds |= found.rounds
             measured.others += found.others
     show(measured, titles, delay_ms, tokens)

@@ -1,6 +1,5 @@
 """More spans and more generations: `python -m benchmarks.growth --help`."""
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from rich.table import Table
 from benchmarks import chart, models, network
 from benchmarks.machine import OthersMeter
 from benchmarks.models import BenchModel
-from benchmarks.output import close, console, refusals_shown, spread
+from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
 from stack.supervisor import DEMO_MODEL, Stack
 
@@ -191,13 +190,9 @@ def main(
     Tokens are compared with those over one span.
     """
     began = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
-        console.status("Starting") as status,
-        refusals_shown(),
-    ):
-        model = models.make("S8", DEMO_MODEL, Path(folder) / "model")
-        measured = measure(model, passes, Path(folder), status.update)
+    with at_work() as (folder, say):
+        model = models.make("S8", DEMO_MODEL, folder / "model")
+        measured = measure(model, passes, folder, say)
     show(measured, model, passes)
     if plot is not None:
         draw(measured, plot)

@@ -3,7 +3,6 @@
 
 import json
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from benchmarks.installing import REPOSITORY, Installed
 from benchmarks.machine import OthersMeter
 from benchmarks.models import BenchModel
 from benchmarks.newcomer import PHASES, Home, Joined
-from benchmarks.output import close, console, refusals_shown, spread
+from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
 from mesh.footprint import footprint as takes_of
 from mesh.manifest import NAME, make_manifest
@@ -219,18 +218,13 @@ def main(
     name = model.upper()
     if name not in models.NAMES:
         raise typer.BadParameter(f"--model is one of {', '.join(models.NAMES)}.")
-    with (
-        tempfile.TemporaryDirectory(prefix="far-bench-") as temporary,
-        console.status("Starting") as status,
-        refusals_shown(),
-    ):
-        folder = Path(temporary)
+    with at_work() as (folder, say):
         made = models.make(name, DEMO_MODEL, folder / "model")
-        measured = measure(made, rounds, folder, status.update)
+        measured = measure(made, rounds, folder, say)
         installed = None
         if install:
             meter = OthersMeter()
-            installed = _installed(folder / "install", status.update)
+            installed = _installed(folder / "install", say)
             measured.others.append(meter.read())
     show(measured, made)
     if installed is not None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from benchmarks.machine import CpuMeter, CpuUse
 from benchmarks.movements import Account, Actor, Job, OwnContract, Turns, fund
-from benchmarks.output import close, console
+from benchmarks.output import at_work, close, console
 from mesh import db
 from mesh.db import ChainCursor, InferenceSession, NodeContribution, Settlement
 from mesh.ledger.check import Report, check
@@ -211,18 +210,13 @@ def main(
     books. Exit status 1 if they differ, or if anything was not as it should.
     """
     began = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
-        console.status("Starting Postgres") as status,
-    ):
-        Path(folder).chmod(0o755)
-        server = Postgres(Path(folder) / "postgres")
+    with at_work("Starting Postgres") as (folder, say):
+        folder.chmod(0o755)
+        server = Postgres(folder / "postgres")
         server.start()
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                measured = runner.run(
-                    measure(server, operations, users, providers, seed, status.update)
-                )
+                measured = runner.run(measure(server, operations, users, providers, seed, say))
         finally:
             server.stop()
     show(measured)

@@ -1,8 +1,9 @@
 """What all benchmarks print and write alike."""
 
 import json
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -38,6 +39,17 @@ def refusals_shown() -> Iterator[None]:
     except StackError as error:
         console.print(f"[red]benchmark:[/] {error}", soft_wrap=True)
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def at_work(beginning: str = "Starting") -> Iterator[tuple[Path, Callable[[str], None]]]:
+    """A folder for the time of a benchmark, and what to call with what is being done now."""
+    with (
+        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
+        console.status(beginning) as status,
+        refusals_shown(),
+    ):
+        yield Path(folder), status.update
 
 
 def close(

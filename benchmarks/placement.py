@@ -102,7 +102,7 @@ def best(devices: Sequence[Device], model: ModelShape) -> float:
             rates[key] = _quickest(group, model)
         return rates[key]
 
-    return max(sum(map(rate, groups)) for groups in _groupings([d.node for d in devices]))
+    return max(sum(map(rate, groups)) for groups in groupings([d.node for d in devices]))
 
 
 def _quickest(group: Sequence[Candidate], model: ModelShape) -> float:
@@ -133,12 +133,13 @@ def _all_but(works: Mapping[str, Sequence[float]], holder: Candidate) -> list[fl
     return [step for name, each in works.items() if name != holder.node_id for step in each]
 
 
-def _groupings(nodes: list[Candidate]) -> Iterator[list[list[Candidate]]]:
+def groupings(nodes: list[Candidate]) -> Iterator[list[list[Candidate]]]:
+    """All ways to part nodes into groups."""
     if not nodes:
         yield []
         return
     first, *rest = nodes
-    for groups in _groupings(rest):
+    for groups in groupings(rest):
         yield [[first], *groups]
         for number, group in enumerate(groups):
             yield [*groups[:number], [first, *group], *groups[number + 1 :]]

@@ -1,7 +1,6 @@
 """A hop by Redis and by the relay: `python -m benchmarks.relay --help`."""
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ from benchmarks import bouncing, models, network
 from benchmarks.bouncing import Bounced
 from benchmarks.machine import OthersMeter, tree_seconds
 from benchmarks.models import BenchModel
-from benchmarks.output import close, console, refusals_shown, spread
+from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
 from stack.supervisor import DEMO_MODEL, Stack
 
@@ -212,13 +211,9 @@ def main(
     name = model.upper()
     if name not in models.NAMES:
         raise typer.BadParameter(f"--model is one of {', '.join(models.NAMES)}.")
-    with (
-        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
-        console.status("Starting") as status,
-        refusals_shown(),
-    ):
-        made = models.make(name, DEMO_MODEL, Path(folder) / "model")
-        measured = measure(made, rounds, Path(folder), status.update)
+    with at_work() as (folder, say):
+        made = models.make(name, DEMO_MODEL, folder / "model")
+        measured = measure(made, rounds, folder, say)
     show(measured, made, rounds)
     measurements = {
         "model": made.title,

@@ -1,6 +1,5 @@
 """Speed of the mesh beside plain `transformers.generate`: `python -m benchmarks.speed --help`."""
 
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,7 @@ import typer
 
 from benchmarks import models, report
 from benchmarks.measure import Effort, measure
-from benchmarks.output import console, refusals_shown
+from benchmarks.output import at_work, console
 from stack.supervisor import DEMO_MODEL
 
 EFFORTS = {
@@ -62,23 +61,19 @@ def main(
     if not set(names) <= set(EFFORTS):
         raise typer.BadParameter(f"--model is one of {', '.join(EFFORTS)}.")
     results = []
-    with (
-        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
-        console.status("Starting") as status,
-    ):
+    with at_work() as (folder, update):
         for name in names:
-            place = Path(folder) / name
-            status.update(f"{name}: making the checkpoint")
+            place = folder / name
+            update(f"{name}: making the checkpoint")
             made = models.make(name, DEMO_MODEL, place / "model")
             effort = QUICK if quick else EFFORTS[name]
             effort = Effort(rounds or effort.rounds, effort.single, effort.at_once)
 
             def say(doing: str, name: str = name) -> None:
-                status.update(f"{name}: {doing}")
+                update(f"{name}: {doing}")
 
-            with refusals_shown():
-                options = () if speculate else ("--no-speculate",)
-                measured = measure(made, effort, place / "data", say, options)
+            options = () if speculate else ("--no-speculate",)
+            measured = measure(made, effort, place / "data", say, options)
             results.append(report.Result(made, measured))
     seconds = time.monotonic() - began
     report.show(console, results, seconds)

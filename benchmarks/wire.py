@@ -2,7 +2,6 @@
 
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 
-from benchmarks.output import close, console
+from benchmarks.output import at_work, close, console
 from demo.corpus import is_held_out, library_documents, reference_documents, without_repeats
 from mesh import wire
 from mesh.placement import even_split
@@ -243,13 +242,10 @@ def main(
     began = time.monotonic()
     torch.set_num_threads(1)
     tokenizer = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
-    with (
-        tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
-        console.status("Loading") as status,
-    ):
-        spans = _spans(Path(folder))
+    with at_work("Loading") as (folder, say):
+        spans = _spans(folder)
         read = held_out(texts, lambda text: tokenizer.encode(text).ids)
-        effects = measure(read, spans, status.update)
+        effects = measure(read, spans, say)
     show(effects, read)
     measurements = {"nodes": NODES, "effects": [asdict(effect) for effect in effects]}
     close(measurements, others=[], began=began, json_file=json_file)

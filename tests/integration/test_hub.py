@@ -4,7 +4,6 @@ The hub is a small server on loopback that answers as the real one does (there i
 a test machine).
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -12,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tests.conftest import DEMO_MODEL
 from tests.file_server import FileServer
+from tests.sharding import copy_all_but_weights, save_shards
 
 REPOSITORY = "somebody/some-model"
 COMMIT = "c" * 40
@@ -44,20 +44,7 @@ class Hub:
 def sharded(tmp_path: Path) -> Path:
     """The demo model, a shard a layer and one for the rest."""
     folder = tmp_path / "repository"
-    folder.mkdir()
-    for name in ("config.json", "generation_config.json", "tokenizer.json"):
-        (folder / name).write_text((DEMO_MODEL / name).read_text())
-    tensors = load_file(DEMO_MODEL / "model.safetensors")
-    weight_map = {
-        name: f"layer-{name.split('.')[2]}.safetensors"
-        if ".layers." in name
-        else "rest.safetensors"
-        for name in tensors
-    }
-    for shard in set(weight_map.values()):
-        part = {name: tensors[name] for name, where in weight_map.items() if where == shard}
-        save_file(part, folder / shard, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    save_shards(copy_all_but_weights(folder), folder, layers=1)
     return folder
 
 
@@ -97,8 +84,8 @@ def test_a_middle_span_asks_for_its_own_shards_only(hub: Hub, tmp_path: Path) ->
     assert hub.given.keys() == {
         "config.json",
         "model.safetensors.index.json",
-        "layer-2.safetensors",
-        "layer-3.safetensors",
+        "layers-2.safetensors",
+        "layers-3.safetensors",
     }
 
 

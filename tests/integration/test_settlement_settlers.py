@@ -7,7 +7,7 @@ from hexbytes import HexBytes
 
 from mesh.chain import Escrow, LocalSigner
 from mesh.chain.kms import KmsSigner
-from mesh.db import SettlementTransaction
+from mesh.db import InferenceSession, Settlement, SettlementTransaction
 from mesh.errors import ChainError, SettlementPaused
 from stack.contracts import development_account
 from tests.conftest import Chain
@@ -96,15 +96,20 @@ async def test_what_an_account_signed_that_is_no_settler_any_more_is_not_in_the_
     assert [batch.status for batch in await batches(chain_services)] == ["replaced", "confirmed"]
 
 
+async def one_closed(run: Run, chain: Chain) -> tuple[InferenceSession, Settlement]:
+    """A generation, and the batch that it is in, which nobody has signed yet."""
+    job = await served(run.services, await rich_user(run.services, chain), 5)
+    await collect.close(run)
+    [closed] = await batches(run.services)
+    return job, closed
+
+
 async def test_a_batch_that_another_settler_has_posted_is_not_replaced(
     chain_services: Services, escrow: Escrow, chain: Chain
 ) -> None:
     """Also where nobody knows of a transaction of it."""
-    user = await rich_user(chain_services, chain)
-    job = await served(chain_services, user, 5)
     run = Run(chain_services, escrow, SIGNER)
-    await collect.close(run)
-    [closed] = await batches(chain_services)
+    job, closed = await one_closed(run, chain)
     await settle_due(chain_services, escrow, SIGNER)
     async with chain_services.sessions.begin() as db:
         await db.execute(SettlementTransaction.__table__.delete())
@@ -117,11 +122,8 @@ async def test_a_batch_that_another_settler_has_signed_is_not_replaced(
     chain_services: Services, escrow: Escrow, chain: Chain
 ) -> None:
     """The one way to pay twice: the generation in two batches that can both be mined."""
-    user = await rich_user(chain_services, chain)
-    job = await served(chain_services, user, 5)
     run = Run(chain_services, escrow, SIGNER)
-    await collect.close(run)
-    [closed] = await batches(chain_services)
+    job, closed = await one_closed(run, chain)
     await submit.sign(run, closed)
     with pytest.raises(ChainError, match="another settler"):
         await leaving_out.replace(run, closed, {"CapExceeded": [job]}, signed=0)
@@ -132,11 +134,8 @@ async def test_a_batch_that_another_settler_has_signed_is_not_replaced(
 async def test_a_batch_that_another_settler_has_replaced_is_not_signed(
     chain_services: Services, escrow: Escrow, chain: Chain
 ) -> None:
-    user = await rich_user(chain_services, chain)
-    job = await served(chain_services, user, 5)
     run = Run(chain_services, escrow, SIGNER)
-    await collect.close(run)
-    [closed] = await batches(chain_services)
+    job, closed = await one_closed(run, chain)
     await leaving_out.replace(run, closed, {"CapExceeded": [job]}, signed=0)
     with pytest.raises(ChainError, match="another settler"):
         await submit.sign(run, closed)

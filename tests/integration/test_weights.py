@@ -29,8 +29,9 @@ from node_runner.engine.loader import prepare_span
 from node_runner.engine.span import Span
 from node_runner.weights import assembling, cache, http, layout
 from node_runner.weights.published import under
-from tests.conftest import DEMO_MODEL, MODEL_ID
+from tests.conftest import MODEL_ID
 from tests.file_server import FileServer, serving
+from tests.sharding import copy_all_but_weights, save_shards
 
 CHUNK = 50_000
 QUICK = http.Patience(attempts=4, first=0.001, longest=0.002)
@@ -46,25 +47,11 @@ def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The demo model in float16, whose head is its own or tied as it is there."""
     made = tmp_path / "model"
-    made.mkdir()
-    for name in ("config.json", "generation_config.json", "tokenizer.json"):
-        (made / name).write_bytes((DEMO_MODEL / name).read_bytes())
-    tensors = {
-        name: one.half() for name, one in load_file(DEMO_MODEL / "model.safetensors").items()
-    }
+    tensors = {name: one.half() for name, one in copy_all_but_weights(made).items()}
     if request.param == "one file":
         save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
-        return made
-    weight_map = {
-        name: f"layers-{int(name.split('.')[2]) // 2}.safetensors"
-        if ".layers." in name
-        else "rest.safetensors"
-        for name in tensors
-    }
-    for shard in set(weight_map.values()):
-        part = {name: tensors[name] for name, where in weight_map.items() if where == shard}
-        save_file(part, made / shard, metadata={"format": "pt"})
-    (made / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    else:
+        save_shards(tensors, made, layers=2)
     return made
 
 

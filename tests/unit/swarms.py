@@ -1,10 +1,11 @@
 """Swarms to place: made by hand, or by hypothesis; and the best of all ways, by trying them all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 from hypothesis import strategies as st
 
+from benchmarks.placement import groupings
 from mesh.placement import Candidate, ModelShape, Move, Span
 
 GB = 10**9
@@ -72,18 +73,7 @@ def best_throughput(nodes: Sequence[Candidate], model: ModelShape) -> float:
             rates[key] = best_slowest(group, model)
         return rates[key]
 
-    return max(sum(map(rate, groups)) for groups in _groupings(list(nodes)))
-
-
-def _groupings(nodes: list[Candidate]) -> Iterator[list[list[Candidate]]]:
-    if not nodes:
-        yield []
-        return
-    first, *rest = nodes
-    for groups in _groupings(rest):
-        yield [[first], *groups]
-        for number, group in enumerate(groups):
-            yield [*groups[:number], [first, *group], *groups[number + 1 :]]
+    return max(sum(map(rate, groups)) for groups in groupings(list(nodes)))
 
 
 def moved(spans: dict[str, Span], move: Move) -> dict[str, Span]:
