@@ -45,7 +45,7 @@ class Asked:
 class FileServer:
     """Serves ``folder`` at ``url``, below an optional ``route`` such as a hub's.
 
-    ``given``: bytes of bodies sent, by file. ``redirect``: URL of another server that has them.
+    ``given``: bytes of bodies sent, by file.
     """
 
     def __init__(self, folder: Path, route: str = "/") -> None:
@@ -55,6 +55,10 @@ class FileServer:
         self.given: Counter[str] = Counter()
         self.asked: list[Asked] = []
         self.redirect: str | None = None
+        """Another server that has the weights, to which those who ask for them are sent."""
+        self.signature = ""
+        """Query string that they are given for it."""
+        self.redirected = 0
         self.tokens: set[str] | None = None
         """Query strings that are let in; none for all."""
         self.bearer: str | None = None
@@ -118,8 +122,9 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
                 server.asked.append(Asked(name, 0, 0, dict(self.headers)))
                 return self._empty(404)
             if weights and server.redirect is not None:
+                server.redirected += 1
                 self.send_response(302)
-                self.send_header("Location", f"{server.redirect}/{name}?{query}")
+                self.send_header("Location", f"{server.redirect}/{name}?{server.signature}")
                 self.send_header("X-Repo-Commit", "c" * 40)
                 self.send_header("Content-Length", "0")
                 self.end_headers()

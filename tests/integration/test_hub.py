@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from mesh.errors import WeightsError
+from node_runner.weights import hub as sources
 from tests.conftest import DEMO_MODEL
-from tests.file_server import FileServer
+from tests.file_server import FileServer, serving
 from tests.sharding import copy_all_but_weights, save_shards
 
 REPOSITORY = "somebody/some-model"
@@ -30,14 +32,15 @@ class Hub:
         revisions.mkdir(parents=True)
         for revision in ("main", COMMIT):
             (revisions / revision).symlink_to(folder)
-        self._server = FileServer(root)
-        self.url = self._server.url
-        self.close = self._server.close
+        self.root = root
+        self.server = FileServer(root)
+        self.url = self.server.url
+        self.close = self.server.close
 
     @property
     def given(self) -> dict[str, int]:
         """Bytes that went out, by file."""
-        return {Path(name).name: count for name, count in self._server.given.items()}
+        return {Path(name).name: count for name, count in self.server.given.items()}
 
 
 @pytest.fixture
@@ -113,3 +116,51 @@ def test_the_gateway_reads_sizes_and_tokenizer_but_no_weights(hub: Hub, tmp_path
     )
     assert printed == "6 True"
     assert hub.given.keys() == {"config.json", "tokenizer.json"}
+
+
+@pytest.fixture
+def storage(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """Where the hub, which wants a token of us, sends those who ask for weights."""
+    with serving(hub.root) as server:
+        hub.server.redirect = server.url.replace("127.0.0.1", "localhost")
+        hub.server.bearer = "hf_secret"
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield server
+
+
+def test_the_hubs_token_goes_to_the_hub_only(hub: Hub, storage: FileServer, sharded: Path) -> None:
+    """And the storage's address is used as long as it holds."""
+    expected = (sharded / "layers-2.safetensors").read_bytes()
+    source = sources.hub(REPOSITORY)
+    version, _ = source.head("layers-2.safetensors", 8)
+    assert b"".join(source.stream("layers-2.safetensors", version, 0, len(expected))) == expected
+    source.close()
+    assert len(storage.asked) == 2
+    assert not any("Authorization" in asked.headers for asked in storage.asked)
+    assert hub.server.redirected == 1
+
+
+def test_an_address_that_has_expired_is_asked_for_again(
+    hub: Hub, storage: FileServer, sharded: Path
+) -> None:
+    expected = (sharded / "layers-2.safetensors").read_bytes()
+    source = sources.hub(REPOSITORY)
+    hub.server.signature, storage.tokens = "signed=1", {"signed=1"}
+    version, _ = source.head("layers-2.safetensors", 8)
+    hub.server.signature, storage.tokens = "signed=2", {"signed=2"}
+    pieces = source.stream("layers-2.safetensors", version, 0, len(expected))
+    assert b"".join(pieces) == expected
+    source.close()
+    assert hub.server.redirected == 2
+
+
+def test_what_is_private_says_which_token_is_missing(
+    hub: Hub, storage: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    source = sources.hub(REPOSITORY)
+    with pytest.raises(WeightsError, match="HF_TOKEN"):
+        source.head("layers-2.safetensors", 8)
+    source.close()
