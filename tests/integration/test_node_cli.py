@@ -4,11 +4,12 @@ import asyncio
 import datetime as dt
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,21 @@ async def test_children_do_not_outlive_their_parent(machine: Machine) -> None:
 
     await until(gone, "no process left")
     await until(unregistered, "no entry left")
+
+
+async def test_of_a_machine_and_its_copy_the_later_one_serves(machine: Machine) -> None:
+    await machine.login()
+    first = await machine.serve("--device", "cpu", "--span", "2:4")
+    [node] = await machine.nodes(1)
+    copy = replace(machine, home=machine.home / "copy")
+    shutil.copytree(machine.home, copy.home, ignore=shutil.ignore_patterns("copy", "run", "spans"))
+    await copy.serve("--device", "cpu", "--span", "2:4")
+    async with asyncio.timeout(PATIENCE):
+        output, _ = await first.communicate()
+    assert first.returncode == 1
+    assert "delete device_id" in output.decode()
+    [left] = await registry.active(machine.gateway.redis, MODEL_ID)
+    assert (left.node_id, left.registration) == (node.node_id, node.registration + 1)
 
 
 async def test_outside_its_hours_a_node_waits(machine: Machine) -> None:

@@ -12,7 +12,7 @@ from mesh.wire import Sampling, Token
 from node_runner.engine.engine import Engine
 from node_runner.engine.results import Forward
 from tests.conftest import DEMO_MODEL
-from tests.unit.pipeline import GREEDY, Pipeline, load_span, one_step
+from tests.unit.pipeline import GREEDY, KV_BUDGET, Pipeline, load_span, one_step
 
 CUTS = {1: [0, 6], 2: [0, 3, 6], 3: [0, 2, 4, 6], 6: [0, 1, 2, 3, 4, 5, 6]}
 NEW_TOKENS = 64
@@ -219,6 +219,27 @@ def test_generations_are_admitted_by_reservation(cache: Path, prompts: list[list
     pipeline.open("10", prompts[0], max_tokens=5, epoch=2)
     pipeline.run()
     assert pipeline.ended["10"].count == 5
+
+
+def test_no_more_generations_than_were_asked_for_are_admitted(
+    cache: Path, prompts: list[list[int]]
+) -> None:
+    """However much room there is; and while there are so many, routes see none."""
+    span = load_span(DEMO_MODEL, (0, 6), cache)
+    engine = Engine(span, node_id="0", kv_budget_bytes=KV_BUDGET, max_generations=2)
+    pipeline = Pipeline([engine])
+    free = engine.room()
+    for number in range(3):
+        pipeline.open(f"{number}", prompts[0], max_tokens=5)
+    engine.step(pipeline._inboxes[0][:2])
+    assert (engine.room(), engine.capacity()) == (0, free)
+    pipeline._inboxes[0] = pipeline._inboxes[0][2:]
+    pipeline.run()
+    assert [(refused.request_id, refused.code) for refused in pipeline.refused] == [
+        ("2", "kv_full")
+    ]
+    assert pipeline.ended.keys() == {"0", "1"}
+    assert engine.room() == free
 
 
 def test_closing_frees_the_room(cache: Path, prompts: list[list[int]]) -> None:
