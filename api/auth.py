@@ -22,6 +22,7 @@ from mesh.errors import (
     TokenInvalid,
     TokenMissing,
 )
+from mesh.registered import stands
 from mesh.registry import Registration
 
 ALGORITHM = "HS256"
@@ -130,7 +131,7 @@ class CallingMachine:
 async def machine_of(
     bearer: HTTPAuthorizationCredentials | None, services: Services
 ) -> CallingMachine:
-    """The machine that registers a node; notes that it did.
+    """The machine that calls; notes that it did.
 
     Raises:
         NotAuthenticated: no token, none of ours, or one that the wallet has taken back.
@@ -138,15 +139,15 @@ async def machine_of(
     """
     claims = _claims_of(bearer, services, "machine")
     async with services.sessions.begin() as db:
-        used = await db.scalar(
+        used: Machine | None = await db.scalar(
             update(Machine)
             .where(Machine.machine_id == claims.get("machine"), Machine.revoked_at.is_(None))
             .values(last_used_at=func.now())
-            .returning(Machine.machine_id)
+            .returning(Machine)
         )
     if used is None:
         raise MachineRevoked("The wallet has taken this machine's token back. Log in again.")
-    return CallingMachine(used, claims["sub"])
+    return CallingMachine(used.machine_id, used.wallet_address)
 
 
 def owner_of_machine(
@@ -189,28 +190,48 @@ def wallet_of_user(bearer: HTTPAuthorizationCredentials | None, services: Servic
     return _subject(bearer, services, "user").lower()
 
 
-def may_see_node(
+async def standing_registration(
+    bearer: HTTPAuthorizationCredentials | None, services: Services
+) -> Registration:
+    """The calling node, whose token is still good: it has not registered again, and the machine
+    that registered it was not sent away.
+
+    Raises:
+        NotAuthenticated: no token, or none that is good.
+        Forbidden: not a node's token.
+    """
+    registration = registration_of(bearer, services)
+    async with services.sessions() as db:
+        if not await stands(db, registration):
+            raise TokenInvalid("The node's token is not good any more. Register again.")
+    return registration
+
+
+async def may_see_node(
     bearer: HTTPAuthorizationCredentials | None, services: Services, node_id: str, wallet: str
 ) -> bool:
     """Whether the caller is a node itself, or its wallet, or a machine of that.
 
     Raises:
-        NotAuthenticated: no token, or none of ours.
+        NotAuthenticated: no token, or none that is good.
     """
     claims = _claims(bearer, services)
-    mine = node_id if claims["kind"] == "node" else wallet
-    return bool(claims["sub"].lower() == mine.lower())
+    if claims["kind"] == "node":
+        return (await standing_registration(bearer, services)).node_id == node_id
+    if claims["kind"] == "machine":
+        return (await machine_of(bearer, services)).wallet == wallet
+    return wallet_of_user(bearer, services) == wallet
 
 
 async def node_or_machine(bearer: HTTPAuthorizationCredentials | None, services: Services) -> str:
     """The id of the node, or the wallet of the machine, that calls.
 
     Raises:
-        NotAuthenticated: no token, none of ours, or one that the wallet has taken back.
+        NotAuthenticated: no token, or none that is good.
         Forbidden: a token of neither.
     """
     if _claims(bearer, services)["kind"] == "node":
-        return registration_of(bearer, services).node_id
+        return (await standing_registration(bearer, services)).node_id
     return (await machine_of(bearer, services)).wallet
 
 

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from api.services import Services
 from mesh import names, proof
@@ -31,14 +31,31 @@ CODE_LENGTH = 8
 SLOW_DOWN = 5
 """Seconds that a machine which asks too often has to wait longer from then on (RFC 8628, 3.5)."""
 
-Decision = Literal["approved", "denied"]
-
-_DECIDE = """
+_WAITS = """
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'decision') == 1 then
-    return 0
+    return 'over'
 end
-redis.call('HSET', KEYS[1], 'decision', ARGV[1], 'machine_id', ARGV[2])
-return 1
+"""
+
+_ASK = f"""{_WAITS}
+redis.call('HSET', KEYS[1], unpack(ARGV))
+return 'asked'
+"""
+
+_APPROVE = f"""{_WAITS}
+local asked = redis.call('HMGET', KEYS[1], 'wallet', 'nonce')
+if asked[1] ~= ARGV[1] or asked[2] ~= ARGV[2] then
+    return 'replaced'
+end
+redis.call('HSET', KEYS[1], 'decision', 'approved', 'machine_id', ARGV[3])
+return 'decided'
+"""
+"""By the wallet whose signature was checked, over the message that was checked: another one may
+have been asked for meanwhile."""
+
+_DENY = f"""{_WAITS}
+redis.call('HSET', KEYS[1], 'decision', 'denied')
+return 'decided'
 """
 
 _POLL = """
@@ -140,7 +157,11 @@ async def find(services: Services, user_code: str) -> Waiting:
 
 
 async def message_for(services: Services, waiting: Waiting, wallet_address: str) -> Message:
-    """What the wallet is to sign. A newer one replaces it."""
+    """What the wallet is to sign. A newer one replaces it.
+
+    Raises:
+        UserCodeUnknown: it was decided meanwhile, or the time is up.
+    """
     issued = dt.datetime.now(dt.UTC)
     fields = {
         "wallet": wallet_address,
@@ -148,14 +169,16 @@ async def message_for(services: Services, waiting: Waiting, wallet_address: str)
         "issued_at": _instant(issued),
         "expires_at": _instant(issued + dt.timedelta(seconds=services.settings.auth.nonce_ttl)),
     }
-    await services.redis.hset(waiting.key, mapping=fields)  # type: ignore[misc]
+    pairs = [part for pair in fields.items() for part in pair]
+    await _run(services, _ASK, waiting, *pairs)
     return _message(services, waiting, fields)
 
 
 async def check_signature(
     services: Services, waiting: Waiting, wallet_address: str, signature: str
-) -> None:
-    """
+) -> str:
+    """The nonce of the message that was signed.
+
     Raises:
         SignatureMismatch: it is not this wallet's over the message it was given, or that is too
             old.
@@ -170,18 +193,38 @@ async def check_signature(
         raise SignatureMismatch("The message has expired. Ask for a new one, and sign that.")
     if not proof.signed_by(_message(services, waiting, fields).text, signature, wallet_address):
         raise SignatureMismatch("The signature is not this wallet's over the message it was given.")
+    nonce: str = fields["nonce"]
+    return nonce
 
 
-async def decide(
-    services: Services, waiting: Waiting, decision: Decision, machine_id: str = ""
+async def approve(
+    services: Services, waiting: Waiting, wallet_address: str, nonce: str, machine_id: str
 ) -> None:
+    """Let the machine in, under this id, by the wallet that signed the message of this nonce.
+
+    Raises:
+        UserCodeUnknown: somebody was faster, or the time is up.
+        SignatureMismatch: another message has been asked for since.
     """
+    await _run(services, _APPROVE, waiting, wallet_address, nonce, machine_id)
+
+
+async def deny(services: Services, waiting: Waiting) -> None:
+    """Send the machine away.
+
     Raises:
         UserCodeUnknown: somebody was faster, or the time is up.
     """
-    script: Any = services.redis.eval(_DECIDE, 1, waiting.key, decision, machine_id)
-    if not await script:
-        raise UserCodeUnknown("This code has been used, or its time is up.")
+    await _run(services, _DENY, waiting)
+
+
+async def _run(services: Services, script: str, waiting: Waiting, *arguments: str) -> None:
+    answer: Any = services.redis.eval(script, 1, waiting.key, *arguments)
+    match (await answer).decode():
+        case "over":
+            raise UserCodeUnknown("This code has been used, or its time is up.")
+        case "replaced":
+            raise SignatureMismatch("A newer message has been asked for. Sign that.")
 
 
 async def redeem(services: Services, device_code: str) -> tuple[str, str]:

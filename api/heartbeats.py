@@ -6,14 +6,14 @@ import time
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import func, select, update
 
 from api.problems import OUTAGES, unavailable
 from api.services import Services
 from mesh import registry
-from mesh.db import Machine, NodeRegistry
+from mesh.db import NodeRegistry
 from mesh.errors import NodeNotFound, NodeSuperseded
-from mesh.registered import node_of, trusts
+from mesh.registered import may_serve, node_of, trusts
 from mesh.registry import Registration
 from mesh.schemas import NodeHealth
 
@@ -89,7 +89,7 @@ async def _write(
             .where(
                 NodeRegistry.node_id == node_id,
                 NodeRegistry.registration == caller.number,
-                _may_serve(),
+                may_serve(),
             )
             .values(
                 last_seen=func.now(),
@@ -109,12 +109,6 @@ async def _write(
     if uptime:
         await registry.uptime_saved(services.redis, node_id, uptime)
     return row
-
-
-def _may_serve() -> ColumnElement[bool]:
-    """The wallet itself has signed, or has not taken back the token of the machine."""
-    revoked = select(Machine.machine_id).where(Machine.revoked_at.is_not(None))
-    return or_(NodeRegistry.machine_id.is_(None), NodeRegistry.machine_id.not_in(revoked))
 
 
 def _superseded(caller: Registration) -> NodeSuperseded:

@@ -1,7 +1,10 @@
 """A node as its row says: what it registered with, and nothing that it measures."""
 
-from mesh.db import NodeRegistry
-from mesh.registry import Node
+from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from mesh.db import Machine, NodeRegistry
+from mesh.registry import Node, Registration
 from mesh.settings import DiscoverySettings
 
 
@@ -40,3 +43,21 @@ def node_of(row: NodeRegistry, discovery: DiscoverySettings) -> Node:
 def trusts(discovery: DiscoverySettings, wallet: str) -> bool:
     """Whether the operator trusts a wallet's nodes with the edge."""
     return wallet.lower() in {each.lower() for each in discovery.trusted_wallets}
+
+
+def may_serve() -> ColumnElement[bool]:
+    """The wallet itself has signed, or has not taken back the token of the machine."""
+    revoked = select(Machine.machine_id).where(Machine.revoked_at.is_not(None))
+    return or_(NodeRegistry.machine_id.is_(None), NodeRegistry.machine_id.not_in(revoked))
+
+
+async def stands(db: AsyncSession, registration: Registration) -> bool:
+    """Whether the node has not registered again since, and may still serve."""
+    found = await db.scalar(
+        select(NodeRegistry.node_id).where(
+            NodeRegistry.node_id == registration.node_id,
+            NodeRegistry.registration == registration.number,
+            may_serve(),
+        )
+    )
+    return found is not None

@@ -41,9 +41,11 @@ ALWAYS = frozenset(
 RUNS = 200
 """Far more than it ever takes."""
 
-
-TRIES = 10
+TRIES = 100
 """Settlements until one is killed at a boundary: a lost answer may lead around it."""
+
+DEEP = 20
+"""Blocks; what was final is less deep."""
 
 
 class Killed(BaseException):
@@ -93,7 +95,7 @@ class Field:
             place = self.ask("evm_snapshot")
             await self.finish()
             self.ask("evm_revert", place)
-            for _ in range(2 * TRIES):  # further than what was final
+            for _ in range(DEEP):
                 self.ask("evm_mine")
 
     def ask(self, method: str, *params: str) -> Any:

@@ -138,17 +138,12 @@ async def message(body: MessageRequest, request: Request, services: WithServices
 async def approve(body: Approval, request: Request, services: WithServices) -> Decided:
     """Let the machine in, by the wallet's signature over the message from `/message`."""
     waiting = await find(request, services, body.user_code)
-    await device_codes.check_signature(services, waiting, body.wallet_address, body.signature)
+    wallet = body.wallet_address
+    nonce = await device_codes.check_signature(services, waiting, wallet, body.signature)
     machine_id = f"machine_{secrets.token_hex(8)}"
     async with services.sessions.begin() as db:
-        db.add(
-            Machine(
-                machine_id=machine_id,
-                wallet_address=body.wallet_address,
-                name=waiting.machine,
-            )
-        )
-        await device_codes.decide(services, waiting, "approved", machine_id)
+        db.add(Machine(machine_id=machine_id, wallet_address=wallet, name=waiting.machine))
+        await device_codes.approve(services, waiting, wallet, nonce, machine_id)
     return Decided(status="approved", machine=waiting.machine)
 
 
@@ -156,7 +151,7 @@ async def approve(body: Approval, request: Request, services: WithServices) -> D
 async def deny(body: CodeTyped, request: Request, services: WithServices) -> Decided:
     """Send the machine away. Needs no wallet: it gives nobody anything."""
     waiting = await find(request, services, body.user_code)
-    await device_codes.decide(services, waiting, "denied")
+    await device_codes.deny(services, waiting)
     return Decided(status="denied", machine=waiting.machine)
 
 

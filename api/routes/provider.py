@@ -44,7 +44,7 @@ async def node(node_id: str, bearer: Bearer, services: WithServices) -> NodeView
     async with services.sessions() as db:
         row = await db.get(NodeRegistry, node_id)
     wallet = "" if row is None else row.wallet_address
-    if not may_see_node(bearer, services, node_id, wallet) or row is None:
+    if not await may_see_node(bearer, services, node_id, wallet) or row is None:
         raise NodeNotFound(f"You have no node {node_id} here.")
     return await providers.view(services, row)
 

@@ -19,5 +19,5 @@ class Machine(Base):
     name: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
     last_used_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
-    """When it last registered a node."""
+    """When it last showed its token."""
     revoked_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)

@@ -21,7 +21,14 @@ from api.app import create_app
 from api.auth import issue_machine_token, issue_token
 from api.services import Services
 from mesh import ledger, names, registry, routing, streams
-from mesh.db import InferenceSession, LedgerTransaction, Machine, Outbox, RouteHop
+from mesh.db import (
+    InferenceSession,
+    LedgerTransaction,
+    Machine,
+    NodeRegistry,
+    Outbox,
+    RouteHop,
+)
 from mesh.live import LiveRoute
 from mesh.settings import Settings
 from mesh.skips import Skips
@@ -166,6 +173,14 @@ class Gateway:
             db.add(Machine(machine_id=machine_id, wallet_address=wallet, name="attic"))
         token = issue_machine_token(self.services, wallet, machine_id)
         return {"Authorization": f"Bearer {token}"}
+
+    async def node(self, wallet: str) -> dict[str, str]:
+        """Headers of a node that the wallet has registered."""
+        node_id = f"node_{secrets.token_hex(8)}"
+        span = {"model_id": MODEL_ID, "start_layer": 0, "end_layer": LAYERS}
+        async with self.sessions.begin() as db:
+            db.add(NodeRegistry(node_id=node_id, wallet_address=wallet, **span))
+        return self.login(node_id, "node")
 
     async def announce(self, *nodes: registry.Node) -> None:
         for each in nodes:

@@ -27,7 +27,14 @@ from stack.cli import app
 from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.file_server import serving
 from tests.integration.api_served import Served, serve
-from tests.integration.api_support import PROVIDER, STRANGER, Gateway, open_gateway, problem
+from tests.integration.api_support import (
+    PROVIDER,
+    PROVIDER_WALLET,
+    STRANGER,
+    Gateway,
+    open_gateway,
+    problem,
+)
 
 BUCKET, PREFIX = "weights", "models/pydoc"
 PATH = f"/api/models/{MODEL_ID}/files"
@@ -112,10 +119,8 @@ async def test_a_node_fetches_its_span_from_s3(gateway: Gateway, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["machine", "node"])
 async def test_machines_and_nodes_are_told_with_their_tokens(gateway: Gateway, kind: str) -> None:
-    token = gateway.login("somebody", "node")
-    if kind == "machine":
-        token = await gateway.machine(PROVIDER.address.lower())
-    answer = await gateway.client.get(PATH, headers=token)
+    headers_of = {"machine": gateway.machine, "node": gateway.node}[kind]
+    answer = await gateway.client.get(PATH, headers=await headers_of(PROVIDER_WALLET))
     told = answer.raise_for_status().json()
     assert told["expires_in"] == 3600
     by_name = {file["name"]: file for file in told["files"]}
@@ -153,7 +158,7 @@ async def test_a_wallet_cannot_ask_without_end(
         **of_model(s3=f"{BUCKET}/{PREFIX}"), limits={"weights_per_wallet": "2/hour"}
     )
     async with open_gateway(settings) as gateway:
-        headers = gateway.login("node_1", "node")
+        headers = await gateway.node(PROVIDER_WALLET)
         for _ in range(2):
             assert (await gateway.client.get(PATH, headers=headers)).status_code == 200
         refused = await gateway.client.get(PATH, headers=headers)
@@ -165,7 +170,7 @@ async def test_what_was_not_published_comes_from_the_hub(
     make_settings: Callable[..., Settings], redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_gateway(make_settings()) as gateway, serve(gateway) as served:
-        headers = gateway.login("node_1", "node")
+        headers = await gateway.node(PROVIDER_WALLET)
         problem(await gateway.client.get(PATH, headers=headers), 404, "weights_not_published")
         with pytest.raises(WeightsNotPublished):
             await anyio.to_thread.run_sync(ask(served))
@@ -176,7 +181,7 @@ async def test_what_was_not_published_comes_from_the_hub(
 
 async def test_a_store_that_does_not_answer_is_an_outage(gateway: Gateway, s3: Any) -> None:
     s3.delete_object(Bucket=BUCKET, Key=f"{PREFIX}/{NAME}")
-    answer = await gateway.client.get(PATH, headers=gateway.login("node_1", "node"))
+    answer = await gateway.client.get(PATH, headers=await gateway.node(PROVIDER_WALLET))
     problem(answer, 503, "unavailable")
     assert answer.headers["Retry-After"] == "30"
 
@@ -188,7 +193,7 @@ async def test_an_open_web_server_will_do(
     with serving(checkpoint) as web:
         settings = make_settings(**of_model(weights_url=web.url))
         async with open_gateway(settings) as gateway, serve(gateway) as served:
-            asked = ask(served, token=gateway.login("node_1", "node")["Authorization"][7:])
+            asked = ask(served, token=(await gateway.node(PROVIDER_WALLET))["Authorization"][7:])
             made = await anyio.to_thread.run_sync(span_of, asked, tmp_path / "spans")
     assert (made / "model.safetensors").exists()
     assert web.names == {NAME, "config.json", "model.safetensors"}

@@ -10,8 +10,11 @@ from eth_account.messages import encode_defunct
 from redis.asyncio import Redis
 from sqlalchemy import select
 
+from api import device_codes
+from api.auth import issue_machine_token
 from mesh import proof, registry
 from mesh.db import Machine
+from mesh.errors import SignatureMismatch, UserCodeUnknown
 from mesh.settings import Settings
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
@@ -244,6 +247,35 @@ async def test_only_the_wallets_own_fresh_signature_lets_a_machine_in(gateway: G
     assert (await approve(gateway, codes["user_code"])).status_code == 200
 
 
+async def test_what_was_signed_is_what_counts_whoever_asks_meanwhile(gateway: Gateway) -> None:
+    """A stranger signs for himself, and names another wallet before that is written down."""
+    codes = await begin(gateway)
+    services = gateway.services
+    waiting = await device_codes.find(services, codes["user_code"])
+    asked = await device_codes.message_for(services, waiting, STRANGER.address.lower())
+    by_stranger = (services, waiting, STRANGER.address.lower())
+    signature = proof.sign(asked.text, STRANGER.key)
+    nonce = await device_codes.check_signature(*by_stranger, signature)
+    await device_codes.message_for(services, waiting, PROVIDER_WALLET)
+    with pytest.raises(SignatureMismatch, match="newer"):
+        await device_codes.approve(*by_stranger, nonce, "machine_1")
+
+    asked = await device_codes.message_for(services, waiting, STRANGER.address.lower())
+    nonce = await device_codes.check_signature(*by_stranger, proof.sign(asked.text, STRANGER.key))
+    await device_codes.approve(*by_stranger, nonce, "machine_1")
+    with pytest.raises(UserCodeUnknown):
+        await device_codes.message_for(services, waiting, PROVIDER_WALLET)
+    token = (await poll(gateway, codes)).json()
+    assert token["wallet_address"] == STRANGER.address.lower()
+
+
+async def test_a_machine_speaks_for_the_wallet_that_its_row_names(gateway: Gateway) -> None:
+    token = await let_in(gateway)
+    forged = issue_machine_token(gateway.services, OTHER_WALLET, token["machine_id"])
+    refused = await register(gateway, {"access_token": forged}, wallet_address=OTHER_WALLET)
+    assert PROVIDER_WALLET in problem(refused, 401, "signature_mismatch")["detail"]
+
+
 async def test_a_signature_that_came_too_late(
     make_settings: Callable[..., Settings], redis: Redis
 ) -> None:
@@ -310,6 +342,29 @@ async def test_a_wallet_lists_its_machines_and_nobody_elses(gateway: Gateway) ->
     others = await gateway.client.get("/api/machines", headers=gateway.login(OTHER_WALLET))
     assert others.json() == {"machines": []}
     problem(await gateway.client.get("/api/machines", headers=bearer(token)), 403, "forbidden")
+
+
+async def test_a_node_is_seen_by_itself_its_wallet_and_its_wallets_machines(
+    gateway: Gateway,
+) -> None:
+    token = await let_in(gateway)
+    node = (await register(gateway, token, node_id="node_Attic")).json()
+    namesake = (await register(gateway, await let_in(gateway), node_id="node_attic")).json()
+    path = f"/api/nodes/{node['node_id']}"
+
+    async def seen(headers: dict[str, str]) -> int:
+        return (await gateway.client.get(path, headers=headers)).status_code
+
+    as_node = {"Authorization": f"Bearer {node['node_token']}"}
+    for headers in (as_node, bearer(token), gateway.login(PROVIDER_WALLET)):
+        assert await seen(headers) == 200
+    as_namesake = {"Authorization": f"Bearer {namesake['node_token']}"}
+    for headers in (as_namesake, gateway.login(OTHER_WALLET)):
+        assert await seen(headers) == 404
+    machine = f"/api/machines/{token['machine_id']}"
+    await gateway.client.delete(machine, headers=gateway.login(PROVIDER_WALLET))
+    for headers in (as_node, bearer(token)):
+        assert await seen(headers) == 401
 
 
 async def test_a_revoked_machine_can_neither_register_nor_go_on(gateway: Gateway) -> None:

@@ -285,7 +285,8 @@ async def test_a_provider_sees_his_node_and_why_it_gets_no_work(
     assert seen["skipped"] == {"span_meets_nobody": 2}
     assert (seen["state"], seen["placeable"], seen["moving_to"]) == ("serving", True, None)
     assert seen["layers_served"] == list(range(*second.span))
-    for headers in (gateway.login(STRANGER.address), gateway.login(STRANGER.address, "machine")):
+    machine = await gateway.machine(STRANGER.address.lower())
+    for headers in (gateway.login(STRANGER.address), machine):
         assert (await gateway.client.get(url, headers=headers)).json()["node_id"] == second.id
     for headers in (first.headers, gateway.login(PROVIDER.address)):
         problem(await gateway.client.get(url, headers=headers), 404, "node_not_found")
