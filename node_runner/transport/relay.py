@@ -61,7 +61,8 @@ log = structlog.get_logger()
 
 
 class RelayTransport:
-    """A thread keeps the connection, and a thread tells that the process runs."""
+    """A thread keeps the connection, one tells that the process runs, and one watches that somebody
+    answers."""
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class RelayTransport:
         self._session = secrets.token_hex(8)
         self._hop = HopClock()
         self._closing = threading.Event()
+        self._closed = threading.Event()
         self._sending = threading.Lock()
         """Pushes go out in order: held from numbering to sending."""
         guard = threading.RLock()
@@ -109,7 +111,8 @@ class RelayTransport:
         self._threads = [
             threading.Thread(target=work, daemon=True) for work in (self._keep, self._beat)
         ]
-        for thread in self._threads:
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+        for thread in (*self._threads, self._watching):
             thread.start()
         if not self._wait_for_carrier(START_LIMIT):
             self.close()
@@ -150,6 +153,8 @@ class RelayTransport:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        self._closed.set()
+        self._watching.join()
 
     def _wait_for_carrier(self, seconds: float) -> bool:
         with self._changed:
@@ -302,15 +307,12 @@ class RelayTransport:
         self._accepted.notify_all()
 
     def _beat(self) -> None:
-        """Tell that this process runs, even while it computes for long, and how much room it has;
-        and notice if nobody answers."""
+        """Tell that this process runs, even while it computes for long, and how much room it
+        has."""
         number = 0
         while not self._closing.wait(relay.PULSE_INTERVAL):
             carrier = self._carrier
             if carrier is None:
-                continue
-            if time.monotonic() - self._heard_at > SILENCE_LIMIT:
-                self._lose(carrier, Lost("The relay is silent."))
                 continue
             number += 1
             self._pulses = (number, time.perf_counter())
@@ -318,6 +320,14 @@ class RelayTransport:
                 carrier.send(relay.encode(Pulse(number, max(0, self._room()), self._taken)))
             except Lost as error:
                 self._lose(carrier, error)
+
+    def _watch(self) -> None:
+        """Let go of a way on which nobody answers. The other threads may be stuck in it: a pulse,
+        too, waits behind a large push that nobody takes."""
+        while not self._closed.wait(relay.PULSE_INTERVAL):
+            carrier = self._carrier
+            if carrier is not None and time.monotonic() - self._heard_at > SILENCE_LIMIT:
+                self._lose(carrier, Lost("The relay is silent."))
 
 
 def _sent(to: str, message: Message) -> Sent:

@@ -21,6 +21,7 @@ from tests.gate import Gate, gate
 from tests.integration.api_support import shared_database
 from tests.integration.relay_support import (
     PATIENCE,
+    WIDTH,
     Replica,
     begin,
     inbox,
@@ -29,6 +30,9 @@ from tests.integration.relay_support import (
     steps,
     wait_until,
 )
+
+LARGE = 16 * 2**20 // (4 * WIDTH)
+"""Rows of 16 MiB."""
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +210,21 @@ def test_a_silent_relay_is_noticed(here: Replica, door: Gate, client: redis.Redi
         wait_until(lambda: not edge.carrier)
         assert time.monotonic() - began < SILENCE_LIMIT + 3
         door.resume()
+
+
+def test_a_relay_that_falls_silent_within_a_push_is_noticed(
+    here: Replica, door: Gate, client: redis.Redis
+) -> None:
+    """One that fills all buffers on the way, so that sending it never ends."""
+    with closing(node(here, "edge", door.url)) as edge:
+        door.silence()
+        began = time.monotonic()
+        edge.exchange([Forward("middle", steps(rows=LARGE))], wait=0)
+        assert time.monotonic() - began < SILENCE_LIMIT + 3
+        assert not edge.carrier
+        door.resume()
+        push(edge, 1)
+        wait_until(lambda: steps(position=1) in inbox(client, "middle"))
 
 
 def test_the_token_is_in_no_log(
