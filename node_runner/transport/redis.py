@@ -29,6 +29,9 @@ SILENCE_LIMIT = 5.0
 PULSE_RETRY = 1.0
 """Seconds until a lost connection for pulses is tried again."""
 
+PASSING = (redis.ReadOnlyError, redis.OutOfMemoryError, redis.exceptions.MasterDownError)
+"""Errors of a Redis that is becoming a replica or is full, and will be well again."""
+
 Command = tuple[Any, ...]
 Entry = tuple[bytes, list[bytes]]
 """A stream entry: its ID, and its fields' names and values in turn."""
@@ -41,7 +44,6 @@ class RedisTransport:
 
     Commands are packed and answers parsed by redis-py's connection; its client and pipeline, which
     do the same, would cost a hop half as much again.
-
     """
 
     def __init__(self, url: str, node_id: str, room: Callable[[], int]) -> None:
@@ -110,6 +112,9 @@ class RedisTransport:
         except (redis.ConnectionError, redis.TimeoutError) as error:
             connection.disconnect()
             raise Unreachable(f"Redis does not answer ({type(error).__name__}).") from error
+        except PASSING as error:
+            connection.disconnect()
+            raise Unreachable(f"Redis does not take writes ({error}).") from error
         except redis.ResponseError:
             connection.disconnect()
             raise

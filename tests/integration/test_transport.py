@@ -140,6 +140,27 @@ def test_an_error_among_the_answers_is_raised(server: Server, client: redis.Redi
     transport.close()
 
 
+@pytest.mark.parametrize(
+    ("fall_ill", "recover"),
+    [
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+    ],
+    ids=["a replica", "full"],
+)
+def test_a_redis_that_takes_no_writes_is_waited_for(
+    server: Server, client: redis.Redis, fall_ill: Sequence[str], recover: Sequence[str]
+) -> None:
+    node = connect(server, "b")
+    client.execute_command(*fall_ill)
+    with pytest.raises(Unreachable, match="does not take writes"):
+        node.exchange([Forward("a", step("job"))], wait=0)
+    client.execute_command(*recover)
+    node.exchange([Forward("a", step("job"))], wait=0)
+    assert client.xlen(names.inbox("a")) == 1
+    node.close()
+
+
 def test_without_redis_it_says_so_and_goes_on_when_it_is_back(server: Server) -> None:
     transport = connect(server, "a")
     server.stop()
