@@ -1,5 +1,5 @@
-"""A TCP proxy between a node and the relay, which a test may cut, silence, or teach to refuse
-WebSockets."""
+"""TCP proxies between a node and the relay: one that a test may cut, silence, or teach to refuse
+WebSockets, and one that has to be asked for each connection."""
 
 import contextlib
 import socket
@@ -61,12 +61,16 @@ class Gate:
         while True:
             try:
                 near, _ = self._listening.accept()
-                far = socket.create_connection(("127.0.0.1", self.target_port))
+                far = self._open(near)
             except OSError:
                 return
             self._sockets += [near, far]
             self._start(self._carry, near, far)
             self._start(self._carry, far, near)
+
+    def _open(self, near: socket.socket) -> socket.socket:
+        """The other side of a new connection."""
+        return socket.create_connection(("127.0.0.1", self.target_port))
 
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -81,6 +85,24 @@ class Gate:
         for each in (source, sink):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+
+class Tunnel(Gate):
+    """An HTTP proxy (RFC 9110, 9.3.6). Whatever host is asked for is the target."""
+
+    def __init__(self, target_port: int) -> None:
+        self.asked_for: list[str] = []
+        super().__init__(target_port)
+
+    def _open(self, near: socket.socket) -> socket.socket:
+        request = b""
+        while not request.endswith(b"\r\n\r\n"):
+            request += near.recv(1)
+        method, host, _ = request.split(b" ", 2)
+        assert method == b"CONNECT"
+        self.asked_for.append(host.decode())
+        near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        return super()._open(near)
 
 
 @contextlib.contextmanager
