@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.problems import OUTAGES
 from api.services import Services
-from mesh import jobs, ledger, metrics, queue, registry, routing
+from mesh import jobs, ledger, metrics, queue, registry, routing, tiers
 from mesh.catalog import Model
 from mesh.db import InferenceSession, Outbox
 from mesh.distance import Coordinates
@@ -163,10 +163,12 @@ async def _quote(services: Services, body: Generate) -> Quote:
             f"{len(token_ids)} tokens of prompt and max_tokens {body.max_tokens} exceed the "
             f"model's context of {model.context} tokens."
         )
+    price = model.price_per_token
+    fair = tiers.accepts(price)
     nodes = await registry.active(services.redis, model.id)
-    if routing.choose(nodes, model.layers) is None:
+    if routing.choose(nodes, model.layers, admits=fair) is None:
         raise NoRoute(
-            f"Not every layer of {model.id} has a healthy node right now.",
+            f"Not every layer of {model.id} has a healthy node for its price right now.",
             retry_after=NO_ROUTE_RETRY,
         )
     if len(nodes) < model.min_nodes:
@@ -176,12 +178,12 @@ async def _quote(services: Services, body: Generate) -> Quote:
             retry_after=NO_ROUTE_RETRY,
         )
     positions = len(token_ids) + body.max_tokens
-    if routing.choose(nodes, model.layers, positions=positions) is None:
+    if routing.choose(nodes, model.layers, admits=fair, positions=positions) is None:
+        room = routing.room(nodes, model.layers, admits=fair)
         raise RoomExceeded(
             f"{len(token_ids)} tokens of prompt and max_tokens {body.max_tokens} are more than the "
-            f"nodes of {model.id} have memory for: {routing.room(nodes, model.layers)} together."
+            f"nodes of {model.id} have memory for: {room} together."
         )
-    price = model.price_per_token
     return Quote(model=model, token_ids=token_ids, price=price, hold=times(price, body.max_tokens))
 
 
