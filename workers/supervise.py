@@ -36,6 +36,10 @@ ROUTE_LOOK = 0.4
 """Seconds between looks for a route while there is none, by the half more or less, so that those
 who wait do not all look at once."""
 
+COUNT = 30.0
+"""Seconds after which a generation without a route is counted again for the nodes that are there:
+about when a client would ask again who is told that there is none."""
+
 HOLD = 15.0
 """Seconds for which a generation without a route keeps its KV room on the nodes that are left. Then
 others get it, who may be waiting for it while they hold what this one waits for."""
@@ -291,11 +295,15 @@ class Supervisor:
 
     async def _wait_for_route(self) -> list[Node]:
         """A route with room reserved. Waits until the job's deadline."""
-        let_go_at = time.monotonic() + HOLD
+        count_at = time.monotonic()
+        let_go_at = count_at + HOLD
         while True:
             route = await self._routes.find(self._route)
             if route is not None and await self._routes.reserve(route, self._route):
                 return route
+            if route is None and time.monotonic() >= count_at:
+                await self._routes.count_skips()
+                count_at += COUNT
             for event in await self._hear(ROUTE_LOOK * random.uniform(0.5, 1.5)):
                 if isinstance(event, Ended):  # the epoch before lives until the next one begins
                     await self._check_ended(event)

@@ -15,6 +15,7 @@ from tokenizers.normalizers import Strip
 from mesh import ledger, queue, registry
 from mesh.db import Outbox
 from mesh.names import WORKER_QUEUE
+from mesh.skips import skipped
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import (
@@ -242,6 +243,8 @@ async def test_who_asks_for_more_than_the_price_is_no_route(gateway: Gateway) ->
     await registry.forget(gateway.redis, "node_1", MODEL_ID)
     before = await gateway.books()
     problem(await ask(gateway), 503, "no_route")
+    assert await skipped(gateway.redis, "node_3") == {"price_above_market": 1}
+    assert await skipped(gateway.redis, "node_0") == {"span_meets_nobody": 1}
     assert await gateway.books() == before
     [offer] = (await gateway.client.get("/api/inference/models")).json()["models"]
     assert (offer["available"], offer["avg_latency_ms"]) == (False, None)

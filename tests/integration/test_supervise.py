@@ -14,6 +14,7 @@ from mesh import ledger, names, registry, streams, wire
 from mesh.db import InferenceSession, RouteHop
 from mesh.live import LiveRoute
 from mesh.prompts import PromptText
+from mesh.skips import skipped
 from tests.factories import fund, session
 from tests.integration.api_support import LAYERS, node
 from workers.services import Services
@@ -91,6 +92,24 @@ async def test_without_nodes_a_job_waits_until_its_deadline_and_is_refunded(
     assert dt.datetime.now(dt.UTC) >= job.deadline_at
     assert (ended.status, ended.error_code) == ("failed", "no_route")
     assert await balances(services, job) == (job.hold_far, 0)
+
+
+async def test_while_a_job_waits_the_nodes_that_are_there_hear_why(
+    services: Services, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at each look: a job may wait for a quarter of an hour."""
+    monkeypatch.setattr("workers.supervise.COUNT", 2.0)
+    job = await submit(services)
+    await registry.announce(redis, node(0), ttl=3600)
+    await redis.set(names.pulse("node_0"), POSITIONS, ex=3600)
+    async with supervised(services, job):
+        await asyncio.sleep(1.5)
+        assert await skipped(redis, "node_0") == {"span_meets_nobody": 1}
+
+        async def is_counted_again() -> bool:
+            return await skipped(redis, "node_0") == {"span_meets_nobody": 2}
+
+        await wait_for(is_counted_again)
 
 
 async def test_a_job_that_waits_is_served_when_a_node_comes(
