@@ -39,9 +39,9 @@ class ActiveNode(BaseModel):
     reliability_score: float | None = None
     """None: nothing measures it yet, and a node's own word would be worth nothing."""
     avg_latency_ms: float
-    """Computing of one step, smoothed by the node over its last hundred."""
+    """One step: computing, smoothed by the node over its last hundred, and `hop_ms`."""
     hop_ms: float
-    """A message to it and back; 0 where that is not measured."""
+    """Of it, a message to the node and back; 0 where that is not measured."""
     throughput_tokens_per_sec: float
     current_requests: int
     gpu_utilization_percent: float
