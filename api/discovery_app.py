@@ -1,7 +1,7 @@
 """The discovery service by itself: `uvicorn --factory api.discovery_app:create_app`.
 
-What nodes need, and who looks for them, without the generations: a machine that only keeps the
-phonebook serves this.
+Logins, registrations, heartbeats and who serves what: a machine that only keeps the phonebook
+serves this. What nodes need besides (relay, weights, probes, machines) is the gateway's.
 """
 
 from fastapi import FastAPI

@@ -32,19 +32,24 @@ class Orders:
 
 
 async def place(
-    services: Services, db: AsyncSession, model: Model, body: NodeRegistration
+    services: Services,
+    db: AsyncSession,
+    model: Model,
+    body: NodeRegistration,
+    known: NodeRegistry | None,
 ) -> dict[str, Any]:
     """The columns that say where a node serves which leaves that to us: the span that it had, if it
-    comes back, else the one with which it helps most. Nobody else is given one until the
-    transaction ends, so that two that come at once do not get the same.
+    comes back, else the one with which it helps most. The model is locked, so that two that come at
+    once do not get the same.
+
+    Args:
+        known: Its row, if it comes back.
 
     Raises:
         InvalidRequest: it holds no layer of the model.
         UnsupportedModel: the model cannot be quantized as it says.
     """
     how = services.settings.placement
-    await moves.lock(db, model.id)
-    known = await _known(db, body)
     nodes = [
         node
         for node in await registry.alive(services.redis, model.id)
@@ -63,8 +68,6 @@ async def place(
         positions=how.positions,
         speed=swarm.usual_speed(speeds),
     )
-    if known is not None:
-        await _begin_again(db, known)
     span = (
         _as_before(newcomer, known, model)
         or join(newcomer, seen.by_id, seen.spans, seen.shape)
@@ -77,6 +80,30 @@ async def place(
             code="memory_bytes_too_small",
         )
     return {"start_layer": span[0], "end_layer": span[1], "edge": span[0] == 0}
+
+
+async def begin_again(
+    db: AsyncSession, known: NodeRegistry, body: NodeRegistration
+) -> PlacementMove | None:
+    """What a node's earlier process had loaded for a move is gone with it. If the node is not the
+    platform's to move any more, or serves another model, so is the move.
+
+    Returns:
+        The move that is given up: its orders are to be taken back after the transaction.
+    """
+    move = await _move_of(db, known.node_id)
+    await db.refresh(known)  # a move may just have switched
+    if move is None:
+        return None
+    if body.placeable and body.model_id == known.model_id:
+        move.changes = [
+            change | {"loaded": change["loaded"] and change["node_id"] != known.node_id}
+            for change in move.changes
+        ]
+        return None
+    await moves.fail(db, move, f"its owner has another span for {known.node_id}")
+    log.info("move_ended", model_id=move.model_id, state=move.state, reason=move.reason)
+    return move
 
 
 async def answer(services: Services, node_id: str, body: NodeHealth) -> Orders:
@@ -135,36 +162,12 @@ async def _loading(
     return [node_of(row, services.settings.discovery) for row in rows if row.node_id not in known]
 
 
-async def _known(db: AsyncSession, body: NodeRegistration) -> NodeRegistry | None:
-    """The row of a node that comes back."""
-    if body.device_id is None:
-        return None
-    found: NodeRegistry | None = await db.scalar(
-        select(NodeRegistry).where(
-            NodeRegistry.wallet_address == body.wallet_address,
-            NodeRegistry.device_id == body.device_id,
-            NodeRegistry.gpu_index == body.gpu_index,
-        )
-    )
-    return found
-
-
 def _as_before(newcomer: Candidate, known: NodeRegistry | None, model: Model) -> Span | None:
     """Its checkpoint is on its disk, and others count on its coming back."""
     if known is None or known.model_id != model.id or not known.placeable:
         return None
     span = (known.start_layer, known.end_layer)
     return span if span[1] <= model.layers and newcomer.holds(span) else None
-
-
-async def _begin_again(db: AsyncSession, known: NodeRegistry) -> None:
-    """What a process had loaded for a move is gone with it."""
-    move = await _move_of(db, known.node_id)
-    if move is not None:
-        move.changes = [
-            change | {"loaded": change["loaded"] and change["node_id"] != known.node_id}
-            for change in move.changes
-        ]
 
 
 async def _move_of(db: AsyncSession, node_id: str) -> PlacementMove | None:

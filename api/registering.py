@@ -14,7 +14,7 @@ from api import placement
 from api.auth import issue_token, machine_of, use_nonce
 from api.credentials import DhtAccess, dht_access
 from api.services import Services
-from mesh import proof, registry
+from mesh import moves, proof, registry
 from mesh.db import NodeRegistry
 from mesh.errors import InvalidRequest, NodeIdTaken, SignatureMismatch
 from mesh.schemas import NodeRegistration
@@ -63,11 +63,18 @@ async def register(
         facts |= {"start_layer": span[0], "end_layer": span[1]}
     try:
         async with services.sessions.begin() as db:
+            known = await _known(db, body)
+            earlier_model = None if known is None else known.model_id
             if span is None:
-                facts |= await placement.place(services, db, model, body)
-            row, earlier_model = await _enter(db, body, facts)
+                await moves.lock(db, model.id)
+            given_up = None if known is None else await placement.begin_again(db, known, body)
+            if span is None:
+                facts |= await placement.place(services, db, model, body, known)
+            row = _enter(db, body, known, facts)
     except IntegrityError:
         raise _taken(body) from None
+    if given_up is not None:
+        await moves.take_back_orders(services.redis, given_up)
     if earlier_model is not None:
         await registry.forget(services.redis, row.node_id, earlier_model, row.registration - 1)
     return Registered(
@@ -178,11 +185,13 @@ def _location(services: Services, body: NodeRegistration, address: str) -> dict[
     return {"location": name, "latitude": latitude, "longitude": longitude, "located": located}
 
 
-async def _enter(
-    db: AsyncSession, body: NodeRegistration, facts: dict[str, Any]
-) -> tuple[NodeRegistry, str | None]:
-    """The node's row, new or as it was with one registration more; and the model that it served
-    until now, if it is known."""
+async def _known(db: AsyncSession, body: NodeRegistration) -> NodeRegistry | None:
+    """The row of a node that comes back. Nobody else registers a node of the wallet until the
+    transaction ends.
+
+    Raises:
+        NodeIdTaken: the name is that of another wallet's node.
+    """
     wallet = body.wallet_address
     # Two processes of one machine, at the same moment: one comes after the other.
     await db.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(wallet, 0))))
@@ -196,19 +205,27 @@ async def _enter(
             )
         )
     if row is None and body.node_id is not None:
-        row = await db.get(NodeRegistry, body.node_id, with_for_update=True)
-    if row is None:
-        name = body.node_id or f"node_{secrets.token_hex(8)}"
-        row = NodeRegistry(node_id=name, wallet_address=wallet, registration=1, **facts)
-        db.add(row)
-        return row, None
-    if row.wallet_address != wallet:
+        row = await db.get(NodeRegistry, body.node_id)
+    if row is not None and row.wallet_address != wallet:
         raise _taken(body)
-    earlier_model = row.model_id
+    return row
+
+
+def _enter(
+    db: AsyncSession, body: NodeRegistration, known: NodeRegistry | None, facts: dict[str, Any]
+) -> NodeRegistry:
+    """The node's row, new or as it was with one registration more."""
+    if known is None:
+        name = body.node_id or f"node_{secrets.token_hex(8)}"
+        row = NodeRegistry(
+            node_id=name, wallet_address=body.wallet_address, registration=1, **facts
+        )
+        db.add(row)
+        return row
     for name, value in facts.items():
-        setattr(row, name, value)
-    row.registration += 1
-    return row, earlier_model
+        setattr(known, name, value)
+    known.registration += 1
+    return known
 
 
 def _taken(body: NodeRegistration) -> NodeIdTaken:

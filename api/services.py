@@ -22,6 +22,7 @@ from mesh.catalog import Catalog
 from mesh.dht.keys import SigningKey
 from mesh.prompts import PromptVault
 from mesh.settings import LimitSettings, Settings
+from mesh.skips import Skips
 
 log = structlog.get_logger()
 
@@ -48,6 +49,7 @@ class Services:
     places: Places
     relay: Desk
     published: PublishedWeights
+    skips: Skips
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -145,6 +147,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         places=places,
         relay=Desk(redis.connection_pool, settings.relay),
         published=PublishedWeights(settings.models, settings.weights),
+        skips=Skips(redis),
     )
     try:
         yield services

@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated
@@ -15,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.problems import OUTAGES
 from api.services import Services
-from mesh import jobs, ledger, metrics, queue, registry, routing
+from mesh import jobs, ledger, metrics, queue, registry, routing, tiers
 from mesh.catalog import Model
 from mesh.db import InferenceSession, Outbox
 from mesh.distance import Coordinates
@@ -29,7 +30,10 @@ from mesh.errors import (
 )
 from mesh.money import times
 from mesh.prompts import PromptText
+from mesh.registry import Node, Sighting
+from mesh.routing import Admits
 from mesh.schemas import ModelId, RequestBody, Tier
+from mesh.skipping import explain
 
 log = structlog.get_logger()
 
@@ -163,26 +167,41 @@ async def _quote(services: Services, body: Generate) -> Quote:
             f"{len(token_ids)} tokens of prompt and max_tokens {body.max_tokens} exceed the "
             f"model's context of {model.context} tokens."
         )
-    nodes = await registry.active(services.redis, model.id)
-    if routing.choose(nodes, model.layers) is None:
-        raise NoRoute(
-            f"Not every layer of {model.id} has a healthy node right now.",
-            retry_after=NO_ROUTE_RETRY,
-        )
-    if len(nodes) < model.min_nodes:
-        raise NoRoute(
-            f"{model.id} is served by no fewer than {model.min_nodes} healthy nodes, and has "
-            f"{len(nodes)} right now.",
-            retry_after=NO_ROUTE_RETRY,
-        )
+    price = model.price_per_token
+    fair = tiers.accepts(price)
+    sighted = await registry.sighted(services.redis, model.id)
+    nodes = [seen.node for seen in sighted if seen.serves]
+    if missing := _missing(model, nodes, fair):
+        await _count_skips(services, model, sighted, fair)
+        raise NoRoute(missing, retry_after=NO_ROUTE_RETRY)
     positions = len(token_ids) + body.max_tokens
-    if routing.choose(nodes, model.layers, positions=positions) is None:
+    if routing.choose(nodes, model.layers, admits=fair, positions=positions) is None:
+        room = routing.room(nodes, model.layers, admits=fair)
         raise RoomExceeded(
             f"{len(token_ids)} tokens of prompt and max_tokens {body.max_tokens} are more than the "
-            f"nodes of {model.id} have memory for: {routing.room(nodes, model.layers)} together."
+            f"nodes of {model.id} have memory for: {room} together."
         )
-    price = model.price_per_token
     return Quote(model=model, token_ids=token_ids, price=price, hold=times(price, body.max_tokens))
+
+
+def _missing(model: Model, nodes: Sequence[Node], fair: Admits) -> str | None:
+    """What the nodes lack to serve the model; none if nothing."""
+    if routing.choose(nodes, model.layers, admits=fair) is None:
+        return f"Not every layer of {model.id} has a healthy node for its price right now."
+    if len(nodes) < model.min_nodes:
+        return (
+            f"{model.id} is served by no fewer than {model.min_nodes} healthy nodes, and has "
+            f"{len(nodes)} right now."
+        )
+    return None
+
+
+async def _count_skips(
+    services: Services, model: Model, sighted: Sequence[Sighting], fair: Admits
+) -> None:
+    """Tell the nodes that are there why they do not serve this; not every time."""
+    if services.skips.due:
+        await services.skips.count(explain(sighted, model.layers, [], fair=fair))
 
 
 async def _write(

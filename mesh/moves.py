@@ -86,12 +86,27 @@ async def record(db: AsyncSession, model_id: str, move: Move) -> PlacementMove:
 
 
 async def loaded(db: AsyncSession, move: PlacementMove, node_id: str) -> list[Switch]:
-    """A node has loaded its new span. What switches, if it was the last; else nothing."""
+    """A node has loaded its new span. What switches, if it was the last; else nothing.
+
+    The move fails if one of its nodes is not there to be moved any more: none switches without it.
+    """
     move.changes = [
         change | {"loaded": change["loaded"] or change["node_id"] == node_id}
         for change in move.changes
     ]
     if not all(change["loaded"] for change in move.changes):
+        return []
+    movable = await db.scalars(
+        select(NodeRegistry.node_id)
+        .where(
+            NodeRegistry.node_id.in_(nodes_of(move)),
+            NodeRegistry.model_id == move.model_id,
+            NodeRegistry.placeable,
+        )
+        .with_for_update()
+    )
+    if left := set(nodes_of(move)).difference(movable):
+        await fail(db, move, f"not to be moved any more: {', '.join(sorted(left))}")
         return []
     switches = [Switch(change["node_id"], tuple(change["new"])) for change in move.changes]
     for switch in switches:

@@ -83,7 +83,8 @@ def nonce(value: str) -> str:
 
 
 DHT_PEERS = "far_mesh:dht_peers"
-"""Hash: multiaddresses of our own DHT peers, and until when (Unix time) each counts."""
+"""Hash that expires: multiaddresses of our own DHT peers, and until when (Unix time) each
+counts."""
 
 
 def device_code(digest: str) -> str:

@@ -16,7 +16,7 @@ NEAR_KM = 1000.0
 """How far away nodes may be at first."""
 
 LEAST_MS = 0.01
-"""A step that has not been measured yet costs so much: something, so that queues count."""
+"""A step costs so much at least, also one that has not been measured yet, so that queues count."""
 
 Admits = Callable[[Node], bool]
 """Whether a node may serve: what a tier asks of it, for example."""
@@ -72,10 +72,10 @@ def choose(
     return _cheapest(usable, layers, prefer)
 
 
-def room(nodes: Sequence[Node], layers: int) -> int:
+def room(nodes: Sequence[Node], layers: int, *, admits: Admits | None = None) -> int:
     """Positions of the longest generation for which these nodes make a route; 0 for none."""
     for positions in sorted({node.kv_positions for node in nodes}, reverse=True):
-        if choose(nodes, layers, positions=positions) is not None:
+        if choose(nodes, layers, admits=admits, positions=positions) is not None:
             return positions
     return 0
 

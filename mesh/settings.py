@@ -109,7 +109,8 @@ class PlacementSettings(BaseModel):
     """Which layers nodes serve that leave it to the platform."""
 
     enabled: bool = True
-    """Move nodes. Without it nodes still get a span when they register."""
+    """Begin moves of nodes; one that is under way goes on. Without it nodes still get a span when
+    they register."""
     interval: int = Field(30, ge=1)
     """Seconds between looks whether a move pays: the heartbeats' interval, since nothing new is
     known in between."""

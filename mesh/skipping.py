@@ -1,4 +1,5 @@
-"""Why a node was not on a route: what its provider wants to know when it earns nothing.
+"""Why a node was not on a route, or why there was none: what its provider wants to know when it
+earns nothing.
 
 Pure, and apart from the choice itself, so that choosing costs no more for it.
 """
@@ -37,6 +38,8 @@ class Skip(StrEnum):
     """Another node with the same span cost less: by its step, its hop or its queue."""
     SPAN_ALREADY_COVERED = "span_already_covered"
     """Nodes with other spans made a cheaper route."""
+    TOO_FEW_NODES = "too_few_nodes"
+    """There would be a route, but the model is not served by so few nodes."""
 
 
 def explain(
@@ -45,6 +48,7 @@ def explain(
     route: Sequence[Node],
     *,
     avoid: Collection[str] = (),
+    prefer: Collection[str] = (),
     admits: Admits | None = None,
     fair: Admits | None = None,
     positions: int = 0,
@@ -55,6 +59,7 @@ def explain(
 
     Args:
         sighted: All nodes of the model, healthy or not.
+        route: Empty if there was none.
         fair: Whether a node serves for the price.
 
     The rest as for :func:`mesh.routing.choose`.
@@ -71,7 +76,10 @@ def explain(
         yield Skip.NOT_TRUSTED, node.start_layer == 0 and not (node.edge and node.trusted)
         yield Skip.PRICE_ABOVE_MARKET, fair is not None and not fair(node)
         yield Skip.NOT_ADMITTED, admits is not None and not admits(node)
-        yield Skip.NO_ROOM, rooms is not None and rooms[node.node_id] < positions
+        yield (
+            Skip.NO_ROOM,
+            (rooms is not None and node.node_id not in prefer and rooms[node.node_id] < positions),
+        )
         yield Skip.TOO_FAR, near is not None and _away(node, near) > limit
 
     reasons, usable = {}, []
@@ -87,6 +95,8 @@ def explain(
     for node in usable:
         if node.start_layer not in reached or node.end_layer not in leads_on:
             reasons[node.node_id] = Skip.SPAN_MEETS_NOBODY
+        elif not route:
+            reasons[node.node_id] = Skip.TOO_FEW_NODES
         elif (node.start_layer, node.end_layer) in spans:
             reasons[node.node_id] = Skip.SLOWER_THAN_OTHERS
         else:

@@ -9,6 +9,7 @@ from mesh.errors import UnsupportedModel
 from mesh.footprint import Footprint
 from mesh.placement import Candidate, ModelShape, Span, candidate, measured_speed
 from mesh.registry import Node
+from mesh.routing import LEAST_MS
 from mesh.work import EDGE_UNITS_PER_LAYER
 
 ASSUMED_SPEED = 1.0
@@ -39,11 +40,16 @@ def shape_of(model: Model) -> ModelShape:
 
 
 def speed_of(node: Node, model: Model) -> float | None:
-    """Layers a second as its last heartbeat has it; none if it has not served yet."""
+    """Layers a second as its last heartbeat has it; none if it has not served yet.
+
+    No step is quicker than routes take one for: beside a node that says it needs a billionth of a
+    millisecond, all others would be nothing.
+    """
     if node.latency_ms <= 0:
         return None
+    step_ms = max(node.latency_ms, LEAST_MS)
     edge_work = shape_of(model).edge_work if node.edge else 0.0
-    return measured_speed(node.end_layer - node.start_layer, node.latency_ms, edge_work=edge_work)
+    return measured_speed(node.end_layer - node.start_layer, step_ms, edge_work=edge_work)
 
 
 def swarm_of(

@@ -27,24 +27,23 @@ log = structlog.get_logger()
 async def rebalance(ctx: dict[str, Any]) -> None:
     """arq cron: a look at each model."""
     services: Services = ctx["services"]
-    if not services.settings.placement.enabled:
-        return
     for model in services.catalog:
         await look(services, model)
 
 
 async def look(services: Services, model: Model) -> None:
-    """End a move that came to nothing, or begin one that pays. Nothing if another worker looks."""
+    """End a move that came to nothing, or begin one that pays, if nodes are to be moved at all.
+    Nothing if another worker looks."""
     seen = await registry.sighted(services.redis, model.id)
     async with services.sessions.begin() as db:
         if not await moves.try_lock(db, model.id):
             return
         move = await moves.under_way(db, model.id)
-        if move is None:
+        if move is not None:
+            await _check(services, db, move, {sighting.node.node_id for sighting in seen})
+        elif services.settings.placement.enabled:
             healthy = [sighting.node for sighting in seen if sighting.node.is_healthy]
             move = await _propose(services, db, model, healthy)
-        else:
-            await _check(services, db, move, {sighting.node.node_id for sighting in seen})
     if move is not None and move.state in UNDER_WAY:
         limit = services.settings.placement.move_limit
         await moves.give_orders(services.redis, move, ttl=limit)

@@ -28,11 +28,12 @@ class Hop(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """A route, and what it was chosen from."""
+    """A route, empty if there was none, and what it was chosen from."""
 
     sighted: Sequence[Sighting]
     route: Sequence[Node]
     avoid: Collection[str]
+    prefer: Collection[str]
     rooms: Mapping[str, int]
 
 
@@ -63,26 +64,28 @@ class Routes:
         has, which cost nothing where they still serve the same span."""
         sighted = await registry.sighted(self._redis, self._model.id)
         nodes = [seen.node for seen in sighted if seen.serves]
-        if len(nodes) < self._model.min_nodes:
-            return None
         rooms = await registry.rooms(self._redis, [node.node_id for node in nodes])
         now = time.monotonic()
         avoid = [node_id for node_id, until in self._avoid.items() if until > now]
-        route = routing.choose(
-            nodes,
-            self._model.layers,
-            avoid=avoid,
-            prefer=[node.node_id for node in nodes if Hop.of(node) in serving],
-            admits=lambda node: self._fair(node) and self._admits(node),
-            positions=self._positions,
-            rooms=rooms,
-            near=self._near,
-        )
-        self._chosen = None if route is None else _Choice(sighted, route, avoid, rooms)
+        prefer = [node.node_id for node in nodes if Hop.of(node) in serving]
+        route = None
+        if len(nodes) >= self._model.min_nodes:
+            route = routing.choose(
+                nodes,
+                self._model.layers,
+                avoid=avoid,
+                prefer=prefer,
+                admits=lambda node: self._fair(node) and self._admits(node),
+                positions=self._positions,
+                rooms=rooms,
+                near=self._near,
+            )
+        self._chosen = _Choice(sighted, route or [], avoid, prefer, rooms)
         return route
 
     async def count_skips(self) -> None:
-        """Note why the other nodes are not on the route that was found last; not every time."""
+        """Note why the other nodes are not on the route that was found last, or why there was
+        none; not every time."""
         choice, self._chosen = self._chosen, None
         if choice is None or not self._skips.due:
             return
@@ -91,6 +94,7 @@ class Routes:
             self._model.layers,
             choice.route,
             avoid=choice.avoid,
+            prefer=choice.prefer,
             admits=self._admits,
             fair=self._fair,
             positions=self._positions,

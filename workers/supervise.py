@@ -24,6 +24,7 @@ from mesh.wire import Cancel, Close, Ended, Note, Ping, Pong, Refused
 from workers import ending, lease
 from workers.lease import Lease, LeaseLost
 from workers.opening import openings
+from workers.refusals import LOST, code_of
 from workers.routes import Hop, Routes
 from workers.services import Services
 
@@ -36,6 +37,10 @@ ROUTE_LOOK = 0.4
 """Seconds between looks for a route while there is none, by the half more or less, so that those
 who wait do not all look at once."""
 
+COUNT = 30.0
+"""Seconds after which a generation without a route is counted again for the nodes that are there:
+about when a client would ask again who is told that there is none."""
+
 HOLD = 15.0
 """Seconds for which a generation without a route keeps its KV room on the nodes that are left. Then
 others get it, who may be waiting for it while they hold what this one waits for."""
@@ -46,10 +51,6 @@ FULL_PAUSE = 0.5
 MOVED_PAUSE = 5.0
 """The same, for a node that no longer serves the span that a route counted on: until the registry
 knows, too."""
-
-LOST = frozenset({"forgotten", "no_replay", "gap"})
-"""Refusals for which nobody is to blame: what a node should have is not there. The next epoch
-begins afresh."""
 
 OPEN_GRACE = 60
 """Seconds for which a node keeps a generation beyond its deadline, if nobody closes it."""
@@ -94,6 +95,7 @@ class Supervisor:
         self._routes = Routes(services, self._model, job)
         self._route: list[Hop] = []
         self._afresh = False
+        self._believed: set[str] = set()
         self._computed = 0
         self._silent_before: set[str] = set()
         self._events_after = streams.START
@@ -176,7 +178,7 @@ class Supervisor:
             case Ended():
                 await self._check_complete(event)
             case Refused():
-                await self._mend_refusal(event)
+                await self._mend_refusal(event.node_id, code_of(event))
 
     async def _check_complete(self, event: Ended) -> None:
         await self._check_ended(event)
@@ -187,25 +189,26 @@ class Supervisor:
         if await self._progress() >= event.count:
             raise _Over(event.reason)
 
-    async def _mend_refusal(self, event: Refused) -> None:
-        if event.node_id not in self._node_ids:
+    async def _mend_refusal(self, node_id: str, code: str) -> None:
+        if node_id not in self._node_ids:
             return  # nobody's word against a stranger
-        if event.code == "kv_full":
-            self._routes.avoid(event.node_id, FULL_PAUSE)
+        self._afresh = code in LOST
+        if code == "kv_full":
+            self._routes.avoid(node_id, FULL_PAUSE)
             await self._let_go()
-        elif event.code == "moved":
-            self._routes.avoid(event.node_id, MOVED_PAUSE)
-            gone = [hop for hop in self._route if hop.node_id == event.node_id]
+        elif code == "moved":
+            self._routes.avoid(node_id, MOVED_PAUSE)
+            gone = [hop for hop in self._route if hop.node_id == node_id]
             await self._close(gone, self._epoch)
             self._route = [hop for hop in self._route if hop not in gone]
-        elif event.code in LOST:
-            self._afresh = True
-            if event.code == "gap":
-                self._count_failure()
-            log.warning("state_lost", request_id=self._id, node_id=event.node_id, code=event.code)
+        elif code in LOST and node_id not in self._believed:
+            self._believed.add(node_id)
+            log.warning("state_lost", request_id=self._id, node_id=node_id, code=code)
+        elif code == "gap":  # a step did not arrive, or was not sent
+            await self._blame({node_id, self._sender_to(node_id)}, code)
         else:
-            await self._blame([event.node_id], event.code)
-        await self._new_epoch(event.code)
+            await self._blame([node_id], code)
+        await self._new_epoch(code)
 
     async def _mend_silence(self, beating: set[str]) -> bool:
         """Go around nodes whose pulse was missing at two looks, if there is a way around."""
@@ -291,11 +294,15 @@ class Supervisor:
 
     async def _wait_for_route(self) -> list[Node]:
         """A route with room reserved. Waits until the job's deadline."""
-        let_go_at = time.monotonic() + HOLD
+        count_at = time.monotonic()
+        let_go_at = count_at + HOLD
         while True:
             route = await self._routes.find(self._route)
             if route is not None and await self._routes.reserve(route, self._route):
                 return route
+            if route is None and time.monotonic() >= count_at:
+                await self._routes.count_skips()
+                count_at += COUNT
             for event in await self._hear(ROUTE_LOOK * random.uniform(0.5, 1.5)):
                 if isinstance(event, Ended):  # the epoch before lives until the next one begins
                     await self._check_ended(event)
@@ -381,6 +388,10 @@ class Supervisor:
             outcome = await ending.fail(self._services, self._lease, code=over.code)
         await streams.finish(self._redis, self._id, outcome, ttl=ttl)
         await self._close(self._route, self._epoch)
+
+    def _sender_to(self, node_id: str) -> str:
+        """Who sends a node of the route its steps; the last one does to the first."""
+        return self._node_ids[self._node_ids.index(node_id) - 1]
 
     @property
     def _node_ids(self) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from api.routes import nodes
 from api.services import Services, WithServices
-from mesh import registry, routing
+from mesh import registry, routing, tiers
 from mesh.money import plain
 from mesh.schemas import Label, shown
 
@@ -39,9 +39,9 @@ class ActiveNode(BaseModel):
     reliability_score: float | None = None
     """None: nothing measures it yet, and a node's own word would be worth nothing."""
     avg_latency_ms: float
-    """Computing of one step, smoothed by the node over its last hundred."""
+    """One step: computing, smoothed by the node over its last hundred, and `hop_ms`."""
     hop_ms: float
-    """A message to it and back; 0 where that is not measured."""
+    """Of it, a message to the node and back; 0 where that is not measured."""
     throughput_tokens_per_sec: float
     current_requests: int
     gpu_utilization_percent: float
@@ -64,7 +64,7 @@ class ModelOnOffer(BaseModel):
     name: str
     active_nodes: int
     available: bool
-    """Whether every layer has a healthy node now."""
+    """Whether every layer has a healthy node now that serves for the price."""
     avg_latency_ms: float | None
     """Of one token along the best route, with its hops; none while there is no route."""
     price_per_token_far: float
@@ -102,7 +102,8 @@ async def models(services: WithServices) -> Models:
     offers = []
     for model in services.catalog:
         nodes = await registry.active(services.redis, model.id)
-        route = routing.choose(nodes, model.layers)
+        fair = tiers.accepts(model.price_per_token)
+        route = routing.choose(nodes, model.layers, admits=fair)
         offers.append(
             ModelOnOffer(
                 id=model.id,

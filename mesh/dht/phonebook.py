@@ -33,8 +33,15 @@ async def read(redis: Redis, model_id: str) -> list[Announcement]:
 
 async def note_peers(redis: Redis, addresses: Sequence[str], *, ttl: float) -> None:
     """Tell the platform by which addresses a DHT peer of ours is reached, for the next seconds."""
-    expires = time.time() + ttl
-    await redis.hset(names.DHT_PEERS, mapping=dict.fromkeys(addresses, expires))  # type: ignore[misc]
+    now = time.time()
+    noted = await redis.hgetall(names.DHT_PEERS)  # type: ignore[misc]
+    gone = [address for address, until in noted.items() if float(until) <= now]
+    async with redis.pipeline(transaction=True) as pipe:
+        if gone:
+            pipe.hdel(names.DHT_PEERS, *gone)
+        pipe.hset(names.DHT_PEERS, mapping=dict.fromkeys(addresses, now + ttl))
+        pipe.pexpire(names.DHT_PEERS, round(1000 * ttl))
+        await pipe.execute()
 
 
 async def peers(redis: Redis) -> list[str]:

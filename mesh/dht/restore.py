@@ -1,8 +1,9 @@
 """Nodes back on the routes, after Redis has lost them, before their next heartbeats.
 
-The DHT knows who is alive and how quick; Postgres knows who has registered, with which wallet and
-span, and has not left. A node needs both. The DHT alone brings nobody onto a route: a record proves
-a key, and a route needs a wallet that is paid.
+The DHT knows how quick a node is; Postgres knows who has registered, with which wallet and span,
+and has not left; a pulse tells who lives, since an announcement outlives its node by minutes. A
+node needs all three. The DHT alone brings nobody onto a route: a record proves a key, and a route
+needs a wallet that is paid.
 """
 
 import dataclasses
@@ -25,13 +26,14 @@ async def restore(
     discovery: DiscoverySettings,
     announcements: Sequence[Announcement],
 ) -> list[str]:
-    """Put back those that announce themselves, are registered for just this, and are not in Redis.
+    """Put back those that announce themselves, are registered for just this, live, and are not in
+    Redis.
     They stay until their announcement expires, or their next heartbeat comes.
 
     Returns:
         The ids of those that are back.
     """
-    lost = {each.node_id: each for each in await _not_in_redis(redis, announcements)}
+    lost = {each.node_id: each for each in await _alive_and_lost(redis, announcements)}
     if not lost:
         return []
     async with sessions() as session:
@@ -50,12 +52,20 @@ async def restore(
     return back
 
 
-async def _not_in_redis(redis: Redis, announcements: Sequence[Announcement]) -> list[Announcement]:
+async def _alive_and_lost(
+    redis: Redis, announcements: Sequence[Announcement]
+) -> list[Announcement]:
     async with redis.pipeline(transaction=False) as pipe:
         for each in announcements:
+            pipe.exists(names.pulse(each.node_id))
             pipe.exists(names.node(each.node_id))
-        known = await pipe.execute()
-    return [each for each, there in zip(announcements, known, strict=True) if not there]
+        answers = await pipe.execute()
+    beating, known = answers[::2], answers[1::2]
+    return [
+        each
+        for each, beats, there in zip(announcements, beating, known, strict=True)
+        if beats and not there
+    ]
 
 
 def _same(row: NodeRegistry, told: Announcement) -> bool:

@@ -1,10 +1,13 @@
 """What the API tells of the DHT, and what it hands a node that joins it."""
 
+import asyncio
 import time
 from collections.abc import Callable
 
 import pytest
+from redis.asyncio import Redis
 
+from mesh import names
 from mesh.dht import phonebook, records
 from mesh.dht.keys import SigningKey
 from mesh.settings import DiscoverySettings, Settings
@@ -70,6 +73,18 @@ async def test_without_an_operators_key_there_is_no_dht(
         assert "dht" not in await register(gateway, dht_key=NODE_KEY.public.hex())
         found = (await gateway.client.get("/api/discovery/dht")).json()
         assert found == {"operator_key": None, "peers": []}
+
+
+async def test_addresses_of_our_peers_are_not_kept_beyond_their_time(redis: Redis) -> None:
+    await phonebook.note_peers(redis, ["old"], ttl=0.001)
+    await asyncio.sleep(0.01)
+    assert not await redis.exists(names.DHT_PEERS)
+    await redis.hset(names.DHT_PEERS, "old", time.time() - 1)  # type: ignore[misc]
+    for address in ("one", "another"):
+        await phonebook.note_peers(redis, [address], ttl=60)
+    assert await redis.hkeys(names.DHT_PEERS) == [b"one", b"another"]  # type: ignore[misc]
+    assert 50 < await redis.ttl(names.DHT_PEERS) <= 60
+    assert await phonebook.peers(redis) == ["another", "one"]
 
 
 async def test_the_phonebook_says_who_is_on_the_routes(settings: Settings, redis: object) -> None:

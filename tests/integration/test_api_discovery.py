@@ -12,6 +12,7 @@ from api import discovery_app
 from mesh import ledger, proof, registry
 from mesh.db import NodeRegistry
 from mesh.settings import Settings
+from mesh.skips import skipped
 from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.integration.api_support import (
     ASYNC,
@@ -186,6 +187,7 @@ async def test_a_model_is_not_served_until_it_has_as_many_nodes_as_it_wants(
         assert not (await model_on_offer(gateway))["available"]
         refused = await gateway.client.post(GENERATE, json=request_body(), headers=ASYNC)
         assert "4 healthy nodes" in problem(refused, 503, "no_route")["detail"]
+        assert await skipped(gateway.redis, "node_0") == {"too_few_nodes": 1}
         await gateway.announce(node(2, node_id="another"))
         assert (await model_on_offer(gateway))["available"]
         await gateway.submit()

@@ -15,6 +15,7 @@ from tokenizers.normalizers import Strip
 from mesh import ledger, queue, registry
 from mesh.db import Outbox
 from mesh.names import WORKER_QUEUE
+from mesh.skips import skipped
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import (
@@ -230,6 +231,25 @@ async def test_a_key_belongs_to_one_wallet(gateway: Gateway) -> None:
 async def test_a_refused_request_leaves_its_key_free(gateway: Gateway) -> None:
     problem(await ask(gateway, "key", max_tokens=2000), 422, "context_exceeded")
     assert (await ask(gateway, "key")).status_code == 202
+
+
+async def test_who_asks_for_more_than_the_price_is_no_route(gateway: Gateway) -> None:
+    """Nor is its memory any use: 0.0001 FAR a token is the model's price."""
+    dear = {"start_layer": 2, "end_layer": 4, "min_price": Decimal("0.0002")}
+    await gateway.announce(node(1, kv_positions=64, min_price=Decimal("0.0001")))
+    await gateway.announce(node(3, kv_positions=1000, **dear))
+    refused = problem(await ask(gateway, max_tokens=64), 422, "room_exceeded")
+    assert "64 together" in refused["detail"]
+    await registry.forget(gateway.redis, "node_1", MODEL_ID)
+    before = await gateway.books()
+    problem(await ask(gateway), 503, "no_route")
+    assert await skipped(gateway.redis, "node_3") == {"price_above_market": 1}
+    assert await skipped(gateway.redis, "node_0") == {"span_meets_nobody": 1}
+    assert await gateway.books() == before
+    [offer] = (await gateway.client.get("/api/inference/models")).json()["models"]
+    assert (offer["available"], offer["avg_latency_ms"]) == (False, None)
+    await gateway.announce(node(3, **dear | {"min_price": Decimal("0.0001")}))
+    assert (await ask(gateway)).status_code == 202
 
 
 async def test_a_larger_node_of_the_same_layers_is_enough(gateway: Gateway) -> None:

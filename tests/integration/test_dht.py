@@ -13,7 +13,7 @@ from hivemind.utils.timed_storage import TimedStorage
 from redis.asyncio import Redis
 from sqlalchemy import update
 
-from mesh import db, registry
+from mesh import db, names, registry
 from mesh.db import NodeRegistry
 from mesh.dht import phonebook, records
 from mesh.dht.peer import Peer
@@ -70,6 +70,11 @@ async def register(sessions: db.Sessions, node_id: str = "node_0") -> None:
         )
 
 
+async def pulse(redis: Redis, node_id: str = "node_0") -> None:
+    """Its process runs, for an hour."""
+    await redis.set(names.pulse(node_id), 512, ex=3600)
+
+
 async def test_an_announcement_reaches_the_registry_and_expires(
     served: tuple[Peer, list[str]], mirror: Mirror, redis: Redis
 ) -> None:
@@ -104,6 +109,7 @@ async def test_after_redis_lost_all_a_registered_node_is_back_on_the_routes(
     await announce(served[0], announcement())
     await mirror.once()
     await redis.flushall()
+    await pulse(redis)
     await mirror.once()
     [node] = await registry.active(redis, MODEL_ID)
     assert (node.node_id, node.wallet_address, node.layers_served) == (
@@ -123,6 +129,7 @@ async def test_a_node_that_left_or_announces_another_span_stays_off_the_routes(
     served: tuple[Peer, list[str]], mirror: Mirror, redis: Redis, sessions: db.Sessions
 ) -> None:
     await register(sessions)
+    await pulse(redis)
     await announce(served[0], announcement(end_layer=3))
     await mirror.once()
     assert await registry.active(redis, MODEL_ID) == []
@@ -132,6 +139,21 @@ async def test_a_node_that_left_or_announces_another_span_stays_off_the_routes(
     await mirror.once()
     assert await registry.active(redis, MODEL_ID) == []
     assert len(await phonebook.read(redis, MODEL_ID)) == 1
+
+
+async def test_a_dead_node_is_not_brought_back_by_what_it_announced(
+    served: tuple[Peer, list[str]], mirror: Mirror, redis: Redis, sessions: db.Sessions
+) -> None:
+    """A supervisor saw that it gives no sign of life; its announcement holds for a minute more."""
+    await register(sessions)
+    await announce(served[0], announcement())
+    await pulse(redis)
+    await mirror.once()
+    assert len(await registry.active(redis, MODEL_ID)) == 1
+    await redis.delete(names.pulse("node_0"))
+    await registry.forget(redis, "node_0", MODEL_ID)
+    await mirror.once()
+    assert await registry.active(redis, MODEL_ID) == []
 
 
 async def test_a_forged_record_is_refused(

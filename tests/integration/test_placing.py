@@ -13,7 +13,7 @@ from mesh.db import NodeRegistry, PlacementMove
 from mesh.settings import Settings
 from mesh.skipping import Skip
 from mesh.skips import Skips
-from tests.conftest import MODEL_ID
+from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.integration.api_support import (
     LAYERS,
     PROVIDER,
@@ -23,16 +23,23 @@ from tests.integration.api_support import (
     open_gateway,
     problem,
 )
+from workers import placement
 from workers.placement import look
 from workers.services import Services, open_services
 
+OTHER_MODEL = "far/other"
 ROOMY = 10**9
 EAGER = {"half_life": 1e-3, "pause": 0, "positions": 1024, "threshold": 0.1}
 
 
 @pytest.fixture
 def settings(make_settings: Callable[..., Settings]) -> Settings:
-    return make_settings(discovery={"trusted_wallets": [PROVIDER.address]}, placement=EAGER)
+    offer = {"path": str(DEMO_MODEL), "payment_per_token": "0.0001"}
+    return make_settings(
+        models=[offer | {"id": model_id} for model_id in (MODEL_ID, OTHER_MODEL)],
+        discovery={"trusted_wallets": [PROVIDER.address]},
+        placement=EAGER,
+    )
 
 
 @pytest.fixture
@@ -56,30 +63,36 @@ class Provider:
         self._signer = signer
         self.span = (0, 0)
 
-    async def join(self, **changes: Any) -> dict[str, Any]:
-        """Register, and leave the span to the platform."""
+    async def join(
+        self, pinned: tuple[int, int] | None = None, model_id: str = MODEL_ID, **changes: Any
+    ) -> dict[str, Any]:
+        """Register, and leave the span to the platform, unless one is pinned."""
+        start, end = pinned or (None, None)
+        edge = start == 0
         nonce = (await self._gateway.client.get("/api/auth/nonce")).json()["nonce"]
         message = proof.registration_message(
             wallet_address=self._signer.address,
-            model_id=MODEL_ID,
-            start_layer=None,
-            end_layer=None,
-            edge=False,
+            model_id=model_id,
+            start_layer=start,
+            end_layer=end,
+            edge=edge,
             nonce=nonce,
         )
         body = {
             "wallet_address": self._signer.address,
-            "model_id": MODEL_ID,
+            "model_id": model_id,
             "gpu_model": "CPU",
             "vram_gb": 0,
             "public_addr": "192.0.2.1:31330",
             "location": "unknown",
-            "placeable": True,
+            "placeable": pinned is None,
             "device_id": self._device,
             "memory_bytes": ROOMY,
             "nonce": nonce,
             "signature": proof.sign(message, self._signer.key),
         }
+        if pinned is not None:
+            body |= {"start_layer": start, "end_layer": end, "edge": edge}
         answer = await self._gateway.client.post(
             "/api/nodes/register-distributed", json=body | changes
         )
@@ -176,6 +189,17 @@ async def test_who_comes_back_serves_what_it_served(gateway: Gateway, services: 
     assert [(told["start_layer"], told["end_layer"]) for told in again] == list(spans)
 
 
+async def test_who_comes_back_by_its_name_serves_what_it_served(gateway: Gateway) -> None:
+    named = {"device_id": None, "node_id": "attic", "memory_bytes": 12_000_000}
+    node = Provider(gateway, "a")
+    await node.join(**named)
+    span = node.span
+    assert span[1] < LAYERS, "there is a weaker place, but for its own"
+    await node.beat(ms=10)
+    await node.join(**named)
+    assert (node.id, node.span) == ("attic", span)
+
+
 async def test_a_join_causes_one_move_that_takes_effect_when_all_have_loaded(
     gateway: Gateway, services: Services
 ) -> None:
@@ -248,6 +272,64 @@ async def test_a_move_of_a_node_that_is_gone_is_given_up(
     [move] = await moves(services)
     assert move.state == "failed"
     assert not (await first.beat(ms=10))["should_rebalance"]
+
+
+@pytest.mark.parametrize(
+    "again", [{"pinned": (2, LAYERS)}, {"model_id": OTHER_MODEL}], ids=["pinned", "another model"]
+)
+async def test_who_comes_back_for_a_span_of_its_own_is_not_moved(
+    gateway: Gateway, services: Services, again: dict[str, Any]
+) -> None:
+    """It had loaded already: the last of the others would have moved it."""
+    first, second = await two(gateway)
+    await rebalance(services)
+    told = await first.beat(ms=10)
+    await second.obey(await second.beat())
+    await second.join(**again)
+    chosen = second.span
+    [move] = await moves(services)
+    assert (move.state, second.id in (move.reason or "")) == ("failed", True)
+    assert not await gateway.redis.exists(names.orders(first.id), names.orders(second.id))
+    assert not (await second.beat())["should_rebalance"]
+    stays = await first.obey(told)
+    assert (stays["should_rebalance"], first.span) == (False, (0, LAYERS))
+    async with services.sessions() as db:
+        row = await db.get_one(NodeRegistry, second.id)
+    assert (row.start_layer, row.end_layer) == chosen
+    async with services.sessions() as db:
+        assert (await db.get_one(NodeRegistry, first.id)).end_layer == LAYERS
+
+
+async def test_nobody_switches_without_a_node_that_is_pinned_meanwhile(
+    gateway: Gateway, services: Services
+) -> None:
+    first, second = await two(gateway)
+    await rebalance(services)
+    told = [await first.beat(ms=10), await second.beat()]
+    await first.obey(told[0])
+    async with services.sessions.begin() as db:
+        (await db.get_one(NodeRegistry, first.id)).placeable = False
+    answer = await second.obey(told[1])
+    assert not answer["should_rebalance"]
+    [move] = await moves(services)
+    assert (move.state, first.id in (move.reason or "")) == ("failed", True)
+    async with services.sessions() as db:
+        rows = [await db.get_one(NodeRegistry, node.id) for node in (first, second)]
+    assert [(row.start_layer, row.end_layer) for row in rows] == [first.span, second.span]
+
+
+async def test_a_move_under_way_still_expires_where_none_are_begun_any_more(
+    gateway: Gateway, services: Services
+) -> None:
+    first, second = await two(gateway)
+    await rebalance(services)
+    services.settings.placement.enabled = False
+    services.settings.placement.move_limit = 1e-3
+    await placement.rebalance({"services": services})
+    await placement.rebalance({"services": services})
+    assert [move.state for move in await moves(services)] == ["expired"]
+    for node in (first, second):
+        assert not (await node.beat(ms=10))["should_rebalance"]
 
 
 async def test_orders_outlive_redis(gateway: Gateway, services: Services) -> None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 
 import pytest
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from sqlalchemy import func, select, update
 
@@ -14,6 +15,8 @@ from mesh import ledger, names, registry, streams, wire
 from mesh.db import InferenceSession, RouteHop
 from mesh.live import LiveRoute
 from mesh.prompts import PromptText
+from mesh.skips import skipped
+from tests.conftest import MODEL_ID
 from tests.factories import fund, session
 from tests.integration.api_support import LAYERS, node
 from workers.services import Services
@@ -59,9 +62,9 @@ async def announce(redis: Redis, *, room: int) -> None:
     await redis.set(names.pulse("node_0"), room, ex=3600)
 
 
-async def opened(redis: Redis) -> list[str]:
-    """Request ids that the node was asked to open."""
-    entries = await redis.xrange(names.inbox("node_0"))
+async def opened(redis: Redis, node_id: str = "node_0") -> list[str]:
+    """Request ids that the node, an edge, was asked to open."""
+    entries = await redis.xrange(names.inbox(node_id))
     messages = [wire.decode(fields) for _, fields in entries]
     return [message.request_id for message in messages if isinstance(message, wire.OpenEdge)]
 
@@ -91,6 +94,24 @@ async def test_without_nodes_a_job_waits_until_its_deadline_and_is_refunded(
     assert dt.datetime.now(dt.UTC) >= job.deadline_at
     assert (ended.status, ended.error_code) == ("failed", "no_route")
     assert await balances(services, job) == (job.hold_far, 0)
+
+
+async def test_while_a_job_waits_the_nodes_that_are_there_hear_why(
+    services: Services, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at each look: a job may wait for a quarter of an hour."""
+    monkeypatch.setattr("workers.supervise.COUNT", 2.0)
+    job = await submit(services)
+    await registry.announce(redis, node(0), ttl=3600)
+    await redis.set(names.pulse("node_0"), POSITIONS, ex=3600)
+    async with supervised(services, job):
+        await asyncio.sleep(1.5)
+        assert await skipped(redis, "node_0") == {"span_meets_nobody": 1}
+
+        async def is_counted_again() -> bool:
+            return await skipped(redis, "node_0") == {"span_meets_nobody": 2}
+
+        await wait_for(is_counted_again)
 
 
 async def test_a_job_that_waits_is_served_when_a_node_comes(
@@ -214,6 +235,79 @@ async def test_a_node_off_the_route_cannot_be_blamed(services: Services, redis: 
         await asyncio.sleep(1)
         assert not await redis.exists(names.cooldown("node_elsewhere"))
         assert len(await opened(redis)) == 1
+
+
+async def join(redis: Redis, node_id: str, span: tuple[int, int], *, ms: float) -> None:
+    """A node that needs so long for a step, with room for any generation, for an hour."""
+    start, end = span
+    edge = start == 0
+    told = node(
+        0, node_id=node_id, start_layer=start, end_layer=end, edge=edge, trusted=edge, latency_ms=ms
+    )
+    await registry.announce(redis, told, ttl=3600)
+    await redis.set(names.pulse(node_id), 10_000, ex=3600)
+
+
+async def refuse(
+    services: Services, redis: Redis, job: InferenceSession, liar: str, code: str
+) -> None:
+    """Whatever the liar is asked to open it refuses, until another edge completes the job."""
+    told = 0
+    while not await opened(redis, "honest"):
+        epoch = (await reload(services, job)).epoch
+        if epoch > told and len(await opened(redis)) == epoch:
+            told = epoch
+            await streams.tell(redis, wire.Refused(job.request_id, epoch, liar, code))
+        await asyncio.sleep(0.02)
+    epoch = (await reload(services, job)).epoch
+    await write(redis, job, epoch, 3)
+    await streams.tell(redis, wire.Ended(job.request_id, epoch, "stop", 3))
+    await completed(services, job)
+
+
+@pytest.mark.parametrize("code", ["gap", "forgotten", "no_replay"])
+async def test_who_loses_its_state_twice_is_gone_around(
+    services: Services, redis: Redis, code: str
+) -> None:
+    """The first time it is believed: messages get lost. It would refuse for ever."""
+    await join(redis, "node_0", (0, LAYERS), ms=1)
+    await join(redis, "honest", (0, LAYERS), ms=50)
+    job = await submit(services)
+    async with supervised(services, job):
+        await asyncio.wait_for(refuse(services, redis, job, "node_0", code), timeout=20)
+    assert len(await opened(redis)) == 2
+    assert await redis.exists(names.cooldown("node_0"))
+    assert not await redis.exists(names.cooldown("honest"))
+
+
+async def test_for_steps_that_do_not_arrive_sender_and_receiver_are_to_blame(
+    services: Services, redis: Redis
+) -> None:
+    await join(redis, "node_0", (0, 3), ms=1)
+    await join(redis, "middle", (3, 4), ms=1)
+    await join(redis, "receiver", (4, LAYERS), ms=1)
+    await join(redis, "honest", (0, LAYERS), ms=50)
+    job = await submit(services)
+    async with supervised(services, job):
+        await asyncio.wait_for(refuse(services, redis, job, "receiver", "gap"), timeout=20)
+    blamed = ("node_0", "middle", "receiver")
+    assert [await redis.exists(names.cooldown(each)) for each in blamed] == [0, 1, 1]
+
+
+async def test_what_a_node_makes_up_is_no_label(services: Services, redis: Redis) -> None:
+    def rerouted(reason: str) -> float | None:
+        labels = {"model_id": MODEL_ID, "reason": reason}
+        return REGISTRY.get_sample_value("far_mesh_reroutes_total", labels)
+
+    before = rerouted("broken_rule") or 0
+    await join(redis, "node_0", (0, LAYERS), ms=1)
+    await join(redis, "honest", (0, LAYERS), ms=50)
+    job = await submit(services)
+    async with supervised(services, job):
+        await asyncio.wait_for(refuse(services, redis, job, "node_0", "x" * 64), timeout=20)
+    assert rerouted("broken_rule") == before + 1
+    assert rerouted("x" * 64) is None
+    assert await redis.exists(names.cooldown("node_0"))
 
 
 async def test_what_is_no_message_stops_nobody(services: Services, redis: Redis) -> None:

@@ -102,6 +102,11 @@ def test_the_longest_generation_fits_every_node_of_one_route() -> None:
     assert node(0, 6, room=0).could_hold(10**6)
 
 
+def test_the_longest_generation_is_that_of_nodes_that_may_serve() -> None:
+    roomy, plain = node(0, 6, name="roomy", room=300), node(0, 6, name="plain", room=100)
+    assert room([roomy, plain], 6, admits=lambda each: each is plain) == 100
+
+
 def test_a_slow_link_costs_as_a_slow_device_does() -> None:
     nodes = [node(0, 6, name="far", latency=1, hop=9), node(0, 6, name="slow", latency=8)]
     assert names(nodes, 6) == ["slow"]

@@ -67,6 +67,24 @@ def test_a_node_that_cools_down() -> None:
     assert reason(node(3, 6, **QUICK), cools=True) is Skip.COOLING_DOWN
 
 
+def test_without_a_route_each_node_hears_what_is_missing() -> None:
+    first, last, alone = node(0, 3, name="first"), node(3, 6, name="last"), node(4, 6, name="alone")
+    sighted = [Sighting(each, False) for each in (first, alone)]
+    assert choose([first, alone], LAYERS) is None
+    hole = dict.fromkeys(["first", "alone"], Skip.SPAN_MEETS_NOBODY)
+    assert explain(sighted, LAYERS, []) == hole
+    few = [Sighting(each, False) for each in (first, last)]
+    assert explain(few, LAYERS, []) == dict.fromkeys(["first", "last"], Skip.TOO_FEW_NODES)
+
+
+def test_who_serves_a_generation_already_has_its_room() -> None:
+    sighted, rooms = [Sighting(node(0, 3, name="first"), False)], {"first": 0}
+    full = explain(sighted, LAYERS, [], positions=10, rooms=rooms)
+    assert full == {"first": Skip.NO_ROOM}
+    kept = explain(sighted, LAYERS, [], positions=10, rooms=rooms, prefer=["first"])
+    assert kept == {"first": Skip.SPAN_MEETS_NOBODY}
+
+
 def test_a_node_outside_the_circle_in_which_there_was_a_route() -> None:
     first = replace(ROUTE[0], latitude=BERLIN.latitude, longitude=BERLIN.longitude)
     away = node(3, 6, name="away", place=SYDNEY, **QUICK)

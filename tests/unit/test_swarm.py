@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.catalog import load_model
-from mesh.placement import propose
+from mesh.placement import propose, throughput
 from mesh.registry import Node
 from mesh.settings import ModelSettings
 from mesh.smoothing import blend
@@ -70,6 +70,20 @@ def test_who_has_not_served_counts_as_the_median() -> None:
         [node(3, 6, name="a"), node(3, 6, name="b")], MODEL, positions=0, speeds={"a": 7.0}
     )
     assert {c.speed for c in found.candidates} == {7.0}
+
+
+@pytest.mark.parametrize("latency", [1e-9, 5e-324])
+def test_no_nodes_word_makes_the_others_nothing(latency: float) -> None:
+    """It says that a step takes it next to no time."""
+    nodes = [
+        node(0, 3, name="first", latency=30.0),
+        node(3, 6, name="last", latency=30.0),
+        node(3, 6, name="liar", latency=latency),
+    ]
+    speeds = {each.node_id: speed for each in nodes if (speed := speed_of(each, MODEL))}
+    found = swarm_of(nodes, MODEL, positions=256, speeds=speeds)
+    expected = found.by_id["first"].rate((0, 3), found.shape)
+    assert throughput(found.by_id, found.spans, found.shape) == pytest.approx(expected)
 
 
 @settings(max_examples=60, deadline=None)
