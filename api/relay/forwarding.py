@@ -1,8 +1,9 @@
 """From a node's push to the inboxes and streams it is for: each message checked against the live
 session, then all of them in one round trip."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import structlog
 from redis.exceptions import ResponseError
@@ -14,7 +15,7 @@ from api.relay.line import Command, Line
 from mesh import metrics, names, wire
 from mesh.errors import WireError
 from mesh.live import LiveRoute
-from mesh.relay import Accepted, Push, Refusal, Sent
+from mesh.relay import MAX_ITEMS, Accepted, Push, Refusal, Sent
 from mesh.streams import APPEND_TOKEN
 from mesh.wire import Message, Ready, Refused, Step, Steps, Token
 
@@ -69,8 +70,10 @@ class Forwarding:
             if isinstance(answer, ResponseError):
                 raise answer
         plan.refused += [refusal for place, refusal in plan.tokens if answers[place] == -1]
-        _count(node_id, len(push.sent), plan.refused)
-        return Accepted(push.number, plan.refused)
+        told = _told(plan.refused)
+        _count(len(push.sent), plan.refused)
+        _log(node_id, told)
+        return Accepted(push.number, told)
 
 
 def _decoded(sent: Sent) -> Message | None:
@@ -167,10 +170,23 @@ def _add(stream: str, sent: Sent) -> Command:
     return ("XADD", stream, "*", wire.HEADER, sent.header, *tensor)
 
 
-def _count(node_id: str, messages: int, refused: list[Refusal]) -> None:
+def _told(refused: Iterable[Refusal]) -> list[Refusal]:
+    """One for each generation, at which its node then works no more; and no more than one frame
+    may bring. Of the others the node hears when it sends for them again."""
+    first: dict[Key, Refusal] = {}
+    for refusal in refused:
+        first.setdefault((refusal.request_id, refusal.epoch), refusal)
+    return list(islice(first.values(), MAX_ITEMS))
+
+
+def _count(messages: int, refused: Sequence[Refusal]) -> None:
     metrics.relay_messages.inc(messages)
     for refusal in refused:
         metrics.relay_refusals.labels(refusal.code).inc()
+
+
+def _log(node_id: str, refused: Sequence[Refusal]) -> None:
+    for refusal in refused:
         if refusal.code != EPOCH_OVER:
             log.warning(
                 "push_refused",

@@ -210,6 +210,21 @@ def test_steps_of_ended_generations_do_not_hold_others_up(
     assert inbox(client, "middle") == [both]
 
 
+def test_more_refusals_than_a_frame_holds_can_be_read(
+    here: Replica, client: redis.Redis
+) -> None:
+    begin(client)
+    over = [Step(f"over_{place}", 1, 0, 1, 1, False) for place in range(256)]
+    again = ("middle", Steps(over, "float32", 2, bytes(8 * 256)))
+    many = [
+        ("middle", steps(name=f"gone_{place}")) for place in range(relay.MAX_ITEMS - len(over))
+    ]
+    with Node(here, "edge") as node:
+        told = node.push(again, again, again, again, again).refused
+        assert told == [(step.request_id, 1, "epoch_over") for step in over]
+        assert len(node.push(again, again, *many, ("middle", steps(epoch=2))).refused) == relay.MAX_ITEMS
+
+
 def test_one_wrong_step_stops_those_beside_it(here: Replica, client: redis.Redis) -> None:
     begin(client)
     begin(client, name="elsewhere", route=["edge", "last", "middle"])
