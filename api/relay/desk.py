@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 from api.relay.forwarding import Forwarding
 from api.relay.line import Line
 from api.relay.pace import Pace
+from api.relay.seats import Seats
 from mesh import names, wire
 from mesh.errors import WireError
 from mesh.registry import Registration
@@ -91,6 +92,7 @@ class Desk:
     def __init__(self, pool: ConnectionPool, settings: RelaySettings) -> None:
         self.settings = settings
         self.pace = Pace(settings.messages_per_second, settings.bytes_per_second)
+        self.seats = Seats(settings.max_connections)
         self._pool = pool
         self._line = Line(pool)
         self._spare: list[Line] = []

@@ -144,6 +144,12 @@ def test_pieces_make_the_frame_again(size: int) -> None:
     assert sum(isinstance(each, Push) for each in found) == 1
 
 
+def test_a_frame_does_not_grow_by_crumbs() -> None:
+    for data in (b"", b"x", bytes(relay.CHUNK_BYTES - 1)):
+        with pytest.raises(WireError, match="last piece"):
+            Assembler().add(relay.encode(Chunk(1, data)))
+
+
 def test_pieces_that_never_end_are_refused() -> None:
     assembler = Assembler()
     piece = relay.encode(Chunk(1, bytes(relay.CHUNK_BYTES)))
