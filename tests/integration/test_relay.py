@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import CloseCode
 from websockets.sync.client import ClientConnection, connect
 
+from api.relay.forwarding import MAX_EVENTS
 from api.relay.seats import MOST_OF_NODE
 from mesh import names, relay
 from mesh.relay import Accepted, Beat, Displaced, Hello, Inbox, Poll, Pulse, Push, Sent, Welcome
@@ -339,6 +340,58 @@ def test_an_inbox_that_nobody_reads_does_not_fill_redis(
         put(client, "middle", *(steps(rows=128, wanted=0, width=1024) for _ in range(4)))
         node.pulse()
         assert client.xlen(names.inbox("middle")) == 0
+
+
+def test_an_inbox_does_not_fill_redis_though_its_node_is_away(
+    make_settings: Callable[..., Settings], client: redis.Redis
+) -> None:
+    begin(client)
+    client.hset(names.live("gen"), "route", wide_route())
+    client.xadd(names.inbox("middle"), {"h": b"short"})  # by which Redis guesses the others
+    limit, lengths = 2**22, []
+    with (
+        replica(make_settings(relay={"max_inbox_bytes": limit})) as here,
+        Node(here, "edge") as node,
+    ):
+        for _ in range(80):
+            assert node.push(("middle", steps(rows=8, wanted=0, width=4096))).refused == []
+            lengths.append(client.memory_usage(names.inbox("middle"), samples=0))
+    assert 0.9 * limit < max(lengths) < 1.2 * limit
+
+
+def test_an_inbox_is_not_taken_for_longer_than_it_is(
+    make_settings: Callable[..., Settings], client: redis.Redis
+) -> None:
+    with (
+        replica(make_settings(relay={"max_inbox_bytes": 2**21})) as here,
+        Node(here, "middle") as node,
+    ):
+        long = steps(rows=512, wanted=0, width=512)
+        put(client, "middle", long, *(steps(rows=2, wanted=0, width=700) for _ in range(20)))
+        guess = client.memory_usage(names.inbox("middle"), samples=1)
+        assert guess > 2**21 > client.memory_usage(names.inbox("middle"), samples=0)
+        node.pulse()
+        assert client.xlen(names.inbox("middle")) == 21
+
+
+def test_a_generation_keeps_so_many_events(here: Replica, client: redis.Redis) -> None:
+    begin(client)
+    pongs = [("", Pong("gen", 1, "middle", 5))] * 500
+    with Node(here, "middle") as node:
+        for _ in range(6):
+            assert node.push(*pongs).refused == []
+    assert MAX_EVENTS <= client.xlen(names.events("gen")) < 1.2 * MAX_EVENTS
+
+
+def test_what_pushes_write_ends_one_day(here: Replica, client: redis.Redis) -> None:
+    begin(client)
+    with Node(here, "middle") as node:
+        client.delete(names.link("middle"))
+        node.push(("last", steps()), ("", Pong("gen", 1, "middle", 5)), ("edge", steps()))
+    # The second step breaks the route's rules, of which its supervisor hears.
+    assert client.xlen(names.events("gen")) == 2
+    for key in (names.link("middle"), names.inbox("last"), names.events("gen")):
+        assert 0 < client.ttl(key) <= 3600, key
 
 
 def test_a_pulse_tells_of_room_and_ends_soon(here: Replica, client: redis.Redis) -> None:
