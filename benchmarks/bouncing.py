@@ -62,13 +62,16 @@ def register(url: str, model_id: str, count: int) -> list[Member]:
         identity = Identity(
             wallet_address=account.address,
             model_id=model_id,
-            start_layer=0,
-            end_layer=1,
+            span=(0, 1),
             edge=False,
             gpu_model="none",
             vram_gb=0,
             public_addr="192.0.2.1:31330",
             location="unknown",
+            device_id=None,
+            gpu_index=0,
+            quantization="none",
+            memory_bytes=0,
         )
         platform = Platform(url, identity, bytes(account.key))
         members.append(Member(platform.join(), platform.token))

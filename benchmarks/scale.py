@@ -26,7 +26,14 @@ from benchmarks.output import close, console, refusals_shown
 from mesh import names, registry
 from mesh.migrations import upgrade
 from stack.processes import Processes
-from stack.servers import Postgres, StackError, free_port, redis_command, wait_for_redis
+from stack.servers import (
+    Postgres,
+    StackError,
+    free_port,
+    gateway_command,
+    redis_command,
+    wait_for_redis,
+)
 
 MODEL_ID = "far/pydoc-llama"
 MODEL = Path(__file__).parent.parent / "demo" / "model"
@@ -109,11 +116,8 @@ def servers(load: Load) -> Iterator[Servers]:
             processes.start("redis", redis_command(redis_port, folder), {})
             wait_for_redis(redis_port)
             redis_url = f"redis://127.0.0.1:{redis_port}/0"
-            command = ["-m", "uvicorn", "--factory", "api.app:create_app"]
-            command += ["--port", str(api_port), "--no-access-log", "--log-level", "warning"]
-            command += ["--no-proxy-headers"]
             environment = _environment(load, postgres.url(DATABASE), redis_url)
-            child = processes.start_python("api", command, environment)
+            child = processes.start_python("api", gateway_command(api_port), environment)
             url = f"http://127.0.0.1:{api_port}"
             _wait_for_api(url, processes)
             yield Servers(url, redis_url, postgres, psutil.Process(child.process.pid))

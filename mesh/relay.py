@@ -217,7 +217,7 @@ def encode(frame: Frame) -> bytes:
     return packed
 
 
-def decode(data: bytes) -> Frame:
+def decode(data: bytes | bytearray) -> Frame:
     """The frame of these bytes. Sizes and counts are checked before anything is allocated.
 
     Raises:
@@ -257,17 +257,19 @@ class Assembler:
         """The frame that this message is, or completes; none if there is more to come.
 
         Raises:
-            WireError: not a frame, or one that grows too large.
+            WireError: not a frame, or one that grows too large, or by less than a whole piece.
         """
         frame = decode(message)
         if not isinstance(frame, Chunk):
             return frame
+        if frame.rest and len(frame.data) < CHUNK_BYTES:
+            raise WireError("Only the last piece of a frame may be short.")
         if len(self._pieces) + len(frame.data) + frame.rest > MAX_FRAME_BYTES:
             raise WireError(f"A frame has {MAX_FRAME_BYTES} bytes at most.")
         self._pieces += frame.data
         if frame.rest:
             return None
-        whole, self._pieces = bytes(self._pieces), bytearray()
+        whole, self._pieces = self._pieces, bytearray()
         frame = decode(whole)
         if isinstance(frame, Chunk):
             raise WireError("A piece of a frame is not a frame.")
@@ -280,7 +282,7 @@ def bundle(frames: Iterable[bytes]) -> bytes:
     return packed
 
 
-def unbundle(body: bytes) -> list[bytes]:
+def unbundle(body: bytes | bytearray) -> list[bytes]:
     """The encoded frames of a body.
 
     Raises:
@@ -323,7 +325,7 @@ def batches(sent: Sequence[Sent]) -> list[list[Sent]]:
     return lists
 
 
-def _unpack(data: bytes) -> list[Any]:
+def _unpack(data: bytes | bytearray) -> list[Any]:
     """An array of no more, and no longer, things than a frame may have."""
     if len(data) > MAX_FRAME_BYTES:
         raise WireError(f"{len(data)} bytes; a frame has {MAX_FRAME_BYTES} at most.")

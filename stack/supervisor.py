@@ -37,6 +37,7 @@ from stack.servers import (
     Postgres,
     StackError,
     free_port,
+    gateway_command,
     port_in_use,
     redis_command,
     wait_for_redis,
@@ -195,10 +196,7 @@ class Stack:
 
     def start_api(self, name: str = "api", host: str = "127.0.0.1", port: int = 0) -> Child:
         """A replica of the gateway; on the plan's port unless another is given."""
-        port = port or self.plan.api_port
-        command = ["-m", "uvicorn", "--factory", "api.app:create_app"]
-        command += ["--host", host, "--port", str(port)]
-        command += ["--no-access-log", "--log-level", "warning", "--no-proxy-headers"]
+        command = gateway_command(port or self.plan.api_port, host)
         return self.processes.start_python(name, command, self._environment())
 
     def start_discovery(self) -> Child:

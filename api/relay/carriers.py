@@ -20,6 +20,13 @@ from mesh.relay import Assembler, Beat, Displaced, Frame, Hello, Poll, Pulse, Pu
 INBOX_WAIT = 4.0
 """Seconds between looks for a node whose connection is quiet; below Redis' time-out."""
 
+OWNER_LOOK = 2.0
+"""Seconds between looks whether a connection without pulses, which find out, is still the
+node's."""
+
+CLOSE_WAIT = 1.0
+"""Seconds that a node which takes nothing in gets to hear why its connection ends."""
+
 log = structlog.get_logger()
 
 
@@ -45,6 +52,7 @@ class WebSocketCarrier:
         self._pulse = Pulse(0, 0, "")
         self._ttl = 0.0
         self._told_at = 0.0
+        self._alive_at = time.monotonic()
         self._given: deque[tuple[str, int]] = deque()
         self._given_bytes = 0
         self._taken = asyncio.Event()
@@ -63,19 +71,21 @@ class WebSocketCarrier:
             code = over.code
         except WebSocketDisconnect:
             return
-        with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it was closed already
-            await self._websocket.close(code)
+        # RuntimeError, WebSocketDisconnect: it was closed already.
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
+            async with asyncio.timeout(CLOSE_WAIT):
+                await self._websocket.close(code)
 
     async def _serve(self) -> int:
-        hello = await self._receive()
-        if not isinstance(hello, Hello):
-            raise WireError("The first frame says hello.")
+        hello = await self._first()
         welcome = await self._desk.greet(self._node, hello)
         if welcome is None:
             return relay.DISPLACED
         self._connection = welcome.connection
         await self._send(welcome)
+        self._alive_at = time.monotonic()
         tasks = {
+            asyncio.create_task(self._watch()),
             asyncio.create_task(self._take_in(hello.session)),
             asyncio.create_task(self._give_out(welcome.after)),
         }
@@ -88,6 +98,27 @@ class WebSocketCarrier:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return relay.TRY_AGAIN
+
+    async def _first(self) -> Hello:
+        try:
+            async with asyncio.timeout(self._desk.settings.idle):
+                frame = relay.decode(await self._message())
+        except TimeoutError:
+            raise _Over(relay.TRY_AGAIN) from None
+        if not isinstance(frame, Hello):
+            raise WireError("The first frame says hello.")
+        return frame
+
+    async def _watch(self) -> None:
+        """End the connection when it is half open, or not the node's any more, whatever else comes
+        or waits on it."""
+        while (left := self._alive_at + self._desk.settings.idle - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, OWNER_LOOK))
+            if time.monotonic() - self._told_at < OWNER_LOOK:
+                continue
+            if not await self._desk.owns(self._node_id, self._connection):
+                raise _Over(relay.DISPLACED)
+        raise _Over(relay.TRY_AGAIN)
 
     async def _take_in(self, session: str) -> None:
         try:
@@ -105,7 +136,8 @@ class WebSocketCarrier:
             raise
 
     async def _take_pulse(self, pulse: Pulse) -> None:
-        self._ttl = self._clock.heard(time.monotonic())
+        self._alive_at = time.monotonic()
+        self._ttl = self._clock.heard(self._alive_at)
         self._pulse = pulse
         await self._tell()
         while self._given and pulse.after and place(self._given[0][0]) <= place(pulse.after):
@@ -137,30 +169,33 @@ class WebSocketCarrier:
 
         Raises:
             WireError: not a frame.
-            _Over: the node is silent for too long: the connection is half open.
         """
         while True:
-            try:
-                async with asyncio.timeout(self._desk.settings.idle):
-                    data = await self._websocket.receive_bytes()
-            except TimeoutError:
-                raise _Over(relay.TRY_AGAIN) from None
-            except KeyError:
-                raise WireError("A frame is binary.") from None
+            data = await self._message()
             frame = self._assembler.add(data)
             messages = len(frame.sent) if isinstance(frame, Push) else 1
             await self._desk.pace.take(self._node_id, messages, len(data))
             if frame is not None:
                 return frame
+            self._alive_at = time.monotonic()
             if self._ttl and time.monotonic() - self._told_at > relay.PULSE_INTERVAL:
                 await self._tell()  # its pulses are behind a long message on a slow link
+
+    async def _message(self) -> bytes:
+        try:
+            data = await self._websocket.receive_bytes()
+        except KeyError:
+            raise WireError("A frame is binary.") from None
+        if len(data) > relay.MAX_MESSAGE_BYTES:  # the server has other limits than it should
+            raise WireError(f"A message has {relay.MAX_MESSAGE_BYTES} bytes at most.")
+        return data
 
     async def _send(self, frame: Frame) -> None:
         for message in relay.chunks(relay.encode(frame)):
             await self._websocket.send_bytes(message)
 
 
-async def exchange(desk: Desk, node: Registration, body: bytes) -> bytes:
+async def exchange(desk: Desk, node: Registration, body: bytearray) -> bytes:
     """One request over HTTP: the frames of its body, answered by those of another.
 
     Raises:

@@ -13,6 +13,8 @@ from redis.exceptions import ResponseError
 from api.relay.forwarding import Forwarding
 from api.relay.line import Line
 from api.relay.pace import Pace
+from api.relay.seats import Seats
+from api.relay.upkeep import KEY_TTL
 from mesh import names, wire
 from mesh.errors import WireError
 from mesh.registry import Registration
@@ -31,10 +33,6 @@ from mesh.relay import (
 from mesh.settings import RelaySettings
 
 log = structlog.get_logger()
-
-LINK_TTL = 3600
-"""Seconds after which an inbox that nobody reads, and what is known of its node's connection, are
-gone."""
 
 READ_COUNT = 16
 """Entries that are read from an inbox at once."""
@@ -67,17 +65,19 @@ redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 if redis.call('XLEN', KEYS[3]) > 0 then
     redis.call('XTRIM', KEYS[3], 'MINID', ARGV[5])
     redis.call('EXPIRE', KEYS[3], ARGV[4])
-    local bytes = redis.call('MEMORY', 'USAGE', KEYS[3], 'SAMPLES', 1)
-    if bytes and bytes > tonumber(ARGV[6]) then
-        redis.call('XTRIM', KEYS[3], 'MAXLEN', 0)
-        return 2
+    for _, samples in ipairs({1, 0}) do
+        local bytes = redis.call('MEMORY', 'USAGE', KEYS[3], 'SAMPLES', samples)
+        if not bytes or bytes <= tonumber(ARGV[6]) then return 1 end
     end
+    redis.call('XTRIM', KEYS[3], 'MAXLEN', 0)
+    return 2
 end
 return 1
 """
 """1: alive. 0: another connection is the node's by now. 2: alive, and its inbox, which it does not
-read, was emptied. Keys: link, pulse, inbox. Arguments: connection, room, milliseconds, seconds to
-live of the inbox, first entry to keep, bytes of the inbox at most."""
+read, was emptied: its bytes are guessed first, and counted where that says too many. Keys: link,
+pulse, inbox. Arguments: connection, room, milliseconds, seconds to live of the inbox, first entry
+to keep, bytes of the inbox at most."""
 
 _FAREWELL = """
 if redis.call('HGET', KEYS[1], 'connection') == ARGV[1] then redis.call('DEL', KEYS[2]) end
@@ -91,10 +91,11 @@ class Desk:
     def __init__(self, pool: ConnectionPool, settings: RelaySettings) -> None:
         self.settings = settings
         self.pace = Pace(settings.messages_per_second, settings.bytes_per_second)
+        self.seats = Seats(settings.max_connections)
         self._pool = pool
         self._line = Line(pool)
         self._spare: list[Line] = []
-        self._forwarding = Forwarding(self._line)
+        self._forwarding = Forwarding(self._line, settings.max_inbox_bytes)
 
     async def close(self) -> None:
         for line in (self._line, *self._spare):
@@ -111,7 +112,7 @@ class Desk:
             raise WireError(f"The relay speaks version {VERSION}, not {hello.version}.")
         connection = secrets.token_hex(8)
         keys = (names.link(node.node_id), names.inbox(node.node_id))
-        arguments = (connection, hello.session, LINK_TTL, node.number)
+        arguments = (connection, hello.session, KEY_TTL, node.number)
         answer = await self._do("EVAL", _GREET, 2, *keys, *arguments)
         if answer is None:
             return None
@@ -139,7 +140,7 @@ class Desk:
             connection,
             pulse.room,
             round(1000 * ttl),
-            LINK_TTL,
+            KEY_TTL,
             _following(pulse.after),
             self.settings.max_inbox_bytes,
         )

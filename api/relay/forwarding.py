@@ -1,22 +1,36 @@
 """From a node's push to the inboxes and streams it is for: each message checked against the live
 session, then all of them in one round trip."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import structlog
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from api.relay import checks
 from api.relay.checks import EPOCH_OVER, MALFORMED, NOT_ON_ROUTE, Event
 from api.relay.known import Key, KnownRoutes
 from api.relay.line import Command, Line
+from api.relay.upkeep import KEEP_INBOX, KEY_TTL, Upkeep
 from mesh import metrics, names, wire
 from mesh.errors import WireError
 from mesh.live import LiveRoute
-from mesh.relay import Accepted, Push, Refusal, Sent
+from mesh.relay import MAX_ITEMS, Accepted, Push, Refusal, Sent
 from mesh.streams import APPEND_TOKEN
 from mesh.wire import Message, Ready, Refused, Step, Steps, Token
+
+MAX_EVENTS = 1000
+"""Of a generation, kept at a time, or a few more: a supervisor reads them as they come, and nodes
+have little to tell."""
+
+LOOKS = 16
+"""An inbox is measured each time that another so manieth of what it may hold has come."""
+
+ENTRY_OVERHEAD = 64
+"""Bytes that Redis needs for a short message beside it."""
 
 MAX_HEADER_BYTES = 2**16
 """What nodes say to each other is short; only what a supervisor says carries prompts."""
@@ -29,9 +43,12 @@ log = structlog.get_logger()
 @dataclass(slots=True)
 class _Plan:
     """What will be done for one push. ``tokens``: places of commands that write tokens, and what
-    to refuse if Redis refuses them."""
+    to refuse if Redis refuses them. ``inboxes``: the bytes that go to each node. ``looks``: places
+    of commands that look after an inbox, and whose it is."""
 
     commands: list[Command] = field(default_factory=list)
+    inboxes: Counter[str] = field(default_factory=Counter)
+    looks: list[tuple[int, str]] = field(default_factory=list)
     tokens: list[tuple[int, Refusal]] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
 
@@ -39,9 +56,11 @@ class _Plan:
 class Forwarding:
     """``line`` is shared by all nodes of the process: what many push at once goes out together."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, max_inbox_bytes: int) -> None:
         self._line = line
         self._known = KnownRoutes(line)
+        self._max_inbox_bytes = max_inbox_bytes
+        self._upkeep = Upkeep(max_inbox_bytes // LOOKS)
 
     async def forward(self, node_id: str, session: str, push: Push) -> Accepted:
         """
@@ -63,14 +82,39 @@ class Forwarding:
             else:
                 plan.refused.append(Refusal("", 0, "not_allowed"))
         plan.commands += _complaints(node_id, plan.refused, routes)
-        done = ("HSET", names.link(node_id), "session", session, "number", push.number)
-        answers = await self._line.call([*plan.commands, done])
-        for answer in answers:
-            if isinstance(answer, ResponseError):
-                raise answer
+        link = names.link(node_id)
+        plan.commands.append(("HSET", link, "session", session, "number", push.number))
+        if self._upkeep.due(link):
+            plan.commands.append(("EXPIRE", link, KEY_TTL))
+        self._look_after_inboxes(plan)
+        answers = await self._do(plan.commands)
+        for place, owner in plan.looks:
+            if answers[place]:
+                log.warning("inbox_emptied", node_id=owner)
         plan.refused += [refusal for place, refusal in plan.tokens if answers[place] == -1]
-        _count(node_id, len(push.sent), plan.refused)
-        return Accepted(push.number, plan.refused)
+        told = _told(plan.refused)
+        _count(len(push.sent), plan.refused)
+        _log(node_id, told)
+        return Accepted(push.number, told)
+
+    def _look_after_inboxes(self, plan: _Plan) -> None:
+        for owner, size in plan.inboxes.items():
+            inbox = names.inbox(owner)
+            if self._upkeep.due(inbox, size):
+                plan.looks.append((len(plan.commands), owner))
+                limits = (KEY_TTL, self._max_inbox_bytes)
+                plan.commands.append(("EVAL", KEEP_INBOX, 1, inbox, *limits))
+
+    async def _do(self, commands: Sequence[Command]) -> list[Any]:
+        try:
+            answers = await self._line.call(commands)
+            for answer in answers:
+                if isinstance(answer, ResponseError):
+                    raise answer
+        except RedisError:
+            self._upkeep.forget()
+            raise
+        return answers
 
 
 def _decoded(sent: Sent) -> Message | None:
@@ -107,7 +151,7 @@ def _plan_steps(node_id: str, sent: Sent, message: Steps, routes: Routes, plan: 
             refused.append(Refusal(step.request_id, step.epoch, code))
     plan.refused += refused
     if alive and all(refusal.code == EPOCH_OVER for refusal in refused):
-        plan.commands.append(_add(names.inbox(sent.to), sent))
+        _add_to_inbox(sent, plan)
     elif alive:  # the good steps go down with the bad: their generations have to know
         bad = {(refusal.request_id, refusal.epoch) for refusal in refused}
         plan.refused += [
@@ -135,7 +179,7 @@ def _plan_note(
     if code is not None:
         plan.refused.append(Refusal(message.request_id, message.epoch, code))
     elif isinstance(message, Ready):
-        plan.commands.append(_add(names.inbox(sent.to), sent))
+        _add_to_inbox(sent, plan)
     elif isinstance(message, Token):
         late = Refusal(message.request_id, message.epoch, EPOCH_OVER)
         plan.tokens.append((len(plan.commands), late))
@@ -143,7 +187,7 @@ def _plan_note(
         place = (message.epoch, message.index, message.token_id, message.text)
         plan.commands.append(("EVAL", APPEND_TOKEN, 2, *keys, *place))
     else:
-        plan.commands.append(_add(names.events(message.request_id), sent))
+        plan.commands += _add_event(message.request_id, sent.header)
 
 
 def _complaints(node_id: str, refused: list[Refusal], routes: Routes) -> list[Command]:
@@ -158,19 +202,41 @@ def _complaints(node_id: str, refused: list[Refusal], routes: Routes) -> list[Co
     commands: list[Command] = []
     for (request_id, epoch), code in blamed.items():
         entry = wire.encode(Refused(request_id, epoch, node_id, code))
-        commands.append(("XADD", names.events(request_id), "*", wire.HEADER, entry[wire.HEADER]))
+        commands += _add_event(request_id, entry[wire.HEADER])
     return commands
 
 
-def _add(stream: str, sent: Sent) -> Command:
+def _add_to_inbox(sent: Sent, plan: _Plan) -> None:
     tensor = (wire.TENSOR, sent.tensor) if sent.tensor else ()
-    return ("XADD", stream, "*", wire.HEADER, sent.header, *tensor)
+    plan.commands.append(("XADD", names.inbox(sent.to), "*", wire.HEADER, sent.header, *tensor))
+    plan.inboxes[sent.to] += len(sent.header) + len(sent.tensor) + ENTRY_OVERHEAD
 
 
-def _count(node_id: str, messages: int, refused: list[Refusal]) -> None:
+def _add_event(request_id: str, header: Any) -> list[Command]:
+    events = names.events(request_id)
+    return [
+        ("XADD", events, "MAXLEN", "~", MAX_EVENTS, "*", wire.HEADER, header),
+        ("EXPIRE", events, KEY_TTL),
+    ]
+
+
+def _told(refused: Iterable[Refusal]) -> list[Refusal]:
+    """One for each generation, at which its node then works no more; and no more than one frame
+    may bring. Of the others the node hears when it sends for them again."""
+    first: dict[Key, Refusal] = {}
+    for refusal in refused:
+        first.setdefault((refusal.request_id, refusal.epoch), refusal)
+    return list(islice(first.values(), MAX_ITEMS))
+
+
+def _count(messages: int, refused: Sequence[Refusal]) -> None:
     metrics.relay_messages.inc(messages)
     for refusal in refused:
         metrics.relay_refusals.labels(refusal.code).inc()
+
+
+def _log(node_id: str, refused: Sequence[Refusal]) -> None:
+    for refusal in refused:
         if refusal.code != EPOCH_OVER:
             log.warning(
                 "push_refused",

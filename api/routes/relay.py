@@ -1,5 +1,8 @@
 """The relay's two endpoints: how nodes that are not beside Redis get their work (DESIGN §6)."""
 
+import asyncio
+from contextlib import ExitStack
+
 from fastapi import APIRouter, Request, Response, WebSocket
 from fastapi.security import HTTPAuthorizationCredentials
 from fastapi.security.utils import get_authorization_scheme_param
@@ -23,16 +26,18 @@ MEDIA_TYPE = "application/msgpack"
 async def connect(websocket: WebSocket) -> None:
     """A node's connection. Refused before it is accepted if the token is not a node's."""
     services: Services = websocket.app.state.services
-    try:
-        node = await _admit(websocket, services)
-    except MeshError as error:
-        await websocket.send_denial_response(render(error))
-        return
-    except OUTAGES as error:
-        await websocket.send_denial_response(render(unavailable(error)))
-        return
-    await websocket.accept()
-    with metrics.relay_connections.track_inprogress():
+    with ExitStack() as stack:
+        try:
+            node = await _admit(websocket, services)
+            stack.enter_context(services.relay.seats.taken(node.node_id, "websocket"))
+        except MeshError as error:
+            await websocket.send_denial_response(render(error))
+            return
+        except OUTAGES as error:
+            await websocket.send_denial_response(render(unavailable(error)))
+            return
+        await websocket.accept()
+        stack.enter_context(metrics.relay_connections.track_inprogress())
         await WebSocketCarrier(services.relay, websocket, node).serve()
 
 
@@ -46,9 +51,10 @@ async def long_poll(
 ) -> Response:
     """The same by long polls, for nodes behind proxies that let no WebSocket through: frames
     as msgpack in the body, and in the answer."""
-    body = await _read(request)
-    with metrics.relay_polls.track_inprogress():
-        answer = await exchange(services.relay, node, body)
+    desk = services.relay
+    with desk.seats.taken(node.node_id, "poll"), metrics.relay_polls.track_inprogress():
+        body = await _read(request, desk.settings.idle)
+        answer = await exchange(desk, node, body)
     return Response(answer, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
 
 
@@ -63,18 +69,21 @@ async def _admit(websocket: WebSocket, services: Services) -> Registration:
     return node
 
 
-async def _read(request: Request) -> bytes:
-    """The body of a node that has shown its token: so long ones are read only from nodes.
+async def _read(request: Request, idle: float) -> bytearray:
+    """The body of a node that has shown its token: so long ones are read only from nodes. Empty if
+    the node goes, or sends nothing for ``idle`` seconds.
 
     Raises:
         BodyTooLarge: longer than a frame.
     """
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > relay.MAX_FRAME_BYTES:
-                raise BodyTooLarge(f"A body may have {relay.MAX_FRAME_BYTES} bytes at most.")
-    except ClientDisconnect:
-        return b""
-    return bytes(body)
+        async with asyncio.timeout(idle) as silence:
+            async for chunk in request.stream():
+                silence.reschedule(asyncio.get_running_loop().time() + idle)
+                body += chunk
+                if len(body) > relay.MAX_FRAME_BYTES:
+                    raise BodyTooLarge(f"A body may have {relay.MAX_FRAME_BYTES} bytes at most.")
+    except (ClientDisconnect, TimeoutError):
+        return bytearray()
+    return body

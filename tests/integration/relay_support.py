@@ -34,9 +34,11 @@ def wait_until(condition: Callable[[], Any]) -> Any:
 
 
 class Replica:
-    """One gateway."""
+    """One gateway, whose server takes in messages of so many bytes."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, *, max_message_bytes: int = relay.MAX_MESSAGE_BYTES
+    ) -> None:
         self.settings = settings
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
@@ -47,6 +49,8 @@ class Replica:
                 access_log=False,
                 timeout_graceful_shutdown=2,
                 ws="websockets-sansio",
+                ws_max_size=max_message_bytes,
+                ws_per_message_deflate=False,
             )
         )
         self._thread = threading.Thread(target=self._server.run, args=([self._listening],))
@@ -68,8 +72,10 @@ class Replica:
 
 
 @contextlib.contextmanager
-def replica(settings: Settings) -> Iterator[Replica]:
-    started = Replica(settings)
+def replica(
+    settings: Settings, *, max_message_bytes: int = relay.MAX_MESSAGE_BYTES
+) -> Iterator[Replica]:
+    started = Replica(settings, max_message_bytes=max_message_bytes)
     try:
         yield started
     finally:

@@ -1,6 +1,8 @@
 """The relay, frame by frame: what it forwards, and what it refuses."""
 
+import contextlib
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,11 +12,15 @@ import msgpack
 import pytest
 import redis
 import structlog
+import uvicorn
 from prometheus_client import REGISTRY
 from structlog.testing import LogCapture
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
+from websockets.frames import CloseCode
+from websockets.sync.client import ClientConnection, connect
 
+from api.relay.forwarding import MAX_EVENTS
+from api.relay.seats import MOST_OF_NODE
 from mesh import names, relay
 from mesh.relay import Accepted, Beat, Displaced, Hello, Inbox, Poll, Pulse, Push, Sent, Welcome
 from mesh.settings import Settings
@@ -34,7 +40,7 @@ from mesh.wire import (
     Steps,
     Token,
 )
-from stack.servers import Postgres
+from stack.servers import Postgres, gateway_command
 from tests.integration.api_support import WALLET, shared_database
 from tests.integration.relay_support import (
     CAPACITY,
@@ -210,6 +216,18 @@ def test_steps_of_ended_generations_do_not_hold_others_up(
     assert inbox(client, "middle") == [both]
 
 
+def test_more_refusals_than_a_frame_holds_can_be_read(here: Replica, client: redis.Redis) -> None:
+    begin(client)
+    over = [Step(f"over_{place}", 1, 0, 1, 1, False) for place in range(256)]
+    again = ("middle", Steps(over, "float32", 2, bytes(8 * 256)))
+    many = [("middle", steps(name=f"gone_{place}")) for place in range(relay.MAX_ITEMS - len(over))]
+    with Node(here, "edge") as node:
+        told = node.push(again, again, again, again, again).refused
+        assert told == [(step.request_id, 1, "epoch_over") for step in over]
+        told = node.push(again, again, *many, ("middle", steps(epoch=2))).refused
+        assert len(told) == relay.MAX_ITEMS
+
+
 def test_one_wrong_step_stops_those_beside_it(here: Replica, client: redis.Redis) -> None:
     begin(client)
     begin(client, name="elsewhere", route=["edge", "last", "middle"])
@@ -324,6 +342,58 @@ def test_an_inbox_that_nobody_reads_does_not_fill_redis(
         assert client.xlen(names.inbox("middle")) == 0
 
 
+def test_an_inbox_does_not_fill_redis_though_its_node_is_away(
+    make_settings: Callable[..., Settings], client: redis.Redis
+) -> None:
+    begin(client)
+    client.hset(names.live("gen"), "route", wide_route())
+    client.xadd(names.inbox("middle"), {"h": b"short"})  # by which Redis guesses the others
+    limit, lengths = 2**22, []
+    with (
+        replica(make_settings(relay={"max_inbox_bytes": limit})) as here,
+        Node(here, "edge") as node,
+    ):
+        for _ in range(80):
+            assert node.push(("middle", steps(rows=8, wanted=0, width=4096))).refused == []
+            lengths.append(client.memory_usage(names.inbox("middle"), samples=0))
+    assert 0.9 * limit < max(lengths) < 1.2 * limit
+
+
+def test_an_inbox_is_not_taken_for_longer_than_it_is(
+    make_settings: Callable[..., Settings], client: redis.Redis
+) -> None:
+    with (
+        replica(make_settings(relay={"max_inbox_bytes": 2**21})) as here,
+        Node(here, "middle") as node,
+    ):
+        long = steps(rows=512, wanted=0, width=512)
+        put(client, "middle", long, *(steps(rows=2, wanted=0, width=700) for _ in range(20)))
+        guess = client.memory_usage(names.inbox("middle"), samples=1)
+        assert guess > 2**21 > client.memory_usage(names.inbox("middle"), samples=0)
+        node.pulse()
+        assert client.xlen(names.inbox("middle")) == 21
+
+
+def test_a_generation_keeps_so_many_events(here: Replica, client: redis.Redis) -> None:
+    begin(client)
+    pongs = [("", Pong("gen", 1, "middle", 5))] * 500
+    with Node(here, "middle") as node:
+        for _ in range(6):
+            assert node.push(*pongs).refused == []
+    assert MAX_EVENTS <= client.xlen(names.events("gen")) < 1.2 * MAX_EVENTS
+
+
+def test_what_pushes_write_ends_one_day(here: Replica, client: redis.Redis) -> None:
+    begin(client)
+    with Node(here, "middle") as node:
+        client.delete(names.link("middle"))
+        node.push(("last", steps()), ("", Pong("gen", 1, "middle", 5)), ("edge", steps()))
+    # The second step breaks the route's rules, of which its supervisor hears.
+    assert client.xlen(names.events("gen")) == 2
+    for key in (names.link("middle"), names.inbox("last"), names.events("gen")):
+        assert 0 < client.ttl(key) <= 3600, key
+
+
 def test_a_pulse_tells_of_room_and_ends_soon(here: Replica, client: redis.Redis) -> None:
     with Node(here, "middle") as node:
         node.pulse(room=640)
@@ -371,6 +441,81 @@ def test_a_half_open_connection_is_closed(
         node.hear(Beat)
 
 
+def test_who_talks_without_a_pulse_is_half_open(
+    make_settings: Callable[..., Settings], client: redis.Redis
+) -> None:
+    impatient = make_settings(relay={"idle": 0.5})
+    with replica(impatient) as here, Node(here, "middle") as node:
+        began = time.monotonic()
+        with pytest.raises(ConnectionClosed) as closed:
+            while time.monotonic() - began < PATIENCE:
+                node.push()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == relay.TRY_AGAIN
+
+
+def test_the_pieces_of_a_long_frame_are_signs_of_life(
+    make_settings: Callable[..., Settings], client: redis.Redis
+) -> None:
+    impatient = make_settings(relay={"idle": 0.5})
+    long = relay.encode(Push(1, [Sent("middle", b"", bytes(8 * relay.CHUNK_BYTES))]))
+    with replica(impatient) as here, Node(here, "edge") as node:
+        for message in relay.chunks(long):
+            node.socket.send(message)
+            time.sleep(0.1)
+        assert node.hear(Accepted).number == 1
+
+
+def test_a_displaced_connection_ends_although_it_never_pulses(
+    here: Replica, settings: Settings, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.relay.carriers.OWNER_LOOK", 0.1)
+    with replica(settings) as there, Node(here, "middle") as first, Node(there, "middle"):
+        with pytest.raises(ConnectionClosed) as closed:
+            for _ in range(100):
+                first.push()
+                time.sleep(0.05)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == relay.DISPLACED
+
+
+def test_a_node_has_few_connections_at_once(here: Replica, client: redis.Redis) -> None:
+    with contextlib.ExitStack() as several:
+        for _ in range(MOST_OF_NODE):
+            several.enter_context(dial(here, "middle"))
+        with pytest.raises(InvalidStatus) as refused:
+            dial(here, "middle")
+        assert refused.value.response.status_code == 429
+        assert int(refused.value.response.headers["Retry-After"]) >= 1
+        with Node(here, "edge") as other:
+            other.pulse()
+    wait_until(lambda: opens(here, "middle"))
+
+
+def test_a_process_serves_so_many_nodes_and_no_more(
+    make_settings: Callable[..., Settings], client: redis.Redis
+) -> None:
+    small = make_settings(relay={"max_connections": 2})
+    with replica(small) as here, Node(here, "edge"), Node(here, "middle") as middle:
+        with pytest.raises(InvalidStatus) as refused:
+            dial(here, "last")
+        assert refused.value.response.status_code == 503
+        url, headers = here.url + relay.EXCHANGE_PATH, bearer(here.token("last"))
+        assert httpx.post(url, content=b"", headers=headers).status_code == 503
+        middle.socket.close()
+        wait_until(lambda: opens(here, "last"))
+
+
+def dial(at: Replica, node_id: str) -> ClientConnection:
+    return connect(websocket_url(at), additional_headers=bearer(at.token(node_id)))
+
+
+def opens(at: Replica, node_id: str) -> bool:
+    with contextlib.suppress(InvalidStatus), dial(at, node_id):
+        return True
+    return False
+
+
 def test_redis_may_forget_everything(here: Replica, client: redis.Redis) -> None:
     with Node(here, "middle") as node:
         node.pulse(room=1)
@@ -400,6 +545,39 @@ def test_a_frame_that_is_none_ends_the_connection(
             node.hear(Beat)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == relay.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("max_message_bytes", "code"),
+    [(relay.MAX_MESSAGE_BYTES, CloseCode.MESSAGE_TOO_BIG), (2**24, relay.BROKEN)],
+)
+def test_a_message_that_is_too_long_ends_the_connection(
+    settings: Settings, max_message_bytes: int, code: int
+) -> None:
+    with (
+        replica(settings, max_message_bytes=max_message_bytes) as here,
+        Node(here, "middle") as node,
+    ):
+        node.socket.send(relay.encode(relay.Chunk(0, bytes(relay.MAX_MESSAGE_BYTES))))
+        with pytest.raises(ConnectionClosed) as closed:
+            node.hear(Beat)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == code
+
+
+def test_nothing_compressed_is_taken_in(here: Replica, client: redis.Redis) -> None:
+    with dial(here, "middle") as offering:
+        assert offering.request is not None
+        assert "permessage-deflate" in offering.request.headers["Sec-WebSocket-Extensions"]
+        assert offering.protocol.extensions == []
+
+
+def test_the_gateway_is_started_with_these_limits() -> None:
+    module, *options = gateway_command(8000)[1:]
+    assert module == "uvicorn"
+    started = uvicorn.main.make_context("uvicorn", options).params
+    assert started["ws_max_size"] == relay.MAX_MESSAGE_BYTES
+    assert started["ws_per_message_deflate"] is False
 
 
 def test_another_version_is_turned_away(here: Replica, client: redis.Redis) -> None:
@@ -520,6 +698,34 @@ def test_a_body_is_read_up_to_a_limit(here: Replica, client: redis.Redis) -> Non
         assert httpx.post(url, content=body, headers=headers).status_code == 400
     large = bytes(relay.MAX_FRAME_BYTES + 1)
     assert httpx.post(url, content=large, headers=headers).json()["code"] == "body_too_large"
+
+
+def test_a_node_has_few_requests_under_way(
+    make_settings: Callable[..., Settings], client: redis.Redis
+) -> None:
+    impatient = make_settings(relay={"idle": 0.5})
+    with replica(impatient) as here, contextlib.ExitStack() as several:
+        for _ in range(MOST_OF_NODE):  # of each, half of the body is to come, and never does
+            request = several.enter_context(socket.create_connection(("127.0.0.1", here.port)))
+            request.sendall(begun(here, "middle"))
+        url, headers = here.url + relay.EXCHANGE_PATH, bearer(here.token("middle"))
+
+        def status() -> int:
+            return httpx.post(url, content=b"\xc1", headers=headers).status_code
+
+        wait_until(lambda: status() == 429)
+        assert httpx.post(url, content=b"", headers=bearer(here.token("edge"))).status_code == 400
+        wait_until(lambda: status() == 400)
+
+
+def begun(at: Replica, node_id: str) -> bytes:
+    lines = [
+        f"POST {relay.EXCHANGE_PATH} HTTP/1.1",
+        "Host: relay",
+        f"Authorization: Bearer {at.token(node_id)}",
+        "Content-Length: 2000",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + bytes(1000)
 
 
 def test_who_sends_too_much_waits(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from api.relay.pace import Pace
 from api.relay.pulse import LEAST_TTL, MOST_TTL, PulseClock
+from api.relay.upkeep import Upkeep
 from mesh import relay, wire
 from mesh.errors import WireError
 from mesh.live import LiveRoute, epoch_of
@@ -144,6 +145,12 @@ def test_pieces_make_the_frame_again(size: int) -> None:
     assert sum(isinstance(each, Push) for each in found) == 1
 
 
+def test_a_frame_does_not_grow_by_crumbs() -> None:
+    for data in (b"", b"x", bytes(relay.CHUNK_BYTES - 1)):
+        with pytest.raises(WireError, match="last piece"):
+            Assembler().add(relay.encode(Chunk(1, data)))
+
+
 def test_pieces_that_never_end_are_refused() -> None:
     assembler = Assembler()
     piece = relay.encode(Chunk(1, bytes(relay.CHUNK_BYTES)))
@@ -198,3 +205,15 @@ async def test_pace_lets_a_burst_through() -> None:
     for _ in range(20):
         await pace.take("node", 1, 0)
     assert pace._due.keys() == {"node"}
+
+
+def test_a_key_is_looked_after_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    upkeep = Upkeep(look_bytes=100)
+    assert upkeep.due("inbox", 60)
+    assert [upkeep.due("inbox", 60) for _ in range(4)] == [False, True, False, True]
+    assert upkeep.due("link")
+    assert not upkeep.due("link")
+    upkeep.forget()
+    assert upkeep.due("link")
+    monkeypatch.setattr("api.relay.upkeep.LOOK_SECONDS", 0.0)
+    assert upkeep.due("link")
