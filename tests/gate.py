@@ -112,3 +112,12 @@ def gate(target_port: int) -> Iterator[Gate]:
         yield made
     finally:
         made.close()
+
+
+@contextlib.contextmanager
+def tunnel(target_port: int) -> Iterator[Tunnel]:
+    made = Tunnel(target_port)
+    try:
+        yield made
+    finally:
+        made.close()

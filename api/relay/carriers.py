@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 from redis.exceptions import RedisError
@@ -195,8 +195,12 @@ class WebSocketCarrier:
             await self._websocket.send_bytes(message)
 
 
-async def exchange(desk: Desk, node: Registration, body: bytearray) -> bytes:
+async def exchange(
+    desk: Desk, node: Registration, body: bytearray, admit: Callable[[], Awaitable[object]]
+) -> bytes:
     """One request over HTTP: the frames of its body, answered by those of another.
+
+    ``admit`` is asked when the node says hello, and raises if its token is not good any more.
 
     Raises:
         WireError: not such a body.
@@ -208,6 +212,7 @@ async def exchange(desk: Desk, node: Registration, body: bytearray) -> bytes:
     first, *others = frames
     await desk.pace.take(node_id, 1 + len(others), len(body))
     if isinstance(first, Hello) and not others:
+        await admit()
         return _bundled([await desk.greet(node, first) or Displaced()])
     if not isinstance(first, Poll):
         raise WireError("The first frame of a body is a poll, or says hello.")

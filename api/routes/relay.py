@@ -2,13 +2,14 @@
 
 import asyncio
 from contextlib import ExitStack
+from functools import partial
 
 from fastapi import APIRouter, Request, Response, WebSocket
 from fastapi.security import HTTPAuthorizationCredentials
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import ClientDisconnect
 
-from api.auth import CallingRegistration, registration_of
+from api.auth import Bearer, CallingRegistration, standing_registration
 from api.limits import limit
 from api.problems import OUTAGES, render, unavailable
 from api.relay.carriers import WebSocketCarrier, exchange
@@ -24,7 +25,8 @@ MEDIA_TYPE = "application/msgpack"
 
 @router.websocket(relay.PATH)
 async def connect(websocket: WebSocket) -> None:
-    """A node's connection. Refused before it is accepted if the token is not a node's."""
+    """A node's connection. Refused before it is accepted if the token is not a node's, or not good
+    any more."""
     services: Services = websocket.app.state.services
     with ExitStack() as stack:
         try:
@@ -47,14 +49,15 @@ async def connect(websocket: WebSocket) -> None:
     responses={200: {"content": {MEDIA_TYPE: {}}, "description": "Frames, see mesh/relay.py."}},
 )
 async def long_poll(
-    request: Request, node: CallingRegistration, services: WithServices
+    request: Request, bearer: Bearer, node: CallingRegistration, services: WithServices
 ) -> Response:
     """The same by long polls, for nodes behind proxies that let no WebSocket through: frames
     as msgpack in the body, and in the answer."""
     desk = services.relay
     with desk.seats.taken(node.node_id, "poll"), metrics.relay_polls.track_inprogress():
         body = await _read(request, desk.settings.idle)
-        answer = await exchange(desk, node, body)
+        admit = partial(standing_registration, bearer, services)
+        answer = await exchange(desk, node, body, admit)
     return Response(answer, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
 
 
@@ -63,7 +66,7 @@ async def _admit(websocket: WebSocket, services: Services) -> Registration:
     bearer = None
     if scheme.lower() == "bearer" and token:
         bearer = HTTPAuthorizationCredentials(scheme=scheme, credentials=token)
-    node = registration_of(bearer, services)
+    node = await standing_registration(bearer, services)
     rule = services.settings.limits.relay_connections_per_node
     await limit(services, rule, "relay", node.node_id)
     return node

@@ -219,7 +219,9 @@ class PollingCarrier:
                 raise Lost(f"The relay answers with HTTP {answer.status_code}.")
             found = [relay.decode(frame) for frame in relay.unbundle(answer.content)]
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: closed meanwhile
-            raise Lost(f"The relay does not answer ({type(error).__name__}).") from error
+            raise Lost(
+                f"The relay does not answer: {str(error) or type(error).__name__}"
+            ) from error
         except WireError as error:
             raise Lost(error.detail) from error
         if any(isinstance(frame, Displaced) for frame in found):

@@ -1,5 +1,6 @@
 """Replicas of the gateway in threads, and a node that speaks to them frame by frame."""
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -10,14 +11,20 @@ from typing import Any
 import jwt
 import redis
 import uvicorn
+from sqlalchemy import update
+from sqlalchemy.dialects.postgresql import insert
 from websockets.sync.client import ClientConnection, connect
 
 from api.app import create_app
-from mesh import names, relay, wire
+from mesh import db, names, relay, wire
+from mesh.db import NodeRegistry
 from mesh.live import LiveRoute
 from mesh.relay import Accepted, Assembler, Beat, Frame, Hello, Inbox, Pulse, Push, Sent, Welcome
 from mesh.settings import Settings
 from mesh.wire import Message, Step, Steps
+from tests.conftest import MODEL_ID
+from tests.integration.api_support import WALLET
+from tests.tls import Certificate
 
 PATIENCE = 20.0
 WIDTH = 2
@@ -34,12 +41,19 @@ def wait_until(condition: Callable[[], Any]) -> Any:
 
 
 class Replica:
-    """One gateway, whose server takes in messages of so many bytes."""
+    """One gateway, whose server takes WebSockets and messages of so many bytes, and speaks TLS if
+    it has a certificate."""
 
     def __init__(
-        self, settings: Settings, *, max_message_bytes: int = relay.MAX_MESSAGE_BYTES
+        self,
+        settings: Settings,
+        *,
+        max_message_bytes: int = relay.MAX_MESSAGE_BYTES,
+        certificate: Certificate | None = None,
+        websockets: bool = True,
     ) -> None:
         self.settings = settings
+        self._scheme = "http" if certificate is None else "https"
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         self._server = uvicorn.Server(
@@ -48,9 +62,11 @@ class Replica:
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=2,
-                ws="websockets-sansio",
+                ws="websockets-sansio" if websockets else "none",
                 ws_max_size=max_message_bytes,
                 ws_per_message_deflate=False,
+                ssl_certfile=None if certificate is None else certificate.certificate,
+                ssl_keyfile=None if certificate is None else certificate.key,
             )
         )
         self._thread = threading.Thread(target=self._server.run, args=([self._listening],))
@@ -59,11 +75,28 @@ class Replica:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     def token(self, subject: str, kind: str = "node") -> str:
+        """Of a node that is registered, or of somebody else."""
+        if kind == "node":
+            row = {"wallet_address": WALLET, "model_id": MODEL_ID, "start_layer": 0, "end_layer": 1}
+            new = insert(NodeRegistry).values(node_id=subject, **row).on_conflict_do_nothing()
+            asyncio.run(self._write(new))
         claims = {"sub": subject, "kind": kind, "exp": int(time.time()) + 3600}
         return jwt.encode(claims, self.settings.auth.jwt_secret.get_secret_value())
+
+    def register_again(self, node_id: str) -> None:
+        """As another process of the same node does."""
+        later = NodeRegistry.registration + 1
+        mine = NodeRegistry.node_id == node_id
+        asyncio.run(self._write(update(NodeRegistry).where(mine).values(registration=later)))
+
+    async def _write(self, statement: Any) -> None:
+        engine, sessions = db.connect(self.settings.database_url)
+        async with sessions.begin() as session:
+            await session.execute(statement)
+        await engine.dispose()
 
     def stop(self) -> None:
         self._server.should_exit = True
@@ -72,10 +105,8 @@ class Replica:
 
 
 @contextlib.contextmanager
-def replica(
-    settings: Settings, *, max_message_bytes: int = relay.MAX_MESSAGE_BYTES
-) -> Iterator[Replica]:
-    started = Replica(settings, max_message_bytes=max_message_bytes)
+def replica(settings: Settings, **options: Any) -> Iterator[Replica]:
+    started = Replica(settings, **options)
     try:
         yield started
     finally:

@@ -1,6 +1,7 @@
 """The relay, frame by frame: what it forwards, and what it refuses."""
 
 import contextlib
+import json
 import re
 import socket
 import time
@@ -611,6 +612,20 @@ def test_only_a_node_gets_in(here: Replica, client: redis.Redis) -> None:
         assert refused.value.response.status_code == status
         answer = httpx.post(here.url + relay.EXCHANGE_PATH, content=b"", headers=headers)
         assert answer.status_code == status
+
+
+def test_a_token_is_over_when_the_node_registers_again(here: Replica, client: redis.Redis) -> None:
+    headers = bearer(here.token("twice"))
+    here.register_again("twice")
+    with pytest.raises(InvalidStatus) as refused:
+        connect(websocket_url(here), additional_headers=headers)
+    hello = relay.bundle([relay.encode(Hello(relay.VERSION, "session", ""))])
+    answer = httpx.post(here.url + relay.EXCHANGE_PATH, content=hello, headers=headers)
+    for status, body in (
+        (refused.value.response.status_code, refused.value.response.body),
+        (answer.status_code, answer.content),
+    ):
+        assert (status, json.loads(body or b"{}")["code"]) == (401, "token_invalid")
 
 
 OWN = {

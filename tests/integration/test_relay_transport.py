@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 import redis
@@ -17,7 +18,7 @@ from node_runner.engine.results import Forward
 from node_runner.transport import Unreachable
 from node_runner.transport.relay import SILENCE_LIMIT, RelayTransport
 from stack.servers import Postgres, free_port
-from tests.gate import Gate, gate
+from tests.gate import Gate, gate, tunnel
 from tests.integration.api_support import shared_database
 from tests.integration.relay_support import (
     PATIENCE,
@@ -30,6 +31,7 @@ from tests.integration.relay_support import (
     steps,
     wait_until,
 )
+from tests.tls import make_certificate
 
 LARGE = 16 * 2**20 // (4 * WIDTH)
 """Rows of 16 MiB."""
@@ -168,7 +170,7 @@ def test_where_websockets_are_blocked_it_polls_and_tries_again(
             put(client, "edge", steps(position=position))
             assert read(edge, 1) == [steps(position=position)]
             push(edge, position)
-        assert client.get(names.pulse("edge")) == b"64"
+        wait_until(lambda: client.get(names.pulse("edge")) == b"64")
         wait_until(lambda: edge.hop_ms > 0)
         wait_until(lambda: door.upgrades >= 2)
         assert edge.carrier == "long poll"
@@ -189,9 +191,15 @@ def test_while_the_relay_is_away_it_says_so(here: Replica, client: redis.Redis) 
 
 
 def raise_at_once(url: str) -> None:
+    with impatient():
+        RelayTransport(url, "no token", lambda: 0)
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("node_runner.transport.relay.START_LIMIT", 0.5)
-        RelayTransport(url, "no token", lambda: 0)
+        yield
 
 
 def test_a_second_process_with_the_token_takes_over(here: Replica, client: redis.Redis) -> None:
@@ -225,6 +233,33 @@ def test_a_relay_that_falls_silent_within_a_push_is_noticed(
         door.resume()
         push(edge, 1)
         wait_until(lambda: steps(position=1) in inbox(client, "middle"))
+
+
+@pytest.mark.parametrize("websockets", [True, False], ids=["websocket", "long poll"])
+def test_by_tls_and_a_proxy(
+    settings: Settings,
+    client: redis.Redis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    websockets: bool,
+) -> None:
+    """As a machine in an office reaches a platform elsewhere. What it trusts is what the
+    environment says, and a certificate that it does not trust is refused."""
+    certificate = make_certificate(tmp_path)
+    served = replica(settings, certificate=certificate, websockets=websockets)
+    with served as there, tunnel(there.port) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", "")
+        with pytest.raises(Unreachable, match="certificate"), impatient():
+            node(there, "edge", "https://relay.example")
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
+        with closing(node(there, "edge", f"https://localhost:{there.port}")) as edge:
+            assert edge.carrier == ("websocket" if websockets else "long poll")
+            put(client, "edge", steps(position=7))
+            assert read(edge, 1) == [steps(position=7)]
+            push(edge, 1)
+            wait_until(lambda: inbox(client, "middle") == [steps(position=1)])
+        assert set(proxy.asked_for) == {"relay.example:443", f"localhost:{there.port}"}
 
 
 def test_the_token_is_in_no_log(
