@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from node_runner import statuses
+
 NAME = "far-node.service"
 
 STOP_LIMIT = 120
@@ -27,6 +29,7 @@ StartLimitIntervalSec=0
 Type=exec
 ExecStart={command}
 {user}Restart=on-failure
+RestartPreventExitStatus={for_good}
 RestartSec=30
 TimeoutStopSec={stop_limit}
 KillMode=mixed
@@ -128,6 +131,7 @@ def render(service: Service, options: Sequence[str]) -> str:
         command=" ".join(map(_quoted, command)),
         user=f"User={service.user}\n" if service.system else "",
         hardening=SYSTEM_HARDENING.format(writable=writable) if service.system else "",
+        for_good=f"{statuses.USAGE} {statuses.MISTAKE}",
         stop_limit=STOP_LIMIT,
         environment=service.environment,
         target="multi-user.target" if service.system else "default.target",

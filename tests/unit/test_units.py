@@ -38,6 +38,8 @@ def test_systemd_takes_the_unit(system: bool, tmp_path: Path) -> None:
     file.write_text(units.render(service, OPTIONS))
     unit = parsed(file.read_text())
     assert unit["Service"]["NoNewPrivileges"] == "yes"
+    assert unit["Service"]["Restart"] == "on-failure"
+    assert unit["Service"]["RestartPreventExitStatus"] == "2 78"
     assert ("ProtectSystem" in unit["Service"]) is system
     assert ("User" in unit["Service"]) is system
     command = unit["Service"]["ExecStart"]
