@@ -10,12 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from eth_account import Account
 from typer.testing import CliRunner
 
 from node_runner import config, fleet, folders, logins, node, server
-from node_runner.cli import app
+from node_runner.cli import app, login
 from node_runner.dht import finding
 from node_runner.node import Options
 from node_runner.statuses import MISTAKE, START_AGAIN
@@ -147,6 +148,32 @@ def test_the_login_is_for_its_owners_eyes_only(home: Path) -> None:
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert logins.load() == LOGIN
     assert [each.name for each in file.parent.iterdir()] == [logins.FILE]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "forgotten"),
+    [
+        (401, "machine_revoked", True),
+        (404, "machine_not_found", True),
+        (404, None, False),
+        (429, "rate_limited", False),
+        (500, "internal_error", False),
+        (503, "unavailable", False),
+    ],
+)
+def test_a_token_is_forgotten_once_it_is_not_valid(
+    home: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str | None, forgotten: bool
+) -> None:
+    logins.save(LOGIN)
+    document = {"detail": "What it says."} | ({"code": code} if code else {})
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, json=document))
+    monkeypatch.setattr(
+        login, "client", lambda url: httpx.Client(base_url=url, transport=transport)
+    )
+    said = run("logout", status=0 if forgotten else MISTAKE)
+    assert ("knew of no such token" in said) is forgotten
+    assert ("still valid" in said) is not forgotten
+    assert logins.load() == (None if forgotten else LOGIN)
 
 
 def test_what_is_said_without_a_login(home: Path) -> None:
