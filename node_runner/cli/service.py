@@ -48,7 +48,7 @@ def install(
     except units.ServiceError as error:
         raise fail(str(error)) from None
     scope = "" if system else "--user "
-    console.print(f"Installed {service.path} and started it.")
+    console.print(f"Installed {service.path} and started it.", markup=False)
     console.print(f"See it work: [bold]journalctl {scope}-fu far-node[/], [bold]far-node status[/]")
 
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from node_runner import config, fleet, folders, logins, node, server
 from node_runner.cli import app, login
+from node_runner.control import Control
 from node_runner.dht import finding
 from node_runner.node import Options
 from node_runner.statuses import MISTAKE, START_AGAIN
@@ -283,6 +284,39 @@ def test_the_specifications_flags(started: list[Options], home: Path) -> None:
     with pytest.raises(SystemExit) as refused:
         server.main(["--model", "m"])
     assert refused.value.code == 2
+
+
+@pytest.fixture
+def about() -> dict[str, Any]:
+    """What a node that runs here says of itself."""
+    return {"kind": "node", "model_id": "m", "device": "cpu", "wallet_address": WALLET}
+
+
+def test_messages_are_shown_as_they_are(home: Path, about: dict[str, Any]) -> None:
+    """Nothing in them is taken for markup."""
+    logins.save(LOGIN)
+    url = "http://[::1]:9"
+    start = ["start", "--model", "m"]
+    assert f"not at {url}." in run(*start, "--discovery", url, status=MISTAKE)
+    said = run(*start, "--keyfile", "/nowhere[/y].json", status=MISTAKE)
+    assert "Cannot read the keystore /nowhere[/y].json" in said
+    assert f"{url} does not answer" in run("doctor", "--quick", "--discovery", url, status=1)
+    about |= {"model_id": "m[bold]", "discovery": url}
+    with Control(about, drain=lambda: None):
+        said = run("status")
+    assert "m[bold]" in said
+    assert f"{url} does not answer" in said
+    settings = home / "[settings].toml"
+    settings.write_text("")
+    assert str(settings) in run("--config", str(settings), "config", "show")
+
+
+def test_nobody_is_asked_for_earnings_where_the_platform_is_not_known(
+    about: dict[str, Any],
+) -> None:
+    with Control(about | {"discovery": None}, drain=lambda: None):
+        assert "starting" in run("status")
+        assert json.loads(run("status", "--json"))["wallets"] == []
 
 
 def test_nothing_runs_here(home: Path) -> None:
