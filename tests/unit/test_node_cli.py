@@ -295,7 +295,7 @@ def about() -> dict[str, Any]:
 def test_messages_are_shown_as_they_are(home: Path, about: dict[str, Any]) -> None:
     """Nothing in them is taken for markup."""
     logins.save(LOGIN)
-    url = "http://[::1]:9"
+    url = "http://[fe80::1]:9"  # nothing connects to a link-local address of no link
     start = ["start", "--model", "m"]
     assert f"not at {url}." in run(*start, "--discovery", url, status=MISTAKE)
     said = run(*start, "--keyfile", "/nowhere[/y].json", status=MISTAKE)
