@@ -271,16 +271,21 @@ def test_the_wallet_of_a_key_file_is_the_one_that_is_paid(
     assert isinstance(started[0].credential, bytes)
 
 
-def test_the_specifications_flags(started: list[Options], home: Path) -> None:
+def test_the_specifications_flags(
+    started: list[Options], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["-m", "--model", "m"])
     logins.save(LOGIN)
     flags = ["--model", "m", "--wallet", WALLET, "--discovery-url", LOGIN.discovery]
     with pytest.raises(SystemExit) as ended:
         server.main([*flags, "--public-addr", "192.0.2.1:31330", "--gpu", "1"])
     assert ended.value.code == 0
     assert (started[0].device, started[0].public_addr) == ("cuda:1", "192.0.2.1:31330")
-    with pytest.raises(SystemExit):
-        server.main([*flags, "--public-addr", "192.0.2.1:31330", "--device", "cpu"])
-    assert started[1].device == "cpu"
+    assert sys.argv[:4] == ["far-node", "start", "--model", "m"]
+    for device in (["--device", "cpu"], ["--device=cpu"]):
+        with pytest.raises(SystemExit):
+            server.main([*flags, "--public-addr", "192.0.2.1:31330", *device])
+    assert [options.device for options in started[1:]] == ["cpu", "cpu"]
     with pytest.raises(SystemExit) as refused:
         server.main(["--model", "m"])
     assert refused.value.code == 2
