@@ -18,7 +18,6 @@ FILE = "login.json"
 SLOW_DOWN = 5.0
 """Seconds to wait longer when the platform says `slow_down` (RFC 8628, 3.5)."""
 
-
 NO_SUCH_TOKEN = (401, 403, 404)
 """Statuses by which the platform says that the machine's token is not valid, or no longer."""
 

@@ -167,13 +167,14 @@ def _child(
     values: dict[str, Any] = {**context.params, **changes}
     if values["metrics_port"]:
         values["metrics_port"] += index
-    arguments, environment = ["--device", device], {}
+    arguments = ["--device", device]
+    environment: dict[str, str] = {}
     for parameter in context.command.params:
         value = values.get(parameter.name)
         if not _is_option(parameter) or parameter.name in ONLY_THE_PARENTS or value is None:
             continue
         if parameter.name in HIDDEN:
-            environment[parameter.envvar] = str(value)
+            environment[str(parameter.envvar)] = str(value)
         else:
             arguments += _flag(parameter, value)
     command = [sys.executable, "-m", "node_runner.cli", "start", *arguments]

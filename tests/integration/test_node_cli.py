@@ -328,7 +328,7 @@ async def test_mistakes_that_the_platform_tells(machine: Machine) -> None:
     elsewhere = machine.url.replace("127.0.0.1", "localhost")
     foreign = await machine.run(
         *("login", "--discovery", elsewhere, "--keyfile", str(keyfile)),
-        status=1,
+        status=MISTAKE,
         FAR_NODE_PASSWORD=PASSWORD,
     )
     assert "wants a signature for '127.0.0.1" in foreign
@@ -363,6 +363,6 @@ async def test_bench_with_random_weights_and_with_the_models_own(machine: Machin
         assert 0 < one < several
         assert figures["tokens_per_second_all_layers"] == pytest.approx(one / 6)
     refused = await machine.run(
-        *options[:3], "--quantization", "int3", "--path", str(DEMO_MODEL), status=1
+        *options[:3], "--quantization", "int3", "--path", str(DEMO_MODEL), status=MISTAKE
     )
     assert "A quantization is one of none, int8, nf4" in refused
