@@ -13,11 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import structlog
 
+from node_runner import statuses
 from node_runner.control import Control
 from node_runner.hours import Schedule
 from node_runner.updating import Updates
@@ -34,12 +35,11 @@ LIVED = 300.0
 DRAIN_LIMIT = 90.0
 """Seconds that children get to drain, more than each gives itself. Then they are killed."""
 
-START_AGAIN = 75
-"""Exit status (EX_TEMPFAIL) of a node that may be started again as it was. Any other says that
-something has to be changed first."""
+FOR_GOOD = (0, statuses.USAGE, statuses.MISTAKE)
+"""Exit statuses of a node that drained as it was asked to, or has said what has to be changed."""
 
 PARENT = "FAR_NODE_PARENT"
-KEPT = ("FAR_NODE_PASSWORD",)
+KEPT = ("FAR_NODE_PASSWORD", "FAR_NODE_STATE")
 PR_SET_PDEATHSIG = 1
 
 log = structlog.get_logger()
@@ -51,13 +51,16 @@ class Child:
 
     device: str
     command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What others should not read, as they may a command line."""
     process: subprocess.Popen[bytes] | None = None
     deaths: int = 0
     started_at: float = 0.0
     start_at: float = 0.0
     """When to start it (monotonic seconds), if it does not run."""
     draining: bool = False
-    gave_up: bool = False
+    ended: int | None = None
+    """The exit status after which it is not started again."""
 
     @property
     def alive(self) -> bool:
@@ -80,16 +83,23 @@ def run(
     about: Mapping[str, Any],
     hours: Schedule | None,
     updates: Updates | None,
-) -> None:
-    """Until SIGTERM, Ctrl-C or `far-node drain`, or until no child is left."""
+) -> int:
+    """Until SIGTERM, Ctrl-C or `far-node drain`, or until no child is left.
+
+    Returns:
+        The exit status: 0 if it was asked to end, else the worst of the children's.
+    """
     fleet = _Fleet(children, hours, updates)
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: fleet.stop())
     with Control({"kind": "parent", **about}, fleet.stop) as control:
         control.describe = fleet.describe
         fleet.run()
+    if fleet.stopping:
+        return 0
     if fleet.updated:
         os.execv(sys.executable, [sys.executable, "-m", "node_runner.cli", *sys.argv[1:]])
+    return max(child.ended or 0 for child in children)
 
 
 class _Fleet:
@@ -99,22 +109,24 @@ class _Fleet:
         self._children = children
         self._hours = hours
         self._updates = updates
-        self._stopping = False  # no Event: a signal handler could wait for its lock for ever
         self._kill_at: float | None = None
         self._open = False
+        self.stopping = False  # no Event: a signal handler could wait for its lock for ever
+        """Whether it was asked to end."""
         self.updated = False
+        """Whether it ends so that a new version can start."""
 
     def stop(self) -> None:
         """Drain all and end; the second time, at once. Safe to call from a signal handler."""
-        if self._stopping:
+        if self.stopping:
             self._kill_at = time.monotonic()
-        self._stopping = True
+        self.stopping = True
 
     def describe(self) -> dict[str, Any]:
         """For `far-node status`."""
         now = dt.datetime.now().astimezone()
         change = self._hours and self._hours.next_change(now).strftime("%H:%M")
-        phase = "draining" if self._stopping else "serving" if self._open else "waiting"
+        phase = "draining" if self.stopping else "serving" if self._open else "waiting"
         return {
             "phase": phase,
             "until": change,
@@ -138,11 +150,12 @@ class _Fleet:
     def _ended(self) -> bool:
         if any(child.alive for child in self._children):
             return False
-        return self._stopping or all(child.gave_up for child in self._children)
+        gave_up = all(child.ended is not None for child in self._children)
+        return self.stopping or self.updated or gave_up
 
     def _tend(self) -> None:
         self._reap()
-        wanted = not self._stopping and self._in_hours() and not self._updating()
+        wanted = self._wanted()
         if wanted != self._open:
             self._open, self._kill_at = wanted, None
             log.info("fleet_opens" if wanted else "fleet_drains", devices=len(self._children))
@@ -154,8 +167,14 @@ class _Fleet:
                 if child.process is not None:
                     child.process.kill()
         for child in self._children:
-            if self._open and not child.alive and not child.gave_up and now >= child.start_at:
+            if self._open and not child.alive and child.ended is None and now >= child.start_at:
                 _start(child)
+
+    def _wanted(self) -> bool:
+        """Whether nodes are to run now."""
+        if self.stopping or not self._in_hours() or self._updating():
+            return False
+        return not self.stopping  # an update that failed took its time
 
     def _in_hours(self) -> bool:
         return self._hours is None or self._hours.open_at(dt.datetime.now().astimezone())
@@ -167,8 +186,6 @@ class _Fleet:
         if any(child.alive for child in self._children):
             return True
         self.updated = self._updates.install()
-        if self.updated:
-            self._stopping = True
         return self.updated
 
     def _drain(self) -> None:
@@ -187,9 +204,8 @@ class _Fleet:
             if child.draining:
                 child.draining = False
                 continue
-            if status in (0, 1, 2):
-                # It drained as it was asked to, or has said what has to be changed.
-                child.gave_up = True
+            if status in FOR_GOOD:
+                child.ended = status
                 log.warning("node_ended", device=child.device, status=status)
                 continue
             if time.monotonic() - child.started_at > LIVED:
@@ -206,7 +222,7 @@ def _start(child: Child) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=_environment(),
+        env=_environment(child),
         start_new_session=True,  # Ctrl-C is for the parent
     )
     child.started_at = time.monotonic()
@@ -215,14 +231,15 @@ def _start(child: Child) -> None:
     relay.start()
 
 
-def _environment() -> dict[str, str]:
-    """Ours, without what the children's flags already say."""
+def _environment(child: Child) -> dict[str, str]:
+    """Ours, without what the child's flags already say, and with what they should not."""
     ours = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("FAR_NODE_") or name in KEPT
     }
-    return ours | {"FAR_NODE_CONFIG": os.devnull, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    told = {"FAR_NODE_CONFIG": os.devnull, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    return {**ours, **told, **child.environment}
 
 
 def _relay(device: str, lines: IO[bytes]) -> None:

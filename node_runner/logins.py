@@ -11,12 +11,15 @@ import httpx
 from mesh import proof
 from node_runner import folders, keystore
 from node_runner.asking import Refused, ask
-from node_runner.platform import PlatformError, PlatformUnreachable
+from node_runner.platform import PlatformUnreachable
 
 FILE = "login.json"
 
 SLOW_DOWN = 5.0
 """Seconds to wait longer when the platform says `slow_down` (RFC 8628, 3.5)."""
+
+NO_SUCH_TOKEN = (401, 403, 404)
+"""Statuses by which the platform says that the machine's token is not valid, or no longer."""
 
 
 class LoginFailed(Exception):
@@ -168,12 +171,12 @@ def revoke(login: Login, http: httpx.Client) -> bool:
     """Have the platform take the token back. Whether it was valid until now.
 
     Raises:
-        PlatformUnreachable: the token is as good as before.
+        PlatformError: the token is as good as before.
     """
     try:
         ask(http, "DELETE", f"/api/machines/{login.machine_id}", token=login.token)
-    except PlatformUnreachable:
-        raise
-    except PlatformError:
+    except Refused as error:
+        if error.status not in NO_SUCH_TOKEN or not error.code:  # which a proxy would not give
+            raise
         return False
     return True

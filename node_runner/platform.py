@@ -1,7 +1,8 @@
 """The node's side of the platform's HTTP API: registration, heartbeats, farewell."""
 
+import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,15 @@ log = structlog.get_logger()
 
 TIMEOUT = 10.0
 RETRY_DELAY = 1.0
+"""Seconds until a platform is asked again that did not answer, by the half more or less: so that
+one that comes back does not meet all its nodes at once."""
+
+LONGEST_WAIT = 120.0
+"""Seconds; a platform that asks for more patience (`Retry-After`) is taken at so much."""
+
+REGISTERED = ("node_id", "layers_served", "edge", "node_token", "heartbeat_interval_sec")
+TOLD = ("start_layer", "end_layer", "should_rebalance")
+"""Fields of the platform's answers to a registration and to a heartbeat."""
 
 
 class PlatformError(Exception):
@@ -22,7 +32,18 @@ class PlatformError(Exception):
 
 
 class PlatformUnreachable(PlatformError):
-    """No answer: worth trying again."""
+    """No answer, or none that is the platform's word: worth trying again.
+
+    ``retry_after``: seconds that it asked for, if it did.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def pause(self) -> float:
+        """Seconds until another try."""
+        return self.retry_after + RETRY_DELAY * random.uniform(0.5, 1.5)
 
 
 class NodeForgotten(PlatformError):
@@ -108,8 +129,9 @@ class Platform:
             try:
                 return self._register()
             except PlatformUnreachable as error:
-                log.warning("platform_unreachable", reason=str(error), retry_in=RETRY_DELAY)
-                self._stop.wait(RETRY_DELAY)
+                pause = error.pause()
+                log.warning("platform_unreachable", reason=str(error), retry_in=round(pause, 1))
+                self._stop.wait(pause)
 
     def describe(self) -> dict[str, Any]:
         """What the platform tells of this node, such as why it gets no work; nothing if it does
@@ -135,6 +157,7 @@ class Platform:
                 "dht_key": self._dht_key,
                 **self._proof(start, end),
             },
+            needs=REGISTERED,
         )
         self.node_id = answer["node_id"]
         self.span = (answer["layers_served"][0], answer["layers_served"][-1] + 1)
@@ -148,7 +171,7 @@ class Platform:
         """The wallet's signature; nothing where a machine's token stands for it."""
         if self._private_key is None:
             return {}
-        nonce = self._call("GET", "/api/auth/nonce")["nonce"]
+        nonce = self._call("GET", "/api/auth/nonce", needs=["nonce"])["nonce"]
         message = proof.registration_message(
             wallet_address=self._identity.wallet_address,
             model_id=self._identity.model_id,
@@ -165,12 +188,12 @@ class Platform:
         told: Callable[[Told], None],
         forgotten: Callable[[PlatformError], None],
     ) -> None:
-        """Beat now, and then at the platform's interval, in a thread; ``told`` gets the answers.
+        """Beat now, and then at the platform's interval, in a thread that calls all three:
+        ``told`` gets the answers.
 
         ``forgotten`` is called with the reason, and the beating ends, if the platform no longer
-        knows the node, or another process is it.
+        knows the node, or another process is it. Nothing else ends it.
         """
-        told(self._beat(vitals()))
         how = (vitals, told, forgotten)
         self._thread = threading.Thread(target=self._loop, args=how, daemon=True)
         self._thread.start()
@@ -200,9 +223,11 @@ class Platform:
         told: Callable[[Told], None],
         forgotten: Callable[[PlatformError], None],
     ) -> None:
+        wait = 0.0
         while True:
-            self._wake.wait(self._interval)
+            self._wake.wait(wait)
             self._wake.clear()
+            wait = self._interval
             try:
                 with self._beating:
                     if self._stop.is_set():
@@ -213,18 +238,34 @@ class Platform:
                 log.error("node_forgotten", reason=str(error))
                 forgotten(error)
                 return
-            except PlatformError as error:
+            except PlatformUnreachable as error:
+                wait = min(wait, error.pause())
                 log.warning("heartbeat_failed", reason=str(error))
+            except Exception as error:  # a thread that ended would take the node off for good
+                log.error("heartbeat_failed", reason=f"{type(error).__name__}: {error}")
 
     def _beat(self, vitals: Vitals) -> Told:
         answer = self._call(
-            "POST", "/api/nodes/heartbeat", {"node_id": self.node_id, **asdict(vitals)}
+            "POST",
+            "/api/nodes/heartbeat",
+            {"node_id": self.node_id, **asdict(vitals)},
+            needs=TOLD,
         )
         start, end = answer["start_layer"], answer["end_layer"]
         span = None if start is None or end is None else (start, end)
         return Told(span, answer["should_rebalance"])
 
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
+    def _call(
+        self, method: str, path: str, body: Any = None, *, needs: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """The answer, which has the fields ``needs``.
+
+        Raises:
+            PlatformUnreachable: no answer, or it cannot answer now, or who answers is somebody
+                else: a proxy, a hotel's login page.
+            NodeForgotten, NodeSuperseded: it says so.
+            PlatformError: it refuses.
+        """
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         try:
             answer = self._http.request(method, path, json=body, headers=headers)
@@ -232,18 +273,34 @@ class Platform:
             raise PlatformUnreachable(
                 f"{self._http.base_url} does not answer ({type(error).__name__})."
             ) from error
+        document = _document(answer)
+        if answer.is_success and document.keys() >= set(needs):
+            return document
+        if answer.is_success or not document.keys() >= {"code", "detail"}:
+            raise PlatformUnreachable(
+                f"{self._http.base_url} answers, but not as the platform does "
+                f"(HTTP {answer.status_code})."
+            )
+        reason = f"{document['detail']} ({document['code']})"
+        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.is_server_error:
+            raise PlatformUnreachable(reason, retry_after=_retry_after(answer))
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.NOT_FOUND):
-            raise NodeForgotten(_reason(answer))
+            raise NodeForgotten(reason)
         if answer.status_code == httpx.codes.CONFLICT:
-            raise NodeSuperseded(_reason(answer))
-        if answer.is_error:
-            raise PlatformError(_reason(answer))
-        return answer.json()
+            raise NodeSuperseded(reason)
+        raise PlatformError(reason)
 
 
-def _reason(answer: httpx.Response) -> str:
+def _document(answer: httpx.Response) -> dict[str, Any]:
+    """The answer's JSON object; empty where it is none."""
     try:
-        problem = answer.json()
-        return f"{problem['detail']} ({problem['code']})"
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP {answer.status_code}"
+        found = answer.json()
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    """Seconds; 0 where it does not say, or gives a date."""
+    text = answer.headers.get("Retry-After", "")
+    return min(float(text), LONGEST_WAIT) if text.isdecimal() else 0.0

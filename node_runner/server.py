@@ -20,9 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known, others = parser.parse_known_args(arguments)
     command = ["start", "--model", known.model, "--wallet", known.wallet]
     command += ["--discovery", known.discovery_url, "--public-addr", known.public_addr]
-    if "--device" not in others:
+    if "--device" not in (each.partition("=")[0] for each in others):
         command += ["--gpu", str(known.gpu)]
-    app(args=[*command, *others], prog_name="far-node")
+    sys.argv = ["far-node", *command, *others]  # with which it starts again after an update, too
+    app(prog_name="far-node")
 
 
 if __name__ == "__main__":

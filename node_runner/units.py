@@ -2,12 +2,15 @@
 
 import getpass
 import os
+import pwd
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from node_runner import config, statuses
 
 NAME = "far-node.service"
 
@@ -27,6 +30,7 @@ StartLimitIntervalSec=0
 Type=exec
 ExecStart={command}
 {user}Restart=on-failure
+RestartPreventExitStatus={for_good}
 RestartSec=30
 TimeoutStopSec={stop_limit}
 KillMode=mixed
@@ -85,6 +89,31 @@ class Service:
         """Variables of the service, such as FAR_NODE_PASSWORD; need not be there."""
         return self.home / ".config" / "far-node" / "environment"
 
+    @property
+    def settings(self) -> Path:
+        """The settings' file that its nodes read, if they are told of no other."""
+        return self.home / ".config" / "far-node" / config.NAME
+
+    @property
+    def folders(self) -> list[Path]:
+        """What any node writes to."""
+        return [self.home / each for each in (".cache", ".config/far-node", ".local/state")]
+
+    def variables(self) -> dict[str, str]:
+        """What the file of variables says; nothing if it is not there.
+
+        Raises:
+            ServiceError: it cannot be read.
+        """
+        try:
+            lines = self.environment.read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise ServiceError(f"Cannot read {self.environment}: {error.strerror}.") from None
+        pairs = (line.partition("=") for line in lines if not line.lstrip().startswith(("#", ";")))
+        return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs}
+
     def systemctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """
         Raises:
@@ -113,34 +142,52 @@ def here(*, system: bool, user: str | None) -> Service:
     return Service(system=system, user=name, home=home)
 
 
-def render(service: Service, options: Sequence[str]) -> str:
-    """The unit's text. ``options``: of `far-node start`.
+def render(
+    service: Service,
+    options: Sequence[str],
+    *,
+    settings: Path | None = None,
+    folders: Sequence[Path] = (),
+) -> str:
+    """The unit's text.
+
+    Args:
+        options: Of `far-node start`.
+        settings: The file that `--config` named, if it did.
+        folders: What these nodes write to, beside what all do.
 
     Raises:
         ServiceError: an option that a unit cannot carry.
     """
-    command = [sys.executable, "-m", "node_runner.cli", "start", *options]
-    home = service.home
-    writable = " ".join(
-        f"-{home / each}" for each in (".cache", ".config/far-node", ".local/state")
-    )
+    file = [] if settings is None else ["--config", str(settings.absolute())]
+    command = [sys.executable, "-m", "node_runner.cli", *file, "start", *options]
+    for each in folders:
+        if not each.is_absolute():
+            raise ServiceError(f"A service needs absolute paths; got {each}.")
+    writable = " ".join(_quoted(f"-{each}") for each in (*service.folders, *folders))
     return TEMPLATE.format(
-        command=" ".join(map(_quoted, command)),
+        command=" ".join(map(_argument, command)),
         user=f"User={service.user}\n" if service.system else "",
         hardening=SYSTEM_HARDENING.format(writable=writable) if service.system else "",
+        for_good=f"{statuses.USAGE} {statuses.MISTAKE}",
         stop_limit=STOP_LIMIT,
         environment=service.environment,
         target="multi-user.target" if service.system else "default.target",
     )
 
 
-def install(service: Service, text: str) -> None:
+def install(service: Service, text: str, *, folders: Sequence[Path] = ()) -> None:
     """Write the unit, and have systemd start it now and at each boot.
+
+    Args:
+        folders: What the nodes write to, beside what all do.
 
     Raises:
         ServiceError: not allowed, or systemd refuses.
     """
     try:
+        if service.system:
+            _make(service.user, [*service.folders, *folders])
         service.path.parent.mkdir(parents=True, exist_ok=True)
         service.path.write_text(text)
     except PermissionError:
@@ -171,9 +218,33 @@ def _succeed(done: subprocess.CompletedProcess[str]) -> None:
         raise ServiceError(f"{' '.join(done.args)}: {done.stderr.strip() or done.stdout.strip()}")
 
 
+def _make(user: str, folders: Sequence[Path]) -> None:
+    """Make what is missing, as the user whose it is to be: the unit lets his nodes write into these
+    folders, and not make them."""
+    account = pwd.getpwnam(user)
+    done = subprocess.run(
+        ["mkdir", "-p", "--", *map(str, folders)],
+        user=account.pw_uid,
+        group=account.pw_gid,
+        extra_groups=os.getgrouplist(user, account.pw_gid),
+        umask=0o077,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ServiceError(f"{user} needs these folders: {done.stderr.strip()}")
+
+
+def _argument(word: str) -> str:
+    """Of a command, where systemd puts variables in."""
+    return _quoted(word.replace("$", "$$"))
+
+
 def _quoted(word: str) -> str:
-    """As systemd reads it: quoted, its specifiers and variables escaped."""
+    """As systemd reads it: quoted, its specifiers escaped."""
     if any(ord(letter) < 32 for letter in word):
         raise ServiceError(f"A unit's option is one line; got {word!r}.")
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"' if set(escaped) & set(" '\"\\;") or not escaped else escaped

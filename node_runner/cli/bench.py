@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -54,7 +55,7 @@ def bench(
     local = path is not None and Path(path).is_dir()
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(console=errors, transient=True, disable=as_json))
-        bar = progress.add_task(f"{model} on {devices.name_of(chosen)}", total=1.0)
+        bar = progress.add_task(escape(f"{model} on {devices.name_of(chosen)}"), total=1.0)
         try:
             folder = path or ""
             if not local:
@@ -91,7 +92,8 @@ def bench(
         return
     console.print(
         f"{model} on {figures['device']}, {figures['dtype']}, quantization {quantization}; "
-        f"{layers} of {total} layers, weights {figures['weights']}"
+        f"{layers} of {total} layers, weights {figures['weights']}",
+        markup=False,
     )
     console.print(_table(speed, total))
     console.print(

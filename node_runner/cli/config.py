@@ -17,7 +17,7 @@ Name = Annotated[str, typer.Argument(help="As the flag of far-node start, such a
 @app.command()
 def show(context: typer.Context) -> None:
     """Where the file is, and what it says."""
-    console.print(f"[dim]# {context.obj}[/]", soft_wrap=True)
+    console.print(f"# {context.obj}", style="dim", markup=False, soft_wrap=True)
     for name, value in settings.read(context.obj, _known(context)).items():
         console.print(f"{name} = {json.dumps(value)}", markup=False, soft_wrap=True)
 

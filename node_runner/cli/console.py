@@ -4,6 +4,9 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.text import Text
+
+from node_runner.statuses import MISTAKE
 
 WIDE = 200
 """Columns for whoever reads through a pipe, and does not want lines broken."""
@@ -12,7 +15,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 errors = Console(stderr=True, highlight=False)
 
 
-def fail(message: str, status: int = 1) -> typer.Exit:
+def fail(message: str, status: int = MISTAKE) -> typer.Exit:
     """Say what is wrong and what to do; to be raised."""
-    errors.print(f"[red]far-node:[/] {message}", markup=True)
+    errors.print(Text.assemble(("far-node:", "red"), f" {message}"))
     return typer.Exit(status)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from mesh.errors import MeshError
@@ -85,8 +86,8 @@ def _plain(offer: Any) -> dict[str, Any]:
 def _show(found: list[Any], offered: list[Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in found:
-        hint = f"\n[dim]{check.hint}[/]" if check.hint else ""
-        table.add_row(MARKS[check.state], check.name, check.found + hint)
+        hint = f"\n[dim]{escape(check.hint)}[/]" if check.hint else ""
+        table.add_row(MARKS[check.state], check.name, escape(check.found) + hint)
     console.print(table)
     if not offered:
         return
@@ -98,7 +99,7 @@ def _show(found: list[Any], offered: list[Any]) -> None:
     for offer in offered:
         fits = [str(offer.fits.get(each, "-")) for each in ("none", "int8", "nf4")]
         models.add_row(
-            offer.model_id,
+            escape(offer.model_id),
             str(offer.layers),
             *fits,
             "-" if offer.decode is None else f"{offer.decode:,.0f}",

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.panel import Panel
 
 from node_runner import logins
@@ -55,7 +56,8 @@ def login(
     if before is not None:
         with suppress(PlatformError):  # it stays in the wallet's list of machines
             _revoke(before)
-    console.print(f"[green]Logged in.[/] {made.machine} registers nodes for {made.wallet_address}.")
+    who = escape(f"{made.machine} registers nodes for {made.wallet_address}.")
+    console.print(f"[green]Logged in.[/] {who}")
     console.print("Next: [bold]far-node doctor[/], then [bold]far-node start --model MODEL[/].")
 
 
@@ -79,9 +81,10 @@ def _revoke(login: logins.Login) -> bool:
 
 
 def _show(invitation: logins.Invitation) -> None:
+    url, code = escape(invitation.url_with_code), escape(invitation.user_code)
     console.print(
         Panel(
-            f"Open   [bold]{invitation.url_with_code}[/]\nCode   [bold]{invitation.user_code}[/]",
+            f"Open   [bold]{url}[/]\nCode   [bold]{code}[/]",
             title="Let this machine in",
             subtitle="in a browser with your wallet, here or on another device",
             expand=False,

@@ -1,10 +1,13 @@
 """`far-node service`: keep the nodes running under systemd."""
 
-from typing import Annotated
+import sys
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from node_runner import units
+from node_runner import config, units
+from node_runner.cli import options, start
 from node_runner.cli.console import console, fail
 
 app = typer.Typer(help="Keep nodes running, also after a reboot (systemd).", no_args_is_help=True)
@@ -37,19 +40,42 @@ def install(
 
     [bold]sudo far-node service install --system --as alice --model M[/]: at boot.
     """
+    root = context.find_root()
+    settings: Path | None = root.params["config_file"]
     try:
         service = units.here(system=system, user=run_as)
-        text = units.render(service, context.args)
+        folders = _folders(root.command, service, settings, context.args)
+        text = units.render(service, context.args, settings=settings, folders=folders)
         if dry_run:
             console.print(f"# {service.path}", markup=False, soft_wrap=True)
             console.print(text, markup=False, soft_wrap=True, end="")
             return
-        units.install(service, text)
-    except units.ServiceError as error:
+        units.install(service, text, folders=folders)
+    except (units.ServiceError, config.BadConfig) as error:
         raise fail(str(error)) from None
     scope = "" if system else "--user "
-    console.print(f"Installed {service.path} and started it.")
+    console.print(f"Installed {service.path} and started it.", markup=False)
     console.print(f"See it work: [bold]journalctl {scope}-fu far-node[/], [bold]far-node status[/]")
+
+
+def _folders(
+    root: Any, service: units.Service, settings: Path | None, given: list[str]
+) -> list[Path]:
+    """What such nodes write to beside what all do: by their options, and by what the service's user
+    has in variables and settings."""
+    command, told = root.commands["start"], service.variables()
+    file = settings or Path(told.get("FAR_NODE_CONFIG", service.settings))
+    values = config.read(file, start.settings(command))
+    values |= {each.name: told[each.envvar] for each in command.params if each.envvar in told}
+    chosen = command.make_context(
+        "start", list(given), default_map=values, resilient_parsing=True
+    ).params
+    found = [Path(told["FAR_NODE_STATE"])] if "FAR_NODE_STATE" in told else []
+    if chosen["cache"] != options.CACHE:
+        found.append(chosen["cache"])
+    if chosen["auto_update"]:
+        found.append(Path(sys.prefix))
+    return found
 
 
 @app.command()

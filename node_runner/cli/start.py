@@ -9,13 +9,18 @@ from typing import Any
 import typer
 
 from mesh import log as logging
-from node_runner import fleet, updating
+from mesh.errors import WeightsChanged, WeightsUnreachable
+from node_runner import fleet, statuses, updating
 from node_runner.cli import credentials, options
 from node_runner.cli.console import errors, fail
 from node_runner.hours import BadSchedule, Schedule, parse
 
 ONLY_THE_PARENTS = ("gpu", "device", "schedule", "auto_update", "update_index")
 """What a node under a parent is not told, or told otherwise."""
+
+HIDDEN = ("redis", "path")
+"""URLs, which may hold a password: told by the environment, since all users of a machine may read
+each other's command lines."""
 
 
 def start(
@@ -74,7 +79,7 @@ def start(
     credential = credentials.choose(wallet, discovery, keyfile, lookup=bool(dht_peers))
     if len(devices) > 1 or opened is not None or auto_update:
         changes = {"wallet": credential.wallet, "discovery": credential.discovery}
-        fleet.run(
+        status = fleet.run(
             [_child(context, changes, each, index) for index, each in enumerate(devices)],
             about={
                 "model_id": model,
@@ -84,12 +89,12 @@ def start(
             hours=opened,
             updates=updating.Updates(update_index) if auto_update else None,
         )
-        return
+        raise typer.Exit(status)
     # SIGINT and SIGTERM end a start, and clean up; once the node serves, they drain it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     fleet.end_with_parent()
     # Imported now: torch takes seconds, and no other command needs it.
-    from node_runner.node import CannotServe, Forgotten, Options, serve  # noqa: PLC0415
+    from node_runner.node import CannotServe, Options, serve  # noqa: PLC0415
 
     try:
         serve(
@@ -127,12 +132,22 @@ def start(
                 min_price=min_price,
             )
         )
-    except Forgotten as error:
-        raise fail(str(error), fleet.START_AGAIN) from None
     except CannotServe as error:
-        raise fail(str(error)) from None
+        raise fail(str(error), _status(error)) from None
     except KeyboardInterrupt:
         errors.print("Stopped before it served.")
+
+
+def _status(error: Exception) -> int:
+    """Of a node that cannot serve: what it met may pass by itself, or has to be changed."""
+    from node_runner.dht.finding import PlatformSilent  # noqa: PLC0415
+    from node_runner.node import Forgotten  # noqa: PLC0415
+    from node_runner.transport import Unreachable  # noqa: PLC0415
+
+    passing = (PlatformSilent, Unreachable, WeightsUnreachable, WeightsChanged)
+    if isinstance(error, Forgotten) or isinstance(error.__context__, passing):
+        return statuses.START_AGAIN
+    return statuses.MISTAKE
 
 
 def settings(command: Any) -> dict[str, bool]:
@@ -153,13 +168,17 @@ def _child(
     if values["metrics_port"]:
         values["metrics_port"] += index
     arguments = ["--device", device]
+    environment: dict[str, str] = {}
     for parameter in context.command.params:
         value = values.get(parameter.name)
         if not _is_option(parameter) or parameter.name in ONLY_THE_PARENTS or value is None:
             continue
-        arguments += _flag(parameter, value)
+        if parameter.name in HIDDEN:
+            environment[str(parameter.envvar)] = str(value)
+        else:
+            arguments += _flag(parameter, value)
     command = [sys.executable, "-m", "node_runner.cli", "start", *arguments]
-    return fleet.Child(device, command)
+    return fleet.Child(device, command, environment)
 
 
 def _flag(parameter: Any, value: object) -> Sequence[str]:

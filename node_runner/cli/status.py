@@ -6,6 +6,7 @@ import time
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from node_runner import control
@@ -28,7 +29,7 @@ def status(as_json: Json = False) -> None:
     earnings = {
         (node["discovery"], node["wallet_address"]): _earnings(node)
         for node in found
-        if "wallet_address" in node
+        if "wallet_address" in node and node["discovery"]  # which the DHT may be yet to tell
     }
     if as_json:
         wallets = [
@@ -43,7 +44,8 @@ def status(as_json: Json = False) -> None:
     for parent in (each for each in found if each.get("kind") == "parent"):
         until = f" until {parent['until']}" if parent.get("until") else ""
         console.print(
-            f"{len(parent['children'])} devices under one command: {parent['phase']}{until}."
+            f"{len(parent['children'])} devices under one command: {parent['phase']}{until}.",
+            markup=False,
         )
     if nodes:
         console.print(_table(nodes))
@@ -79,7 +81,7 @@ def _earnings(node: dict[str, Any]) -> dict[str, Any] | None:
                 http, "GET", f"/api/nodes/earnings/{node['wallet_address']}"
             )
     except PlatformError as error:
-        errors.print(f"[yellow]{error}[/]")
+        errors.print(str(error), style="yellow", markup=False)
         return None
     return earned
 
@@ -103,11 +105,11 @@ def _table(nodes: list[dict[str, Any]]) -> Table:
         layers = node.get("layers")
         most = node.get("max_sessions")
         table.add_row(
-            node.get("node_id", f"pid {node['pid']}"),
-            node["model_id"],
+            escape(node.get("node_id", f"pid {node['pid']}")),
+            escape(node["model_id"]),
             f"{layers[0]}:{layers[1]}{' + edge' if node['edge'] else ''}" if layers else "",
-            node["device"],
-            f"[{COLOURS.get(node['phase'], 'yellow')}]{node['phase']}[/]",
+            escape(node["device"]),
+            f"[{COLOURS.get(node['phase'], 'yellow')}]{escape(node['phase'])}[/]",
             "" if layers is None else f"{node['sessions']}{f' of {most}' if most else ''}",
             "" if layers is None else f"{node['tokens_per_second']:.1f}",
             "" if layers is None else f"{node['step_ms']:.1f}",
@@ -128,7 +130,7 @@ def _say_why_idle(node: dict[str, Any]) -> None:
         f"{reason.replace('_', ' ')} ({count})"
         for reason, count in sorted(skipped.items(), key=lambda item: -item[1])
     )
-    console.print(f"{node['node_id']} was passed over: {reasons}")
+    console.print(f"{node['node_id']} was passed over: {reasons}", markup=False)
 
 
 def _say_earned(wallet: str, earned: dict[str, Any] | None) -> None:
@@ -137,5 +139,6 @@ def _say_earned(wallet: str, earned: dict[str, Any] | None) -> None:
     console.print(
         f"{wallet} earned {earned['total_earned_far_exact']} FAR for "
         f"{earned['total_tokens_served']} tokens; {earned['pending_payout_far_exact']} FAR not yet "
-        "on-chain."
+        "on-chain.",
+        markup=False,
     )

@@ -16,6 +16,10 @@ class PlatformNotFound(Exception):
     """No URL was given, and the DHT tells none; the message says what to change."""
 
 
+class PlatformSilent(PlatformNotFound):
+    """The DHT does not answer, or nothing that it tells of does: worth trying again."""
+
+
 def place_of(peers: tuple[str, ...], operator_key: str | None) -> Place | None:
     """Where the DHT is, by the node's options; none if they name no peers.
 
@@ -43,7 +47,8 @@ def platform_url(given: str | None, place: Place | None) -> str:
     the same: the node waits for it.
 
     Raises:
-        PlatformNotFound: none is given, and the DHT tells of none that answers.
+        PlatformNotFound: none is given, nor where the DHT is.
+        PlatformSilent: none is given, and the DHT tells of none that answers.
     """
     if given is not None and (place is None or _answers(given)):
         return given
@@ -60,7 +65,8 @@ def platform_url(given: str | None, place: Place | None) -> str:
                 return url
         log.warning("platform_not_found", reason=reason)
     if given is None:
-        raise PlatformNotFound(f"The platform's URL is not known. {reason}")
+        error = PlatformNotFound if place is None else PlatformSilent
+        raise error(f"The platform's URL is not known. {reason}")
     return given
 
 

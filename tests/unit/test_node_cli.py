@@ -5,16 +5,23 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from eth_account import Account
 from typer.testing import CliRunner
 
-from node_runner import config, folders, logins, node, server
-from node_runner.cli import app
+from node_runner import config, fleet, folders, logins, node, server
+from node_runner.cli import app, login
+from node_runner.control import Control
+from node_runner.dht import finding
 from node_runner.node import Options
+from node_runner.statuses import MISTAKE, START_AGAIN
+from node_runner.weights import http as weights
 
 WALLET = "0x" + "ab" * 20
 LOGIN = logins.Login(
@@ -42,6 +49,19 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
     """What nodes would have been started with."""
     found: list[Options] = []
     monkeypatch.setattr(node, "serve", found.append)
+    return found
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> list[fleet.Child]:
+    """What a parent would have started; all of them refuse."""
+    found: list[fleet.Child] = []
+
+    def begin(several: Sequence[fleet.Child], **_: object) -> int:
+        found.extend(several)
+        return MISTAKE
+
+    monkeypatch.setattr(fleet, "run", begin)
     return found
 
 
@@ -98,7 +118,7 @@ def test_a_flag_outweighs_the_environment_and_that_the_file(
 def test_a_file_that_cannot_be_used(home: Path, text: str, complaint: str) -> None:
     file = home / "mine.toml"
     file.write_text(text)
-    assert complaint in run("--config", str(file), "start", status=1)
+    assert complaint in run("--config", str(file), "start", status=MISTAKE)
 
 
 def test_settings_are_changed_one_by_one_and_comments_stay(home: Path) -> None:
@@ -118,7 +138,7 @@ def test_settings_are_changed_one_by_one_and_comments_stay(home: Path) -> None:
     shown = run("config", "show")
     assert "max_sessions = 5" in shown
     assert "gpu" not in shown
-    assert "no setting 'wall'" in run("config", "set", "wall", "0x", status=1)
+    assert "no setting 'wall'" in run("config", "set", "wall", "0x", status=MISTAKE)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
@@ -131,14 +151,40 @@ def test_the_login_is_for_its_owners_eyes_only(home: Path) -> None:
     assert [each.name for each in file.parent.iterdir()] == [logins.FILE]
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "forgotten"),
+    [
+        (401, "machine_revoked", True),
+        (404, "machine_not_found", True),
+        (404, None, False),
+        (429, "rate_limited", False),
+        (500, "internal_error", False),
+        (503, "unavailable", False),
+    ],
+)
+def test_a_token_is_forgotten_once_it_is_not_valid(
+    home: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str | None, forgotten: bool
+) -> None:
+    logins.save(LOGIN)
+    document = {"detail": "What it says."} | ({"code": code} if code else {})
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, json=document))
+    monkeypatch.setattr(
+        login, "client", lambda url: httpx.Client(base_url=url, transport=transport)
+    )
+    said = run("logout", status=0 if forgotten else MISTAKE)
+    assert ("knew of no such token" in said) is forgotten
+    assert ("still valid" in said) is not forgotten
+    assert logins.load() == (None if forgotten else LOGIN)
+
+
 def test_what_is_said_without_a_login(home: Path) -> None:
-    assert "far-node login --discovery URL" in run("start", "--model", "m", status=1)
-    said = run("start", "--model", "m", "--discovery", "https://mesh.example", status=1)
+    assert "far-node login --discovery URL" in run("start", "--model", "m", status=MISTAKE)
+    said = run("start", "--model", "m", "--discovery", "https://mesh.example", status=MISTAKE)
     assert "not logged in" in said
     assert "not logged in" in run("logout")
-    assert "Which platform?" in run("login", status=1)
+    assert "Which platform?" in run("login", status=MISTAKE)
     (folders.private(folders.config()) / logins.FILE).write_text("{}")
-    assert "Log in again" in run("start", "--model", "m", status=1)
+    assert "Log in again" in run("start", "--model", "m", status=MISTAKE)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +208,54 @@ def test_what_is_said_without_a_login(home: Path) -> None:
 )
 def test_mistakes_are_told_apart(arguments: list[str], complaint: str) -> None:
     logins.save(LOGIN)
-    assert complaint in run("start", "--model", "m", *arguments, status=1)
+    assert complaint in run("start", "--model", "m", *arguments, status=MISTAKE)
+
+
+def unreachable(monkeypatch: pytest.MonkeyPatch, what: str) -> list[str]:
+    """Options of a node that finds this one silent."""
+    match what:
+        case "weights":
+            monkeypatch.setattr(weights, "PATIENCE", weights.Patience(attempts=1))
+            return ["--path", "http://127.0.0.1:9/model"]
+        case "redis":  # is opened once the platform has registered the node
+            registered: Any = SimpleNamespace(node_id="node_1", token="its token")
+            monkeypatch.setattr(
+                node, "serve", lambda given: node._transport(given.redis, "", registered, int)
+            )
+            return ["--redis", "redis://127.0.0.1:9"]
+        case _:
+            monkeypatch.setattr(finding, "find_urls", lambda _: [])
+            return ["--dht-peers", "/ip4/127.0.0.1/tcp/9/p2p/Qm", "--operator-key", "ab" * 32]
+
+
+@pytest.mark.parametrize("what", ["weights", "redis", "platform"])
+def test_what_does_not_answer_is_no_mistake(
+    what: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = keyfile(home)
+    where = [] if what == "platform" else ["--discovery", "http://127.0.0.1:9"]
+    options = ["--keyfile", str(file), "--device", "cpu", *where, *unreachable(monkeypatch, what)]
+    run("start", "--model", "m", *options, status=START_AGAIN)
+
+
+def test_a_password_is_in_no_childs_command_line(
+    children: list[fleet.Child], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logins.save(LOGIN)
+    monkeypatch.setenv("FAR_NODE_REDIS", "redis://:hunter2@localhost")
+    settings = home / ".config" / "far-node" / "config.toml"
+    settings.write_text('path = "https://me:hunter3@files.example/"\nmetrics-port = 9101\n')
+    run("start", "--model", "m", "--device", "cpu", "--device", "cpu", status=MISTAKE)
+    assert [child.environment for child in children] == 2 * [
+        {
+            "FAR_NODE_REDIS": "redis://:hunter2@localhost",
+            "FAR_NODE_PATH": "https://me:hunter3@files.example/",
+        }
+    ]
+    commands = [" ".join(child.command) for child in children]
+    assert "--metrics-port 9101" in commands[0]
+    assert "--metrics-port 9102" in commands[1]
+    assert "hunter" not in f"{commands} {children}"
 
 
 def test_the_wallet_of_a_key_file_is_the_one_that_is_paid(
@@ -170,27 +263,65 @@ def test_the_wallet_of_a_key_file_is_the_one_that_is_paid(
 ) -> None:
     file, owner = keyfile(home, "secret")
     arguments = ["start", "--model", "m", "--discovery", "https://x", "--keyfile", str(file)]
-    assert "Is FAR_NODE_PASSWORD its password?" in run(*arguments, status=1)
+    assert "Is FAR_NODE_PASSWORD its password?" in run(*arguments, status=MISTAKE)
     monkeypatch.setenv("FAR_NODE_PASSWORD", "secret")
-    assert f"belongs to {owner}, not to" in run(*arguments, "--wallet", WALLET, status=1)
+    assert f"belongs to {owner}, not to" in run(*arguments, "--wallet", WALLET, status=MISTAKE)
     run(*arguments)
     assert started[0].wallet == owner
     assert isinstance(started[0].credential, bytes)
 
 
-def test_the_specifications_flags(started: list[Options], home: Path) -> None:
+def test_the_specifications_flags(
+    started: list[Options], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["-m", "--model", "m"])
     logins.save(LOGIN)
     flags = ["--model", "m", "--wallet", WALLET, "--discovery-url", LOGIN.discovery]
     with pytest.raises(SystemExit) as ended:
         server.main([*flags, "--public-addr", "192.0.2.1:31330", "--gpu", "1"])
     assert ended.value.code == 0
     assert (started[0].device, started[0].public_addr) == ("cuda:1", "192.0.2.1:31330")
-    with pytest.raises(SystemExit):
-        server.main([*flags, "--public-addr", "192.0.2.1:31330", "--device", "cpu"])
-    assert started[1].device == "cpu"
+    assert sys.argv[:4] == ["far-node", "start", "--model", "m"]
+    for device in (["--device", "cpu"], ["--device=cpu"]):
+        with pytest.raises(SystemExit):
+            server.main([*flags, "--public-addr", "192.0.2.1:31330", *device])
+    assert [options.device for options in started[1:]] == ["cpu", "cpu"]
     with pytest.raises(SystemExit) as refused:
         server.main(["--model", "m"])
     assert refused.value.code == 2
+
+
+@pytest.fixture
+def about() -> dict[str, Any]:
+    """What a node that runs here says of itself."""
+    return {"kind": "node", "model_id": "m", "device": "cpu", "wallet_address": WALLET}
+
+
+def test_messages_are_shown_as_they_are(home: Path, about: dict[str, Any]) -> None:
+    """Nothing in them is taken for markup."""
+    logins.save(LOGIN)
+    url = "http://[fe80::1]:9"  # nothing connects to a link-local address of no link
+    start = ["start", "--model", "m"]
+    assert f"not at {url}." in run(*start, "--discovery", url, status=MISTAKE)
+    said = run(*start, "--keyfile", "/nowhere[/y].json", status=MISTAKE)
+    assert "Cannot read the keystore /nowhere[/y].json" in said
+    assert f"{url} does not answer" in run("doctor", "--quick", "--discovery", url, status=1)
+    about |= {"model_id": "m[bold]", "discovery": url}
+    with Control(about, drain=lambda: None):
+        said = run("status")
+    assert "m[bold]" in said
+    assert f"{url} does not answer" in said
+    settings = home / "[settings].toml"
+    settings.write_text("")
+    assert str(settings) in run("--config", str(settings), "config", "show")
+
+
+def test_nobody_is_asked_for_earnings_where_the_platform_is_not_known(
+    about: dict[str, Any],
+) -> None:
+    with Control(about | {"discovery": None}, drain=lambda: None):
+        assert "starting" in run("status")
+        assert json.loads(run("status", "--json"))["wallets"] == []
 
 
 def test_nothing_runs_here(home: Path) -> None:
