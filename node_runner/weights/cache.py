@@ -43,7 +43,7 @@ class SpanCache:
     """A folder of spans' checkpoints.
 
     Args:
-        folder: Made if it is not there.
+        folder: Made if it is not there. What others keep in it is neither counted nor removed.
         limit: Bytes that all together may take; half of the disk if not given.
         verify: Read every checkpoint whole and compare its hash before it is used.
     """
@@ -142,10 +142,12 @@ class SpanCache:
             return not entry.exists()
 
     def _entries(self) -> Iterator[tuple[int, Path]]:
-        """When each was used last, in nanoseconds, and its folder; half-made ones too."""
+        """When each was used last, in nanoseconds, and its folder; half-made ones too. What else
+        lies in the folder has no lock here: it is somebody's own, and none of the cache's."""
         for entry in self._folder.iterdir():
-            if entry.is_dir() and entry.name != LOCKS:
-                used = self._lock_file(_key(entry), "using")
+            key = _key(entry)
+            if entry.is_dir() and self._lock_file(key, "making").exists():
+                used = self._lock_file(key, "using")
                 with contextlib.suppress(FileNotFoundError):
                     yield (used if used.exists() else entry).stat().st_mtime_ns, entry
 

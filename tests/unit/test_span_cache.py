@@ -94,6 +94,20 @@ def test_what_is_half_made_is_not_taken_for_whole_and_goes_too(tmp_path: Path) -
     assert not list(tmp_path.glob(".making-*"))
 
 
+def test_what_others_keep_in_the_folder_is_not_touched(tmp_path: Path) -> None:
+    for name in ("photos", ".making-of"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "one.jpg").write_bytes(bytes(50 * SIZE))
+        os.utime(tmp_path / name, (0, 0))
+    cache = SpanCache(tmp_path, limit=2 * (SIZE + RECORD_ROOM))
+    obtain(cache, "one", "two", "three")
+    assert {"photos", "two", "three"} <= there(tmp_path)
+    with pytest.raises(DiskFull):
+        cache.obtain("large", 3 * SIZE, make)
+    for name in ("photos", ".making-of"):
+        assert (tmp_path / name / "one.jpg").stat().st_size == 50 * SIZE
+
+
 def test_a_full_disk_is_said_before_anything_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
