@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -109,8 +110,9 @@ class Loader:
                 verify=self._options.verify,
                 opened=partial(weights_of, self._options.path, self._ask),
             )
-            config = json.loads((folder / "config.json").read_text())
-            takes = footprint(config, self._options.quantization, number_bytes=self._dtype.itemsize)
+            takes = footprint(
+                _config(folder), self._options.quantization, number_bytes=self._dtype.itemsize
+            )
         except MeshError as error:
             raise CannotServe(error.detail) from None
         except OSError as error:
@@ -183,6 +185,16 @@ def _question(options: Options, platform: str) -> AskPlatform:
         return AskPlatform(platform, options.model, token=options.credential)
     wallet = Wallet(options.wallet, options.credential)
     return AskPlatform(platform, options.model, wallet=wallet)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except ValueError:
+        raise CannotServe(
+            f"The checkpoint in {folder} is damaged. Delete that folder: it will be made anew."
+        ) from None
+    return found
 
 
 def _bytes(gigabytes: float | None) -> int | None:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO
@@ -179,14 +180,17 @@ def _opened(path: Path, layout: Layout) -> IO[bytes]:
 
 
 class _Journal:
-    """Numbers of the ranges that are there, a line each, below a line that names the plan."""
+    """Numbers of the ranges that are there, a line each, below a line that names the plan.
+
+    It is not synced: of what a power cut left of it, the lines before the first that is torn count.
+    """
 
     def __init__(self, path: Path, layout: Layout) -> None:
         plan = _digest(layout)
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # a torn one is dropped
+        lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
         self.done: set[int] = set()
         if lines and lines[0] == plan and path.with_name(WEIGHTS).exists():
-            self.done = {int(line) for line in lines[1:]}
+            self.done = set(map(int, takewhile(str.isdecimal, lines[1:])))
         kept = [plan, *map(str, sorted(self.done))]
         path.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a")

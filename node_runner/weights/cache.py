@@ -49,6 +49,7 @@ class SpanCache:
     """
 
     def __init__(self, folder: Path, *, limit: int | None = None, verify: bool = False) -> None:
+        folder = Path(os.path.expanduser(folder))
         (folder / LOCKS).mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._limit = limit if limit is not None else shutil.disk_usage(folder).total // 2
@@ -74,6 +75,7 @@ class SpanCache:
                 partial.mkdir(exist_ok=True)
                 record = make(partial)
                 (partial / RECORD).write_text(json.dumps(asdict(record)))
+                _sync(partial)  # after a power cut it is whole, or not there
                 shutil.rmtree(entry, ignore_errors=True)
                 partial.rename(entry)
             _use(entry, self._lock_file(key, "using"))
@@ -205,6 +207,15 @@ def _record(entry: Path) -> Record | None:
         return Record(**json.loads((entry / RECORD).read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _sync(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _key(entry: Path) -> str:

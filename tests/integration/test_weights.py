@@ -31,7 +31,7 @@ from node_runner.engine.span import Span
 from node_runner.weights import assembling, cache, http, layout
 from node_runner.weights.published import under
 from tests.conftest import MODEL_ID
-from tests.file_server import FileServer, serving
+from tests.file_server import Faults, FileServer, serving
 from tests.sharding import copy_all_but_weights, save_shards
 
 CHUNK = 50_000
@@ -285,6 +285,43 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with(
     assert there > 5
     assert given <= total - (there - 5) * CHUNK / 2
     assert given < total * 0.7
+
+
+@pytest.mark.parametrize("folder", ["one file"], indirect=True)
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (lambda journal: journal + bytes(100), True),
+        (lambda journal: journal + bytes(100) + b"\n1\n", True),
+        (lambda journal: journal.replace(b"\n", b"\n\xff\n"), False),
+        (lambda journal: bytes(len(journal)), False),
+    ],
+    ids=["zeros at the end", "zeros before more", "nonsense", "zeros alone"],
+)
+def test_after_a_power_cut_what_the_journal_still_tells_counts(
+    folder: Path,
+    server: FileServer,
+    tmp_path: Path,
+    damage: Callable[[bytes], bytes],
+    kept: bool,
+) -> None:
+    reference = copied(folder, tmp_path)
+    faults = server.faults
+
+    def fail_at_half() -> None:
+        if server.weights_given() > data_bytes(reference) / 2:
+            faults.statuses = [503] * 100
+
+    faults.on_piece = fail_at_half
+    with pytest.raises(WeightsUnreachable):
+        fetched(server, tmp_path)
+    (journal,) = (tmp_path / "spans").glob(f"*/{assembling.JOURNAL}")
+    assert len(journal.read_text().splitlines()) > 3
+    journal.write_bytes(damage(journal.read_bytes()))
+    server.faults = Faults()
+    server.reset()
+    assert same(fetched(server, tmp_path), reference)
+    assert (server.weights_given() < 0.9 * data_bytes(reference)) == kept
 
 
 def _as(old: FileServer, fresh: FileServer) -> http.HttpFiles:
