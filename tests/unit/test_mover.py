@@ -17,8 +17,8 @@ from node_runner.engine.span import Span
 from node_runner.engines import Engines, Layers
 from node_runner.loading import Loaded, Loader, Prepared
 from node_runner.moving import Mover
-from node_runner.options import CannotServe, Options
-from tests.conftest import DEMO_MODEL, MODEL_ID
+from node_runner.options import CannotServe
+from tests.node_options import node_options
 from tests.unit.pipeline import AFRESH, GREEDY
 
 OLD: Layers = (0, 4)
@@ -26,45 +26,12 @@ NEW: Layers = (2, 6)
 PATIENCE = 60.0
 
 
-def options(cache: Path, max_sessions: int | None = None) -> Options:
-    return Options(
-        model=MODEL_ID,
-        wallet="0x" + "ab" * 20,
-        discovery=None,
-        dht_peers=(),
-        operator_key=None,
-        announce=False,
-        credential="a token",
-        redis=None,
-        path=str(DEMO_MODEL),
-        span=None,
-        edge=False,
-        device="cpu",
-        dtype="float32",
-        quantization="none",
-        memory_gb=None,
-        kv_gb=0.01,
-        threads=1,
-        wire="auto",
-        speculate=True,
-        draft=None,
-        paged=True,
-        public_addr="0.0.0.0:31330",
-        location="unknown",
-        cache=cache,
-        cache_gb=None,
-        verify=False,
-        metrics_port=0,
-        max_sessions=max_sessions,
-        min_price=None,
-    )
-
-
 class WatchedLoader(Loader):
     """Knows which spans are in memory. ``refuses``: of whose KV it says that there is no room."""
 
     def __init__(self, cache: Path, max_sessions: int | None = None) -> None:
-        super().__init__(options(cache, max_sessions), torch.device("cpu"), "http://nowhere")
+        options = node_options(cache, max_sessions=max_sessions)
+        super().__init__(options, torch.device("cpu"), "http://nowhere")
         self.refuses: Layers | None = None
         self.in_memory: weakref.WeakValueDictionary[Layers, Span] = weakref.WeakValueDictionary()
         self.beside: dict[Layers, list[Layers]] = {}
