@@ -168,6 +168,7 @@ class Engines:
             for inbox in _addressed(message, list(inboxes.values())):
                 inbox.messages.append(message)
         for layers, engine in self._all():
+            engine.elsewhere = self.generations - len(engine.generations)
             results += engine.step(inboxes[layers].messages)
         for layers, leaving in list(self._leaving.items()):
             engine = self._engines[layers]

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,24 +35,32 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A span in memory, and the model that guesses beside it, if there is one. ``folder``: its
-    checkpoint, which stays in the cache until it is released. ``seconds``: of loading its
-    weights."""
+class Facts:
+    """What is known of a span that was loaded, and may be kept when it is gone from memory.
+
+    ``folder``: its checkpoint, which stays in the cache until it is released. ``memory_bytes``:
+    that serving it takes, weights and KV. ``seconds``: of loading its weights.
+    """
 
     folder: Path
-    span: Span
-    guesser: Span | None
     spec: SpanSpec
+    memory_bytes: int
+    weight_bytes: int
     seconds: float
 
     @property
     def layers(self) -> Layers:
         return self.spec.start, self.spec.end
 
-    @property
-    def weight_bytes(self) -> int:
-        return sum(weight.nbytes for weight in self.span.weights)
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A span in memory, and the model that guesses beside it, if there is one. Whoever keeps this
+    keeps them there: once there is an engine, only the facts are of use."""
+
+    facts: Facts
+    span: Span
+    guesser: Span | None
 
 
 class Loader:
@@ -109,8 +118,9 @@ class Loader:
                 verify=self._options.verify,
                 opened=partial(weights_of, self._options.path, self._ask),
             )
-            config = json.loads((folder / "config.json").read_text())
-            takes = footprint(config, self._options.quantization, number_bytes=self._dtype.itemsize)
+            takes = footprint(
+                _config(folder), self._options.quantization, number_bytes=self._dtype.itemsize
+            )
         except MeshError as error:
             raise CannotServe(error.detail) from None
         except OSError as error:
@@ -143,7 +153,14 @@ class Loader:
                     accelerate(guesser)
         except MeshError as error:
             raise CannotServe(error.detail) from None
-        return Loaded(prepared.folder, span, guesser, prepared.spec, seconds)
+        facts = Facts(
+            prepared.folder,
+            prepared.spec,
+            memory_bytes=prepared.memory_bytes,
+            weight_bytes=sum(weight.nbytes for weight in span.weights),
+            seconds=seconds,
+        )
+        return Loaded(facts, span, guesser)
 
     def engine(self, loaded: Loaded, node_id: str) -> Engine:
         """
@@ -183,6 +200,16 @@ def _question(options: Options, platform: str) -> AskPlatform:
         return AskPlatform(platform, options.model, token=options.credential)
     wallet = Wallet(options.wallet, options.credential)
     return AskPlatform(platform, options.model, wallet=wallet)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except ValueError:
+        raise CannotServe(
+            f"The checkpoint in {folder} is damaged. Delete that folder: it will be made anew."
+        ) from None
+    return found
 
 
 def _bytes(gigabytes: float | None) -> int | None:

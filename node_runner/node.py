@@ -75,25 +75,25 @@ class _Node:
         self._vitals = Vitals()
         self._ended: CannotServe | None = None
         self._farewell: threading.Thread | None = None
-        url, place = _platform(options)
+        self._url, place = _platform(options)
         dht_key = SigningKey.new()
         memory_bytes = _memory_bytes(options, device)
         identity = _identity(options, device, claim, memory_bytes)
-        self._platform = Platform(url, identity, options.credential, dht_key.public.hex())
-        loader = Loader(options, device, url)
-        prepared, self._loaded = self._join(loader)
+        self._platform = Platform(self._url, identity, options.credential, dht_key.public.hex())
+        loader = Loader(options, device, self._url)
+        loaded = self._join(loader)
+        self._first = loaded.facts  # the span itself goes when it has moved to another
         _serve_metrics(options.metrics_port)
         self._meter = metrics.Meter()
         node_id = self._platform.node_id
-        self._engines = Engines(node_id, self._loaded.layers, loader.engine(self._loaded, node_id))
-        self._transport = _transport(options.redis, url, self._platform, self._engines.room)
+        self._engines = Engines(node_id, self._first.layers, loader.engine(loaded, node_id))
+        self._transport = _transport(options.redis, self._url, self._platform, self._engines.room)
         self._runner = Runner(self._engines, self._transport, self._meter)
         self._mover = Mover(
             self._engines,
             loader,
             node_id=node_id,
-            loaded=self._loaded,
-            takes=prepared.memory_bytes,
+            first=self._first,
             memory_bytes=memory_bytes,
             news=self._platform.beat_soon,
             switched=self._meter.restart,
@@ -117,12 +117,12 @@ class _Node:
             "node_started",
             node_id=self._platform.node_id,
             model_id=self._options.model,
-            layers=self._loaded.layers,
+            layers=self._first.layers,
             placed=self._options.span is None,
-            edge=self._loaded.spec.edge,
+            edge=self._first.spec.edge,
             device=str(self._device),
             quantization=self._options.quantization,
-            weight_bytes=self._loaded.weight_bytes,
+            weight_bytes=self._first.weight_bytes,
         )
         self._runner.run()
         if self._announcer is not None:
@@ -133,25 +133,26 @@ class _Node:
         if self._ended is not None:
             raise self._ended
 
-    def _join(self, loader: Loader) -> tuple[Prepared, Loaded]:
+    def _join(self, loader: Loader) -> Loaded:
         """Register, and load. A span that is given is loaded first: what cannot be is not
         registered. Where the platform chooses, it has to be asked."""
         options, platform = self._options, self._platform
         log.info("node_starting", model_id=options.model)
         if options.span is not None:
-            self._control.describe = lambda: {"phase": "loading"}
-            prepared = loader.prepare(options.span, edge=options.edge)
-            loaded = _load(loader, prepared)
+            self._enter("loading")
+            loaded = _load(loader, loader.prepare(options.span, edge=options.edge))
             self._register()
-            return prepared, loaded
+            return loaded
         loader.check()
         self._register()
-        self._control.describe = lambda: {"phase": "loading"}
-        prepared = loader.prepare(platform.span, edge=platform.edge)
-        return prepared, _load(loader, prepared)
+        self._enter("loading")
+        return _load(loader, loader.prepare(platform.span, edge=platform.edge))
+
+    def _enter(self, phase: str) -> None:
+        self._control.describe = lambda: {"phase": phase, "discovery": self._url}
 
     def _register(self) -> None:
-        self._control.describe = lambda: {"phase": "registering"}
+        self._enter("registering")
         try:
             self._platform.join()
         except PlatformError as error:
@@ -217,9 +218,10 @@ class _Node:
         spans = self._engines.spans
         return {
             "phase": "draining" if self._runner.draining else "serving",
+            "discovery": self._url,
             "node_id": self._platform.node_id,
             "layers": list(spans[0]) if spans else [],
-            "edge": self._loaded.spec.edge,
+            "edge": bool(spans) and self._mover.has_edge(spans[0]),
             "device": str(self._device),
             "gpu_model": devices.name_of(self._device),
             "sessions": self._engines.generations,
@@ -232,7 +234,8 @@ class _Node:
 
 def _load(loader: Loader, prepared: Prepared) -> Loaded:
     loaded = loader.load(prepared)
-    log.info("span_loaded", layers=loaded.layers, seconds=round(loaded.seconds, 3))
+    facts = loaded.facts
+    log.info("span_loaded", layers=facts.layers, seconds=round(facts.seconds, 3))
     return loaded
 
 

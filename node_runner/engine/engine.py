@@ -45,7 +45,8 @@ class Engine:
             not given.
         speculate: Whether the edge guesses ahead where that pays.
         draft: All layers of a small model that guesses, on the edge.
-        max_generations: How many it admits at once; as many as there is room for where not given.
+        max_generations: How many the node admits at once; as many as there is room for where not
+            given.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class Engine:
         guesser = draft and DraftModel(draft, positions=positions)
         self.edge = Edge(span, speculate=speculate, draft=guesser)
         self.generations: dict[str, Generation] = {}
+        self.elsewhere = 0
+        """Generations that the node's other engines hold; they count for ``max_generations``."""
         self._scheduler = Scheduler()
         self._forwards: list[tuple[int, int]] = []
 
@@ -125,7 +128,7 @@ class Engine:
 
     @property
     def _full(self) -> bool:
-        return len(self.generations) >= self._max_generations
+        return len(self.generations) + self.elsewhere >= self._max_generations
 
     def _alive(self) -> list[Generation]:
         return [generation for generation in self.generations.values() if not generation.over]

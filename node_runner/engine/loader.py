@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 from transformers import AutoConfig
 
-from mesh.errors import UnsupportedModel, WeightsUnreachable
+from mesh.errors import UnsupportedModel, WeightsRefused, WeightsUnreachable
 from node_runner.engine.families import PER_LAYER, Config, check_settings, family_of
 from node_runner.weights import span as weights
 from node_runner.weights.cache import SpanCache
@@ -102,9 +102,20 @@ def _span(source: str, asked: str, config: Config, spec: SpanSpec) -> weights.Sp
 
 def _config(files: Source) -> Config:
     """With what a family computes from layers' numbers written out, so that it can be cut."""
-    settings = json.loads(files.small("config.json"))
-    family_of(settings.get("model_type"))
-    config = AutoConfig.for_model(**settings)
+    try:
+        settings = json.loads(files.small("config.json"))
+        model_type = settings.get("model_type")
+    except (ValueError, AttributeError):
+        raise WeightsRefused(
+            f"What {files.name} gives for config.json is no model's configuration. Is that where "
+            "the checkpoint lies?"
+        ) from None
+    family_of(model_type)
+    try:
+        config = AutoConfig.for_model(**settings)
+    except Exception as error:  # it checks fields in many ways
+        reason = " ".join(str(error).split())
+        raise UnsupportedModel(f"The config.json of {files.name} is wrong: {reason}") from None
     check_settings(config)
     return config
 

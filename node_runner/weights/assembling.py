@@ -9,8 +9,9 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import takewhile
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import IO
 
 from mesh.errors import DiskFull, WeightsCorrupt
@@ -29,7 +30,7 @@ def assemble(source: Source, layout: Layout, folder: Path, *, label: str) -> Non
     """Fetch what is missing of ``folder``'s `model.safetensors`.
 
     Args:
-        source: Where from.
+        source: Where from; closed if it fails.
         layout: The plan of the file.
         folder: One that nobody else writes to; what an earlier attempt left there is used.
         label: For progress: what is fetched.
@@ -100,20 +101,43 @@ def _fetch(
     add: Callable[[int], None],
 ) -> None:
     stop = threading.Event()
+    waiting: SimpleQueue[int] = SimpleQueue()
+    for number in missing:
+        waiting.put(number)
+    results: SimpleQueue[int | Exception] = SimpleQueue()
 
-    def fetch(number: int) -> int:
-        _write(source, layout, layout.chunks[number], file.fileno(), add, stop)
-        return number
-
-    with ThreadPoolExecutor(PARALLEL, thread_name_prefix="weights") as pool:
+    def fetch() -> None:
         try:
-            for done in as_completed([pool.submit(fetch, number) for number in missing]):
-                number = done.result()
-                os.fsync(file.fileno())
-                journal.note(number)
-        finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+            while not stop.is_set():
+                number = waiting.get_nowait()
+                _write(source, layout, layout.chunks[number], file.fileno(), add, stop)
+                results.put(number)
+        except Empty:
+            pass
+        except Exception as error:  # for the thread that waits for results
+            results.put(error)
+
+    # Daemons: a node that has drained while it loads another span ends without them.
+    threads = [
+        threading.Thread(target=fetch, name=f"weights-{number}", daemon=True)
+        for number in range(min(PARALLEL, len(missing)))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in missing:
+            result = results.get()
+            if isinstance(result, Exception):
+                raise result
+            os.fsync(file.fileno())
+            journal.note(result)
+    except BaseException:
+        stop.set()
+        source.close()  # its owner has no more use for it, and threads may wait for it
+        raise
+    finally:
+        for thread in threads:
+            thread.join()
 
 
 def _write(
@@ -156,14 +180,17 @@ def _opened(path: Path, layout: Layout) -> IO[bytes]:
 
 
 class _Journal:
-    """Numbers of the ranges that are there, a line each, below a line that names the plan."""
+    """Numbers of the ranges that are there, a line each, below a line that names the plan.
+
+    It is not synced: of what a power cut left of it, the lines before the first that is torn count.
+    """
 
     def __init__(self, path: Path, layout: Layout) -> None:
         plan = _digest(layout)
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # a torn one is dropped
+        lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
         self.done: set[int] = set()
         if lines and lines[0] == plan and path.with_name(WEIGHTS).exists():
-            self.done = {int(line) for line in lines[1:]}
+            self.done = set(map(int, takewhile(str.isdecimal, lines[1:])))
         kept = [plan, *map(str, sorted(self.done))]
         path.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a")

@@ -43,12 +43,13 @@ class SpanCache:
     """A folder of spans' checkpoints.
 
     Args:
-        folder: Made if it is not there.
+        folder: Made if it is not there. What others keep in it is neither counted nor removed.
         limit: Bytes that all together may take; half of the disk if not given.
         verify: Read every checkpoint whole and compare its hash before it is used.
     """
 
     def __init__(self, folder: Path, *, limit: int | None = None, verify: bool = False) -> None:
+        folder = Path(os.path.expanduser(folder))
         (folder / LOCKS).mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._limit = limit if limit is not None else shutil.disk_usage(folder).total // 2
@@ -74,6 +75,7 @@ class SpanCache:
                 partial.mkdir(exist_ok=True)
                 record = make(partial)
                 (partial / RECORD).write_text(json.dumps(asdict(record)))
+                _sync(partial)  # after a power cut it is whole, or not there
                 shutil.rmtree(entry, ignore_errors=True)
                 partial.rename(entry)
             _use(entry, self._lock_file(key, "using"))
@@ -142,10 +144,12 @@ class SpanCache:
             return not entry.exists()
 
     def _entries(self) -> Iterator[tuple[int, Path]]:
-        """When each was used last, in nanoseconds, and its folder; half-made ones too."""
+        """When each was used last, in nanoseconds, and its folder; half-made ones too. What else
+        lies in the folder has no lock here: it is somebody's own, and none of the cache's."""
         for entry in self._folder.iterdir():
-            if entry.is_dir() and entry.name != LOCKS:
-                used = self._lock_file(_key(entry), "using")
+            key = _key(entry)
+            if entry.is_dir() and self._lock_file(key, "making").exists():
+                used = self._lock_file(key, "using")
                 with contextlib.suppress(FileNotFoundError):
                     yield (used if used.exists() else entry).stat().st_mtime_ns, entry
 
@@ -203,6 +207,15 @@ def _record(entry: Path) -> Record | None:
         return Record(**json.loads((entry / RECORD).read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _sync(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _key(entry: Path) -> str:

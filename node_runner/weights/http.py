@@ -3,12 +3,14 @@
 import hashlib
 import random
 import re
-import time
+import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 import httpx
 import structlog
@@ -94,6 +96,9 @@ class HttpFiles:
         self.manifest = manifest
         self._addresses = addresses
         self._http = httpx.Client(timeout=TIMEOUT, follow_redirects=True)
+        self._closed = threading.Event()
+        self._sockets: WeakSet[socket.socket] = WeakSet()
+        self._sockets_lock = threading.Lock()
 
     def small(self, name: str) -> bytes:
         """See :class:`node_runner.weights.source.Source`."""
@@ -110,7 +115,7 @@ class HttpFiles:
     def stream(self, name: str, version: Version, start: int, end: int) -> Iterator[bytes]:
         """See :class:`node_runner.weights.source.Source`. After a cut it goes on from the byte that
         is missing."""
-        tries = _Tries(name, self._addresses)
+        tries = _Tries(name, self._addresses, self._closed)
         while start < end:
             with tries, self._ask(name, _range(version, start, end)) as answer:
                 _check_range(answer, name, version, start, end)
@@ -121,10 +126,22 @@ class HttpFiles:
 
     def close(self) -> None:
         """See :class:`node_runner.weights.source.Source`."""
+        self._closed.set()
+        with self._sockets_lock:
+            for each in self._sockets:
+                with suppress(OSError):  # it is hung up already
+                    socket.socket.shutdown(each, socket.SHUT_RDWR)
         self._http.close()
 
+    def _connecting(self, event: str, told: dict[str, Any]) -> None:
+        """Keeps what a thread may be reading from: closing a socket does not wake it, a shutdown
+        does."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            with self._sockets_lock:
+                self._sockets.add(told["return_value"].get_extra_info("socket"))
+
     def _patiently(self, name: str, ask: Callable[[], T]) -> T:
-        tries = _Tries(name, self._addresses)
+        tries = _Tries(name, self._addresses, self._closed)
         while True:
             with tries:
                 return ask()
@@ -156,7 +173,12 @@ class HttpFiles:
             WeightsMissing: no such file.
         """
         url, own = self._addresses.of(name)
-        with self._http.stream("GET", url, headers={**PLAIN, **own, **headers}) as answer:
+        with self._http.stream(
+            "GET",
+            url,
+            headers={**PLAIN, **own, **headers},
+            extensions={"trace": self._connecting},
+        ) as answer:
             status = answer.status_code
             if status in OVERLOADED:
                 raise _Again(f"HTTP {status}", _retry_after(answer))
@@ -185,11 +207,15 @@ class _Refused(Exception):
 
 
 class _Tries:
-    """The attempts of one request: within it, failures are waited out, up to a number in a row."""
+    """The attempts of one request: within it, failures are waited out, up to a number in a row.
 
-    def __init__(self, name: str, addresses: Addresses) -> None:
+    ``closed``: set once nobody wants the file any more; no attempt begins then.
+    """
+
+    def __init__(self, name: str, addresses: Addresses, closed: threading.Event) -> None:
         self._name = name
         self._addresses = addresses
+        self._closed = closed
         self.forget()
 
     def forget(self) -> None:
@@ -197,7 +223,8 @@ class _Tries:
         self._failures, self._renewed = 0, False
 
     def __enter__(self) -> None:
-        pass
+        if self._closed.is_set():
+            raise WeightsError(f"{self._name} is not fetched any more.")
 
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
@@ -211,6 +238,8 @@ class _Tries:
             if isinstance(error, httpx.HTTPError):  # such as a ring of redirects
                 raise WeightsRefused(f"{self._addresses.name}: {error}") from None
             return False
+        if self._closed.is_set():
+            return True
         self._failures += 1
         reason = str(error) or type(error).__name__
         if self._failures >= PATIENCE.attempts:
@@ -222,7 +251,7 @@ class _Tries:
         if isinstance(error, _Again):
             pause = max(pause, error.wait)
         log.warning("weights_interrupted", file=self._name, reason=reason, retry_in=round(pause, 1))
-        time.sleep(pause)
+        self._closed.wait(pause)
         return True
 
 

@@ -4,8 +4,10 @@ import os
 
 import httpx
 from huggingface_hub import get_token, hf_hub_url
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
-from mesh.errors import WeightsError
+from mesh.errors import UnsupportedModel, WeightsError
 from node_runner.weights.http import HttpFiles
 
 ENDPOINT = "https://huggingface.co"
@@ -52,5 +54,16 @@ class HubAddresses:
 
 
 def hub(repository: str) -> HttpFiles:
-    """The files of a repository (`owner/name`)."""
+    """The files of a repository (`owner/name`).
+
+    Raises:
+        UnsupportedModel: no repository can have that name.
+    """
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        raise UnsupportedModel(
+            f"There is no model folder {repository}, and no hub has a repository of that name. "
+            "--path is a folder, a URL, or a hub's owner/name."
+        ) from None
     return HttpFiles(HubAddresses(repository))

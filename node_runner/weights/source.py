@@ -58,7 +58,7 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up; what other threads wait for ends soon, with an error. May be called again."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,13 +45,13 @@ def open_source(place: str) -> Source:
     """A checkpoint's files, by where they are: a folder, a URL, or a hub id.
 
     Raises:
-        UnsupportedModel: a path at which there is no folder.
+        UnsupportedModel: a path at which there is no folder, or none of the three.
         WeightsError: the place does not answer.
     """
-    folder = Path(place)
+    folder = Path(os.path.expanduser(place))
     if folder.is_dir():
         return Folder(folder)
-    if folder.is_absolute() or place.startswith("."):
+    if folder.is_absolute() or place.startswith((".", "~")):
         raise UnsupportedModel(f"There is no model folder {place}.")
     if place.startswith(("https://", "http://")):
         return under(place)

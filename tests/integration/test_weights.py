@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ from node_runner.engine.span import Span
 from node_runner.weights import assembling, cache, http, layout
 from node_runner.weights.published import under
 from tests.conftest import MODEL_ID
-from tests.file_server import FileServer, serving
+from tests.file_server import Faults, FileServer, serving
 from tests.sharding import copy_all_but_weights, save_shards
 
 CHUNK = 50_000
@@ -218,10 +219,22 @@ print(prepare_span({url!r}, layers=(1, 5), edge=False, cache=Path({cache!r}))[0]
 """
 
 
-def start(server: FileServer, tmp_path: Path) -> "subprocess.Popen[str]":
+BESIDE = """
+import sys, threading
+threading.Thread(target=lambda: exec(sys.argv[1]), daemon=True).start()
+sys.stdin.read()
+"""
+"""The same as a node does that serves meanwhile: in a thread, until it is to end."""
+
+
+def start(server: FileServer, tmp_path: Path, *, beside: bool = False) -> "subprocess.Popen[str]":
     code = KILLED.format(chunk=CHUNK, url=server.url, cache=str(tmp_path / "spans"))
     return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", *([BESIDE, code] if beside else [code])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -274,11 +287,87 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with(
     assert given < total * 0.7
 
 
+@pytest.mark.parametrize("folder", ["one file"], indirect=True)
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (lambda journal: journal + bytes(100), True),
+        (lambda journal: journal + bytes(100) + b"\n1\n", True),
+        (lambda journal: journal.replace(b"\n", b"\n\xff\n"), False),
+        (lambda journal: bytes(len(journal)), False),
+    ],
+    ids=["zeros at the end", "zeros before more", "nonsense", "zeros alone"],
+)
+def test_after_a_power_cut_what_the_journal_still_tells_counts(
+    folder: Path,
+    server: FileServer,
+    tmp_path: Path,
+    damage: Callable[[bytes], bytes],
+    kept: bool,
+) -> None:
+    reference = copied(folder, tmp_path)
+    faults = server.faults
+
+    def fail_at_half() -> None:
+        if server.weights_given() > data_bytes(reference) / 2:
+            faults.statuses = [503] * 100
+
+    faults.on_piece = fail_at_half
+    with pytest.raises(WeightsUnreachable):
+        fetched(server, tmp_path)
+    (journal,) = (tmp_path / "spans").glob(f"*/{assembling.JOURNAL}")
+    assert len(journal.read_text().splitlines()) > 3
+    journal.write_bytes(damage(journal.read_bytes()))
+    server.faults = Faults()
+    server.reset()
+    assert same(fetched(server, tmp_path), reference)
+    assert (server.weights_given() < 0.9 * data_bytes(reference)) == kept
+
+
 def _as(old: FileServer, fresh: FileServer) -> http.HttpFiles:
     """The new server under the old one's name, as a restarted one would be."""
     files = under(fresh.url)
     files.name = old.url
     return files
+
+
+@pytest.mark.parametrize("folder", ["one file"], indirect=True)
+@pytest.mark.parametrize("server_is", ["busy", "silent"])
+@pytest.mark.parametrize("serves_meanwhile", [False, True])
+def test_who_waits_for_weights_can_be_ended(
+    folder: Path, server: FileServer, tmp_path: Path, server_is: str, serves_meanwhile: bool
+) -> None:
+    (folder / NAME).write_bytes(make_manifest(folder, MODEL_ID).to_bytes())
+    silent, go_on = threading.Event(), threading.Event()
+
+    def be_silent() -> None:
+        silent.set()
+        go_on.wait(120)
+
+    busy = [503] * 1000
+    if server_is == "busy":
+        server.faults.statuses, server.faults.retry_after = busy, "120"
+    server.faults.on_piece = be_silent
+    process = start(server, tmp_path, beside=serves_meanwhile)
+    try:
+        assert wait_for(lambda: silent.is_set() or len(busy) <= 1000 - assembling.PARALLEL)
+        if serves_meanwhile:
+            _, told = process.communicate(timeout=10)
+            assert process.returncode == 0, told
+        else:
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=10)
+            assert told.splitlines()[-1] == "KeyboardInterrupt"
+    finally:
+        process.kill()
+        go_on.set()
+
+
+def wait_for(look: Callable[[], bool]) -> bool:
+    until = time.monotonic() + 90
+    while not look() and time.monotonic() < until:
+        time.sleep(0.05)
+    return look()
 
 
 def test_two_processes_fetch_a_span_once(folder: Path, server: FileServer, tmp_path: Path) -> None:

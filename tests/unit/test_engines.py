@@ -23,9 +23,9 @@ def engines(tmp_path: Path) -> Engines:
     return Engines("node", WHOLE, engine(tmp_path))
 
 
-def engine(folder: Path) -> Engine:
+def engine(folder: Path, max_generations: int | None = None) -> Engine:
     span = load_span(DEMO_MODEL, (0, 6), folder)
-    return Engine(span, node_id="node", kv_budget_bytes=10**7)
+    return Engine(span, node_id="node", kv_budget_bytes=10**7, max_generations=max_generations)
 
 
 def open_edge(request_id: str, layers: Layers, *, epoch: int = 1, tokens: int = 8) -> OpenEdge:
@@ -106,6 +106,23 @@ def test_who_does_not_end_in_time_is_told(
     engines.give_up(WHOLE)
     assert Refused("long", 1, "node", "moved") in run(engines)
     assert engines.loaded == []
+
+
+def test_both_spans_together_take_no_more_generations_than_the_node_may(tmp_path: Path) -> None:
+    engines = Engines("node", WHOLE, engine(tmp_path, max_generations=2))
+    engines.add(OTHER, engine(tmp_path, max_generations=2))
+    engines.count_on(OTHER)
+    engines.step([open_edge("first", WHOLE), open_edge("second", OTHER)])
+    results = engines.step([open_edge("third", OTHER), open_edge("fourth", WHOLE)])
+    refused = {r.request_id: r.code for r in results if isinstance(r, Refused)}
+    assert refused == {"third": "kv_full", "fourth": "kv_full"}
+    assert (engines.generations, engines.room()) == (2, 0)
+    run(engines)
+    run(engines)
+    assert engines.loaded == [OTHER]
+    assert engines.room() > 0
+    results = run(engines, open_edge("fifth", OTHER), open_edge("sixth", OTHER))
+    assert [len(tokens(results, request_id)) for request_id in ("fifth", "sixth")] == [8, 8]
 
 
 def test_a_question_is_answered_once(engines: Engines, tmp_path: Path) -> None:

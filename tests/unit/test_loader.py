@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mesh.errors import UnsupportedModel
+from mesh.errors import MeshError, UnsupportedModel, WeightsRefused
 from node_runner.engine.loader import prepare_span
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import load_span
@@ -126,6 +126,38 @@ def test_a_span_that_cannot_be_is_refused(
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="no model folder"):
         prepare_span(str(tmp_path / "nowhere"), layers=None, edge=True, cache=tmp_path)
+
+
+def test_a_path_from_home_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a settings' file no shell makes it one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(DEMO_MODEL, tmp_path / "models" / "demo")
+    folder, _ = prepare_span("~/models/demo", layers=(2, 3), edge=False, cache=Path("~/spans"))
+    assert folder.parent == tmp_path / "spans"
+    with pytest.raises(UnsupportedModel, match="no model folder ~/models/dmeo"):
+        prepare_span("~/models/dmeo", layers=None, edge=True, cache=tmp_path)
+
+
+@pytest.mark.parametrize("place", ["models/of mine", "models/llama/8b", "--path"])
+def test_what_is_neither_a_folder_nor_a_hub_id_is_named(place: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=f"no model folder {place}.*--path is"):
+        prepare_span(place, layers=None, edge=True, cache=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "reason"),
+    [
+        ("<!doctype html><title>Not found</title>", WeightsRefused, "no model's configuration"),
+        ("[]", WeightsRefused, "no model's configuration"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', UnsupportedModel, "hidden_size"),
+    ],
+)
+def test_a_configuration_that_is_none_is_refused(
+    config: str, error: type[MeshError], reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(error, match=reason):
+        prepare_span(str(tmp_path), layers=None, edge=True, cache=tmp_path / "cache")
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:

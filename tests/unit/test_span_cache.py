@@ -9,7 +9,7 @@ import pytest
 
 from mesh.errors import DiskFull
 from node_runner.weights.assembling import WEIGHTS
-from node_runner.weights.cache import Record, SpanCache, release
+from node_runner.weights.cache import RECORD, Record, SpanCache, release
 
 SIZE = 1000
 RECORD_ROOM = 400
@@ -94,6 +94,20 @@ def test_what_is_half_made_is_not_taken_for_whole_and_goes_too(tmp_path: Path) -
     assert not list(tmp_path.glob(".making-*"))
 
 
+def test_what_others_keep_in_the_folder_is_not_touched(tmp_path: Path) -> None:
+    for name in ("photos", ".making-of"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "one.jpg").write_bytes(bytes(50 * SIZE))
+        os.utime(tmp_path / name, (0, 0))
+    cache = SpanCache(tmp_path, limit=2 * (SIZE + RECORD_ROOM))
+    obtain(cache, "one", "two", "three")
+    assert {"photos", "two", "three"} <= there(tmp_path)
+    with pytest.raises(DiskFull):
+        cache.obtain("large", 3 * SIZE, make)
+    for name in ("photos", ".making-of"):
+        assert (tmp_path / name / "one.jpg").stat().st_size == 50 * SIZE
+
+
 def test_a_full_disk_is_said_before_anything_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +117,14 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
     with pytest.raises(DiskFull, match=r"needs 14.2 GB more; the disk of .* has 3.0 GB left"):
         cache.obtain("large", 14_200_000_000, make)
     assert there(tmp_path) == set()
+
+
+def test_what_counts_is_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[str] = set()
+    monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.readlink(f"/proc/self/fd/{file}")))
+    obtain(SpanCache(tmp_path), "one")
+    made = tmp_path / ".making-one"
+    assert synced == {str(made), str(made / WEIGHTS), str(made / RECORD)}
 
 
 def test_the_latest_for_the_same_is_found(tmp_path: Path) -> None:
