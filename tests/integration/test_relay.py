@@ -517,6 +517,21 @@ def opens(at: Replica, node_id: str) -> bool:
     return False
 
 
+def test_who_takes_nothing_in_does_not_stay(
+    make_settings: Callable[..., Settings], client: redis.Redis
+) -> None:
+    impatient = make_settings(relay={"idle": 0.5})
+    with replica(impatient) as here, Node(here, "middle") as node:
+        wait_until(lambda: connections() == 1)
+        put(client, "middle", *[steps(rows=256, wanted=0, width=1024)] * 40)
+        wait_until(lambda: connections() == 0)
+        node.socket.socket.shutdown(socket.SHUT_RDWR)  # it would wait for what it did not read
+
+
+def connections() -> float | None:
+    return REGISTRY.get_sample_value("far_relay_connections")
+
+
 def test_redis_may_forget_everything(here: Replica, client: redis.Redis) -> None:
     with Node(here, "middle") as node:
         node.pulse(room=1)
