@@ -96,21 +96,21 @@ def log_in(
     interval = float(codes["interval"])
     give_up = time.monotonic() + codes["expires_in"] + interval
     while time.monotonic() < give_up:
-        wait(interval)
         try:
             answer = ask(http, "POST", "/api/machines/token", {"device_code": codes["device_code"]})
         except PlatformUnreachable:
-            continue  # it may be back before the code expires
+            pass  # it may be back before the code expires
         except Refused as error:
             interval = _next_interval(error, interval)
-            continue
-        return Login(
-            discovery=str(http.base_url).rstrip("/"),
-            wallet_address=answer["wallet_address"],
-            machine=machine,
-            machine_id=answer["machine_id"],
-            token=answer["access_token"],
-        )
+        else:
+            return Login(
+                discovery=str(http.base_url).rstrip("/"),
+                wallet_address=answer["wallet_address"],
+                machine=machine,
+                machine_id=answer["machine_id"],
+                token=answer["access_token"],
+            )
+        wait(interval)
     raise LoginFailed("Nobody let this machine in before the code expired. Try again.")
 
 

@@ -19,7 +19,7 @@ from node_runner.dht.helper import Place
 from node_runner.engines import Engines
 from node_runner.loading import Loaded, Loader, Prepared
 from node_runner.moving import Mover
-from node_runner.options import CannotServe, Forgotten, Options
+from node_runner.options import CannotServe, EndedForNow, Options
 from node_runner.platform import Identity, NodeSuperseded, Platform, PlatformError, Told
 from node_runner.runner import Runner
 from node_runner.transport import Transport, Unreachable
@@ -27,7 +27,7 @@ from node_runner.transport.redis import RedisTransport
 from node_runner.transport.relay import RelayTransport
 from node_runner.vitals import Gpu, Vitals
 
-__all__ = ["CannotServe", "Forgotten", "Options", "serve"]
+__all__ = ["CannotServe", "EndedForNow", "Options", "serve"]
 
 log = structlog.get_logger()
 
@@ -202,13 +202,13 @@ class _Node:
             )
         else:
             self._end(
-                Forgotten(
+                EndedForNow(
                     "The platform does not know this node any more. Start it again to register."
                 )
             )
 
     def _lost(self) -> None:
-        self._end(CannotServe("Neither the new span nor the old one can be loaded any more."))
+        self._end(EndedForNow("Neither the new span nor the old one can be loaded any more."))
 
     def _end(self, why: CannotServe) -> None:
         self._ended = why

@@ -8,8 +8,8 @@ class CannotServe(Exception):
     """The node does not start, or has to end; the message says what to change."""
 
 
-class Forgotten(CannotServe):
-    """The platform no longer knows the node: starting it again may be all there is to do."""
+class EndedForNow(CannotServe):
+    """Nothing has to be changed: starting the node again may be all there is to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,13 @@ from sqlalchemy import insert, select, update
 from mesh import metrics, registry, streams
 from mesh.db import InferenceSession, RouteHop
 from mesh.live import LiveRoute
+from mesh.refusals import LOST, code_of
 from mesh.registry import Node
 from mesh.streams import Delivered
 from mesh.wire import Cancel, Close, Ended, Note, Ping, Pong, Refused
 from workers import ending, lease
 from workers.lease import Lease, LeaseLost
 from workers.opening import openings
-from workers.refusals import LOST, code_of
 from workers.routes import Hop, Routes
 from workers.services import Services
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.live import LiveRoute
+from mesh.refusals import ITS_OWN
 from mesh.wire import Ended, Pong, Ready, Refused, Step, Steps, Token
 
 EPOCH_OVER = "epoch_over"
@@ -106,8 +107,10 @@ def _ended(node_id: str, stage: int, message: Ended, route: LiveRoute) -> str | 
 
 
 def _refused(node_id: str, stage: int, message: Refused, route: LiveRoute) -> str | None:
-    # A node may blame itself, or who sends it steps: nobody else does anything to it.
-    if message.node_id not in (node_id, route.before(stage)):
+    # A node may blame itself, or, for steps that cannot be right, who sends them.
+    if message.node_id != node_id and (
+        message.node_id != route.before(stage) or message.code in ITS_OWN
+    ):
         return "wrong_node"
     return "too_long" if len(message.code) > MAX_CODE else None
 

@@ -141,11 +141,11 @@ def start(
 def _status(error: Exception) -> int:
     """Of a node that cannot serve: what it met may pass by itself, or has to be changed."""
     from node_runner.dht.finding import PlatformSilent  # noqa: PLC0415
-    from node_runner.node import Forgotten  # noqa: PLC0415
+    from node_runner.node import EndedForNow  # noqa: PLC0415
     from node_runner.transport import Unreachable  # noqa: PLC0415
 
     passing = (PlatformSilent, Unreachable, WeightsUnreachable, WeightsChanged)
-    if isinstance(error, Forgotten) or isinstance(error.__context__, passing):
+    if isinstance(error, EndedForNow) or isinstance(error.__context__, passing):
         return statuses.START_AGAIN
     return statuses.MISTAKE
 

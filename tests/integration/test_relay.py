@@ -149,6 +149,7 @@ BAD: dict[str, tuple[str, str, Message, str]] = {
     "a long token": ("edge", "", Token("gen", 1, 0, 7, "x" * 5000), "too_long"),
     "the end, not of the edge": ("last", "", Ended("gen", 1, "stop", 1), "not_the_edge"),
     "the end, for a reason": ("edge", "", Ended("gen", 1, "bored", 1), "malformed"),
+    "blame for a gap": ("middle", "", Refused("gen", 1, "edge", "gap"), "wrong_node"),
     "blame of the next node": ("edge", "", Refused("gen", 1, "middle", "gap"), "wrong_node"),
     "blame at length": ("edge", "", Refused("gen", 1, "edge", "x" * 65), "too_long"),
     "another's pong": ("edge", "", Pong("gen", 1, "middle", 1), "wrong_node"),

@@ -9,7 +9,10 @@ LOST = frozenset({"forgotten", "no_replay", "gap"})
 """What a node should have is not there. Messages get lost and processes start anew, so once in a
 generation a node is believed, and the next epoch begins afresh; a second time it is to blame."""
 
-KNOWN = LOST | {"kv_full", "moved", "capacity", "flood", "not_finite", "wire_error"}
+ITS_OWN = LOST | {"kv_full", "moved"}
+"""What a node can say of itself only."""
+
+KNOWN = ITS_OWN | {"capacity", "flood", "not_finite", "wire_error"}
 """What nodes say."""
 
 BROKEN_RULE = "broken_rule"
