@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +60,7 @@ class Processes:
     def start(self, name: str, command: list[str], environment: Mapping[str, str]) -> Child:
         """A process; ``environment`` comes on top of ours."""
         path = self._logs / f"{name}.log"
-        with path.open("ab") as log:
+        with path.open("ab") as log, _uninterrupted():
             process = subprocess.Popen(
                 command,
                 stdout=log,
@@ -66,8 +68,8 @@ class Processes:
                 env={**os.environ, **environment},
                 start_new_session=True,  # Ctrl-C is for the supervisor: it stops the rest in order
             )
-        child = Child(name, command, environment, process, path)
-        self.children[name] = child
+            child = Child(name, command, environment, process, path)
+            self.children[name] = child
         return child
 
     def check(self) -> None:
@@ -115,3 +117,23 @@ class Processes:
         for child in reversed(self.children.values()):
             child.stop()
         self.children.clear()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM count at the end: until a process that was started is known as ours."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in came[:1]:
+        signal.raise_signal(number)

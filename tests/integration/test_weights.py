@@ -219,6 +219,11 @@ print(prepare_span({url!r}, layers=(1, 5), edge=False, cache=Path({cache!r}))[0]
 """
 
 
+ALONE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell ignores it
+exec(sys.argv[1])
+"""
 BESIDE = """
 import sys, threading
 threading.Thread(target=lambda: exec(sys.argv[1]), daemon=True).start()
@@ -230,7 +235,7 @@ sys.stdin.read()
 def start(server: FileServer, tmp_path: Path, *, beside: bool = False) -> "subprocess.Popen[str]":
     code = KILLED.format(chunk=CHUNK, url=server.url, cache=str(tmp_path / "spans"))
     return subprocess.Popen(
-        [sys.executable, "-c", *([BESIDE, code] if beside else [code])],
+        [sys.executable, "-c", BESIDE if beside else ALONE, code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -360,6 +365,7 @@ def test_who_waits_for_weights_can_be_ended(
             assert told.splitlines()[-1] == "KeyboardInterrupt"
     finally:
         process.kill()
+        process.communicate()
         go_on.set()
 
 

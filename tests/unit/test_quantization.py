@@ -19,6 +19,7 @@ from node_runner.engine.attention import Pack, Segment
 from node_runner.engine.families import FAMILIES
 from node_runner.engine.kv import KVPool
 from node_runner.engine.span import Span
+from node_runner.statuses import MISTAKE
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import Pipeline, load_span
 from tests.unit.test_families import TINY, VARIANTS, logits_of
@@ -197,5 +198,5 @@ def test_the_command_line_refuses_what_is_no_quantization(
     result = CliRunner().invoke(
         app, [*arguments, "--discovery", "http://127.0.0.1:9", "--quantization", "int3"]
     )
-    assert result.exit_code == 1
+    assert result.exit_code == MISTAKE
     assert "--quantization is one of none, int8, nf4; got 'int3'" in " ".join(result.stderr.split())
