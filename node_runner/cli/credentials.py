@@ -28,7 +28,9 @@ def choose(
     login = the_login()
     discovery = discovery or (login and login.discovery)
     if discovery is None and not (lookup and keyfile):
-        raise fail("Which platform? Log in first (far-node login --discovery URL), or say it here.")
+        raise fail(
+            "Which platform? Run far-node login --discovery URL, or give --keyfile and --discovery."
+        )
     if keyfile is not None:
         key = unlock(keyfile)
         owner = keystore.address(key)
