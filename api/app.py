@@ -22,9 +22,9 @@ from api.routes import (
     relay,
 )
 from api.services import open_services
+from market.settings import Settings
 from mesh import log
 from mesh.relay import EXCHANGE_PATH
-from mesh.settings import Settings
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

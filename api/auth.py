@@ -12,8 +12,10 @@ from redis.asyncio import Redis
 from sqlalchemy import func, update
 
 from api.services import Services, WithServices
-from mesh import names
-from mesh.db import Machine
+from market.identity.tables import Machine
+from market.nodes.live_registry import Registration
+from market.nodes.registered_node import stands
+from mesh import redis_keys
 from mesh.errors import (
     Forbidden,
     MachineRevoked,
@@ -22,8 +24,6 @@ from mesh.errors import (
     TokenInvalid,
     TokenMissing,
 )
-from mesh.registered import stands
-from mesh.registry import Registration
 
 ALGORITHM = "HS256"
 
@@ -62,7 +62,7 @@ def _sign(services: Services, claims: dict[str, object], lifetime: int) -> str:
 async def hand_out_nonce(services: Services) -> str:
     """A fresh nonce that can be used once, soon."""
     nonce = secrets.token_hex(16)  # EIP-4361 wants letters and digits
-    await services.redis.set(names.nonce(nonce), 1, ex=services.settings.auth.nonce_ttl)
+    await services.redis.set(redis_keys.nonce(nonce), 1, ex=services.settings.auth.nonce_ttl)
     return nonce
 
 
@@ -71,7 +71,7 @@ async def use_nonce(redis: Redis, nonce: str) -> None:
     Raises:
         NonceUnknown: never handed out, used already, or expired.
     """
-    if not await redis.delete(names.nonce(nonce)):
+    if not await redis.delete(redis_keys.nonce(nonce)):
         raise NonceUnknown(
             "This nonce was used already, has expired, or is not ours. "
             "Ask /api/auth/nonce for another and sign again."

@@ -8,11 +8,12 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.schemas.base import Balance, CapLowering, Spending, Withdrawal, shown
 from api.services import Services
-from mesh import ledger
-from mesh.db import ChainEvent, SpendingCap
-from mesh.money import ZERO, from_units, plain
-from mesh.schemas import Balance, CapLowering, Spending, Withdrawal, shown
+from market import ledger
+from market.ledger.tables import SpendingCap
+from market.money import ZERO, from_units, plain
+from market.settlement.tables import ChainEvent
 
 CAP_EVENTS = ("CapRaised", "CapLoweringRequested", "CapLoweringCancelled", "CapLowered")
 

@@ -5,9 +5,9 @@ import time
 from pydantic import BaseModel
 
 from api.services import Services
-from mesh.dht import phonebook
-from mesh.dht.keys import SigningKey
+from market.dht import directory
 from mesh.dht.records import issue
+from mesh.dht.signing_keys import SigningKey
 
 
 class DhtAccess(BaseModel):
@@ -29,7 +29,7 @@ def operator_key(services: Services) -> SigningKey | None:
 
 async def peers(services: Services) -> list[str]:
     """Multiaddresses of the operator's DHT peers: those of the settings, and those that run."""
-    known = await phonebook.peers(services.redis)
+    known = await directory.peers(services.redis)
     return sorted({*services.settings.discovery.dht_bootstrap, *known})
 
 

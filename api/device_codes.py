@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.services import Services
-from mesh import names, proof
+from mesh import redis_keys, signed_texts
 from mesh.errors import (
     AccessDenied,
     AuthorizationPending,
@@ -127,10 +127,10 @@ async def hand_out(services: Services, machine: str, address: str) -> Codes:
         "next_at": 0,
     }
     async with services.redis.pipeline() as pipe:
-        pipe.hset(names.device_code(digest), mapping=record)
-        pipe.expire(names.device_code(digest), auth.device_code_ttl)
+        pipe.hset(redis_keys.device_code(digest), mapping=record)
+        pipe.expire(redis_keys.device_code(digest), auth.device_code_ttl)
         await pipe.execute()
-    user_key = names.user_code(_digest(services, codes.user_code))
+    user_key = redis_keys.user_code(_digest(services, codes.user_code))
     await services.redis.set(user_key, digest, ex=auth.device_code_ttl)
     return Codes(codes.device_code, shown(codes.user_code))
 
@@ -147,9 +147,9 @@ async def find(services: Services, user_code: str) -> Waiting:
         UserCodeUnknown: mistyped, expired, or decided about already.
     """
     letters = "".join(letter for letter in user_code.upper() if letter in LETTERS)
-    digest = await services.redis.get(names.user_code(_digest(services, letters)))
+    digest = await services.redis.get(redis_keys.user_code(_digest(services, letters)))
     if digest is not None:
-        key = names.device_code(digest.decode())
+        key = redis_keys.device_code(digest.decode())
         found = await services.redis.hmget(key, ["machine", "address", "decision"])  # type: ignore[misc]
         if found[0] is not None and found[2] is None:
             return Waiting(key, found[0].decode(), found[1].decode(), shown(letters))
@@ -191,7 +191,9 @@ async def check_signature(
         raise SignatureMismatch("Ask for the message to sign first, with the same wallet.")
     if dt.datetime.fromisoformat(fields["expires_at"]) <= dt.datetime.now(dt.UTC):
         raise SignatureMismatch("The message has expired. Ask for a new one, and sign that.")
-    if not proof.signed_by(_message(services, waiting, fields).text, signature, wallet_address):
+    if not signed_texts.signed_by(
+        _message(services, waiting, fields).text, signature, wallet_address
+    ):
         raise SignatureMismatch("The signature is not this wallet's over the message it was given.")
     nonce: str = fields["nonce"]
     return nonce
@@ -236,7 +238,7 @@ async def redeem(services: Services, device_code: str) -> tuple[str, str]:
         AccessDenied: the owner said no.
         CodeExpired: the time is up, or the code was redeemed.
     """
-    key = names.device_code(_digest(services, device_code))
+    key = redis_keys.device_code(_digest(services, device_code))
     script: Any = services.redis.eval(_POLL, 1, key, str(SLOW_DOWN))
     state, *values = [part.decode() for part in await script]
     match state:
@@ -256,7 +258,7 @@ async def redeem(services: Services, device_code: str) -> tuple[str, str]:
 def _message(services: Services, waiting: Waiting, fields: dict[str, str]) -> Message:
     settings = services.settings
     uri = f"{settings.public_url}/link"
-    text = proof.machine_message(
+    text = signed_texts.machine_message(
         domain=settings.auth.domain,
         uri=uri,
         wallet_address=fields["wallet"],

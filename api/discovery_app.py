@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from api.app import assemble
 from api.routes import auth, discovery, health, nodes, phonebook
-from mesh.settings import Settings
+from market.settings import Settings
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

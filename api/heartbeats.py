@@ -9,13 +9,13 @@ import structlog
 from sqlalchemy import func, select, update
 
 from api.problems import OUTAGES, unavailable
+from api.schemas.base import NodeHealth
 from api.services import Services
-from mesh import registry
-from mesh.db import NodeRegistry
+from market.jobs.tables import NodeRegistry
+from market.nodes import live_registry
+from market.nodes.live_registry import Registration
+from market.nodes.registered_node import may_serve, node_of, trusts
 from mesh.errors import NodeNotFound, NodeSuperseded
-from mesh.registered import may_serve, node_of, trusts
-from mesh.registry import Registration
-from mesh.schemas import NodeHealth
 
 log = structlog.get_logger()
 
@@ -30,7 +30,7 @@ async def take(services: Services, caller: Registration, body: NodeHealth) -> No
     discovery = services.settings.discovery
     measured = _measured(body)
     now = time.time()
-    beat = await registry.beat(
+    beat = await live_registry.beat(
         services.redis, caller.node_id, caller.number, measured, now=now, ttl=discovery.node_ttl
     )
     if beat.state == "superseded":
@@ -47,11 +47,11 @@ async def take(services: Services, caller: Registration, body: NodeHealth) -> No
         unavailable(error)  # the uptime stays in Redis, for a later beat to write
         return
     if not body.is_healthy:
-        await registry.forget(services.redis, row.node_id, row.model_id, caller.number)
+        await live_registry.forget(services.redis, row.node_id, row.model_id, caller.number)
         return
     node = node_of(row, discovery)
     node = dataclasses.replace(node, **measured, last_seen=now)
-    if not await registry.announce(services.redis, node, ttl=discovery.node_ttl):
+    if not await live_registry.announce(services.redis, node, ttl=discovery.node_ttl):
         raise _superseded(caller)
 
 
@@ -76,13 +76,13 @@ def _measured(body: NodeHealth) -> dict[str, Any]:
 
 
 async def _write(
-    services: Services, caller: Registration, beat: registry.Beat, *, healthy: bool
+    services: Services, caller: Registration, beat: live_registry.Beat, *, healthy: bool
 ) -> NodeRegistry:
     """Note in the node's row that it was heard, and for how long since the last time."""
     node_id = caller.node_id
     uptime = beat.uptime
     if beat.state == "unknown":
-        uptime = await registry.unsaved_uptime(services.redis, node_id)
+        uptime = await live_registry.unsaved_uptime(services.redis, node_id)
     async with services.sessions.begin() as db:
         row: NodeRegistry | None = await db.scalar(
             update(NodeRegistry)
@@ -102,12 +102,12 @@ async def _write(
             select(NodeRegistry.registration).where(NodeRegistry.node_id == node_id)
         )
     if row is None:
-        await registry.forget(services.redis, node_id, beat.model_id, caller.number)
+        await live_registry.forget(services.redis, node_id, beat.model_id, caller.number)
         if newest is not None and newest != caller.number:
             raise _superseded(caller)
         raise NodeNotFound(f"Node {node_id} is not registered here. Register again.")
     if uptime:
-        await registry.uptime_saved(services.redis, node_id, uptime)
+        await live_registry.uptime_saved(services.redis, node_id, uptime)
     return row
 
 

@@ -9,15 +9,18 @@ import structlog
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.schemas.base import NodeHealth, NodeRegistration
 from api.services import Services
-from mesh import moves, names, registry, smoothing, swarm
-from mesh.catalog import Model
-from mesh.db import NodeRegistry, PlacementMove
+from market.catalog.models import Model
+from market.jobs.tables import NodeRegistry
+from market.nodes import live_registry
+from market.nodes.live_registry import Node
+from market.nodes.registered_node import node_of, trusts
+from market.placement import cluster, rebalances, speed_averages
+from market.placement.solver import Candidate, Span, join
+from market.placement.tables import PlacementMove
+from mesh import redis_keys
 from mesh.errors import InvalidRequest
-from mesh.placement import Candidate, Span, join
-from mesh.registered import node_of, trusts
-from mesh.registry import Node
-from mesh.schemas import NodeHealth, NodeRegistration
 
 log = structlog.get_logger()
 
@@ -52,13 +55,13 @@ async def place(
     how = services.settings.placement
     nodes = [
         node
-        for node in await registry.alive(services.redis, model.id)
+        for node in await live_registry.alive(services.redis, model.id)
         if known is None or node.node_id != known.node_id
     ]
     nodes += await _loading(services, db, model, {node.node_id for node in nodes})
-    speeds = await smoothing.means(services.redis, model.id)
-    seen = swarm.swarm_of(nodes, model, positions=how.positions, speeds=speeds)
-    newcomer = swarm.newcomer(
+    speeds = await speed_averages.means(services.redis, model.id)
+    seen = cluster.swarm_of(nodes, model, positions=how.positions, speeds=speeds)
+    newcomer = cluster.newcomer(
         "",
         model,
         quantization=body.quantization,
@@ -66,7 +69,7 @@ async def place(
         memory_bytes=body.memory_bytes,
         trusted=trusts(services.settings.discovery, body.wallet_address),
         positions=how.positions,
-        speed=swarm.usual_speed(speeds),
+        speed=cluster.usual_speed(speeds),
     )
     span = (
         _as_before(newcomer, known, model)
@@ -101,7 +104,7 @@ async def begin_again(
             for change in move.changes
         ]
         return None
-    await moves.fail(db, move, f"its owner has another span for {known.node_id}")
+    await rebalances.fail(db, move, f"its owner has another span for {known.node_id}")
     log.info("move_ended", model_id=move.model_id, state=move.state, reason=move.reason)
     return move
 
@@ -110,12 +113,12 @@ async def answer(services: Services, node_id: str, body: NodeHealth) -> Orders:
     """What a heartbeat is told. A round trip to Redis, unless a move has something for the node."""
     redis = services.redis
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.hmget(names.orders(node_id), ["start", "end"])
-        pipe.hmget(names.node(node_id), ["start_layer", "end_layer"])
+        pipe.hmget(redis_keys.orders(node_id), ["start", "end"])
+        pipe.hmget(redis_keys.node(node_id), ["start_layer", "end_layer"])
         ordered, current = (_span(pair) for pair in await pipe.execute())
     if ordered is None:
         return Orders(current or await _registered(services, node_id))
-    first = await moves.note_asked(redis, node_id, time.time())
+    first = await rebalances.note_asked(redis, node_id, time.time())
     if not first and ordered not in body.serves and body.cannot_serve != ordered:
         return Orders(ordered, should_rebalance=True)
     return await _go_on(services, node_id, body, ordered)
@@ -123,27 +126,27 @@ async def answer(services: Services, node_id: str, body: NodeHealth) -> Orders:
 
 async def _go_on(services: Services, node_id: str, body: NodeHealth, ordered: Span) -> Orders:
     """A move's node has begun to load, has loaded, or cannot."""
-    switches: list[moves.Switch] = []
+    switches: list[rebalances.Switch] = []
     async with services.sessions.begin() as db:
         move = await _move_of(db, node_id)
         if move is not None and body.cannot_serve == ordered:
-            await moves.fail(db, move, f"{node_id} could not load its span")
+            await rebalances.fail(db, move, f"{node_id} could not load its span")
         elif move is not None and ordered in body.serves:
-            switches = await moves.loaded(db, move, node_id)
+            switches = await rebalances.loaded(db, move, node_id)
         elif move is not None:
             move.state = "loading"
         still = move is not None and move.ended_at is None
     if still:
         return Orders(ordered, should_rebalance=True)
     if move is None:
-        await services.redis.delete(names.orders(node_id))
+        await services.redis.delete(redis_keys.orders(node_id))
     else:
-        await moves.take_back_orders(services.redis, move)
-        await moves.announce(services.redis, switches)
+        await rebalances.take_back_orders(services.redis, move)
+        await rebalances.announce(services.redis, switches)
         log.info("move_ended", model_id=move.model_id, state=move.state, reason=move.reason)
     span = await _registered(services, node_id)
     if span is not None and not switches:  # who switched did not live to tell the routes
-        await registry.move(services.redis, node_id, span, edge=span[0] == 0)
+        await live_registry.move(services.redis, node_id, span, edge=span[0] == 0)
     return Orders(span)
 
 
@@ -173,11 +176,11 @@ def _as_before(newcomer: Candidate, known: NodeRegistry | None, model: Model) ->
 async def _move_of(db: AsyncSession, node_id: str) -> PlacementMove | None:
     """The move under way that changes a node."""
     model_id = await db.scalar(select(NodeRegistry.model_id).where(NodeRegistry.node_id == node_id))
-    move = None if model_id is None else await moves.under_way(db, model_id)
-    return move if move is not None and node_id in moves.nodes_of(move) else None
+    move = None if model_id is None else await rebalances.under_way(db, model_id)
+    return move if move is not None and node_id in rebalances.nodes_of(move) else None
 
 
-def _beside(newcomer: Candidate, seen: swarm.Swarm) -> Span | None:
+def _beside(newcomer: Candidate, seen: cluster.Swarm) -> Span | None:
     """For a node that raises the throughput nowhere: a replica of the slowest span that it holds,
     else as many of the last layers as it holds, where a move may find it."""
     rates: dict[Span, float] = {}

@@ -7,7 +7,7 @@ import geoip2.database
 from geoip2.errors import AddressNotFoundError
 from maxminddb import InvalidDatabaseError
 
-from mesh.distance import Coordinates
+from market.geo.distance import Coordinates
 
 NOWHERE = "192.0.2.1"
 """An address that documents use and nobody has."""

@@ -7,14 +7,16 @@ from redis.asyncio import Redis
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.schemas.base import EarningsPoint, NodeState, NodeView, ProviderStats, shown
 from api.services import Services
-from mesh import ledger, names, registry
-from mesh.db import InferenceSession, NodeContribution, NodeRegistry, RouteHop
-from mesh.money import ZERO, plain
-from mesh.registry import Node
-from mesh.schemas import EarningsPoint, NodeState, NodeView, ProviderStats, shown
-from mesh.settings import DiscoverySettings
-from mesh.skips import skipped
+from market import ledger
+from market.jobs.tables import InferenceSession, NodeContribution, NodeRegistry, RouteHop
+from market.money import ZERO, plain
+from market.nodes import live_registry
+from market.nodes.live_registry import Node
+from market.routing.skip_counts import skipped
+from market.settings import DiscoverySettings
+from mesh import redis_keys
 
 
 async def stats(services: Services, wallet: str) -> ProviderStats:
@@ -77,12 +79,12 @@ async def history(db: AsyncSession, wallet: str, days: int) -> list[EarningsPoin
 async def view(services: Services, row: NodeRegistry) -> NodeView:
     """A node, its state, and why it gets no work."""
     redis = services.redis
-    sighting = await registry.sight(redis, row.node_id)
+    sighting = await live_registry.sight(redis, row.node_id)
     async with services.sessions() as db:
         uptime = await db.scalar(
             select(uptime_of_node()).where(NodeRegistry.node_id == row.node_id)
         )
-    start, end = await redis.hmget(names.orders(row.node_id), ["start", "end"])  # type: ignore[misc]
+    start, end = await redis.hmget(redis_keys.orders(row.node_id), ["start", "end"])  # type: ignore[misc]
     node = None if sighting is None else sighting.node
     heard = row.last_seen
     if node is not None:
@@ -109,7 +111,7 @@ async def view(services: Services, row: NodeRegistry) -> NodeView:
     )
 
 
-def _state(row: NodeRegistry, sighting: registry.Sighting | None) -> NodeState:
+def _state(row: NodeRegistry, sighting: live_registry.Sighting | None) -> NodeState:
     if sighting is None:
         return NodeState.LOADING if row.last_seen is None else NodeState.SILENT
     if not sighting.node.is_healthy:
@@ -125,7 +127,7 @@ async def _active(redis: Redis, db: AsyncSession, wallet: str) -> Sequence[Node]
     return [
         node
         for model_id in models
-        for node in await registry.active(redis, model_id)
+        for node in await live_registry.active(redis, model_id)
         if node.wallet_address == wallet
     ]
 

@@ -13,10 +13,10 @@ import structlog
 from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from mesh import manifest
+from market.settings import ModelSettings, WeightSettings
+from mesh.checkpoint import manifest
+from mesh.checkpoint.manifest import Manifest
 from mesh.errors import Unavailable, WeightsNotPublished, WeightsRefused
-from mesh.manifest import Manifest
-from mesh.settings import ModelSettings, WeightSettings
 
 log = structlog.get_logger()
 

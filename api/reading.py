@@ -13,14 +13,14 @@ from redis.exceptions import RedisError
 from sqlalchemy import select
 
 from api.problems import OUTAGES, unavailable
+from api.schemas.base import InferenceSession as JobView
+from api.schemas.base import NodeContribution, SessionStatus, Tier, shown
 from api.services import Services
-from mesh import jobs, streams
-from mesh.db import InferenceSession
+from market.jobs import live_session, queries
+from market.jobs.live_session import Delivered, Summary, index_of
+from market.jobs.tables import InferenceSession
+from market.money import ZERO, plain
 from mesh.errors import GenerationFailed, JobNotFound, StreamExpired, Unavailable
-from mesh.money import ZERO, plain
-from mesh.schemas import InferenceSession as JobView
-from mesh.schemas import NodeContribution, SessionStatus, Tier, shown
-from mesh.streams import Delivered, Summary, index_of
 from mesh.wire import Cancel
 
 log = structlog.get_logger()
@@ -55,14 +55,14 @@ async def find(services: Services, wallet: str, request_id: str) -> InferenceSes
     job = None
     if request_id.isprintable():  # Postgres has no NUL in a text
         async with services.sessions() as db:
-            job = await jobs.find(db, request_id)
+            job = await queries.find(db, request_id)
     if job is None or job.user_wallet != wallet:
         raise JobNotFound("You have no job of this id.")
     return job
 
 
 async def follow(
-    services: Services, request_id: str, after: str = streams.START
+    services: Services, request_id: str, after: str = live_session.START
 ) -> AsyncIterator[Delivered | Summary | None]:
     """Each token after an entry, once and in order, and the summary last.
 
@@ -73,7 +73,7 @@ async def follow(
         Unavailable: no worker is there to end the job, although its deadline has passed.
     """
     while True:
-        entries = await streams.read(services.redis, request_id, after, wait=POLL)
+        entries = await live_session.read(services.redis, request_id, after, wait=POLL)
         for entry in entries:
             if isinstance(entry, Summary) and _lacks_tokens(entry):
                 raise _forgotten(request_id)
@@ -101,22 +101,22 @@ async def _ended(services: Services, request_id: str, after: str) -> Summary | N
                 )
             )
         ).one()
-        if status not in jobs.ENDED:
+        if status not in queries.ENDED:
             if dt.datetime.now(dt.UTC) > deadline + DEADLINE_GRACE:
                 raise Unavailable("Nobody has ended this job in time. Look again later.")
             return None
-        job = await jobs.find(db, request_id)
+        job = await queries.find(db, request_id)
         assert job is not None
         if job.status == SessionStatus.COMPLETED and index_of(after) < job.token_count:
             if await readable(services, job):
                 return None  # the rest is there
             raise _forgotten(request_id)
-        return Summary(f"{index_of(after)}-1", await jobs.outcome(db, job))
+        return Summary(f"{index_of(after)}-1", await queries.outcome(db, job))
 
 
 async def readable(services: Services, job: InferenceSession) -> bool:
     """Whether Redis still has all tokens of a completed job."""
-    newest = await streams.last_entry(services.redis, job.request_id)
+    newest = await live_session.last_entry(services.redis, job.request_id)
     return index_of(newest) >= job.token_count
 
 
@@ -131,7 +131,7 @@ def _forgotten(request_id: str) -> StreamExpired:
 
 
 async def sse_events(
-    services: Services, request_id: str, after: str = streams.START
+    services: Services, request_id: str, after: str = live_session.START
 ) -> AsyncIterator[dict[str, str]]:
     """A generation as server-sent events (§7.1), each with the id to resume after."""
     try:
@@ -175,11 +175,11 @@ async def wait_for_end(services: Services, request: Request, request_id: str) ->
 
 async def view(services: Services, job: InferenceSession) -> JobView:
     """The job as its user sees it now, with all text so far."""
-    entries = await streams.read(services.redis, job.request_id, streams.START)
+    entries = await live_session.read(services.redis, job.request_id, live_session.START)
     tokens = [entry for entry in entries if isinstance(entry, Delivered)]
     async with services.sessions() as db:
-        parts = await jobs.contributions(db, job)
-    forgotten = job.status in jobs.ENDED and len(tokens) < job.token_count
+        parts = await queries.contributions(db, job)
+    forgotten = job.status in queries.ENDED and len(tokens) < job.token_count
     cost = job.total_cost_far or ZERO
     return JobView(
         request_id=job.request_id,
@@ -189,7 +189,7 @@ async def view(services: Services, job: InferenceSession) -> JobView:
         started_at=job.started_at,
         completed_at=job.completed_at,
         text=None if forgotten else "".join(token.text for token in tokens),
-        tokens_generated=job.token_count if job.status in jobs.ENDED else len(tokens),
+        tokens_generated=job.token_count if job.status in queries.ENDED else len(tokens),
         prompt_tokens=job.prompt_tokens,
         cost_far=shown(cost),
         cost_far_exact=plain(cost),
@@ -218,11 +218,11 @@ async def cancel(services: Services, job: InferenceSession) -> None:
     """Ask for the end of a job. Its user pays for what was delivered until then."""
     async with services.sessions.begin() as db:
         row = await db.get(InferenceSession, job.id, with_for_update=True)
-        if row is None or row.status in jobs.ENDED:
+        if row is None or row.status in queries.ENDED:
             return
         row.cancel_requested = True
     try:
-        await streams.tell(services.redis, Cancel(job.request_id, job.epoch))
+        await live_session.tell(services.redis, Cancel(job.request_id, job.epoch))
     except (RedisError, OSError) as error:  # the supervisor sees it when it renews its lease
         log.warning("cancel_not_told", request_id=job.request_id, error=type(error).__name__)
 
@@ -232,6 +232,6 @@ async def cancel_and_wait(services: Services, job: InferenceSession) -> None:
     await cancel(services, job)
     with suppress(TimeoutError, StreamExpired, Unavailable):
         async with asyncio.timeout(CANCEL_WAIT):
-            after = await streams.last_entry(services.redis, job.request_id)
+            after = await live_session.last_entry(services.redis, job.request_id)
             async for _ in follow(services, job.request_id, after):
                 pass

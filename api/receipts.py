@@ -5,15 +5,16 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.schemas.base import NodeContribution as Part
+from api.schemas.base import Receipt, ReceiptBatch, ReceiptStatus, UsageLine, shown
 from api.services import Services
-from mesh import jobs
-from mesh.db import InferenceSession, NodeContribution, Settlement
+from market.jobs import queries
+from market.jobs.tables import InferenceSession, NodeContribution
+from market.money import ZERO, plain
+from market.settlement.tables import Settlement
+from market.settlement.usage_lines import tree_of, usage_lines
+from market.settlement.usage_tree import Usage
 from mesh.errors import JobNotFound, ReceiptNotReady, UsageUnproven
-from mesh.money import ZERO, plain
-from mesh.schemas import NodeContribution as Part
-from mesh.schemas import Receipt, ReceiptBatch, ReceiptStatus, UsageLine, shown
-from mesh.usage import Usage
-from mesh.usage_lines import tree_of, usage_lines
 
 log = structlog.get_logger()
 
@@ -66,8 +67,8 @@ async def _find(
 ) -> tuple[InferenceSession, Sequence[NodeContribution]]:
     """The job and all who served it, if the wallet is one of those that it concerns."""
     printable = request_id.isprintable()  # Postgres has no NUL in a text
-    job = await jobs.find(db, request_id) if printable else None
-    parts = [] if job is None else await jobs.contributions(db, job)
+    job = await queries.find(db, request_id) if printable else None
+    parts = [] if job is None else await queries.contributions(db, job)
     if job is None or wallet not in {job.user_wallet, *(part.wallet_address for part in parts)}:
         raise JobNotFound("You have no job of this id.")
     return job, parts

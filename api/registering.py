@@ -13,11 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api import placement
 from api.auth import issue_token, machine_of, use_nonce
 from api.credentials import DhtAccess, dht_access
+from api.schemas.base import NodeRegistration
 from api.services import Services
-from mesh import moves, proof, registry
-from mesh.db import NodeRegistry
+from market.jobs.tables import NodeRegistry
+from market.nodes import live_registry
+from market.placement import rebalances
+from mesh import signed_texts
 from mesh.errors import InvalidRequest, NodeIdTaken, SignatureMismatch
-from mesh.schemas import NodeRegistration
 
 Span = tuple[int, int]
 
@@ -66,7 +68,7 @@ async def register(
             known = await _known(db, body)
             earlier_model = None if known is None else known.model_id
             if span is None:
-                await moves.lock(db, model.id)
+                await rebalances.lock(db, model.id)
             given_up = None if known is None else await placement.begin_again(db, known, body)
             if span is None:
                 facts |= await placement.place(services, db, model, body, known)
@@ -74,9 +76,9 @@ async def register(
     except IntegrityError:
         raise _taken(body) from None
     if given_up is not None:
-        await moves.take_back_orders(services.redis, given_up)
+        await rebalances.take_back_orders(services.redis, given_up)
     if earlier_model is not None:
-        await registry.forget(services.redis, row.node_id, earlier_model, row.registration - 1)
+        await live_registry.forget(services.redis, row.node_id, earlier_model, row.registration - 1)
     return Registered(
         node_id=row.node_id,
         status="registered",
@@ -140,7 +142,7 @@ async def _prove_wallet(
         return machine.machine_id
     if body.signature is None or body.nonce is None:
         raise SignatureMismatch("Sign the registration, with a nonce from /api/auth/nonce.")
-    message = proof.registration_message(
+    message = signed_texts.registration_message(
         wallet_address=body.wallet_address,
         model_id=body.model_id,
         start_layer=None if span is None else span[0],
@@ -148,7 +150,7 @@ async def _prove_wallet(
         edge=body.edge,
         nonce=body.nonce,
     )
-    if not proof.signed_by(message, body.signature, body.wallet_address):
+    if not signed_texts.signed_by(message, body.signature, body.wallet_address):
         raise SignatureMismatch("The signature is not this wallet's over this registration.")
     await use_nonce(services.redis, body.nonce)
     return None
@@ -177,7 +179,7 @@ def _location(services: Services, body: NodeRegistration, address: str) -> dict[
     if latitude is None or longitude is None:
         latitude = longitude = None
     said = name.lower() not in UNSAID or latitude is not None
-    located: registry.Located = "declared" if said else "unknown"
+    located: live_registry.Located = "declared" if said else "unknown"
     found = services.places.find(address)
     if found is not None:
         name, located = found.name or name, "geoip"

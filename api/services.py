@@ -17,12 +17,12 @@ from redis.asyncio import Redis
 from api.places import Places
 from api.published import PublishedWeights
 from api.relay.desk import Desk
-from mesh import db, queue
-from mesh.catalog import Catalog
-from mesh.dht.keys import SigningKey
-from mesh.prompts import PromptVault
-from mesh.settings import LimitSettings, Settings
-from mesh.skips import Skips
+from market import db, queue
+from market.catalog.models import Catalog
+from market.prompt_vault import PromptVault
+from market.routing.skip_counts import Skips
+from market.settings import LimitSettings, Settings
+from mesh.dht.signing_keys import SigningKey
 
 log = structlog.get_logger()
 

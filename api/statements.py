@@ -9,9 +9,11 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Select, and_, select, tuple_
 
-from mesh.db import InferenceSession, NodeContribution, Sessions, Settlement
-from mesh.money import ZERO, plain
-from mesh.schemas import ReceiptStatus
+from api.schemas.base import ReceiptStatus
+from market.db import Sessions
+from market.jobs.tables import InferenceSession, NodeContribution
+from market.money import ZERO, plain
+from market.settlement.tables import Settlement
 
 PAGE = 1000
 """Rows read at a time, each page in a transaction of its own: a slow reader holds none open."""

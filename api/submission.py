@@ -15,11 +15,20 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.problems import OUTAGES
+from api.schemas.base import ModelId, RequestBody, Tier
 from api.services import Services
-from mesh import jobs, ledger, metrics, queue, registry, routing, tiers
-from mesh.catalog import Model
-from mesh.db import InferenceSession, Outbox
-from mesh.distance import Coordinates
+from market import ledger, metrics, queue
+from market.catalog.models import Model
+from market.geo.distance import Coordinates
+from market.jobs import queries
+from market.jobs.tables import InferenceSession, Outbox
+from market.money import times
+from market.nodes import live_registry
+from market.nodes.live_registry import Node, Sighting
+from market.prompt_vault import PromptText
+from market.routing import route_search, tiers
+from market.routing.route_search import Admits
+from market.routing.skip_reasons import explain
 from mesh.errors import (
     ContextExceeded,
     IdempotencyConflict,
@@ -28,12 +37,6 @@ from mesh.errors import (
     NoRoute,
     RoomExceeded,
 )
-from mesh.money import times
-from mesh.prompts import PromptText
-from mesh.registry import Node, Sighting
-from mesh.routing import Admits
-from mesh.schemas import ModelId, RequestBody, Tier
-from mesh.skipping import explain
 
 log = structlog.get_logger()
 
@@ -169,14 +172,14 @@ async def _quote(services: Services, body: Generate) -> Quote:
         )
     price = model.price_per_token
     fair = tiers.accepts(price)
-    sighted = await registry.sighted(services.redis, model.id)
+    sighted = await live_registry.sighted(services.redis, model.id)
     nodes = [seen.node for seen in sighted if seen.serves]
     if missing := _missing(model, nodes, fair):
         await _count_skips(services, model, sighted, fair)
         raise NoRoute(missing, retry_after=NO_ROUTE_RETRY)
     positions = len(token_ids) + body.max_tokens
-    if routing.choose(nodes, model.layers, admits=fair, positions=positions) is None:
-        room = routing.room(nodes, model.layers, admits=fair)
+    if route_search.choose(nodes, model.layers, admits=fair, positions=positions) is None:
+        room = route_search.room(nodes, model.layers, admits=fair)
         raise RoomExceeded(
             f"{len(token_ids)} tokens of prompt and max_tokens {body.max_tokens} are more than the "
             f"nodes of {model.id} have memory for: {room} together."
@@ -186,7 +189,7 @@ async def _quote(services: Services, body: Generate) -> Quote:
 
 def _missing(model: Model, nodes: Sequence[Node], fair: Admits) -> str | None:
     """What the nodes lack to serve the model; none if nothing."""
-    if routing.choose(nodes, model.layers, admits=fair) is None:
+    if route_search.choose(nodes, model.layers, admits=fair) is None:
         return f"Not every layer of {model.id} has a healthy node for its price right now."
     if len(nodes) < model.min_nodes:
         return (
@@ -243,7 +246,7 @@ async def _write(
 async def _insert(db: AsyncSession, job: InferenceSession, wallet: str) -> None:
     """Session, hold and outbox row: all or none."""
     db.add(job)
-    db.add(Outbox(task=jobs.SUPERVISE, argument=job.request_id))
+    db.add(Outbox(task=queries.SUPERVISE, argument=job.request_id))
     await db.flush()
     await db.refresh(job)
     await ledger.hold(db, job=job.request_id, wallet=wallet, amount=job.hold_far)

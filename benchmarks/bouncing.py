@@ -17,9 +17,9 @@ from redis.asyncio import Redis
 from websockets.asyncio.client import ClientConnection, connect
 
 from api.relay.line import Command, Line
-from mesh import names, relay, wire
-from mesh.live import LiveRoute
+from mesh import redis_keys, relay, wire
 from mesh.relay import Hello, Inbox, Pulse, Push, Sent
+from mesh.route_record import LiveRoute
 from mesh.wire import Step, Steps
 from node_runner.platform import Identity, Platform
 
@@ -89,7 +89,7 @@ async def bounce(
         for number, (edge, node) in enumerate(zip(members[::2], members[1::2], strict=True)):
             route = LiveRoute(WIDTH, CAPACITY, [edge.node_id, node.node_id])
             name = f"bounce_{number}"
-            await redis.hset(names.live(name), mapping={"epoch": 1, "route": route.pack()})
+            await redis.hset(redis_keys.live(name), mapping={"epoch": 1, "route": route.pack()})
             ways = [
                 await stack.enter_async_context(_way(redis, relay_url, each))
                 for each in (edge, node)
@@ -155,14 +155,14 @@ class _Way(Protocol):
 class _RedisWay:
     def __init__(self, line: Line, node_id: str, after: bytes) -> None:
         self._line = line
-        self._inbox = names.inbox(node_id)
+        self._inbox = redis_keys.inbox(node_id)
         self._after = after
         self._unsent: list[Command] = []
 
     async def send(self, to: str, sent: Sent) -> None:
         # Goes out with the next read, as real nodes do it.
         entry = (wire.HEADER, sent.header, wire.TENSOR, sent.tensor)
-        self._unsent.append(("XADD", names.inbox(to), "*", *entry))
+        self._unsent.append(("XADD", redis_keys.inbox(to), "*", *entry))
 
     async def flush(self) -> None:
         unsent, self._unsent = self._unsent, []
@@ -219,7 +219,7 @@ async def _way(redis: Redis, relay_url: str | None, member: Member) -> AsyncIter
     if relay_url is None:
         line = Line(redis.connection_pool)
         # From the newest entry on: what follows is not missed, whoever begins.
-        newest = await redis.xrevrange(names.inbox(member.node_id), count=1)
+        newest = await redis.xrevrange(redis_keys.inbox(member.node_id), count=1)
         try:
             yield _RedisWay(line, member.node_id, newest[0][0] if newest else b"0-0")
         finally:

@@ -19,7 +19,7 @@ from benchmarks.machine import OthersMeter, tree_seconds
 from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
-from mesh import names
+from mesh import redis_keys
 from stack.supervisor import DEMO_MODEL, Stack
 
 NODES = 2
@@ -125,7 +125,7 @@ async def _wait(
     while time.monotonic() < give_up:
         async with redis.pipeline(transaction=False) as pipe:
             for job in jobs:
-                pipe.xlen(names.tokens(job))
+                pipe.xlen(redis_keys.tokens(job))
             counts = await pipe.execute()
         if condition(counts):
             return counts

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from eth_account import Account
 
-from mesh import proof
+from mesh import signed_texts
 
 PATIENCE = 30.0
 """Seconds for one answer."""
@@ -149,7 +149,7 @@ class Crowd:
             "edge": False,
             "nonce": nonce,
         }
-        signature = proof.sign(proof.registration_message(**signed), node.key)
+        signature = signed_texts.sign(signed_texts.registration_message(**signed), node.key)
         body = signed | {
             "signature": signature,
             "gpu_model": "NVIDIA GeForce RTX 4090",

@@ -19,7 +19,7 @@ from benchmarks.machine import OthersMeter
 from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
-from mesh.placement import even_split
+from market.placement.solver import even_split
 from stack.supervisor import DEMO_MODEL, Stack
 
 NODES = 3

@@ -11,8 +11,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from mesh import streams
-from mesh.streams import START, Summary
+from market.jobs import live_session
+from market.jobs.live_session import START, Summary
 from stack.supervisor import Stack
 
 PATIENCE = 60.0
@@ -44,7 +44,7 @@ async def follow(
     entry = START
     while True:
         entries = await asyncio.wait_for(
-            streams.read(redis, request_id, entry, wait=PATIENCE), 2 * PATIENCE
+            live_session.read(redis, request_id, entry, wait=PATIENCE), 2 * PATIENCE
         )
         now = time.time()
         if not entries:

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mesh.footprint import QUANTIZATIONS, Footprint, footprint, layer_products, named
+from mesh.model.memory_footprint import QUANTIZATIONS, Footprint, footprint, layer_products, named
 
 GB = 10**9
 DEVICES = (8, 12, 16, 24, 80)

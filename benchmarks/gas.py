@@ -24,9 +24,9 @@ with warnings.catch_warnings():  # web3 7 imports a module that websockets has d
     from web3 import EthereumTesterProvider, HTTPProvider, Web3
 
 from benchmarks.output import close, console
-from mesh.caps import cap_message, sign_cap
-from mesh.chain import artifact
-from mesh.lines import pack_lines
+from market.escrow.artifacts import artifact
+from market.escrow.batch_lines import pack_lines
+from market.escrow.cap_message import cap_message, sign_cap
 from stack.deploy import DAY, Terms
 
 REQUESTS = (10, 100, 1_000, 10_000)

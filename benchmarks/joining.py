@@ -20,8 +20,8 @@ from benchmarks.models import BenchModel
 from benchmarks.newcomer import PHASES, Home, Joined
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
-from mesh.footprint import footprint as takes_of
-from mesh.manifest import NAME, make_manifest
+from mesh.checkpoint.manifest import NAME, make_manifest
+from mesh.model.memory_footprint import footprint as takes_of
 from stack.servers import START_LIMIT, StackError, free_port, port_in_use
 from stack.supervisor import DEMO_MODEL, Stack
 

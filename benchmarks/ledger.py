@@ -20,10 +20,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from benchmarks.machine import CpuMeter, CpuUse
 from benchmarks.movements import Account, Actor, Job, OwnContract, Turns, fund
 from benchmarks.output import at_work, close, console
-from mesh import db
-from mesh.db import ChainCursor, InferenceSession, NodeContribution, Settlement
-from mesh.ledger.check import Report, check
-from mesh.migrations import upgrade
+from market import db
+from market.jobs.tables import InferenceSession, NodeContribution
+from market.ledger.integrity_check import Report, check
+from market.migrations import upgrade
+from market.settlement.tables import ChainCursor, Settlement
 from stack.servers import Postgres
 
 CONNECTIONS = 64

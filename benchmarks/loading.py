@@ -18,7 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from benchmarks import machine
 from benchmarks.watched import Loader
-from mesh.footprint import QUANTIZATIONS
+from mesh.model.memory_footprint import QUANTIZATIONS
 
 MB = 10**6
 HEAD_DIM = 64

@@ -17,10 +17,10 @@ from decimal import Decimal
 from asyncpg.exceptions import PostgresConnectionError, PostgresError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from mesh import ledger
-from mesh.db import Sessions
+from market import ledger
+from market.db import Sessions
+from market.money import ZERO, to_units
 from mesh.errors import InsufficientBalance, SpendingCapExceeded
-from mesh.money import ZERO, to_units
 
 FUNDS = Decimal(1_000_000)
 CAP = Decimal(2_000_000)

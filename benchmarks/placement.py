@@ -15,7 +15,7 @@ from rich.table import Table
 from benchmarks.machine import OthersMeter
 from benchmarks.output import close, console
 from benchmarks.swarms import LARGE_MODEL, MODEL, Device, draw, model_shape
-from mesh.placement import (
+from market.placement.solver import (
     Candidate,
     ModelShape,
     Move,
@@ -26,7 +26,7 @@ from mesh.placement import (
     propose,
     throughput,
 )
-from mesh.placement.filling import fill
+from market.placement.solver.water_filling import fill
 
 SMALLEST, LARGEST = 3, 7
 """Nodes of a swarm of which all groupings are tried."""

@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks import machine, models
 from demo.corpus import is_held_out, library_documents, reference_documents, without_repeats
-from mesh.footprint import footprint
-from mesh.placement import even_split
+from market.placement.solver import even_split
+from mesh.model.memory_footprint import footprint
 from node_runner.engine.attention import Pack, Segment
 from node_runner.engine.kv import KVCache, KVPool
 from node_runner.engine.loader import prepare_span

@@ -14,11 +14,11 @@ from rich.table import Table
 from benchmarks.machine import OthersMeter
 from benchmarks.output import close, console
 from benchmarks.swarms import LARGE_MODEL, SESSIONS, TOKENS, draw, model_shape
-from mesh.distance import Coordinates
-from mesh.placement import ModelShape, place
-from mesh.registry import Node, Sighting
-from mesh.routing import choose
-from mesh.skipping import explain
+from market.geo.distance import Coordinates
+from market.nodes.live_registry import Node, Sighting
+from market.placement.solver import ModelShape, place
+from market.routing.route_search import choose
+from market.routing.skip_reasons import explain
 
 SIZES = (10, 100, 1000)
 CITIES = (

@@ -23,8 +23,9 @@ from rich.table import Table
 from benchmarks.crowd import Crowd
 from benchmarks.machine import OthersMeter, tree_seconds
 from benchmarks.output import close, console, refusals_shown
-from mesh import names, registry
-from mesh.migrations import upgrade
+from market.migrations import upgrade
+from market.nodes import live_registry
+from mesh import redis_keys
 from stack.processes import Processes
 from stack.servers import (
     Postgres,
@@ -202,7 +203,7 @@ async def _fill(crowd: Crowd, load: Load, outcome: Outcome) -> None:
 
 
 async def _record_bytes(redis: Redis, crowd: Crowd) -> float:
-    sizes = [await redis.memory_usage(names.node(node.node_id)) for node in crowd.live[:50]]
+    sizes = [await redis.memory_usage(redis_keys.node(node.node_id)) for node in crowd.live[:50]]
     return sum(filter(None, sizes)) / len(sizes)
 
 
@@ -237,7 +238,7 @@ async def _steady(
 
 async def _look(crowd: Crowd, load: Load, outcome: Outcome, redis: Redis) -> None:
     """Who is on the routes, as a route's choice reads it."""
-    active = {node.node_id for node in await registry.active(redis, MODEL_ID)}
+    active = {node.node_id for node in await live_registry.active(redis, MODEL_ID)}
     now = time.monotonic()
     outcome.active = len(active)
     outcome.fell_off += len(crowd.missing(active))

@@ -5,8 +5,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 from benchmarks.footprint import DEVICES, GB, MODELS, working_bytes
-from mesh.footprint import QUANTIZATIONS, footprint, layer_products, named
-from mesh.placement import Candidate, ModelShape, candidate, measured_speed
+from market.placement.solver import Candidate, ModelShape, candidate, measured_speed
+from mesh.model.memory_footprint import QUANTIZATIONS, footprint, layer_products, named
 
 MODEL = "Llama-2-7B"
 LARGE_MODEL = "Llama-2-70B"

@@ -15,9 +15,10 @@ from eth_account import Account
 from redis.asyncio import Redis
 
 from benchmarks.timing import Timing
-from mesh import names, streams, wire
-from mesh.money import to_units
-from mesh.streams import Delivered
+from market.jobs import live_session
+from market.jobs.live_session import Delivered
+from market.money import to_units
+from mesh import redis_keys, wire
 from mesh.wire import Ended
 from stack import demo
 from stack.supervisor import Stack
@@ -147,7 +148,7 @@ class User:
     async def _edge_inboxes(self, http: httpx.AsyncClient) -> list[str]:
         path = f"/api/discovery/nodes/active/{self._plan.model_id}"
         nodes = (await http.get(path)).raise_for_status().json()["nodes"]
-        return [names.inbox(node["node_id"]) for node in nodes if node["edge"]]
+        return [redis_keys.inbox(node["node_id"]) for node in nodes if node["edge"]]
 
 
 async def _opened(redis: Redis, inboxes: Sequence[str]) -> float:
@@ -187,15 +188,15 @@ async def _read(answer: httpx.Response, new_tokens: int, began: float) -> _Strea
 
 async def _written(redis: Redis, request_id: str) -> tuple[float, float]:
     """When the first and the last token were written (Unix time, Redis' clock)."""
-    first = await streams.first_token_at(redis, request_id)
-    for entry, fields in await redis.xrange(names.events(request_id)):
+    first = await live_session.first_token_at(redis, request_id)
+    for entry, fields in await redis.xrange(redis_keys.events(request_id)):
         if isinstance(wire.decode(fields), Ended) and first is not None:
             return first, _time_of(entry)
     raise RuntimeError(f"Redis does not say when {request_id} began and ended.")
 
 
 async def _token_ids(redis: Redis, request_id: str) -> list[int]:
-    entries = await streams.read(redis, request_id, streams.START)
+    entries = await live_session.read(redis, request_id, live_session.START)
     return [entry.token_id for entry in entries if isinstance(entry, Delivered)]
 
 

@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.output import at_work, close, console
 from demo.corpus import is_held_out, library_documents, reference_documents, without_repeats
+from market.placement.solver import even_split
 from mesh import wire
-from mesh.placement import even_split
 from mesh.wire import Step, Steps
 from node_runner.engine.attention import Pack, Segment
 from node_runner.engine.kv import KVCache, KVPool

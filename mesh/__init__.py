@@ -1,5 +1,5 @@
-"""The vocabulary that the gateway, the workers and the nodes share.
+"""The protocol that nodes and the platform share.
 
-Imports neither of them, and no torch: the API's container has none. What a provider's machine
-also needs (names, wire, errors, proof, metrics) imports no database and no chain client either.
+No SQL, web framework, chain client, Redis client or torch: a provider's machine has none of the
+first four, the API's container none of the last.
 """

@@ -12,7 +12,7 @@ import torch
 
 from mesh import wire
 from mesh.errors import MeshError
-from mesh.footprint import QUANTIZATIONS, footprint
+from mesh.model.memory_footprint import QUANTIZATIONS, footprint
 from node_runner import devices
 from node_runner.engine.cuda import accelerate, capture_decoding
 from node_runner.engine.draft_model import load_draft

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from mesh import proof
+from mesh import signed_texts
 from node_runner import folders, keystore
 from node_runner.asking import Refused, ask
 from node_runner.platform import PlatformUnreachable
@@ -151,7 +151,7 @@ def approve(http: httpx.Client, user_code: str, machine: str, private_key: bytes
             f"The platform at {domain} wants a signature for {answer['domain']!r}. Use the URL "
             "under which the platform knows itself; if that is this one, do not trust it."
         )
-    expected = proof.machine_message(
+    expected = signed_texts.machine_message(
         domain=answer["domain"],
         uri=answer["uri"],
         wallet_address=wallet,
@@ -163,7 +163,7 @@ def approve(http: httpx.Client, user_code: str, machine: str, private_key: bytes
     )
     if answer["message"] != expected:
         raise LoginFailed("The platform wants something else signed than a login. Not done.")
-    signature = proof.sign(expected, private_key)
+    signature = signed_texts.sign(expected, private_key)
     ask(http, "POST", "/api/machines/approve", {**asked, "signature": signature})
 
 

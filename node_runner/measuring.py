@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
-from mesh.footprint import named
+from mesh.model.memory_footprint import named
 from node_runner.engine.attention import Pack, Segment
 from node_runner.engine.kv import KVPool
 from node_runner.engine.loader import prepare_span

@@ -10,7 +10,7 @@ import structlog
 import torch
 from prometheus_client import start_http_server
 
-from mesh.dht.keys import SigningKey
+from mesh.dht.signing_keys import SigningKey
 from node_runner import claims, devices, folders, metrics
 from node_runner.control import Control
 from node_runner.dht.announcer import Announcer, Subject

@@ -9,8 +9,8 @@ import httpx
 import torch
 
 from mesh.errors import MeshError
-from mesh.footprint import footprint, named
-from mesh.work import edge_units
+from mesh.model.compute_cost import edge_units
+from mesh.model.memory_footprint import footprint, named
 from node_runner import devices, measuring
 from node_runner.asking import ask
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import structlog
 
-from mesh import proof
+from mesh import signed_texts
 from node_runner.vitals import Vitals
 
 log = structlog.get_logger()
@@ -172,7 +172,7 @@ class Platform:
         if self._private_key is None:
             return {}
         nonce = self._call("GET", "/api/auth/nonce", needs=["nonce"])["nonce"]
-        message = proof.registration_message(
+        message = signed_texts.registration_message(
             wallet_address=self._identity.wallet_address,
             model_id=self._identity.model_id,
             start_layer=start,
@@ -180,7 +180,7 @@ class Platform:
             edge=self._identity.edge,
             nonce=nonce,
         )
-        return {"nonce": nonce, "signature": proof.sign(message, self._private_key)}
+        return {"nonce": nonce, "signature": signed_texts.sign(message, self._private_key)}
 
     def start_heartbeats(
         self,

@@ -14,11 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mesh import db, migrations
+from market import db, migrations
+from market.escrow.escrow_view import EscrowView
+from market.ledger.integrity_check import Report, check
+from market.settings import Settings
 from mesh.errors import ChainError
-from mesh.escrow_view import EscrowView
-from mesh.ledger.check import Report, check
-from mesh.settings import Settings
 from stack import contracts_cli, models_cli
 from stack import demo as demonstration
 from stack.discovery_cli import discovery

@@ -8,9 +8,9 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from web3 import Web3
 
-from mesh.caps import cap_message, sign_cap
-from mesh.chain import artifact
-from mesh.deployment import Deployment
+from market.escrow.artifacts import artifact
+from market.escrow.cap_message import cap_message, sign_cap
+from market.settings.deployment import Deployment
 from stack.deploy import Roles, Terms, deploy
 from stack.devchain import MNEMONIC
 

@@ -12,9 +12,9 @@ from rich.table import Table
 from web3 import Web3
 from web3.exceptions import Web3Exception
 
-from mesh.chain import unlock
+from market.chain.open_signer import unlock
+from market.money import to_units
 from mesh.errors import MeshError
-from mesh.money import to_units
 from stack.deploy import DAY, Roles, Terms
 from stack.deploy import deploy as deploy_contracts
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from siwe import SiweMessage
 
-from mesh.money import from_units, plain, to_units
+from market.money import from_units, plain, to_units
 from stack.supervisor import Stack
 
 PROMPT = "The return value"

@@ -6,8 +6,8 @@ from typing import Any
 from eth_account.signers.local import LocalAccount
 from web3 import Web3
 
-from mesh.chain import artifact
-from mesh.deployment import Deployment
+from market.escrow.artifacts import artifact
+from market.settings.deployment import Deployment
 
 DAY = 24 * 3600
 

@@ -13,11 +13,12 @@ import structlog
 from prometheus_client import start_http_server
 from redis.asyncio import Redis
 
-from mesh import db, log, metrics
-from mesh.catalog import Catalog
-from mesh.dht.keys import SigningKey
+from market import db, metrics
+from market.catalog.models import Catalog
+from market.settings import DiscoverySettings, Settings
+from mesh import log
 from mesh.dht.peer import Peer
-from mesh.settings import DiscoverySettings, Settings
+from mesh.dht.signing_keys import SigningKey
 from stack.mirror import Mirror
 
 REDIS_TIMEOUT = 5.0

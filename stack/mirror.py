@@ -8,9 +8,10 @@ from typing import Protocol
 import structlog
 from redis.asyncio import Redis
 
-from mesh import db, metrics
-from mesh.dht import phonebook
-from mesh.dht.keys import SigningKey
+from discovery.restore import restore
+from market import db, metrics
+from market.dht import directory
+from market.settings import DiscoverySettings
 from mesh.dht.records import (
     SIGNPOST_KEY,
     SIGNPOST_SUBKEY,
@@ -20,9 +21,8 @@ from mesh.dht.records import (
     read_announcement,
     spans_key,
 )
-from mesh.dht.restore import restore
+from mesh.dht.signing_keys import SigningKey
 from mesh.errors import RecordRefused
-from mesh.settings import DiscoverySettings
 
 SIGNPOST_TTL = 300.0
 """Seconds for which the platform's URL stands in the DHT after the last pass of any mirror."""
@@ -61,11 +61,11 @@ class Mirror:
 
     async def once(self) -> None:
         """One pass. An error of Redis, Postgres or the DHT ends it; the next does it all again."""
-        await phonebook.note_peers(self.redis, await self.peer.addresses(), ttl=PEERS_TTL)
+        await directory.note_peers(self.redis, await self.peer.addresses(), ttl=PEERS_TTL)
         await self._put_up_signpost()
         for model_id in self.model_ids:
             told = self._read(model_id, await self.peer.read(spans_key(model_id)))
-            await phonebook.write(self.redis, model_id, told)
+            await directory.write(self.redis, model_id, told)
             metrics.dht_records.labels(model_id).set(len(told))
             back = await restore(self.redis, self.sessions, self.discovery, told)
             if back:

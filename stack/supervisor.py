@@ -23,13 +23,13 @@ import yaml
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
-from mesh import names
-from mesh.catalog import Model, load_model
-from mesh.deployment import Deployment
+from market.catalog.models import Model, load_model
+from market.migrations import upgrade
+from market.placement.solver import even_split
+from market.settings import ModelSettings
+from market.settings.deployment import Deployment
+from mesh import redis_keys
 from mesh.errors import MeshError
-from mesh.migrations import upgrade
-from mesh.placement import even_split
-from mesh.settings import ModelSettings
 from stack.contracts import DevelopmentChain, development_account, write_keystore
 from stack.processes import Child, Processes
 from stack.servers import (
@@ -362,7 +362,7 @@ class Stack:
         """Nodes are told the DHT's peers when they register."""
         give_up = time.monotonic() + 4 * START_LIMIT
         with redis.Redis(port=self.plan.redis_port) as client:
-            while not client.exists(names.DHT_PEERS):
+            while not client.exists(redis_keys.DHT_PEERS):
                 self.processes.check()
                 if time.monotonic() > give_up:
                     log = self.processes.children["dht"].tail()

@@ -14,9 +14,9 @@ from typing import Any
 from eth_account.signers.local import LocalAccount
 from web3 import Web3
 
-from mesh.caps import cap_message, sign_cap
-from mesh.chain import artifact
-from mesh.deployment import Deployment
+from market.escrow.artifacts import artifact
+from market.escrow.cap_message import cap_message, sign_cap
+from market.settings.deployment import Deployment
 from stack.contracts import DevelopmentChain, development_account
 from stack.deploy import Terms
 from stack.servers import free_port, port_in_use

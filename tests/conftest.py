@@ -22,10 +22,10 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 from xdist.scheduler import LoadFileScheduling
 
-from mesh import db
-from mesh.deployment import Deployment
-from mesh.migrations import upgrade
-from mesh.settings import Settings
+from market import db
+from market.migrations import upgrade
+from market.settings import Settings
+from market.settings.deployment import Deployment
 from stack import devchain
 from stack.contracts import DevelopmentChain, development_account, write_keystore
 from stack.servers import Postgres, free_port, redis_command, wait_for_redis

@@ -7,8 +7,8 @@ from decimal import Decimal
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from mesh import ledger
-from mesh.db import InferenceSession, RouteHop
+from market import ledger
+from market.jobs.tables import InferenceSession, RouteHop
 
 _numbers = itertools.count()
 

@@ -15,10 +15,14 @@ from hexbytes import HexBytes
 from sqlalchemy import func, select
 from web3.types import RPCEndpoint
 
-from mesh.chain import Escrow, LocalSigner, Network, Rpc
-from mesh.db import InferenceSession, NodeContribution, Settlement
+from market.chain.client import Network
+from market.chain.failover_rpc import Rpc
+from market.chain.open_signer import LocalSigner
+from market.escrow.reader import Escrow
+from market.jobs.tables import InferenceSession, NodeContribution
+from market.money import ZERO, to_units
+from market.settlement.tables import Settlement
 from mesh.errors import ChainUnreachable, SettlementPaused
-from mesh.money import ZERO, to_units
 from tests.conftest import Chain
 from tests.integration.money import (
     POOR,

@@ -9,13 +9,14 @@ from typing import Any
 from prometheus_client import REGISTRY
 from sqlalchemy import func, select
 
-from mesh import ledger
-from mesh.chain.events import EVENTS, EventSource
-from mesh.db import ChainEvent, LedgerTransaction, SpendingCap
+from market import ledger
+from market.escrow.escrow_view import EscrowView
+from market.escrow.event_reader import EVENTS, EventSource
+from market.ledger.integrity_check import check
+from market.ledger.tables import LedgerTransaction, SpendingCap
+from market.money import from_units, to_units
+from market.settlement.tables import ChainEvent
 from mesh.errors import ReadAgain
-from mesh.escrow_view import EscrowView
-from mesh.ledger.check import check
-from mesh.money import from_units, to_units
 from tests.branching import Branching, Transaction, Users, open_branching, scattered
 from workers.chain_events import index
 from workers.services import Services

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from eth_account.signers.local import LocalAccount
 from sqlalchemy import func, select
 
-from mesh import ledger
-from mesh.chain import Escrow
-from mesh.chain.events import EventSource
-from mesh.db import InferenceSession, LedgerTransaction, NodeContribution, Settlement
-from mesh.deployment import Deployment
-from mesh.escrow_view import EscrowView
-from mesh.ledger.check import check
-from mesh.money import ZERO, to_units
+from market import ledger
+from market.escrow.escrow_view import EscrowView
+from market.escrow.event_reader import EventSource
+from market.escrow.reader import Escrow
+from market.jobs.tables import InferenceSession, NodeContribution
+from market.ledger.integrity_check import check
+from market.ledger.tables import LedgerTransaction
+from market.money import ZERO, to_units
+from market.settings.deployment import Deployment
+from market.settlement.tables import Settlement
 from stack.contracts import DevelopmentChain, development_account
 from tests.branching import Branching, open_branching
 from tests.integration.manual_chain import mining

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from mesh.db import RouteHop
-from mesh.money import ZERO, fee_of, split, times
-from mesh.work import EDGE_UNITS_PER_LAYER
+from market.jobs.tables import RouteHop
+from market.money import ZERO, fee_of, split, times
+from mesh.model.compute_cost import EDGE_UNITS_PER_LAYER
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from mesh import ledger, metrics
-from mesh.chain.events import Event
-from mesh.db import ChainEvent, Settlement
-from mesh.money import from_units
+from market import ledger, metrics
+from market.escrow.event_reader import Event
+from market.money import from_units
+from market.settlement.tables import ChainEvent, Settlement
 
 log = structlog.get_logger()
 

@@ -17,9 +17,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from web3.exceptions import Web3Exception
 
-from mesh import metrics
-from mesh.chain.events import Block, Event, EventSource, Reading
-from mesh.db import ChainBlock, ChainCursor, ChainEvent
+from market import metrics
+from market.escrow.event_reader import Block, Event, EventSource, Reading
+from market.settlement.tables import ChainBlock, ChainCursor, ChainEvent
 from mesh.errors import ChainError, ReadAgain, Reorganised
 from workers import chain_effects
 from workers.services import Services

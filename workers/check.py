@@ -4,9 +4,9 @@ from typing import Any
 
 import structlog
 
+from market.escrow.escrow_view import EscrowView
+from market.ledger.integrity_check import check, publish
 from mesh.errors import ChainError
-from mesh.escrow_view import EscrowView
-from mesh.ledger.check import check, publish
 from workers.services import Services
 
 log = structlog.get_logger()

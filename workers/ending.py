@@ -6,10 +6,11 @@ import structlog
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from mesh import jobs, ledger, metrics
-from mesh.catalog import Model
-from mesh.db import InferenceSession, NodeContribution, RouteHop
-from mesh.money import plain
+from market import ledger, metrics
+from market.catalog.models import Model
+from market.jobs import queries
+from market.jobs.tables import InferenceSession, NodeContribution, RouteHop
+from market.money import plain
 from workers.accounting import Bill, make_bill
 from workers.lease import Lease, LeaseLost
 from workers.services import Services
@@ -71,7 +72,7 @@ async def complete(
             shares=bill.by_wallet(),
             fee=bill.fee,
         )
-        outcome = await jobs.outcome(db, job)
+        outcome = await queries.outcome(db, job)
         await _credit_nodes(db, bill)
     _measure(job, "cancelled" if reason == "cancelled" else "completed")
     if tokens > job.max_tokens:
@@ -101,7 +102,7 @@ async def fail(services: Services, lease: Lease, *, code: str) -> dict[str, obje
         job.status, job.error_code = "failed", code
         _close(job)
         await ledger.release(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
-        outcome = await jobs.outcome(db, job)
+        outcome = await queries.outcome(db, job)
     _measure(job, "failed")
     log.warning("inference_failed", request_id=job.request_id, code=code)
     return outcome

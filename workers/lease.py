@@ -11,7 +11,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, func, or_, select, update
 
-from mesh.db import InferenceSession, Sessions
+from market.db import Sessions
+from market.jobs.tables import InferenceSession
 
 
 class LeaseLost(Exception):

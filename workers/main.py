@@ -11,9 +11,10 @@ from arq.worker import Worker, func
 from prometheus_client import start_http_server
 from redis.exceptions import RedisError
 
-from mesh import log, queue
-from mesh.names import WORKER_QUEUE
-from mesh.settings import Settings
+from market import queue
+from market.settings import Settings
+from mesh import log
+from mesh.redis_keys import WORKER_QUEUE
 from workers.chain_events import follow_chain
 from workers.check import check_ledger
 from workers.placement import rebalance

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
-from mesh.db import InferenceSession
-from mesh.prompts import PromptText
+from market.jobs.tables import InferenceSession
+from market.prompt_vault import PromptText
 from mesh.wire import Open, OpenEdge, Place, Prompt, Resume, Sampling
 from workers.routes import Hop
 
@@ -26,7 +26,7 @@ def openings(
     Args:
         job: The generation.
         prompt: Its text.
-        prefix: Names of the prompt's beginnings (:mod:`mesh.prefixes`); none if tokens exist.
+        prefix: Names of the prompt's beginnings (:mod:`mesh.prefix_hashes`); none if tokens exist.
         route: Nodes and their spans, the edge's first.
         epoch: The one that begins.
         generated: Token ids that readers have.

@@ -13,12 +13,13 @@ from typing import Any
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from mesh import metrics, moves, registry, smoothing, swarm
-from mesh.catalog import Model
-from mesh.db import PlacementMove
-from mesh.db.placement import UNDER_WAY
-from mesh.placement import Policy, propose, throughput
-from mesh.registry import Node
+from market import metrics
+from market.catalog.models import Model
+from market.nodes import live_registry
+from market.nodes.live_registry import Node
+from market.placement import cluster, rebalances, speed_averages
+from market.placement.solver import Policy, propose, throughput
+from market.placement.tables import UNDER_WAY, PlacementMove
 from workers.services import Services
 
 log = structlog.get_logger()
@@ -34,11 +35,11 @@ async def rebalance(ctx: dict[str, Any]) -> None:
 async def look(services: Services, model: Model) -> None:
     """End a move that came to nothing, or begin one that pays, if nodes are to be moved at all.
     Nothing if another worker looks."""
-    seen = await registry.sighted(services.redis, model.id)
+    seen = await live_registry.sighted(services.redis, model.id)
     async with services.sessions.begin() as db:
-        if not await moves.try_lock(db, model.id):
+        if not await rebalances.try_lock(db, model.id):
             return
-        move = await moves.under_way(db, model.id)
+        move = await rebalances.under_way(db, model.id)
         if move is not None:
             await _check(services, db, move, {sighting.node.node_id for sighting in seen})
         elif services.settings.placement.enabled:
@@ -46,9 +47,9 @@ async def look(services: Services, model: Model) -> None:
             move = await _propose(services, db, model, healthy)
     if move is not None and move.state in UNDER_WAY:
         limit = services.settings.placement.move_limit
-        await moves.give_orders(services.redis, move, ttl=limit)
+        await rebalances.give_orders(services.redis, move, ttl=limit)
     elif move is not None:
-        await moves.take_back_orders(services.redis, move)
+        await rebalances.take_back_orders(services.redis, move)
 
 
 async def _check(
@@ -57,15 +58,15 @@ async def _check(
     """Give a move up if a node of it is gone, or it takes too long."""
     ttl = services.settings.discovery.node_ttl
     gone = []
-    for node_id in set(moves.nodes_of(move)) - set(heard):
-        asked = await moves.asked_at(services.redis, node_id) or move.proposed_at.timestamp()
+    for node_id in set(rebalances.nodes_of(move)) - set(heard):
+        asked = await rebalances.asked_at(services.redis, node_id) or move.proposed_at.timestamp()
         if time.time() - asked > ttl:  # while it loads, a node may be off the routes
             gone.append(node_id)
     age = (dt.datetime.now(dt.UTC) - move.proposed_at).total_seconds()
     if gone:
-        await moves.fail(db, move, f"gone: {', '.join(sorted(gone))}")
+        await rebalances.fail(db, move, f"gone: {', '.join(sorted(gone))}")
     elif age > services.settings.placement.move_limit:
-        await moves.fail(db, move, "not loaded in time", state="expired")
+        await rebalances.fail(db, move, "not loaded in time", state="expired")
     else:
         return
     log.warning("move_ended", model_id=move.model_id, state=move.state, reason=move.reason)
@@ -75,24 +76,24 @@ async def _propose(
     services: Services, db: AsyncSession, model: Model, nodes: Sequence[Node]
 ) -> PlacementMove | None:
     how = services.settings.placement
-    speeds = await smoothing.smoothed(
+    speeds = await speed_averages.smoothed(
         services.redis,
         model.id,
-        {node.node_id: speed for node in nodes if (speed := swarm.speed_of(node, model))},
+        {node.node_id: speed for node in nodes if (speed := cluster.speed_of(node, model))},
         now=time.time(),
         half_life=how.half_life,
     )
-    seen = swarm.swarm_of(
+    seen = cluster.swarm_of(
         nodes,
         model,
         positions=how.positions,
         speeds=speeds,
-        fixed=await moves.failed_lately(db, model.id, how.retry),
+        fixed=await rebalances.failed_lately(db, model.id, how.retry),
     )
     metrics.placement_throughput.labels(model.id).set(
         throughput(seen.by_id, seen.spans, seen.shape)
     )
-    if await moves.ended_within(db, model.id, how.pause):
+    if await rebalances.ended_within(db, model.id, how.pause):
         return None
     began = time.perf_counter()
     move = await asyncio.to_thread(  # half a second for a thousand nodes
@@ -101,7 +102,7 @@ async def _propose(
     metrics.placement_seconds.observe(time.perf_counter() - began)
     if move is None or all(change.new is None for change in move.changes):
         return None
-    recorded = await moves.record(db, model.id, move)
+    recorded = await rebalances.record(db, model.id, move)
     log.info(
         "move_proposed",
         model_id=model.id,

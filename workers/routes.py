@@ -5,12 +5,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mesh import registry, routing, tiers
-from mesh.catalog import Model
-from mesh.db import InferenceSession
-from mesh.distance import Coordinates
-from mesh.registry import Node, Sighting
-from mesh.skipping import explain
+from market.catalog.models import Model
+from market.geo.distance import Coordinates
+from market.jobs.tables import InferenceSession
+from market.nodes import live_registry
+from market.nodes.live_registry import Node, Sighting
+from market.routing import route_search, tiers
+from market.routing.skip_reasons import explain
 from workers.services import Services
 
 
@@ -62,15 +63,15 @@ class Routes:
     async def find(self, serving: Collection[Hop]) -> list[Node] | None:
         """The cheapest route now, none if there is none. ``serving``: the hops that the generation
         has, which cost nothing where they still serve the same span."""
-        sighted = await registry.sighted(self._redis, self._model.id)
+        sighted = await live_registry.sighted(self._redis, self._model.id)
         nodes = [seen.node for seen in sighted if seen.serves]
-        rooms = await registry.rooms(self._redis, [node.node_id for node in nodes])
+        rooms = await live_registry.rooms(self._redis, [node.node_id for node in nodes])
         now = time.monotonic()
         avoid = [node_id for node_id, until in self._avoid.items() if until > now]
         prefer = [node.node_id for node in nodes if Hop.of(node) in serving]
         route = None
         if len(nodes) >= self._model.min_nodes:
-            route = routing.choose(
+            route = route_search.choose(
                 nodes,
                 self._model.layers,
                 avoid=avoid,
@@ -106,4 +107,4 @@ class Routes:
     async def reserve(self, route: Sequence[Node], serving: Collection[Hop]) -> bool:
         """Nodes that serve the generation already have its room."""
         new = [node.node_id for node in route if Hop.of(node) not in serving]
-        return await registry.reserve(self._redis, new, self._positions)
+        return await live_registry.reserve(self._redis, new, self._positions)

@@ -8,11 +8,11 @@ from arq.connections import ArqRedis
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mesh import db, queue
-from mesh.catalog import Catalog
-from mesh.prompts import PromptVault
-from mesh.settings import Settings
-from mesh.skips import Skips
+from market import db, queue
+from market.catalog.models import Catalog
+from market.prompt_vault import PromptVault
+from market.routing.skip_counts import Skips
+from market.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

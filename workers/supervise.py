@@ -15,13 +15,15 @@ from typing import Any
 import structlog
 from sqlalchemy import insert, select, update
 
-from mesh import metrics, registry, streams
-from mesh.db import InferenceSession, RouteHop
-from mesh.live import LiveRoute
-from mesh.refusals import LOST, code_of
-from mesh.registry import Node
-from mesh.streams import Delivered
+from market import metrics
+from market.jobs import live_session
+from market.jobs.live_session import Delivered
+from market.jobs.tables import InferenceSession, RouteHop
+from market.nodes import live_registry
+from market.nodes.live_registry import Node
+from mesh.route_record import LiveRoute
 from mesh.wire import Cancel, Close, Ended, Note, Ping, Pong, Refused
+from mesh.wire.refusal_codes import LOST, code_of
 from workers import ending, lease
 from workers.lease import Lease, LeaseLost
 from workers.opening import openings
@@ -98,7 +100,7 @@ class Supervisor:
         self._believed: set[str] = set()
         self._computed = 0
         self._silent_before: set[str] = set()
-        self._events_after = streams.START
+        self._events_after = live_session.START
         self._failures = 0
 
     async def run(self) -> None:
@@ -116,7 +118,7 @@ class Supervisor:
             self._check_time_and_cancel()
             for event in await self._hear(0):  # that a predecessor did not live to act on
                 await self._act(event)
-            writes = await streams.current_epoch(self._redis, self._id)
+            writes = await live_session.current_epoch(self._redis, self._id)
             if self._epoch == self._lease.job.epoch and not writes == recorded == self._epoch:
                 await self._new_epoch("first" if self._epoch == 0 else "taken_over")
             await self._watch()
@@ -146,7 +148,7 @@ class Supervisor:
             self._check_time_and_cancel()
             if time.monotonic() < look_at:
                 continue  # an event woke us
-            look = await streams.look(self._redis, self._id, self._node_ids)
+            look = await live_session.look(self._redis, self._id, self._node_ids)
             if look.epoch != self._epoch:
                 await self._new_epoch("redis_lost")
             elif await self._mend_silence(look.beating):
@@ -164,7 +166,7 @@ class Supervisor:
 
     async def _hear(self, wait: float) -> list[Note]:
         """Events of this epoch, waiting up to ``wait`` seconds for the first."""
-        self._events_after, events = await streams.listen(
+        self._events_after, events = await live_session.listen(
             self._redis, self._id, self._events_after, wait=wait
         )
         if any(isinstance(event, Cancel) for event in events):
@@ -218,7 +220,7 @@ class Supervisor:
         if not dead or await self._routes.find(self._route) is None:
             return False
         for node_id in dead:
-            await registry.forget(self._redis, node_id, self._model.id)
+            await live_registry.forget(self._redis, node_id, self._model.id)
         await self._blame(dead, "silent")
         await self._new_epoch("silent")
         return True
@@ -227,7 +229,7 @@ class Supervisor:
         """Whether the route's nodes all live and have come further than when asked last: a long
         prompt, or many generations. Those that do not answer are blamed."""
         for node_id in self._node_ids:
-            await streams.send(
+            await live_session.send(
                 self._redis, node_id, [Ping(self._id, self._epoch)], ttl=self._limits.stream_ttl
             )
         alive: dict[str, int] = {}
@@ -240,7 +242,7 @@ class Supervisor:
                     await self._check_ended(event)
         silent = [node_id for node_id in self._node_ids if node_id not in alive]
         for node_id in silent:
-            await registry.forget(self._redis, node_id, self._model.id)
+            await live_registry.forget(self._redis, node_id, self._model.id)
         further = sum(alive.values()) > self._computed
         self._computed = sum(alive.values())
         if further and not silent:
@@ -252,7 +254,7 @@ class Supervisor:
         cooldown = self._services.settings.discovery.cooldown
         for node_id in node_ids:
             self._routes.avoid(node_id, cooldown)
-            await registry.cool_down(self._redis, node_id, seconds=cooldown)
+            await live_registry.cool_down(self._redis, node_id, seconds=cooldown)
             log.warning("node_blamed", request_id=self._id, node_id=node_id, code=code)
         self._count_failure()
 
@@ -270,7 +272,7 @@ class Supervisor:
         await self._claim_epoch()
         positions = job.prompt_tokens + job.max_tokens
         live = LiveRoute(self._model.width, positions, [node.node_id for node in route])
-        await streams.begin_epoch(self._redis, self._id, self._epoch, live, ttl=self._keep())
+        await live_session.begin_epoch(self._redis, self._id, self._epoch, live, ttl=self._keep())
         generated = [token.token_id for token in await self._tokens()]
         if len(generated) >= job.max_tokens:
             raise _Over("length")
@@ -364,17 +366,17 @@ class Supervisor:
             expires_in=self._seconds_left() + OPEN_GRACE,
         )
         for node_id, message in messages:
-            await streams.send(self._redis, node_id, [message], ttl=self._limits.stream_ttl)
+            await live_session.send(self._redis, node_id, [message], ttl=self._limits.stream_ttl)
 
     async def _close(self, hops: Collection[Hop], epoch: int) -> None:
         for hop in hops:
-            await streams.send(
+            await live_session.send(
                 self._redis, hop.node_id, [Close(self._id, epoch)], ttl=self._limits.stream_ttl
             )
 
     async def _end(self, over: _Over) -> None:
         ttl = self._limits.stream_ttl
-        tokens = await streams.seal(self._redis, self._id, ttl=ttl)
+        tokens = await live_session.seal(self._redis, self._id, ttl=ttl)
         if over.code is None:
             outcome = await ending.complete(
                 self._services,
@@ -382,11 +384,11 @@ class Supervisor:
                 self._model,
                 tokens=tokens,
                 reason=over.reason,
-                first_token_at=await streams.first_token_at(self._redis, self._id),
+                first_token_at=await live_session.first_token_at(self._redis, self._id),
             )
         else:
             outcome = await ending.fail(self._services, self._lease, code=over.code)
-        await streams.finish(self._redis, self._id, outcome, ttl=ttl)
+        await live_session.finish(self._redis, self._id, outcome, ttl=ttl)
         await self._close(self._route, self._epoch)
 
     def _sender_to(self, node_id: str) -> str:
@@ -412,8 +414,8 @@ class Supervisor:
         return self._seconds_left() + self._limits.stream_ttl
 
     async def _tokens(self) -> list[Delivered]:
-        entries = await streams.read(self._redis, self._id, streams.START)
+        entries = await live_session.read(self._redis, self._id, live_session.START)
         return [entry for entry in entries if isinstance(entry, Delivered)]
 
     async def _progress(self) -> int:
-        return streams.index_of(await streams.last_entry(self._redis, self._id))
+        return live_session.index_of(await live_session.last_entry(self._redis, self._id))

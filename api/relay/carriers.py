@@ -12,9 +12,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api.relay.desk import Desk
 from api.relay.pulse import POLLED_TTL, PulseClock
+from market.nodes.live_registry import Registration
 from mesh import relay
 from mesh.errors import WireError
-from mesh.registry import Registration
 from mesh.relay import Assembler, Beat, Displaced, Frame, Hello, Poll, Pulse, Push, place
 
 INBOX_WAIT = 4.0

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from mesh.live import LiveRoute
-from mesh.refusals import ITS_OWN
+from mesh.route_record import LiveRoute
 from mesh.wire import Ended, Pong, Ready, Refused, Step, Steps, Token
+from mesh.wire.refusal_codes import ITS_OWN
 
 EPOCH_OVER = "epoch_over"
 """The generation has ended or goes on with another epoch: nobody's fault."""

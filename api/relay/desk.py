@@ -15,9 +15,10 @@ from api.relay.line import Line
 from api.relay.pace import Pace
 from api.relay.seats import Seats
 from api.relay.upkeep import KEY_TTL
-from mesh import names, wire
+from market.nodes.live_registry import Registration
+from market.settings import RelaySettings
+from mesh import redis_keys, wire
 from mesh.errors import WireError
-from mesh.registry import Registration
 from mesh.relay import (
     MAX_FRAME_BYTES,
     VERSION,
@@ -30,7 +31,6 @@ from mesh.relay import (
     Welcome,
     is_cursor,
 )
-from mesh.settings import RelaySettings
 
 log = structlog.get_logger()
 
@@ -111,7 +111,7 @@ class Desk:
         if hello.version != VERSION:
             raise WireError(f"The relay speaks version {VERSION}, not {hello.version}.")
         connection = secrets.token_hex(8)
-        keys = (names.link(node.node_id), names.inbox(node.node_id))
+        keys = (redis_keys.link(node.node_id), redis_keys.inbox(node.node_id))
         arguments = (connection, hello.session, KEY_TTL, node.number)
         answer = await self._do("EVAL", _GREET, 2, *keys, *arguments)
         if answer is None:
@@ -121,7 +121,7 @@ class Desk:
 
     async def owns(self, node_id: str, connection: str) -> bool:
         """Whether this is still the node's newest connection."""
-        owner = await self._do("HGET", names.link(node_id), "connection")
+        owner = await self._do("HGET", redis_keys.link(node_id), "connection")
         return owner is None or owner.decode() == connection
 
     async def forward(self, node_id: str, session: str, push: Push) -> Accepted:
@@ -131,7 +131,7 @@ class Desk:
     async def pulse(self, node_id: str, connection: str, pulse: Pulse, ttl: float) -> bool:
         """The node lives, for ``ttl`` seconds; what it has read is trimmed. False if another
         connection is the node's by now."""
-        keys = (names.link(node_id), names.pulse(node_id), names.inbox(node_id))
+        keys = (redis_keys.link(node_id), redis_keys.pulse(node_id), redis_keys.inbox(node_id))
         state = await self._do(
             "EVAL",
             _PULSE,
@@ -150,7 +150,7 @@ class Desk:
 
     async def farewell(self, node_id: str, connection: str) -> None:
         """The node has said that it goes: it is dead at once, unless it is elsewhere by now."""
-        keys = (names.link(node_id), names.pulse(node_id))
+        keys = (redis_keys.link(node_id), redis_keys.pulse(node_id))
         await self._do("EVAL", _FAREWELL, 2, *keys, connection)
 
     @asynccontextmanager
@@ -167,7 +167,7 @@ class Desk:
     async def read(self, line: Line, node_id: str, after: str, wait: float) -> list[Inbox]:
         """What came for a node after the cursor; waits up to ``wait`` seconds for it. In as many
         parts as there have to be frames."""
-        inbox, block = names.inbox(node_id), max(1, round(1000 * wait))
+        inbox, block = redis_keys.inbox(node_id), max(1, round(1000 * wait))
         command = ("XREAD", "COUNT", READ_COUNT, "BLOCK", block, "STREAMS", inbox, after)
         [answer] = await line.call([command])
         if isinstance(answer, ResponseError):

@@ -15,11 +15,12 @@ from api.relay.checks import EPOCH_OVER, MALFORMED, NOT_ON_ROUTE, Event
 from api.relay.known import Key, KnownRoutes
 from api.relay.line import Command, Line
 from api.relay.upkeep import KEEP_INBOX, KEY_TTL, Upkeep
-from mesh import metrics, names, wire
+from market import metrics
+from market.jobs.live_session import APPEND_TOKEN
+from mesh import redis_keys, wire
 from mesh.errors import WireError
-from mesh.live import LiveRoute
 from mesh.relay import MAX_ITEMS, Accepted, Push, Refusal, Sent
-from mesh.streams import APPEND_TOKEN
+from mesh.route_record import LiveRoute
 from mesh.wire import Message, Ready, Refused, Step, Steps, Token
 
 MAX_EVENTS = 1000
@@ -82,7 +83,7 @@ class Forwarding:
             else:
                 plan.refused.append(Refusal("", 0, "not_allowed"))
         plan.commands += _complaints(node_id, plan.refused, routes)
-        link = names.link(node_id)
+        link = redis_keys.link(node_id)
         plan.commands.append(("HSET", link, "session", session, "number", push.number))
         if self._upkeep.due(link):
             plan.commands.append(("EXPIRE", link, KEY_TTL))
@@ -99,7 +100,7 @@ class Forwarding:
 
     def _look_after_inboxes(self, plan: _Plan) -> None:
         for owner, size in plan.inboxes.items():
-            inbox = names.inbox(owner)
+            inbox = redis_keys.inbox(owner)
             if self._upkeep.due(inbox, size):
                 plan.looks.append((len(plan.commands), owner))
                 limits = (KEY_TTL, self._max_inbox_bytes)
@@ -183,7 +184,7 @@ def _plan_note(
     elif isinstance(message, Token):
         late = Refusal(message.request_id, message.epoch, EPOCH_OVER)
         plan.tokens.append((len(plan.commands), late))
-        keys = (names.live(message.request_id), names.tokens(message.request_id))
+        keys = (redis_keys.live(message.request_id), redis_keys.tokens(message.request_id))
         place = (message.epoch, message.index, message.token_id, message.text)
         plan.commands.append(("EVAL", APPEND_TOKEN, 2, *keys, *place))
     else:
@@ -208,12 +209,14 @@ def _complaints(node_id: str, refused: list[Refusal], routes: Routes) -> list[Co
 
 def _add_to_inbox(sent: Sent, plan: _Plan) -> None:
     tensor = (wire.TENSOR, sent.tensor) if sent.tensor else ()
-    plan.commands.append(("XADD", names.inbox(sent.to), "*", wire.HEADER, sent.header, *tensor))
+    plan.commands.append(
+        ("XADD", redis_keys.inbox(sent.to), "*", wire.HEADER, sent.header, *tensor)
+    )
     plan.inboxes[sent.to] += len(sent.header) + len(sent.tensor) + ENTRY_OVERHEAD
 
 
 def _add_event(request_id: str, header: Any) -> list[Command]:
-    events = names.events(request_id)
+    events = redis_keys.events(request_id)
     return [
         ("XADD", events, "MAXLEN", "~", MAX_EVENTS, "*", wire.HEADER, header),
         ("EXPIRE", events, KEY_TTL),

@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterable
 
 from api.relay.line import Command, Line
-from mesh import names
-from mesh.live import EPOCH, ROUTE, LiveRoute, epoch_of
+from mesh import redis_keys
+from mesh.route_record import EPOCH, ROUTE, LiveRoute, epoch_of
 
 FRESH = 0.2
 """Seconds for which a route is taken as it was read. A step of an epoch that ended in between gets
@@ -47,7 +47,7 @@ class KnownRoutes:
 
     async def _ask(self, keys: list[Key]) -> dict[Key, LiveRoute]:
         commands: list[Command] = [
-            ("HMGET", names.live(request_id), EPOCH, ROUTE) for request_id, _ in keys
+            ("HMGET", redis_keys.live(request_id), EPOCH, ROUTE) for request_id, _ in keys
         ]
         answers = await self._line.call(commands)
         now = time.monotonic()

@@ -8,15 +8,15 @@ from siwe import SiweMessage
 
 from api.auth import hand_out_nonce, issue_token, use_nonce
 from api.limits import address_of, limit
+from api.schemas.base import RequestBody, WalletAddress
 from api.services import WithServices
-from mesh import proof
+from mesh import signed_texts
 from mesh.errors import (
     DomainMismatch,
     LoginMessageExpired,
     LoginMessageInvalid,
     SignatureMismatch,
 )
-from mesh.schemas import RequestBody, WalletAddress
 
 router = APIRouter(prefix="/api/auth", tags=["auth"])
 
@@ -68,7 +68,7 @@ async def login(body: Login, request: Request, services: WithServices) -> Logged
     _check_time(message)
     if message.address.lower() != body.wallet_address:
         raise SignatureMismatch("The message names another wallet than wallet_address.")
-    if not proof.signed_by(body.message, body.signature, body.wallet_address):
+    if not signed_texts.signed_by(body.message, body.signature, body.wallet_address):
         raise SignatureMismatch("The signature is not this wallet's over this message.")
     await use_nonce(services.redis, message.nonce)
     return LoggedInToken(

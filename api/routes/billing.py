@@ -4,8 +4,8 @@ from fastapi import APIRouter
 
 from api import balance
 from api.auth import LoggedIn
+from api.schemas.base import Balance
 from api.services import WithServices
-from mesh.schemas import Balance
 
 router = APIRouter()
 

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from api.routes import nodes
+from api.schemas.base import Label, shown
 from api.services import Services, WithServices
-from mesh import registry, routing, tiers
-from mesh.money import plain
-from mesh.schemas import Label, shown
+from market.money import plain
+from market.nodes import live_registry
+from market.routing import route_search, tiers
 
 router = APIRouter(tags=["discovery"])
 
@@ -29,7 +30,7 @@ class ActiveNode(BaseModel):
     gpu_model: str
     vram_gb: int
     location: str
-    located: registry.Located
+    located: live_registry.Located
     """Whether its address told the location (`geoip`) or the node itself (`declared`)."""
     layers_served: list[int]
     edge: bool
@@ -101,9 +102,9 @@ async def models(services: WithServices) -> Models:
     """Models on offer, with their price now."""
     offers = []
     for model in services.catalog:
-        nodes = await registry.active(services.redis, model.id)
+        nodes = await live_registry.active(services.redis, model.id)
         fair = tiers.accepts(model.price_per_token)
-        route = routing.choose(nodes, model.layers, admits=fair)
+        route = route_search.choose(nodes, model.layers, admits=fair)
         offers.append(
             ModelOnOffer(
                 id=model.id,
@@ -123,10 +124,10 @@ async def models(services: WithServices) -> Models:
 
 async def _active(services: Services, model_id: str) -> list[ActiveNode]:
     services.catalog.get(model_id)
-    return [_shown(node) for node in await registry.active(services.redis, model_id)]
+    return [_shown(node) for node in await live_registry.active(services.redis, model_id)]
 
 
-def _shown(node: registry.Node) -> ActiveNode:
+def _shown(node: live_registry.Node) -> ActiveNode:
     """Without its address: nobody has to reach a node, and providers need not be found."""
     return ActiveNode(
         node_id=node.node_id,
@@ -150,5 +151,5 @@ def _shown(node: registry.Node) -> ActiveNode:
     )
 
 
-def _step_ms(route: Sequence[registry.Node]) -> float:
+def _step_ms(route: Sequence[live_registry.Node]) -> float:
     return sum(node.latency_ms + node.hop_ms for node in route)

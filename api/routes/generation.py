@@ -12,12 +12,12 @@ from starlette.types import Message
 from api import reading, submission
 from api.auth import LoggedIn
 from api.limits import address_of, limit
+from api.schemas.base import InferenceSession, SessionStatus
 from api.services import Services, WithServices
 from api.submission import Generate
-from mesh import jobs, streams
-from mesh.db import InferenceSession as Job
+from market.jobs import live_session, queries
+from market.jobs.tables import InferenceSession as Job
 from mesh.errors import InvalidRequest, StreamExpired
-from mesh.schemas import InferenceSession, SessionStatus
 
 router = APIRouter(prefix="/api/inference", tags=["inference"])
 
@@ -121,7 +121,7 @@ async def cancel(request_id: str, caller: LoggedIn, services: WithServices) -> I
     Cancelling a job that has ended changes nothing.
     """
     job = await reading.find(services, caller.wallet, request_id)
-    if job.status not in jobs.ENDED:
+    if job.status not in queries.ENDED:
         await reading.cancel_and_wait(services, job)
     return await reading.view(services, await reading.find(services, caller.wallet, request_id))
 
@@ -190,7 +190,7 @@ def _check_key(key: str) -> None:
 
 def _entry_after(last_event_id: str | None, job: Job) -> str:
     if not last_event_id:
-        return streams.START
+        return live_session.START
     digits = last_event_id.removesuffix("-done")
     # No longer than any id of this stream, so that it is a number that Redis can take.
     ours = digits.isascii() and digits.isdigit() and len(digits) <= len(str(job.max_tokens))

@@ -10,11 +10,12 @@ from sqlalchemy import func, select, update
 from api import device_codes
 from api.auth import Bearer, LoggedIn, issue_machine_token, owner_of_machine
 from api.limits import address_of, limit
+from api.schemas.base import MachineName, RequestBody, WalletAddress
 from api.services import Services, WithServices
-from mesh import registry
-from mesh.db import Machine, NodeRegistry
+from market.identity.tables import Machine
+from market.jobs.tables import NodeRegistry
+from market.nodes import live_registry
 from mesh.errors import MachineNotFound
-from mesh.schemas import MachineName, RequestBody, WalletAddress
 
 router = APIRouter(prefix="/api/machines", tags=["machines"])
 
@@ -205,7 +206,7 @@ async def revoke(machine_id: str, bearer: Bearer, services: WithServices) -> Non
             )
         ).all()
     for node_id, model_id in nodes:
-        await registry.forget(services.redis, node_id, model_id)
+        await live_registry.forget(services.redis, node_id, model_id)
 
 
 async def find(request: Request, services: Services, user_code: str) -> device_codes.Waiting:

@@ -5,10 +5,10 @@ from pydantic import BaseModel, Field
 
 from api.auth import Bearer, node_or_machine, use_nonce
 from api.limits import limit
+from api.schemas.base import ModelId, RequestBody, WalletAddress
 from api.services import Services, WithServices
-from mesh import proof
+from mesh import signed_texts
 from mesh.errors import SignatureMismatch
-from mesh.schemas import ModelId, RequestBody, WalletAddress
 
 router = APIRouter(prefix="/api/models", tags=["nodes"])
 
@@ -47,10 +47,10 @@ async def files_for_wallet(
     model_id: ModelId, body: SignedByWallet, services: WithServices
 ) -> FilesOfModel:
     """The same for a machine that holds a wallet's key instead of a token: it signs a nonce."""
-    message = proof.weights_message(
+    message = signed_texts.weights_message(
         wallet_address=body.wallet_address, model_id=model_id, nonce=body.nonce
     )
-    if not proof.signed_by(message, body.signature, body.wallet_address):
+    if not signed_texts.signed_by(message, body.signature, body.wallet_address):
         raise SignatureMismatch("The signature is not this wallet's over this request.")
     await use_nonce(services.redis, body.nonce)
     return await _files(model_id, body.wallet_address, services)

@@ -10,12 +10,7 @@ from api import heartbeats, placement, providers, registering
 from api.auth import Bearer, CallingRegistration
 from api.limits import address_of, limit
 from api.registering import Registered
-from api.services import WithServices
-from mesh import ledger, registry
-from mesh.db import InferenceSession, NodeContribution, NodeRegistry
-from mesh.errors import Forbidden
-from mesh.money import ZERO, plain
-from mesh.schemas import (
+from api.schemas.base import (
     Earnings,
     EarningsOfDay,
     NodeHealth,
@@ -23,6 +18,12 @@ from mesh.schemas import (
     WalletAddress,
     shown,
 )
+from api.services import WithServices
+from market import ledger
+from market.jobs.tables import InferenceSession, NodeContribution, NodeRegistry
+from market.money import ZERO, plain
+from market.nodes import live_registry
+from mesh.errors import Forbidden
 
 router = APIRouter(prefix="/api/nodes", tags=["nodes"])
 
@@ -103,7 +104,7 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
         days = [EarningsOfDay(date=date, amount_far=shown(amount)) for date, amount in history]
     active = 0
     for model_id in models:
-        nodes = await registry.active(services.redis, model_id)
+        nodes = await live_registry.active(services.redis, model_id)
         active += sum(node.wallet_address == wallet for node in nodes)
     return Earnings(
         wallet_address=wallet,

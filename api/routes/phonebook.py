@@ -5,8 +5,8 @@ from pydantic import BaseModel
 
 from api import credentials
 from api.services import WithServices
-from mesh import registry
-from mesh.dht import phonebook
+from market.dht import directory
+from market.nodes import live_registry
 
 router = APIRouter(prefix="/api/discovery/dht", tags=["discovery"])
 
@@ -51,8 +51,8 @@ async def dht(services: WithServices) -> Dht:
 async def announced(model_id: str, services: WithServices) -> AnnouncedNodes:
     """Nodes of a model that announce themselves in the DHT, with their own word for it."""
     services.catalog.get(model_id)
-    told = await phonebook.read(services.redis, model_id)
-    on_routes = {node.node_id for node in await registry.active(services.redis, model_id)}
+    told = await directory.read(services.redis, model_id)
+    on_routes = {node.node_id for node in await live_registry.active(services.redis, model_id)}
     return AnnouncedNodes(
         model_id=model_id,
         total_nodes=len(told),

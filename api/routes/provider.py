@@ -6,10 +6,10 @@ from fastapi import APIRouter, Query
 
 from api import providers
 from api.auth import Bearer, may_see_node, wallet_of_user
+from api.schemas.base import EarningsPoint, NodeView, ProviderStats, WalletAddress
 from api.services import Services, WithServices
-from mesh.db import NodeRegistry
+from market.jobs.tables import NodeRegistry
 from mesh.errors import NodeNotFound
-from mesh.schemas import EarningsPoint, NodeView, ProviderStats, WalletAddress
 
 router = APIRouter(tags=["nodes"])
 

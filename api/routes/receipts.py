@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query, Response
 from api import receipts, statements
 from api.auth import LoggedIn
 from api.limits import limit
+from api.schemas.base import Receipt
 from api.services import WithServices
 from mesh.errors import InvalidRequest
-from mesh.schemas import Receipt
 
 router = APIRouter()
 

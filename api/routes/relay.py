@@ -14,9 +14,10 @@ from api.limits import limit
 from api.problems import OUTAGES, render, unavailable
 from api.relay.carriers import WebSocketCarrier, exchange
 from api.services import Services, WithServices
-from mesh import metrics, relay
+from market import metrics
+from market.nodes.live_registry import Registration
+from mesh import relay
 from mesh.errors import BodyTooLarge, MeshError
-from mesh.registry import Registration
 
 router = APIRouter(tags=["relay"])
 
@@ -46,7 +47,9 @@ async def connect(websocket: WebSocket) -> None:
 @router.post(
     relay.EXCHANGE_PATH,
     response_class=Response,
-    responses={200: {"content": {MEDIA_TYPE: {}}, "description": "Frames, see mesh/relay.py."}},
+    responses={
+        200: {"content": {MEDIA_TYPE: {}}, "description": "Frames, see mesh/relay/frames.py."}
+    },
 )
 async def long_poll(
     request: Request, bearer: Bearer, node: CallingRegistration, services: WithServices

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from web3 import Web3
 
-from mesh.chain import artifact, unlock
-from mesh.money import from_units, plain
+from market.chain.open_signer import unlock
+from market.escrow.artifacts import artifact
+from market.money import from_units, plain
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from eth_account.messages import encode_defunct
 from eth_account.signers.local import LocalAccount
 from siwe import SiweMessage
 
-from mesh.deployment import Deployment
-from mesh.money import to_units
+from market.money import to_units
+from market.settings.deployment import Deployment
 from stack.contracts import DevelopmentChain
 
 

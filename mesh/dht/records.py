@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import msgpack
 
-from mesh.dht.keys import KEY_BYTES, SIGNATURE_BYTES, SigningKey, signed
+from mesh.dht.signing_keys import KEY_BYTES, SIGNATURE_BYTES, SigningKey, signed
 from mesh.errors import RecordRefused
 
 SIGNPOST_KEY = "far-mesh/discovery"

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mesh.errors import MeshError
-from mesh.footprint import named
+from mesh.model.memory_footprint import named
 from node_runner.asking import ask, client
 from node_runner.cli import credentials, options
 from node_runner.cli.console import console, errors, fail

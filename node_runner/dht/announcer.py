@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 
 import structlog
 
-from mesh.dht.keys import SigningKey
 from mesh.dht.records import Announcement
+from mesh.dht.signing_keys import SigningKey
 from node_runner import metrics
 from node_runner.dht.helper import DhtUnavailable, Helper, Place
 from node_runner.vitals import Vitals

@@ -3,7 +3,7 @@
 import httpx
 import structlog
 
-from mesh.dht.keys import public_from_hex
+from mesh.dht.signing_keys import public_from_hex
 from node_runner.dht.helper import DhtUnavailable, Place, find_urls
 
 PROBE_LIMIT = 10.0

@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 from mesh.dht import records
-from mesh.dht.keys import SigningKey, public_from_hex
 from mesh.dht.peer import Peer
+from mesh.dht.signing_keys import SigningKey, public_from_hex
 
 
 class Announcing:

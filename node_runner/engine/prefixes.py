@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from mesh.prefixes import EVERY
+from mesh.prefix_hashes import EVERY
 from node_runner.engine.kv import KVCache, KVPool
 
 

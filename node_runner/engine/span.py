@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from mesh.errors import UnsupportedModel
-from mesh.footprint import check_quantization
+from mesh.model.memory_footprint import check_quantization
 from node_runner.engine.attention import Pack, Segment
 from node_runner.engine.blocks import BlockLayers
 from node_runner.engine.embedding import Embedding, Head, take_norm
@@ -46,7 +46,8 @@ class Span:
             edge: Whether it holds the edge.
             device: Where it computes.
             dtype: What it computes in, and keeps all weights in that are not quantized.
-            quantization: One of :data:`mesh.footprint.QUANTIZATIONS`, for the layers' products.
+            quantization: Of the layers' products, one of
+                :data:`mesh.model.memory_footprint.QUANTIZATIONS`.
 
         Raises:
             UnsupportedModel: the checkpoint lacks a tensor, or has one too many; or it cannot be

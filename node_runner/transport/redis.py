@@ -9,10 +9,10 @@ from typing import Any
 import redis
 import structlog
 
-from mesh import names, wire
+from market.jobs.live_session import APPEND_TOKEN
+from market.nodes.live_registry import PULSE_INTERVAL, PULSE_TTL
+from mesh import redis_keys, wire
 from mesh.errors import WireError
-from mesh.registry import PULSE_INTERVAL, PULSE_TTL
-from mesh.streams import APPEND_TOKEN
 from mesh.wire import Halt, Message, Token
 from node_runner.engine.results import Forward, Result
 from node_runner.transport import HopClock, Unreachable
@@ -57,7 +57,7 @@ class RedisTransport:
         self._connection = redis.ConnectionPool.from_url(
             url, socket_connect_timeout=SILENCE_LIMIT, socket_timeout=SILENCE_LIMIT
         ).make_connection()
-        self._inbox = names.inbox(node_id)
+        self._inbox = redis_keys.inbox(node_id)
         [newest] = self._call([("XREVRANGE", self._inbox, "+", "-", "COUNT", 1)])
         self._after: bytes = newest[0][0] if newest else b"0-0"
         self._exchanges = 0
@@ -79,7 +79,7 @@ class RedisTransport:
         answers = self._call(
             [
                 *self._upkeep(),
-                *(_add(names.inbox(forward.to), forward.message) for forward in steps),
+                *(_add(redis_keys.inbox(forward.to), forward.message) for forward in steps),
                 *map(_report, others),
                 _read(self._inbox, self._after, wait),
             ]
@@ -126,7 +126,7 @@ def _beat(
 ) -> None:
     """Tell that this process runs, even while it computes for long, and how much room it has; on a
     connection of its own."""
-    key, ttl = names.pulse(node_id), round(PULSE_TTL * 1000)
+    key, ttl = redis_keys.pulse(node_id), round(PULSE_TTL * 1000)
     with redis.Redis.from_url(url, socket_timeout=PULSE_RETRY) as client:
         delay = 0.0
         while not stop.wait(delay):
@@ -149,10 +149,10 @@ def _add(stream: str, message: Message) -> Command:
 def _report(result: Result) -> Command:
     """What goes to readers or to the supervisor: exactly one command a result."""
     if isinstance(result, Token):
-        stream = names.tokens(result.request_id)
+        stream = redis_keys.tokens(result.request_id)
         place = (result.epoch, result.index, result.token_id, result.text)
-        return ("EVAL", APPEND_TOKEN, 2, names.live(result.request_id), stream, *place)
-    return _add(names.events(result.request_id), result)
+        return ("EVAL", APPEND_TOKEN, 2, redis_keys.live(result.request_id), stream, *place)
+    return _add(redis_keys.events(result.request_id), result)
 
 
 def _read(inbox: str, after: bytes, wait: float) -> Command:

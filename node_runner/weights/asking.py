@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from mesh import proof
+from mesh import signed_texts
 from mesh.errors import (
     WeightsError,
     WeightsNotPublished,
@@ -70,8 +70,10 @@ class AskPlatform:
             return http.get(path, headers={"Authorization": f"Bearer {self.token}"})
         nonce = http.get("/api/auth/nonce").raise_for_status().json()["nonce"]
         address = self.wallet.address
-        message = proof.weights_message(wallet_address=address, model_id=self.model_id, nonce=nonce)
-        signature = proof.sign(message, self.wallet.private_key)
+        message = signed_texts.weights_message(
+            wallet_address=address, model_id=self.model_id, nonce=nonce
+        )
+        signature = signed_texts.sign(message, self.wallet.private_key)
         body = {"wallet_address": address, "nonce": nonce, "signature": signature}
         return http.post(path, json=body)
 

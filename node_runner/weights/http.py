@@ -15,6 +15,7 @@ from weakref import WeakSet
 import httpx
 import structlog
 
+from mesh.checkpoint.manifest import Manifest
 from mesh.errors import (
     WeightsChanged,
     WeightsCorrupt,
@@ -23,7 +24,6 @@ from mesh.errors import (
     WeightsRefused,
     WeightsUnreachable,
 )
-from mesh.manifest import Manifest
 from node_runner.weights.source import BUFFER, MAX_SMALL, Version
 
 log = structlog.get_logger()

@@ -4,15 +4,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from mesh.errors import WeightsMissing, WeightsRefused
-from mesh.manifest import is_safe_name
-from mesh.tensor_files import (
+from mesh.checkpoint.manifest import is_safe_name
+from mesh.checkpoint.safetensors_header import (
     LENGTH_BYTES,
     Tensor,
     build_header,
     header_length,
     parse_header,
 )
+from mesh.errors import WeightsMissing, WeightsRefused
 from node_runner.weights.source import Source, Version
 
 INDEX = "model.safetensors.index.json"

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import httpx
 
-from mesh import manifest
+from mesh.checkpoint import manifest
 from mesh.errors import WeightsChanged, WeightsCorrupt, WeightsMissing
 from node_runner.weights.http import HttpFiles
 

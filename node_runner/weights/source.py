@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mesh.checkpoint.manifest import Manifest
 from mesh.errors import WeightsChanged, WeightsMissing
-from mesh.manifest import Manifest
 
 MAX_SMALL = 64 * 2**20
 """Bytes of a configuration, a tokenizer or an index; the largest known are half of that."""

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from benchmarks.proxy import SlowLink
-from mesh import names
+from mesh import redis_keys
 from stack.supervisor import Stack
 from tests.e2e.conftest import Reference, User, balance, wait_until
 from tests.e2e.test_endings import LONG, PRICE, tokens_so_far, worker_lines
@@ -48,7 +48,7 @@ def test_a_cut_of_five_seconds_costs_no_token(
         spare = stack.start_node(1, (2, 4), name="spare")
         stack.wait_for_nodes(4)
         started = next(line for line in spare.log.read_text().splitlines() if "_started" in line)
-        resting = names.cooldown(json.loads(started)["node_id"])
+        resting = redis_keys.cooldown(json.loads(started)["node_id"])
         redis_client.set(resting, 1)  # until the route has begun at the other
     try:
         request_id = user.submit(prompt, max_tokens=LONG)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mesh.chain import Escrow
+from market.escrow.reader import Escrow
 from tests.kills import SCENARIOS, Field, field, kill_everywhere
 
 __all__ = ["field"]

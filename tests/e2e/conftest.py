@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from mesh.money import to_units
+from market.money import to_units
 from stack.demo import SETTINGS, login
 from stack.servers import free_port
 from stack.supervisor import Plan, Stack

@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 import redis
 
-from mesh import names
+from mesh import redis_keys
 from node_runner.statuses import START_AGAIN
 from stack.supervisor import Stack
 from tests.e2e.conftest import Reference, User, balance, kv_used, query, wait_until
@@ -240,7 +240,7 @@ def test_a_node_drains_on_sigterm(stack: Stack, user: User, reference: Reference
 def test_streams_of_a_running_generation_expire_too(user: User, redis_client: redis.Redis) -> None:
     request_id = user.submit("The pass statement", max_tokens=200)
     wait_until(lambda: tokens_so_far(user, request_id) > 0, "a token")
-    assert redis_client.ttl(names.live(request_id)) > 0
+    assert redis_client.ttl(redis_keys.live(request_id)) > 0
     user.ended(request_id)
 
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import redis
 
-from mesh import names
+from mesh import redis_keys
 from stack.supervisor import Stack
 from tests.e2e.conftest import Reference, User, at_once, balance, wait_until
 
@@ -112,11 +112,13 @@ def test_a_job_is_readable_for_an_hour_and_then_gone_from_redis(
     result = user.generate("A module")
     request_id = result["request_id"]
     keys = redis_client.keys(f"*{request_id}*")
-    assert names.tokens(request_id).encode() in keys
+    assert redis_keys.tokens(request_id).encode() in keys
     for key in keys:
         assert 0 < redis_client.ttl(key) <= 3600, key
-    redis_client.expire(names.tokens(request_id), 1)
-    wait_until(lambda: not redis_client.exists(names.tokens(request_id)), "the end of the hour")
+    redis_client.expire(redis_keys.tokens(request_id), 1)
+    wait_until(
+        lambda: not redis_client.exists(redis_keys.tokens(request_id)), "the end of the hour"
+    )
     job = user.job(request_id)
     assert job["text"] is None
     assert job["cost_far_exact"] == result["cost_far_exact"]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from decimal import Decimal
 
-from mesh.money import to_units
+from market.money import to_units
 from stack.supervisor import Stack
 from tests.e2e.conftest import User, balance, query, wait_until
 

@@ -20,18 +20,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.app import create_app
 from api.auth import issue_machine_token, issue_token
 from api.services import Services
-from mesh import ledger, names, registry, routing, streams
-from mesh.db import (
-    InferenceSession,
-    LedgerTransaction,
-    Machine,
-    NodeRegistry,
-    Outbox,
-    RouteHop,
-)
-from mesh.live import LiveRoute
-from mesh.settings import Settings
-from mesh.skips import Skips
+from market import ledger
+from market.identity.tables import Machine
+from market.jobs import live_session
+from market.jobs.tables import InferenceSession, NodeRegistry, Outbox, RouteHop
+from market.ledger.tables import LedgerTransaction
+from market.nodes import live_registry
+from market.routing import route_search
+from market.routing.skip_counts import Skips
+from market.settings import Settings
+from mesh import redis_keys
+from mesh.route_record import LiveRoute
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID, TEMPLATE
 from tests.factories import fund
@@ -77,7 +76,7 @@ def request_body(**changes: object) -> dict[str, object]:
     return {"model_id": MODEL_ID, "prompt": SECRET, "max_tokens": 8} | changes
 
 
-def node(number: int = 0, **changes: Any) -> registry.Node:
+def node(number: int = 0, **changes: Any) -> live_registry.Node:
     """One of three live nodes that serve two layers each; the first holds a trusted edge."""
     values: dict[str, Any] = {
         "node_id": f"node_{number}",
@@ -98,10 +97,10 @@ def node(number: int = 0, **changes: Any) -> registry.Node:
         "kv_positions": 0,
         "last_seen": 0.0,
     }
-    return registry.Node(**(values | changes))
+    return live_registry.Node(**(values | changes))
 
 
-def all_nodes() -> list[registry.Node]:
+def all_nodes() -> list[live_registry.Node]:
     """Nodes for every layer of the demo model."""
     return [node(number) for number in range(LAYERS // 2)]
 
@@ -182,9 +181,9 @@ class Gateway:
             db.add(NodeRegistry(node_id=node_id, wallet_address=wallet, **span))
         return self.login(node_id, "node")
 
-    async def announce(self, *nodes: registry.Node) -> None:
+    async def announce(self, *nodes: live_registry.Node) -> None:
         for each in nodes:
-            await registry.announce(self.redis, each, ttl=120)
+            await live_registry.announce(self.redis, each, ttl=120)
 
     async def deposit(self, amount: str = "1", wallet: str = WALLET) -> None:
         async with self.sessions.begin() as db:
@@ -274,7 +273,7 @@ class Job:
         taken = await lease.take(self._workers.sessions, self.id, 60)
         assert taken is not None
         self._lease = taken
-        route = routing.choose(await registry.active(self._redis, MODEL_ID), LAYERS)
+        route = route_search.choose(await live_registry.active(self._redis, MODEL_ID), LAYERS)
         assert route is not None
         async with self._workers.sessions.begin() as db:
             for stage, each in enumerate(route):
@@ -291,16 +290,16 @@ class Job:
                     )
                 )
         live = LiveRoute(1, 1000, [each.node_id for each in route])
-        await streams.begin_epoch(self._redis, self.id, 1, live, ttl=3600)
+        await live_session.begin_epoch(self._redis, self.id, 1, live, ttl=3600)
         return taken
 
     async def write(self, *tokens: str) -> None:
         """The edge appends tokens."""
         await self.start()
-        keys = [names.live(self.id), names.tokens(self.id)]
+        keys = [redis_keys.live(self.id), redis_keys.tokens(self.id)]
         for text in tokens:
             written = await self._redis.eval(  # type: ignore[misc]
-                streams.APPEND_TOKEN, 2, *keys, "1", str(self._written), "7", text
+                live_session.APPEND_TOKEN, 2, *keys, "1", str(self._written), "7", text
             )
             assert written == 1
             self._written += 1
@@ -311,9 +310,9 @@ class Job:
             self._workers,
             await self.start(),
             self._workers.catalog.get(MODEL_ID),
-            tokens=await streams.seal(self._redis, self.id, ttl=3600),
+            tokens=await live_session.seal(self._redis, self.id, ttl=3600),
             reason=reason,
-            first_token_at=await streams.first_token_at(self._redis, self.id),
+            first_token_at=await live_session.first_token_at(self._redis, self.id),
         )
         self._outcome = outcome
         if summary:
@@ -328,11 +327,13 @@ class Job:
 
     async def summarize(self) -> None:
         """The last entry of the stream."""
-        await streams.finish(self._redis, self.id, self._outcome, ttl=3600)
+        await live_session.finish(self._redis, self.id, self._outcome, ttl=3600)
 
     async def forget(self) -> None:
         """Redis as it is an hour later."""
-        await self._redis.delete(names.live(self.id), names.tokens(self.id), names.events(self.id))
+        await self._redis.delete(
+            redis_keys.live(self.id), redis_keys.tokens(self.id), redis_keys.events(self.id)
+        )
 
     async def poll(self) -> dict[str, Any]:
         answer = await self._gateway.client.get(self.url)

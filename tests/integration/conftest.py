@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from redis.asyncio import Redis
 
-from mesh.chain import Escrow
-from mesh.settings import Settings
+from market.escrow.reader import Escrow
+from market.settings import Settings
 from tests.conftest import OPERATOR_PASSWORD, Chain
 from tests.integration.api_support import Gateway, all_nodes, open_gateway
 from workers.services import Services, open_services

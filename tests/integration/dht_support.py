@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mesh.dht import records
-from mesh.dht.keys import SigningKey
 from mesh.dht.peer import Peer
+from mesh.dht.signing_keys import SigningKey
 from stack.servers import free_port
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import LAYERS

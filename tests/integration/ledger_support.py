@@ -4,8 +4,9 @@ from decimal import Decimal
 
 from sqlalchemy import select
 
-from mesh import ledger
-from mesh.db import Sessions, SpendingCap
+from market import ledger
+from market.db import Sessions
+from market.ledger.tables import SpendingCap
 from tests.factories import USER, fund
 
 PROVIDER = "0x" + "bb" * 20

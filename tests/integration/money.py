@@ -12,11 +12,15 @@ from eth_account.signers.local import LocalAccount
 from sqlalchemy import select, update
 from web3.types import RPCEndpoint
 
-from mesh import ledger
-from mesh.chain import Escrow, LocalSigner, Network, Rpc
-from mesh.db import InferenceSession, RouteHop, Settlement, SettlementTransaction
+from market import ledger
+from market.chain.client import Network
+from market.chain.failover_rpc import Rpc
+from market.chain.open_signer import LocalSigner
+from market.escrow.reader import Escrow
+from market.jobs.tables import InferenceSession, RouteHop
+from market.money import from_units, to_units
+from market.settlement.tables import Settlement, SettlementTransaction
 from mesh.errors import ChainUnreachable
-from mesh.money import from_units, to_units
 from stack.contracts import development_account
 from stack.deploy import DAY
 from tests.conftest import Chain

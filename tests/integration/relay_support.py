@@ -16,11 +16,12 @@ from sqlalchemy.dialects.postgresql import insert
 from websockets.sync.client import ClientConnection, connect
 
 from api.app import create_app
-from mesh import db, names, relay, wire
-from mesh.db import NodeRegistry
-from mesh.live import LiveRoute
+from market import db
+from market.jobs.tables import NodeRegistry
+from market.settings import Settings
+from mesh import redis_keys, relay, wire
 from mesh.relay import Accepted, Assembler, Beat, Frame, Hello, Inbox, Pulse, Push, Sent, Welcome
-from mesh.settings import Settings
+from mesh.route_record import LiveRoute
 from mesh.wire import Message, Step, Steps
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import WALLET
@@ -185,7 +186,7 @@ def begin(
 ) -> None:
     """The live record, as a worker writes it."""
     packed = LiveRoute(WIDTH, CAPACITY, list(route)).pack()
-    client.hset(names.live(name), mapping={"epoch": epoch, "route": packed})
+    client.hset(redis_keys.live(name), mapping={"epoch": epoch, "route": packed})
 
 
 def steps(*, name: str = "gen", epoch: int = 1, width: int = WIDTH, **changes: Any) -> Steps:
@@ -197,15 +198,15 @@ def steps(*, name: str = "gen", epoch: int = 1, width: int = WIDTH, **changes: A
 
 def put(client: redis.Redis, node_id: str, *messages: Message) -> None:
     for message in messages:
-        client.xadd(names.inbox(node_id), wire.encode(message))  # type: ignore[arg-type]
+        client.xadd(redis_keys.inbox(node_id), wire.encode(message))  # type: ignore[arg-type]
 
 
 def inbox(client: redis.Redis, node_id: str) -> list[Message]:
-    return _messages(client, names.inbox(node_id))
+    return _messages(client, redis_keys.inbox(node_id))
 
 
 def events(client: redis.Redis, name: str = "gen") -> list[Message]:
-    return _messages(client, names.events(name))
+    return _messages(client, redis_keys.events(name))
 
 
 def _messages(client: redis.Redis, stream: str) -> list[Message]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from mesh import ledger
-from mesh.chain.events import EventSource
-from mesh.db import Sessions
-from mesh.ledger.postings import post
-from mesh.money import from_units
+from market import ledger
+from market.db import Sessions
+from market.escrow.event_reader import EventSource
+from market.ledger.postings import post
+from market.money import from_units
 from tests.conftest import Chain
 from tests.factories import fund
 from tests.integration.api_support import (

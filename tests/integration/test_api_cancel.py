@@ -9,7 +9,9 @@ import httpx
 import pytest
 
 from api import reading
-from mesh import ledger, names, streams
+from market import ledger
+from market.jobs import live_session
+from mesh import redis_keys
 from mesh.wire import Cancel
 from tests.integration.api_served import serve
 from tests.integration.api_support import (
@@ -34,7 +36,7 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def told(gateway: Gateway, job: Job) -> list[object]:
     """What the job's supervisor is told."""
-    _, events = await streams.listen(gateway.redis, job.id, streams.START, wait=0)
+    _, events = await live_session.listen(gateway.redis, job.id, live_session.START, wait=0)
     return list(events)
 
 
@@ -47,7 +49,7 @@ async def test_cancelling_charges_for_delivered_tokens_only(gateway: Gateway) ->
     await job.write("a", "b", "c")
 
     async def supervise() -> None:
-        _, events = await streams.listen(gateway.redis, job.id, streams.START, wait=10)
+        _, events = await live_session.listen(gateway.redis, job.id, live_session.START, wait=10)
         assert [type(event) for event in events] == [Cancel]
         await job.complete("cancelled")
 
@@ -83,7 +85,7 @@ async def test_a_job_is_marked_although_redis_does_not_answer(
         raise ConnectionError
 
     job = await gateway.submit()
-    monkeypatch.setattr(streams, "tell", fail)
+    monkeypatch.setattr(live_session, "tell", fail)
     assert (await gateway.client.delete(job.url)).status_code == 200
     assert await cancelled(job)
 
@@ -184,7 +186,7 @@ async def test_a_replica_that_stops_cancels_nothing(gateway: Gateway) -> None:
         job = await gateway.new_job()
 
         async def look() -> bool:
-            return await gateway.redis.exists(names.tokens(job.id)) == 1
+            return await gateway.redis.exists(redis_keys.tokens(job.id)) == 1
 
         await job.write("a")
         await eventually(look)

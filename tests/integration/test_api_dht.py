@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 from redis.asyncio import Redis
 
-from mesh import names
-from mesh.dht import phonebook, records
-from mesh.dht.keys import SigningKey
-from mesh.settings import DiscoverySettings, Settings
+from market.dht import directory
+from market.settings import DiscoverySettings, Settings
+from mesh import redis_keys
+from mesh.dht import records
+from mesh.dht.signing_keys import SigningKey
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import (
     LAYERS,
@@ -76,27 +77,27 @@ async def test_without_an_operators_key_there_is_no_dht(
 
 
 async def test_addresses_of_our_peers_are_not_kept_beyond_their_time(redis: Redis) -> None:
-    await phonebook.note_peers(redis, ["old"], ttl=0.001)
+    await directory.note_peers(redis, ["old"], ttl=0.001)
     await asyncio.sleep(0.01)
-    assert not await redis.exists(names.DHT_PEERS)
-    await redis.hset(names.DHT_PEERS, "old", time.time() - 1)  # type: ignore[misc]
+    assert not await redis.exists(redis_keys.DHT_PEERS)
+    await redis.hset(redis_keys.DHT_PEERS, "old", time.time() - 1)  # type: ignore[misc]
     for address in ("one", "another"):
-        await phonebook.note_peers(redis, [address], ttl=60)
-    assert await redis.hkeys(names.DHT_PEERS) == [b"one", b"another"]  # type: ignore[misc]
-    assert 50 < await redis.ttl(names.DHT_PEERS) <= 60
-    assert await phonebook.peers(redis) == ["another", "one"]
+        await directory.note_peers(redis, [address], ttl=60)
+    assert await redis.hkeys(redis_keys.DHT_PEERS) == [b"one", b"another"]  # type: ignore[misc]
+    assert 50 < await redis.ttl(redis_keys.DHT_PEERS) <= 60
+    assert await directory.peers(redis) == ["another", "one"]
 
 
 async def test_the_phonebook_says_who_is_on_the_routes(settings: Settings, redis: object) -> None:
     async with open_gateway(settings) as gateway:
         other = "/ip4/192.0.2.7/tcp/31337/p2p/QmOther"
-        await phonebook.note_peers(gateway.redis, [other], ttl=60)
+        await directory.note_peers(gateway.redis, [other], ttl=60)
         found = (await gateway.client.get("/api/discovery/dht")).json()
         assert found == {"operator_key": OPERATOR.public.hex(), "peers": sorted([PEER, other])}
         await gateway.announce(node(0))
         told = [announcement(), announcement(node_id="node_9", start_layer=2, end_layer=4)]
         gone = announcement(node_id="node_8", expires=time.time() - 1)
-        await phonebook.write(gateway.redis, MODEL_ID, [*told, gone])
+        await directory.write(gateway.redis, MODEL_ID, [*told, gone])
         page = (await gateway.client.get(f"/api/discovery/dht/{MODEL_ID}")).json()
         assert page["total_nodes"] == 2
         assert [(each["node_id"], each["on_routes"]) for each in page["nodes"]] == [

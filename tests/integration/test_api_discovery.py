@@ -9,10 +9,12 @@ import pytest
 from redis.asyncio import Redis
 
 from api import discovery_app
-from mesh import ledger, proof, registry
-from mesh.db import NodeRegistry
-from mesh.settings import Settings
-from mesh.skips import skipped
+from market import ledger
+from market.jobs.tables import NodeRegistry
+from market.nodes import live_registry
+from market.routing.skip_counts import skipped
+from market.settings import Settings
+from mesh import signed_texts
 from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.integration.api_support import (
     ASYNC,
@@ -88,7 +90,7 @@ async def test_a_node_lives_on_the_discovery_services_paths(
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
     ):
         nonce = (await client.get("/api/auth/nonce")).json()["nonce"]
-        message = proof.registration_message(
+        message = signed_texts.registration_message(
             wallet_address=PROVIDER.address,
             model_id=MODEL_ID,
             start_layer=2,
@@ -108,7 +110,7 @@ async def test_a_node_lives_on_the_discovery_services_paths(
                 "location": "US-East",
                 "public_addr": "1.2.3.4:31330",
                 "nonce": nonce,
-                "signature": proof.sign(message, PROVIDER.key),
+                "signature": signed_texts.sign(message, PROVIDER.key),
             },
         )
         registered = answer.json()
@@ -141,9 +143,9 @@ async def test_a_node_lives_on_the_discovery_services_paths(
 
 
 async def test_nodes_that_are_off_the_routes_are_not_listed(gateway: Gateway) -> None:
-    await registry.forget(gateway.redis, node(0).node_id, node(0).model_id)
+    await live_registry.forget(gateway.redis, node(0).node_id, node(0).model_id)
     await gateway.announce(node(1, is_healthy=False))
-    await registry.cool_down(gateway.redis, "node_2", seconds=60)
+    await live_registry.cool_down(gateway.redis, "node_2", seconds=60)
     assert (await gateway.client.get(NODES)).json()["nodes"] == []
 
 
@@ -169,7 +171,7 @@ async def test_models_have_the_specifications_fields(gateway: Gateway) -> None:
 
 
 async def test_a_model_with_a_missing_layer_is_not_available(gateway: Gateway) -> None:
-    await registry.forget(gateway.redis, node(1).node_id, node(1).model_id)
+    await live_registry.forget(gateway.redis, node(1).node_id, node(1).model_id)
     model = await model_on_offer(gateway)
     assert (model["active_nodes"], model["available"]) == (2, False)
     assert model["avg_latency_ms"] is None
@@ -193,7 +195,7 @@ async def test_a_model_is_not_served_until_it_has_as_many_nodes_as_it_wants(
         await gateway.submit()
 
 
-async def know(gateway: Gateway, *nodes: registry.Node) -> None:
+async def know(gateway: Gateway, *nodes: live_registry.Node) -> None:
     """The nodes' rows in Postgres, half of whose time they have been heard."""
     then = dt.datetime.now(dt.UTC) - dt.timedelta(hours=2)
     async with gateway.sessions.begin() as db:

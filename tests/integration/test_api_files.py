@@ -15,10 +15,10 @@ from moto.server import ThreadedMotoServer
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
-from mesh import proof
+from market.settings import Settings
+from mesh import signed_texts
+from mesh.checkpoint.manifest import NAME, read_manifest
 from mesh.errors import WeightsNotPublished
-from mesh.manifest import NAME, read_manifest
-from mesh.settings import Settings
 from node_runner.engine.loader import prepare_span
 from node_runner.weights import published
 from node_runner.weights.asking import AskPlatform, Wallet
@@ -138,14 +138,16 @@ async def test_nobody_else_is_told(gateway: Gateway) -> None:
     gateway.client.headers.pop("Authorization")
     problem(await gateway.client.get(PATH), 401, "token_missing")
     nonce = (await gateway.client.get("/api/auth/nonce")).json()["nonce"]
-    message = proof.weights_message(wallet_address=PROVIDER.address, model_id=MODEL_ID, nonce=nonce)
+    message = signed_texts.weights_message(
+        wallet_address=PROVIDER.address, model_id=MODEL_ID, nonce=nonce
+    )
     body = {
         "wallet_address": PROVIDER.address,
         "nonce": nonce,
-        "signature": proof.sign(message, bytes(STRANGER.key)),
+        "signature": signed_texts.sign(message, bytes(STRANGER.key)),
     }
     problem(await gateway.client.post(PATH, json=body), 401, "signature_mismatch")
-    body["signature"] = proof.sign(message, bytes(PROVIDER.key))
+    body["signature"] = signed_texts.sign(message, bytes(PROVIDER.key))
     assert (await gateway.client.post(PATH, json=body)).status_code == 200
     problem(await gateway.client.post(PATH, json=body), 401, "nonce_unknown")
 

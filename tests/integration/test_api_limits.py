@@ -7,7 +7,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from mesh.settings import Settings
+from market.settings import Settings
 from tests.integration.api_served import serve
 from tests.integration.api_support import (
     ASYNC,

@@ -12,10 +12,11 @@ from sqlalchemy import select
 
 from api import device_codes
 from api.auth import issue_machine_token
-from mesh import proof, registry
-from mesh.db import Machine
+from market.identity.tables import Machine
+from market.nodes import live_registry
+from market.settings import Settings
+from mesh import signed_texts
 from mesh.errors import SignatureMismatch, UserCodeUnknown
-from mesh.settings import Settings
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import (
@@ -87,7 +88,7 @@ async def approve(
     body = {
         "user_code": user_code,
         "wallet_address": wallet,
-        "signature": proof.sign(text, signer.key),
+        "signature": signed_texts.sign(text, signer.key),
     }
     return await gateway.client.post(APPROVE, json=body)
 
@@ -220,7 +221,7 @@ async def test_each_code_works_once(gateway: Gateway) -> None:
     body = {
         "user_code": codes["user_code"],
         "wallet_address": PROVIDER_WALLET,
-        "signature": proof.sign(text, PROVIDER.key),
+        "signature": signed_texts.sign(text, PROVIDER.key),
     }
     answers = await asyncio.gather(*(gateway.client.post(APPROVE, json=body) for _ in range(4)))
     assert sorted(answer.status_code for answer in answers) == [200, 404, 404, 404]
@@ -240,7 +241,7 @@ async def test_only_the_wallets_own_fresh_signature_lets_a_machine_in(gateway: G
     foreign = (await message(gateway, other["user_code"])).json()["message"]
     await message(gateway, codes["user_code"])
     body = {"user_code": codes["user_code"], "wallet_address": PROVIDER_WALLET}
-    replayed = body | {"signature": proof.sign(foreign, PROVIDER.key)}
+    replayed = body | {"signature": signed_texts.sign(foreign, PROVIDER.key)}
     problem(await gateway.client.post(APPROVE, json=replayed), 401, "signature_mismatch")
     unasked = body | {"wallet_address": OTHER_WALLET, "signature": "0x00"}
     problem(await gateway.client.post(APPROVE, json=unasked), 401, "signature_mismatch")
@@ -254,14 +255,16 @@ async def test_what_was_signed_is_what_counts_whoever_asks_meanwhile(gateway: Ga
     waiting = await device_codes.find(services, codes["user_code"])
     asked = await device_codes.message_for(services, waiting, STRANGER.address.lower())
     by_stranger = (services, waiting, STRANGER.address.lower())
-    signature = proof.sign(asked.text, STRANGER.key)
+    signature = signed_texts.sign(asked.text, STRANGER.key)
     nonce = await device_codes.check_signature(*by_stranger, signature)
     await device_codes.message_for(services, waiting, PROVIDER_WALLET)
     with pytest.raises(SignatureMismatch, match="newer"):
         await device_codes.approve(*by_stranger, nonce, "machine_1")
 
     asked = await device_codes.message_for(services, waiting, STRANGER.address.lower())
-    nonce = await device_codes.check_signature(*by_stranger, proof.sign(asked.text, STRANGER.key))
+    nonce = await device_codes.check_signature(
+        *by_stranger, signed_texts.sign(asked.text, STRANGER.key)
+    )
     await device_codes.approve(*by_stranger, nonce, "machine_1")
     with pytest.raises(UserCodeUnknown):
         await device_codes.message_for(services, waiting, PROVIDER_WALLET)
@@ -378,7 +381,7 @@ async def test_a_revoked_machine_can_neither_register_nor_go_on(gateway: Gateway
     problem(await gateway.client.delete(path, headers=as_node), 403, "forbidden")
     revoked = await gateway.client.delete(path, headers=gateway.login(PROVIDER_WALLET))
     assert revoked.status_code == 204
-    assert await registry.active(gateway.redis, MODEL_ID) == []
+    assert await live_registry.active(gateway.redis, MODEL_ID) == []
     problem(await beat(gateway, node), 404, "node_not_found")
     problem(await register(gateway, token), 401, "machine_revoked")
     listed = await gateway.client.get("/api/machines", headers=gateway.login(PROVIDER_WALLET))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from redis.asyncio import Redis
 
-from mesh.settings import Settings
+from market.settings import Settings
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import (
     ASYNC,

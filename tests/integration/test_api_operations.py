@@ -15,8 +15,8 @@ from redis.asyncio import Redis
 from sqlalchemy import make_url
 
 from api.routes import health
-from mesh import ledger
-from mesh.settings import Settings
+from market import ledger
+from market.settings import Settings
 from stack.servers import Postgres, free_port, redis_command, wait_for_redis
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import (

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
 from api import reading
-from mesh import streams
+from market.jobs import live_session
 from tests.conftest import MODEL_ID
 from tests.integration.api_served import serve
 from tests.integration.api_support import (
@@ -288,17 +288,17 @@ async def test_a_stream_that_loses_redis_can_be_resumed(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends with an error that is not the job's, and cancels nothing."""
-    read = streams.read
+    read = live_session.read
 
     async def read_from_start_only(redis: Redis, request_id: str, after: str, **wait: float) -> Any:
-        if after != streams.START or request_id != job.id:
+        if after != live_session.START or request_id != job.id:
             raise ConnectionError
         return await read(redis, request_id, after, **wait)
 
     job = await gateway.submit()
     await job.write("a")
     with monkeypatch.context() as broken:
-        broken.setattr(streams, "read", read_from_start_only)
+        broken.setattr(live_session, "read", read_from_start_only)
         token, error = await job.events()
         waiting = await gateway.client.post(GENERATE, json=request_body())
     assert (token.data["token"], error.id) == ("a", None)

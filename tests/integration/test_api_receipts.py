@@ -13,11 +13,12 @@ from sqlalchemy import text, update
 from web3 import Web3
 
 from api import statements
-from mesh import usage
-from mesh.chain import Escrow, artifact
-from mesh.db import InferenceSession, NodeContribution
-from mesh.money import to_units
-from mesh.usage import Usage
+from market.escrow.artifacts import artifact
+from market.escrow.reader import Escrow
+from market.jobs.tables import InferenceSession, NodeContribution
+from market.money import to_units
+from market.settlement import usage_tree
+from market.settlement.usage_tree import Usage
 from tests.conftest import MODEL_ID, Chain
 from tests.integration.api_support import (
     OTHER_WALLET,
@@ -152,7 +153,7 @@ async def test_the_contract_agrees_with_a_receipt(
         ours = Usage(
             bytes(fields[0]), line["user"], line["provider"], line["tokens"], int(line["amount"])
         )
-        assert usage.verify(HexBytes(batch["usage_root"]), ours, proof)
+        assert usage_tree.verify(HexBytes(batch["usage_root"]), ours, proof)
 
 
 async def test_a_provider_gets_the_proof_of_his_lines(

@@ -12,10 +12,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Strip
 
-from mesh import ledger, queue, registry
-from mesh.db import Outbox
-from mesh.names import WORKER_QUEUE
-from mesh.skips import skipped
+from market import ledger, queue
+from market.jobs.tables import Outbox
+from market.nodes import live_registry
+from market.routing.skip_counts import skipped
+from mesh.redis_keys import WORKER_QUEUE
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import (
@@ -182,7 +183,7 @@ async def test_a_key_gives_the_same_job_again(gateway: Gateway) -> None:
     first = (await ask(gateway, "key")).json()
     books = await gateway.books()
     for each in all_nodes():  # and it needs no route, nor money, the second time
-        await registry.forget(gateway.redis, each.node_id, each.model_id)
+        await live_registry.forget(gateway.redis, each.node_id, each.model_id)
     again = await ask(gateway, "key")
     assert (again.status_code, again.json()) == (202, first)
     assert await gateway.books() == books
@@ -240,7 +241,7 @@ async def test_who_asks_for_more_than_the_price_is_no_route(gateway: Gateway) ->
     await gateway.announce(node(3, kv_positions=1000, **dear))
     refused = problem(await ask(gateway, max_tokens=64), 422, "room_exceeded")
     assert "64 together" in refused["detail"]
-    await registry.forget(gateway.redis, "node_1", MODEL_ID)
+    await live_registry.forget(gateway.redis, "node_1", MODEL_ID)
     before = await gateway.books()
     problem(await ask(gateway), 503, "no_route")
     assert await skipped(gateway.redis, "node_3") == {"price_above_market": 1}

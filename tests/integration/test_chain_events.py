@@ -13,15 +13,16 @@ from sqlalchemy import event, func, select, update
 from structlog.testing import capture_logs
 from web3 import Web3
 
-from mesh import ledger
-from mesh.chain import artifact
-from mesh.chain.events import EventSource
-from mesh.db import ChainBlock, ChainEvent, Settlement, SpendingCap
+from market import ledger
+from market.escrow.artifacts import artifact
+from market.escrow.batch_lines import pack_lines
+from market.escrow.escrow_view import EscrowView
+from market.escrow.event_reader import EventSource
+from market.ledger.integrity_check import check
+from market.ledger.tables import SpendingCap
+from market.money import from_units
+from market.settlement.tables import ChainBlock, ChainEvent, Settlement
 from mesh.errors import ChainError, ReadAgain
-from mesh.escrow_view import EscrowView
-from mesh.ledger.check import check
-from mesh.lines import pack_lines
-from mesh.money import from_units
 from stack.contracts import development_account
 from stack.deploy import Terms
 from tests.conftest import Chain
@@ -149,7 +150,7 @@ async def test_a_range_of_which_nothing_is_final_ends_the_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As while the chain's finality stands still: the same range would be read for ever."""
-    monkeypatch.setattr("mesh.chain.events.LOG_RANGE", 3)
+    monkeypatch.setattr("market.escrow.event_reader.LOG_RANGE", 3)
     user = actions.user()
     await index(chain_services, source)
     confirm_after(chain_services, source, 100)

@@ -27,8 +27,8 @@ from web3.contract.contract import ContractFunction
 from web3.logs import DISCARD
 from web3.types import TxReceipt
 
-from mesh.caps import cap_message, sign_cap
-from mesh.lines import pack_line, pack_lines, unpack_line
+from market.escrow.batch_lines import pack_line, pack_lines, unpack_line
+from market.escrow.cap_message import cap_message, sign_cap
 from stack.contracts import development_account
 from stack.deploy import DAY
 from stack.devchain import MNEMONIC

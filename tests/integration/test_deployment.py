@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 from web3 import HTTPProvider, Web3
 
-from mesh.chain import artifact
-from mesh.deployment import Deployment
-from mesh.settings import PaymentsSettings
+from market.escrow.artifacts import artifact
+from market.settings import PaymentsSettings
+from market.settings.deployment import Deployment
 from stack.cli import app
 from stack.contracts import development_account, write_keystore
 from stack.deploy import DAY

@@ -13,11 +13,14 @@ from hivemind.utils.timed_storage import TimedStorage
 from redis.asyncio import Redis
 from sqlalchemy import update
 
-from mesh import db, names, registry
-from mesh.db import NodeRegistry
-from mesh.dht import phonebook, records
+from market import db
+from market.dht import directory
+from market.jobs.tables import NodeRegistry
+from market.nodes import live_registry
+from market.settings import DiscoverySettings
+from mesh import redis_keys
+from mesh.dht import records
 from mesh.dht.peer import Peer
-from mesh.settings import DiscoverySettings
 from stack.mirror import Mirror
 from stack.servers import free_port
 from tests.conftest import MODEL_ID
@@ -72,7 +75,7 @@ async def register(sessions: db.Sessions, node_id: str = "node_0") -> None:
 
 async def pulse(redis: Redis, node_id: str = "node_0") -> None:
     """Its process runs, for an hour."""
-    await redis.set(names.pulse(node_id), 512, ex=3600)
+    await redis.set(redis_keys.pulse(node_id), 512, ex=3600)
 
 
 async def test_an_announcement_reaches_the_registry_and_expires(
@@ -82,12 +85,12 @@ async def test_an_announcement_reaches_the_registry_and_expires(
     async with client(served[1]) as node:
         assert await announce(node, told) == 1
     await mirror.once()
-    assert await phonebook.read(redis, MODEL_ID) == [told]
-    assert await phonebook.peers(redis) == served[1]
+    assert await directory.read(redis, MODEL_ID) == [told]
+    assert await directory.peers(redis) == served[1]
 
     async def gone() -> bool:
         await mirror.once()
-        return not await phonebook.read(redis, MODEL_ID)
+        return not await directory.read(redis, MODEL_ID)
 
     await soon(gone)
     assert time.time() >= told.expires
@@ -98,8 +101,8 @@ async def test_who_has_not_registered_is_in_the_phonebook_and_on_no_route(
 ) -> None:
     await announce(served[0], announcement())
     await mirror.once()
-    assert len(await phonebook.read(redis, MODEL_ID)) == 1
-    assert await registry.active(redis, MODEL_ID) == []
+    assert len(await directory.read(redis, MODEL_ID)) == 1
+    assert await live_registry.active(redis, MODEL_ID) == []
 
 
 async def test_after_redis_lost_all_a_registered_node_is_back_on_the_routes(
@@ -111,7 +114,7 @@ async def test_after_redis_lost_all_a_registered_node_is_back_on_the_routes(
     await redis.flushall()
     await pulse(redis)
     await mirror.once()
-    [node] = await registry.active(redis, MODEL_ID)
+    [node] = await live_registry.active(redis, MODEL_ID)
     assert (node.node_id, node.wallet_address, node.layers_served) == (
         "node_0",
         PROVIDER_WALLET,
@@ -120,9 +123,9 @@ async def test_after_redis_lost_all_a_registered_node_is_back_on_the_routes(
     assert (node.edge, node.trusted, node.latency_ms, node.kv_positions) == (True, True, 7.0, 512)
     # What its heartbeat says afterwards is not written over.
     heard = dataclasses.replace(node, latency_ms=1.0)
-    await registry.announce(redis, heard, ttl=60)
+    await live_registry.announce(redis, heard, ttl=60)
     await mirror.once()
-    assert await registry.active(redis, MODEL_ID) == [heard]
+    assert await live_registry.active(redis, MODEL_ID) == [heard]
 
 
 async def test_a_node_that_left_or_announces_another_span_stays_off_the_routes(
@@ -132,13 +135,13 @@ async def test_a_node_that_left_or_announces_another_span_stays_off_the_routes(
     await pulse(redis)
     await announce(served[0], announcement(end_layer=3))
     await mirror.once()
-    assert await registry.active(redis, MODEL_ID) == []
+    assert await live_registry.active(redis, MODEL_ID) == []
     await announce(served[0], announcement(expires=time.time() + 90))
     async with sessions.begin() as session:
         await session.execute(update(NodeRegistry).values(is_active=False))
     await mirror.once()
-    assert await registry.active(redis, MODEL_ID) == []
-    assert len(await phonebook.read(redis, MODEL_ID)) == 1
+    assert await live_registry.active(redis, MODEL_ID) == []
+    assert len(await directory.read(redis, MODEL_ID)) == 1
 
 
 async def test_a_dead_node_is_not_brought_back_by_what_it_announced(
@@ -149,11 +152,11 @@ async def test_a_dead_node_is_not_brought_back_by_what_it_announced(
     await announce(served[0], announcement())
     await pulse(redis)
     await mirror.once()
-    assert len(await registry.active(redis, MODEL_ID)) == 1
-    await redis.delete(names.pulse("node_0"))
-    await registry.forget(redis, "node_0", MODEL_ID)
+    assert len(await live_registry.active(redis, MODEL_ID)) == 1
+    await redis.delete(redis_keys.pulse("node_0"))
+    await live_registry.forget(redis, "node_0", MODEL_ID)
     await mirror.once()
-    assert await registry.active(redis, MODEL_ID) == []
+    assert await live_registry.active(redis, MODEL_ID) == []
 
 
 async def test_a_forged_record_is_refused(

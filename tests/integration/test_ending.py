@@ -5,8 +5,8 @@ from decimal import Decimal
 
 from sqlalchemy import select
 
-from mesh import ledger
-from mesh.db import InferenceSession, NodeRegistry
+from market import ledger
+from market.jobs.tables import InferenceSession, NodeRegistry
 from tests.factories import USER, fund
 from tests.integration.money import PROVIDERS, served
 from workers.services import Services

@@ -3,9 +3,9 @@
 import pytest
 from eth_account import Account
 
+from market.escrow.escrow_view import EscrowView
+from market.settings import PaymentsSettings
 from mesh.errors import ChainError
-from mesh.escrow_view import EscrowView
-from mesh.settings import PaymentsSettings
 from tests.conftest import Chain
 
 NEVER = "0x" + "ab" * 32

@@ -6,8 +6,10 @@ import datetime as dt
 import pytest
 from sqlalchemy import func, select, update
 
-from mesh import jobs, ledger, queue
-from mesh.db import InferenceSession, LedgerTransaction, Outbox
+from market import ledger, queue
+from market.jobs import queries
+from market.jobs.tables import InferenceSession, Outbox
+from market.ledger.tables import LedgerTransaction
 from tests.factories import fund, hop, session
 from workers import ending, lease
 from workers.lease import Lease, LeaseLost
@@ -188,7 +190,7 @@ async def test_the_sweeper_pokes_for_what_nobody_works_on(services: Services) ->
 
 async def test_the_outbox_is_sent_once_and_nothing_in_it_is_lost(services: Services) -> None:
     async with services.sessions.begin() as db:
-        db.add_all([Outbox(task=jobs.SUPERVISE, argument=f"req_{n}") for n in range(25)])
+        db.add_all([Outbox(task=queries.SUPERVISE, argument=f"req_{n}") for n in range(25)])
     sent = await asyncio.gather(
         *(queue.send_outbox(services.sessions, services.queue) for _ in range(4))
     )
@@ -199,6 +201,6 @@ async def test_the_outbox_is_sent_once_and_nothing_in_it_is_lost(services: Servi
 
 
 async def test_what_the_queue_holds_is_no_pickle(services: Services) -> None:
-    await queue.poke(services.queue, jobs.SUPERVISE, "req_1", once="x")
+    await queue.poke(services.queue, queries.SUPERVISE, "req_1", once="x")
     stored = await services.redis.get("arq:job:x")
     assert queue.deserialize(stored)["a"] == ["req_1"]

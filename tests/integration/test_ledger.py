@@ -6,10 +6,10 @@ from decimal import Decimal
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from mesh import ledger
-from mesh.db import Sessions
+from market import ledger
+from market.db import Sessions
+from market.money import from_units
 from mesh.errors import InsufficientBalance, SpendingCapExceeded
-from mesh.money import from_units
 from tests.factories import USER, fund
 from tests.integration.ledger_support import PROVIDER, balances, cap, deposit
 

@@ -15,12 +15,14 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
-from mesh import ledger
-from mesh.db import ChainCursor, ChainEvent, NodeContribution, Sessions, Settlement
-from mesh.ledger.check import Report, check, publish
-from mesh.ledger.on_chain import CHECKS
-from mesh.ledger.rules import RULES
-from mesh.money import to_units
+from market import ledger
+from market.db import Sessions
+from market.jobs.tables import NodeContribution
+from market.ledger.chain_reconciliation import CHECKS
+from market.ledger.integrity_check import Report, check, publish
+from market.ledger.invariants import RULES
+from market.money import to_units
+from market.settlement.tables import ChainCursor, ChainEvent, Settlement
 from tests.factories import USER, fund, session
 from tests.integration.ledger_support import PROVIDER
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from mesh import db, ledger
-from mesh.db import Sessions
+from market import db, ledger
+from market.db import Sessions
+from market.ledger import Account
 from mesh.errors import InsufficientBalance
-from mesh.ledger import Account
 from tests.factories import USER, fund
 from tests.integration.ledger_support import deposit
 

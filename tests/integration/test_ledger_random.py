@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks.ledger import measure
-from mesh.ledger.on_chain import CHECKS
-from mesh.ledger.rules import RULES
+from market.ledger.chain_reconciliation import CHECKS
+from market.ledger.invariants import RULES
 from stack.servers import Postgres
 
 

@@ -10,8 +10,9 @@ from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from mesh import ledger
-from mesh.db import LedgerAccount, LedgerEntry, LedgerTransaction, Sessions
+from market import ledger
+from market.db import Sessions
+from market.ledger.tables import LedgerAccount, LedgerEntry, LedgerTransaction
 from stack.servers import Postgres
 from tests.factories import USER
 from tests.integration.ledger_support import balances, cap, deposit

@@ -5,8 +5,8 @@ from decimal import Decimal
 import pytest
 from structlog.testing import capture_logs
 
-from mesh import ledger
-from mesh.db import Sessions
+from market import ledger
+from market.db import Sessions
 from mesh.errors import InsufficientBalance
 from tests.factories import USER
 from tests.integration.ledger_support import PROVIDER, balances, cap, deposit

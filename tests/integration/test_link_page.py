@@ -14,7 +14,7 @@ from eth_account.messages import encode_defunct
 from playwright.async_api import Browser, Page, ViewportSize, async_playwright
 from redis.asyncio import Redis
 
-from mesh.settings import Settings
+from market.settings import Settings
 from stack.servers import free_port
 from tests.integration.api_served import serve
 from tests.integration.api_support import PROVIDER, PROVIDER_WALLET, Gateway, open_gateway, problem

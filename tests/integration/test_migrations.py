@@ -12,10 +12,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mesh import db, ledger
-from mesh.db import Base, ChainEvent, SpendingCap
-from mesh.ledger.check import check
-from mesh.migrations import config, upgrade
+from market import db, ledger
+from market.db import Base
+from market.ledger.integrity_check import check
+from market.ledger.tables import SpendingCap
+from market.migrations import config, upgrade
+from market.settlement.tables import ChainEvent
 from stack.servers import Postgres
 from tests.factories import USER
 from tests.integration.ledger_support import PROVIDER, balances

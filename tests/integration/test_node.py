@@ -10,7 +10,7 @@ import pytest
 import torch
 from redis.asyncio import Redis
 
-from mesh.settings import Settings
+from market.settings import Settings
 from node_runner import claims, node
 from node_runner.control import Control
 from node_runner.engines import Layers

@@ -17,8 +17,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from mesh import proof, registry
-from mesh.settings import Settings
+from market.nodes import live_registry
+from market.settings import Settings
+from mesh import signed_texts
 from node_runner.statuses import MISTAKE, START_AGAIN
 from stack.contracts import write_keystore
 from stack.servers import free_port
@@ -96,15 +97,15 @@ class Machine:
         keyfile.unlink()
         return said
 
-    async def nodes(self, count: int) -> list[registry.Node]:
+    async def nodes(self, count: int) -> list[live_registry.Node]:
         """The active nodes, once there are so many."""
 
-        async def look() -> tuple[list[registry.Node]] | None:
+        async def look() -> tuple[list[live_registry.Node]] | None:
             for process in self.processes:
                 if process.returncode:
                     output, _ = await process.communicate()
                     raise AssertionError(output.decode())
-            found = await registry.active(self.gateway.redis, MODEL_ID)
+            found = await live_registry.active(self.gateway.redis, MODEL_ID)
             return (found,) if len(found) == count else None
 
         (found,) = await until(look, f"{count} nodes")
@@ -172,7 +173,7 @@ async def test_login_serve_see_drain_and_log_out(machine: Machine) -> None:
     said = await machine.run("drain")
     assert "Asked 1 node to finish and leave." in said
     assert await node.wait() == 0
-    assert await registry.active(machine.gateway.redis, MODEL_ID) == []
+    assert await live_registry.active(machine.gateway.redis, MODEL_ID) == []
     assert "Logged out." in await machine.run("logout")
     assert not (machine.home / ".config" / "far-node" / "login.json").exists()
     headers = {"Authorization": f"Bearer {login['token']}"}
@@ -189,7 +190,7 @@ async def test_a_person_lets_the_machine_in(machine: Machine) -> None:
     asked = {"user_code": code, "wallet_address": PROVIDER.address}
     async with httpx.AsyncClient(base_url=machine.url) as http:
         message = (await http.post("/api/machines/message", json=asked)).json()["message"]
-        signature = proof.sign(message, PROVIDER.key)
+        signature = signed_texts.sign(message, PROVIDER.key)
         await http.post("/api/machines/approve", json={**asked, "signature": signature})
     rest, _ = await asyncio.wait_for(waiting.communicate(), PATIENCE)
     assert waiting.returncode == 0
@@ -237,7 +238,7 @@ async def test_several_devices_under_one_command(machine: Machine) -> None:
     os.kill(children[0]["pid"], 9)
 
     async def replaced() -> bool:
-        now = await registry.active(machine.gateway.redis, MODEL_ID)
+        now = await live_registry.active(machine.gateway.redis, MODEL_ID)
         return any(node.registration > before[node.node_id] for node in now)
 
     await until(replaced, "the same node, registered again")
@@ -264,7 +265,7 @@ async def test_children_do_not_outlive_their_parent(machine: Machine) -> None:
         return ended == 3 and "No node" in text
 
     async def unregistered() -> bool:
-        return not await registry.active(machine.gateway.redis, MODEL_ID)
+        return not await live_registry.active(machine.gateway.redis, MODEL_ID)
 
     await until(gone, "no process left")
     await until(unregistered, "no entry left")
@@ -281,7 +282,7 @@ async def test_of_a_machine_and_its_copy_the_later_one_serves(machine: Machine) 
         output, _ = await first.communicate()
     assert first.returncode == MISTAKE
     assert "delete device_id" in output.decode()
-    [left] = await registry.active(machine.gateway.redis, MODEL_ID)
+    [left] = await live_registry.active(machine.gateway.redis, MODEL_ID)
     assert (left.node_id, left.registration) == (node.node_id, node.registration + 1)
 
 

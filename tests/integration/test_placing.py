@@ -8,11 +8,13 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import select
 
-from mesh import names, proof, registry
-from mesh.db import NodeRegistry, PlacementMove
-from mesh.settings import Settings
-from mesh.skipping import Skip
-from mesh.skips import Skips
+from market.jobs.tables import NodeRegistry
+from market.nodes import live_registry
+from market.placement.tables import PlacementMove
+from market.routing.skip_counts import Skips
+from market.routing.skip_reasons import Skip
+from market.settings import Settings
+from mesh import redis_keys, signed_texts
 from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.integration.api_support import (
     LAYERS,
@@ -70,7 +72,7 @@ class Provider:
         start, end = pinned or (None, None)
         edge = start == 0
         nonce = (await self._gateway.client.get("/api/auth/nonce")).json()["nonce"]
-        message = proof.registration_message(
+        message = signed_texts.registration_message(
             wallet_address=self._signer.address,
             model_id=model_id,
             start_layer=start,
@@ -89,7 +91,7 @@ class Provider:
             "device_id": self._device,
             "memory_bytes": ROOMY,
             "nonce": nonce,
-            "signature": proof.sign(message, self._signer.key),
+            "signature": signed_texts.sign(message, self._signer.key),
         }
         if pinned is not None:
             body |= {"start_layer": start, "end_layer": end, "edge": edge}
@@ -214,16 +216,18 @@ async def test_a_join_causes_one_move_that_takes_effect_when_all_have_loaded(
     assert [move.state for move in await moves(services)] == ["loading"]
     waiting = await first.obey(told[0])
     assert waiting["should_rebalance"]
-    before = {n.node_id: n.layers_served for n in await registry.active(gateway.redis, MODEL_ID)}
+    before = {
+        n.node_id: n.layers_served for n in await live_registry.active(gateway.redis, MODEL_ID)
+    }
     assert before[first.id] == list(range(LAYERS)), "nothing changes until all can"
     await second.obey(told[1])
     await first.beat(ms=10)
     assert [move.state for move in await moves(services)] == ["switched"]
-    nodes = {n.node_id: n for n in await registry.active(gateway.redis, MODEL_ID)}
+    nodes = {n.node_id: n for n in await live_registry.active(gateway.redis, MODEL_ID)}
     assert nodes[first.id].end_layer == nodes[second.id].start_layer
     assert (nodes[first.id].start_layer, nodes[second.id].end_layer) == (0, LAYERS)
     assert not (await first.beat())["should_rebalance"]
-    assert not await gateway.redis.exists(names.orders(first.id), names.orders(second.id))
+    assert not await gateway.redis.exists(redis_keys.orders(first.id), redis_keys.orders(second.id))
 
 
 async def test_noise_moves_nobody_and_drift_does(gateway: Gateway, services: Services) -> None:
@@ -267,7 +271,7 @@ async def test_a_move_of_a_node_that_is_gone_is_given_up(
     await rebalance(services)
     await first.beat(ms=10)
     services.settings.discovery.node_ttl = 0
-    await registry.forget(services.redis, second.id, MODEL_ID)
+    await live_registry.forget(services.redis, second.id, MODEL_ID)
     await rebalance(services)
     [move] = await moves(services)
     assert move.state == "failed"
@@ -289,7 +293,7 @@ async def test_who_comes_back_for_a_span_of_its_own_is_not_moved(
     chosen = second.span
     [move] = await moves(services)
     assert (move.state, second.id in (move.reason or "")) == ("failed", True)
-    assert not await gateway.redis.exists(names.orders(first.id), names.orders(second.id))
+    assert not await gateway.redis.exists(redis_keys.orders(first.id), redis_keys.orders(second.id))
     assert not (await second.beat())["should_rebalance"]
     stays = await first.obey(told)
     assert (stays["should_rebalance"], first.span) == (False, (0, LAYERS))

@@ -2,7 +2,7 @@
 
 from sqlalchemy import text
 
-from mesh import db
+from market import db
 from stack.servers import Postgres
 
 

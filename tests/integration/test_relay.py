@@ -22,9 +22,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from api.relay.forwarding import MAX_EVENTS
 from api.relay.seats import MOST_OF_NODE
-from mesh import names, relay
+from market.settings import Settings
+from mesh import redis_keys, relay
 from mesh.relay import Accepted, Beat, Displaced, Hello, Inbox, Poll, Pulse, Push, Sent, Welcome
-from mesh.settings import Settings
 from mesh.wire import (
     Close,
     Ended,
@@ -110,7 +110,7 @@ def test_tokens_and_events_of_the_edge_get_to_readers(here: Replica, client: red
     with Node(here, "edge") as node:
         written = [("", Token("gen", 1, 0, 7, "first")), ("", Token("gen", 1, 1, 8, "second"))]
         assert node.push(*written, ("", Ended("gen", 1, "stop", 2))).refused == []
-    assert [fields[b"t"] for _, fields in client.xrange(names.tokens("gen"))] == [
+    assert [fields[b"t"] for _, fields in client.xrange(redis_keys.tokens("gen"))] == [
         b"first",
         b"second",
     ]
@@ -170,7 +170,7 @@ def test_what_the_route_does_not_say_is_refused(
     assert refusal == (known.request_id, known.epoch, code)
     assert refusals(code) == before + 1
     assert not client.keys("node:*:inbox")
-    assert not client.exists(names.tokens("gen"))
+    assert not client.exists(redis_keys.tokens("gen"))
     # Who is on the route and breaks its rules is blamed for it; nobody else can be.
     blamed = code not in ("epoch_over", "not_on_route")
     assert events(client) == ([Refused("gen", 1, sender, code)] if blamed else [])
@@ -259,7 +259,7 @@ def test_the_next_epoch_counts_from_the_moment_it_begins(
         late = node.push(("", Token("gen", 1, 0, 7, "late")), ("", Token("gen", 2, 0, 7, "due")))
         assert late.refused == [("gen", 1, "epoch_over")]
         wait_until(lambda: node.push(("middle", steps())).refused)
-    [(_, fields)] = client.xrange(names.tokens("gen"))
+    [(_, fields)] = client.xrange(redis_keys.tokens("gen"))
     assert fields[b"t"] == b"due"
 
 
@@ -281,7 +281,7 @@ def test_work_wakes_a_node_that_waits_at_another_replica(
 
 def test_long_messages_travel_in_pieces(here: Replica, client: redis.Redis) -> None:
     begin(client)
-    client.hset(names.live("gen"), "route", wide_route())
+    client.hset(redis_keys.live("gen"), "route", wide_route())
     long = steps(rows=64, wanted=0, width=4096)
     assert len(long.data) > 4 * relay.CHUNK_BYTES
     with Node(here, "edge") as edge, Node(here, "middle") as middle:
@@ -326,12 +326,12 @@ def test_what_was_read_is_trimmed_and_nothing_else(here: Replica, client: redis.
     with Node(here, "middle") as node:
         put(client, "middle", steps())
         node.pulse()
-        assert client.xlen(names.inbox("middle")) == 1
+        assert client.xlen(redis_keys.inbox("middle")) == 1
         node.read()
         put(client, "middle", steps(position=1))
         node.pulse()
         assert inbox(client, "middle") == [steps(position=1)]
-        assert client.ttl(names.inbox("middle")) > 0
+        assert client.ttl(redis_keys.inbox("middle")) > 0
 
 
 def test_an_inbox_that_nobody_reads_does_not_fill_redis(
@@ -341,15 +341,15 @@ def test_an_inbox_that_nobody_reads_does_not_fill_redis(
     with replica(small) as here, Node(here, "middle") as node:
         put(client, "middle", *(steps(rows=128, wanted=0, width=1024) for _ in range(4)))
         node.pulse()
-        assert client.xlen(names.inbox("middle")) == 0
+        assert client.xlen(redis_keys.inbox("middle")) == 0
 
 
 def test_an_inbox_does_not_fill_redis_though_its_node_is_away(
     make_settings: Callable[..., Settings], client: redis.Redis
 ) -> None:
     begin(client)
-    client.hset(names.live("gen"), "route", wide_route())
-    client.xadd(names.inbox("middle"), {"h": b"short"})  # by which Redis guesses the others
+    client.hset(redis_keys.live("gen"), "route", wide_route())
+    client.xadd(redis_keys.inbox("middle"), {"h": b"short"})  # by which Redis guesses the others
     limit, lengths = 2**22, []
     with (
         replica(make_settings(relay={"max_inbox_bytes": limit})) as here,
@@ -357,7 +357,7 @@ def test_an_inbox_does_not_fill_redis_though_its_node_is_away(
     ):
         for _ in range(80):
             assert node.push(("middle", steps(rows=8, wanted=0, width=4096))).refused == []
-            lengths.append(client.memory_usage(names.inbox("middle"), samples=0))
+            lengths.append(client.memory_usage(redis_keys.inbox("middle"), samples=0))
     assert 0.9 * limit < max(lengths) < 1.2 * limit
 
 
@@ -370,10 +370,10 @@ def test_an_inbox_is_not_taken_for_longer_than_it_is(
     ):
         long = steps(rows=512, wanted=0, width=512)
         put(client, "middle", long, *(steps(rows=2, wanted=0, width=700) for _ in range(20)))
-        guess = client.memory_usage(names.inbox("middle"), samples=1)
-        assert guess > 2**21 > client.memory_usage(names.inbox("middle"), samples=0)
+        guess = client.memory_usage(redis_keys.inbox("middle"), samples=1)
+        assert guess > 2**21 > client.memory_usage(redis_keys.inbox("middle"), samples=0)
         node.pulse()
-        assert client.xlen(names.inbox("middle")) == 21
+        assert client.xlen(redis_keys.inbox("middle")) == 21
 
 
 def test_a_generation_keeps_so_many_events(here: Replica, client: redis.Redis) -> None:
@@ -382,37 +382,37 @@ def test_a_generation_keeps_so_many_events(here: Replica, client: redis.Redis) -
     with Node(here, "middle") as node:
         for _ in range(6):
             assert node.push(*pongs).refused == []
-    assert MAX_EVENTS <= client.xlen(names.events("gen")) < 1.2 * MAX_EVENTS
+    assert MAX_EVENTS <= client.xlen(redis_keys.events("gen")) < 1.2 * MAX_EVENTS
 
 
 def test_what_pushes_write_ends_one_day(here: Replica, client: redis.Redis) -> None:
     begin(client)
     with Node(here, "middle") as node:
-        client.delete(names.link("middle"))
+        client.delete(redis_keys.link("middle"))
         node.push(("last", steps()), ("", Pong("gen", 1, "middle", 5)), ("edge", steps()))
     # The second step breaks the route's rules, of which its supervisor hears.
-    assert client.xlen(names.events("gen")) == 2
-    for key in (names.link("middle"), names.inbox("last"), names.events("gen")):
+    assert client.xlen(redis_keys.events("gen")) == 2
+    for key in (redis_keys.link("middle"), redis_keys.inbox("last"), redis_keys.events("gen")):
         assert 0 < client.ttl(key) <= 3600, key
 
 
 def test_a_pulse_tells_of_room_and_ends_soon(here: Replica, client: redis.Redis) -> None:
     with Node(here, "middle") as node:
         node.pulse(room=640)
-        assert client.get(names.pulse("middle")) == b"640"
-        assert 0 < client.pttl(names.pulse("middle")) <= 1000
+        assert client.get(redis_keys.pulse("middle")) == b"640"
+        assert 0 < client.pttl(redis_keys.pulse("middle")) <= 1000
         began = time.monotonic()
-        wait_until(lambda: not client.exists(names.pulse("middle")))  # the process is frozen
+        wait_until(lambda: not client.exists(redis_keys.pulse("middle")))  # the process is frozen
         assert time.monotonic() - began < 1.5
         node.pulse(room=1)
-        assert client.get(names.pulse("middle")) == b"1"
+        assert client.get(redis_keys.pulse("middle")) == b"1"
 
 
 def test_a_node_that_says_farewell_is_gone_at_once(here: Replica, client: redis.Redis) -> None:
     with Node(here, "middle") as node:
         node.pulse()
-        client.persist(names.pulse("middle"))
-    wait_until(lambda: not client.exists(names.pulse("middle")))
+        client.persist(redis_keys.pulse("middle"))
+    wait_until(lambda: not client.exists(redis_keys.pulse("middle")))
 
 
 def test_the_newest_connection_displaces_the_others(
@@ -426,9 +426,9 @@ def test_the_newest_connection_displaces_the_others(
                 first.hear(Beat)
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == relay.DISPLACED
-            assert client.get(names.pulse("middle")) == b"1"
+            assert client.get(redis_keys.pulse("middle")) == b"1"
             second.pulse(room=3)
-            assert client.get(names.pulse("middle")) == b"3"
+            assert client.get(redis_keys.pulse("middle")) == b"3"
 
 
 def test_a_half_open_connection_is_closed(
@@ -538,7 +538,7 @@ def test_redis_may_forget_everything(here: Replica, client: redis.Redis) -> None
         node.pulse(room=1)
         client.flushall()
         node.pulse(room=2)
-        assert client.get(names.pulse("middle")) == b"2"
+        assert client.get(redis_keys.pulse("middle")) == b"2"
 
 
 @pytest.mark.parametrize(
@@ -712,7 +712,7 @@ def test_the_same_by_long_polls(here: Replica, client: redis.Redis) -> None:
     assert accepted == Accepted(1, [("gen", 1, "wrong_receiver")])
     assert beat == Beat(5)
     assert inbox(client, "last") == [steps()]
-    assert client.get(names.pulse("middle")) == b"64"
+    assert client.get(redis_keys.pulse("middle")) == b"64"
     assert node.poll(wait=50, after=work.after) == []
     with Node(here, "middle", session="polling") as again:
         assert again.welcome.number == 1

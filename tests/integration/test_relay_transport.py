@@ -11,8 +11,8 @@ import redis
 import structlog
 from structlog.testing import LogCapture
 
-from mesh import names
-from mesh.settings import Settings
+from market.settings import Settings
+from mesh import redis_keys
 from mesh.wire import Ended, Halt, Message, Token
 from node_runner.engine.results import Forward
 from node_runner.transport import Unreachable
@@ -105,8 +105,8 @@ def test_a_push_wakes_a_node_that_waits(here: Replica, client: redis.Redis) -> N
         assert received == [[steps()]]
         assert sender.carrier == receiver.carrier == "websocket"
         wait_until(lambda: sender.hop_ms > 0)
-        assert client.get(names.pulse("edge")) == b"64"
-    wait_until(lambda: not client.exists(names.pulse("edge")))
+        assert client.get(redis_keys.pulse("edge")) == b"64"
+    wait_until(lambda: not client.exists(redis_keys.pulse("edge")))
 
 
 def test_what_is_too_late_comes_back_as_a_halt(here: Replica, client: redis.Redis) -> None:
@@ -117,13 +117,13 @@ def test_what_is_too_late_comes_back_as_a_halt(here: Replica, client: redis.Redi
             Halt("gen", 0),
             Halt("gen", 1),
         ]
-    assert client.xlen(names.tokens("gen")) == 1
+    assert client.xlen(redis_keys.tokens("gen")) == 1
 
 
 def test_the_last_words_arrive(here: Replica, client: redis.Redis) -> None:
     with closing(node(here, "edge")) as edge:
         edge.exchange([Ended("gen", 1, "stop", 0)], wait=0)
-    assert client.xlen(names.events("gen")) == 1
+    assert client.xlen(redis_keys.events("gen")) == 1
 
 
 @pytest.mark.parametrize("cut", ["silent", "severed", "the replica ends"])
@@ -171,7 +171,7 @@ def test_where_websockets_are_blocked_it_polls_and_tries_again(
             put(client, "edge", steps(position=position))
             assert read(edge, 1) == [steps(position=position)]
             push(edge, position)
-        wait_until(lambda: client.get(names.pulse("edge")) == b"64")
+        wait_until(lambda: client.get(redis_keys.pulse("edge")) == b"64")
         wait_until(lambda: edge.hop_ms > 0)
         wait_until(lambda: door.upgrades >= 2)
         assert edge.carrier == "long poll"

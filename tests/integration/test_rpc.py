@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from web3.types import RPCEndpoint
 
-from mesh.chain import Network, Rpc
-from mesh.chain.network import Sent
+from market.chain.client import Network, Sent
+from market.chain.failover_rpc import Rpc
+from market.settings import PaymentsSettings
 from mesh.errors import ChainError, ChainUnreachable
-from mesh.settings import PaymentsSettings
 from tests.proxy import Call, Loss, Proxy
 
 NOBODY = "http://127.0.0.1:1"
@@ -56,7 +56,7 @@ def nodes() -> Iterator[list[Node]]:
 
 @pytest.fixture
 async def rpc(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("mesh.chain.rpc.LOOK_EVERY", 0.0)
+    monkeypatch.setattr("market.chain.failover_rpc.LOOK_EVERY", 0.0)
     opened = Rpc([node.proxy.url for node in nodes], max_age=60, max_lag=5, timeout=5)
     yield opened
     await opened.disconnect()
@@ -80,7 +80,7 @@ async def test_the_next_answers_when_the_first_is_silent(rpc: Rpc, nodes: list[N
 async def test_one_that_falls_silent_between_looks_is_passed_over(
     rpc: Rpc, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mesh.chain.rpc.LOOK_EVERY", 3600.0)
+    monkeypatch.setattr("market.chain.failover_rpc.LOOK_EVERY", 3600.0)
     assert await ask(rpc) == "first"
     nodes[0].silent = True
     assert await ask(rpc) == "second"

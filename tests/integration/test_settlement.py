@@ -6,13 +6,14 @@ from typing import Any
 from eth_utils.address import to_checksum_address
 from sqlalchemy import select
 
-from mesh import ledger
-from mesh.chain import Escrow
-from mesh.chain.events import EventSource
-from mesh.db import ChainNonce, NodeContribution
-from mesh.escrow_view import EscrowView
-from mesh.ledger.check import check
-from mesh.money import from_units, to_units
+from market import ledger
+from market.escrow.escrow_view import EscrowView
+from market.escrow.event_reader import EventSource
+from market.escrow.reader import Escrow
+from market.jobs.tables import NodeContribution
+from market.ledger.integrity_check import check
+from market.money import from_units, to_units
+from market.settlement.tables import ChainNonce
 from stack.contracts import development_account
 from tests.conftest import Chain
 from tests.integration.money import (

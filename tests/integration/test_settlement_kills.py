@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from mesh.chain import Escrow
+from market.escrow.reader import Escrow
 from tests.kills import SCENARIOS, Field, field, kill_everywhere
 from workers.settlement.steps import Step
 

@@ -5,8 +5,8 @@ import os
 import subprocess
 import sys
 
-from mesh.chain import Escrow
-from mesh.db import SettlementPause
+from market.escrow.reader import Escrow
+from market.settlement.tables import SettlementPause
 from tests.conftest import OPERATOR_PASSWORD, Chain
 from tests.integration.money import (
     POOR,

@@ -5,9 +5,11 @@ import asyncio
 import pytest
 from hexbytes import HexBytes
 
-from mesh.chain import Escrow, LocalSigner
-from mesh.chain.kms import KmsSigner
-from mesh.db import InferenceSession, Settlement, SettlementTransaction
+from market.chain.kms_signer import KmsSigner
+from market.chain.open_signer import LocalSigner
+from market.escrow.reader import Escrow
+from market.jobs.tables import InferenceSession
+from market.settlement.tables import Settlement, SettlementTransaction
 from mesh.errors import ChainError, SettlementPaused
 from stack.contracts import development_account
 from tests.conftest import Chain

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from mesh import metrics
-from mesh.chain import Escrow
-from mesh.db import NodeContribution, Settlement
+from market import metrics
+from market.escrow.reader import Escrow
+from market.jobs.tables import NodeContribution
+from market.settlement.tables import Settlement
 from tests.conftest import Chain
 from tests.integration.manual_chain import (
     DEPTH,

@@ -7,11 +7,12 @@ import pytest
 from sqlalchemy import select, update
 from web3 import Web3
 
-from mesh import ledger, metrics
-from mesh.chain import Escrow
-from mesh.db import InferenceSession, NodeContribution, Settlement, SettlementTransaction
+from market import ledger, metrics
+from market.escrow.reader import Escrow
+from market.jobs.tables import InferenceSession, NodeContribution
+from market.money import from_units
+from market.settlement.tables import Settlement, SettlementTransaction
 from mesh.errors import SettlementPaused, SettlementRefused
-from mesh.money import from_units
 from stack.contracts import development_account
 from stack.deploy import DAY
 from tests.conftest import Chain

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from mesh import ledger, metrics
-from mesh.chain import Escrow
-from mesh.db import NodeContribution
-from mesh.money import from_units
+from market import ledger, metrics
+from market.escrow.reader import Escrow
+from market.jobs.tables import NodeContribution
+from market.money import from_units
 from stack.contracts import development_account
 from tests.conftest import Chain
 from tests.integration.manual_chain import (

@@ -11,11 +11,14 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from sqlalchemy import func, select, update
 
-from mesh import ledger, names, registry, streams, wire
-from mesh.db import InferenceSession, RouteHop
-from mesh.live import LiveRoute
-from mesh.prompts import PromptText
-from mesh.skips import skipped
+from market import ledger
+from market.jobs import live_session
+from market.jobs.tables import InferenceSession, RouteHop
+from market.nodes import live_registry
+from market.prompt_vault import PromptText
+from market.routing.skip_counts import skipped
+from mesh import redis_keys, wire
+from mesh.route_record import LiveRoute
 from tests.conftest import MODEL_ID
 from tests.factories import fund, session
 from tests.integration.api_support import LAYERS, node
@@ -58,13 +61,13 @@ async def supervised(services: Services, *jobs: InferenceSession) -> AsyncIterat
 
 async def announce(redis: Redis, *, room: int) -> None:
     """One node for all layers, with a pulse that the test keeps by giving it an hour."""
-    await registry.announce(redis, node(0, **WHOLE), ttl=3600)
-    await redis.set(names.pulse("node_0"), room, ex=3600)
+    await live_registry.announce(redis, node(0, **WHOLE), ttl=3600)
+    await redis.set(redis_keys.pulse("node_0"), room, ex=3600)
 
 
 async def opened(redis: Redis, node_id: str = "node_0") -> list[str]:
     """Request ids that the node, an edge, was asked to open."""
-    entries = await redis.xrange(names.inbox(node_id))
+    entries = await redis.xrange(redis_keys.inbox(node_id))
     messages = [wire.decode(fields) for _, fields in entries]
     return [message.request_id for message in messages if isinstance(message, wire.OpenEdge)]
 
@@ -102,8 +105,8 @@ async def test_while_a_job_waits_the_nodes_that_are_there_hear_why(
     """Not at each look: a job may wait for a quarter of an hour."""
     monkeypatch.setattr("workers.supervise.COUNT", 2.0)
     job = await submit(services)
-    await registry.announce(redis, node(0), ttl=3600)
-    await redis.set(names.pulse("node_0"), POSITIONS, ex=3600)
+    await live_registry.announce(redis, node(0), ttl=3600)
+    await redis.set(redis_keys.pulse("node_0"), POSITIONS, ex=3600)
     async with supervised(services, job):
         await asyncio.sleep(1.5)
         assert await skipped(redis, "node_0") == {"span_meets_nobody": 1}
@@ -141,7 +144,7 @@ async def test_the_live_record_tells_the_route_with_the_epoch(
             return await opened(redis) == [job.request_id]
 
         await wait_for(is_open)
-    written = await redis.hgetall(names.live(job.request_id))  # type: ignore[misc]
+    written = await redis.hgetall(redis_keys.live(job.request_id))  # type: ignore[misc]
     width = services.catalog.get(job.model_id).width
     assert written[b"epoch"] == b"1"
     assert LiveRoute.unpack(written[b"route"]) == LiveRoute(width, POSITIONS, ["node_0"])
@@ -162,8 +165,8 @@ async def test_jobs_beyond_a_nodes_room_queue_without_asking_it(
             await wait_for(are_open)
             await asyncio.sleep(1)
             assert len(await opened(redis)) == count
-            assert int(await redis.get(names.pulse("node_0"))) < POSITIONS
-            await redis.set(names.pulse("node_0"), POSITIONS, ex=3600)
+            assert int(await redis.get(redis_keys.pulse("node_0"))) < POSITIONS
+            await redis.set(redis_keys.pulse("node_0"), POSITIONS, ex=3600)
     assert set(await opened(redis)) == {job.request_id for job in jobs}
     async with services.sessions() as db:
         assert await db.scalar(select(func.max(RouteHop.epoch))) == 1  # nobody tried in vain
@@ -195,9 +198,9 @@ async def served(services: Services, redis: Redis) -> AsyncIterator[InferenceSes
 
 async def write(redis: Redis, job: InferenceSession, epoch: int, count: int) -> None:
     """Tokens, as the edge writes them."""
-    keys = (names.live(job.request_id), names.tokens(job.request_id))
+    keys = (redis_keys.live(job.request_id), redis_keys.tokens(job.request_id))
     for index in range(count):
-        assert await redis.eval(streams.APPEND_TOKEN, 2, *keys, epoch, index, 7, "x") == 1
+        assert await redis.eval(live_session.APPEND_TOKEN, 2, *keys, epoch, index, 7, "x") == 1
 
 
 async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
@@ -205,10 +208,10 @@ async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
 ) -> None:
     """The blamed node was only slow: its epoch lives until the next begins."""
     async with served(services, redis) as job:
-        await streams.tell(redis, wire.Refused(job.request_id, 1, "node_0", "not_finite"))
+        await live_session.tell(redis, wire.Refused(job.request_id, 1, "node_0", "not_finite"))
         await asyncio.sleep(1)
         await write(redis, job, 1, 5)
-        await streams.tell(redis, wire.Ended(job.request_id, 1, "stop", 5))
+        await live_session.tell(redis, wire.Ended(job.request_id, 1, "stop", 5))
         await completed(services, job)
     assert (await reload(services, job)).token_count == 5
 
@@ -217,11 +220,11 @@ async def test_a_full_node_is_not_asked_again_until_it_has_room(
     services: Services, redis: Redis
 ) -> None:
     async with served(services, redis) as job:
-        await redis.set(names.pulse("node_0"), 0, ex=3600)
-        await streams.tell(redis, wire.Refused(job.request_id, 1, "node_0", "kv_full"))
+        await redis.set(redis_keys.pulse("node_0"), 0, ex=3600)
+        await live_session.tell(redis, wire.Refused(job.request_id, 1, "node_0", "kv_full"))
         await asyncio.sleep(2)
         assert len(await opened(redis)) == 1
-        await redis.set(names.pulse("node_0"), POSITIONS, ex=3600)
+        await redis.set(redis_keys.pulse("node_0"), POSITIONS, ex=3600)
 
         async def is_open_again() -> bool:
             return len(await opened(redis)) == 2
@@ -231,9 +234,11 @@ async def test_a_full_node_is_not_asked_again_until_it_has_room(
 
 async def test_a_node_off_the_route_cannot_be_blamed(services: Services, redis: Redis) -> None:
     async with served(services, redis) as job:
-        await streams.tell(redis, wire.Refused(job.request_id, 1, "node_elsewhere", "not_finite"))
+        await live_session.tell(
+            redis, wire.Refused(job.request_id, 1, "node_elsewhere", "not_finite")
+        )
         await asyncio.sleep(1)
-        assert not await redis.exists(names.cooldown("node_elsewhere"))
+        assert not await redis.exists(redis_keys.cooldown("node_elsewhere"))
         assert len(await opened(redis)) == 1
 
 
@@ -244,8 +249,8 @@ async def join(redis: Redis, node_id: str, span: tuple[int, int], *, ms: float) 
     told = node(
         0, node_id=node_id, start_layer=start, end_layer=end, edge=edge, trusted=edge, latency_ms=ms
     )
-    await registry.announce(redis, told, ttl=3600)
-    await redis.set(names.pulse(node_id), 10_000, ex=3600)
+    await live_registry.announce(redis, told, ttl=3600)
+    await redis.set(redis_keys.pulse(node_id), 10_000, ex=3600)
 
 
 async def refuse(
@@ -257,11 +262,11 @@ async def refuse(
         epoch = (await reload(services, job)).epoch
         if epoch > told and len(await opened(redis)) == epoch:
             told = epoch
-            await streams.tell(redis, wire.Refused(job.request_id, epoch, liar, code))
+            await live_session.tell(redis, wire.Refused(job.request_id, epoch, liar, code))
         await asyncio.sleep(0.02)
     epoch = (await reload(services, job)).epoch
     await write(redis, job, epoch, 3)
-    await streams.tell(redis, wire.Ended(job.request_id, epoch, "stop", 3))
+    await live_session.tell(redis, wire.Ended(job.request_id, epoch, "stop", 3))
     await completed(services, job)
 
 
@@ -276,8 +281,8 @@ async def test_who_loses_its_state_twice_is_gone_around(
     async with supervised(services, job):
         await asyncio.wait_for(refuse(services, redis, job, "node_0", code), timeout=20)
     assert len(await opened(redis)) == 2
-    assert await redis.exists(names.cooldown("node_0"))
-    assert not await redis.exists(names.cooldown("honest"))
+    assert await redis.exists(redis_keys.cooldown("node_0"))
+    assert not await redis.exists(redis_keys.cooldown("honest"))
 
 
 async def test_for_steps_that_do_not_arrive_sender_and_receiver_are_to_blame(
@@ -291,7 +296,7 @@ async def test_for_steps_that_do_not_arrive_sender_and_receiver_are_to_blame(
     async with supervised(services, job):
         await asyncio.wait_for(refuse(services, redis, job, "receiver", "gap"), timeout=20)
     blamed = ("node_0", "middle", "receiver")
-    assert [await redis.exists(names.cooldown(each)) for each in blamed] == [0, 1, 1]
+    assert [await redis.exists(redis_keys.cooldown(each)) for each in blamed] == [0, 1, 1]
 
 
 async def test_what_a_node_makes_up_is_no_label(services: Services, redis: Redis) -> None:
@@ -307,14 +312,14 @@ async def test_what_a_node_makes_up_is_no_label(services: Services, redis: Redis
         await asyncio.wait_for(refuse(services, redis, job, "node_0", "x" * 64), timeout=20)
     assert rerouted("broken_rule") == before + 1
     assert rerouted("x" * 64) is None
-    assert await redis.exists(names.cooldown("node_0"))
+    assert await redis.exists(redis_keys.cooldown("node_0"))
 
 
 async def test_what_is_no_message_stops_nobody(services: Services, redis: Redis) -> None:
     async with served(services, redis) as job:
-        await redis.xadd(names.events(job.request_id), {"h": b"\xc1"})
+        await redis.xadd(redis_keys.events(job.request_id), {"h": b"\xc1"})
         await write(redis, job, 1, 3)
-        await streams.tell(redis, wire.Ended(job.request_id, 1, "stop", 3))
+        await live_session.tell(redis, wire.Ended(job.request_id, 1, "stop", 3))
         await completed(services, job)
 
 
@@ -330,14 +335,14 @@ async def test_slow_is_not_stalled(services: Services, redis: Redis, further: bo
         after = "0-0"
         give_up = asyncio.get_running_loop().time() + 6
         while asyncio.get_running_loop().time() < give_up:
-            found = await redis.xread({names.inbox("node_0"): after}, block=200)
+            found = await redis.xread({redis_keys.inbox("node_0"): after}, block=200)
             for entry, fields in found[0][1] if found else ():
                 after, message = entry.decode(), wire.decode(fields)
                 if isinstance(message, wire.Ping):
                     answered += 1
                     positions = answered if further else 1
                     pong = wire.Pong(job.request_id, message.epoch, "node_0", positions)
-                    await streams.tell(redis, pong)
+                    await live_session.tell(redis, pong)
         assert answered > 2
         assert (len(await opened(redis)) == 1) == further
 
@@ -354,7 +359,7 @@ async def test_a_successor_that_is_to_cancel_frees_the_route(
             .values(cancel_requested=True)
         )
     await supervise({"services": services}, job.request_id)
-    entries = await redis.xrange(names.inbox("node_0"))
+    entries = await redis.xrange(redis_keys.inbox("node_0"))
     assert isinstance(wire.decode(entries[-1][1]), wire.Close)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from mesh import names, streams, wire
-from mesh.registry import PULSE_TTL
+from market.jobs import live_session
+from market.nodes.live_registry import PULSE_TTL
+from mesh import redis_keys, wire
 from mesh.wire import Halt, Ping, Step, Steps, Token
 from node_runner.engine.engine import Engine
 from node_runner.engine.results import Forward
@@ -75,7 +76,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 def put(client: redis.Redis, node_id: str, *messages: wire.Message) -> None:
     for message in messages:
-        client.xadd(names.inbox(node_id), wire.encode(message))
+        client.xadd(redis_keys.inbox(node_id), wire.encode(message))
 
 
 def test_a_push_wakes_a_node_that_waits(server: Server) -> None:
@@ -104,35 +105,35 @@ def test_what_was_read_is_trimmed(server: Server, client: redis.Redis) -> None:
     for number in range(TRIM_EVERY + 1):
         put(client, "a", step("gen", number))
         assert transport.exchange([], wait=1) == [step("gen", number)]
-    assert client.xlen(names.inbox("a")) <= 2
-    assert client.ttl(names.inbox("a")) > 0
+    assert client.xlen(redis_keys.inbox("a")) <= 2
+    assert client.ttl(redis_keys.inbox("a")) > 0
     transport.close()
 
 
 def test_a_token_of_an_older_epoch_comes_back_as_a_halt(
     server: Server, client: redis.Redis
 ) -> None:
-    client.hset(names.live("gen"), "epoch", 2)
+    client.hset(redis_keys.live("gen"), "epoch", 2)
     transport = connect(server, "a")
     late, due = Token("gen", 1, 0, 7, "late"), Token("gen", 2, 0, 7, "due")
     answers = transport.exchange([late, Forward("b", step("gen")), due], wait=0)
     assert answers == [Halt("gen", 1)]
-    [(entry, fields)] = client.xrange(names.tokens("gen"))
-    assert streams.index_of(entry.decode()) == 1
+    [(entry, fields)] = client.xrange(redis_keys.tokens("gen"))
+    assert live_session.index_of(entry.decode()) == 1
     assert fields[b"t"] == b"due"
     transport.close()
 
 
 def test_a_broken_message_is_passed_over(server: Server, client: redis.Redis) -> None:
     transport = connect(server, "a")
-    client.xadd(names.inbox("a"), {"h": b"\xc1", "t": b""})
+    client.xadd(redis_keys.inbox("a"), {"h": b"\xc1", "t": b""})
     put(client, "a", step("good"))
     assert transport.exchange([], wait=1) == [step("good")]
     transport.close()
 
 
 def test_an_error_among_the_answers_is_raised(server: Server, client: redis.Redis) -> None:
-    client.set(names.inbox("b"), "not a stream")
+    client.set(redis_keys.inbox("b"), "not a stream")
     transport = connect(server, "a")
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         transport.exchange([Forward("b", step("one")), Forward("b", step("two"))], wait=0)
@@ -157,7 +158,7 @@ def test_a_redis_that_takes_no_writes_is_waited_for(
         node.exchange([Forward("a", step("job"))], wait=0)
     client.execute_command(*recover)
     node.exchange([Forward("a", step("job"))], wait=0)
-    assert client.xlen(names.inbox("a")) == 1
+    assert client.xlen(redis_keys.inbox("a")) == 1
     node.close()
 
 
@@ -178,12 +179,12 @@ def test_a_pulse_tells_that_the_process_runs_and_its_room(
     server: Server, client: redis.Redis
 ) -> None:
     transport = connect(server, "a", room=640)
-    wait_until(lambda: client.exists(names.pulse("a")))
-    assert client.get(names.pulse("a")) == b"640"
+    wait_until(lambda: client.exists(redis_keys.pulse("a")))
+    assert client.get(redis_keys.pulse("a")) == b"640"
     wait_until(lambda: transport.hop_ms > 0)
-    assert 0 < client.pttl(names.pulse("a")) <= 1000 * PULSE_TTL
+    assert 0 < client.pttl(redis_keys.pulse("a")) <= 1000 * PULSE_TTL
     transport.close()
-    assert not client.exists(names.pulse("a"))
+    assert not client.exists(redis_keys.pulse("a"))
 
 
 def test_a_node_outlives_redis_and_obeys_without_it(server: Server, tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_a_node_outlives_redis_and_obeys_without_it(server: Server, tmp_path: Pa
     server.start()
     with redis.Redis(port=server.port) as client:
         put(client, "a", Ping("gen", 1))
-        wait_until(lambda: client.xlen(names.events("gen")))
+        wait_until(lambda: client.xlen(redis_keys.events("gen")))
     server.stop()
     began = time.monotonic()
     runner.drain()

@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from mesh.checkpoint.manifest import NAME, make_manifest
+from mesh.checkpoint.safetensors_header import LENGTH_BYTES
 from mesh.errors import (
     MeshError,
     WeightsChanged,
@@ -24,8 +26,6 @@ from mesh.errors import (
     WeightsRefused,
     WeightsUnreachable,
 )
-from mesh.manifest import NAME, make_manifest
-from mesh.tensor_files import LENGTH_BYTES
 from node_runner.engine.loader import prepare_span
 from node_runner.engine.span import Span
 from node_runner.weights import assembling, cache, http, layout

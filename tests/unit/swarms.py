@@ -6,7 +6,7 @@ from itertools import product
 from hypothesis import strategies as st
 
 from benchmarks.placement import groupings
-from mesh.placement import Candidate, ModelShape, Move, Span
+from market.placement.solver import Candidate, ModelShape, Move, Span
 
 GB = 10**9
 

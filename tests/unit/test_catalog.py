@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mesh.catalog import load_model
-from mesh.settings import ModelSettings
+from market.catalog.models import load_model
+from market.settings import ModelSettings
 from tests.conftest import DEMO_MODEL
 
 LLAMA = {

@@ -9,8 +9,10 @@ import pytest
 from web3 import AsyncBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
-from mesh.chain import Network, Rpc, bounded
-from mesh.chain.events import Block, EventSource, Reading
+from market.chain import bounded_http
+from market.chain.client import Network
+from market.chain.failover_rpc import Rpc
+from market.escrow.event_reader import Block, EventSource, Reading
 from mesh.errors import AnswerTooLarge, ChainError, ReadAgain, Reorganised
 
 ESCROW = "0x" + "11" * 20
@@ -150,7 +152,7 @@ async def test_an_answer_that_is_too_large_is_not_taken_in(
 ) -> None:
     rpc = Rpc([talkative])
     assert len((await rpc.make_request(RPCEndpoint("web3_sha3"), []))["result"]) == 2**20
-    monkeypatch.setattr(bounded, "ANSWER_LIMIT", 2**16)
+    monkeypatch.setattr(bounded_http, "ANSWER_LIMIT", 2**16)
     with pytest.raises(AnswerTooLarge):
         await rpc.make_request(RPCEndpoint("web3_sha3"), [])
     await rpc.disconnect()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.dht import records
-from mesh.dht.keys import SigningKey, public_from_hex
+from mesh.dht.signing_keys import SigningKey, public_from_hex
 from mesh.errors import RecordRefused
 
 OPERATOR = SigningKey.from_hex("11" * 32)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mesh.chain import Fees
+from market.chain.transactions import Fees
 
 
 @pytest.mark.parametrize("old", [Fees(0, 0), Fees(1, 0), Fees(7, 3), Fees(3 * 10**9, 10**9)])

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.footprint import MODELS, fits
 from mesh.errors import UnsupportedModel
-from mesh.footprint import QUANTIZATIONS, Footprint, footprint
+from mesh.model.memory_footprint import QUANTIZATIONS, Footprint, footprint
 from node_runner.engine.families import FAMILIES
 from node_runner.engine.loader import prepare_span
 from node_runner.engine.span import Span

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mesh.lines import pack_line, pack_lines, unpack_line
+from market.escrow.batch_lines import pack_line, pack_lines, unpack_line
 
 WALLET = "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266"
 OTHER = "0x00000000000000000000000000000000000000ab"

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.loading import make_checkpoint
 from benchmarks.watched import Loader
-from mesh.footprint import QUANTIZATIONS
+from mesh.model.memory_footprint import QUANTIZATIONS
 
 SHARDS, LAYERS_EACH, HIDDEN = 8, 4, 512
 SPAN = (8, 16)

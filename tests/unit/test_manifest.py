@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from mesh.checkpoint.manifest import NAME, is_safe_name, make_manifest, read_manifest
 from mesh.errors import WeightsRefused
-from mesh.manifest import NAME, is_safe_name, make_manifest, read_manifest
 from tests.conftest import DEMO_MODEL, MODEL_ID
 
 

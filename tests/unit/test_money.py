@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.money import fee_of, floor_far, from_units, plain, split, times, to_units
-from mesh.placement import even_split
+from market.money import fee_of, floor_far, from_units, plain, split, times, to_units
+from market.placement.solver import even_split
 from tests.factories import hop
 from workers.accounting import make_bill
 

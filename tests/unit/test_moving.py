@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.placement import (
+from market.placement.solver import (
     Candidate,
     ModelShape,
     Policy,

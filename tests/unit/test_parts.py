@@ -8,9 +8,9 @@ from cryptography.exceptions import InvalidTag
 from eth_account import Account
 from pydantic import ValidationError
 
-from mesh import errors, proof
-from mesh.prompts import PromptText, PromptVault
-from mesh.settings import Settings
+from market.prompt_vault import PromptText, PromptVault
+from market.settings import Settings
+from mesh import errors, signed_texts
 
 KEY = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 
@@ -67,14 +67,14 @@ def test_a_key_of_the_wrong_size_is_refused(key: str) -> None:
 def test_a_registration_is_signed_by_its_wallet_and_for_its_span() -> None:
     wallet = Account.create()
     facts = {"wallet_address": wallet.address, "model_id": "m", "edge": False, "nonce": "n"}
-    message = proof.registration_message(start_layer=0, end_layer=4, **facts)
-    signature = proof.sign(message, wallet.key)
-    assert proof.signed_by(message, signature, wallet.address)
-    assert proof.signed_by(message, signature, wallet.address.lower())
-    wider = proof.registration_message(start_layer=0, end_layer=5, **facts)
-    assert not proof.signed_by(wider, signature, wallet.address)
-    assert not proof.signed_by(message, signature, Account.create().address)
-    assert not proof.signed_by(message, "0x12", wallet.address)
+    message = signed_texts.registration_message(start_layer=0, end_layer=4, **facts)
+    signature = signed_texts.sign(message, wallet.key)
+    assert signed_texts.signed_by(message, signature, wallet.address)
+    assert signed_texts.signed_by(message, signature, wallet.address.lower())
+    wider = signed_texts.registration_message(start_layer=0, end_layer=5, **facts)
+    assert not signed_texts.signed_by(wider, signature, wallet.address)
+    assert not signed_texts.signed_by(message, signature, Account.create().address)
+    assert not signed_texts.signed_by(message, "0x12", wallet.address)
 
 
 def _tree(root: type[errors.MeshError]) -> list[type[errors.MeshError]]:

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.footprint import Footprint
-from mesh.placement import (
+from market.placement.solver import (
     Candidate,
     ModelShape,
     Placement,
@@ -18,7 +17,8 @@ from mesh.placement import (
     place,
     throughput,
 )
-from mesh.placement.filling import fill
+from market.placement.solver.water_filling import fill
+from mesh.model.memory_footprint import Footprint
 from tests.unit.swarms import best_slowest, best_throughput, candidates, models, node
 
 quick = settings(max_examples=50, deadline=None)

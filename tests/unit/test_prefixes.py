@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh import prefixes
-from mesh.prefixes import EVERY
+from mesh import prefix_hashes
+from mesh.prefix_hashes import EVERY
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import Pipeline
 
@@ -19,7 +19,7 @@ tokens = st.lists(st.integers(0, 2**20), max_size=200)
 
 
 def chain(token_ids: list[int], user: str = "0xa") -> list[bytes]:
-    return prefixes.chain(token_ids, key=KEY, user=user)
+    return prefix_hashes.chain(token_ids, key=KEY, user=user)
 
 
 @given(tokens, tokens, tokens)
@@ -40,7 +40,7 @@ def test_the_last_token_is_in_no_name() -> None:
 def test_another_user_or_key_has_other_names() -> None:
     names = chain(SYSTEM)
     assert set(names).isdisjoint(chain(SYSTEM, user="0xb"))
-    assert set(names).isdisjoint(prefixes.chain(SYSTEM, key=b"x" * 32, user="0xa"))
+    assert set(names).isdisjoint(prefix_hashes.chain(SYSTEM, key=b"x" * 32, user="0xa"))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from typer.testing import CliRunner
 
 from mesh.errors import UnsupportedModel
-from mesh.footprint import WHOLE
+from mesh.model.memory_footprint import WHOLE
 from node_runner.cli import app
 from node_runner.engine.attention import Pack, Segment
 from node_runner.engine.families import FAMILIES

@@ -12,7 +12,6 @@ from api.relay.pulse import LEAST_TTL, MOST_TTL, PulseClock
 from api.relay.upkeep import Upkeep
 from mesh import relay, wire
 from mesh.errors import WireError
-from mesh.live import LiveRoute, epoch_of
 from mesh.relay import (
     Accepted,
     Assembler,
@@ -30,6 +29,7 @@ from mesh.relay import (
     Sent,
     Welcome,
 )
+from mesh.route_record import LiveRoute, epoch_of
 
 FRAMES: list[Frame] = [
     Hello(1, "session", ""),

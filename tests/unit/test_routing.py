@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.distance import Coordinates, distance_km
-from mesh.registry import Node
-from mesh.routing import choose, room
+from market.geo.distance import Coordinates, distance_km
+from market.nodes.live_registry import Node
+from market.routing.route_search import choose, room
 
 BERLIN, HAMBURG = Coordinates(52.52, 13.405), Coordinates(53.5511, 9.9937)
 LISBON, SYDNEY = Coordinates(38.7223, -9.1393), Coordinates(-33.8688, 151.2093)

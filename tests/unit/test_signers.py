@@ -15,10 +15,11 @@ from eth_account.typed_transactions.typed_transaction import TypedTransaction
 from eth_utils.crypto import keccak
 from hexbytes import HexBytes
 
-from mesh.chain import Fees, LocalSigner, Signer, open_signer, sign_transaction
-from mesh.chain.kms import ORDER, KmsSigner
+from market.chain.kms_signer import ORDER, KmsSigner
+from market.chain.open_signer import LocalSigner, Signer, open_signer
+from market.chain.transactions import Fees, sign_transaction
+from market.settings import PaymentsSettings
 from mesh.errors import ChainError
-from mesh.settings import PaymentsSettings
 from tests.kms import REGION, new_key, running_kms
 
 TO = "0x" + "cc" * 20

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from mesh.distance import Coordinates
-from mesh.registry import Node, Sighting
-from mesh.routing import choose
-from mesh.skipping import Skip, explain
+from market.geo.distance import Coordinates
+from market.nodes.live_registry import Node, Sighting
+from market.routing.route_search import choose
+from market.routing.skip_reasons import Skip, explain
 from tests.unit.test_routing import BERLIN, HAMBURG, SYDNEY, node
 
 LAYERS = 6

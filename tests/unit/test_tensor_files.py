@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mesh.errors import WeightsRefused
-from mesh.tensor_files import (
+from mesh.checkpoint.safetensors_header import (
     LENGTH_BYTES,
     MAX_HEADER,
     build_header,
     header_length,
     parse_header,
 )
+from mesh.errors import WeightsRefused
 
 TENSORS = {
     "b.weight": torch.zeros(3, 5),

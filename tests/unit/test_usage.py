@@ -8,15 +8,15 @@ from eth_utils.crypto import keccak
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh import usage
-from mesh.usage import Usage, UsageTree
+from market.settlement import usage_tree
+from market.settlement.usage_tree import Usage, UsageTree
 
 UINT256 = 2**256 - 1
 
 addresses = st.binary(min_size=20, max_size=20).map(lambda raw: "0x" + raw.hex())
 lines = st.builds(
     Usage,
-    request_id=st.uuids().map(usage.request_id_of),
+    request_id=st.uuids().map(usage_tree.request_id_of),
     user=addresses,
     provider=addresses,
     tokens=st.integers(0, UINT256),
@@ -25,7 +25,11 @@ lines = st.builds(
 batches = st.lists(lines, min_size=1, max_size=40)
 
 LINE = Usage(
-    usage.request_id_of(uuid.UUID(int=7)), "0x" + "aa" * 20, "0x" + "bb" * 20, tokens=3, amount=5
+    usage_tree.request_id_of(uuid.UUID(int=7)),
+    "0x" + "aa" * 20,
+    "0x" + "bb" * 20,
+    tokens=3,
+    amount=5,
 )
 
 
@@ -34,7 +38,7 @@ def test_every_line_has_a_proof(batch: list[Usage]) -> None:
     stored = UsageTree.over(batch).nodes
     tree = UsageTree(stored)
     for line in batch:
-        assert usage.verify(tree.root, line, tree.proof(line))
+        assert usage_tree.verify(tree.root, line, tree.proof(line))
 
 
 @given(batches, lines, st.data())
@@ -48,7 +52,7 @@ def test_no_line_that_is_not_there_has_one(
     tree = UsageTree.over(batch)
     proof = tree.proof(line)
     for forged in {other, altered}.difference(batch):
-        assert not usage.verify(tree.root, forged, proof)
+        assert not usage_tree.verify(tree.root, forged, proof)
         with pytest.raises(LookupError):
             tree.proof(forged)
 
@@ -62,21 +66,21 @@ def test_the_order_of_the_lines_does_not_matter(batch: list[Usage], random: Rand
 
 def test_a_single_line_is_the_root() -> None:
     tree = UsageTree.over([LINE])
-    assert tree.root == usage.leaf(LINE)
+    assert tree.root == usage_tree.leaf(LINE)
     assert tree.proof(LINE) == []
-    assert usage.verify(usage.leaf(LINE), LINE, [])
+    assert usage_tree.verify(usage_tree.leaf(LINE), LINE, [])
 
 
 def test_a_leaf_is_the_double_hash_of_five_words() -> None:
     words = (7, int("aa" * 20, 16), int("bb" * 20, 16), 3, 5)
     encoded = b"".join(word.to_bytes(32, "big") for word in words)
-    assert usage.leaf(LINE) == keccak(keccak(encoded))
+    assert usage_tree.leaf(LINE) == keccak(keccak(encoded))
 
 
 def test_three_lines_pair_as_in_openzeppelins_tree() -> None:
     """The two lowest leaves are hashed first, and the highest joins at the root."""
     batch = [LINE._replace(amount=amount) for amount in (1, 2, 3)]
-    low, middle, high = sorted(usage.leaf(line) for line in batch)
+    low, middle, high = sorted(usage_tree.leaf(line) for line in batch)
     inner = keccak(low + middle)
     assert UsageTree.over(batch).root == keccak(min(high, inner) + max(high, inner))
 
@@ -85,7 +89,7 @@ def test_an_inner_node_is_no_line() -> None:
     """A proof cut short, as of a tree whose leaves and nodes are hashed alike."""
     batch = [LINE._replace(amount=amount) for amount in range(4)]
     tree = UsageTree.over(batch)
-    assert not usage.verify(tree.root, batch[0], tree.proof(batch[0])[1:])
+    assert not usage_tree.verify(tree.root, batch[0], tree.proof(batch[0])[1:])
 
 
 def test_a_batch_has_lines() -> None:

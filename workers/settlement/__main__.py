@@ -4,10 +4,11 @@ import argparse
 import asyncio
 import sys
 
+from market.chain.open_signer import open_signer
+from market.escrow.reader import Escrow
+from market.settings import Settings
 from mesh import log
-from mesh.chain import Escrow, open_signer
 from mesh.errors import MeshError
-from mesh.settings import Settings
 from workers.services import open_services
 from workers.settlement import pauses
 from workers.settlement.plan import describe, make_plan

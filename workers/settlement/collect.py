@@ -9,12 +9,13 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from mesh import ledger
-from mesh.db import InferenceSession, Settlement, StoredTree
+from market import ledger
+from market.jobs.tables import InferenceSession
+from market.money import from_units, plain
+from market.settings import PaymentsSettings
+from market.settlement.tables import Settlement, StoredTree
+from market.settlement.usage_lines import Contributions, contributions_of
 from mesh.errors import SettlementMismatch
-from mesh.money import from_units, plain
-from mesh.settings import PaymentsSettings
-from mesh.usage_lines import Contributions, contributions_of
 from workers.settlement.context import Run
 from workers.settlement.draft import Draft, fitting, make_draft
 from workers.settlement.steps import Progress, Step, step

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from mesh import db
-from mesh.chain import Batch, Escrow, Network, Signer
-from mesh.db import Settlement, SettlementTransaction
-from mesh.settings import PaymentsSettings
+from market import db
+from market.chain.client import Network
+from market.chain.open_signer import Signer
+from market.escrow.reader import Batch, Escrow
+from market.settings import PaymentsSettings
+from market.settlement.tables import Settlement, SettlementTransaction
 from workers.services import Services
 
 WEI_PER_GWEI = 10**9

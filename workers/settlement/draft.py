@@ -5,12 +5,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mesh.chain import Batch
-from mesh.db import InferenceSession
+from market.escrow.reader import Batch
+from market.jobs.tables import InferenceSession
+from market.money import ZERO, to_units
+from market.settlement.usage_lines import Contributions, usage_lines
+from market.settlement.usage_tree import Usage, UsageTree
 from mesh.errors import SettlementMismatch
-from mesh.money import ZERO, to_units
-from mesh.usage import Usage, UsageTree
-from mesh.usage_lines import Contributions, usage_lines
 
 
 @dataclass(frozen=True, slots=True)

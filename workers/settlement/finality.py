@@ -3,9 +3,10 @@
 import structlog
 from sqlalchemy import func, select, update
 
-from mesh import ledger, metrics
-from mesh.db import InferenceSession, NodeContribution, Settlement
-from mesh.money import ZERO, from_units, plain
+from market import ledger, metrics
+from market.jobs.tables import InferenceSession, NodeContribution
+from market.money import ZERO, from_units, plain
+from market.settlement.tables import Settlement
 from workers.settlement.context import Run, contract_batch
 from workers.settlement.reconcile import receipts_of
 from workers.settlement.steps import Progress, Step, step

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 import structlog
 from sqlalchemy import func, select, update
 
-from mesh.db import InferenceSession, Settlement, SettlementTransaction
+from market.jobs.tables import InferenceSession
+from market.money import ZERO, to_units
+from market.settlement.tables import Settlement, SettlementTransaction
+from market.settlement.usage_lines import contributions_of
 from mesh.errors import ChainError, SettlementRefused
-from mesh.money import ZERO, to_units
-from mesh.usage_lines import contributions_of
 from workers.settlement.collect import draft_of, store
 from workers.settlement.context import Run, contract_batch
 from workers.settlement.pauses import Reason, alert

@@ -7,11 +7,12 @@ import structlog
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from mesh import metrics
-from mesh.db import Sessions, Settlement, SettlementPause
+from market import metrics
+from market.db import Sessions
+from market.money import PLACES, from_units, plain
+from market.settings import PaymentsSettings
+from market.settlement.tables import Settlement, SettlementPause
 from mesh.errors import ChainError, SettlementPaused
-from mesh.money import PLACES, from_units, plain
-from mesh.settings import PaymentsSettings
 from workers.settlement.context import Run
 from workers.settlement.steps import Step, step
 

@@ -6,10 +6,13 @@ from decimal import Decimal
 
 from sqlalchemy import func, select
 
-from mesh.chain import Escrow, Fees, Signer
-from mesh.db import InferenceSession, Settlement, SettlementPause
+from market.chain.open_signer import Signer
+from market.chain.transactions import Fees
+from market.escrow.reader import Escrow
+from market.jobs.tables import InferenceSession
+from market.money import ZERO, from_units, plain
+from market.settlement.tables import Settlement, SettlementPause
 from mesh.errors import SettlementRefused
-from mesh.money import ZERO, from_units, plain
 from workers.services import Services
 from workers.settlement import pauses
 from workers.settlement.collect import draft_of, due, is_due

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy import func, update
 
-from mesh.chain import Receipt
-from mesh.db import Settlement, SettlementTransaction
+from market.chain.client import Receipt
+from market.settlement.tables import Settlement, SettlementTransaction
 from mesh.errors import SettlementMismatch
 from workers.settlement import submit
 from workers.settlement.context import Run, contract_batch

@@ -11,9 +11,9 @@ import structlog
 from sqlalchemy import text
 from web3.exceptions import Web3Exception
 
-from mesh.chain import Escrow, Signer, open_signer
-from mesh.chain.signers import configured
-from mesh.db import Settlement
+from market.chain.open_signer import Signer, configured, open_signer
+from market.escrow.reader import Escrow
+from market.settlement.tables import Settlement
 from mesh.errors import ChainError, ChainUnreachable, SettlementMismatch, SettlementPaused
 from workers.services import Services
 from workers.settlement import pauses, submit

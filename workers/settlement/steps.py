@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum, StrEnum, auto
 
-from mesh import metrics
+from market import metrics
 
 
 class Step(StrEnum):

@@ -8,9 +8,9 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from mesh.chain import Fees, SignedTransaction, sign_transaction
-from mesh.chain.network import Sent
-from mesh.db import ChainNonce, Settlement, SettlementTransaction
+from market.chain.client import Sent
+from market.chain.transactions import Fees, SignedTransaction, sign_transaction
+from market.settlement.tables import ChainNonce, Settlement, SettlementTransaction
 from mesh.errors import ChainError, SettlementRefused
 from workers.settlement import leaving_out
 from workers.settlement.context import Run, contract_batch

@@ -8,8 +8,9 @@ it is final.
 
 from sqlalchemy import func, select, update
 
-from mesh import ledger
-from mesh.db import InferenceSession, NodeContribution, Settlement
+from market import ledger
+from market.jobs.tables import InferenceSession, NodeContribution
+from market.settlement.tables import Settlement
 from workers.settlement.context import Run
 from workers.settlement.pauses import Reason, alert
 from workers.settlement.steps import Step, step

@@ -1,0 +1,1 @@
+"""The DHT discovery service."""

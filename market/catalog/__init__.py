@@ -1,0 +1,1 @@
+"""Models on offer and their weights."""

@@ -1,0 +1,101 @@
+"""What the gateway and the workers must know of a model: sizes and tokenizer, never weights."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from tokenizers import Tokenizer
+
+from market.settings import ModelSettings
+from mesh.errors import ModelNotFound
+from mesh.model.compute_cost import edge_units
+from mesh.model.memory_footprint import Footprint, footprint, named
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on offer. ``width``: values of a hidden state; ``edge_units``: the edge's work per
+    token in thousandths of a layer."""
+
+    id: str
+    name: str
+    path: str
+    layers: int
+    width: int
+    context: int
+    vocab: int
+    min_nodes: int
+    price_per_token: Decimal
+    edge_units: int
+    min_vram_gb: int
+    tokenizer: Tokenizer
+    config: dict[str, Any]
+    """Its `config.json`."""
+
+    def takes(self, quantization: str, *, number_bytes: int) -> Footprint:
+        """Bytes of its parts, see :func:`mesh.model.memory_footprint.footprint`.
+
+        Raises:
+            UnsupportedModel: it cannot be quantized like this.
+        """
+        return footprint(self.config, quantization, number_bytes=number_bytes)
+
+
+class Catalog:
+    """The models of the settings, loaded once at start."""
+
+    def __init__(self, models: Iterable[ModelSettings]) -> None:
+        self._models = {model.id: load_model(model) for model in models}
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self._models.values())
+
+    def __contains__(self, model_id: str) -> bool:
+        return model_id in self._models
+
+    def get(self, model_id: str) -> Model:
+        """
+        Raises:
+            ModelNotFound: no such model is on offer; the error lists those that are.
+        """
+        found = self._models.get(model_id)
+        if found is None:
+            known = ", ".join(sorted(self._models)) or "none"
+            raise ModelNotFound(f"There is no model {model_id!r} here. Models: {known}.")
+        return found
+
+
+def load_model(model: ModelSettings) -> Model:
+    """Read a model's configuration and tokenizer, from a folder or a hub."""
+    path = model.path or model.id
+    written = json.loads(_file(path, "config.json").read_text())
+    config = named(written)
+    tokenizer = Tokenizer.from_file(str(_file(path, "tokenizer.json")))
+    layers: int = config["num_hidden_layers"]
+    takes = footprint(config)
+    return Model(
+        id=model.id,
+        name=model.name or model.id,
+        path=path,
+        layers=layers,
+        width=config["hidden_size"],
+        context=config["max_position_embeddings"],
+        vocab=config["vocab_size"],
+        min_nodes=model.min_nodes,
+        price_per_token=model.payment_per_token,
+        edge_units=edge_units(config),
+        min_vram_gb=-(-(layers * takes.layer + takes.edge) // 10**9),
+        tokenizer=tokenizer,
+        config=written,
+    )
+
+
+def _file(path: str, name: str) -> Path:
+    local = Path(path)
+    if local.is_dir():
+        return local / name
+    return Path(hf_hub_download(path, name))

@@ -1,0 +1,157 @@
+"""What is the same for every contract: nonces, fees, sending, receipts, finality."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from eth_typing import HexStr
+from hexbytes import HexBytes
+from web3 import AsyncWeb3
+from web3.exceptions import (
+    BlockNotFound,
+    MethodUnavailable,
+    TransactionNotFound,
+    Web3RPCError,
+)
+from web3.types import BlockIdentifier
+
+from market.chain.failover_rpc import Rpc
+from market.chain.transactions import Fees
+from mesh.errors import ChainError
+
+BASE_FEES = 2
+"""A new transaction offers so many times the base fee: six full blocks raise it by no more."""
+
+KNOWN = ("already known", "already imported", "known transaction", "already in mempool")
+NONCE_USED = ("nonce too low", "nonce is too low", "invalid transaction nonce")
+UNDERPRICED = ("underpriced", "fee too low", "max fee per gas less than block base fee")
+"""What geth, anvil and eth-tester say; there is no code for it."""
+
+
+class Sent(StrEnum):
+    """What became of sending."""
+
+    ACCEPTED = "accepted"
+    """An endpoint has it now, or had it already."""
+    NONCE_USED = "nonce_used"
+    """This transaction was mined, or another one with its nonce."""
+    UNDERPRICED = "underpriced"
+    """The nonce is taken by one that offers about as much, or the chain asks for more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A mined transaction."""
+
+    hash: str
+    block_number: int
+    succeeded: bool
+    raw: Any
+    """As web3 has it, for decoding events."""
+
+
+class Network:
+    """A chain over its endpoints."""
+
+    def __init__(self, rpc: Rpc) -> None:
+        self.web3 = AsyncWeb3(rpc)
+        self._rpc = rpc
+        self._chain_id: int | None = None
+
+    async def close(self) -> None:
+        await self._rpc.disconnect()
+
+    async def chain_id(self) -> int:
+        """EIP-155 id; asked once."""
+        if self._chain_id is None:
+            self._chain_id = int(await self.web3.eth.chain_id)
+        return self._chain_id
+
+    async def head(self) -> int:
+        """Number of the newest block."""
+        return int(await self.web3.eth.block_number)
+
+    async def now(self) -> int:
+        """The chain's own time: that of its newest block, in Unix seconds."""
+        return int((await self.web3.eth.get_block("latest"))["timestamp"])
+
+    async def final_block(self, *, tag: bool, depth: int) -> int:
+        """The newest block that will not be reorganized away.
+
+        Args:
+            tag: Ask for the chain's own ``finalized`` block.
+            depth: Blocks below the head that count as final where the chain has no such block, or
+                only its first: a chain without finality shows the tag and means nothing by it.
+        """
+        if tag:
+            try:
+                number = int((await self.web3.eth.get_block("finalized"))["number"])
+            except (BlockNotFound, Web3RPCError):
+                number = 0
+            if number:
+                return number
+        return max(0, await self.head() - depth)
+
+    async def nonce(self, account: str, block: BlockIdentifier = "latest") -> int:
+        """How many transactions of the account are mined, as of ``block``."""
+        address = AsyncWeb3.to_checksum_address(account)
+        return int(await self.web3.eth.get_transaction_count(address, block))
+
+    async def balance(self, account: str) -> int:
+        """Gas money, in wei."""
+        return int(await self.web3.eth.get_balance(AsyncWeb3.to_checksum_address(account)))
+
+    async def fees(self) -> Fees:
+        """What gets a transaction into one of the next blocks."""
+        block = await self.web3.eth.get_block("latest")
+        base = block.get("baseFeePerGas")
+        if base is None:
+            return Fees(int(await self.web3.eth.gas_price), None)
+        try:
+            priority = int(await self.web3.eth.max_priority_fee)
+        except (MethodUnavailable, Web3RPCError):
+            priority = max(0, int(await self.web3.eth.gas_price) - int(base))
+        return Fees(BASE_FEES * int(base) + priority, priority)
+
+    async def send(self, raw: bytes) -> Sent:
+        """Hand signed bytes to every endpoint. Sending them twice is the same as once.
+
+        Raises:
+            ChainUnreachable: none answered. Some may have it all the same.
+            ChainError: they refuse it for another reason than `Sent` names.
+        """
+        answers = await self._rpc.everywhere("eth_sendRawTransaction", [HexBytes(raw).to_0x_hex()])
+        said = [_complaint(answer) for answer in answers]
+        if any(not complaint or _says(complaint, KNOWN) for complaint in said):
+            return Sent.ACCEPTED
+        if any(_says(complaint, NONCE_USED) for complaint in said):
+            return Sent.NONCE_USED
+        if any(_says(complaint, UNDERPRICED) for complaint in said):
+            return Sent.UNDERPRICED
+        raise ChainError(f"The network refused a transaction: {said[0]}")
+
+    async def receipt(self, transaction_hash: str) -> Receipt | None:
+        """The receipt of a transaction; none if it is not mined."""
+        try:
+            raw = await self.web3.eth.get_transaction_receipt(HexStr(transaction_hash))
+        except TransactionNotFound:
+            return None
+        return Receipt(
+            hash=transaction_hash,
+            block_number=int(raw["blockNumber"]),
+            succeeded=raw["status"] == 1,
+            raw=raw,
+        )
+
+
+def _complaint(answer: Any) -> str:
+    error = answer.get("error")
+    if error is None:
+        return ""
+    return str(error.get("message") if isinstance(error, dict) else error) or "no reason"
+
+
+def _says(complaint: str, phrases: Sequence[str]) -> bool:
+    lower = complaint.lower()
+    return any(phrase in lower for phrase in phrases)

@@ -1,0 +1,1 @@
+"""The DHT from the operator's side."""

@@ -1,0 +1,1 @@
+"""The InferenceEscrow contract: read, called, deployed."""

@@ -1,0 +1,52 @@
+"""A generation's state in Postgres: reading it, ending it, and saying how it ended."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
+
+from market.jobs.tables import InferenceSession, NodeContribution
+from market.money import ZERO, plain
+
+ENDED = ("completed", "failed")
+
+SUPERVISE = "supervise"
+"""The workers' task that takes a generation up, or takes it over."""
+
+
+async def find(db: AsyncSession, request_id: str) -> InferenceSession | None:
+    """The job of a request id, without its sealed prompt: only a supervisor needs that."""
+    return await db.scalar(
+        select(InferenceSession)
+        .where(InferenceSession.request_id == request_id)
+        .options(defer(InferenceSession.request_cipher))
+    )
+
+
+async def contributions(db: AsyncSession, job: InferenceSession) -> Sequence[NodeContribution]:
+    """Who served an ended generation, in the order of the layers."""
+    rows = await db.scalars(
+        select(NodeContribution)
+        .where(NodeContribution.session_id == job.id)
+        .order_by(NodeContribution.id)
+    )
+    return rows.all()
+
+
+async def outcome(db: AsyncSession, job: InferenceSession) -> dict[str, Any]:
+    """How an ended job ended, as the last event of its stream says it (§7.1)."""
+    return {
+        "status": job.status,
+        "total_tokens": job.token_count,
+        "cost_far": plain(job.total_cost_far or ZERO),
+        "latency_ms": job.latency_ms,
+        "time_to_first_token_ms": job.first_token_ms,
+        "finish_reason": job.finish_reason,
+        "error": job.error_code,
+        "nodes_used": [
+            {"node_id": part.node_id, "layers": part.layers}
+            for part in await contributions(db, job)
+        ],
+    }

@@ -1,0 +1,201 @@
+"""Generations, the nodes that serve them, and the tasks that they make."""
+
+import datetime as dt
+import uuid
+from decimal import Decimal
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    SmallInteger,
+    String,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+
+from market.db import AMOUNT, INSTANT, WALLET, Base
+
+
+class InferenceSession(Base):
+    """One generation: its state, its lease and what it cost.
+
+    ``request_cipher`` holds the prompt's token ids and stop strings under AES-GCM; it is erased
+    when the job ends. ``lease_counter`` fences: a supervisor writes only while the counter is
+    still the one it was given.
+    """
+
+    __tablename__ = "inference_sessions"
+    __table_args__ = (
+        CheckConstraint(
+            "status IN ('pending', 'active', 'completed', 'failed')", name="check_status"
+        ),
+        Index("idx_sessions_user", "user_wallet", "completed_at", "id"),
+        Index("idx_sessions_status", "status"),
+        Index(
+            "idx_sessions_unsettled",
+            "completed_at",
+            postgresql_where=text("settlement_id IS NULL AND total_cost_far > 0"),
+        ),
+        UniqueConstraint("user_wallet", "idempotency_key", name="uq_sessions_idempotency"),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=uuid.uuid4)
+    request_id: Mapped[str] = mapped_column(String(255), unique=True)
+    user_wallet: Mapped[str] = mapped_column(WALLET)
+    model_id: Mapped[str] = mapped_column(String(255))
+    tier: Mapped[str] = mapped_column(String(20), server_default="standard")
+    started_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+    completed_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    token_count: Mapped[int] = mapped_column(server_default="0")
+    total_cost_far: Mapped[Decimal | None] = mapped_column(AMOUNT)
+    status: Mapped[str] = mapped_column(String(20), server_default="pending")
+
+    finish_reason: Mapped[str | None] = mapped_column(String(20))
+    """``stop``, ``length``, ``cancelled``; none if failed."""
+    error_code: Mapped[str | None] = mapped_column(String(50))
+    cancel_requested: Mapped[bool] = mapped_column(server_default="false")
+    deadline_at: Mapped[dt.datetime] = mapped_column(INSTANT)
+    first_token_ms: Mapped[int | None]
+    latency_ms: Mapped[int | None]
+
+    prompt_tokens: Mapped[int]
+    max_tokens: Mapped[int]
+    temperature: Mapped[float]
+    top_p: Mapped[float]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    request_cipher: Mapped[bytes | None] = mapped_column(LargeBinary)
+    request_digest: Mapped[bytes] = mapped_column(LargeBinary)
+    """Keyed hash of the request, to tell a retry from another request under the same key."""
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+
+    price_per_token_far: Mapped[Decimal] = mapped_column(AMOUNT)
+    hold_far: Mapped[Decimal] = mapped_column(AMOUNT)
+    fee_far: Mapped[Decimal | None] = mapped_column(AMOUNT)
+    settlement_id: Mapped[str | None] = mapped_column(
+        ForeignKey("settlements.id", name="fk_sessions_settlement")
+    )
+    withheld_until: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    """Not settled before; ``infinity`` until somebody decides."""
+    withheld_reason: Mapped[str | None] = mapped_column(String(100))
+
+    epoch: Mapped[int] = mapped_column(server_default="0")
+    lease_counter: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    lease_expires_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    near_latitude: Mapped[int | None] = mapped_column(SmallInteger)
+    near_longitude: Mapped[int | None] = mapped_column(SmallInteger)
+    """About where the user was, in whole degrees; none where that is not known."""
+
+
+class RouteHop(Base):
+    """One node of one generation's route at one epoch. ``first_token``: where the epoch began."""
+
+    __tablename__ = "route_hops"
+    __table_args__ = (Index("idx_route_hops_wallet", "wallet_address"),)
+
+    session_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("inference_sessions.id"), primary_key=True
+    )
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    stage: Mapped[int] = mapped_column(primary_key=True)
+    node_id: Mapped[str] = mapped_column(String(255))
+    wallet_address: Mapped[str] = mapped_column(WALLET)
+    start_layer: Mapped[int]
+    end_layer: Mapped[int]
+    first_token: Mapped[int]
+
+
+class NodeContribution(Base):
+    """What one node earned in one generation."""
+
+    __tablename__ = "node_contributions"
+    __table_args__ = (
+        Index("idx_contributions_session", "session_id"),
+        Index("idx_contributions_wallet", "wallet_address", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    session_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("inference_sessions.id"))
+    node_id: Mapped[str] = mapped_column(String(255))
+    wallet_address: Mapped[str] = mapped_column(WALLET)
+    tokens_contributed: Mapped[int]
+    layers: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    payment_far: Mapped[Decimal] = mapped_column(AMOUNT)
+    paid_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+
+
+class NodeRegistry(Base):
+    """Every node that ever proved its wallet; who is alive now stands in Redis."""
+
+    __tablename__ = "node_registry"
+    __table_args__ = (
+        Index("idx_registry_model", "model_id"),
+        Index("idx_registry_wallet", "wallet_address"),
+        Index("idx_registry_active", "is_active"),
+        Index(
+            "idx_registry_device",
+            "wallet_address",
+            "device_id",
+            "gpu_index",
+            unique=True,
+            postgresql_where=text("device_id IS NOT NULL"),
+        ),
+        Index("idx_registry_machine", "machine_id"),
+    )
+
+    node_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    wallet_address: Mapped[str] = mapped_column(WALLET)
+    model_id: Mapped[str] = mapped_column(String(255))
+    gpu_model: Mapped[str | None] = mapped_column(String(100))
+    vram_gb: Mapped[int | None]
+    location: Mapped[str | None] = mapped_column(String(100))
+    public_addr: Mapped[str | None] = mapped_column(String(255))
+    registered_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+    last_seen: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    is_active: Mapped[bool] = mapped_column(server_default="true")
+    total_tokens_served: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    total_earned_far: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
+
+    start_layer: Mapped[int]
+    end_layer: Mapped[int]
+    edge: Mapped[bool] = mapped_column(server_default="false")
+    uptime_seconds: Mapped[float] = mapped_column(server_default="0")
+    """Time between heartbeats that were no further apart than the TTL. Written now and then: what
+    has come since is in Redis."""
+    device_id: Mapped[str | None] = mapped_column(String(64))
+    gpu_index: Mapped[int] = mapped_column(server_default="0")
+    registration: Mapped[int] = mapped_column(server_default="1")
+    """How often the node has registered. Only the last counts."""
+    latitude: Mapped[float | None]
+    longitude: Mapped[float | None]
+    located: Mapped[str] = mapped_column(String(10), server_default="unknown")
+    """By whom: ``geoip``, ``declared`` or ``unknown``."""
+    quantization: Mapped[str] = mapped_column(String(10), server_default="none")
+    memory_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    max_sessions: Mapped[int] = mapped_column(server_default="0")
+    min_price: Mapped[Decimal | None] = mapped_column(AMOUNT)
+
+    placeable: Mapped[bool] = mapped_column(server_default="false")
+    """Whether the platform chooses its span; else its owner did."""
+    machine_id: Mapped[str | None] = mapped_column(ForeignKey("machines.machine_id"))
+    """The machine that registered it; none where the wallet itself signed."""
+
+
+class Outbox(Base):
+    """Tasks for the workers, written in the transaction that makes them necessary."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (Index("idx_outbox_unsent", "id", postgresql_where=text("sent_at IS NULL")),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    task: Mapped[str] = mapped_column(String(50))
+    argument: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+    sent_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)

@@ -1,0 +1,150 @@
+"""How money moves through a generation. Each movement returns whether it happened now, or had
+happened before."""
+
+from collections.abc import Mapping
+from decimal import Decimal
+
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from market.ledger import spending_caps
+from market.ledger.accounts import (
+    PLATFORM,
+    Account,
+    available,
+    balance,
+    clearing,
+    held,
+    owed,
+    paid,
+    shortfall,
+)
+from market.money import ZERO, plain
+from mesh.errors import InsufficientBalance, SpendingCapExceeded
+
+POST = text(
+    "SELECT ledger_post(:kind, :reference, CAST(:owners AS text[]), CAST(:kinds AS text[]), "
+    "CAST(:amounts AS numeric[]), :wallet, CAST(:committed AS numeric), :occurrence)"
+)
+
+
+async def deposit(db: AsyncSession, *, reference: str, wallet: str, amount: Decimal) -> bool:
+    """Credit a confirmed deposit. ``reference``: transaction hash and log index.
+
+    It first fills what the wallet lacks. So a deposit that was spent, taken back by a
+    reorganisation and brought again is there once.
+    """
+    await spending_caps.lock(db, wallet)
+    filled = min(amount, -await balance(db, shortfall(wallet)))
+    postings = {
+        clearing(): -amount,
+        available(wallet): amount - filled,
+        shortfall(wallet): filled,
+    }
+    return await post(db, "deposit", reference, postings, wallet=wallet)
+
+
+async def hold(db: AsyncSession, *, job: str, wallet: str, amount: Decimal) -> bool:
+    """Reserve what a generation may cost at most, and commit to the user's spending cap.
+
+    Raises:
+        InsufficientBalance: the user has less than that available, or has asked to withdraw it.
+            The transaction is then lost.
+        SpendingCapExceeded: the user has not signed for so much. The transaction is then lost.
+    """
+    postings = {available(wallet): -amount, held(wallet): amount}
+    try:
+        return await post(db, "hold", job, postings, wallet=wallet, committed=amount)
+    except IntegrityError as error:
+        refusal = str(error.orig)
+        if "check_balance_not_negative" in refusal:
+            raise InsufficientBalance(
+                f"This request may cost up to {plain(amount)} FAR, which is more than is "
+                "available. Deposit more, or lower max_tokens."
+            ) from None
+        if "check_within_spending_cap" in refusal:
+            raise SpendingCapExceeded(
+                f"This request may cost up to {plain(amount)} FAR, which is more than is left of "
+                "your spending cap. Sign a higher cap for the escrow contract (raiseCap), or "
+                "lower max_tokens."
+            ) from None
+        raise
+
+
+async def capture(
+    db: AsyncSession,
+    *,
+    job: str,
+    wallet: str,
+    held_amount: Decimal,
+    shares: Mapping[str, Decimal],
+    fee: Decimal,
+) -> bool:
+    """Turn a hold into what is owed; what is left of it returns to the user, and to the cap.
+
+    Args:
+        shares: FAR by provider's wallet.
+        fee: The platform's part, in FAR.
+
+    Raises:
+        ValueError: together they are more than was held.
+    """
+    cost = sum(shares.values(), fee)
+    if cost > held_amount:
+        raise ValueError(f"{job} cost {plain(cost)} FAR, and {plain(held_amount)} FAR were held.")
+    postings = {owed(provider): share for provider, share in shares.items()}
+    postings[owed(PLATFORM)] = fee
+    postings[held(wallet)] = -held_amount
+    postings[available(wallet)] = held_amount - cost
+    return await post(db, "capture", job, postings, wallet=wallet, committed=cost - held_amount)
+
+
+async def release(db: AsyncSession, *, job: str, wallet: str, amount: Decimal) -> bool:
+    """Give a hold back whole, to the user and to the cap."""
+    postings = {held(wallet): -amount, available(wallet): amount}
+    return await post(db, "release", job, postings, wallet=wallet, committed=-amount)
+
+
+async def settle(db: AsyncSession, *, batch: str, amounts: Mapping[str, Decimal]) -> bool:
+    """Mark what a confirmed batch paid. ``amounts``: FAR by owner (wallets and the platform)."""
+    postings: dict[Account, Decimal] = {}
+    for owner, amount in amounts.items():
+        postings[owed(owner)] = -amount
+        postings[paid(owner)] = amount
+    return await post(db, "settle", batch, postings)
+
+
+async def post(
+    db: AsyncSession,
+    kind: str,
+    reference: str,
+    postings: Mapping[Account, Decimal],
+    *,
+    wallet: str | None = None,
+    committed: Decimal = ZERO,
+    occurrence: int = 0,
+) -> bool:
+    """Post one transaction, in one round trip; false if (kind, reference) was posted before.
+
+    Args:
+        postings: FAR by account; zeros are left out.
+        wallet: Whose money this moves, if it is one user's: all that does so queues up.
+        committed: By how much this changes what counts against the wallet's spending cap, in FAR.
+        occurrence: Which occurrence of an event a reversal undoes; else the database counts.
+    """
+    entries = [(account, amount) for account, amount in postings.items() if amount]
+    posted = await db.scalar(
+        POST,
+        {
+            "kind": kind,
+            "reference": reference,
+            "owners": [account.owner for account, _ in entries],
+            "kinds": [account.kind for account, _ in entries],
+            "amounts": [amount for _, amount in entries],
+            "wallet": wallet,
+            "committed": committed,
+            "occurrence": occurrence,
+        },
+    )
+    return bool(posted)

@@ -1,0 +1,93 @@
+"""Undoing what the chain has taken back, in a reorganisation deeper than we waited for."""
+
+from decimal import Decimal
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from market.ledger.accounts import Account, available, balance, shortfall, withdrawing
+from market.ledger.postings import post
+from market.ledger.tables import LedgerAccount, LedgerEntry, LedgerTransaction
+from market.ledger.withdrawals import balances_locked, raise_alarm, remember
+from market.money import ZERO
+
+WITHDRAWALS = ("request_withdrawal", "cancel_withdrawal", "withdrawn")
+REVERSIBLE = ("deposit", "settle", *WITHDRAWALS)
+"""What comes from the chain. Holds, captures and releases are ours, and stay."""
+
+
+async def reverse(db: AsyncSession, *, kind: str, reference: str) -> bool:
+    """Post the exact opposite of a posted transaction.
+
+    What the user has spent meanwhile cannot be taken back: the wallet lacks it from then on.
+    The same (kind, reference) can be posted again afterwards, when the chain brings it again.
+    Undo several in the opposite order.
+
+    Returns whether that happened now; false also if nothing was posted, or it was reversed before.
+
+    Raises:
+        ValueError: a kind that does not come from the chain.
+    """
+    if kind not in REVERSIBLE:
+        raise ValueError(f"{kind} does not come from the chain.")
+    original = await db.scalar(
+        select(LedgerTransaction)
+        .where(LedgerTransaction.kind == kind, LedgerTransaction.reference == reference)
+        .order_by(LedgerTransaction.occurrence.desc())
+        .limit(1)
+    )
+    if original is None:
+        return False
+    postings = await _opposite(db, original)
+    users = ("available", "withdrawing", "shortfall")
+    owners = {account.owner for account in postings if account.kind in users}
+    wallet = owners.pop() if owners else None
+    missing = ZERO
+    if wallet is not None:
+        missing = await _limit_to_what_is_there(db, wallet, postings)
+    posted = await post(
+        db,
+        "reverse",
+        f"{kind}:{reference}",
+        postings,
+        wallet=wallet,
+        occurrence=original.occurrence,
+    )
+    if posted and wallet is not None:
+        raise_alarm(missing, reference=reference, wallet=wallet)
+        if kind in WITHDRAWALS:
+            _, waiting = await balances_locked(db, wallet)
+            await remember(db, wallet, waiting)
+    return posted
+
+
+async def _opposite(db: AsyncSession, original: LedgerTransaction) -> dict[Account, Decimal]:
+    rows = await db.execute(
+        select(LedgerAccount.owner, LedgerAccount.kind, LedgerEntry.amount)
+        .join(LedgerAccount, LedgerAccount.id == LedgerEntry.account_id)
+        .where(LedgerEntry.transaction_id == original.id)
+    )
+    return {Account(owner, kind): -amount for owner, kind, amount in rows}
+
+
+async def _limit_to_what_is_there(
+    db: AsyncSession, wallet: str, postings: dict[Account, Decimal]
+) -> Decimal:
+    """Change the postings so that no balance of the user's falls below zero; returns what the
+    wallet lacks then and did not before. What one of the two accounts lacks, the other gives
+    first; what is there fills the shortfall."""
+    free, waiting = await balances_locked(db, wallet)
+    before = await balance(db, shortfall(wallet))
+    free += postings.get(available(wallet), ZERO)
+    waiting += postings.get(withdrawing(wallet), ZERO)
+    lacking = before + postings.get(shortfall(wallet), ZERO)
+    net = free + waiting + lacking
+    left = max(ZERO, net)
+    left_free = min(left, max(ZERO, free))
+    for account, amount in (
+        (available(wallet), left_free - free),
+        (withdrawing(wallet), left - left_free - waiting),
+        (shortfall(wallet), min(ZERO, net) - lacking),
+    ):
+        postings[account] = postings.get(account, ZERO) + amount
+    return max(ZERO, before - min(ZERO, net))

@@ -1,0 +1,45 @@
+"""Spending caps: how much a user has signed may be debited in total, ever."""
+
+from decimal import Decimal
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from market.ledger.tables import SpendingCap
+
+
+async def raise_cap(db: AsyncSession, *, wallet: str, maximum: Decimal) -> None:
+    """The user signed a higher cap, in FAR. A lower one than the present changes nothing, so an
+    event may be read twice."""
+    cap = insert(SpendingCap).values(wallet=wallet, signed=maximum, maximum=maximum)
+    signed = func.greatest(SpendingCap.signed, maximum)
+    await db.execute(
+        cap.on_conflict_do_update(
+            index_elements=[SpendingCap.wallet],
+            set_={"signed": signed, "maximum": func.greatest(signed, SpendingCap.committed)},
+        )
+    )
+
+
+async def lower_cap(db: AsyncSession, *, wallet: str, maximum: Decimal) -> None:
+    """The user lowered the cap, in FAR. What is committed by now may still be debited; nothing
+    new may be held beyond the new cap, also when some of that is released."""
+    cap = insert(SpendingCap).values(wallet=wallet, signed=maximum, maximum=maximum)
+    await db.execute(
+        cap.on_conflict_do_update(
+            index_elements=[SpendingCap.wallet],
+            set_={
+                "signed": maximum,
+                "maximum": func.greatest(cap.excluded.signed, SpendingCap.committed),
+            },
+        )
+    )
+
+
+async def lock(db: AsyncSession, wallet: str) -> None:
+    """Let nothing else move this wallet's money until the transaction ends."""
+    await db.execute(insert(SpendingCap).values(wallet=wallet).on_conflict_do_nothing())
+    await db.execute(
+        select(SpendingCap.wallet).where(SpendingCap.wallet == wallet).with_for_update()
+    )

@@ -1,0 +1,100 @@
+"""How money leaves: users ask the contract for it, wait, and take it.
+
+The contract knows nothing of holds. So what was asked for is set aside here at once, as far as it
+is there, and remembered whole: until it is out or the request is taken back, a hold has to leave
+that much, also of money that a release or a deposit brings meanwhile.
+"""
+
+from decimal import Decimal
+
+import structlog
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from market import metrics
+from market.ledger import spending_caps
+from market.ledger.accounts import available, balances_of, clearing, shortfall, withdrawing
+from market.ledger.postings import post
+from market.ledger.tables import SpendingCap
+from market.money import ZERO, plain
+
+log = structlog.get_logger()
+
+
+async def request_withdrawal(
+    db: AsyncSession, *, reference: str, wallet: str, amount: Decimal
+) -> bool:
+    """The user asked the contract for ``amount`` FAR; an earlier request is replaced.
+
+    Sets aside what is available of it. ``reference``: transaction hash and log index. Returns
+    whether that happened now, or had happened before.
+    """
+    free, waiting = await balances_locked(db, wallet)
+    moved = min(amount, free + waiting) - waiting
+    postings = {available(wallet): -moved, withdrawing(wallet): moved}
+    posted = await post(db, "request_withdrawal", reference, postings, wallet=wallet)
+    if posted:
+        await remember(db, wallet, amount)
+    return posted
+
+
+async def cancel_withdrawal(db: AsyncSession, *, reference: str, wallet: str) -> bool:
+    """The user took the request back: what was set aside is available again.
+
+    ``reference``: transaction hash and log index. Returns whether that happened now, or had
+    happened before.
+    """
+    _, waiting = await balances_locked(db, wallet)
+    postings = {withdrawing(wallet): -waiting, available(wallet): waiting}
+    posted = await post(db, "cancel_withdrawal", reference, postings, wallet=wallet)
+    if posted:
+        await remember(db, wallet, ZERO)
+    return posted
+
+
+async def withdrawn(db: AsyncSession, *, reference: str, wallet: str, amount: Decimal) -> bool:
+    """The contract paid ``amount`` FAR out to the user, which ends the request.
+
+    It is taken from what was set aside, then from what is available. What is still missing the
+    contract let out although it is held or owed: the wallet's shortfall.
+
+    ``reference``: transaction hash and log index. Returns whether that happened now, or had
+    happened before.
+    """
+    free, waiting = await balances_locked(db, wallet)
+    missing = max(ZERO, amount - waiting - free)
+    postings = {
+        clearing(): amount,
+        withdrawing(wallet): -waiting,
+        available(wallet): waiting - amount + missing,
+        shortfall(wallet): -missing,
+    }
+    posted = await post(db, "withdrawn", reference, postings, wallet=wallet)
+    if posted:
+        await remember(db, wallet, ZERO)
+        raise_alarm(missing, reference=reference, wallet=wallet)
+    return posted
+
+
+async def balances_locked(db: AsyncSession, wallet: str) -> tuple[Decimal, Decimal]:
+    """What is available and what is set aside, in FAR; neither changes until the transaction
+    ends, except by the transaction itself."""
+    await spending_caps.lock(db, wallet)
+    found = await balances_of(db, wallet)
+    return found.get("available", ZERO), found.get("withdrawing", ZERO)
+
+
+async def remember(db: AsyncSession, wallet: str, amount: Decimal) -> None:
+    """How much the user has asked for and not got, in FAR; holds have to leave that."""
+    await db.execute(
+        update(SpendingCap).where(SpendingCap.wallet == wallet).values(withdrawal=amount)
+    )
+
+
+def raise_alarm(missing: Decimal, *, reference: str, wallet: str) -> None:
+    """Say loudly that money which the ledger counted on is gone, if some is."""
+    if missing > 0:
+        metrics.shortfall.inc(float(missing))
+        log.error(
+            "ledger_shortfall", user_wallet=wallet, amount_far=plain(missing), reference=reference
+        )

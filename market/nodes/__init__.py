@@ -1,0 +1,1 @@
+"""Nodes that are registered and alive."""

@@ -1,0 +1,64 @@
+"""A node as its row says: what it registered with, and nothing that it measures."""
+
+from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from market.identity.tables import Machine
+from market.jobs.tables import NodeRegistry
+from market.nodes.live_registry import Node, Registration
+from market.settings import DiscoverySettings
+
+
+def node_of(row: NodeRegistry, discovery: DiscoverySettings) -> Node:
+    """The node, healthy, and not heard yet."""
+    return Node(
+        node_id=row.node_id,
+        wallet_address=row.wallet_address,
+        model_id=row.model_id,
+        start_layer=row.start_layer,
+        end_layer=row.end_layer,
+        edge=row.edge,
+        trusted=trusts(discovery, row.wallet_address),
+        gpu_model=row.gpu_model or "",
+        vram_gb=row.vram_gb or 0,
+        location=row.location or "",
+        public_addr=row.public_addr or "",
+        is_healthy=True,
+        latency_ms=0.0,
+        throughput_tokens_per_sec=0.0,
+        current_requests=0,
+        kv_positions=0,
+        last_seen=0.0,
+        latitude=row.latitude,
+        longitude=row.longitude,
+        located=row.located,  # type: ignore[arg-type]
+        registration=row.registration,
+        quantization=row.quantization,
+        memory_bytes=row.memory_bytes,
+        min_price=row.min_price,
+        max_sessions=row.max_sessions,
+        placeable=row.placeable,
+    )
+
+
+def trusts(discovery: DiscoverySettings, wallet: str) -> bool:
+    """Whether the operator trusts a wallet's nodes with the edge."""
+    return wallet.lower() in {each.lower() for each in discovery.trusted_wallets}
+
+
+def may_serve() -> ColumnElement[bool]:
+    """The wallet itself has signed, or has not taken back the token of the machine."""
+    revoked = select(Machine.machine_id).where(Machine.revoked_at.is_not(None))
+    return or_(NodeRegistry.machine_id.is_(None), NodeRegistry.machine_id.not_in(revoked))
+
+
+async def stands(db: AsyncSession, registration: Registration) -> bool:
+    """Whether the node has not registered again since, and may still serve."""
+    found = await db.scalar(
+        select(NodeRegistry.node_id).where(
+            NodeRegistry.node_id == registration.node_id,
+            NodeRegistry.registration == registration.number,
+            may_serve(),
+        )
+    )
+    return found is not None

@@ -1,0 +1,144 @@
+"""A model's nodes as placement sees them: what they measured, in placement's words."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from market.catalog.models import Model
+from market.nodes.live_registry import Node
+from market.placement.solver import Candidate, ModelShape, Span, candidate, measured_speed
+from market.routing.route_search import LEAST_MS
+from mesh.errors import UnsupportedModel
+from mesh.model.compute_cost import EDGE_UNITS_PER_LAYER
+from mesh.model.memory_footprint import Footprint
+
+ASSUMED_SPEED = 1.0
+"""Layers a second of nodes among which none has served yet: all alike, whatever the number."""
+
+ASSUMED_LOAD_SPEED = 125e6
+"""Bytes a second of a node that has not measured it: a gigabit."""
+
+CPU_NUMBER, GPU_NUMBER = 4, 2
+"""Bytes of a number on a node without and with a GPU, as nodes choose by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swarm:
+    """What :mod:`market.placement.solver` is asked about. ``spans``: what nodes serve, by node."""
+
+    candidates: list[Candidate]
+    spans: dict[str, Span]
+    shape: ModelShape
+
+    @property
+    def by_id(self) -> dict[str, Candidate]:
+        return {node.node_id: node for node in self.candidates}
+
+
+def shape_of(model: Model) -> ModelShape:
+    return ModelShape(model.layers, model.edge_units / EDGE_UNITS_PER_LAYER)
+
+
+def speed_of(node: Node, model: Model) -> float | None:
+    """Layers a second as its last heartbeat has it; none if it has not served yet.
+
+    No step is quicker than routes take one for: beside a node that says it needs a billionth of a
+    millisecond, all others would be nothing.
+    """
+    if node.latency_ms <= 0:
+        return None
+    step_ms = max(node.latency_ms, LEAST_MS)
+    edge_work = shape_of(model).edge_work if node.edge else 0.0
+    return measured_speed(node.end_layer - node.start_layer, step_ms, edge_work=edge_work)
+
+
+def swarm_of(
+    nodes: Sequence[Node],
+    model: Model,
+    *,
+    positions: int,
+    speeds: Mapping[str, float],
+    fixed: Collection[str] = (),
+) -> Swarm:
+    """Nodes that serve something, and their spans.
+
+    Args:
+        positions: KV room that each layer is to have, over all generations.
+        speeds: Layers a second, by node; the rest counts as quick as the median.
+        fixed: Nodes that are not to be moved now, besides those that never are: whose owners chose
+            the span, or whose memory is unknown.
+    """
+    usual = usual_speed(speeds)
+    serving = [node for node in nodes if node.start_layer or (node.edge and node.trusted)]
+    candidates = [
+        _candidate(
+            node,
+            model,
+            positions=positions,
+            speed=speeds.get(node.node_id, usual),
+            movable=node.placeable and node.memory_bytes > 0 and node.node_id not in fixed,
+        )
+        for node in serving
+    ]
+    spans = {node.node_id: (node.start_layer, node.end_layer) for node in serving}
+    return Swarm(candidates, spans, shape_of(model))
+
+
+def newcomer(
+    node_id: str,
+    model: Model,
+    *,
+    quantization: str,
+    vram_gb: int,
+    memory_bytes: int,
+    trusted: bool,
+    positions: int,
+    speed: float,
+) -> Candidate:
+    """A node that has served nothing yet.
+
+    Raises:
+        UnsupportedModel: the model cannot be quantized like this.
+    """
+    return candidate(
+        node_id,
+        _takes(model, quantization, vram_gb),
+        room=memory_bytes,
+        positions=positions,
+        speed=speed,
+        load_speed=ASSUMED_LOAD_SPEED,
+        trusted=trusted,
+    )
+
+
+def usual_speed(speeds: Mapping[str, float]) -> float:
+    """Layers a second of a node that has not been measured."""
+    return median(speeds.values()) if speeds else ASSUMED_SPEED
+
+
+def _candidate(
+    node: Node, model: Model, *, positions: int, speed: float, movable: bool
+) -> Candidate:
+    """What it serves it holds, whatever its memory is said to be."""
+    try:
+        takes = _takes(model, node.quantization, node.vram_gb)
+    except UnsupportedModel:  # so it says
+        takes, movable = _takes(model, "none", node.vram_gb), False
+    layers, room = node.end_layer - node.start_layer, node.memory_bytes if movable else 0
+    beside_edge = takes.layers_within(room - takes.edge, positions=positions)
+    return Candidate(
+        node_id=node.node_id,
+        speed=speed,
+        capacity=max(layers, takes.layers_within(room, positions=positions)),
+        edge_capacity=max(
+            beside_edge if node.trusted else 0, layers if node.start_layer == 0 else 0
+        ),
+        layer_bytes=takes.layer,
+        edge_bytes=takes.edge,
+        load_speed=node.load_bytes_per_second or ASSUMED_LOAD_SPEED,
+        movable=movable,
+    )
+
+
+def _takes(model: Model, quantization: str, vram_gb: int) -> Footprint:
+    return model.takes(quantization, number_bytes=GPU_NUMBER if vram_gb else CPU_NUMBER)

@@ -1,0 +1,205 @@
+"""Moves of nodes to other spans, from the proposal to the switch. Postgres owns them.
+
+All nodes of a move load while they serve what they served. When the last has loaded, all spans
+change in one transaction, and routes count on them from then on: there is no moment with a hole
+between one node's new span and another's old one.
+"""
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+from redis.asyncio import Redis
+from sqlalchemy import func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from market import metrics
+from market.jobs.tables import NodeRegistry
+from market.nodes import live_registry
+from market.placement.solver import Move, Span
+from market.placement.tables import UNDER_WAY, PlacementMove
+from mesh import redis_keys
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """A node's new span, on which routes are to count."""
+
+    node_id: str
+    span: Span
+
+    @property
+    def edge(self) -> bool:
+        """Who serves layer 0 holds the edge."""
+        return self.span[0] == 0
+
+
+LOCK_SPACE = 0x70_6C_61_63
+"""First half of the advisory locks' keys; the second is the model's."""
+
+
+async def lock(db: AsyncSession, model_id: str) -> None:
+    """Let nobody else place the model's nodes until the transaction ends."""
+    await db.execute(text("SELECT pg_advisory_xact_lock(:space, :model)"), _keys(model_id))
+
+
+async def try_lock(db: AsyncSession, model_id: str) -> bool:
+    """The same; false if somebody else does already."""
+    taken = text("SELECT pg_try_advisory_xact_lock(:space, :model)")
+    return bool(await db.scalar(taken, _keys(model_id)))
+
+
+async def under_way(db: AsyncSession, model_id: str) -> PlacementMove | None:
+    """The one move of a model that is, locked until the transaction ends."""
+    found: PlacementMove | None = await db.scalar(
+        select(PlacementMove)
+        .where(PlacementMove.model_id == model_id, PlacementMove.state.in_(UNDER_WAY))
+        .with_for_update()
+    )
+    return found
+
+
+async def record(db: AsyncSession, model_id: str, move: Move) -> PlacementMove:
+    """Begin a move. Who loses its span to others goes on serving it; no route needs it.
+
+    Raises:
+        IntegrityError: another move of the model is under way.
+    """
+    changes = [change for change in move.changes if change.new is not None]
+    row = PlacementMove(
+        model_id=model_id,
+        changes=[
+            {
+                "node_id": change.node_id,
+                "old": change.old and list(change.old),
+                "new": change.new and list(change.new),
+                "loaded": False,
+            }
+            for change in changes
+        ],
+        steps_before=move.before,
+        steps_after=move.after,
+        load_seconds=move.seconds,
+    )
+    db.add(row)
+    await db.flush()
+    return row
+
+
+async def loaded(db: AsyncSession, move: PlacementMove, node_id: str) -> list[Switch]:
+    """A node has loaded its new span. What switches, if it was the last; else nothing.
+
+    The move fails if one of its nodes is not there to be moved any more: none switches without it.
+    """
+    move.changes = [
+        change | {"loaded": change["loaded"] or change["node_id"] == node_id}
+        for change in move.changes
+    ]
+    if not all(change["loaded"] for change in move.changes):
+        return []
+    movable = await db.scalars(
+        select(NodeRegistry.node_id)
+        .where(
+            NodeRegistry.node_id.in_(nodes_of(move)),
+            NodeRegistry.model_id == move.model_id,
+            NodeRegistry.placeable,
+        )
+        .with_for_update()
+    )
+    if left := set(nodes_of(move)).difference(movable):
+        await fail(db, move, f"not to be moved any more: {', '.join(sorted(left))}")
+        return []
+    switches = [Switch(change["node_id"], tuple(change["new"])) for change in move.changes]
+    for switch in switches:
+        start, end = switch.span
+        await db.execute(
+            update(NodeRegistry)
+            .where(NodeRegistry.node_id == switch.node_id)
+            .values(start_layer=start, end_layer=end, edge=switch.edge)
+        )
+    await _end(db, move, "switched")
+    return switches
+
+
+async def fail(
+    db: AsyncSession, move: PlacementMove, reason: str, *, state: str = "failed"
+) -> None:
+    """Nothing changes."""
+    move.reason = reason[:100]
+    await _end(db, move, state)
+
+
+async def announce(redis: Redis, switches: Sequence[Switch]) -> None:
+    """Let routes count on the new spans. If this is lost, the nodes' next heartbeats do it."""
+    for switch in switches:
+        await live_registry.move(redis, switch.node_id, switch.span, edge=switch.edge)
+        await redis.delete(redis_keys.orders(switch.node_id))
+
+
+async def give_orders(redis: Redis, move: PlacementMove, *, ttl: float) -> None:
+    """Put down what each node of a move is to load, where its heartbeat looks. Again and again:
+    Redis may have lost it."""
+    for change in move.changes:
+        key = redis_keys.orders(change["node_id"])
+        start, end = change["new"]
+        await redis.hset(key, mapping={"start": start, "end": end})  # type: ignore[misc]
+        await redis.pexpire(key, round(ttl * 1000))
+
+
+async def note_asked(redis: Redis, node_id: str, now: float) -> bool:
+    """A node has asked for its orders; whether that was the first time."""
+    return bool(await redis.hset(redis_keys.orders(node_id), "asked", str(now)))  # type: ignore[misc]
+
+
+async def take_back_orders(redis: Redis, move: PlacementMove) -> None:
+    """Its nodes are not told any more."""
+    for node_id in nodes_of(move):
+        await redis.delete(redis_keys.orders(node_id))
+
+
+async def asked_at(redis: Redis, node_id: str) -> float | None:
+    """When a node last asked for its orders (Unix time); none if it has not."""
+    found = await redis.hget(redis_keys.orders(node_id), "asked")  # type: ignore[misc]
+    return None if found is None else float(found)
+
+
+async def failed_lately(db: AsyncSession, model_id: str, seconds: float) -> set[str]:
+    """Nodes of moves that came to nothing within so many seconds."""
+    rows = await db.scalars(
+        select(PlacementMove).where(
+            PlacementMove.model_id == model_id,
+            PlacementMove.state.in_(("failed", "expired")),
+            PlacementMove.ended_at > func.now() - dt.timedelta(seconds=seconds),
+        )
+    )
+    return {node_id for move in rows for node_id in nodes_of(move)}
+
+
+async def ended_within(db: AsyncSession, model_id: str, seconds: float) -> bool:
+    """Whether a move of the model took effect so lately."""
+    found = await db.scalar(
+        select(PlacementMove.id)
+        .where(
+            PlacementMove.model_id == model_id,
+            PlacementMove.state == "switched",
+            PlacementMove.ended_at > func.now() - dt.timedelta(seconds=seconds),
+        )
+        .limit(1)
+    )
+    return found is not None
+
+
+def nodes_of(move: PlacementMove) -> list[str]:
+    """Ids of the nodes that a move changes."""
+    return [change["node_id"] for change in move.changes]
+
+
+async def _end(db: AsyncSession, move: PlacementMove, state: str) -> None:
+    move.state = state
+    move.ended_at = await db.scalar(select(func.now()))
+    metrics.placement_moves.labels(move.model_id, state).inc()
+
+
+def _keys(model_id: str) -> dict[str, int]:
+    return {"space": LOCK_SPACE, "model": crc32(model_id.encode()) - 2**31}

@@ -1,0 +1,54 @@
+"""What a node could serve, from its memory and its measured step."""
+
+from market.placement.solver.types import Candidate
+from mesh.model.memory_footprint import Footprint
+
+
+def candidate(
+    node_id: str,
+    takes: Footprint,
+    *,
+    room: int,
+    positions: int,
+    speed: float,
+    load_speed: float,
+    trusted: bool,
+) -> Candidate:
+    """A node's capacity in layers.
+
+    Args:
+        takes: The model's bytes, at the node's own quantization.
+        room: Bytes of the device for weights and KV, without what else takes memory there.
+        positions: KV room that each layer is to have, over all generations.
+        speed: Layers a second, see :func:`measured_speed`.
+        load_speed: Bytes of weights a second.
+        trusted: Whether the operator trusts it with the edge.
+
+    Raises:
+        ValueError: a speed that is not positive.
+    """
+    if speed <= 0 or load_speed <= 0:
+        raise ValueError(f"{node_id}: speeds are positive, not {speed} and {load_speed}.")
+    beside_edge = takes.layers_within(room - takes.edge, positions=positions)
+    return Candidate(
+        node_id=node_id,
+        speed=speed,
+        capacity=takes.layers_within(room, positions=positions),
+        edge_capacity=beside_edge if trusted else 0,
+        layer_bytes=takes.layer,
+        edge_bytes=takes.edge,
+        load_speed=load_speed,
+    )
+
+
+def measured_speed(layers: int, step_ms: float, *, edge_work: float = 0.0) -> float:
+    """Layers a second of a node that serves so many in ``step_ms`` milliseconds a step.
+
+    ``edge_work``: in layers, where it holds the edge, too.
+
+    Raises:
+        ValueError: a step that took no time: the node has not served yet.
+    """
+    if step_ms <= 0:
+        raise ValueError(f"A step takes time; got {step_ms} ms.")
+    return 1000 * (layers + edge_work) / step_ms

@@ -1,0 +1,1 @@
+"""Which nodes serve a generation, and why the others do not."""

@@ -1,0 +1,56 @@
+"""Counts of why nodes were not on routes, in Redis, by the hour."""
+
+import time
+from collections.abc import Mapping
+
+from redis.asyncio import Redis
+
+from market.routing.skip_reasons import Skip
+from mesh import redis_keys
+
+HOUR = 3600
+
+KEPT = 2 * HOUR
+"""Seconds for which an hour's counts are kept from its last one on."""
+
+RATE = 200
+"""Nodes a second whose reasons one process counts, at most. The rest of the choices is not looked
+at: reasons are the same for many of them."""
+
+
+class Skips:
+    """Counts for one process, never more than :data:`RATE`."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._free_at = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether the next choice may be looked at."""
+        return time.monotonic() >= self._free_at
+
+    async def count(self, reasons: Mapping[str, Skip]) -> None:
+        """One choice's reasons, by node."""
+        self._free_at = time.monotonic() + len(reasons) / RATE
+        hour = int(time.time() // HOUR)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for node_id, reason in reasons.items():
+                key = redis_keys.skipped(node_id, hour)
+                pipe.hincrby(key, reason.value, 1)
+                pipe.expire(key, KEPT)
+            await pipe.execute()
+
+
+async def skipped(redis: Redis, node_id: str) -> dict[str, int]:
+    """How often a node was not on a route, by reason, in this hour and the one before."""
+    hour = int(time.time() // HOUR)
+    async with redis.pipeline(transaction=False) as pipe:
+        for each in (hour - 1, hour):
+            pipe.hgetall(redis_keys.skipped(node_id, each))
+        found = await pipe.execute()
+    counts: dict[str, int] = {}
+    for by_reason in found:
+        for reason, count in by_reason.items():
+            counts[reason.decode()] = counts.get(reason.decode(), 0) + int(count)
+    return counts

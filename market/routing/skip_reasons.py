@@ -1,0 +1,131 @@
+"""Why a node was not on a route, or why there was none: what its provider wants to know when it
+earns nothing.
+
+Pure, and apart from the choice itself, so that choosing costs no more for it.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from enum import StrEnum
+from math import inf
+
+from market.geo.distance import Coordinates, distance_km
+from market.nodes.live_registry import Node, Sighting
+from market.routing.route_search import NEAR_KM, Admits
+
+
+class Skip(StrEnum):
+    """A reason. The first that holds, in this order, is the one that is told."""
+
+    UNHEALTHY = "unhealthy"
+    """It says so, or loads."""
+    COOLING_DOWN = "cooling_down"
+    """It failed a generation a moment ago, or has moved."""
+    NOT_RUNNING = "not_running"
+    """Its process gives no sign of life."""
+    NOT_TRUSTED = "not_trusted"
+    """It serves the first layers, and the operator does not trust it with the edge."""
+    PRICE_ABOVE_MARKET = "price_above_market"
+    """It asks for more than the user pays."""
+    NOT_ADMITTED = "not_admitted"
+    """The user's tier asks for another kind of node."""
+    NO_ROOM = "no_room"
+    """Its KV cache has no room for so long a generation."""
+    TOO_FAR = "too_far"
+    """There was a route nearer to the user."""
+    SPAN_MEETS_NOBODY = "span_meets_nobody"
+    """No other nodes lead from the first layer to its span and from there to the last."""
+    SLOWER_THAN_OTHERS = "slower_than_others"
+    """Another node with the same span cost less: by its step, its hop or its queue."""
+    SPAN_ALREADY_COVERED = "span_already_covered"
+    """Nodes with other spans made a cheaper route."""
+    TOO_FEW_NODES = "too_few_nodes"
+    """There would be a route, but the model is not served by so few nodes."""
+
+
+def explain(
+    sighted: Sequence[Sighting],
+    layers: int,
+    route: Sequence[Node],
+    *,
+    avoid: Collection[str] = (),
+    prefer: Collection[str] = (),
+    admits: Admits | None = None,
+    fair: Admits | None = None,
+    positions: int = 0,
+    rooms: Mapping[str, int] | None = None,
+    near: Coordinates | None = None,
+) -> dict[str, Skip]:
+    """The reason of each node that is not on the route that was chosen, by id.
+
+    Args:
+        sighted: All nodes of the model, healthy or not.
+        route: Empty if there was none.
+        fair: Whether a node serves for the price.
+
+    The rest as for :func:`market.routing.route_search.choose`.
+    """
+    chosen = {node.node_id for node in route}
+    limit = _circle(route, near)
+
+    def faults(seen: Sighting) -> Iterator[tuple[Skip, bool]]:
+        """In their order; each is only looked for if none before it holds."""
+        node = seen.node
+        yield Skip.UNHEALTHY, not node.is_healthy
+        yield Skip.COOLING_DOWN, seen.cools or node.node_id in avoid
+        yield Skip.NOT_RUNNING, rooms is not None and node.node_id not in rooms
+        yield Skip.NOT_TRUSTED, node.start_layer == 0 and not (node.edge and node.trusted)
+        yield Skip.PRICE_ABOVE_MARKET, fair is not None and not fair(node)
+        yield Skip.NOT_ADMITTED, admits is not None and not admits(node)
+        yield (
+            Skip.NO_ROOM,
+            (rooms is not None and node.node_id not in prefer and rooms[node.node_id] < positions),
+        )
+        yield Skip.TOO_FAR, near is not None and _away(node, near) > limit
+
+    reasons, usable = {}, []
+    for seen in sighted:
+        if seen.node.node_id not in chosen:
+            reason = next((fault for fault, holds in faults(seen) if holds), None)
+            if reason is None:
+                usable.append(seen.node)
+            else:
+                reasons[seen.node.node_id] = reason
+    spans = {(node.start_layer, node.end_layer) for node in route}
+    reached, leads_on = _connected([*usable, *route], layers)
+    for node in usable:
+        if node.start_layer not in reached or node.end_layer not in leads_on:
+            reasons[node.node_id] = Skip.SPAN_MEETS_NOBODY
+        elif not route:
+            reasons[node.node_id] = Skip.TOO_FEW_NODES
+        elif (node.start_layer, node.end_layer) in spans:
+            reasons[node.node_id] = Skip.SLOWER_THAN_OTHERS
+        else:
+            reasons[node.node_id] = Skip.SPAN_ALREADY_COVERED
+    return reasons
+
+
+def _connected(nodes: Sequence[Node], layers: int) -> tuple[set[int], set[int]]:
+    """Cuts to which nodes lead from the first layer, and from which they lead to the last."""
+    reached, leads_on = {0}, {layers}
+    spans = {(node.start_layer, node.end_layer) for node in nodes}
+    for start, end in sorted(spans):
+        if start in reached:
+            reached.add(end)
+    for start, end in sorted(spans, key=lambda span: -span[1]):
+        if end in leads_on:
+            leads_on.add(start)
+    return reached, leads_on
+
+
+def _circle(route: Sequence[Node], near: Coordinates | None) -> float:
+    """Kilometres: the circle around the user in which the route was found."""
+    if near is None or not route:
+        return inf
+    farthest, radius = max(_away(node, near) for node in route), NEAR_KM
+    while radius < farthest < inf:
+        radius *= 2
+    return radius if farthest < inf else inf
+
+
+def _away(node: Node, near: Coordinates) -> float:
+    return inf if node.place is None else distance_km(node.place, near)

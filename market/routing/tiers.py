@@ -1,0 +1,24 @@
+"""Which nodes serve whom: by the user's tier, and by the price."""
+
+from decimal import Decimal
+
+from market.nodes.live_registry import Node
+from market.routing.route_search import Admits
+
+
+def admits(tier: str) -> Admits:
+    """The rule that a tier sets for nodes, for :func:`market.routing.route_search.choose`.
+
+    One rule for all, so far: a healthy node. Nothing is measured yet that a stricter one could go
+    by, and a node's own word would be worth nothing.
+    """
+    return _healthy
+
+
+def accepts(price: Decimal) -> Admits:
+    """Whether a node serves for so many FAR a token of the model."""
+    return lambda node: node.min_price is None or node.min_price <= price
+
+
+def _healthy(node: Node) -> bool:
+    return node.is_healthy

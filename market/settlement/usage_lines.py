@@ -1,0 +1,57 @@
+"""The lines of a batch's usage tree, from what the database has of its generations."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from market.jobs.tables import InferenceSession, NodeContribution
+from market.money import ZERO, to_units
+from market.settlement.tables import Settlement, StoredTree
+from market.settlement.usage_tree import Usage, UsageTree, request_id_of
+from mesh.errors import UsageUnproven
+
+Contributions = Mapping[uuid.UUID, Sequence[NodeContribution]]
+"""By generation, in the order in which they were written."""
+
+
+def usage_lines(
+    jobs: Sequence[InferenceSession], contributions: Contributions, fee_recipient: str
+) -> list[Usage]:
+    """One line for each contribution, and one for each generation's fee."""
+    lines = []
+    for job in jobs:
+        request = request_id_of(job.id)
+        for part in contributions.get(job.id, ()):
+            units = to_units(part.payment_far)
+            tokens = part.tokens_contributed
+            lines.append(Usage(request, job.user_wallet, part.wallet_address, tokens, units))
+        fee = to_units(job.fee_far or ZERO)
+        lines.append(Usage(request, job.user_wallet, fee_recipient, 0, fee))
+    return lines
+
+
+async def contributions_of(db: AsyncSession, jobs: Sequence[InferenceSession]) -> Contributions:
+    """Who served what of these generations."""
+    found: dict[uuid.UUID, list[NodeContribution]] = {}
+    parts = await db.scalars(
+        select(NodeContribution)
+        .where(NodeContribution.session_id.in_([job.id for job in jobs]))
+        .order_by(NodeContribution.id)
+    )
+    for part in parts:
+        found.setdefault(part.session_id, []).append(part)
+    return found
+
+
+async def tree_of(db: AsyncSession, batch: Settlement) -> UsageTree:
+    """The tree that was stored when the batch was closed.
+
+    Raises:
+        UsageUnproven: there is none, or its root is not the batch's.
+    """
+    nodes = await db.scalar(select(StoredTree.nodes).where(StoredTree.settlement_id == batch.id))
+    if not nodes or "0x" + (tree := UsageTree(nodes)).root.hex() != batch.usage_root:
+        raise UsageUnproven(f"The tree of batch {batch.id} is not the one that was settled.")
+    return tree

@@ -1,0 +1,372 @@
+"""What nodes, workers and readers say to each other: a msgpack header, and raw tensor bytes.
+
+Delivery contract: a message may arrive twice or never. A :class:`Step` has its position, and
+its receiver truncates its KV cache to that position first, so a repeated step is harmless; a lost
+one shows as a stall, which the supervisor answers with a new epoch.
+
+Everything is checked before anything is allocated: kind, field types, dtype, and that the bytes
+are exactly as many as the shape says. Nothing here can execute what it is sent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Any, NamedTuple, get_type_hints
+
+import msgpack
+
+from mesh.errors import WireError
+
+MAX_TENSOR_BYTES = 64 * 2**20
+"""A prefill chunk of 1,024 positions at hidden size 16,384 in float32."""
+
+MAX_HEADER_BYTES = 4 * 2**20
+"""An open message carries the whole prompt, up to some hundred thousand token ids."""
+
+DTYPES = ("float32", "bfloat16", "float16", "int8")
+"""What hidden states may travel as. ``int8`` is blockwise: each :data:`INT8_BLOCK` values of a
+row share a scale, a float16; all scales follow all values."""
+
+INT8_BLOCK = 64
+"""Values under one scale: 1/32 more bytes, and an outlier spoils no more than its neighbours."""
+
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+
+HEADER = b"h"
+TENSOR = b"t"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the edge chooses the next token. ``temperature`` 0 means greedy."""
+
+    temperature: float
+    top_p: float
+    seed: int
+    stop: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What only the edge is told: token ids, and how to continue them.
+
+    ``generated`` holds the tokens that readers have already (after a re-route); the edge
+    prefills them again and continues after them.
+    """
+
+    token_ids: list[int]
+    generated: list[int]
+    max_tokens: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node stands on a generation's route.
+
+    ``capacity`` is in positions, ``expires_in`` in seconds. ``next_node`` is the next hop, from
+    the last stage the edge; ``previous_node`` sends the steps, and is to blame for bad ones.
+    ``start_layer`` and ``end_layer`` (not included) are the span that the route counts on: a node
+    that serves another one refuses.
+    """
+
+    stage: int
+    stages: int
+    edge_node: str
+    previous_node: str
+    next_node: str
+    capacity: int
+    expires_in: int
+    start_layer: int
+    end_layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """How a node takes part in an epoch after the first.
+
+    ``keep``: it served the epoch before, and its KV cache is still right. ``replay``: the next
+    node is new, and is to be sent what this one computed before, marked as a replay. ``known``:
+    positions that every node which keeps its cache has; 0 if none does.
+    """
+
+    keep: bool
+    replay: bool
+    known: int
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Supervisor to node: reserve KV room and expect steps of this generation.
+
+    A repeated or older epoch is ignored. ``prefix`` names the prompt's beginnings, ever longer,
+    by hashes that tell nothing of it (:mod:`mesh.prefix_hashes`): a node that has computed one may
+    begin after it, and tells the edge so with :class:`Ready`.
+    """
+
+    request_id: str
+    epoch: int
+    place: Place
+    resume: Resume
+    prefix: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEdge:
+    """Supervisor to edge: as :class:`Open`, with the prompt. The edge starts at once, or when
+    all nodes are ready if there is a ``prefix``."""
+
+    request_id: str
+    epoch: int
+    place: Place
+    resume: Resume
+    prefix: list[bytes]
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Node to edge: of the prompt's beginnings, ``positions`` are in its cache already."""
+
+    request_id: str
+    epoch: int
+    stage: int
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Supervisor to node: the generation ended; free its KV room."""
+
+    request_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Transport to its node: a token was refused, since the epoch is over. Work no more at it;
+    the next epoch, or the end, is on its way."""
+
+    request_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Supervisor to node: are you alive? Answered by :class:`Pong`."""
+
+    request_id: str
+    epoch: int
+
+
+class Step(NamedTuple):
+    """``rows`` consecutive positions of one generation, from ``position`` on.
+
+    The edge samples after each of the last ``wanted`` rows: the last stage returns those, and
+    nothing if there are none. A ``replay`` rebuilds a cache; it goes only as far as nodes are new.
+    """
+
+    request_id: str
+    epoch: int
+    position: int
+    rows: int
+    wanted: int
+    replay: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Node to node: hidden states ``[rows, width]`` of several steps, one after the other.
+
+    All that one forward gives one next node is one message, so that a batch costs a hop hardly more
+    than one generation does.
+    """
+
+    steps: list[Step]
+    dtype: str
+    width: int
+    data: bytes | memoryview
+
+    @property
+    def rows(self) -> int:
+        return sum(step.rows for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Edge to readers: token ``index`` (from 0). ``text`` may be empty (half a character)."""
+
+    request_id: str
+    epoch: int
+    index: int
+    token_id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Edge to supervisor: ``count`` tokens were written; ``reason`` is ``stop`` or ``length``."""
+
+    request_id: str
+    epoch: int
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Node to supervisor: this generation cannot go on here (``kv_full``, ``gap``, ``moved``, ...).
+    ``node_id`` is the node to blame: the sender of a bad step, else the one that refuses."""
+
+    request_id: str
+    epoch: int
+    node_id: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Node to supervisor: alive, and so many ``positions`` of the generation are computed here."""
+
+    request_id: str
+    epoch: int
+    node_id: str
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Gateway to supervisor: the user asked for the end; Postgres has the request."""
+
+    request_id: str
+    epoch: int
+
+
+Note = Open | OpenEdge | Ready | Close | Halt | Ping | Token | Ended | Refused | Pong | Cancel
+"""What is said of one generation: it has a ``request_id`` and an ``epoch``."""
+
+Message = Note | Steps
+
+# A kind's place is its code: add at the end.
+_KINDS: tuple[type[Any], ...] = (
+    Open,
+    OpenEdge,
+    Ready,
+    Close,
+    Halt,
+    Ping,
+    Steps,
+    Token,
+    Ended,
+    Refused,
+    Pong,
+    Cancel,
+)
+_PARTS = (Place, Resume, Prompt, Sampling)
+_CODE_OF = {kind: code for code, kind in enumerate(_KINDS)}
+_FIELDS = {
+    kind: [(field.name, get_type_hints(kind)[field.name]) for field in fields(kind)]
+    for kind in (*_KINDS, *_PARTS)
+}
+_STEPS_CODE = _CODE_OF[Steps]
+_STEP_TYPES = [get_type_hints(Step)[name] for name in Step._fields]
+
+
+def tensor_bytes(dtype: str, rows: int, width: int) -> int:
+    """Size of ``[rows, width]`` hidden states on the wire."""
+    scales = 2 * rows * -(-width // INT8_BLOCK) if dtype == "int8" else 0
+    return rows * width * _ITEM_BYTES[dtype] + scales
+
+
+def encode(message: Message) -> dict[bytes, bytes | memoryview]:
+    """A message as the fields of a stream entry."""
+    if isinstance(message, Steps):
+        header = (_STEPS_CODE, message.steps, message.dtype, message.width)
+        return {HEADER: msgpack.packb(header), TENSOR: message.data}
+    return {HEADER: msgpack.packb((_CODE_OF[type(message)], *astuple(message)))}
+
+
+def decode(entry: Mapping[bytes, bytes], *, max_items: int = MAX_HEADER_BYTES) -> Message:
+    """The message that a stream entry holds.
+
+    Args:
+        entry: Its fields.
+        max_items: Of any array in the header; room for as many as it says is made at once.
+
+    Raises:
+        WireError: unknown kind, wrong field, dtype or size.
+    """
+    header = entry.get(HEADER, b"")
+    if len(header) > MAX_HEADER_BYTES:
+        raise WireError(f"Header of {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed.")
+    try:
+        code, *values = msgpack.unpackb(header, max_array_len=max_items)
+    except (ValueError, TypeError) as error:
+        raise WireError("The header is not a msgpack array.") from error
+    if not isinstance(code, int) or not 0 <= code < len(_KINDS):
+        raise WireError(f"Unknown message kind {code!r}.")
+    if code == _STEPS_CODE:
+        return _decode_steps(values, entry.get(TENSOR, b""))
+    message: Message = _build(_KINDS[code], values)
+    return message
+
+
+def _decode_steps(values: Sequence[Any], data: bytes) -> Steps:
+    message: Steps = _build(Steps, [*values, data])
+    if message.dtype not in DTYPES:
+        raise WireError(f"Unknown dtype {message.dtype!r}; known are {', '.join(DTYPES)}.")
+    if message.width < 1 or not message.steps:
+        raise WireError("Hidden states need at least one step and one column.")
+    for step in message.steps:
+        if step.position < 0 or step.rows < 1 or not 0 <= step.wanted <= step.rows:
+            raise WireError(
+                "A step needs a position of at least 0 and at least one row, and cannot want more "
+                "rows than it has."
+            )
+    expected = tensor_bytes(message.dtype, message.rows, message.width)
+    if len(data) != expected or expected > MAX_TENSOR_BYTES:
+        raise WireError(f"Tensor of {len(data)} bytes where the shape says {expected}.")
+    return message
+
+
+def _step(values: Any) -> Step:
+    if not isinstance(values, list) or [type(value) for value in values] != _STEP_TYPES:
+        raise WireError("A step has the wrong fields.")
+    return Step(*values)
+
+
+def _build(kind: type[Any], values: Sequence[Any]) -> Any:
+    declared = _FIELDS[kind]
+    if len(values) != len(declared):
+        raise WireError(f"{kind.__name__} has {len(declared)} fields, not {len(values)}.")
+    return kind(
+        *(
+            _checked(value, hint, f"{kind.__name__}.{name}")
+            for value, (name, hint) in zip(values, declared, strict=True)
+        )
+    )
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    if hint in _PARTS:
+        if not isinstance(value, list):
+            raise WireError(f"{where} is not an array.")
+        return _build(hint, value)
+    if hint == list[Step]:
+        if not isinstance(value, list):
+            raise WireError(f"{where} is not an array.")
+        return [_step(item) for item in value]
+    if hint == list[int]:
+        ok = isinstance(value, list) and all(type(item) is int for item in value)
+    elif hint == list[bytes]:
+        ok = isinstance(value, list) and all(type(item) is bytes for item in value)
+    elif hint == list[str]:
+        ok = isinstance(value, list) and all(type(item) is str for item in value)
+    elif hint is float:
+        ok = type(value) in (float, int)
+    elif hint in (int, str, bool):
+        ok = type(value) is hint
+    else:
+        ok = isinstance(value, (bytes, memoryview))
+    if not ok:
+        raise WireError(f"{where} has the wrong type.")
+    return value
