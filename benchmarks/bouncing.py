@@ -21,7 +21,7 @@ from mesh import redis_keys, relay, wire
 from mesh.relay import Hello, Inbox, Pulse, Push, Sent
 from mesh.route_record import LiveRoute
 from mesh.wire import Step, Steps
-from node_runner.platform import Identity, Platform
+from node_runner.platform_client.registration import Identity, Platform
 
 WIDTH = 2048
 """Values of a row; in 16 bits, 4 KiB."""

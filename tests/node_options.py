@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from node_runner.options import Options
+from node_runner.node.options import Options
 from tests.conftest import DEMO_MODEL, MODEL_ID
 
 

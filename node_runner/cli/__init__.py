@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from mesh import log
-from node_runner import config as settings
 from node_runner.cli import bench, config, doctor, login, service, start, status
 from node_runner.cli.console import fail
+from node_runner.machine import config_file as settings
 
 app = typer.Typer(
     help="Serve layers of a model on this machine and earn FAR for every token.",

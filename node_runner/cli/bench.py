@@ -12,10 +12,10 @@ from rich.table import Table
 
 from mesh.errors import MeshError
 from mesh.model.memory_footprint import named
-from node_runner.asking import ask, client
 from node_runner.cli import credentials, options
 from node_runner.cli.console import console, errors, fail
-from node_runner.platform import PlatformError
+from node_runner.platform_client.http import ask, client
+from node_runner.platform_client.registration import PlatformError
 
 LAYERS = 2
 """What is measured, where nothing else is asked for: all layers of a model take the same time."""
@@ -39,9 +39,10 @@ def bench(
     Takes the model's own weights from a folder (--path), and else random ones of its shape: that
     takes as long to compute, and nothing to download.
     """
-    import torch  # noqa: PLC0415  (seconds, which `far-node --help` should not take)
+    import torch  # takes seconds, which `far-node --help` should not
 
-    from node_runner import devices, measuring  # noqa: PLC0415
+    from node_runner.diagnostics import speed_test
+    from node_runner.machine import devices
 
     try:
         chosen = devices.pick(next(iter(device or [f"cuda:{each}" for each in gpu or []]), "auto"))
@@ -59,8 +60,8 @@ def bench(
         try:
             folder = path or ""
             if not local:
-                folder = str(stack.enter_context(measuring.random_checkpoint(config, layers)))
-            speed = measuring.measure(
+                folder = str(stack.enter_context(speed_test.random_checkpoint(config, layers)))
+            speed = speed_test.measure(
                 folder,
                 layers=layers,
                 device=chosen,

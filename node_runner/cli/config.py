@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from node_runner import config as settings
 from node_runner.cli import start
 from node_runner.cli.console import console, fail
+from node_runner.machine import config_file as settings
 
 app = typer.Typer(help="Show or change what commands take as given.", no_args_is_help=True)
 

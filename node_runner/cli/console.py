@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from node_runner.statuses import MISTAKE
+from node_runner.service.exit_codes import MISTAKE
 
 WIDE = 200
 """Columns for whoever reads through a pipe, and does not want lines broken."""

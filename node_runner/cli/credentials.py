@@ -7,8 +7,8 @@ from pathlib import Path
 
 import typer
 
-from node_runner import keystore, logins
 from node_runner.cli.console import fail
+from node_runner.machine import keystore, login_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,10 @@ def choose(
     return Credential(login.wallet_address, login.discovery, login.token)
 
 
-def the_login() -> logins.Login | None:
+def the_login() -> login_file.Login | None:
     try:
-        return logins.load()
-    except logins.LoginFailed as error:
+        return login_file.load()
+    except login_file.LoginFailed as error:
         raise fail(str(error)) from None
 
 

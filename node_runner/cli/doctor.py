@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from mesh.errors import MeshError
-from node_runner.asking import client
 from node_runner.cli import credentials, options
 from node_runner.cli.console import console, errors, fail
-from node_runner.platform import PlatformError
+from node_runner.platform_client.http import client
+from node_runner.platform_client.registration import PlatformError
 
 SECONDS = 3.0
 """Of each model, to measure."""
@@ -36,18 +36,22 @@ def doctor(
 
     Ends with status 1 if something would keep a node from serving.
     """
-    import torch  # noqa: PLC0415  (seconds, which `far-node --help` should not take)
+    import torch  # takes seconds, which `far-node --help` should not
 
-    from node_runner import checks, devices, offers  # noqa: PLC0415
+    from node_runner.diagnostics import (
+        doctor_checks,
+        earnings_estimate,
+    )
+    from node_runner.machine import devices
 
     torch.set_num_threads(threads)
     login = credentials.the_login()
     url = discovery or (login and login.discovery)
-    found = list(checks.machine(Path(cache)))
-    found.append(checks.login(login))
-    offered: list[offers.Offer] = []
+    found = list(doctor_checks.machine(Path(cache)))
+    found.append(doctor_checks.login(login))
+    offered: list[earnings_estimate.Offer] = []
     if url is None:
-        found.append(checks.NO_PLATFORM)
+        found.append(doctor_checks.NO_PLATFORM)
     else:
         try:
             chosen = devices.pick(
@@ -55,11 +59,13 @@ def doctor(
             )
             number = devices.pick_dtype(dtype, chosen)
             with client(url) as http:
-                found += checks.network(http)
+                found += doctor_checks.network(http)
                 if all(check.state != "fail" for check in found if check.name == "platform"):
                     with errors.status("Measuring what this device could serve"):
                         offered = list(
-                            offers.of(http, chosen, number, seconds=0 if quick else SECONDS)
+                            earnings_estimate.of(
+                                http, chosen, number, seconds=0 if quick else SECONDS
+                            )
                         )
         except (ValueError, PlatformError, MeshError) as error:
             raise fail(str(error)) from None

@@ -9,11 +9,11 @@ import typer
 from rich.markup import escape
 from rich.panel import Panel
 
-from node_runner import logins
-from node_runner.asking import client
 from node_runner.cli import credentials, options
 from node_runner.cli.console import console, fail
-from node_runner.platform import PlatformError
+from node_runner.machine import login_file
+from node_runner.platform_client.http import client
+from node_runner.platform_client.registration import PlatformError
 
 
 def login(
@@ -41,15 +41,15 @@ def login(
     try:
         with client(url) as http:
 
-            def show(invitation: logins.Invitation) -> None:
+            def show(invitation: login_file.Invitation) -> None:
                 if key is None:
                     _show(invitation)
                 else:
-                    logins.approve(http, invitation.user_code, called, key)
+                    login_file.approve(http, invitation.user_code, called, key)
 
-            made = logins.log_in(http, called, show)
-        logins.save(made)
-    except (PlatformError, logins.LoginFailed) as error:
+            made = login_file.log_in(http, called, show)
+        login_file.save(made)
+    except (PlatformError, login_file.LoginFailed) as error:
         raise fail(str(error)) from None
     except OSError as error:
         raise fail(f"Cannot keep the login: {error}.") from None
@@ -71,16 +71,16 @@ def logout() -> None:
         revoked = _revoke(known)
     except PlatformError as error:
         raise fail(f"{error} The token is still valid; try again later.") from None
-    logins.forget()
+    login_file.forget()
     console.print("Logged out." if revoked else "Logged out. The platform knew of no such token.")
 
 
-def _revoke(login: logins.Login) -> bool:
+def _revoke(login: login_file.Login) -> bool:
     with client(login.discovery) as http:
-        return logins.revoke(login, http)
+        return login_file.revoke(login, http)
 
 
-def _show(invitation: logins.Invitation) -> None:
+def _show(invitation: login_file.Invitation) -> None:
     url, code = escape(invitation.url_with_code), escape(invitation.user_code)
     console.print(
         Panel(

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from node_runner import config, units
 from node_runner.cli import options, start
 from node_runner.cli.console import console, fail
+from node_runner.machine import config_file
+from node_runner.service import systemd
 
 app = typer.Typer(help="Keep nodes running, also after a reboot (systemd).", no_args_is_help=True)
 
@@ -43,15 +44,15 @@ def install(
     root = context.find_root()
     settings: Path | None = root.params["config_file"]
     try:
-        service = units.here(system=system, user=run_as)
+        service = systemd.here(system=system, user=run_as)
         folders = _folders(root.command, service, settings, context.args)
-        text = units.render(service, context.args, settings=settings, folders=folders)
+        text = systemd.render(service, context.args, settings=settings, folders=folders)
         if dry_run:
             console.print(f"# {service.path}", markup=False, soft_wrap=True)
             console.print(text, markup=False, soft_wrap=True, end="")
             return
-        units.install(service, text, folders=folders)
-    except (units.ServiceError, config.BadConfig) as error:
+        systemd.install(service, text, folders=folders)
+    except (systemd.ServiceError, config_file.BadConfig) as error:
         raise fail(str(error)) from None
     scope = "" if system else "--user "
     console.print(f"Installed {service.path} and started it.", markup=False)
@@ -59,13 +60,13 @@ def install(
 
 
 def _folders(
-    root: Any, service: units.Service, settings: Path | None, given: list[str]
+    root: Any, service: systemd.Service, settings: Path | None, given: list[str]
 ) -> list[Path]:
     """What such nodes write to beside what all do: by their options, and by what the service's user
     has in variables and settings."""
     command, told = root.commands["start"], service.variables()
     file = settings or Path(told.get("FAR_NODE_CONFIG", service.settings))
-    values = config.read(file, start.settings(command))
+    values = config_file.read(file, start.settings(command))
     values |= {each.name: told[each.envvar] for each in command.params if each.envvar in told}
     chosen = command.make_context(
         "start", list(given), default_map=values, resilient_parsing=True
@@ -82,8 +83,8 @@ def _folders(
 def uninstall(system: System = False, run_as: User = None) -> None:
     """Drain the nodes, and remove the unit."""
     try:
-        removed = units.uninstall(units.here(system=system, user=run_as))
-    except units.ServiceError as error:
+        removed = systemd.uninstall(systemd.here(system=system, user=run_as))
+    except systemd.ServiceError as error:
         raise fail(str(error)) from None
     console.print("Removed." if removed else "There is no such service.")
 
@@ -92,8 +93,10 @@ def uninstall(system: System = False, run_as: User = None) -> None:
 def status(system: System = False, run_as: User = None) -> None:
     """What systemd says of it."""
     try:
-        done = units.here(system=system, user=run_as).systemctl("status", "--no-pager", units.NAME)
-    except units.ServiceError as error:
+        done = systemd.here(system=system, user=run_as).systemctl(
+            "status", "--no-pager", systemd.NAME
+        )
+    except systemd.ServiceError as error:
         raise fail(str(error)) from None
     console.print(done.stdout or done.stderr, markup=False, end="")
     raise typer.Exit(done.returncode)

@@ -10,10 +10,11 @@ import typer
 
 from mesh import log as logging
 from mesh.errors import WeightsChanged, WeightsUnreachable
-from node_runner import fleet, statuses, updating
 from node_runner.cli import credentials, options
 from node_runner.cli.console import errors, fail
-from node_runner.hours import BadSchedule, Schedule, parse
+from node_runner.service import device_processes, exit_codes
+from node_runner.service.auto_update import PYPI, Updates, is_checkout
+from node_runner.service.schedule import BadSchedule, Schedule, parse
 
 ONLY_THE_PARENTS = ("gpu", "device", "schedule", "auto_update", "update_index")
 """What a node under a parent is not told, or told otherwise."""
@@ -40,7 +41,7 @@ def start(
     threads: options.Threads = 1,
     schedule: options.Hours = None,
     auto_update: options.AutoUpdate = False,
-    update_index: options.UpdateIndex = updating.PYPI,
+    update_index: options.UpdateIndex = PYPI,
     redis: options.Redis = None,
     dht_peers: options.DhtPeers = None,
     operator_key: options.OperatorKey = None,
@@ -72,14 +73,14 @@ def start(
     logging.configure(json=not errors.is_terminal)
     devices = _devices(gpu or [], device or [])
     opened = _hours(schedule)
-    if auto_update and updating.is_checkout():
+    if auto_update and is_checkout():
         raise fail("--auto-update is for an installed far-mesh; this one runs from a checkout.")
     _check_limits(max_sessions, min_price)
     layers = _layers(span)
     credential = credentials.choose(wallet, discovery, keyfile, lookup=bool(dht_peers))
     if len(devices) > 1 or opened is not None or auto_update:
         changes = {"wallet": credential.wallet, "discovery": credential.discovery}
-        status = fleet.run(
+        status = device_processes.run(
             [_child(context, changes, each, index) for index, each in enumerate(devices)],
             about={
                 "model_id": model,
@@ -87,14 +88,18 @@ def start(
                 "discovery": credential.discovery,
             },
             hours=opened,
-            updates=updating.Updates(update_index) if auto_update else None,
+            updates=Updates(update_index) if auto_update else None,
         )
         raise typer.Exit(status)
     # SIGINT and SIGTERM end a start, and clean up; once the node serves, they drain it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    fleet.end_with_parent()
+    device_processes.end_with_parent()
     # Imported now: torch takes seconds, and no other command needs it.
-    from node_runner.node import CannotServe, Options, serve  # noqa: PLC0415
+    from node_runner.node.lifecycle import (
+        CannotServe,
+        Options,
+        serve,
+    )
 
     try:
         serve(
@@ -140,14 +145,14 @@ def start(
 
 def _status(error: Exception) -> int:
     """Of a node that cannot serve: what it met may pass by itself, or has to be changed."""
-    from node_runner.dht.finding import PlatformSilent  # noqa: PLC0415
-    from node_runner.node import EndedForNow  # noqa: PLC0415
-    from node_runner.transport import Unreachable  # noqa: PLC0415
+    from node_runner.dht.platform_lookup import PlatformSilent
+    from node_runner.node.lifecycle import EndedForNow
+    from node_runner.transport.interface import Unreachable
 
     passing = (PlatformSilent, Unreachable, WeightsUnreachable, WeightsChanged)
     if isinstance(error, EndedForNow) or isinstance(error.__context__, passing):
-        return statuses.START_AGAIN
-    return statuses.MISTAKE
+        return exit_codes.START_AGAIN
+    return exit_codes.MISTAKE
 
 
 def settings(command: Any) -> dict[str, bool]:
@@ -162,7 +167,7 @@ def _is_option(parameter: Any) -> bool:
 
 def _child(
     context: typer.Context, changes: dict[str, str | None], device: str, index: int
-) -> fleet.Child:
+) -> device_processes.Child:
     """How to start the node of one device: as this process was, whatever said it."""
     values: dict[str, Any] = {**context.params, **changes}
     if values["metrics_port"]:
@@ -178,7 +183,7 @@ def _child(
         else:
             arguments += _flag(parameter, value)
     command = [sys.executable, "-m", "node_runner.cli", "start", *arguments]
-    return fleet.Child(device, command, environment)
+    return device_processes.Child(device, command, environment)
 
 
 def _flag(parameter: Any, value: object) -> Sequence[str]:

@@ -9,10 +9,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from node_runner import control
-from node_runner.asking import ask, client
 from node_runner.cli.console import console, errors, fail
-from node_runner.platform import PlatformError
+from node_runner.platform_client.http import ask, client
+from node_runner.platform_client.registration import PlatformError
+from node_runner.service import control_socket
 
 DRAIN_LIMIT = 90.0
 """Seconds that nodes get to leave: more than they give their generations."""
@@ -24,7 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 
 def status(as_json: Json = False) -> None:
     """What this machine's nodes do, what they earned, and why they get no work if they do not."""
-    found = control.running()
+    found = control_socket.running()
     nodes = [node for node in found if node.get("kind") == "node"]
     earnings = {
         (node["discovery"], node["wallet_address"]): _earnings(node)
@@ -61,14 +61,14 @@ def drain(
     ] = False,
 ) -> None:
     """Have this machine's nodes finish what they generate, and leave."""
-    asked = control.running("drain")
+    asked = control_socket.running("drain")
     if not asked:
         console.print("No node of yours runs here.")
         return
     count = sum(each.get("kind") == "node" for each in asked)
     console.print(f"Asked {count} node{'s' if count != 1 else ''} to finish and leave.")
     give_up = time.monotonic() + DRAIN_LIMIT
-    while not now and (left := control.running()):
+    while not now and (left := control_socket.running()):
         if time.monotonic() > give_up:
             raise fail(f"Still there: {', '.join(str(each['pid']) for each in left)}.")
         time.sleep(LOOK)

@@ -11,13 +11,13 @@ import torch
 
 from mesh import wire
 from mesh.wire import Ended, Token
-from node_runner.engine.draft_model import Ask, DraftModel
-from node_runner.engine.drafts import Pace, PromptLookup
+from node_runner.engine.decoding.detokenizer import TextStream
+from node_runner.engine.decoding.draft_model import Ask, DraftModel
+from node_runner.engine.decoding.sampler import sample
+from node_runner.engine.decoding.speculation import Pace, PromptLookup
 from node_runner.engine.generation import Decoding, Generation, Work
-from node_runner.engine.sampler import sample
+from node_runner.engine.model.span_model import Span
 from node_runner.engine.scheduler import PREFILL_CHUNK
-from node_runner.engine.span import Span
-from node_runner.engine.text import TextStream
 
 
 class Edge:

@@ -21,17 +21,17 @@ from mesh.wire import (
     Step,
     Steps,
 )
-from node_runner.engine.attention import Pack, Segment
-from node_runner.engine.draft_model import DraftModel
+from node_runner.engine.attention.kv_cache import KVCache, KVPool
+from node_runner.engine.attention.prefix_cache import Prefixes
+from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.decoding.draft_model import DraftModel
 from node_runner.engine.edge import Edge
 from node_runner.engine.generation import Decoding, Generation, Work
-from node_runner.engine.kv import KVCache, KVPool
-from node_runner.engine.prefixes import Prefixes
-from node_runner.engine.replay import Sent
-from node_runner.engine.results import Forward, Result, Results
+from node_runner.engine.model.span_model import Span
+from node_runner.engine.output_batcher import Forward, Result, Results
+from node_runner.engine.replay_buffer import Sent
 from node_runner.engine.scheduler import PREFILL_CHUNK, Scheduler
-from node_runner.engine.span import Span
-from node_runner.engine.tensors import NAMES, from_steps, is_finite
+from node_runner.engine.tensor_codec import NAMES, from_steps, is_finite
 
 
 class Engine:

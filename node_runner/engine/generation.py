@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import torch
 
 from mesh import wire
-from node_runner.engine.drafts import Pace, PromptLookup
-from node_runner.engine.kv import KVCache
-from node_runner.engine.replay import Sent
-from node_runner.engine.text import TextStream
+from node_runner.engine.attention.kv_cache import KVCache
+from node_runner.engine.decoding.detokenizer import TextStream
+from node_runner.engine.decoding.speculation import Pace, PromptLookup
+from node_runner.engine.replay_buffer import Sent
 
 
 @dataclass(slots=True)

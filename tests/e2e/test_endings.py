@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from mesh import redis_keys
-from node_runner.statuses import START_AGAIN
+from node_runner.service.exit_codes import START_AGAIN
 from stack.supervisor import Stack
 from tests.e2e.conftest import Reference, User, balance, kv_used, query, wait_until
 

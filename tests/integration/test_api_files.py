@@ -19,10 +19,10 @@ from market.settings import Settings
 from mesh import signed_texts
 from mesh.checkpoint.manifest import NAME, read_manifest
 from mesh.errors import WeightsNotPublished
-from node_runner.engine.loader import prepare_span
-from node_runner.weights import published
-from node_runner.weights.asking import AskPlatform, Wallet
-from node_runner.weights.where import weights_of
+from node_runner.engine.model.span_checkpoint import prepare_span
+from node_runner.platform_client.weight_listing import AskPlatform, Wallet
+from node_runner.weights import published_source
+from node_runner.weights.source_selection import weights_of
 from stack.cli import app
 from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.file_server import serving
@@ -209,12 +209,12 @@ def test_urls_that_expire_are_asked_for_anew(checkpoint: Path, tmp_path: Path) -
     with serving(checkpoint) as web:
         web.tokens = {"key=0"}
 
-        def listing() -> published.Listing:
+        def listing() -> published_source.Listing:
             asked.append(None)
             key = f"key={len(asked) - 1}"
             web.tokens = {key}
             urls = {file.name: f"{web.url}/{file.name}?{key}" for file in checkpoint.iterdir()}
-            return published.Listing(MODEL_ID, urls, manifest_sha256)
+            return published_source.Listing(MODEL_ID, urls, manifest_sha256)
 
         expired = threading.Event()
 
@@ -230,7 +230,7 @@ def test_urls_that_expire_are_asked_for_anew(checkpoint: Path, tmp_path: Path) -
             layers=(2, 4),
             edge=False,
             cache=tmp_path / "spans",
-            opened=lambda: published.listed(listing),
+            opened=lambda: published_source.listed(listing),
         )
     assert (made / "model.safetensors").exists()
     assert len(asked) == 2

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mesh.errors import WeightsError
-from node_runner.weights import hub as sources
+from node_runner.weights import hub_source as sources
 from tests.conftest import DEMO_MODEL
 from tests.file_server import FileServer, serving
 from tests.sharding import copy_all_but_weights, save_shards

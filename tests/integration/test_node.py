@@ -11,11 +11,12 @@ import torch
 from redis.asyncio import Redis
 
 from market.settings import Settings
-from node_runner import claims, node
-from node_runner.control import Control
-from node_runner.engines import Layers
-from node_runner.node import Options
-from node_runner.vitals import Gpu
+from node_runner.machine import device_claim
+from node_runner.machine.gpu_usage import Gpu
+from node_runner.node import lifecycle
+from node_runner.node.engine_set import Layers
+from node_runner.node.lifecycle import Options
+from node_runner.service.control_socket import Control
 from tests.integration.api_support import PROVIDER, PROVIDER_WALLET
 from tests.integration.test_node_cli import PATIENCE, machine_at
 from tests.node_options import node_options
@@ -44,7 +45,7 @@ async def test_who_has_moved_keeps_nothing_of_the_old_span_and_tells_of_the_new_
         memory_gb=1.0,
     )
     async with machine_at(make_settings, redis_url, tmp_path) as machine:
-        monkeypatch.setattr(node, "platform_url", lambda given, place: machine.url)
+        monkeypatch.setattr(lifecycle, "platform_url", lambda given, place: machine.url)
         told = await asyncio.to_thread(move, options, tmp_path)
     assert (told["layers"], told["edge"]) == (list(NEW), False)
     assert told["discovery"] == machine.url
@@ -52,9 +53,9 @@ async def test_who_has_moved_keeps_nothing_of_the_old_span_and_tells_of_the_new_
 
 def move(options: Options, folder: Path) -> dict[str, object]:
     """What the node describes itself as when it has moved."""
-    claim = claims.claim(folder, wallet=options.wallet, gpu_index=0)
+    claim = device_claim.claim(folder, wallet=options.wallet, gpu_index=0)
     with Control({}, drain=lambda: None) as control:
-        moving = node._Node(options, control, CPU, claim, Gpu(CPU))
+        moving = lifecycle._Node(options, control, CPU, claim, Gpu(CPU))
         try:
             engines = moving._engines
             old = weakref.ref(engines._engines[OLD]._span)

@@ -14,9 +14,9 @@ from structlog.testing import LogCapture
 from market.settings import Settings
 from mesh import redis_keys
 from mesh.wire import Ended, Halt, Message, Token
-from node_runner.engine.results import Forward
-from node_runner.transport import Unreachable
-from node_runner.transport.relay import SILENCE_LIMIT, RelayTransport
+from node_runner.engine.output_batcher import Forward
+from node_runner.transport.interface import Unreachable
+from node_runner.transport.relay_transport import SILENCE_LIMIT, RelayTransport
 from stack.servers import Postgres, free_port
 from tests.gate import Gate, gate, tunnel
 from tests.integration.api_support import shared_database
@@ -199,7 +199,7 @@ def raise_at_once(url: str) -> None:
 @contextmanager
 def impatient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("node_runner.transport.relay.START_LIMIT", 0.5)
+        patch.setattr("node_runner.transport.relay_transport.START_LIMIT", 0.5)
         yield
 
 
@@ -268,7 +268,8 @@ def test_the_token_is_in_no_log(
 ) -> None:
     written = LogCapture()
     monkeypatch.setattr(
-        "node_runner.transport.relay.log", structlog.wrap_logger(None, processors=[written])
+        "node_runner.transport.relay_transport.log",
+        structlog.wrap_logger(None, processors=[written]),
     )
     with closing(node(here, "edge", door.url)) as edge:
         door.sever()

@@ -14,12 +14,12 @@ from market.nodes.live_registry import PULSE_TTL
 from mesh import redis_keys, wire
 from mesh.wire import Halt, Ping, Step, Steps, Token
 from node_runner.engine.engine import Engine
-from node_runner.engine.results import Forward
-from node_runner.engines import Engines
+from node_runner.engine.output_batcher import Forward
 from node_runner.metrics import Meter
-from node_runner.runner import Runner
-from node_runner.transport import Unreachable
-from node_runner.transport.redis import TRIM_EVERY, RedisTransport
+from node_runner.node.engine_set import Engines
+from node_runner.node.loop import Runner
+from node_runner.transport.interface import Unreachable
+from node_runner.transport.redis_transport import TRIM_EVERY, RedisTransport
 from stack.servers import free_port, redis_command, wait_for_redis
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import load_span

@@ -26,22 +26,22 @@ from mesh.errors import (
     WeightsRefused,
     WeightsUnreachable,
 )
-from node_runner.engine.loader import prepare_span
-from node_runner.engine.span import Span
-from node_runner.weights import assembling, cache, http, layout
-from node_runner.weights.published import under
+from node_runner.engine.model.span_checkpoint import prepare_span
+from node_runner.engine.model.span_model import Span
+from node_runner.weights import checkpoint_cache, download_plan, http_source, range_assembly
+from node_runner.weights.published_source import under
 from tests.conftest import MODEL_ID
 from tests.file_server import Faults, FileServer, serving
 from tests.sharding import copy_all_but_weights, save_shards
 
 CHUNK = 50_000
-QUICK = http.Patience(attempts=4, first=0.001, longest=0.002)
+QUICK = http_source.Patience(attempts=4, first=0.001, longest=0.002)
 
 
 @pytest.fixture(autouse=True)
 def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "CHUNK", CHUNK)
-    monkeypatch.setattr(http, "PATIENCE", QUICK)
+    monkeypatch.setattr(download_plan, "CHUNK", CHUNK)
+    monkeypatch.setattr(http_source, "PATIENCE", QUICK)
 
 
 @pytest.fixture(params=["one file", "shards"])
@@ -248,7 +248,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with(
 ) -> None:
     reference = copied(folder, tmp_path)
     total = data_bytes(reference)
-    journal = f"*/{assembling.JOURNAL}"
+    journal = f"*/{range_assembly.JOURNAL}"
 
     def noted() -> int:
         found = list((tmp_path / "spans").glob(journal))
@@ -320,7 +320,7 @@ def test_after_a_power_cut_what_the_journal_still_tells_counts(
     faults.on_piece = fail_at_half
     with pytest.raises(WeightsUnreachable):
         fetched(server, tmp_path)
-    (journal,) = (tmp_path / "spans").glob(f"*/{assembling.JOURNAL}")
+    (journal,) = (tmp_path / "spans").glob(f"*/{range_assembly.JOURNAL}")
     assert len(journal.read_text().splitlines()) > 3
     journal.write_bytes(damage(journal.read_bytes()))
     server.faults = Faults()
@@ -329,7 +329,7 @@ def test_after_a_power_cut_what_the_journal_still_tells_counts(
     assert (server.weights_given() < 0.9 * data_bytes(reference)) == kept
 
 
-def _as(old: FileServer, fresh: FileServer) -> http.HttpFiles:
+def _as(old: FileServer, fresh: FileServer) -> http_source.HttpFiles:
     """The new server under the old one's name, as a restarted one would be."""
     files = under(fresh.url)
     files.name = old.url
@@ -355,7 +355,7 @@ def test_who_waits_for_weights_can_be_ended(
     server.faults.on_piece = be_silent
     process = start(server, tmp_path, beside=serves_meanwhile)
     try:
-        assert wait_for(lambda: silent.is_set() or len(busy) <= 1000 - assembling.PARALLEL)
+        assert wait_for(lambda: silent.is_set() or len(busy) <= 1000 - range_assembly.PARALLEL)
         if serves_meanwhile:
             _, told = process.communicate(timeout=10)
             assert process.returncode == 0, told
@@ -393,7 +393,7 @@ def test_a_damaged_checkpoint_is_made_anew(server: FileServer, tmp_path: Path) -
     for damage in (good[:-1], good[:-1] + bytes([good[-1] ^ 1])):
         file.write_bytes(damage)
         assert (fetched(server, tmp_path) / "model.safetensors").read_bytes() == good
-    (file.parent / cache.RECORD).unlink()
+    (file.parent / checkpoint_cache.RECORD).unlink()
     assert (fetched(server, tmp_path) / "model.safetensors").read_bytes() == good
 
 
@@ -421,7 +421,7 @@ def test_a_manifest_spares_headers_and_checks_each_tensor(
     made = fetched(server, tmp_path)
     assert same(made, copied(folder, tmp_path))
     assert server.weights_given() == data_bytes(made)
-    assert json.loads((made / cache.RECORD).read_text())["checked"] == "manifest"
+    assert json.loads((made / checkpoint_cache.RECORD).read_text())["checked"] == "manifest"
 
 
 @pytest.mark.parametrize("what", ["weights", "config.json"])
@@ -468,5 +468,5 @@ def test_an_index_that_lies_is_refused(
     folder: Path, server: FileServer, tmp_path: Path, index: str
 ) -> None:
     shard = max(folder.glob("*.safetensors")).name
-    (folder / layout.INDEX).write_text(index.replace("NAMED", shard))
+    (folder / download_plan.INDEX).write_text(index.replace("NAMED", shard))
     refuse(server, tmp_path, WeightsRefused, "index")

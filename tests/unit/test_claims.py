@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from node_runner import folders
-from node_runner.claims import DEVICE_ID, Claim, ClaimError, claim
+from node_runner.machine import directories
+from node_runner.machine.device_claim import DEVICE_ID, Claim, ClaimError, claim
 
 WALLET = "0x" + "Ab" * 20
 
@@ -87,4 +87,4 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_the_state_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FAR_NODE_STATE", str(tmp_path))
-    assert folders.state() == tmp_path
+    assert directories.state() == tmp_path

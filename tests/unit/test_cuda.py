@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from node_runner.engine import graphs, paged
-from node_runner.engine.attention import Score
-from node_runner.engine.cuda import accelerate, capture_decoding
-from node_runner.engine.kv import KVPool
-from node_runner.engine.span import Span
+from node_runner.engine.attention import paged
+from node_runner.engine.attention.kv_cache import KVPool
+from node_runner.engine.attention.ragged_batch import Score
+from node_runner.engine.model import cuda_graphs
+from node_runner.engine.model.acceleration import accelerate, capture_decoding
+from node_runner.engine.model.span_model import Span
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import load_span
 from tests.unit.tape import capture
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("uncompiled")
 
 @pytest.fixture
 def span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Span:
-    monkeypatch.setattr(graphs, "BUCKETS", (1, 2))
+    monkeypatch.setattr(cuda_graphs, "BUCKETS", (1, 2))
     return load_span(DEMO_MODEL, (0, 2), tmp_path)
 
 
@@ -82,7 +83,7 @@ def broken(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
 
 
 @pytest.mark.parametrize("how", [deaf, broken])
-def test_graphs_that_do_not_work_are_not_used(how: graphs.Capture, span: Span) -> None:
+def test_graphs_that_do_not_work_are_not_used(how: cuda_graphs.Capture, span: Span) -> None:
     assert accelerate(span)
     pool = pool_of(span)
     assert not capture_decoding(span, pool, how)

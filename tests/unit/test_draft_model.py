@@ -10,10 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mesh.errors import UnsupportedModel
 from mesh.wire import Sampling
-from node_runner.engine import draft_model
-from node_runner.engine.draft_model import Ask, DraftModel, load_draft
-from node_runner.engine.drafts import Pace
-from node_runner.engine.span import Span
+from node_runner.engine.decoding import draft_model
+from node_runner.engine.decoding.draft_model import Ask, DraftModel, load_draft
+from node_runner.engine.decoding.speculation import Pace
+from node_runner.engine.model.span_model import Span
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import GREEDY, Pipeline, load_span
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from mesh.wire import Sampling
-from node_runner.engine.drafts import FIRST_PAUSE, MAX_WIDTH, Pace, PromptLookup
+from node_runner.engine.decoding.speculation import FIRST_PAUSE, MAX_WIDTH, Pace, PromptLookup
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import GREEDY, Pipeline
 

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from mesh.errors import UnsupportedModel
-from node_runner.engine.attention import Pack, Segment
-from node_runner.engine.families import FAMILIES
-from node_runner.engine.kv import KVPool
-from node_runner.engine.loader import prepare_span
-from node_runner.engine.span import Span
+from node_runner.engine.attention.kv_cache import KVPool
+from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.model.families import FAMILIES
+from node_runner.engine.model.span_checkpoint import prepare_span
+from node_runner.engine.model.span_model import Span
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import load_span
 
@@ -275,7 +275,7 @@ def test_logits_equal_transformers(name: str, tmp_path: Path, texts: list[list[i
 def test_logits_of_fused_families_equal_transformers_without_fusing_too(
     name: str, tmp_path: Path, texts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node_runner.engine.span.can_fuse", lambda decoder: False)
+    monkeypatch.setattr("node_runner.engine.model.span_model.can_fuse", lambda decoder: False)
     check(name, tmp_path, texts)
 
 

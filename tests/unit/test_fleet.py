@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from node_runner import control, fleet, statuses
-from node_runner.fleet import Child
+from node_runner.service import control_socket, device_processes, exit_codes
+from node_runner.service.device_processes import Child
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A state folder of the test's, a parent that looks often, and pytest's own signal handlers."""
     monkeypatch.setenv("FAR_NODE_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(fleet, "LOOK", 0.01)
-    monkeypatch.setattr(fleet, "BACKOFF", (0.01,))
+    monkeypatch.setattr(device_processes, "LOOK", 0.01)
+    monkeypatch.setattr(device_processes, "BACKOFF", (0.01,))
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     yield tmp_path
     for each, handler in before.items():
@@ -44,7 +44,7 @@ def ends_with(folder: Path, *ends: str) -> Child:
 
 
 def run(*children: Child, updates: object = None) -> int:
-    return fleet.run(children, about={}, hours=None, updates=updates)  # type: ignore[arg-type]
+    return device_processes.run(children, about={}, hours=None, updates=updates)  # type: ignore[arg-type]
 
 
 def test_a_node_is_started_again_until_it_says_what_has_to_be_changed(home: Path) -> None:
@@ -52,20 +52,20 @@ def test_a_node_is_started_again_until_it_says_what_has_to_be_changed(home: Path
         home,
         "raise RuntimeError('a crash')",
         "os.kill(os.getpid(), 9)",
-        f"sys.exit({statuses.START_AGAIN})",
-        f"sys.exit({statuses.MISTAKE})",
+        f"sys.exit({exit_codes.START_AGAIN})",
+        f"sys.exit({exit_codes.MISTAKE})",
     )
-    assert run(node) == statuses.MISTAKE
+    assert run(node) == exit_codes.MISTAKE
     assert (home / "starts").read_text() == "xxxx"
 
 
 def test_the_parent_ends_as_the_worst_of_its_nodes() -> None:
-    assert run(child("raise SystemExit(0)"), child("raise SystemExit(2)")) == statuses.USAGE
+    assert run(child("raise SystemExit(0)"), child("raise SystemExit(2)")) == exit_codes.USAGE
     assert run(child("raise SystemExit(0)")) == 0
 
 
 def test_whoever_is_asked_to_end_ends_well(home: Path) -> None:
-    refused = child(f"raise SystemExit({statuses.MISTAKE})")
+    refused = child(f"raise SystemExit({exit_codes.MISTAKE})")
     serving = child(
         "import os, signal, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: exit(0))\n"
@@ -143,7 +143,7 @@ def test_a_parent_that_is_asked_to_end_while_pip_runs_ends(executed: None, works
 
 def test_a_drain_while_pip_runs_is_not_forgotten(executed: None) -> None:
     def drain() -> None:
-        asking = threading.Thread(target=control.running, args=("drain",))
+        asking = threading.Thread(target=control_socket.running, args=("drain",))
         asking.start()
         asking.join()
 

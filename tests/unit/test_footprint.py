@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks.footprint import MODELS, fits
 from mesh.errors import UnsupportedModel
 from mesh.model.memory_footprint import QUANTIZATIONS, Footprint, footprint
-from node_runner.engine.families import FAMILIES
-from node_runner.engine.loader import prepare_span
-from node_runner.engine.span import Span
+from node_runner.engine.model.families import FAMILIES
+from node_runner.engine.model.span_checkpoint import prepare_span
+from node_runner.engine.model.span_model import Span
 from tests.conftest import DEMO_MODEL
 
 LARGE = {

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from node_runner.engine import graphs
-from node_runner.engine.attention import Pack, Segment
-from node_runner.engine.kv import PAGED_BLOCK, KVCache, KVPool
-from node_runner.engine.span import Span
+from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVCache, KVPool
+from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.model import cuda_graphs
+from node_runner.engine.model.span_model import Span
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import load_span
 from tests.unit.tape import capture
@@ -24,7 +24,7 @@ BLOCKS = 8
 
 @pytest.fixture(params=[None, 9], ids=["llama", "mistral with a window"])
 def span(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Span:
-    monkeypatch.setattr(graphs, "BUCKETS", BUCKETS)
+    monkeypatch.setattr(cuda_graphs, "BUCKETS", BUCKETS)
     source = tmp_path / "model"
     shutil.copytree(DEMO_MODEL, source)
     if request.param is not None:

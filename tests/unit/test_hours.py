@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 
-from node_runner.hours import BadSchedule, parse
+from node_runner.service.schedule import BadSchedule, parse
 
 
 def at(time: str) -> dt.datetime:

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mesh.errors import MeshError, UnsupportedModel, WeightsRefused
-from node_runner.engine.loader import prepare_span
+from node_runner.engine.model.span_checkpoint import prepare_span
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import load_span
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from mesh.wire import OpenEdge, Place, Prompt, Refused
-from node_runner import moving
 from node_runner.engine.engine import Engine
-from node_runner.engine.span import Span
-from node_runner.engines import Engines, Layers
-from node_runner.loading import Loaded, Loader, Prepared
-from node_runner.moving import Mover
-from node_runner.options import CannotServe
+from node_runner.engine.model.span_model import Span
+from node_runner.node import rebalance
+from node_runner.node.engine_loader import Loaded, Loader, Prepared
+from node_runner.node.engine_set import Engines, Layers
+from node_runner.node.options import CannotServe
+from node_runner.node.rebalance import Mover
 from tests.node_options import node_options
 from tests.unit.pipeline import AFRESH, GREEDY
 
@@ -97,7 +97,7 @@ def start(cache: Path, *, spans_in_memory: float) -> Moved:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moving, "LOOK", 0.01)
+    monkeypatch.setattr(rebalance, "LOOK", 0.01)
 
 
 @pytest.fixture

@@ -15,16 +15,19 @@ import pytest
 from eth_account import Account
 from typer.testing import CliRunner
 
-from node_runner import config, fleet, folders, logins, node, server
+from node_runner import server
 from node_runner.cli import app, login
-from node_runner.control import Control
-from node_runner.dht import finding
-from node_runner.node import Options
-from node_runner.statuses import MISTAKE, START_AGAIN
-from node_runner.weights import http as weights
+from node_runner.dht import platform_lookup
+from node_runner.machine import config_file, directories, login_file
+from node_runner.node import lifecycle
+from node_runner.node.lifecycle import Options
+from node_runner.service import device_processes
+from node_runner.service.control_socket import Control
+from node_runner.service.exit_codes import MISTAKE, START_AGAIN
+from node_runner.weights import http_source as weights
 
 WALLET = "0x" + "ab" * 20
-LOGIN = logins.Login(
+LOGIN = login_file.Login(
     discovery="https://mesh.example",
     wallet_address=WALLET,
     machine="attic",
@@ -48,20 +51,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
     """What nodes would have been started with."""
     found: list[Options] = []
-    monkeypatch.setattr(node, "serve", found.append)
+    monkeypatch.setattr(lifecycle, "serve", found.append)
     return found
 
 
 @pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> list[fleet.Child]:
+def children(monkeypatch: pytest.MonkeyPatch) -> list[device_processes.Child]:
     """What a parent would have started; all of them refuse."""
-    found: list[fleet.Child] = []
+    found: list[device_processes.Child] = []
 
-    def begin(several: Sequence[fleet.Child], **_: object) -> int:
+    def begin(several: Sequence[device_processes.Child], **_: object) -> int:
         found.extend(several)
         return MISTAKE
 
-    monkeypatch.setattr(fleet, "run", begin)
+    monkeypatch.setattr(device_processes, "run", begin)
     return found
 
 
@@ -80,7 +83,7 @@ def keyfile(folder: Path, password: str = "") -> tuple[Path, str]:
 
 
 def test_after_a_login_a_model_is_enough(started: list[Options]) -> None:
-    logins.save(LOGIN)
+    login_file.save(LOGIN)
     run("start", "--model", "m")
     (options,) = started
     assert (options.model, options.wallet, options.discovery) == ("m", WALLET, LOGIN.discovery)
@@ -91,7 +94,7 @@ def test_after_a_login_a_model_is_enough(started: list[Options]) -> None:
 def test_a_flag_outweighs_the_environment_and_that_the_file(
     started: list[Options], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logins.save(LOGIN)
+    login_file.save(LOGIN)
     settings = home / ".config" / "far-node" / "config.toml"
     settings.write_text('model = "file"\nkv-gb = 2.5\nthreads = 3\nedge = true\ndevice = "cpu"\n')
     monkeypatch.setenv("FAR_NODE_MODEL", "environment")
@@ -143,12 +146,12 @@ def test_settings_are_changed_one_by_one_and_comments_stay(home: Path) -> None:
 
 
 def test_the_login_is_for_its_owners_eyes_only(home: Path) -> None:
-    logins.save(LOGIN)
-    file = folders.config() / logins.FILE
+    login_file.save(LOGIN)
+    file = directories.config() / login_file.FILE
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert logins.load() == LOGIN
-    assert [each.name for each in file.parent.iterdir()] == [logins.FILE]
+    assert login_file.load() == LOGIN
+    assert [each.name for each in file.parent.iterdir()] == [login_file.FILE]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +168,7 @@ def test_the_login_is_for_its_owners_eyes_only(home: Path) -> None:
 def test_a_token_is_forgotten_once_it_is_not_valid(
     home: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str | None, forgotten: bool
 ) -> None:
-    logins.save(LOGIN)
+    login_file.save(LOGIN)
     document = {"detail": "What it says."} | ({"code": code} if code else {})
     transport = httpx.MockTransport(lambda _: httpx.Response(status, json=document))
     monkeypatch.setattr(
@@ -174,7 +177,7 @@ def test_a_token_is_forgotten_once_it_is_not_valid(
     said = run("logout", status=0 if forgotten else MISTAKE)
     assert ("knew of no such token" in said) is forgotten
     assert ("still valid" in said) is not forgotten
-    assert logins.load() == (None if forgotten else LOGIN)
+    assert login_file.load() == (None if forgotten else LOGIN)
 
 
 def test_what_is_said_without_a_login(home: Path) -> None:
@@ -183,7 +186,7 @@ def test_what_is_said_without_a_login(home: Path) -> None:
     assert "not logged in" in said
     assert "not logged in" in run("logout")
     assert "Which platform?" in run("login", status=MISTAKE)
-    (folders.private(folders.config()) / logins.FILE).write_text("{}")
+    (directories.private(directories.config()) / login_file.FILE).write_text("{}")
     assert "Log in again" in run("start", "--model", "m", status=MISTAKE)
 
 
@@ -207,7 +210,7 @@ def test_what_is_said_without_a_login(home: Path) -> None:
     ],
 )
 def test_mistakes_are_told_apart(arguments: list[str], complaint: str) -> None:
-    logins.save(LOGIN)
+    login_file.save(LOGIN)
     assert complaint in run("start", "--model", "m", *arguments, status=MISTAKE)
 
 
@@ -220,11 +223,13 @@ def unreachable(monkeypatch: pytest.MonkeyPatch, what: str) -> list[str]:
         case "redis":  # is opened once the platform has registered the node
             registered: Any = SimpleNamespace(node_id="node_1", token="its token")
             monkeypatch.setattr(
-                node, "serve", lambda given: node._transport(given.redis, "", registered, int)
+                lifecycle,
+                "serve",
+                lambda given: lifecycle._transport(given.redis, "", registered, int),
             )
             return ["--redis", "redis://127.0.0.1:9"]
         case _:
-            monkeypatch.setattr(finding, "find_urls", lambda _: [])
+            monkeypatch.setattr(platform_lookup, "find_urls", lambda _: [])
             return ["--dht-peers", "/ip4/127.0.0.1/tcp/9/p2p/Qm", "--operator-key", "ab" * 32]
 
 
@@ -239,9 +244,9 @@ def test_what_does_not_answer_is_no_mistake(
 
 
 def test_a_password_is_in_no_childs_command_line(
-    children: list[fleet.Child], home: Path, monkeypatch: pytest.MonkeyPatch
+    children: list[device_processes.Child], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logins.save(LOGIN)
+    login_file.save(LOGIN)
     monkeypatch.setenv("FAR_NODE_REDIS", "redis://:hunter2@localhost")
     settings = home / ".config" / "far-node" / "config.toml"
     settings.write_text('path = "https://me:hunter3@files.example/"\nmetrics-port = 9101\n')
@@ -275,7 +280,7 @@ def test_the_specifications_flags(
     started: list[Options], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["-m", "--model", "m"])
-    logins.save(LOGIN)
+    login_file.save(LOGIN)
     flags = ["--model", "m", "--wallet", WALLET, "--discovery-url", LOGIN.discovery]
     with pytest.raises(SystemExit) as ended:
         server.main([*flags, "--public-addr", "192.0.2.1:31330", "--gpu", "1"])
@@ -299,7 +304,7 @@ def about() -> dict[str, Any]:
 
 def test_messages_are_shown_as_they_are(home: Path, about: dict[str, Any]) -> None:
     """Nothing in them is taken for markup."""
-    logins.save(LOGIN)
+    login_file.save(LOGIN)
     url = "http://[fe80::1]:9"  # nothing connects to a link-local address of no link
     start = ["start", "--model", "m"]
     assert f"not at {url}." in run(*start, "--discovery", url, status=MISTAKE)
@@ -345,6 +350,6 @@ def test_known_values_keep_their_kind(home: Path) -> None:
     file = home / "some.toml"
     values: dict[str, Any] = {"edge": True, "kv_gb": 0.5, "model": 'a "b" \\ c', "gpu": [0, 1]}
     for name, value in values.items():
-        config.change(file, name, value)
+        config_file.change(file, name, value)
     known = dict.fromkeys(values, False) | {"gpu": True}
-    assert config.read(file, known) == values
+    assert config_file.read(file, known) == values

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from node_runner import platform
-from node_runner.platform import (
+from node_runner.machine.gpu_usage import Vitals
+from node_runner.platform_client import registration
+from node_runner.platform_client.registration import (
     Identity,
     NodeForgotten,
     NodeSuperseded,
@@ -18,7 +19,6 @@ from node_runner.platform import (
     PlatformError,
     Told,
 )
-from node_runner.vitals import Vitals
 
 PATIENCE = 10.0
 
@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(platform, "RETRY_DELAY", 0.01)
+    monkeypatch.setattr(registration, "RETRY_DELAY", 0.01)
     with Server() as opened:
         threading.Thread(target=opened.serve_forever, args=(0.01,), daemon=True).start()
         yield opened

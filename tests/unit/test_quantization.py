@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from mesh.errors import UnsupportedModel
 from mesh.model.memory_footprint import WHOLE
 from node_runner.cli import app
-from node_runner.engine.attention import Pack, Segment
-from node_runner.engine.families import FAMILIES
-from node_runner.engine.kv import KVPool
-from node_runner.engine.span import Span
-from node_runner.statuses import MISTAKE
+from node_runner.engine.attention.kv_cache import KVPool
+from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.model.families import FAMILIES
+from node_runner.engine.model.span_model import Span
+from node_runner.service.exit_codes import MISTAKE
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import Pipeline, load_span
 from tests.unit.test_families import TINY, VARIANTS, logits_of
@@ -76,7 +76,9 @@ def test_every_family_is_quantized_or_refused(
     if family in WHOLE:
         with pytest.raises(UnsupportedModel, match=f"'{family}' cannot be quantized"):
             load_span(source, (2, 4), cache, quantization=quantization)
-        monkeypatch.setattr("node_runner.engine.span.check_quantization", lambda *_: None)
+        monkeypatch.setattr(
+            "node_runner.engine.model.span_model.check_quantization", lambda *_: None
+        )
         assert matrices(load_span(source, (2, 4), cache, quantization=quantization))
         return
     spans = [load_span(source, cut, cache, quantization=quantization) for cut in ((0, 2), (2, 4))]

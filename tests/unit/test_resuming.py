@@ -8,7 +8,7 @@ import torch
 
 from mesh.wire import Ready, Resume, Sampling, Token
 from node_runner.engine.engine import Engine
-from node_runner.engine.replay import Sent
+from node_runner.engine.replay_buffer import Sent
 from node_runner.engine.scheduler import PREFILL_CHUNK
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import GREEDY, KV_BUDGET, Pipeline

@@ -3,7 +3,7 @@
 import torch
 
 from mesh.wire import Sampling
-from node_runner.engine.sampler import sample, uniform
+from node_runner.engine.decoding.sampler import sample, uniform
 
 
 def sampling(temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> Sampling:

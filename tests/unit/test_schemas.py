@@ -1,8 +1,9 @@
 """The specification's data models (§8) have its fields, under its names."""
 
 import pytest
-from api.schemas import base
 from pydantic import BaseModel, ValidationError
+
+from api.schemas import base
 
 SPECIFIED = {
     base.NodeRegistration: "wallet_address model_id gpu_model vram_gb public_addr location",

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import DiskFull
-from node_runner.weights.assembling import WEIGHTS
-from node_runner.weights.cache import RECORD, Record, SpanCache, release
+from node_runner.weights.checkpoint_cache import RECORD, Record, SpanCache, release
+from node_runner.weights.range_assembly import WEIGHTS
 
 SIZE = 1000
 RECORD_ROOM = 400

@@ -5,7 +5,7 @@ import torch
 
 from mesh.errors import WireError
 from mesh.wire import DTYPES, Step, Steps, tensor_bytes
-from node_runner.engine.tensors import from_steps, to_bytes
+from node_runner.engine.tensor_codec import from_steps, to_bytes
 
 CPU = torch.device("cpu")
 

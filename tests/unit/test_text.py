@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from node_runner.engine.text import TextStream
+from node_runner.engine.decoding.detokenizer import TextStream
 from tests.conftest import DEMO_MODEL
 
 TOKENIZER = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))

@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 import pytest
 from typer.testing import CliRunner
 
-from node_runner import units
 from node_runner.cli import app
+from node_runner.service import systemd
 
 OPTIONS = [
     "--model",
@@ -53,10 +53,10 @@ def shown(*arguments: str) -> configparser.SectionProxy:
 
 @pytest.mark.parametrize("system", [False, True], ids=["user", "system"])
 def test_systemd_takes_the_unit(system: bool, tmp_path: Path) -> None:
-    service = units.Service(system=system, user="root", home=tmp_path)
-    file = tmp_path / units.NAME
+    service = systemd.Service(system=system, user="root", home=tmp_path)
+    file = tmp_path / systemd.NAME
     folders = [Path("/mnt/a disk/50%"), Path("/data/state")]
-    file.write_text(units.render(service, OPTIONS, folders=folders))
+    file.write_text(systemd.render(service, OPTIONS, folders=folders))
     unit = parsed(file.read_text())
     assert unit["Service"]["NoNewPrivileges"] == "yes"
     assert unit["Service"]["Restart"] == "on-failure"
@@ -77,7 +77,7 @@ def test_systemd_takes_the_unit(system: bool, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert units.NAME not in done.stderr
+    assert systemd.NAME not in done.stderr
 
 
 @pytest.mark.parametrize("named_by", ["option", "settings", "named settings", "environment"])
@@ -131,7 +131,7 @@ def systemctl(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tools / "systemctl").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     (tools / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    monkeypatch.setattr(units.Service, "path", home / units.NAME)
+    monkeypatch.setattr(systemd.Service, "path", home / systemd.NAME)
     return asked
 
 
@@ -140,8 +140,8 @@ def test_what_a_system_services_user_has_not_yet_is_made_as_he_would(systemctl: 
     account = pwd.getpwnam("nobody")
     with TemporaryDirectory() as folder:  # pytest's own are for nobody else
         os.chown(folder, account.pw_uid, account.pw_gid)
-        service = units.Service(system=True, user="nobody", home=Path(folder))
-        units.install(service, "the unit", folders=[Path(folder) / "spans"])
+        service = systemd.Service(system=True, user="nobody", home=Path(folder))
+        systemd.install(service, "the unit", folders=[Path(folder) / "spans"])
         made = [
             *service.folders,
             Path(folder, ".config"),
@@ -154,15 +154,15 @@ def test_what_a_system_services_user_has_not_yet_is_made_as_he_would(systemctl: 
                 0o700,
             )
     assert service.path.read_text() == "the unit"
-    assert systemctl.read_text().splitlines() == ["daemon-reload", f"enable --now {units.NAME}"]
+    assert systemctl.read_text().splitlines() == ["daemon-reload", f"enable --now {systemd.NAME}"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="Only root acts for another user.")
 def test_a_folder_that_the_user_may_not_make_is_told(systemctl: Path, home: Path) -> None:
     home.chmod(0o700)
-    service = units.Service(system=True, user="nobody", home=home)
-    with pytest.raises(units.ServiceError, match="nobody needs these folders"):
-        units.install(service, "the unit")
+    service = systemd.Service(system=True, user="nobody", home=home)
+    with pytest.raises(systemd.ServiceError, match="nobody needs these folders"):
+        systemd.install(service, "the unit")
     assert not service.path.exists()
 
 
@@ -174,9 +174,9 @@ def test_a_dry_run_prints_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_unit_cannot_carry() -> None:
-    with pytest.raises(units.ServiceError, match="one line"):
-        units.render(units.here(system=False, user=None), ["--location", "a\nUser=root"])
-    with pytest.raises(units.ServiceError, match="absolute"):
-        units.render(units.here(system=True, user=None), [], folders=[Path("spans")])
-    with pytest.raises(units.ServiceError, match="no user"):
-        units.here(system=True, user="nobody-of-this-name")
+    with pytest.raises(systemd.ServiceError, match="one line"):
+        systemd.render(systemd.here(system=False, user=None), ["--location", "a\nUser=root"])
+    with pytest.raises(systemd.ServiceError, match="absolute"):
+        systemd.render(systemd.here(system=True, user=None), [], folders=[Path("spans")])
+    with pytest.raises(systemd.ServiceError, match="no user"):
+        systemd.here(system=True, user="nobody-of-this-name")

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from node_runner import updating
-from node_runner.updating import Updates, versions
+from node_runner.service import auto_update
+from node_runner.service.auto_update import Updates, versions
 
 FILES: list[dict[str, Any]] = [
     {"filename": "far_mesh-0.0.1-py3-none-any.whl"},
@@ -71,11 +71,11 @@ def test_an_index_that_is_none(index: str) -> None:
 def test_a_newer_version_is_installed_when_nothing_is_served(
     index: str, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(updating, "idle", lambda: False)
+    monkeypatch.setattr(auto_update, "idle", lambda: False)
     busy = Updates(index)
     assert not busy.ready()
-    monkeypatch.setattr(updating, "idle", lambda: True)
-    monkeypatch.setattr(updating, "IDLE_LOOK", 0.0)
+    monkeypatch.setattr(auto_update, "idle", lambda: True)
+    monkeypatch.setattr(auto_update, "IDLE_LOOK", 0.0)
     updates = Updates(index)
     assert updates.ready()
     assert not updates.install()

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from node_runner.devices import RESERVED, room
-from node_runner.vitals import Gpu, GpuUse
+from node_runner.machine.devices import RESERVED, room
+from node_runner.machine.gpu_usage import Gpu, GpuUse
 
 UUID = "b8ae8e3a-6a0c-4d5e-9d8e-000000000001"
 CUDA = torch.device("cuda", 1)

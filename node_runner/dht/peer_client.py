@@ -1,0 +1,129 @@
+"""The DHT's process from outside: started when it is needed, and asked with a limit."""
+
+import importlib.util
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+ANSWER_LIMIT = 60.0
+"""Seconds that the process gets to answer: on a busy machine its start alone takes many."""
+
+END_LIMIT = 5.0
+"""Seconds that it gets to stop by itself."""
+
+
+class DhtUnavailable(Exception):
+    """The DHT cannot be asked now; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the DHT is, and whose word counts there (an Ed25519 key in hex)."""
+
+    peers: tuple[str, ...]
+    operator_key: str
+
+
+class Helper:
+    """One process, or none. Not for several threads at once."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while there is one."""
+        return None if self._process is None else self._process.pid
+
+    def ask(self, order: dict[str, Any], *, limit: float = ANSWER_LIMIT) -> dict[str, Any]:
+        """Have an order carried out.
+
+        Raises:
+            DhtUnavailable: no answer within ``limit`` seconds, the process died, or it failed.
+        """
+        process = self._started()
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()
+            answer = _line(process, limit)
+        except (OSError, ValueError) as error:
+            self.close()
+            raise DhtUnavailable(f"The DHT's process: {error}") from None
+        if "failed" in answer:
+            raise DhtUnavailable(str(answer["failed"]))
+        return answer
+
+    def close(self) -> None:
+        """End the process, and what it has started."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(END_LIMIT)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        process.stdout.close()
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is not None:
+            return self._process
+        if importlib.util.find_spec("hivemind") is None:
+            raise DhtUnavailable("hivemind is not installed: pip install 'far-mesh[dht]'.")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "node_runner.dht.peer_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the node, which then ends this one
+            # It computes nothing, and must take neither the GPU nor its memory.
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        )
+        assert self._process.stdin is not None
+        place = {"peers": list(self._place.peers), "operator_key": self._place.operator_key}
+        with suppress(OSError):  # then the order fails, too
+            self._process.stdin.write(json.dumps(place) + "\n")
+        return self._process
+
+
+def _line(process: subprocess.Popen[str], limit: float) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: none came, or no JSON.
+    """
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], limit)
+    if not ready:
+        raise ValueError(f"no answer within {limit:.0f} s")
+    line = process.stdout.readline()
+    if not line:
+        raise ValueError("it has died")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def find_urls(place: Place, *, limit: float = ANSWER_LIMIT) -> Sequence[str]:
+    """Where the platform is, by the operator's word in the DHT; empty if it does not say.
+
+    Raises:
+        DhtUnavailable: the DHT cannot be asked.
+    """
+    helper = Helper(place)
+    try:
+        return list(helper.ask({"do": "find"}, limit=limit)["urls"])
+    finally:
+        helper.close()

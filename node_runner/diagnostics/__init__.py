@@ -1,0 +1,1 @@
+"""What `far-node doctor` and `far-node bench` find out."""

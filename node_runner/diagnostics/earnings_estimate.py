@@ -1,0 +1,103 @@
+"""What a device could serve of each model on offer, and what that would earn."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import torch
+
+from mesh.errors import MeshError
+from mesh.model.compute_cost import edge_units
+from mesh.model.memory_footprint import footprint, named
+from node_runner.diagnostics import speed_test
+from node_runner.machine import devices
+from node_runner.platform_client.http import ask
+
+HOUR = 3600
+
+POSITIONS = 8 * 2048
+"""KV room that each layer is to have: eight generations of 2,048 positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A model, and this device's part in it.
+
+    ``fits``: layers at each quantization that the engine has for it. ``per_hour``: FAR, none where
+    the speed is not known.
+    """
+
+    model_id: str
+    layers: int
+    fits: Mapping[str, int]
+    price: Decimal
+    decode: float | None
+    per_hour: Decimal | None
+
+
+def of(
+    http: httpx.Client, device: torch.device, dtype: torch.dtype, *, seconds: float
+) -> Iterator[Offer]:
+    """Each model of the platform. ``seconds``: to measure its speed in; 0 for not at all.
+
+    Raises:
+        PlatformError: the platform does not tell.
+    """
+    room = devices.room(device)
+    for model in ask(http, "GET", "/api/inference/models")["models"]:
+        config = ask(http, "GET", f"/api/discovery/config/{model['id']}")
+        price = Decimal(model["price_per_token_far_exact"])
+        decode = _decode(config, device, dtype, seconds) if seconds else None
+        yield Offer(
+            model_id=model["id"],
+            layers=model["layers"],
+            fits=fits(config, room),
+            price=price,
+            decode=decode,
+            per_hour=None if decode is None else per_hour(config, price, decode),
+        )
+
+
+def _decode(
+    config: Mapping[str, Any], device: torch.device, dtype: torch.dtype, seconds: float
+) -> float | None:
+    """Layers a second of one generation; none where the engine does not serve the family, or not
+    even one layer fits."""
+    try:
+        with speed_test.random_checkpoint(config, 1) as folder:
+            speed = speed_test.measure(
+                str(folder),
+                layers=1,
+                device=device,
+                dtype=dtype,
+                quantization="none",
+                seconds=seconds,
+            )
+    except (MeshError, torch.OutOfMemoryError):
+        return None
+    return speed.decode
+
+
+def fits(config: Mapping[str, Any], room: int) -> dict[str, int]:
+    """Layers within ``room`` bytes, by quantization; at most all."""
+    layers: int = named(config)["num_hidden_layers"]
+    found = {}
+    for quantization in ("none", "int8", "nf4"):
+        try:
+            takes = footprint(config, quantization)
+        except MeshError:
+            continue
+        found[quantization] = min(layers, takes.layers_within(room, positions=POSITIONS))
+    return found
+
+
+def per_hour(config: Mapping[str, Any], price: Decimal, layers_per_second: float) -> Decimal:
+    """FAR an hour before the platform's fee, if the device computes all the time at this speed.
+
+    A token is paid by layers, so it does not matter how many of them the device holds.
+    """
+    settings = named(config)
+    shares = settings["num_hidden_layers"] + Decimal(edge_units(settings)) / 1000
+    return price * Decimal(layers_per_second) * HOUR / shares

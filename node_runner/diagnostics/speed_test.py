@@ -1,0 +1,142 @@
+"""How fast this device is at a model's layers: with its weights, or random ones of its shape."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel
+
+from mesh.model.memory_footprint import named
+from node_runner.engine.attention.kv_cache import KVPool
+from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.model.span_checkpoint import prepare_span
+from node_runner.engine.model.span_model import Span
+
+AT_ONCE = 8
+"""Generations of the second decode measurement."""
+
+CHUNK = 256
+"""Positions of the prefill measurement: as the engine computes prompts."""
+
+HISTORY = 128
+"""Positions that a generation has behind it while decoding is measured."""
+
+Tick = Callable[[float], None]
+"""Told the share that is done, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Layers a second; ``batch`` and ``prefill`` count a layer once for each position."""
+
+    layers: int
+    """That were loaded to measure."""
+    decode: float
+    batch: float
+    prefill: float
+    load_seconds: float
+    weight_bytes: int
+
+    def tokens(self, layers: int) -> tuple[float, float]:
+        """Tokens a second through so many layers: of one generation, and of several at once."""
+        return self.decode / layers, self.batch / layers
+
+
+@contextmanager
+def random_checkpoint(config: Mapping[str, Any], layers: int) -> Iterator[Path]:
+    """A folder with so many layers of random weights in a model's shape."""
+    settings = named(config) | {"num_hidden_layers": layers, "vocab_size": 8}
+    settings |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if isinstance(settings.get("layer_types"), list):
+        settings["layer_types"] = settings["layer_types"][:layers]
+    shape = AutoConfig.for_model(**settings)
+    with tempfile.TemporaryDirectory(prefix="far-node-bench-") as name:
+        folder = Path(name)
+        torch.manual_seed(0)
+        weights = AutoModel.from_config(shape, dtype=torch.bfloat16).state_dict()
+        contiguous = {name: weight.contiguous() for name, weight in weights.items()}
+        save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(shape.to_dict()))
+        yield folder
+
+
+def measure(
+    source: str,
+    *,
+    layers: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: str,
+    seconds: float,
+    tick: Tick = lambda share: None,
+) -> Speed:
+    """Load the first layers of a checkpoint and time them.
+
+    Args:
+        source: Folder or hub id.
+        seconds: For all three measurements together, loading not included.
+
+    Raises:
+        UnsupportedModel: the engine does not serve it like this.
+    """
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="far-node-bench-") as cache:
+        folder, _ = prepare_span(source, layers=(0, layers), edge=False, cache=Path(cache))
+        span = Span(folder, edge=False, device=device, dtype=dtype, quantization=quantization)
+        span.warm_up()
+        load_seconds = time.perf_counter() - began
+        clock = _Clock(span, seconds / 3, tick)
+        return Speed(
+            layers=layers,
+            decode=clock.time([1], HISTORY, 0.0),
+            batch=clock.time([1] * AT_ONCE, HISTORY, 1 / 3),
+            prefill=clock.time([CHUNK], 0, 2 / 3),
+            load_seconds=load_seconds,
+            weight_bytes=sum(weight.nbytes for weight in span.weights),
+        )
+
+
+class _Clock:
+    def __init__(self, span: Span, seconds: float, tick: Tick) -> None:
+        self._span = span
+        self._seconds = seconds
+        self._tick = tick
+
+    def time(self, rows: list[int], history: int, done: float) -> float:
+        """Layers a second, each counted for each row, of forwards of these rows at this position.
+
+        Every forward is at the same position again: what it wrote before is forgotten.
+        """
+        span = self._span
+        blocks = -(-(history + max(rows)) // span.kv_shape.block)
+        pool = KVPool(span.kv_shape, len(rows) * blocks * span.kv_shape.bytes_per_block)
+        caches = [pool.reserve(history + max(rows)) for _ in rows]
+        hidden = torch.zeros(sum(rows), span.hidden_size, dtype=span.dtype, device=span.device)
+        if history:
+            for cache in caches:
+                fill = hidden.new_zeros(history, span.hidden_size)
+                span.forward(fill, Pack([Segment(cache, rows=history, position=0)]))
+
+        def forward() -> None:
+            segments = [
+                Segment(cache, rows=count, position=history)
+                for cache, count in zip(caches, rows, strict=True)
+            ]
+            span.forward(hidden, Pack(segments))
+
+        forward()
+        count, began = 0, time.perf_counter()
+        while (passed := time.perf_counter() - began) < self._seconds or count < 2:
+            forward()
+            if span.device.type == "cuda":
+                torch.cuda.synchronize(span.device)
+            count += 1
+            self._tick(min(1.0, done + min(1.0, passed / self._seconds) / 3))
+        return count * sum(rows) * span.layers / (time.perf_counter() - began)

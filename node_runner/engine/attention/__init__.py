@@ -1,0 +1,1 @@
+"""Attention of ragged batches over paged KV."""

@@ -1,0 +1,177 @@
+"""Attention that reads KV blocks where they lie, by FlexAttention: the path of a GPU.
+
+To FlexAttention the whole pool is one sequence of keys, which all generations share. The block mask
+names the blocks that each of them reads, and what lies in them is masked by the position that it
+has in its own generation.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVPool
+from node_runner.engine.tensor_codec import on_device
+
+if TYPE_CHECKING:
+    from node_runner.engine.attention.ragged_batch import Score, Segment
+
+MASK_ROWS = 1024
+"""Rows of one block of a mask: all rows of a generation, since they read the same blocks. The same
+for a chunk as for one row, so that one kernel serves both."""
+
+NOWHERE = 2**30
+"""First position of a block that is not the generation's own: behind all rows."""
+
+RECOMPILE_LIMIT = 64
+"""Kernels of one process: for each bucket of a graph, for one row and for more, of one generation
+and of more, times the ways in which its layers score. More are a mistake, and an error: without a
+kernel FlexAttention would compute scores for the whole pool."""
+
+
+class Tables:
+    """Which blocks of a pool up to ``count`` generations read, on the pool's device.
+
+    ``fill`` writes into the same tensors again, so that a captured graph finds there what is new.
+    They take 8 bytes for each generation and block of the pool.
+    """
+
+    def __init__(self, count: int, pool: KVPool) -> None:
+        make = {"dtype": torch.int32, "device": pool.shape.device}
+        self.starts = torch.zeros(count, **make)
+        """The position of each generation's first row."""
+        self.counts = torch.zeros(count, **make)
+        """How many blocks it reads."""
+        self.blocks = torch.zeros(count, pool.blocks, **make)
+        """Which, in front."""
+        self.firsts = torch.full((count, pool.blocks), NOWHERE, **make)
+        """By block of the pool: the position that it begins with."""
+        self.end = 0
+        """Positions of the longest generation."""
+
+    def fill(self, segments: "Sequence[Segment]") -> None:
+        """Of fewer segments than there is room for, the rest reads nothing."""
+        device = self.starts.device
+        used = [-(-segment.end // PAGED_BLOCK) for segment in segments]
+        starts, counts = on_device([[s.position for s in segments], used], device)
+        # Not nonzero(), and sums known here: nothing has to wait for the device.
+        rows = torch.arange(len(segments), device=device)
+        rows = rows.repeat_interleave(counts, output_size=sum(used))
+        places = torch.arange(sum(used), device=device) - (counts.cumsum(0) - counts)[rows]
+        parts = [segment.cache.table[:count] for segment, count in zip(segments, used, strict=True)]
+        blocks = torch.cat(parts)
+        self.starts[: len(segments)] = starts
+        self.counts.zero_()
+        self.counts[: len(segments)] = counts
+        self.blocks[rows, places] = blocks.int()
+        self.firsts.fill_(NOWHERE)
+        self.firsts[rows, blocks] = (places * PAGED_BLOCK).int()
+        self.end = max(segment.end for segment in segments)
+
+
+class PagedGroup:
+    """A group of attention: ``each`` rows of every generation in the tables.
+
+    ``static``: the count is one of few, for each of which a kernel of its own pays.
+    """
+
+    def __init__(self, tables: Tables, *, each: int, static: bool = False) -> None:
+        self._tables = tables
+        self._count = len(tables.counts)
+        self._each = each
+        self._static = static
+        self.rows = self._count * each
+
+    def attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: "Score"
+    ) -> torch.Tensor:
+        heads, width = query.shape[1:]
+        queries = query.view(self._count, self._each, heads, width).transpose(1, 2)
+        if self._static:
+            torch._dynamo.mark_static(queries, 0)
+        attended = _flex(query.device)(
+            queries,
+            keys.transpose(0, 1)[None],
+            values.transpose(0, 1)[None],
+            score_mod=self._score_mod(score),
+            block_mask=self._mask(len(keys), score.window),
+            scale=score.scaling,
+            enable_gqa=heads != keys.shape[1],
+            return_aux=None if score.sinks is None else AuxRequest(lse=True),
+            # The kernel for short queries takes up to 128, counting all heads that share a key: one
+            # row always fits.
+            kernel_options={"BACKEND": "AUTO" if self._each == 1 else "TRITON"},
+        )
+        if score.sinks is not None:
+            attended, aux = attended
+            kept = torch.sigmoid(aux.lse - score.sinks[:, None])
+            attended = attended * kept[..., None].to(attended.dtype)
+        return attended.transpose(1, 2).reshape(self.rows, heads, -1)
+
+    def _mask(self, positions: int, window: int | None) -> BlockMask:
+        firsts, starts = self._tables.firsts, self._tables.starts
+
+        def visible(b: Any, _h: Any, q: Any, kv: Any) -> Any:
+            return firsts[b, kv // PAGED_BLOCK] + kv % PAGED_BLOCK <= starts[b] + q
+
+        def within(b: Any, h: Any, q: Any, kv: Any) -> Any:
+            place = firsts[b, kv // PAGED_BLOCK] + kv % PAGED_BLOCK
+            return visible(b, h, q, kv) & (place > lows[b] + q)
+
+        if window is not None:
+            # A tensor made anew: a number would be compiled in, and a kept tensor be stale in a
+            # graph.
+            lows = starts - window
+        return BlockMask.from_kv_blocks(
+            self._tables.counts[:, None, None],
+            self._tables.blocks[:, None, None],
+            BLOCK_SIZE=(_mask_rows(self._each), PAGED_BLOCK),
+            mask_mod=visible if window is None else within,
+            seq_lengths=(self._each, positions),
+            compute_q_blocks=False,
+        )
+
+    def _score_mod(self, score: "Score") -> Callable[..., Any] | None:
+        """What is between the product of query and key and its weight. All that it knows is in
+        tensors, since a number would be compiled in."""
+        if score.softcap is None and score.by_head is None:
+            return None
+        firsts, starts = self._tables.firsts, self._tables.starts
+        make = {"device": starts.device}
+        slopes = score.slopes
+        cap = bias = last = None
+        if score.softcap is not None:
+            cap = torch.full((), score.softcap, **make)
+        if score.key_bias is not None:
+            bias = score.key_bias(torch.arange(self._tables.end, **make))
+            last = torch.full((), self._tables.end - 1, dtype=torch.int32, **make)
+
+        def modified(value: Any, b: Any, h: Any, q: Any, kv: Any) -> Any:
+            place = firsts[b, kv // PAGED_BLOCK] + kv % PAGED_BLOCK
+            if cap is not None:
+                value = (value / cap).tanh() * cap
+            if slopes is not None:
+                value = value - slopes[h] * (starts[b] + q - place)
+            if bias is not None:
+                value = value + bias[h, torch.minimum(place, last)]
+            return value
+
+        return modified
+
+
+def _mask_rows(rows: int) -> int:
+    return max(MASK_ROWS, 2 ** (rows - 1).bit_length())
+
+
+def _flex(device: torch.device) -> Callable[..., Any]:
+    return compiled() if device.type == "cuda" else flex_attention
+
+
+@cache
+def compiled() -> Callable[..., Any]:
+    """FlexAttention as kernels, compiled when they are first needed."""
+    return torch.compile(
+        flex_attention, dynamic=True, fullgraph=True, recompile_limit=RECOMPILE_LIMIT
+    )

@@ -1,0 +1,1 @@
+"""Tensors on a device, and memory."""

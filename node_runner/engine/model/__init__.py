@@ -1,0 +1,1 @@
+"""A span of any model family."""

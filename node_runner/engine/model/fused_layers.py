@@ -1,0 +1,175 @@
+"""The layers of the Llama families in a third of the operations.
+
+A short step is bound by the number of its operations, not by their work: transformers' layer has
+fifty, and they take four times as long as reading its weights. Here are twenty for the same
+arithmetic: one product for query, key and value, one for gate and up, one rotation for queries and
+keys, and norms and rotary angles that are not made anew. Tests hold both to the same numbers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import rms_norm
+
+from node_runner.engine.attention.ragged_batch import Pack, Places, Score, attend
+from node_runner.engine.device.matmul import product
+from node_runner.engine.model.families import STATIC_ROPE
+
+FUSABLE = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+"""Layers of transformers that differ only in biases and in norms of queries and keys."""
+
+
+def can_fuse(decoder: Any) -> bool:
+    """Whether :class:`FusedLayers` computes what the decoder does. Quantized weights cannot be
+    joined, so such layers stay as they are."""
+    linears = [module for module in decoder.layers.modules() if hasattr(module, "in_features")]
+    return (
+        all(type(layer).__name__ in FUSABLE for layer in decoder.layers)
+        and all(type(module) is nn.Linear for module in linears)
+        and decoder.rotary_emb.rope_type in STATIC_ROPE
+    )
+
+
+class FusedLayers:
+    """Takes the decoder's layers over: their weights move here."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._layers = []
+        for index in range(len(decoder.layers)):
+            self._layers.append(_FusedLayer(decoder.layers[index]))
+            decoder.layers[index] = nn.Identity()  # at most one layer is there twice
+        self._angles = _Angles(decoder.rotary_emb, self.weights[0])
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        return [weight for layer in self._layers for weight in layer.weights]
+
+    @property
+    def hidden_size(self) -> int:
+        return self._layers[0].hidden_size
+
+    @property
+    def head_dim(self) -> int:
+        return self._layers[0].head_dim
+
+    def __call__(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+        return self.run(hidden, *self.angles(pack), pack)
+
+    def angles(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines of the pack's rows, each ``[rows, 1, head_dim]``."""
+        return self._angles.of(pack)
+
+    def run(
+        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, places: Places
+    ) -> torch.Tensor:
+        """All layers, given the angles."""
+        for layer in self._layers:
+            hidden = layer(hidden, cos, sin, places)
+        return hidden
+
+
+class _FusedLayer:
+    """``[rows, hidden] → [rows, hidden]``."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._index: int = attention.layer_idx
+        self._score = Score(scaling=attention.scaling, window=_window(attention))
+        self.head_dim: int = attention.head_dim
+        query_heads = attention.q_proj.out_features // self.head_dim
+        kv_heads = attention.k_proj.out_features // self.head_dim
+        self._turned_and_not = (query_heads + kv_heads, kv_heads)
+        self._queries_and_keys = (query_heads, kv_heads)
+        self._norm, self._eps = _norm(layer.input_layernorm)
+        self.hidden_size = len(self._norm)
+        self._qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._heads_norm, self._heads_eps = self._norm_of_heads(attention)
+        self._output = _joined(attention.o_proj)
+        self._mlp_norm, self._mlp_eps = _norm(layer.post_attention_layernorm)
+        self._gate_up = _joined(mlp.gate_proj, mlp.up_proj)
+        self._down = _joined(mlp.down_proj)
+        self._activation: Callable[[torch.Tensor], torch.Tensor] = mlp.act_fn.forward
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        products = [*self._qkv, *self._output, *self._gate_up, *self._down]
+        norms = [self._norm, self._mlp_norm, self._heads_norm]
+        return [weight for weight in (*products, *norms) if weight is not None]
+
+    def __call__(
+        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, places: Places
+    ) -> torch.Tensor:
+        rows, width = hidden.shape
+        mixed = product(rms_norm(hidden, (width,), self._norm, self._eps), *self._qkv)
+        heads = mixed.view(rows, -1, self.head_dim)
+        turning, values = heads.split_with_sizes(self._turned_and_not, 1)
+        if self._heads_norm is not None:
+            turning = self._heads_norm * rms_norm(turning, (self.head_dim,), None, self._heads_eps)
+        turned = turning * cos + turning.roll(self.head_dim // 2, -1) * sin
+        queries, keys = turned.split_with_sizes(self._queries_and_keys, 1)
+        attended = attend(places, self._index, queries, keys, values, self._score)
+        hidden = hidden + product(attended.view(rows, -1), *self._output)
+        normed = rms_norm(hidden, (width,), self._mlp_norm, self._mlp_eps)
+        gate, up = product(normed, *self._gate_up).chunk(2, -1)
+        return hidden + product(self._activation(gate) * up, *self._down)
+
+    def _norm_of_heads(self, attention: Any) -> tuple[torch.Tensor | None, float]:
+        """Weight ``[heads, head_dim]``, queries' heads first; none where heads have no norm."""
+        if not hasattr(attention, "q_norm"):
+            return None, 0.0
+        norms, (eps, _) = zip(_norm(attention.q_norm), _norm(attention.k_norm), strict=True)
+        heads = zip(norms, self._queries_and_keys, strict=True)
+        return torch.cat([norm.expand(count, -1) for norm, count in heads]), eps
+
+
+class _Angles:
+    """Cosines and sines by position, made once and longer when needed.
+
+    The sines of the first half are negative: half-swapped heads times these are what transformers
+    computes as `rotate_half(heads) * sin`.
+    """
+
+    def __init__(self, rotary: Any, like: torch.Tensor) -> None:
+        self._rotary = rotary
+        self._like = like
+        self._table = self._make(1)
+
+    def of(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """For the pack's rows, each ``[rows, 1, head_dim]``."""
+        end = max(segment.end for segment in pack.segments)
+        if end > self._table.shape[1]:
+            self._table = self._make(2 * end)
+        if len(pack.segments) == 1:
+            rows = self._table[:, pack.segments[0].position : end]
+        else:
+            rows = self._table.index_select(1, pack.positions)
+        cos, sin = rows.unbind()
+        return cos, sin
+
+    def _make(self, length: int) -> torch.Tensor:
+        positions = torch.arange(length, device=self._like.device)[None]
+        cos, sin = self._rotary(self._like, position_ids=positions)
+        half = sin.shape[-1] // 2
+        signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        return torch.cat([cos, signed])[:, :, None]
+
+
+def _norm(module: Any) -> tuple[torch.Tensor, float]:
+    return module.weight.detach(), module.variance_epsilon
+
+
+def _window(attention: Any) -> int | None:
+    """Qwen keeps it layer by layer, Mistral for all; Llama has none."""
+    if type(attention).__name__ == "MistralAttention":
+        return attention.config.sliding_window
+    return getattr(attention, "sliding_window", None)
+
+
+def _joined(*products: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias that give the outputs of several products side by side."""
+    weight = torch.cat([product.weight.detach() for product in products])
+    if products[0].bias is None:
+        return weight, None
+    return weight, torch.cat([product.bias.detach() for product in products])

@@ -1,0 +1,159 @@
+"""A span is a small checkpoint: only its own layers' tensors, loadable by `from_pretrained`.
+
+The span's folder holds a `config.json` of k layers and a `model.safetensors`. The edge's span also
+holds the embedding, the final norm and the LM head; any other holds decoder layers alone. Here is
+what a span has of a model; how it gets here is :mod:`node_runner.weights`' subject.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+from transformers import AutoConfig
+
+from mesh.errors import UnsupportedModel, WeightsRefused, WeightsUnreachable
+from node_runner.engine.model.families import PER_LAYER, Config, check_settings, family_of
+from node_runner.weights import span_download as weights
+from node_runner.weights.checkpoint_cache import SpanCache
+from node_runner.weights.source import Source
+
+log = structlog.get_logger()
+
+CACHE = Path.home() / ".cache" / "far-mesh" / "spans"
+
+TOKENIZER, SAMPLING = "tokenizer.json", "generation_config.json"
+
+_LAYER = re.compile(r"^(?P<before>(?:.*?\.)?(?:layers|h)\.)(?P<index>\d+)(?P<after>\..*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class SpanSpec:
+    """Layers ``[start, end)`` of a model; ``edge``: embedding, final norm and LM head too."""
+
+    start: int
+    end: int
+    edge: bool
+
+
+def prepare_span(
+    source: str,
+    *,
+    layers: tuple[int, int] | None,
+    edge: bool,
+    cache: Path,
+    cache_bytes: int | None = None,
+    verify: bool = False,
+    opened: Callable[[], Source] | None = None,
+) -> tuple[Path, SpanSpec]:
+    """The folder of a span's checkpoint, made if it is not there yet, and what it holds.
+
+    It stays in the cache until this process ends, or
+    :func:`node_runner.weights.checkpoint_cache.release`.
+
+    Args:
+        source: Local folder of a checkpoint in safetensors, a URL of one, or a hub id.
+        layers: Start and end (not included); all layers if not given.
+        edge: Whether to hold embedding, final norm and LM head too.
+        cache: Folder under which span checkpoints are kept.
+        cache_bytes: What they may take together; half of the disk if not given.
+        verify: Compare the hash of a checkpoint that is there, instead of its size and time.
+        opened: Opens the files, if ``source`` alone does not tell where they are.
+
+    Raises:
+        UnsupportedModel: a family or a setting that the engine is not tested for, or a span
+            that the model does not have.
+        WeightsError: the weights cannot be had.
+    """
+    kept = SpanCache(cache, limit=cache_bytes, verify=verify)
+    asked = json.dumps([source, layers, edge])
+    try:
+        files = opened() if opened is not None else weights.open_source(source)
+        with closing(files):
+            config = _config(files)
+            spec = SpanSpec(*(layers or (0, config.num_hidden_layers)), edge)
+            _check_span(spec, config.num_hidden_layers)
+            folder = weights.obtain(files, _span(source, asked, config, spec), kept)
+    except WeightsUnreachable as error:
+        latest = kept.latest(asked)
+        if latest is None:
+            raise
+        log.warning("weights_source_unreachable", reason=error.detail, used=latest.name)
+        count = json.loads((latest / "config.json").read_text())["num_hidden_layers"]
+        return latest, SpanSpec(*(layers or (0, count)), edge)
+    return folder, spec
+
+
+def _span(source: str, asked: str, config: Config, spec: SpanSpec) -> weights.Span:
+    edge = "-edge" if spec.edge else ""
+    return weights.Span(
+        label=f"{Path(source).name}-{spec.start}-{spec.end}{edge}",
+        asked=asked,
+        settings=_cut(config, spec).to_json_string(use_diff=False),
+        renamed=partial(_renamed, spec=spec),
+        required=(TOKENIZER,) if spec.edge else (),
+        optional=(SAMPLING,) if spec.edge else (),
+    )
+
+
+def _config(files: Source) -> Config:
+    """With what a family computes from layers' numbers written out, so that it can be cut."""
+    try:
+        settings = json.loads(files.small("config.json"))
+        model_type = settings.get("model_type")
+    except (ValueError, AttributeError):
+        raise WeightsRefused(
+            f"What {files.name} gives for config.json is no model's configuration. Is that where "
+            "the checkpoint lies?"
+        ) from None
+    family_of(model_type)
+    try:
+        config = AutoConfig.for_model(**settings)
+    except Exception as error:  # it checks fields in many ways
+        reason = " ".join(str(error).split())
+        raise UnsupportedModel(f"The config.json of {files.name} is wrong: {reason}") from None
+    check_settings(config)
+    return config
+
+
+def _check_span(spec: SpanSpec, layers: int) -> None:
+    if not 0 <= spec.start < spec.end <= layers:
+        raise UnsupportedModel(
+            f"Span {spec.start}:{spec.end} is not within the model's layers 0:{layers}."
+        )
+    if spec.edge and spec.start != 0:
+        raise UnsupportedModel("The edge goes with the span that starts at layer 0.")
+
+
+def _renamed(name: str, spec: SpanSpec) -> str | None:
+    """The tensor's name in the span's checkpoint; none if it is not the span's."""
+    match = _LAYER.match(name)
+    if match is None:
+        return name if spec.edge else None
+    layer = int(match["index"])
+    if not spec.start <= layer < spec.end:
+        return None
+    return f"{match['before']}{layer - spec.start}{match['after']}"
+
+
+def _cut(config: Config, spec: SpanSpec) -> Config:
+    """The configuration of the span alone."""
+    span = copy.deepcopy(config)
+    changed = family_of(config.model_type).renumbered(config, spec.start, spec.end)
+    for name in PER_LAYER:
+        if getattr(config, name, None):
+            changed[name] = getattr(config, name)[spec.start : spec.end]
+    if not spec.edge:
+        # The model class always makes an embedding; a span without the edge drops it after
+        # loading, and one row is all that it costs until then.
+        changed |= {"vocab_size": 1, "tie_word_embeddings": False}
+        changed |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    span.num_hidden_layers = spec.end - spec.start
+    for name, value in changed.items():
+        setattr(span, name, value)
+    return span

@@ -1,0 +1,191 @@
+"""The layers of one span, loaded; and the embedding and head, where it holds the edge."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from mesh.errors import UnsupportedModel
+from mesh.model.memory_footprint import check_quantization
+from node_runner.engine.attention.kv_cache import KVPool, KVShape
+from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.device.host_memory import returning_memory, use_huge_pages
+from node_runner.engine.model.alibi_layers import BlockLayers
+from node_runner.engine.model.cuda_graphs import Capture, DecodeGraphs
+from node_runner.engine.model.embedding import Embedding, Head, take_norm
+from node_runner.engine.model.families import Family, family_of
+from node_runner.engine.model.fused_layers import FusedLayers, can_fuse
+from node_runner.engine.model.quantization import missing_library, quantizer, settle
+from node_runner.engine.model.transformers_layers import NAME, Layers, TransformersLayers
+from node_runner.engine.tensor_codec import on_device
+
+
+class Span:
+    """Runs hidden states through its layers, ``[rows, hidden] → [rows, hidden]``."""
+
+    @returning_memory()
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        edge: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantization: str = "none",
+    ):
+        """Load a checkpoint that :func:`prepare_span` made.
+
+        Args:
+            folder: The checkpoint's.
+            edge: Whether it holds the edge.
+            device: Where it computes.
+            dtype: What it computes in, and keeps all weights in that are not quantized.
+            quantization: Of the layers' products, one of
+                :data:`mesh.model.memory_footprint.QUANTIZATIONS`.
+
+        Raises:
+            UnsupportedModel: the checkpoint lacks a tensor, or has one too many; or it cannot be
+                quantized like this, or not here.
+        """
+        self.device, self.dtype, self.edge = device, dtype, edge
+        model, family = _load(folder, edge=edge, dtype=dtype, device=device, how=quantization)
+        scales = settle(model)
+        config, decoder = model.config, model.base_model
+        embedding, norm = Embedding(decoder, family), take_norm(decoder, family)
+        held = nn.ModuleList([model])
+        if edge:
+            self._embedding = embedding
+            self._head = Head(norm, model.get_output_embeddings(), config, family)
+            held += [self._embedding, self._head]
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.end_tokens = _end_tokens(folder, config)
+        self._layers, taken = _layers(decoder, family)
+        self._graphs: DecodeGraphs | None = None
+        self.weights = [*held.parameters(), *taken, *scales]
+        use_huge_pages(self.weights)
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = config.vocab_size
+        self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        self.layers: int = config.num_hidden_layers
+        self.kv_shape = KVShape(self.layers, *family.kv(config), dtype=dtype, device=device)
+
+    def warm_up(self) -> None:
+        """Compute a little of each kind, so that no generation waits for what torch does once."""
+        pool = KVPool(self.kv_shape, 2 * self.kv_shape.bytes_per_block)
+        caches = [pool.reserve(1), pool.reserve(1)]
+        rows = torch.zeros(2, self.hidden_size, dtype=self.dtype, device=self.device)
+        for packed in (
+            [Segment(caches[0], rows=2, position=0)],
+            [Segment(caches[0], rows=1, position=2)],
+            [Segment(cache, rows=1, position=3) for cache in caches],
+        ):
+            output = self.forward(rows[: sum(segment.rows for segment in packed)], Pack(packed))
+        if self.edge:
+            self.logits(output)
+
+    @torch.inference_mode()
+    def embed(self, token_ids: list[int], positions: list[int]) -> torch.Tensor:
+        """Token ids to hidden states ``[rows, hidden]``. Edge only.
+
+        Args:
+            token_ids: One a row.
+            positions: One a row; only families with learned positions look at them.
+        """
+        embedded: torch.Tensor = self._embedding(
+            on_device(token_ids, self.device), on_device(positions, self.device)
+        )
+        return embedded
+
+    @torch.inference_mode()
+    def forward(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+        """All rows of a pack through the layers; their caches grow by them."""
+        output = None if self._graphs is None else self._graphs.run(hidden, pack)
+        if output is None:
+            output = self._layers(hidden, pack)
+        pack.close()
+        return output
+
+    @property
+    def capturable(self) -> bool:
+        """Whether the layers do the same operations for the same shapes, whatever they compute:
+        those of experts do not."""
+        return isinstance(self._layers, FusedLayers)
+
+    @torch.inference_mode()
+    def capture(self, pool: KVPool, capture: Capture) -> None:
+        """Compute decode steps of the pool's generations by graphs from now on.
+
+        Raises:
+            ValueError: the layers are not :attr:`capturable`, or the pool is not fit for it.
+        """
+        if not isinstance(self._layers, FusedLayers):
+            raise ValueError("Only fused layers are captured.")
+        self._graphs = DecodeGraphs(self._layers, pool, capture)
+
+    def drop_graphs(self) -> None:
+        if self._graphs is not None:
+            self._graphs.release()
+        self._graphs = None
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``[rows, hidden]`` to logits ``[rows, vocab]``, float32. Edge only."""
+        logits: torch.Tensor = self._head(hidden)
+        return logits.float()
+
+
+def _load(
+    folder: Path, *, edge: bool, dtype: torch.dtype, device: torch.device, how: str
+) -> tuple[PreTrainedModel, Family]:
+    settings = json.loads((folder / "config.json").read_text())
+    family = family_of(settings.get("model_type"))
+    check_quantization(settings, how)
+    loader = AutoModelForCausalLM if edge else AutoModel
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a middle span lacks the embedding on purpose
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = loader.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map=device,
+            quantization_config=quantizer(how, dtype),
+            attn_implementation=NAME if family.interface else "eager",
+            output_loading_info=True,
+        )
+    except ImportError as error:
+        raise missing_library() from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    # What a middle span lacks is taken out of the decoder, unless it is a layer's.
+    missing = [key for key in info["missing_keys"] if edge or f"{family.layers}." in key]
+    if missing or info["unexpected_keys"]:
+        raise UnsupportedModel(
+            f"The checkpoint in {folder} does not fit its configuration: missing "
+            f"{sorted(missing)}, unexpected {sorted(info['unexpected_keys'])}."
+        )
+    return model, family
+
+
+def _layers(decoder: Any, family: Family) -> tuple[Layers, list[torch.Tensor]]:
+    """The quickest way to run the decoder's layers, and weights that it took out of the model."""
+    if not family.interface:
+        return BlockLayers(decoder, family), []
+    if hasattr(decoder, "layers") and can_fuse(decoder):
+        fused = FusedLayers(decoder)
+        return fused, fused.weights
+    return TransformersLayers(decoder, family), []
+
+
+def _end_tokens(folder: Path, config: object) -> frozenset[int]:
+    file = folder / "generation_config.json"
+    found = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
+    if found is None:
+        found = getattr(config, "eos_token_id", None)
+    return frozenset([found] if isinstance(found, int) else found or [])

@@ -1,0 +1,58 @@
+"""What comes out of one step of the engine, gathered on the way."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mesh.wire import Ended, Pong, Ready, Refused, Step, Steps, Token
+from node_runner.engine.tensor_codec import to_bytes
+
+MAX_ROWS = 256
+"""Rows of one message, unless one step has more: a replay does not become a giant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A message for another node's inbox."""
+
+    to: str
+    message: Steps | Ready
+
+
+Result = Forward | Token | Ended | Refused | Pong
+
+
+class Results:
+    """Results in the order of their making; steps that go to the same node together, and first."""
+
+    def __init__(self, wire_dtype: str) -> None:
+        self._wire_dtype = wire_dtype
+        self._steps: dict[str, list[tuple[Step, torch.Tensor]]] = {}
+        self._forwards: list[Result] = []
+        self._others: list[Result] = []
+
+    def add(self, *results: Result) -> None:
+        self._others += results
+
+    def send(self, to: str, step: Step, hidden: torch.Tensor) -> None:
+        """``hidden``: ``[step.rows, width]``."""
+        waiting = self._steps.setdefault(to, [])
+        if sum(earlier.rows for earlier, _ in waiting) + step.rows > MAX_ROWS:
+            self._flush(to)
+        self._steps[to].append((step, hidden))
+
+    def take(self) -> list[Result]:
+        """All of them."""
+        for to in self._steps:
+            self._flush(to)
+        return self._forwards + self._others
+
+    def _flush(self, to: str) -> None:
+        waiting, self._steps[to] = self._steps[to], []
+        if not waiting:
+            return
+        rows = [hidden for _, hidden in waiting]
+        together = rows[0] if len(rows) == 1 else torch.cat(rows)
+        data = to_bytes(together, self._wire_dtype)
+        steps = Steps([step for step, _ in waiting], self._wire_dtype, together.shape[1], data)
+        self._forwards.append(Forward(to, steps))

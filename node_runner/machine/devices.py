@@ -1,0 +1,90 @@
+"""What this machine computes with, and how much of a model it holds."""
+
+from dataclasses import dataclass
+
+import torch
+
+from node_runner.engine.tensor_codec import DTYPES
+
+RESERVED = 10**9
+"""Bytes of a GPU that stay free beside weights and KV: the driver's, torch's, what a step needs."""
+
+OF_MAIN_MEMORY = 0.5
+"""Of main memory, what a node on a CPU may take: there it is not alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """Bytes of memory, in all and free."""
+
+    index: int
+    name: str
+    memory: int
+    free: int
+
+
+def gpus() -> list[Gpu]:
+    """Those that torch can use."""
+    if not torch.cuda.is_available():
+        return []
+    found = []
+    for index in range(torch.cuda.device_count()):
+        free, memory = torch.cuda.mem_get_info(index)
+        found.append(Gpu(index, torch.cuda.get_device_name(index), memory, free))
+    return found
+
+
+def pick(name: str) -> torch.device:
+    """The device of this name; a GPU if there is one, for ``auto``.
+
+    Raises:
+        ValueError: there is no such device here; the message says what to do.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("torch finds no GPU here. Use --device cpu, or install a CUDA build.")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device is cpu, cuda or cuda:N; got {name!r}.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"There is no {name}: torch finds {torch.cuda.device_count()} GPUs here.")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """What to compute in; ``auto``: float32 on a CPU, else bfloat16.
+
+    Raises:
+        ValueError: not one of ours.
+    """
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise ValueError(f"--dtype is one of auto, {', '.join(DTYPES)}; got {name!r}.")
+    return DTYPES[name]
+
+
+def name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def room(device: torch.device) -> int:
+    """Bytes for weights and KV."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(0, free - RESERVED)
+    return round(main_memory() * OF_MAIN_MEMORY)
+
+
+def main_memory() -> int:
+    """Bytes that are available, as Linux counts them; 0 where it does not say."""
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

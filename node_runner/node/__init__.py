@@ -1,0 +1,1 @@
+"""One node: starts, serves, rebalances, drains."""

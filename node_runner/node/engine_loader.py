@@ -1,0 +1,224 @@
+"""Makes engines: a span's checkpoint, its layers in memory, and room for KV."""
+
+import json
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mesh import wire
+from mesh.errors import MeshError
+from mesh.model.memory_footprint import QUANTIZATIONS, footprint
+from node_runner.engine.decoding.draft_model import load_draft
+from node_runner.engine.engine import Engine
+from node_runner.engine.model.acceleration import accelerate, capture_decoding
+from node_runner.engine.model.span_checkpoint import SpanSpec, prepare_span
+from node_runner.engine.model.span_model import Span
+from node_runner.machine import devices
+from node_runner.node.engine_set import Layers
+from node_runner.node.options import CannotServe, Options
+from node_runner.platform_client.weight_listing import AskPlatform, Wallet
+from node_runner.weights.source_selection import weights_of
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A span's checkpoint on disk, and the bytes that serving it takes."""
+
+    folder: Path
+    spec: SpanSpec
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a span that was loaded, and may be kept when it is gone from memory.
+
+    ``folder``: its checkpoint, which stays in the cache until it is released. ``memory_bytes``:
+    that serving it takes, weights and KV. ``seconds``: of loading its weights.
+    """
+
+    folder: Path
+    spec: SpanSpec
+    memory_bytes: int
+    weight_bytes: int
+    seconds: float
+
+    @property
+    def layers(self) -> Layers:
+        return self.spec.start, self.spec.end
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A span in memory, and the model that guesses beside it, if there is one. Whoever keeps this
+    keeps them there: once there is an engine, only the facts are of use."""
+
+    facts: Facts
+    span: Span
+    guesser: Span | None
+
+
+class Loader:
+    """Loads spans of the model that a node was started for, all in the same way.
+
+    Raises:
+        CannotServe: an option is wrong.
+    """
+
+    def __init__(self, options: Options, device: torch.device, platform: str) -> None:
+        """``platform``: URL of who is asked where the weights are, if the options do not say."""
+        if options.quantization not in QUANTIZATIONS:
+            raise CannotServe(
+                f"--quantization is one of {', '.join(QUANTIZATIONS)}; "
+                f"got {options.quantization!r}."
+            )
+        self._options = options
+        self._device = device
+        try:
+            self._dtype = devices.pick_dtype(options.dtype, device)
+        except ValueError as error:
+            raise CannotServe(str(error)) from None
+        self._ask = _question(options, platform)
+        self._wire_dtype = _wire_dtype(options.wire)
+        self._kv_bytes = round(options.kv_gb * 1e9)
+
+    def check(self) -> None:
+        """Look into the model's configuration where the options say that it is, before anybody
+        counts on this node.
+
+        Raises:
+            CannotServe: it cannot be read.
+        """
+        if self._options.path is None:
+            return
+        try:
+            with closing(weights_of(self._options.path, self._ask)) as files:
+                files.small("config.json")
+        except (MeshError, OSError) as error:
+            raise CannotServe(str(error)) from None
+
+    def prepare(self, layers: Layers | None, *, edge: bool) -> Prepared:
+        """Fetch a span (all layers, if none are given).
+
+        Raises:
+            CannotServe: the model has no such span, or the engine does not know its family.
+        """
+        try:
+            folder, spec = prepare_span(
+                self._options.path or self._options.model,
+                layers=layers,
+                edge=edge,
+                cache=self._options.cache,
+                cache_bytes=_bytes(self._options.cache_gb),
+                verify=self._options.verify,
+                opened=partial(weights_of, self._options.path, self._ask),
+            )
+            takes = footprint(
+                _config(folder), self._options.quantization, number_bytes=self._dtype.itemsize
+            )
+        except MeshError as error:
+            raise CannotServe(error.detail) from None
+        except OSError as error:
+            source = self._options.path or self._options.model
+            raise CannotServe(f"Cannot read the model {source}: {error}") from None
+        weights = (spec.end - spec.start) * takes.layer + edge * takes.edge
+        return Prepared(folder, spec, weights + self._kv_bytes)
+
+    def load(self, prepared: Prepared) -> Loaded:
+        """
+        Raises:
+            CannotServe: it cannot be quantized like this, or the draft model does not fit.
+        """
+        torch.set_num_threads(self._options.threads)  # of this thread
+        began = time.monotonic()
+        try:
+            span = Span(
+                prepared.folder,
+                edge=prepared.spec.edge,
+                device=self._device,
+                dtype=self._dtype,
+                quantization=self._options.quantization,
+            )
+            seconds = time.monotonic() - began
+            span.warm_up()
+            guesser = self._guesser(span)
+            if self._options.paged and self._device.type == "cuda":
+                accelerate(span)
+                if guesser is not None:
+                    accelerate(guesser)
+        except MeshError as error:
+            raise CannotServe(error.detail) from None
+        facts = Facts(
+            prepared.folder,
+            prepared.spec,
+            memory_bytes=prepared.memory_bytes,
+            weight_bytes=sum(weight.nbytes for weight in span.weights),
+            seconds=seconds,
+        )
+        return Loaded(facts, span, guesser)
+
+    def engine(self, loaded: Loaded, node_id: str) -> Engine:
+        """
+        Raises:
+            CannotServe: there is no room for KV.
+        """
+        engine = Engine(
+            loaded.span,
+            node_id=node_id,
+            kv_budget_bytes=self._kv_budget(loaded.span),
+            wire_dtype=self._wire_dtype,
+            speculate=self._options.speculate,
+            draft=loaded.guesser,
+            max_generations=self._options.max_sessions,
+        )
+        if loaded.span.kv_shape.paged:
+            capture_decoding(loaded.span, engine.pool)
+        return engine
+
+    def _guesser(self, span: Span) -> Span | None:
+        if self._options.draft is None or not self._options.speculate or not span.edge:
+            return None
+        return load_draft(self._options.draft, span, cache=self._options.cache)
+
+    def _kv_budget(self, span: Span) -> int:
+        least = span.kv_shape.bytes_per_block
+        if self._kv_bytes < least:
+            raise CannotServe(
+                f"--kv-gb {self._options.kv_gb:g} holds nothing: a block takes {least / 1e9:g} GB."
+            )
+        return self._kv_bytes
+
+
+def _question(options: Options, platform: str) -> AskPlatform:
+    """Where the weights are, asked with what the node registers with."""
+    if isinstance(options.credential, str):
+        return AskPlatform(platform, options.model, token=options.credential)
+    wallet = Wallet(options.wallet, options.credential)
+    return AskPlatform(platform, options.model, wallet=wallet)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except ValueError:
+        raise CannotServe(
+            f"The checkpoint in {folder} is damaged. Delete that folder: it will be made anew."
+        ) from None
+    return found
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else round(gigabytes * 1e9)
+
+
+def _wire_dtype(name: str) -> str | None:
+    if name == "auto":
+        return None
+    if name not in wire.DTYPES:
+        raise CannotServe(f"--wire is one of auto, {', '.join(wire.DTYPES)}; got {name!r}.")
+    return name

@@ -1,0 +1,99 @@
+"""The node's loop: exchange with the platform, step the engines, until told to drain."""
+
+import threading
+import time
+from itertools import chain, repeat
+
+import structlog
+
+from mesh.wire import Message
+from node_runner import metrics
+from node_runner.engine.output_batcher import Result
+from node_runner.node.engine_set import Engines
+from node_runner.transport.interface import Transport, Unreachable
+
+IDLE_WAIT = 1.0
+"""Seconds that one pull waits for work; also how soon a drain or an expiry is noticed."""
+
+EXPIRE_EVERY = 1.0
+"""Seconds between looks for generations that nobody has closed in time."""
+
+RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds between tries while the platform does not answer; the last repeats."""
+
+DRAIN_LIMIT = 60.0
+"""Seconds that running generations get to end after SIGTERM."""
+
+log = structlog.get_logger()
+
+
+class Runner:
+    """A node's engines, one transport. `run` returns when drained."""
+
+    def __init__(self, engines: Engines, transport: Transport, meter: metrics.Meter) -> None:
+        self._engines = engines
+        self._transport = transport
+        self._meter = meter
+        self._draining = threading.Event()
+        metrics.kv_budget_bytes.set_function(lambda: engines.kv_budget_bytes)
+        metrics.kv_used_bytes.set_function(lambda: engines.kv_used_bytes)
+        metrics.generations_active.set_function(lambda: engines.generations)
+
+    @property
+    def generations(self) -> int:
+        """How many generations hold KV room now."""
+        return self._engines.generations
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new generations, and ends when it has none."""
+        return self._draining.is_set()
+
+    def drain(self) -> None:
+        """Finish what runs, then return from `run`. Safe to call from a signal handler."""
+        self._draining.set()
+
+    def run(self) -> None:
+        results: list[Result] = []
+        give_up = None
+        expire_at = time.perf_counter() + EXPIRE_EVERY
+        while True:
+            messages = self._exchange(results, wait=0 if self._engines.busy else IDLE_WAIT)
+            if messages is None:
+                break
+            began = time.perf_counter()
+            results = self._engines.step(messages)
+            self._measure(time.perf_counter() - began)
+            if began > expire_at:
+                self._engines.expire()
+                expire_at = began + EXPIRE_EVERY
+            if self._draining.is_set():
+                give_up = give_up or time.monotonic() + DRAIN_LIMIT
+                if not self._engines.generations or time.monotonic() > give_up:
+                    self._exchange(results, wait=0)
+                    break
+        self._transport.close()
+        log.info("node_drained", abandoned=self.generations)
+
+    def _exchange(self, results: list[Result], *, wait: float) -> list[Message] | None:
+        """The transport's exchange, repeated until the platform answers; none if the node is to
+        drain before it does, since there is nobody then to finish anything for."""
+        delays = chain(RETRY_DELAYS, repeat(RETRY_DELAYS[-1]))
+        while True:
+            try:
+                return self._transport.exchange(results, wait=wait)
+            except Unreachable as error:
+                delay = next(delays)
+                log.warning("platform_unreachable", reason=str(error), retry_in=delay)
+                if self._draining.wait(delay):
+                    return None
+
+    def _measure(self, seconds: float) -> None:
+        for generations, positions in self._engines.take_forwards():
+            metrics.forward_batch_size.observe(generations)
+            metrics.forward_seconds.observe(seconds)
+            metrics.positions_total.inc(positions)
+            self._meter.observe(seconds, positions)
+        guessed, accepted = self._engines.take_guesses()
+        metrics.guessed_total.inc(guessed)
+        metrics.accepted_total.inc(accepted)

@@ -1,0 +1,1 @@
+"""The node's one client of the platform's HTTP API."""

@@ -1,0 +1,137 @@
+"""`--auto-update`: newer versions from a package index, installed while nothing is served.
+
+Opt-in, since whoever publishes there runs code here. pip does the work, in the environment that
+this process runs in, and checks the hashes that the index names.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.metadata import distributions, version
+
+import httpx
+import structlog
+from packaging.utils import (
+    InvalidSdistFilename,
+    InvalidWheelFilename,
+    parse_sdist_filename,
+    parse_wheel_filename,
+)
+from packaging.version import InvalidVersion, Version
+
+from node_runner.service import control_socket
+
+PACKAGE = "far-mesh"
+PYPI = "https://pypi.org/simple/"
+
+LOOK = 3600.0
+"""Seconds between looks at the index."""
+
+IDLE_LOOK = 5.0
+"""Seconds between looks whether the nodes are idle, once there is something to install."""
+
+TIMEOUT = 30.0
+INSTALL_LIMIT = 1800.0
+
+
+log = structlog.get_logger()
+
+
+class Updates:
+    """Looks now and then for a newer version than runs here."""
+
+    def __init__(self, index: str) -> None:
+        self._index = index.rstrip("/") + "/"
+        self._newer: Version | None = None
+        self._look_at = 0.0
+        self._idle = False
+        self._failed: Version | None = None
+
+    def ready(self) -> bool:
+        """Whether there is something to install, and nothing is being served."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            if self._newer is None:
+                self._newer = self._find()
+            self._look_at = now + (LOOK if self._newer is None else IDLE_LOOK)
+            self._idle = self._newer is not None and idle()
+        return self._newer is not None and self._idle
+
+    def install(self) -> bool:
+        """Install it, with what it needs. Whether that went right; if not, that version is left
+        alone from then on, and the old one goes on."""
+        newer, self._newer = self._newer, None
+        self._look_at = time.monotonic() + LOOK
+        command = [sys.executable, "-m", "pip", "install", "--upgrade", "--no-input"]
+        command += ["--index-url", self._index, f"{PACKAGE}[node]=={newer}"]
+        log.info("update_installs", version=str(newer))
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=INSTALL_LIMIT, check=False
+            )
+            failure = done.stderr[-2000:] if done.returncode else None
+        except subprocess.TimeoutExpired:
+            failure = f"pip took longer than {INSTALL_LIMIT:g} s"
+        if failure is not None:
+            self._failed = newer
+            log.error("update_failed", version=str(newer), reason=failure)
+        return failure is None
+
+    def _find(self) -> Version | None:
+        try:
+            newest = max(versions(self._index), default=None)
+        except httpx.HTTPError as error:
+            log.warning("update_index_unreachable", reason=type(error).__name__)
+            return None
+        if newest is None or newest <= Version(version(PACKAGE)) or newest == self._failed:
+            return None
+        log.info("update_found", version=str(newest))
+        return newest
+
+
+def is_checkout() -> bool:
+    """Whether this is an editable install, which pip would replace by another."""
+    # All that are on the path: the checkout's own folder of metadata, which comes first where
+    # the checkout is the working folder, does not say how it was installed.
+    found = distributions(name=PACKAGE)
+    origins = [json.loads(each.read_text("direct_url.json") or "{}") for each in found]
+    return any(origin.get("dir_info", {}).get("editable") for origin in origins)
+
+
+def versions(index: str) -> list[Version]:
+    """The released versions on a simple index (PEP 691), without previews and yanked files.
+
+    Raises:
+        httpx.HTTPError: the index does not answer.
+    """
+    answer = httpx.get(
+        f"{index}{PACKAGE}/",
+        headers={"Accept": "application/vnd.pypi.simple.v1+json"},
+        timeout=TIMEOUT,
+        follow_redirects=True,
+    )
+    answer.raise_for_status()
+    try:
+        files = answer.json()["files"]
+        found = {_version(file["filename"]) for file in files if not file.get("yanked")}
+    except (ValueError, KeyError, TypeError):
+        raise httpx.DecodingError(f"{index} is no simple index in JSON.") from None
+    return [each for each in found if each is not None and not each.is_prerelease]
+
+
+def _version(filename: str) -> Version | None:
+    try:
+        if filename.endswith(".whl"):
+            return parse_wheel_filename(filename)[1]
+        return parse_sdist_filename(filename)[1]
+    except (InvalidWheelFilename, InvalidSdistFilename, InvalidVersion):
+        return None
+
+
+def idle() -> bool:
+    """Whether no node of this parent holds a generation now."""
+    nodes = [node for node in control_socket.running() if node.get("kind") == "node"]
+    mine = [node for node in nodes if node.get("parent") == os.getpid()]
+    return all(not node.get("sessions") for node in mine)

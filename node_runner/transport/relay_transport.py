@@ -1,0 +1,351 @@
+"""Over the internet, by the platform's relay: one connection, which the node opens.
+
+Nothing waits for an answer: results go up as they come, work comes down as it comes, and pulses go
+between them. What is lost on the way is sent again from where the relay has got (see
+:mod:`mesh.relay`); so a cut costs time, and no step.
+"""
+
+import contextlib
+import random
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from mesh import relay, wire
+from mesh.errors import WireError
+from mesh.relay import Accepted, Beat, Frame, Hello, Inbox, Pulse, Push, Refusal, Sent
+from mesh.wire import Halt, Message, Steps
+from node_runner.engine.output_batcher import Forward, Result
+from node_runner.transport.carrier import (
+    Blocked,
+    Carrier,
+    Elsewhere,
+    Lost,
+    PollingCarrier,
+    WebSocketCarrier,
+    open_websocket,
+)
+from node_runner.transport.interface import HopClock, Unreachable
+
+START_LIMIT = 20.0
+"""Seconds that the first connection may take."""
+
+PATIENCE = 1.0
+"""Seconds that an exchange waits for a lost connection to come back, before it says so."""
+
+SILENCE_LIMIT = 3.0
+"""Seconds without any answer, twelve pulses, after which the connection is half open."""
+
+FIRST_DELAY, MOST_DELAY = 0.1, 10.0
+"""Seconds between tries to connect, doubled each time, by the half more or less: so that a relay
+that comes back does not meet all its nodes at once."""
+
+ELSEWHERE_PAUSE = 30.0
+"""Seconds until a node tries again that was displaced by another process with its token."""
+
+LOSSES_BEFORE_POLLING = 2
+"""WebSockets that time out or break while they open, until long polls are tried: some firewalls
+swallow them without a word. Where one is refused outright, they are tried at once."""
+
+MAX_TENSOR_BYTES = relay.MAX_FRAME_BYTES - 2**17
+"""Of one message of hidden states, whose header is at most half of the rest."""
+
+WEBSOCKET_AGAIN = 60.0
+"""Seconds of long polls until a WebSocket is tried again."""
+
+log = structlog.get_logger()
+
+
+class RelayTransport:
+    """A thread keeps the connection, one tells that the process runs, and one watches that somebody
+    answers."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        room: Callable[[], int],
+        *,
+        websocket_again: float = WEBSOCKET_AGAIN,
+    ) -> None:
+        """
+        Args:
+            url: Of the platform.
+            token: Of this node, from its registration.
+            room: Tells how many positions there is KV room for.
+            websocket_again: Seconds of long polls until a WebSocket is tried again.
+
+        Raises:
+            Unreachable: the relay cannot be reached, or refuses.
+        """
+        self._url = url
+        self._token = token
+        self._room = room
+        self._websocket_again = websocket_again
+        self._session = secrets.token_hex(8)
+        self._hop = HopClock()
+        self._closing = threading.Event()
+        self._closed = threading.Event()
+        self._sending = threading.Lock()
+        """Pushes go out in order: held from numbering to sending."""
+        guard = threading.RLock()
+        """Of what follows."""
+        self._changed = threading.Condition(guard)
+        """There is work, or another connection."""
+        self._accepted = threading.Condition(guard)
+        """The outbox is shorter."""
+        self._carrier: Carrier | None = None
+        self._reason = "no connection yet"
+        self._outbox: deque[Push] = deque()
+        self._pushed = 0
+        self._inbox: list[relay.Entry] = []
+        self._inbox_bytes = 0
+        self._halts: list[Message] = []
+        self._after = self._taken = ""
+        self._heard_at = 0.0
+        self._pulses: tuple[int, float] = (0, 0.0)
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._keep, self._beat)
+        ]
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+        for thread in (*self._threads, self._watching):
+            thread.start()
+        if not self._wait_for_carrier(START_LIMIT):
+            self.close()
+            raise Unreachable(f"The relay at {url} cannot be reached: {self._reason}.")
+
+    @property
+    def hop_ms(self) -> float:
+        return self._hop.milliseconds
+
+    @property
+    def carrier(self) -> str:
+        """What the connection is now: ``websocket``, ``long poll``, or nothing."""
+        carrier = self._carrier
+        return "" if carrier is None else carrier.name
+
+    def exchange(self, results: Sequence[Result], *, wait: float) -> list[Message]:
+        if not self._wait_for_carrier(PATIENCE):
+            raise Unreachable(f"The relay cannot be reached: {self._reason}.")
+        if results:
+            self._push(results)
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._inbox or self._halts, timeout=wait)
+            entries, self._inbox, self._inbox_bytes = self._inbox, [], 0
+            halts, self._halts = self._halts, []
+            self._taken = self._after
+            self._changed.notify_all()
+        return [*halts, *_decoded(entries)]
+
+    def close(self) -> None:
+        with self._accepted:  # what was pushed last has to get there
+            self._accepted.wait_for(lambda: not self._outbox, timeout=PATIENCE)
+        self._closing.set()
+        carrier = self._carrier
+        if carrier is not None:
+            carrier.farewell()
+        with self._changed:
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._closed.set()
+        self._watching.join()
+
+    def _wait_for_carrier(self, seconds: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._carrier is not None, timeout=seconds)
+
+    def _push(self, results: Sequence[Result]) -> None:
+        # Steps first: the next node works while Redis takes in what readers want.
+        steps = [result for result in results if isinstance(result, Forward)]
+        others = [result for result in results if not isinstance(result, Forward)]
+        sent = [_sent(forward.to, forward.message) for forward in steps if self._fits(forward)]
+        sent += [_sent("", result) for result in others]
+        with self._sending:
+            with self._changed:
+                pushes = []
+                for batch in relay.batches(sent):
+                    self._pushed += 1
+                    pushes.append(Push(self._pushed, batch))
+                self._outbox += pushes
+                carrier = self._carrier
+            if carrier is not None:
+                self._send_all(carrier, pushes)
+
+    def _fits(self, forward: Forward) -> bool:
+        """Whether the relay takes it; if not, its generations end here."""
+        message = forward.message
+        if not isinstance(message, Steps) or len(message.data) <= MAX_TENSOR_BYTES:
+            return True
+        log.error("message_too_large", bytes=len(message.data), most=MAX_TENSOR_BYTES)
+        with self._changed:
+            self._halts += [Halt(step.request_id, step.epoch) for step in message.steps]
+        return False
+
+    def _send_all(self, carrier: Carrier, pushes: Sequence[Push]) -> None:
+        """What is not sent stays in the outbox."""
+        try:
+            for push in pushes:
+                carrier.send(relay.encode(push))
+        except Lost as error:
+            self._lose(carrier, error)
+
+    def _keep(self) -> None:
+        """Connect, listen, and begin again, until closed."""
+        delay, losses = FIRST_DELAY, 0
+        while not self._closing.is_set():
+            pause = delay * random.uniform(0.5, 1.5)
+            try:
+                carrier = self._dial(losses)
+                delay, losses = FIRST_DELAY, 0
+                self._serve(carrier)
+            except Elsewhere as error:
+                self._note(error)
+                pause = ELSEWHERE_PAUSE * random.uniform(0.5, 1.5)
+            except Lost as error:
+                self._note(error)
+                delay, losses = min(2 * delay, MOST_DELAY), losses + 1
+            if not self._closing.is_set():
+                log.warning("relay_unreachable", reason=self._reason, retry_in=round(pause, 2))
+                self._closing.wait(pause)
+
+    def _dial(self, losses: int) -> Carrier:
+        hello = Hello(relay.VERSION, self._session, self._after)
+        try:
+            return WebSocketCarrier(self._url, self._token, hello, self._hear)
+        except Lost as error:
+            if not isinstance(error, Blocked) and losses < LOSSES_BEFORE_POLLING:
+                raise
+            log.info("websocket_blocked", reason=str(error))
+        return PollingCarrier(self._url, self._token, hello, self._hear, self._cursor)
+
+    def _serve(self, carrier: Carrier) -> None:
+        """Use a way until it is lost.
+
+        Raises:
+            Lost: as soon as that is so.
+        """
+        self._begin(carrier)
+        if isinstance(carrier, PollingCarrier):
+            threading.Thread(target=self._look_for_better, args=[carrier], daemon=True).start()
+        try:
+            carrier.listen()
+        except Lost as error:
+            self._lose(carrier, error)
+            raise
+
+    def _begin(self, carrier: Carrier) -> None:
+        """Send again what the relay does not have, and let everybody use the way."""
+        welcome = carrier.welcome
+        with self._sending:
+            with self._changed:
+                self._after = self._after or welcome.after
+                self._taken = self._taken or welcome.after
+                self._accept(welcome.number)
+                waiting = list(self._outbox)
+                self._heard_at = time.monotonic()
+                self._carrier = carrier
+                self._changed.notify_all()
+            log.info("relay_connected", carrier=carrier.name, again=len(waiting))
+            self._send_all(carrier, waiting)
+
+    def _look_for_better(self, polling: PollingCarrier) -> None:
+        """Let go of long polls, which go on meanwhile, as soon as WebSockets get through."""
+        while not self._closing.wait(self._websocket_again) and self._carrier is polling:
+            with contextlib.suppress(Lost):
+                open_websocket(self._url, self._token).close(relay.ABANDONED)
+                polling.abandon()
+
+    def _lose(self, carrier: Carrier, error: Lost) -> None:
+        with self._changed:
+            if self._carrier is carrier:
+                self._carrier = None
+        self._note(error)
+        carrier.abandon()
+
+    def _note(self, error: Lost) -> None:
+        self._reason = str(error).rstrip(".")
+
+    def _cursor(self) -> str:
+        """Where to read on, once the engine has taken in what came before."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._inbox_bytes < relay.WINDOW_BYTES or self._closing.is_set()
+            )
+            return self._after
+
+    def _hear(self, frame: Frame) -> None:
+        with self._changed:
+            self._heard_at = time.monotonic()
+            if isinstance(frame, Inbox):
+                self._take_in(frame)
+            elif isinstance(frame, Accepted):
+                self._accept(frame.number)
+                if frame.refused:
+                    self._halts += map(_halt, frame.refused)
+                    self._changed.notify_all()
+            elif isinstance(frame, Beat) and frame.number == self._pulses[0]:
+                self._hop.observe(time.perf_counter() - self._pulses[1])
+
+    def _take_in(self, frame: Inbox) -> None:
+        # A poll that was under way when its connection was lost may bring things twice.
+        if relay.place(frame.after) <= relay.place(self._after):
+            return
+        self._inbox += frame.entries
+        self._inbox_bytes += sum(len(entry.header) + len(entry.tensor) for entry in frame.entries)
+        self._after = frame.after
+        self._changed.notify_all()
+
+    def _accept(self, number: int) -> None:
+        while self._outbox and self._outbox[0].number <= number:
+            self._outbox.popleft()
+        self._accepted.notify_all()
+
+    def _beat(self) -> None:
+        """Tell that this process runs, even while it computes for long, and how much room it
+        has."""
+        number = 0
+        while not self._closing.wait(relay.PULSE_INTERVAL):
+            carrier = self._carrier
+            if carrier is None:
+                continue
+            number += 1
+            self._pulses = (number, time.perf_counter())
+            try:
+                carrier.send(relay.encode(Pulse(number, max(0, self._room()), self._taken)))
+            except Lost as error:
+                self._lose(carrier, error)
+
+    def _watch(self) -> None:
+        """Let go of a way on which nobody answers. The other threads may be stuck in it: a pulse,
+        too, waits behind a large push that nobody takes."""
+        while not self._closed.wait(relay.PULSE_INTERVAL):
+            carrier = self._carrier
+            if carrier is not None and time.monotonic() - self._heard_at > SILENCE_LIMIT:
+                self._lose(carrier, Lost("The relay is silent."))
+
+
+def _sent(to: str, message: Message) -> Sent:
+    fields = wire.encode(message)
+    return Sent(to, bytes(fields[wire.HEADER]), bytes(fields.get(wire.TENSOR, b"")))
+
+
+def _halt(refusal: Refusal) -> Message:
+    if refusal.code != "epoch_over":
+        log.warning("push_refused", code=refusal.code, request_id=refusal.request_id)
+    return Halt(refusal.request_id, refusal.epoch)
+
+
+def _decoded(entries: Sequence[relay.Entry]) -> list[Message]:
+    messages = []
+    for entry in entries:
+        try:
+            messages.append(wire.decode({wire.HEADER: entry.header, wire.TENSOR: entry.tensor}))
+        except WireError as error:
+            log.warning("message_refused", code=error.code, reason=error.detail)
+    return messages

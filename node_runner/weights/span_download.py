@@ -1,0 +1,97 @@
+"""From a place to the folder of a span's checkpoint."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from mesh.errors import UnsupportedModel, WeightsCorrupt, WeightsMissing
+from node_runner.weights.checkpoint_cache import Record, SpanCache
+from node_runner.weights.download_plan import Layout, lay_out
+from node_runner.weights.hub_source import hub
+from node_runner.weights.published_source import under
+from node_runner.weights.range_assembly import JOURNAL, WEIGHTS, assemble, seal
+from node_runner.weights.source import Folder, Source
+
+log = structlog.get_logger()
+
+MANIFEST, SIZES = "manifest", "sizes"
+"""What a span was checked against: published hashes of its tensors, or lengths and header alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What to make.
+
+    ``label``: its name for people. ``asked``: what it is for, by which it is found again when its
+    source does not answer. ``settings``: its `config.json`. ``renamed``: a tensor's name in it;
+    none if it is not the span's. ``required`` and ``optional``: small files that are copied.
+    """
+
+    label: str
+    asked: str
+    settings: str
+    renamed: Callable[[str], str | None]
+    required: Sequence[str] = ()
+    optional: Sequence[str] = ()
+
+
+def open_source(place: str) -> Source:
+    """A checkpoint's files, by where they are: a folder, a URL, or a hub id.
+
+    Raises:
+        UnsupportedModel: a path at which there is no folder, or none of the three.
+        WeightsError: the place does not answer.
+    """
+    folder = Path(os.path.expanduser(place))
+    if folder.is_dir():
+        return Folder(folder)
+    if folder.is_absolute() or place.startswith((".", "~")):
+        raise UnsupportedModel(f"There is no model folder {place}.")
+    if place.startswith(("https://", "http://")):
+        return under(place)
+    return hub(place)
+
+
+def obtain(source: Source, span: Span, cache: SpanCache) -> Path:
+    """The folder of a span's checkpoint; fetched if the cache has no good one.
+
+    Raises:
+        WeightsError: it cannot be had.
+    """
+    layout = lay_out(source, span.renamed)
+    key = f"{span.label}-{_fingerprint(source, span, layout)}"
+    return cache.obtain(key, layout.size, lambda folder: _make(source, span, layout, folder))
+
+
+def _make(source: Source, span: Span, layout: Layout, folder: Path) -> Record:
+    assemble(source, layout, folder, label=span.label)
+    file = folder / WEIGHTS
+    try:
+        sha256 = seal(file, layout)
+    except WeightsCorrupt:
+        shutil.rmtree(folder)  # which of its ranges are good is not known
+        raise
+    (folder / "config.json").write_text(span.settings)
+    for name in (*span.required, *span.optional):
+        try:
+            (folder / name).write_bytes(source.small(name))
+        except WeightsMissing:
+            if name in span.required:
+                raise
+    (folder / JOURNAL).unlink()
+    checked = MANIFEST if source.manifest is not None else SIZES
+    log.info("weights_ready", span=span.label, bytes=layout.size, checked=checked, sha256=sha256)
+    stat = file.stat()
+    return Record(span.asked, checked, stat.st_size, stat.st_mtime_ns, sha256)
+
+
+def _fingerprint(source: Source, span: Span, layout: Layout) -> str:
+    versions = sorted((file, one.size, one.tag) for file, one in layout.versions.items())
+    content = json.dumps([source.name, span.label, span.settings, versions])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
