@@ -20,7 +20,7 @@ from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
 from mesh import redis_keys
-from stack.supervisor import DEMO_MODEL, Stack
+from stack.development_stack import DEMO_MODEL, Stack
 
 NODES = 2
 PROMPT = 16

@@ -17,7 +17,7 @@ from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.proxy import SlowLink
 from benchmarks.user import GREEDY, User
-from stack.supervisor import DEMO_MODEL, Stack
+from stack.development_stack import DEMO_MODEL, Stack
 
 NODES = 3
 PASSAGE = 200

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from market.jobs import live_session
 from market.jobs.live_session import START, Summary
-from stack.supervisor import Stack
+from stack.development_stack import Stack
 
 PATIENCE = 60.0
 """Seconds without any token after which a generation counts as lost."""

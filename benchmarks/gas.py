@@ -27,7 +27,7 @@ from benchmarks.output import close, console
 from market.escrow.artifacts import artifact
 from market.escrow.batch_lines import pack_lines
 from market.escrow.cap_message import cap_message, sign_cap
-from stack.deploy import DAY, Terms
+from market.escrow.deploy import DAY, Terms
 
 REQUESTS = (10, 100, 1_000, 10_000)
 USERS = (10, 100, 500)

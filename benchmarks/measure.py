@@ -16,7 +16,7 @@ from benchmarks.models import BenchModel
 from benchmarks.plain import Plain
 from benchmarks.timing import Timing
 from benchmarks.user import Served, User
-from stack.supervisor import Stack
+from stack.development_stack import Stack
 
 NODES = 3
 SHORT_PROMPT = 16

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from stack.supervisor import Stack
+from stack.development_stack import Stack
 
 
 @dataclass(frozen=True, slots=True)

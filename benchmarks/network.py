@@ -7,8 +7,8 @@ from types import MappingProxyType
 import psutil
 
 from benchmarks.models import BenchModel
+from stack.development_stack import Plan, Stack
 from stack.servers import free_port
-from stack.supervisor import Plan, Stack
 
 SETTINGS = {
     "FAR_LIMITS__GENERATIONS_PER_IP": "1000000/hour",

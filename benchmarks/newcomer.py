@@ -15,8 +15,8 @@ from eth_account import Account
 
 from benchmarks.following import supervised
 from benchmarks.user import User
-from stack.contracts import write_keystore
-from stack.supervisor import NODES_LIMIT, Stack
+from stack.dev_chain_client import write_keystore
+from stack.development_stack import NODES_LIMIT, Stack
 
 NAME = "newcomer"
 LOOK = 0.02

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks import models, network
 from benchmarks.user import User
-from stack.supervisor import DEMO_MODEL, Stack
+from stack.development_stack import DEMO_MODEL, Stack
 
 RATE = 250
 """Samples a second."""

@@ -18,7 +18,7 @@ from benchmarks.machine import OthersMeter, tree_seconds
 from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
-from stack.supervisor import DEMO_MODEL, Stack
+from stack.development_stack import DEMO_MODEL, Stack
 
 SIDES = ("Redis", "relay")
 NODES = 3

@@ -21,7 +21,7 @@ from market.money import to_units
 from mesh import redis_keys, wire
 from mesh.wire import Ended
 from stack import demo
-from stack.supervisor import Stack
+from stack.development_stack import Stack
 
 GREEDY: Mapping[str, Any] = MappingProxyType({"temperature": 0.0})
 """How tokens are chosen, as fields of a request."""

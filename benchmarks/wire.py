@@ -24,7 +24,7 @@ from node_runner.engine.attention.ragged_batch import Pack, Segment
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import Span
 from node_runner.engine.tensor_codec import from_steps, to_bytes
-from stack.supervisor import DEMO_MODEL
+from stack.development_stack import DEMO_MODEL
 
 NODES = 3
 WINDOW = 512

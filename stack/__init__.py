@@ -1,1 +1,1 @@
-"""The embedded stack: everything on one machine, under one supervisor (`far-mesh up`)."""
+"""The development stack: everything on one machine (`far-mesh up`)."""

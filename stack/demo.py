@@ -16,7 +16,7 @@ from rich.table import Table
 from siwe import SiweMessage
 
 from market.money import from_units, plain, to_units
-from stack.supervisor import Stack
+from stack.development_stack import Stack
 
 PROMPT = "The return value"
 
@@ -184,7 +184,7 @@ def _wait_for_settlement(stack: Stack, http: httpx.Client) -> dict[str, Decimal]
     """What the ledger says each provider was paid, once nothing is pending."""
     give_up = time.monotonic() + PATIENCE
     while True:
-        paid = {}
+        paid: dict[str, Decimal] = {}
         for wallet in stack.wallets:
             earnings = http.get(f"/api/nodes/earnings/{wallet.address}").raise_for_status().json()
             pending = Decimal(earnings["pending_payout_far_exact"])

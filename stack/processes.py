@@ -135,5 +135,5 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in came[:1]:
-        signal.raise_signal(number)
+    for arrived in came[:1]:
+        signal.raise_signal(arrived)

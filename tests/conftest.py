@@ -26,8 +26,8 @@ from market import db
 from market.migrations import upgrade
 from market.settings import Settings
 from market.settings.deployment import Deployment
-from stack import devchain
-from stack.contracts import DevelopmentChain, development_account, write_keystore
+from stack import dev_chain
+from stack.dev_chain_client import DevelopmentChain, development_account, write_keystore
 from stack.servers import Postgres, free_port, redis_command, wait_for_redis
 
 TEMPLATE = "template_far_mesh"
@@ -97,7 +97,7 @@ def postgres(folder: Path) -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def chain_url() -> Iterator[str]:
     """A development chain in this process."""
-    server = devchain.serve(free_port())
+    server = dev_chain.serve(free_port())
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()

@@ -21,6 +21,7 @@ from market.chain.open_signer import LocalSigner
 from market.escrow.reader import Escrow
 from market.jobs.tables import InferenceSession, NodeContribution
 from market.money import ZERO, to_units
+from market.resources import Services
 from market.settlement.tables import Settlement
 from mesh.errors import ChainUnreachable, SettlementPaused
 from tests.conftest import Chain
@@ -34,7 +35,6 @@ from tests.integration.money import (
     served,
 )
 from tests.proxy import Call, Proxy, lossy
-from workers.services import Services
 from workers.settlement import pauses, settle_due
 from workers.settlement.steps import Step, current
 
@@ -164,7 +164,7 @@ async def field(
     request: pytest.FixtureRequest,
 ) -> Any:
     scenario = SCENARIOS[request.param]
-    monkeypatch.setattr("workers.settlement.run.LOOK", 0.01)
+    monkeypatch.setattr("workers.settlement.task.LOOK", 0.01)
     payments = chain_services.settings.payments
     payments.min_gas_money, payments.stuck_after = ZERO, 0
     user = await rich_user(chain_services, chain)

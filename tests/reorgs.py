@@ -15,11 +15,11 @@ from market.escrow.event_reader import EVENTS, EventSource
 from market.ledger.integrity_check import check
 from market.ledger.tables import LedgerTransaction, SpendingCap
 from market.money import from_units, to_units
+from market.resources import Services
 from market.settlement.tables import ChainEvent
 from mesh.errors import ReadAgain
 from tests.branching import Branching, Transaction, Users, open_branching, scattered
-from workers.chain_events import index
-from workers.services import Services
+from workers.chain_indexer.indexer import index
 
 CONFIRMATIONS = 12
 """So that most of the reorganisations are deeper than what counts."""

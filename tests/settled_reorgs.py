@@ -14,15 +14,15 @@ from market.jobs.tables import InferenceSession, NodeContribution
 from market.ledger.integrity_check import check
 from market.ledger.tables import LedgerTransaction
 from market.money import ZERO, to_units
+from market.resources import Services
 from market.settings.deployment import Deployment
 from market.settlement.tables import Settlement
-from stack.contracts import DevelopmentChain, development_account
+from stack.dev_chain_client import DevelopmentChain, development_account
 from tests.branching import Branching, open_branching
 from tests.integration.manual_chain import mining
 from tests.integration.money import PROVIDERS, SIGNER, served
 from tests.reorgs import CONFIRMATIONS
-from workers.chain_events import index
-from workers.services import Services
+from workers.chain_indexer.indexer import index
 from workers.settlement import settle_due
 
 ENOUGH = 1000

@@ -1,3 +1,3 @@
-from workers.main import main
+from workers.worker import main
 
 main()

@@ -19,7 +19,7 @@ from siwe import SiweMessage
 
 from market.money import to_units
 from market.settings.deployment import Deployment
-from stack.contracts import DevelopmentChain
+from stack.dev_chain_client import DevelopmentChain
 
 
 def fund(rpc_url: str, contracts: Deployment, user: LocalAccount) -> None:

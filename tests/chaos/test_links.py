@@ -10,7 +10,7 @@ import redis
 
 from benchmarks.proxy import SlowLink
 from mesh import redis_keys
-from stack.supervisor import Stack
+from stack.development_stack import Stack
 from tests.e2e.conftest import Reference, User, balance, wait_until
 from tests.e2e.test_endings import LONG, PRICE, tokens_so_far, worker_lines
 

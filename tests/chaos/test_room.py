@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stack.supervisor import Stack
+from stack.development_stack import Stack
 from tests.e2e.conftest import Reference, User, measured, query, wait_until
 
 MANY, ROOM = 100, 10

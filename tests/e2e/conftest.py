@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM
 
 from market.money import to_units
 from stack.demo import SETTINGS, login
+from stack.development_stack import Plan, Stack
 from stack.servers import free_port
-from stack.supervisor import Plan, Stack
 from tests.conftest import DEMO_MODEL, MODEL_ID
 
 PATIENCE = 60.0

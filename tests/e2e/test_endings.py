@@ -11,7 +11,7 @@ import redis
 
 from mesh import redis_keys
 from node_runner.service.exit_codes import START_AGAIN
-from stack.supervisor import Stack
+from stack.development_stack import Stack
 from tests.e2e.conftest import Reference, User, balance, kv_used, query, wait_until
 
 LONG = 700

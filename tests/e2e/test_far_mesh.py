@@ -61,7 +61,7 @@ class Running:
 
 
 def far_mesh(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "stack.cli", *arguments]
+    return [sys.executable, "-m", "cli.app", *arguments]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from mesh import redis_keys
-from stack.supervisor import Stack
+from stack.development_stack import Stack
 from tests.e2e.conftest import Reference, User, at_once, balance, wait_until
 
 PRICE = Decimal("0.0001")

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from stack.development_stack import Plan, Stack
 from stack.servers import free_port
-from stack.supervisor import Plan, Stack
 from tests.e2e.conftest import FAST, Reference, User, at_once, query, wait_until
 
 LONG = 700

@@ -1,6 +1,6 @@
 """No prompt, token or secret in any log line or in Postgres."""
 
-from stack.supervisor import DATABASE, Stack
+from stack.development_stack import DATABASE, Stack
 from tests.e2e.conftest import User
 
 MARKED = "xylophone quokka"

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from stack.development_stack import Stack
 from stack.processes import Child
 from stack.servers import free_port
-from stack.supervisor import Stack
 from tests.e2e.conftest import Reference, User, wait_until
 from tests.e2e.test_endings import LONG, tokens_so_far, worker_lines
 from tests.netns import Namespace, why_not

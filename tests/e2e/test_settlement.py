@@ -6,7 +6,7 @@ import sys
 from decimal import Decimal
 
 from market.money import to_units
-from stack.supervisor import Stack
+from stack.development_stack import Stack
 from tests.e2e.conftest import User, balance, query, wait_until
 
 
@@ -31,7 +31,7 @@ def test_providers_are_paid_what_the_ledger_says(stack: Stack, user: User) -> No
 def test_the_running_meshs_books_are_proved_against_the_chain(stack: Stack, user: User) -> None:
     user.generate("A dictionary")
     done = subprocess.run(
-        [sys.executable, "-m", "stack.cli", "ledger", "check"],
+        [sys.executable, "-m", "cli.app", "ledger", "check"],
         env={
             **os.environ,
             "FAR_CONFIG": str(stack.plan.folder / "far_mesh.yaml"),

@@ -26,6 +26,7 @@ from market.jobs import live_session
 from market.jobs.tables import InferenceSession, NodeRegistry, Outbox, RouteHop
 from market.ledger.tables import LedgerTransaction
 from market.nodes import live_registry
+from market.resources import Services as WorkerServices
 from market.routing import route_search
 from market.routing.skip_counts import Skips
 from market.settings import Settings
@@ -34,8 +35,7 @@ from mesh.route_record import LiveRoute
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID, TEMPLATE
 from tests.factories import fund
-from workers import ending, lease
-from workers.services import Services as WorkerServices
+from workers.supervisor import completion, lease
 
 USER = Account.from_key(b"\x01" * 32)
 STRANGER = Account.from_key(b"\x02" * 32)
@@ -306,7 +306,7 @@ class Job:
 
     async def complete(self, reason: str = "length", *, summary: bool = True) -> None:
         """End it as its supervisor would; without ``summary``, as one that died before that."""
-        outcome = await ending.complete(
+        outcome = await completion.complete(
             self._workers,
             await self.start(),
             self._workers.catalog.get(MODEL_ID),
@@ -320,7 +320,7 @@ class Job:
 
     async def fail(self, code: str = "stalled", *, summary: bool = True) -> None:
         """A failure of the mesh."""
-        outcome = await ending.fail(self._workers, await self.start(), code=code)
+        outcome = await completion.fail(self._workers, await self.start(), code=code)
         self._outcome = outcome
         if summary:
             await self.summarize()

@@ -6,10 +6,10 @@ import pytest
 from redis.asyncio import Redis
 
 from market.escrow.reader import Escrow
+from market.resources import Services, open_services
 from market.settings import Settings
 from tests.conftest import OPERATOR_PASSWORD, Chain
 from tests.integration.api_support import Gateway, all_nodes, open_gateway
-from workers.services import Services, open_services
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def escrow(
     chain_services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Escrow]:
     """The contract that those services settle on; a development chain has blocks at once."""
-    monkeypatch.setattr("workers.settlement.run.LOOK", 0.01)
+    monkeypatch.setattr("workers.settlement.task.LOOK", 0.01)
     opened = Escrow.of(chain_services.settings.payments)
     yield opened
     await opened.close()

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from web3.types import RPCEndpoint
 
-from stack.contracts import DevelopmentChain, development_account, write_keystore
+from market.resources import Services
+from stack.dev_chain_client import DevelopmentChain, development_account, write_keystore
 from tests.branching import anvil, running_anvil
 from tests.conftest import OPERATOR_PASSWORD, Chain
 from tests.integration.money import OPERATOR, rich_user, served
-from workers.services import Services
 
 DEPTH = 3
 """Blocks on top of one that is final, as `wait_shortly` has it."""

@@ -16,20 +16,20 @@ from market import ledger
 from market.chain.client import Network
 from market.chain.failover_rpc import Rpc
 from market.chain.open_signer import LocalSigner
+from market.escrow.deploy import DAY
 from market.escrow.reader import Escrow
 from market.jobs.tables import InferenceSession, RouteHop
 from market.money import from_units, to_units
+from market.resources import Services
 from market.settlement.tables import Settlement, SettlementTransaction
 from mesh.errors import ChainUnreachable
-from stack.contracts import development_account
-from stack.deploy import DAY
+from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.factories import fund, session
 from tests.proxy import Proxy, Rule
-from workers import ending
-from workers.lease import Lease
-from workers.services import Services
 from workers.settlement import pauses, settle_due
+from workers.supervisor import completion
+from workers.supervisor.lease import Lease
 
 PROVIDERS = [f"0x{digit * 40}" for digit in "bcd"]
 OPERATOR = development_account(0)
@@ -81,7 +81,7 @@ async def served(
                 )
             )
     model = services.catalog.get(job.model_id)
-    await ending.complete(
+    await completion.complete(
         services,
         Lease(services.sessions, job, seconds=60),
         model,

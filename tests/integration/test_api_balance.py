@@ -12,6 +12,7 @@ from market.db import Sessions
 from market.escrow.event_reader import EventSource
 from market.ledger.postings import post
 from market.money import from_units
+from market.resources import Services
 from tests.conftest import Chain
 from tests.factories import fund
 from tests.integration.api_support import (
@@ -23,8 +24,7 @@ from tests.integration.api_support import (
     request_body,
 )
 from tests.integration.test_chain_events import FAR, Actions
-from workers.chain_events import index
-from workers.services import Services
+from workers.chain_indexer.indexer import index
 
 BALANCE = "/api/billing/balance"
 MOST = from_units(2**96 - 1)

@@ -15,6 +15,7 @@ from moto.server import ThreadedMotoServer
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
+from cli.app import app
 from market.settings import Settings
 from mesh import signed_texts
 from mesh.checkpoint.manifest import NAME, read_manifest
@@ -23,7 +24,6 @@ from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.platform_client.weight_listing import AskPlatform, Wallet
 from node_runner.weights import published_source
 from node_runner.weights.source_selection import weights_of
-from stack.cli import app
 from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.file_server import serving
 from tests.integration.api_served import Served, serve

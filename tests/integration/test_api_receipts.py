@@ -17,6 +17,7 @@ from market.escrow.artifacts import artifact
 from market.escrow.reader import Escrow
 from market.jobs.tables import InferenceSession, NodeContribution
 from market.money import to_units
+from market.resources import Services
 from market.settlement import usage_tree
 from market.settlement.usage_tree import Usage
 from tests.conftest import MODEL_ID, Chain
@@ -28,7 +29,6 @@ from tests.integration.api_support import (
     problem,
 )
 from tests.integration.money import PROVIDERS, SIGNER, rich_user, served
-from workers.services import Services
 from workers.settlement import settle_due
 
 USAGE, EARNINGS = "/api/billing/usage.csv", "/api/provider/earnings.csv"

@@ -16,19 +16,19 @@ from web3 import Web3
 from market import ledger
 from market.escrow.artifacts import artifact
 from market.escrow.batch_lines import pack_lines
+from market.escrow.deploy import Terms
 from market.escrow.escrow_view import EscrowView
 from market.escrow.event_reader import EventSource
 from market.ledger.integrity_check import check
 from market.ledger.tables import SpendingCap
 from market.money import from_units
+from market.resources import Services
 from market.settlement.tables import ChainBlock, ChainEvent, Settlement
 from mesh.errors import ChainError, ReadAgain
-from stack.contracts import development_account
-from stack.deploy import Terms
+from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.factories import session
-from workers.chain_events import follow_chain, index
-from workers.services import Services
+from workers.chain_indexer.indexer import follow_chain, index
 
 FAR = 10**18
 
@@ -424,7 +424,7 @@ async def test_old_hashes_are_forgotten(
     source: EventSource,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workers.chain_events.KEPT_BLOCKS", 3)
+    monkeypatch.setattr("workers.chain_indexer.indexer.KEPT_BLOCKS", 3)
     for _ in range(8):
         actions.pass_by(1)
         await index(chain_services, source)

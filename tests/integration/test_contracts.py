@@ -29,9 +29,9 @@ from web3.types import TxReceipt
 
 from market.escrow.batch_lines import pack_line, pack_lines, unpack_line
 from market.escrow.cap_message import cap_message, sign_cap
-from stack.contracts import development_account
-from stack.deploy import DAY
-from stack.devchain import MNEMONIC
+from market.escrow.deploy import DAY
+from stack.dev_chain import MNEMONIC
+from stack.dev_chain_client import development_account
 
 CONTRACTS = Path(__file__).resolve().parents[2] / "contracts"
 NAMES = ("FarToken", "InferenceEscrow", "SpecificationEscrow")

@@ -8,12 +8,12 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 from web3 import HTTPProvider, Web3
 
+from cli.app import app
 from market.escrow.artifacts import artifact
+from market.escrow.deploy import DAY
 from market.settings import PaymentsSettings
 from market.settings.deployment import Deployment
-from stack.cli import app
-from stack.contracts import development_account, write_keystore
-from stack.deploy import DAY
+from stack.dev_chain_client import development_account, write_keystore
 
 ADMIN, SETTLER, PAUSER, TREASURY = (development_account(index).address for index in (2, 3, 4, 5))
 

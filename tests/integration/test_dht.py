@@ -13,6 +13,7 @@ from hivemind.utils.timed_storage import TimedStorage
 from redis.asyncio import Redis
 from sqlalchemy import update
 
+from discovery.mirror import Mirror
 from market import db
 from market.dht import directory
 from market.jobs.tables import NodeRegistry
@@ -21,7 +22,6 @@ from market.settings import DiscoverySettings
 from mesh import redis_keys
 from mesh.dht import records
 from mesh.dht.peer import Peer
-from stack.mirror import Mirror
 from stack.servers import free_port
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import PROVIDER_WALLET

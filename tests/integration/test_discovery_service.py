@@ -48,7 +48,7 @@ async def service(
         "FAR_DISCOVERY__DHT_OPERATOR_KEY": OPERATOR.seed,
     }
     port = str(free_port())
-    command = [sys.executable, "-m", "stack.cli", "discovery", "--port", port]
+    command = [sys.executable, "-m", "cli.app", "discovery", "--port", port]
     process = subprocess.Popen(command, env=environment)  # noqa: ASYNC220 - takes milliseconds
     yield process, f"http://127.0.0.1:{port}"
     if process.poll() is None:
@@ -81,7 +81,7 @@ async def test_the_service_serves_dies_and_comes_back(
         [dht] = [
             child
             for child in psutil.Process(process.pid).children()
-            if "stack.discovery" in child.cmdline()
+            if "discovery" in child.cmdline()
         ]
         dht.send_signal(signal.SIGKILL)
         await redis.flushall()

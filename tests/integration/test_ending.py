@@ -7,9 +7,9 @@ from sqlalchemy import select
 
 from market import ledger
 from market.jobs.tables import InferenceSession, NodeRegistry
+from market.resources import Services
 from tests.factories import USER, fund
 from tests.integration.money import PROVIDERS, served
-from workers.services import Services
 
 
 async def fund_user(services: Services) -> None:

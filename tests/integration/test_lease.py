@@ -10,11 +10,11 @@ from market import ledger, queue
 from market.jobs import queries
 from market.jobs.tables import InferenceSession, Outbox
 from market.ledger.tables import LedgerTransaction
+from market.resources import Services
 from tests.factories import fund, hop, session
-from workers import ending, lease
-from workers.lease import Lease, LeaseLost
-from workers.services import Services
-from workers.sweep import sweep
+from workers.crons.job_sweeper import sweep
+from workers.supervisor import completion, lease
+from workers.supervisor.lease import Lease, LeaseLost
 
 
 async def pending(services: Services) -> InferenceSession:
@@ -51,7 +51,7 @@ async def run_out(services: Services, job: InferenceSession) -> None:
 
 async def end(services: Services, held: Lease, tokens: int = 10) -> None:
     model = services.catalog.get(held.job.model_id)
-    await ending.complete(
+    await completion.complete(
         services, held, model, tokens=tokens, reason="length", first_token_at=None
     )
 
@@ -96,7 +96,7 @@ async def test_a_supervisor_that_was_overtaken_writes_nothing(services: Services
     with pytest.raises(LeaseLost):
         await end(services, paused)
     with pytest.raises(LeaseLost):
-        await ending.fail(services, paused, code="stalled")
+        await completion.fail(services, paused, code="stalled")
     assert await captures(services) == 0
     await end(services, second)
     assert await captures(services) == 1

@@ -370,7 +370,7 @@ async def test_what_was_not_compared_is_not_called_right(books: Sessions) -> Non
 def run_command(database_url: str, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "FAR_DATABASE_URL": database_url, "FAR_CONFIG": os.devnull}
     return subprocess.run(
-        [sys.executable, "-m", "stack.cli", "ledger", "check", *options],
+        [sys.executable, "-m", "cli.app", "ledger", "check", *options],
         env={**environment, "COLUMNS": "160"},
         capture_output=True,
         text=True,

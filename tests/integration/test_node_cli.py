@@ -21,7 +21,7 @@ from market.nodes import live_registry
 from market.settings import Settings
 from mesh import signed_texts
 from node_runner.service.exit_codes import MISTAKE, START_AGAIN
-from stack.contracts import write_keystore
+from stack.dev_chain_client import write_keystore
 from stack.servers import free_port
 from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.integration.api_served import serve

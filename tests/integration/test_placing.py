@@ -11,6 +11,7 @@ from sqlalchemy import select
 from market.jobs.tables import NodeRegistry
 from market.nodes import live_registry
 from market.placement.tables import PlacementMove
+from market.resources import Services, open_services
 from market.routing.skip_counts import Skips
 from market.routing.skip_reasons import Skip
 from market.settings import Settings
@@ -25,9 +26,8 @@ from tests.integration.api_support import (
     open_gateway,
     problem,
 )
-from workers import placement
-from workers.placement import look
-from workers.services import Services, open_services
+from workers.crons import rebalance as crons_rebalance
+from workers.crons.rebalance import look
 
 OTHER_MODEL = "far/other"
 ROOMY = 10**9
@@ -329,8 +329,8 @@ async def test_a_move_under_way_still_expires_where_none_are_begun_any_more(
     await rebalance(services)
     services.settings.placement.enabled = False
     services.settings.placement.move_limit = 1e-3
-    await placement.rebalance({"services": services})
-    await placement.rebalance({"services": services})
+    await crons_rebalance.rebalance({"services": services})
+    await crons_rebalance.rebalance({"services": services})
     assert [move.state for move in await moves(services)] == ["expired"]
     for node in (first, second):
         assert not (await node.beat(ms=10))["should_rebalance"]

@@ -2,10 +2,10 @@
 
 import pytest
 
+from market.resources import Services
 from tests.branching import anvil, running_anvil
 from tests.reorgs import survive
 from tests.settled_reorgs import settle_on
-from workers.services import Services
 
 
 async def test_the_ledger_survives_reorganisations(services: Services, chain_url: str) -> None:
@@ -26,7 +26,7 @@ async def test_settlement_survives_reorganisations(
     program = anvil()
     if program is None:
         pytest.skip("anvil is not there: run `npm ci` in contracts/")
-    monkeypatch.setattr("workers.settlement.run.LOOK", 0.01)
+    monkeypatch.setattr("workers.settlement.task.LOOK", 0.01)
     with running_anvil(program) as url:
         settled = await settle_on(services, url, reorganisations=8, deepest=64, seed=1)
     assert settled.taken_back > 0

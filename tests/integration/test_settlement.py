@@ -13,8 +13,9 @@ from market.escrow.reader import Escrow
 from market.jobs.tables import NodeContribution
 from market.ledger.integrity_check import check
 from market.money import from_units, to_units
+from market.resources import Services
 from market.settlement.tables import ChainNonce
-from stack.contracts import development_account
+from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.integration.money import (
     OPERATOR,
@@ -33,8 +34,7 @@ from tests.integration.money import (
     transactions,
 )
 from tests.proxy import Call, deafness
-from workers.chain_events import index
-from workers.services import Services
+from workers.chain_indexer.indexer import index
 from workers.settlement import settle_due
 
 

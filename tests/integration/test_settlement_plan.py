@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from market.escrow.reader import Escrow
+from market.resources import Services
 from market.settlement.tables import SettlementPause
 from tests.conftest import OPERATOR_PASSWORD, Chain
 from tests.integration.money import (
@@ -19,9 +20,8 @@ from tests.integration.money import (
     served,
     transactions,
 )
-from workers.services import Services
 from workers.settlement import pauses, settle_due
-from workers.settlement.plan import describe, make_plan
+from workers.settlement.preview import describe, make_plan
 
 
 async def test_a_dry_run_says_what_would_happen_and_does_nothing(
@@ -71,7 +71,7 @@ async def test_the_command_line_plans_and_resumes(
     }
 
     def far_mesh(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "stack.cli", "settle", *arguments]
+        command = [sys.executable, "-m", "cli.app", "settle", *arguments]
         return subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=120
         )

@@ -9,9 +9,10 @@ from market.chain.kms_signer import KmsSigner
 from market.chain.open_signer import LocalSigner
 from market.escrow.reader import Escrow
 from market.jobs.tables import InferenceSession
+from market.resources import Services
 from market.settlement.tables import Settlement, SettlementTransaction
 from mesh.errors import ChainError, SettlementPaused
-from stack.contracts import development_account
+from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.integration.money import (
     OPERATOR,
@@ -31,9 +32,8 @@ from tests.integration.money import (
 )
 from tests.kms import REGION, new_key, running_kms
 from tests.proxy import deafness
-from workers.services import Services
-from workers.settlement import collect, leaving_out, settle_due, submit
-from workers.settlement.context import Run
+from workers.settlement import collect, exclusions, settle_due, submit
+from workers.settlement.run_context import Run
 
 
 async def test_two_settlers_at_once_are_one(
@@ -116,7 +116,7 @@ async def test_a_batch_that_another_settler_has_posted_is_not_replaced(
     async with chain_services.sessions.begin() as db:
         await db.execute(SettlementTransaction.__table__.delete())
     with pytest.raises(ChainError, match="another settler"):
-        await leaving_out.replace(run, closed, {"CapExceeded": [job]}, signed=0)
+        await exclusions.replace(run, closed, {"CapExceeded": [job]}, signed=0)
     assert [batch.status for batch in await batches(chain_services)] == ["confirmed"]
 
 
@@ -128,7 +128,7 @@ async def test_a_batch_that_another_settler_has_signed_is_not_replaced(
     job, closed = await one_closed(run, chain)
     await submit.sign(run, closed)
     with pytest.raises(ChainError, match="another settler"):
-        await leaving_out.replace(run, closed, {"CapExceeded": [job]}, signed=0)
+        await exclusions.replace(run, closed, {"CapExceeded": [job]}, signed=0)
     assert (await session_of(chain_services, job)).settlement_id == closed.id
     assert [batch.status for batch in await batches(chain_services)] == ["signed"]
 
@@ -138,7 +138,7 @@ async def test_a_batch_that_another_settler_has_replaced_is_not_signed(
 ) -> None:
     run = Run(chain_services, escrow, SIGNER)
     job, closed = await one_closed(run, chain)
-    await leaving_out.replace(run, closed, {"CapExceeded": [job]}, signed=0)
+    await exclusions.replace(run, closed, {"CapExceeded": [job]}, signed=0)
     with pytest.raises(ChainError, match="another settler"):
         await submit.sign(run, closed)
     assert await transactions(chain_services) == []

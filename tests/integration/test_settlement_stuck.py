@@ -12,6 +12,7 @@ from sqlalchemy import select
 from market import metrics
 from market.escrow.reader import Escrow
 from market.jobs.tables import NodeContribution
+from market.resources import Services
 from market.settlement.tables import Settlement
 from tests.conftest import Chain
 from tests.integration.manual_chain import (
@@ -33,7 +34,6 @@ from tests.integration.money import (
     batches,
     transactions,
 )
-from workers.services import Services
 from workers.settlement import settle_due
 
 pytestmark = needs_anvil

@@ -8,13 +8,14 @@ from sqlalchemy import select, update
 from web3 import Web3
 
 from market import ledger, metrics
+from market.escrow.deploy import DAY
 from market.escrow.reader import Escrow
 from market.jobs.tables import InferenceSession, NodeContribution
 from market.money import from_units
+from market.resources import Services
 from market.settlement.tables import Settlement, SettlementTransaction
 from mesh.errors import SettlementPaused, SettlementRefused
-from stack.contracts import development_account
-from stack.deploy import DAY
+from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.integration.money import (
     POOR,
@@ -37,7 +38,6 @@ from tests.integration.money import (
     transactions,
 )
 from tests.proxy import Call, is_send, muteness
-from workers.services import Services
 from workers.settlement import pauses, settle_due
 
 

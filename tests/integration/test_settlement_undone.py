@@ -10,7 +10,8 @@ from market import ledger, metrics
 from market.escrow.reader import Escrow
 from market.jobs.tables import NodeContribution
 from market.money import from_units
-from stack.contracts import development_account
+from market.resources import Services
+from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.integration.manual_chain import (
     DEPTH,
@@ -37,7 +38,6 @@ from tests.integration.money import (
     transactions,
 )
 from tests.proxy import deafness
-from workers.services import Services
 from workers.settlement import settle_due
 
 pytestmark = needs_anvil

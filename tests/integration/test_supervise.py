@@ -16,14 +16,14 @@ from market.jobs import live_session
 from market.jobs.tables import InferenceSession, RouteHop
 from market.nodes import live_registry
 from market.prompt_vault import PromptText
+from market.resources import Services
 from market.routing.skip_counts import skipped
 from mesh import redis_keys, wire
 from mesh.route_record import LiveRoute
 from tests.conftest import MODEL_ID
 from tests.factories import fund, session
 from tests.integration.api_support import LAYERS, node
-from workers.services import Services
-from workers.supervise import supervise
+from workers.supervisor.supervisor import supervise
 
 WHOLE = {"start_layer": 0, "end_layer": LAYERS}
 POSITIONS = 103
@@ -103,7 +103,7 @@ async def test_while_a_job_waits_the_nodes_that_are_there_hear_why(
     services: Services, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at each look: a job may wait for a quarter of an hour."""
-    monkeypatch.setattr("workers.supervise.COUNT", 2.0)
+    monkeypatch.setattr("workers.supervisor.supervisor.COUNT", 2.0)
     job = await submit(services)
     await live_registry.announce(redis, node(0), ttl=3600)
     await redis.set(redis_keys.pulse("node_0"), POSITIONS, ex=3600)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.chain_effects import cap_after
+from workers.chain_indexer.ledger_effects import cap_after
 
 RAISED, ASKED = "CapRaised", "CapLoweringRequested"
 CANCELLED, LOWERED = "CapLoweringCancelled", "CapLowered"

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from market.jobs.bill import make_bill
 from market.money import fee_of, floor_far, from_units, plain, split, times, to_units
 from market.placement.solver import even_split
 from tests.factories import hop
-from workers.accounting import make_bill
 
 UNITS = st.integers(min_value=0, max_value=10**30)
 NAMES = st.text(alphabet="abcdef0123456789", min_size=1, max_size=8)

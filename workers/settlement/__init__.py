@@ -24,6 +24,6 @@ transaction itself), the next run asks the contract and goes on. The one thing t
 is to put a generation into a second batch while the first can still be mined: see `leaving_out`.
 """
 
-from workers.settlement.run import settle, settle_due
+from workers.settlement.task import settle, settle_due
 
 __all__ = ["settle", "settle_due"]

@@ -6,12 +6,12 @@ import sys
 
 from market.chain.open_signer import open_signer
 from market.escrow.reader import Escrow
+from market.resources import open_services
 from market.settings import Settings
 from mesh import log
 from mesh.errors import MeshError
-from workers.services import open_services
 from workers.settlement import pauses
-from workers.settlement.plan import describe, make_plan
+from workers.settlement.preview import describe, make_plan
 
 
 async def dry_run(settings: Settings) -> list[str]:

@@ -13,11 +13,11 @@ from market import ledger
 from market.jobs.tables import InferenceSession
 from market.money import from_units, plain
 from market.settings import PaymentsSettings
+from market.settlement.batch_draft import Draft, fitting, make_draft
 from market.settlement.tables import Settlement, StoredTree
 from market.settlement.usage_lines import Contributions, contributions_of
 from mesh.errors import SettlementMismatch
-from workers.settlement.context import Run
-from workers.settlement.draft import Draft, fitting, make_draft
+from workers.settlement.run_context import Run
 from workers.settlement.steps import Progress, Step, step
 
 log = structlog.get_logger()

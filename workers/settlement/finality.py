@@ -7,8 +7,8 @@ from market import ledger, metrics
 from market.jobs.tables import InferenceSession, NodeContribution
 from market.money import ZERO, from_units, plain
 from market.settlement.tables import Settlement
-from workers.settlement.context import Run, contract_batch
 from workers.settlement.reconcile import receipts_of
+from workers.settlement.run_context import Run, contract_batch
 from workers.settlement.steps import Progress, Step, step
 
 log = structlog.get_logger()

@@ -13,7 +13,7 @@ from market.money import PLACES, from_units, plain
 from market.settings import PaymentsSettings
 from market.settlement.tables import Settlement, SettlementPause
 from mesh.errors import ChainError, SettlementPaused
-from workers.settlement.context import Run
+from workers.settlement.run_context import Run
 from workers.settlement.steps import Step, step
 
 log = structlog.get_logger()

@@ -9,8 +9,8 @@ from market.chain.client import Receipt
 from market.settlement.tables import Settlement, SettlementTransaction
 from mesh.errors import SettlementMismatch
 from workers.settlement import submit
-from workers.settlement.context import Run, contract_batch
 from workers.settlement.pauses import Reason, pause
+from workers.settlement.run_context import Run, contract_batch
 from workers.settlement.steps import Progress, Step, step
 
 log = structlog.get_logger()

@@ -12,9 +12,9 @@ from market.chain.client import Sent
 from market.chain.transactions import Fees, SignedTransaction, sign_transaction
 from market.settlement.tables import ChainNonce, Settlement, SettlementTransaction
 from mesh.errors import ChainError, SettlementRefused
-from workers.settlement import leaving_out
-from workers.settlement.context import Run, contract_batch
+from workers.settlement import exclusions
 from workers.settlement.pauses import Reason, alert, check_gas_money
+from workers.settlement.run_context import Run, contract_batch
 from workers.settlement.steps import Progress, Step, step
 
 log = structlog.get_logger()
@@ -37,7 +37,7 @@ async def sign(run: Run, batch: Settlement) -> Progress:
         except SettlementRefused as refused:
             refusal = refused
     if refusal is not None:
-        return await leaving_out.mend(run, batch, refusal)
+        return await exclusions.mend(run, batch, refusal)
     with step(Step.SIGN):
         chain_id = await run.network.chain_id()
         fees = (await run.network.fees()).capped(run.fee_ceiling)

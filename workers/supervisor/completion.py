@@ -9,11 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market import ledger, metrics
 from market.catalog.models import Model
 from market.jobs import queries
+from market.jobs.bill import Bill, make_bill
 from market.jobs.tables import InferenceSession, NodeContribution, RouteHop
 from market.money import plain
-from workers.accounting import Bill, make_bill
-from workers.lease import Lease, LeaseLost
-from workers.services import Services
+from market.resources import Services
+from workers.supervisor.lease import Lease, LeaseLost
 
 log = structlog.get_logger()
 

@@ -20,7 +20,7 @@ from market.nodes.live_registry import Node
 from market.placement import cluster, rebalances, speed_averages
 from market.placement.solver import Policy, propose, throughput
 from market.placement.tables import UNDER_WAY, PlacementMove
-from workers.services import Services
+from market.resources import Services
 
 log = structlog.get_logger()
 

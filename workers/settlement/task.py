@@ -13,18 +13,18 @@ from web3.exceptions import Web3Exception
 
 from market.chain.open_signer import Signer, configured, open_signer
 from market.escrow.reader import Escrow
+from market.resources import Services
 from market.settlement.tables import Settlement
 from mesh.errors import ChainError, ChainUnreachable, SettlementMismatch, SettlementPaused
-from workers.services import Services
 from workers.settlement import pauses, submit
-from workers.settlement.awake import keep_awake
 from workers.settlement.collect import close
-from workers.settlement.context import Run
+from workers.settlement.dormancy import keep_awake
 from workers.settlement.finality import finish
 from workers.settlement.pauses import Reason
 from workers.settlement.reconcile import reconcile
+from workers.settlement.reorg import take_back
+from workers.settlement.run_context import Run
 from workers.settlement.steps import Progress
-from workers.settlement.taking_back import take_back
 
 log = structlog.get_logger()
 

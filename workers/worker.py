@@ -12,16 +12,16 @@ from prometheus_client import start_http_server
 from redis.exceptions import RedisError
 
 from market import queue
+from market.resources import open_services
 from market.settings import Settings
 from mesh import log
 from mesh.redis_keys import WORKER_QUEUE
-from workers.chain_events import follow_chain
-from workers.check import check_ledger
-from workers.placement import rebalance
-from workers.services import open_services
+from workers.chain_indexer.indexer import follow_chain
+from workers.crons.job_sweeper import send_outbox, sweep
+from workers.crons.ledger_check import check_ledger
+from workers.crons.rebalance import rebalance
 from workers.settlement import settle
-from workers.supervise import supervise
-from workers.sweep import send_outbox, sweep
+from workers.supervisor.supervisor import supervise
 
 events = structlog.get_logger()
 

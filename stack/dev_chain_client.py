@@ -10,9 +10,9 @@ from web3 import Web3
 
 from market.escrow.artifacts import artifact
 from market.escrow.cap_message import cap_message, sign_cap
+from market.escrow.deploy import Roles, Terms, deploy
 from market.settings.deployment import Deployment
-from stack.deploy import Roles, Terms, deploy
-from stack.devchain import MNEMONIC
+from stack.dev_chain import MNEMONIC
 
 GAS_MONEY = Web3.to_wei(1, "ether")
 

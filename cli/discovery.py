@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from stack.processes import STOP_LIMIT
+STOP_LIMIT = 15.0
+"""Seconds that a process gets to end in order before it is killed."""
 
 LOOK = 0.2
 """Seconds between looks for a process that died."""
@@ -34,7 +35,7 @@ def discovery(
     ] = False,
 ) -> None:
     """Run the discovery service: its API, and the DHT's peer (port 31337) with the mirror."""
-    dht = [sys.executable, "-m", "stack.discovery"]
+    dht = [sys.executable, "-m", "discovery"]
     if print_peers:
         raise typer.Exit(subprocess.run([*dht, "--print-peers"], check=False).returncode)
     api = [sys.executable, "-m", "uvicorn", "--factory", "api.discovery_app:create_app"]

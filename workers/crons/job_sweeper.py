@@ -6,8 +6,8 @@ import structlog
 
 from market import queue
 from market.jobs import queries
-from workers import lease
-from workers.services import Services
+from market.resources import Services
+from workers.supervisor import lease
 
 log = structlog.get_logger()
 

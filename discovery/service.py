@@ -1,25 +1,22 @@
-"""The DHT's side of the discovery service: `python -m stack.discovery`.
+"""The DHT's side of the discovery service.
 
 A peer on port 31337, and the mirror. It ends when its peer does: whoever started it starts it
 again, with the same identity, so that nobody has to be told another address.
 """
 
-import argparse
 import asyncio
 import signal
-import sys
 
 import structlog
 from prometheus_client import start_http_server
 from redis.asyncio import Redis
 
+from discovery.mirror import Mirror
 from market import db, metrics
 from market.catalog.models import Catalog
 from market.settings import DiscoverySettings, Settings
-from mesh import log
 from mesh.dht.peer import Peer
 from mesh.dht.signing_keys import SigningKey
-from stack.mirror import Mirror
 
 REDIS_TIMEOUT = 5.0
 """Seconds after which a Redis that says nothing counts as unreachable."""
@@ -139,20 +136,3 @@ async def _wait(stop: asyncio.Event, seconds: float) -> None:
             await stop.wait()
     except TimeoutError:
         pass
-
-
-def main() -> None:
-    """Run until told to stop."""
-    parser = argparse.ArgumentParser(prog="python -m stack.discovery", description=__doc__)
-    parser.add_argument("--print-peers", action="store_true", help="show what to hand out, and end")
-    what = print_peers if parser.parse_args().print_peers else serve
-    settings = Settings()
-    log.configure(json=settings.log_json)
-    try:
-        sys.exit(asyncio.run(what(settings)))
-    except CannotDiscover as error:
-        sys.exit(f"far-mesh: {error}")
-
-
-if __name__ == "__main__":
-    main()

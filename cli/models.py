@@ -8,9 +8,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from market.catalog.weight_uploads import Bucket
 from mesh.checkpoint.manifest import NAME, Manifest, make_manifest, published_files
 from mesh.errors import MeshError
-from stack.uploading import Bucket
 
 app = typer.Typer(help="Models' weights.", no_args_is_help=True)
 console = Console(highlight=False)

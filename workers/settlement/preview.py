@@ -11,14 +11,14 @@ from market.chain.transactions import Fees
 from market.escrow.reader import Escrow
 from market.jobs.tables import InferenceSession
 from market.money import ZERO, from_units, plain
+from market.resources import Services
+from market.settlement.batch_draft import Draft
 from market.settlement.tables import Settlement, SettlementPause
 from mesh.errors import SettlementRefused
-from workers.services import Services
 from workers.settlement import pauses
 from workers.settlement.collect import draft_of, due, is_due
-from workers.settlement.context import Run, contract_batch
-from workers.settlement.draft import Draft
-from workers.settlement.leaving_out import CEILING, USERS_FAULT, beyond
+from workers.settlement.exclusions import CEILING, USERS_FAULT, beyond
+from workers.settlement.run_context import Run, contract_batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from market.geo.distance import Coordinates
 from market.jobs.tables import InferenceSession
 from market.nodes import live_registry
 from market.nodes.live_registry import Node, Sighting
+from market.resources import Services
 from market.routing import route_search, tiers
 from market.routing.skip_reasons import explain
-from workers.services import Services
 
 
 class Hop(NamedTuple):

@@ -6,8 +6,8 @@ import structlog
 
 from market.escrow.escrow_view import EscrowView
 from market.ledger.integrity_check import check, publish
+from market.resources import Services
 from mesh.errors import ChainError
-from workers.services import Services
 
 log = structlog.get_logger()
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from market.jobs.tables import InferenceSession
 from market.prompt_vault import PromptText
 from mesh.wire import Open, OpenEdge, Place, Prompt, Resume, Sampling
-from workers.routes import Hop
+from workers.supervisor.route_finder import Hop
 
 
 def openings(

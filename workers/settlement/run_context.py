@@ -8,9 +8,9 @@ from market import db
 from market.chain.client import Network
 from market.chain.open_signer import Signer
 from market.escrow.reader import Batch, Escrow
+from market.resources import Services
 from market.settings import PaymentsSettings
 from market.settlement.tables import Settlement, SettlementTransaction
-from workers.services import Services
 
 WEI_PER_GWEI = 10**9
 

@@ -30,7 +30,7 @@ from market.settings import ModelSettings
 from market.settings.deployment import Deployment
 from mesh import redis_keys
 from mesh.errors import MeshError
-from stack.contracts import DevelopmentChain, development_account, write_keystore
+from stack.dev_chain_client import DevelopmentChain, development_account, write_keystore
 from stack.processes import Child, Processes
 from stack.servers import (
     START_LIMIT,
@@ -201,7 +201,7 @@ class Stack:
 
     def start_discovery(self) -> Child:
         """The DHT's peer and mirror; the discovery API is the gateway's."""
-        return self.processes.start_python("dht", ["-m", "stack.discovery"], self._environment())
+        return self.processes.start_python("dht", ["-m", "discovery"], self._environment())
 
     def start_worker(self, index: int) -> Child:
         name = f"worker-{index}"
@@ -305,7 +305,7 @@ class Stack:
         if anvil:
             self.processes.start("chain", [anvil, "--port", port, "--silent"], {})
         else:
-            self.processes.start_python("chain", ["-m", "stack.devchain", "--port", port], {})
+            self.processes.start_python("chain", ["-m", "stack.dev_chain", "--port", port], {})
         give_up = time.monotonic() + START_LIMIT
         while not port_in_use(self.plan.chain_port):
             self.processes.check()

@@ -17,8 +17,8 @@ from market.settlement.tables import Settlement, SettlementTransaction
 from market.settlement.usage_lines import contributions_of
 from mesh.errors import ChainError, SettlementRefused
 from workers.settlement.collect import draft_of, store
-from workers.settlement.context import Run, contract_batch
 from workers.settlement.pauses import Reason, alert
+from workers.settlement.run_context import Run, contract_batch
 from workers.settlement.steps import Progress, Step, step
 
 log = structlog.get_logger()

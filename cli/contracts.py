@@ -13,10 +13,10 @@ from web3 import Web3
 from web3.exceptions import Web3Exception
 
 from market.chain.open_signer import unlock
+from market.escrow.deploy import DAY, Roles, Terms
+from market.escrow.deploy import deploy as deploy_contracts
 from market.money import to_units
 from mesh.errors import MeshError
-from stack.deploy import DAY, Roles, Terms
-from stack.deploy import deploy as deploy_contracts
 
 app = typer.Typer(help="The contracts on a chain.", no_args_is_help=True)
 console = Console(highlight=False)

@@ -19,10 +19,10 @@ from web3.exceptions import Web3Exception
 
 from market import metrics
 from market.escrow.event_reader import Block, Event, EventSource, Reading
+from market.resources import Services
 from market.settlement.tables import ChainBlock, ChainCursor, ChainEvent
 from mesh.errors import ChainError, ReadAgain, Reorganised
-from workers import chain_effects
-from workers.services import Services
+from workers.chain_indexer import ledger_effects
 
 log = structlog.get_logger()
 
@@ -165,11 +165,11 @@ async def _take_back(db: AsyncSession, contract: str, above: int) -> list[Event]
     reverted = []
     for row in rows:
         event = _event(row)
-        await chain_effects.reverse(db, event, row.reference)
+        await ledger_effects.reverse(db, event, row.reference)
         row.status = "reverted"
         reverted.append(event)
     await db.flush()
-    await chain_effects.follow_caps(db, contract, reverted)
+    await ledger_effects.follow_caps(db, contract, reverted)
     return reverted
 
 
@@ -180,7 +180,7 @@ async def _store(services: Services, contract: str, known: Block, reading: Readi
             return None
         gone = await _replace_pending(db, contract, reading)
         applied = await _apply(db, contract, reading.confirmed.number)
-        await chain_effects.follow_caps(db, contract, [*gone, *reading.events])
+        await ledger_effects.follow_caps(db, contract, [*gone, *reading.events])
         if reading.confirmed != known:
             # Those of events as well: then nothing is taken back that is older than a fork.
             counted = {event.block_number: event.block_hash for event in applied}
@@ -248,7 +248,7 @@ async def _apply(db: AsyncSession, contract: str, confirmed: int) -> list[Event]
     applied = []
     for row in rows:
         event = _event(row)
-        row.reference = await chain_effects.apply(db, event)
+        row.reference = await ledger_effects.apply(db, event)
         row.status = "applied"
         applied.append(event)
     await db.flush()

@@ -11,8 +11,8 @@ from sqlalchemy import func, select, update
 from market import ledger
 from market.jobs.tables import InferenceSession, NodeContribution
 from market.settlement.tables import Settlement
-from workers.settlement.context import Run
 from workers.settlement.pauses import Reason, alert
+from workers.settlement.run_context import Run
 from workers.settlement.steps import Step, step
 
 

@@ -14,16 +14,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cli import contracts, models
+from cli.discovery import discovery
 from market import db, migrations
 from market.escrow.escrow_view import EscrowView
 from market.ledger.integrity_check import Report, check
 from market.settings import Settings
 from mesh.errors import ChainError
-from stack import contracts_cli, models_cli
 from stack import demo as demonstration
-from stack.discovery_cli import discovery
+from stack.development_stack import DEMO_MODEL, DEMO_MODEL_ID, Plan, Stack
 from stack.servers import StackError, free_port
-from stack.supervisor import DEMO_MODEL, DEMO_MODEL_ID, Plan, Stack
 
 app = typer.Typer(
     help="Run the whole mesh on this machine: API, worker, nodes, Redis, Postgres and a chain.",
@@ -31,8 +31,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(contracts_cli.app, name="contracts")
-app.add_typer(models_cli.app, name="models")
+app.add_typer(contracts.app, name="contracts")
+app.add_typer(models.app, name="models")
 app.command()(discovery)
 ledger_app = typer.Typer(help="The books.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
@@ -174,7 +174,12 @@ def _running(plan: Plan) -> Iterator[Stack]:
         signal.signal(number, signal.default_int_handler)
     try:
         with console.status("Starting ...") as status:
-            stack = Stack(plan, say=lambda line: (status.update(line), console.print(f"· {line}")))
+
+            def say(line: str) -> None:
+                status.update(line)
+                console.print(f"· {line}")
+
+            stack = Stack(plan, say)
             stack.start()
         try:
             yield stack

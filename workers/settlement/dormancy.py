@@ -7,9 +7,9 @@ have his answers, and his deposit back before they are settled.
 
 import structlog
 
+from market.settlement.batch_draft import empty_draft
 from workers.settlement.collect import store
-from workers.settlement.context import Run
-from workers.settlement.draft import empty_draft
+from workers.settlement.run_context import Run
 from workers.settlement.steps import Progress, Step, step
 
 log = structlog.get_logger()

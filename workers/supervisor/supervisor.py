@@ -21,14 +21,14 @@ from market.jobs.live_session import Delivered
 from market.jobs.tables import InferenceSession, RouteHop
 from market.nodes import live_registry
 from market.nodes.live_registry import Node
+from market.resources import Services
 from mesh.route_record import LiveRoute
 from mesh.wire import Cancel, Close, Ended, Note, Ping, Pong, Refused
 from mesh.wire.refusal_codes import LOST, code_of
-from workers import ending, lease
-from workers.lease import Lease, LeaseLost
-from workers.opening import openings
-from workers.routes import Hop, Routes
-from workers.services import Services
+from workers.supervisor import completion, lease
+from workers.supervisor.lease import Lease, LeaseLost
+from workers.supervisor.open_messages import openings
+from workers.supervisor.route_finder import Hop, Routes
 
 log = structlog.get_logger()
 
@@ -378,7 +378,7 @@ class Supervisor:
         ttl = self._limits.stream_ttl
         tokens = await live_session.seal(self._redis, self._id, ttl=ttl)
         if over.code is None:
-            outcome = await ending.complete(
+            outcome = await completion.complete(
                 self._services,
                 self._lease,
                 self._model,
@@ -387,7 +387,7 @@ class Supervisor:
                 first_token_at=await live_session.first_token_at(self._redis, self._id),
             )
         else:
-            outcome = await ending.fail(self._services, self._lease, code=over.code)
+            outcome = await completion.fail(self._services, self._lease, code=over.code)
         await live_session.finish(self._redis, self._id, outcome, ttl=ttl)
         await self._close(self._route, self._epoch)
 

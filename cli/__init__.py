@@ -1,0 +1,1 @@
+"""`far-mesh`: what an operator types."""

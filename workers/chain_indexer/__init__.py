@@ -1,0 +1,1 @@
+"""The escrow's events, counted into the ledger."""

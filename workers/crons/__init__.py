@@ -1,0 +1,1 @@
+"""What runs now and then, under a lock: the sweeper, the ledger check, rebalances."""

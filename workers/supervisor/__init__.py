@@ -1,0 +1,1 @@
+"""One generation, from its lease to its completion."""
