@@ -5,23 +5,13 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 
-from api import problems, web
-from api.routes import (
-    auth,
-    billing,
-    discovery,
-    generation,
-    health,
-    machines,
-    models,
-    nodes,
-    phonebook,
-    probe,
-    provider,
-    receipts,
-    relay,
-)
-from api.services import open_services
+from api import web
+from api.http import problem_details, time_range
+from api.http.services import open_services
+from api.routes import auth, billing, health, machines, nodes, provider, relay, weights
+from api.routes.discovery import dht, probe
+from api.routes.discovery import nodes as discovery_nodes
+from api.routes.inference import generate
 from market.settings import Settings
 from mesh import log
 from mesh.relay import EXCHANGE_PATH
@@ -31,18 +21,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The gateway over the given settings, or those of the environment."""
     app = assemble(
         settings or Settings(),
-        generation.router,
-        receipts.router,
+        generate.router,
+        time_range.router,
         billing.router,
         auth.router,
         machines.router,
         nodes.router,
-        models.router,
+        weights.router,
         relay.router,
         provider.router,
-        discovery.router,
-        discovery.service,
-        phonebook.router,
+        discovery_nodes.router,
+        discovery_nodes.service,
+        dht.router,
         probe.router,
         health.router,
         title="Far Mesh",
@@ -67,9 +57,9 @@ def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) 
         summary=summary,
         version="0.1.0",
         lifespan=lifespan,
-        responses=problems.RESPONSES,
+        responses=problem_details.RESPONSES,
     )
-    problems.install(
+    problem_details.install(
         app,
         max_body_bytes=settings.limits.max_body_bytes,
         unlimited={EXCHANGE_PATH},  # hidden states; it reads them itself, of nodes only

@@ -8,8 +8,8 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.http.services import Services
 from api.schemas.base import Balance, CapLowering, Spending, Withdrawal, shown
-from api.services import Services
 from market import ledger
 from market.ledger.tables import SpendingCap
 from market.money import ZERO, from_units, plain

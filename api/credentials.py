@@ -4,7 +4,7 @@ import time
 
 from pydantic import BaseModel
 
-from api.services import Services
+from api.http.services import Services
 from market.dht import directory
 from mesh.dht.records import issue
 from mesh.dht.signing_keys import SigningKey

@@ -11,7 +11,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from api.services import Services
+from api.http.services import Services
 from mesh import redis_keys, signed_texts
 from mesh.errors import (
     AccessDenied,

@@ -7,7 +7,9 @@ serves this. What nodes need besides (relay, weights, probes, machines) is the g
 from fastapi import FastAPI
 
 from api.app import assemble
-from api.routes import auth, discovery, health, nodes, phonebook
+from api.routes import auth, health, nodes
+from api.routes.discovery import dht
+from api.routes.discovery import nodes as discovery_nodes
 from market.settings import Settings
 
 
@@ -17,9 +19,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings or Settings(),
         auth.router,
         nodes.router,
-        discovery.router,
-        discovery.service,
-        phonebook.router,
+        discovery_nodes.router,
+        discovery_nodes.service,
+        dht.router,
         health.router,
         title="Far Discovery Service",
         summary="Who serves which layers of which model.",

@@ -8,9 +8,9 @@ from typing import Any
 import structlog
 from sqlalchemy import func, select, update
 
-from api.problems import OUTAGES, unavailable
+from api.http.problem_details import OUTAGES, unavailable
+from api.http.services import Services
 from api.schemas.base import NodeHealth
-from api.services import Services
 from market.jobs.tables import NodeRegistry
 from market.nodes import live_registry
 from market.nodes.live_registry import Registration

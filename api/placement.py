@@ -9,8 +9,8 @@ import structlog
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.http.services import Services
 from api.schemas.base import NodeHealth, NodeRegistration
-from api.services import Services
 from market.catalog.models import Model
 from market.jobs.tables import NodeRegistry
 from market.nodes import live_registry

@@ -7,8 +7,8 @@ from redis.asyncio import Redis
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.http.services import Services
 from api.schemas.base import EarningsPoint, NodeState, NodeView, ProviderStats, shown
-from api.services import Services
 from market import ledger
 from market.jobs.tables import InferenceSession, NodeContribution, NodeRegistry, RouteHop
 from market.money import ZERO, plain

@@ -12,10 +12,10 @@ from fastapi import Request
 from redis.exceptions import RedisError
 from sqlalchemy import select
 
-from api.problems import OUTAGES, unavailable
+from api.http.problem_details import OUTAGES, unavailable
+from api.http.services import Services
 from api.schemas.base import InferenceSession as JobView
 from api.schemas.base import NodeContribution, SessionStatus, Tier, shown
-from api.services import Services
 from market.jobs import live_session, queries
 from market.jobs.live_session import Delivered, Summary, index_of
 from market.jobs.tables import InferenceSession

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.http.services import Services
 from api.schemas.base import NodeContribution as Part
 from api.schemas.base import Receipt, ReceiptBatch, ReceiptStatus, UsageLine, shown
-from api.services import Services
 from market.jobs import queries
 from market.jobs.tables import InferenceSession, NodeContribution
 from market.money import ZERO, plain

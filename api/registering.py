@@ -11,10 +11,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import placement
-from api.auth import issue_token, machine_of, use_nonce
 from api.credentials import DhtAccess, dht_access
+from api.http.authentication import issue_token, machine_of, use_nonce
+from api.http.services import Services
 from api.schemas.base import NodeRegistration
-from api.services import Services
 from market.jobs.tables import NodeRegistry
 from market.nodes import live_registry
 from market.placement import rebalances

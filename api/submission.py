@@ -14,9 +14,9 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.problems import OUTAGES
+from api.http.problem_details import OUTAGES
+from api.http.services import Services
 from api.schemas.base import ModelId, RequestBody, Tier
-from api.services import Services
 from market import ledger, metrics, queue
 from market.catalog.models import Model
 from market.geo.distance import Coordinates

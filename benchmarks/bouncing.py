@@ -16,7 +16,7 @@ from eth_account import Account
 from redis.asyncio import Redis
 from websockets.asyncio.client import ClientConnection, connect
 
-from api.relay.line import Command, Line
+from api.relay.pipelined_connection import Command, Line
 from mesh import redis_keys, relay, wire
 from mesh.relay import Hello, Inbox, Pulse, Push, Sent
 from mesh.route_record import LiveRoute

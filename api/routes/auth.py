@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from siwe import SiweMessage
 
-from api.auth import hand_out_nonce, issue_token, use_nonce
-from api.limits import address_of, limit
+from api.http.authentication import hand_out_nonce, issue_token, use_nonce
+from api.http.rate_limits import address_of, limit
+from api.http.services import WithServices
 from api.schemas.base import RequestBody, WalletAddress
-from api.services import WithServices
 from mesh import signed_texts
 from mesh.errors import (
     DomainMismatch,

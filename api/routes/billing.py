@@ -3,9 +3,9 @@
 from fastapi import APIRouter
 
 from api import balance
-from api.auth import LoggedIn
+from api.http.authentication import LoggedIn
+from api.http.services import WithServices
 from api.schemas.base import Balance
-from api.services import WithServices
 
 router = APIRouter()
 

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.services import WithServices
+from api.http.services import WithServices
 from market import metrics
 from market.nodes import live_registry
 

@@ -8,10 +8,10 @@ from pydantic import BaseModel, Field
 from sqlalchemy import func, select, update
 
 from api import device_codes
-from api.auth import Bearer, LoggedIn, issue_machine_token, owner_of_machine
-from api.limits import address_of, limit
+from api.http.authentication import Bearer, LoggedIn, issue_machine_token, owner_of_machine
+from api.http.rate_limits import address_of, limit
+from api.http.services import Services, WithServices
 from api.schemas.base import MachineName, RequestBody, WalletAddress
-from api.services import Services, WithServices
 from market.identity.tables import Machine
 from market.jobs.tables import NodeRegistry
 from market.nodes import live_registry

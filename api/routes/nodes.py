@@ -7,8 +7,9 @@ from pydantic import BaseModel
 from sqlalchemy import func, select
 
 from api import heartbeats, placement, providers, registering
-from api.auth import Bearer, CallingRegistration
-from api.limits import address_of, limit
+from api.http.authentication import Bearer, CallingRegistration
+from api.http.rate_limits import address_of, limit
+from api.http.services import WithServices
 from api.registering import Registered
 from api.schemas.base import (
     Earnings,
@@ -18,7 +19,6 @@ from api.schemas.base import (
     WalletAddress,
     shown,
 )
-from api.services import WithServices
 from market import ledger
 from market.jobs.tables import InferenceSession, NodeContribution, NodeRegistry
 from market.money import ZERO, plain

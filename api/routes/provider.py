@@ -5,9 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api import providers
-from api.auth import Bearer, may_see_node, wallet_of_user
+from api.http.authentication import Bearer, may_see_node, wallet_of_user
+from api.http.services import Services, WithServices
 from api.schemas.base import EarningsPoint, NodeView, ProviderStats, WalletAddress
-from api.services import Services, WithServices
 from market.jobs.tables import NodeRegistry
 from mesh.errors import NodeNotFound
 

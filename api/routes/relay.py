@@ -9,11 +9,11 @@ from fastapi.security import HTTPAuthorizationCredentials
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import ClientDisconnect
 
-from api.auth import Bearer, CallingRegistration, standing_registration
-from api.limits import limit
-from api.problems import OUTAGES, render, unavailable
-from api.relay.carriers import WebSocketCarrier, exchange
-from api.services import Services, WithServices
+from api.http.authentication import Bearer, CallingRegistration, standing_registration
+from api.http.problem_details import OUTAGES, render, unavailable
+from api.http.rate_limits import limit
+from api.http.services import Services, WithServices
+from api.relay.websocket import WebSocketCarrier, exchange
 from market import metrics
 from market.nodes.live_registry import Registration
 from mesh import relay

@@ -18,8 +18,8 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.app import create_app
-from api.auth import issue_machine_token, issue_token
-from api.services import Services
+from api.http.authentication import issue_machine_token, issue_token
+from api.http.services import Services
 from market import ledger
 from market.identity.tables import Machine
 from market.jobs import live_session

@@ -12,7 +12,7 @@ import jwt
 import pytest
 from eth_account.messages import encode_defunct
 
-from api.services import open_services
+from api.http.services import open_services
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import (

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from sqlalchemy import select
 
 from api import device_codes
-from api.auth import issue_machine_token
+from api.http.authentication import issue_machine_token
 from market.identity.tables import Machine
 from market.nodes import live_registry
 from market.settings import Settings

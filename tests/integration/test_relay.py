@@ -20,8 +20,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import CloseCode
 from websockets.sync.client import ClientConnection, connect
 
-from api.relay.forwarding import MAX_EVENTS
-from api.relay.seats import MOST_OF_NODE
+from api.relay.connection_slots import MOST_OF_NODE
+from api.relay.forwarder import MAX_EVENTS
 from market.settings import Settings
 from mesh import redis_keys, relay
 from mesh.relay import Accepted, Beat, Displaced, Hello, Inbox, Poll, Pulse, Push, Sent, Welcome
@@ -471,7 +471,7 @@ def test_the_pieces_of_a_long_frame_are_signs_of_life(
 def test_a_displaced_connection_ends_although_it_never_pulses(
     here: Replica, settings: Settings, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.relay.carriers.OWNER_LOOK", 0.1)
+    monkeypatch.setattr("api.relay.websocket.OWNER_LOOK", 0.1)
     with replica(settings) as there, Node(here, "middle") as first, Node(there, "middle"):
         with pytest.raises(ConnectionClosed) as closed:
             for _ in range(100):
@@ -777,7 +777,7 @@ def test_no_message_is_in_the_log(
 ) -> None:
     written = LogCapture()
     monkeypatch.setattr(
-        "api.relay.forwarding.log", structlog.wrap_logger(None, processors=[written])
+        "api.relay.forwarder.log", structlog.wrap_logger(None, processors=[written])
     )
     begin(client)
     with Node(here, "middle") as node:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.relay.pace import Pace
-from api.relay.pulse import LEAST_TTL, MOST_TTL, PulseClock
-from api.relay.upkeep import Upkeep
+from api.relay.keepalive_ttl import LEAST_TTL, MOST_TTL, PulseClock
+from api.relay.stream_trimming import Upkeep
+from api.relay.throttle import Pace
 from mesh import relay, wire
 from mesh.errors import WireError
 from mesh.relay import (
@@ -215,5 +215,5 @@ def test_a_key_is_looked_after_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not upkeep.due("link")
     upkeep.forget()
     assert upkeep.due("link")
-    monkeypatch.setattr("api.relay.upkeep.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("api.relay.stream_trimming.LOOK_SECONDS", 0.0)
     assert upkeep.due("link")

@@ -5,9 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
+from api.http.services import WithServices
 from api.routes.machines import find
-from api.services import WithServices
-from api.web.pages import page
+from api.web.rendering import page
 from mesh.errors import MeshError, RateLimited, UserCodeUnknown
 
 router = APIRouter(include_in_schema=False)

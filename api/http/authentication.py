@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from redis.asyncio import Redis
 from sqlalchemy import func, update
 
-from api.services import Services, WithServices
+from api.http.services import Services, WithServices
 from market.identity.tables import Machine
 from market.nodes.live_registry import Registration
 from market.nodes.registered_node import stands

@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
+from api.http.services import Services, WithServices
 from api.routes import nodes
 from api.schemas.base import Label, shown
-from api.services import Services, WithServices
 from market.money import plain
 from market.nodes import live_registry
 from market.routing import route_search, tiers

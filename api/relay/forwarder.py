@@ -10,11 +10,11 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from api.relay import checks
-from api.relay.checks import EPOCH_OVER, MALFORMED, NOT_ON_ROUTE, Event
-from api.relay.known import Key, KnownRoutes
-from api.relay.line import Command, Line
-from api.relay.upkeep import KEEP_INBOX, KEY_TTL, Upkeep
+from api.relay import message_rules
+from api.relay.message_rules import EPOCH_OVER, MALFORMED, NOT_ON_ROUTE, Event
+from api.relay.pipelined_connection import Command, Line
+from api.relay.route_cache import Key, KnownRoutes
+from api.relay.stream_trimming import KEEP_INBOX, KEY_TTL, Upkeep
 from market import metrics
 from market.jobs.live_session import APPEND_TOKEN
 from mesh import redis_keys, wire
@@ -124,12 +124,12 @@ def _decoded(sent: Sent) -> Message | None:
         return None
     fields = {wire.HEADER: sent.header, wire.TENSOR: sent.tensor}
     try:
-        message = wire.decode(fields, max_items=checks.MAX_STEPS)
+        message = wire.decode(fields, max_items=message_rules.MAX_STEPS)
     except WireError:
         return None
     if sent.tensor and not isinstance(message, Steps):
         return None
-    return message if all(checks.is_request_id(key[0]) for key in _keys(message)) else None
+    return message if all(message_rules.is_request_id(key[0]) for key in _keys(message)) else None
 
 
 def _keys(message: Message) -> Iterable[Key]:
@@ -141,7 +141,7 @@ def _keys(message: Message) -> Iterable[Key]:
 def _plan_steps(node_id: str, sent: Sent, message: Steps, routes: Routes, plan: _Plan) -> None:
     """All or nothing: except that steps whose epoch is over are refused alone, since batches end
     one by one; their receiver drops them."""
-    wrong = checks.check_shape(message, sent.to)
+    wrong = message_rules.check_shape(message, sent.to)
     alive = False
     refused: list[Refusal] = []
     for step in message.steps:
@@ -164,7 +164,9 @@ def _plan_steps(node_id: str, sent: Sent, message: Steps, routes: Routes, plan: 
 
 def _step_code(node_id: str, to: str, step: Step, width: int, routes: Routes) -> str | None:
     route = routes.get((step.request_id, step.epoch))
-    return EPOCH_OVER if route is None else checks.check_step(node_id, to, step, width, route)
+    return (
+        EPOCH_OVER if route is None else message_rules.check_step(node_id, to, step, width, route)
+    )
 
 
 def _plan_note(
@@ -174,9 +176,9 @@ def _plan_note(
     if route is None:
         code: str | None = EPOCH_OVER
     elif isinstance(message, Ready):
-        code = checks.check_ready(node_id, sent.to, message, route)
+        code = message_rules.check_ready(node_id, sent.to, message, route)
     else:
-        code = checks.check_event(node_id, message, route) if not sent.to else MALFORMED
+        code = message_rules.check_event(node_id, message, route) if not sent.to else MALFORMED
     if code is not None:
         plan.refused.append(Refusal(message.request_id, message.epoch, code))
     elif isinstance(message, Ready):

@@ -6,7 +6,7 @@ import time
 from fastapi import Request
 from limits import parse
 
-from api.services import Services
+from api.http.services import Services
 from mesh.errors import RateLimited
 
 

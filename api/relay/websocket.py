@@ -10,8 +10,8 @@ import structlog
 from redis.exceptions import RedisError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from api.relay.desk import Desk
-from api.relay.pulse import POLLED_TTL, PulseClock
+from api.relay.hub import Desk
+from api.relay.keepalive_ttl import POLLED_TTL, PulseClock
 from market.nodes.live_registry import Registration
 from mesh import relay
 from mesh.errors import WireError

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from api.limits import address_of, limit
-from api.services import Services, WithServices
+from api.http.rate_limits import address_of, limit
+from api.http.services import Services, WithServices
 
 router = APIRouter(prefix="/api/discovery", tags=["discovery"])
 

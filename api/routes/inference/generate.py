@@ -10,10 +10,10 @@ from sse_starlette import EventSourceResponse
 from starlette.types import Message
 
 from api import reading, submission
-from api.auth import LoggedIn
-from api.limits import address_of, limit
+from api.http.authentication import LoggedIn
+from api.http.rate_limits import address_of, limit
+from api.http.services import Services, WithServices
 from api.schemas.base import InferenceSession, SessionStatus
-from api.services import Services, WithServices
 from api.submission import Generate
 from market.jobs import live_session, queries
 from market.jobs.tables import InferenceSession as Job

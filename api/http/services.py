@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from api.places import Places
 from api.published import PublishedWeights
-from api.relay.desk import Desk
+from api.relay.hub import Desk
 from market import db, queue
 from market.catalog.models import Catalog
 from market.prompt_vault import PromptVault

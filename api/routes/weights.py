@@ -3,10 +3,10 @@
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from api.auth import Bearer, node_or_machine, use_nonce
-from api.limits import limit
+from api.http.authentication import Bearer, node_or_machine, use_nonce
+from api.http.rate_limits import limit
+from api.http.services import Services, WithServices
 from api.schemas.base import ModelId, RequestBody, WalletAddress
-from api.services import Services, WithServices
 from mesh import signed_texts
 from mesh.errors import SignatureMismatch
 

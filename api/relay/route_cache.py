@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable
 
-from api.relay.line import Command, Line
+from api.relay.pipelined_connection import Command, Line
 from mesh import redis_keys
 from mesh.route_record import EPOCH, ROUTE, LiveRoute, epoch_of
 

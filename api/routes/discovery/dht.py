@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from api import credentials
-from api.services import WithServices
+from api.http.services import WithServices
 from market.dht import directory
 from market.nodes import live_registry
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from api import receipts, statements
-from api.auth import LoggedIn
-from api.limits import limit
+from api.http.authentication import LoggedIn
+from api.http.rate_limits import limit
+from api.http.services import WithServices
 from api.schemas.base import Receipt
-from api.services import WithServices
 from mesh.errors import InvalidRequest
 
 router = APIRouter()

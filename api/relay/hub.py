@@ -10,11 +10,11 @@ import structlog
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ResponseError
 
-from api.relay.forwarding import Forwarding
-from api.relay.line import Line
-from api.relay.pace import Pace
-from api.relay.seats import Seats
-from api.relay.upkeep import KEY_TTL
+from api.relay.connection_slots import Seats
+from api.relay.forwarder import Forwarding
+from api.relay.pipelined_connection import Line
+from api.relay.stream_trimming import KEY_TTL
+from api.relay.throttle import Pace
 from market.nodes.live_registry import Registration
 from market.settings import RelaySettings
 from mesh import redis_keys, wire

@@ -1,0 +1,1 @@
+"""/api/discovery: who is there."""

@@ -1,0 +1,1 @@
+"""/api/inference: submit, poll, stream, cancel."""
