@@ -9,11 +9,12 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.http.services import Services
-from api.schemas.base import Balance, CapLowering, Spending, Withdrawal, shown
+from api.schemas.base import shown
+from api.schemas.billing import Balance, CapLowering, Spending, Withdrawal
 from market import ledger
+from market.escrow.tables import ChainEvent
 from market.ledger.tables import SpendingCap
 from market.money import ZERO, from_units, plain
-from market.settlement.tables import ChainEvent
 
 CAP_EVENTS = ("CapRaised", "CapLoweringRequested", "CapLoweringCancelled", "CapLowered")
 

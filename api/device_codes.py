@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.http.services import Services
-from mesh import redis_keys, signed_texts
-from mesh.errors import (
+from market.identity.errors import (
     AccessDenied,
     AuthorizationPending,
     CodeExpired,
@@ -21,6 +20,7 @@ from mesh.errors import (
     SlowDown,
     UserCodeUnknown,
 )
+from mesh import redis_keys, signed_texts
 
 LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 """Of user codes, as RFC 8628 recommends: no vowels, so no words, and nothing that looks like a

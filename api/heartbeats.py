@@ -10,12 +10,12 @@ from sqlalchemy import func, select, update
 
 from api.http.problem_details import OUTAGES, unavailable
 from api.http.services import Services
-from api.schemas.base import NodeHealth
-from market.jobs.tables import NodeRegistry
+from api.schemas.nodes import NodeHealth
 from market.nodes import live_registry
-from market.nodes.live_registry import Registration
+from market.nodes.errors import NodeNotFound, NodeSuperseded
+from market.nodes.node import Registration
 from market.nodes.registered_node import may_serve, node_of, trusts
-from mesh.errors import NodeNotFound, NodeSuperseded
+from market.nodes.tables import NodeRegistry
 
 log = structlog.get_logger()
 

@@ -10,17 +10,17 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.http.services import Services
-from api.schemas.base import NodeHealth, NodeRegistration
+from api.schemas.nodes import NodeHealth, NodeRegistration
 from market.catalog.models import Model
-from market.jobs.tables import NodeRegistry
-from market.nodes import live_registry
-from market.nodes.live_registry import Node
+from market.errors import InvalidRequest
+from market.nodes import live_lookup, live_registry
+from market.nodes.node import Node
 from market.nodes.registered_node import node_of, trusts
+from market.nodes.tables import NodeRegistry
 from market.placement import cluster, rebalances, speed_averages
 from market.placement.solver import Candidate, Span, join
 from market.placement.tables import PlacementMove
 from mesh import redis_keys
-from mesh.errors import InvalidRequest
 
 log = structlog.get_logger()
 
@@ -55,7 +55,7 @@ async def place(
     how = services.settings.placement
     nodes = [
         node
-        for node in await live_registry.alive(services.redis, model.id)
+        for node in await live_lookup.alive(services.redis, model.id)
         if known is None or node.node_id != known.node_id
     ]
     nodes += await _loading(services, db, model, {node.node_id for node in nodes})

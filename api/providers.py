@@ -8,14 +8,18 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.http.services import Services
-from api.schemas.base import EarningsPoint, NodeState, NodeView, ProviderStats, shown
+from api.schemas.base import shown
+from api.schemas.nodes import NodeView
+from api.schemas.providers import EarningsPoint, ProviderStats
 from market import ledger
-from market.jobs.tables import InferenceSession, NodeContribution, NodeRegistry, RouteHop
+from market.jobs.tables import InferenceSession, NodeContribution, RouteHop
 from market.money import ZERO, plain
-from market.nodes import live_registry
-from market.nodes.live_registry import Node
+from market.nodes import live_lookup
+from market.nodes.node import Node
+from market.nodes.tables import NodeRegistry
+from market.providers.node_status import NodeState
 from market.routing.skip_counts import skipped
-from market.settings import DiscoverySettings
+from market.settings.discovery import DiscoverySettings
 from mesh import redis_keys
 
 
@@ -79,7 +83,7 @@ async def history(db: AsyncSession, wallet: str, days: int) -> list[EarningsPoin
 async def view(services: Services, row: NodeRegistry) -> NodeView:
     """A node, its state, and why it gets no work."""
     redis = services.redis
-    sighting = await live_registry.sight(redis, row.node_id)
+    sighting = await live_lookup.sight(redis, row.node_id)
     async with services.sessions() as db:
         uptime = await db.scalar(
             select(uptime_of_node()).where(NodeRegistry.node_id == row.node_id)
@@ -111,7 +115,7 @@ async def view(services: Services, row: NodeRegistry) -> NodeView:
     )
 
 
-def _state(row: NodeRegistry, sighting: live_registry.Sighting | None) -> NodeState:
+def _state(row: NodeRegistry, sighting: live_lookup.Sighting | None) -> NodeState:
     if sighting is None:
         return NodeState.LOADING if row.last_seen is None else NodeState.SILENT
     if not sighting.node.is_healthy:
@@ -127,7 +131,7 @@ async def _active(redis: Redis, db: AsyncSession, wallet: str) -> Sequence[Node]
     return [
         node
         for model_id in models
-        for node in await live_registry.active(redis, model_id)
+        for node in await live_lookup.active(redis, model_id)
         if node.wallet_address == wallet
     ]
 

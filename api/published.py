@@ -13,10 +13,11 @@ import structlog
 from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from market.settings import ModelSettings, WeightSettings
+from market.errors import Unavailable
+from market.settings.models import ModelSettings, WeightSettings
 from mesh.checkpoint import manifest
 from mesh.checkpoint.manifest import Manifest
-from mesh.errors import Unavailable, WeightsNotPublished, WeightsRefused
+from mesh.errors import WeightsNotPublished, WeightsRefused
 
 log = structlog.get_logger()
 

@@ -14,13 +14,18 @@ from sqlalchemy import select
 
 from api.http.problem_details import OUTAGES, unavailable
 from api.http.services import Services
-from api.schemas.base import InferenceSession as JobView
-from api.schemas.base import NodeContribution, SessionStatus, Tier, shown
-from market.jobs import live_session, queries
-from market.jobs.live_session import Delivered, Summary, index_of
-from market.jobs.tables import InferenceSession
+from api.schemas.base import shown
+from api.schemas.jobs import InferenceSession as JobView
+from api.schemas.jobs import NodeContribution
+from market.errors import Unavailable
+from market.jobs import live_session, messaging, queries
+from market.jobs.errors import GenerationFailed, JobNotFound, StreamExpired
+from market.jobs.live_session import Delivered, Summary
+from market.jobs.tables import InferenceSession, SessionStatus
 from market.money import ZERO, plain
-from mesh.errors import GenerationFailed, JobNotFound, StreamExpired, Unavailable
+from market.routing.tiers import Tier
+from mesh import token_stream
+from mesh.token_stream import index_of
 from mesh.wire import Cancel
 
 log = structlog.get_logger()
@@ -62,7 +67,7 @@ async def find(services: Services, wallet: str, request_id: str) -> InferenceSes
 
 
 async def follow(
-    services: Services, request_id: str, after: str = live_session.START
+    services: Services, request_id: str, after: str = token_stream.START
 ) -> AsyncIterator[Delivered | Summary | None]:
     """Each token after an entry, once and in order, and the summary last.
 
@@ -131,7 +136,7 @@ def _forgotten(request_id: str) -> StreamExpired:
 
 
 async def sse_events(
-    services: Services, request_id: str, after: str = live_session.START
+    services: Services, request_id: str, after: str = token_stream.START
 ) -> AsyncIterator[dict[str, str]]:
     """A generation as server-sent events (§7.1), each with the id to resume after."""
     try:
@@ -175,7 +180,7 @@ async def wait_for_end(services: Services, request: Request, request_id: str) ->
 
 async def view(services: Services, job: InferenceSession) -> JobView:
     """The job as its user sees it now, with all text so far."""
-    entries = await live_session.read(services.redis, job.request_id, live_session.START)
+    entries = await live_session.read(services.redis, job.request_id, token_stream.START)
     tokens = [entry for entry in entries if isinstance(entry, Delivered)]
     async with services.sessions() as db:
         parts = await queries.contributions(db, job)
@@ -222,7 +227,7 @@ async def cancel(services: Services, job: InferenceSession) -> None:
             return
         row.cancel_requested = True
     try:
-        await live_session.tell(services.redis, Cancel(job.request_id, job.epoch))
+        await messaging.tell(services.redis, Cancel(job.request_id, job.epoch))
     except (RedisError, OSError) as error:  # the supervisor sees it when it renews its lease
         log.warning("cancel_not_told", request_id=job.request_id, error=type(error).__name__)
 

@@ -6,15 +6,19 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.http.services import Services
-from api.schemas.base import NodeContribution as Part
-from api.schemas.base import Receipt, ReceiptBatch, ReceiptStatus, UsageLine, shown
+from api.schemas.base import shown
+from api.schemas.jobs import NodeContribution as Part
+from api.schemas.receipts import Receipt, ReceiptBatch, UsageLine
 from market.jobs import queries
+from market.jobs.errors import JobNotFound
 from market.jobs.tables import InferenceSession, NodeContribution
 from market.money import ZERO, plain
+from market.receipts.errors import ReceiptNotReady
+from market.receipts.receipt import ReceiptStatus
+from market.settlement.errors import UsageUnproven
 from market.settlement.tables import Settlement
 from market.settlement.usage_lines import tree_of, usage_lines
 from market.settlement.usage_tree import Usage
-from mesh.errors import JobNotFound, ReceiptNotReady, UsageUnproven
 
 log = structlog.get_logger()
 

@@ -14,12 +14,14 @@ from api import placement
 from api.credentials import DhtAccess, dht_access
 from api.http.authentication import issue_token, machine_of, use_nonce
 from api.http.services import Services
-from api.schemas.base import NodeRegistration
-from market.jobs.tables import NodeRegistry
-from market.nodes import live_registry
+from api.schemas.nodes import NodeRegistration
+from market.errors import InvalidRequest
+from market.identity.errors import SignatureMismatch
+from market.nodes import live_registry, node
+from market.nodes.errors import NodeIdTaken
+from market.nodes.tables import NodeRegistry
 from market.placement import rebalances
 from mesh import signed_texts
-from mesh.errors import InvalidRequest, NodeIdTaken, SignatureMismatch
 
 Span = tuple[int, int]
 
@@ -179,7 +181,7 @@ def _location(services: Services, body: NodeRegistration, address: str) -> dict[
     if latitude is None or longitude is None:
         latitude = longitude = None
     said = name.lower() not in UNSAID or latitude is not None
-    located: live_registry.Located = "declared" if said else "unknown"
+    located: node.Located = "declared" if said else "unknown"
     found = services.places.find(address)
     if found is not None:
         name, located = found.name or name, "geoip"

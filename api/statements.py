@@ -9,10 +9,10 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Select, and_, select, tuple_
 
-from api.schemas.base import ReceiptStatus
 from market.db import Sessions
 from market.jobs.tables import InferenceSession, NodeContribution
 from market.money import ZERO, plain
+from market.receipts.receipt import ReceiptStatus
 from market.settlement.tables import Settlement
 
 PAGE = 1000

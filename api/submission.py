@@ -16,27 +16,26 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.http.problem_details import OUTAGES
 from api.http.services import Services
-from api.schemas.base import ModelId, RequestBody, Tier
-from market import ledger, metrics, queue
+from api.schemas.base import ModelId, RequestBody
+from market import ledger, metrics, outbox
 from market.catalog.models import Model
+from market.errors import InvalidRequest
 from market.geo.distance import Coordinates
 from market.jobs import queries
-from market.jobs.tables import InferenceSession, Outbox
+from market.jobs.errors import ContextExceeded, IdempotencyConflict
+from market.jobs.tables import InferenceSession
 from market.money import times
-from market.nodes import live_registry
-from market.nodes.live_registry import Node, Sighting
+from market.nodes import live_lookup
+from market.nodes.live_lookup import Sighting
+from market.nodes.node import Node
+from market.outbox import Outbox
 from market.prompt_vault import PromptText
 from market.routing import route_search, tiers
-from market.routing.route_search import Admits
+from market.routing.errors import NoRoute, RoomExceeded
+from market.routing.request import Admits
 from market.routing.skip_reasons import explain
-from mesh.errors import (
-    ContextExceeded,
-    IdempotencyConflict,
-    InvalidRequest,
-    MeshError,
-    NoRoute,
-    RoomExceeded,
-)
+from market.routing.tiers import Tier
+from mesh.errors import MeshError
 
 log = structlog.get_logger()
 
@@ -127,7 +126,7 @@ async def submit(
 async def _poke(services: Services, job: InferenceSession) -> None:
     """Wake a worker. The job is accepted whether this succeeds or not: the outbox has it."""
     try:
-        await queue.send_outbox(services.sessions, services.queue)
+        await outbox.send_outbox(services.sessions, services.queue)
     except OUTAGES as error:
         log.warning("outbox_kept", request_id=job.request_id, error=type(error).__name__)
 
@@ -172,7 +171,7 @@ async def _quote(services: Services, body: Generate) -> Quote:
         )
     price = model.price_per_token
     fair = tiers.accepts(price)
-    sighted = await live_registry.sighted(services.redis, model.id)
+    sighted = await live_lookup.sighted(services.redis, model.id)
     nodes = [seen.node for seen in sighted if seen.serves]
     if missing := _missing(model, nodes, fair):
         await _count_skips(services, model, sighted, fair)

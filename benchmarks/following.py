@@ -12,7 +12,8 @@ from typing import Any
 from redis.asyncio import Redis
 
 from market.jobs import live_session
-from market.jobs.live_session import START, Summary
+from market.jobs.live_session import Summary
+from mesh.token_stream import START
 from stack.development_stack import Stack
 
 PATIENCE = 60.0

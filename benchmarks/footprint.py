@@ -7,7 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mesh.model.memory_footprint import QUANTIZATIONS, Footprint, footprint, layer_products, named
+from mesh.model.config import named
+from mesh.model.memory_footprint import QUANTIZATIONS, Footprint, footprint, layer_products
 
 GB = 10**9
 DEVICES = (8, 12, 16, 24, 80)

@@ -21,10 +21,11 @@ from benchmarks.machine import CpuMeter, CpuUse
 from benchmarks.movements import Account, Actor, Job, OwnContract, Turns, fund
 from benchmarks.output import at_work, close, console
 from market import db
+from market.escrow.tables import ChainCursor
 from market.jobs.tables import InferenceSession, NodeContribution
 from market.ledger.integrity_check import Report, check
 from market.migrations import upgrade
-from market.settlement.tables import ChainCursor, Settlement
+from market.settlement.tables import Settlement
 from stack.servers import Postgres
 
 CONNECTIONS = 64

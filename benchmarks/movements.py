@@ -19,8 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger
 from market.db import Sessions
+from market.ledger.errors import InsufficientBalance, SpendingCapExceeded
 from market.money import ZERO, to_units
-from mesh.errors import InsufficientBalance, SpendingCapExceeded
 
 FUNDS = Decimal(1_000_000)
 CAP = Decimal(2_000_000)

@@ -15,7 +15,8 @@ from benchmarks.machine import OthersMeter
 from benchmarks.output import close, console
 from benchmarks.swarms import LARGE_MODEL, SESSIONS, TOKENS, draw, model_shape
 from market.geo.distance import Coordinates
-from market.nodes.live_registry import Node, Sighting
+from market.nodes.live_lookup import Sighting
+from market.nodes.node import Node
 from market.placement.solver import ModelShape, place
 from market.routing.route_search import choose
 from market.routing.skip_reasons import explain

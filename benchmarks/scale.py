@@ -24,7 +24,7 @@ from benchmarks.crowd import Crowd
 from benchmarks.machine import OthersMeter, tree_seconds
 from benchmarks.output import close, console, refusals_shown
 from market.migrations import upgrade
-from market.nodes import live_registry
+from market.nodes import live_lookup
 from mesh import redis_keys
 from stack.processes import Processes
 from stack.servers import (
@@ -238,7 +238,7 @@ async def _steady(
 
 async def _look(crowd: Crowd, load: Load, outcome: Outcome, redis: Redis) -> None:
     """Who is on the routes, as a route's choice reads it."""
-    active = {node.node_id for node in await live_registry.active(redis, MODEL_ID)}
+    active = {node.node_id for node in await live_lookup.active(redis, MODEL_ID)}
     now = time.monotonic()
     outcome.active = len(active)
     outcome.fell_off += len(crowd.missing(active))

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.footprint import DEVICES, GB, MODELS, working_bytes
 from market.placement.solver import Candidate, ModelShape, candidate, measured_speed
-from mesh.model.memory_footprint import QUANTIZATIONS, footprint, layer_products, named
+from mesh.model.config import named
+from mesh.model.memory_footprint import QUANTIZATIONS, footprint, layer_products
 
 MODEL = "Llama-2-7B"
 LARGE_MODEL = "Llama-2-70B"

@@ -18,7 +18,7 @@ from benchmarks.timing import Timing
 from market.jobs import live_session
 from market.jobs.live_session import Delivered
 from market.money import to_units
-from mesh import redis_keys, wire
+from mesh import redis_keys, token_stream, wire
 from mesh.wire import Ended
 from stack import demo
 from stack.development_stack import Stack
@@ -196,7 +196,7 @@ async def _written(redis: Redis, request_id: str) -> tuple[float, float]:
 
 
 async def _token_ids(redis: Redis, request_id: str) -> list[int]:
-    entries = await live_session.read(redis, request_id, live_session.START)
+    entries = await live_session.read(redis, request_id, token_stream.START)
     return [entry.token_id for entry in entries if isinstance(entry, Delivered)]
 
 

@@ -17,10 +17,10 @@ from rich.table import Table
 from cli import contracts, models
 from cli.discovery import discovery
 from market import db, migrations
+from market.chain.errors import ChainError
 from market.escrow.escrow_view import EscrowView
 from market.ledger.integrity_check import Report, check
 from market.settings import Settings
-from mesh.errors import ChainError
 from stack import demo as demonstration
 from stack.development_stack import DEMO_MODEL, DEMO_MODEL_ID, Plan, Stack
 from stack.servers import StackError, free_port

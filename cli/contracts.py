@@ -12,7 +12,7 @@ from rich.table import Table
 from web3 import Web3
 from web3.exceptions import Web3Exception
 
-from market.chain.open_signer import unlock
+from market.chain.keystore_signer import unlock
 from market.escrow.deploy import DAY, Roles, Terms
 from market.escrow.deploy import deploy as deploy_contracts
 from market.money import to_units

@@ -8,10 +8,11 @@ from typing import Protocol
 import structlog
 from redis.asyncio import Redis
 
+from discovery import metrics
 from discovery.restore import restore
-from market import db, metrics
+from market import db
 from market.dht import directory
-from market.settings import DiscoverySettings
+from market.settings.discovery import DiscoverySettings
 from mesh.dht.records import (
     SIGNPOST_KEY,
     SIGNPOST_SUBKEY,

@@ -14,10 +14,11 @@ from redis.asyncio import Redis
 from sqlalchemy import select
 
 from market import db
-from market.jobs.tables import NodeRegistry
 from market.nodes import live_registry
+from market.nodes.node import Node
 from market.nodes.registered_node import node_of
-from market.settings import DiscoverySettings
+from market.nodes.tables import NodeRegistry
+from market.settings.discovery import DiscoverySettings
 from mesh import redis_keys
 from mesh.dht.records import Announcement
 
@@ -81,7 +82,7 @@ def _same(row: NodeRegistry, told: Announcement) -> bool:
     )
 
 
-def _as_measured(node: live_registry.Node, told: Announcement, now: float) -> live_registry.Node:
+def _as_measured(node: Node, told: Announcement, now: float) -> Node:
     return dataclasses.replace(
         node,
         latency_ms=told.latency_ms,

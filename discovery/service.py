@@ -11,10 +11,12 @@ import structlog
 from prometheus_client import start_http_server
 from redis.asyncio import Redis
 
+from discovery import metrics
 from discovery.mirror import Mirror
-from market import db, metrics
+from market import db
 from market.catalog.models import Catalog
-from market.settings import DiscoverySettings, Settings
+from market.settings import Settings
+from market.settings.discovery import DiscoverySettings
 from mesh.dht.peer import Peer
 from mesh.dht.signing_keys import SigningKey
 

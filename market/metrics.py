@@ -11,98 +11,113 @@ inference_requests = Counter(
     "Inference requests by outcome: accepted, rejected, completed, cancelled, failed",
     ["model_id", "tier", "status"],
 )
+
+
 inference_latency = Histogram(
     "far_mesh_inference_latency_seconds",
     "From acceptance to the last token",
     ["model_id", "tier"],
     buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900),
 )
+
+
 time_to_first_token = Histogram(
     "far_mesh_time_to_first_token_seconds",
     "From acceptance to the first token",
     ["model_id", "tier"],
     buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
+
+
 active_nodes = Gauge(
     "far_mesh_active_nodes", "Nodes on the routes (healthy, heard within the TTL)", ["model_id"]
 )
+
+
 payments_released = Counter(
     "far_mesh_payments_released_total", "Payments to providers, on-chain", ["currency"]
 )
+
+
 payments_amount = Counter("far_mesh_payments_amount_far", "FAR paid to providers, on-chain")
+
+
 settlement_paused = Gauge(
     "far_settlement_paused", "1 while settlement waits for an operator (far-mesh settle --resume)"
 )
+
+
 settlement_alerts = Counter(
     "far_settlement_alerts_total", "What an operator should look at", ["reason"]
 )
+
+
 settlement_step = Histogram(
     "far_settlement_step_seconds",
     "Time of one step of a settlement",
     ["step"],
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120),
 )
+
+
 shortfall = Counter(
     "far_mesh_shortfall_far", "FAR that the contract let out, or took back, and users had spent"
 )
+
+
 ledger_violations = Gauge(
     "far_mesh_ledger_violations", "What the last check of the ledger found, by check", ["check"]
 )
+
+
 ledger_checked = Gauge(
     "far_mesh_ledger_checked_timestamp_seconds", "When the ledger was last checked to the end"
 )
+
+
 placement_moves = Counter(
     "far_mesh_placement_moves_total",
     "Moves of nodes to other spans, by how they ended",
     ["model_id", "state"],
 )
+
+
 placement_throughput = Gauge(
     "far_mesh_placement_steps_per_second",
     "Steps a second that all nodes of a model make together, by their measured speeds",
     ["model_id"],
 )
+
+
 placement_seconds = Histogram(
     "far_mesh_placement_seconds",
     "Time to look whether a move pays",
     buckets=(0.001, 0.01, 0.05, 0.1, 0.5, 1, 5, 30),
 )
+
+
 reroutes = Counter(
     "far_mesh_reroutes_total", "Generations that went on with a new epoch", ["model_id", "reason"]
 )
+
+
 chain_events = Counter(
     "far_mesh_chain_events_total", "Events of the escrow that the ledger has followed", ["name"]
 )
+
+
 chain_events_reverted = Counter(
     "far_mesh_chain_events_reverted_total",
     "Events that a reorganisation took back after they had counted",
     ["name"],
 )
+
+
 chain_reorganisations = Counter(
     "far_mesh_chain_reorganisations_total", "Reorganisations deeper than the confirmations"
 )
+
+
 foreign_batches = Counter(
     "far_mesh_foreign_batches_total", "Batches on the chain that are not as we closed them"
-)
-relay_connections = Gauge("far_relay_connections", "Nodes connected by WebSocket, at this replica")
-relay_polls = Gauge("far_relay_polls", "Long polls of nodes that wait or work, at this replica")
-relay_messages = Counter("far_relay_messages_total", "Messages that nodes pushed")
-relay_refusals = Counter("far_relay_refusals_total", "Messages of nodes not forwarded", ["code"])
-dht_peers = Gauge("far_mesh_dht_peers", "Full peers of the DHT that this one knows")
-dht_records = Gauge(
-    "far_mesh_dht_records",
-    "Nodes of a model that the DHT told of when last read",
-    ["model_id"],
-)
-dht_refused = Counter(
-    "far_mesh_dht_refused_total",
-    "Records of the DHT that were refused: size, format, key, signature, credential, expiry, span",
-    ["reason"],
-)
-dht_restored = Counter(
-    "far_mesh_dht_restored_total",
-    "Nodes that the DHT brought back onto the routes after Redis had lost them",
-    ["model_id"],
-)
-dht_mirrored = Gauge(
-    "far_mesh_dht_mirrored_timestamp_seconds", "When the DHT was last read to the end"
 )

@@ -8,11 +8,7 @@ from typing import Any
 import msgpack
 from arq import create_pool
 from arq.connections import ArqRedis, RedisSettings
-from sqlalchemy import func, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from market.db import Sessions
-from market.jobs.tables import Outbox
 from mesh.redis_keys import WORKER_BELL, WORKER_QUEUE
 
 BATCH = 100
@@ -56,30 +52,3 @@ async def poke(queue: ArqRedis, task: str, argument: str, *, once: str | None = 
 async def wait_for_poke(queue: ArqRedis, seconds: int) -> bool:
     """Whether there was one. Each poke is heard by one listener; all others look on their own."""
     return await queue.blpop([WORKER_BELL], timeout=seconds) is not None  # type: ignore[misc]
-
-
-async def send_outbox(sessions: Sessions, queue: ArqRedis) -> int:
-    """Send what transactions left in the outbox; returns how much that was.
-
-    Rows are locked while they are sent, and skipped by others that send. Killed between sending
-    and commit, it sends again, which is harmless.
-    """
-    async with sessions.begin() as db:
-        rows = (
-            await db.scalars(
-                select(Outbox)
-                .where(Outbox.sent_at.is_(None))
-                .order_by(Outbox.id)
-                .limit(BATCH)
-                .with_for_update(skip_locked=True)
-            )
-        ).all()
-        for row in rows:
-            await poke(queue, row.task, row.argument, once=f"outbox:{row.id}")
-        await _mark(db, [row.id for row in rows])
-    return len(rows)
-
-
-async def _mark(db: AsyncSession, ids: list[int]) -> None:
-    if ids:
-        await db.execute(update(Outbox).where(Outbox.id.in_(ids)).values(sent_at=func.now()))

@@ -26,8 +26,8 @@ from eth_account.signers.local import LocalAccount
 from market.catalog.models import Model, load_model
 from market.migrations import upgrade
 from market.placement.solver import even_split
-from market.settings import ModelSettings
 from market.settings.deployment import Deployment
+from market.settings.models import ModelSettings
 from mesh import redis_keys
 from mesh.errors import MeshError
 from stack.dev_chain_client import DevelopmentChain, development_account, write_keystore

@@ -16,14 +16,15 @@ from sqlalchemy import func, select
 from web3.types import RPCEndpoint
 
 from market.chain.client import Network
+from market.chain.errors import ChainUnreachable
 from market.chain.failover_rpc import Rpc
-from market.chain.open_signer import LocalSigner
+from market.chain.keystore_signer import LocalSigner
 from market.escrow.reader import Escrow
 from market.jobs.tables import InferenceSession, NodeContribution
 from market.money import ZERO, to_units
 from market.resources import Services
+from market.settlement.errors import SettlementPaused
 from market.settlement.tables import Settlement
-from mesh.errors import ChainUnreachable, SettlementPaused
 from tests.conftest import Chain
 from tests.integration.money import (
     POOR,

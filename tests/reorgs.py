@@ -10,14 +10,14 @@ from prometheus_client import REGISTRY
 from sqlalchemy import func, select
 
 from market import ledger
+from market.chain.errors import ReadAgain
 from market.escrow.escrow_view import EscrowView
 from market.escrow.event_reader import EVENTS, EventSource
+from market.escrow.tables import ChainEvent
 from market.ledger.integrity_check import check
 from market.ledger.tables import LedgerTransaction, SpendingCap
 from market.money import from_units, to_units
 from market.resources import Services
-from market.settlement.tables import ChainEvent
-from mesh.errors import ReadAgain
 from tests.branching import Branching, Transaction, Users, open_branching, scattered
 from workers.chain_indexer.indexer import index
 

@@ -12,18 +12,18 @@ from redis.asyncio import Redis
 from sqlalchemy import func, update
 
 from api.http.services import Services, WithServices
-from market.identity.tables import Machine
-from market.nodes.live_registry import Registration
-from market.nodes.registered_node import stands
-from mesh import redis_keys
-from mesh.errors import (
-    Forbidden,
+from market.errors import Forbidden
+from market.identity.errors import (
     MachineRevoked,
     NonceUnknown,
     TokenExpired,
     TokenInvalid,
     TokenMissing,
 )
+from market.identity.tables import Machine
+from market.nodes.node import Registration
+from market.nodes.registered_node import stands
+from mesh import redis_keys
 
 ALGORITHM = "HS256"
 

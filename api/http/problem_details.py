@@ -15,14 +15,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mesh.errors import (
-    BodyTooLarge,
-    InvalidRequest,
-    MalformedJson,
-    MeshError,
-    NotFound,
-    Unavailable,
-)
+from api.http.errors import BodyTooLarge, MalformedJson
+from market.errors import InvalidRequest, Unavailable
+from mesh.errors import MeshError, NotFound
 
 log = structlog.get_logger()
 

@@ -7,7 +7,7 @@ from fastapi import Request
 from limits import parse
 
 from api.http.services import Services
-from mesh.errors import RateLimited
+from market.errors import RateLimited
 
 
 def address_of(request: Request, services: Services) -> str:

@@ -21,7 +21,8 @@ from market import db, queue
 from market.catalog.models import Catalog
 from market.prompt_vault import PromptVault
 from market.routing.skip_counts import Skips
-from market.settings import LimitSettings, Settings
+from market.settings import Settings
+from market.settings.limits import LimitSettings
 from mesh.dht.signing_keys import SigningKey
 
 log = structlog.get_logger()

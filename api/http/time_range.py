@@ -9,8 +9,8 @@ from api import receipts, statements
 from api.http.authentication import LoggedIn
 from api.http.rate_limits import limit
 from api.http.services import WithServices
-from api.schemas.base import Receipt
-from mesh.errors import InvalidRequest
+from api.schemas.receipts import Receipt
+from market.errors import InvalidRequest
 
 router = APIRouter()
 

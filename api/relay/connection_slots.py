@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mesh.errors import RateLimited, Unavailable
+from market.errors import RateLimited, Unavailable
 
 MOST_OF_NODE = 4
 """WebSockets of one node at a time, of which all but one are half open; and requests. By long polls

@@ -10,17 +10,16 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from api.relay import message_rules
+from api.relay import message_rules, metrics
 from api.relay.message_rules import EPOCH_OVER, MALFORMED, NOT_ON_ROUTE, Event
 from api.relay.pipelined_connection import Command, Line
 from api.relay.route_cache import Key, KnownRoutes
 from api.relay.stream_trimming import KEEP_INBOX, KEY_TTL, Upkeep
-from market import metrics
-from market.jobs.live_session import APPEND_TOKEN
 from mesh import redis_keys, wire
 from mesh.errors import WireError
 from mesh.relay import MAX_ITEMS, Accepted, Push, Refusal, Sent
 from mesh.route_record import LiveRoute
+from mesh.token_stream import APPEND_TOKEN
 from mesh.wire import Message, Ready, Refused, Step, Steps, Token
 
 MAX_EVENTS = 1000

@@ -15,8 +15,8 @@ from api.relay.forwarder import Forwarding
 from api.relay.pipelined_connection import Line
 from api.relay.stream_trimming import KEY_TTL
 from api.relay.throttle import Pace
-from market.nodes.live_registry import Registration
-from market.settings import RelaySettings
+from market.nodes.node import Registration
+from market.settings.relay import RelaySettings
 from mesh import redis_keys, wire
 from mesh.errors import WireError
 from mesh.relay import (

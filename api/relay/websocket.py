@@ -12,7 +12,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api.relay.hub import Desk
 from api.relay.keepalive_ttl import POLLED_TTL, PulseClock
-from market.nodes.live_registry import Registration
+from market.nodes.node import Registration
 from mesh import relay
 from mesh.errors import WireError
 from mesh.relay import Assembler, Beat, Displaced, Frame, Hello, Poll, Pulse, Push, place

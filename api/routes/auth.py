@@ -10,13 +10,13 @@ from api.http.authentication import hand_out_nonce, issue_token, use_nonce
 from api.http.rate_limits import address_of, limit
 from api.http.services import WithServices
 from api.schemas.base import RequestBody, WalletAddress
-from mesh import signed_texts
-from mesh.errors import (
+from market.identity.errors import (
     DomainMismatch,
     LoginMessageExpired,
     LoginMessageInvalid,
     SignatureMismatch,
 )
+from mesh import signed_texts
 
 router = APIRouter(prefix="/api/auth", tags=["auth"])
 

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from api import balance
 from api.http.authentication import LoggedIn
 from api.http.services import WithServices
-from api.schemas.base import Balance
+from api.schemas.billing import Balance
 
 router = APIRouter()
 

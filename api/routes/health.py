@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.services import WithServices
 from market import metrics
-from market.nodes import live_registry
+from market.nodes import live_lookup
 
 router = APIRouter(tags=["health"])
 
@@ -41,7 +41,7 @@ async def prometheus(services: WithServices) -> Response:
     """Metrics of this process (text format)."""
     with suppress(RedisError, OSError):  # without Redis the other metrics matter all the more
         for model in services.catalog:
-            nodes = await live_registry.active(services.redis, model.id)
+            nodes = await live_lookup.active(services.redis, model.id)
             metrics.active_nodes.labels(model.id).set(len(nodes))
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 

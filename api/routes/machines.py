@@ -12,10 +12,10 @@ from api.http.authentication import Bearer, LoggedIn, issue_machine_token, owner
 from api.http.rate_limits import address_of, limit
 from api.http.services import Services, WithServices
 from api.schemas.base import MachineName, RequestBody, WalletAddress
+from market.identity.errors import MachineNotFound
 from market.identity.tables import Machine
-from market.jobs.tables import NodeRegistry
 from market.nodes import live_registry
-from mesh.errors import MachineNotFound
+from market.nodes.tables import NodeRegistry
 
 router = APIRouter(prefix="/api/machines", tags=["machines"])
 

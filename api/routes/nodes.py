@@ -11,19 +11,15 @@ from api.http.authentication import Bearer, CallingRegistration
 from api.http.rate_limits import address_of, limit
 from api.http.services import WithServices
 from api.registering import Registered
-from api.schemas.base import (
-    Earnings,
-    EarningsOfDay,
-    NodeHealth,
-    NodeRegistration,
-    WalletAddress,
-    shown,
-)
+from api.schemas.base import WalletAddress, shown
+from api.schemas.nodes import NodeHealth, NodeRegistration
+from api.schemas.providers import Earnings, EarningsOfDay
 from market import ledger
-from market.jobs.tables import InferenceSession, NodeContribution, NodeRegistry
+from market.errors import Forbidden
+from market.jobs.tables import InferenceSession, NodeContribution
 from market.money import ZERO, plain
-from market.nodes import live_registry
-from mesh.errors import Forbidden
+from market.nodes import live_lookup
+from market.nodes.tables import NodeRegistry
 
 router = APIRouter(prefix="/api/nodes", tags=["nodes"])
 
@@ -104,7 +100,7 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
         days = [EarningsOfDay(date=date, amount_far=shown(amount)) for date, amount in history]
     active = 0
     for model_id in models:
-        nodes = await live_registry.active(services.redis, model_id)
+        nodes = await live_lookup.active(services.redis, model_id)
         active += sum(node.wallet_address == wallet for node in nodes)
     return Earnings(
         wallet_address=wallet,

@@ -7,9 +7,11 @@ from fastapi import APIRouter, Query
 from api import providers
 from api.http.authentication import Bearer, may_see_node, wallet_of_user
 from api.http.services import Services, WithServices
-from api.schemas.base import EarningsPoint, NodeView, ProviderStats, WalletAddress
-from market.jobs.tables import NodeRegistry
-from mesh.errors import NodeNotFound
+from api.schemas.base import WalletAddress
+from api.schemas.nodes import NodeView
+from api.schemas.providers import EarningsPoint, ProviderStats
+from market.nodes.errors import NodeNotFound
+from market.nodes.tables import NodeRegistry
 
 router = APIRouter(tags=["nodes"])
 

@@ -10,14 +10,15 @@ from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import ClientDisconnect
 
 from api.http.authentication import Bearer, CallingRegistration, standing_registration
+from api.http.errors import BodyTooLarge
 from api.http.problem_details import OUTAGES, render, unavailable
 from api.http.rate_limits import limit
 from api.http.services import Services, WithServices
+from api.relay import metrics
 from api.relay.websocket import WebSocketCarrier, exchange
-from market import metrics
-from market.nodes.live_registry import Registration
+from market.nodes.node import Registration
 from mesh import relay
-from mesh.errors import BodyTooLarge, MeshError
+from mesh.errors import MeshError
 
 router = APIRouter(tags=["relay"])
 

@@ -7,8 +7,8 @@ from api.http.authentication import Bearer, node_or_machine, use_nonce
 from api.http.rate_limits import limit
 from api.http.services import Services, WithServices
 from api.schemas.base import ModelId, RequestBody, WalletAddress
+from market.identity.errors import SignatureMismatch
 from mesh import signed_texts
-from mesh.errors import SignatureMismatch
 
 router = APIRouter(prefix="/api/models", tags=["nodes"])
 

@@ -8,7 +8,9 @@ from fastapi.responses import HTMLResponse
 from api.http.services import WithServices
 from api.routes.machines import find
 from api.web.rendering import page
-from mesh.errors import MeshError, RateLimited, UserCodeUnknown
+from market.errors import RateLimited
+from market.identity.errors import UserCodeUnknown
+from mesh.errors import MeshError
 
 router = APIRouter(include_in_schema=False)
 

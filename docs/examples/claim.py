@@ -10,7 +10,7 @@ from pathlib import Path
 
 from web3 import Web3
 
-from market.chain.open_signer import unlock
+from market.chain.keystore_signer import unlock
 from market.escrow.artifacts import artifact
 from market.money import from_units, plain
 

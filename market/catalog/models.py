@@ -10,10 +10,11 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer
 
-from market.settings import ModelSettings
-from mesh.errors import ModelNotFound
+from market.catalog.errors import ModelNotFound
+from market.settings.models import ModelSettings
 from mesh.model.compute_cost import edge_units
-from mesh.model.memory_footprint import Footprint, footprint, named
+from mesh.model.config import named
+from mesh.model.memory_footprint import Footprint, footprint
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from eth_typing import URI
 from web3 import AsyncHTTPProvider
 from web3.types import RPCEndpoint
 
-from mesh.errors import AnswerTooLarge
+from market.chain.errors import AnswerTooLarge
 
 ANSWER_LIMIT = 16 * 2**20
 """Bytes that an endpoint may answer with: some 20,000 events."""

@@ -16,9 +16,9 @@ from web3.exceptions import (
 )
 from web3.types import BlockIdentifier
 
+from market.chain.errors import ChainError
 from market.chain.failover_rpc import Rpc
 from market.chain.transactions import Fees
-from mesh.errors import ChainError
 
 BASE_FEES = 2
 """A new transaction offers so many times the base fee: six full blocks raise it by no more."""

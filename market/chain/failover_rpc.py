@@ -17,8 +17,8 @@ from web3.providers import AsyncBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from market.chain.bounded_http import BoundedProvider
-from market.settings import PaymentsSettings
-from mesh.errors import ChainError, ChainUnreachable
+from market.chain.errors import ChainError, ChainUnreachable
+from market.settings.payments import PaymentsSettings
 
 log = structlog.get_logger()
 

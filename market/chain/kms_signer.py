@@ -13,8 +13,8 @@ from eth_keys.datatypes import Signature as EthSignature
 from eth_keys.exceptions import BadSignature
 from eth_typing import ChecksumAddress
 
-from market.chain.open_signer import Signature
-from mesh.errors import ChainError
+from market.chain.errors import ChainError
+from market.chain.signer import Signature
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 """Of secp256k1 (SEC 2): s and ORDER - s are the same signature to ECDSA."""

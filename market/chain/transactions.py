@@ -7,7 +7,7 @@ from eth_account.typed_transactions.typed_transaction import TypedTransaction
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
-from market.chain.open_signer import Signer
+from market.chain.signer import Signer
 
 BUMP = 8
 """A replacement offers an eighth more. Nodes want a tenth; the rest is room for their rounding."""

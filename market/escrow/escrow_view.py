@@ -9,10 +9,10 @@ from hexbytes import HexBytes
 from web3 import AsyncWeb3
 from web3.exceptions import Web3Exception
 
+from market.chain.errors import ChainError
 from market.chain.failover_rpc import Rpc
 from market.escrow.artifacts import artifact
-from market.settings import PaymentsSettings
-from mesh.errors import ChainError
+from market.settings.payments import PaymentsSettings
 
 AT_ONCE = 16
 """Questions that the endpoint gets at one time."""

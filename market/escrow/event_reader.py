@@ -15,10 +15,10 @@ from web3 import AsyncWeb3
 from web3.exceptions import BlockNotFound, Web3Exception, Web3RPCError
 
 from market.chain.client import Network
+from market.chain.errors import AnswerTooLarge, ChainError, ReadAgain, Reorganised
 from market.chain.failover_rpc import Rpc
 from market.escrow.artifacts import artifact
-from market.settings import PaymentsSettings
-from mesh.errors import AnswerTooLarge, ChainError, ReadAgain, Reorganised
+from market.settings.payments import PaymentsSettings
 
 EVENTS = (
     "Deposited",

@@ -14,12 +14,12 @@ from web3.logs import DISCARD
 from web3.types import BlockIdentifier
 
 from market.chain.client import Network, Receipt
+from market.chain.errors import ChainError, ChainUnreachable
 from market.chain.failover_rpc import Rpc
 from market.escrow.artifacts import artifact
 from market.escrow.batch_lines import pack_lines
 from market.escrow.reverts import Reverts
-from market.settings import PaymentsSettings
-from mesh.errors import ChainError, ChainUnreachable
+from market.settings.payments import PaymentsSettings
 
 GAS_MARGIN = 4
 """A quarter more gas than estimated: a slot that is written now may be a new one by then."""

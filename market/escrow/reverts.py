@@ -15,7 +15,7 @@ from eth_utils.crypto import keccak
 from hexbytes import HexBytes
 from web3.exceptions import ContractCustomError, Web3Exception
 
-from mesh.errors import SettlementRefused
+from market.escrow.errors import SettlementRefused
 
 PREFIX = "InferenceEscrow_"
 """Of the escrow's own errors; other names are OpenZeppelin's."""

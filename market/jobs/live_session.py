@@ -13,35 +13,18 @@ import msgpack
 import structlog
 from redis.asyncio import Redis
 
-from mesh import redis_keys, wire
-from mesh.errors import WireError
+from mesh import redis_keys
 from mesh.route_record import EPOCH, ROUTE, LiveRoute, epoch_of
+from mesh.token_stream import START, index_of
 
 log = structlog.get_logger()
 
-APPEND_TOKEN = """
-if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return -1 end
-local length = redis.call('XLEN', KEYS[2])
-local index = tonumber(ARGV[2])
-if index < length then return 0 end
-if index > length then return -1 end
-redis.call('XADD', KEYS[2], (index + 1) .. '-0', 'i', ARGV[3], 't', ARGV[4])
-if index == 0 then
-    local now = redis.call('TIME')
-    redis.call('HSET', KEYS[1], 'first', now[1] .. '.' .. string.format('%06d', now[2]))
-end
-return 1
-"""
-"""1: written. 0: it was there already. -1: the writer's epoch is over; it must forget the
-generation. Keys: live hash, token stream. Arguments: epoch, index, token id, text."""
 
 _SEAL = """
 redis.call('HSET', KEYS[1], 'epoch', 'sealed')
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 return redis.call('XLEN', KEYS[2])
 """
-
-START = "0-0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +42,6 @@ class Summary:
 
     entry: str
     outcome: dict[str, Any]
-
-
-def index_of(entry: str) -> int:
-    """How many tokens a reader has seen who read up to this stream ID."""
-    return int(entry.partition("-")[0])
 
 
 async def begin_epoch(
@@ -145,7 +123,7 @@ async def read(
     redis: Redis, request_id: str, after: str, *, wait: float = 0
 ) -> list[Delivered | Summary]:
     """What follows the entry ``after``; waits up to ``wait`` seconds if there is nothing yet."""
-    answer = await redis.xread({redis_keys.tokens(request_id): after}, block=_milliseconds(wait))
+    answer = await redis.xread({redis_keys.tokens(request_id): after}, block=milliseconds(wait))
     if not answer:
         return []
     return [_entry(entry.decode(), fields) for entry, fields in answer[0][1]]
@@ -157,46 +135,6 @@ def _entry(entry: str, fields: dict[bytes, bytes]) -> Delivered | Summary:
     return Delivered(entry, int(fields[b"i"]), fields[b"t"].decode())
 
 
-async def tell(redis: Redis, message: wire.Note, *, ttl: int = 3600) -> None:
-    """Put a message among the events of its generation, which its supervisor reads."""
-    key = redis_keys.events(message.request_id)
-    async with redis.pipeline(transaction=True) as pipe:
-        pipe.xadd(key, wire.encode(message))  # type: ignore[arg-type]
-        pipe.expire(key, ttl)
-        await pipe.execute()
-
-
-async def listen(
-    redis: Redis, request_id: str, after: str, *, wait: float
-) -> tuple[str, Sequence[wire.Note]]:
-    """Events after an ID, waiting up to ``wait`` seconds; and the ID to go on from."""
-    answer = await redis.xread({redis_keys.events(request_id): after}, block=_milliseconds(wait))
-    if not answer:
-        return after, []
-    entries = answer[0][1]
-    return entries[-1][0].decode(), [note for _, fields in entries for note in _note(fields)]
-
-
-def _note(fields: dict[bytes, bytes]) -> list[wire.Note]:
-    """The entry's message, or nothing: what another version or a stranger wrote stops nobody."""
-    try:
-        message = wire.decode(fields)
-    except WireError as error:
-        log.warning("message_refused", code=error.code, reason=error.detail)
-        return []
-    return [] if isinstance(message, wire.Steps) else [message]
-
-
-async def send(redis: Redis, node_id: str, messages: Sequence[wire.Message], *, ttl: int) -> None:
-    """Put messages into a node's inbox. ``ttl``: seconds after which an unread inbox is gone."""
-    key = redis_keys.inbox(node_id)
-    async with redis.pipeline(transaction=True) as pipe:
-        for message in messages:
-            pipe.xadd(key, wire.encode(message))  # type: ignore[arg-type]
-        pipe.expire(key, ttl)
-        await pipe.execute()
-
-
-def _milliseconds(wait: float) -> int | None:
+def milliseconds(wait: float) -> int | None:
     """For BLOCK, where 0 would mean for ever."""
     return max(1, round(wait * 1000)) if wait else None

@@ -13,10 +13,10 @@ from typing import Protocol
 from sqlalchemy import RowMapping, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from market.escrow.tables import ChainCursor
 from market.ledger.accounts import PLATFORM
 from market.ledger.invariants import Finding
 from market.money import ZERO, from_units, plain, to_units
-from market.settlement.tables import ChainCursor
 
 
 class Contract(Protocol):

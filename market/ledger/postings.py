@@ -20,8 +20,8 @@ from market.ledger.accounts import (
     paid,
     shortfall,
 )
+from market.ledger.errors import InsufficientBalance, SpendingCapExceeded
 from market.money import ZERO, plain
-from mesh.errors import InsufficientBalance, SpendingCapExceeded
 
 POST = text(
     "SELECT ledger_post(:kind, :reference, CAST(:owners AS text[]), CAST(:kinds AS text[]), "

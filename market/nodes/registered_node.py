@@ -4,9 +4,9 @@ from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market.identity.tables import Machine
-from market.jobs.tables import NodeRegistry
-from market.nodes.live_registry import Node, Registration
-from market.settings import DiscoverySettings
+from market.nodes.node import Node, Registration
+from market.nodes.tables import NodeRegistry
+from market.settings.discovery import DiscoverySettings
 
 
 def node_of(row: NodeRegistry, discovery: DiscoverySettings) -> Node:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from market.catalog.models import Model
-from market.nodes.live_registry import Node
+from market.nodes.node import LEAST_MS, Node
 from market.placement.solver import Candidate, ModelShape, Span, candidate, measured_speed
-from market.routing.route_search import LEAST_MS
 from mesh.errors import UnsupportedModel
 from mesh.model.compute_cost import EDGE_UNITS_PER_LAYER
 from mesh.model.memory_footprint import Footprint

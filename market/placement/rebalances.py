@@ -15,8 +15,8 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import metrics
-from market.jobs.tables import NodeRegistry
 from market.nodes import live_registry
+from market.nodes.tables import NodeRegistry
 from market.placement.solver import Move, Span
 from market.placement.tables import UNDER_WAY, PlacementMove
 from mesh import redis_keys

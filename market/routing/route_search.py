@@ -6,20 +6,13 @@ one in the middle. All that a step costs belongs to single nodes (its messages g
 platform, not from node to node), so the cheapest path to each cut is enough to go on from there.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import inf
 
 from market.geo.distance import HALF_ROUND_KM, Coordinates, distance_km
-from market.nodes.live_registry import Node
-
-NEAR_KM = 1000.0
-"""How far away nodes may be at first."""
-
-LEAST_MS = 0.01
-"""A step costs so much at least, also one that has not been measured yet, so that queues count."""
-
-Admits = Callable[[Node], bool]
-"""Whether a node may serve: what a tier asks of it, for example."""
+from market.nodes.node import LEAST_MS, Node
+from market.routing.eligibility import has_room
+from market.routing.request import NEAR_KM, Admits
 
 
 def choose(
@@ -57,7 +50,7 @@ def choose(
             return False
         if node.start_layer == 0 and not (node.edge and node.trusted):
             return False
-        return _has_room(node, positions, rooms, prefer) and (admits is None or admits(node))
+        return has_room(node, positions, rooms, prefer) and (admits is None or admits(node))
 
     usable = sorted(filter(may_serve, nodes), key=lambda node: node.start_layer)
     if near is None:
@@ -95,16 +88,6 @@ def _cheapest(nodes: Sequence[Node], layers: int, prefer: Collection[str]) -> li
     while route[-1].start_layer:
         route.append(last[route[-1].start_layer])
     return route[::-1]
-
-
-def _has_room(
-    node: Node, positions: int, rooms: Mapping[str, int] | None, prefer: Collection[str]
-) -> bool:
-    if rooms is None:
-        return node.could_hold(positions)
-    if node.node_id not in rooms:
-        return False
-    return node.node_id in prefer or rooms[node.node_id] >= positions
 
 
 def _away(node: Node, near: Coordinates) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from redis.asyncio import Redis
 
-from market.routing.skip_reasons import Skip
+from market.routing.eligibility import Skip
 from mesh import redis_keys
 
 HOUR = 3600

@@ -1,9 +1,10 @@
 """Which nodes serve whom: by the user's tier, and by the price."""
 
 from decimal import Decimal
+from enum import StrEnum
 
-from market.nodes.live_registry import Node
-from market.routing.route_search import Admits
+from market.nodes.node import Node
+from market.routing.request import Admits
 
 
 def admits(tier: str) -> Admits:
@@ -22,3 +23,9 @@ def accepts(price: Decimal) -> Admits:
 
 def _healthy(node: Node) -> bool:
     return node.is_healthy
+
+
+class Tier(StrEnum):
+    STANDARD = "standard"
+    PREMIUM = "premium"
+    ENTERPRISE = "enterprise"

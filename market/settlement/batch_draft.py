@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from market.escrow.reader import Batch
 from market.jobs.tables import InferenceSession
 from market.money import ZERO, to_units
+from market.settlement.errors import SettlementMismatch
 from market.settlement.usage_lines import Contributions, usage_lines
 from market.settlement.usage_tree import Usage, UsageTree
-from mesh.errors import SettlementMismatch
 
 
 @dataclass(frozen=True, slots=True)

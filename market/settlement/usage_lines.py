@@ -8,9 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from market.jobs.tables import InferenceSession, NodeContribution
 from market.money import ZERO, to_units
+from market.settlement.errors import UsageUnproven
 from market.settlement.tables import Settlement, StoredTree
 from market.settlement.usage_tree import Usage, UsageTree, request_id_of
-from mesh.errors import UsageUnproven
 
 Contributions = Mapping[uuid.UUID, Sequence[NodeContribution]]
 """By generation, in the order in which they were written."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mesh.errors import UnsupportedModel
+from mesh.model.config import named
 
 QUANTIZATIONS = ("none", "int8", "nf4")
 """How a node may keep its layers' weights: as the model has them, in 8 or in 4 bits."""
@@ -13,24 +14,10 @@ NF4_BLOCK = 64
 """Weights that share a scale in nf4."""
 
 FP32_BYTES = 4
+
+
 NF4_LEVELS = 16
 
-ALIASES = {
-    "n_layer": "num_hidden_layers",
-    "n_embd": "hidden_size",
-    "n_head": "num_attention_heads",
-    "n_inner": "intermediate_size",
-    "n_positions": "max_position_embeddings",
-    "seq_length": "max_position_embeddings",
-    "ffn_hidden_size": "intermediate_size",
-    "num_kv_heads": "num_key_value_heads",
-    "num_local_experts": "num_experts",
-    "n_routed_experts": "num_experts",
-}
-"""What gpt2, bloom, falcon and others call their settings."""
-
-DEFAULT_CONTEXT = 2048
-"""Positions, where a configuration names no limit (falcon and bloom were trained on so many)."""
 
 UNGATED = {"bloom", "falcon", "gpt2", "gpt_neox", "phi", "starcoder2"}
 """Families whose MLP is two products; that of all others is three."""
@@ -139,15 +126,6 @@ def check_quantization(config: Mapping[str, Any], quantization: str) -> None:
             f"nf4 takes weights in blocks of {NF4_BLOCK}: a product of width "
             f"{', '.join(map(str, sorted(widths)))} does not divide into them."
         )
-
-
-def named(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration under the names that most families use, with what older ones leave out."""
-    config = {ALIASES.get(name, name): value for name, value in config.items()}
-    config.setdefault("max_position_embeddings", DEFAULT_CONTEXT)
-    if config.get("intermediate_size") is None:
-        config["intermediate_size"] = 4 * config["hidden_size"]
-    return config
 
 
 def layer_products(config: Mapping[str, Any]) -> list[tuple[int, int]]:

@@ -1,5 +1,6 @@
 """Frames between a node and the relay, and their bytes."""
 
+from mesh.relay.codec import MAX_NUMBER, decode, encode, is_cursor, place
 from mesh.relay.frames import (
     ABANDONED,
     BROKEN,
@@ -10,7 +11,6 @@ from mesh.relay.frames import (
     MAX_FRAME_BYTES,
     MAX_ITEMS,
     MAX_MESSAGE_BYTES,
-    MAX_NUMBER,
     MAX_TEXT,
     PATH,
     POLL_WAIT,
@@ -19,7 +19,6 @@ from mesh.relay.frames import (
     VERSION,
     WINDOW_BYTES,
     Accepted,
-    Assembler,
     Beat,
     Chunk,
     Displaced,
@@ -33,15 +32,8 @@ from mesh.relay.frames import (
     Refusal,
     Sent,
     Welcome,
-    batches,
-    bundle,
-    chunks,
-    decode,
-    encode,
-    is_cursor,
-    place,
-    unbundle,
 )
+from mesh.relay.framing import Assembler, batches, bundle, chunks, unbundle
 
 __all__ = [
     "ABANDONED",

@@ -1,12 +1,17 @@
 """Messages between supervisors, nodes and readers, and their bytes."""
 
-from mesh.wire.messages import (
-    DTYPES,
+from mesh.wire.codec import (
     HEADER,
-    INT8_BLOCK,
     MAX_HEADER_BYTES,
     MAX_TENSOR_BYTES,
     TENSOR,
+    decode,
+    encode,
+    tensor_bytes,
+)
+from mesh.wire.messages import (
+    DTYPES,
+    INT8_BLOCK,
     Cancel,
     Close,
     Ended,
@@ -26,9 +31,6 @@ from mesh.wire.messages import (
     Step,
     Steps,
     Token,
-    decode,
-    encode,
-    tensor_bytes,
 )
 
 __all__ = [

@@ -8,19 +8,8 @@ Everything is checked before anything is allocated: kind, field types, dtype, an
 are exactly as many as the shape says. Nothing here can execute what it is sent.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
-from typing import Any, NamedTuple, get_type_hints
-
-import msgpack
-
-from mesh.errors import WireError
-
-MAX_TENSOR_BYTES = 64 * 2**20
-"""A prefill chunk of 1,024 positions at hidden size 16,384 in float32."""
-
-MAX_HEADER_BYTES = 4 * 2**20
-"""An open message carries the whole prompt, up to some hundred thousand token ids."""
+from dataclasses import dataclass
+from typing import NamedTuple
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 """What hidden states may travel as. ``int8`` is blockwise: each :data:`INT8_BLOCK` values of a
@@ -28,11 +17,6 @@ row share a scale, a float16; all scales follow all values."""
 
 INT8_BLOCK = 64
 """Values under one scale: 1/32 more bytes, and an outlier spoils no more than its neighbours."""
-
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
-
-HEADER = b"h"
-TENSOR = b"t"
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,128 +229,3 @@ Note = Open | OpenEdge | Ready | Close | Halt | Ping | Token | Ended | Refused |
 """What is said of one generation: it has a ``request_id`` and an ``epoch``."""
 
 Message = Note | Steps
-
-# A kind's place is its code: add at the end.
-_KINDS: tuple[type[Any], ...] = (
-    Open,
-    OpenEdge,
-    Ready,
-    Close,
-    Halt,
-    Ping,
-    Steps,
-    Token,
-    Ended,
-    Refused,
-    Pong,
-    Cancel,
-)
-_PARTS = (Place, Resume, Prompt, Sampling)
-_CODE_OF = {kind: code for code, kind in enumerate(_KINDS)}
-_FIELDS = {
-    kind: [(field.name, get_type_hints(kind)[field.name]) for field in fields(kind)]
-    for kind in (*_KINDS, *_PARTS)
-}
-_STEPS_CODE = _CODE_OF[Steps]
-_STEP_TYPES = [get_type_hints(Step)[name] for name in Step._fields]
-
-
-def tensor_bytes(dtype: str, rows: int, width: int) -> int:
-    """Size of ``[rows, width]`` hidden states on the wire."""
-    scales = 2 * rows * -(-width // INT8_BLOCK) if dtype == "int8" else 0
-    return rows * width * _ITEM_BYTES[dtype] + scales
-
-
-def encode(message: Message) -> dict[bytes, bytes | memoryview]:
-    """A message as the fields of a stream entry."""
-    if isinstance(message, Steps):
-        header = (_STEPS_CODE, message.steps, message.dtype, message.width)
-        return {HEADER: msgpack.packb(header), TENSOR: message.data}
-    return {HEADER: msgpack.packb((_CODE_OF[type(message)], *astuple(message)))}
-
-
-def decode(entry: Mapping[bytes, bytes], *, max_items: int = MAX_HEADER_BYTES) -> Message:
-    """The message that a stream entry holds.
-
-    Args:
-        entry: Its fields.
-        max_items: Of any array in the header; room for as many as it says is made at once.
-
-    Raises:
-        WireError: unknown kind, wrong field, dtype or size.
-    """
-    header = entry.get(HEADER, b"")
-    if len(header) > MAX_HEADER_BYTES:
-        raise WireError(f"Header of {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed.")
-    try:
-        code, *values = msgpack.unpackb(header, max_array_len=max_items)
-    except (ValueError, TypeError) as error:
-        raise WireError("The header is not a msgpack array.") from error
-    if not isinstance(code, int) or not 0 <= code < len(_KINDS):
-        raise WireError(f"Unknown message kind {code!r}.")
-    if code == _STEPS_CODE:
-        return _decode_steps(values, entry.get(TENSOR, b""))
-    message: Message = _build(_KINDS[code], values)
-    return message
-
-
-def _decode_steps(values: Sequence[Any], data: bytes) -> Steps:
-    message: Steps = _build(Steps, [*values, data])
-    if message.dtype not in DTYPES:
-        raise WireError(f"Unknown dtype {message.dtype!r}; known are {', '.join(DTYPES)}.")
-    if message.width < 1 or not message.steps:
-        raise WireError("Hidden states need at least one step and one column.")
-    for step in message.steps:
-        if step.position < 0 or step.rows < 1 or not 0 <= step.wanted <= step.rows:
-            raise WireError(
-                "A step needs a position of at least 0 and at least one row, and cannot want more "
-                "rows than it has."
-            )
-    expected = tensor_bytes(message.dtype, message.rows, message.width)
-    if len(data) != expected or expected > MAX_TENSOR_BYTES:
-        raise WireError(f"Tensor of {len(data)} bytes where the shape says {expected}.")
-    return message
-
-
-def _step(values: Any) -> Step:
-    if not isinstance(values, list) or [type(value) for value in values] != _STEP_TYPES:
-        raise WireError("A step has the wrong fields.")
-    return Step(*values)
-
-
-def _build(kind: type[Any], values: Sequence[Any]) -> Any:
-    declared = _FIELDS[kind]
-    if len(values) != len(declared):
-        raise WireError(f"{kind.__name__} has {len(declared)} fields, not {len(values)}.")
-    return kind(
-        *(
-            _checked(value, hint, f"{kind.__name__}.{name}")
-            for value, (name, hint) in zip(values, declared, strict=True)
-        )
-    )
-
-
-def _checked(value: Any, hint: Any, where: str) -> Any:
-    if hint in _PARTS:
-        if not isinstance(value, list):
-            raise WireError(f"{where} is not an array.")
-        return _build(hint, value)
-    if hint == list[Step]:
-        if not isinstance(value, list):
-            raise WireError(f"{where} is not an array.")
-        return [_step(item) for item in value]
-    if hint == list[int]:
-        ok = isinstance(value, list) and all(type(item) is int for item in value)
-    elif hint == list[bytes]:
-        ok = isinstance(value, list) and all(type(item) is bytes for item in value)
-    elif hint == list[str]:
-        ok = isinstance(value, list) and all(type(item) is str for item in value)
-    elif hint is float:
-        ok = type(value) in (float, int)
-    elif hint in (int, str, bool):
-        ok = type(value) is hint
-    else:
-        ok = isinstance(value, (bytes, memoryview))
-    if not ok:
-        raise WireError(f"{where} has the wrong type.")
-    return value

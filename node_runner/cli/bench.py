@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mesh.errors import MeshError
-from mesh.model.memory_footprint import named
+from mesh.model.config import named
 from node_runner.cli import credentials, options
 from node_runner.cli.console import console, errors, fail
 from node_runner.platform_client.http import ask, client

@@ -10,7 +10,8 @@ import torch
 
 from mesh.errors import MeshError
 from mesh.model.compute_cost import edge_units
-from mesh.model.memory_footprint import footprint, named
+from mesh.model.config import named
+from mesh.model.memory_footprint import footprint
 from node_runner.diagnostics import speed_test
 from node_runner.machine import devices
 from node_runner.platform_client.http import ask

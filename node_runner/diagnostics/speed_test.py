@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
-from mesh.model.memory_footprint import named
+from mesh.model.config import named
 from node_runner.engine.attention.kv_cache import KVPool
 from node_runner.engine.attention.ragged_batch import Pack, Segment
 from node_runner.engine.model.span_checkpoint import prepare_span

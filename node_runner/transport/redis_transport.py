@@ -9,10 +9,10 @@ from typing import Any
 import redis
 import structlog
 
-from market.jobs.live_session import APPEND_TOKEN
-from market.nodes.live_registry import PULSE_INTERVAL, PULSE_TTL
 from mesh import redis_keys, wire
 from mesh.errors import WireError
+from mesh.keepalive import PULSE_INTERVAL, PULSE_TTL
+from mesh.token_stream import APPEND_TOKEN
 from mesh.wire import Halt, Message, Token
 from node_runner.engine.output_batcher import Forward, Result
 from node_runner.transport.interface import HopClock, Unreachable

@@ -23,14 +23,17 @@ from api.http.services import Services
 from market import ledger
 from market.identity.tables import Machine
 from market.jobs import live_session
-from market.jobs.tables import InferenceSession, NodeRegistry, Outbox, RouteHop
+from market.jobs.tables import InferenceSession, RouteHop
 from market.ledger.tables import LedgerTransaction
-from market.nodes import live_registry
+from market.nodes import live_lookup, live_registry
+from market.nodes.node import Node
+from market.nodes.tables import NodeRegistry
+from market.outbox import Outbox
 from market.resources import Services as WorkerServices
 from market.routing import route_search
 from market.routing.skip_counts import Skips
 from market.settings import Settings
-from mesh import redis_keys
+from mesh import redis_keys, token_stream
 from mesh.route_record import LiveRoute
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID, TEMPLATE
@@ -76,7 +79,7 @@ def request_body(**changes: object) -> dict[str, object]:
     return {"model_id": MODEL_ID, "prompt": SECRET, "max_tokens": 8} | changes
 
 
-def node(number: int = 0, **changes: Any) -> live_registry.Node:
+def node(number: int = 0, **changes: Any) -> Node:
     """One of three live nodes that serve two layers each; the first holds a trusted edge."""
     values: dict[str, Any] = {
         "node_id": f"node_{number}",
@@ -97,10 +100,10 @@ def node(number: int = 0, **changes: Any) -> live_registry.Node:
         "kv_positions": 0,
         "last_seen": 0.0,
     }
-    return live_registry.Node(**(values | changes))
+    return Node(**(values | changes))
 
 
-def all_nodes() -> list[live_registry.Node]:
+def all_nodes() -> list[Node]:
     """Nodes for every layer of the demo model."""
     return [node(number) for number in range(LAYERS // 2)]
 
@@ -181,7 +184,7 @@ class Gateway:
             db.add(NodeRegistry(node_id=node_id, wallet_address=wallet, **span))
         return self.login(node_id, "node")
 
-    async def announce(self, *nodes: live_registry.Node) -> None:
+    async def announce(self, *nodes: Node) -> None:
         for each in nodes:
             await live_registry.announce(self.redis, each, ttl=120)
 
@@ -273,7 +276,7 @@ class Job:
         taken = await lease.take(self._workers.sessions, self.id, 60)
         assert taken is not None
         self._lease = taken
-        route = route_search.choose(await live_registry.active(self._redis, MODEL_ID), LAYERS)
+        route = route_search.choose(await live_lookup.active(self._redis, MODEL_ID), LAYERS)
         assert route is not None
         async with self._workers.sessions.begin() as db:
             for stage, each in enumerate(route):
@@ -299,7 +302,7 @@ class Job:
         keys = [redis_keys.live(self.id), redis_keys.tokens(self.id)]
         for text in tokens:
             written = await self._redis.eval(  # type: ignore[misc]
-                live_session.APPEND_TOKEN, 2, *keys, "1", str(self._written), "7", text
+                token_stream.APPEND_TOKEN, 2, *keys, "1", str(self._written), "7", text
             )
             assert written == 1
             self._written += 1

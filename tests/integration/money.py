@@ -14,15 +14,15 @@ from web3.types import RPCEndpoint
 
 from market import ledger
 from market.chain.client import Network
+from market.chain.errors import ChainUnreachable
 from market.chain.failover_rpc import Rpc
-from market.chain.open_signer import LocalSigner
+from market.chain.keystore_signer import LocalSigner
 from market.escrow.deploy import DAY
 from market.escrow.reader import Escrow
 from market.jobs.tables import InferenceSession, RouteHop
 from market.money import from_units, to_units
 from market.resources import Services
 from market.settlement.tables import Settlement, SettlementTransaction
-from mesh.errors import ChainUnreachable
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.factories import fund, session

@@ -17,7 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from api.app import create_app
 from market import db
-from market.jobs.tables import NodeRegistry
+from market.nodes.tables import NodeRegistry
 from market.settings import Settings
 from mesh import redis_keys, relay, wire
 from mesh.relay import Accepted, Assembler, Beat, Frame, Hello, Inbox, Pulse, Push, Sent, Welcome

@@ -8,7 +8,8 @@ import pytest
 from redis.asyncio import Redis
 
 from market.dht import directory
-from market.settings import DiscoverySettings, Settings
+from market.settings import Settings
+from market.settings.discovery import DiscoverySettings
 from mesh import redis_keys
 from mesh.dht import records
 from mesh.dht.signing_keys import SigningKey

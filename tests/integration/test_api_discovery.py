@@ -10,8 +10,9 @@ from redis.asyncio import Redis
 
 from api import discovery_app
 from market import ledger
-from market.jobs.tables import NodeRegistry
 from market.nodes import live_registry
+from market.nodes.node import Node
+from market.nodes.tables import NodeRegistry
 from market.routing.skip_counts import skipped
 from market.settings import Settings
 from mesh import signed_texts
@@ -195,7 +196,7 @@ async def test_a_model_is_not_served_until_it_has_as_many_nodes_as_it_wants(
         await gateway.submit()
 
 
-async def know(gateway: Gateway, *nodes: live_registry.Node) -> None:
+async def know(gateway: Gateway, *nodes: Node) -> None:
     """The nodes' rows in Postgres, half of whose time they have been heard."""
     then = dt.datetime.now(dt.UTC) - dt.timedelta(hours=2)
     async with gateway.sessions.begin() as db:

@@ -12,11 +12,11 @@ from sqlalchemy import select
 
 from api import device_codes
 from api.http.authentication import issue_machine_token
+from market.identity.errors import SignatureMismatch, UserCodeUnknown
 from market.identity.tables import Machine
-from market.nodes import live_registry
+from market.nodes import live_lookup
 from market.settings import Settings
 from mesh import signed_texts
-from mesh.errors import SignatureMismatch, UserCodeUnknown
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import (
@@ -381,7 +381,7 @@ async def test_a_revoked_machine_can_neither_register_nor_go_on(gateway: Gateway
     problem(await gateway.client.delete(path, headers=as_node), 403, "forbidden")
     revoked = await gateway.client.delete(path, headers=gateway.login(PROVIDER_WALLET))
     assert revoked.status_code == 204
-    assert await live_registry.active(gateway.redis, MODEL_ID) == []
+    assert await live_lookup.active(gateway.redis, MODEL_ID) == []
     problem(await beat(gateway, node), 404, "node_not_found")
     problem(await register(gateway, token), 401, "machine_revoked")
     listed = await gateway.client.get("/api/machines", headers=gateway.login(PROVIDER_WALLET))

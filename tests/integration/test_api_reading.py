@@ -10,6 +10,7 @@ from redis.exceptions import ConnectionError
 
 from api import reading
 from market.jobs import live_session
+from mesh import token_stream
 from tests.conftest import MODEL_ID
 from tests.integration.api_served import serve
 from tests.integration.api_support import (
@@ -291,7 +292,7 @@ async def test_a_stream_that_loses_redis_can_be_resumed(
     read = live_session.read
 
     async def read_from_start_only(redis: Redis, request_id: str, after: str, **wait: float) -> Any:
-        if after != live_session.START or request_id != job.id:
+        if after != token_stream.START or request_id != job.id:
             raise ConnectionError
         return await read(redis, request_id, after, **wait)
 

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Strip
 
-from market import ledger, queue
-from market.jobs.tables import Outbox
+from market import ledger, outbox, queue
 from market.nodes import live_registry
+from market.outbox import Outbox
 from market.routing.skip_counts import skipped
 from mesh.redis_keys import WORKER_QUEUE
 from stack.servers import Postgres
@@ -165,7 +165,7 @@ async def test_a_job_is_accepted_although_nobody_can_be_woken(
         answer = await ask(gateway)
     assert answer.status_code == 202
     assert await gateway.redis.zcard(WORKER_QUEUE) == 0
-    assert await queue.send_outbox(gateway.sessions, gateway.services.queue) == 1
+    assert await outbox.send_outbox(gateway.sessions, gateway.services.queue) == 1
     assert await gateway.redis.zcard(WORKER_QUEUE) == 1
 
 

@@ -14,17 +14,18 @@ from structlog.testing import capture_logs
 from web3 import Web3
 
 from market import ledger
+from market.chain.errors import ChainError, ReadAgain
 from market.escrow.artifacts import artifact
 from market.escrow.batch_lines import pack_lines
 from market.escrow.deploy import Terms
 from market.escrow.escrow_view import EscrowView
 from market.escrow.event_reader import EventSource
+from market.escrow.tables import ChainBlock, ChainEvent
 from market.ledger.integrity_check import check
 from market.ledger.tables import SpendingCap
 from market.money import from_units
 from market.resources import Services
-from market.settlement.tables import ChainBlock, ChainEvent, Settlement
-from mesh.errors import ChainError, ReadAgain
+from market.settlement.tables import Settlement
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.factories import session

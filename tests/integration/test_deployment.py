@@ -11,8 +11,8 @@ from web3 import HTTPProvider, Web3
 from cli.app import app
 from market.escrow.artifacts import artifact
 from market.escrow.deploy import DAY
-from market.settings import PaymentsSettings
 from market.settings.deployment import Deployment
+from market.settings.payments import PaymentsSettings
 from stack.dev_chain_client import development_account, write_keystore
 
 ADMIN, SETTLER, PAUSER, TREASURY = (development_account(index).address for index in (2, 3, 4, 5))

@@ -16,9 +16,9 @@ from sqlalchemy import update
 from discovery.mirror import Mirror
 from market import db
 from market.dht import directory
-from market.jobs.tables import NodeRegistry
-from market.nodes import live_registry
-from market.settings import DiscoverySettings
+from market.nodes import live_lookup, live_registry
+from market.nodes.tables import NodeRegistry
+from market.settings.discovery import DiscoverySettings
 from mesh import redis_keys
 from mesh.dht import records
 from mesh.dht.peer import Peer
@@ -102,7 +102,7 @@ async def test_who_has_not_registered_is_in_the_phonebook_and_on_no_route(
     await announce(served[0], announcement())
     await mirror.once()
     assert len(await directory.read(redis, MODEL_ID)) == 1
-    assert await live_registry.active(redis, MODEL_ID) == []
+    assert await live_lookup.active(redis, MODEL_ID) == []
 
 
 async def test_after_redis_lost_all_a_registered_node_is_back_on_the_routes(
@@ -114,7 +114,7 @@ async def test_after_redis_lost_all_a_registered_node_is_back_on_the_routes(
     await redis.flushall()
     await pulse(redis)
     await mirror.once()
-    [node] = await live_registry.active(redis, MODEL_ID)
+    [node] = await live_lookup.active(redis, MODEL_ID)
     assert (node.node_id, node.wallet_address, node.layers_served) == (
         "node_0",
         PROVIDER_WALLET,
@@ -125,7 +125,7 @@ async def test_after_redis_lost_all_a_registered_node_is_back_on_the_routes(
     heard = dataclasses.replace(node, latency_ms=1.0)
     await live_registry.announce(redis, heard, ttl=60)
     await mirror.once()
-    assert await live_registry.active(redis, MODEL_ID) == [heard]
+    assert await live_lookup.active(redis, MODEL_ID) == [heard]
 
 
 async def test_a_node_that_left_or_announces_another_span_stays_off_the_routes(
@@ -135,12 +135,12 @@ async def test_a_node_that_left_or_announces_another_span_stays_off_the_routes(
     await pulse(redis)
     await announce(served[0], announcement(end_layer=3))
     await mirror.once()
-    assert await live_registry.active(redis, MODEL_ID) == []
+    assert await live_lookup.active(redis, MODEL_ID) == []
     await announce(served[0], announcement(expires=time.time() + 90))
     async with sessions.begin() as session:
         await session.execute(update(NodeRegistry).values(is_active=False))
     await mirror.once()
-    assert await live_registry.active(redis, MODEL_ID) == []
+    assert await live_lookup.active(redis, MODEL_ID) == []
     assert len(await directory.read(redis, MODEL_ID)) == 1
 
 
@@ -152,11 +152,11 @@ async def test_a_dead_node_is_not_brought_back_by_what_it_announced(
     await announce(served[0], announcement())
     await pulse(redis)
     await mirror.once()
-    assert len(await live_registry.active(redis, MODEL_ID)) == 1
+    assert len(await live_lookup.active(redis, MODEL_ID)) == 1
     await redis.delete(redis_keys.pulse("node_0"))
     await live_registry.forget(redis, "node_0", MODEL_ID)
     await mirror.once()
-    assert await live_registry.active(redis, MODEL_ID) == []
+    assert await live_lookup.active(redis, MODEL_ID) == []
 
 
 async def test_a_forged_record_is_refused(

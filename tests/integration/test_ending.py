@@ -6,7 +6,8 @@ from decimal import Decimal
 from sqlalchemy import select
 
 from market import ledger
-from market.jobs.tables import InferenceSession, NodeRegistry
+from market.jobs.tables import InferenceSession
+from market.nodes.tables import NodeRegistry
 from market.resources import Services
 from tests.factories import USER, fund
 from tests.integration.money import PROVIDERS, served

@@ -3,9 +3,9 @@
 import pytest
 from eth_account import Account
 
+from market.chain.errors import ChainError
 from market.escrow.escrow_view import EscrowView
-from market.settings import PaymentsSettings
-from mesh.errors import ChainError
+from market.settings.payments import PaymentsSettings
 from tests.conftest import Chain
 
 NEVER = "0x" + "ab" * 32

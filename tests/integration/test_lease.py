@@ -6,10 +6,11 @@ import datetime as dt
 import pytest
 from sqlalchemy import func, select, update
 
-from market import ledger, queue
+from market import ledger, outbox, queue
 from market.jobs import queries
-from market.jobs.tables import InferenceSession, Outbox
+from market.jobs.tables import InferenceSession
 from market.ledger.tables import LedgerTransaction
+from market.outbox import Outbox
 from market.resources import Services
 from tests.factories import fund, hop, session
 from workers.crons.job_sweeper import sweep
@@ -192,12 +193,12 @@ async def test_the_outbox_is_sent_once_and_nothing_in_it_is_lost(services: Servi
     async with services.sessions.begin() as db:
         db.add_all([Outbox(task=queries.SUPERVISE, argument=f"req_{n}") for n in range(25)])
     sent = await asyncio.gather(
-        *(queue.send_outbox(services.sessions, services.queue) for _ in range(4))
+        *(outbox.send_outbox(services.sessions, services.queue) for _ in range(4))
     )
     assert sum(sent) == 25
     queued = sorted(job.args[0] for job in await services.queue.queued_jobs())
     assert queued == sorted(f"req_{n}" for n in range(25))
-    assert await queue.send_outbox(services.sessions, services.queue) == 0
+    assert await outbox.send_outbox(services.sessions, services.queue) == 0
 
 
 async def test_what_the_queue_holds_is_no_pickle(services: Services) -> None:

@@ -8,8 +8,8 @@ from sqlalchemy.exc import IntegrityError
 
 from market import ledger
 from market.db import Sessions
+from market.ledger.errors import InsufficientBalance, SpendingCapExceeded
 from market.money import from_units
-from mesh.errors import InsufficientBalance, SpendingCapExceeded
 from tests.factories import USER, fund
 from tests.integration.ledger_support import PROVIDER, balances, cap, deposit
 

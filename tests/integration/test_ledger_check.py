@@ -17,12 +17,13 @@ from structlog.testing import capture_logs
 
 from market import ledger
 from market.db import Sessions
+from market.escrow.tables import ChainCursor, ChainEvent
 from market.jobs.tables import NodeContribution
 from market.ledger.chain_reconciliation import CHECKS
 from market.ledger.integrity_check import Report, check, publish
 from market.ledger.invariants import RULES
 from market.money import to_units
-from market.settlement.tables import ChainCursor, ChainEvent, Settlement
+from market.settlement.tables import Settlement
 from tests.factories import USER, fund, session
 from tests.integration.ledger_support import PROVIDER
 

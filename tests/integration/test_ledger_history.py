@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from market import db, ledger
 from market.db import Sessions
 from market.ledger import Account
-from mesh.errors import InsufficientBalance
+from market.ledger.errors import InsufficientBalance
 from tests.factories import USER, fund
 from tests.integration.ledger_support import deposit
 

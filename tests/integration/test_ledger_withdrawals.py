@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from market import ledger
 from market.db import Sessions
-from mesh.errors import InsufficientBalance
+from market.ledger.errors import InsufficientBalance
 from tests.factories import USER
 from tests.integration.ledger_support import PROVIDER, balances, cap, deposit
 

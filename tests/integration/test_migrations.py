@@ -14,10 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from market import db, ledger
 from market.db import Base
+from market.escrow.tables import ChainEvent
 from market.ledger.integrity_check import check
 from market.ledger.tables import SpendingCap
 from market.migrations import config, upgrade
-from market.settlement.tables import ChainEvent
 from stack.servers import Postgres
 from tests.factories import USER
 from tests.integration.ledger_support import PROVIDER, balances

@@ -8,12 +8,12 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import select
 
-from market.jobs.tables import NodeRegistry
-from market.nodes import live_registry
+from market.nodes import live_lookup, live_registry
+from market.nodes.tables import NodeRegistry
 from market.placement.tables import PlacementMove
 from market.resources import Services, open_services
+from market.routing.eligibility import Skip
 from market.routing.skip_counts import Skips
-from market.routing.skip_reasons import Skip
 from market.settings import Settings
 from mesh import redis_keys, signed_texts
 from tests.conftest import DEMO_MODEL, MODEL_ID
@@ -216,14 +216,12 @@ async def test_a_join_causes_one_move_that_takes_effect_when_all_have_loaded(
     assert [move.state for move in await moves(services)] == ["loading"]
     waiting = await first.obey(told[0])
     assert waiting["should_rebalance"]
-    before = {
-        n.node_id: n.layers_served for n in await live_registry.active(gateway.redis, MODEL_ID)
-    }
+    before = {n.node_id: n.layers_served for n in await live_lookup.active(gateway.redis, MODEL_ID)}
     assert before[first.id] == list(range(LAYERS)), "nothing changes until all can"
     await second.obey(told[1])
     await first.beat(ms=10)
     assert [move.state for move in await moves(services)] == ["switched"]
-    nodes = {n.node_id: n for n in await live_registry.active(gateway.redis, MODEL_ID)}
+    nodes = {n.node_id: n for n in await live_lookup.active(gateway.redis, MODEL_ID)}
     assert nodes[first.id].end_layer == nodes[second.id].start_layer
     assert (nodes[first.id].start_layer, nodes[second.id].end_layer) == (0, LAYERS)
     assert not (await first.beat())["should_rebalance"]

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 from redis.asyncio import Redis
 
-from market.nodes import live_registry
+from market.nodes import live_lookup, live_registry
 from mesh import redis_keys
 from tests.integration.api_support import MODEL_ID, node
 
@@ -26,7 +26,7 @@ async def test_a_node_is_read_as_it_was_announced(redis: Redis) -> None:
     unknown = node(1)
     for each in (known, unknown):
         await live_registry.announce(redis, each, ttl=60)
-    assert await live_registry.active(redis, MODEL_ID) == [known, unknown]
+    assert await live_lookup.active(redis, MODEL_ID) == [known, unknown]
     assert known.place == (52.52, -13.4)
     assert unknown.place is None
 
@@ -37,7 +37,7 @@ async def test_a_record_of_an_older_mesh_is_read_if_it_has_what_matters(redis: R
         await live_registry.announce(redis, each, ttl=60)
     await redis.hdel(redis_keys.node("node_0"), "hop_ms", "latitude", "longitude")  # type: ignore[misc]
     await redis.hdel(redis_keys.node("node_1"), "end_layer")  # type: ignore[misc]
-    assert await live_registry.active(redis, MODEL_ID) == [node(0)]
+    assert await live_lookup.active(redis, MODEL_ID) == [node(0)]
 
 
 BEAT = {"is_healthy": True, "latency_ms": 7.5}
@@ -47,7 +47,7 @@ async def test_a_beat_keeps_what_was_announced_and_counts_the_time(redis: Redis)
     await live_registry.announce(redis, node(0, registration=2, last_seen=100.0), ttl=60)
     beat = await live_registry.beat(redis, "node_0", 2, BEAT, now=130.5, ttl=60)
     assert beat == live_registry.Beat("kept", 30.5, node(0).wallet_address, MODEL_ID, True)
-    [found] = await live_registry.active(redis, MODEL_ID)
+    [found] = await live_lookup.active(redis, MODEL_ID)
     assert found == node(0, registration=2, last_seen=130.5, latency_ms=7.5)
     await live_registry.uptime_saved(redis, "node_0", 30.0)
     assert await live_registry.unsaved_uptime(redis, "node_0") == 0.5
@@ -67,12 +67,12 @@ async def test_nothing_is_done_in_the_name_of_an_earlier_registration(redis: Red
         await live_registry.beat(redis, "node_0", 1, BEAT, now=1.0, ttl=60)
     ).state == "superseded"
     await live_registry.forget(redis, "node_0", MODEL_ID, 1)
-    assert await live_registry.active(redis, MODEL_ID) == [late]
+    assert await live_lookup.active(redis, MODEL_ID) == [late]
     assert (await live_registry.beat(redis, "node_0", 3, BEAT, now=1.0, ttl=60)).state == "unknown"
     assert await live_registry.announce(redis, node(0, registration=3), ttl=60)
-    assert await live_registry.active(redis, MODEL_ID) == [node(0, registration=3)]
+    assert await live_lookup.active(redis, MODEL_ID) == [node(0, registration=3)]
     await live_registry.forget(redis, "node_0", MODEL_ID)
-    assert await live_registry.active(redis, MODEL_ID) == []
+    assert await live_lookup.active(redis, MODEL_ID) == []
 
 
 async def test_a_beat_does_not_bring_back_who_is_gone(redis: Redis) -> None:
@@ -84,9 +84,9 @@ async def test_a_node_that_changed_its_model_serves_the_new_one_only(redis: Redi
     await live_registry.announce(redis, node(0, registration=1), ttl=60)
     moved = node(0, registration=2, model_id="far/other")
     await live_registry.announce(redis, moved, ttl=60)
-    assert await live_registry.active(redis, MODEL_ID) == []
+    assert await live_lookup.active(redis, MODEL_ID) == []
     assert await redis.smembers(redis_keys.model_nodes(MODEL_ID)) == set()  # type: ignore[misc]
-    assert await live_registry.active(redis, "far/other") == [moved]
+    assert await live_lookup.active(redis, "far/other") == [moved]
 
 
 async def test_a_thousand_nodes_are_not_a_thousand_round_trips(redis: Redis) -> None:
@@ -94,7 +94,7 @@ async def test_a_thousand_nodes_are_not_a_thousand_round_trips(redis: Redis) -> 
     for number in range(1000):
         await live_registry.announce(redis, node(0, node_id=f"node_{number}"), ttl=60)
     before = (await redis.info("stats"))["total_reads_processed"]
-    assert len(await live_registry.active(redis, MODEL_ID)) == 1000
+    assert len(await live_lookup.active(redis, MODEL_ID)) == 1000
     assert (await redis.info("stats"))["total_reads_processed"] - before < 100
 
 

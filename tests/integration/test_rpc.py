@@ -9,9 +9,9 @@ import pytest
 from web3.types import RPCEndpoint
 
 from market.chain.client import Network, Sent
+from market.chain.errors import ChainError, ChainUnreachable
 from market.chain.failover_rpc import Rpc
-from market.settings import PaymentsSettings
-from mesh.errors import ChainError, ChainUnreachable
+from market.settings.payments import PaymentsSettings
 from tests.proxy import Call, Loss, Proxy
 
 NOBODY = "http://127.0.0.1:1"

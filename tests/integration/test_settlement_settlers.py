@@ -5,13 +5,14 @@ import asyncio
 import pytest
 from hexbytes import HexBytes
 
+from market.chain.errors import ChainError
+from market.chain.keystore_signer import LocalSigner
 from market.chain.kms_signer import KmsSigner
-from market.chain.open_signer import LocalSigner
 from market.escrow.reader import Escrow
 from market.jobs.tables import InferenceSession
 from market.resources import Services
+from market.settlement.errors import SettlementPaused
 from market.settlement.tables import Settlement, SettlementTransaction
-from mesh.errors import ChainError, SettlementPaused
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.integration.money import (

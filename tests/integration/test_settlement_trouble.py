@@ -9,12 +9,13 @@ from web3 import Web3
 
 from market import ledger, metrics
 from market.escrow.deploy import DAY
+from market.escrow.errors import SettlementRefused
 from market.escrow.reader import Escrow
 from market.jobs.tables import InferenceSession, NodeContribution
 from market.money import from_units
 from market.resources import Services
+from market.settlement.errors import SettlementPaused
 from market.settlement.tables import Settlement, SettlementTransaction
-from mesh.errors import SettlementPaused, SettlementRefused
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.integration.money import (

@@ -12,13 +12,13 @@ from redis.asyncio import Redis
 from sqlalchemy import func, select, update
 
 from market import ledger
-from market.jobs import live_session
+from market.jobs import messaging
 from market.jobs.tables import InferenceSession, RouteHop
 from market.nodes import live_registry
 from market.prompt_vault import PromptText
 from market.resources import Services
 from market.routing.skip_counts import skipped
-from mesh import redis_keys, wire
+from mesh import redis_keys, token_stream, wire
 from mesh.route_record import LiveRoute
 from tests.conftest import MODEL_ID
 from tests.factories import fund, session
@@ -200,7 +200,7 @@ async def write(redis: Redis, job: InferenceSession, epoch: int, count: int) -> 
     """Tokens, as the edge writes them."""
     keys = (redis_keys.live(job.request_id), redis_keys.tokens(job.request_id))
     for index in range(count):
-        assert await redis.eval(live_session.APPEND_TOKEN, 2, *keys, epoch, index, 7, "x") == 1
+        assert await redis.eval(token_stream.APPEND_TOKEN, 2, *keys, epoch, index, 7, "x") == 1
 
 
 async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
@@ -208,10 +208,10 @@ async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
 ) -> None:
     """The blamed node was only slow: its epoch lives until the next begins."""
     async with served(services, redis) as job:
-        await live_session.tell(redis, wire.Refused(job.request_id, 1, "node_0", "not_finite"))
+        await messaging.tell(redis, wire.Refused(job.request_id, 1, "node_0", "not_finite"))
         await asyncio.sleep(1)
         await write(redis, job, 1, 5)
-        await live_session.tell(redis, wire.Ended(job.request_id, 1, "stop", 5))
+        await messaging.tell(redis, wire.Ended(job.request_id, 1, "stop", 5))
         await completed(services, job)
     assert (await reload(services, job)).token_count == 5
 
@@ -221,7 +221,7 @@ async def test_a_full_node_is_not_asked_again_until_it_has_room(
 ) -> None:
     async with served(services, redis) as job:
         await redis.set(redis_keys.pulse("node_0"), 0, ex=3600)
-        await live_session.tell(redis, wire.Refused(job.request_id, 1, "node_0", "kv_full"))
+        await messaging.tell(redis, wire.Refused(job.request_id, 1, "node_0", "kv_full"))
         await asyncio.sleep(2)
         assert len(await opened(redis)) == 1
         await redis.set(redis_keys.pulse("node_0"), POSITIONS, ex=3600)
@@ -234,9 +234,7 @@ async def test_a_full_node_is_not_asked_again_until_it_has_room(
 
 async def test_a_node_off_the_route_cannot_be_blamed(services: Services, redis: Redis) -> None:
     async with served(services, redis) as job:
-        await live_session.tell(
-            redis, wire.Refused(job.request_id, 1, "node_elsewhere", "not_finite")
-        )
+        await messaging.tell(redis, wire.Refused(job.request_id, 1, "node_elsewhere", "not_finite"))
         await asyncio.sleep(1)
         assert not await redis.exists(redis_keys.cooldown("node_elsewhere"))
         assert len(await opened(redis)) == 1
@@ -262,11 +260,11 @@ async def refuse(
         epoch = (await reload(services, job)).epoch
         if epoch > told and len(await opened(redis)) == epoch:
             told = epoch
-            await live_session.tell(redis, wire.Refused(job.request_id, epoch, liar, code))
+            await messaging.tell(redis, wire.Refused(job.request_id, epoch, liar, code))
         await asyncio.sleep(0.02)
     epoch = (await reload(services, job)).epoch
     await write(redis, job, epoch, 3)
-    await live_session.tell(redis, wire.Ended(job.request_id, epoch, "stop", 3))
+    await messaging.tell(redis, wire.Ended(job.request_id, epoch, "stop", 3))
     await completed(services, job)
 
 
@@ -319,7 +317,7 @@ async def test_what_is_no_message_stops_nobody(services: Services, redis: Redis)
     async with served(services, redis) as job:
         await redis.xadd(redis_keys.events(job.request_id), {"h": b"\xc1"})
         await write(redis, job, 1, 3)
-        await live_session.tell(redis, wire.Ended(job.request_id, 1, "stop", 3))
+        await messaging.tell(redis, wire.Ended(job.request_id, 1, "stop", 3))
         await completed(services, job)
 
 
@@ -342,7 +340,7 @@ async def test_slow_is_not_stalled(services: Services, redis: Redis, further: bo
                     answered += 1
                     positions = answered if further else 1
                     pong = wire.Pong(job.request_id, message.epoch, "node_0", positions)
-                    await live_session.tell(redis, pong)
+                    await messaging.tell(redis, pong)
         assert answered > 2
         assert (len(await opened(redis)) == 1) == further
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from market.jobs import live_session
-from market.nodes.live_registry import PULSE_TTL
-from mesh import redis_keys, wire
+from mesh import redis_keys, token_stream, wire
+from mesh.keepalive import PULSE_TTL
 from mesh.wire import Halt, Ping, Step, Steps, Token
 from node_runner.engine.engine import Engine
 from node_runner.engine.output_batcher import Forward
@@ -119,7 +118,7 @@ def test_a_token_of_an_older_epoch_comes_back_as_a_halt(
     answers = transport.exchange([late, Forward("b", step("gen")), due], wait=0)
     assert answers == [Halt("gen", 1)]
     [(entry, fields)] = client.xrange(redis_keys.tokens("gen"))
-    assert live_session.index_of(entry.decode()) == 1
+    assert token_stream.index_of(entry.decode()) == 1
     assert fields[b"t"] == b"due"
     transport.close()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from market.catalog.models import load_model
-from market.settings import ModelSettings
+from market.settings.models import ModelSettings
 from tests.conftest import DEMO_MODEL
 
 LLAMA = {

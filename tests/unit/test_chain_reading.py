@@ -11,9 +11,9 @@ from web3.types import RPCEndpoint, RPCResponse
 
 from market.chain import bounded_http
 from market.chain.client import Network
+from market.chain.errors import AnswerTooLarge, ChainError, ReadAgain, Reorganised
 from market.chain.failover_rpc import Rpc
 from market.escrow.event_reader import Block, EventSource, Reading
-from mesh.errors import AnswerTooLarge, ChainError, ReadAgain, Reorganised
 
 ESCROW = "0x" + "11" * 20
 

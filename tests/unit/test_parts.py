@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from market.prompt_vault import PromptText, PromptVault
 from market.settings import Settings
-from mesh import errors, signed_texts
+from mesh import signed_texts
+from mesh.errors import MeshError, __doc__
 
 KEY = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 
@@ -77,14 +78,14 @@ def test_a_registration_is_signed_by_its_wallet_and_for_its_span() -> None:
     assert not signed_texts.signed_by(message, "0x12", wallet.address)
 
 
-def _tree(root: type[errors.MeshError]) -> list[type[errors.MeshError]]:
+def _tree(root: type[MeshError]) -> list[type[MeshError]]:
     return [root, *(found for child in root.__subclasses__() for found in _tree(child))]
 
 
 def test_every_error_has_a_code_of_its_own_and_is_in_the_drawn_tree() -> None:
-    classes = _tree(errors.MeshError)
+    classes = _tree(MeshError)
     codes = [error.code for error in classes]
     assert len(set(codes)) == len(codes)
     for error in classes:
-        assert error.__name__ in (errors.__doc__ or "")
+        assert error.__name__ in (__doc__ or "")
         assert error.status >= 400

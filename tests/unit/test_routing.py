@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market.geo.distance import Coordinates, distance_km
-from market.nodes.live_registry import Node
+from market.nodes.node import Node
 from market.routing.route_search import choose, room
 
 BERLIN, HAMBURG = Coordinates(52.52, 13.405), Coordinates(53.5511, 9.9937)

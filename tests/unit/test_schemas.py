@@ -3,17 +3,19 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from api.schemas import base
+from api.schemas import jobs, nodes, providers
+from market.jobs.tables import SessionStatus
+from market.routing import tiers
 
 SPECIFIED = {
-    base.NodeRegistration: "wallet_address model_id gpu_model vram_gb public_addr location",
-    base.NodeHealth: (
+    nodes.NodeRegistration: "wallet_address model_id gpu_model vram_gb public_addr location",
+    nodes.NodeHealth: (
         "node_id model_id is_healthy latency_ms throughput_tokens_per_sec current_requests "
         "gpu_utilization_percent vram_used_gb"
     ),
-    base.InferenceSession: "request_id model_id started_at completed_at status tier",
-    base.NodeContribution: "node_id wallet_address tokens_contributed payment_far",
-    base.ProviderStats: (
+    jobs.InferenceSession: "request_id model_id started_at completed_at status tier",
+    jobs.NodeContribution: "node_id wallet_address tokens_contributed payment_far",
+    providers.ProviderStats: (
         "wallet_address total_tokens_served total_earned_far active_nodes uptime_percent "
         "avg_latency_ms reliability_score total_requests_served failed_requests"
     ),
@@ -26,20 +28,20 @@ def test_a_model_has_the_fields_of_the_specification(model: type[BaseModel]) -> 
 
 
 def test_a_session_never_carries_its_prompt() -> None:
-    assert "prompt" not in base.InferenceSession.model_fields
+    assert "prompt" not in jobs.InferenceSession.model_fields
 
 
 def test_statuses_and_tiers_are_those_of_the_specification() -> None:
-    assert [*base.SessionStatus] == ["pending", "active", "completed", "failed"]
-    assert [*base.Tier] == ["standard", "premium", "enterprise"]
+    assert [*SessionStatus] == ["pending", "active", "completed", "failed"]
+    assert [*tiers.Tier] == ["standard", "premium", "enterprise"]
 
 
 @pytest.mark.parametrize(
     "changed", [{"uptime_percent": 100.1}, {"reliability_score": 1.1}, {"wallet_address": "0x1"}]
 )
 def test_statistics_out_of_their_range_are_refused(changed: dict[str, object]) -> None:
-    figures: dict[str, object] = dict.fromkeys(base.ProviderStats.model_fields, 0)
+    figures: dict[str, object] = dict.fromkeys(providers.ProviderStats.model_fields, 0)
     figures["wallet_address"] = "0x" + "aa" * 20
-    assert base.ProviderStats.model_validate(figures)
+    assert providers.ProviderStats.model_validate(figures)
     with pytest.raises(ValidationError):
-        base.ProviderStats.model_validate(figures | changed)
+        providers.ProviderStats.model_validate(figures | changed)

@@ -15,11 +15,13 @@ from eth_account.typed_transactions.typed_transaction import TypedTransaction
 from eth_utils.crypto import keccak
 from hexbytes import HexBytes
 
+from market.chain.errors import ChainError
+from market.chain.keystore_signer import LocalSigner
 from market.chain.kms_signer import ORDER, KmsSigner
-from market.chain.open_signer import LocalSigner, Signer, open_signer
+from market.chain.open_signer import open_signer
+from market.chain.signer import Signer
 from market.chain.transactions import Fees, sign_transaction
-from market.settings import PaymentsSettings
-from mesh.errors import ChainError
+from market.settings.payments import PaymentsSettings
 from tests.kms import REGION, new_key, running_kms
 
 TO = "0x" + "cc" * 20

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from market.geo.distance import Coordinates
-from market.nodes.live_registry import Node, Sighting
+from market.nodes.live_lookup import Sighting
+from market.nodes.node import Node
+from market.routing.eligibility import Skip
 from market.routing.route_search import choose
-from market.routing.skip_reasons import Skip, explain
+from market.routing.skip_reasons import explain
 from tests.unit.test_routing import BERLIN, HAMBURG, SYDNEY, node
 
 LAYERS = 6

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market.catalog.models import load_model
-from market.nodes.live_registry import Node
+from market.nodes.node import Node
 from market.placement.cluster import ASSUMED_SPEED, Swarm, speed_of, swarm_of
 from market.placement.solver import propose, throughput
 from market.placement.speed_averages import blend
-from market.settings import ModelSettings
+from market.settings.models import ModelSettings
 from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.unit.swarms import candidates, models
 from tests.unit.test_routing import node

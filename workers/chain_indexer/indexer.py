@@ -18,10 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from web3.exceptions import Web3Exception
 
 from market import metrics
+from market.chain.errors import ChainError, ReadAgain, Reorganised
 from market.escrow.event_reader import Block, Event, EventSource, Reading
+from market.escrow.tables import ChainBlock, ChainCursor, ChainEvent
 from market.resources import Services
-from market.settlement.tables import ChainBlock, ChainCursor, ChainEvent
-from mesh.errors import ChainError, ReadAgain, Reorganised
 from workers.chain_indexer import ledger_effects
 
 log = structlog.get_logger()

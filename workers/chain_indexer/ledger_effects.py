@@ -8,8 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger, metrics
 from market.escrow.event_reader import Event
+from market.escrow.tables import ChainEvent
 from market.money import from_units
-from market.settlement.tables import ChainEvent, Settlement
+from market.settlement.tables import Settlement
 
 log = structlog.get_logger()
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import structlog
 
-from market import queue
+from market import outbox, queue
 from market.jobs import queries
 from market.resources import Services
 from workers.supervisor import lease
@@ -35,4 +35,4 @@ async def sweep(ctx: dict[str, Any]) -> None:
 async def send_outbox(ctx: dict[str, Any]) -> None:
     """arq cron: what the gateway wrote but did not live to send."""
     services: Services = ctx["services"]
-    await queue.send_outbox(services.sessions, services.queue)
+    await outbox.send_outbox(services.sessions, services.queue)

@@ -4,10 +4,10 @@ from typing import Any
 
 import structlog
 
+from market.chain.errors import ChainError
 from market.escrow.escrow_view import EscrowView
 from market.ledger.integrity_check import check, publish
 from market.resources import Services
-from mesh.errors import ChainError
 
 log = structlog.get_logger()
 

@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import metrics
 from market.catalog.models import Model
-from market.nodes import live_registry
-from market.nodes.live_registry import Node
+from market.nodes import live_lookup
+from market.nodes.node import Node
 from market.placement import cluster, rebalances, speed_averages
 from market.placement.solver import Policy, propose, throughput
 from market.placement.tables import UNDER_WAY, PlacementMove
@@ -35,7 +35,7 @@ async def rebalance(ctx: dict[str, Any]) -> None:
 async def look(services: Services, model: Model) -> None:
     """End a move that came to nothing, or begin one that pays, if nodes are to be moved at all.
     Nothing if another worker looks."""
-    seen = await live_registry.sighted(services.redis, model.id)
+    seen = await live_lookup.sighted(services.redis, model.id)
     async with services.sessions.begin() as db:
         if not await rebalances.try_lock(db, model.id):
             return

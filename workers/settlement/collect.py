@@ -12,11 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market import ledger
 from market.jobs.tables import InferenceSession
 from market.money import from_units, plain
-from market.settings import PaymentsSettings
+from market.settings.payments import PaymentsSettings
 from market.settlement.batch_draft import Draft, fitting, make_draft
+from market.settlement.errors import SettlementMismatch
 from market.settlement.tables import Settlement, StoredTree
 from market.settlement.usage_lines import Contributions, contributions_of
-from mesh.errors import SettlementMismatch
 from workers.settlement.run_context import Run
 from workers.settlement.steps import Progress, Step, step
 

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 import structlog
 from sqlalchemy import func, select, update
 
+from market.chain.errors import ChainError
+from market.escrow.errors import SettlementRefused
 from market.jobs.tables import InferenceSession
 from market.money import ZERO, to_units
 from market.settlement.tables import Settlement, SettlementTransaction
 from market.settlement.usage_lines import contributions_of
-from mesh.errors import ChainError, SettlementRefused
 from workers.settlement.collect import draft_of, store
 from workers.settlement.pauses import Reason, alert
 from workers.settlement.run_context import Run, contract_batch

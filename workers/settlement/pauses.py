@@ -8,11 +8,12 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from market import metrics
+from market.chain.errors import ChainError
 from market.db import Sessions
 from market.money import PLACES, from_units, plain
-from market.settings import PaymentsSettings
+from market.settings.payments import PaymentsSettings
+from market.settlement.errors import SettlementPaused
 from market.settlement.tables import Settlement, SettlementPause
-from mesh.errors import ChainError, SettlementPaused
 from workers.settlement.run_context import Run
 from workers.settlement.steps import Step, step
 

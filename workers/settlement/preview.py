@@ -6,15 +6,15 @@ from decimal import Decimal
 
 from sqlalchemy import func, select
 
-from market.chain.open_signer import Signer
+from market.chain.signer import Signer
 from market.chain.transactions import Fees
+from market.escrow.errors import SettlementRefused
 from market.escrow.reader import Escrow
 from market.jobs.tables import InferenceSession
 from market.money import ZERO, from_units, plain
 from market.resources import Services
 from market.settlement.batch_draft import Draft
 from market.settlement.tables import Settlement, SettlementPause
-from mesh.errors import SettlementRefused
 from workers.settlement import pauses
 from workers.settlement.collect import draft_of, due, is_due
 from workers.settlement.exclusions import CEILING, USERS_FAULT, beyond

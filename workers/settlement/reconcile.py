@@ -6,8 +6,8 @@ import structlog
 from sqlalchemy import func, update
 
 from market.chain.client import Receipt
+from market.settlement.errors import SettlementMismatch
 from market.settlement.tables import Settlement, SettlementTransaction
-from mesh.errors import SettlementMismatch
 from workers.settlement import submit
 from workers.settlement.pauses import Reason, pause
 from workers.settlement.run_context import Run, contract_batch

@@ -6,10 +6,10 @@ from sqlalchemy import select
 
 from market import db
 from market.chain.client import Network
-from market.chain.open_signer import Signer
+from market.chain.signer import Signer
 from market.escrow.reader import Batch, Escrow
 from market.resources import Services
-from market.settings import PaymentsSettings
+from market.settings.payments import PaymentsSettings
 from market.settlement.tables import Settlement, SettlementTransaction
 
 WEI_PER_GWEI = 10**9

@@ -9,9 +9,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market.chain.client import Sent
+from market.chain.errors import ChainError
 from market.chain.transactions import Fees, SignedTransaction, sign_transaction
+from market.escrow.errors import SettlementRefused
 from market.settlement.tables import ChainNonce, Settlement, SettlementTransaction
-from mesh.errors import ChainError, SettlementRefused
 from workers.settlement import exclusions
 from workers.settlement.pauses import Reason, alert, check_gas_money
 from workers.settlement.run_context import Run, contract_batch

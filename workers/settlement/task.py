@@ -11,11 +11,13 @@ import structlog
 from sqlalchemy import text
 from web3.exceptions import Web3Exception
 
-from market.chain.open_signer import Signer, configured, open_signer
+from market.chain.errors import ChainError, ChainUnreachable
+from market.chain.open_signer import configured, open_signer
+from market.chain.signer import Signer
 from market.escrow.reader import Escrow
 from market.resources import Services
+from market.settlement.errors import SettlementMismatch, SettlementPaused
 from market.settlement.tables import Settlement
-from mesh.errors import ChainError, ChainUnreachable, SettlementMismatch, SettlementPaused
 from workers.settlement import pauses, submit
 from workers.settlement.collect import close
 from workers.settlement.dormancy import keep_awake

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from market.catalog.models import Model
 from market.geo.distance import Coordinates
 from market.jobs.tables import InferenceSession
-from market.nodes import live_registry
-from market.nodes.live_registry import Node, Sighting
+from market.nodes import kv_reservations, live_lookup
+from market.nodes.live_lookup import Sighting
+from market.nodes.node import Node
 from market.resources import Services
 from market.routing import route_search, tiers
 from market.routing.skip_reasons import explain
@@ -63,9 +64,9 @@ class Routes:
     async def find(self, serving: Collection[Hop]) -> list[Node] | None:
         """The cheapest route now, none if there is none. ``serving``: the hops that the generation
         has, which cost nothing where they still serve the same span."""
-        sighted = await live_registry.sighted(self._redis, self._model.id)
+        sighted = await live_lookup.sighted(self._redis, self._model.id)
         nodes = [seen.node for seen in sighted if seen.serves]
-        rooms = await live_registry.rooms(self._redis, [node.node_id for node in nodes])
+        rooms = await kv_reservations.rooms(self._redis, [node.node_id for node in nodes])
         now = time.monotonic()
         avoid = [node_id for node_id, until in self._avoid.items() if until > now]
         prefer = [node.node_id for node in nodes if Hop.of(node) in serving]
@@ -107,4 +108,4 @@ class Routes:
     async def reserve(self, route: Sequence[Node], serving: Collection[Hop]) -> bool:
         """Nodes that serve the generation already have its room."""
         new = [node.node_id for node in route if Hop.of(node) not in serving]
-        return await live_registry.reserve(self._redis, new, self._positions)
+        return await kv_reservations.reserve(self._redis, new, self._positions)

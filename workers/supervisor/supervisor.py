@@ -16,12 +16,13 @@ import structlog
 from sqlalchemy import insert, select, update
 
 from market import metrics
-from market.jobs import live_session
+from market.jobs import live_session, messaging
 from market.jobs.live_session import Delivered
 from market.jobs.tables import InferenceSession, RouteHop
 from market.nodes import live_registry
-from market.nodes.live_registry import Node
+from market.nodes.node import Node
 from market.resources import Services
+from mesh import token_stream
 from mesh.route_record import LiveRoute
 from mesh.wire import Cancel, Close, Ended, Note, Ping, Pong, Refused
 from mesh.wire.refusal_codes import LOST, code_of
@@ -100,7 +101,7 @@ class Supervisor:
         self._believed: set[str] = set()
         self._computed = 0
         self._silent_before: set[str] = set()
-        self._events_after = live_session.START
+        self._events_after = token_stream.START
         self._failures = 0
 
     async def run(self) -> None:
@@ -166,7 +167,7 @@ class Supervisor:
 
     async def _hear(self, wait: float) -> list[Note]:
         """Events of this epoch, waiting up to ``wait`` seconds for the first."""
-        self._events_after, events = await live_session.listen(
+        self._events_after, events = await messaging.listen(
             self._redis, self._id, self._events_after, wait=wait
         )
         if any(isinstance(event, Cancel) for event in events):
@@ -229,7 +230,7 @@ class Supervisor:
         """Whether the route's nodes all live and have come further than when asked last: a long
         prompt, or many generations. Those that do not answer are blamed."""
         for node_id in self._node_ids:
-            await live_session.send(
+            await messaging.send(
                 self._redis, node_id, [Ping(self._id, self._epoch)], ttl=self._limits.stream_ttl
             )
         alive: dict[str, int] = {}
@@ -366,11 +367,11 @@ class Supervisor:
             expires_in=self._seconds_left() + OPEN_GRACE,
         )
         for node_id, message in messages:
-            await live_session.send(self._redis, node_id, [message], ttl=self._limits.stream_ttl)
+            await messaging.send(self._redis, node_id, [message], ttl=self._limits.stream_ttl)
 
     async def _close(self, hops: Collection[Hop], epoch: int) -> None:
         for hop in hops:
-            await live_session.send(
+            await messaging.send(
                 self._redis, hop.node_id, [Close(self._id, epoch)], ttl=self._limits.stream_ttl
             )
 
@@ -414,8 +415,8 @@ class Supervisor:
         return self._seconds_left() + self._limits.stream_ttl
 
     async def _tokens(self) -> list[Delivered]:
-        entries = await live_session.read(self._redis, self._id, live_session.START)
+        entries = await live_session.read(self._redis, self._id, token_stream.START)
         return [entry for entry in entries if isinstance(entry, Delivered)]
 
     async def _progress(self) -> int:
-        return live_session.index_of(await live_session.last_entry(self._redis, self._id))
+        return token_stream.index_of(await live_session.last_entry(self._redis, self._id))

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from api import credentials
 from api.http.services import WithServices
 from market.dht import directory
-from market.nodes import live_registry
+from market.nodes import live_lookup
 
 router = APIRouter(prefix="/api/discovery/dht", tags=["discovery"])
 
@@ -52,7 +52,7 @@ async def announced(model_id: str, services: WithServices) -> AnnouncedNodes:
     """Nodes of a model that announce themselves in the DHT, with their own word for it."""
     services.catalog.get(model_id)
     told = await directory.read(services.redis, model_id)
-    on_routes = {node.node_id for node in await live_registry.active(services.redis, model_id)}
+    on_routes = {node.node_id for node in await live_lookup.active(services.redis, model_id)}
     return AnnouncedNodes(
         model_id=model_id,
         total_nodes=len(told),

@@ -11,7 +11,8 @@ from api.http.services import Services, WithServices
 from api.routes import nodes
 from api.schemas.base import Label, shown
 from market.money import plain
-from market.nodes import live_registry
+from market.nodes import live_lookup
+from market.nodes.node import Located, Node
 from market.routing import route_search, tiers
 
 router = APIRouter(tags=["discovery"])
@@ -30,7 +31,7 @@ class ActiveNode(BaseModel):
     gpu_model: str
     vram_gb: int
     location: str
-    located: live_registry.Located
+    located: Located
     """Whether its address told the location (`geoip`) or the node itself (`declared`)."""
     layers_served: list[int]
     edge: bool
@@ -102,7 +103,7 @@ async def models(services: WithServices) -> Models:
     """Models on offer, with their price now."""
     offers = []
     for model in services.catalog:
-        nodes = await live_registry.active(services.redis, model.id)
+        nodes = await live_lookup.active(services.redis, model.id)
         fair = tiers.accepts(model.price_per_token)
         route = route_search.choose(nodes, model.layers, admits=fair)
         offers.append(
@@ -124,10 +125,10 @@ async def models(services: WithServices) -> Models:
 
 async def _active(services: Services, model_id: str) -> list[ActiveNode]:
     services.catalog.get(model_id)
-    return [_shown(node) for node in await live_registry.active(services.redis, model_id)]
+    return [_shown(node) for node in await live_lookup.active(services.redis, model_id)]
 
 
-def _shown(node: live_registry.Node) -> ActiveNode:
+def _shown(node: Node) -> ActiveNode:
     """Without its address: nobody has to reach a node, and providers need not be found."""
     return ActiveNode(
         node_id=node.node_id,
@@ -151,5 +152,5 @@ def _shown(node: live_registry.Node) -> ActiveNode:
     )
 
 
-def _step_ms(route: Sequence[live_registry.Node]) -> float:
+def _step_ms(route: Sequence[Node]) -> float:
     return sum(node.latency_ms + node.hop_ms for node in route)

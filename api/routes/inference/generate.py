@@ -13,11 +13,14 @@ from api import reading, submission
 from api.http.authentication import LoggedIn
 from api.http.rate_limits import address_of, limit
 from api.http.services import Services, WithServices
-from api.schemas.base import InferenceSession, SessionStatus
+from api.schemas.jobs import InferenceSession
 from api.submission import Generate
-from market.jobs import live_session, queries
+from market.errors import InvalidRequest
+from market.jobs import queries
+from market.jobs.errors import StreamExpired
 from market.jobs.tables import InferenceSession as Job
-from mesh.errors import InvalidRequest, StreamExpired
+from market.jobs.tables import SessionStatus
+from mesh import token_stream
 
 router = APIRouter(prefix="/api/inference", tags=["inference"])
 
@@ -190,7 +193,7 @@ def _check_key(key: str) -> None:
 
 def _entry_after(last_event_id: str | None, job: Job) -> str:
     if not last_event_id:
-        return live_session.START
+        return token_stream.START
     digits = last_event_id.removesuffix("-done")
     # No longer than any id of this stream, so that it is a number that Redis can take.
     ours = digits.isascii() and digits.isdigit() and len(digits) <= len(str(job.max_tokens))

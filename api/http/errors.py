@@ -1,0 +1,15 @@
+"""Errors of HTTP alone."""
+
+from market.errors import InvalidRequest
+
+
+class MalformedJson(InvalidRequest):
+    code = "malformed_json"
+    status = 400
+    title = "Malformed JSON"
+
+
+class BodyTooLarge(InvalidRequest):
+    code = "body_too_large"
+    status = 413
+    title = "Body too large"

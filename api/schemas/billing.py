@@ -1,0 +1,60 @@
+"""Balance, cap, withdrawal."""
+
+import datetime as dt
+
+from pydantic import (
+    BaseModel,
+)
+
+
+class Withdrawal(BaseModel):
+    """What a user has asked the contract to pay out, and has not got."""
+
+    amount_far: float
+    amount_far_exact: str
+    ready_at: dt.datetime | None
+    """When the contract's delay is over; none if the request was not seen on the chain."""
+
+
+class CapLowering(BaseModel):
+    """A lower cap that the contract carries out after its delay, and that binds here at once."""
+
+    maximum_far: float
+    maximum_far_exact: str
+    ready_at: dt.datetime
+
+
+class Spending(BaseModel):
+    """The cap that a user signed for the contract, and how much of it is gone. It does not expire:
+    a signature's deadline only says until when it can be handed in."""
+
+    signed_far: float
+    signed_far_exact: str
+    """All that may ever be debited."""
+    spent_far: float
+    spent_far_exact: str
+    """What ended generations have cost, ever."""
+    left_far: float
+    left_far_exact: str
+    """What may be held beyond what is spent and held."""
+    lowering: CapLowering | None
+
+
+class Balance(BaseModel):
+    """A user's money. A generation can be asked for if its hold is within ``available`` and within
+    what the cap leaves."""
+
+    wallet_address: str
+    available_far: float
+    available_far_exact: str
+    held_far: float
+    held_far_exact: str
+    """What running generations may cost at most."""
+    incoming_far: float
+    incoming_far_exact: str
+    """Deposits that are on the chain and not confirmed yet."""
+    shortfall_far: float
+    shortfall_far_exact: str
+    """What the contract let out, or took back, after it was spent. The next deposit fills it."""
+    withdrawal: Withdrawal | None
+    cap: Spending

@@ -1,0 +1,7 @@
+"""No such model."""
+
+from mesh.errors import NotFound
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"

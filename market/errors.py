@@ -1,0 +1,34 @@
+"""Kinds of error that every domain raises."""
+
+from mesh.errors import MeshError
+
+
+class InvalidRequest(MeshError):
+    """A field of the request is wrong; ``code`` names the field and the reason."""
+
+    code = "invalid_request"
+    status = 422
+    title = "Invalid request"
+
+    def __init__(self, detail: str, *, code: str | None = None) -> None:
+        super().__init__(detail)
+        if code is not None:
+            self.code = code
+
+
+class Forbidden(MeshError):
+    code = "forbidden"
+    status = 403
+    title = "Forbidden"
+
+
+class RateLimited(MeshError):
+    code = "rate_limited"
+    status = 429
+    title = "Too many requests"
+
+
+class Unavailable(MeshError):
+    code = "unavailable"
+    status = 503
+    title = "Unavailable"

@@ -1,0 +1,66 @@
+"""Chain_events, chain_blocks, chain_cursors."""
+
+import datetime as dt
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Index,
+    String,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from market.db import INSTANT, WALLET, Base
+
+
+class ChainEvent(Base):
+    """An event of the escrow: ``pending`` → ``applied`` → ``reverted``.
+
+    Pending until it is deep enough, applied when the ledger has followed, reverted when a
+    reorganisation took it back after that; one that vanishes before is deleted. ``reference``: of
+    its posting in the ledger; none for an event that moves no money. ``arguments`` are text, as
+    :class:`market.escrow.event_reader.Event` has them.
+    """
+
+    __tablename__ = "chain_events"
+    __table_args__ = (
+        CheckConstraint(
+            "status IN ('pending', 'applied', 'reverted')", name="check_chain_event_status"
+        ),
+        Index("idx_chain_events_block", "contract", "block_number"),
+        Index("idx_chain_events_wallet", "wallet_address", "name"),
+    )
+
+    transaction_hash: Mapped[str] = mapped_column(String(66), primary_key=True)
+    log_index: Mapped[int] = mapped_column(primary_key=True)
+    contract: Mapped[str] = mapped_column(WALLET)
+    block_number: Mapped[int] = mapped_column(BigInteger)
+    block_hash: Mapped[str] = mapped_column(String(66))
+    name: Mapped[str] = mapped_column(String(50))
+    wallet_address: Mapped[str | None] = mapped_column(WALLET)
+    """Whose money or cap it is about."""
+    arguments: Mapped[dict[str, str]] = mapped_column(JSONB)
+    status: Mapped[str] = mapped_column(String(20), server_default="pending")
+    reference: Mapped[str | None] = mapped_column(String(255))
+    seen_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+
+
+class ChainBlock(Base):
+    """A block that was read and counted: a later look at its hash shows a reorganisation."""
+
+    __tablename__ = "chain_blocks"
+
+    contract: Mapped[str] = mapped_column(WALLET, primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    hash: Mapped[str] = mapped_column(String(66))
+
+
+class ChainCursor(Base):
+    """How far the events of a contract have been read and counted. The block before is stored."""
+
+    __tablename__ = "chain_cursors"
+
+    contract: Mapped[str] = mapped_column(WALLET, primary_key=True)
+    next_block: Mapped[int] = mapped_column(BigInteger)

@@ -1,0 +1,31 @@
+"""Unknown, expired, failed, key used twice."""
+
+from market.errors import InvalidRequest
+from mesh.errors import MeshError, NotFound
+
+
+class ContextExceeded(InvalidRequest):
+    code = "context_exceeded"
+    title = "Context exceeded"
+
+
+class JobNotFound(NotFound):
+    code = "job_not_found"
+
+
+class IdempotencyConflict(MeshError):
+    code = "idempotency_conflict"
+    status = 409
+    title = "Idempotency key used for another request"
+
+
+class StreamExpired(MeshError):
+    code = "stream_expired"
+    status = 410
+    title = "Stream expired"
+
+
+class GenerationFailed(MeshError):
+    code = "generation_failed"
+    status = 502
+    title = "Generation failed"

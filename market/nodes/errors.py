@@ -1,0 +1,19 @@
+"""Unknown, taken, superseded."""
+
+from mesh.errors import MeshError, NotFound
+
+
+class NodeNotFound(NotFound):
+    code = "node_not_found"
+
+
+class NodeIdTaken(MeshError):
+    code = "node_id_taken"
+    status = 409
+    title = "Node id taken"
+
+
+class NodeSuperseded(MeshError):
+    code = "node_superseded"
+    status = 409
+    title = "Registered again elsewhere"

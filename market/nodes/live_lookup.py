@@ -1,0 +1,84 @@
+"""Live nodes of a model, one node."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from market.nodes.node import Node
+from market.nodes.record_codec import FIELD_NAMES, from_record
+from mesh import redis_keys
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A node that was heard of within its time to live. ``cools``: it failed a generation a moment
+    ago."""
+
+    node: Node
+    cools: bool
+
+    @property
+    def serves(self) -> bool:
+        """Whether routes may count on it."""
+        return self.node.is_healthy and not self.cools
+
+
+async def active(redis: Redis, model_id: str) -> list[Node]:
+    """Healthy nodes of a model, without those that cool down."""
+    return [seen.node for seen in await sighted(redis, model_id) if seen.serves]
+
+
+async def alive(redis: Redis, model_id: str) -> list[Node]:
+    """Healthy nodes of a model, also those that cool down."""
+    return [seen.node for seen in await sighted(redis, model_id) if seen.node.is_healthy]
+
+
+async def sight(redis: Redis, node_id: str) -> Sighting | None:
+    """One node, if it was heard of within its time to live."""
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hmget(redis_keys.node(node_id), FIELD_NAMES)
+        pipe.exists(redis_keys.cooldown(node_id))
+        record, cools = await pipe.execute()
+    node = from_record(record)
+    return None if node is None else Sighting(node, bool(cools))
+
+
+async def sighted(redis: Redis, model_id: str) -> list[Sighting]:
+    """All nodes of a model that were heard of. Two round trips, however many."""
+    ids = sorted(m.decode() for m in await redis.smembers(redis_keys.model_nodes(model_id)))  # type: ignore[misc]
+    if not ids:
+        return []
+    async with redis.pipeline(transaction=False) as pipe:
+        for node_id in ids:
+            pipe.hmget(redis_keys.node(node_id), FIELD_NAMES)
+        for node_id in ids:
+            pipe.exists(redis_keys.cooldown(node_id))
+        answers = await pipe.execute()
+    found, gone = [], []
+    for node_id, record, cools in zip(ids, answers, answers[len(ids) :], strict=False):
+        node = from_record(record)
+        if not any(record) or (node is not None and node.model_id != model_id):
+            gone.append(node_id)
+        elif node is not None:
+            found.append(Sighting(node, bool(cools)))
+    if gone:
+        await _drop(redis, model_id, gone)
+    return found
+
+
+async def _drop(redis: Redis, model_id: str, node_ids: Sequence[str]) -> None:
+    """Take nodes out of a model's index; but not one that comes back at this very moment."""
+    index = redis_keys.model_nodes(model_id)
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.srem(index, *node_ids)
+        for node_id in node_ids:
+            pipe.hget(redis_keys.node(node_id), "model_id")
+        _, *models = await pipe.execute()
+    back = [
+        node_id
+        for node_id, model in zip(node_ids, models, strict=True)
+        if model == model_id.encode()
+    ]
+    if back:
+        await redis.sadd(index, *back)  # type: ignore[misc]

@@ -1,0 +1,9 @@
+"""Not ready."""
+
+from mesh.errors import MeshError
+
+
+class ReceiptNotReady(MeshError):
+    code = "receipt_not_ready"
+    status = 409
+    title = "Receipt not ready"

@@ -1,0 +1,12 @@
+"""No route; longer than any KV cache."""
+
+from market.errors import InvalidRequest, Unavailable
+
+
+class RoomExceeded(InvalidRequest):
+    code = "room_exceeded"
+    title = "Room exceeded"
+
+
+class NoRoute(Unavailable):
+    code = "no_route"

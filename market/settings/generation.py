@@ -1,0 +1,24 @@
+"""Leases, stalls, deadlines."""
+
+from pydantic import BaseModel, Field, SecretStr
+
+
+class GenerationSettings(BaseModel):
+    prompt_key: SecretStr = SecretStr("")
+    """AES-256 key, base64, under which prompts rest in Postgres until their job ends."""
+    lease: float = 6.0
+    """Seconds a supervisor's lease lasts; a dead worker's job is free after that."""
+    sweep_interval: int = 2
+    """Seconds between looks for jobs whose lease has run out."""
+    stall: float = 10.0
+    """Seconds without a new token after which a route's nodes are asked whether they live."""
+    ping: float = 5.0
+    """Seconds they have to answer: longer than any one forward, between two of which they do."""
+    max_failures: int = 4
+    """Routes that may fail one generation before it fails itself."""
+    deadline: float = Field(900.0, gt=0, le=3600)
+    """Seconds after which a generation ends in failure, whatever happens. Until then a job waits
+    for nodes that cover its layers and have room for it."""
+    stream_ttl: int = 3600
+    """Seconds for which a finished generation's tokens can be read."""
+    supervisors_per_worker: int = 200

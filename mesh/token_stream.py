@@ -1,0 +1,25 @@
+"""The script that appends a token once, and the stream's IDs."""
+
+APPEND_TOKEN = """
+if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return -1 end
+local length = redis.call('XLEN', KEYS[2])
+local index = tonumber(ARGV[2])
+if index < length then return 0 end
+if index > length then return -1 end
+redis.call('XADD', KEYS[2], (index + 1) .. '-0', 'i', ARGV[3], 't', ARGV[4])
+if index == 0 then
+    local now = redis.call('TIME')
+    redis.call('HSET', KEYS[1], 'first', now[1] .. '.' .. string.format('%06d', now[2]))
+end
+return 1
+"""
+"""1: written. 0: it was there already. -1: the writer's epoch is over; it must forget the
+generation. Keys: live hash, token stream. Arguments: epoch, index, token id, text."""
+
+
+START = "0-0"
+
+
+def index_of(entry: str) -> int:
+    """How many tokens a reader has seen who read up to this stream ID."""
+    return int(entry.partition("-")[0])
