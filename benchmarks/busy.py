@@ -20,7 +20,8 @@ from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
 from mesh import redis_keys
-from stack.development_stack import DEMO_MODEL, Stack
+from stack.development_stack import Stack
+from stack.plan import DEMO_MODEL
 
 NODES = 2
 PROMPT = 16

@@ -13,7 +13,8 @@ from benchmarks.machine import OthersMeter
 from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
-from stack.development_stack import DEMO_MODEL, Stack
+from stack.development_stack import Stack
+from stack.plan import DEMO_MODEL
 
 NODES = 3
 CANCEL_AFTER = 8

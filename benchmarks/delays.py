@@ -17,7 +17,8 @@ from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.proxy import SlowLink
 from benchmarks.user import GREEDY, User
-from stack.development_stack import DEMO_MODEL, Stack
+from stack.development_stack import Stack
+from stack.plan import DEMO_MODEL
 
 NODES = 3
 PASSAGE = 200

@@ -15,7 +15,8 @@ from benchmarks.machine import OthersMeter
 from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
-from stack.development_stack import DEMO_MODEL, Stack
+from stack.development_stack import Stack
+from stack.plan import DEMO_MODEL
 
 SPANS = (1, 2, 4, 8)
 TOKENS = {1: 128, 4: 64, 16: 48, 64: 24}

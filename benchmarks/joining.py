@@ -22,7 +22,8 @@ from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
 from mesh.checkpoint.manifest import NAME, make_manifest
 from mesh.model.memory_footprint import footprint as takes_of
-from stack.development_stack import DEMO_MODEL, Stack
+from stack.development_stack import Stack
+from stack.plan import DEMO_MODEL
 from stack.servers import START_LIMIT, StackError, free_port, port_in_use
 
 NODES = 3

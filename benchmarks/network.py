@@ -7,7 +7,8 @@ from types import MappingProxyType
 import psutil
 
 from benchmarks.models import BenchModel
-from stack.development_stack import Plan, Stack
+from stack.development_stack import Stack
+from stack.plan import Plan
 from stack.servers import free_port
 
 SETTINGS = {

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from benchmarks import models, network
 from benchmarks.user import User
-from stack.development_stack import DEMO_MODEL, Stack
+from stack.development_stack import Stack
+from stack.plan import DEMO_MODEL
 
 RATE = 250
 """Samples a second."""

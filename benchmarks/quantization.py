@@ -21,8 +21,9 @@ from benchmarks import machine, models
 from demo.corpus import is_held_out, library_documents, reference_documents, without_repeats
 from market.placement.solver import even_split
 from mesh.model.memory_footprint import footprint
+from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVCache, KVPool
-from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.attention.ragged_batch import Pack
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import Span
 

@@ -18,7 +18,8 @@ from benchmarks.machine import OthersMeter, tree_seconds
 from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
-from stack.development_stack import DEMO_MODEL, Stack
+from stack.development_stack import Stack
+from stack.plan import DEMO_MODEL
 
 SIDES = ("Redis", "relay")
 NODES = 3

@@ -9,7 +9,7 @@ import typer
 from benchmarks import models, report
 from benchmarks.measure import Effort, measure
 from benchmarks.output import at_work, console
-from stack.development_stack import DEMO_MODEL
+from stack.plan import DEMO_MODEL
 
 EFFORTS = {
     "S": Effort(rounds=9, single=128, at_once=64),

@@ -90,9 +90,9 @@ def serve() -> None:
     import torch  # noqa: PLC0415
 
     from mesh import log  # noqa: PLC0415
+    from node_runner.engine.device.tensors import DTYPES  # noqa: PLC0415
     from node_runner.engine.model.span_checkpoint import prepare_span  # noqa: PLC0415
     from node_runner.engine.model.span_model import Span  # noqa: PLC0415
-    from node_runner.engine.tensor_codec import DTYPES  # noqa: PLC0415
 
     log.configure(json=True)  # to standard error: answers alone go to standard output
     torch.set_num_threads(1)

@@ -19,12 +19,13 @@ from demo.corpus import is_held_out, library_documents, reference_documents, wit
 from market.placement.solver import even_split
 from mesh import wire
 from mesh.wire import Step, Steps
+from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVCache, KVPool
-from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.attention.ragged_batch import Pack
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import Span
 from node_runner.engine.tensor_codec import from_steps, to_bytes
-from stack.development_stack import DEMO_MODEL
+from stack.plan import DEMO_MODEL
 
 NODES = 3
 WINDOW = 512

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from web3 import Web3
 from web3.exceptions import Web3Exception
 
+from cli.console import console, fail
 from market.chain.keystore_signer import unlock
 from market.escrow.deploy import DAY, Roles, Terms
 from market.escrow.deploy import deploy as deploy_contracts
@@ -19,7 +19,6 @@ from market.money import to_units
 from mesh.errors import MeshError
 
 app = typer.Typer(help="The contracts on a chain.", no_args_is_help=True)
-console = Console(highlight=False)
 
 DEFAULTS = Terms()
 
@@ -70,8 +69,7 @@ def deploy(
             token=token,
         )
     except (MeshError, RuntimeError, ValueError, InvalidOperation, OSError, Web3Exception) as error:
-        console.print(f"[red]far-mesh:[/] {error}", soft_wrap=True)
-        raise typer.Exit(1) from None
+        fail(error)
     deployed.write(out)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("chain", str(deployed.chain_id))

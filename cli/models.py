@@ -5,15 +5,14 @@ from typing import Annotated
 
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from cli.console import console, fail
 from market.catalog.weight_uploads import Bucket
 from mesh.checkpoint.manifest import NAME, Manifest, make_manifest, published_files
 from mesh.errors import MeshError
 
 app = typer.Typer(help="Models' weights.", no_args_is_help=True)
-console = Console(highlight=False)
 
 
 @app.callback()
@@ -43,8 +42,7 @@ def publish(
         if s3 is not None:
             _upload(folder, made, Bucket.at(s3))
     except (MeshError, OSError, BotoCoreError, ClientError) as error:
-        console.print(f"[red]far-mesh:[/] {error}", soft_wrap=True)
-        raise typer.Exit(1) from None
+        fail(error)
     size = sum(file.size for file in made.files.values())
     console.print(
         f"{model}: {len(made.tensors)} tensors in {len(made.files)} files, {size / 1e9:.2f} GB. "

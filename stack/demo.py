@@ -17,20 +17,10 @@ from siwe import SiweMessage
 
 from market.money import from_units, plain, to_units
 from stack.development_stack import Stack
-
-PROMPT = "The return value"
+from stack.servers import StackError
 
 GIVEN = to_units(Decimal(10))
 DEPOSITED = to_units(Decimal(5))
-
-SETTINGS = {
-    "FAR_PAYMENTS__RELEASE_DELAY": "1",
-    "FAR_PAYMENTS__SETTLEMENT_INTERVAL": "2",
-    "FAR_PAYMENTS__DEPOSIT_INTERVAL": "1",
-    "FAR_DISCOVERY__HEALTH_CHECK_INTERVAL": "5",
-    "FAR_DISCOVERY__NODE_TTL": "20",
-}
-"""A development network does not wait an hour for its money."""
 
 PATIENCE = 60.0
 """Seconds to wait for a deposit or a settlement."""
@@ -38,7 +28,7 @@ PATIENCE = 60.0
 OK = "[green]✓[/]"
 
 
-class DemoError(Exception):
+class DemoError(StackError):
     """Something that should have worked did not."""
 
 

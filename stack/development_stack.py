@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -23,14 +22,11 @@ import yaml
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
-from market.catalog.models import Model, load_model
 from market.migrations import upgrade
-from market.placement.solver import even_split
 from market.settings.deployment import Deployment
-from market.settings.models import ModelSettings
 from mesh import redis_keys
-from mesh.errors import MeshError
 from stack.dev_chain_client import DevelopmentChain, development_account, write_keystore
+from stack.plan import DATABASE, Plan, load, spans_of
 from stack.processes import Child, Processes
 from stack.servers import (
     START_LIMIT,
@@ -43,50 +39,11 @@ from stack.servers import (
     wait_for_redis,
 )
 
-DATABASE = "far_mesh"
-DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
-DEMO_MODEL_ID = "far/pydoc-llama"
 VITAL = ("redis", "chain")
 """What holds state in memory: not started again, and stopped last."""
 
 NODES_LIMIT = 120.0
 """Seconds that the nodes get to load their spans and register."""
-
-
-@dataclass
-class Plan:
-    """What to start. Ports are on loopback."""
-
-    folder: Path
-    api_port: int = 8000
-    redis_port: int = 6399
-    chain_port: int = 8549
-    model: str = str(DEMO_MODEL)
-    model_id: str = DEMO_MODEL_ID
-    nodes: int = 3
-    workers: int = 1
-    price: str = "0.0001"
-    placed: bool = False
-    """Let the platform choose the nodes' spans."""
-    node_threads: int = 1
-    dht: bool = False
-    """Run the DHT's peer and mirror, and let the nodes announce themselves."""
-    node_options: tuple[str, ...] = ()
-    """Of `far-node start`, for every node; they outweigh what the supervisor says."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """Settings of the mesh (``FAR_...``) beside those that the supervisor sets."""
-
-    @property
-    def api_url(self) -> str:
-        return f"http://127.0.0.1:{self.api_port}"
-
-    @property
-    def redis_url(self) -> str:
-        return f"redis://127.0.0.1:{self.redis_port}/0"
-
-    @property
-    def rpc_url(self) -> str:
-        return f"http://127.0.0.1:{self.chain_port}"
 
 
 class Stack:
@@ -140,8 +97,8 @@ class Stack:
 
     def _start(self) -> None:
         plan = self.plan
-        self.model = _load(plan)
-        spans = _spans(self.model, plan.nodes)
+        self.model = load(plan)
+        spans = spans_of(self.model, plan.nodes)
         self._say("Starting Redis, Postgres and the chain")
         with ThreadPoolExecutor() as pool:
             servers = [
@@ -384,26 +341,3 @@ class Stack:
                         f"The API does not answer.\n{self.processes.children['api'].tail()}"
                     )
                 time.sleep(0.1)
-
-
-def _load(plan: Plan) -> Model:
-    try:
-        settings = ModelSettings(id=plan.model_id, path=plan.model, payment_per_token=plan.price)
-    except ValueError:
-        raise StackError(
-            f"--price is an amount of FAR such as 0.0001; got {plan.price!r}."
-        ) from None
-    try:
-        return load_model(settings)
-    except (OSError, KeyError, ValueError, MeshError) as error:
-        raise StackError(
-            f"Cannot read the model {plan.model} ({type(error).__name__}: {error}). It has to be "
-            "a folder with config.json, tokenizer.json and model.safetensors, or a hub id."
-        ) from None
-
-
-def _spans(model: Model, nodes: int) -> list[tuple[int, int]]:
-    try:
-        return even_split(model.layers, nodes)
-    except ValueError as error:
-        raise StackError(str(error)) from None

@@ -12,6 +12,7 @@ from rich.panel import Panel
 from node_runner.cli import credentials, options
 from node_runner.cli.console import console, fail
 from node_runner.machine import login_file
+from node_runner.platform_client import device_login
 from node_runner.platform_client.http import client
 from node_runner.platform_client.registration import PlatformError
 
@@ -41,13 +42,13 @@ def login(
     try:
         with client(url) as http:
 
-            def show(invitation: login_file.Invitation) -> None:
+            def show(invitation: device_login.Invitation) -> None:
                 if key is None:
                     _show(invitation)
                 else:
-                    login_file.approve(http, invitation.user_code, called, key)
+                    device_login.approve(http, invitation.user_code, called, key)
 
-            made = login_file.log_in(http, called, show)
+            made = device_login.log_in(http, called, show)
         login_file.save(made)
     except (PlatformError, login_file.LoginFailed) as error:
         raise fail(str(error)) from None
@@ -77,10 +78,10 @@ def logout() -> None:
 
 def _revoke(login: login_file.Login) -> bool:
     with client(login.discovery) as http:
-        return login_file.revoke(login, http)
+        return device_login.revoke(login, http)
 
 
-def _show(invitation: login_file.Invitation) -> None:
+def _show(invitation: device_login.Invitation) -> None:
     url, code = escape(invitation.url_with_code), escape(invitation.user_code)
     console.print(
         Panel(

@@ -8,9 +8,9 @@ import structlog
 
 from mesh.dht.records import Announcement
 from mesh.dht.signing_keys import SigningKey
+from mesh.node_api import Vitals
 from node_runner import metrics
 from node_runner.dht.peer_client import DhtUnavailable, Helper, Place
-from node_runner.machine.gpu_usage import Vitals
 
 TTL = 120.0
 """Seconds for which an announcement counts: as long as a heartbeat, and four of them."""

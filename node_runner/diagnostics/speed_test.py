@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
 from mesh.model.config import named
+from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVPool
-from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.attention.ragged_batch import Pack
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import Span
 

@@ -21,17 +21,20 @@ from mesh.wire import (
     Step,
     Steps,
 )
+from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVCache, KVPool
 from node_runner.engine.attention.prefix_cache import Prefixes
-from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.attention.ragged_batch import Pack
 from node_runner.engine.decoding.draft_model import DraftModel
+from node_runner.engine.device.tensors import NAMES, is_finite
 from node_runner.engine.edge import Edge
 from node_runner.engine.generation import Decoding, Generation, Work
 from node_runner.engine.model.span_model import Span
-from node_runner.engine.output_batcher import Forward, Result, Results
+from node_runner.engine.output_batcher import Results
 from node_runner.engine.replay_buffer import Sent
 from node_runner.engine.scheduler import PREFILL_CHUNK, Scheduler
-from node_runner.engine.tensor_codec import NAMES, from_steps, is_finite
+from node_runner.engine.tensor_codec import from_steps
+from node_runner.outputs import Forward, Result
 
 
 class Engine:

@@ -1,25 +1,13 @@
 """What comes out of one step of the engine, gathered on the way."""
 
-from dataclasses import dataclass
-
 import torch
 
-from mesh.wire import Ended, Pong, Ready, Refused, Step, Steps, Token
+from mesh.wire import Step, Steps
 from node_runner.engine.tensor_codec import to_bytes
+from node_runner.outputs import Forward, Result
 
 MAX_ROWS = 256
 """Rows of one message, unless one step has more: a replay does not become a giant."""
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """A message for another node's inbox."""
-
-    to: str
-    message: Steps | Ready
-
-
-Result = Forward | Token | Ended | Refused | Pong
 
 
 class Results:

@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Collection
 
-from node_runner.engine.attention.ragged_batch import FEW_ROWS
+from node_runner.engine.attention.interface import FEW_ROWS
 from node_runner.engine.generation import Generation, Work
 
 PREFILL_CHUNK = 128

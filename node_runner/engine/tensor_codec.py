@@ -1,20 +1,12 @@
 """Tensors as raw little-endian bytes, and back: in the model's dtype, or in fewer bits."""
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch.nn.functional import pad
 
 from mesh.errors import WireError
 from mesh.wire import INT8_BLOCK, Steps
+from node_runner.engine.device.tensors import DTYPES
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOAT16_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
 
 
@@ -45,20 +37,6 @@ def from_steps(
     if dtype is torch.float16 and hidden.dtype is not dtype:
         hidden = hidden.float().clamp(*_FLOAT16_RANGE)
     return hidden.to(dtype)
-
-
-def on_device(
-    numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device
-) -> torch.Tensor:
-    """Numbers as an int64 tensor. To a GPU they go from pinned memory: nothing waits for what it
-    still computes."""
-    tensor = torch.tensor(numbers, pin_memory=device.type == "cuda")
-    return tensor.to(device, non_blocking=True)
-
-
-def is_finite(hidden: torch.Tensor) -> bool:
-    """Whether all values are numbers: one sum tells, at a tenth of the cost of asking each."""
-    return math.isfinite(hidden.sum(dtype=torch.float32).item())
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

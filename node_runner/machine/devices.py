@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from node_runner.engine.tensor_codec import DTYPES
+from node_runner.engine.device.tensors import DTYPES
 
 RESERVED = 10**9
 """Bytes of a GPU that stay free beside weights and KV: the driver's, torch's, what a step needs."""

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 
 from mesh.wire import Message, Open, OpenEdge, Refused, Steps
 from node_runner.engine.engine import Engine
-from node_runner.engine.output_batcher import Result
+from node_runner.outputs import Result
 
 Layers = tuple[int, int]
 """A span: start and end (not included)."""

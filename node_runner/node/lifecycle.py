@@ -3,36 +3,39 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import structlog
 import torch
-from prometheus_client import start_http_server
 
 from mesh.dht.signing_keys import SigningKey
-from node_runner import metrics
-from node_runner.dht.announcer import Announcer, Subject
-from node_runner.dht.peer_client import Place
-from node_runner.dht.platform_lookup import PlatformNotFound, place_of, platform_url
+from mesh.node_api import Vitals
 from node_runner.machine import device_claim, devices, directories
-from node_runner.machine.gpu_usage import Gpu, Vitals
-from node_runner.node.engine_loader import Loaded, Loader, Prepared
+from node_runner.machine.gpu_usage import Gpu
+from node_runner.node import step_meter
+from node_runner.node.engine_loader import Loaded, Loader
 from node_runner.node.engine_set import Engines
 from node_runner.node.loop import Runner
 from node_runner.node.options import CannotServe, EndedForNow, Options
 from node_runner.node.rebalance import Mover
+from node_runner.node.startup import (
+    claim_device,
+    find_platform,
+    load_span,
+    make_announcer,
+    memory_bytes_of,
+    open_transport,
+    pick_device,
+    registration_of,
+    serve_metrics,
+)
 from node_runner.platform_client.registration import (
-    Identity,
     NodeSuperseded,
     Platform,
     PlatformError,
     Told,
 )
 from node_runner.service.control_socket import Control
-from node_runner.transport.interface import Transport, Unreachable
-from node_runner.transport.redis_transport import RedisTransport
-from node_runner.transport.relay_transport import RelayTransport
 
 __all__ = ["CannotServe", "EndedForNow", "Options", "serve"]
 
@@ -54,8 +57,8 @@ def serve(options: Options) -> None:
     }
     # SIGINT reaches the main thread whatever it does: it ends a start, and drains what serves.
     with Control(about, drain=lambda: os.kill(os.getpid(), signal.SIGINT)) as control:
-        device = _device(options.device)
-        claim = _claim(options.wallet, device)
+        device = pick_device(options.device)
+        claim = claim_device(options.wallet, device)
         gpu = Gpu(device)
         try:
             _Node(options, control, device, claim, gpu).run()
@@ -82,19 +85,21 @@ class _Node:
         self._vitals = Vitals()
         self._ended: CannotServe | None = None
         self._farewell: threading.Thread | None = None
-        self._url, place = _platform(options)
+        self._url, place = find_platform(options)
         dht_key = SigningKey.new()
-        memory_bytes = _memory_bytes(options, device)
-        identity = _identity(options, device, claim, memory_bytes)
+        memory_bytes = memory_bytes_of(options, device)
+        identity = registration_of(options, device, claim, memory_bytes)
         self._platform = Platform(self._url, identity, options.credential, dht_key.public.hex())
         loader = Loader(options, device, self._url)
         loaded = self._join(loader)
         self._first = loaded.facts  # the span itself goes when it has moved to another
-        _serve_metrics(options.metrics_port)
-        self._meter = metrics.Meter()
+        serve_metrics(options.metrics_port)
+        self._meter = step_meter.Meter()
         node_id = self._platform.node_id
         self._engines = Engines(node_id, self._first.layers, loader.engine(loaded, node_id))
-        self._transport = _transport(options.redis, self._url, self._platform, self._engines.room)
+        self._transport = open_transport(
+            options.redis, self._url, self._platform, self._engines.room
+        )
         self._runner = Runner(self._engines, self._transport, self._meter)
         self._mover = Mover(
             self._engines,
@@ -106,7 +111,7 @@ class _Node:
             switched=self._meter.restart,
             lost=self._lost,
         )
-        self._announcer = _announcer(options, self._platform, dht_key, place)
+        self._announcer = make_announcer(options, self._platform, dht_key, place)
 
     def run(self) -> None:
         """Serve until drained.
@@ -147,13 +152,13 @@ class _Node:
         log.info("node_starting", model_id=options.model)
         if options.span is not None:
             self._enter("loading")
-            loaded = _load(loader, loader.prepare(options.span, edge=options.edge))
+            loaded = load_span(loader, loader.prepare(options.span, edge=options.edge))
             self._register()
             return loaded
         loader.check()
         self._register()
         self._enter("loading")
-        return _load(loader, loader.prepare(platform.span, edge=platform.edge))
+        return load_span(loader, loader.prepare(platform.span, edge=platform.edge))
 
     def _enter(self, phase: str) -> None:
         self._control.describe = lambda: {"phase": phase, "discovery": self._url}
@@ -237,110 +242,3 @@ class _Node:
             "step_ms": self._vitals.latency_ms,
             "platform": self._platform.describe(),
         }
-
-
-def _load(loader: Loader, prepared: Prepared) -> Loaded:
-    loaded = loader.load(prepared)
-    facts = loaded.facts
-    log.info("span_loaded", layers=facts.layers, seconds=round(facts.seconds, 3))
-    return loaded
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return devices.pick(name)
-    except ValueError as error:
-        raise CannotServe(str(error)) from None
-
-
-def _claim(wallet: str, device: torch.device) -> device_claim.Claim:
-    try:
-        return device_claim.claim(directories.state(), wallet=wallet, gpu_index=device.index or 0)
-    except device_claim.ClaimError as error:
-        raise CannotServe(str(error)) from None
-
-
-def _identity(
-    options: Options, device: torch.device, claim: device_claim.Claim, memory_bytes: int
-) -> Identity:
-    return Identity(
-        wallet_address=options.wallet,
-        model_id=options.model,
-        span=options.span,
-        edge=options.edge,
-        gpu_model=devices.name_of(device),
-        vram_gb=_vram_gb(device),
-        public_addr=options.public_addr,
-        location=options.location,
-        device_id=claim.device_id,
-        gpu_index=claim.gpu_index,
-        quantization=options.quantization,
-        memory_bytes=memory_bytes,
-        max_sessions=options.max_sessions or 0,
-        min_price=options.min_price,
-    )
-
-
-def _vram_gb(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    return int(torch.cuda.get_device_properties(device).total_memory / 1e9)
-
-
-def _memory_bytes(options: Options, device: torch.device) -> int:
-    if options.memory_gb is not None:
-        return round(options.memory_gb * 1e9)
-    return devices.room(device)
-
-
-def _platform(options: Options) -> tuple[str, Place | None]:
-    """The platform's URL, and where the DHT is by the node's own options."""
-    try:
-        place = place_of(options.dht_peers, options.operator_key)
-        return platform_url(options.discovery, place), place
-    except PlatformNotFound as error:
-        raise CannotServe(str(error)) from None
-
-
-def _announcer(
-    options: Options, platform: Platform, key: SigningKey, place: Place | None
-) -> Announcer | None:
-    """None where the platform has no DHT, or its key is not the one that this node was told."""
-    access = platform.dht
-    if access is None or not options.announce:
-        return None
-    told, pinned = access["operator_key"], options.operator_key
-    if pinned is not None and pinned.strip().lower() != told:
-        log.error("operator_key_differs", pinned=pinned, told=told)
-        return None
-    peers = tuple(dict.fromkeys((*(place.peers if place else ()), *access["peers"])))
-    if not peers:
-        return None
-    subject = Subject(
-        platform.node_id, access["registration"], options.model, key, access["credential"]
-    )
-    return Announcer(Place(peers, told), subject, platform.span)
-
-
-def _transport(
-    redis: str | None, url: str, platform: Platform, room: Callable[[], int]
-) -> Transport:
-    """Redis where the options name one, else the platform's relay."""
-    try:
-        if redis:
-            return RedisTransport(redis, platform.node_id, room)
-        return RelayTransport(url, platform.token, room)
-    except Unreachable as error:
-        raise CannotServe(f"{error} Is {'--redis' if redis else '--discovery'} right?") from None
-
-
-def _serve_metrics(port: int) -> None:
-    if not port:
-        return
-    try:
-        start_http_server(port, addr="127.0.0.1")
-    except OSError as error:
-        raise CannotServe(
-            f"Cannot serve metrics on port {port}: {error.strerror}. Choose another "
-            "--metrics-port, or 0 for none."
-        ) from None

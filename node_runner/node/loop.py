@@ -8,8 +8,9 @@ import structlog
 
 from mesh.wire import Message
 from node_runner import metrics
-from node_runner.engine.output_batcher import Result
+from node_runner.node import step_meter
 from node_runner.node.engine_set import Engines
+from node_runner.outputs import Result
 from node_runner.transport.interface import Transport, Unreachable
 
 IDLE_WAIT = 1.0
@@ -30,7 +31,7 @@ log = structlog.get_logger()
 class Runner:
     """A node's engines, one transport. `run` returns when drained."""
 
-    def __init__(self, engines: Engines, transport: Transport, meter: metrics.Meter) -> None:
+    def __init__(self, engines: Engines, transport: Transport, meter: step_meter.Meter) -> None:
         self._engines = engines
         self._transport = transport
         self._meter = meter

@@ -4,19 +4,11 @@ from typing import Any
 
 import httpx
 
+from node_runner.platform_client.errors import Refused
 from node_runner.platform_client.registration import PlatformError, PlatformUnreachable
 
 TIMEOUT = 15.0
 """Seconds."""
-
-
-class Refused(PlatformError):
-    """The platform answered with an error. ``code`` is its stable name for it."""
-
-    def __init__(self, detail: str, *, code: str, status: int) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.status = status
 
 
 def client(url: str) -> httpx.Client:

@@ -10,7 +10,7 @@ import httpx
 import structlog
 
 from mesh import signed_texts
-from node_runner.machine.gpu_usage import Vitals
+from mesh.node_api import Vitals
 
 log = structlog.get_logger()
 
@@ -283,7 +283,7 @@ class Platform:
             )
         reason = f"{document['detail']} ({document['code']})"
         if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.is_server_error:
-            raise PlatformUnreachable(reason, retry_after=_retry_after(answer))
+            raise PlatformUnreachable(reason, retry_after=retry_after(answer))
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.NOT_FOUND):
             raise NodeForgotten(reason)
         if answer.status_code == httpx.codes.CONFLICT:
@@ -300,7 +300,7 @@ def _document(answer: httpx.Response) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _retry_after(answer: httpx.Response) -> float:
+def retry_after(answer: httpx.Response) -> float:
     """Seconds; 0 where it does not say, or gives a date."""
     text = answer.headers.get("Retry-After", "")
     return min(float(text), LONGEST_WAIT) if text.isdecimal() else 0.0

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from mesh.wire import Message
-from node_runner.engine.output_batcher import Result
+from node_runner.outputs import Result
 
 
 class Unreachable(Exception):

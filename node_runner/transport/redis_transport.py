@@ -14,7 +14,7 @@ from mesh.errors import WireError
 from mesh.keepalive import PULSE_INTERVAL, PULSE_TTL
 from mesh.token_stream import APPEND_TOKEN
 from mesh.wire import Halt, Message, Token
-from node_runner.engine.output_batcher import Forward, Result
+from node_runner.outputs import Forward, Result
 from node_runner.transport.interface import HopClock, Unreachable
 
 INBOX_TTL = 3600

@@ -19,17 +19,11 @@ from mesh import relay, wire
 from mesh.errors import WireError
 from mesh.relay import Accepted, Beat, Frame, Hello, Inbox, Pulse, Push, Refusal, Sent
 from mesh.wire import Halt, Message, Steps
-from node_runner.engine.output_batcher import Forward, Result
-from node_runner.transport.carrier import (
-    Blocked,
-    Carrier,
-    Elsewhere,
-    Lost,
-    PollingCarrier,
-    WebSocketCarrier,
-    open_websocket,
-)
+from node_runner.outputs import Forward, Result
+from node_runner.transport.carrier import Blocked, Carrier, Elsewhere, Lost
 from node_runner.transport.interface import HopClock, Unreachable
+from node_runner.transport.polling_carrier import PollingCarrier
+from node_runner.transport.websocket_carrier import WebSocketCarrier, open_websocket
 
 START_LIMIT = 20.0
 """Seconds that the first connection may take."""

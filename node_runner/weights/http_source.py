@@ -24,6 +24,7 @@ from mesh.errors import (
     WeightsRefused,
     WeightsUnreachable,
 )
+from node_runner.retry_after import retry_after
 from node_runner.weights.source import BUFFER, MAX_SMALL, Version
 
 log = structlog.get_logger()
@@ -33,13 +34,13 @@ T = TypeVar("T")
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 """Seconds; without a byte for that long, a connection counts as cut."""
 
-LONGEST_WAIT = 120.0
-"""Seconds; a server that asks for more patience (`Retry-After`) is taken at so much."""
 
 PLAIN = {"Accept-Encoding": "identity"}
 """Bytes as they lie there: those of a compressed answer could not be counted."""
 
 OVERLOADED = (408, 425, 429, 500, 502, 503, 504)
+
+
 REFUSED = (401, 403)
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -181,7 +182,7 @@ class HttpFiles:
         ) as answer:
             status = answer.status_code
             if status in OVERLOADED:
-                raise _Again(f"HTTP {status}", _retry_after(answer))
+                raise _Again(f"HTTP {status}", retry_after(answer))
             if status in REFUSED:
                 raise _Refused(url, f"{self.name} refuses {name} (HTTP {status}).")
             if status in (httpx.codes.NOT_FOUND, httpx.codes.GONE):
@@ -311,9 +312,3 @@ def _body(answer: httpx.Response, length: int) -> Iterator[bytes]:
 
 def _tag(answer: httpx.Response) -> str:
     return str(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
-
-
-def _retry_after(answer: httpx.Response) -> float:
-    """Seconds; 0 if it says nothing, or says it as a date."""
-    told = answer.headers.get("Retry-After", "")
-    return min(float(told), LONGEST_WAIT) if told.isdigit() else 0.0

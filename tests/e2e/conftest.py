@@ -22,8 +22,9 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from market.money import to_units
-from stack.demo import SETTINGS, login
-from stack.development_stack import Plan, Stack
+from stack.demo import login
+from stack.development_stack import Stack
+from stack.plan import SETTINGS, Plan
 from stack.servers import free_port
 from tests.conftest import DEMO_MODEL, MODEL_ID
 

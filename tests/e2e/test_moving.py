@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stack.development_stack import Plan, Stack
+from stack.development_stack import Stack
+from stack.plan import Plan
 from stack.servers import free_port
 from tests.e2e.conftest import FAST, Reference, User, at_once, query, wait_until
 

@@ -1,6 +1,7 @@
 """No prompt, token or secret in any log line or in Postgres."""
 
-from stack.development_stack import DATABASE, Stack
+from stack.development_stack import Stack
+from stack.plan import DATABASE
 from tests.e2e.conftest import User
 
 MARKED = "xylophone quokka"

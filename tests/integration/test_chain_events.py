@@ -425,7 +425,7 @@ async def test_old_hashes_are_forgotten(
     source: EventSource,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workers.chain_indexer.indexer.KEPT_BLOCKS", 3)
+    monkeypatch.setattr("workers.chain_indexer.event_store.KEPT_BLOCKS", 3)
     for _ in range(8):
         actions.pass_by(1)
         await index(chain_services, source)

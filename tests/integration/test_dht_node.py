@@ -15,10 +15,10 @@ import pytest
 
 from mesh.dht import records
 from mesh.dht.peer import Peer
+from mesh.node_api import Vitals
 from node_runner.dht.announcer import Announcer, Subject
 from node_runner.dht.peer_client import DhtUnavailable, Helper, Place, find_urls
 from node_runner.dht.platform_lookup import PlatformNotFound, place_of, platform_url
-from node_runner.machine.gpu_usage import Vitals
 from stack.servers import free_port
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import LAYERS

@@ -15,7 +15,8 @@ from market.resources import Services
 from tests.factories import fund, hop, session
 from workers.crons.job_sweeper import sweep
 from workers.supervisor import completion, lease
-from workers.supervisor.lease import Lease, LeaseLost
+from workers.supervisor.errors import LeaseLost
+from workers.supervisor.lease import Lease
 
 
 async def pending(services: Services) -> InferenceSession:

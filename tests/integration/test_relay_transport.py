@@ -14,7 +14,7 @@ from structlog.testing import LogCapture
 from market.settings import Settings
 from mesh import redis_keys
 from mesh.wire import Ended, Halt, Message, Token
-from node_runner.engine.output_batcher import Forward
+from node_runner.outputs import Forward
 from node_runner.transport.interface import Unreachable
 from node_runner.transport.relay_transport import SILENCE_LIMIT, RelayTransport
 from stack.servers import Postgres, free_port

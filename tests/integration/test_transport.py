@@ -13,10 +13,10 @@ from mesh import redis_keys, token_stream, wire
 from mesh.keepalive import PULSE_TTL
 from mesh.wire import Halt, Ping, Step, Steps, Token
 from node_runner.engine.engine import Engine
-from node_runner.engine.output_batcher import Forward
-from node_runner.metrics import Meter
 from node_runner.node.engine_set import Engines
 from node_runner.node.loop import Runner
+from node_runner.node.step_meter import Meter
+from node_runner.outputs import Forward
 from node_runner.transport.interface import Unreachable
 from node_runner.transport.redis_transport import TRIM_EVERY, RedisTransport
 from stack.servers import free_port, redis_command, wait_for_redis

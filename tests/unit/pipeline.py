@@ -28,7 +28,7 @@ from mesh.wire import (
 from node_runner.engine.engine import Engine
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import Span
-from node_runner.engine.output_batcher import Forward, Result
+from node_runner.outputs import Forward, Result
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0, stop=[])
 KV_BUDGET = 10**8

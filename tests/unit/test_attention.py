@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from node_runner.engine.attention import paged
+from node_runner.engine.attention.interface import FEW_ROWS, Score, Segment
 from node_runner.engine.attention.kv_cache import BLOCK, KVCache, KVPool, KVShape
-from node_runner.engine.attention.ragged_batch import FEW_ROWS, Pack, Score, Segment, attend
+from node_runner.engine.attention.ragged_batch import Pack, attend
 
 HEADS, KV_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 8, 6
 SHAPE = KVShape(1, KV_HEADS, WIDTH, VALUE_WIDTH, torch.float32, torch.device("cpu"))

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from node_runner.engine.attention import paged
+from node_runner.engine.attention.interface import Score
 from node_runner.engine.attention.kv_cache import KVPool
-from node_runner.engine.attention.ragged_batch import Score
 from node_runner.engine.model import cuda_graphs
 from node_runner.engine.model.acceleration import accelerate, capture_decoding
 from node_runner.engine.model.span_model import Span

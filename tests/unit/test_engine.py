@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mesh.wire import Sampling, Token
 from node_runner.engine.engine import Engine
-from node_runner.engine.output_batcher import Forward
+from node_runner.outputs import Forward
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import GREEDY, KV_BUDGET, Pipeline, load_span, one_step
 

@@ -7,9 +7,9 @@ import pytest
 
 from mesh.wire import Close, Ended, Message, OpenEdge, Ping, Place, Pong, Prompt, Refused, Token
 from node_runner.engine.engine import Engine
-from node_runner.engine.output_batcher import Forward, Result
 from node_runner.node import engine_set as module
 from node_runner.node.engine_set import Engines, Layers
+from node_runner.outputs import Forward, Result
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import AFRESH, GREEDY, load_span
 

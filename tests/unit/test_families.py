@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from mesh.errors import UnsupportedModel
+from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVPool
-from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.attention.ragged_batch import Pack
 from node_runner.engine.model.families import FAMILIES
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import Span

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVCache, KVPool
-from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.attention.ragged_batch import Pack
 from node_runner.engine.model import cuda_graphs
 from node_runner.engine.model.span_model import Span
 from tests.conftest import DEMO_MODEL

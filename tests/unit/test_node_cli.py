@@ -19,7 +19,7 @@ from node_runner import server
 from node_runner.cli import app, login
 from node_runner.dht import platform_lookup
 from node_runner.machine import config_file, directories, login_file
-from node_runner.node import lifecycle
+from node_runner.node import lifecycle, startup
 from node_runner.node.lifecycle import Options
 from node_runner.service import device_processes
 from node_runner.service.control_socket import Control
@@ -225,7 +225,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch, what: str) -> list[str]:
             monkeypatch.setattr(
                 lifecycle,
                 "serve",
-                lambda given: lifecycle._transport(given.redis, "", registered, int),
+                lambda given: startup._transport(given.redis, "", registered, int),
             )
             return ["--redis", "redis://127.0.0.1:9"]
         case _:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from node_runner.machine.gpu_usage import Vitals
+from mesh.node_api import Vitals
 from node_runner.platform_client import registration
 from node_runner.platform_client.registration import (
     Identity,

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from mesh.errors import UnsupportedModel
 from mesh.model.memory_footprint import WHOLE
 from node_runner.cli import app
+from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVPool
-from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.attention.ragged_batch import Pack
 from node_runner.engine.model.families import FAMILIES
 from node_runner.engine.model.span_model import Span
 from node_runner.service.exit_codes import MISTAKE

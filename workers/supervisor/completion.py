@@ -13,7 +13,8 @@ from market.jobs.bill import Bill, make_bill
 from market.jobs.tables import InferenceSession, NodeContribution, RouteHop
 from market.money import plain
 from market.resources import Services
-from workers.supervisor.lease import Lease, LeaseLost
+from workers.supervisor.errors import LeaseLost
+from workers.supervisor.lease import Lease
 
 log = structlog.get_logger()
 

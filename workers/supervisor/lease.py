@@ -13,10 +13,7 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 
 from market.db import Sessions
 from market.jobs.tables import InferenceSession
-
-
-class LeaseLost(Exception):
-    """Another supervisor has taken the generation over."""
+from workers.supervisor.errors import LeaseLost
 
 
 class Lease:

@@ -27,7 +27,8 @@ from mesh.route_record import LiveRoute
 from mesh.wire import Cancel, Close, Ended, Note, Ping, Pong, Refused
 from mesh.wire.refusal_codes import LOST, code_of
 from workers.supervisor import completion, lease
-from workers.supervisor.lease import Lease, LeaseLost
+from workers.supervisor.errors import LeaseLost
+from workers.supervisor.lease import Lease
 from workers.supervisor.open_messages import openings
 from workers.supervisor.route_finder import Hop, Routes
 

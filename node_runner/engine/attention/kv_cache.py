@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from node_runner.engine.tensor_codec import on_device
+from node_runner.engine.device.tensors import on_device
 
 BLOCK = 16
 """Positions of a block that is gathered."""

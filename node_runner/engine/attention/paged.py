@@ -13,10 +13,10 @@ import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVPool
-from node_runner.engine.tensor_codec import on_device
+from node_runner.engine.device.tensors import on_device
 
 if TYPE_CHECKING:
-    from node_runner.engine.attention.ragged_batch import Score, Segment
+    from node_runner.engine.attention.interface import Score, Segment
 
 MASK_ROWS = 1024
 """Rows of one block of a mask: all rows of a generation, since they read the same blocks. The same

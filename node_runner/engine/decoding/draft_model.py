@@ -10,12 +10,13 @@ from pathlib import Path
 
 from mesh.errors import UnsupportedModel
 from mesh.wire import Sampling
+from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVCache, KVPool
-from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.attention.ragged_batch import Pack
 from node_runner.engine.decoding.sampler import sample
+from node_runner.engine.device.tensors import on_device
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import Span
-from node_runner.engine.tensor_codec import on_device
 
 PREFILL_CHUNK = 512
 """Positions of prompts that it reads before the edge goes on with other work."""

@@ -10,8 +10,9 @@ from dataclasses import replace
 import structlog
 import torch
 
+from node_runner.engine.attention.interface import FEW_ROWS, Segment
 from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVCache, KVPool, KVShape
-from node_runner.engine.attention.ragged_batch import FEW_ROWS, Pack, Segment
+from node_runner.engine.attention.ragged_batch import Pack
 from node_runner.engine.model.cuda_graphs import Capture, Compute
 from node_runner.engine.model.span_model import Span
 

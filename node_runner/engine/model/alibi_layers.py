@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
-from node_runner.engine.attention.ragged_batch import Pack, Score, attend
+from node_runner.engine.attention.interface import Score
+from node_runner.engine.attention.ragged_batch import Pack, attend
 from node_runner.engine.model.families import Config, Family
 
 

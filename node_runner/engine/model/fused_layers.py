@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn.functional import rms_norm
 
-from node_runner.engine.attention.ragged_batch import Pack, Places, Score, attend
+from node_runner.engine.attention.interface import Places, Score
+from node_runner.engine.attention.ragged_batch import Pack, attend
 from node_runner.engine.device.matmul import product
 from node_runner.engine.model.families import STATIC_ROPE
 

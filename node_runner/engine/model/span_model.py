@@ -13,9 +13,11 @@ from transformers.utils import logging as transformers_logging
 
 from mesh.errors import UnsupportedModel
 from mesh.model.memory_footprint import check_quantization
+from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVPool, KVShape
-from node_runner.engine.attention.ragged_batch import Pack, Segment
+from node_runner.engine.attention.ragged_batch import Pack
 from node_runner.engine.device.host_memory import returning_memory, use_huge_pages
+from node_runner.engine.device.tensors import on_device
 from node_runner.engine.model.alibi_layers import BlockLayers
 from node_runner.engine.model.cuda_graphs import Capture, DecodeGraphs
 from node_runner.engine.model.embedding import Embedding, Head, take_norm
@@ -23,7 +25,6 @@ from node_runner.engine.model.families import Family, family_of
 from node_runner.engine.model.fused_layers import FusedLayers, can_fuse
 from node_runner.engine.model.quantization import missing_library, quantizer, settle
 from node_runner.engine.model.transformers_layers import NAME, Layers, TransformersLayers
-from node_runner.engine.tensor_codec import on_device
 
 
 class Span:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from node_runner.engine.attention.ragged_batch import Pack, Score, attend
+from node_runner.engine.attention.interface import Score
+from node_runner.engine.attention.ragged_batch import Pack, attend
 from node_runner.engine.model.families import Family
 
 NAME = "far_packed"

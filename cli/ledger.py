@@ -1,0 +1,64 @@
+"""`far-mesh ledger`: the books."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from cli.console import console, fail
+from market import db
+from market.chain.errors import ChainError
+from market.escrow.escrow_view import EscrowView
+from market.ledger.integrity_check import Report, check
+from market.settings import Settings
+
+app = typer.Typer(help="The books.", no_args_is_help=True)
+
+
+@app.callback()
+def _commands() -> None:
+    """Without this, typer would make the only command the group itself."""
+
+
+@app.command("check")
+def check_ledger(
+    chain: Annotated[bool, typer.Option(help="Compare with the escrow contract, too.")] = True,
+) -> None:
+    """Prove the books of the settings (FAR_DATABASE_URL): exit status 1 if anything is wrong."""
+    settings = Settings()
+    try:
+        report = asyncio.run(_checked(settings, chain=chain))
+    except ChainError as error:
+        fail(f"{error} The books alone: --no-chain.")
+    _print_report(report)
+    if chain and not settings.payments.escrow_contract:
+        console.print("Not compared with the chain: no escrow contract is set.")
+    if report.violations:
+        raise typer.Exit(1)
+
+
+async def _checked(settings: Settings, *, chain: bool) -> Report:
+    engine, sessions = db.connect(settings.database_url)
+    try:
+        if not chain:
+            return await check(sessions)
+        async with EscrowView.of(settings.payments) as contract:
+            return await check(sessions, contract)
+    finally:
+        await engine.dispose()
+
+
+def _print_report(report: Report) -> None:
+    table = Table()
+    for name in ("check", "violations", "for example", "expected", "found"):
+        table.add_column(name, overflow="fold", justify="right" if name == "violations" else "left")
+    for name, count in report.counts.items():
+        table.add_row(name, f"[red]{count}[/]" if count else "0")
+        for found in (one for one in report.findings if one.check == name):
+            table.add_row("", "", found.subject, found.expected, found.found)
+    console.print(table)
+    for note in report.notes:
+        console.print(note, soft_wrap=True)
+    verdict = f"[red]{report.violations} violations.[/]" if report.violations else "Nothing wrong."
+    console.print(verdict)

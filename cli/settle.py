@@ -1,0 +1,61 @@
+"""`far-mesh settle`: the next batch, and the end of a pause."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from cli.console import console
+from market.chain.open_signer import open_signer
+from market.escrow.reader import Escrow
+from market.resources import open_services
+from market.settings import Settings
+from mesh import log
+from mesh.errors import MeshError
+from workers.settlement import pauses
+from workers.settlement.preview import describe, make_plan
+
+
+def settle(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what the next batch would be; send nothing.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after a pause, once its reason is mended.")
+    ] = False,
+) -> None:
+    """Look at settlement, or end a pause. The workers settle by themselves."""
+    if dry_run == resume:
+        raise typer.BadParameter("Say --dry-run or --resume.")
+    settings = Settings()
+    log.configure(json=settings.log_json)
+    try:
+        lines = asyncio.run(_preview(settings) if dry_run else _resume(settings))
+    except MeshError as error:
+        typer.echo(f"far-mesh: {error.detail}", err=True)
+        raise typer.Exit(1) from None
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+async def _preview(settings: Settings) -> list[str]:
+    """What the next batch would be. Sends nothing.
+
+    Raises:
+        MeshError: the chain or the signer cannot be asked.
+    """
+    escrow = Escrow.of(settings.payments)
+    try:
+        signer = await open_signer(settings.payments)
+        async with open_services(settings) as services:
+            return describe(await make_plan(services, escrow, signer))
+    finally:
+        await escrow.close()
+
+
+async def _resume(settings: Settings) -> list[str]:
+    async with open_services(settings) as services:
+        ended = await pauses.resume(services.sessions)
+    if ended is None:
+        return ["Settlement was not paused."]
+    return [f"Settlement goes on. It was paused ({ended.reason}): {ended.detail}"]

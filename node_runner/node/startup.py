@@ -1,0 +1,131 @@
+"""Its parts made from the options."""
+
+from collections.abc import Callable
+
+import structlog
+import torch
+from prometheus_client import start_http_server
+
+from mesh.dht.signing_keys import SigningKey
+from node_runner.dht.announcer import Announcer, Subject
+from node_runner.dht.peer_client import Place
+from node_runner.dht.platform_lookup import PlatformNotFound, place_of, platform_url
+from node_runner.machine import device_claim, devices, directories
+from node_runner.node.engine_loader import Loaded, Loader, Prepared
+from node_runner.node.options import CannotServe, Options
+from node_runner.platform_client.registration import (
+    Identity,
+    Platform,
+)
+from node_runner.transport.interface import Transport, Unreachable
+from node_runner.transport.redis_transport import RedisTransport
+from node_runner.transport.relay_transport import RelayTransport
+
+log = structlog.get_logger()
+
+
+def load_span(loader: Loader, prepared: Prepared) -> Loaded:
+    loaded = loader.load(prepared)
+    facts = loaded.facts
+    log.info("span_loaded", layers=facts.layers, seconds=round(facts.seconds, 3))
+    return loaded
+
+
+def pick_device(name: str) -> torch.device:
+    try:
+        return devices.pick(name)
+    except ValueError as error:
+        raise CannotServe(str(error)) from None
+
+
+def claim_device(wallet: str, device: torch.device) -> device_claim.Claim:
+    try:
+        return device_claim.claim(directories.state(), wallet=wallet, gpu_index=device.index or 0)
+    except device_claim.ClaimError as error:
+        raise CannotServe(str(error)) from None
+
+
+def registration_of(
+    options: Options, device: torch.device, claim: device_claim.Claim, memory_bytes: int
+) -> Identity:
+    return Identity(
+        wallet_address=options.wallet,
+        model_id=options.model,
+        span=options.span,
+        edge=options.edge,
+        gpu_model=devices.name_of(device),
+        vram_gb=_vram_gb(device),
+        public_addr=options.public_addr,
+        location=options.location,
+        device_id=claim.device_id,
+        gpu_index=claim.gpu_index,
+        quantization=options.quantization,
+        memory_bytes=memory_bytes,
+        max_sessions=options.max_sessions or 0,
+        min_price=options.min_price,
+    )
+
+
+def _vram_gb(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(device).total_memory / 1e9)
+
+
+def memory_bytes_of(options: Options, device: torch.device) -> int:
+    if options.memory_gb is not None:
+        return round(options.memory_gb * 1e9)
+    return devices.room(device)
+
+
+def find_platform(options: Options) -> tuple[str, Place | None]:
+    """The platform's URL, and where the DHT is by the node's own options."""
+    try:
+        place = place_of(options.dht_peers, options.operator_key)
+        return platform_url(options.discovery, place), place
+    except PlatformNotFound as error:
+        raise CannotServe(str(error)) from None
+
+
+def make_announcer(
+    options: Options, platform: Platform, key: SigningKey, place: Place | None
+) -> Announcer | None:
+    """None where the platform has no DHT, or its key is not the one that this node was told."""
+    access = platform.dht
+    if access is None or not options.announce:
+        return None
+    told, pinned = access["operator_key"], options.operator_key
+    if pinned is not None and pinned.strip().lower() != told:
+        log.error("operator_key_differs", pinned=pinned, told=told)
+        return None
+    peers = tuple(dict.fromkeys((*(place.peers if place else ()), *access["peers"])))
+    if not peers:
+        return None
+    subject = Subject(
+        platform.node_id, access["registration"], options.model, key, access["credential"]
+    )
+    return Announcer(Place(peers, told), subject, platform.span)
+
+
+def open_transport(
+    redis: str | None, url: str, platform: Platform, room: Callable[[], int]
+) -> Transport:
+    """Redis where the options name one, else the platform's relay."""
+    try:
+        if redis:
+            return RedisTransport(redis, platform.node_id, room)
+        return RelayTransport(url, platform.token, room)
+    except Unreachable as error:
+        raise CannotServe(f"{error} Is {'--redis' if redis else '--discovery'} right?") from None
+
+
+def serve_metrics(port: int) -> None:
+    if not port:
+        return
+    try:
+        start_http_server(port, addr="127.0.0.1")
+    except OSError as error:
+        raise CannotServe(
+            f"Cannot serve metrics on port {port}: {error.strerror}. Choose another "
+            "--metrics-port, or 0 for none."
+        ) from None

@@ -1,0 +1,142 @@
+"""RFC 8628 from the machine's side."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import httpx
+
+from mesh import signed_texts
+from node_runner.machine import keystore
+from node_runner.machine.login_file import Login, LoginFailed
+from node_runner.platform_client.errors import Refused
+from node_runner.platform_client.http import ask
+from node_runner.platform_client.registration import PlatformUnreachable
+
+SLOW_DOWN = 5.0
+"""Seconds to wait longer when the platform says `slow_down` (RFC 8628, 3.5)."""
+
+NO_SUCH_TOKEN = (401, 403, 404)
+"""Statuses by which the platform says that the machine's token is not valid, or no longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What the owner has to be shown. ``expires_in``: seconds."""
+
+    url: str
+    url_with_code: str
+    user_code: str
+    expires_in: int
+
+
+def log_in(
+    http: httpx.Client,
+    machine: str,
+    show: Callable[[Invitation], None],
+    *,
+    wait: Callable[[float], None] = time.sleep,
+) -> Login:
+    """Show a code, and wait until the owner's wallet has let this machine in.
+
+    Raises:
+        LoginFailed: he said no, or the time is up.
+        PlatformError: the platform refuses, or does not answer at all.
+    """
+    codes = ask(http, "POST", "/api/machines/device", {"machine": machine})
+    show(
+        Invitation(
+            url=codes["verification_uri"],
+            url_with_code=codes["verification_uri_complete"],
+            user_code=codes["user_code"],
+            expires_in=codes["expires_in"],
+        )
+    )
+    interval = float(codes["interval"])
+    give_up = time.monotonic() + codes["expires_in"] + interval
+    while time.monotonic() < give_up:
+        try:
+            answer = ask(http, "POST", "/api/machines/token", {"device_code": codes["device_code"]})
+        except PlatformUnreachable:
+            pass  # it may be back before the code expires
+        except Refused as error:
+            interval = _next_interval(error, interval)
+        else:
+            return Login(
+                discovery=str(http.base_url).rstrip("/"),
+                wallet_address=answer["wallet_address"],
+                machine=machine,
+                machine_id=answer["machine_id"],
+                token=answer["access_token"],
+            )
+        wait(interval)
+    raise LoginFailed("Nobody let this machine in before the code expired. Try again.")
+
+
+def _next_interval(error: Refused, interval: float) -> float:
+    """Seconds until the next poll.
+
+    Raises:
+        LoginFailed: there is none.
+    """
+    match error.code:
+        case "authorization_pending":
+            return interval
+        case "slow_down" | "rate_limited":
+            return interval + SLOW_DOWN
+        case "access_denied":
+            raise LoginFailed("The owner did not let this machine in.")
+        case "expired_token":
+            raise LoginFailed("The code has expired. Try again.")
+        case _ if error.status >= 500:
+            return interval  # it may be back before the code expires
+        case _:
+            raise error
+
+
+def approve(http: httpx.Client, user_code: str, machine: str, private_key: bytes) -> None:
+    """Let this machine in by a key that lies here: what the page does with a wallet.
+
+    Raises:
+        LoginFailed: the platform asks to sign something else than it should.
+        PlatformError: the platform refuses, or does not answer.
+    """
+    wallet = keystore.address(private_key)
+    asked = {"user_code": user_code, "wallet_address": wallet}
+    answer = ask(http, "POST", "/api/machines/message", asked)
+    domain = urlsplit(str(http.base_url)).netloc
+    if answer["domain"] not in (domain, domain.partition(":")[0]):
+        raise LoginFailed(
+            f"The platform at {domain} wants a signature for {answer['domain']!r}. Use the URL "
+            "under which the platform knows itself; if that is this one, do not trust it."
+        )
+    expected = signed_texts.machine_message(
+        domain=answer["domain"],
+        uri=answer["uri"],
+        wallet_address=wallet,
+        machine=machine,
+        user_code=user_code,
+        nonce=answer["nonce"],
+        issued_at=answer["issued_at"],
+        expires_at=answer["expires_at"],
+    )
+    if answer["message"] != expected:
+        raise LoginFailed("The platform wants something else signed than a login. Not done.")
+    signature = signed_texts.sign(expected, private_key)
+    ask(http, "POST", "/api/machines/approve", {**asked, "signature": signature})
+
+
+def revoke(login: Login, http: httpx.Client) -> bool:
+    """Have the platform take the token back. Whether it was valid until now.
+
+    Raises:
+        PlatformError: the token is as good as before.
+    """
+    try:
+        ask(http, "DELETE", f"/api/machines/{login.machine_id}", token=login.token)
+    except Refused as error:
+        if error.status not in NO_SUCH_TOKEN or not error.code:  # which a proxy would not give
+            raise
+        return False
+    return True

@@ -1,0 +1,89 @@
+"""Long polls."""
+
+import threading
+from collections.abc import Callable
+
+import httpx
+
+from mesh import relay
+from mesh.errors import WireError
+from mesh.relay import Displaced, Frame, Hello, Poll, Welcome
+from node_runner.transport.carrier import ANSWER_LIMIT, Elsewhere, Hear, Lost
+from node_runner.transport.websocket_carrier import OPEN_LIMIT
+
+
+class PollingCarrier:
+    """Requests: one that waits for work, and others beside it that carry results.
+
+    Args:
+        url: Of the platform.
+        token: The node's.
+        hello: What to begin with.
+        hear: Called with each frame, by whoever listens or sends.
+        cursor: Tells where in the inbox to go on, once there is room for more.
+
+    Raises:
+        Lost: the relay cannot be reached, or refuses.
+    """
+
+    name = "long poll"
+
+    def __init__(
+        self, url: str, token: str, hello: Hello, hear: Hear, cursor: Callable[[], str]
+    ) -> None:
+        self._hear = hear
+        self._cursor = cursor
+        self._session = hello.session
+        self._closed = threading.Event()
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/msgpack"},
+            timeout=httpx.Timeout(ANSWER_LIMIT, connect=OPEN_LIMIT),
+        )
+        try:
+            [frame] = self._post(relay.encode(hello))
+            if not isinstance(frame, Welcome):
+                raise Lost("No welcome.")
+        except (Lost, ValueError) as error:
+            self._http.close()
+            raise Lost(str(error)) from error
+        self.welcome = frame
+
+    def send(self, frame: bytes) -> None:
+        for answer in self._post(self._poll("", 0), frame):
+            self._hear(answer)
+
+    def listen(self) -> None:
+        try:
+            while not self._closed.is_set():
+                wait = round(1000 * relay.POLL_WAIT)
+                for answer in self._post(self._poll(self._cursor(), wait)):
+                    self._hear(answer)
+        finally:
+            self._http.close()
+        raise Lost("The polling was ended.")
+
+    def abandon(self) -> None:
+        self._closed.set()
+
+    def farewell(self) -> None:
+        self._closed.set()
+
+    def _poll(self, after: str, wait: int) -> bytes:
+        return relay.encode(Poll(self.welcome.connection, self._session, after, wait))
+
+    def _post(self, *frames: bytes) -> list[Frame]:
+        try:
+            answer = self._http.post(relay.EXCHANGE_PATH, content=relay.bundle(frames))
+            if answer.is_error:
+                raise Lost(f"The relay answers with HTTP {answer.status_code}.")
+            found = [relay.decode(frame) for frame in relay.unbundle(answer.content)]
+        except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: closed meanwhile
+            raise Lost(
+                f"The relay does not answer: {str(error) or type(error).__name__}"
+            ) from error
+        except WireError as error:
+            raise Lost(error.detail) from error
+        if any(isinstance(frame, Displaced) for frame in found):
+            raise Elsewhere("Another process has connected as this node.")
+        return found
