@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from api.http.services import Services
 from market.dht import directory
-from mesh.dht.records import issue
+from mesh.dht.records import issue_credential
 from mesh.dht.signing_keys import SigningKey
 
 
@@ -43,7 +43,7 @@ async def dht_access(
     operator = operator_key(services)
     if operator is None or dht_key is None:
         return None
-    credential = issue(
+    credential = issue_credential(
         operator,
         node_id=node_id,
         registration=registration,

@@ -90,7 +90,7 @@ class Codes:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class PendingDevice:
     """A machine that nobody has decided about yet."""
 
     key: str
@@ -112,7 +112,7 @@ class Message:
     expires_at: str
 
 
-async def hand_out(services: Services, machine: str, address: str) -> Codes:
+async def issue_codes(services: Services, machine: str, address: str) -> Codes:
     """Codes for a machine of this name that asks from this address."""
     auth = services.settings.auth
     codes = Codes(
@@ -141,7 +141,7 @@ def shown(user_code: str) -> str:
     return f"{user_code[:half]}-{user_code[half:]}"
 
 
-async def find(services: Services, user_code: str) -> Waiting:
+async def find(services: Services, user_code: str) -> PendingDevice:
     """
     Raises:
         UserCodeUnknown: mistyped, expired, or decided about already.
@@ -152,11 +152,11 @@ async def find(services: Services, user_code: str) -> Waiting:
         key = redis_keys.device_code(digest.decode())
         found = await services.redis.hmget(key, ["machine", "address", "decision"])  # type: ignore[misc]
         if found[0] is not None and found[2] is None:
-            return Waiting(key, found[0].decode(), found[1].decode(), shown(letters))
+            return PendingDevice(key, found[0].decode(), found[1].decode(), shown(letters))
     raise UserCodeUnknown("No machine waits with this code. Compare it, or start the login again.")
 
 
-async def message_for(services: Services, waiting: Waiting, wallet_address: str) -> Message:
+async def message_for(services: Services, waiting: PendingDevice, wallet_address: str) -> Message:
     """What the wallet is to sign. A newer one replaces it.
 
     Raises:
@@ -175,7 +175,7 @@ async def message_for(services: Services, waiting: Waiting, wallet_address: str)
 
 
 async def check_signature(
-    services: Services, waiting: Waiting, wallet_address: str, signature: str
+    services: Services, waiting: PendingDevice, wallet_address: str, signature: str
 ) -> str:
     """The nonce of the message that was signed.
 
@@ -200,7 +200,7 @@ async def check_signature(
 
 
 async def approve(
-    services: Services, waiting: Waiting, wallet_address: str, nonce: str, machine_id: str
+    services: Services, waiting: PendingDevice, wallet_address: str, nonce: str, machine_id: str
 ) -> None:
     """Let the machine in, under this id, by the wallet that signed the message of this nonce.
 
@@ -211,7 +211,7 @@ async def approve(
     await _run(services, _APPROVE, waiting, wallet_address, nonce, machine_id)
 
 
-async def deny(services: Services, waiting: Waiting) -> None:
+async def deny(services: Services, waiting: PendingDevice) -> None:
     """Send the machine away.
 
     Raises:
@@ -220,7 +220,7 @@ async def deny(services: Services, waiting: Waiting) -> None:
     await _run(services, _DENY, waiting)
 
 
-async def _run(services: Services, script: str, waiting: Waiting, *arguments: str) -> None:
+async def _run(services: Services, script: str, waiting: PendingDevice, *arguments: str) -> None:
     answer: Any = services.redis.eval(script, 1, waiting.key, *arguments)
     match (await answer).decode():
         case "over":
@@ -255,7 +255,7 @@ async def redeem(services: Services, device_code: str) -> tuple[str, str]:
             raise CodeExpired("This code's time is up, or it was used. Start the login again.")
 
 
-def _message(services: Services, waiting: Waiting, fields: dict[str, str]) -> Message:
+def _message(services: Services, waiting: PendingDevice, fields: dict[str, str]) -> Message:
     settings = services.settings
     uri = f"{settings.public_url}/link"
     text = signed_texts.machine_message(

@@ -10,17 +10,17 @@ from sqlalchemy import func, select, update
 
 from api.http.problem_details import OUTAGES, unavailable
 from api.http.services import Services
-from api.schemas.nodes import NodeHealth
+from api.schemas.nodes import HeartbeatBody
 from market.nodes import live_registry
 from market.nodes.errors import NodeNotFound, NodeSuperseded
-from market.nodes.node import Registration
-from market.nodes.registered_node import may_serve, node_of, trusts
-from market.nodes.tables import NodeRegistry
+from market.nodes.node import NodeIncarnation
+from market.nodes.registered_node import node_of, not_revoked, trusts
+from market.nodes.tables import RegisteredNode
 
 log = structlog.get_logger()
 
 
-async def take(services: Services, caller: Registration, body: NodeHealth) -> None:
+async def take(services: Services, caller: NodeIncarnation, body: HeartbeatBody) -> None:
     """Keep a node on the routes with what it has measured, or take it off them.
 
     Raises:
@@ -30,7 +30,7 @@ async def take(services: Services, caller: Registration, body: NodeHealth) -> No
     discovery = services.settings.discovery
     measured = _measured(body)
     now = time.time()
-    beat = await live_registry.beat(
+    beat = await live_registry.record_heartbeat(
         services.redis, caller.node_id, caller.number, measured, now=now, ttl=discovery.node_ttl
     )
     if beat.state == "superseded":
@@ -47,7 +47,7 @@ async def take(services: Services, caller: Registration, body: NodeHealth) -> No
         unavailable(error)  # the uptime stays in Redis, for a later beat to write
         return
     if not body.is_healthy:
-        await live_registry.forget(services.redis, row.node_id, row.model_id, caller.number)
+        await live_registry.evict(services.redis, row.node_id, row.model_id, caller.number)
         return
     node = node_of(row, discovery)
     node = dataclasses.replace(node, **measured, last_seen=now)
@@ -55,7 +55,7 @@ async def take(services: Services, caller: Registration, body: NodeHealth) -> No
         raise _superseded(caller)
 
 
-def _measured(body: NodeHealth) -> dict[str, Any]:
+def _measured(body: HeartbeatBody) -> dict[str, Any]:
     """What changes from beat to beat, by the names of :class:`registry.Node`."""
     measured = body.model_dump(
         include={
@@ -76,33 +76,37 @@ def _measured(body: NodeHealth) -> dict[str, Any]:
 
 
 async def _write(
-    services: Services, caller: Registration, beat: live_registry.Beat, *, healthy: bool
-) -> NodeRegistry:
+    services: Services,
+    caller: NodeIncarnation,
+    beat: live_registry.HeartbeatResult,
+    *,
+    healthy: bool,
+) -> RegisteredNode:
     """Note in the node's row that it was heard, and for how long since the last time."""
     node_id = caller.node_id
     uptime = beat.uptime
     if beat.state == "unknown":
         uptime = await live_registry.unsaved_uptime(services.redis, node_id)
     async with services.sessions.begin() as db:
-        row: NodeRegistry | None = await db.scalar(
-            update(NodeRegistry)
+        row: RegisteredNode | None = await db.scalar(
+            update(RegisteredNode)
             .where(
-                NodeRegistry.node_id == node_id,
-                NodeRegistry.registration == caller.number,
-                may_serve(),
+                RegisteredNode.node_id == node_id,
+                RegisteredNode.registration == caller.number,
+                not_revoked(),
             )
             .values(
                 last_seen=func.now(),
                 is_active=healthy,
-                uptime_seconds=NodeRegistry.uptime_seconds + uptime,
+                uptime_seconds=RegisteredNode.uptime_seconds + uptime,
             )
-            .returning(NodeRegistry)
+            .returning(RegisteredNode)
         )
         newest = await db.scalar(
-            select(NodeRegistry.registration).where(NodeRegistry.node_id == node_id)
+            select(RegisteredNode.registration).where(RegisteredNode.node_id == node_id)
         )
     if row is None:
-        await live_registry.forget(services.redis, node_id, beat.model_id, caller.number)
+        await live_registry.evict(services.redis, node_id, beat.model_id, caller.number)
         if newest is not None and newest != caller.number:
             raise _superseded(caller)
         raise NodeNotFound(f"Node {node_id} is not registered here. Register again.")
@@ -111,7 +115,7 @@ async def _write(
     return row
 
 
-def _superseded(caller: Registration) -> NodeSuperseded:
+def _superseded(caller: NodeIncarnation) -> NodeSuperseded:
     return NodeSuperseded(
         f"{caller.node_id} has registered again since: another process is this node now."
     )

@@ -10,23 +10,23 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.http.services import Services
-from api.schemas.nodes import NodeHealth, NodeRegistration
+from api.schemas.nodes import HeartbeatBody, RegistrationBody
 from market.catalog.models import Model
 from market.errors import InvalidRequest
 from market.nodes import live_lookup, live_registry
 from market.nodes.node import Node
 from market.nodes.registered_node import node_of, trusts
-from market.nodes.tables import NodeRegistry
+from market.nodes.tables import RegisteredNode
 from market.placement import cluster, rebalances, speed_averages
 from market.placement.solver import Candidate, Span, join
-from market.placement.tables import PlacementMove
+from market.placement.tables import Rebalance
 from mesh import redis_keys
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
+class Assignment:
     """``span``: what the node is to serve; none if that is not known. ``should_rebalance``: it is
     to load that, and serve on until then."""
 
@@ -38,8 +38,8 @@ async def place(
     services: Services,
     db: AsyncSession,
     model: Model,
-    body: NodeRegistration,
-    known: NodeRegistry | None,
+    body: RegistrationBody,
+    known: RegisteredNode | None,
 ) -> dict[str, Any]:
     """The columns that say where a node serves which leaves that to us: the span that it had, if it
     comes back, else the one with which it helps most. The model is locked, so that two that come at
@@ -55,12 +55,12 @@ async def place(
     how = services.settings.placement
     nodes = [
         node
-        for node in await live_lookup.alive(services.redis, model.id)
+        for node in await live_lookup.healthy_nodes(services.redis, model.id)
         if known is None or node.node_id != known.node_id
     ]
     nodes += await _loading(services, db, model, {node.node_id for node in nodes})
-    speeds = await speed_averages.means(services.redis, model.id)
-    seen = cluster.swarm_of(nodes, model, positions=how.positions, speeds=speeds)
+    speeds = await speed_averages.averages(services.redis, model.id)
+    seen = cluster.cluster_of(nodes, model, positions=how.positions, speeds=speeds)
     newcomer = cluster.newcomer(
         "",
         model,
@@ -86,8 +86,8 @@ async def place(
 
 
 async def begin_again(
-    db: AsyncSession, known: NodeRegistry, body: NodeRegistration
-) -> PlacementMove | None:
+    db: AsyncSession, known: RegisteredNode, body: RegistrationBody
+) -> Rebalance | None:
     """What a node's earlier process had loaded for a move is gone with it. If the node is not the
     platform's to move any more, or serves another model, so is the move.
 
@@ -109,7 +109,7 @@ async def begin_again(
     return move
 
 
-async def answer(services: Services, node_id: str, body: NodeHealth) -> Orders:
+async def answer(services: Services, node_id: str, body: HeartbeatBody) -> Assignment:
     """What a heartbeat is told. A round trip to Redis, unless a move has something for the node."""
     redis = services.redis
     async with redis.pipeline(transaction=False) as pipe:
@@ -117,16 +117,18 @@ async def answer(services: Services, node_id: str, body: NodeHealth) -> Orders:
         pipe.hmget(redis_keys.node(node_id), ["start_layer", "end_layer"])
         ordered, current = (_span(pair) for pair in await pipe.execute())
     if ordered is None:
-        return Orders(current or await _registered(services, node_id))
+        return Assignment(current or await _registered(services, node_id))
     first = await rebalances.note_asked(redis, node_id, time.time())
     if not first and ordered not in body.serves and body.cannot_serve != ordered:
-        return Orders(ordered, should_rebalance=True)
+        return Assignment(ordered, should_rebalance=True)
     return await _go_on(services, node_id, body, ordered)
 
 
-async def _go_on(services: Services, node_id: str, body: NodeHealth, ordered: Span) -> Orders:
+async def _go_on(
+    services: Services, node_id: str, body: HeartbeatBody, ordered: Span
+) -> Assignment:
     """A move's node has begun to load, has loaded, or cannot."""
-    switches: list[rebalances.Switch] = []
+    switches: list[rebalances.SpanSwitch] = []
     async with services.sessions.begin() as db:
         move = await _move_of(db, node_id)
         if move is not None and body.cannot_serve == ordered:
@@ -137,17 +139,17 @@ async def _go_on(services: Services, node_id: str, body: NodeHealth, ordered: Sp
             move.state = "loading"
         still = move is not None and move.ended_at is None
     if still:
-        return Orders(ordered, should_rebalance=True)
+        return Assignment(ordered, should_rebalance=True)
     if move is None:
         await services.redis.delete(redis_keys.orders(node_id))
     else:
-        await rebalances.take_back_orders(services.redis, move)
+        await rebalances.withdraw_assignments(services.redis, move)
         await rebalances.announce(services.redis, switches)
         log.info("move_ended", model_id=move.model_id, state=move.state, reason=move.reason)
     span = await _registered(services, node_id)
     if span is not None and not switches:  # who switched did not live to tell the routes
-        await live_registry.move(services.redis, node_id, span, edge=span[0] == 0)
-    return Orders(span)
+        await live_registry.change_span(services.redis, node_id, span, edge=span[0] == 0)
+    return Assignment(span)
 
 
 async def _loading(
@@ -156,16 +158,16 @@ async def _loading(
     """Nodes that have registered and not been heard yet: they count with the span that they got."""
     limit = dt.timedelta(seconds=services.settings.placement.loading_limit)
     rows = await db.scalars(
-        select(NodeRegistry).where(
-            NodeRegistry.model_id == model.id,
-            NodeRegistry.last_seen.is_(None),
-            NodeRegistry.registered_at > func.now() - limit,
+        select(RegisteredNode).where(
+            RegisteredNode.model_id == model.id,
+            RegisteredNode.last_seen.is_(None),
+            RegisteredNode.registered_at > func.now() - limit,
         )
     )
     return [node_of(row, services.settings.discovery) for row in rows if row.node_id not in known]
 
 
-def _as_before(newcomer: Candidate, known: NodeRegistry | None, model: Model) -> Span | None:
+def _as_before(newcomer: Candidate, known: RegisteredNode | None, model: Model) -> Span | None:
     """Its checkpoint is on its disk, and others count on its coming back."""
     if known is None or known.model_id != model.id or not known.placeable:
         return None
@@ -173,14 +175,16 @@ def _as_before(newcomer: Candidate, known: NodeRegistry | None, model: Model) ->
     return span if span[1] <= model.layers and newcomer.holds(span) else None
 
 
-async def _move_of(db: AsyncSession, node_id: str) -> PlacementMove | None:
+async def _move_of(db: AsyncSession, node_id: str) -> Rebalance | None:
     """The move under way that changes a node."""
-    model_id = await db.scalar(select(NodeRegistry.model_id).where(NodeRegistry.node_id == node_id))
+    model_id = await db.scalar(
+        select(RegisteredNode.model_id).where(RegisteredNode.node_id == node_id)
+    )
     move = None if model_id is None else await rebalances.under_way(db, model_id)
     return move if move is not None and node_id in rebalances.nodes_of(move) else None
 
 
-def _beside(newcomer: Candidate, seen: cluster.Swarm) -> Span | None:
+def _beside(newcomer: Candidate, seen: cluster.Cluster) -> Span | None:
     """For a node that raises the throughput nowhere: a replica of the slowest span that it holds,
     else as many of the last layers as it holds, where a move may find it."""
     rates: dict[Span, float] = {}
@@ -196,8 +200,8 @@ def _beside(newcomer: Candidate, seen: cluster.Swarm) -> Span | None:
 async def _registered(services: Services, node_id: str) -> Span | None:
     async with services.sessions() as db:
         found = await db.execute(
-            select(NodeRegistry.start_layer, NodeRegistry.end_layer).where(
-                NodeRegistry.node_id == node_id
+            select(RegisteredNode.start_layer, RegisteredNode.end_layer).where(
+                RegisteredNode.node_id == node_id
             )
         )
         row = found.one_or_none()

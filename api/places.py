@@ -14,14 +14,14 @@ NOWHERE = "192.0.2.1"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class GeoLocation:
     """``name``: for people, such as ``Berlin, DE``."""
 
     name: str
     coordinates: Coordinates
 
 
-class Places:
+class GeoIp:
     """A MaxMind database of cities, or none: then nobody's place is known."""
 
     def __init__(self, path: Path | None) -> None:
@@ -31,7 +31,7 @@ class Places:
         """
         self._reader = None if path is None else _open(path)
 
-    def find(self, address: str) -> Place | None:
+    def find(self, address: str) -> GeoLocation | None:
         """Where an IP address is; none if that is not known, or it is no IP address."""
         if self._reader is None:
             return None
@@ -43,7 +43,7 @@ class Places:
         if latitude is None or longitude is None:
             return None
         names = (found.city.name, found.country.iso_code)
-        return Place(", ".join(filter(None, names))[:100], Coordinates(latitude, longitude))
+        return GeoLocation(", ".join(filter(None, names))[:100], Coordinates(latitude, longitude))
 
     def about(self, address: str) -> Coordinates | None:
         """The same in whole degrees, about 100 km: enough to find nodes nearby, and no address."""

@@ -12,13 +12,13 @@ from api.schemas.base import shown
 from api.schemas.nodes import NodeView
 from api.schemas.providers import EarningsPoint, ProviderStats
 from market import ledger
-from market.jobs.tables import InferenceSession, NodeContribution, RouteHop
+from market.jobs.tables import Job, NodeContribution, RouteHop
 from market.money import ZERO, plain
 from market.nodes import live_lookup
 from market.nodes.node import Node
-from market.nodes.tables import NodeRegistry
+from market.nodes.tables import RegisteredNode
 from market.providers.node_status import NodeState
-from market.routing.skip_counts import skipped
+from market.routing.skip_counts import skips_of
 from market.settings.discovery import DiscoverySettings
 from mesh import redis_keys
 
@@ -31,9 +31,9 @@ async def stats(services: Services, wallet: str) -> ProviderStats:
         tokens, uptime = (
             await db.execute(
                 select(
-                    func.coalesce(func.sum(NodeRegistry.total_tokens_served), 0),
+                    func.coalesce(func.sum(RegisteredNode.total_tokens_served), 0),
                     uptime_percent(services.settings.discovery),
-                ).where(NodeRegistry.wallet_address == wallet)
+                ).where(RegisteredNode.wallet_address == wallet)
             )
         ).one()
         served = await db.scalar(
@@ -43,8 +43,8 @@ async def stats(services: Services, wallet: str) -> ProviderStats:
         )
         failed = await db.scalar(
             select(func.count(RouteHop.session_id.distinct()))
-            .join(InferenceSession, InferenceSession.id == RouteHop.session_id)
-            .where(RouteHop.wallet_address == wallet, InferenceSession.status == "failed")
+            .join(Job, Job.id == RouteHop.session_id)
+            .where(RouteHop.wallet_address == wallet, Job.status == "failed")
         )
         nodes = await _active(services.redis, db, wallet)
     measured = [node.latency_ms + node.hop_ms for node in nodes if node.latency_ms]
@@ -63,13 +63,13 @@ async def stats(services: Services, wallet: str) -> ProviderStats:
 
 async def history(db: AsyncSession, wallet: str, days: int) -> list[EarningsPoint]:
     """Earnings by day (UTC) of the last so many days, oldest first; days without are missing."""
-    day = func.date(InferenceSession.completed_at)
+    day = func.date(Job.completed_at)
     rows = await db.execute(
         select(day, func.sum(NodeContribution.payment_far))
-        .join(InferenceSession, InferenceSession.id == NodeContribution.session_id)
+        .join(Job, Job.id == NodeContribution.session_id)
         .where(
             NodeContribution.wallet_address == wallet,
-            InferenceSession.completed_at > func.now() - dt.timedelta(days=days),
+            Job.completed_at > func.now() - dt.timedelta(days=days),
         )
         .group_by(day)
         .order_by(day)
@@ -80,16 +80,16 @@ async def history(db: AsyncSession, wallet: str, days: int) -> list[EarningsPoin
     ]
 
 
-async def view(services: Services, row: NodeRegistry) -> NodeView:
+async def view(services: Services, row: RegisteredNode) -> NodeView:
     """A node, its state, and why it gets no work."""
     redis = services.redis
-    sighting = await live_lookup.sight(redis, row.node_id)
+    live_node = await live_lookup.live_node(redis, row.node_id)
     async with services.sessions() as db:
         uptime = await db.scalar(
-            select(uptime_of_node()).where(NodeRegistry.node_id == row.node_id)
+            select(uptime_of_node()).where(RegisteredNode.node_id == row.node_id)
         )
     start, end = await redis.hmget(redis_keys.orders(row.node_id), ["start", "end"])  # type: ignore[misc]
-    node = None if sighting is None else sighting.node
+    node = None if live_node is None else live_node.node
     heard = row.last_seen
     if node is not None:
         heard = dt.datetime.fromtimestamp(node.last_seen, dt.UTC)
@@ -97,7 +97,7 @@ async def view(services: Services, row: NodeRegistry) -> NodeView:
         node_id=row.node_id,
         wallet_address=row.wallet_address,
         model_id=row.model_id,
-        state=_state(row, sighting),
+        state=_state(row, live_node),
         layers_served=list(range(row.start_layer, row.end_layer)),
         edge=row.edge,
         placeable=row.placeable,
@@ -111,40 +111,40 @@ async def view(services: Services, row: NodeRegistry) -> NodeView:
         total_earned_far=shown(row.total_earned_far),
         total_earned_far_exact=plain(row.total_earned_far),
         uptime_percent=float(uptime or 0.0),
-        skipped=await skipped(redis, row.node_id),
+        skipped=await skips_of(redis, row.node_id),
     )
 
 
-def _state(row: NodeRegistry, sighting: live_lookup.Sighting | None) -> NodeState:
-    if sighting is None:
+def _state(row: RegisteredNode, live_node: live_lookup.LiveNode | None) -> NodeState:
+    if live_node is None:
         return NodeState.LOADING if row.last_seen is None else NodeState.SILENT
-    if not sighting.node.is_healthy:
+    if not live_node.node.is_healthy:
         return NodeState.UNHEALTHY
-    return NodeState.COOLING_DOWN if sighting.cools else NodeState.SERVING
+    return NodeState.COOLING_DOWN if live_node.cooling_down else NodeState.SERVING
 
 
 async def _active(redis: Redis, db: AsyncSession, wallet: str) -> Sequence[Node]:
     """A wallet's nodes on the routes."""
     models = await db.scalars(
-        select(NodeRegistry.model_id).where(NodeRegistry.wallet_address == wallet).distinct()
+        select(RegisteredNode.model_id).where(RegisteredNode.wallet_address == wallet).distinct()
     )
     return [
         node
         for model_id in models
-        for node in await live_lookup.active(redis, model_id)
+        for node in await live_lookup.available_nodes(redis, model_id)
         if node.wallet_address == wallet
     ]
 
 
 def uptime_of_node() -> ColumnElement[float]:
     """Time heard, in percent of the time since registration."""
-    age = func.greatest(func.extract("epoch", func.now() - NodeRegistry.registered_at), 1)
-    return func.least(100.0 * NodeRegistry.uptime_seconds / age, 100.0)
+    age = func.greatest(func.extract("epoch", func.now() - RegisteredNode.registered_at), 1)
+    return func.least(100.0 * RegisteredNode.uptime_seconds / age, 100.0)
 
 
 def uptime_percent(discovery: DiscoverySettings) -> ColumnElement[float]:
     """The mean of that over a wallet's active nodes."""
     # Rows are written now and then; one of a node that died silently stays as it was.
     patience = discovery.row_interval + discovery.health_check_interval + discovery.node_ttl
-    heard = NodeRegistry.last_seen > func.now() - dt.timedelta(seconds=patience)
-    return func.avg(uptime_of_node()).filter(NodeRegistry.is_active, heard)
+    heard = RegisteredNode.last_seen > func.now() - dt.timedelta(seconds=patience)
+    return func.avg(uptime_of_node()).filter(RegisteredNode.is_active, heard)

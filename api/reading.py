@@ -15,13 +15,12 @@ from sqlalchemy import select
 from api.http.problem_details import OUTAGES, unavailable
 from api.http.services import Services
 from api.schemas.base import shown
-from api.schemas.jobs import InferenceSession as JobView
-from api.schemas.jobs import NodeContribution
+from api.schemas.jobs import ContributionView, JobView
 from market.errors import Unavailable
 from market.jobs import live_session, messaging, queries
 from market.jobs.errors import GenerationFailed, JobNotFound, StreamExpired
-from market.jobs.live_session import Delivered, Summary
-from market.jobs.tables import InferenceSession, SessionStatus
+from market.jobs.live_session import EndEntry, TokenEntry
+from market.jobs.tables import Job, SessionStatus
 from market.money import ZERO, plain
 from market.routing.tiers import Tier
 from mesh import token_stream
@@ -51,7 +50,7 @@ FAILURES = {
 """What a failed job's code means, for people. Nothing was charged in any of these."""
 
 
-async def find(services: Services, wallet: str, request_id: str) -> InferenceSession:
+async def find(services: Services, wallet: str, request_id: str) -> Job:
     """The user's own job.
 
     Raises:
@@ -68,7 +67,7 @@ async def find(services: Services, wallet: str, request_id: str) -> InferenceSes
 
 async def follow(
     services: Services, request_id: str, after: str = token_stream.START
-) -> AsyncIterator[Delivered | Summary | None]:
+) -> AsyncIterator[TokenEntry | EndEntry | None]:
     """Each token after an entry, once and in order, and the summary last.
 
     Gives none now and then while nothing comes, so that the caller can look after its client.
@@ -80,11 +79,11 @@ async def follow(
     while True:
         entries = await live_session.read(services.redis, request_id, after, wait=POLL)
         for entry in entries:
-            if isinstance(entry, Summary) and _lacks_tokens(entry):
+            if isinstance(entry, EndEntry) and _lacks_tokens(entry):
                 raise _forgotten(request_id)
             after = entry.entry
             yield entry
-            if isinstance(entry, Summary):
+            if isinstance(entry, EndEntry):
                 return
         if entries:
             continue
@@ -95,15 +94,13 @@ async def follow(
         yield None
 
 
-async def _ended(services: Services, request_id: str, after: str) -> Summary | None:
+async def _ended(services: Services, request_id: str, after: str) -> EndEntry | None:
     """The summary from Postgres, for a stream that will not bring one."""
     async with services.sessions() as db:
         # Not the whole row, which holds the prompt: all who wait for a first token ask this.
         status, deadline = (
             await db.execute(
-                select(InferenceSession.status, InferenceSession.deadline_at).where(
-                    InferenceSession.request_id == request_id
-                )
+                select(Job.status, Job.deadline_at).where(Job.request_id == request_id)
             )
         ).one()
         if status not in queries.ENDED:
@@ -116,16 +113,16 @@ async def _ended(services: Services, request_id: str, after: str) -> Summary | N
             if await readable(services, job):
                 return None  # the rest is there
             raise _forgotten(request_id)
-        return Summary(f"{index_of(after)}-1", await queries.outcome(db, job))
+        return EndEntry(f"{index_of(after)}-1", await queries.outcome(db, job))
 
 
-async def readable(services: Services, job: InferenceSession) -> bool:
+async def readable(services: Services, job: Job) -> bool:
     """Whether Redis still has all tokens of a completed job."""
     newest = await live_session.last_entry(services.redis, job.request_id)
     return index_of(newest) >= job.token_count
 
 
-def _lacks_tokens(summary: Summary) -> bool:
+def _lacks_tokens(summary: EndEntry) -> bool:
     """Redis lost the tokens between the job's end and its summary."""
     delivered: int = summary.outcome["total_tokens"]
     return index_of(summary.entry) < delivered
@@ -141,10 +138,10 @@ async def sse_events(
     """A generation as server-sent events (§7.1), each with the id to resume after."""
     try:
         async for entry in follow(services, request_id, after):
-            if isinstance(entry, Delivered):
+            if isinstance(entry, TokenEntry):
                 data: dict[str, Any] = {"token": entry.text, "request_id": request_id}
                 yield {"id": str(index_of(entry.entry)), "data": json.dumps(data)}
-            elif isinstance(entry, Summary):
+            elif isinstance(entry, EndEntry):
                 done = _done(request_id, entry.outcome)
                 yield {"id": f"{index_of(entry.entry)}-done", "data": json.dumps(done)}
     except StreamExpired as error:
@@ -178,10 +175,10 @@ async def wait_for_end(services: Services, request: Request, request_id: str) ->
     return True
 
 
-async def view(services: Services, job: InferenceSession) -> JobView:
+async def view(services: Services, job: Job) -> JobView:
     """The job as its user sees it now, with all text so far."""
     entries = await live_session.read(services.redis, job.request_id, token_stream.START)
-    tokens = [entry for entry in entries if isinstance(entry, Delivered)]
+    tokens = [entry for entry in entries if isinstance(entry, TokenEntry)]
     async with services.sessions() as db:
         parts = await queries.contributions(db, job)
     forgotten = job.status in queries.ENDED and len(tokens) < job.token_count
@@ -206,7 +203,7 @@ async def view(services: Services, job: InferenceSession) -> JobView:
         finish_reason=job.finish_reason,
         error=job.error_code,
         nodes_used=[
-            NodeContribution(
+            ContributionView(
                 node_id=part.node_id,
                 layers=part.layers,
                 wallet_address=part.wallet_address,
@@ -219,20 +216,20 @@ async def view(services: Services, job: InferenceSession) -> JobView:
     )
 
 
-async def cancel(services: Services, job: InferenceSession) -> None:
+async def cancel(services: Services, job: Job) -> None:
     """Ask for the end of a job. Its user pays for what was delivered until then."""
     async with services.sessions.begin() as db:
-        row = await db.get(InferenceSession, job.id, with_for_update=True)
+        row = await db.get(Job, job.id, with_for_update=True)
         if row is None or row.status in queries.ENDED:
             return
         row.cancel_requested = True
     try:
-        await messaging.tell(services.redis, Cancel(job.request_id, job.epoch))
+        await messaging.publish_event(services.redis, Cancel(job.request_id, job.epoch))
     except (RedisError, OSError) as error:  # the supervisor sees it when it renews its lease
         log.warning("cancel_not_told", request_id=job.request_id, error=type(error).__name__)
 
 
-async def cancel_and_wait(services: Services, job: InferenceSession) -> None:
+async def cancel_and_wait(services: Services, job: Job) -> None:
     """As :func:`cancel`, and give the supervisor a moment to end the job."""
     await cancel(services, job)
     with suppress(TimeoutError, StreamExpired, Unavailable):

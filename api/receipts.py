@@ -7,11 +7,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.http.services import Services
 from api.schemas.base import shown
-from api.schemas.jobs import NodeContribution as Part
+from api.schemas.jobs import ContributionView as Part
 from api.schemas.receipts import Receipt, ReceiptBatch, UsageLine
 from market.jobs import queries
 from market.jobs.errors import JobNotFound
-from market.jobs.tables import InferenceSession, NodeContribution
+from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, plain
 from market.receipts.errors import ReceiptNotReady
 from market.receipts.receipt import ReceiptStatus
@@ -68,7 +68,7 @@ async def receipt(services: Services, wallet: str, request_id: str) -> Receipt:
 
 async def _find(
     db: AsyncSession, wallet: str, request_id: str
-) -> tuple[InferenceSession, Sequence[NodeContribution]]:
+) -> tuple[Job, Sequence[NodeContribution]]:
     """The job and all who served it, if the wallet is one of those that it concerns."""
     printable = request_id.isprintable()  # Postgres has no NUL in a text
     job = await queries.find(db, request_id) if printable else None
@@ -78,7 +78,7 @@ async def _find(
     return job, parts
 
 
-def _status(job: InferenceSession, batch: Settlement | None) -> ReceiptStatus:
+def _status(job: Job, batch: Settlement | None) -> ReceiptStatus:
     if not job.total_cost_far:
         return ReceiptStatus.FREE
     if batch is None:
@@ -98,7 +98,7 @@ def _part(part: NodeContribution) -> Part:
 
 
 async def _batch(
-    db: AsyncSession, job: InferenceSession, parts: Sequence[NodeContribution]
+    db: AsyncSession, job: Job, parts: Sequence[NodeContribution]
 ) -> tuple[Settlement | None, list[UsageLine]]:
     """The job's batch, and the job's lines in it with their proofs."""
     if job.settlement_id is None:

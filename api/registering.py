@@ -12,14 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import placement
 from api.credentials import DhtAccess, dht_access
-from api.http.authentication import issue_token, machine_of, use_nonce
+from api.http.authentication import consume_nonce, issue_token, machine_of
 from api.http.services import Services
-from api.schemas.nodes import NodeRegistration
+from api.schemas.nodes import RegistrationBody
 from market.errors import InvalidRequest
 from market.identity.errors import SignatureMismatch
 from market.nodes import live_registry, node
 from market.nodes.errors import NodeIdTaken
-from market.nodes.tables import NodeRegistry
+from market.nodes.tables import RegisteredNode
 from market.placement import rebalances
 from mesh import signed_texts
 
@@ -46,7 +46,7 @@ class Registered(BaseModel):
 
 async def register(
     services: Services,
-    body: NodeRegistration,
+    body: RegistrationBody,
     bearer: HTTPAuthorizationCredentials | None,
     address: str,
 ) -> Registered:
@@ -78,9 +78,9 @@ async def register(
     except IntegrityError:
         raise _taken(body) from None
     if given_up is not None:
-        await rebalances.take_back_orders(services.redis, given_up)
+        await rebalances.withdraw_assignments(services.redis, given_up)
     if earlier_model is not None:
-        await live_registry.forget(services.redis, row.node_id, earlier_model, row.registration - 1)
+        await live_registry.evict(services.redis, row.node_id, earlier_model, row.registration - 1)
     return Registered(
         node_id=row.node_id,
         status="registered",
@@ -99,7 +99,7 @@ async def register(
     )
 
 
-def _span(body: NodeRegistration, layers: int) -> Span:
+def _span(body: RegistrationBody, layers: int) -> Span:
     start = body.start_layer
     end = layers if body.end_layer is None else body.end_layer
     field = "end_layer"
@@ -124,7 +124,7 @@ def _span(body: NodeRegistration, layers: int) -> Span:
 
 
 async def _prove_wallet(
-    body: NodeRegistration,
+    body: RegistrationBody,
     span: Span | None,
     bearer: HTTPAuthorizationCredentials | None,
     services: Services,
@@ -154,11 +154,11 @@ async def _prove_wallet(
     )
     if not signed_texts.signed_by(message, body.signature, body.wallet_address):
         raise SignatureMismatch("The signature is not this wallet's over this registration.")
-    await use_nonce(services.redis, body.nonce)
+    await consume_nonce(services.redis, body.nonce)
     return None
 
 
-def _facts(body: NodeRegistration) -> dict[str, Any]:
+def _facts(body: RegistrationBody) -> dict[str, Any]:
     device = {} if body.device_id is None else {"device_id": body.device_id}
     return device | {
         "model_id": body.model_id,
@@ -175,7 +175,7 @@ def _facts(body: NodeRegistration) -> dict[str, Any]:
     }
 
 
-def _location(services: Services, body: NodeRegistration, address: str) -> dict[str, Any]:
+def _location(services: Services, body: RegistrationBody, address: str) -> dict[str, Any]:
     """By its address, which it cannot make up; else by its own word."""
     name, latitude, longitude = body.location, body.latitude, body.longitude
     if latitude is None or longitude is None:
@@ -189,7 +189,7 @@ def _location(services: Services, body: NodeRegistration, address: str) -> dict[
     return {"location": name, "latitude": latitude, "longitude": longitude, "located": located}
 
 
-async def _known(db: AsyncSession, body: NodeRegistration) -> NodeRegistry | None:
+async def _known(db: AsyncSession, body: RegistrationBody) -> RegisteredNode | None:
     """The row of a node that comes back. Nobody else registers a node of the wallet until the
     transaction ends.
 
@@ -202,26 +202,26 @@ async def _known(db: AsyncSession, body: NodeRegistration) -> NodeRegistry | Non
     row = None
     if body.device_id is not None:
         row = await db.scalar(
-            select(NodeRegistry).where(
-                NodeRegistry.wallet_address == wallet,
-                NodeRegistry.device_id == body.device_id,
-                NodeRegistry.gpu_index == body.gpu_index,
+            select(RegisteredNode).where(
+                RegisteredNode.wallet_address == wallet,
+                RegisteredNode.device_id == body.device_id,
+                RegisteredNode.gpu_index == body.gpu_index,
             )
         )
     if row is None and body.node_id is not None:
-        row = await db.get(NodeRegistry, body.node_id)
+        row = await db.get(RegisteredNode, body.node_id)
     if row is not None and row.wallet_address != wallet:
         raise _taken(body)
     return row
 
 
 def _enter(
-    db: AsyncSession, body: NodeRegistration, known: NodeRegistry | None, facts: dict[str, Any]
-) -> NodeRegistry:
+    db: AsyncSession, body: RegistrationBody, known: RegisteredNode | None, facts: dict[str, Any]
+) -> RegisteredNode:
     """The node's row, new or as it was with one registration more."""
     if known is None:
         name = body.node_id or f"node_{secrets.token_hex(8)}"
-        row = NodeRegistry(
+        row = RegisteredNode(
             node_id=name, wallet_address=body.wallet_address, registration=1, **facts
         )
         db.add(row)
@@ -232,7 +232,7 @@ def _enter(
     return known
 
 
-def _taken(body: NodeRegistration) -> NodeIdTaken:
+def _taken(body: RegistrationBody) -> NodeIdTaken:
     return NodeIdTaken(
         f"{body.node_id} is a node of another wallet. Choose another node_id, or none."
     )

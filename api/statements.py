@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import Select, and_, select, tuple_
 
 from market.db import Sessions
-from market.jobs.tables import InferenceSession, NodeContribution
+from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, plain
 from market.receipts.receipt import ReceiptStatus
 from market.settlement.tables import Settlement
@@ -59,7 +59,7 @@ async def usage(
     sessions: Sessions, wallet: str, since: dt.datetime, until: dt.datetime
 ) -> AsyncIterator[Page]:
     """A user's jobs that ended from ``since`` on and before ``until``, oldest first."""
-    job = InferenceSession
+    job = Job
     statement = (
         select(
             job.id,
@@ -114,7 +114,7 @@ async def earnings(
 ) -> AsyncIterator[Page]:
     """What a wallet's nodes earned with jobs that ended in that span, in the order of their
     endings."""
-    job, part = InferenceSession, NodeContribution
+    job, part = Job, NodeContribution
     statement = (
         select(
             part.id,

@@ -23,17 +23,17 @@ from market.errors import InvalidRequest
 from market.geo.distance import Coordinates
 from market.jobs import queries
 from market.jobs.errors import ContextExceeded, IdempotencyConflict
-from market.jobs.tables import InferenceSession
+from market.jobs.tables import Job
 from market.money import times
 from market.nodes import live_lookup
-from market.nodes.live_lookup import Sighting
+from market.nodes.live_lookup import LiveNode
 from market.nodes.node import Node
 from market.outbox import Outbox
 from market.prompt_vault import PromptText
 from market.routing import route_search, tiers
-from market.routing.errors import NoRoute, RoomExceeded
-from market.routing.request import Admits
-from market.routing.skip_reasons import explain
+from market.routing.errors import KvCapacityExceeded, NoRoute
+from market.routing.request import NodeRule
+from market.routing.skip_reasons import explain_skips
 from market.routing.tiers import Tier
 from mesh.errors import MeshError
 
@@ -81,7 +81,7 @@ async def submit(
     idempotency_key: str | None,
     *,
     near: Coordinates | None = None,
-) -> InferenceSession:
+) -> Job:
     """The job of a request: a new one, or the one that the same key made before.
 
     Args:
@@ -123,7 +123,7 @@ async def submit(
     return job
 
 
-async def _poke(services: Services, job: InferenceSession) -> None:
+async def _poke(services: Services, job: Job) -> None:
     """Wake a worker. The job is accepted whether this succeeds or not: the outbox has it."""
     try:
         await outbox.send_outbox(services.sessions, services.queue)
@@ -131,14 +131,10 @@ async def _poke(services: Services, job: InferenceSession) -> None:
         log.warning("outbox_kept", request_id=job.request_id, error=type(error).__name__)
 
 
-async def _earlier(
-    services: Services, wallet: str, key: str, digest: bytes
-) -> InferenceSession | None:
+async def _earlier(services: Services, wallet: str, key: str, digest: bytes) -> Job | None:
     async with services.sessions() as db:
         job = await db.scalar(
-            select(InferenceSession).where(
-                InferenceSession.user_wallet == wallet, InferenceSession.idempotency_key == key
-            )
+            select(Job).where(Job.user_wallet == wallet, Job.idempotency_key == key)
         )
     if job is not None and job.request_digest != digest:
         raise IdempotencyConflict(
@@ -170,25 +166,25 @@ async def _quote(services: Services, body: Generate) -> Quote:
             f"model's context of {model.context} tokens."
         )
     price = model.price_per_token
-    fair = tiers.accepts(price)
-    sighted = await live_lookup.sighted(services.redis, model.id)
-    nodes = [seen.node for seen in sighted if seen.serves]
+    fair = tiers.price_rule(price)
+    live = await live_lookup.live_nodes(services.redis, model.id)
+    nodes = [seen.node for seen in live if seen.available]
     if missing := _missing(model, nodes, fair):
-        await _count_skips(services, model, sighted, fair)
+        await _count_skips(services, model, live, fair)
         raise NoRoute(missing, retry_after=NO_ROUTE_RETRY)
     positions = len(token_ids) + body.max_tokens
-    if route_search.choose(nodes, model.layers, admits=fair, positions=positions) is None:
-        room = route_search.room(nodes, model.layers, admits=fair)
-        raise RoomExceeded(
+    if route_search.cheapest_route(nodes, model.layers, admits=fair, positions=positions) is None:
+        room = route_search.longest_servable(nodes, model.layers, admits=fair)
+        raise KvCapacityExceeded(
             f"{len(token_ids)} tokens of prompt and max_tokens {body.max_tokens} are more than the "
             f"nodes of {model.id} have memory for: {room} together."
         )
     return Quote(model=model, token_ids=token_ids, price=price, hold=times(price, body.max_tokens))
 
 
-def _missing(model: Model, nodes: Sequence[Node], fair: Admits) -> str | None:
+def _missing(model: Model, nodes: Sequence[Node], fair: NodeRule) -> str | None:
     """What the nodes lack to serve the model; none if nothing."""
-    if route_search.choose(nodes, model.layers, admits=fair) is None:
+    if route_search.cheapest_route(nodes, model.layers, admits=fair) is None:
         return f"Not every layer of {model.id} has a healthy node for its price right now."
     if len(nodes) < model.min_nodes:
         return (
@@ -199,11 +195,11 @@ def _missing(model: Model, nodes: Sequence[Node], fair: Admits) -> str | None:
 
 
 async def _count_skips(
-    services: Services, model: Model, sighted: Sequence[Sighting], fair: Admits
+    services: Services, model: Model, live: Sequence[LiveNode], fair: NodeRule
 ) -> None:
     """Tell the nodes that are there why they do not serve this; not every time."""
     if services.skips.due:
-        await services.skips.count(explain(sighted, model.layers, [], fair=fair))
+        await services.skips.count(explain_skips(live, model.layers, [], fair=fair))
 
 
 async def _write(
@@ -214,10 +210,10 @@ async def _write(
     digest: bytes,
     idempotency_key: str | None,
     near: Coordinates | None,
-) -> InferenceSession:
+) -> Job:
     request_id = f"req_{secrets.token_hex(12)}"
     now = dt.datetime.now(dt.UTC)
-    job = InferenceSession(
+    job = Job(
         request_id=request_id,
         user_wallet=wallet,
         model_id=quote.model.id,
@@ -242,7 +238,7 @@ async def _write(
     return job
 
 
-async def _insert(db: AsyncSession, job: InferenceSession, wallet: str) -> None:
+async def _insert(db: AsyncSession, job: Job, wallet: str) -> None:
     """Session, hold and outbox row: all or none."""
     db.add(job)
     db.add(Outbox(task=queries.SUPERVISE, argument=job.request_id))

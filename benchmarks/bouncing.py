@@ -16,12 +16,12 @@ from eth_account import Account
 from redis.asyncio import Redis
 from websockets.asyncio.client import ClientConnection, connect
 
-from api.relay.pipelined_connection import Command, Line
+from api.relay.pipelined_connection import Command, PipelinedConnection
 from mesh import redis_keys, relay, wire
-from mesh.relay import Hello, Inbox, Pulse, Push, Sent
-from mesh.route_record import LiveRoute
+from mesh.relay import Hello, InboxDelivery, KeepAlive, OutgoingMessage, Push
+from mesh.route_record import RouteRecord
 from mesh.wire import Step, Steps
-from node_runner.platform_client.registration import Identity, Platform
+from node_runner.platform_client.registration import NodeRegistration, Platform
 
 WIDTH = 2048
 """Values of a row; in 16 bits, 4 KiB."""
@@ -59,7 +59,7 @@ def register(url: str, model_id: str, count: int) -> list[Member]:
     account = Account.create()
     members = []
     for _ in range(count):
-        identity = Identity(
+        identity = NodeRegistration(
             wallet_address=account.address,
             model_id=model_id,
             span=(0, 1),
@@ -87,7 +87,7 @@ async def bounce(
     async with AsyncExitStack() as stack, Redis.from_url(redis_url) as redis:
         pairs = []
         for number, (edge, node) in enumerate(zip(members[::2], members[1::2], strict=True)):
-            route = LiveRoute(WIDTH, CAPACITY, [edge.node_id, node.node_id])
+            route = RouteRecord(WIDTH, CAPACITY, [edge.node_id, node.node_id])
             name = f"bounce_{number}"
             await redis.hset(redis_keys.live(name), mapping={"epoch": 1, "route": route.pack()})
             ways = [
@@ -127,11 +127,11 @@ async def _follow(way: "_Way", edge: Member, name: str) -> None:
         await way.send(edge.node_id, answer)
 
 
-def _step(name: str, *, last: bool = False) -> Sent:
+def _step(name: str, *, last: bool = False) -> OutgoingMessage:
     """One row; the last one is a replay, which the follower takes as the end."""
     rows = [Step(name, 1, 0, 1, 0 if last else 1, last)]
     fields = wire.encode(Steps(rows, "bfloat16", WIDTH, bytes(2 * WIDTH)))
-    return Sent("", bytes(fields[wire.HEADER]), bytes(fields[wire.TENSOR]))
+    return OutgoingMessage("", bytes(fields[wire.HEADER]), bytes(fields[wire.TENSOR]))
 
 
 def _goes_on(header: bytes) -> bool:
@@ -142,7 +142,7 @@ def _goes_on(header: bytes) -> bool:
 class _Way(Protocol):
     """How a simulated node exchanges messages."""
 
-    async def send(self, to: str, sent: Sent) -> None: ...
+    async def send(self, to: str, sent: OutgoingMessage) -> None: ...
 
     async def receive(self) -> bool:
         """Whether there is more to come after this."""
@@ -153,13 +153,13 @@ class _Way(Protocol):
 
 
 class _RedisWay:
-    def __init__(self, line: Line, node_id: str, after: bytes) -> None:
+    def __init__(self, line: PipelinedConnection, node_id: str, after: bytes) -> None:
         self._line = line
         self._inbox = redis_keys.inbox(node_id)
         self._after = after
         self._unsent: list[Command] = []
 
-    async def send(self, to: str, sent: Sent) -> None:
+    async def send(self, to: str, sent: OutgoingMessage) -> None:
         # Goes out with the next read, as real nodes do it.
         entry = (wire.HEADER, sent.header, wire.TENSOR, sent.tensor)
         self._unsent.append(("XADD", redis_keys.inbox(to), "*", *entry))
@@ -193,10 +193,10 @@ class _RelayWay:
     async def beat(self) -> None:
         """Pulses, as real nodes send them."""
         while True:
-            await self._connection.send(relay.encode(Pulse(1, 64, self._after)))
-            await asyncio.sleep(relay.PULSE_INTERVAL)
+            await self._connection.send(relay.encode(KeepAlive(1, 64, self._after)))
+            await asyncio.sleep(relay.KEEPALIVE_INTERVAL)
 
-    async def send(self, to: str, sent: Sent) -> None:
+    async def send(self, to: str, sent: OutgoingMessage) -> None:
         self._number += 1
         push = Push(self._number, [sent._replace(to=to)])
         await self._connection.send(relay.encode(push))
@@ -204,9 +204,9 @@ class _RelayWay:
     async def receive(self) -> bool:
         while True:
             frame = relay.decode(_binary(await self._connection.recv()))
-            if isinstance(frame, relay.Accepted) and frame.refused:
+            if isinstance(frame, relay.PushAck) and frame.refused:
                 raise RuntimeError(f"The relay refuses: {frame.refused}")
-            if isinstance(frame, Inbox):
+            if isinstance(frame, InboxDelivery):
                 self._after = frame.after
                 return _goes_on(frame.entries[-1].header)
 
@@ -217,7 +217,7 @@ class _RelayWay:
 @asynccontextmanager
 async def _way(redis: Redis, relay_url: str | None, member: Member) -> AsyncIterator[_Way]:
     if relay_url is None:
-        line = Line(redis.connection_pool)
+        line = PipelinedConnection(redis.connection_pool)
         # From the newest entry on: what follows is not missed, whoever begins.
         newest = await redis.xrevrange(redis_keys.inbox(member.node_id), count=1)
         try:

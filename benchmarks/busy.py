@@ -20,7 +20,7 @@ from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
 from mesh import redis_keys
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 
 NODES = 2
@@ -56,7 +56,7 @@ class Measured:
 class Watch:
     """A mesh of two nodes, at which nobody reads along."""
 
-    def __init__(self, stack: Stack, model: BenchModel) -> None:
+    def __init__(self, stack: DevelopmentStack, model: BenchModel) -> None:
         self._stack = stack
         self._model = model
         self._user = User(stack)
@@ -138,7 +138,7 @@ def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], N
     say("starting two nodes")
     plan = network.plan(model, folder, nodes=NODES, node_options=("--no-speculate",))
     measured = Measured()
-    with Stack(plan) as stack:
+    with DevelopmentStack(plan) as stack:
         watch = Watch(stack, model)
         for number in range(1, rounds + 1):
             for generations in GENERATIONS:

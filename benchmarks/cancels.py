@@ -13,7 +13,7 @@ from benchmarks.machine import OthersMeter
 from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 
 NODES = 3
@@ -25,7 +25,7 @@ PATIENCE = 30.0
 """Seconds after which room that is not free counts as lost."""
 
 
-def freed(stack: Stack, since: float) -> list[float]:
+def freed(stack: DevelopmentStack, since: float) -> list[float]:
     """Seconds from ``since`` until each node holds no generation any more.
 
     Raises:
@@ -66,7 +66,7 @@ def measure(
     say("starting a mesh")
     found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     others = []
-    with Stack(network.plan(model, folder, nodes=NODES)) as stack:
+    with DevelopmentStack(network.plan(model, folder, nodes=NODES)) as stack:
         user = User(stack)
         user.generate([model.prompt(16, 1)], 8)
         for number in range(rounds):

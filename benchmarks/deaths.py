@@ -20,7 +20,7 @@ from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
 from market.placement.solver import even_split
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 
 NODES = 3
@@ -79,7 +79,7 @@ class Measured:
 class Network:
     """Two nodes for each span. Whoever dies is replaced before the next blow."""
 
-    def __init__(self, stack: Stack, model: BenchModel) -> None:
+    def __init__(self, stack: DevelopmentStack, model: BenchModel) -> None:
         self._stack = stack
         self._model = model
         self._spans = even_split(stack.model.layers, NODES)
@@ -148,7 +148,7 @@ def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], N
     # Room for KV caches is taken at once: six times the default would be the machine's memory.
     plan = network.plan(model, folder, nodes=NODES, node_options=("--kv-gb", "0.25"))
     measured = Measured()
-    with Stack(plan) as stack:
+    with DevelopmentStack(plan) as stack:
         mesh = Network(stack, model)
         say("warming up")
         for number in range(1, 5):  # each node once or twice

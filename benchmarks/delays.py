@@ -17,7 +17,7 @@ from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.proxy import SlowLink
 from benchmarks.user import GREEDY, User
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 
 NODES = 3
@@ -97,7 +97,7 @@ class Measured:
 class Side:
     """A mesh behind a slow link: nodes, workers and API reach Redis through it."""
 
-    def __init__(self, stack: Stack, model: BenchModel) -> None:
+    def __init__(self, stack: DevelopmentStack, model: BenchModel) -> None:
         self._stack = stack
         self._model = model
         self._user = User(stack)
@@ -132,7 +132,7 @@ def measure(
             far_redis = f"redis://127.0.0.1:{link.port}/0"
             plan.node_options = ("--redis", far_redis, option)
             plan.environment["FAR_REDIS_URL"] = far_redis
-            stacks.append(running.enter_context(Stack(plan)))
+            stacks.append(running.enter_context(DevelopmentStack(plan)))
             sides[name] = Side(stacks[-1], model)
         for side in sides.values():
             say(f"{model.name}: warming up")

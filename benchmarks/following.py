@@ -12,9 +12,9 @@ from typing import Any
 from redis.asyncio import Redis
 
 from market.jobs import live_session
-from market.jobs.live_session import Summary
+from market.jobs.live_session import EndEntry
 from mesh.token_stream import START
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 
 PATIENCE = 60.0
 """Seconds without any token after which a generation counts as lost."""
@@ -52,7 +52,7 @@ async def follow(
             raise RuntimeError(f"No token of {request_id} for {PATIENCE:.0f} s.")
         for found in entries:
             entry = found.entry
-            if isinstance(found, Summary):
+            if isinstance(found, EndEntry):
                 if found.outcome.get("error"):
                     raise RuntimeError(f"{request_id} failed: {found.outcome}")
                 return followed
@@ -63,7 +63,7 @@ async def follow(
             act = None
 
 
-def supervised(stack: Stack, event: str, request_id: str) -> list[dict[str, Any]]:
+def supervised(stack: DevelopmentStack, event: str, request_id: str) -> list[dict[str, Any]]:
     """What workers logged of one generation, in order; ``at`` is the Unix time of each."""
     found = []
     for name, child in stack.processes.children.items():

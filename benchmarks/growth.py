@@ -15,7 +15,7 @@ from benchmarks.machine import OthersMeter
 from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 
 SPANS = (1, 2, 4, 8)
@@ -97,7 +97,7 @@ def measure(model: BenchModel, passes: int, folder: Path, say: Callable[[str], N
             here = f"pass {number} of {passes}, {spans} spans"
             say(f"{here}: starting the nodes")
             plan = network.plan(model, folder / "data", nodes=spans, node_options=OPTIONS)
-            with Stack(plan) as stack:
+            with DevelopmentStack(plan) as stack:
                 user = User(stack)
                 say(f"{here}: warming up")
                 user.generate([model.prompt(PROMPT)] * 4, 8)

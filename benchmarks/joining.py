@@ -22,7 +22,7 @@ from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
 from mesh.checkpoint.manifest import NAME, make_manifest
 from mesh.model.memory_footprint import footprint as takes_of
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 from stack.servers import START_LIMIT, StackError, free_port, port_in_use
 
@@ -80,7 +80,7 @@ def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], N
     plan.environment["FAR_MODELS"] = json.dumps([published])
     say("publishing the weights and starting a mesh")
     (model.folder / NAME).write_bytes(make_manifest(model.folder, plan.model_id).to_bytes())
-    with Stack(plan) as stack:
+    with DevelopmentStack(plan) as stack:
         _serve(stack, model.folder, port)
         user = User(stack)
         prompt = model.prompt(PROMPT)
@@ -99,7 +99,7 @@ def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], N
     return measured
 
 
-def _serve(stack: Stack, folder: Path, port: int) -> None:
+def _serve(stack: DevelopmentStack, folder: Path, port: int) -> None:
     """The published weights, as a web server would that knows nothing of us."""
     command = ["-m", "uvicorn", "--factory", "benchmarks.files:create_app", "--port", str(port)]
     command += ["--app-dir", str(REPOSITORY), "--log-level", "warning"]

@@ -22,7 +22,7 @@ from benchmarks.movements import Account, Actor, Job, OwnContract, Turns, fund
 from benchmarks.output import at_work, close, console
 from market import db
 from market.escrow.tables import ChainCursor
-from market.jobs.tables import InferenceSession, NodeContribution
+from market.jobs import tables
 from market.ledger.integrity_check import Report, check
 from market.migrations import upgrade
 from market.settlement.tables import Settlement
@@ -103,9 +103,9 @@ async def write_jobs(engine: AsyncEngine, account: Account) -> None:
                 Settlement,
                 ({"id": batch, "block_number": 0, **settled} for batch in account.batches),
             )
-        await copy(InferenceSession, (_session(session_id, job) for session_id, job in jobs))
+        await copy(tables.Job, (_session(session_id, job) for session_id, job in jobs))
         await copy(
-            NodeContribution,
+            tables.NodeContribution,
             (
                 _contribution(session_id, provider, share)
                 for session_id, job in jobs

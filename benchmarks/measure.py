@@ -16,7 +16,7 @@ from benchmarks.models import BenchModel
 from benchmarks.plain import Plain
 from benchmarks.timing import Timing
 from benchmarks.user import Served, User
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 
 NODES = 3
 SHORT_PROMPT = 16
@@ -80,7 +80,7 @@ def measure(
     """All rounds of every case. ``folder`` is for the stack's data."""
     plan = network.plan(model, folder, nodes=NODES, node_options=node_options)
     say("starting both sides")
-    with Stack(plan) as stack, Plain(model.folder) as plain:
+    with DevelopmentStack(plan) as stack, Plain(model.folder) as plain:
         sides = _Sides(model, plain, User(stack), _processes(stack, plain))
         say("warming up")
         rounds: dict[str, list[Round]] = {}
@@ -130,7 +130,7 @@ class _Sides:
         return self.user.generate(case.prompts, case.new_tokens), meter.read()
 
 
-def _processes(stack: Stack, plain: Plain) -> dict[str, list[psutil.Process]]:
+def _processes(stack: DevelopmentStack, plain: Plain) -> dict[str, list[psutil.Process]]:
     """Everything that the benchmark runs, by the part that it plays."""
     groups = {
         name: [psutil.Process(child.process.pid)]

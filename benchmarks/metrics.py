@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class NodeMetrics:
         )
 
 
-def read(stack: Stack, node: str) -> NodeMetrics:
+def read(stack: DevelopmentStack, node: str) -> NodeMetrics:
     """``node``: its name under the supervisor, such as ``node-0``, which holds the edge."""
     answer = httpx.get(f"http://127.0.0.1:{stack.metrics_ports[node]}/metrics").raise_for_status()
     values = {

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import psutil
 
 from benchmarks.models import BenchModel
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from stack.plan import Plan
 from stack.servers import free_port
 
@@ -40,7 +40,7 @@ def plan(
     )
 
 
-def postmaster(stack: Stack) -> psutil.Process:
+def postmaster(stack: DevelopmentStack) -> psutil.Process:
     """Postgres, which is no child of ours."""
     pid_file = (stack.postgres.folder / "postmaster.pid").read_text()
     return psutil.Process(int(pid_file.split()[0]))

@@ -16,7 +16,7 @@ from eth_account import Account
 from benchmarks.following import supervised
 from benchmarks.user import User
 from stack.dev_chain_client import write_keystore
-from stack.development_stack import NODES_LIMIT, Stack
+from stack.development_stack import NODES_LIMIT, DevelopmentStack
 
 NAME = "newcomer"
 LOOK = 0.02
@@ -58,7 +58,7 @@ class Home:
 
     folder: Path
 
-    def start(self, stack: Stack) -> float:
+    def start(self, stack: DevelopmentStack) -> float:
         """Type the command, with a wallet that nobody knows; when that was (Unix time)."""
         keyfile, password = self.folder / "wallet.json", secrets.token_hex(16)
         self.folder.mkdir(exist_ok=True)
@@ -77,7 +77,9 @@ class Home:
         return began
 
 
-def join(stack: Stack, user: User, home: Home, prompt: str, expected: list[str]) -> Joined:
+def join(
+    stack: DevelopmentStack, user: User, home: Home, prompt: str, expected: list[str]
+) -> Joined:
     """Have a newcomer serve layers that nobody else serves, and send it away again.
 
     Args:
@@ -113,7 +115,7 @@ def texts(user: User, prompt: str) -> list[str]:
     return _generate(user, prompt)[0]
 
 
-def active(stack: Stack) -> set[str]:
+def active(stack: DevelopmentStack) -> set[str]:
     """Ids of the nodes on the routes."""
     with httpx.Client(base_url=stack.plan.api_url) as http:
         return _active(http, stack)
@@ -158,7 +160,7 @@ def phases(
     return {name: end - begin for name, begin, end in zip(PHASES, begins, ends, strict=True)}
 
 
-def _newly(stack: Stack, there: set[str]) -> set[str]:
+def _newly(stack: DevelopmentStack, there: set[str]) -> set[str]:
     give_up = time.monotonic() + NODES_LIMIT
     with httpx.Client(base_url=stack.plan.api_url) as http:
         while not (new := _active(http, stack) - there):
@@ -169,7 +171,7 @@ def _newly(stack: Stack, there: set[str]) -> set[str]:
     return new
 
 
-def _active(http: httpx.Client, stack: Stack) -> set[str]:
+def _active(http: httpx.Client, stack: DevelopmentStack) -> set[str]:
     answer = http.get(f"/api/discovery/nodes/active/{stack.plan.model_id}").raise_for_status()
     return {node["node_id"] for node in answer.json()["nodes"]}
 

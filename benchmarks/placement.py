@@ -18,7 +18,7 @@ from benchmarks.swarms import LARGE_MODEL, MODEL, Device, draw, model_shape
 from market.placement.solver import (
     Candidate,
     ModelShape,
-    Move,
+    RebalancePlan,
     Span,
     even_split,
     join,
@@ -26,7 +26,7 @@ from market.placement.solver import (
     propose,
     throughput,
 )
-from market.placement.solver.water_filling import fill
+from market.placement.solver.water_filling import water_fill
 
 SMALLEST, LARGEST = 3, 7
 """Nodes of a swarm of which all groupings are tried."""
@@ -54,7 +54,7 @@ def searched(devices: Sequence[Device], model: ModelShape) -> float:
 
 
 def one_pipeline(devices: Sequence[Device], model: ModelShape) -> float:
-    filling = fill([device.node for device in devices], model.layers, model.edge_work)
+    filling = water_fill([device.node for device in devices], model.layers, model.edge_work)
     return filling.rate if filling else 0.0
 
 
@@ -225,7 +225,7 @@ def grow(rng: Random, count: int, model: ModelShape) -> Grown:
     )
 
 
-def _after(spans: Mapping[str, Span], move: Move) -> dict[str, Span]:
+def _after(spans: Mapping[str, Span], move: RebalancePlan) -> dict[str, Span]:
     changed = {change.node_id: change.new for change in move.changes}
     kept = {name: span for name, span in spans.items() if name not in changed}
     return kept | {name: span for name, span in changed.items() if span}

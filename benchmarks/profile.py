@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks import models, network
 from benchmarks.user import User
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 
 RATE = 250
@@ -58,7 +58,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="far-profile-") as made:
         folder = Path(made)
         bench = models.make(model.upper(), DEMO_MODEL, folder / "model")
-        with Stack(network.plan(bench, folder / "data", nodes=3)) as stack:
+        with DevelopmentStack(network.plan(bench, folder / "data", nodes=3)) as stack:
             user = User(stack)
             prompts = [bench.prompt(16, number) for number in range(at_once)]
             user.generate(prompts, 16)
@@ -71,7 +71,9 @@ def main(
         _show(samples.read_text(), f"{bench.name}, {at_once} at once, node {node}")
 
 
-def _look(stack: Stack, node: int, seconds: int, samples: Path) -> subprocess.Popen[bytes]:
+def _look(
+    stack: DevelopmentStack, node: int, seconds: int, samples: Path
+) -> subprocess.Popen[bytes]:
     pid = stack.processes.children[f"node-{node}"].process.pid
     command = ["py-spy", "record", "--nonblocking", "--format", "raw", "--rate", str(RATE)]
     command += ["--pid", str(pid), "--duration", str(seconds), "--output", str(samples)]

@@ -22,10 +22,10 @@ from demo.corpus import is_held_out, library_documents, reference_documents, wit
 from market.placement.solver import even_split
 from mesh.model.memory_footprint import footprint
 from node_runner.engine.attention.interface import Segment
-from node_runner.engine.attention.kv_cache import KVCache, KVPool
-from node_runner.engine.attention.ragged_batch import Pack
+from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
+from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model.span_checkpoint import prepare_span
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.model.span_model import SpanModel
 
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 ROUTES = (
@@ -48,7 +48,7 @@ console = Console(highlight=False)
 class Route:
     """Spans that cover a model, one after the other in this process: no time goes into messages."""
 
-    spans: list[Span]
+    spans: list[SpanModel]
 
     @classmethod
     def load(cls, model: Path, quantizations: Sequence[str], cache: Path) -> "Route":
@@ -59,7 +59,7 @@ class Route:
             edge = layers[0] == 0
             folder, _ = prepare_span(str(model), layers=layers, edge=edge, cache=cache)
             cpu = torch.device("cpu")
-            span = Span(
+            span = SpanModel(
                 folder, edge=edge, device=cpu, dtype=torch.float32, quantization=quantization
             )
             span.warm_up()
@@ -87,7 +87,9 @@ class Route:
         caches = []
         for span in self.spans:
             blocks = -(-length // span.kv_shape.block)
-            cache = KVPool(span.kv_shape, blocks * span.kv_shape.bytes_per_block).reserve(length)
+            cache = KVBlockPool(span.kv_shape, blocks * span.kv_shape.bytes_per_block).reserve(
+                length
+            )
             assert cache is not None
             caches.append(cache)
         return caches
@@ -95,7 +97,7 @@ class Route:
     def _step(self, tokens: list[int], position: int, caches: list[KVCache]) -> torch.Tensor:
         hidden = self.spans[0].embed(tokens, list(range(position, position + len(tokens))))
         for span, cache in zip(self.spans, caches, strict=True):
-            hidden = span.forward(hidden, Pack([Segment(cache, len(tokens), position)]))
+            hidden = span.forward(hidden, RaggedBatch([Segment(cache, len(tokens), position)]))
         return self.spans[0].logits(hidden)
 
 

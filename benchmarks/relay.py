@@ -18,7 +18,7 @@ from benchmarks.machine import OthersMeter, tree_seconds
 from benchmarks.models import BenchModel
 from benchmarks.output import at_work, close, console, spread
 from benchmarks.user import User
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 
 SIDES = ("Redis", "relay")
@@ -69,7 +69,9 @@ class Measured:
 class Mesh:
     """Two meshes of real nodes; the relay of the second also serves the simulated ones."""
 
-    def __init__(self, model: BenchModel, by_redis: Stack, by_relay: Stack) -> None:
+    def __init__(
+        self, model: BenchModel, by_redis: DevelopmentStack, by_relay: DevelopmentStack
+    ) -> None:
         self._model = model
         self._users = {
             side: User(stack) for side, stack in zip(SIDES, (by_redis, by_relay), strict=True)
@@ -131,7 +133,7 @@ def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], N
         )
         for side, options in zip(SIDES, ((), ("--redis", "")), strict=True)
     ]
-    with Stack(plans[0]) as by_redis, Stack(plans[1]) as by_relay:
+    with DevelopmentStack(plans[0]) as by_redis, DevelopmentStack(plans[1]) as by_relay:
         mesh = Mesh(model, by_redis, by_relay)
         mesh.tokens(0)  # whatever happens once
         roots = (network.postmaster(by_redis), network.postmaster(by_relay))

@@ -15,11 +15,11 @@ from benchmarks.machine import OthersMeter
 from benchmarks.output import close, console
 from benchmarks.swarms import LARGE_MODEL, SESSIONS, TOKENS, draw, model_shape
 from market.geo.distance import Coordinates
-from market.nodes.live_lookup import Sighting
+from market.nodes.live_lookup import LiveNode
 from market.nodes.node import Node
 from market.placement.solver import ModelShape, place
-from market.routing.route_search import choose
-from market.routing.skip_reasons import explain
+from market.routing.route_search import cheapest_route
+from market.routing.skip_reasons import explain_skips
 
 SIZES = (10, 100, 1000)
 CITIES = (
@@ -108,23 +108,23 @@ def measure(rng: Random, nodes: Sequence[Node], layers: int, calls: int) -> list
         return Timed(what, len(nodes), milliseconds, len(routes), median(routes or [0]))
 
     def anybody() -> Callable[[], list[Node] | None]:
-        return lambda: choose(nodes, layers)
+        return lambda: cheapest_route(nodes, layers)
 
     def with_room() -> Callable[[], list[Node] | None]:
         free = rooms()
-        return lambda: choose(nodes, layers, positions=POSITIONS, rooms=free)
+        return lambda: cheapest_route(nodes, layers, positions=POSITIONS, rooms=free)
 
     def close_by() -> Callable[[], list[Node] | None]:
         free, here = rooms(), near(rng)
-        return lambda: choose(nodes, layers, positions=POSITIONS, rooms=free, near=here)
+        return lambda: cheapest_route(nodes, layers, positions=POSITIONS, rooms=free, near=here)
 
     def explained() -> Callable[[], list[Node] | None]:
         free = rooms()
-        route = choose(nodes, layers, positions=POSITIONS, rooms=free)
-        sighted = [Sighting(node, cools=False) for node in nodes]
+        route = cheapest_route(nodes, layers, positions=POSITIONS, rooms=free)
+        live = [LiveNode(node, cooling_down=False) for node in nodes]
 
         def explain_it() -> list[Node] | None:
-            explain(sighted, layers, route or [], positions=POSITIONS, rooms=free)
+            explain_skips(live, layers, route or [], positions=POSITIONS, rooms=free)
             return route
 
         return explain_it

@@ -238,7 +238,7 @@ async def _steady(
 
 async def _look(crowd: Crowd, load: Load, outcome: Outcome, redis: Redis) -> None:
     """Who is on the routes, as a route's choice reads it."""
-    active = {node.node_id for node in await live_lookup.active(redis, MODEL_ID)}
+    active = {node.node_id for node in await live_lookup.available_nodes(redis, MODEL_ID)}
     now = time.monotonic()
     outcome.active = len(active)
     outcome.fell_off += len(crowd.missing(active))

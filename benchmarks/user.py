@@ -16,12 +16,12 @@ from redis.asyncio import Redis
 
 from benchmarks.timing import Timing
 from market.jobs import live_session
-from market.jobs.live_session import Delivered
+from market.jobs.live_session import TokenEntry
 from market.money import to_units
 from mesh import redis_keys, token_stream, wire
 from mesh.wire import Ended
 from stack import demo
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 
 GREEDY: Mapping[str, Any] = MappingProxyType({"temperature": 0.0})
 """How tokens are chosen, as fields of a request."""
@@ -57,7 +57,7 @@ class _Streamed:
 class User:
     """A logged-in wallet with money on a running stack."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: DevelopmentStack) -> None:
         self._plan = stack.plan
         account = Account.create()
         stack.chain.give(stack.deployment, account.address, FUNDS)
@@ -197,7 +197,7 @@ async def _written(redis: Redis, request_id: str) -> tuple[float, float]:
 
 async def _token_ids(redis: Redis, request_id: str) -> list[int]:
     entries = await live_session.read(redis, request_id, token_stream.START)
-    return [entry.token_id for entry in entries if isinstance(entry, Delivered)]
+    return [entry.token_id for entry in entries if isinstance(entry, TokenEntry)]
 
 
 def _time_of(entry: bytes) -> float:

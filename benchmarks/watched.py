@@ -92,7 +92,7 @@ def serve() -> None:
     from mesh import log  # noqa: PLC0415
     from node_runner.engine.device.tensors import DTYPES  # noqa: PLC0415
     from node_runner.engine.model.span_checkpoint import prepare_span  # noqa: PLC0415
-    from node_runner.engine.model.span_model import Span  # noqa: PLC0415
+    from node_runner.engine.model.span_model import SpanModel  # noqa: PLC0415
 
     log.configure(json=True)  # to standard error: answers alone go to standard output
     torch.set_num_threads(1)
@@ -101,7 +101,7 @@ def serve() -> None:
         if request := json.loads(line):
             source, start, end, cache, dtype, quantization = request
             folder, _ = prepare_span(source, layers=(start, end), edge=False, cache=Path(cache))
-            span = Span(
+            span = SpanModel(
                 folder,
                 edge=False,
                 device=torch.device("cpu"),

@@ -20,10 +20,10 @@ from market.placement.solver import even_split
 from mesh import wire
 from mesh.wire import Step, Steps
 from node_runner.engine.attention.interface import Segment
-from node_runner.engine.attention.kv_cache import KVCache, KVPool
-from node_runner.engine.attention.ragged_batch import Pack
+from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
+from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model.span_checkpoint import prepare_span
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.model.span_model import SpanModel
 from node_runner.engine.tensor_codec import from_steps, to_bytes
 from stack.plan import DEMO_MODEL
 
@@ -41,10 +41,10 @@ CPU = torch.device("cpu")
 class Route:
     """Three spans, and a wire between them that carries hidden states as one dtype."""
 
-    def __init__(self, spans: Sequence[Span], dtype: str) -> None:
+    def __init__(self, spans: Sequence[SpanModel], dtype: str) -> None:
         self._spans = spans
         self._dtype = dtype
-        self._pools = [KVPool(span.kv_shape, 2 * 10**7) for span in spans]
+        self._pools = [KVBlockPool(span.kv_shape, 2 * 10**7) for span in spans]
         self._caches: list[KVCache] = []
 
     def __enter__(self) -> "Route":
@@ -64,7 +64,7 @@ class Route:
             list(token_ids), list(range(position, position + len(token_ids)))
         )
         for span, cache in zip(self._spans, self._caches, strict=True):
-            output = span.forward(hidden, Pack([Segment(cache, len(token_ids), position)]))
+            output = span.forward(hidden, RaggedBatch([Segment(cache, len(token_ids), position)]))
             hidden = self.carried(output)
         return hidden
 
@@ -125,7 +125,7 @@ class _Outcome:
     answers: list[list[int]]
 
 
-def _outcome(route: Route, head: Span, texts: Sequence[Sequence[int]]) -> _Outcome:
+def _outcome(route: Route, head: SpanModel, texts: Sequence[Sequence[int]]) -> _Outcome:
     found = _Outcome([], [], 0.0, [])
     loss = 0.0
     for text in texts:
@@ -140,7 +140,7 @@ def _outcome(route: Route, head: Span, texts: Sequence[Sequence[int]]) -> _Outco
     return _Outcome(found.hidden, found.likeliest, loss, found.answers)
 
 
-def _answer(route: Route, head: Span, prompt: Sequence[int]) -> list[int]:
+def _answer(route: Route, head: SpanModel, prompt: Sequence[int]) -> list[int]:
     """Greedy."""
     answer: list[int] = []
     given = list(prompt)
@@ -151,7 +151,7 @@ def _answer(route: Route, head: Span, prompt: Sequence[int]) -> list[int]:
 
 
 def measure(
-    texts: Sequence[Sequence[int]], spans: Sequence[Span], say: Callable[[str], None]
+    texts: Sequence[Sequence[int]], spans: Sequence[SpanModel], say: Callable[[str], None]
 ) -> list[Effect]:
     """One for each dtype of the wire; float32 is what the others are compared with."""
     exact = None
@@ -252,14 +252,14 @@ def main(
     close(measurements, others=[], began=began, json_file=json_file)
 
 
-def _spans(cache: Path) -> list[Span]:
+def _spans(cache: Path) -> list[SpanModel]:
     layers = json.loads((DEMO_MODEL / "config.json").read_text())["num_hidden_layers"]
     spans = []
     for start, end in even_split(layers, NODES):
         folder, spec = prepare_span(
             str(DEMO_MODEL), layers=(start, end), edge=start == 0, cache=cache
         )
-        spans.append(Span(folder, edge=spec.edge, device=CPU, dtype=torch.float32))
+        spans.append(SpanModel(folder, edge=spec.edge, device=CPU, dtype=torch.float32))
     return spans
 
 

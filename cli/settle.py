@@ -7,13 +7,13 @@ import typer
 
 from cli.console import console
 from market.chain.open_signer import open_signer
-from market.escrow.reader import Escrow
+from market.escrow.reader import EscrowReader
 from market.resources import open_services
 from market.settings import Settings
 from mesh import log
 from mesh.errors import MeshError
 from workers.settlement import pauses
-from workers.settlement.preview import describe, make_plan
+from workers.settlement.preview import describe, make_preview
 
 
 def settle(
@@ -44,11 +44,11 @@ async def _preview(settings: Settings) -> list[str]:
     Raises:
         MeshError: the chain or the signer cannot be asked.
     """
-    escrow = Escrow.of(settings.payments)
+    escrow = EscrowReader.of(settings.payments)
     try:
         signer = await open_signer(settings.payments)
         async with open_services(settings) as services:
-            return describe(await make_plan(services, escrow, signer))
+            return describe(await make_preview(services, escrow, signer))
     finally:
         await escrow.close()
 

@@ -17,9 +17,9 @@ from mesh.dht.records import (
     SIGNPOST_KEY,
     SIGNPOST_SUBKEY,
     Announcement,
-    Signpost,
-    put_up,
+    PlatformEndpoints,
     read_announcement,
+    sign_endpoints,
     spans_key,
 )
 from mesh.dht.signing_keys import SigningKey
@@ -77,7 +77,7 @@ class Mirror:
 
     async def _put_up_signpost(self) -> None:
         expires = time.time() + SIGNPOST_TTL
-        record = put_up(self.operator, Signpost([self.url], expires))
+        record = sign_endpoints(self.operator, PlatformEndpoints([self.url], expires))
         await self.peer.store(SIGNPOST_KEY, SIGNPOST_SUBKEY, record, expires)
 
     def _read(self, model_id: str, records: dict[str, bytes]) -> list[Announcement]:

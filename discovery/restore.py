@@ -17,7 +17,7 @@ from market import db
 from market.nodes import live_registry
 from market.nodes.node import Node
 from market.nodes.registered_node import node_of
-from market.nodes.tables import NodeRegistry
+from market.nodes.tables import RegisteredNode
 from market.settings.discovery import DiscoverySettings
 from mesh import redis_keys
 from mesh.dht.records import Announcement
@@ -41,7 +41,7 @@ async def restore(
         return []
     async with sessions() as session:
         rows = await session.scalars(
-            select(NodeRegistry).where(NodeRegistry.node_id.in_(lost), NodeRegistry.is_active)
+            select(RegisteredNode).where(RegisteredNode.node_id.in_(lost), RegisteredNode.is_active)
         )
         nodes = [node_of(row, discovery) for row in rows if _same(row, lost[row.node_id])]
     now = time.time()
@@ -60,7 +60,7 @@ async def _alive_and_lost(
 ) -> list[Announcement]:
     async with redis.pipeline(transaction=False) as pipe:
         for each in announcements:
-            pipe.exists(redis_keys.pulse(each.node_id))
+            pipe.exists(redis_keys.keepalive(each.node_id))
             pipe.exists(redis_keys.node(each.node_id))
         answers = await pipe.execute()
     beating, known = answers[::2], answers[1::2]
@@ -71,7 +71,7 @@ async def _alive_and_lost(
     ]
 
 
-def _same(row: NodeRegistry, told: Announcement) -> bool:
+def _same(row: RegisteredNode, told: Announcement) -> bool:
     """Whether it announces what it has registered for, the last time: a span says where a route
     may use it."""
     return (row.registration, row.model_id, row.start_layer, row.end_layer) == (

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from market.db import INSTANT, Base, Sessions
-from market.queue import BATCH, poke
+from market.queue import BATCH, enqueue
 
 
 class Outbox(Base):
@@ -50,7 +50,7 @@ async def send_outbox(sessions: Sessions, queue: ArqRedis) -> int:
             )
         ).all()
         for row in rows:
-            await poke(queue, row.task, row.argument, once=f"outbox:{row.id}")
+            await enqueue(queue, row.task, row.argument, once=f"outbox:{row.id}")
         await _mark(db, [row.id for row in rows])
     return len(rows)
 

@@ -40,7 +40,7 @@ async def connect(redis_url: str) -> ArqRedis:
     )
 
 
-async def poke(queue: ArqRedis, task: str, argument: str, *, once: str | None = None) -> None:
+async def enqueue(queue: ArqRedis, task: str, argument: str, *, once: str | None = None) -> None:
     """Wake a worker. Two pokes of the same ``once`` that wait at the same time are one."""
     await queue.enqueue_job(task, argument, _job_id=once)
     async with queue.pipeline(transaction=True) as pipe:
@@ -49,6 +49,6 @@ async def poke(queue: ArqRedis, task: str, argument: str, *, once: str | None = 
         await pipe.execute()
 
 
-async def wait_for_poke(queue: ArqRedis, seconds: int) -> bool:
+async def wait_for_wakeup(queue: ArqRedis, seconds: int) -> bool:
     """Whether there was one. Each poke is heard by one listener; all others look on their own."""
     return await queue.blpop([WORKER_BELL], timeout=seconds) is not None  # type: ignore[misc]

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from market import db, queue
 from market.catalog.models import Catalog
 from market.prompt_vault import PromptVault
-from market.routing.skip_counts import Skips
+from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
 
 
@@ -24,7 +24,7 @@ class Services:
     queue: ArqRedis
     catalog: Catalog
     vault: PromptVault
-    skips: Skips
+    skips: SkipCounter
 
 
 @asynccontextmanager
@@ -35,7 +35,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     pool = await queue.connect(settings.redis_url)
     try:
         yield Services(
-            skips=Skips(redis),
+            skips=SkipCounter(redis),
             settings=settings,
             engine=engine,
             sessions=sessions,

@@ -1,7 +1,7 @@
 """How often a node's process says that it runs, and how long that holds."""
 
-PULSE_INTERVAL = 0.15
+KEEPALIVE_INTERVAL = 0.15
 """Seconds between two pulses of a node."""
 
-PULSE_TTL = 0.5
+KEEPALIVE_TTL = 0.5
 """Seconds of silence after which a node counts as dead: three pulses."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Vitals:
+class Heartbeat:
     """One heartbeat's figures, all of them measured here.
 
     ``latency_ms``: a step. ``throughput_tokens_per_sec``: positions. ``current_requests``:

@@ -31,7 +31,7 @@ def node(node_id: str) -> str:
     return f"node:{{{node_id}}}"
 
 
-def pulse(node_id: str) -> str:
+def keepalive(node_id: str) -> str:
     """Number that expires within a second: the node's process runs, and has KV room for so many
     positions."""
     return f"node:{{{node_id}}}:pulse"
@@ -72,7 +72,7 @@ def node_speeds(model_id: str) -> str:
     return f"node_speeds:{{{model_id}}}"
 
 
-def phonebook(model_id: str) -> str:
+def dht_directory(model_id: str) -> str:
     """Hash that expires: what the DHT says of a model's nodes, each as JSON under its id."""
     return f"phonebook:{{{model_id}}}"
 

@@ -16,7 +16,7 @@ MAX_NODES = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class LiveRoute:
+class RouteRecord:
     """What has to be known of a route to check what its nodes send.
 
     ``width``: values of a hidden state; ``capacity``: positions of the generation, prompt and new
@@ -33,7 +33,7 @@ class LiveRoute:
         return packed
 
     @classmethod
-    def unpack(cls, packed: bytes | None) -> "LiveRoute | None":
+    def unpack(cls, packed: bytes | None) -> "RouteRecord | None":
         """The route; none if the record has none, or another version's."""
         try:
             width, capacity, nodes = msgpack.unpackb(packed or b"", max_array_len=MAX_NODES)

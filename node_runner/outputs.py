@@ -6,11 +6,11 @@ from mesh.wire import Ended, Pong, Ready, Refused, Steps, Token
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
+class NodeMessage:
     """A message for another node's inbox."""
 
     to: str
     message: Steps | Ready
 
 
-Result = Forward | Token | Ended | Refused | Pong
+EngineOutput = NodeMessage | Token | Ended | Refused | Pong

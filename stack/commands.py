@@ -18,7 +18,7 @@ from stack.plan import DEMO_MODEL, DEMO_MODEL_ID, PROMPT, SETTINGS, Plan
 from stack.servers import StackError, free_port
 
 if TYPE_CHECKING:
-    from stack.development_stack import Stack
+    from stack.development_stack import DevelopmentStack
 
 console = Console(highlight=False)
 
@@ -83,9 +83,9 @@ def demo(
 
 
 @contextlib.contextmanager
-def _running(plan: Plan) -> Iterator["Stack"]:
+def _running(plan: Plan) -> Iterator["DevelopmentStack"]:
     """The stack, stopped again however the block ends."""
-    from stack.development_stack import Stack
+    from stack.development_stack import DevelopmentStack
 
     # Both stop in order, also where a shell started us in the background with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -97,7 +97,7 @@ def _running(plan: Plan) -> Iterator["Stack"]:
                 status.update(line)
                 console.print(f"· {line}")
 
-            stack = Stack(plan, say)
+            stack = DevelopmentStack(plan, say)
             stack.start()
         try:
             yield stack
@@ -111,7 +111,7 @@ def _running(plan: Plan) -> Iterator["Stack"]:
         console.print("Stopped.")
 
 
-def _print_urls(stack: "Stack") -> None:
+def _print_urls(stack: "DevelopmentStack") -> None:
     plan = stack.plan
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)

@@ -16,7 +16,7 @@ from rich.table import Table
 from siwe import SiweMessage
 
 from market.money import from_units, plain, to_units
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from stack.servers import StackError
 
 GIVEN = to_units(Decimal(10))
@@ -46,7 +46,7 @@ class Timing:
         return (self.tokens - 1) / max(self.total - self.first_token, 1e-9)
 
 
-def run(stack: Stack, console: Console, *, prompt: str, max_tokens: int) -> None:
+def run(stack: DevelopmentStack, console: Console, *, prompt: str, max_tokens: int) -> None:
     """The whole path, from a prompt to paid providers.
 
     Raises:
@@ -170,7 +170,7 @@ def _show_generation(console: Console, job: dict[str, Any], timing: Timing) -> N
     console.print(f"{OK} shares and fee add up to the cost, to the last unit\n")
 
 
-def _wait_for_settlement(stack: Stack, http: httpx.Client) -> dict[str, Decimal]:
+def _wait_for_settlement(stack: DevelopmentStack, http: httpx.Client) -> dict[str, Decimal]:
     """What the ledger says each provider was paid, once nothing is pending."""
     give_up = time.monotonic() + PATIENCE
     while True:
@@ -187,7 +187,7 @@ def _wait_for_settlement(stack: Stack, http: httpx.Client) -> dict[str, Decimal]
         time.sleep(0.2)
 
 
-def _show_settlement(stack: Stack, console: Console, paid: dict[str, Decimal]) -> None:
+def _show_settlement(stack: DevelopmentStack, console: Console, paid: dict[str, Decimal]) -> None:
     table = Table("provider", "ledger: paid", "on-chain: claimable", "", title="Settled on-chain")
     equal = True
     for wallet, amount in paid.items():

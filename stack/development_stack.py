@@ -27,7 +27,7 @@ from market.settings.deployment import Deployment
 from mesh import redis_keys
 from stack.dev_chain_client import DevelopmentChain, development_account, write_keystore
 from stack.plan import DATABASE, Plan, load, spans_of
-from stack.processes import Child, Processes
+from stack.processes import ManagedProcess, Processes
 from stack.servers import (
     START_LIMIT,
     Postgres,
@@ -46,7 +46,7 @@ NODES_LIMIT = 120.0
 """Seconds that the nodes get to load their spans and register."""
 
 
-class Stack:
+class DevelopmentStack:
     """The running mesh. Use as a context manager, or call `stop` yourself."""
 
     def __init__(self, plan: Plan, say: Callable[[str], None] = lambda _: None) -> None:
@@ -68,7 +68,7 @@ class Stack:
         self.chain = DevelopmentChain(plan.rpc_url)
         self.dht_port = free_port()
 
-    def __enter__(self) -> "Stack":
+    def __enter__(self) -> "DevelopmentStack":
         self.start()
         return self
 
@@ -151,16 +151,18 @@ class Stack:
         self.processes.start("redis", redis_command(self.plan.redis_port, folder), {})
         wait_for_redis(self.plan.redis_port)
 
-    def start_api(self, name: str = "api", host: str = "127.0.0.1", port: int = 0) -> Child:
+    def start_api(
+        self, name: str = "api", host: str = "127.0.0.1", port: int = 0
+    ) -> ManagedProcess:
         """A replica of the gateway; on the plan's port unless another is given."""
         command = gateway_command(port or self.plan.api_port, host)
         return self.processes.start_python(name, command, self._environment())
 
-    def start_discovery(self) -> Child:
+    def start_discovery(self) -> ManagedProcess:
         """The DHT's peer and mirror; the discovery API is the gateway's."""
         return self.processes.start_python("dht", ["-m", "discovery"], self._environment())
 
-    def start_worker(self, index: int) -> Child:
+    def start_worker(self, index: int) -> ManagedProcess:
         name = f"worker-{index}"
         port = {"FAR_METRICS_PORT": str(self._metrics_port(name))}
         return self.processes.start_python(name, ["-m", "workers"], self._environment() | port)
@@ -172,7 +174,7 @@ class Stack:
         name: str | None = None,
         options: Sequence[str] = (),
         prefix: Sequence[str] = (),
-    ) -> Child:
+    ) -> ManagedProcess:
         """A runner for one span (none: the platform chooses); the one that starts at layer 0 holds
         the edge. ``options`` of `far-node start` outweigh what the supervisor says; ``prefix`` is a
         command that runs it elsewhere."""

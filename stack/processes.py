@@ -21,7 +21,7 @@ LOOK = 0.5
 
 
 @dataclass
-class Child:
+class ManagedProcess:
     """A process, how it was started, and where it logs."""
 
     name: str
@@ -49,15 +49,17 @@ class Processes:
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
-        self.children: dict[str, Child] = {}
+        self.children: dict[str, ManagedProcess] = {}
 
     def start_python(
         self, name: str, arguments: list[str], environment: Mapping[str, str]
-    ) -> Child:
+    ) -> ManagedProcess:
         """A process of this interpreter."""
         return self.start(name, [sys.executable, *arguments], environment)
 
-    def start(self, name: str, command: list[str], environment: Mapping[str, str]) -> Child:
+    def start(
+        self, name: str, command: list[str], environment: Mapping[str, str]
+    ) -> ManagedProcess:
         """A process; ``environment`` comes on top of ours."""
         path = self._logs / f"{name}.log"
         with path.open("ab") as log, _uninterrupted():
@@ -68,7 +70,7 @@ class Processes:
                 env={**os.environ, **environment},
                 start_new_session=True,  # Ctrl-C is for the supervisor: it stops the rest in order
             )
-            child = Child(name, command, environment, process, path)
+            child = ManagedProcess(name, command, environment, process, path)
             self.children[name] = child
         return child
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger
-from market.jobs.tables import InferenceSession, RouteHop
+from market.jobs.tables import Job, RouteHop
 
 _numbers = itertools.count()
 
@@ -62,10 +62,10 @@ def session(
     max_tokens: int = 100,
     status: str = "active",
     lease_counter: int = 1,
-) -> InferenceSession:
+) -> Job:
     """A generation that a supervisor holds. Its money is not posted."""
     now = dt.datetime.now(dt.UTC)
-    return InferenceSession(
+    return Job(
         id=uuid.uuid4(),
         request_id=f"req_{next(_numbers)}",
         user_wallet=user,

@@ -15,12 +15,12 @@ from hexbytes import HexBytes
 from sqlalchemy import func, select
 from web3.types import RPCEndpoint
 
-from market.chain.client import Network
+from market.chain.client import ChainClient
 from market.chain.errors import ChainUnreachable
 from market.chain.failover_rpc import Rpc
 from market.chain.keystore_signer import LocalSigner
-from market.escrow.reader import Escrow
-from market.jobs.tables import InferenceSession, NodeContribution
+from market.escrow.reader import EscrowReader
+from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, to_units
 from market.resources import Services
 from market.settlement.errors import SettlementPaused
@@ -120,11 +120,11 @@ class Field:
         finally:
             await escrow.close()
 
-    def open(self) -> Escrow:
+    def open(self) -> EscrowReader:
         """The contract, seen through the proxy."""
         contract = self.services.settings.payments.escrow_contract
         assert contract is not None
-        return Escrow(Network(Rpc([self.proxy.url])), contract)
+        return EscrowReader(ChainClient(Rpc([self.proxy.url])), contract)
 
     async def mend(self) -> None:
         """What the operator does."""
@@ -136,10 +136,10 @@ class Field:
         async with self.services.sessions() as db:
             unpaid = await db.scalar(
                 select(func.count())
-                .select_from(InferenceSession)
+                .select_from(Job)
                 .outerjoin(Settlement)
                 .where(
-                    InferenceSession.withheld_until.is_(None),
+                    Job.withheld_until.is_(None),
                     func.coalesce(Settlement.status, "") != "confirmed",
                 )
             )
@@ -176,7 +176,7 @@ async def field(
         yield Field(chain_services, proxy, scenario, user, chain)
 
 
-async def kill_everywhere(field: Field, escrow: Escrow, *, every: int) -> None:
+async def kill_everywhere(field: Field, escrow: EscrowReader, *, every: int) -> None:
     """Kill a settlement at each boundary of the scenario's steps, or at one of ``every`` so many;
     then everybody has been paid once."""
     swallow = swallowing() if field.scenario.swallowed else lambda _: None
@@ -289,7 +289,7 @@ def nonce_of(raw: str) -> int:
     return int(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["nonce"])
 
 
-async def assert_paid_once(field: Field, escrow: Escrow) -> None:
+async def assert_paid_once(field: Field, escrow: EscrowReader) -> None:
     """What providers earned on the chain is what they were due in batches that are confirmed."""
     await assert_ledger_equals_chain(
         field.services, escrow, field.user.address, owing=field.scenario.poor_user
@@ -298,7 +298,7 @@ async def assert_paid_once(field: Field, escrow: Escrow) -> None:
         for provider in PROVIDERS:
             due = await db.scalar(
                 select(func.sum(NodeContribution.payment_far))
-                .join(InferenceSession)
+                .join(Job)
                 .join(Settlement)
                 .where(
                     NodeContribution.wallet_address == provider, Settlement.status == "confirmed"
@@ -308,7 +308,7 @@ async def assert_paid_once(field: Field, escrow: Escrow) -> None:
         unmarked = await db.scalar(
             select(func.count())
             .select_from(NodeContribution)
-            .join(InferenceSession)
-            .where(NodeContribution.paid_at.is_(None), InferenceSession.settlement_id.is_not(None))
+            .join(Job)
+            .where(NodeContribution.paid_at.is_(None), Job.settlement_id.is_not(None))
         )
         assert unmarked == 0

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from market import ledger
 from market.chain.errors import ReadAgain
 from market.escrow.escrow_view import EscrowView
-from market.escrow.event_reader import EVENTS, EventSource
+from market.escrow.event_reader import EVENTS, EscrowEventReader
 from market.escrow.tables import ChainEvent
 from market.ledger.integrity_check import check
 from market.ledger.tables import LedgerTransaction, SpendingCap
@@ -49,7 +49,7 @@ async def survive(
     payments.first_block, payments.confirmations = deployment.block, CONFIRMATIONS
     payments.finalized_tag, payments.rpc_max_age = False, 0  # a development chain's mean nothing
     users = Users(chain, deployment, dice)
-    source = EventSource.of(payments)
+    source = EscrowEventReader.of(payments)
     seen_before = _deep_reorganisations()
     # Few are spread over all depths; many have each depth as often as the others.
     step = max(1, deepest // reorganisations)
@@ -85,7 +85,7 @@ async def survive(
 
 async def _build_another(
     services: Services,
-    source: EventSource,
+    source: EscrowEventReader,
     chain: Branching,
     users: Users,
     dice: random.Random,
@@ -102,7 +102,7 @@ async def _build_another(
                 await index(services, source)
 
 
-async def _compare(services: Services, users: Users, source: EventSource) -> Counter[str]:
+async def _compare(services: Services, users: Users, source: EscrowEventReader) -> Counter[str]:
     """Ledger and chain, to the last base unit; returns the chain's events by name."""
     counted = await source.head() - CONFIRMATIONS
     first = services.settings.payments.first_block

@@ -8,9 +8,9 @@ from sqlalchemy import func, select
 
 from market import ledger
 from market.escrow.escrow_view import EscrowView
-from market.escrow.event_reader import EventSource
-from market.escrow.reader import Escrow
-from market.jobs.tables import InferenceSession, NodeContribution
+from market.escrow.event_reader import EscrowEventReader
+from market.escrow.reader import EscrowReader
+from market.jobs.tables import Job, NodeContribution
 from market.ledger.integrity_check import check
 from market.ledger.tables import LedgerTransaction
 from market.money import ZERO, to_units
@@ -55,7 +55,7 @@ async def settle_on(
     # The deposit is below every fork.
     for _ in range(deepest + CONFIRMATIONS):
         chain.mine()
-    source, escrow = EventSource.of(payments), Escrow.of(payments)
+    source, escrow = EscrowEventReader.of(payments), EscrowReader.of(payments)
     step = max(1, deepest // reorganisations)
     depths = [deepest - number * step % deepest for number in range(reorganisations)]
     dice.shuffle(depths)
@@ -101,7 +101,7 @@ def _rich(actor: DevelopmentChain, deployment: Deployment) -> LocalAccount:
     return user
 
 
-async def _finish(services: Services, escrow: Escrow, chain: Branching) -> None:
+async def _finish(services: Services, escrow: EscrowReader, chain: Branching) -> None:
     """No more reorganisations: mine and settle until nothing is due."""
     for _ in range(ENOUGH):
         await settle_due(services, escrow, SIGNER)
@@ -109,7 +109,7 @@ async def _finish(services: Services, escrow: Escrow, chain: Branching) -> None:
         async with services.sessions() as db:
             unpaid = await db.scalar(
                 select(func.count())
-                .select_from(InferenceSession)
+                .select_from(Job)
                 .outerjoin(Settlement)
                 .where(func.coalesce(Settlement.status, "") != "confirmed")
             )
@@ -118,7 +118,7 @@ async def _finish(services: Services, escrow: Escrow, chain: Branching) -> None:
     raise AssertionError("Settlement never comes to its end.")
 
 
-async def _compare(services: Services, escrow: Escrow, source: EventSource) -> None:
+async def _compare(services: Services, escrow: EscrowReader, source: EscrowEventReader) -> None:
     """Each provider was paid once, and ledger and chain agree to the last base unit."""
     async with services.sessions() as db:
         for provider in PROVIDERS:

@@ -57,7 +57,7 @@ class PokedWorker(Worker):
     async def _listen(self) -> None:
         while True:
             try:
-                if await queue.wait_for_poke(self.ctx["services"].queue, LISTEN):
+                if await queue.wait_for_wakeup(self.ctx["services"].queue, LISTEN):
                     await self._poll_iteration()
             except RedisError as error:
                 events.warning("redis_unreachable", error=type(error).__name__)

@@ -21,8 +21,8 @@ from market.identity.errors import (
     TokenMissing,
 )
 from market.identity.tables import Machine
-from market.nodes.node import Registration
-from market.nodes.registered_node import stands
+from market.nodes.node import NodeIncarnation
+from market.nodes.registered_node import is_current
 from mesh import redis_keys
 
 ALGORITHM = "HS256"
@@ -59,14 +59,14 @@ def _sign(services: Services, claims: dict[str, object], lifetime: int) -> str:
     return jwt.encode({**claims, "iat": now, "exp": now + lifetime}, secret, algorithm=ALGORITHM)
 
 
-async def hand_out_nonce(services: Services) -> str:
+async def issue_nonce(services: Services) -> str:
     """A fresh nonce that can be used once, soon."""
     nonce = secrets.token_hex(16)  # EIP-4361 wants letters and digits
     await services.redis.set(redis_keys.nonce(nonce), 1, ex=services.settings.auth.nonce_ttl)
     return nonce
 
 
-async def use_nonce(redis: Redis, nonce: str) -> None:
+async def consume_nonce(redis: Redis, nonce: str) -> None:
     """
     Raises:
         NonceUnknown: never handed out, used already, or expired.
@@ -169,7 +169,7 @@ def owner_of_machine(
 
 def registration_of(
     bearer: HTTPAuthorizationCredentials | None, services: Services
-) -> Registration:
+) -> NodeIncarnation:
     """The calling node, and which of its registrations gave it its token.
 
     Raises:
@@ -177,7 +177,7 @@ def registration_of(
         Forbidden: not a node's token.
     """
     claims = _claims_of(bearer, services, "node")
-    return Registration(claims["sub"], claims.get("registration", 1))
+    return NodeIncarnation(claims["sub"], claims.get("registration", 1))
 
 
 def wallet_of_user(bearer: HTTPAuthorizationCredentials | None, services: Services) -> str:
@@ -192,7 +192,7 @@ def wallet_of_user(bearer: HTTPAuthorizationCredentials | None, services: Servic
 
 async def standing_registration(
     bearer: HTTPAuthorizationCredentials | None, services: Services
-) -> Registration:
+) -> NodeIncarnation:
     """The calling node, whose token is still good: it has not registered again, and the machine
     that registered it was not sent away.
 
@@ -202,7 +202,7 @@ async def standing_registration(
     """
     registration = registration_of(bearer, services)
     async with services.sessions() as db:
-        if not await stands(db, registration):
+        if not await is_current(db, registration):
             raise TokenInvalid("The node's token is not good any more. Register again.")
     return registration
 
@@ -235,9 +235,9 @@ async def node_or_machine(bearer: HTTPAuthorizationCredentials | None, services:
     return (await machine_of(bearer, services)).wallet
 
 
-async def _registration(bearer: Bearer, services: WithServices) -> Registration:
+async def _registration(bearer: Bearer, services: WithServices) -> NodeIncarnation:
     return registration_of(bearer, services)
 
 
 LoggedIn = Annotated[Caller, Depends(_caller)]
-CallingRegistration = Annotated[Registration, Depends(_registration)]
+CallingRegistration = Annotated[NodeIncarnation, Depends(_registration)]

@@ -14,13 +14,13 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 
-from api.places import Places
+from api.places import GeoIp
 from api.published import PublishedWeights
-from api.relay.hub import Desk
+from api.relay.hub import RelayHub
 from market import db, queue
 from market.catalog.models import Catalog
 from market.prompt_vault import PromptVault
-from market.routing.skip_counts import Skips
+from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
 from market.settings.limits import LimitSettings
 from mesh.dht.signing_keys import SigningKey
@@ -47,10 +47,10 @@ class Services:
     catalog: Catalog
     vault: PromptVault
     limiter: MovingWindowRateLimiter
-    places: Places
-    relay: Desk
+    places: GeoIp
+    relay: RelayHub
     published: PublishedWeights
-    skips: Skips
+    skips: SkipCounter
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -123,7 +123,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         check_seed(seed)
     vault = PromptVault(settings.generation.prompt_key.get_secret_value())
     catalog = Catalog(settings.models)
-    places = Places(settings.discovery.geoip_database)
+    places = GeoIp(settings.discovery.geoip_database)
     engine, sessions = db.connect(settings.database_url)
     redis = Redis.from_url(
         settings.redis_url,
@@ -146,9 +146,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         vault=vault,
         limiter=MovingWindowRateLimiter(storage),
         places=places,
-        relay=Desk(redis.connection_pool, settings.relay),
+        relay=RelayHub(redis.connection_pool, settings.relay),
         published=PublishedWeights(settings.models, settings.weights),
-        skips=Skips(redis),
+        skips=SkipCounter(redis),
     )
     try:
         yield services

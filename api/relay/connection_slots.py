@@ -13,7 +13,7 @@ an honest node has three under way: one waits for work, one pushes, one tells th
 RETRY_AFTER = 1
 
 
-class Seats:
+class ConnectionSlots:
     """Counted by process: each connection holds what it sends and is sent, and one to Redis
     beside."""
 

@@ -12,13 +12,13 @@ from redis.exceptions import RedisError, ResponseError
 
 from api.relay import message_rules, metrics
 from api.relay.message_rules import EPOCH_OVER, MALFORMED, NOT_ON_ROUTE, Event
-from api.relay.pipelined_connection import Command, Line
-from api.relay.route_cache import Key, KnownRoutes
-from api.relay.stream_trimming import KEEP_INBOX, KEY_TTL, Upkeep
+from api.relay.pipelined_connection import Command, PipelinedConnection
+from api.relay.route_cache import Key, RouteCache
+from api.relay.stream_trimming import KEEP_INBOX, KEY_TTL, StreamTrimmer
 from mesh import redis_keys, wire
 from mesh.errors import WireError
-from mesh.relay import MAX_ITEMS, Accepted, Push, Refusal, Sent
-from mesh.route_record import LiveRoute
+from mesh.relay import MAX_ITEMS, OutgoingMessage, Push, PushAck, Refusal
+from mesh.route_record import RouteRecord
 from mesh.token_stream import APPEND_TOKEN
 from mesh.wire import Message, Ready, Refused, Step, Steps, Token
 
@@ -35,7 +35,7 @@ ENTRY_OVERHEAD = 64
 MAX_HEADER_BYTES = 2**16
 """What nodes say to each other is short; only what a supervisor says carries prompts."""
 
-Routes = Mapping[Key, LiveRoute]
+Routes = Mapping[Key, RouteRecord]
 
 log = structlog.get_logger()
 
@@ -56,13 +56,13 @@ class _Plan:
 class Forwarding:
     """``line`` is shared by all nodes of the process: what many push at once goes out together."""
 
-    def __init__(self, line: Line, max_inbox_bytes: int) -> None:
+    def __init__(self, line: PipelinedConnection, max_inbox_bytes: int) -> None:
         self._line = line
-        self._known = KnownRoutes(line)
+        self._known = RouteCache(line)
         self._max_inbox_bytes = max_inbox_bytes
-        self._upkeep = Upkeep(max_inbox_bytes // LOOKS)
+        self._upkeep = StreamTrimmer(max_inbox_bytes // LOOKS)
 
-    async def forward(self, node_id: str, session: str, push: Push) -> Accepted:
+    async def forward(self, node_id: str, session: str, push: Push) -> PushAck:
         """
         Raises:
             RedisError: Redis does not answer, or is full; the node pushes again.
@@ -95,7 +95,7 @@ class Forwarding:
         told = _told(plan.refused)
         _count(len(push.sent), plan.refused)
         _log(node_id, told)
-        return Accepted(push.number, told)
+        return PushAck(push.number, told)
 
     def _look_after_inboxes(self, plan: _Plan) -> None:
         for owner, size in plan.inboxes.items():
@@ -117,7 +117,7 @@ class Forwarding:
         return answers
 
 
-def _decoded(sent: Sent) -> Message | None:
+def _decoded(sent: OutgoingMessage) -> Message | None:
     """The message; none if it is not one, or tells what no node has to tell."""
     if len(sent.header) > MAX_HEADER_BYTES:
         return None
@@ -137,7 +137,9 @@ def _keys(message: Message) -> Iterable[Key]:
     return [(message.request_id, message.epoch)]
 
 
-def _plan_steps(node_id: str, sent: Sent, message: Steps, routes: Routes, plan: _Plan) -> None:
+def _plan_steps(
+    node_id: str, sent: OutgoingMessage, message: Steps, routes: Routes, plan: _Plan
+) -> None:
     """All or nothing: except that steps whose epoch is over are refused alone, since batches end
     one by one; their receiver drops them."""
     wrong = message_rules.check_shape(message, sent.to)
@@ -169,7 +171,7 @@ def _step_code(node_id: str, to: str, step: Step, width: int, routes: Routes) ->
 
 
 def _plan_note(
-    node_id: str, sent: Sent, message: Ready | Event, routes: Routes, plan: _Plan
+    node_id: str, sent: OutgoingMessage, message: Ready | Event, routes: Routes, plan: _Plan
 ) -> None:
     route = routes.get((message.request_id, message.epoch))
     if route is None:
@@ -208,7 +210,7 @@ def _complaints(node_id: str, refused: list[Refusal], routes: Routes) -> list[Co
     return commands
 
 
-def _add_to_inbox(sent: Sent, plan: _Plan) -> None:
+def _add_to_inbox(sent: OutgoingMessage, plan: _Plan) -> None:
     tensor = (wire.TENSOR, sent.tensor) if sent.tensor else ()
     plan.commands.append(
         ("XADD", redis_keys.inbox(sent.to), "*", wire.HEADER, sent.header, *tensor)

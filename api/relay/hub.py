@@ -10,24 +10,24 @@ import structlog
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ResponseError
 
-from api.relay.connection_slots import Seats
+from api.relay.connection_slots import ConnectionSlots
 from api.relay.forwarder import Forwarding
-from api.relay.pipelined_connection import Line
+from api.relay.pipelined_connection import PipelinedConnection
 from api.relay.stream_trimming import KEY_TTL
-from api.relay.throttle import Pace
-from market.nodes.node import Registration
+from api.relay.throttle import NodeThrottle
+from market.nodes.node import NodeIncarnation
 from market.settings.relay import RelaySettings
 from mesh import redis_keys, wire
 from mesh.errors import WireError
 from mesh.relay import (
     MAX_FRAME_BYTES,
     VERSION,
-    Accepted,
-    Entry,
     Hello,
-    Inbox,
-    Pulse,
+    InboxDelivery,
+    InboxEntry,
+    KeepAlive,
     Push,
+    PushAck,
     Welcome,
     is_cursor,
 )
@@ -84,24 +84,24 @@ if redis.call('HGET', KEYS[1], 'connection') == ARGV[1] then redis.call('DEL', K
 """
 
 
-class Desk:
+class RelayHub:
     """One a process. All methods raise ``RedisError`` if Redis does not answer; the node then tries
     again, here or elsewhere."""
 
     def __init__(self, pool: ConnectionPool, settings: RelaySettings) -> None:
         self.settings = settings
-        self.pace = Pace(settings.messages_per_second, settings.bytes_per_second)
-        self.seats = Seats(settings.max_connections)
+        self.pace = NodeThrottle(settings.messages_per_second, settings.bytes_per_second)
+        self.seats = ConnectionSlots(settings.max_connections)
         self._pool = pool
-        self._line = Line(pool)
-        self._spare: list[Line] = []
+        self._line = PipelinedConnection(pool)
+        self._spare: list[PipelinedConnection] = []
         self._forwarding = Forwarding(self._line, settings.max_inbox_bytes)
 
     async def close(self) -> None:
         for line in (self._line, *self._spare):
             await line.close()
 
-    async def greet(self, node: Registration, hello: Hello) -> Welcome | None:
+    async def greet(self, node: NodeIncarnation, hello: Hello) -> Welcome | None:
         """A node has connected; its earlier connection is not its own any more. None if a process
         that registered as the node later has connected before.
 
@@ -124,14 +124,14 @@ class Desk:
         owner = await self._do("HGET", redis_keys.link(node_id), "connection")
         return owner is None or owner.decode() == connection
 
-    async def forward(self, node_id: str, session: str, push: Push) -> Accepted:
+    async def forward(self, node_id: str, session: str, push: Push) -> PushAck:
         """Forward what the node may send, and say what it may not."""
         return await self._forwarding.forward(node_id, session, push)
 
-    async def pulse(self, node_id: str, connection: str, pulse: Pulse, ttl: float) -> bool:
+    async def pulse(self, node_id: str, connection: str, pulse: KeepAlive, ttl: float) -> bool:
         """The node lives, for ``ttl`` seconds; what it has read is trimmed. False if another
         connection is the node's by now."""
-        keys = (redis_keys.link(node_id), redis_keys.pulse(node_id), redis_keys.inbox(node_id))
+        keys = (redis_keys.link(node_id), redis_keys.keepalive(node_id), redis_keys.inbox(node_id))
         state = await self._do(
             "EVAL",
             _PULSE,
@@ -150,13 +150,13 @@ class Desk:
 
     async def farewell(self, node_id: str, connection: str) -> None:
         """The node has said that it goes: it is dead at once, unless it is elsewhere by now."""
-        keys = (redis_keys.link(node_id), redis_keys.pulse(node_id))
+        keys = (redis_keys.link(node_id), redis_keys.keepalive(node_id))
         await self._do("EVAL", _FAREWELL, 2, *keys, connection)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Line]:
+    async def reading(self) -> AsyncIterator[PipelinedConnection]:
         """A way to Redis on which one may wait for work; nobody else waits behind it."""
-        line = self._spare.pop() if self._spare else Line(self._pool)
+        line = self._spare.pop() if self._spare else PipelinedConnection(self._pool)
         try:
             yield line
         except BaseException:  # also if its caller gives up: an answer is still to come
@@ -164,7 +164,9 @@ class Desk:
             raise
         self._spare.append(line)
 
-    async def read(self, line: Line, node_id: str, after: str, wait: float) -> list[Inbox]:
+    async def read(
+        self, line: PipelinedConnection, node_id: str, after: str, wait: float
+    ) -> list[InboxDelivery]:
         """What came for a node after the cursor; waits up to ``wait`` seconds for it. In as many
         parts as there have to be frames."""
         inbox, block = redis_keys.inbox(node_id), max(1, round(1000 * wait))
@@ -181,23 +183,23 @@ class Desk:
         return answer
 
 
-def _parts(entries: Sequence[tuple[bytes, list[bytes]]]) -> list[Inbox]:
-    parts: list[Inbox] = []
+def _parts(entries: Sequence[tuple[bytes, list[bytes]]]) -> list[InboxDelivery]:
+    parts: list[InboxDelivery] = []
     size = MAX_FRAME_BYTES
     for entry_id, values in entries:
         fields = dict(zip(values[::2], values[1::2], strict=True))
-        entry = Entry(fields.get(wire.HEADER, b""), fields.get(wire.TENSOR, b""))
+        entry = InboxEntry(fields.get(wire.HEADER, b""), fields.get(wire.TENSOR, b""))
         after = entry_id.decode()
         own = len(entry.header) + len(entry.tensor) + FRAME_OVERHEAD
         if own > MAX_FRAME_BYTES:
             log.warning("message_too_large", bytes=own)  # its generation will be routed anew
-            parts.append(Inbox(after, []))
+            parts.append(InboxDelivery(after, []))
             size = MAX_FRAME_BYTES
         elif size + own > MAX_FRAME_BYTES:
-            parts.append(Inbox(after, [entry]))
+            parts.append(InboxDelivery(after, [entry]))
             size = own
         else:
-            parts[-1] = Inbox(after, [*parts[-1].entries, entry])
+            parts[-1] = InboxDelivery(after, [*parts[-1].entries, entry])
             size += own
     return parts
 

@@ -1,6 +1,6 @@
 """For how long a node counts as alive after a pulse came over the internet."""
 
-from mesh.relay import PULSE_INTERVAL
+from mesh.relay import KEEPALIVE_INTERVAL
 
 LEAST_TTL = 1.0
 """Seconds: four pulses. One lost packet is sent again within half a second on most links."""
@@ -22,7 +22,7 @@ class PulseClock:
 
     def __init__(self) -> None:
         self._last: float | None = None
-        self._gap = PULSE_INTERVAL
+        self._gap = KEEPALIVE_INTERVAL
         self._deviation = 0.0
 
     def heard(self, now: float) -> float:

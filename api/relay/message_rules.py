@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from mesh.route_record import LiveRoute
+from mesh.route_record import RouteRecord
 from mesh.wire import Ended, Pong, Ready, Refused, Step, Steps, Token
 from mesh.wire.refusal_codes import ITS_OWN
 
@@ -51,7 +51,7 @@ def check_shape(message: Steps, to: str) -> str | None:
     return None
 
 
-def check_step(node_id: str, to: str, step: Step, width: int, route: LiveRoute) -> str | None:
+def check_step(node_id: str, to: str, step: Step, width: int, route: RouteRecord) -> str | None:
     """Why this node may not send this step to that node; none if it may."""
     stage = route.stage_of(node_id)
     if stage is None:
@@ -67,7 +67,7 @@ def check_step(node_id: str, to: str, step: Step, width: int, route: LiveRoute) 
     return next((code for code, broken in rules.items() if broken), None)
 
 
-def check_ready(node_id: str, to: str, message: Ready, route: LiveRoute) -> str | None:
+def check_ready(node_id: str, to: str, message: Ready, route: RouteRecord) -> str | None:
     """The same for the news that a prompt's beginning is in a node's cache."""
     stage = route.stage_of(node_id)
     if stage is None:
@@ -81,7 +81,7 @@ def check_ready(node_id: str, to: str, message: Ready, route: LiveRoute) -> str 
     return None
 
 
-def check_event(node_id: str, message: Event, route: LiveRoute) -> str | None:
+def check_event(node_id: str, message: Event, route: RouteRecord) -> str | None:
     """The same for what readers or the supervisor are told."""
     stage = route.stage_of(node_id)
     if stage is None:
@@ -90,7 +90,7 @@ def check_event(node_id: str, message: Event, route: LiveRoute) -> str | None:
     return rule(node_id, stage, message, route)
 
 
-def _token(node_id: str, stage: int, message: Token, route: LiveRoute) -> str | None:
+def _token(node_id: str, stage: int, message: Token, route: RouteRecord) -> str | None:
     if stage != 0:
         return "not_the_edge"
     if not 0 <= message.index < route.capacity or not 0 <= message.token_id < 2**31:
@@ -98,7 +98,7 @@ def _token(node_id: str, stage: int, message: Token, route: LiveRoute) -> str | 
     return "too_long" if len(message.text) > MAX_TOKEN_TEXT else None
 
 
-def _ended(node_id: str, stage: int, message: Ended, route: LiveRoute) -> str | None:
+def _ended(node_id: str, stage: int, message: Ended, route: RouteRecord) -> str | None:
     if stage != 0:
         return "not_the_edge"
     if message.reason not in REASONS:
@@ -106,7 +106,7 @@ def _ended(node_id: str, stage: int, message: Ended, route: LiveRoute) -> str | 
     return None if 0 <= message.count <= route.capacity else "out_of_capacity"
 
 
-def _refused(node_id: str, stage: int, message: Refused, route: LiveRoute) -> str | None:
+def _refused(node_id: str, stage: int, message: Refused, route: RouteRecord) -> str | None:
     # A node may blame itself, or, for steps that cannot be right, who sends them.
     if message.node_id != node_id and (
         message.node_id != route.before(stage) or message.code in ITS_OWN
@@ -115,13 +115,13 @@ def _refused(node_id: str, stage: int, message: Refused, route: LiveRoute) -> st
     return "too_long" if len(message.code) > MAX_CODE else None
 
 
-def _pong(node_id: str, stage: int, message: Pong, route: LiveRoute) -> str | None:
+def _pong(node_id: str, stage: int, message: Pong, route: RouteRecord) -> str | None:
     if message.node_id != node_id:
         return "wrong_node"
     return None if 0 <= message.positions <= route.capacity else "out_of_capacity"
 
 
-_EVENT_RULES: dict[type, Callable[[str, int, Any, LiveRoute], str | None]] = {
+_EVENT_RULES: dict[type, Callable[[str, int, Any, RouteRecord], str | None]] = {
     Token: _token,
     Ended: _ended,
     Refused: _refused,

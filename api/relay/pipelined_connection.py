@@ -19,7 +19,7 @@ Command = tuple[Any, ...]
 _Waiting = tuple[Sequence[Command], asyncio.Future[list[Any]]]
 
 
-class Line:
+class PipelinedConnection:
     """Opened when first used; begins anew after an error, since it then holds answers that nobody
     reads. Close it when done."""
 

@@ -21,7 +21,7 @@ return 1
 most."""
 
 
-class Upkeep:
+class StreamTrimmer:
     """Remembers, for its process, when each key was looked after."""
 
     def __init__(self, look_bytes: int) -> None:

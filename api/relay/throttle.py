@@ -9,7 +9,7 @@ BURST = 2.0
 MAX_NODES = 10_000
 
 
-class Pace:
+class NodeThrottle:
     """A leaky bucket for each node, of messages and bytes together.
 
     The one who calls :meth:`take` reads nothing from the node meanwhile, so that the node's own

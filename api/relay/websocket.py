@@ -10,12 +10,22 @@ import structlog
 from redis.exceptions import RedisError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from api.relay.hub import Desk
+from api.relay.hub import RelayHub
 from api.relay.keepalive_ttl import POLLED_TTL, PulseClock
-from market.nodes.node import Registration
+from market.nodes.node import NodeIncarnation
 from mesh import relay
 from mesh.errors import WireError
-from mesh.relay import Assembler, Beat, Displaced, Frame, Hello, Poll, Pulse, Push, place
+from mesh.relay import (
+    Assembler,
+    Frame,
+    Hello,
+    KeepAlive,
+    KeepAliveAck,
+    Poll,
+    Push,
+    Superseded,
+    cursor_order,
+)
 
 INBOX_WAIT = 4.0
 """Seconds between looks for a node whose connection is quiet; below Redis' time-out."""
@@ -38,10 +48,10 @@ class _Over(Exception):
         self.code = code
 
 
-class WebSocketCarrier:
+class NodeWebSocket:
     """One accepted WebSocket of a node, from its hello to its end."""
 
-    def __init__(self, desk: Desk, websocket: WebSocket, node: Registration) -> None:
+    def __init__(self, desk: RelayHub, websocket: WebSocket, node: NodeIncarnation) -> None:
         self._desk = desk
         self._websocket = websocket
         self._node = node
@@ -49,7 +59,7 @@ class WebSocketCarrier:
         self._clock = PulseClock()
         self._assembler = Assembler()
         self._connection = ""
-        self._pulse = Pulse(0, 0, "")
+        self._pulse = KeepAlive(0, 0, "")
         self._ttl = 0.0
         self._told_at = 0.0
         self._alive_at = time.monotonic()
@@ -80,7 +90,7 @@ class WebSocketCarrier:
         hello = await self._first()
         welcome = await self._desk.greet(self._node, hello)
         if welcome is None:
-            return relay.DISPLACED
+            return relay.SUPERSEDED
         self._connection = welcome.connection
         await self._send(welcome)
         self._alive_at = time.monotonic()
@@ -117,7 +127,7 @@ class WebSocketCarrier:
             if time.monotonic() - self._told_at < OWNER_LOOK:
                 continue
             if not await self._desk.owns(self._node_id, self._connection):
-                raise _Over(relay.DISPLACED)
+                raise _Over(relay.SUPERSEDED)
         raise _Over(relay.TRY_AGAIN)
 
     async def _take_in(self, session: str) -> None:
@@ -126,30 +136,34 @@ class WebSocketCarrier:
                 frame = await self._receive()
                 if isinstance(frame, Push):
                     await self._send(await self._desk.forward(self._node_id, session, frame))
-                elif isinstance(frame, Pulse):
+                elif isinstance(frame, KeepAlive):
                     await self._take_pulse(frame)
                 else:
                     raise WireError(f"A node does not send {type(frame).__name__}.")
         except WebSocketDisconnect as gone:
-            if gone.code == relay.FAREWELL:
+            if gone.code == relay.GOODBYE:
                 await self._desk.farewell(self._node_id, self._connection)
             raise
 
-    async def _take_pulse(self, pulse: Pulse) -> None:
+    async def _take_pulse(self, pulse: KeepAlive) -> None:
         self._alive_at = time.monotonic()
         self._ttl = self._clock.heard(self._alive_at)
         self._pulse = pulse
         await self._tell()
-        while self._given and pulse.after and place(self._given[0][0]) <= place(pulse.after):
+        while (
+            self._given
+            and pulse.after
+            and cursor_order(self._given[0][0]) <= cursor_order(pulse.after)
+        ):
             self._given_bytes -= self._given.popleft()[1]
         self._taken.set()
-        await self._send(Beat(pulse.number))
+        await self._send(KeepAliveAck(pulse.number))
 
     async def _tell(self) -> None:
         """Let all know that the node lives."""
         self._told_at = time.monotonic()
         if not await self._desk.pulse(self._node_id, self._connection, self._pulse, self._ttl):
-            raise _Over(relay.DISPLACED)
+            raise _Over(relay.SUPERSEDED)
 
     async def _give_out(self, after: str) -> None:
         async with self._desk.reading() as line:
@@ -178,7 +192,7 @@ class WebSocketCarrier:
             if frame is not None:
                 return frame
             self._alive_at = time.monotonic()
-            if self._ttl and time.monotonic() - self._told_at > relay.PULSE_INTERVAL:
+            if self._ttl and time.monotonic() - self._told_at > relay.KEEPALIVE_INTERVAL:
                 await self._tell()  # its pulses are behind a long message on a slow link
 
     async def _message(self) -> bytes:
@@ -196,7 +210,7 @@ class WebSocketCarrier:
 
 
 async def exchange(
-    desk: Desk, node: Registration, body: bytearray, admit: Callable[[], Awaitable[object]]
+    desk: RelayHub, node: NodeIncarnation, body: bytearray, admit: Callable[[], Awaitable[object]]
 ) -> bytes:
     """One request over HTTP: the frames of its body, answered by those of another.
 
@@ -213,19 +227,19 @@ async def exchange(
     await desk.pace.take(node_id, 1 + len(others), len(body))
     if isinstance(first, Hello) and not others:
         await admit()
-        return _bundled([await desk.greet(node, first) or Displaced()])
+        return _bundled([await desk.greet(node, first) or Superseded()])
     if not isinstance(first, Poll):
         raise WireError("The first frame of a body is a poll, or says hello.")
     answers: list[Frame] = []
     if not await desk.owns(node_id, first.connection):
-        return _bundled([Displaced()])
+        return _bundled([Superseded()])
     for frame in others:
         if isinstance(frame, Push):
             answers.append(await desk.forward(node_id, first.session, frame))
-        elif isinstance(frame, Pulse):
+        elif isinstance(frame, KeepAlive):
             if not await desk.pulse(node_id, first.connection, frame, POLLED_TTL):
-                return _bundled([Displaced()])
-            answers.append(Beat(frame.number))
+                return _bundled([Superseded()])
+            answers.append(KeepAliveAck(frame.number))
         else:
             raise WireError(f"A node does not send {type(frame).__name__}.")
     wait = min(first.wait / 1000, relay.POLL_WAIT)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from siwe import SiweMessage
 
-from api.http.authentication import hand_out_nonce, issue_token, use_nonce
+from api.http.authentication import consume_nonce, issue_nonce, issue_token
 from api.http.rate_limits import address_of, limit
 from api.http.services import WithServices
 from api.schemas.base import RequestBody, WalletAddress
@@ -47,9 +47,7 @@ async def nonce(request: Request, services: WithServices) -> Nonce:
     await limit(
         services, services.settings.limits.logins_per_ip, "nonce", address_of(request, services)
     )
-    return Nonce(
-        nonce=await hand_out_nonce(services), domain=auth.domain, expires_in=auth.nonce_ttl
-    )
+    return Nonce(nonce=await issue_nonce(services), domain=auth.domain, expires_in=auth.nonce_ttl)
 
 
 @router.post("/login")
@@ -70,7 +68,7 @@ async def login(body: Login, request: Request, services: WithServices) -> Logged
         raise SignatureMismatch("The message names another wallet than wallet_address.")
     if not signed_texts.signed_by(body.message, body.signature, body.wallet_address):
         raise SignatureMismatch("The signature is not this wallet's over this message.")
-    await use_nonce(services.redis, message.nonce)
+    await consume_nonce(services.redis, message.nonce)
     return LoggedInToken(
         token=issue_token(services, body.wallet_address, "user"),
         wallet_address=body.wallet_address,

@@ -41,7 +41,7 @@ async def prometheus(services: WithServices) -> Response:
     """Metrics of this process (text format)."""
     with suppress(RedisError, OSError):  # without Redis the other metrics matter all the more
         for model in services.catalog:
-            nodes = await live_lookup.active(services.redis, model.id)
+            nodes = await live_lookup.available_nodes(services.redis, model.id)
             metrics.active_nodes.labels(model.id).set(len(nodes))
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 

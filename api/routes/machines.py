@@ -15,7 +15,7 @@ from api.schemas.base import MachineName, RequestBody, WalletAddress
 from market.identity.errors import MachineNotFound
 from market.identity.tables import Machine
 from market.nodes import live_registry
-from market.nodes.tables import NodeRegistry
+from market.nodes.tables import RegisteredNode
 
 router = APIRouter(prefix="/api/machines", tags=["machines"])
 
@@ -92,7 +92,7 @@ async def begin(body: DeviceRequest, request: Request, services: WithServices) -
     """Codes for a machine that wants to be let in: one to ask with, one to show its owner."""
     address = address_of(request, services)
     await limit(services, services.settings.limits.device_codes_per_ip, "device", address)
-    codes = await device_codes.hand_out(services, body.machine, address)
+    codes = await device_codes.issue_codes(services, body.machine, address)
     auth, uri = services.settings.auth, f"{services.settings.public_url}/link"
     return DeviceCodes(
         device_code=codes.device_code,
@@ -199,17 +199,17 @@ async def revoke(machine_id: str, bearer: Bearer, services: WithServices) -> Non
             raise MachineNotFound("Your wallet has no machine of this id.")
         nodes = (
             await db.execute(
-                update(NodeRegistry)
-                .where(NodeRegistry.machine_id == machine_id, NodeRegistry.is_active)
+                update(RegisteredNode)
+                .where(RegisteredNode.machine_id == machine_id, RegisteredNode.is_active)
                 .values(is_active=False)
-                .returning(NodeRegistry.node_id, NodeRegistry.model_id)
+                .returning(RegisteredNode.node_id, RegisteredNode.model_id)
             )
         ).all()
     for node_id, model_id in nodes:
-        await live_registry.forget(services.redis, node_id, model_id)
+        await live_registry.evict(services.redis, node_id, model_id)
 
 
-async def find(request: Request, services: Services, user_code: str) -> device_codes.Waiting:
+async def find(request: Request, services: Services, user_code: str) -> device_codes.PendingDevice:
     """The machine that shows this code, for a caller who has tries left.
 
     Raises:

@@ -12,14 +12,14 @@ from api.http.rate_limits import address_of, limit
 from api.http.services import WithServices
 from api.registering import Registered
 from api.schemas.base import WalletAddress, shown
-from api.schemas.nodes import NodeHealth, NodeRegistration
+from api.schemas.nodes import HeartbeatBody, RegistrationBody
 from api.schemas.providers import Earnings, EarningsOfDay
 from market import ledger
 from market.errors import Forbidden
-from market.jobs.tables import InferenceSession, NodeContribution
+from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, plain
 from market.nodes import live_lookup
-from market.nodes.tables import NodeRegistry
+from market.nodes.tables import RegisteredNode
 
 router = APIRouter(prefix="/api/nodes", tags=["nodes"])
 
@@ -38,7 +38,7 @@ class Acknowledged(BaseModel):
 
 @router.post("/register-distributed", response_model_exclude_none=True)
 async def register(
-    body: NodeRegistration, request: Request, bearer: Bearer, services: WithServices
+    body: RegistrationBody, request: Request, bearer: Bearer, services: WithServices
 ) -> Registered:
     """Register a node for a span of a model. The wallet signs span, edge and a fresh nonce, or has
     let the machine in before.
@@ -54,7 +54,7 @@ async def register(
 
 @router.post("/heartbeat")
 async def heartbeat(
-    body: NodeHealth, caller: CallingRegistration, services: WithServices
+    body: HeartbeatBody, caller: CallingRegistration, services: WithServices
 ) -> Acknowledged:
     """Keep a node on the routes, or take it off them with `is_healthy: false`."""
     if body.node_id != caller.node_id:
@@ -78,21 +78,23 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
         tokens, uptime = (
             await db.execute(
                 select(
-                    func.coalesce(func.sum(NodeRegistry.total_tokens_served), 0),
+                    func.coalesce(func.sum(RegisteredNode.total_tokens_served), 0),
                     providers.uptime_percent(services.settings.discovery),
-                ).where(NodeRegistry.wallet_address == wallet)
+                ).where(RegisteredNode.wallet_address == wallet)
             )
         ).one()
         models = await db.scalars(
-            select(NodeRegistry.model_id).where(NodeRegistry.wallet_address == wallet).distinct()
+            select(RegisteredNode.model_id)
+            .where(RegisteredNode.wallet_address == wallet)
+            .distinct()
         )
-        day = func.date(InferenceSession.completed_at)
+        day = func.date(Job.completed_at)
         history = await db.execute(
             select(day, func.sum(NodeContribution.payment_far))
-            .join(InferenceSession, InferenceSession.id == NodeContribution.session_id)
+            .join(Job, Job.id == NodeContribution.session_id)
             .where(
                 NodeContribution.wallet_address == wallet,
-                InferenceSession.completed_at > func.now() - HISTORY,
+                Job.completed_at > func.now() - HISTORY,
             )
             .group_by(day)
             .order_by(day)
@@ -100,7 +102,7 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
         days = [EarningsOfDay(date=date, amount_far=shown(amount)) for date, amount in history]
     active = 0
     for model_id in models:
-        nodes = await live_lookup.active(services.redis, model_id)
+        nodes = await live_lookup.available_nodes(services.redis, model_id)
         active += sum(node.wallet_address == wallet for node in nodes)
     return Earnings(
         wallet_address=wallet,

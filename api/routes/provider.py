@@ -11,7 +11,7 @@ from api.schemas.base import WalletAddress
 from api.schemas.nodes import NodeView
 from api.schemas.providers import EarningsPoint, ProviderStats
 from market.nodes.errors import NodeNotFound
-from market.nodes.tables import NodeRegistry
+from market.nodes.tables import RegisteredNode
 
 router = APIRouter(tags=["nodes"])
 
@@ -44,7 +44,7 @@ async def node(node_id: str, bearer: Bearer, services: WithServices) -> NodeView
     """A node's state, and why it gets no work: for the node itself, its wallet, and the wallet's
     machines. To others it is not there."""
     async with services.sessions() as db:
-        row = await db.get(NodeRegistry, node_id)
+        row = await db.get(RegisteredNode, node_id)
     wallet = "" if row is None else row.wallet_address
     if not await may_see_node(bearer, services, node_id, wallet) or row is None:
         raise NodeNotFound(f"You have no node {node_id} here.")

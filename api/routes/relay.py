@@ -15,8 +15,8 @@ from api.http.problem_details import OUTAGES, render, unavailable
 from api.http.rate_limits import limit
 from api.http.services import Services, WithServices
 from api.relay import metrics
-from api.relay.websocket import WebSocketCarrier, exchange
-from market.nodes.node import Registration
+from api.relay.websocket import NodeWebSocket, exchange
+from market.nodes.node import NodeIncarnation
 from mesh import relay
 from mesh.errors import MeshError
 
@@ -42,7 +42,7 @@ async def connect(websocket: WebSocket) -> None:
             return
         await websocket.accept()
         stack.enter_context(metrics.relay_connections.track_inprogress())
-        await WebSocketCarrier(services.relay, websocket, node).serve()
+        await NodeWebSocket(services.relay, websocket, node).serve()
 
 
 @router.post(
@@ -65,7 +65,7 @@ async def long_poll(
     return Response(answer, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
 
 
-async def _admit(websocket: WebSocket, services: Services) -> Registration:
+async def _admit(websocket: WebSocket, services: Services) -> NodeIncarnation:
     scheme, token = get_authorization_scheme_param(websocket.headers.get("authorization"))
     bearer = None
     if scheme.lower() == "bearer" and token:

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from api.http.authentication import Bearer, node_or_machine, use_nonce
+from api.http.authentication import Bearer, consume_nonce, node_or_machine
 from api.http.rate_limits import limit
 from api.http.services import Services, WithServices
 from api.schemas.base import ModelId, RequestBody, WalletAddress
@@ -52,7 +52,7 @@ async def files_for_wallet(
     )
     if not signed_texts.signed_by(message, body.signature, body.wallet_address):
         raise SignatureMismatch("The signature is not this wallet's over this request.")
-    await use_nonce(services.redis, body.nonce)
+    await consume_nonce(services.redis, body.nonce)
     return await _files(model_id, body.wallet_address, services)
 
 

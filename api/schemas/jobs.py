@@ -17,7 +17,7 @@ class NodeUse(BaseModel):
     layers: list[int]
 
 
-class NodeContribution(NodeUse):
+class ContributionView(NodeUse):
     """As :class:`NodeUse`, with what it was worth."""
 
     wallet_address: str
@@ -26,7 +26,7 @@ class NodeContribution(NodeUse):
     payment_far_exact: str
 
 
-class InferenceSession(BaseModel):
+class JobView(BaseModel):
     """A generation as its user sees it: the job."""
 
     request_id: str
@@ -48,4 +48,4 @@ class InferenceSession(BaseModel):
     time_to_first_token_ms: int | None
     finish_reason: str | None
     error: str | None
-    nodes_used: list[NodeContribution]
+    nodes_used: list[ContributionView]

@@ -17,7 +17,7 @@ MAX_LAYERS = 1024
 """No model has as many; bounds what a registration may list."""
 
 
-class NodeRegistration(RequestBody):
+class RegistrationBody(RequestBody):
     """What a node says of itself. Span and edge are signed, with the nonce, by the wallet. A
     machine that the wallet has let in sends its token instead."""
 
@@ -71,7 +71,7 @@ Layers = tuple[Layer, Layer]
 """A span: start and end (not included)."""
 
 
-class NodeHealth(RequestBody):
+class HeartbeatBody(RequestBody):
     """A heartbeat. Latency in milliseconds a step; the rest as named.
 
     The upper limits are beyond any node; without them one node's figure could break the sums that

@@ -6,7 +6,7 @@ from pydantic import (
     BaseModel,
 )
 
-from api.schemas.jobs import NodeContribution
+from api.schemas.jobs import ContributionView
 from market.receipts.receipt import ReceiptStatus
 
 
@@ -51,5 +51,5 @@ class Receipt(BaseModel):
     cost_far: float | None
     cost_far_exact: str | None
     platform_fee_far_exact: str | None
-    served: list[NodeContribution]
+    served: list[ContributionView]
     batch: ReceiptBatch | None

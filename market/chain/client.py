@@ -29,7 +29,7 @@ UNDERPRICED = ("underpriced", "fee too low", "max fee per gas less than block ba
 """What geth, anvil and eth-tester say; there is no code for it."""
 
 
-class Sent(StrEnum):
+class SendOutcome(StrEnum):
     """What became of sending."""
 
     ACCEPTED = "accepted"
@@ -51,7 +51,7 @@ class Receipt:
     """As web3 has it, for decoding events."""
 
 
-class Network:
+class ChainClient:
     """A chain over its endpoints."""
 
     def __init__(self, rpc: Rpc) -> None:
@@ -114,21 +114,21 @@ class Network:
             priority = max(0, int(await self.web3.eth.gas_price) - int(base))
         return Fees(BASE_FEES * int(base) + priority, priority)
 
-    async def send(self, raw: bytes) -> Sent:
+    async def send(self, raw: bytes) -> SendOutcome:
         """Hand signed bytes to every endpoint. Sending them twice is the same as once.
 
         Raises:
             ChainUnreachable: none answered. Some may have it all the same.
-            ChainError: they refuse it for another reason than `Sent` names.
+            ChainError: they refuse it for another reason than `SendOutcome` names.
         """
         answers = await self._rpc.everywhere("eth_sendRawTransaction", [HexBytes(raw).to_0x_hex()])
         said = [_complaint(answer) for answer in answers]
         if any(not complaint or _says(complaint, KNOWN) for complaint in said):
-            return Sent.ACCEPTED
+            return SendOutcome.ACCEPTED
         if any(_says(complaint, NONCE_USED) for complaint in said):
-            return Sent.NONCE_USED
+            return SendOutcome.NONCE_USED
         if any(_says(complaint, UNDERPRICED) for complaint in said):
-            return Sent.UNDERPRICED
+            return SendOutcome.UNDERPRICED
         raise ChainError(f"The network refused a transaction: {said[0]}")
 
     async def receipt(self, transaction_hash: str) -> Receipt | None:

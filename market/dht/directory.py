@@ -13,7 +13,7 @@ from mesh.dht.records import Announcement
 
 async def write(redis: Redis, model_id: str, announcements: Sequence[Announcement]) -> None:
     """Replace a model's page: who is not among these is not on it any more."""
-    page = redis_keys.phonebook(model_id)
+    page = redis_keys.dht_directory(model_id)
     async with redis.pipeline(transaction=True) as pipe:
         pipe.delete(page)
         if announcements:
@@ -25,7 +25,7 @@ async def write(redis: Redis, model_id: str, announcements: Sequence[Announcemen
 
 async def read(redis: Redis, model_id: str) -> list[Announcement]:
     """A model's page, without what has expired, by node id."""
-    lines = await redis.hgetall(redis_keys.phonebook(model_id))  # type: ignore[misc]
+    lines = await redis.hgetall(redis_keys.dht_directory(model_id))  # type: ignore[misc]
     found = [Announcement(**json.loads(line)) for line in lines.values()]
     now = time.time()
     return sorted((each for each in found if each.expires > now), key=lambda each: each.node_id)

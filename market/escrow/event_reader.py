@@ -14,7 +14,7 @@ from hexbytes import HexBytes
 from web3 import AsyncWeb3
 from web3.exceptions import BlockNotFound, Web3Exception, Web3RPCError
 
-from market.chain.client import Network
+from market.chain.client import ChainClient
 from market.chain.errors import AnswerTooLarge, ChainError, ReadAgain, Reorganised
 from market.chain.failover_rpc import Rpc
 from market.escrow.artifacts import artifact
@@ -72,7 +72,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class EventRange:
     """All events after one block up to another, on one branch."""
 
     first: int
@@ -84,7 +84,7 @@ class Reading:
     events: list[Event]
 
 
-class EventSource:
+class EscrowEventReader:
     """Reads the events of one escrow over one RPC endpoint.
 
     Args:
@@ -93,7 +93,7 @@ class EventSource:
     """
 
     def __init__(
-        self, network: Network, address: str, *, confirmations: int, finalized: bool = False
+        self, network: ChainClient, address: str, *, confirmations: int, finalized: bool = False
     ) -> None:
         self.web3 = network.web3
         self._network = network
@@ -107,7 +107,7 @@ class EventSource:
         self._span = LOG_RANGE
 
     @classmethod
-    def of(cls, payments: PaymentsSettings) -> "EventSource":
+    def of(cls, payments: PaymentsSettings) -> "EscrowEventReader":
         """The events of the contract that the settings name.
 
         Raises:
@@ -116,7 +116,7 @@ class EventSource:
         if not payments.escrow_contract:
             raise ChainError("No escrow contract is set (FAR_PAYMENTS__ESCROW_CONTRACT).")
         return cls(
-            Network(Rpc.of(payments)),
+            ChainClient(Rpc.of(payments)),
             payments.escrow_contract,
             confirmations=payments.confirmations,
             finalized=payments.finalized_tag,
@@ -133,7 +133,7 @@ class EventSource:
         """The hashes of blocks; none for one that the node does not have."""
         return {number: await self._hash(number) for number in sorted(set(numbers))}
 
-    async def read_after(self, known: Block) -> Reading | None:
+    async def read_after(self, known: Block) -> EventRange | None:
         """The next range of blocks after one that was read; none if there is no new one.
 
         Raises:
@@ -157,7 +157,7 @@ class EventSource:
             raise ReadAgain(f"The chain moved while blocks up to {last} were read.")
         final_hash = frame[final]
         assert final_hash is not None
-        return Reading(
+        return EventRange(
             first=known.number + 1,
             last=last,
             at_head=last == head,

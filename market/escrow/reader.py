@@ -13,7 +13,7 @@ from web3.exceptions import BadFunctionCallOutput, Web3Exception
 from web3.logs import DISCARD
 from web3.types import BlockIdentifier
 
-from market.chain.client import Network, Receipt
+from market.chain.client import ChainClient, Receipt
 from market.chain.errors import ChainError, ChainUnreachable
 from market.chain.failover_rpc import Rpc
 from market.escrow.artifacts import artifact
@@ -46,10 +46,10 @@ class Batch:
         return sum(self.debits.values())
 
 
-class Escrow:
+class EscrowReader:
     """One InferenceEscrow contract."""
 
-    def __init__(self, network: Network, address: str) -> None:
+    def __init__(self, network: ChainClient, address: str) -> None:
         self.network = network
         self.address: ChecksumAddress = AsyncWeb3.to_checksum_address(address)
         abi = artifact("InferenceEscrow")["abi"]
@@ -57,7 +57,7 @@ class Escrow:
         self._reverts = Reverts(abi)
 
     @classmethod
-    def of(cls, payments: PaymentsSettings) -> "Escrow":
+    def of(cls, payments: PaymentsSettings) -> "EscrowReader":
         """The contract that the settings name.
 
         Raises:
@@ -65,7 +65,7 @@ class Escrow:
         """
         if not payments.escrow_contract:
             raise ChainError("No escrow contract is set (FAR_PAYMENTS__ESCROW_CONTRACT).")
-        return cls(Network(Rpc.of(payments)), payments.escrow_contract)
+        return cls(ChainClient(Rpc.of(payments)), payments.escrow_contract)
 
     async def close(self) -> None:
         await self.network.close()

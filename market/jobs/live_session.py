@@ -14,7 +14,7 @@ import structlog
 from redis.asyncio import Redis
 
 from mesh import redis_keys
-from mesh.route_record import EPOCH, ROUTE, LiveRoute, epoch_of
+from mesh.route_record import EPOCH, ROUTE, RouteRecord, epoch_of
 from mesh.token_stream import START, index_of
 
 log = structlog.get_logger()
@@ -28,7 +28,7 @@ return redis.call('XLEN', KEYS[2])
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
+class TokenEntry:
     """One token as readers see it. ``entry`` is the stream ID to resume after."""
 
     entry: str
@@ -37,7 +37,7 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class EndEntry:
     """The last entry of a stream: how the generation ended."""
 
     entry: str
@@ -45,7 +45,7 @@ class Summary:
 
 
 async def begin_epoch(
-    redis: Redis, request_id: str, epoch: int, route: LiveRoute, *, ttl: int
+    redis: Redis, request_id: str, epoch: int, route: RouteRecord, *, ttl: int
 ) -> None:
     """From here on only this epoch may append tokens, and its nodes send each other steps.
     ``ttl``: seconds."""
@@ -62,7 +62,7 @@ async def current_epoch(redis: Redis, request_id: str) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class GenerationProgress:
     """How a generation stands: the epoch that may write (none if the record is gone or sealed),
     the number of tokens, and which of its nodes have a pulse."""
 
@@ -71,15 +71,15 @@ class Look:
     beating: set[str]
 
 
-async def look(redis: Redis, request_id: str, node_ids: Sequence[str]) -> Look:
+async def progress(redis: Redis, request_id: str, node_ids: Sequence[str]) -> GenerationProgress:
     """All that a supervisor looks at, in one round trip."""
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hget(redis_keys.live(request_id), EPOCH)
         pipe.xrevrange(redis_keys.tokens(request_id), count=1)
         for node_id in node_ids:
-            pipe.exists(redis_keys.pulse(node_id))
+            pipe.exists(redis_keys.keepalive(node_id))
         epoch, newest, *beats = await pipe.execute()
-    return Look(
+    return GenerationProgress(
         epoch=epoch_of(epoch),
         tokens=index_of(newest[0][0].decode()) if newest else 0,
         beating={node_id for node_id, beat in zip(node_ids, beats, strict=True) if beat},
@@ -121,7 +121,7 @@ async def last_entry(redis: Redis, request_id: str) -> str:
 
 async def read(
     redis: Redis, request_id: str, after: str, *, wait: float = 0
-) -> list[Delivered | Summary]:
+) -> list[TokenEntry | EndEntry]:
     """What follows the entry ``after``; waits up to ``wait`` seconds if there is nothing yet."""
     answer = await redis.xread({redis_keys.tokens(request_id): after}, block=milliseconds(wait))
     if not answer:
@@ -129,10 +129,10 @@ async def read(
     return [_entry(entry.decode(), fields) for entry, fields in answer[0][1]]
 
 
-def _entry(entry: str, fields: dict[bytes, bytes]) -> Delivered | Summary:
+def _entry(entry: str, fields: dict[bytes, bytes]) -> TokenEntry | EndEntry:
     if b"s" in fields:
-        return Summary(entry, msgpack.unpackb(fields[b"s"]))
-    return Delivered(entry, int(fields[b"i"]), fields[b"t"].decode())
+        return EndEntry(entry, msgpack.unpackb(fields[b"s"]))
+    return TokenEntry(entry, int(fields[b"i"]), fields[b"t"].decode())
 
 
 def milliseconds(wait: float) -> int | None:

@@ -12,7 +12,7 @@ from mesh.errors import WireError
 log = structlog.get_logger()
 
 
-async def tell(redis: Redis, message: wire.Note, *, ttl: int = 3600) -> None:
+async def publish_event(redis: Redis, message: wire.ControlMessage, *, ttl: int = 3600) -> None:
     """Put a message among the events of its generation, which its supervisor reads."""
     key = redis_keys.events(message.request_id)
     async with redis.pipeline(transaction=True) as pipe:
@@ -21,9 +21,9 @@ async def tell(redis: Redis, message: wire.Note, *, ttl: int = 3600) -> None:
         await pipe.execute()
 
 
-async def listen(
+async def read_events(
     redis: Redis, request_id: str, after: str, *, wait: float
-) -> tuple[str, Sequence[wire.Note]]:
+) -> tuple[str, Sequence[wire.ControlMessage]]:
     """Events after an ID, waiting up to ``wait`` seconds; and the ID to go on from."""
     answer = await redis.xread({redis_keys.events(request_id): after}, block=milliseconds(wait))
     if not answer:
@@ -32,7 +32,7 @@ async def listen(
     return entries[-1][0].decode(), [note for _, fields in entries for note in _note(fields)]
 
 
-def _note(fields: dict[bytes, bytes]) -> list[wire.Note]:
+def _note(fields: dict[bytes, bytes]) -> list[wire.ControlMessage]:
     """The entry's message, or nothing: what another version or a stranger wrote stops nobody."""
     try:
         message = wire.decode(fields)
@@ -42,7 +42,9 @@ def _note(fields: dict[bytes, bytes]) -> list[wire.Note]:
     return [] if isinstance(message, wire.Steps) else [message]
 
 
-async def send(redis: Redis, node_id: str, messages: Sequence[wire.Message], *, ttl: int) -> None:
+async def send_to_inbox(
+    redis: Redis, node_id: str, messages: Sequence[wire.Message], *, ttl: int
+) -> None:
     """Put messages into a node's inbox. ``ttl``: seconds after which an unread inbox is gone."""
     key = redis_keys.inbox(node_id)
     async with redis.pipeline(transaction=True) as pipe:

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
-from market.jobs.tables import InferenceSession, NodeContribution
+from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, plain
 
 ENDED = ("completed", "failed")
@@ -16,16 +16,14 @@ SUPERVISE = "supervise"
 """The workers' task that takes a generation up, or takes it over."""
 
 
-async def find(db: AsyncSession, request_id: str) -> InferenceSession | None:
+async def find(db: AsyncSession, request_id: str) -> Job | None:
     """The job of a request id, without its sealed prompt: only a supervisor needs that."""
     return await db.scalar(
-        select(InferenceSession)
-        .where(InferenceSession.request_id == request_id)
-        .options(defer(InferenceSession.request_cipher))
+        select(Job).where(Job.request_id == request_id).options(defer(Job.request_cipher))
     )
 
 
-async def contributions(db: AsyncSession, job: InferenceSession) -> Sequence[NodeContribution]:
+async def contributions(db: AsyncSession, job: Job) -> Sequence[NodeContribution]:
     """Who served an ended generation, in the order of the layers."""
     rows = await db.scalars(
         select(NodeContribution)
@@ -35,7 +33,7 @@ async def contributions(db: AsyncSession, job: InferenceSession) -> Sequence[Nod
     return rows.all()
 
 
-async def outcome(db: AsyncSession, job: InferenceSession) -> dict[str, Any]:
+async def outcome(db: AsyncSession, job: Job) -> dict[str, Any]:
     """How an ended job ended, as the last event of its stream says it (§7.1)."""
     return {
         "status": job.status,

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from market.db import AMOUNT, INSTANT, WALLET, Base
 
 
-class InferenceSession(Base):
+class Job(Base):
     """One generation: its state, its lease and what it cost.
 
     ``request_cipher`` holds the prompt's token ids and stop strings under AES-GCM; it is erased

@@ -96,7 +96,7 @@ EARNED = text(
 event tells of is with its present recipient."""
 
 
-async def books(db: AsyncSession, contract: Contract) -> Books | None:
+async def expected(db: AsyncSession, contract: Contract) -> Books | None:
     """What the contract should say, from one snapshot of the ledger; none if its events were never
     read."""
     next_block = await db.scalar(

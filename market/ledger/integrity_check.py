@@ -50,7 +50,7 @@ async def check(sessions: Sessions, contract: Contract | None = None) -> Report:
             found, counts[name] = await _violations(db, name, rule)
             findings += found
         if contract is not None:
-            books = await chain_reconciliation.books(db, contract)
+            books = await chain_reconciliation.expected(db, contract)
     if contract is not None and books is None:
         notes.append("Not compared with the chain: none of its events was read so far.")
     elif contract is not None and books is not None:

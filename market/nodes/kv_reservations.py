@@ -7,12 +7,12 @@ from redis.asyncio import Redis
 from mesh import redis_keys
 
 
-async def rooms(redis: Redis, node_ids: Sequence[str]) -> dict[str, int]:
+async def free_kv_of(redis: Redis, node_ids: Sequence[str]) -> dict[str, int]:
     """Positions that each node has KV room for; nodes whose process does not run are missing.
     Unlike a heartbeat, a pulse tells of a death within a second."""
     async with redis.pipeline(transaction=False) as pipe:
         for node_id in node_ids:
-            pipe.get(redis_keys.pulse(node_id))
+            pipe.get(redis_keys.keepalive(node_id))
         answers = await pipe.execute()
     return {
         node_id: int(room)
@@ -29,7 +29,7 @@ return 1
 """
 
 
-async def reserve(redis: Redis, node_ids: Sequence[str], positions: int) -> bool:
+async def reserve_kv(redis: Redis, node_ids: Sequence[str], positions: int) -> bool:
     """Take KV room on each node, so that nobody else counts on it; false if one has none left.
 
     Holds until the node's next pulse, which mostly knows by then what it was asked to open; what
@@ -38,5 +38,5 @@ async def reserve(redis: Redis, node_ids: Sequence[str], positions: int) -> bool
     """
     async with redis.pipeline(transaction=False) as pipe:
         for node_id in node_ids:
-            pipe.eval(_RESERVE, 1, redis_keys.pulse(node_id), str(positions))
+            pipe.eval(_RESERVE, 1, redis_keys.keepalive(node_id), str(positions))
         return all(await pipe.execute())

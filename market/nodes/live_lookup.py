@@ -11,40 +11,40 @@ from mesh import redis_keys
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """A node that was heard of within its time to live. ``cools``: it failed a generation a moment
-    ago."""
+class LiveNode:
+    """A node whose last heartbeat is within its time to live. ``cooling_down``: it failed a
+    generation a moment ago."""
 
     node: Node
-    cools: bool
+    cooling_down: bool
 
     @property
-    def serves(self) -> bool:
+    def available(self) -> bool:
         """Whether routes may count on it."""
-        return self.node.is_healthy and not self.cools
+        return self.node.is_healthy and not self.cooling_down
 
 
-async def active(redis: Redis, model_id: str) -> list[Node]:
+async def available_nodes(redis: Redis, model_id: str) -> list[Node]:
     """Healthy nodes of a model, without those that cool down."""
-    return [seen.node for seen in await sighted(redis, model_id) if seen.serves]
+    return [seen.node for seen in await live_nodes(redis, model_id) if seen.available]
 
 
-async def alive(redis: Redis, model_id: str) -> list[Node]:
+async def healthy_nodes(redis: Redis, model_id: str) -> list[Node]:
     """Healthy nodes of a model, also those that cool down."""
-    return [seen.node for seen in await sighted(redis, model_id) if seen.node.is_healthy]
+    return [seen.node for seen in await live_nodes(redis, model_id) if seen.node.is_healthy]
 
 
-async def sight(redis: Redis, node_id: str) -> Sighting | None:
+async def live_node(redis: Redis, node_id: str) -> LiveNode | None:
     """One node, if it was heard of within its time to live."""
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hmget(redis_keys.node(node_id), FIELD_NAMES)
         pipe.exists(redis_keys.cooldown(node_id))
-        record, cools = await pipe.execute()
+        record, cooling_down = await pipe.execute()
     node = from_record(record)
-    return None if node is None else Sighting(node, bool(cools))
+    return None if node is None else LiveNode(node, bool(cooling_down))
 
 
-async def sighted(redis: Redis, model_id: str) -> list[Sighting]:
+async def live_nodes(redis: Redis, model_id: str) -> list[LiveNode]:
     """All nodes of a model that were heard of. Two round trips, however many."""
     ids = sorted(m.decode() for m in await redis.smembers(redis_keys.model_nodes(model_id)))  # type: ignore[misc]
     if not ids:
@@ -56,12 +56,12 @@ async def sighted(redis: Redis, model_id: str) -> list[Sighting]:
             pipe.exists(redis_keys.cooldown(node_id))
         answers = await pipe.execute()
     found, gone = [], []
-    for node_id, record, cools in zip(ids, answers, answers[len(ids) :], strict=False):
+    for node_id, record, cooling_down in zip(ids, answers, answers[len(ids) :], strict=False):
         node = from_record(record)
         if not any(record) or (node is not None and node.model_id != model_id):
             gone.append(node_id)
         elif node is not None:
-            found.append(Sighting(node, bool(cools)))
+            found.append(LiveNode(node, bool(cooling_down)))
     if gone:
         await _drop(redis, model_id, gone)
     return found

@@ -53,7 +53,7 @@ async def announce(redis: Redis, node: Node, *, ttl: float) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class HeartbeatResult:
     """What the registry says to a heartbeat.
 
     ``state``: ``kept``; ``unknown``, if there is no record to keep alive; ``superseded``, if the
@@ -84,7 +84,7 @@ return {'kept', uptime, known[3], known[4], known[5]}
 """
 
 
-async def beat(
+async def record_heartbeat(
     redis: Redis,
     node_id: str,
     registration: int,
@@ -92,7 +92,7 @@ async def beat(
     *,
     now: float,
     ttl: float,
-) -> Beat:
+) -> HeartbeatResult:
     """Keep a node on the routes with what it has measured: one round trip.
 
     Its record is there only if the last beat is no longer than the TTL ago, so the time since then
@@ -115,7 +115,7 @@ async def beat(
         str(UNSAVED_TTL),
         *changes,
     )
-    return Beat(
+    return HeartbeatResult(
         state=state.decode(),
         uptime=int(uptime) / 1000,
         wallet_address=wallet.decode(),
@@ -141,7 +141,7 @@ return redis.call('DEL', KEYS[1])
 """
 
 
-async def forget(redis: Redis, node_id: str, model_id: str, registration: int = 2**31) -> None:
+async def evict(redis: Redis, node_id: str, model_id: str, registration: int = 2**31) -> None:
     """Take a node off the routes now; its next heartbeat, if there is one, puts it back.
 
     Args:
@@ -160,7 +160,7 @@ return 1
 """
 
 
-async def move(redis: Redis, node_id: str, span: tuple[int, int], *, edge: bool) -> None:
+async def change_span(redis: Redis, node_id: str, span: tuple[int, int], *, edge: bool) -> None:
     """Let routes count on another span of a node from now on, if it is on them at all. The latency
     that was measured is that of the span before: it is forgotten."""
     start, end = span

@@ -57,7 +57,7 @@ class Node:
     placeable: bool = False
 
     @property
-    def place(self) -> Coordinates | None:
+    def coordinates(self) -> Coordinates | None:
         """Where it is, if that is known."""
         if self.latitude is None or self.longitude is None:
             return None
@@ -73,7 +73,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Registration:
+class NodeIncarnation:
     """A node, and which of its registrations speaks: only the last one counts."""
 
     node_id: str

@@ -4,12 +4,12 @@ from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market.identity.tables import Machine
-from market.nodes.node import Node, Registration
-from market.nodes.tables import NodeRegistry
+from market.nodes.node import Node, NodeIncarnation
+from market.nodes.tables import RegisteredNode
 from market.settings.discovery import DiscoverySettings
 
 
-def node_of(row: NodeRegistry, discovery: DiscoverySettings) -> Node:
+def node_of(row: RegisteredNode, discovery: DiscoverySettings) -> Node:
     """The node, healthy, and not heard yet."""
     return Node(
         node_id=row.node_id,
@@ -46,19 +46,19 @@ def trusts(discovery: DiscoverySettings, wallet: str) -> bool:
     return wallet.lower() in {each.lower() for each in discovery.trusted_wallets}
 
 
-def may_serve() -> ColumnElement[bool]:
+def not_revoked() -> ColumnElement[bool]:
     """The wallet itself has signed, or has not taken back the token of the machine."""
     revoked = select(Machine.machine_id).where(Machine.revoked_at.is_not(None))
-    return or_(NodeRegistry.machine_id.is_(None), NodeRegistry.machine_id.not_in(revoked))
+    return or_(RegisteredNode.machine_id.is_(None), RegisteredNode.machine_id.not_in(revoked))
 
 
-async def stands(db: AsyncSession, registration: Registration) -> bool:
+async def is_current(db: AsyncSession, registration: NodeIncarnation) -> bool:
     """Whether the node has not registered again since, and may still serve."""
     found = await db.scalar(
-        select(NodeRegistry.node_id).where(
-            NodeRegistry.node_id == registration.node_id,
-            NodeRegistry.registration == registration.number,
-            may_serve(),
+        select(RegisteredNode.node_id).where(
+            RegisteredNode.node_id == registration.node_id,
+            RegisteredNode.registration == registration.number,
+            not_revoked(),
         )
     )
     return found is not None

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from market.db import AMOUNT, INSTANT, WALLET, Base
 
 
-class NodeRegistry(Base):
+class RegisteredNode(Base):
     """Every node that ever proved its wallet; who is alive now stands in Redis."""
 
     __tablename__ = "node_registry"

@@ -22,7 +22,7 @@ CPU_NUMBER, GPU_NUMBER = 4, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Swarm:
+class Cluster:
     """What :mod:`market.placement.solver` is asked about. ``spans``: what nodes serve, by node."""
 
     candidates: list[Candidate]
@@ -51,14 +51,14 @@ def speed_of(node: Node, model: Model) -> float | None:
     return measured_speed(node.end_layer - node.start_layer, step_ms, edge_work=edge_work)
 
 
-def swarm_of(
+def cluster_of(
     nodes: Sequence[Node],
     model: Model,
     *,
     positions: int,
     speeds: Mapping[str, float],
     fixed: Collection[str] = (),
-) -> Swarm:
+) -> Cluster:
     """Nodes that serve something, and their spans.
 
     Args:
@@ -80,7 +80,7 @@ def swarm_of(
         for node in serving
     ]
     spans = {node.node_id: (node.start_layer, node.end_layer) for node in serving}
-    return Swarm(candidates, spans, shape_of(model))
+    return Cluster(candidates, spans, shape_of(model))
 
 
 def newcomer(

@@ -16,14 +16,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import metrics
 from market.nodes import live_registry
-from market.nodes.tables import NodeRegistry
-from market.placement.solver import Move, Span
-from market.placement.tables import UNDER_WAY, PlacementMove
+from market.nodes.tables import RegisteredNode
+from market.placement.solver import RebalancePlan, Span
+from market.placement.tables import UNDER_WAY, Rebalance
 from mesh import redis_keys
 
 
 @dataclass(frozen=True, slots=True)
-class Switch:
+class SpanSwitch:
     """A node's new span, on which routes are to count."""
 
     node_id: str
@@ -50,24 +50,24 @@ async def try_lock(db: AsyncSession, model_id: str) -> bool:
     return bool(await db.scalar(taken, _keys(model_id)))
 
 
-async def under_way(db: AsyncSession, model_id: str) -> PlacementMove | None:
+async def under_way(db: AsyncSession, model_id: str) -> Rebalance | None:
     """The one move of a model that is, locked until the transaction ends."""
-    found: PlacementMove | None = await db.scalar(
-        select(PlacementMove)
-        .where(PlacementMove.model_id == model_id, PlacementMove.state.in_(UNDER_WAY))
+    found: Rebalance | None = await db.scalar(
+        select(Rebalance)
+        .where(Rebalance.model_id == model_id, Rebalance.state.in_(UNDER_WAY))
         .with_for_update()
     )
     return found
 
 
-async def record(db: AsyncSession, model_id: str, move: Move) -> PlacementMove:
+async def record(db: AsyncSession, model_id: str, move: RebalancePlan) -> Rebalance:
     """Begin a move. Who loses its span to others goes on serving it; no route needs it.
 
     Raises:
         IntegrityError: another move of the model is under way.
     """
     changes = [change for change in move.changes if change.new is not None]
-    row = PlacementMove(
+    row = Rebalance(
         model_id=model_id,
         changes=[
             {
@@ -87,7 +87,7 @@ async def record(db: AsyncSession, model_id: str, move: Move) -> PlacementMove:
     return row
 
 
-async def loaded(db: AsyncSession, move: PlacementMove, node_id: str) -> list[Switch]:
+async def loaded(db: AsyncSession, move: Rebalance, node_id: str) -> list[SpanSwitch]:
     """A node has loaded its new span. What switches, if it was the last; else nothing.
 
     The move fails if one of its nodes is not there to be moved any more: none switches without it.
@@ -99,45 +99,43 @@ async def loaded(db: AsyncSession, move: PlacementMove, node_id: str) -> list[Sw
     if not all(change["loaded"] for change in move.changes):
         return []
     movable = await db.scalars(
-        select(NodeRegistry.node_id)
+        select(RegisteredNode.node_id)
         .where(
-            NodeRegistry.node_id.in_(nodes_of(move)),
-            NodeRegistry.model_id == move.model_id,
-            NodeRegistry.placeable,
+            RegisteredNode.node_id.in_(nodes_of(move)),
+            RegisteredNode.model_id == move.model_id,
+            RegisteredNode.placeable,
         )
         .with_for_update()
     )
     if left := set(nodes_of(move)).difference(movable):
         await fail(db, move, f"not to be moved any more: {', '.join(sorted(left))}")
         return []
-    switches = [Switch(change["node_id"], tuple(change["new"])) for change in move.changes]
+    switches = [SpanSwitch(change["node_id"], tuple(change["new"])) for change in move.changes]
     for switch in switches:
         start, end = switch.span
         await db.execute(
-            update(NodeRegistry)
-            .where(NodeRegistry.node_id == switch.node_id)
+            update(RegisteredNode)
+            .where(RegisteredNode.node_id == switch.node_id)
             .values(start_layer=start, end_layer=end, edge=switch.edge)
         )
     await _end(db, move, "switched")
     return switches
 
 
-async def fail(
-    db: AsyncSession, move: PlacementMove, reason: str, *, state: str = "failed"
-) -> None:
+async def fail(db: AsyncSession, move: Rebalance, reason: str, *, state: str = "failed") -> None:
     """Nothing changes."""
     move.reason = reason[:100]
     await _end(db, move, state)
 
 
-async def announce(redis: Redis, switches: Sequence[Switch]) -> None:
+async def announce(redis: Redis, switches: Sequence[SpanSwitch]) -> None:
     """Let routes count on the new spans. If this is lost, the nodes' next heartbeats do it."""
     for switch in switches:
-        await live_registry.move(redis, switch.node_id, switch.span, edge=switch.edge)
+        await live_registry.change_span(redis, switch.node_id, switch.span, edge=switch.edge)
         await redis.delete(redis_keys.orders(switch.node_id))
 
 
-async def give_orders(redis: Redis, move: PlacementMove, *, ttl: float) -> None:
+async def publish_assignments(redis: Redis, move: Rebalance, *, ttl: float) -> None:
     """Put down what each node of a move is to load, where its heartbeat looks. Again and again:
     Redis may have lost it."""
     for change in move.changes:
@@ -152,7 +150,7 @@ async def note_asked(redis: Redis, node_id: str, now: float) -> bool:
     return bool(await redis.hset(redis_keys.orders(node_id), "asked", str(now)))  # type: ignore[misc]
 
 
-async def take_back_orders(redis: Redis, move: PlacementMove) -> None:
+async def withdraw_assignments(redis: Redis, move: Rebalance) -> None:
     """Its nodes are not told any more."""
     for node_id in nodes_of(move):
         await redis.delete(redis_keys.orders(node_id))
@@ -167,10 +165,10 @@ async def asked_at(redis: Redis, node_id: str) -> float | None:
 async def failed_lately(db: AsyncSession, model_id: str, seconds: float) -> set[str]:
     """Nodes of moves that came to nothing within so many seconds."""
     rows = await db.scalars(
-        select(PlacementMove).where(
-            PlacementMove.model_id == model_id,
-            PlacementMove.state.in_(("failed", "expired")),
-            PlacementMove.ended_at > func.now() - dt.timedelta(seconds=seconds),
+        select(Rebalance).where(
+            Rebalance.model_id == model_id,
+            Rebalance.state.in_(("failed", "expired")),
+            Rebalance.ended_at > func.now() - dt.timedelta(seconds=seconds),
         )
     )
     return {node_id for move in rows for node_id in nodes_of(move)}
@@ -179,23 +177,23 @@ async def failed_lately(db: AsyncSession, model_id: str, seconds: float) -> set[
 async def ended_within(db: AsyncSession, model_id: str, seconds: float) -> bool:
     """Whether a move of the model took effect so lately."""
     found = await db.scalar(
-        select(PlacementMove.id)
+        select(Rebalance.id)
         .where(
-            PlacementMove.model_id == model_id,
-            PlacementMove.state == "switched",
-            PlacementMove.ended_at > func.now() - dt.timedelta(seconds=seconds),
+            Rebalance.model_id == model_id,
+            Rebalance.state == "switched",
+            Rebalance.ended_at > func.now() - dt.timedelta(seconds=seconds),
         )
         .limit(1)
     )
     return found is not None
 
 
-def nodes_of(move: PlacementMove) -> list[str]:
+def nodes_of(move: Rebalance) -> list[str]:
     """Ids of the nodes that a move changes."""
     return [change["node_id"] for change in move.changes]
 
 
-async def _end(db: AsyncSession, move: PlacementMove, state: str) -> None:
+async def _end(db: AsyncSession, move: Rebalance, state: str) -> None:
     move.state = state
     move.ended_at = await db.scalar(select(func.now()))
     metrics.placement_moves.labels(move.model_id, state).inc()

@@ -11,13 +11,13 @@ from redis.asyncio import Redis
 from mesh import redis_keys
 
 
-def blend(mean: float, value: float, *, seconds: float, half_life: float) -> float:
+def ewma(mean: float, value: float, *, seconds: float, half_life: float) -> float:
     """The mean after ``value`` was seen, ``seconds`` after the mean was taken: what is older than
     ``half_life`` seconds counts half as much."""
     return value + (mean - value) * math.pow(0.5, max(seconds, 0.0) / half_life)
 
 
-async def smoothed(
+async def update_averages(
     redis: Redis, model_id: str, values: Mapping[str, float], *, now: float, half_life: float
 ) -> dict[str, float]:
     """The means by node, with the values that were measured now. A node that is not among them
@@ -31,7 +31,7 @@ async def smoothed(
     means = {name: known[name] for name in known if now - known[name][1] < 10 * half_life}
     for name, value in values.items():
         mean, at = known.get(name, (value, now))
-        means[name] = (blend(mean, value, seconds=now - at, half_life=half_life), now)
+        means[name] = (ewma(mean, value, seconds=now - at, half_life=half_life), now)
     async with redis.pipeline(transaction=True) as pipe:
         pipe.delete(key)
         if means:
@@ -41,7 +41,7 @@ async def smoothed(
     return {name: mean for name, (mean, _) in means.items()}
 
 
-async def means(redis: Redis, model_id: str) -> dict[str, float]:
+async def averages(redis: Redis, model_id: str) -> dict[str, float]:
     """As they were last."""
     found = await redis.hgetall(redis_keys.node_speeds(model_id))  # type: ignore[misc]
     return {name.decode(): float(text.split()[0]) for name, text in found.items()}

@@ -12,7 +12,7 @@ from market.db import INSTANT, Base
 UNDER_WAY = ("proposed", "loading")
 
 
-class PlacementMove(Base):
+class Rebalance(Base):
     """Spans of one model's nodes that change together. The database allows one under way a model.
 
     ``proposed``: the nodes have yet to be told. ``loading``: one has been. ``switched``: all had

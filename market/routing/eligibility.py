@@ -6,7 +6,7 @@ from enum import StrEnum
 from market.nodes.node import Node
 
 
-def has_room(
+def has_free_kv(
     node: Node, positions: int, rooms: Mapping[str, int] | None, prefer: Collection[str]
 ) -> bool:
     if rooms is None:
@@ -16,7 +16,7 @@ def has_room(
     return node.node_id in prefer or rooms[node.node_id] >= positions
 
 
-class Skip(StrEnum):
+class SkipReason(StrEnum):
     """A reason. The first that holds, in this order, is the one that is told."""
 
     UNHEALTHY = "unhealthy"

@@ -3,7 +3,7 @@
 from market.errors import InvalidRequest, Unavailable
 
 
-class RoomExceeded(InvalidRequest):
+class KvCapacityExceeded(InvalidRequest):
     code = "room_exceeded"
     title = "Room exceeded"
 

@@ -8,5 +8,5 @@ NEAR_KM = 1000.0
 """How far away nodes may be at first."""
 
 
-Admits = Callable[[Node], bool]
+NodeRule = Callable[[Node], bool]
 """Whether a node may serve: what a tier asks of it, for example."""

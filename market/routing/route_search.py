@@ -11,17 +11,17 @@ from math import inf
 
 from market.geo.distance import HALF_ROUND_KM, Coordinates, distance_km
 from market.nodes.node import LEAST_MS, Node
-from market.routing.eligibility import has_room
-from market.routing.request import NEAR_KM, Admits
+from market.routing.eligibility import has_free_kv
+from market.routing.request import NEAR_KM, NodeRule
 
 
-def choose(
+def cheapest_route(
     nodes: Sequence[Node],
     layers: int,
     *,
     avoid: Collection[str] = (),
     prefer: Collection[str] = (),
-    admits: Admits | None = None,
+    admits: NodeRule | None = None,
     positions: int = 0,
     rooms: Mapping[str, int] | None = None,
     near: Coordinates | None = None,
@@ -50,7 +50,7 @@ def choose(
             return False
         if node.start_layer == 0 and not (node.edge and node.trusted):
             return False
-        return has_room(node, positions, rooms, prefer) and (admits is None or admits(node))
+        return has_free_kv(node, positions, rooms, prefer) and (admits is None or admits(node))
 
     usable = sorted(filter(may_serve, nodes), key=lambda node: node.start_layer)
     if near is None:
@@ -65,10 +65,10 @@ def choose(
     return _cheapest(usable, layers, prefer)
 
 
-def room(nodes: Sequence[Node], layers: int, *, admits: Admits | None = None) -> int:
+def longest_servable(nodes: Sequence[Node], layers: int, *, admits: NodeRule | None = None) -> int:
     """Positions of the longest generation for which these nodes make a route; 0 for none."""
     for positions in sorted({node.kv_positions for node in nodes}, reverse=True):
-        if choose(nodes, layers, admits=admits, positions=positions) is not None:
+        if cheapest_route(nodes, layers, admits=admits, positions=positions) is not None:
             return positions
     return 0
 
@@ -92,7 +92,7 @@ def _cheapest(nodes: Sequence[Node], layers: int, prefer: Collection[str]) -> li
 
 def _away(node: Node, near: Coordinates) -> float:
     """Kilometres; beyond any distance where it is not known."""
-    return inf if node.place is None else distance_km(node.place, near)
+    return inf if node.coordinates is None else distance_km(node.coordinates, near)
 
 
 def _cost(node: Node) -> float:

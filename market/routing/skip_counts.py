@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from redis.asyncio import Redis
 
-from market.routing.eligibility import Skip
+from market.routing.eligibility import SkipReason
 from mesh import redis_keys
 
 HOUR = 3600
@@ -18,7 +18,7 @@ RATE = 200
 at: reasons are the same for many of them."""
 
 
-class Skips:
+class SkipCounter:
     """Counts for one process, never more than :data:`RATE`."""
 
     def __init__(self, redis: Redis) -> None:
@@ -30,7 +30,7 @@ class Skips:
         """Whether the next choice may be looked at."""
         return time.monotonic() >= self._free_at
 
-    async def count(self, reasons: Mapping[str, Skip]) -> None:
+    async def count(self, reasons: Mapping[str, SkipReason]) -> None:
         """One choice's reasons, by node."""
         self._free_at = time.monotonic() + len(reasons) / RATE
         hour = int(time.time() // HOUR)
@@ -42,7 +42,7 @@ class Skips:
             await pipe.execute()
 
 
-async def skipped(redis: Redis, node_id: str) -> dict[str, int]:
+async def skips_of(redis: Redis, node_id: str) -> dict[str, int]:
     """How often a node was not on a route, by reason, in this hour and the one before."""
     hour = int(time.time() // HOUR)
     async with redis.pipeline(transaction=False) as pipe:

@@ -8,54 +8,54 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import inf
 
 from market.geo.distance import Coordinates, distance_km
-from market.nodes.live_lookup import Sighting
+from market.nodes.live_lookup import LiveNode
 from market.nodes.node import Node
-from market.routing.eligibility import Skip
-from market.routing.request import NEAR_KM, Admits
+from market.routing.eligibility import SkipReason
+from market.routing.request import NEAR_KM, NodeRule
 
 
-def explain(
-    sighted: Sequence[Sighting],
+def explain_skips(
+    live: Sequence[LiveNode],
     layers: int,
     route: Sequence[Node],
     *,
     avoid: Collection[str] = (),
     prefer: Collection[str] = (),
-    admits: Admits | None = None,
-    fair: Admits | None = None,
+    admits: NodeRule | None = None,
+    fair: NodeRule | None = None,
     positions: int = 0,
     rooms: Mapping[str, int] | None = None,
     near: Coordinates | None = None,
-) -> dict[str, Skip]:
+) -> dict[str, SkipReason]:
     """The reason of each node that is not on the route that was chosen, by id.
 
     Args:
-        sighted: All nodes of the model, healthy or not.
+        live: All nodes of the model, healthy or not.
         route: Empty if there was none.
         fair: Whether a node serves for the price.
 
-    The rest as for :func:`market.routing.route_search.choose`.
+    The rest as for :func:`market.routing.route_search.cheapest_route`.
     """
     chosen = {node.node_id for node in route}
     limit = _circle(route, near)
 
-    def faults(seen: Sighting) -> Iterator[tuple[Skip, bool]]:
+    def faults(seen: LiveNode) -> Iterator[tuple[SkipReason, bool]]:
         """In their order; each is only looked for if none before it holds."""
         node = seen.node
-        yield Skip.UNHEALTHY, not node.is_healthy
-        yield Skip.COOLING_DOWN, seen.cools or node.node_id in avoid
-        yield Skip.NOT_RUNNING, rooms is not None and node.node_id not in rooms
-        yield Skip.NOT_TRUSTED, node.start_layer == 0 and not (node.edge and node.trusted)
-        yield Skip.PRICE_ABOVE_MARKET, fair is not None and not fair(node)
-        yield Skip.NOT_ADMITTED, admits is not None and not admits(node)
+        yield SkipReason.UNHEALTHY, not node.is_healthy
+        yield SkipReason.COOLING_DOWN, seen.cooling_down or node.node_id in avoid
+        yield SkipReason.NOT_RUNNING, rooms is not None and node.node_id not in rooms
+        yield SkipReason.NOT_TRUSTED, node.start_layer == 0 and not (node.edge and node.trusted)
+        yield SkipReason.PRICE_ABOVE_MARKET, fair is not None and not fair(node)
+        yield SkipReason.NOT_ADMITTED, admits is not None and not admits(node)
         yield (
-            Skip.NO_ROOM,
+            SkipReason.NO_ROOM,
             (rooms is not None and node.node_id not in prefer and rooms[node.node_id] < positions),
         )
-        yield Skip.TOO_FAR, near is not None and _away(node, near) > limit
+        yield SkipReason.TOO_FAR, near is not None and _away(node, near) > limit
 
     reasons, usable = {}, []
-    for seen in sighted:
+    for seen in live:
         if seen.node.node_id not in chosen:
             reason = next((fault for fault, holds in faults(seen) if holds), None)
             if reason is None:
@@ -66,13 +66,13 @@ def explain(
     reached, leads_on = _connected([*usable, *route], layers)
     for node in usable:
         if node.start_layer not in reached or node.end_layer not in leads_on:
-            reasons[node.node_id] = Skip.SPAN_MEETS_NOBODY
+            reasons[node.node_id] = SkipReason.SPAN_MEETS_NOBODY
         elif not route:
-            reasons[node.node_id] = Skip.TOO_FEW_NODES
+            reasons[node.node_id] = SkipReason.TOO_FEW_NODES
         elif (node.start_layer, node.end_layer) in spans:
-            reasons[node.node_id] = Skip.SLOWER_THAN_OTHERS
+            reasons[node.node_id] = SkipReason.SLOWER_THAN_OTHERS
         else:
-            reasons[node.node_id] = Skip.SPAN_ALREADY_COVERED
+            reasons[node.node_id] = SkipReason.SPAN_ALREADY_COVERED
     return reasons
 
 
@@ -100,4 +100,4 @@ def _circle(route: Sequence[Node], near: Coordinates | None) -> float:
 
 
 def _away(node: Node, near: Coordinates) -> float:
-    return inf if node.place is None else distance_km(node.place, near)
+    return inf if node.coordinates is None else distance_km(node.coordinates, near)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from market.escrow.reader import Batch
-from market.jobs.tables import InferenceSession
+from market.jobs.tables import Job
 from market.money import ZERO, to_units
 from market.settlement.errors import SettlementMismatch
 from market.settlement.usage_lines import Contributions, usage_lines
@@ -17,14 +17,14 @@ from market.settlement.usage_tree import Usage, UsageTree
 class Draft:
     """A batch that is not written yet."""
 
-    jobs: Sequence[InferenceSession]
+    jobs: Sequence[Job]
     usage: UsageTree
     fee_recipient: str
     content: Batch
 
 
 def make_draft(
-    jobs: Sequence[InferenceSession],
+    jobs: Sequence[Job],
     contributions: Contributions,
     *,
     chain_id: int,
@@ -90,14 +90,12 @@ def _named(
     return Batch(id=f"0x{digest}", debits=debits, credits=credits, fee=fee, usage_root=root)
 
 
-def fitting(
-    jobs: Sequence[InferenceSession], contributions: Contributions, max_lines: int
-) -> list[InferenceSession]:
+def fitting(jobs: Sequence[Job], contributions: Contributions, max_lines: int) -> list[Job]:
     """As many of the first generations as have at most so many users and providers together; one
     in any case."""
     users: set[str] = set()
     providers: set[str] = set()
-    chosen: list[InferenceSession] = []
+    chosen: list[Job] = []
     for job in jobs:
         users.add(job.user_wallet)
         providers.update(part.wallet_address for part in contributions.get(job.id, ()))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from market.jobs.tables import InferenceSession, NodeContribution
+from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, to_units
 from market.settlement.errors import UsageUnproven
 from market.settlement.tables import Settlement, StoredTree
@@ -17,7 +17,7 @@ Contributions = Mapping[uuid.UUID, Sequence[NodeContribution]]
 
 
 def usage_lines(
-    jobs: Sequence[InferenceSession], contributions: Contributions, fee_recipient: str
+    jobs: Sequence[Job], contributions: Contributions, fee_recipient: str
 ) -> list[Usage]:
     """One line for each contribution, and one for each generation's fee."""
     lines = []
@@ -32,7 +32,7 @@ def usage_lines(
     return lines
 
 
-async def contributions_of(db: AsyncSession, jobs: Sequence[InferenceSession]) -> Contributions:
+async def contributions_of(db: AsyncSession, jobs: Sequence[Job]) -> Contributions:
     """Who served what of these generations."""
     found: dict[uuid.UUID, list[NodeContribution]] = {}
     parts = await db.scalars(

@@ -43,7 +43,7 @@ _SIGNPOST = b"far-mesh dht signpost 1\0"
 _LIMITS: dict[Any, tuple[float, float]] = {int: (0, 10**9), float: (0.0, 1e12)}
 """Figures beyond these are no node's, and could break sums."""
 
-T = TypeVar("T", "Credential", "Announcement", "Signpost")
+T = TypeVar("T", "Credential", "Announcement", "PlatformEndpoints")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Announcement:
 
 
 @dataclass(frozen=True, slots=True)
-class Signpost:
+class PlatformEndpoints:
     """The operator's word: where the platform answers by HTTP, until ``expires`` (Unix time)."""
 
     urls: list[str]
@@ -89,7 +89,7 @@ def spans_key(model_id: str) -> str:
     return f"far-mesh/spans/{model_id}"
 
 
-def issue(
+def issue_credential(
     operator: SigningKey,
     *,
     node_id: str,
@@ -104,13 +104,13 @@ def issue(
     return _seal(operator, _CREDENTIAL, credential)
 
 
-def announce(key: SigningKey, credential: bytes, announcement: Announcement) -> bytes:
+def sign_announcement(key: SigningKey, credential: bytes, announcement: Announcement) -> bytes:
     """A record for `spans_key`, under the node's id."""
     packed: bytes = msgpack.packb([_seal(key, _ANNOUNCEMENT, announcement), credential])
     return packed
 
 
-def put_up(operator: SigningKey, signpost: Signpost) -> bytes:
+def sign_endpoints(operator: SigningKey, signpost: PlatformEndpoints) -> bytes:
     """A record for `SIGNPOST_KEY`, under `SIGNPOST_SUBKEY`."""
     return _seal(operator, _SIGNPOST, signpost)
 
@@ -134,13 +134,13 @@ def read_announcement(record: bytes, operator: bytes) -> Announcement:
     return announcement
 
 
-def read_signpost(record: bytes, operator: bytes) -> Signpost:
+def read_signpost(record: bytes, operator: bytes) -> PlatformEndpoints:
     """The signpost, which may have expired: look at its ``expires``.
 
     Raises:
         RecordRefused: by size, format, signature or expiry (too far ahead).
     """
-    signpost = _open(record, operator, _SIGNPOST, Signpost)
+    signpost = _open(record, operator, _SIGNPOST, PlatformEndpoints)
     _check_expiry(signpost.expires)
     return signpost
 

@@ -11,19 +11,19 @@ from mesh.relay.frames import (
     MAX_FRAME_BYTES,
     MAX_ITEMS,
     MAX_TEXT,
-    Accepted,
-    Beat,
     Chunk,
-    Displaced,
-    Entry,
     Frame,
     Hello,
-    Inbox,
+    InboxDelivery,
+    InboxEntry,
+    KeepAlive,
+    KeepAliveAck,
+    OutgoingMessage,
     Poll,
-    Pulse,
     Push,
+    PushAck,
     Refusal,
-    Sent,
+    Superseded,
     Welcome,
 )
 
@@ -38,12 +38,12 @@ _KINDS: tuple[type[Any], ...] = (
     Hello,
     Welcome,
     Push,
-    Accepted,
-    Pulse,
-    Beat,
-    Inbox,
+    PushAck,
+    KeepAlive,
+    KeepAliveAck,
+    InboxDelivery,
     Poll,
-    Displaced,
+    Superseded,
     Chunk,
 )
 
@@ -52,8 +52,8 @@ _NUMBER_OF = {kind: number for number, kind in enumerate(_KINDS)}
 
 
 _ITEMS: dict[Any, tuple[type[Any], list[type]]] = {
-    list[Sent]: (Sent, [str, bytes, bytes]),
-    list[Entry]: (Entry, [bytes, bytes]),
+    list[OutgoingMessage]: (OutgoingMessage, [str, bytes, bytes]),
+    list[InboxEntry]: (InboxEntry, [bytes, bytes]),
     list[Refusal]: (Refusal, [str, int, str]),
 }
 
@@ -93,7 +93,7 @@ def decode(data: bytes | bytearray) -> Frame:
     return frame
 
 
-def place(cursor: str) -> tuple[int, int]:
+def cursor_order(cursor: str) -> tuple[int, int]:
     """Cursors in their order."""
     milliseconds, _, sequence = cursor.partition("-")
     return int(milliseconds), int(sequence)

@@ -41,20 +41,20 @@ MAX_TEXT = 128
 """Characters of an id, a cursor, a code."""
 
 
-PULSE_INTERVAL = 0.25
+KEEPALIVE_INTERVAL = 0.25
 """Seconds between two pulses of a node: less often than beside Redis, since each crosses the
 internet."""
 
 POLL_WAIT = 1.0
 """Seconds that a long poll waits for work at most."""
 
-FAREWELL = 1000
+GOODBYE = 1000
 """WebSocket close code, registered: the node has done all it had to do."""
 
 ABANDONED = 1001
 """WebSocket close code, registered: the node comes back, here or elsewhere."""
 
-DISPLACED = 4001
+SUPERSEDED = 4001
 """WebSocket close code: the node has connected again, elsewhere. It should not come back at
 once."""
 
@@ -65,7 +65,7 @@ TRY_AGAIN = 1013
 """WebSocket close code, registered: the relay cannot serve now."""
 
 
-class Sent(NamedTuple):
+class OutgoingMessage(NamedTuple):
     """A message on its way up. ``to``: the node whose inbox it is for; empty for tokens and events,
     whose place follows from the message. ``header`` and ``tensor`` as in :mod:`mesh.wire`."""
 
@@ -74,7 +74,7 @@ class Sent(NamedTuple):
     tensor: bytes
 
 
-class Entry(NamedTuple):
+class InboxEntry(NamedTuple):
     """A message on its way down."""
 
     header: bytes
@@ -114,11 +114,11 @@ class Push:
     """Node: results, to be forwarded together. Numbers grow by one, from 1."""
 
     number: int
-    sent: list[Sent]
+    sent: list[OutgoingMessage]
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class PushAck:
     """Relay: the push is through, but for what was refused."""
 
     number: int
@@ -126,7 +126,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class KeepAlive:
     """Node: its process runs, has KV room for ``room`` positions, and has read its inbox up to
     ``after``."""
 
@@ -136,7 +136,7 @@ class Pulse:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class KeepAliveAck:
     """Relay: the pulse of that number is known to all. The time between the two is what a message
     takes to the relay and back."""
 
@@ -144,11 +144,11 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
-class Inbox:
+class InboxDelivery:
     """Relay: what came for the node; go on after ``after``."""
 
     after: str
-    entries: list[Entry]
+    entries: list[InboxEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +163,8 @@ class Poll:
 
 
 @dataclass(frozen=True, slots=True)
-class Displaced:
-    """Relay, over HTTP: what :data:`DISPLACED` is on a WebSocket."""
+class Superseded:
+    """Relay, over HTTP: what :data:`SUPERSEDED` is on a WebSocket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,4 +175,15 @@ class Chunk:
     data: bytes
 
 
-Frame = Hello | Welcome | Push | Accepted | Pulse | Beat | Inbox | Poll | Displaced | Chunk
+Frame = (
+    Hello
+    | Welcome
+    | Push
+    | PushAck
+    | KeepAlive
+    | KeepAliveAck
+    | InboxDelivery
+    | Poll
+    | Superseded
+    | Chunk
+)

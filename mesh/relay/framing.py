@@ -6,7 +6,15 @@ import msgpack
 
 from mesh.errors import WireError
 from mesh.relay.codec import decode, encode, unpack
-from mesh.relay.frames import CHUNK_BYTES, MAX_FRAME_BYTES, MAX_ITEMS, MAX_TEXT, Chunk, Frame, Sent
+from mesh.relay.frames import (
+    CHUNK_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_ITEMS,
+    MAX_TEXT,
+    Chunk,
+    Frame,
+    OutgoingMessage,
+)
 
 
 def chunks(data: bytes) -> Iterator[bytes]:
@@ -65,13 +73,13 @@ def unbundle(body: bytes | bytearray) -> list[bytes]:
     return frames
 
 
-def batches(sent: Sequence[Sent]) -> list[list[Sent]]:
+def batches(sent: Sequence[OutgoingMessage]) -> list[list[OutgoingMessage]]:
     """The messages in their order, in as many lists as there have to be frames.
 
     Raises:
         WireError: one of them alone is too large for a frame.
     """
-    lists: list[list[Sent]] = []
+    lists: list[list[OutgoingMessage]] = []
     room = 0
     for message in sent:
         size = len(message.header) + len(message.tensor) + 2 * MAX_TEXT

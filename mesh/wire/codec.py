@@ -18,13 +18,13 @@ from mesh.wire.messages import (
     Open,
     OpenEdge,
     Ping,
-    Place,
     Pong,
     Prompt,
     Ready,
     Refused,
     Resume,
-    Sampling,
+    RoutePosition,
+    SamplingParams,
     Step,
     Steps,
     Token,
@@ -62,7 +62,7 @@ _KINDS: tuple[type[Any], ...] = (
 )
 
 
-_PARTS = (Place, Resume, Prompt, Sampling)
+_PARTS = (RoutePosition, Resume, Prompt, SamplingParams)
 
 
 _CODE_OF = {kind: code for code, kind in enumerate(_KINDS)}

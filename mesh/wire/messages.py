@@ -20,7 +20,7 @@ INT8_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class SamplingParams:
     """How the edge chooses the next token. ``temperature`` 0 means greedy."""
 
     temperature: float
@@ -40,11 +40,11 @@ class Prompt:
     token_ids: list[int]
     generated: list[int]
     max_tokens: int
-    sampling: Sampling
+    sampling: SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RoutePosition:
     """Where a node stands on a generation's route.
 
     ``capacity`` is in positions, ``expires_in`` in seconds. ``next_node`` is the next hop, from
@@ -89,7 +89,7 @@ class Open:
 
     request_id: str
     epoch: int
-    place: Place
+    place: RoutePosition
     resume: Resume
     prefix: list[bytes]
 
@@ -101,7 +101,7 @@ class OpenEdge:
 
     request_id: str
     epoch: int
-    place: Place
+    place: RoutePosition
     resume: Resume
     prefix: list[bytes]
     prompt: Prompt
@@ -225,7 +225,9 @@ class Cancel:
     epoch: int
 
 
-Note = Open | OpenEdge | Ready | Close | Halt | Ping | Token | Ended | Refused | Pong | Cancel
+ControlMessage = (
+    Open | OpenEdge | Ready | Close | Halt | Ping | Token | Ended | Refused | Pong | Cancel
+)
 """What is said of one generation: it has a ``request_id`` and an ``epoch``."""
 
-Message = Note | Steps
+Message = ControlMessage | Steps

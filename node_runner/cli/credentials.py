@@ -12,7 +12,7 @@ from node_runner.machine import keystore, login_file
 
 
 @dataclass(frozen=True, slots=True)
-class Credential:
+class WalletProof:
     """``secret``: the wallet's private key, or the machine's token."""
 
     wallet: str
@@ -22,7 +22,7 @@ class Credential:
 
 def choose(
     wallet: str | None, discovery: str | None, keyfile: Path | None, *, lookup: bool = False
-) -> Credential:
+) -> WalletProof:
     """What to register with. A key file outweighs a login. ``lookup``: the platform's URL need not
     be known, since the DHT tells it."""
     login = the_login()
@@ -36,7 +36,7 @@ def choose(
         owner = keystore.address(key)
         if wallet is not None and owner.lower() != wallet.lower():
             raise fail(f"{keyfile} belongs to {owner}, not to --wallet {wallet}.")
-        return Credential(owner, discovery, key)
+        return WalletProof(owner, discovery, key)
     if login is None:
         raise fail(
             "This machine is not logged in. Run far-node login --discovery URL, or give --keyfile."
@@ -51,10 +51,10 @@ def choose(
             f"This machine was let in by {login.wallet_address}, not by --wallet {wallet}. Leave "
             "--wallet out, or log in again with that wallet."
         )
-    return Credential(login.wallet_address, login.discovery, login.token)
+    return WalletProof(login.wallet_address, login.discovery, login.token)
 
 
-def the_login() -> login_file.Login | None:
+def the_login() -> login_file.MachineLogin | None:
     try:
         return login_file.load()
     except login_file.LoginFailed as error:

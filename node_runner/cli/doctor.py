@@ -49,7 +49,7 @@ def doctor(
     url = discovery or (login and login.discovery)
     found = list(doctor_checks.machine(Path(cache)))
     found.append(doctor_checks.login(login))
-    offered: list[earnings_estimate.Offer] = []
+    offered: list[earnings_estimate.EarningsEstimate] = []
     if url is None:
         found.append(doctor_checks.NO_PLATFORM)
     else:
@@ -63,7 +63,7 @@ def doctor(
                 if all(check.state != "fail" for check in found if check.name == "platform"):
                     with errors.status("Measuring what this device could serve"):
                         offered = list(
-                            earnings_estimate.of(
+                            earnings_estimate.estimates(
                                 http, chosen, number, seconds=0 if quick else SECONDS
                             )
                         )

@@ -42,7 +42,7 @@ def login(
     try:
         with client(url) as http:
 
-            def show(invitation: device_login.Invitation) -> None:
+            def show(invitation: device_login.DevicePrompt) -> None:
                 if key is None:
                     _show(invitation)
                 else:
@@ -76,12 +76,12 @@ def logout() -> None:
     console.print("Logged out." if revoked else "Logged out. The platform knew of no such token.")
 
 
-def _revoke(login: login_file.Login) -> bool:
+def _revoke(login: login_file.MachineLogin) -> bool:
     with client(login.discovery) as http:
         return device_login.revoke(login, http)
 
 
-def _show(invitation: device_login.Invitation) -> None:
+def _show(invitation: device_login.DevicePrompt) -> None:
     url, code = escape(invitation.url_with_code), escape(invitation.user_code)
     console.print(
         Panel(

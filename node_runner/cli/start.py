@@ -167,7 +167,7 @@ def _is_option(parameter: Any) -> bool:
 
 def _child(
     context: typer.Context, changes: dict[str, str | None], device: str, index: int
-) -> device_processes.Child:
+) -> device_processes.DeviceProcess:
     """How to start the node of one device: as this process was, whatever said it."""
     values: dict[str, Any] = {**context.params, **changes}
     if values["metrics_port"]:
@@ -183,7 +183,7 @@ def _child(
         else:
             arguments += _flag(parameter, value)
     command = [sys.executable, "-m", "node_runner.cli", "start", *arguments]
-    return device_processes.Child(device, command, environment)
+    return device_processes.DeviceProcess(device, command, environment)
 
 
 def _flag(parameter: Any, value: object) -> Sequence[str]:

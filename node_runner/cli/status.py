@@ -24,7 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 
 def status(as_json: Json = False) -> None:
     """What this machine's nodes do, what they earned, and why they get no work if they do not."""
-    found = control_socket.running()
+    found = control_socket.ask_running_nodes()
     nodes = [node for node in found if node.get("kind") == "node"]
     earnings = {
         (node["discovery"], node["wallet_address"]): _earnings(node)
@@ -61,14 +61,14 @@ def drain(
     ] = False,
 ) -> None:
     """Have this machine's nodes finish what they generate, and leave."""
-    asked = control_socket.running("drain")
+    asked = control_socket.ask_running_nodes("drain")
     if not asked:
         console.print("No node of yours runs here.")
         return
     count = sum(each.get("kind") == "node" for each in asked)
     console.print(f"Asked {count} node{'s' if count != 1 else ''} to finish and leave.")
     give_up = time.monotonic() + DRAIN_LIMIT
-    while not now and (left := control_socket.running()):
+    while not now and (left := control_socket.ask_running_nodes()):
         if time.monotonic() > give_up:
             raise fail(f"Still there: {', '.join(str(each['pid']) for each in left)}.")
         time.sleep(LOOK)

@@ -8,9 +8,9 @@ import structlog
 
 from mesh.dht.records import Announcement
 from mesh.dht.signing_keys import SigningKey
-from mesh.node_api import Vitals
+from mesh.node_api import Heartbeat
 from node_runner import metrics
-from node_runner.dht.peer_client import DhtUnavailable, Helper, Place
+from node_runner.dht.peer_client import DhtEndpoint, DhtUnavailable, PeerClient
 
 TTL = 120.0
 """Seconds for which an announcement counts: as long as a heartbeat, and four of them."""
@@ -40,7 +40,7 @@ class Announcer:
 
     def __init__(
         self,
-        place: Place,
+        place: DhtEndpoint,
         subject: Subject,
         layers: tuple[int, int],
         *,
@@ -48,12 +48,12 @@ class Announcer:
     ) -> None:
         self._subject = subject
         self._interval = interval
-        self._helper = Helper(place)
+        self._helper = PeerClient(place)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
         self.layers = layers
         """The span that routes count on, for the next announcement to tell."""
-        self.vitals = Vitals()
+        self.vitals = Heartbeat()
         """What the last heartbeat told, for the next announcement to tell."""
 
     @property

@@ -24,17 +24,17 @@ class DhtUnavailable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class DhtEndpoint:
     """Where the DHT is, and whose word counts there (an Ed25519 key in hex)."""
 
     peers: tuple[str, ...]
     operator_key: str
 
 
-class Helper:
+class PeerClient:
     """One process, or none. Not for several threads at once."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: DhtEndpoint) -> None:
         self._place = place
         self._process: subprocess.Popen[str] | None = None
 
@@ -116,13 +116,13 @@ def _line(process: subprocess.Popen[str], limit: float) -> dict[str, Any]:
     return answer
 
 
-def find_urls(place: Place, *, limit: float = ANSWER_LIMIT) -> Sequence[str]:
+def find_urls(place: DhtEndpoint, *, limit: float = ANSWER_LIMIT) -> Sequence[str]:
     """Where the platform is, by the operator's word in the DHT; empty if it does not say.
 
     Raises:
         DhtUnavailable: the DHT cannot be asked.
     """
-    helper = Helper(place)
+    helper = PeerClient(place)
     try:
         return list(helper.ask({"do": "find"}, limit=limit)["urls"])
     finally:

@@ -26,7 +26,7 @@ class Announcing:
     async def announce(self, order: dict[str, Any]) -> dict[str, Any]:
         """Put an announcement into the DHT; how many peers have it."""
         announcement = records.Announcement(**order["announcement"])
-        record = records.announce(
+        record = records.sign_announcement(
             SigningKey.from_hex(order["key"]), bytes.fromhex(order["credential"]), announcement
         )
         records.read_announcement(record, self._operator)  # else nobody would keep it

@@ -4,7 +4,7 @@ import httpx
 import structlog
 
 from mesh.dht.signing_keys import public_from_hex
-from node_runner.dht.peer_client import DhtUnavailable, Place, find_urls
+from node_runner.dht.peer_client import DhtEndpoint, DhtUnavailable, find_urls
 
 PROBE_LIMIT = 10.0
 """Seconds that a URL gets to answer."""
@@ -20,7 +20,7 @@ class PlatformSilent(PlatformNotFound):
     """The DHT does not answer, or nothing that it tells of does: worth trying again."""
 
 
-def place_of(peers: tuple[str, ...], operator_key: str | None) -> Place | None:
+def place_of(peers: tuple[str, ...], operator_key: str | None) -> DhtEndpoint | None:
     """Where the DHT is, by the node's options; none if they name no peers.
 
     Raises:
@@ -39,10 +39,10 @@ def place_of(peers: tuple[str, ...], operator_key: str | None) -> Place | None:
         raise PlatformNotFound(
             f"--operator-key is 64 hexadecimal digits; got {operator_key!r}."
         ) from None
-    return Place(peers, operator_key.strip().lower())
+    return DhtEndpoint(peers, operator_key.strip().lower())
 
 
-def platform_url(given: str | None, place: Place | None) -> str:
+def platform_url(given: str | None, place: DhtEndpoint | None) -> str:
     """The given URL if it answers, else the first of the DHT's that does, else the given one all
     the same: the node waits for it.
 

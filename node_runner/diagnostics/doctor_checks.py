@@ -15,7 +15,7 @@ import httpx
 import torch
 
 from node_runner.machine import devices
-from node_runner.machine.login_file import Login
+from node_runner.machine.login_file import MachineLogin
 
 State = Literal["ok", "warn", "fail"]
 
@@ -94,7 +94,7 @@ NO_PLATFORM = Check(
 )
 
 
-def login(known: Login | None) -> Check:
+def login(known: MachineLogin | None) -> Check:
     """Whether this machine may register nodes."""
     if known is None:
         hint = "far-node login --discovery URL; not needed with --keyfile."

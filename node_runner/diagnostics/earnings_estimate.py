@@ -23,7 +23,7 @@ POSITIONS = 8 * 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class EarningsEstimate:
     """A model, and this device's part in it.
 
     ``fits``: layers at each quantization that the engine has for it. ``per_hour``: FAR, none where
@@ -38,9 +38,9 @@ class Offer:
     per_hour: Decimal | None
 
 
-def of(
+def estimates(
     http: httpx.Client, device: torch.device, dtype: torch.dtype, *, seconds: float
-) -> Iterator[Offer]:
+) -> Iterator[EarningsEstimate]:
     """Each model of the platform. ``seconds``: to measure its speed in; 0 for not at all.
 
     Raises:
@@ -51,7 +51,7 @@ def of(
         config = ask(http, "GET", f"/api/discovery/config/{model['id']}")
         price = Decimal(model["price_per_token_far_exact"])
         decode = _decode(config, device, dtype, seconds) if seconds else None
-        yield Offer(
+        yield EarningsEstimate(
             model_id=model["id"],
             layers=model["layers"],
             fits=fits(config, room),

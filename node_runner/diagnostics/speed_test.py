@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModel
 
 from mesh.model.config import named
 from node_runner.engine.attention.interface import Segment
-from node_runner.engine.attention.kv_cache import KVPool
-from node_runner.engine.attention.ragged_batch import Pack
+from node_runner.engine.attention.kv_cache import KVBlockPool
+from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model.span_checkpoint import prepare_span
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.model.span_model import SpanModel
 
 AT_ONCE = 8
 """Generations of the second decode measurement."""
@@ -90,7 +90,7 @@ def measure(
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="far-node-bench-") as cache:
         folder, _ = prepare_span(source, layers=(0, layers), edge=False, cache=Path(cache))
-        span = Span(folder, edge=False, device=device, dtype=dtype, quantization=quantization)
+        span = SpanModel(folder, edge=False, device=device, dtype=dtype, quantization=quantization)
         span.warm_up()
         load_seconds = time.perf_counter() - began
         clock = _Clock(span, seconds / 3, tick)
@@ -105,7 +105,7 @@ def measure(
 
 
 class _Clock:
-    def __init__(self, span: Span, seconds: float, tick: Tick) -> None:
+    def __init__(self, span: SpanModel, seconds: float, tick: Tick) -> None:
         self._span = span
         self._seconds = seconds
         self._tick = tick
@@ -117,20 +117,20 @@ class _Clock:
         """
         span = self._span
         blocks = -(-(history + max(rows)) // span.kv_shape.block)
-        pool = KVPool(span.kv_shape, len(rows) * blocks * span.kv_shape.bytes_per_block)
+        pool = KVBlockPool(span.kv_shape, len(rows) * blocks * span.kv_shape.bytes_per_block)
         caches = [pool.reserve(history + max(rows)) for _ in rows]
         hidden = torch.zeros(sum(rows), span.hidden_size, dtype=span.dtype, device=span.device)
         if history:
             for cache in caches:
                 fill = hidden.new_zeros(history, span.hidden_size)
-                span.forward(fill, Pack([Segment(cache, rows=history, position=0)]))
+                span.forward(fill, RaggedBatch([Segment(cache, rows=history, position=0)]))
 
         def forward() -> None:
             segments = [
                 Segment(cache, rows=count, position=history)
                 for cache, count in zip(caches, rows, strict=True)
             ]
-            span.forward(hidden, Pack(segments))
+            span.forward(hidden, RaggedBatch(segments))
 
         forward()
         count, began = 0, time.perf_counter()

@@ -11,12 +11,12 @@ import torch
 
 from mesh import wire
 from mesh.wire import Ended, Token
-from node_runner.engine.decoding.detokenizer import TextStream
+from node_runner.engine.decoding.detokenizer import Detokenizer
 from node_runner.engine.decoding.draft_model import Ask, DraftModel
 from node_runner.engine.decoding.sampler import sample
-from node_runner.engine.decoding.speculation import Pace, PromptLookup
-from node_runner.engine.generation import Decoding, Generation, Work
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.decoding.speculation import PromptLookup, SpeculationPolicy
+from node_runner.engine.generation import Decoding, Generation, WorkItem
+from node_runner.engine.model.span_model import SpanModel
 from node_runner.engine.scheduler import PREFILL_CHUNK
 
 
@@ -27,7 +27,7 @@ class Edge:
     nothing to say.
     """
 
-    def __init__(self, span: Span, *, speculate: bool, draft: DraftModel | None) -> None:
+    def __init__(self, span: SpanModel, *, speculate: bool, draft: DraftModel | None) -> None:
         self._span = span
         self._speculate = speculate
         self._draft = draft
@@ -39,14 +39,14 @@ class Edge:
     def busy(self) -> bool:
         return bool(self._returned)
 
-    def take_guesses(self) -> tuple[int, int]:
+    def take_drafts(self) -> tuple[int, int]:
         """Tokens guessed since the last call, and how many of them were right."""
         taken, self._guesses = self._guesses, (0, 0)
         return taken
 
     def open(self, request_id: str, prompt: wire.Prompt, *, unready: set[int]) -> Decoding:
         """A generation begins here, or goes on after the tokens that readers have."""
-        text = TextStream(self._span.tokenizer, prompt.token_ids, prompt.sampling.stop)
+        text = Detokenizer(self._span.tokenizer, prompt.token_ids, prompt.sampling.stop)
         stopped = False
         for token_id in prompt.generated:  # brings the decoder up to what readers have
             stopped = text.push(token_id)[1] or token_id in self._span.end_tokens
@@ -61,7 +61,7 @@ class Edge:
             text=text,
             stopped=stopped,
             lookup=PromptLookup(),
-            pace=Pace(),
+            pace=SpeculationPolicy(),
             unready=unready,
         )
 
@@ -103,7 +103,7 @@ class Edge:
             at += len(hidden)
         return outcomes
 
-    def feed(self, generations: Iterable[Generation]) -> list[Work]:
+    def feed(self, generations: Iterable[Generation]) -> list[WorkItem]:
         """Each generation's next tokens, if it has any: a chunk of its prompt, or what was just
         chosen, and guesses of what follows."""
         began = time.monotonic()
@@ -115,7 +115,7 @@ class Edge:
             begin = decoding.fed
             end = min(begin + PREFILL_CHUNK, len(decoding.tokens))
             decoding.fed = end
-            work = Work(generation, begin, wanted=0, token_ids=decoding.tokens[begin:end])
+            work = WorkItem(generation, begin, wanted=0, token_ids=decoding.tokens[begin:end])
             if end == len(decoding.tokens):
                 ends.append((work, decoding))
             else:
@@ -134,7 +134,7 @@ class Edge:
         if self._draft is not None:
             self._draft.close(generation.request_id)
 
-    def _guess(self, ends: Sequence[tuple[Work, Decoding]]) -> None:
+    def _guess(self, ends: Sequence[tuple[WorkItem, Decoding]]) -> None:
         """Set the drafts of those that were fed their last token: from the text itself, else by the
         draft model, all in its same forwards."""
         asks = []

@@ -22,19 +22,19 @@ from mesh.wire import (
     Steps,
 )
 from node_runner.engine.attention.interface import Segment
-from node_runner.engine.attention.kv_cache import KVCache, KVPool
-from node_runner.engine.attention.prefix_cache import Prefixes
-from node_runner.engine.attention.ragged_batch import Pack
+from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
+from node_runner.engine.attention.prefix_cache import PrefixCache
+from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.decoding.draft_model import DraftModel
 from node_runner.engine.device.tensors import NAMES, is_finite
 from node_runner.engine.edge import Edge
-from node_runner.engine.generation import Decoding, Generation, Work
-from node_runner.engine.model.span_model import Span
-from node_runner.engine.output_batcher import Results
-from node_runner.engine.replay_buffer import Sent
+from node_runner.engine.generation import Decoding, Generation, WorkItem
+from node_runner.engine.model.span_model import SpanModel
+from node_runner.engine.output_batcher import OutputBatcher
+from node_runner.engine.replay_buffer import ReplayBuffer
 from node_runner.engine.scheduler import PREFILL_CHUNK, Scheduler
 from node_runner.engine.tensor_codec import from_steps
-from node_runner.outputs import Forward, Result
+from node_runner.outputs import EngineOutput, NodeMessage
 
 
 class Engine:
@@ -54,13 +54,13 @@ class Engine:
 
     def __init__(
         self,
-        span: Span,
+        span: SpanModel,
         *,
         node_id: str,
         kv_budget_bytes: int,
         wire_dtype: str | None = None,
         speculate: bool = True,
-        draft: Span | None = None,
+        draft: SpanModel | None = None,
         max_generations: int | None = None,
     ) -> None:
         self._max_generations = sys.maxsize if max_generations is None else max_generations
@@ -69,10 +69,10 @@ class Engine:
         self._wire_dtype = wire_dtype or NAMES[span.dtype]
         shapes = [span.kv_shape] if draft is None else [span.kv_shape, draft.kv_shape]
         positions = kv_budget_bytes // sum(shape.bytes_per_position for shape in shapes)
-        self.pool = KVPool(span.kv_shape, positions * span.kv_shape.bytes_per_position)
-        self.prefixes = Prefixes(self.pool)
-        guesser = draft and DraftModel(draft, positions=positions)
-        self.edge = Edge(span, speculate=speculate, draft=guesser)
+        self.pool = KVBlockPool(span.kv_shape, positions * span.kv_shape.bytes_per_position)
+        self.prefixes = PrefixCache(self.pool)
+        drafter = draft and DraftModel(draft, positions=positions)
+        self.edge = Edge(span, speculate=speculate, draft=drafter)
         self.generations: dict[str, Generation] = {}
         self.elsewhere = 0
         """Generations that the node's other engines hold; they count for ``max_generations``."""
@@ -96,9 +96,9 @@ class Engine:
         """Positions that there is KV room for while no generation is here."""
         return self.pool.budget_bytes // self.pool.shape.bytes_per_position
 
-    def step(self, messages: Iterable[Message]) -> list[Result]:
+    def step(self, messages: Iterable[Message]) -> list[EngineOutput]:
         """Take messages in, run one forward over what waits, give results out."""
-        results = Results(self._wire_dtype)
+        results = OutputBatcher(self._wire_dtype)
         for message in messages:
             self._receive(message, results)
         for generation, tokens, ended in self.edge.sample():
@@ -115,9 +115,9 @@ class Engine:
         taken, self._forwards = self._forwards, []
         return taken
 
-    def abandon(self, code: str) -> list[Result]:
+    def abandon(self, code: str) -> list[EngineOutput]:
         """Give all generations up; their supervisors are told why, and go on elsewhere."""
-        results = Results(self._wire_dtype)
+        results = OutputBatcher(self._wire_dtype)
         for generation in list(self.generations.values()):
             results.add(self._refusal(generation, code))
             self._drop(generation)
@@ -136,7 +136,7 @@ class Engine:
     def _alive(self) -> list[Generation]:
         return [generation for generation in self.generations.values() if not generation.over]
 
-    def _receive(self, message: Message, results: Results) -> None:
+    def _receive(self, message: Message, results: OutputBatcher) -> None:
         if isinstance(message, Steps):
             self._arrive(message, results)
             return
@@ -159,11 +159,11 @@ class Engine:
             case Ready() if generation.epoch == message.epoch and generation.decoding is not None:
                 _note_ready(generation, generation.decoding, message)
 
-    def _open(self, message: Open | OpenEdge, results: Results) -> None:
+    def _open(self, message: Open | OpenEdge, results: OutputBatcher) -> None:
         known = self.generations.get(message.request_id)
         if known is not None and known.epoch >= message.epoch:
             return
-        sent = Sent()
+        sent = ReplayBuffer()
         cache: KVCache | None
         if message.resume.keep:
             if known is None or known.cache.length < message.resume.known:
@@ -197,11 +197,11 @@ class Engine:
             ready = Ready(
                 generation.request_id, generation.epoch, message.place.stage, cache.length
             )
-            results.add(Forward(message.place.edge_node, ready))
+            results.add(NodeMessage(message.place.edge_node, ready))
         if message.resume.keep and message.resume.replay:
             self._replay(generation, results)
 
-    def _begin(self, generation: Generation, message: OpenEdge, results: Results) -> None:
+    def _begin(self, generation: Generation, message: OpenEdge, results: OutputBatcher) -> None:
         unready = set(range(1, message.place.stages)) if message.prefix else set()
         decoding = self.edge.open(message.request_id, message.prompt, unready=unready)
         decoding.fed = min(generation.cache.length, len(decoding.tokens) - 1)
@@ -212,7 +212,7 @@ class Engine:
             results.add(ended)
             self._drop(generation)
 
-    def _replay(self, generation: Generation, results: Results) -> None:
+    def _replay(self, generation: Generation, results: OutputBatcher) -> None:
         """Give the next node, which is new, all that it would have been sent before."""
         hidden = generation.sent.upto(generation.resume.known)
         if hidden is not None:
@@ -225,7 +225,7 @@ class Engine:
             generation.over = True
             results.add(self._refusal(generation, "no_replay"))
 
-    def _arrive(self, message: Steps, results: Results) -> None:
+    def _arrive(self, message: Steps, results: OutputBatcher) -> None:
         span = self._span
         expected = [self._expecting(step) for step in message.steps]
         if not any(expected):
@@ -246,7 +246,9 @@ class Engine:
             if step.rows > PREFILL_CHUNK or waiting > 2 * generation.place.capacity:
                 self._blame_sender(generation, "flood", results)
             elif generation.decoding is None:
-                self._scheduler.add(Work(generation, step.position, step.wanted, step.replay, own))
+                self._scheduler.add(
+                    WorkItem(generation, step.position, step.wanted, step.replay, own)
+                )
             elif is_finite(own):
                 self.edge.take(generation, step.position, own)
             else:
@@ -264,7 +266,7 @@ class Engine:
         for work in self.edge.feed(idle):
             self._scheduler.add(work)
 
-    def _run(self, results: Results) -> None:
+    def _run(self, results: OutputBatcher) -> None:
         alive = self._alive()
         stages = max((generation.place.stages for generation in alive), default=1)
         pack = self._scheduler.take(share=-(-len(alive) // stages))
@@ -276,7 +278,9 @@ class Engine:
             hidden = self._inputs(pack)
         if hidden is None:
             return
-        packed = Pack([Segment(work.generation.cache, work.rows, work.position) for work in pack])
+        packed = RaggedBatch(
+            [Segment(work.generation.cache, work.rows, work.position) for work in pack]
+        )
         output = self._span.forward(hidden, packed)
         self._forwards.append((len(pack), packed.rows))
         sound = is_finite(output)
@@ -289,7 +293,7 @@ class Engine:
                 self.pool.scrub(work.generation.cache)
                 results.add(self._refusal(work.generation, "not_finite"))
 
-    def _fits(self, work: Work, results: Results) -> bool:
+    def _fits(self, work: WorkItem, results: OutputBatcher) -> bool:
         """Whether the cache has come so far, and has room. Position is the truth: less than it
         has is a repetition; more is a step that never arrived."""
         generation = work.generation
@@ -300,13 +304,13 @@ class Engine:
             results.add(self._refusal(generation, "gap"))
         return not generation.over
 
-    def _is_finite(self, work: Work, results: Results) -> bool:
+    def _is_finite(self, work: WorkItem, results: OutputBatcher) -> bool:
         if work.hidden is None or is_finite(work.hidden):
             return True
         self._blame_sender(work.generation, "not_finite", results)
         return False
 
-    def _inputs(self, pack: list[Work]) -> torch.Tensor | None:
+    def _inputs(self, pack: list[WorkItem]) -> torch.Tensor | None:
         if not pack:
             return None
         if pack[0].hidden is None:
@@ -317,7 +321,7 @@ class Engine:
         hidden = [work.hidden for work in pack if work.hidden is not None]
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
 
-    def _pass_on(self, work: Work, rows: torch.Tensor, results: Results) -> None:
+    def _pass_on(self, work: WorkItem, rows: torch.Tensor, results: OutputBatcher) -> None:
         generation, position = work.generation, work.position
         if not generation.last:
             generation.sent.put(position, rows)
@@ -335,7 +339,7 @@ class Engine:
         generation: Generation,
         position: int,
         rows: torch.Tensor,
-        results: Results,
+        results: OutputBatcher,
         wanted: int = 0,
         *,
         replay: bool = False,
@@ -343,7 +347,7 @@ class Engine:
         step = Step(generation.request_id, generation.epoch, position, len(rows), wanted, replay)
         results.send(generation.place.next_node, step, rows)
 
-    def _blame_sender(self, generation: Generation, code: str, results: Results) -> None:
+    def _blame_sender(self, generation: Generation, code: str, results: OutputBatcher) -> None:
         """A step that cannot be right. What came before it is: the cache may serve the next
         epoch."""
         generation.over = True

@@ -6,9 +6,9 @@ import torch
 
 from mesh import wire
 from node_runner.engine.attention.kv_cache import KVCache
-from node_runner.engine.decoding.detokenizer import TextStream
-from node_runner.engine.decoding.speculation import Pace, PromptLookup
-from node_runner.engine.replay_buffer import Sent
+from node_runner.engine.decoding.detokenizer import Detokenizer
+from node_runner.engine.decoding.speculation import PromptLookup, SpeculationPolicy
+from node_runner.engine.replay_buffer import ReplayBuffer
 
 
 @dataclass(slots=True)
@@ -18,11 +18,11 @@ class Decoding:
     tokens: list[int]
     prompt_length: int
     max_tokens: int
-    sampling: wire.Sampling
-    text: TextStream
+    sampling: wire.SamplingParams
+    text: Detokenizer
     stopped: bool
     lookup: PromptLookup
-    pace: Pace
+    pace: SpeculationPolicy
     unready: set[int]
     """Stages whose nodes have not said yet where they can begin."""
     fed: int = 0
@@ -48,7 +48,7 @@ class Generation:
 
     request_id: str
     epoch: int
-    place: wire.Place
+    place: wire.RoutePosition
     resume: wire.Resume
     prefix: list[bytes]
     cache: KVCache
@@ -56,7 +56,7 @@ class Generation:
     decoding: Decoding | None
     over: bool = False
     """Nothing of this epoch is worked at any more."""
-    sent: Sent = field(default_factory=Sent)
+    sent: ReplayBuffer = field(default_factory=ReplayBuffer)
 
     @property
     def first(self) -> bool:
@@ -68,7 +68,7 @@ class Generation:
 
 
 @dataclass(slots=True)
-class Work:
+class WorkItem:
     """Consecutive positions of one generation that wait for the forward: token ids at the edge,
     hidden states elsewhere."""
 

@@ -4,22 +4,22 @@ import torch
 
 from mesh.wire import Step, Steps
 from node_runner.engine.tensor_codec import to_bytes
-from node_runner.outputs import Forward, Result
+from node_runner.outputs import EngineOutput, NodeMessage
 
 MAX_ROWS = 256
 """Rows of one message, unless one step has more: a replay does not become a giant."""
 
 
-class Results:
+class OutputBatcher:
     """Results in the order of their making; steps that go to the same node together, and first."""
 
     def __init__(self, wire_dtype: str) -> None:
         self._wire_dtype = wire_dtype
         self._steps: dict[str, list[tuple[Step, torch.Tensor]]] = {}
-        self._forwards: list[Result] = []
-        self._others: list[Result] = []
+        self._forwards: list[EngineOutput] = []
+        self._others: list[EngineOutput] = []
 
-    def add(self, *results: Result) -> None:
+    def add(self, *results: EngineOutput) -> None:
         self._others += results
 
     def send(self, to: str, step: Step, hidden: torch.Tensor) -> None:
@@ -29,7 +29,7 @@ class Results:
             self._flush(to)
         self._steps[to].append((step, hidden))
 
-    def take(self) -> list[Result]:
+    def take(self) -> list[EngineOutput]:
         """All of them."""
         for to in self._steps:
             self._flush(to)
@@ -43,4 +43,4 @@ class Results:
         together = rows[0] if len(rows) == 1 else torch.cat(rows)
         data = to_bytes(together, self._wire_dtype)
         steps = Steps([step for step, _ in waiting], self._wire_dtype, together.shape[1], data)
-        self._forwards.append(Forward(to, steps))
+        self._forwards.append(NodeMessage(to, steps))

@@ -7,7 +7,7 @@ that the death of one node costs only that node's work again.
 import torch
 
 
-class Sent:
+class ReplayBuffer:
     """Hidden states of positions ``[0, length)`` of one generation, on the CPU.
 
     Position is the truth here too: what is sent again from an earlier position replaces the rest.

@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Collection
 
 from node_runner.engine.attention.interface import FEW_ROWS
-from node_runner.engine.generation import Generation, Work
+from node_runner.engine.generation import Generation, WorkItem
 
 PREFILL_CHUNK = 128
 """Positions of one prompt in one forward: small enough that the spans work on different chunks at
@@ -26,8 +26,8 @@ class Scheduler:
     """
 
     def __init__(self) -> None:
-        self._steps: deque[Work] = deque()
-        self._chunks: deque[Work] = deque()
+        self._steps: deque[WorkItem] = deque()
+        self._chunks: deque[WorkItem] = deque()
         self._waiting: Counter[Generation] = Counter()
 
     def __bool__(self) -> bool:
@@ -40,7 +40,7 @@ class Scheduler:
     def waiting_rows(self, generation: Generation) -> int:
         return self._waiting[generation]
 
-    def add(self, work: Work) -> None:
+    def add(self, work: WorkItem) -> None:
         """Work of one generation is taken in the order in which it was added."""
         quick = work.rows <= FEW_ROWS and work.wanted > 0
         if quick and not self.waits(work.generation):
@@ -49,7 +49,7 @@ class Scheduler:
             self._chunks.append(work)
         self._waiting[work.generation] += work.rows
 
-    def take(self, share: int) -> list[Work]:
+    def take(self, share: int) -> list[WorkItem]:
         """The next forward's work, at most one piece of each generation: ``share`` steps or a few,
         and a chunk's worth of prompts. Work of generations that are over is dropped."""
         pack = self._pick(self._steps, works=max(share, MIN_BATCH))
@@ -57,15 +57,15 @@ class Scheduler:
 
     def _pick(
         self,
-        queue: deque[Work],
+        queue: deque[WorkItem],
         *,
         works: int | None = None,
         rows: int | None = None,
-        beside: Collection[Work] = (),
-    ) -> list[Work]:
+        beside: Collection[WorkItem] = (),
+    ) -> list[WorkItem]:
         """From the queue's front: up to so many works, or rows (one work is never too long)."""
-        picked: list[Work] = []
-        later: list[Work] = []
+        picked: list[WorkItem] = []
+        later: list[WorkItem] = []
         taken = {work.generation for work in beside}
         size = 0
         while queue and (works is None or len(picked) < works):
@@ -85,7 +85,7 @@ class Scheduler:
         queue.extendleft(reversed(later))
         return picked
 
-    def _forget(self, work: Work) -> None:
+    def _forget(self, work: WorkItem) -> None:
         self._waiting[work.generation] -= work.rows
         if not self._waiting[work.generation]:
             del self._waiting[work.generation]

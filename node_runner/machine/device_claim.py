@@ -17,7 +17,7 @@ class ClaimError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class DeviceClaim:
     """A name for one process on one GPU, held while ``lock`` is open."""
 
     device_id: str
@@ -29,7 +29,7 @@ class Claim:
         self.lock.close()
 
 
-def claim(folder: Path, *, wallet: str, gpu_index: int) -> Claim:
+def claim(folder: Path, *, wallet: str, gpu_index: int) -> DeviceClaim:
     """This machine's name, made at random the first time.
 
     While another process of the wallet serves on the same GPU (or CPU), a second one is a device of
@@ -48,7 +48,7 @@ def claim(folder: Path, *, wallet: str, gpu_index: int) -> Claim:
             except BlockingIOError:
                 lock.close()
                 continue
-            return Claim(f"{machine}.{number}" if number else machine, gpu_index, lock)
+            return DeviceClaim(f"{machine}.{number}" if number else machine, gpu_index, lock)
     except OSError as error:
         raise ClaimError(f"Cannot write to {folder}: {error.strerror}.") from None
     raise AssertionError("numbers do not end")

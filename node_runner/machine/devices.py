@@ -14,7 +14,7 @@ OF_MAIN_MEMORY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class GpuInfo:
     """Bytes of memory, in all and free."""
 
     index: int
@@ -23,14 +23,14 @@ class Gpu:
     free: int
 
 
-def gpus() -> list[Gpu]:
+def gpus() -> list[GpuInfo]:
     """Those that torch can use."""
     if not torch.cuda.is_available():
         return []
     found = []
     for index in range(torch.cuda.device_count()):
         free, memory = torch.cuda.mem_get_info(index)
-        found.append(Gpu(index, torch.cuda.get_device_name(index), memory, free))
+        found.append(GpuInfo(index, torch.cuda.get_device_name(index), memory, free))
     return found
 
 

@@ -21,7 +21,7 @@ class GpuUse:
     vram_used_gb: float = 0.0
 
 
-class Gpu:
+class GpuMonitor:
     """A GPU as NVML, the driver's library, sees it; a device without one uses nothing."""
 
     def __init__(self, device: "torch.device") -> None:

@@ -13,7 +13,7 @@ class LoginFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
+class MachineLogin:
     """What this machine may do, where, and for whom."""
 
     discovery: str
@@ -23,7 +23,7 @@ class Login:
     token: str
 
 
-def load() -> Login | None:
+def load() -> MachineLogin | None:
     """The login of this machine; none if there is none.
 
     Raises:
@@ -31,14 +31,14 @@ def load() -> Login | None:
     """
     file = directories.config() / FILE
     try:
-        return Login(**json.loads(file.read_text()))
+        return MachineLogin(**json.loads(file.read_text()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise LoginFailed(f"Cannot read {file} ({error}). Log in again: far-node login.") from None
 
 
-def save(login: Login) -> None:
+def save(login: MachineLogin) -> None:
     """Keep it for later starts, with mode 0600."""
     directories.write_secret(directories.config() / FILE, json.dumps(asdict(login)))
 

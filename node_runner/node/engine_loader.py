@@ -17,16 +17,16 @@ from node_runner.engine.decoding.draft_model import load_draft
 from node_runner.engine.engine import Engine
 from node_runner.engine.model.acceleration import accelerate, capture_decoding
 from node_runner.engine.model.span_checkpoint import SpanSpec, prepare_span
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.model.span_model import SpanModel
 from node_runner.machine import devices
-from node_runner.node.engine_set import Layers
+from node_runner.node.engine_set import Span
 from node_runner.node.options import CannotServe, Options
 from node_runner.platform_client.weight_listing import AskPlatform, Wallet
 from node_runner.weights.source_selection import weights_of
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedSpan:
     """A span's checkpoint on disk, and the bytes that serving it takes."""
 
     folder: Path
@@ -35,7 +35,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class SpanInfo:
     """What is known of a span that was loaded, and may be kept when it is gone from memory.
 
     ``folder``: its checkpoint, which stays in the cache until it is released. ``memory_bytes``:
@@ -49,21 +49,21 @@ class Facts:
     seconds: float
 
     @property
-    def layers(self) -> Layers:
+    def layers(self) -> Span:
         return self.spec.start, self.spec.end
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedSpan:
     """A span in memory, and the model that guesses beside it, if there is one. Whoever keeps this
     keeps them there: once there is an engine, only the facts are of use."""
 
-    facts: Facts
-    span: Span
-    guesser: Span | None
+    facts: SpanInfo
+    span: SpanModel
+    drafter: SpanModel | None
 
 
-class Loader:
+class EngineLoader:
     """Loads spans of the model that a node was started for, all in the same way.
 
     Raises:
@@ -102,7 +102,7 @@ class Loader:
         except (MeshError, OSError) as error:
             raise CannotServe(str(error)) from None
 
-    def prepare(self, layers: Layers | None, *, edge: bool) -> Prepared:
+    def prepare(self, layers: Span | None, *, edge: bool) -> PreparedSpan:
         """Fetch a span (all layers, if none are given).
 
         Raises:
@@ -127,9 +127,9 @@ class Loader:
             source = self._options.path or self._options.model
             raise CannotServe(f"Cannot read the model {source}: {error}") from None
         weights = (spec.end - spec.start) * takes.layer + edge * takes.edge
-        return Prepared(folder, spec, weights + self._kv_bytes)
+        return PreparedSpan(folder, spec, weights + self._kv_bytes)
 
-    def load(self, prepared: Prepared) -> Loaded:
+    def load(self, prepared: PreparedSpan) -> LoadedSpan:
         """
         Raises:
             CannotServe: it cannot be quantized like this, or the draft model does not fit.
@@ -137,7 +137,7 @@ class Loader:
         torch.set_num_threads(self._options.threads)  # of this thread
         began = time.monotonic()
         try:
-            span = Span(
+            span = SpanModel(
                 prepared.folder,
                 edge=prepared.spec.edge,
                 device=self._device,
@@ -146,23 +146,23 @@ class Loader:
             )
             seconds = time.monotonic() - began
             span.warm_up()
-            guesser = self._guesser(span)
+            drafter = self._guesser(span)
             if self._options.paged and self._device.type == "cuda":
                 accelerate(span)
-                if guesser is not None:
-                    accelerate(guesser)
+                if drafter is not None:
+                    accelerate(drafter)
         except MeshError as error:
             raise CannotServe(error.detail) from None
-        facts = Facts(
+        facts = SpanInfo(
             prepared.folder,
             prepared.spec,
             memory_bytes=prepared.memory_bytes,
             weight_bytes=sum(weight.nbytes for weight in span.weights),
             seconds=seconds,
         )
-        return Loaded(facts, span, guesser)
+        return LoadedSpan(facts, span, drafter)
 
-    def engine(self, loaded: Loaded, node_id: str) -> Engine:
+    def engine(self, loaded: LoadedSpan, node_id: str) -> Engine:
         """
         Raises:
             CannotServe: there is no room for KV.
@@ -173,19 +173,19 @@ class Loader:
             kv_budget_bytes=self._kv_budget(loaded.span),
             wire_dtype=self._wire_dtype,
             speculate=self._options.speculate,
-            draft=loaded.guesser,
+            draft=loaded.drafter,
             max_generations=self._options.max_sessions,
         )
         if loaded.span.kv_shape.paged:
             capture_decoding(loaded.span, engine.pool)
         return engine
 
-    def _guesser(self, span: Span) -> Span | None:
+    def _guesser(self, span: SpanModel) -> SpanModel | None:
         if self._options.draft is None or not self._options.speculate or not span.edge:
             return None
         return load_draft(self._options.draft, span, cache=self._options.cache)
 
-    def _kv_budget(self, span: Span) -> int:
+    def _kv_budget(self, span: SpanModel) -> int:
         least = span.kv_shape.bytes_per_block
         if self._kv_bytes < least:
             raise CannotServe(

@@ -11,9 +11,9 @@ from queue import Empty, SimpleQueue
 
 from mesh.wire import Message, Open, OpenEdge, Refused, Steps
 from node_runner.engine.engine import Engine
-from node_runner.outputs import Result
+from node_runner.outputs import EngineOutput
 
-Layers = tuple[int, int]
+Span = tuple[int, int]
 """A span: start and end (not included)."""
 
 LEAVE_LIMIT = 300.0
@@ -35,18 +35,18 @@ class _Leaving:
 
 @dataclass(frozen=True, slots=True)
 class _Add:
-    layers: Layers
+    layers: Span
     engine: Engine
 
 
 @dataclass(frozen=True, slots=True)
 class _CountOn:
-    layers: Layers
+    layers: Span
 
 
 @dataclass(frozen=True, slots=True)
 class _GiveUp:
-    layers: Layers
+    layers: Span
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ def _addressed(message: Message, inboxes: list[_Inbox]) -> list[_Inbox]:
     return holding or inboxes[-1:]
 
 
-class Engines:
+class EngineSet:
     """What a runner steps. One thread calls `step`; what any thread may call says so.
 
     Args:
@@ -80,36 +80,36 @@ class Engines:
         engine: Its engine.
     """
 
-    def __init__(self, node_id: str, layers: Layers, engine: Engine) -> None:
+    def __init__(self, node_id: str, layers: Span, engine: Engine) -> None:
         self._node_id = node_id
-        self._engines: dict[Layers, Engine] = {layers: engine}
+        self._engines: dict[Span, Engine] = {layers: engine}
         self._counted_on = layers
-        self._leaving: dict[Layers, _Leaving] = {}
+        self._leaving: dict[Span, _Leaving] = {}
         self._asked: SimpleQueue[_Add | _CountOn | _GiveUp] = SimpleQueue()
 
-    def add(self, layers: Layers, engine: Engine) -> None:
+    def add(self, layers: Span, engine: Engine) -> None:
         """Serve a span more. From any thread."""
         self._asked.put(_Add(layers, engine))
 
-    def count_on(self, layers: Layers) -> None:
+    def count_on(self, layers: Span) -> None:
         """Routes count on this span from now on: once it is served, all others leave when they are
         empty. From any thread."""
         if layers != self._counted_on or len(self._engines) > 1:
             self._asked.put(_CountOn(layers))
 
-    def give_up(self, layers: Layers) -> None:
+    def give_up(self, layers: Span) -> None:
         """Take nothing new for a span, and drop it when it is empty. From any thread."""
         self._asked.put(_GiveUp(layers))
 
     @property
-    def spans(self) -> list[Layers]:
+    def spans(self) -> list[Span]:
         """What new generations may ask for. From any thread."""
         served = dict(self._engines)
         leaving = dict(self._leaving)
         return [at for at in served if at not in leaving or not leaving[at].refuses]
 
     @property
-    def loaded(self) -> list[Layers]:
+    def loaded(self) -> list[Span]:
         """All that takes memory. From any thread."""
         return list(dict(self._engines))
 
@@ -151,11 +151,11 @@ class Engines:
         """Whether another step has something to do without new messages."""
         return any(engine.busy for engine in self._engines.values())
 
-    def step(self, messages: Iterable[Message]) -> list[Result]:
+    def step(self, messages: Iterable[Message]) -> list[EngineOutput]:
         """Take messages in, run one forward of each engine, give results out."""
         self._do_what_was_asked()
         inboxes = {layers: _Inbox(set(engine.generations)) for layers, engine in self._all()}
-        results: list[Result] = []
+        results: list[EngineOutput] = []
         for message in messages:
             if isinstance(message, Open | OpenEdge):
                 layers = (message.place.start_layer, message.place.end_layer)
@@ -186,12 +186,12 @@ class Engines:
         """Generations and positions of each forward since the last call."""
         return [taken for engine in self._engines.values() for taken in engine.take_forwards()]
 
-    def take_guesses(self) -> tuple[int, int]:
+    def take_drafts(self) -> tuple[int, int]:
         """Tokens guessed since the last call, and how many of them were right."""
-        taken = [engine.edge.take_guesses() for engine in self._engines.values()]
+        taken = [engine.edge.take_drafts() for engine in self._engines.values()]
         return sum(guessed for guessed, _ in taken), sum(right for _, right in taken)
 
-    def _all(self) -> list[tuple[Layers, Engine]]:
+    def _all(self) -> list[tuple[Span, Engine]]:
         return list(self._engines.items())
 
     def _do_what_was_asked(self) -> None:
@@ -211,7 +211,7 @@ class Engines:
                 case _GiveUp(layers) if layers in self._engines:
                     self._leave([layers], refuses=True)
 
-    def _leave(self, spans: Iterable[Layers], *, refuses: bool) -> None:
+    def _leave(self, spans: Iterable[Span], *, refuses: bool) -> None:
         for layers in spans:
             known = self._leaving.get(layers)
             until = time.monotonic() + LEAVE_LIMIT if known is None else known.until

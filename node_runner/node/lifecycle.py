@@ -9,15 +9,15 @@ import structlog
 import torch
 
 from mesh.dht.signing_keys import SigningKey
-from mesh.node_api import Vitals
+from mesh.node_api import Heartbeat
 from node_runner.machine import device_claim, devices, directories
-from node_runner.machine.gpu_usage import Gpu
+from node_runner.machine.gpu_usage import GpuMonitor
 from node_runner.node import step_meter
-from node_runner.node.engine_loader import Loaded, Loader
-from node_runner.node.engine_set import Engines
-from node_runner.node.loop import Runner
+from node_runner.node.engine_loader import EngineLoader, LoadedSpan
+from node_runner.node.engine_set import EngineSet
+from node_runner.node.loop import ServingLoop
 from node_runner.node.options import CannotServe, EndedForNow, Options
-from node_runner.node.rebalance import Mover
+from node_runner.node.rebalance import Rebalancer
 from node_runner.node.startup import (
     claim_device,
     find_platform,
@@ -30,12 +30,12 @@ from node_runner.node.startup import (
     serve_metrics,
 )
 from node_runner.platform_client.registration import (
+    HeartbeatReply,
     NodeSuperseded,
     Platform,
     PlatformError,
-    Told,
 )
-from node_runner.service.control_socket import Control
+from node_runner.service.control_socket import ControlSocket
 
 __all__ = ["CannotServe", "EndedForNow", "Options", "serve"]
 
@@ -56,10 +56,10 @@ def serve(options: Options) -> None:
         "discovery": options.discovery,
     }
     # SIGINT reaches the main thread whatever it does: it ends a start, and drains what serves.
-    with Control(about, drain=lambda: os.kill(os.getpid(), signal.SIGINT)) as control:
+    with ControlSocket(about, drain=lambda: os.kill(os.getpid(), signal.SIGINT)) as control:
         device = pick_device(options.device)
         claim = claim_device(options.wallet, device)
-        gpu = Gpu(device)
+        gpu = GpuMonitor(device)
         try:
             _Node(options, control, device, claim, gpu).run()
         finally:
@@ -73,16 +73,16 @@ class _Node:
     def __init__(
         self,
         options: Options,
-        control: Control,
+        control: ControlSocket,
         device: torch.device,
-        claim: device_claim.Claim,
-        gpu: Gpu,
+        claim: device_claim.DeviceClaim,
+        gpu: GpuMonitor,
     ) -> None:
         self._options = options
         self._control = control
         self._device = device
         self._gpu = gpu
-        self._vitals = Vitals()
+        self._vitals = Heartbeat()
         self._ended: CannotServe | None = None
         self._farewell: threading.Thread | None = None
         self._url, place = find_platform(options)
@@ -90,18 +90,18 @@ class _Node:
         memory_bytes = memory_bytes_of(options, device)
         identity = registration_of(options, device, claim, memory_bytes)
         self._platform = Platform(self._url, identity, options.credential, dht_key.public.hex())
-        loader = Loader(options, device, self._url)
+        loader = EngineLoader(options, device, self._url)
         loaded = self._join(loader)
         self._first = loaded.facts  # the span itself goes when it has moved to another
         serve_metrics(options.metrics_port)
-        self._meter = step_meter.Meter()
+        self._meter = step_meter.StepMeter()
         node_id = self._platform.node_id
-        self._engines = Engines(node_id, self._first.layers, loader.engine(loaded, node_id))
+        self._engines = EngineSet(node_id, self._first.layers, loader.engine(loaded, node_id))
         self._transport = open_transport(
             options.redis, self._url, self._platform, self._engines.room
         )
-        self._runner = Runner(self._engines, self._transport, self._meter)
-        self._mover = Mover(
+        self._runner = ServingLoop(self._engines, self._transport, self._meter)
+        self._mover = Rebalancer(
             self._engines,
             loader,
             node_id=node_id,
@@ -145,7 +145,7 @@ class _Node:
         if self._ended is not None:
             raise self._ended
 
-    def _join(self, loader: Loader) -> Loaded:
+    def _join(self, loader: EngineLoader) -> LoadedSpan:
         """Register, and load. A span that is given is loaded first: what cannot be is not
         registered. Where the platform chooses, it has to be asked."""
         options, platform = self._options, self._platform
@@ -177,10 +177,10 @@ class _Node:
             self._farewell = threading.Thread(target=self._platform.leave)
             self._farewell.start()
 
-    def _measure(self) -> Vitals:
+    def _measure(self) -> Heartbeat:
         latency_ms, rate = self._meter.read()
         use = self._gpu.use()
-        self._vitals = Vitals(
+        self._vitals = Heartbeat(
             is_healthy=self._engines.serves_routes,
             latency_ms=latency_ms,
             throughput_tokens_per_sec=rate,
@@ -197,7 +197,7 @@ class _Node:
             self._announcer.vitals = self._vitals
         return self._vitals
 
-    def _told(self, answer: Told) -> None:
+    def _told(self, answer: HeartbeatReply) -> None:
         if answer.span is None:
             return
         self._mover.told(answer.span, should_rebalance=answer.should_rebalance)

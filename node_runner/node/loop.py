@@ -9,8 +9,8 @@ import structlog
 from mesh.wire import Message
 from node_runner import metrics
 from node_runner.node import step_meter
-from node_runner.node.engine_set import Engines
-from node_runner.outputs import Result
+from node_runner.node.engine_set import EngineSet
+from node_runner.outputs import EngineOutput
 from node_runner.transport.interface import Transport, Unreachable
 
 IDLE_WAIT = 1.0
@@ -28,10 +28,12 @@ DRAIN_LIMIT = 60.0
 log = structlog.get_logger()
 
 
-class Runner:
+class ServingLoop:
     """A node's engines, one transport. `run` returns when drained."""
 
-    def __init__(self, engines: Engines, transport: Transport, meter: step_meter.Meter) -> None:
+    def __init__(
+        self, engines: EngineSet, transport: Transport, meter: step_meter.StepMeter
+    ) -> None:
         self._engines = engines
         self._transport = transport
         self._meter = meter
@@ -55,7 +57,7 @@ class Runner:
         self._draining.set()
 
     def run(self) -> None:
-        results: list[Result] = []
+        results: list[EngineOutput] = []
         give_up = None
         expire_at = time.perf_counter() + EXPIRE_EVERY
         while True:
@@ -76,7 +78,7 @@ class Runner:
         self._transport.close()
         log.info("node_drained", abandoned=self.generations)
 
-    def _exchange(self, results: list[Result], *, wait: float) -> list[Message] | None:
+    def _exchange(self, results: list[EngineOutput], *, wait: float) -> list[Message] | None:
         """The transport's exchange, repeated until the platform answers; none if the node is to
         drain before it does, since there is nobody then to finish anything for."""
         delays = chain(RETRY_DELAYS, repeat(RETRY_DELAYS[-1]))
@@ -95,6 +97,6 @@ class Runner:
             metrics.forward_seconds.observe(seconds)
             metrics.positions_total.inc(positions)
             self._meter.observe(seconds, positions)
-        guessed, accepted = self._engines.take_guesses()
+        guessed, accepted = self._engines.take_drafts()
         metrics.guessed_total.inc(guessed)
         metrics.accepted_total.inc(accepted)

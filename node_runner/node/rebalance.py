@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import structlog
 import torch
 
-from node_runner.node.engine_loader import Facts, Loader, Prepared
-from node_runner.node.engine_set import Engines, Layers
+from node_runner.node.engine_loader import EngineLoader, PreparedSpan, SpanInfo
+from node_runner.node.engine_set import EngineSet, Span
 from node_runner.weights.checkpoint_cache import release
 
 log = structlog.get_logger()
@@ -22,7 +22,7 @@ LOOK = 0.1
 """Seconds between looks whether the runner has taken an engine in, or let one go."""
 
 
-class Mover:
+class Rebalancer:
     """Does what the heartbeats' answers say. All methods may be called from any thread.
 
     Args:
@@ -38,11 +38,11 @@ class Mover:
 
     def __init__(
         self,
-        engines: Engines,
-        loader: Loader,
+        engines: EngineSet,
+        loader: EngineLoader,
         *,
         node_id: str,
-        first: Facts,
+        first: SpanInfo,
         memory_bytes: int,
         news: Callable[[], None],
         switched: Callable[[], None],
@@ -59,10 +59,10 @@ class Mover:
         self._last = first
         self._facts = {first.layers: first}
         self._loading: threading.Thread | None = None
-        self.cannot_serve: Layers | None = None
+        self.cannot_serve: Span | None = None
         """The span that it was told to load last, if it could not."""
 
-    def told(self, layers: Layers, *, should_rebalance: bool) -> None:
+    def told(self, layers: Span, *, should_rebalance: bool) -> None:
         """What a heartbeat was answered: a span to load, or the one that routes count on."""
         if not should_rebalance:
             self.cannot_serve = None
@@ -76,7 +76,7 @@ class Mover:
             self._loading = threading.Thread(target=self._move, args=(layers,), daemon=True)
             self._loading.start()
 
-    def has_edge(self, layers: Layers) -> bool:
+    def has_edge(self, layers: Span) -> bool:
         """Whether a span that is served holds the edge."""
         facts = self._facts.get(layers)
         return facts is not None and facts.spec.edge
@@ -90,7 +90,7 @@ class Mover:
     def _busy(self) -> bool:
         return self._loading is not None and self._loading.is_alive()
 
-    def _move(self, layers: Layers) -> None:
+    def _move(self, layers: Span) -> None:
         _be_nice()
         log.info("span_loading", layers=layers)
         old = self._engines.loaded
@@ -98,7 +98,7 @@ class Mover:
             self._serve_again(old)
         self._news()
 
-    def _change(self, layers: Layers, old: Sequence[Layers]) -> bool:
+    def _change(self, layers: Span, old: Sequence[Span]) -> bool:
         """Whether the span is served now. If not, nothing of it is left in memory: an error keeps
         what its traceback leads to, and that ends with this call."""
         try:
@@ -120,7 +120,7 @@ class Mover:
         for layers in self._facts.keys() - used:
             release(self._facts.pop(layers).folder)
 
-    def _load(self, prepared: Prepared) -> None:
+    def _load(self, prepared: PreparedSpan) -> None:
         loaded = self._loader.load(prepared)
         self._last = facts = loaded.facts
         self._facts[facts.layers] = facts
@@ -129,11 +129,11 @@ class Mover:
             time.sleep(LOOK)
         log.info("span_loaded", layers=facts.layers, seconds=round(facts.seconds, 3))
 
-    def _fits_beside(self, prepared: Prepared) -> bool:
+    def _fits_beside(self, prepared: PreparedSpan) -> bool:
         taken = sum(self._facts[layers].memory_bytes for layers in self._engines.loaded)
         return taken + prepared.memory_bytes <= self._memory_bytes
 
-    def _make_room(self, old: Sequence[Layers]) -> None:
+    def _make_room(self, old: Sequence[Span]) -> None:
         """Take no new generations, wait until those that run have ended or been given up, and give
         back the memory."""
         log.info("span_drains", layers=old)
@@ -144,7 +144,7 @@ class Mover:
             time.sleep(LOOK)
         _free()
 
-    def _serve_again(self, old: Sequence[Layers]) -> None:
+    def _serve_again(self, old: Sequence[Span]) -> None:
         if self._engines.loaded or not old:
             return
         _free()

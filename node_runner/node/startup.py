@@ -8,13 +8,13 @@ from prometheus_client import start_http_server
 
 from mesh.dht.signing_keys import SigningKey
 from node_runner.dht.announcer import Announcer, Subject
-from node_runner.dht.peer_client import Place
+from node_runner.dht.peer_client import DhtEndpoint
 from node_runner.dht.platform_lookup import PlatformNotFound, place_of, platform_url
 from node_runner.machine import device_claim, devices, directories
-from node_runner.node.engine_loader import Loaded, Loader, Prepared
+from node_runner.node.engine_loader import EngineLoader, LoadedSpan, PreparedSpan
 from node_runner.node.options import CannotServe, Options
 from node_runner.platform_client.registration import (
-    Identity,
+    NodeRegistration,
     Platform,
 )
 from node_runner.transport.interface import Transport, Unreachable
@@ -24,7 +24,7 @@ from node_runner.transport.relay_transport import RelayTransport
 log = structlog.get_logger()
 
 
-def load_span(loader: Loader, prepared: Prepared) -> Loaded:
+def load_span(loader: EngineLoader, prepared: PreparedSpan) -> LoadedSpan:
     loaded = loader.load(prepared)
     facts = loaded.facts
     log.info("span_loaded", layers=facts.layers, seconds=round(facts.seconds, 3))
@@ -38,7 +38,7 @@ def pick_device(name: str) -> torch.device:
         raise CannotServe(str(error)) from None
 
 
-def claim_device(wallet: str, device: torch.device) -> device_claim.Claim:
+def claim_device(wallet: str, device: torch.device) -> device_claim.DeviceClaim:
     try:
         return device_claim.claim(directories.state(), wallet=wallet, gpu_index=device.index or 0)
     except device_claim.ClaimError as error:
@@ -46,9 +46,9 @@ def claim_device(wallet: str, device: torch.device) -> device_claim.Claim:
 
 
 def registration_of(
-    options: Options, device: torch.device, claim: device_claim.Claim, memory_bytes: int
-) -> Identity:
-    return Identity(
+    options: Options, device: torch.device, claim: device_claim.DeviceClaim, memory_bytes: int
+) -> NodeRegistration:
+    return NodeRegistration(
         wallet_address=options.wallet,
         model_id=options.model,
         span=options.span,
@@ -78,7 +78,7 @@ def memory_bytes_of(options: Options, device: torch.device) -> int:
     return devices.room(device)
 
 
-def find_platform(options: Options) -> tuple[str, Place | None]:
+def find_platform(options: Options) -> tuple[str, DhtEndpoint | None]:
     """The platform's URL, and where the DHT is by the node's own options."""
     try:
         place = place_of(options.dht_peers, options.operator_key)
@@ -88,7 +88,7 @@ def find_platform(options: Options) -> tuple[str, Place | None]:
 
 
 def make_announcer(
-    options: Options, platform: Platform, key: SigningKey, place: Place | None
+    options: Options, platform: Platform, key: SigningKey, place: DhtEndpoint | None
 ) -> Announcer | None:
     """None where the platform has no DHT, or its key is not the one that this node was told."""
     access = platform.dht
@@ -104,7 +104,7 @@ def make_announcer(
     subject = Subject(
         platform.node_id, access["registration"], options.model, key, access["credential"]
     )
-    return Announcer(Place(peers, told), subject, platform.span)
+    return Announcer(DhtEndpoint(peers, told), subject, platform.span)
 
 
 def open_transport(

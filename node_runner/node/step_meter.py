@@ -4,7 +4,7 @@ import threading
 import time
 
 
-class Meter:
+class StepMeter:
     """Latency of a step and positions per second, smoothed over about a hundred steps.
 
     Written by the runner's thread, read by the heartbeat's.

@@ -9,8 +9,8 @@ import httpx
 
 from mesh import signed_texts
 from node_runner.machine import keystore
-from node_runner.machine.login_file import Login, LoginFailed
-from node_runner.platform_client.errors import Refused
+from node_runner.machine.login_file import LoginFailed, MachineLogin
+from node_runner.platform_client.errors import PlatformRefused
 from node_runner.platform_client.http import ask
 from node_runner.platform_client.registration import PlatformUnreachable
 
@@ -22,7 +22,7 @@ NO_SUCH_TOKEN = (401, 403, 404)
 
 
 @dataclass(frozen=True, slots=True)
-class Invitation:
+class DevicePrompt:
     """What the owner has to be shown. ``expires_in``: seconds."""
 
     url: str
@@ -34,10 +34,10 @@ class Invitation:
 def log_in(
     http: httpx.Client,
     machine: str,
-    show: Callable[[Invitation], None],
+    show: Callable[[DevicePrompt], None],
     *,
     wait: Callable[[float], None] = time.sleep,
-) -> Login:
+) -> MachineLogin:
     """Show a code, and wait until the owner's wallet has let this machine in.
 
     Raises:
@@ -46,7 +46,7 @@ def log_in(
     """
     codes = ask(http, "POST", "/api/machines/device", {"machine": machine})
     show(
-        Invitation(
+        DevicePrompt(
             url=codes["verification_uri"],
             url_with_code=codes["verification_uri_complete"],
             user_code=codes["user_code"],
@@ -60,10 +60,10 @@ def log_in(
             answer = ask(http, "POST", "/api/machines/token", {"device_code": codes["device_code"]})
         except PlatformUnreachable:
             pass  # it may be back before the code expires
-        except Refused as error:
+        except PlatformRefused as error:
             interval = _next_interval(error, interval)
         else:
-            return Login(
+            return MachineLogin(
                 discovery=str(http.base_url).rstrip("/"),
                 wallet_address=answer["wallet_address"],
                 machine=machine,
@@ -74,7 +74,7 @@ def log_in(
     raise LoginFailed("Nobody let this machine in before the code expired. Try again.")
 
 
-def _next_interval(error: Refused, interval: float) -> float:
+def _next_interval(error: PlatformRefused, interval: float) -> float:
     """Seconds until the next poll.
 
     Raises:
@@ -127,7 +127,7 @@ def approve(http: httpx.Client, user_code: str, machine: str, private_key: bytes
     ask(http, "POST", "/api/machines/approve", {**asked, "signature": signature})
 
 
-def revoke(login: Login, http: httpx.Client) -> bool:
+def revoke(login: MachineLogin, http: httpx.Client) -> bool:
     """Have the platform take the token back. Whether it was valid until now.
 
     Raises:
@@ -135,7 +135,7 @@ def revoke(login: Login, http: httpx.Client) -> bool:
     """
     try:
         ask(http, "DELETE", f"/api/machines/{login.machine_id}", token=login.token)
-    except Refused as error:
+    except PlatformRefused as error:
         if error.status not in NO_SUCH_TOKEN or not error.code:  # which a proxy would not give
             raise
         return False

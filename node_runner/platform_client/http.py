@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 
-from node_runner.platform_client.errors import Refused
+from node_runner.platform_client.errors import PlatformRefused
 from node_runner.platform_client.registration import PlatformError, PlatformUnreachable
 
 TIMEOUT = 15.0
@@ -50,5 +50,5 @@ def ask(
         detail, code = f"HTTP {answer.status_code}", ""
         if isinstance(document, dict):
             detail, code = str(document.get("detail", detail)), str(document.get("code", ""))
-        raise Refused(detail, code=code, status=answer.status_code)
+        raise PlatformRefused(detail, code=code, status=answer.status_code)
     return document

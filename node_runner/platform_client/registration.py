@@ -10,7 +10,7 @@ import httpx
 import structlog
 
 from mesh import signed_texts
-from mesh.node_api import Vitals
+from mesh.node_api import Heartbeat
 
 log = structlog.get_logger()
 
@@ -55,7 +55,7 @@ class NodeSuperseded(PlatformError):
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class NodeRegistration:
     """What the node says of itself when it registers. ``device_id`` and ``gpu_index`` are what the
     platform knows it again by; ``memory_bytes`` is room for weights and KV (0: not known);
     ``min_price`` is FAR a token, as text; ``max_sessions`` 0 is no limit."""
@@ -80,7 +80,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class HeartbeatReply:
     """What a heartbeat was answered: the span that routes count on, or one to load."""
 
     span: tuple[int, int] | None
@@ -91,7 +91,11 @@ class Platform:
     """Registers once, then beats until told to stop."""
 
     def __init__(
-        self, url: str, identity: Identity, credential: bytes | str, dht_key: str | None = None
+        self,
+        url: str,
+        identity: NodeRegistration,
+        credential: bytes | str,
+        dht_key: str | None = None,
     ) -> None:
         """
         Args:
@@ -184,8 +188,8 @@ class Platform:
 
     def start_heartbeats(
         self,
-        vitals: Callable[[], Vitals],
-        told: Callable[[Told], None],
+        vitals: Callable[[], Heartbeat],
+        told: Callable[[HeartbeatReply], None],
         forgotten: Callable[[PlatformError], None],
     ) -> None:
         """Beat now, and then at the platform's interval, in a thread that calls all three:
@@ -208,7 +212,7 @@ class Platform:
         self._wake.set()
         try:
             with self._beating:
-                self._beat(Vitals(is_healthy=False))
+                self._beat(Heartbeat(is_healthy=False))
         except PlatformError as error:
             log.warning("farewell_failed", reason=str(error))
 
@@ -219,8 +223,8 @@ class Platform:
 
     def _loop(
         self,
-        vitals: Callable[[], Vitals],
-        told: Callable[[Told], None],
+        vitals: Callable[[], Heartbeat],
+        told: Callable[[HeartbeatReply], None],
         forgotten: Callable[[PlatformError], None],
     ) -> None:
         wait = 0.0
@@ -244,7 +248,7 @@ class Platform:
             except Exception as error:  # a thread that ended would take the node off for good
                 log.error("heartbeat_failed", reason=f"{type(error).__name__}: {error}")
 
-    def _beat(self, vitals: Vitals) -> Told:
+    def _beat(self, vitals: Heartbeat) -> HeartbeatReply:
         answer = self._call(
             "POST",
             "/api/nodes/heartbeat",
@@ -253,7 +257,7 @@ class Platform:
         )
         start, end = answer["start_layer"], answer["end_layer"]
         span = None if start is None or end is None else (start, end)
-        return Told(span, answer["should_rebalance"])
+        return HeartbeatReply(span, answer["should_rebalance"])
 
     def _call(
         self, method: str, path: str, body: Any = None, *, needs: Collection[str] = ()

@@ -132,6 +132,6 @@ def _version(filename: str) -> Version | None:
 
 def idle() -> bool:
     """Whether no node of this parent holds a generation now."""
-    nodes = [node for node in control_socket.running() if node.get("kind") == "node"]
+    nodes = [node for node in control_socket.ask_running_nodes() if node.get("kind") == "node"]
     mine = [node for node in nodes if node.get("parent") == os.getpid()]
     return all(not node.get("sessions") for node in mine)

@@ -28,7 +28,7 @@ TIMEOUT = 20.0
 Describe = Callable[[], dict[str, Any]]
 
 
-class Control:
+class ControlSocket:
     """This process's socket. Use as a context manager."""
 
     def __init__(self, about: dict[str, Any], drain: Callable[[], None]) -> None:
@@ -53,7 +53,7 @@ class Control:
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
-    def __enter__(self) -> "Control":
+    def __enter__(self) -> "ControlSocket":
         self._thread.start()
         return self
 
@@ -96,7 +96,7 @@ def _address(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def running(request: str = "status") -> list[dict[str, Any]]:
+def ask_running_nodes(request: str = "status") -> list[dict[str, Any]]:
     """What each running node of this user says, the oldest first."""
     answers = [answer for answer in map(_ask(request), _sockets()) if answer is not None]
     return sorted(answers, key=lambda answer: answer["started_at"])

@@ -20,7 +20,7 @@ import structlog
 
 from node_runner.service import exit_codes
 from node_runner.service.auto_update import Updates
-from node_runner.service.control_socket import Control
+from node_runner.service.control_socket import ControlSocket
 from node_runner.service.schedule import Schedule
 
 LOOK = 0.5
@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 
 @dataclass
-class Child:
+class DeviceProcess:
     """One device's node: how it is started, and how it is."""
 
     device: str
@@ -78,7 +78,7 @@ def end_with_parent() -> None:
 
 
 def run(
-    children: Sequence[Child],
+    children: Sequence[DeviceProcess],
     *,
     about: Mapping[str, Any],
     hours: Schedule | None,
@@ -89,10 +89,10 @@ def run(
     Returns:
         The exit status: 0 if it was asked to end, else the worst of the children's.
     """
-    fleet = _Fleet(children, hours, updates)
+    fleet = DeviceProcesses(children, hours, updates)
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: fleet.stop())
-    with Control({"kind": "parent", **about}, fleet.stop) as control:
+    with ControlSocket({"kind": "parent", **about}, fleet.stop) as control:
         control.describe = fleet.describe
         fleet.run()
     if fleet.stopping:
@@ -102,9 +102,9 @@ def run(
     return max(child.ended or 0 for child in children)
 
 
-class _Fleet:
+class DeviceProcesses:
     def __init__(
-        self, children: Sequence[Child], hours: Schedule | None, updates: Updates | None
+        self, children: Sequence[DeviceProcess], hours: Schedule | None, updates: Updates | None
     ) -> None:
         self._children = children
         self._hours = hours
@@ -216,7 +216,7 @@ class _Fleet:
             log.warning("node_died", device=child.device, status=status, again_in=delay)
 
 
-def _start(child: Child) -> None:
+def _start(child: DeviceProcess) -> None:
     child.process = subprocess.Popen(
         child.command,
         stdin=subprocess.DEVNULL,
@@ -231,7 +231,7 @@ def _start(child: Child) -> None:
     relay.start()
 
 
-def _environment(child: Child) -> dict[str, str]:
+def _environment(child: DeviceProcess) -> dict[str, str]:
     """Ours, without what the child's flags already say, and with what they should not."""
     ours = {
         name: value

@@ -11,15 +11,15 @@ ANSWER_LIMIT = 5.0
 Hear = Callable[[Frame], None]
 
 
-class Lost(Exception):
+class ConnectionLost(Exception):
     """The way to the relay is gone, or never was there; the message says why."""
 
 
-class Blocked(Lost):
+class WebSocketBlocked(ConnectionLost):
     """Something answered, but not as a relay that takes WebSockets does."""
 
 
-class Elsewhere(Lost):
+class ConnectionSuperseded(ConnectionLost):
     """Another process has connected as this node."""
 
 

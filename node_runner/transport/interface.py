@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from mesh.wire import Message
-from node_runner.outputs import Result
+from node_runner.outputs import EngineOutput
 
 
 class Unreachable(Exception):
@@ -41,7 +41,7 @@ class Transport(Protocol):
         """Milliseconds to the platform and back, as measured; 0 before the first measurement."""
         ...
 
-    def exchange(self, results: Sequence[Result], *, wait: float) -> list[Message]:
+    def exchange(self, results: Sequence[EngineOutput], *, wait: float) -> list[Message]:
         """Push, then pull. Waits up to ``wait`` seconds for the first message.
 
         A token that was refused, since its epoch is over, comes back as a ``Halt``.

@@ -7,8 +7,8 @@ import httpx
 
 from mesh import relay
 from mesh.errors import WireError
-from mesh.relay import Displaced, Frame, Hello, Poll, Welcome
-from node_runner.transport.carrier import ANSWER_LIMIT, Elsewhere, Hear, Lost
+from mesh.relay import Frame, Hello, Poll, Superseded, Welcome
+from node_runner.transport.carrier import ANSWER_LIMIT, ConnectionLost, ConnectionSuperseded, Hear
 from node_runner.transport.websocket_carrier import OPEN_LIMIT
 
 
@@ -43,10 +43,10 @@ class PollingCarrier:
         try:
             [frame] = self._post(relay.encode(hello))
             if not isinstance(frame, Welcome):
-                raise Lost("No welcome.")
-        except (Lost, ValueError) as error:
+                raise ConnectionLost("No welcome.")
+        except (ConnectionLost, ValueError) as error:
             self._http.close()
-            raise Lost(str(error)) from error
+            raise ConnectionLost(str(error)) from error
         self.welcome = frame
 
     def send(self, frame: bytes) -> None:
@@ -61,7 +61,7 @@ class PollingCarrier:
                     self._hear(answer)
         finally:
             self._http.close()
-        raise Lost("The polling was ended.")
+        raise ConnectionLost("The polling was ended.")
 
     def abandon(self) -> None:
         self._closed.set()
@@ -76,14 +76,14 @@ class PollingCarrier:
         try:
             answer = self._http.post(relay.EXCHANGE_PATH, content=relay.bundle(frames))
             if answer.is_error:
-                raise Lost(f"The relay answers with HTTP {answer.status_code}.")
+                raise ConnectionLost(f"The relay answers with HTTP {answer.status_code}.")
             found = [relay.decode(frame) for frame in relay.unbundle(answer.content)]
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: closed meanwhile
-            raise Lost(
+            raise ConnectionLost(
                 f"The relay does not answer: {str(error) or type(error).__name__}"
             ) from error
         except WireError as error:
-            raise Lost(error.detail) from error
-        if any(isinstance(frame, Displaced) for frame in found):
-            raise Elsewhere("Another process has connected as this node.")
+            raise ConnectionLost(error.detail) from error
+        if any(isinstance(frame, Superseded) for frame in found):
+            raise ConnectionSuperseded("Another process has connected as this node.")
         return found

@@ -11,10 +11,10 @@ import structlog
 
 from mesh import redis_keys, wire
 from mesh.errors import WireError
-from mesh.keepalive import PULSE_INTERVAL, PULSE_TTL
+from mesh.keepalive import KEEPALIVE_INTERVAL, KEEPALIVE_TTL
 from mesh.token_stream import APPEND_TOKEN
 from mesh.wire import Halt, Message, Token
-from node_runner.outputs import Forward, Result
+from node_runner.outputs import EngineOutput, NodeMessage
 from node_runner.transport.interface import HopClock, Unreachable
 
 INBOX_TTL = 3600
@@ -72,10 +72,10 @@ class RedisTransport:
     def hop_ms(self) -> float:
         return self._hop.milliseconds
 
-    def exchange(self, results: Sequence[Result], *, wait: float) -> list[Message]:
+    def exchange(self, results: Sequence[EngineOutput], *, wait: float) -> list[Message]:
         # Steps first: the next node works while Redis takes in what readers want.
-        steps = [result for result in results if isinstance(result, Forward)]
-        others = [result for result in results if not isinstance(result, Forward)]
+        steps = [result for result in results if isinstance(result, NodeMessage)]
+        others = [result for result in results if not isinstance(result, NodeMessage)]
         answers = self._call(
             [
                 *self._upkeep(),
@@ -126,7 +126,7 @@ def _beat(
 ) -> None:
     """Tell that this process runs, even while it computes for long, and how much room it has; on a
     connection of its own."""
-    key, ttl = redis_keys.pulse(node_id), round(PULSE_TTL * 1000)
+    key, ttl = redis_keys.keepalive(node_id), round(KEEPALIVE_TTL * 1000)
     with redis.Redis.from_url(url, socket_timeout=PULSE_RETRY) as client:
         delay = 0.0
         while not stop.wait(delay):
@@ -134,7 +134,7 @@ def _beat(
                 free, began = room(), time.perf_counter()
                 client.set(key, free, px=ttl)
                 hop.observe(time.perf_counter() - began)
-                delay = PULSE_INTERVAL
+                delay = KEEPALIVE_INTERVAL
             except redis.RedisError:
                 delay = PULSE_RETRY
         with contextlib.suppress(redis.RedisError):
@@ -146,7 +146,7 @@ def _add(stream: str, message: Message) -> Command:
     return ("XADD", stream, "*", *(part for field in fields.items() for part in field))
 
 
-def _report(result: Result) -> Command:
+def _report(result: EngineOutput) -> Command:
     """What goes to readers or to the supervisor: exactly one command a result."""
     if isinstance(result, Token):
         stream = redis_keys.tokens(result.request_id)
@@ -165,7 +165,7 @@ def _entries(answer: list[Any] | None) -> list[Entry]:
     return answer[0][1] if answer else []
 
 
-def _refused(results: Sequence[Result], answers: Sequence[object]) -> list[Message]:
+def _refused(results: Sequence[EngineOutput], answers: Sequence[object]) -> list[Message]:
     """For tokens that came too late: their epoch is over."""
     return [
         Halt(result.request_id, result.epoch)

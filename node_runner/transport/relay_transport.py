@@ -17,10 +17,25 @@ import structlog
 
 from mesh import relay, wire
 from mesh.errors import WireError
-from mesh.relay import Accepted, Beat, Frame, Hello, Inbox, Pulse, Push, Refusal, Sent
+from mesh.relay import (
+    Frame,
+    Hello,
+    InboxDelivery,
+    KeepAlive,
+    KeepAliveAck,
+    OutgoingMessage,
+    Push,
+    PushAck,
+    Refusal,
+)
 from mesh.wire import Halt, Message, Steps
-from node_runner.outputs import Forward, Result
-from node_runner.transport.carrier import Blocked, Carrier, Elsewhere, Lost
+from node_runner.outputs import EngineOutput, NodeMessage
+from node_runner.transport.carrier import (
+    Carrier,
+    ConnectionLost,
+    ConnectionSuperseded,
+    WebSocketBlocked,
+)
 from node_runner.transport.interface import HopClock, Unreachable
 from node_runner.transport.polling_carrier import PollingCarrier
 from node_runner.transport.websocket_carrier import WebSocketCarrier, open_websocket
@@ -96,7 +111,7 @@ class RelayTransport:
         self._reason = "no connection yet"
         self._outbox: deque[Push] = deque()
         self._pushed = 0
-        self._inbox: list[relay.Entry] = []
+        self._inbox: list[relay.InboxEntry] = []
         self._inbox_bytes = 0
         self._halts: list[Message] = []
         self._after = self._taken = ""
@@ -122,7 +137,7 @@ class RelayTransport:
         carrier = self._carrier
         return "" if carrier is None else carrier.name
 
-    def exchange(self, results: Sequence[Result], *, wait: float) -> list[Message]:
+    def exchange(self, results: Sequence[EngineOutput], *, wait: float) -> list[Message]:
         if not self._wait_for_carrier(PATIENCE):
             raise Unreachable(f"The relay cannot be reached: {self._reason}.")
         if results:
@@ -154,10 +169,10 @@ class RelayTransport:
         with self._changed:
             return self._changed.wait_for(lambda: self._carrier is not None, timeout=seconds)
 
-    def _push(self, results: Sequence[Result]) -> None:
+    def _push(self, results: Sequence[EngineOutput]) -> None:
         # Steps first: the next node works while Redis takes in what readers want.
-        steps = [result for result in results if isinstance(result, Forward)]
-        others = [result for result in results if not isinstance(result, Forward)]
+        steps = [result for result in results if isinstance(result, NodeMessage)]
+        others = [result for result in results if not isinstance(result, NodeMessage)]
         sent = [_sent(forward.to, forward.message) for forward in steps if self._fits(forward)]
         sent += [_sent("", result) for result in others]
         with self._sending:
@@ -171,7 +186,7 @@ class RelayTransport:
             if carrier is not None:
                 self._send_all(carrier, pushes)
 
-    def _fits(self, forward: Forward) -> bool:
+    def _fits(self, forward: NodeMessage) -> bool:
         """Whether the relay takes it; if not, its generations end here."""
         message = forward.message
         if not isinstance(message, Steps) or len(message.data) <= MAX_TENSOR_BYTES:
@@ -186,7 +201,7 @@ class RelayTransport:
         try:
             for push in pushes:
                 carrier.send(relay.encode(push))
-        except Lost as error:
+        except ConnectionLost as error:
             self._lose(carrier, error)
 
     def _keep(self) -> None:
@@ -198,10 +213,10 @@ class RelayTransport:
                 carrier = self._dial(losses)
                 delay, losses = FIRST_DELAY, 0
                 self._serve(carrier)
-            except Elsewhere as error:
+            except ConnectionSuperseded as error:
                 self._note(error)
                 pause = ELSEWHERE_PAUSE * random.uniform(0.5, 1.5)
-            except Lost as error:
+            except ConnectionLost as error:
                 self._note(error)
                 delay, losses = min(2 * delay, MOST_DELAY), losses + 1
             if not self._closing.is_set():
@@ -212,8 +227,8 @@ class RelayTransport:
         hello = Hello(relay.VERSION, self._session, self._after)
         try:
             return WebSocketCarrier(self._url, self._token, hello, self._hear)
-        except Lost as error:
-            if not isinstance(error, Blocked) and losses < LOSSES_BEFORE_POLLING:
+        except ConnectionLost as error:
+            if not isinstance(error, WebSocketBlocked) and losses < LOSSES_BEFORE_POLLING:
                 raise
             log.info("websocket_blocked", reason=str(error))
         return PollingCarrier(self._url, self._token, hello, self._hear, self._cursor)
@@ -229,7 +244,7 @@ class RelayTransport:
             threading.Thread(target=self._look_for_better, args=[carrier], daemon=True).start()
         try:
             carrier.listen()
-        except Lost as error:
+        except ConnectionLost as error:
             self._lose(carrier, error)
             raise
 
@@ -251,18 +266,18 @@ class RelayTransport:
     def _look_for_better(self, polling: PollingCarrier) -> None:
         """Let go of long polls, which go on meanwhile, as soon as WebSockets get through."""
         while not self._closing.wait(self._websocket_again) and self._carrier is polling:
-            with contextlib.suppress(Lost):
+            with contextlib.suppress(ConnectionLost):
                 open_websocket(self._url, self._token).close(relay.ABANDONED)
                 polling.abandon()
 
-    def _lose(self, carrier: Carrier, error: Lost) -> None:
+    def _lose(self, carrier: Carrier, error: ConnectionLost) -> None:
         with self._changed:
             if self._carrier is carrier:
                 self._carrier = None
         self._note(error)
         carrier.abandon()
 
-    def _note(self, error: Lost) -> None:
+    def _note(self, error: ConnectionLost) -> None:
         self._reason = str(error).rstrip(".")
 
     def _cursor(self) -> str:
@@ -276,19 +291,19 @@ class RelayTransport:
     def _hear(self, frame: Frame) -> None:
         with self._changed:
             self._heard_at = time.monotonic()
-            if isinstance(frame, Inbox):
+            if isinstance(frame, InboxDelivery):
                 self._take_in(frame)
-            elif isinstance(frame, Accepted):
+            elif isinstance(frame, PushAck):
                 self._accept(frame.number)
                 if frame.refused:
                     self._halts += map(_halt, frame.refused)
                     self._changed.notify_all()
-            elif isinstance(frame, Beat) and frame.number == self._pulses[0]:
+            elif isinstance(frame, KeepAliveAck) and frame.number == self._pulses[0]:
                 self._hop.observe(time.perf_counter() - self._pulses[1])
 
-    def _take_in(self, frame: Inbox) -> None:
+    def _take_in(self, frame: InboxDelivery) -> None:
         # A poll that was under way when its connection was lost may bring things twice.
-        if relay.place(frame.after) <= relay.place(self._after):
+        if relay.cursor_order(frame.after) <= relay.cursor_order(self._after):
             return
         self._inbox += frame.entries
         self._inbox_bytes += sum(len(entry.header) + len(entry.tensor) for entry in frame.entries)
@@ -304,29 +319,29 @@ class RelayTransport:
         """Tell that this process runs, even while it computes for long, and how much room it
         has."""
         number = 0
-        while not self._closing.wait(relay.PULSE_INTERVAL):
+        while not self._closing.wait(relay.KEEPALIVE_INTERVAL):
             carrier = self._carrier
             if carrier is None:
                 continue
             number += 1
             self._pulses = (number, time.perf_counter())
             try:
-                carrier.send(relay.encode(Pulse(number, max(0, self._room()), self._taken)))
-            except Lost as error:
+                carrier.send(relay.encode(KeepAlive(number, max(0, self._room()), self._taken)))
+            except ConnectionLost as error:
                 self._lose(carrier, error)
 
     def _watch(self) -> None:
         """Let go of a way on which nobody answers. The other threads may be stuck in it: a pulse,
         too, waits behind a large push that nobody takes."""
-        while not self._closed.wait(relay.PULSE_INTERVAL):
+        while not self._closed.wait(relay.KEEPALIVE_INTERVAL):
             carrier = self._carrier
             if carrier is not None and time.monotonic() - self._heard_at > SILENCE_LIMIT:
-                self._lose(carrier, Lost("The relay is silent."))
+                self._lose(carrier, ConnectionLost("The relay is silent."))
 
 
-def _sent(to: str, message: Message) -> Sent:
+def _sent(to: str, message: Message) -> OutgoingMessage:
     fields = wire.encode(message)
-    return Sent(to, bytes(fields[wire.HEADER]), bytes(fields.get(wire.TENSOR, b"")))
+    return OutgoingMessage(to, bytes(fields[wire.HEADER]), bytes(fields.get(wire.TENSOR, b"")))
 
 
 def _halt(refusal: Refusal) -> Message:
@@ -335,7 +350,7 @@ def _halt(refusal: Refusal) -> Message:
     return Halt(refusal.request_id, refusal.epoch)
 
 
-def _decoded(entries: Sequence[relay.Entry]) -> list[Message]:
+def _decoded(entries: Sequence[relay.InboxEntry]) -> list[Message]:
     messages = []
     for entry in entries:
         try:

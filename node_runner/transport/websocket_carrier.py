@@ -9,7 +9,12 @@ from websockets.sync.client import ClientConnection, connect
 from mesh import relay
 from mesh.errors import WireError
 from mesh.relay import Assembler, Hello, Welcome
-from node_runner.transport.carrier import Blocked, Elsewhere, Hear, Lost
+from node_runner.transport.carrier import (
+    ConnectionLost,
+    ConnectionSuperseded,
+    Hear,
+    WebSocketBlocked,
+)
 
 OPEN_LIMIT = 5.0
 """Seconds for name, TCP, TLS and greeting together: three round trips on a bad link, and a packet
@@ -36,9 +41,9 @@ def open_websocket(url: str, token: str) -> ClientConnection:
             max_queue=None,  # the relay sends no more than its window
         )
     except InvalidHandshake as error:
-        raise Blocked(f"{error}") from error
+        raise WebSocketBlocked(f"{error}") from error
     except (OSError, WebSocketException, ImportError, EOFError) as error:
-        raise Lost(f"{type(error).__name__}: {error}") from error
+        raise ConnectionLost(f"{type(error).__name__}: {error}") from error
 
 
 class WebSocketCarrier:
@@ -66,10 +71,10 @@ class WebSocketCarrier:
             frame = relay.decode(_binary(self._connection.recv(timeout=OPEN_LIMIT)))
         except (OSError, WebSocketException, WireError) as error:
             self.abandon()
-            raise Lost(f"No welcome ({type(error).__name__}).") from error
+            raise ConnectionLost(f"No welcome ({type(error).__name__}).") from error
         if not isinstance(frame, Welcome):
             self.abandon()
-            raise Lost("No welcome.")
+            raise ConnectionLost("No welcome.")
         self.welcome = frame
 
     def send(self, frame: bytes) -> None:
@@ -77,7 +82,7 @@ class WebSocketCarrier:
             for message in relay.chunks(frame):
                 self._connection.send(message)
         except (OSError, WebSocketException) as error:
-            raise Lost(f"The connection is lost ({type(error).__name__}).") from error
+            raise ConnectionLost(f"The connection is lost ({type(error).__name__}).") from error
 
     def listen(self) -> None:
         try:
@@ -87,11 +92,11 @@ class WebSocketCarrier:
                     self._hear(frame)
         except ConnectionClosed as error:
             code = error.rcvd.code if error.rcvd is not None else None
-            if code == relay.DISPLACED:
-                raise Elsewhere("Another process has connected as this node.") from error
-            raise Lost(f"The connection was closed (code {code}).") from error
+            if code == relay.SUPERSEDED:
+                raise ConnectionSuperseded("Another process has connected as this node.") from error
+            raise ConnectionLost(f"The connection was closed (code {code}).") from error
         except (OSError, WebSocketException, WireError) as error:
-            raise Lost(f"The connection is lost ({type(error).__name__}).") from error
+            raise ConnectionLost(f"The connection is lost ({type(error).__name__}).") from error
 
     def abandon(self) -> None:
         # Not close(): it would wait for whoever is sending into the void.
@@ -99,7 +104,7 @@ class WebSocketCarrier:
             self._connection.socket.shutdown(socket.SHUT_RDWR)
 
     def farewell(self) -> None:
-        self._connection.close(relay.FAREWELL)
+        self._connection.close(relay.GOODBYE)
 
 
 def _binary(message: str | bytes) -> bytes:

@@ -25,7 +25,7 @@ MANIFEST, SIZES = "manifest", "sizes"
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class CheckpointRequest:
     """What to make.
 
     ``label``: its name for people. ``asked``: what it is for, by which it is found again when its
@@ -58,7 +58,7 @@ def open_source(place: str) -> Source:
     return hub(place)
 
 
-def obtain(source: Source, span: Span, cache: SpanCache) -> Path:
+def obtain(source: Source, span: CheckpointRequest, cache: SpanCache) -> Path:
     """The folder of a span's checkpoint; fetched if the cache has no good one.
 
     Raises:
@@ -69,7 +69,7 @@ def obtain(source: Source, span: Span, cache: SpanCache) -> Path:
     return cache.obtain(key, layout.size, lambda folder: _make(source, span, layout, folder))
 
 
-def _make(source: Source, span: Span, layout: Layout, folder: Path) -> Record:
+def _make(source: Source, span: CheckpointRequest, layout: Layout, folder: Path) -> Record:
     assemble(source, layout, folder, label=span.label)
     file = folder / WEIGHTS
     try:
@@ -91,7 +91,7 @@ def _make(source: Source, span: Span, layout: Layout, folder: Path) -> Record:
     return Record(span.asked, checked, stat.st_size, stat.st_mtime_ns, sha256)
 
 
-def _fingerprint(source: Source, span: Span, layout: Layout) -> str:
+def _fingerprint(source: Source, span: CheckpointRequest, layout: Layout) -> str:
     versions = sorted((file, one.size, one.tag) for file, one in layout.versions.items())
     content = json.dumps([source.name, span.label, span.settings, versions])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

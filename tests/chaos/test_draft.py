@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from tests.conftest import DEMO_MODEL
 from tests.e2e.conftest import Reference, User, measured
 
@@ -13,7 +13,7 @@ TOKENS = 48
 
 
 @pytest.fixture
-def guessing(stack: Stack) -> Iterator[str]:
+def guessing(stack: DevelopmentStack) -> Iterator[str]:
     """The edge has a draft model: the served one itself, whose guesses are always right."""
     stack.processes.end("node-0")
     stack.start_node(0, (0, 2), options=["--draft", str(DEMO_MODEL)])
@@ -25,7 +25,7 @@ def guessing(stack: Stack) -> Iterator[str]:
 
 
 def test_guesses_of_a_draft_model_change_no_token(
-    stack: Stack, guessing: str, user: User, reference: Reference
+    stack: DevelopmentStack, guessing: str, user: User, reference: Reference
 ) -> None:
     for prompt in PROMPTS:
         job = user.ended(user.submit(prompt, max_tokens=TOKENS), seconds=60)

@@ -10,7 +10,7 @@ import redis
 
 from benchmarks.proxy import SlowLink
 from mesh import redis_keys
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from tests.e2e.conftest import Reference, User, balance, wait_until
 from tests.e2e.test_endings import LONG, PRICE, tokens_so_far, worker_lines
 
@@ -19,7 +19,7 @@ CUT = 5.0
 
 
 @pytest.fixture
-def link(stack: Stack) -> Iterator[SlowLink]:
+def link(stack: DevelopmentStack) -> Iterator[SlowLink]:
     """What the middle node reaches Redis through."""
     stack.processes.end("node-1")
     with SlowLink(stack.plan.redis_port, 0.0) as made:
@@ -34,7 +34,7 @@ def link(stack: Stack) -> Iterator[SlowLink]:
 @pytest.mark.parametrize("severed", [False, True], ids=["silent", "severed"])
 @pytest.mark.parametrize("replica", [False, True], ids=["alone", "with a replica"])
 def test_a_cut_of_five_seconds_costs_no_token(
-    stack: Stack,
+    stack: DevelopmentStack,
     link: SlowLink,
     user: User,
     reference: Reference,

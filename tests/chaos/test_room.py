@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from tests.e2e.conftest import Reference, User, measured, query, wait_until
 
 MANY, ROOM = 100, 10
@@ -17,7 +17,7 @@ POSITION = 2 * 2 * (32 + 32) * 4
 
 
 @pytest.fixture
-def small(stack: Stack) -> Iterator[str]:
+def small(stack: DevelopmentStack) -> Iterator[str]:
     """The middle node has room for ten generations at once."""
     stack.processes.end("node-1")
     room = ROOM * BLOCKS * 16 * POSITION
@@ -30,7 +30,7 @@ def small(stack: Stack) -> Iterator[str]:
 
 
 def test_a_hundred_generations_queue_for_room_for_ten(
-    stack: Stack, small: str, user: User, reference: Reference
+    stack: DevelopmentStack, small: str, user: User, reference: Reference
 ) -> None:
     budget = measured(stack, small, "far_node_kv_budget_bytes")
     assert budget == ROOM * BLOCKS * 16 * POSITION

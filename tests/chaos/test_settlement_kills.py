@@ -2,7 +2,7 @@
 
 import pytest
 
-from market.escrow.reader import Escrow
+from market.escrow.reader import EscrowReader
 from tests.kills import SCENARIOS, Field, field, kill_everywhere
 
 __all__ = ["field"]
@@ -12,5 +12,7 @@ __all__ = ["field"]
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("field", SCENARIOS, indirect=True)
-async def test_killed_anywhere_each_provider_is_paid_once(field: Field, escrow: Escrow) -> None:
+async def test_killed_anywhere_each_provider_is_paid_once(
+    field: Field, escrow: EscrowReader
+) -> None:
     await kill_everywhere(field, escrow, every=1)

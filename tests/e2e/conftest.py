@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from market.money import to_units
 from stack.demo import login
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from stack.plan import SETTINGS, Plan
 from stack.servers import free_port
 from tests.conftest import DEMO_MODEL, MODEL_ID
@@ -59,7 +59,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENC
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
+def stack() -> Iterator[DevelopmentStack]:
     folder = Path(tempfile.mkdtemp(prefix="far-e2e-"))
     plan = Plan(
         folder=folder / "data",
@@ -69,13 +69,13 @@ def stack() -> Iterator[Stack]:
         workers=2,
         environment=FAST,
     )
-    with Stack(plan) as running:
+    with DevelopmentStack(plan) as running:
         yield running
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
-def redis_client(stack: Stack) -> Iterator[redis.Redis]:
+def redis_client(stack: DevelopmentStack) -> Iterator[redis.Redis]:
     client = redis.Redis(port=stack.plan.redis_port)
     yield client
     client.close()
@@ -148,7 +148,7 @@ class User:
 
 
 @pytest.fixture
-def make_user(stack: Stack) -> Iterator[Callable[..., User]]:
+def make_user(stack: DevelopmentStack) -> Iterator[Callable[..., User]]:
     """Makes users whose deposit has been credited."""
     clients = []
 
@@ -176,7 +176,7 @@ def user(make_user: Callable[..., User]) -> User:
     return make_user()
 
 
-def balance(stack: Stack, account: LocalAccount, kind: str) -> Decimal:
+def balance(stack: DevelopmentStack, account: LocalAccount, kind: str) -> Decimal:
     """An account's balance, straight from the ledger."""
     found = query(
         stack,
@@ -186,12 +186,12 @@ def balance(stack: Stack, account: LocalAccount, kind: str) -> Decimal:
     return Decimal(found[0]) if found else Decimal(0)
 
 
-def query(stack: Stack, statement: str) -> list[str]:
+def query(stack: DevelopmentStack, statement: str) -> list[str]:
     """Rows of one column, as text."""
     return stack.postgres.rows(statement, database="far_mesh")
 
 
-def measured(stack: Stack, node: str, name: str) -> float:
+def measured(stack: DevelopmentStack, node: str, name: str) -> float:
     """What a node says of itself in a metric without labels."""
     text = httpx.get(f"http://127.0.0.1:{stack.metrics_ports[node]}/metrics").text
     (value,) = [
@@ -203,7 +203,7 @@ def measured(stack: Stack, node: str, name: str) -> float:
     return value
 
 
-def kv_used(stack: Stack) -> float:
+def kv_used(stack: DevelopmentStack) -> float:
     """Bytes that generations hold on all nodes together."""
     return sum(
         measured(stack, name, "far_node_kv_used_bytes")

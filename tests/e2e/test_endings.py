@@ -11,7 +11,7 @@ import redis
 
 from mesh import redis_keys
 from node_runner.service.exit_codes import START_AGAIN
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from tests.e2e.conftest import Reference, User, balance, kv_used, query, wait_until
 
 LONG = 700
@@ -23,13 +23,13 @@ def tokens_so_far(user: User, request_id: str) -> int:
     return generated
 
 
-def assert_paid_exactly(stack: Stack, user: User, *tokens: int) -> None:
+def assert_paid_exactly(stack: DevelopmentStack, user: User, *tokens: int) -> None:
     """The wallet began with 1 FAR."""
     assert balance(stack, user.account, "available") == 1 - PRICE * sum(tokens)
     assert balance(stack, user.account, "held") == 0
 
 
-def test_cancel_charges_for_delivered_tokens_only(stack: Stack, user: User) -> None:
+def test_cancel_charges_for_delivered_tokens_only(stack: DevelopmentStack, user: User) -> None:
     request_id = user.submit("The try statement", max_tokens=LONG)
     wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
     job = user.http.delete(f"/api/inference/jobs/{request_id}").raise_for_status().json()
@@ -43,7 +43,7 @@ def test_cancel_charges_for_delivered_tokens_only(stack: Stack, user: User) -> N
 
 
 def test_hanging_up_on_a_stream_cancels_it(
-    stack: Stack, user: User, redis_client: redis.Redis
+    stack: DevelopmentStack, user: User, redis_client: redis.Redis
 ) -> None:
     body = user.body("The class statement", max_tokens=LONG, stream=True)
     path = "/api/inference/distributed/generate"
@@ -72,7 +72,7 @@ def test_closing_a_reader_does_not_cancel_an_asynchronous_job(user: User) -> Non
 
 @pytest.mark.parametrize("how", ["kill", "end"])
 def test_a_killed_worker_is_replaced_within_ten_seconds(
-    stack: Stack, user: User, reference: Reference, how: str
+    stack: DevelopmentStack, user: User, reference: Reference, how: str
 ) -> None:
     """By `kill -9`, and by SIGTERM."""
     prompt = "The del statement"
@@ -96,7 +96,7 @@ def test_a_killed_worker_is_replaced_within_ten_seconds(
     assert len(captures) == 2  # one hold, one capture
 
 
-def supervisor_of(stack: Stack, request_id: str) -> str:
+def supervisor_of(stack: DevelopmentStack, request_id: str) -> str:
     """The worker whose log says that it took the generation up."""
 
     def look() -> str | None:
@@ -112,7 +112,7 @@ def supervisor_of(stack: Stack, request_id: str) -> str:
     return found
 
 
-def lease_counter(stack: Stack, request_id: str) -> int:
+def lease_counter(stack: DevelopmentStack, request_id: str) -> int:
     rows = query(
         stack, f"SELECT lease_counter FROM inference_sessions WHERE request_id = '{request_id}'"
     )
@@ -120,7 +120,7 @@ def lease_counter(stack: Stack, request_id: str) -> int:
 
 
 def test_a_flushed_redis_loses_no_job(
-    stack: Stack, user: User, reference: Reference, redis_client: redis.Redis
+    stack: DevelopmentStack, user: User, reference: Reference, redis_client: redis.Redis
 ) -> None:
     prompts = [f"Flushed {number}" for number in range(6)]
     jobs = [user.submit(prompt, max_tokens=120) for prompt in prompts]
@@ -148,7 +148,7 @@ def test_a_reader_does_not_notice_that_redis_was_flushed(
 
 @pytest.mark.parametrize("victim", [0, 2], ids=["edge", "last span"])
 def test_a_generation_waits_for_a_killed_node_without_a_replica(
-    stack: Stack, user: User, reference: Reference, victim: int
+    stack: DevelopmentStack, user: User, reference: Reference, victim: int
 ) -> None:
     """It goes on when somebody serves the layers again, with the same tokens."""
     prompt = "The while statement"
@@ -173,7 +173,7 @@ def test_a_generation_waits_for_a_killed_node_without_a_replica(
     ids=["edge killed", "middle killed", "last killed", "middle stopped"],
 )
 def test_a_node_with_a_replica_is_replaced(
-    stack: Stack, user: User, reference: Reference, stage: int, blow: signal.Signals
+    stack: DevelopmentStack, user: User, reference: Reference, stage: int, blow: signal.Signals
 ) -> None:
     """The generation goes on over the other node, with the same tokens; the rest keep their KV."""
     name, spare = f"node-{stage}", f"node-{stage}b"
@@ -208,14 +208,16 @@ def test_a_node_with_a_replica_is_replaced(
         stack.wait_for_nodes(3)
 
 
-def worker_lines(stack: Stack, event: str, request_id: str) -> list[str]:
+def worker_lines(stack: DevelopmentStack, event: str, request_id: str) -> list[str]:
     """What the workers' logs say of such an event of a generation."""
     logs = [child.log for name, child in stack.processes.children.items() if "worker" in name]
     lines = [line for log in logs for line in log.read_text().splitlines()]
     return [line for line in lines if event in line and request_id in line]
 
 
-def test_a_node_drains_on_sigterm(stack: Stack, user: User, reference: Reference) -> None:
+def test_a_node_drains_on_sigterm(
+    stack: DevelopmentStack, user: User, reference: Reference
+) -> None:
     """What runs ends, and no new route uses the node."""
     prompt = "The assert statement"
     request_id = user.submit(prompt, max_tokens=300)
@@ -244,7 +246,7 @@ def test_streams_of_a_running_generation_expire_too(user: User, redis_client: re
     user.ended(request_id)
 
 
-def test_a_node_that_the_platform_forgot_ends_and_says_so(stack: Stack) -> None:
+def test_a_node_that_the_platform_forgot_ends_and_says_so(stack: DevelopmentStack) -> None:
     """So that whoever keeps it running starts it again, and it registers anew."""
     child = stack.start_node(1, (2, 4), name="forgotten")
     stack.wait_for_nodes(4)

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from mesh import redis_keys
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from tests.e2e.conftest import Reference, User, at_once, balance, wait_until
 
 PRICE = Decimal("0.0001")
@@ -36,7 +36,7 @@ def test_a_prompt_that_begins_as_the_last_one_goes_on_from_there(
 
 
 def test_sixteen_at_once_are_each_exact_and_share_forwards(
-    stack: Stack, make_user: Callable[..., User], reference: Reference
+    stack: DevelopmentStack, make_user: Callable[..., User], reference: Reference
 ) -> None:
     user = make_user()
     prompts = [f"The number {number} is" for number in range(16)]
@@ -46,7 +46,7 @@ def test_sixteen_at_once_are_each_exact_and_share_forwards(
         assert largest_batch(stack, index) > 1
 
 
-def largest_batch(stack: Stack, index: int) -> float:
+def largest_batch(stack: DevelopmentStack, index: int) -> float:
     """Lower bound of a node's largest batch, from its own metrics."""
     port = stack.metrics_ports[f"node-{index}"]
     text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
@@ -126,7 +126,7 @@ def test_a_job_is_readable_for_an_hour_and_then_gone_from_redis(
     assert (answer.status_code, answer.json()["code"]) == (410, "stream_expired")
 
 
-def test_the_user_pays_for_what_was_generated(stack: Stack, user: User) -> None:
+def test_the_user_pays_for_what_was_generated(stack: DevelopmentStack, user: User) -> None:
     result = user.generate("In Python")
     cost = PRICE * result["tokens_generated"]
     assert Decimal(result["cost_far_exact"]) == cost
@@ -137,7 +137,7 @@ def test_the_user_pays_for_what_was_generated(stack: Stack, user: User) -> None:
 
 
 def test_32_requests_at_once_never_overdraw_a_wallet(
-    stack: Stack, make_user: Callable[..., User]
+    stack: DevelopmentStack, make_user: Callable[..., User]
 ) -> None:
     """Money for ten."""
     user = make_user(far="0.01")

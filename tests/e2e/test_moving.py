@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from stack.plan import Plan
 from stack.servers import free_port
 from tests.e2e.conftest import FAST, Reference, User, at_once, query, wait_until
@@ -27,7 +27,7 @@ EAGER = {
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
+def stack() -> Iterator[DevelopmentStack]:
     """One node, which the platform has placed; room for others."""
     folder = Path(tempfile.mkdtemp(prefix="far-e2e-"))
     plan = Plan(
@@ -41,31 +41,33 @@ def stack() -> Iterator[Stack]:
         node_options=SMALL,
         environment=FAST | EAGER,
     )
-    with Stack(plan) as running:
+    with DevelopmentStack(plan) as running:
         running.add_wallets(2)
         yield running
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def spans(stack: Stack) -> list[tuple[int, int]]:
+def spans(stack: DevelopmentStack) -> list[tuple[int, int]]:
     """Of the nodes that are on the routes."""
     url = f"{stack.plan.api_url}/api/discovery/nodes/active/{stack.plan.model_id}"
     served = [node["layers_served"] for node in httpx.get(url).json()["nodes"]]
     return sorted((layers[0], layers[-1] + 1) for layers in served)
 
 
-def moves(stack: Stack) -> list[str]:
+def moves(stack: DevelopmentStack) -> list[str]:
     return query(stack, "SELECT state FROM placement_moves ORDER BY id")
 
 
-def test_a_lone_node_gets_all_layers(stack: Stack, user: User, reference: Reference) -> None:
+def test_a_lone_node_gets_all_layers(
+    stack: DevelopmentStack, user: User, reference: Reference
+) -> None:
     prompt = "The for statement"
     assert spans(stack) == [(0, 6)]
     assert user.generate(prompt)["text"] == reference.text(prompt)
 
 
 def test_who_joins_takes_over_a_part_while_generations_run(
-    stack: Stack, make_user: Callable[..., User], reference: Reference
+    stack: DevelopmentStack, make_user: Callable[..., User], reference: Reference
 ) -> None:
     user = make_user()
     prompts = [f"The number {number} is" for number in range(4)]
@@ -86,7 +88,7 @@ def test_who_joins_takes_over_a_part_while_generations_run(
 
 
 def test_who_is_killed_is_replaced_by_a_move(
-    stack: Stack, user: User, reference: Reference
+    stack: DevelopmentStack, user: User, reference: Reference
 ) -> None:
     """A job that finds no route waits until the node that is left has loaded all layers."""
     before = len(moves(stack))
@@ -99,7 +101,7 @@ def test_who_is_killed_is_replaced_by_a_move(
     assert spans(stack) == [(0, 6)]
 
 
-def begun_again(stack: Stack) -> list[str]:
+def begun_again(stack: DevelopmentStack) -> list[str]:
     """Why generations got another route than their first one."""
     lines = [
         json.loads(line)

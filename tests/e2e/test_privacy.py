@@ -1,13 +1,15 @@
 """No prompt, token or secret in any log line or in Postgres."""
 
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from stack.plan import DATABASE
 from tests.e2e.conftest import User
 
 MARKED = "xylophone quokka"
 
 
-def test_prompts_tokens_and_secrets_stay_out_of_logs_and_database(stack: Stack, user: User) -> None:
+def test_prompts_tokens_and_secrets_stay_out_of_logs_and_database(
+    stack: DevelopmentStack, user: User
+) -> None:
     running = user.submit(f"{MARKED} one", max_tokens=400, stop=["zeppelin"])
     dump_while_running = stack.postgres.dump(DATABASE)
     result = user.generate(f"{MARKED} two", max_tokens=48)
@@ -31,7 +33,9 @@ def test_prompts_tokens_and_secrets_stay_out_of_logs_and_database(stack: Stack, 
             assert phrase.encode() not in content, f"{phrase!r} in the {place}"
 
 
-def test_the_prompt_is_erased_from_postgres_when_its_job_ends(stack: Stack, user: User) -> None:
+def test_the_prompt_is_erased_from_postgres_when_its_job_ends(
+    stack: DevelopmentStack, user: User
+) -> None:
     request_id = user.generate(f"{MARKED} three", max_tokens=4)["request_id"]
     left = stack.postgres.rows(
         f"SELECT request_cipher IS NULL FROM inference_sessions WHERE request_id = '{request_id}'",

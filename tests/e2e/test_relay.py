@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from stack.development_stack import Stack
-from stack.processes import Child
+from stack.development_stack import DevelopmentStack
+from stack.processes import ManagedProcess
 from stack.servers import free_port
 from tests.e2e.conftest import Reference, User, wait_until
 from tests.e2e.test_endings import LONG, tokens_so_far, worker_lines
@@ -27,7 +27,7 @@ TRY = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2
 
 
 @pytest.fixture(scope="module")
-def home(stack: Stack) -> Iterator[Namespace]:
+def home(stack: DevelopmentStack) -> Iterator[Namespace]:
     """Where the provider is: a replica of the gateway is at ``home.address``, ``home.port``."""
     with Namespace(free_port()) as made:
         stack.start_api("relay", host=made.address, port=made.port)
@@ -44,7 +44,7 @@ def _answers(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def provider(stack: Stack, home: Namespace) -> Iterator[Child]:
+def provider(stack: DevelopmentStack, home: Namespace) -> Iterator[ManagedProcess]:
     """The middle layers' node, at home."""
     stack.processes.end("node-1")
     options = ["--redis", "", "--discovery", home.url]
@@ -83,7 +83,7 @@ def test_home_is_closed(home: Namespace) -> None:
 
 
 def test_a_node_behind_a_router_serves(
-    stack: Stack, provider: Child, user: User, reference: Reference
+    stack: DevelopmentStack, provider: ManagedProcess, user: User, reference: Reference
 ) -> None:
     stack.wait_for_nodes(3)
     prompt = "The lambda expression"
@@ -93,7 +93,11 @@ def test_a_node_behind_a_router_serves(
 
 
 def test_a_cut_of_five_seconds_costs_no_token(
-    stack: Stack, home: Namespace, provider: Child, user: User, reference: Reference
+    stack: DevelopmentStack,
+    home: Namespace,
+    provider: ManagedProcess,
+    user: User,
+    reference: Reference,
 ) -> None:
     stack.wait_for_nodes(3)
     prompt = "The assert statement"

@@ -6,11 +6,11 @@ import sys
 from decimal import Decimal
 
 from market.money import to_units
-from stack.development_stack import Stack
+from stack.development_stack import DevelopmentStack
 from tests.e2e.conftest import User, balance, query, wait_until
 
 
-def test_providers_are_paid_what_the_ledger_says(stack: Stack, user: User) -> None:
+def test_providers_are_paid_what_the_ledger_says(stack: DevelopmentStack, user: User) -> None:
     user.generate("A generator")
 
     def nothing_is_owed() -> bool:
@@ -28,7 +28,9 @@ def test_providers_are_paid_what_the_ledger_says(stack: Stack, user: User) -> No
     assert query(stack, "SELECT SUM(balance) FROM ledger_balances") == ["0.000000000000000000"]
 
 
-def test_the_running_meshs_books_are_proved_against_the_chain(stack: Stack, user: User) -> None:
+def test_the_running_meshs_books_are_proved_against_the_chain(
+    stack: DevelopmentStack, user: User
+) -> None:
     user.generate("A dictionary")
     done = subprocess.run(
         [sys.executable, "-m", "cli.app", "ledger", "check"],

@@ -23,18 +23,18 @@ from api.http.services import Services
 from market import ledger
 from market.identity.tables import Machine
 from market.jobs import live_session
-from market.jobs.tables import InferenceSession, RouteHop
+from market.jobs.tables import Job, RouteHop
 from market.ledger.tables import LedgerTransaction
 from market.nodes import live_lookup, live_registry
 from market.nodes.node import Node
-from market.nodes.tables import NodeRegistry
+from market.nodes.tables import RegisteredNode
 from market.outbox import Outbox
 from market.resources import Services as WorkerServices
 from market.routing import route_search
-from market.routing.skip_counts import Skips
+from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
 from mesh import redis_keys, token_stream
-from mesh.route_record import LiveRoute
+from mesh.route_record import RouteRecord
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID, TEMPLATE
 from tests.factories import fund
@@ -181,7 +181,7 @@ class Gateway:
         node_id = f"node_{secrets.token_hex(8)}"
         span = {"model_id": MODEL_ID, "start_layer": 0, "end_layer": LAYERS}
         async with self.sessions.begin() as db:
-            db.add(NodeRegistry(node_id=node_id, wallet_address=wallet, **span))
+            db.add(RegisteredNode(node_id=node_id, wallet_address=wallet, **span))
         return self.login(node_id, "node")
 
     async def announce(self, *nodes: Node) -> None:
@@ -218,13 +218,13 @@ class Gateway:
 
     async def request_ids(self) -> set[str]:
         async with self.sessions() as db:
-            return set(await db.scalars(select(InferenceSession.request_id)))
+            return set(await db.scalars(select(Job.request_id)))
 
     async def books(self) -> tuple[dict[str, int], dict[tuple[str, str], Decimal]]:
         """How many rows there are of whatever a request may write, and all balances."""
         async with self.sessions() as db:
             counts = {}
-            for table in (InferenceSession, LedgerTransaction, Outbox):
+            for table in (Job, LedgerTransaction, Outbox):
                 counts[table.__tablename__] = (
                     await db.scalar(select(func.count()).select_from(table)) or 0
                 )
@@ -257,15 +257,13 @@ class Job:
             queue=made.queue,
             catalog=made.catalog,
             vault=made.vault,
-            skips=Skips(made.redis),
+            skips=SkipCounter(made.redis),
         )
 
-    async def row(self) -> InferenceSession:
+    async def row(self) -> Job:
         """The job as Postgres has it now."""
         async with self._gateway.sessions() as db:
-            row = await db.scalar(
-                select(InferenceSession).where(InferenceSession.request_id == self.id)
-            )
+            row = await db.scalar(select(Job).where(Job.request_id == self.id))
         assert row is not None
         return row
 
@@ -276,7 +274,9 @@ class Job:
         taken = await lease.take(self._workers.sessions, self.id, 60)
         assert taken is not None
         self._lease = taken
-        route = route_search.choose(await live_lookup.active(self._redis, MODEL_ID), LAYERS)
+        route = route_search.cheapest_route(
+            await live_lookup.available_nodes(self._redis, MODEL_ID), LAYERS
+        )
         assert route is not None
         async with self._workers.sessions.begin() as db:
             for stage, each in enumerate(route):
@@ -292,7 +292,7 @@ class Job:
                         first_token=0,
                     )
                 )
-        live = LiveRoute(1, 1000, [each.node_id for each in route])
+        live = RouteRecord(1, 1000, [each.node_id for each in route])
         await live_session.begin_epoch(self._redis, self.id, 1, live, ttl=3600)
         return taken
 

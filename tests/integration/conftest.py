@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from redis.asyncio import Redis
 
-from market.escrow.reader import Escrow
+from market.escrow.reader import EscrowReader
 from market.resources import Services, open_services
 from market.settings import Settings
 from tests.conftest import OPERATOR_PASSWORD, Chain
@@ -40,10 +40,10 @@ async def chain_services(
 @pytest.fixture
 async def escrow(
     chain_services: Services, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Escrow]:
+) -> AsyncIterator[EscrowReader]:
     """The contract that those services settle on; a development chain has blocks at once."""
     monkeypatch.setattr("workers.settlement.task.LOOK", 0.01)
-    opened = Escrow.of(chain_services.settings.payments)
+    opened = EscrowReader.of(chain_services.settings.payments)
     yield opened
     await opened.close()
 

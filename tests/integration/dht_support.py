@@ -77,7 +77,7 @@ def record_of(
     told: records.Announcement, key: SigningKey = NODE_KEY, operator: SigningKey = OPERATOR
 ) -> bytes:
     """The record that such a node writes, if it has a credential of such an operator."""
-    credential = records.issue(
+    credential = records.issue_credential(
         operator,
         node_id=told.node_id,
         registration=told.registration,
@@ -86,7 +86,7 @@ def record_of(
         public_key=key.public,
         expires=time.time() + 3600,
     )
-    return records.announce(key, credential, told)
+    return records.sign_announcement(key, credential, told)
 
 
 async def announce(peer: Peer, told: records.Announcement, **by: SigningKey) -> int:

@@ -13,13 +13,13 @@ from sqlalchemy import select, update
 from web3.types import RPCEndpoint
 
 from market import ledger
-from market.chain.client import Network
+from market.chain.client import ChainClient
 from market.chain.errors import ChainUnreachable
 from market.chain.failover_rpc import Rpc
 from market.chain.keystore_signer import LocalSigner
 from market.escrow.deploy import DAY
-from market.escrow.reader import Escrow
-from market.jobs.tables import InferenceSession, RouteHop
+from market.escrow.reader import EscrowReader
+from market.jobs.tables import Job, RouteHop
 from market.money import from_units, to_units
 from market.resources import Services
 from market.settlement.tables import Settlement, SettlementTransaction
@@ -59,7 +59,7 @@ async def served(
     user: LocalAccount | str,
     tokens: int,
     providers: Sequence[str] = PROVIDERS,
-) -> InferenceSession:
+) -> Job:
     """A generation by these providers, ended and captured."""
     wallet = user if isinstance(user, str) else user.address
     job = session(user=wallet.lower(), price=PRICE)
@@ -93,7 +93,7 @@ async def served(
 
 
 async def assert_ledger_equals_chain(
-    services: Services, escrow: Escrow, *users: str, owing: bool = False
+    services: Services, escrow: EscrowReader, *users: str, owing: bool = False
 ) -> None:
     """To the last unit: what providers and platform were paid, and what the users have left.
 
@@ -126,10 +126,10 @@ async def transactions(services: Services) -> list[SettlementTransaction]:
         )
 
 
-async def session_of(services: Services, job: InferenceSession) -> InferenceSession:
+async def session_of(services: Services, job: Job) -> Job:
     """The generation as it is now."""
     async with services.sessions() as db:
-        return await db.get_one(InferenceSession, job.id)
+        return await db.get_one(Job, job.id)
 
 
 async def poor_user(services: Services) -> str:
@@ -144,12 +144,10 @@ def ago(seconds: float) -> dt.datetime:
     return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds)
 
 
-async def change(services: Services, job: InferenceSession, **values: object) -> None:
+async def change(services: Services, job: Job, **values: object) -> None:
     """Set columns of a generation."""
     async with services.sessions.begin() as db:
-        await db.execute(
-            update(InferenceSession).where(InferenceSession.id == job.id).values(**values)
-        )
+        await db.execute(update(Job).where(Job.id == job.id).values(**values))
 
 
 def contract(chain: Chain) -> Any:
@@ -163,11 +161,11 @@ def act(chain: Chain, account: Any, function: str, *arguments: Any) -> None:
 
 
 @asynccontextmanager
-async def seen_through(chain: Chain, rule: Rule) -> AsyncIterator[Escrow]:
+async def seen_through(chain: Chain, rule: Rule) -> AsyncIterator[EscrowReader]:
     """The escrow behind an endpoint that does what a rule says."""
     proxy = Proxy(chain.url, rule)
     with proxy.serving():
-        escrow = Escrow(Network(Rpc([proxy.url])), chain.deployment.escrow)
+        escrow = EscrowReader(ChainClient(Rpc([proxy.url])), chain.deployment.escrow)
         try:
             yield escrow
         finally:

@@ -17,11 +17,22 @@ from websockets.sync.client import ClientConnection, connect
 
 from api.app import create_app
 from market import db
-from market.nodes.tables import NodeRegistry
+from market.nodes.tables import RegisteredNode
 from market.settings import Settings
 from mesh import redis_keys, relay, wire
-from mesh.relay import Accepted, Assembler, Beat, Frame, Hello, Inbox, Pulse, Push, Sent, Welcome
-from mesh.route_record import LiveRoute
+from mesh.relay import (
+    Assembler,
+    Frame,
+    Hello,
+    InboxDelivery,
+    KeepAlive,
+    KeepAliveAck,
+    OutgoingMessage,
+    Push,
+    PushAck,
+    Welcome,
+)
+from mesh.route_record import RouteRecord
 from mesh.wire import Message, Step, Steps
 from tests.conftest import MODEL_ID
 from tests.integration.api_support import WALLET
@@ -82,16 +93,16 @@ class Replica:
         """Of a node that is registered, or of somebody else."""
         if kind == "node":
             row = {"wallet_address": WALLET, "model_id": MODEL_ID, "start_layer": 0, "end_layer": 1}
-            new = insert(NodeRegistry).values(node_id=subject, **row).on_conflict_do_nothing()
+            new = insert(RegisteredNode).values(node_id=subject, **row).on_conflict_do_nothing()
             asyncio.run(self._write(new))
         claims = {"sub": subject, "kind": kind, "exp": int(time.time()) + 3600}
         return jwt.encode(claims, self.settings.auth.jwt_secret.get_secret_value())
 
     def register_again(self, node_id: str) -> None:
         """As another process of the same node does."""
-        later = NodeRegistry.registration + 1
-        mine = NodeRegistry.node_id == node_id
-        asyncio.run(self._write(update(NodeRegistry).where(mine).values(registration=later)))
+        later = RegisteredNode.registration + 1
+        mine = RegisteredNode.node_id == node_id
+        asyncio.run(self._write(update(RegisteredNode).where(mine).values(registration=later)))
 
     async def _write(self, statement: Any) -> None:
         engine, sessions = db.connect(self.settings.database_url)
@@ -159,33 +170,33 @@ class Node:
             if found is not None:
                 self._waiting.append(found)
 
-    def push(self, *messages: tuple[str, Message], number: int | None = None) -> Accepted:
+    def push(self, *messages: tuple[str, Message], number: int | None = None) -> PushAck:
         self._number = self._number + 1 if number is None else number
         self.say(Push(self._number, [sent(to, message) for to, message in messages]))
-        accepted: Accepted = self.hear(Accepted)
+        accepted: PushAck = self.hear(PushAck)
         assert accepted.number == self._number
         return accepted
 
     def pulse(self, room: int = 0) -> None:
-        self.say(Pulse(7, room, self.after))
-        assert self.hear(Beat) == Beat(7)
+        self.say(KeepAlive(7, room, self.after))
+        assert self.hear(KeepAliveAck) == KeepAliveAck(7)
 
     def read(self) -> list[Message]:
-        inbox: Inbox = self.hear(Inbox)
+        inbox: InboxDelivery = self.hear(InboxDelivery)
         self.after = inbox.after
         return [wire.decode({wire.HEADER: e.header, wire.TENSOR: e.tensor}) for e in inbox.entries]
 
 
-def sent(to: str, message: Message) -> Sent:
+def sent(to: str, message: Message) -> OutgoingMessage:
     fields = wire.encode(message)
-    return Sent(to, bytes(fields[wire.HEADER]), bytes(fields.get(wire.TENSOR, b"")))
+    return OutgoingMessage(to, bytes(fields[wire.HEADER]), bytes(fields.get(wire.TENSOR, b"")))
 
 
 def begin(
     client: redis.Redis, epoch: int = 1, route: Sequence[str] = ROUTE, name: str = "gen"
 ) -> None:
     """The live record, as a worker writes it."""
-    packed = LiveRoute(WIDTH, CAPACITY, list(route)).pack()
+    packed = RouteRecord(WIDTH, CAPACITY, list(route)).pack()
     client.hset(redis_keys.live(name), mapping={"epoch": epoch, "route": packed})
 
 

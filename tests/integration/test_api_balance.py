@@ -9,7 +9,7 @@ import pytest
 
 from market import ledger
 from market.db import Sessions
-from market.escrow.event_reader import EventSource
+from market.escrow.event_reader import EscrowEventReader
 from market.ledger.postings import post
 from market.money import from_units
 from market.resources import Services
@@ -122,7 +122,7 @@ async def test_what_is_on_its_way_is_told(
     chain_services: Services, chain: Chain, on_chain: Gateway
 ) -> None:
     chain_services.settings.payments.finalized_tag = False
-    source = EventSource.of(chain_services.settings.payments)
+    source = EscrowEventReader.of(chain_services.settings.payments)
     actions = Actions(chain)
     user = actions.user(far=3)
     wallet = user.address.lower()

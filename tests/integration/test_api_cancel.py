@@ -36,7 +36,7 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def told(gateway: Gateway, job: Job) -> list[object]:
     """What the job's supervisor is told."""
-    _, events = await messaging.listen(gateway.redis, job.id, token_stream.START, wait=0)
+    _, events = await messaging.read_events(gateway.redis, job.id, token_stream.START, wait=0)
     return list(events)
 
 
@@ -49,7 +49,7 @@ async def test_cancelling_charges_for_delivered_tokens_only(gateway: Gateway) ->
     await job.write("a", "b", "c")
 
     async def supervise() -> None:
-        _, events = await messaging.listen(gateway.redis, job.id, token_stream.START, wait=10)
+        _, events = await messaging.read_events(gateway.redis, job.id, token_stream.START, wait=10)
         assert [type(event) for event in events] == [Cancel]
         await job.complete("cancelled")
 
@@ -85,7 +85,7 @@ async def test_a_job_is_marked_although_redis_does_not_answer(
         raise ConnectionError
 
     job = await gateway.submit()
-    monkeypatch.setattr(messaging, "tell", fail)
+    monkeypatch.setattr(messaging, "publish_event", fail)
     assert (await gateway.client.delete(job.url)).status_code == 200
     assert await cancelled(job)
 

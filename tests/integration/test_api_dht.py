@@ -61,7 +61,7 @@ async def test_who_proves_a_wallet_gets_a_credential_for_his_key(
         assert access["operator_key"] == OPERATOR.public.hex()
         assert access["peers"] == [PEER]
         told = announcement(node_id=joined["node_id"], end_layer=LAYERS)
-        record = records.announce(NODE_KEY, bytes.fromhex(access["credential"]), told)
+        record = records.sign_announcement(NODE_KEY, bytes.fromhex(access["credential"]), told)
         assert records.read_announcement(record, OPERATOR.public) == told
         assert "dht" not in await register(gateway)
         refusal = await register(gateway, dht_key="0x12")

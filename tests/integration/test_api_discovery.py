@@ -12,8 +12,8 @@ from api import discovery_app
 from market import ledger
 from market.nodes import live_registry
 from market.nodes.node import Node
-from market.nodes.tables import NodeRegistry
-from market.routing.skip_counts import skipped
+from market.nodes.tables import RegisteredNode
+from market.routing.skip_counts import skips_of
 from market.settings import Settings
 from mesh import signed_texts
 from tests.conftest import DEMO_MODEL, MODEL_ID
@@ -144,7 +144,7 @@ async def test_a_node_lives_on_the_discovery_services_paths(
 
 
 async def test_nodes_that_are_off_the_routes_are_not_listed(gateway: Gateway) -> None:
-    await live_registry.forget(gateway.redis, node(0).node_id, node(0).model_id)
+    await live_registry.evict(gateway.redis, node(0).node_id, node(0).model_id)
     await gateway.announce(node(1, is_healthy=False))
     await live_registry.cool_down(gateway.redis, "node_2", seconds=60)
     assert (await gateway.client.get(NODES)).json()["nodes"] == []
@@ -172,7 +172,7 @@ async def test_models_have_the_specifications_fields(gateway: Gateway) -> None:
 
 
 async def test_a_model_with_a_missing_layer_is_not_available(gateway: Gateway) -> None:
-    await live_registry.forget(gateway.redis, node(1).node_id, node(1).model_id)
+    await live_registry.evict(gateway.redis, node(1).node_id, node(1).model_id)
     model = await model_on_offer(gateway)
     assert (model["active_nodes"], model["available"]) == (2, False)
     assert model["avg_latency_ms"] is None
@@ -190,7 +190,7 @@ async def test_a_model_is_not_served_until_it_has_as_many_nodes_as_it_wants(
         assert not (await model_on_offer(gateway))["available"]
         refused = await gateway.client.post(GENERATE, json=request_body(), headers=ASYNC)
         assert "4 healthy nodes" in problem(refused, 503, "no_route")["detail"]
-        assert await skipped(gateway.redis, "node_0") == {"too_few_nodes": 1}
+        assert await skips_of(gateway.redis, "node_0") == {"too_few_nodes": 1}
         await gateway.announce(node(2, node_id="another"))
         assert (await model_on_offer(gateway))["available"]
         await gateway.submit()
@@ -202,7 +202,7 @@ async def know(gateway: Gateway, *nodes: Node) -> None:
     async with gateway.sessions.begin() as db:
         for each in nodes:
             db.add(
-                NodeRegistry(
+                RegisteredNode(
                     node_id=each.node_id,
                     wallet_address=each.wallet_address,
                     model_id=each.model_id,

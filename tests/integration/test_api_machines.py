@@ -381,7 +381,7 @@ async def test_a_revoked_machine_can_neither_register_nor_go_on(gateway: Gateway
     problem(await gateway.client.delete(path, headers=as_node), 403, "forbidden")
     revoked = await gateway.client.delete(path, headers=gateway.login(PROVIDER_WALLET))
     assert revoked.status_code == 204
-    assert await live_lookup.active(gateway.redis, MODEL_ID) == []
+    assert await live_lookup.available_nodes(gateway.redis, MODEL_ID) == []
     problem(await beat(gateway, node), 404, "node_not_found")
     problem(await register(gateway, token), 401, "machine_revoked")
     listed = await gateway.client.get("/api/machines", headers=gateway.login(PROVIDER_WALLET))

@@ -14,9 +14,9 @@ from netaddr import IPSet
 from redis.asyncio import Redis
 from sqlalchemy import func, select
 
-from api.places import Places
+from api.places import GeoIp
 from market.nodes import live_lookup, live_registry
-from market.nodes.tables import NodeRegistry
+from market.nodes.tables import RegisteredNode
 from market.settings import Settings
 from mesh import redis_keys, signed_texts
 from stack.servers import Postgres
@@ -118,7 +118,7 @@ async def beat(
 
 async def known(gateway: Gateway) -> int:
     async with gateway.sessions() as db:
-        return await db.scalar(select(func.count()).select_from(NodeRegistry)) or 0
+        return await db.scalar(select(func.count()).select_from(RegisteredNode)) or 0
 
 
 async def test_a_node_registers(gateway: Gateway) -> None:
@@ -135,11 +135,11 @@ async def test_a_node_registers(gateway: Gateway) -> None:
         "edge": False,
     }
     async with gateway.sessions() as db:
-        row = await db.get_one(NodeRegistry, node_id)
+        row = await db.get_one(RegisteredNode, node_id)
     assert (row.wallet_address, row.model_id) == (PROVIDER_WALLET, MODEL_ID)
     assert (row.gpu_model, row.vram_gb, row.location) == ("NVIDIA RTX 4090", 24, "US-East")
     assert (row.start_layer, row.end_layer, row.edge) == (2, 4, False)
-    assert await live_lookup.active(gateway.redis, MODEL_ID) == []
+    assert await live_lookup.available_nodes(gateway.redis, MODEL_ID) == []
 
 
 async def test_only_a_machine_that_was_let_in_registers_without_a_signature(
@@ -169,7 +169,7 @@ async def test_without_a_span_a_node_serves_the_whole_model(gateway: Gateway) ->
 async def test_addresses_of_other_kinds(gateway: Gateway, address: str) -> None:
     node_id, _ = await registered(gateway, public_addr=address)
     async with gateway.sessions() as db:
-        assert (await db.get_one(NodeRegistry, node_id)).public_addr == address
+        assert (await db.get_one(RegisteredNode, node_id)).public_addr == address
 
 
 REFUSED = {
@@ -253,7 +253,7 @@ async def test_a_heartbeat_puts_a_node_on_the_routes(gateway: Gateway) -> None:
         "start_layer": 0,
         "end_layer": LAYERS,
     }
-    [node] = await live_lookup.active(gateway.redis, MODEL_ID)
+    [node] = await live_lookup.available_nodes(gateway.redis, MODEL_ID)
     assert (node.node_id, node.wallet_address, node.trusted) == (node_id, PROVIDER_WALLET, True)
     assert (node.start_layer, node.end_layer, node.edge) == (0, LAYERS, True)
     assert (node.latency_ms, node.throughput_tokens_per_sec, node.current_requests) == (45, 12, 3)
@@ -270,7 +270,7 @@ async def test_a_heartbeat_puts_a_node_on_the_routes(gateway: Gateway) -> None:
 async def test_a_node_of_a_stranger_is_not_trusted(gateway: Gateway) -> None:
     node_id, token = await registered(gateway, wallet_address=STRANGER.address, signer=STRANGER)
     await beat(gateway, node_id, token)
-    [node] = await live_lookup.active(gateway.redis, MODEL_ID)
+    [node] = await live_lookup.available_nodes(gateway.redis, MODEL_ID)
     assert not node.trusted
 
 
@@ -280,15 +280,15 @@ async def test_an_unhealthy_node_is_off_the_routes_until_it_is_well(gateway: Gat
     for healthy in (True, False, True):
         assert (await beat(gateway, node_id, token, is_healthy=healthy)).status_code == 200
         async with gateway.sessions() as db:
-            row = await db.get_one(NodeRegistry, node_id)
-        active = await live_lookup.active(gateway.redis, MODEL_ID)
+            row = await db.get_one(RegisteredNode, node_id)
+        active = await live_lookup.available_nodes(gateway.redis, MODEL_ID)
         seen.append((len(active), row.is_active, row.last_seen is not None))
     assert seen == [(1, True, True), (0, False, True), (1, True, True)]
 
 
-async def row_of(gateway: Gateway, node_id: str) -> NodeRegistry:
+async def row_of(gateway: Gateway, node_id: str) -> RegisteredNode:
     async with gateway.sessions() as db:
-        return await db.get_one(NodeRegistry, node_id)
+        return await db.get_one(RegisteredNode, node_id)
 
 
 async def test_time_between_heartbeats_counts_as_uptime(gateway: Gateway) -> None:
@@ -337,9 +337,9 @@ async def test_a_node_whose_row_was_deleted_is_off_within_the_interval(
         node_id, token = await registered(gateway)
         await beat(gateway, node_id, token)
         async with gateway.sessions.begin() as db:
-            await db.delete(await db.get_one(NodeRegistry, node_id))
+            await db.delete(await db.get_one(RegisteredNode, node_id))
         problem(await beat(gateway, node_id, token), 404, "node_not_found")
-        assert await live_lookup.active(gateway.redis, MODEL_ID) == []
+        assert await live_lookup.available_nodes(gateway.redis, MODEL_ID) == []
 
 
 async def test_trust_that_was_withdrawn_counts_from_the_next_heartbeat(gateway: Gateway) -> None:
@@ -347,7 +347,7 @@ async def test_trust_that_was_withdrawn_counts_from_the_next_heartbeat(gateway: 
     await beat(gateway, node_id, token)
     gateway.services.settings.discovery.trusted_wallets = []
     await beat(gateway, node_id, token)
-    [node] = await live_lookup.active(gateway.redis, MODEL_ID)
+    [node] = await live_lookup.available_nodes(gateway.redis, MODEL_ID)
     assert not node.trusted
 
 
@@ -364,12 +364,12 @@ async def test_what_placement_and_routes_want_to_know(gateway: Gateway) -> None:
     said = {"quantization": "int8", "memory_bytes": 24 * 10**9, "max_sessions": 4}
     node_id, token = await registered(gateway, min_price="0.000123456789012345", **said)
     await beat(gateway, node_id, token, **MEASURED)
-    [node] = await live_lookup.active(gateway.redis, MODEL_ID)
+    [node] = await live_lookup.available_nodes(gateway.redis, MODEL_ID)
     assert {name: getattr(node, name) for name in said} == said
     assert {name: getattr(node, name) for name in MEASURED} == MEASURED
     assert node.min_price == Decimal("0.000123456789012345")
     await beat(gateway, node_id, token, memory_bytes=10**9)
-    [node] = await live_lookup.active(gateway.redis, MODEL_ID)
+    [node] = await live_lookup.available_nodes(gateway.redis, MODEL_ID)
     assert (node.memory_bytes, node.quantization, node.hop_ms) == (10**9, "int8", 0)
 
 
@@ -389,12 +389,14 @@ async def test_a_device_that_registers_again_is_the_same_node(
     again, new = await registered(gateway, start_layer=2, edge=False, **device)
     assert again == node_id
     assert await known(gateway) == before + 1
-    assert await live_lookup.active(gateway.redis, MODEL_ID) == []  # until the new process beats
+    assert (
+        await live_lookup.available_nodes(gateway.redis, MODEL_ID) == []
+    )  # until the new process beats
     await beat(gateway, node_id, new)
     for healthy in (True, False):
         late = await beat(gateway, node_id, old, is_healthy=healthy)
         problem(late, 409, "node_superseded")
-    [node] = await live_lookup.active(gateway.redis, MODEL_ID)
+    [node] = await live_lookup.available_nodes(gateway.redis, MODEL_ID)
     assert (node.node_id, node.start_layer, node.registration) == (node_id, 2, 2)
     row = await row_of(gateway, node_id)
     assert (row.start_layer, row.registration, row.is_active) == (2, 2, True)
@@ -407,7 +409,7 @@ async def test_a_late_heartbeat_of_an_earlier_process_brings_nothing_back(
     node_id, old = await registered(gateway, **device)
     _, new = await registered(gateway, **device)
     problem(await beat(gateway, node_id, old), 409, "node_superseded")
-    assert await live_lookup.active(gateway.redis, MODEL_ID) == []
+    assert await live_lookup.available_nodes(gateway.redis, MODEL_ID) == []
     assert (await beat(gateway, node_id, new)).status_code == 200
 
 
@@ -435,7 +437,7 @@ async def test_two_processes_that_race_for_a_device_end_in_one_entry(gateway: Ga
     )
     assert sorted(answer.status_code for answer in beats) == [200] * 3 + [409] * 15
     assert await known(gateway) == before + 1
-    [node] = await live_lookup.active(gateway.redis, MODEL_ID)
+    [node] = await live_lookup.available_nodes(gateway.redis, MODEL_ID)
     assert node.registration == 6
 
 
@@ -452,7 +454,7 @@ async def test_a_node_without_a_device_is_a_new_one_each_time(
 
         async def alone() -> bool:
             await beat(gateway, node_id, token)
-            nodes = await live_lookup.active(gateway.redis, MODEL_ID)
+            nodes = await live_lookup.available_nodes(gateway.redis, MODEL_ID)
             return [node.node_id for node in nodes] == [node_id]
 
         await eventually(alone)
@@ -560,8 +562,8 @@ async def test_where_a_node_is(
     answer = (await located.client.post(REGISTER, json=body, headers=calls)).json()
     token = {"Authorization": f"Bearer {answer['node_token']}"}
     await beat(located, answer["node_id"], token)
-    [node] = await live_lookup.active(located.redis, MODEL_ID)
-    assert (node.location, node.located, node.place) == expected
+    [node] = await live_lookup.available_nodes(located.redis, MODEL_ID)
+    assert (node.location, node.located, node.coordinates) == expected
 
 
 async def test_a_generation_knows_about_where_its_user_is(located: Gateway) -> None:
@@ -589,7 +591,7 @@ async def test_a_database_that_tells_no_cities(
     text.write_text("no database")
     for file in (country, text, tmp_path / "missing.mmdb"):
         with pytest.raises(ValueError, match="GEOIP_DATABASE"):
-            Places(file)
+            GeoIp(file)
 
 
 async def test_a_node_speaks_for_itself_only(gateway: Gateway) -> None:
@@ -598,7 +600,7 @@ async def test_a_node_speaks_for_itself_only(gateway: Gateway) -> None:
     problem(await beat(gateway, node_id, other_token), 403, "forbidden")
     problem(await beat(gateway, node_id, gateway.login(WALLET)), 403, "forbidden")
     problem(await beat(gateway, node_id, {"Authorization": ""}), 401, "token_missing")
-    assert await live_lookup.active(gateway.redis, MODEL_ID) == []
+    assert await live_lookup.available_nodes(gateway.redis, MODEL_ID) == []
 
 
 async def test_a_node_that_was_never_registered(gateway: Gateway) -> None:
@@ -627,4 +629,4 @@ async def test_a_figure_that_would_break_the_routes(
 ) -> None:
     node_id, token = await registered(gateway)
     problem(await beat(gateway, node_id, token, **{field: value}), 422, f"{field}_out_of_range")
-    assert await live_lookup.active(gateway.redis, MODEL_ID) == []
+    assert await live_lookup.available_nodes(gateway.redis, MODEL_ID) == []

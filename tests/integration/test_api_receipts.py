@@ -14,8 +14,8 @@ from web3 import Web3
 
 from api import statements
 from market.escrow.artifacts import artifact
-from market.escrow.reader import Escrow
-from market.jobs.tables import InferenceSession, NodeContribution
+from market.escrow.reader import EscrowReader
+from market.jobs.tables import Job, NodeContribution
 from market.money import to_units
 from market.resources import Services
 from market.settlement import usage_tree
@@ -117,8 +117,8 @@ async def settled(chain_services: Services) -> AsyncIterator[Gateway]:
 
 
 async def settled_job(
-    services: Services, escrow: Escrow, chain: Chain
-) -> tuple[LocalAccount, InferenceSession]:
+    services: Services, escrow: EscrowReader, chain: Chain
+) -> tuple[LocalAccount, Job]:
     """One of three that were settled together."""
     user, other = await rich_user(services, chain), await rich_user(services, chain)
     job = await served(services, user, 7)
@@ -129,7 +129,7 @@ async def settled_job(
 
 
 async def test_the_contract_agrees_with_a_receipt(
-    chain_services: Services, escrow: Escrow, chain: Chain, settled: Gateway
+    chain_services: Services, escrow: EscrowReader, chain: Chain, settled: Gateway
 ) -> None:
     user, job = await settled_job(chain_services, escrow, chain)
     receipt = await receipt_of(settled, job.request_id, user.address.lower())
@@ -157,7 +157,7 @@ async def test_the_contract_agrees_with_a_receipt(
 
 
 async def test_a_provider_gets_the_proof_of_his_lines(
-    chain_services: Services, escrow: Escrow, chain: Chain, settled: Gateway
+    chain_services: Services, escrow: EscrowReader, chain: Chain, settled: Gateway
 ) -> None:
     _, job = await settled_job(chain_services, escrow, chain)
     receipt = await receipt_of(settled, job.request_id, PROVIDERS[1])
@@ -184,7 +184,7 @@ ALTERATIONS = {
 
 @pytest.mark.parametrize("alteration", ALTERATIONS.values(), ids=ALTERATIONS)
 async def test_lines_that_were_altered_are_not_shown_as_proven(
-    chain_services: Services, escrow: Escrow, chain: Chain, settled: Gateway, alteration: str
+    chain_services: Services, escrow: EscrowReader, chain: Chain, settled: Gateway, alteration: str
 ) -> None:
     user, job = await settled_job(chain_services, escrow, chain)
     async with settled.sessions.begin() as db:
@@ -275,6 +275,6 @@ async def test_no_text_is_a_formula(gateway: Gateway) -> None:
     await job.write("one")
     await job.complete()
     async with gateway.sessions.begin() as db:
-        await db.execute(update(InferenceSession).values(model_id='=HYPERLINK("http://x","y")'))
+        await db.execute(update(Job).values(model_id='=HYPERLINK("http://x","y")'))
     [row] = await table(gateway, USAGE)
     assert row["model_id"] == '\'=HYPERLINK("http://x","y")'

@@ -189,7 +189,7 @@ async def test_not_enough_money(gateway: Gateway) -> None:
 @pytest.mark.parametrize("missing", [0, 1, 2])
 async def test_a_layer_without_a_node(gateway: Gateway, missing: int) -> None:
     gone = all_nodes()[missing]
-    await live_registry.forget(gateway.redis, gone.node_id, gone.model_id)
+    await live_registry.evict(gateway.redis, gone.node_id, gone.model_id)
     answer = await gateway.client.post(GENERATE, json=request_body())
     problem(answer, 503, "no_route")
     assert int(answer.headers["retry-after"]) > 0

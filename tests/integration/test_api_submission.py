@@ -15,7 +15,7 @@ from tokenizers.normalizers import Strip
 from market import ledger, outbox, queue
 from market.nodes import live_registry
 from market.outbox import Outbox
-from market.routing.skip_counts import skipped
+from market.routing.skip_counts import skips_of
 from mesh.redis_keys import WORKER_QUEUE
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
@@ -161,7 +161,7 @@ async def test_a_job_is_accepted_although_nobody_can_be_woken(
         raise redis.exceptions.ConnectionError
 
     with monkeypatch.context() as dead:
-        dead.setattr(queue, "poke", fail)
+        dead.setattr(queue, "enqueue", fail)
         answer = await ask(gateway)
     assert answer.status_code == 202
     assert await gateway.redis.zcard(WORKER_QUEUE) == 0
@@ -183,7 +183,7 @@ async def test_a_key_gives_the_same_job_again(gateway: Gateway) -> None:
     first = (await ask(gateway, "key")).json()
     books = await gateway.books()
     for each in all_nodes():  # and it needs no route, nor money, the second time
-        await live_registry.forget(gateway.redis, each.node_id, each.model_id)
+        await live_registry.evict(gateway.redis, each.node_id, each.model_id)
     again = await ask(gateway, "key")
     assert (again.status_code, again.json()) == (202, first)
     assert await gateway.books() == books
@@ -241,11 +241,11 @@ async def test_who_asks_for_more_than_the_price_is_no_route(gateway: Gateway) ->
     await gateway.announce(node(3, kv_positions=1000, **dear))
     refused = problem(await ask(gateway, max_tokens=64), 422, "room_exceeded")
     assert "64 together" in refused["detail"]
-    await live_registry.forget(gateway.redis, "node_1", MODEL_ID)
+    await live_registry.evict(gateway.redis, "node_1", MODEL_ID)
     before = await gateway.books()
     problem(await ask(gateway), 503, "no_route")
-    assert await skipped(gateway.redis, "node_3") == {"price_above_market": 1}
-    assert await skipped(gateway.redis, "node_0") == {"span_meets_nobody": 1}
+    assert await skips_of(gateway.redis, "node_3") == {"price_above_market": 1}
+    assert await skips_of(gateway.redis, "node_0") == {"span_meets_nobody": 1}
     assert await gateway.books() == before
     [offer] = (await gateway.client.get("/api/inference/models")).json()["models"]
     assert (offer["available"], offer["avg_latency_ms"]) == (False, None)

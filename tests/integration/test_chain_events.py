@@ -19,7 +19,7 @@ from market.escrow.artifacts import artifact
 from market.escrow.batch_lines import pack_lines
 from market.escrow.deploy import Terms
 from market.escrow.escrow_view import EscrowView
-from market.escrow.event_reader import EventSource
+from market.escrow.event_reader import EscrowEventReader
 from market.escrow.tables import ChainBlock, ChainEvent
 from market.ledger.integrity_check import check
 from market.ledger.tables import SpendingCap
@@ -93,13 +93,13 @@ def actions(chain: Chain, chain_services: Services) -> Actions:
 
 
 @pytest.fixture
-async def source(actions: Actions, chain_services: Services) -> AsyncIterator[EventSource]:
-    opened = EventSource.of(chain_services.settings.payments)
+async def source(actions: Actions, chain_services: Services) -> AsyncIterator[EscrowEventReader]:
+    opened = EscrowEventReader.of(chain_services.settings.payments)
     yield opened
     await opened.close()
 
 
-def confirm_after(services: Services, source: EventSource, blocks: int) -> EventSource:
+def confirm_after(services: Services, source: EscrowEventReader, blocks: int) -> EscrowEventReader:
     """The same source for whom a block counts later."""
     services.settings.payments.confirmations = blocks
     source._confirmations = blocks
@@ -118,13 +118,13 @@ async def left(services: Services, user: LocalAccount) -> tuple[Decimal, Decimal
         )
 
 
-async def assert_books_are_right(services: Services, source: EventSource) -> None:
+async def assert_books_are_right(services: Services, source: EscrowEventReader) -> None:
     report = await check(services.sessions, EscrowView(source.web3, source.address))
     assert report.violations == 0, report.findings
 
 
 async def test_a_deposit_and_a_cap_count_once(
-    chain_services: Services, actions: Actions, source: EventSource
+    chain_services: Services, actions: Actions, source: EscrowEventReader
 ) -> None:
     user = actions.user(far=3)
     assert await index(chain_services, source) == 2
@@ -134,7 +134,7 @@ async def test_a_deposit_and_a_cap_count_once(
 
 
 async def test_money_counts_only_when_it_is_deep_enough(
-    chain_services: Services, actions: Actions, source: EventSource
+    chain_services: Services, actions: Actions, source: EscrowEventReader
 ) -> None:
     confirm_after(chain_services, source, 3)
     user = actions.user()
@@ -147,7 +147,7 @@ async def test_money_counts_only_when_it_is_deep_enough(
 async def test_a_range_of_which_nothing_is_final_ends_the_pass(
     chain_services: Services,
     actions: Actions,
-    source: EventSource,
+    source: EscrowEventReader,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As while the chain's finality stands still: the same range would be read for ever."""
@@ -162,7 +162,7 @@ async def test_a_range_of_which_nothing_is_final_ends_the_pass(
 
 
 async def test_what_is_on_its_way_out_is_set_aside_and_then_gone(
-    chain_services: Services, actions: Actions, source: EventSource
+    chain_services: Services, actions: Actions, source: EscrowEventReader
 ) -> None:
     user = actions.user(far=5)
     actions.call(user, "requestWithdrawal", 2 * FAR)
@@ -180,7 +180,7 @@ async def test_what_is_on_its_way_out_is_set_aside_and_then_gone(
 
 
 async def test_a_lower_cap_binds_as_soon_as_it_is_seen(
-    chain_services: Services, actions: Actions, source: EventSource
+    chain_services: Services, actions: Actions, source: EscrowEventReader
 ) -> None:
     """A higher one does not; and a lowering that vanishes binds no more."""
     user = actions.user(far=5)
@@ -197,7 +197,7 @@ async def test_a_lower_cap_binds_as_soon_as_it_is_seen(
 
 
 async def test_a_lowering_that_is_cancelled_binds_until_that_counts(
-    chain_services: Services, actions: Actions, source: EventSource
+    chain_services: Services, actions: Actions, source: EscrowEventReader
 ) -> None:
     user = actions.user(far=5)
     actions.call(user, "requestCapLowering", 2 * FAR)
@@ -213,7 +213,7 @@ async def test_a_lowering_that_is_cancelled_binds_until_that_counts(
 
 @pytest.mark.parametrize("known", [False, True], ids=["unknown", "replaced"])
 async def test_a_batch_that_we_did_not_close_raises_the_alarm(
-    chain_services: Services, actions: Actions, source: EventSource, known: bool
+    chain_services: Services, actions: Actions, source: EscrowEventReader, known: bool
 ) -> None:
     """Or one whose generations are in another by now."""
     user = actions.user()
@@ -241,7 +241,7 @@ async def test_a_batch_that_we_did_not_close_raises_the_alarm(
 
 
 async def test_a_deposit_that_a_deep_reorganisation_takes_back(
-    chain_services: Services, actions: Actions, source: EventSource
+    chain_services: Services, actions: Actions, source: EscrowEventReader
 ) -> None:
     """It had counted, and was spent in part. When it comes again, what was spent stays spent."""
     mark = actions.ask("evm_snapshot")
@@ -272,7 +272,7 @@ async def test_a_deposit_that_a_deep_reorganisation_takes_back(
 
 
 async def test_a_chain_that_flips_back_counts_once(
-    chain_services: Services, actions: Actions, source: EventSource
+    chain_services: Services, actions: Actions, source: EscrowEventReader
 ) -> None:
     """The same blocks twice, with another branch between."""
     user = actions.user(far=5)
@@ -291,7 +291,7 @@ async def test_a_chain_that_flips_back_counts_once(
 
 
 async def test_another_chain_reverses_nothing(
-    chain_services: Services, actions: Actions, source: EventSource
+    chain_services: Services, actions: Actions, source: EscrowEventReader
 ) -> None:
     user = actions.user(far=5)
     await index(chain_services, source)
@@ -306,7 +306,7 @@ async def test_another_chain_reverses_nothing(
 
 
 async def test_a_node_that_is_behind_reverses_nothing(
-    chain_services: Services, actions: Actions, source: EventSource
+    chain_services: Services, actions: Actions, source: EscrowEventReader
 ) -> None:
     mark = actions.ask("evm_snapshot")
     user = actions.user(far=5)
@@ -320,7 +320,7 @@ async def test_a_node_that_is_behind_reverses_nothing(
 async def test_a_chain_that_moves_while_it_is_read_is_read_again(
     chain_services: Services,
     actions: Actions,
-    source: EventSource,
+    source: EscrowEventReader,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The events of a branch that is left between two questions do not slip in."""
@@ -345,7 +345,7 @@ async def test_a_chain_that_moves_while_it_is_read_is_read_again(
 
 
 async def test_killed_anywhere_everything_counts_once(
-    chain_services: Services, actions: Actions, source: EventSource
+    chain_services: Services, actions: Actions, source: EscrowEventReader
 ) -> None:
     """At each commit and each question to the chain, with a reorganisation on the way."""
     user = actions.user()
@@ -377,7 +377,7 @@ async def stored(services: Services, name: str) -> list[ChainEvent]:
 
 
 async def killed_at(
-    boundary: int, services: Services, source: EventSource, run: Callable[[], Awaitable[Any]]
+    boundary: int, services: Services, source: EscrowEventReader, run: Callable[[], Awaitable[Any]]
 ) -> bool:
     """Whether the run came to its n-th boundary and was killed there."""
     with killing(services, source, boundary):
@@ -389,7 +389,7 @@ async def killed_at(
 
 
 @contextmanager
-def killing(services: Services, source: EventSource, boundary: int) -> Iterator[None]:
+def killing(services: Services, source: EscrowEventReader, boundary: int) -> Iterator[None]:
     """Raise `Killed` at the n-th boundary: before and after each commit and each question."""
     passed = 0
 
@@ -422,7 +422,7 @@ def killing(services: Services, source: EventSource, boundary: int) -> Iterator[
 async def test_old_hashes_are_forgotten(
     chain_services: Services,
     actions: Actions,
-    source: EventSource,
+    source: EscrowEventReader,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("workers.chain_indexer.event_store.KEPT_BLOCKS", 3)

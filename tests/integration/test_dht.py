@@ -17,7 +17,7 @@ from discovery.mirror import Mirror
 from market import db
 from market.dht import directory
 from market.nodes import live_lookup, live_registry
-from market.nodes.tables import NodeRegistry
+from market.nodes.tables import RegisteredNode
 from market.settings.discovery import DiscoverySettings
 from mesh import redis_keys
 from mesh.dht import records
@@ -62,7 +62,7 @@ async def register(sessions: db.Sessions, node_id: str = "node_0") -> None:
     """A node that has proved its wallet."""
     async with sessions.begin() as session:
         session.add(
-            NodeRegistry(
+            RegisteredNode(
                 node_id=node_id,
                 wallet_address=PROVIDER_WALLET,
                 model_id=MODEL_ID,
@@ -75,7 +75,7 @@ async def register(sessions: db.Sessions, node_id: str = "node_0") -> None:
 
 async def pulse(redis: Redis, node_id: str = "node_0") -> None:
     """Its process runs, for an hour."""
-    await redis.set(redis_keys.pulse(node_id), 512, ex=3600)
+    await redis.set(redis_keys.keepalive(node_id), 512, ex=3600)
 
 
 async def test_an_announcement_reaches_the_registry_and_expires(
@@ -102,7 +102,7 @@ async def test_who_has_not_registered_is_in_the_phonebook_and_on_no_route(
     await announce(served[0], announcement())
     await mirror.once()
     assert len(await directory.read(redis, MODEL_ID)) == 1
-    assert await live_lookup.active(redis, MODEL_ID) == []
+    assert await live_lookup.available_nodes(redis, MODEL_ID) == []
 
 
 async def test_after_redis_lost_all_a_registered_node_is_back_on_the_routes(
@@ -114,7 +114,7 @@ async def test_after_redis_lost_all_a_registered_node_is_back_on_the_routes(
     await redis.flushall()
     await pulse(redis)
     await mirror.once()
-    [node] = await live_lookup.active(redis, MODEL_ID)
+    [node] = await live_lookup.available_nodes(redis, MODEL_ID)
     assert (node.node_id, node.wallet_address, node.layers_served) == (
         "node_0",
         PROVIDER_WALLET,
@@ -125,7 +125,7 @@ async def test_after_redis_lost_all_a_registered_node_is_back_on_the_routes(
     heard = dataclasses.replace(node, latency_ms=1.0)
     await live_registry.announce(redis, heard, ttl=60)
     await mirror.once()
-    assert await live_lookup.active(redis, MODEL_ID) == [heard]
+    assert await live_lookup.available_nodes(redis, MODEL_ID) == [heard]
 
 
 async def test_a_node_that_left_or_announces_another_span_stays_off_the_routes(
@@ -135,12 +135,12 @@ async def test_a_node_that_left_or_announces_another_span_stays_off_the_routes(
     await pulse(redis)
     await announce(served[0], announcement(end_layer=3))
     await mirror.once()
-    assert await live_lookup.active(redis, MODEL_ID) == []
+    assert await live_lookup.available_nodes(redis, MODEL_ID) == []
     await announce(served[0], announcement(expires=time.time() + 90))
     async with sessions.begin() as session:
-        await session.execute(update(NodeRegistry).values(is_active=False))
+        await session.execute(update(RegisteredNode).values(is_active=False))
     await mirror.once()
-    assert await live_lookup.active(redis, MODEL_ID) == []
+    assert await live_lookup.available_nodes(redis, MODEL_ID) == []
     assert len(await directory.read(redis, MODEL_ID)) == 1
 
 
@@ -152,11 +152,11 @@ async def test_a_dead_node_is_not_brought_back_by_what_it_announced(
     await announce(served[0], announcement())
     await pulse(redis)
     await mirror.once()
-    assert len(await live_lookup.active(redis, MODEL_ID)) == 1
-    await redis.delete(redis_keys.pulse("node_0"))
-    await live_registry.forget(redis, "node_0", MODEL_ID)
+    assert len(await live_lookup.available_nodes(redis, MODEL_ID)) == 1
+    await redis.delete(redis_keys.keepalive("node_0"))
+    await live_registry.evict(redis, "node_0", MODEL_ID)
     await mirror.once()
-    assert await live_lookup.active(redis, MODEL_ID) == []
+    assert await live_lookup.available_nodes(redis, MODEL_ID) == []
 
 
 async def test_a_forged_record_is_refused(
@@ -230,8 +230,10 @@ async def test_only_the_operator_says_where_the_platform_is(
 ) -> None:
     await mirror.once()
     async with client(served[1]) as node:
-        false = records.Signpost(["https://evil.example"], time.time() + records.MAX_AHEAD - 5)
-        record = records.put_up(STRANGER, false)
+        false = records.PlatformEndpoints(
+            ["https://evil.example"], time.time() + records.MAX_AHEAD - 5
+        )
+        record = records.sign_endpoints(STRANGER, false)
         key, subkey = records.SIGNPOST_KEY, records.SIGNPOST_SUBKEY
         assert await node.store(key, subkey, record, false.expires) == 0
         assert await node.store(key, "another", record, false.expires) == 0

@@ -15,9 +15,9 @@ import pytest
 
 from mesh.dht import records
 from mesh.dht.peer import Peer
-from mesh.node_api import Vitals
+from mesh.node_api import Heartbeat
 from node_runner.dht.announcer import Announcer, Subject
-from node_runner.dht.peer_client import DhtUnavailable, Helper, Place, find_urls
+from node_runner.dht.peer_client import DhtEndpoint, DhtUnavailable, PeerClient, find_urls
 from node_runner.dht.platform_lookup import PlatformNotFound, place_of, platform_url
 from stack.servers import free_port
 from tests.conftest import MODEL_ID
@@ -33,13 +33,13 @@ from tests.integration.dht_support import (
 
 
 @pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[tuple[Peer, Place]]:
+async def served(tmp_path: Path) -> AsyncIterator[tuple[Peer, DhtEndpoint]]:
     async with full_peer(tmp_path) as (peer, addresses):
-        yield peer, Place(tuple(addresses), OPERATOR.public.hex())
+        yield peer, DhtEndpoint(tuple(addresses), OPERATOR.public.hex())
 
 
-def announcer(place: Place) -> Announcer:
-    credential = records.issue(
+def announcer(place: DhtEndpoint) -> Announcer:
+    credential = records.issue_credential(
         OPERATOR,
         node_id="node_0",
         registration=1,
@@ -53,11 +53,11 @@ def announcer(place: Place) -> Announcer:
 
 
 async def test_a_node_announces_what_it_measured_and_its_process_may_be_killed(
-    served: tuple[Peer, Place],
+    served: tuple[Peer, DhtEndpoint],
 ) -> None:
     peer, place = served
     node = announcer(place)
-    node.vitals = Vitals(
+    node.vitals = Heartbeat(
         latency_ms=12.0, throughput_tokens_per_sec=34.0, current_requests=5, kv_positions=678
     )
     node.start()
@@ -94,7 +94,7 @@ async def test_a_node_announces_what_it_measured_and_its_process_may_be_killed(
 
 
 async def test_a_dht_that_nobody_reaches_blocks_nothing() -> None:
-    place = Place((f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{PEER_ID}",), OPERATOR.public.hex())
+    place = DhtEndpoint((f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{PEER_ID}",), OPERATOR.public.hex())
     with pytest.raises(DhtUnavailable):
         await asyncio.to_thread(find_urls, place)
     node = announcer(place)
@@ -108,7 +108,7 @@ PEER_ID = "QmQX571R7LBGYFJVz1qyZu7ANrpTtSXxN9gUDLaMzCTLYi"
 
 
 def test_a_process_that_does_not_answer_in_time_is_ended() -> None:
-    helper = Helper(Place((), OPERATOR.public.hex()))
+    helper = PeerClient(DhtEndpoint((), OPERATOR.public.hex()))
     with pytest.raises(DhtUnavailable, match="no answer"):
         helper.ask({"do": "find"}, limit=0.01)
     assert helper.pid is None
@@ -138,18 +138,20 @@ def platform() -> Iterator[str]:
 
 
 async def test_the_platform_is_found_in_the_dht_if_its_url_does_not_answer(
-    served: tuple[Peer, Place],
+    served: tuple[Peer, DhtEndpoint],
 ) -> None:
     peer, place = served
     with platform() as url:
         expires = time.time() + 120
-        signpost = records.put_up(OPERATOR, records.Signpost(["http://127.0.0.1:1", url], expires))
+        signpost = records.sign_endpoints(
+            OPERATOR, records.PlatformEndpoints(["http://127.0.0.1:1", url], expires)
+        )
         await peer.store(records.SIGNPOST_KEY, records.SIGNPOST_SUBKEY, signpost, expires)
         nobody = f"http://127.0.0.1:{free_port()}"
         for given in (None, nobody):
             assert await asyncio.to_thread(platform_url, given, place) == url
         # Another operator's key is another word: this one's does not count.
-        other = Place(place.peers, STRANGER.public.hex())
+        other = DhtEndpoint(place.peers, STRANGER.public.hex())
         assert await asyncio.to_thread(platform_url, nobody, other) == nobody
         with pytest.raises(PlatformNotFound, match="The DHT"):
             await asyncio.to_thread(platform_url, None, other)

@@ -6,8 +6,8 @@ from decimal import Decimal
 from sqlalchemy import select
 
 from market import ledger
-from market.jobs.tables import InferenceSession
-from market.nodes.tables import NodeRegistry
+from market.jobs.tables import Job
+from market.nodes.tables import RegisteredNode
 from market.resources import Services
 from tests.factories import USER, fund
 from tests.integration.money import PROVIDERS, served
@@ -23,7 +23,7 @@ async def test_nobody_pays_for_more_than_he_asked_for(services: Services) -> Non
     await fund_user(services)
     job = await served(services, USER, 107)
     async with services.sessions() as db:
-        ended = await db.get_one(InferenceSession, job.id)
+        ended = await db.get_one(Job, job.id)
         assert (ended.token_count, ended.total_cost_far) == (107, job.hold_far)
         assert await ledger.balance(db, ledger.available(USER)) == 1 - job.hold_far
         assert await ledger.balance(db, ledger.held(USER)) == 0
@@ -35,7 +35,7 @@ async def test_endings_at_once_count_each_in_their_nodes(services: Services) -> 
     async with services.sessions.begin() as db:
         for stage, wallet in enumerate(PROVIDERS):
             db.add(
-                NodeRegistry(
+                RegisteredNode(
                     node_id=f"node-{stage}",
                     wallet_address=wallet,
                     model_id="m",
@@ -46,7 +46,7 @@ async def test_endings_at_once_count_each_in_their_nodes(services: Services) -> 
     orders = [PROVIDERS, PROVIDERS[::-1]] * 8
     await asyncio.gather(*(served(services, USER, 10, providers) for providers in orders))
     async with services.sessions() as db:
-        nodes = (await db.scalars(select(NodeRegistry))).all()
+        nodes = (await db.scalars(select(RegisteredNode))).all()
     assert [node.total_tokens_served for node in nodes] == [160] * 3
     earned = sum((node.total_earned_far for node in nodes), Decimal(0))
     assert earned == Decimal("0.001") * 16 * Decimal("0.95")

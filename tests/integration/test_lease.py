@@ -8,7 +8,7 @@ from sqlalchemy import func, select, update
 
 from market import ledger, outbox, queue
 from market.jobs import queries
-from market.jobs.tables import InferenceSession
+from market.jobs.tables import Job
 from market.ledger.tables import LedgerTransaction
 from market.outbox import Outbox
 from market.resources import Services
@@ -19,7 +19,7 @@ from workers.supervisor.errors import LeaseLost
 from workers.supervisor.lease import Lease
 
 
-async def pending(services: Services) -> InferenceSession:
+async def pending(services: Services) -> Job:
     """A job as the gateway leaves it: paid for, held, not taken up."""
     job = session(status="pending", lease_counter=0)
     job.lease_expires_at = None
@@ -34,21 +34,17 @@ async def pending(services: Services) -> InferenceSession:
     return job
 
 
-async def taken(services: Services, job: InferenceSession, seconds: float = 60) -> Lease:
+async def taken(services: Services, job: Job, seconds: float = 60) -> Lease:
     found = await lease.take(services.sessions, job.request_id, seconds)
     assert found is not None
     return found
 
 
-async def run_out(services: Services, job: InferenceSession) -> None:
+async def run_out(services: Services, job: Job) -> None:
     """As if the holder had not renewed for its whole length."""
     async with services.sessions.begin() as db:
         past = func.now() - dt.timedelta(seconds=1)
-        await db.execute(
-            update(InferenceSession)
-            .where(InferenceSession.id == job.id)
-            .values(lease_expires_at=past)
-        )
+        await db.execute(update(Job).where(Job.id == job.id).values(lease_expires_at=past))
 
 
 async def end(services: Services, held: Lease, tokens: int = 10) -> None:
@@ -159,7 +155,7 @@ async def test_a_cancel_reaches_the_supervisor_with_the_next_renewal(services: S
     job = await pending(services)
     held = await taken(services, job, seconds=0.3)
     async with services.sessions.begin() as db:
-        await db.execute(update(InferenceSession).values(cancel_requested=True))
+        await db.execute(update(Job).values(cancel_requested=True))
 
     async def work() -> None:
         async with asyncio.timeout(5):
@@ -181,8 +177,8 @@ async def test_the_sweeper_pokes_for_what_nobody_works_on(services: Services) ->
     assert len(await services.queue.queued_jobs()) == 1
     async with services.sessions.begin() as db:
         await db.execute(
-            update(InferenceSession)
-            .where(InferenceSession.id == new.id)
+            update(Job)
+            .where(Job.id == new.id)
             .values(started_at=func.now() - dt.timedelta(seconds=10))
         )
     await sweep(context)
@@ -203,6 +199,6 @@ async def test_the_outbox_is_sent_once_and_nothing_in_it_is_lost(services: Servi
 
 
 async def test_what_the_queue_holds_is_no_pickle(services: Services) -> None:
-    await queue.poke(services.queue, queries.SUPERVISE, "req_1", once="x")
+    await queue.enqueue(services.queue, queries.SUPERVISE, "req_1", once="x")
     stored = await services.redis.get("arq:job:x")
     assert queue.deserialize(stored)["a"] == ["req_1"]

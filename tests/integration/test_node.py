@@ -12,17 +12,17 @@ from redis.asyncio import Redis
 
 from market.settings import Settings
 from node_runner.machine import device_claim
-from node_runner.machine.gpu_usage import Gpu
+from node_runner.machine.gpu_usage import GpuMonitor
 from node_runner.node import lifecycle
-from node_runner.node.engine_set import Layers
+from node_runner.node.engine_set import Span
 from node_runner.node.lifecycle import Options
-from node_runner.service.control_socket import Control
+from node_runner.service.control_socket import ControlSocket
 from tests.integration.api_support import PROVIDER, PROVIDER_WALLET
 from tests.integration.test_node_cli import PATIENCE, machine_at
 from tests.node_options import node_options
 
-OLD: Layers = (0, 4)
-NEW: Layers = (2, 6)
+OLD: Span = (0, 4)
+NEW: Span = (2, 6)
 CPU = torch.device("cpu")
 
 
@@ -54,8 +54,8 @@ async def test_who_has_moved_keeps_nothing_of_the_old_span_and_tells_of_the_new_
 def move(options: Options, folder: Path) -> dict[str, object]:
     """What the node describes itself as when it has moved."""
     claim = device_claim.claim(folder, wallet=options.wallet, gpu_index=0)
-    with Control({}, drain=lambda: None) as control:
-        moving = lifecycle._Node(options, control, CPU, claim, Gpu(CPU))
+    with ControlSocket({}, drain=lambda: None) as control:
+        moving = lifecycle._Node(options, control, CPU, claim, GpuMonitor(CPU))
         try:
             engines = moving._engines
             old = weakref.ref(engines._engines[OLD]._span)

@@ -106,7 +106,7 @@ class Machine:
                 if process.returncode:
                     output, _ = await process.communicate()
                     raise AssertionError(output.decode())
-            found = await live_lookup.active(self.gateway.redis, MODEL_ID)
+            found = await live_lookup.available_nodes(self.gateway.redis, MODEL_ID)
             return (found,) if len(found) == count else None
 
         (found,) = await until(look, f"{count} nodes")
@@ -174,7 +174,7 @@ async def test_login_serve_see_drain_and_log_out(machine: Machine) -> None:
     said = await machine.run("drain")
     assert "Asked 1 node to finish and leave." in said
     assert await node.wait() == 0
-    assert await live_lookup.active(machine.gateway.redis, MODEL_ID) == []
+    assert await live_lookup.available_nodes(machine.gateway.redis, MODEL_ID) == []
     assert "Logged out." in await machine.run("logout")
     assert not (machine.home / ".config" / "far-node" / "login.json").exists()
     headers = {"Authorization": f"Bearer {login['token']}"}
@@ -239,7 +239,7 @@ async def test_several_devices_under_one_command(machine: Machine) -> None:
     os.kill(children[0]["pid"], 9)
 
     async def replaced() -> bool:
-        now = await live_lookup.active(machine.gateway.redis, MODEL_ID)
+        now = await live_lookup.available_nodes(machine.gateway.redis, MODEL_ID)
         return any(node.registration > before[node.node_id] for node in now)
 
     await until(replaced, "the same node, registered again")
@@ -266,7 +266,7 @@ async def test_children_do_not_outlive_their_parent(machine: Machine) -> None:
         return ended == 3 and "No node" in text
 
     async def unregistered() -> bool:
-        return not await live_lookup.active(machine.gateway.redis, MODEL_ID)
+        return not await live_lookup.available_nodes(machine.gateway.redis, MODEL_ID)
 
     await until(gone, "no process left")
     await until(unregistered, "no entry left")
@@ -283,7 +283,7 @@ async def test_of_a_machine_and_its_copy_the_later_one_serves(machine: Machine) 
         output, _ = await first.communicate()
     assert first.returncode == MISTAKE
     assert "delete device_id" in output.decode()
-    [left] = await live_lookup.active(machine.gateway.redis, MODEL_ID)
+    [left] = await live_lookup.available_nodes(machine.gateway.redis, MODEL_ID)
     assert (left.node_id, left.registration) == (node.node_id, node.registration + 1)
 
 

@@ -9,11 +9,11 @@ from redis.asyncio import Redis
 from sqlalchemy import select
 
 from market.nodes import live_lookup, live_registry
-from market.nodes.tables import NodeRegistry
-from market.placement.tables import PlacementMove
+from market.nodes.tables import RegisteredNode
+from market.placement.tables import Rebalance
 from market.resources import Services, open_services
-from market.routing.eligibility import Skip
-from market.routing.skip_counts import Skips
+from market.routing.eligibility import SkipReason
+from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
 from mesh import redis_keys, signed_texts
 from tests.conftest import DEMO_MODEL, MODEL_ID
@@ -139,9 +139,9 @@ class Provider:
         return answer
 
 
-async def moves(services: Services) -> list[PlacementMove]:
+async def moves(services: Services) -> list[Rebalance]:
     async with services.sessions() as db:
-        return list(await db.scalars(select(PlacementMove).order_by(PlacementMove.id)))
+        return list(await db.scalars(select(Rebalance).order_by(Rebalance.id)))
 
 
 async def rebalance(services: Services) -> None:
@@ -216,12 +216,15 @@ async def test_a_join_causes_one_move_that_takes_effect_when_all_have_loaded(
     assert [move.state for move in await moves(services)] == ["loading"]
     waiting = await first.obey(told[0])
     assert waiting["should_rebalance"]
-    before = {n.node_id: n.layers_served for n in await live_lookup.active(gateway.redis, MODEL_ID)}
+    before = {
+        n.node_id: n.layers_served
+        for n in await live_lookup.available_nodes(gateway.redis, MODEL_ID)
+    }
     assert before[first.id] == list(range(LAYERS)), "nothing changes until all can"
     await second.obey(told[1])
     await first.beat(ms=10)
     assert [move.state for move in await moves(services)] == ["switched"]
-    nodes = {n.node_id: n for n in await live_lookup.active(gateway.redis, MODEL_ID)}
+    nodes = {n.node_id: n for n in await live_lookup.available_nodes(gateway.redis, MODEL_ID)}
     assert nodes[first.id].end_layer == nodes[second.id].start_layer
     assert (nodes[first.id].start_layer, nodes[second.id].end_layer) == (0, LAYERS)
     assert not (await first.beat())["should_rebalance"]
@@ -269,7 +272,7 @@ async def test_a_move_of_a_node_that_is_gone_is_given_up(
     await rebalance(services)
     await first.beat(ms=10)
     services.settings.discovery.node_ttl = 0
-    await live_registry.forget(services.redis, second.id, MODEL_ID)
+    await live_registry.evict(services.redis, second.id, MODEL_ID)
     await rebalance(services)
     [move] = await moves(services)
     assert move.state == "failed"
@@ -296,10 +299,10 @@ async def test_who_comes_back_for_a_span_of_its_own_is_not_moved(
     stays = await first.obey(told)
     assert (stays["should_rebalance"], first.span) == (False, (0, LAYERS))
     async with services.sessions() as db:
-        row = await db.get_one(NodeRegistry, second.id)
+        row = await db.get_one(RegisteredNode, second.id)
     assert (row.start_layer, row.end_layer) == chosen
     async with services.sessions() as db:
-        assert (await db.get_one(NodeRegistry, first.id)).end_layer == LAYERS
+        assert (await db.get_one(RegisteredNode, first.id)).end_layer == LAYERS
 
 
 async def test_nobody_switches_without_a_node_that_is_pinned_meanwhile(
@@ -310,13 +313,13 @@ async def test_nobody_switches_without_a_node_that_is_pinned_meanwhile(
     told = [await first.beat(ms=10), await second.beat()]
     await first.obey(told[0])
     async with services.sessions.begin() as db:
-        (await db.get_one(NodeRegistry, first.id)).placeable = False
+        (await db.get_one(RegisteredNode, first.id)).placeable = False
     answer = await second.obey(told[1])
     assert not answer["should_rebalance"]
     [move] = await moves(services)
     assert (move.state, first.id in (move.reason or "")) == ("failed", True)
     async with services.sessions() as db:
-        rows = [await db.get_one(NodeRegistry, node.id) for node in (first, second)]
+        rows = [await db.get_one(RegisteredNode, node.id) for node in (first, second)]
     assert [(row.start_layer, row.end_layer) for row in rows] == [first.span, second.span]
 
 
@@ -349,7 +352,7 @@ async def test_a_fixed_span_is_never_moved(gateway: Gateway, services: Services)
     first, second = await two(gateway)
     async with services.sessions.begin() as db:
         for node in (first, second):
-            (await db.get_one(NodeRegistry, node.id)).placeable = False
+            (await db.get_one(RegisteredNode, node.id)).placeable = False
     await gateway.redis.flushall()
     await first.beat(ms=10)
     await second.beat()
@@ -361,9 +364,9 @@ async def test_a_provider_sees_his_node_and_why_it_gets_no_work(
     gateway: Gateway, services: Services
 ) -> None:
     first, second = await two(gateway)
-    skips = Skips(services.redis)
+    skips = SkipCounter(services.redis)
     for _ in range(2):
-        await skips.count({second.id: Skip.SPAN_MEETS_NOBODY})
+        await skips.count({second.id: SkipReason.SPAN_MEETS_NOBODY})
     url = f"/api/nodes/{second.id}"
     seen = (await gateway.client.get(url, headers=second.headers)).json()
     assert seen["skipped"] == {"span_meets_nobody": 2}

@@ -24,19 +24,30 @@ from api.relay.connection_slots import MOST_OF_NODE
 from api.relay.forwarder import MAX_EVENTS
 from market.settings import Settings
 from mesh import redis_keys, relay
-from mesh.relay import Accepted, Beat, Displaced, Hello, Inbox, Poll, Pulse, Push, Sent, Welcome
+from mesh.relay import (
+    Hello,
+    InboxDelivery,
+    KeepAlive,
+    KeepAliveAck,
+    OutgoingMessage,
+    Poll,
+    Push,
+    PushAck,
+    Superseded,
+    Welcome,
+)
 from mesh.wire import (
     Close,
     Ended,
     Message,
     OpenEdge,
-    Place,
     Pong,
     Prompt,
     Ready,
     Refused,
     Resume,
-    Sampling,
+    RoutePosition,
+    SamplingParams,
     Step,
     Steps,
     Token,
@@ -177,8 +188,8 @@ def test_what_the_route_does_not_say_is_refused(
 
 
 def opening() -> OpenEdge:
-    prompt = Prompt([1], [], 5, Sampling(0.0, 1.0, 0, []))
-    place_ = Place(0, 3, "edge", "last", "middle", 100, 60, 0, 2)
+    prompt = Prompt([1], [], 5, SamplingParams(0.0, 1.0, 0, []))
+    place_ = RoutePosition(0, 3, "edge", "last", "middle", 100, 60, 0, 2)
     return OpenEdge("gen", 1, place_, Resume(False, False, 0), [], prompt)
 
 
@@ -187,21 +198,21 @@ def opening() -> OpenEdge:
     [
         (sent("middle", opening()), "not_allowed"),
         (sent("middle", Close("gen", 1)), "not_allowed"),
-        (Sent("middle", b"\xc1", b""), "wire_error"),
-        (Sent("middle", b"", b""), "wire_error"),
-        (Sent("middle", bytes(2**16 + 1), b""), "wire_error"),
-        (Sent("middle", sent("", steps()).header, b"short"), "wire_error"),
-        (Sent("", sent("", Pong("gen", 1, "edge", 1)).header, b"extra"), "wire_error"),
+        (OutgoingMessage("middle", b"\xc1", b""), "wire_error"),
+        (OutgoingMessage("middle", b"", b""), "wire_error"),
+        (OutgoingMessage("middle", bytes(2**16 + 1), b""), "wire_error"),
+        (OutgoingMessage("middle", sent("", steps()).header, b"short"), "wire_error"),
+        (OutgoingMessage("", sent("", Pong("gen", 1, "edge", 1)).header, b"extra"), "wire_error"),
         (sent("middle", steps(name="gen}:tokens")), "wire_error"),
     ],
 )
 def test_what_nodes_have_not_to_say_is_refused(
-    here: Replica, client: redis.Redis, message: Sent, code: str
+    here: Replica, client: redis.Redis, message: OutgoingMessage, code: str
 ) -> None:
     begin(client)
     with Node(here, "edge") as node:
         node.say(Push(1, [message]))
-        assert node.hear(Accepted) == Accepted(1, [("", 0, code)])
+        assert node.hear(PushAck) == PushAck(1, [("", 0, code)])
     assert not client.keys("node:*:inbox")
     assert not events(client)
 
@@ -302,7 +313,7 @@ def test_a_connection_resumes_at_its_cursor_elsewhere(
         while len(read) < 2:
             read += node.read()
         put(client, "middle", steps(position=2))
-        wait_until(lambda: node.hear(Inbox))  # it is lost on the way
+        wait_until(lambda: node.hear(InboxDelivery))  # it is lost on the way
         node.socket.socket.close()
     with replica(settings) as there, Node(there, "middle", after=node.after) as again:
         assert again.read() == [steps(position=2)]
@@ -399,20 +410,22 @@ def test_what_pushes_write_ends_one_day(here: Replica, client: redis.Redis) -> N
 def test_a_pulse_tells_of_room_and_ends_soon(here: Replica, client: redis.Redis) -> None:
     with Node(here, "middle") as node:
         node.pulse(room=640)
-        assert client.get(redis_keys.pulse("middle")) == b"640"
-        assert 0 < client.pttl(redis_keys.pulse("middle")) <= 1000
+        assert client.get(redis_keys.keepalive("middle")) == b"640"
+        assert 0 < client.pttl(redis_keys.keepalive("middle")) <= 1000
         began = time.monotonic()
-        wait_until(lambda: not client.exists(redis_keys.pulse("middle")))  # the process is frozen
+        wait_until(
+            lambda: not client.exists(redis_keys.keepalive("middle"))
+        )  # the process is frozen
         assert time.monotonic() - began < 1.5
         node.pulse(room=1)
-        assert client.get(redis_keys.pulse("middle")) == b"1"
+        assert client.get(redis_keys.keepalive("middle")) == b"1"
 
 
 def test_a_node_that_says_farewell_is_gone_at_once(here: Replica, client: redis.Redis) -> None:
     with Node(here, "middle") as node:
         node.pulse()
-        client.persist(redis_keys.pulse("middle"))
-    wait_until(lambda: not client.exists(redis_keys.pulse("middle")))
+        client.persist(redis_keys.keepalive("middle"))
+    wait_until(lambda: not client.exists(redis_keys.keepalive("middle")))
 
 
 def test_the_newest_connection_displaces_the_others(
@@ -421,14 +434,14 @@ def test_the_newest_connection_displaces_the_others(
     with replica(settings) as there, Node(here, "middle") as first:
         first.pulse(room=1)
         with Node(there, "middle") as second:
-            first.say(Pulse(1, 2, first.after))
+            first.say(KeepAlive(1, 2, first.after))
             with pytest.raises(ConnectionClosed) as closed:
-                first.hear(Beat)
+                first.hear(KeepAliveAck)
             assert closed.value.rcvd is not None
-            assert closed.value.rcvd.code == relay.DISPLACED
-            assert client.get(redis_keys.pulse("middle")) == b"1"
+            assert closed.value.rcvd.code == relay.SUPERSEDED
+            assert client.get(redis_keys.keepalive("middle")) == b"1"
             second.pulse(room=3)
-            assert client.get(redis_keys.pulse("middle")) == b"3"
+            assert client.get(redis_keys.keepalive("middle")) == b"3"
 
 
 def test_a_half_open_connection_is_closed(
@@ -440,7 +453,7 @@ def test_a_half_open_connection_is_closed(
         Node(here, "middle") as node,
         pytest.raises(ConnectionClosed),
     ):
-        node.hear(Beat)
+        node.hear(KeepAliveAck)
 
 
 def test_who_talks_without_a_pulse_is_half_open(
@@ -460,12 +473,12 @@ def test_the_pieces_of_a_long_frame_are_signs_of_life(
     make_settings: Callable[..., Settings], client: redis.Redis
 ) -> None:
     impatient = make_settings(relay={"idle": 0.5})
-    long = relay.encode(Push(1, [Sent("middle", b"", bytes(8 * relay.CHUNK_BYTES))]))
+    long = relay.encode(Push(1, [OutgoingMessage("middle", b"", bytes(8 * relay.CHUNK_BYTES))]))
     with replica(impatient) as here, Node(here, "edge") as node:
         for message in relay.chunks(long):
             node.socket.send(message)
             time.sleep(0.1)
-        assert node.hear(Accepted).number == 1
+        assert node.hear(PushAck).number == 1
 
 
 def test_a_displaced_connection_ends_although_it_never_pulses(
@@ -478,7 +491,7 @@ def test_a_displaced_connection_ends_although_it_never_pulses(
                 first.push()
                 time.sleep(0.05)
         assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == relay.DISPLACED
+        assert closed.value.rcvd.code == relay.SUPERSEDED
 
 
 def test_a_node_has_few_connections_at_once(here: Replica, client: redis.Redis) -> None:
@@ -538,7 +551,7 @@ def test_redis_may_forget_everything(here: Replica, client: redis.Redis) -> None
         node.pulse(room=1)
         client.flushall()
         node.pulse(room=2)
-        assert client.get(redis_keys.pulse("middle")) == b"2"
+        assert client.get(redis_keys.keepalive("middle")) == b"2"
 
 
 @pytest.mark.parametrize(
@@ -548,7 +561,7 @@ def test_redis_may_forget_everything(here: Replica, client: redis.Redis) -> None
         b"\xc1",
         b"\x91\xdd\xff\xff\xff\xff",
         bytes(2**10),
-        relay.encode(Beat(1)),
+        relay.encode(KeepAliveAck(1)),
         relay.encode(Hello(1, "again", "")),
         relay.encode(relay.Chunk(2**40, b"x")),
     ],
@@ -559,7 +572,7 @@ def test_a_frame_that_is_none_ends_the_connection(
     with Node(here, "middle") as node:
         node.socket.send(data)
         with pytest.raises(ConnectionClosed) as closed:
-            node.hear(Beat)
+            node.hear(KeepAliveAck)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == relay.BROKEN
 
@@ -577,7 +590,7 @@ def test_a_message_that_is_too_long_ends_the_connection(
     ):
         node.socket.send(relay.encode(relay.Chunk(0, bytes(relay.MAX_MESSAGE_BYTES))))
         with pytest.raises(ConnectionClosed) as closed:
-            node.hear(Beat)
+            node.hear(KeepAliveAck)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == code
 
@@ -708,15 +721,15 @@ def test_the_same_by_long_polls(here: Replica, client: redis.Redis) -> None:
     [work] = node.poll(wait=1000)
     assert len(work.entries) == 2
     push = Push(1, [sent("last", steps()), sent("edge", steps())])
-    accepted, beat = node.poll(push, Pulse(5, 64, work.after))
-    assert accepted == Accepted(1, [("gen", 1, "wrong_receiver")])
-    assert beat == Beat(5)
+    accepted, beat = node.poll(push, KeepAlive(5, 64, work.after))
+    assert accepted == PushAck(1, [("gen", 1, "wrong_receiver")])
+    assert beat == KeepAliveAck(5)
     assert inbox(client, "last") == [steps()]
-    assert client.get(redis_keys.pulse("middle")) == b"64"
+    assert client.get(redis_keys.keepalive("middle")) == b"64"
     assert node.poll(wait=50, after=work.after) == []
     with Node(here, "middle", session="polling") as again:
         assert again.welcome.number == 1
-        assert node.poll(wait=50) == [Displaced()]
+        assert node.poll(wait=50) == [Superseded()]
     node.close()
 
 
@@ -724,7 +737,7 @@ def test_a_body_is_read_up_to_a_limit(here: Replica, client: redis.Redis) -> Non
     headers = bearer(here.token("middle"))
     url = here.url + relay.EXCHANGE_PATH
     assert httpx.post(url, content=b"\xc1", headers=headers).json()["code"] == "wire_error"
-    for frame in (Pulse(1, 1, ""), Beat(1)):
+    for frame in (KeepAlive(1, 1, ""), KeepAliveAck(1)):
         body = relay.bundle([relay.encode(frame)])
         assert httpx.post(url, content=body, headers=headers).status_code == 400
     large = bytes(relay.MAX_FRAME_BYTES + 1)

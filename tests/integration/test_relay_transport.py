@@ -14,7 +14,7 @@ from structlog.testing import LogCapture
 from market.settings import Settings
 from mesh import redis_keys
 from mesh.wire import Ended, Halt, Message, Token
-from node_runner.outputs import Forward
+from node_runner.outputs import NodeMessage
 from node_runner.transport.interface import Unreachable
 from node_runner.transport.relay_transport import SILENCE_LIMIT, RelayTransport
 from stack.servers import Postgres, free_port
@@ -90,7 +90,7 @@ def push(transport: RelayTransport, position: int) -> list[Message]:
     give_up = time.monotonic() + PATIENCE
     while True:
         try:
-            return transport.exchange([Forward("middle", steps(position=position))], wait=0)
+            return transport.exchange([NodeMessage("middle", steps(position=position))], wait=0)
         except Unreachable:
             assert time.monotonic() < give_up
 
@@ -100,19 +100,19 @@ def test_a_push_wakes_a_node_that_waits(here: Replica, client: redis.Redis) -> N
         received: list[list[Message]] = []
         waiting = threading.Thread(target=lambda: received.append(receiver.exchange([], wait=4)))
         waiting.start()
-        sender.exchange([Forward("middle", steps())], wait=0)
+        sender.exchange([NodeMessage("middle", steps())], wait=0)
         waiting.join()
         assert received == [[steps()]]
         assert sender.carrier == receiver.carrier == "websocket"
         wait_until(lambda: sender.hop_ms > 0)
-        assert client.get(redis_keys.pulse("edge")) == b"64"
-    wait_until(lambda: not client.exists(redis_keys.pulse("edge")))
+        assert client.get(redis_keys.keepalive("edge")) == b"64"
+    wait_until(lambda: not client.exists(redis_keys.keepalive("edge")))
 
 
 def test_what_is_too_late_comes_back_as_a_halt(here: Replica, client: redis.Redis) -> None:
     with closing(node(here, "edge")) as edge:
         late, due = Token("gen", 0, 0, 7, "late"), Token("gen", 1, 0, 7, "due")
-        edge.exchange([late, due, Forward("stranger", steps())], wait=0)
+        edge.exchange([late, due, NodeMessage("stranger", steps())], wait=0)
         assert sorted(read(edge, 2), key=lambda halt: halt.epoch) == [
             Halt("gen", 0),
             Halt("gen", 1),
@@ -138,7 +138,7 @@ def test_a_cut_loses_nothing_and_repeats_nothing(
         if cut == "silent":
             door.silence()
             put(client, "edge", steps(position=51))
-            edge.exchange([Forward("middle", steps(position=1))], wait=0)
+            edge.exchange([NodeMessage("middle", steps(position=1))], wait=0)
             wait_until(lambda: not edge.carrier)  # within SILENCE_LIMIT
             door.resume()
         elif cut == "severed":
@@ -171,7 +171,7 @@ def test_where_websockets_are_blocked_it_polls_and_tries_again(
             put(client, "edge", steps(position=position))
             assert read(edge, 1) == [steps(position=position)]
             push(edge, position)
-        wait_until(lambda: client.get(redis_keys.pulse("edge")) == b"64")
+        wait_until(lambda: client.get(redis_keys.keepalive("edge")) == b"64")
         wait_until(lambda: edge.hop_ms > 0)
         wait_until(lambda: door.upgrades >= 2)
         assert edge.carrier == "long poll"
@@ -228,7 +228,7 @@ def test_a_relay_that_falls_silent_within_a_push_is_noticed(
     with closing(node(here, "edge", door.url)) as edge:
         door.silence()
         began = time.monotonic()
-        edge.exchange([Forward("middle", steps(rows=LARGE))], wait=0)
+        edge.exchange([NodeMessage("middle", steps(rows=LARGE))], wait=0)
         assert time.monotonic() - began < SILENCE_LIMIT + 3
         assert not edge.carrier
         door.resume()

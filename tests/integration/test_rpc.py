@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from web3.types import RPCEndpoint
 
-from market.chain.client import Network, Sent
+from market.chain.client import ChainClient, SendOutcome
 from market.chain.errors import ChainError, ChainUnreachable
 from market.chain.failover_rpc import Rpc
 from market.settings.payments import PaymentsSettings
@@ -162,7 +162,7 @@ async def test_one_of_another_chain_is_passed_over(nodes: list[Node]) -> None:
     nodes[0].chain_id = 97
     rpc = Rpc([node.proxy.url for node in nodes], chain_id=56)
     assert await ask(rpc) == "second"
-    assert await Network(rpc).send(RAW) is Sent.ACCEPTED
+    assert await ChainClient(rpc).send(RAW) is SendOutcome.ACCEPTED
     assert set(nodes[0].asked) == {"eth_chainId"}
     assert nodes[1].asked.count("eth_chainId") == 1
     await rpc.disconnect()
@@ -177,7 +177,7 @@ async def test_the_only_one_is_of_another_chain(nodes: list[Node]) -> None:
 
 async def test_a_transaction_goes_to_all(rpc: Rpc, nodes: list[Node]) -> None:
     nodes[1].number = 1  # stale: it may still pass a transaction on
-    assert await Network(rpc).send(RAW) is Sent.ACCEPTED
+    assert await ChainClient(rpc).send(RAW) is SendOutcome.ACCEPTED
     assert all("eth_sendRawTransaction" in node.asked for node in nodes)
 
 
@@ -190,27 +190,27 @@ BROKEN = {"code": -32000, "message": "insufficient funds for gas * price + value
 @pytest.mark.parametrize(
     ("refusals", "outcome"),
     [
-        ([ALREADY, ALREADY, ALREADY], Sent.ACCEPTED),
-        ([TOO_LOW, ALREADY, TOO_LOW], Sent.ACCEPTED),
-        ([TOO_LOW, None, BROKEN], Sent.ACCEPTED),
-        ([TOO_LOW, TOO_LOW, BROKEN], Sent.NONCE_USED),
-        ([UNDERPRICED, BROKEN, UNDERPRICED], Sent.UNDERPRICED),
-        ([TOO_LOW, UNDERPRICED, UNDERPRICED], Sent.NONCE_USED),
+        ([ALREADY, ALREADY, ALREADY], SendOutcome.ACCEPTED),
+        ([TOO_LOW, ALREADY, TOO_LOW], SendOutcome.ACCEPTED),
+        ([TOO_LOW, None, BROKEN], SendOutcome.ACCEPTED),
+        ([TOO_LOW, TOO_LOW, BROKEN], SendOutcome.NONCE_USED),
+        ([UNDERPRICED, BROKEN, UNDERPRICED], SendOutcome.UNDERPRICED),
+        ([TOO_LOW, UNDERPRICED, UNDERPRICED], SendOutcome.NONCE_USED),
     ],
 )
 async def test_what_sending_came_to(
-    rpc: Rpc, nodes: list[Node], refusals: list[Any], outcome: Sent
+    rpc: Rpc, nodes: list[Node], refusals: list[Any], outcome: SendOutcome
 ) -> None:
     for node, refusal in zip(nodes, refusals, strict=True):
         node.refusal = refusal
-    assert await Network(rpc).send(RAW) is outcome
+    assert await ChainClient(rpc).send(RAW) is outcome
 
 
 async def test_a_transaction_that_all_refuse_is_an_error(rpc: Rpc, nodes: list[Node]) -> None:
     for node in nodes:
         node.refusal = BROKEN
     with pytest.raises(ChainError, match="insufficient funds"):
-        await Network(rpc).send(RAW)
+        await ChainClient(rpc).send(RAW)
 
 
 async def test_a_transaction_that_nobody_hears_may_be_sent_again(
@@ -219,9 +219,9 @@ async def test_a_transaction_that_nobody_hears_may_be_sent_again(
     for node in nodes:
         node.silent = True
     with pytest.raises(ChainUnreachable):
-        await Network(rpc).send(RAW)
+        await ChainClient(rpc).send(RAW)
     nodes[2].silent = False
-    assert await Network(rpc).send(RAW) is Sent.ACCEPTED
+    assert await ChainClient(rpc).send(RAW) is SendOutcome.ACCEPTED
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from sqlalchemy import select
 
 from market import ledger
 from market.escrow.escrow_view import EscrowView
-from market.escrow.event_reader import EventSource
-from market.escrow.reader import Escrow
+from market.escrow.event_reader import EscrowEventReader
+from market.escrow.reader import EscrowReader
 from market.jobs.tables import NodeContribution
 from market.ledger.integrity_check import check
 from market.money import from_units, to_units
@@ -39,7 +39,7 @@ from workers.settlement import settle_due
 
 
 async def test_settlement_pays_what_the_ledger_owes(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     for tokens in (7, 1, 64):
@@ -62,7 +62,7 @@ async def test_settlement_pays_what_the_ledger_owes(
 
 
 async def test_a_new_recipient_gets_the_fees_from_then_on(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """And the check of the ledger still knows whose the earlier ones are."""
     former, new = await escrow.fee_recipient(), development_account(5).address.lower()
@@ -71,7 +71,7 @@ async def test_a_new_recipient_gets_the_fees_from_then_on(
     chain.actor.deposit(chain.deployment, user, 10**18)
     payments = chain_services.settings.payments
     payments.first_block, payments.finalized_tag = chain.deployment.block, False
-    source = EventSource.of(payments)
+    source = EscrowEventReader.of(payments)
     try:
         await index(chain_services, source)
         for recipient in (former, new):
@@ -87,7 +87,7 @@ async def test_a_new_recipient_gets_the_fees_from_then_on(
 
 
 async def test_nothing_is_settled_before_its_release_delay(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     chain_services.settings.payments.release_delay = 3600
     user = await rich_user(chain_services, chain)
@@ -98,7 +98,7 @@ async def test_nothing_is_settled_before_its_release_delay(
 
 
 async def test_nothing_withheld_is_settled(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     job = await served(chain_services, user, 5)
@@ -113,7 +113,7 @@ async def test_nothing_withheld_is_settled(
 
 
 async def test_a_batch_has_at_most_so_many_users_and_providers(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     chain_services.settings.payments.max_lines_per_batch = 4
     first, second = [await rich_user(chain_services, chain) for _ in range(2)]
@@ -125,7 +125,7 @@ async def test_a_batch_has_at_most_so_many_users_and_providers(
 
 
 async def test_money_in_custody_equals_what_the_ledger_gives_out(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Between capture and settlement the escrow still holds what providers are owed."""
     user = await rich_user(chain_services, chain)
@@ -138,7 +138,7 @@ async def test_money_in_custody_equals_what_the_ledger_gives_out(
 
 
 async def test_a_nonce_taken_by_another_transaction_is_signed_anew(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 9)
@@ -151,7 +151,7 @@ async def test_a_nonce_taken_by_another_transaction_is_signed_anew(
 
 
 async def test_nonces_that_were_signed_and_never_sent_leave_no_gap(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Our nonce is ahead of the chain's, as after a reorganization that took a foreign transaction
     back: what was signed for the nonces between is sent first."""
@@ -175,7 +175,7 @@ async def test_nonces_that_were_signed_and_never_sent_leave_no_gap(
 
 
 async def test_the_nonce_row_follows_the_chain(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     for _ in range(2):

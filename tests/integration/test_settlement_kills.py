@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from market.escrow.reader import Escrow
+from market.escrow.reader import EscrowReader
 from tests.kills import SCENARIOS, Field, field, kill_everywhere
 from workers.settlement.steps import Step
 
@@ -21,6 +21,6 @@ def test_every_step_is_killed_in_some_scenario() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("field", SCENARIOS, indirect=True)
 async def test_killed_here_and_there_each_provider_is_paid_once(
-    field: Field, escrow: Escrow
+    field: Field, escrow: EscrowReader
 ) -> None:
     await kill_everywhere(field, escrow, every=10)

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from market.escrow.reader import Escrow
+from market.escrow.reader import EscrowReader
 from market.resources import Services
 from market.settlement.tables import SettlementPause
 from tests.conftest import OPERATOR_PASSWORD, Chain
@@ -21,11 +21,11 @@ from tests.integration.money import (
     transactions,
 )
 from workers.settlement import pauses, settle_due
-from workers.settlement.preview import describe, make_plan
+from workers.settlement.preview import describe, make_preview
 
 
 async def test_a_dry_run_says_what_would_happen_and_does_nothing(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     for _ in range(2):
@@ -34,7 +34,7 @@ async def test_a_dry_run_says_what_would_happen_and_does_nothing(
     held = await served(chain_services, user, 3)
     await change(chain_services, held, withheld_until=ago(-60), withheld_reason="audit")
     height = chain.actor.web3.eth.block_number
-    plan = await make_plan(chain_services, escrow, SIGNER)
+    plan = await make_preview(chain_services, escrow, SIGNER)
     said = "\n".join(describe(plan))
     assert "generations 2" in said
     assert f"user {user.address.lower()} pays 0.001 FAR" in said

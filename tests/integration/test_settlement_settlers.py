@@ -8,8 +8,8 @@ from hexbytes import HexBytes
 from market.chain.errors import ChainError
 from market.chain.keystore_signer import LocalSigner
 from market.chain.kms_signer import KmsSigner
-from market.escrow.reader import Escrow
-from market.jobs.tables import InferenceSession
+from market.escrow.reader import EscrowReader
+from market.jobs.tables import Job
 from market.resources import Services
 from market.settlement.errors import SettlementPaused
 from market.settlement.tables import Settlement, SettlementTransaction
@@ -34,11 +34,11 @@ from tests.integration.money import (
 from tests.kms import REGION, new_key, running_kms
 from tests.proxy import deafness
 from workers.settlement import collect, exclusions, settle_due, submit
-from workers.settlement.run_context import Run
+from workers.settlement.run_context import SettlementRun
 
 
 async def test_two_settlers_at_once_are_one(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 9)
@@ -47,7 +47,7 @@ async def test_two_settlers_at_once_are_one(
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
 
-async def test_kms_settles(chain_services: Services, escrow: Escrow, chain: Chain) -> None:
+async def test_kms_settles(chain_services: Services, escrow: EscrowReader, chain: Chain) -> None:
     """A real transaction, signed by a key that this process never sees."""
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 9)
@@ -64,7 +64,7 @@ async def test_kms_settles(chain_services: Services, escrow: Escrow, chain: Chai
 
 
 async def test_a_new_signer_takes_over_in_the_middle(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """What the old one signed and nobody mined is not in the way."""
     user = await rich_user(chain_services, chain)
@@ -79,7 +79,7 @@ async def test_a_new_signer_takes_over_in_the_middle(
 
 
 async def test_what_an_account_signed_that_is_no_settler_any_more_is_not_in_the_way(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """A stolen key: its role is taken away, its bytes are still about, and a user falls short."""
     good, bad = [await rich_user(chain_services, chain) for _ in range(2)]
@@ -99,7 +99,7 @@ async def test_what_an_account_signed_that_is_no_settler_any_more_is_not_in_the_
     assert [batch.status for batch in await batches(chain_services)] == ["replaced", "confirmed"]
 
 
-async def one_closed(run: Run, chain: Chain) -> tuple[InferenceSession, Settlement]:
+async def one_closed(run: SettlementRun, chain: Chain) -> tuple[Job, Settlement]:
     """A generation, and the batch that it is in, which nobody has signed yet."""
     job = await served(run.services, await rich_user(run.services, chain), 5)
     await collect.close(run)
@@ -108,10 +108,10 @@ async def one_closed(run: Run, chain: Chain) -> tuple[InferenceSession, Settleme
 
 
 async def test_a_batch_that_another_settler_has_posted_is_not_replaced(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Also where nobody knows of a transaction of it."""
-    run = Run(chain_services, escrow, SIGNER)
+    run = SettlementRun(chain_services, escrow, SIGNER)
     job, closed = await one_closed(run, chain)
     await settle_due(chain_services, escrow, SIGNER)
     async with chain_services.sessions.begin() as db:
@@ -122,10 +122,10 @@ async def test_a_batch_that_another_settler_has_posted_is_not_replaced(
 
 
 async def test_a_batch_that_another_settler_has_signed_is_not_replaced(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """The one way to pay twice: the generation in two batches that can both be mined."""
-    run = Run(chain_services, escrow, SIGNER)
+    run = SettlementRun(chain_services, escrow, SIGNER)
     job, closed = await one_closed(run, chain)
     await submit.sign(run, closed)
     with pytest.raises(ChainError, match="another settler"):
@@ -135,9 +135,9 @@ async def test_a_batch_that_another_settler_has_signed_is_not_replaced(
 
 
 async def test_a_batch_that_another_settler_has_replaced_is_not_signed(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
-    run = Run(chain_services, escrow, SIGNER)
+    run = SettlementRun(chain_services, escrow, SIGNER)
     job, closed = await one_closed(run, chain)
     await exclusions.replace(run, closed, {"CapExceeded": [job]}, signed=0)
     with pytest.raises(ChainError, match="another settler"):
@@ -146,13 +146,13 @@ async def test_a_batch_that_another_settler_has_replaced_is_not_signed(
 
 
 async def test_a_batch_for_another_contract_is_not_sent_to_this_one(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Settings that change while a batch is on its way: it may be mined on the old contract."""
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 5)
     await settle_through(chain_services, chain, deafness)
-    other = Escrow(escrow.network, chain.actor.deploy(OPERATOR.address).escrow)
+    other = EscrowReader(escrow.network, chain.actor.deploy(OPERATOR.address).escrow)
     with pytest.raises(SettlementPaused):
         await settle_due(chain_services, other, SIGNER)
     assert await pause_reason(chain_services) == "mismatch"

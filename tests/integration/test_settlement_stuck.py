@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from market import metrics
-from market.escrow.reader import Escrow
+from market.escrow.reader import EscrowReader
 from market.jobs.tables import NodeContribution
 from market.resources import Services
 from market.settlement.tables import Settlement
@@ -56,7 +56,7 @@ async def batch(services: Services) -> Settlement:
 
 
 async def test_what_is_sent_twice_is_one_transaction(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await something_due(chain_services, chain)
     for _ in range(2):
@@ -70,7 +70,7 @@ async def test_what_is_sent_twice_is_one_transaction(
 
 
 async def test_a_stuck_transaction_is_replaced_at_its_nonce(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     payments = chain_services.settings.payments
     user = await something_due(chain_services, chain)
@@ -94,7 +94,7 @@ async def test_a_stuck_transaction_is_replaced_at_its_nonce(
 
 
 async def test_the_first_may_be_mined_although_it_was_replaced(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """A miner that never heard of the replacement: every hash is looked for."""
     user = await something_due(chain_services, chain)
@@ -111,7 +111,7 @@ async def test_the_first_may_be_mined_although_it_was_replaced(
 
 
 async def test_fees_stop_at_the_ceiling(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     payments = chain_services.settings.payments
     user = await something_due(chain_services, chain)
@@ -136,7 +136,7 @@ async def test_fees_stop_at_the_ceiling(
 
 
 async def test_nothing_is_posted_before_its_block_is_final(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await something_due(chain_services, chain)
     await settle_due(chain_services, escrow, SIGNER)
@@ -152,7 +152,7 @@ async def test_nothing_is_posted_before_its_block_is_final(
 
 
 async def test_the_chains_own_finality_counts_where_it_has_one(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """anvil calls final what is 64 blocks deep."""
     chain_services.settings.payments.finalized_tag = True
@@ -167,7 +167,7 @@ async def test_the_chains_own_finality_counts_where_it_has_one(
 
 
 async def test_a_reorganization_unmarks_and_the_same_bytes_are_mined_again(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await something_due(chain_services, chain)
     await settle_due(chain_services, escrow, SIGNER)
@@ -190,7 +190,7 @@ async def test_a_reorganization_unmarks_and_the_same_bytes_are_mined_again(
 
 
 async def test_a_reorganization_in_which_somebody_takes_the_nonce(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await something_due(chain_services, chain)
     await settle_due(chain_services, escrow, SIGNER)

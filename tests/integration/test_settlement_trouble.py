@@ -10,8 +10,8 @@ from web3 import Web3
 from market import ledger, metrics
 from market.escrow.deploy import DAY
 from market.escrow.errors import SettlementRefused
-from market.escrow.reader import Escrow
-from market.jobs.tables import InferenceSession, NodeContribution
+from market.escrow.reader import EscrowReader
+from market.jobs.tables import Job, NodeContribution
 from market.money import from_units
 from market.resources import Services
 from market.settlement.errors import SettlementPaused
@@ -43,7 +43,7 @@ from workers.settlement import pauses, settle_due
 
 
 async def test_a_user_without_a_deposit_is_left_out_and_the_others_are_paid(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 5)
@@ -64,7 +64,7 @@ async def test_a_user_without_a_deposit_is_left_out_and_the_others_are_paid(
 
 
 async def test_who_was_left_out_is_paid_for_later(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """The batch has the same content again then: it is the same batch."""
     user = await rich_user(chain_services, chain)
@@ -82,7 +82,7 @@ async def test_who_was_left_out_is_paid_for_later(
 
 
 async def test_the_daily_ceiling_makes_a_batch_smaller(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     jobs = [await served(chain_services, user, 10) for _ in range(3)]
@@ -99,7 +99,7 @@ async def test_the_daily_ceiling_makes_a_batch_smaller(
 
 
 async def test_a_generation_above_the_daily_ceiling_is_in_nobodys_way(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     large = await served(chain_services, user, 90)
@@ -112,7 +112,7 @@ async def test_a_generation_above_the_daily_ceiling_is_in_nobodys_way(
 
 
 async def test_users_without_money_are_left_out_all_at_once(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Each would cost a batch otherwise."""
     good, without_cap = [await rich_user(chain_services, chain) for _ in range(2)]
@@ -122,9 +122,7 @@ async def test_users_without_money_are_left_out_all_at_once(
     assert await settle_due(chain_services, escrow, SIGNER) is not None
     assert [batch.status for batch in await batches(chain_services)] == ["replaced", "confirmed"]
     async with chain_services.sessions() as db:
-        rows = await db.execute(
-            select(InferenceSession.user_wallet, InferenceSession.withheld_reason)
-        )
+        rows = await db.execute(select(Job.user_wallet, Job.withheld_reason))
         reasons = dict(rows.all())
     assert reasons == {
         good.address.lower(): None,
@@ -135,7 +133,7 @@ async def test_users_without_money_are_left_out_all_at_once(
 
 @pytest.mark.parametrize("method", ["eth_getTransactionCount", "eth_getTransactionReceipt"])
 async def test_an_endpoint_that_answers_with_an_error_is_one_that_does_not_answer(
-    chain_services: Services, escrow: Escrow, chain: Chain, method: str
+    chain_services: Services, escrow: EscrowReader, chain: Chain, method: str
 ) -> None:
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 5)
@@ -149,7 +147,7 @@ async def test_an_endpoint_that_answers_with_an_error_is_one_that_does_not_answe
 
 
 async def test_an_endpoint_without_the_contract_takes_nothing_back(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """It is on another chain, perhaps."""
     user = await rich_user(chain_services, chain)
@@ -163,7 +161,7 @@ async def test_an_endpoint_without_the_contract_takes_nothing_back(
 
 
 async def test_the_contract_does_not_go_dormant_while_nobody_uses_it(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Else the first user after two quiet weeks could spend, and be gone with his deposit."""
     pass_time(chain, 8 * DAY)
@@ -180,7 +178,7 @@ async def test_the_contract_does_not_go_dormant_while_nobody_uses_it(
 
 
 async def test_low_gas_money_pauses_until_an_operator_resumes(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     payments = chain_services.settings.payments
     payments.min_gas_money = Decimal(10**9)
@@ -204,7 +202,7 @@ async def test_low_gas_money_pauses_until_an_operator_resumes(
 
 
 async def test_a_generation_whose_parts_are_not_its_cost_pauses(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     job = await served(chain_services, user, 5)
@@ -221,7 +219,7 @@ async def test_a_generation_whose_parts_are_not_its_cost_pauses(
 
 
 async def test_paying_more_than_the_ledger_owes_pauses(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     job = await served(chain_services, user, 5)
@@ -234,7 +232,7 @@ async def test_paying_more_than_the_ledger_owes_pauses(
 
 
 async def test_two_refusals_in_a_row_pause(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 5)
@@ -252,7 +250,7 @@ async def test_two_refusals_in_a_row_pause(
 
 
 async def test_a_reverted_transaction_pauses_and_is_mended_after_that(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Between simulation and block a user's cap fell: the transaction is mined, and reverts. Once
     an operator has looked, that user is left out and the others are paid."""
@@ -280,7 +278,7 @@ async def test_a_reverted_transaction_pauses_and_is_mended_after_that(
 
 
 async def test_another_root_under_our_id_pauses(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 5)
@@ -293,7 +291,7 @@ async def test_another_root_under_our_id_pauses(
 
 
 async def test_a_batch_that_only_the_contract_knows_is_posted(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """As after a backup was brought back: the row says closed, and the bytes are gone."""
     user = await rich_user(chain_services, chain)

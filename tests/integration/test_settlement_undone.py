@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from market import ledger, metrics
-from market.escrow.reader import Escrow
+from market.escrow.reader import EscrowReader
 from market.jobs.tables import NodeContribution
 from market.money import from_units
 from market.resources import Services
@@ -54,7 +54,7 @@ def short_runs(chain_services: Services) -> None:
     wait_shortly(chain_services)
 
 
-async def post(services: Services, escrow: Escrow, chain: Chain) -> str:
+async def post(services: Services, escrow: EscrowReader, chain: Chain) -> str:
     """Settle what is due, until it is final; returns the batch."""
     await settle_due(services, escrow, SIGNER)
     mine(chain, 1 + DEPTH)
@@ -68,7 +68,7 @@ async def statuses(services: Services) -> list[str]:
 
 
 async def test_what_was_paid_is_owed_again_and_paid_again(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await something_due(chain_services, chain)
     before = mark(chain)
@@ -96,7 +96,7 @@ async def test_what_was_paid_is_owed_again_and_paid_again(
 
 
 async def test_a_branch_that_is_shorter_so_far_says_nothing(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     await something_due(chain_services, chain)
     before = mark(chain)
@@ -108,7 +108,7 @@ async def test_a_branch_that_is_shorter_so_far_says_nothing(
 
 
 async def test_several_are_undone_while_another_is_open(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """They come back in the order of their nonces."""
     with mining(chain.actor):
@@ -132,7 +132,7 @@ async def test_several_are_undone_while_another_is_open(
 
 
 async def test_the_bytes_of_a_replaced_batch_are_never_sent_again(
-    chain_services: Services, escrow: Escrow, chain: Chain
+    chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Its nonce was another's, and the ceiling too low for it. On the other branch it could be
     mined: and its generations are in another batch."""

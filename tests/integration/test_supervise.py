@@ -13,13 +13,13 @@ from sqlalchemy import func, select, update
 
 from market import ledger
 from market.jobs import messaging
-from market.jobs.tables import InferenceSession, RouteHop
+from market.jobs.tables import Job, RouteHop
 from market.nodes import live_registry
 from market.prompt_vault import PromptText
 from market.resources import Services
-from market.routing.skip_counts import skipped
+from market.routing.skip_counts import skips_of
 from mesh import redis_keys, token_stream, wire
-from mesh.route_record import LiveRoute
+from mesh.route_record import RouteRecord
 from tests.conftest import MODEL_ID
 from tests.factories import fund, session
 from tests.integration.api_support import LAYERS, node
@@ -30,7 +30,7 @@ POSITIONS = 103
 """Of one generation: the prompt's 3 and 100 new ones."""
 
 
-async def submit(services: Services, *, seconds: float = 60) -> InferenceSession:
+async def submit(services: Services, *, seconds: float = 60) -> Job:
     """A job as the gateway leaves it, due in so many seconds."""
     job = session(status="pending", lease_counter=0)
     job.epoch, job.lease_expires_at = 0, None
@@ -43,13 +43,13 @@ async def submit(services: Services, *, seconds: float = 60) -> InferenceSession
     return job
 
 
-async def reload(services: Services, job: InferenceSession) -> InferenceSession:
+async def reload(services: Services, job: Job) -> Job:
     async with services.sessions() as db:
-        return await db.get_one(InferenceSession, job.id)
+        return await db.get_one(Job, job.id)
 
 
 @asynccontextmanager
-async def supervised(services: Services, *jobs: InferenceSession) -> AsyncIterator[None]:
+async def supervised(services: Services, *jobs: Job) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(supervise({"services": services}, job.request_id)) for job in jobs]
     try:
         yield
@@ -62,7 +62,7 @@ async def supervised(services: Services, *jobs: InferenceSession) -> AsyncIterat
 async def announce(redis: Redis, *, room: int) -> None:
     """One node for all layers, with a pulse that the test keeps by giving it an hour."""
     await live_registry.announce(redis, node(0, **WHOLE), ttl=3600)
-    await redis.set(redis_keys.pulse("node_0"), room, ex=3600)
+    await redis.set(redis_keys.keepalive("node_0"), room, ex=3600)
 
 
 async def opened(redis: Redis, node_id: str = "node_0") -> list[str]:
@@ -79,7 +79,7 @@ async def wait_for(condition: Callable[[], Awaitable[bool]], seconds: float = 20
         await asyncio.sleep(0.02)
 
 
-async def balances(services: Services, job: InferenceSession) -> tuple[Decimal, Decimal]:
+async def balances(services: Services, job: Job) -> tuple[Decimal, Decimal]:
     """What the job's wallet may spend, and what is held."""
     async with services.sessions() as db:
         return (
@@ -106,13 +106,13 @@ async def test_while_a_job_waits_the_nodes_that_are_there_hear_why(
     monkeypatch.setattr("workers.supervisor.supervisor.COUNT", 2.0)
     job = await submit(services)
     await live_registry.announce(redis, node(0), ttl=3600)
-    await redis.set(redis_keys.pulse("node_0"), POSITIONS, ex=3600)
+    await redis.set(redis_keys.keepalive("node_0"), POSITIONS, ex=3600)
     async with supervised(services, job):
         await asyncio.sleep(1.5)
-        assert await skipped(redis, "node_0") == {"span_meets_nobody": 1}
+        assert await skips_of(redis, "node_0") == {"span_meets_nobody": 1}
 
         async def is_counted_again() -> bool:
-            return await skipped(redis, "node_0") == {"span_meets_nobody": 2}
+            return await skips_of(redis, "node_0") == {"span_meets_nobody": 2}
 
         await wait_for(is_counted_again)
 
@@ -147,7 +147,7 @@ async def test_the_live_record_tells_the_route_with_the_epoch(
     written = await redis.hgetall(redis_keys.live(job.request_id))  # type: ignore[misc]
     width = services.catalog.get(job.model_id).width
     assert written[b"epoch"] == b"1"
-    assert LiveRoute.unpack(written[b"route"]) == LiveRoute(width, POSITIONS, ["node_0"])
+    assert RouteRecord.unpack(written[b"route"]) == RouteRecord(width, POSITIONS, ["node_0"])
 
 
 async def test_jobs_beyond_a_nodes_room_queue_without_asking_it(
@@ -165,21 +165,21 @@ async def test_jobs_beyond_a_nodes_room_queue_without_asking_it(
             await wait_for(are_open)
             await asyncio.sleep(1)
             assert len(await opened(redis)) == count
-            assert int(await redis.get(redis_keys.pulse("node_0"))) < POSITIONS
-            await redis.set(redis_keys.pulse("node_0"), POSITIONS, ex=3600)
+            assert int(await redis.get(redis_keys.keepalive("node_0"))) < POSITIONS
+            await redis.set(redis_keys.keepalive("node_0"), POSITIONS, ex=3600)
     assert set(await opened(redis)) == {job.request_id for job in jobs}
     async with services.sessions() as db:
         assert await db.scalar(select(func.max(RouteHop.epoch))) == 1  # nobody tried in vain
 
 
-async def completed(services: Services, job: InferenceSession) -> None:
+async def completed(services: Services, job: Job) -> None:
     async def is_over() -> bool:
         return (await reload(services, job)).status == "completed"
 
     await wait_for(is_over)
 
 
-async def first_epoch(services: Services, redis: Redis, job: InferenceSession) -> None:
+async def first_epoch(services: Services, redis: Redis, job: Job) -> None:
     async def is_open() -> bool:
         return job.request_id in await opened(redis)
 
@@ -187,7 +187,7 @@ async def first_epoch(services: Services, redis: Redis, job: InferenceSession) -
 
 
 @asynccontextmanager
-async def served(services: Services, redis: Redis) -> AsyncIterator[InferenceSession]:
+async def served(services: Services, redis: Redis) -> AsyncIterator[Job]:
     """A job under supervision, in its first epoch on the one node."""
     job = await submit(services)
     await announce(redis, room=POSITIONS)
@@ -196,7 +196,7 @@ async def served(services: Services, redis: Redis) -> AsyncIterator[InferenceSes
         yield job
 
 
-async def write(redis: Redis, job: InferenceSession, epoch: int, count: int) -> None:
+async def write(redis: Redis, job: Job, epoch: int, count: int) -> None:
     """Tokens, as the edge writes them."""
     keys = (redis_keys.live(job.request_id), redis_keys.tokens(job.request_id))
     for index in range(count):
@@ -208,10 +208,12 @@ async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
 ) -> None:
     """The blamed node was only slow: its epoch lives until the next begins."""
     async with served(services, redis) as job:
-        await messaging.tell(redis, wire.Refused(job.request_id, 1, "node_0", "not_finite"))
+        await messaging.publish_event(
+            redis, wire.Refused(job.request_id, 1, "node_0", "not_finite")
+        )
         await asyncio.sleep(1)
         await write(redis, job, 1, 5)
-        await messaging.tell(redis, wire.Ended(job.request_id, 1, "stop", 5))
+        await messaging.publish_event(redis, wire.Ended(job.request_id, 1, "stop", 5))
         await completed(services, job)
     assert (await reload(services, job)).token_count == 5
 
@@ -220,11 +222,11 @@ async def test_a_full_node_is_not_asked_again_until_it_has_room(
     services: Services, redis: Redis
 ) -> None:
     async with served(services, redis) as job:
-        await redis.set(redis_keys.pulse("node_0"), 0, ex=3600)
-        await messaging.tell(redis, wire.Refused(job.request_id, 1, "node_0", "kv_full"))
+        await redis.set(redis_keys.keepalive("node_0"), 0, ex=3600)
+        await messaging.publish_event(redis, wire.Refused(job.request_id, 1, "node_0", "kv_full"))
         await asyncio.sleep(2)
         assert len(await opened(redis)) == 1
-        await redis.set(redis_keys.pulse("node_0"), POSITIONS, ex=3600)
+        await redis.set(redis_keys.keepalive("node_0"), POSITIONS, ex=3600)
 
         async def is_open_again() -> bool:
             return len(await opened(redis)) == 2
@@ -234,7 +236,9 @@ async def test_a_full_node_is_not_asked_again_until_it_has_room(
 
 async def test_a_node_off_the_route_cannot_be_blamed(services: Services, redis: Redis) -> None:
     async with served(services, redis) as job:
-        await messaging.tell(redis, wire.Refused(job.request_id, 1, "node_elsewhere", "not_finite"))
+        await messaging.publish_event(
+            redis, wire.Refused(job.request_id, 1, "node_elsewhere", "not_finite")
+        )
         await asyncio.sleep(1)
         assert not await redis.exists(redis_keys.cooldown("node_elsewhere"))
         assert len(await opened(redis)) == 1
@@ -248,23 +252,21 @@ async def join(redis: Redis, node_id: str, span: tuple[int, int], *, ms: float) 
         0, node_id=node_id, start_layer=start, end_layer=end, edge=edge, trusted=edge, latency_ms=ms
     )
     await live_registry.announce(redis, told, ttl=3600)
-    await redis.set(redis_keys.pulse(node_id), 10_000, ex=3600)
+    await redis.set(redis_keys.keepalive(node_id), 10_000, ex=3600)
 
 
-async def refuse(
-    services: Services, redis: Redis, job: InferenceSession, liar: str, code: str
-) -> None:
+async def refuse(services: Services, redis: Redis, job: Job, liar: str, code: str) -> None:
     """Whatever the liar is asked to open it refuses, until another edge completes the job."""
     told = 0
     while not await opened(redis, "honest"):
         epoch = (await reload(services, job)).epoch
         if epoch > told and len(await opened(redis)) == epoch:
             told = epoch
-            await messaging.tell(redis, wire.Refused(job.request_id, epoch, liar, code))
+            await messaging.publish_event(redis, wire.Refused(job.request_id, epoch, liar, code))
         await asyncio.sleep(0.02)
     epoch = (await reload(services, job)).epoch
     await write(redis, job, epoch, 3)
-    await messaging.tell(redis, wire.Ended(job.request_id, epoch, "stop", 3))
+    await messaging.publish_event(redis, wire.Ended(job.request_id, epoch, "stop", 3))
     await completed(services, job)
 
 
@@ -317,7 +319,7 @@ async def test_what_is_no_message_stops_nobody(services: Services, redis: Redis)
     async with served(services, redis) as job:
         await redis.xadd(redis_keys.events(job.request_id), {"h": b"\xc1"})
         await write(redis, job, 1, 3)
-        await messaging.tell(redis, wire.Ended(job.request_id, 1, "stop", 3))
+        await messaging.publish_event(redis, wire.Ended(job.request_id, 1, "stop", 3))
         await completed(services, job)
 
 
@@ -340,7 +342,7 @@ async def test_slow_is_not_stalled(services: Services, redis: Redis, further: bo
                     answered += 1
                     positions = answered if further else 1
                     pong = wire.Pong(job.request_id, message.epoch, "node_0", positions)
-                    await messaging.tell(redis, pong)
+                    await messaging.publish_event(redis, pong)
         assert answered > 2
         assert (len(await opened(redis)) == 1) == further
 
@@ -351,11 +353,7 @@ async def test_a_successor_that_is_to_cancel_frees_the_route(
     async with served(services, redis) as job:
         pass
     async with services.sessions.begin() as db:
-        await db.execute(
-            update(InferenceSession)
-            .where(InferenceSession.id == job.id)
-            .values(cancel_requested=True)
-        )
+        await db.execute(update(Job).where(Job.id == job.id).values(cancel_requested=True))
     await supervise({"services": services}, job.request_id)
     entries = await redis.xrange(redis_keys.inbox("node_0"))
     assert isinstance(wire.decode(entries[-1][1]), wire.Close)
@@ -366,11 +364,7 @@ async def test_a_job_that_waits_can_be_cancelled(services: Services) -> None:
     async with supervised(services, job):
         await asyncio.sleep(0.3)
         async with services.sessions.begin() as db:
-            await db.execute(
-                update(InferenceSession)
-                .where(InferenceSession.id == job.id)
-                .values(cancel_requested=True)
-            )
+            await db.execute(update(Job).where(Job.id == job.id).values(cancel_requested=True))
         await completed(services, job)
     assert (await reload(services, job)).finish_reason == "cancelled"
     assert await balances(services, job) == (job.hold_far, 0)

@@ -10,13 +10,13 @@ import pytest
 import redis
 
 from mesh import redis_keys, token_stream, wire
-from mesh.keepalive import PULSE_TTL
+from mesh.keepalive import KEEPALIVE_TTL
 from mesh.wire import Halt, Ping, Step, Steps, Token
 from node_runner.engine.engine import Engine
-from node_runner.node.engine_set import Engines
-from node_runner.node.loop import Runner
-from node_runner.node.step_meter import Meter
-from node_runner.outputs import Forward
+from node_runner.node.engine_set import EngineSet
+from node_runner.node.loop import ServingLoop
+from node_runner.node.step_meter import StepMeter
+from node_runner.outputs import NodeMessage
 from node_runner.transport.interface import Unreachable
 from node_runner.transport.redis_transport import TRIM_EVERY, RedisTransport
 from stack.servers import free_port, redis_command, wait_for_redis
@@ -83,7 +83,7 @@ def test_a_push_wakes_a_node_that_waits(server: Server) -> None:
     received: list[Sequence[wire.Message]] = []
     waiting = threading.Thread(target=lambda: received.append(receiver.exchange([], wait=4)))
     waiting.start()
-    sender.exchange([Forward("b", step("gen"))], wait=0)
+    sender.exchange([NodeMessage("b", step("gen"))], wait=0)
     waiting.join()
     assert received == [[step("gen")]]
     sender.close()
@@ -115,7 +115,7 @@ def test_a_token_of_an_older_epoch_comes_back_as_a_halt(
     client.hset(redis_keys.live("gen"), "epoch", 2)
     transport = connect(server, "a")
     late, due = Token("gen", 1, 0, 7, "late"), Token("gen", 2, 0, 7, "due")
-    answers = transport.exchange([late, Forward("b", step("gen")), due], wait=0)
+    answers = transport.exchange([late, NodeMessage("b", step("gen")), due], wait=0)
     assert answers == [Halt("gen", 1)]
     [(entry, fields)] = client.xrange(redis_keys.tokens("gen"))
     assert token_stream.index_of(entry.decode()) == 1
@@ -135,7 +135,7 @@ def test_an_error_among_the_answers_is_raised(server: Server, client: redis.Redi
     client.set(redis_keys.inbox("b"), "not a stream")
     transport = connect(server, "a")
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
-        transport.exchange([Forward("b", step("one")), Forward("b", step("two"))], wait=0)
+        transport.exchange([NodeMessage("b", step("one")), NodeMessage("b", step("two"))], wait=0)
     assert transport.exchange([], wait=0) == []  # no answer of before is left over
     transport.close()
 
@@ -154,9 +154,9 @@ def test_a_redis_that_takes_no_writes_is_waited_for(
     node = connect(server, "b")
     client.execute_command(*fall_ill)
     with pytest.raises(Unreachable, match="does not take writes"):
-        node.exchange([Forward("a", step("job"))], wait=0)
+        node.exchange([NodeMessage("a", step("job"))], wait=0)
     client.execute_command(*recover)
-    node.exchange([Forward("a", step("job"))], wait=0)
+    node.exchange([NodeMessage("a", step("job"))], wait=0)
     assert client.xlen(redis_keys.inbox("a")) == 1
     node.close()
 
@@ -170,7 +170,7 @@ def test_without_redis_it_says_so_and_goes_on_when_it_is_back(server: Server) ->
     with pytest.raises(Unreachable):
         connect(server, "b")
     server.start()
-    assert transport.exchange([Forward("a", step("gen"))], wait=1) == [step("gen")]
+    assert transport.exchange([NodeMessage("a", step("gen"))], wait=1) == [step("gen")]
     transport.close()
 
 
@@ -178,18 +178,18 @@ def test_a_pulse_tells_that_the_process_runs_and_its_room(
     server: Server, client: redis.Redis
 ) -> None:
     transport = connect(server, "a", room=640)
-    wait_until(lambda: client.exists(redis_keys.pulse("a")))
-    assert client.get(redis_keys.pulse("a")) == b"640"
+    wait_until(lambda: client.exists(redis_keys.keepalive("a")))
+    assert client.get(redis_keys.keepalive("a")) == b"640"
     wait_until(lambda: transport.hop_ms > 0)
-    assert 0 < client.pttl(redis_keys.pulse("a")) <= 1000 * PULSE_TTL
+    assert 0 < client.pttl(redis_keys.keepalive("a")) <= 1000 * KEEPALIVE_TTL
     transport.close()
-    assert not client.exists(redis_keys.pulse("a"))
+    assert not client.exists(redis_keys.keepalive("a"))
 
 
 def test_a_node_outlives_redis_and_obeys_without_it(server: Server, tmp_path: Path) -> None:
     engine = Engine(load_span(DEMO_MODEL, (2, 3), tmp_path), node_id="a", kv_budget_bytes=10**6)
-    engines = Engines("a", (2, 3), engine)
-    runner = Runner(engines, RedisTransport(server.url, "a", engines.room), Meter())
+    engines = EngineSet("a", (2, 3), engine)
+    runner = ServingLoop(engines, RedisTransport(server.url, "a", engines.room), StepMeter())
     running = threading.Thread(target=runner.run)
     running.start()
     server.stop()

@@ -27,7 +27,7 @@ from mesh.errors import (
     WeightsUnreachable,
 )
 from node_runner.engine.model.span_checkpoint import prepare_span
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.model.span_model import SpanModel
 from node_runner.weights import checkpoint_cache, download_plan, http_source, range_assembly
 from node_runner.weights.published_source import under
 from tests.conftest import MODEL_ID
@@ -443,7 +443,7 @@ def test_bytes_of_another_hash_are_refused(
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
 def test_quantizers_load_it(server: FileServer, tmp_path: Path, quantization: str) -> None:
-    span = Span(
+    span = SpanModel(
         fetched(server, tmp_path, (1, 3)),
         edge=False,
         device=torch.device("cpu"),

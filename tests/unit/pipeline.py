@@ -16,21 +16,21 @@ from mesh.wire import (
     Message,
     Open,
     OpenEdge,
-    Place,
     Prompt,
     Refused,
     Resume,
-    Sampling,
+    RoutePosition,
+    SamplingParams,
     Step,
     Steps,
     Token,
 )
 from node_runner.engine.engine import Engine
 from node_runner.engine.model.span_checkpoint import prepare_span
-from node_runner.engine.model.span_model import Span
-from node_runner.outputs import Forward, Result
+from node_runner.engine.model.span_model import SpanModel
+from node_runner.outputs import EngineOutput, NodeMessage
 
-GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0, stop=[])
+GREEDY = SamplingParams(temperature=0.0, top_p=1.0, seed=0, stop=[])
 KV_BUDGET = 10**8
 AFRESH = Resume(keep=False, replay=False, known=0)
 
@@ -42,11 +42,11 @@ def load_span(
     *,
     edge: bool | None = None,
     quantization: str = "none",
-) -> Span:
+) -> SpanModel:
     """A span in float32 on CPU; the first one holds the edge unless told otherwise."""
     edge = layers[0] == 0 if edge is None else edge
     folder, _ = prepare_span(str(source), layers=layers, edge=edge, cache=cache)
-    return Span(
+    return SpanModel(
         folder,
         edge=edge,
         device=torch.device("cpu"),
@@ -84,7 +84,7 @@ class Pipeline:
         cache: Path,
         *,
         speculate: bool = True,
-        draft: Span | None = None,
+        draft: SpanModel | None = None,
         quantizations: Sequence[str] = (),
     ) -> Self:
         """Spans between the cuts, which begin with 0 and end with the number of layers.
@@ -114,7 +114,7 @@ class Pipeline:
         token_ids: list[int],
         *,
         max_tokens: int,
-        sampling: Sampling = GREEDY,
+        sampling: SamplingParams = GREEDY,
         epoch: int = 1,
         generated: Sequence[int] = (),
         prefix: Sequence[bytes] = (),
@@ -123,7 +123,7 @@ class Pipeline:
         """``resumes``: by stage, what is not afresh."""
         stages = len(self.engines)
         for stage in reversed(range(stages)):
-            place = Place(
+            place = RoutePosition(
                 stage=stage,
                 stages=stages,
                 edge_node="0",
@@ -167,9 +167,9 @@ class Pipeline:
     def text(self, request_id: str) -> str:
         return "".join(token.text for token in self.written.get(request_id, []))
 
-    def _take(self, result: Result) -> None:
+    def _take(self, result: EngineOutput) -> None:
         match result:
-            case Forward():
+            case NodeMessage():
                 self.send(int(result.to), result.message)
             case Token():
                 tokens = self.written.setdefault(result.request_id, [])

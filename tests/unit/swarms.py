@@ -6,7 +6,7 @@ from itertools import product
 from hypothesis import strategies as st
 
 from benchmarks.placement import groupings
-from market.placement.solver import Candidate, ModelShape, Move, Span
+from market.placement.solver import Candidate, ModelShape, RebalancePlan, Span
 
 GB = 10**9
 
@@ -76,7 +76,7 @@ def best_throughput(nodes: Sequence[Candidate], model: ModelShape) -> float:
     return max(sum(map(rate, groups)) for groups in groupings(list(nodes)))
 
 
-def moved(spans: dict[str, Span], move: Move) -> dict[str, Span]:
+def moved(spans: dict[str, Span], move: RebalancePlan) -> dict[str, Span]:
     """What is served after a move."""
     after: dict[str, Span | None] = {**spans, **{c.node_id: c.new for c in move.changes}}
     return {name: span for name, span in after.items() if span is not None}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from node_runner.engine.attention import paged
-from node_runner.engine.attention.interface import FEW_ROWS, Score, Segment
-from node_runner.engine.attention.kv_cache import BLOCK, KVCache, KVPool, KVShape
-from node_runner.engine.attention.ragged_batch import Pack, attend
+from node_runner.engine.attention.interface import FEW_ROWS, ScoreModifier, Segment
+from node_runner.engine.attention.kv_cache import BLOCK, KVBlockPool, KVCache, KVShape
+from node_runner.engine.attention.ragged_batch import RaggedBatch, attend
 
 HEADS, KV_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 8, 6
 SHAPE = KVShape(1, KV_HEADS, WIDTH, VALUE_WIDTH, torch.float32, torch.device("cpu"))
@@ -17,16 +17,18 @@ PAGED = replace(SHAPE, paged=True)
 
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])
 SCORES = {
-    "plain": Score(),
-    "scaled": Score(scaling=0.3),
-    "window": Score(window=5),
-    "wide window": Score(window=1000),
-    "softcap": Score(softcap=2.0),
-    "sinks": Score(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
-    "sinks in a window": Score(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0]), window=7),
-    "alibi": Score(slopes=SLOPES),
-    "key bias": Score(key_bias=lambda places: torch.arange(HEADS)[:, None] * places.sin()),
-    "key bias in a window": Score(key_bias=lambda places: places.sin().expand(HEADS, -1), window=7),
+    "plain": ScoreModifier(),
+    "scaled": ScoreModifier(scaling=0.3),
+    "window": ScoreModifier(window=5),
+    "wide window": ScoreModifier(window=1000),
+    "softcap": ScoreModifier(softcap=2.0),
+    "sinks": ScoreModifier(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
+    "sinks in a window": ScoreModifier(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0]), window=7),
+    "alibi": ScoreModifier(slopes=SLOPES),
+    "key bias": ScoreModifier(key_bias=lambda places: torch.arange(HEADS)[:, None] * places.sin()),
+    "key bias in a window": ScoreModifier(
+        key_bias=lambda places: places.sin().expand(HEADS, -1), window=7
+    ),
 }
 
 PACKS = {
@@ -41,7 +43,11 @@ PACKS = {
 
 
 def expected(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, position: int, score: Score
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    position: int,
+    score: ScoreModifier,
 ) -> torch.Tensor:
     """One row ``[heads, width]`` over keys ``[length, kv_heads, width]``."""
     first = 0 if score.window is None else max(0, position + 1 - score.window)
@@ -63,7 +69,7 @@ def expected(
     return torch.einsum("hl,lhd->hd", weights, values)
 
 
-def scattered(pool: KVPool, capacity: int) -> KVCache:
+def scattered(pool: KVBlockPool, capacity: int) -> KVCache:
     """A cache whose blocks do not follow each other."""
     block = pool.shape.block
     between = [pool.reserve(block) for _ in range(2 * -(-capacity // block))]
@@ -78,7 +84,7 @@ def scattered(pool: KVPool, capacity: int) -> KVCache:
 def check(
     shape: KVShape,
     pack: list[tuple[int, int]],
-    score: Score,
+    score: ScoreModifier,
     *,
     apart: bool,
     others: float = 0.0,
@@ -86,7 +92,7 @@ def check(
     """Attention of a pack of (position, rows) equals what is written out. ``others``: what lies in
     blocks of which the pack has none."""
     torch.manual_seed(0)
-    pool = KVPool(shape, 100 * shape.bytes_per_block)
+    pool = KVBlockPool(shape, 100 * shape.bytes_per_block)
     for tensor in (*pool.keys, *pool.values):
         tensor.fill_(others)
     segments, texts = [], []
@@ -106,7 +112,7 @@ def check(
         torch.cat([text[part][-segment.rows :] for text, segment in zip(texts, segments)])  # noqa: B905
         for part in (0, 1)
     ]
-    attended = attend(Pack(segments), 0, query, *fresh, score)
+    attended = attend(RaggedBatch(segments), 0, query, *fresh, score)
     row = 0
     for segment, (keys, values) in zip(segments, texts, strict=True):
         for position in range(segment.position, segment.end):
@@ -143,12 +149,12 @@ def test_a_compiled_kernel_reads_only_the_blocks_that_the_tables_name(
 ) -> None:
     """Uncompiled, FlexAttention multiplies by zero what the mask hides."""
     monkeypatch.setattr(paged, "_flex", lambda device: paged.compiled())
-    score = Score(window=200, softcap=2.0, slopes=SLOPES)
+    score = ScoreModifier(window=200, softcap=2.0, slopes=SLOPES)
     check(PAGED, [(300, 1), (5, 1), (140, 1)], score, apart=True, others=torch.nan)
 
 
 def test_a_pool_never_gives_more_than_its_budget() -> None:
-    pool = KVPool(SHAPE, 3 * SHAPE.bytes_per_block + 1)
+    pool = KVBlockPool(SHAPE, 3 * SHAPE.bytes_per_block + 1)
     first, second = pool.reserve(BLOCK + 1), pool.reserve(BLOCK)
     assert first is not None
     assert second is not None

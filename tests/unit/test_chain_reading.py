@@ -10,10 +10,10 @@ from web3 import AsyncBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from market.chain import bounded_http
-from market.chain.client import Network
+from market.chain.client import ChainClient
 from market.chain.errors import AnswerTooLarge, ChainError, ReadAgain, Reorganised
 from market.chain.failover_rpc import Rpc
-from market.escrow.event_reader import Block, EventSource, Reading
+from market.escrow.event_reader import Block, EscrowEventReader, EventRange
 
 ESCROW = "0x" + "11" * 20
 
@@ -53,15 +53,15 @@ class Node(AsyncBaseProvider):
         """Nothing is open."""
 
 
-def source(node: Node, *, confirmations: int = 0) -> EventSource:
-    return EventSource(Network(cast(Rpc, node)), ESCROW, confirmations=confirmations)
+def source(node: Node, *, confirmations: int = 0) -> EscrowEventReader:
+    return EscrowEventReader(ChainClient(cast(Rpc, node)), ESCROW, confirmations=confirmations)
 
 
 def origin(node: Node) -> Block:
     return Block(0, node.hash(0))
 
 
-async def read(node: Node, **values: int) -> Reading:
+async def read(node: Node, **values: int) -> EventRange:
     reading = await source(node, **values).read_after(origin(node))
     assert reading is not None
     return reading

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from node_runner.machine import directories
-from node_runner.machine.device_claim import DEVICE_ID, Claim, ClaimError, claim
+from node_runner.machine.device_claim import DEVICE_ID, ClaimError, DeviceClaim, claim
 
 WALLET = "0x" + "Ab" * 20
 
 
-def claimed(folder: Path, wallet: str = WALLET, gpu_index: int = 0) -> Claim:
+def claimed(folder: Path, wallet: str = WALLET, gpu_index: int = 0) -> DeviceClaim:
     return claim(folder, wallet=wallet, gpu_index=gpu_index)
 
 

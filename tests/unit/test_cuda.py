@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from node_runner.engine.attention import paged
-from node_runner.engine.attention.interface import Score
-from node_runner.engine.attention.kv_cache import KVPool
+from node_runner.engine.attention.interface import ScoreModifier
+from node_runner.engine.attention.kv_cache import KVBlockPool
 from node_runner.engine.model import cuda_graphs
 from node_runner.engine.model.acceleration import accelerate, capture_decoding
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import load_span
 from tests.unit.tape import capture
@@ -21,23 +21,23 @@ pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 @pytest.fixture
-def span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Span:
+def span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SpanModel:
     monkeypatch.setattr(cuda_graphs, "BUCKETS", (1, 2))
     return load_span(DEMO_MODEL, (0, 2), tmp_path)
 
 
-def pool_of(span: Span, blocks: int = 5) -> KVPool:
-    return KVPool(span.kv_shape, blocks * span.kv_shape.bytes_per_block)
+def pool_of(span: SpanModel, blocks: int = 5) -> KVBlockPool:
+    return KVBlockPool(span.kv_shape, blocks * span.kv_shape.bytes_per_block)
 
 
-def test_attention_in_place_is_used_where_it_works(span: Span) -> None:
+def test_attention_in_place_is_used_where_it_works(span: SpanModel) -> None:
     assert not span.kv_shape.paged
     assert accelerate(span)
     assert span.kv_shape.paged
 
 
 def test_kernels_that_do_not_compile_are_not_used(
-    span: Span, monkeypatch: pytest.MonkeyPatch
+    span: SpanModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: object, **__: object) -> None:
         raise NotImplementedError("no kernel")
@@ -48,7 +48,7 @@ def test_kernels_that_do_not_compile_are_not_used(
 
 
 def test_kernels_that_look_at_wrong_positions_are_not_used(
-    span: Span, monkeypatch: pytest.MonkeyPatch
+    span: SpanModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = paged.PagedGroup.attend
 
@@ -57,7 +57,7 @@ def test_kernels_that_look_at_wrong_positions_are_not_used(
         query: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
-        score: Score,
+        score: ScoreModifier,
     ) -> torch.Tensor:
         return right(self, query, keys, values, replace(score, window=4))
 
@@ -66,7 +66,7 @@ def test_kernels_that_look_at_wrong_positions_are_not_used(
     assert not span.kv_shape.paged
 
 
-def test_graphs_are_used_where_they_work(span: Span) -> None:
+def test_graphs_are_used_where_they_work(span: SpanModel) -> None:
     assert accelerate(span)
     pool = pool_of(span)
     assert capture_decoding(span, pool, capture)
@@ -83,7 +83,7 @@ def broken(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
 
 
 @pytest.mark.parametrize("how", [deaf, broken])
-def test_graphs_that_do_not_work_are_not_used(how: cuda_graphs.Capture, span: Span) -> None:
+def test_graphs_that_do_not_work_are_not_used(how: cuda_graphs.Capture, span: SpanModel) -> None:
     assert accelerate(span)
     pool = pool_of(span)
     assert not capture_decoding(span, pool, how)
@@ -91,6 +91,6 @@ def test_graphs_that_do_not_work_are_not_used(how: cuda_graphs.Capture, span: Sp
     assert accelerate(span), "without graphs the span computes as before"
 
 
-def test_a_pool_without_room_to_try_gets_no_graphs(span: Span) -> None:
+def test_a_pool_without_room_to_try_gets_no_graphs(span: SpanModel) -> None:
     assert accelerate(span)
     assert not capture_decoding(span, pool_of(span, blocks=2), capture)

@@ -31,7 +31,7 @@ def credential(operator: SigningKey = OPERATOR, **changes: Any) -> bytes:
         "public_key": KEY.public,
         "expires": time.time() + 1000,
     }
-    return records.issue(operator, **(values | changes))
+    return records.issue_credential(operator, **(values | changes))
 
 
 def announcement(**changes: Any) -> records.Announcement:
@@ -59,25 +59,29 @@ def refused(record: bytes) -> str:
 
 def test_what_a_node_announces_is_read_by_whoever_knows_the_operators_key() -> None:
     told = announcement()
-    record = records.announce(KEY, credential(), told)
+    record = records.sign_announcement(KEY, credential(), told)
     assert len(record) < records.MAX_RECORD_BYTES / 4
     assert records.read_announcement(record, OPERATOR.public) == told
 
 
 def test_a_stranger_cannot_announce() -> None:
     own_credential = credential(STRANGER, public_key=STRANGER.public)
-    assert refused(records.announce(STRANGER, own_credential, announcement())) == "signature"
-    assert refused(records.announce(STRANGER, credential(), announcement())) == "signature"
+    assert (
+        refused(records.sign_announcement(STRANGER, own_credential, announcement())) == "signature"
+    )
+    assert refused(records.sign_announcement(STRANGER, credential(), announcement())) == "signature"
 
 
 def test_a_node_speaks_for_itself_only() -> None:
     for changes in ({"node_id": "node_2"}, {"model_id": "far/other"}, {"registration": 2}):
-        record = records.announce(KEY, credential(), announcement(**changes))
+        record = records.sign_announcement(KEY, credential(), announcement(**changes))
         assert refused(record) == "credential", changes
 
 
 def test_a_signature_holds_for_its_purpose_only() -> None:
-    signpost = records.put_up(OPERATOR, records.Signpost(["https://a.example"], time.time() + 60))
+    signpost = records.sign_endpoints(
+        OPERATOR, records.PlatformEndpoints(["https://a.example"], time.time() + 60)
+    )
     with pytest.raises(RecordRefused, match="signature"):
         records.read_signpost(credential(), OPERATOR.public)
     assert refused(msgpack.packb([signpost, credential()])) == "signature"
@@ -86,14 +90,14 @@ def test_a_signature_holds_for_its_purpose_only() -> None:
 @pytest.mark.parametrize(("start", "end"), [(0, LAYERS + 1), (3, 3), (4, 3)])
 def test_a_span_is_within_the_model(start: int, end: int) -> None:
     told = announcement(start_layer=start, end_layer=end)
-    assert refused(records.announce(KEY, credential(), told)) == "span"
+    assert refused(records.sign_announcement(KEY, credential(), told)) == "span"
 
 
 def test_an_announcement_ends_soon_and_not_after_its_credential() -> None:
     late = announcement(expires=time.time() + records.MAX_AHEAD + 5)
-    assert refused(records.announce(KEY, credential(), late)) == "expiry"
+    assert refused(records.sign_announcement(KEY, credential(), late)) == "expiry"
     short = credential(expires=time.time() + 30)
-    assert refused(records.announce(KEY, short, announcement())) == "credential"
+    assert refused(records.sign_announcement(KEY, short, announcement())) == "credential"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,9 @@ def test_an_announcement_ends_soon_and_not_after_its_credential() -> None:
     ],
 )
 def test_a_figure_that_is_none_is_refused(changes: dict[str, Any]) -> None:
-    assert refused(records.announce(KEY, credential(), announcement(**changes))) == "format"
+    assert (
+        refused(records.sign_announcement(KEY, credential(), announcement(**changes))) == "format"
+    )
 
 
 def test_a_large_record_is_refused_before_it_is_read() -> None:
@@ -129,7 +135,7 @@ def test_noise_is_refused(noise: bytes) -> None:
 @given(st.integers(min_value=0), st.integers(min_value=1, max_value=255))
 def test_no_byte_of_a_record_can_be_changed(place: int, by: int) -> None:
     told = announcement()
-    record = bytearray(records.announce(KEY, credential(), told))
+    record = bytearray(records.sign_announcement(KEY, credential(), told))
     record[place % len(record)] ^= by
     # Most are refused; a length may also be written in another way that means the same.
     with contextlib.suppress(RecordRefused):
@@ -137,13 +143,18 @@ def test_no_byte_of_a_record_can_be_changed(place: int, by: int) -> None:
 
 
 def test_a_signpost_is_the_operators() -> None:
-    signpost = records.Signpost(["https://a.example", "https://b.example"], time.time() + 60)
-    assert records.read_signpost(records.put_up(OPERATOR, signpost), OPERATOR.public) == signpost
+    signpost = records.PlatformEndpoints(
+        ["https://a.example", "https://b.example"], time.time() + 60
+    )
+    assert (
+        records.read_signpost(records.sign_endpoints(OPERATOR, signpost), OPERATOR.public)
+        == signpost
+    )
     with pytest.raises(RecordRefused, match="signature"):
-        records.read_signpost(records.put_up(STRANGER, signpost), OPERATOR.public)
-    far = records.Signpost(["https://a.example"], time.time() + records.MAX_AHEAD + 5)
+        records.read_signpost(records.sign_endpoints(STRANGER, signpost), OPERATOR.public)
+    far = records.PlatformEndpoints(["https://a.example"], time.time() + records.MAX_AHEAD + 5)
     with pytest.raises(RecordRefused, match="ahead"):
-        records.read_signpost(records.put_up(OPERATOR, far), OPERATOR.public)
+        records.read_signpost(records.sign_endpoints(OPERATOR, far), OPERATOR.public)
 
 
 def test_a_key_is_32_bytes_in_hex() -> None:

@@ -9,24 +9,24 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mesh.errors import UnsupportedModel
-from mesh.wire import Sampling
+from mesh.wire import SamplingParams
 from node_runner.engine.decoding import draft_model
 from node_runner.engine.decoding.draft_model import Ask, DraftModel, load_draft
-from node_runner.engine.decoding.speculation import Pace
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.decoding.speculation import SpeculationPolicy
+from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import GREEDY, Pipeline, load_span
 
 CUTS = [0, 3, 6]
 PROMPTS = [[0, *range(40, 60)], [0, *range(300, 340)], [0, 7, 8]]
 TOKENS = 40
-SAMPLED = Sampling(temperature=0.9, top_p=0.95, seed=11, stop=[])
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=11, stop=[])
 
 
 @pytest.fixture(autouse=True)
 def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else the machine does."""
-    monkeypatch.setattr(Pace, "_pays", lambda _: True)
+    monkeypatch.setattr(SpeculationPolicy, "_pays", lambda _: True)
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +35,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def edge(cache: Path) -> Span:
+def edge(cache: Path) -> SpanModel:
     return load_span(DEMO_MODEL, (0, 3), cache)
 
 
 @pytest.fixture(scope="module")
-def twin(edge: Span, cache: Path) -> Span:
+def twin(edge: SpanModel, cache: Path) -> SpanModel:
     """It thinks exactly as the model does."""
     return load_draft(str(DEMO_MODEL), edge, cache=cache)
 
 
 @pytest.fixture(scope="module")
-def stranger(edge: Span, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Span:
+def stranger(edge: SpanModel, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> SpanModel:
     """Two layers of random weights, with the same vocabulary."""
     folder = tmp_path_factory.mktemp("stranger")
     settings = json.loads((DEMO_MODEL / "config.json").read_text()) | {"num_hidden_layers": 2}
@@ -57,7 +57,7 @@ def stranger(edge: Span, cache: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def generated(
-    cache: Path, sampling: Sampling, draft: Span | None, prompts: list[list[int]]
+    cache: Path, sampling: SamplingParams, draft: SpanModel | None, prompts: list[list[int]]
 ) -> tuple[list[list[int]], Pipeline]:
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, speculate=draft is not None, draft=draft)
     pipeline.engines[0]._span.end_tokens = frozenset()
@@ -69,20 +69,20 @@ def generated(
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_a_model_that_thinks_alike_is_always_right(
-    cache: Path, twin: Span, sampling: Sampling
+    cache: Path, twin: SpanModel, sampling: SamplingParams
 ) -> None:
     """Also when sampling, since its draws are the same."""
     plain, without = generated(cache, sampling, None, PROMPTS)
     guessed, pipeline = generated(cache, sampling, twin, PROMPTS)
     assert guessed == plain
     assert len(pipeline.batches) < len(without.batches) / 2
-    offered, accepted = pipeline.engines[0].edge.take_guesses()
+    offered, accepted = pipeline.engines[0].edge.take_drafts()
     assert accepted > 0.8 * offered  # those looked up in the text are not its own
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_a_model_that_is_always_wrong_changes_nothing(
-    cache: Path, stranger: Span, sampling: Sampling
+    cache: Path, stranger: SpanModel, sampling: SamplingParams
 ) -> None:
     plain, _ = generated(cache, sampling, None, PROMPTS)
     guessed, _ = generated(cache, sampling, stranger, PROMPTS)
@@ -90,17 +90,17 @@ def test_a_model_that_is_always_wrong_changes_nothing(
 
 
 def test_a_long_prompt_is_read_in_chunks(
-    cache: Path, twin: Span, monkeypatch: pytest.MonkeyPatch
+    cache: Path, twin: SpanModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(draft_model, "PREFILL_CHUNK", 16)
     prompts = [[0, *range(20, 120)], [0, 5]]
     plain, _ = generated(cache, GREEDY, None, prompts)
     guessed, pipeline = generated(cache, GREEDY, twin, prompts)
     assert guessed == plain
-    assert pipeline.engines[0].edge.take_guesses()[1] > 0
+    assert pipeline.engines[0].edge.take_drafts()[1] > 0
 
 
-def test_room_is_bounded_and_given_back(twin: Span) -> None:
+def test_room_is_bounded_and_given_back(twin: SpanModel) -> None:
     model = DraftModel(twin, positions=64)
     asks = [Ask(f"{number}", PROMPTS[0], 3, 32, GREEDY) for number in range(3)]
     assert [len(guess) for guess in model.guess(asks)] == [3, 3, 0]
@@ -108,7 +108,7 @@ def test_room_is_bounded_and_given_back(twin: Span) -> None:
     assert [len(guess) for guess in model.guess(asks[1:])] == [3, 3]
 
 
-def test_the_node_keeps_within_its_budget(cache: Path, twin: Span) -> None:
+def test_the_node_keeps_within_its_budget(cache: Path, twin: SpanModel) -> None:
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, draft=twin)
     edge = pipeline.engines[0]
     drafts = edge.edge._draft
@@ -118,7 +118,7 @@ def test_the_node_keeps_within_its_budget(cache: Path, twin: Span) -> None:
     assert edge.pool.blocks == drafts._pool.blocks
 
 
-def test_another_vocabulary_is_refused(edge: Span, cache: Path, tmp_path: Path) -> None:
+def test_another_vocabulary_is_refused(edge: SpanModel, cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     shutil.copytree(DEMO_MODEL, folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())

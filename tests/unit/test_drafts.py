@@ -8,8 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from mesh.wire import Sampling
-from node_runner.engine.decoding.speculation import FIRST_PAUSE, MAX_WIDTH, Pace, PromptLookup
+from mesh.wire import SamplingParams
+from node_runner.engine.decoding.speculation import (
+    FIRST_PAUSE,
+    MAX_WIDTH,
+    PromptLookup,
+    SpeculationPolicy,
+)
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import GREEDY, Pipeline
 
@@ -38,7 +43,7 @@ def test_a_lookup_that_grows_with_the_text_guesses_as_a_new_one(
 
 
 def test_guessing_stops_where_it_does_not_pay_and_is_tried_again_ever_later() -> None:
-    pace = Pace()
+    pace = SpeculationPolicy()
     pace.observe(1.0, 0, 1)
     pauses = []
     for _ in range(3):
@@ -52,7 +57,7 @@ def test_guessing_stops_where_it_does_not_pay_and_is_tried_again_ever_later() ->
 
 
 def test_wrong_guesses_that_cost_next_to_nothing_go_on() -> None:
-    pace = Pace()
+    pace = SpeculationPolicy()
     pace.observe(1.0, 0, 1)
     for _ in range(20):
         assert pace.width() > 0
@@ -63,7 +68,7 @@ def test_the_prompts_round_trip_is_not_taken_for_a_tokens(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     observed = []
-    monkeypatch.setattr(Pace, "observe", lambda _, *trip: observed.append(trip))
+    monkeypatch.setattr(SpeculationPolicy, "observe", lambda _, *trip: observed.append(trip))
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, speculate=False)
     pipeline.open("job", REPEATING, max_tokens=5)
     pipeline.run()
@@ -71,7 +76,7 @@ def test_the_prompts_round_trip_is_not_taken_for_a_tokens(
 
 
 def test_guesses_grow_while_they_are_right() -> None:
-    pace = Pace()
+    pace = SpeculationPolicy()
     for _ in range(4):
         width = pace.width()
         pace.observe(1.0, width, width + 1)
@@ -84,16 +89,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "sampling", [GREEDY, Sampling(0.8, 0.95, 3, [])], ids=["greedy", "sampled"]
+    "sampling", [GREEDY, SamplingParams(0.8, 0.95, 3, [])], ids=["greedy", "sampled"]
 )
-def test_tokens_are_those_without_guesses(cache: Path, sampling: Sampling) -> None:
+def test_tokens_are_those_without_guesses(cache: Path, sampling: SamplingParams) -> None:
     texts = []
     for speculate in (False, True):
         pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, speculate=speculate)
         pipeline.open("job", REPEATING, max_tokens=80, sampling=sampling)
         pipeline.run()
         texts.append(pipeline.tokens("job"))
-        guessed, accepted = pipeline.engines[0].edge.take_guesses()
+        guessed, accepted = pipeline.engines[0].edge.take_drafts()
         assert (guessed > 0) == speculate
         assert 0 <= accepted <= guessed
     assert texts[0] == texts[1]
@@ -103,7 +108,9 @@ def test_tokens_are_those_without_guesses(cache: Path, sampling: Sampling) -> No
 def test_a_text_that_repeats_itself_takes_fewer_round_trips(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pace, "_pays", lambda _: True)  # whatever else the machine does
+    monkeypatch.setattr(
+        SpeculationPolicy, "_pays", lambda _: True
+    )  # whatever else the machine does
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache)
     pipeline.engines[0]._span.end_tokens = frozenset()
     tokenizer = pipeline.engines[0]._span.tokenizer
@@ -130,10 +137,10 @@ def test_the_distribution_of_sampled_tokens_is_the_models(cache: Path) -> None:
     prompt = [*start, first, second, *start]
     seeds = [f"{seed}" for seed in range(600)]
     for seed in seeds:
-        sampling = Sampling(1.0, 1.0, int(seed), [])
+        sampling = SamplingParams(1.0, 1.0, int(seed), [])
         pipeline.open(seed, prompt, max_tokens=3, sampling=sampling)
     pipeline.run()
-    guessed, accepted = pipeline.engines[0].edge.take_guesses()
+    guessed, accepted = pipeline.engines[0].edge.take_drafts()
     assert 0 < accepted < guessed
     drawn = [tokens[1] for seed in seeds if (tokens := pipeline.tokens(seed))[0] == first]
     assert len(drawn) > 200

@@ -8,9 +8,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from mesh.wire import Sampling, Token
+from mesh.wire import SamplingParams, Token
 from node_runner.engine.engine import Engine
-from node_runner.outputs import Forward
+from node_runner.outputs import NodeMessage
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import GREEDY, KV_BUDGET, Pipeline, load_span, one_step
 
@@ -96,7 +96,7 @@ def test_greedy_tokens_equal_transformers_all_at_once(
 
 
 def test_sampled_tokens_do_not_depend_on_the_cut(cache: Path, prompts: list[list[int]]) -> None:
-    sampling = Sampling(temperature=0.9, top_p=0.95, seed=1234, stop=[])
+    sampling = SamplingParams(temperature=0.9, top_p=0.95, seed=1234, stop=[])
     texts = []
     for cuts in CUTS.values():
         pipeline = Pipeline.cut(DEMO_MODEL, cuts, cache)
@@ -111,7 +111,7 @@ def test_sampled_tokens_do_not_depend_on_the_cut(cache: Path, prompts: list[list
 def test_another_seed_gives_another_text(cache: Path, prompts: list[list[int]]) -> None:
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache)
     for seed in range(4):
-        sampling = Sampling(temperature=1.0, top_p=1.0, seed=seed, stop=[])
+        sampling = SamplingParams(temperature=1.0, top_p=1.0, seed=seed, stop=[])
         pipeline.open(f"{seed}", prompts[0], max_tokens=20, sampling=sampling)
     pipeline.run()
     assert len({tuple(pipeline.tokens(f"{seed}")) for seed in range(4)}) == 4
@@ -186,7 +186,7 @@ def test_a_bad_step_is_blamed_on_its_sender(
     good = one_step("good", data=bytes(1024))
     results = middle.step([one_step("bad", **changed), good])
     results += middle.step([])
-    refused, forward = sorted(results, key=lambda result: isinstance(result, Forward))
+    refused, forward = sorted(results, key=lambda result: isinstance(result, NodeMessage))
     assert (refused.request_id, refused.node_id, refused.code) == ("bad", "0", code)
     assert [step.request_id for step in forward.message.steps] == ["good"]
     assert middle.generations["bad"].cache.length == 0
@@ -259,7 +259,7 @@ def test_stop_strings_end_the_text_before_them(
 ) -> None:
     whole = tokenizer.decode(expected[0])
     stop = whole[10:13]
-    sampling = Sampling(temperature=0.0, top_p=1.0, seed=0, stop=[stop, "never written"])
+    sampling = SamplingParams(temperature=0.0, top_p=1.0, seed=0, stop=[stop, "never written"])
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache)
     pipeline.open("stopped", prompts[0], max_tokens=NEW_TOKENS, sampling=sampling)
     pipeline.run()

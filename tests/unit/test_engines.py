@@ -5,22 +5,33 @@ from pathlib import Path
 
 import pytest
 
-from mesh.wire import Close, Ended, Message, OpenEdge, Ping, Place, Pong, Prompt, Refused, Token
+from mesh.wire import (
+    Close,
+    Ended,
+    Message,
+    OpenEdge,
+    Ping,
+    Pong,
+    Prompt,
+    Refused,
+    RoutePosition,
+    Token,
+)
 from node_runner.engine.engine import Engine
 from node_runner.node import engine_set as module
-from node_runner.node.engine_set import Engines, Layers
-from node_runner.outputs import Forward, Result
+from node_runner.node.engine_set import EngineSet, Span
+from node_runner.outputs import EngineOutput, NodeMessage
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import AFRESH, GREEDY, load_span
 
-WHOLE: Layers = (0, 6)
-OTHER: Layers = (0, 5)
+WHOLE: Span = (0, 6)
+OTHER: Span = (0, 5)
 """In its place, the demo model's layers again: only its name tells it from the other."""
 
 
 @pytest.fixture
-def engines(tmp_path: Path) -> Engines:
-    return Engines("node", WHOLE, engine(tmp_path))
+def engines(tmp_path: Path) -> EngineSet:
+    return EngineSet("node", WHOLE, engine(tmp_path))
 
 
 def engine(folder: Path, max_generations: int | None = None) -> Engine:
@@ -28,13 +39,13 @@ def engine(folder: Path, max_generations: int | None = None) -> Engine:
     return Engine(span, node_id="node", kv_budget_bytes=10**7, max_generations=max_generations)
 
 
-def open_edge(request_id: str, layers: Layers, *, epoch: int = 1, tokens: int = 8) -> OpenEdge:
-    place = Place(0, 1, "node", "node", "node", 100, 60, *layers)
+def open_edge(request_id: str, layers: Span, *, epoch: int = 1, tokens: int = 8) -> OpenEdge:
+    place = RoutePosition(0, 1, "node", "node", "node", 100, 60, *layers)
     prompt = Prompt([1, 2, 3], [], tokens, GREEDY)
     return OpenEdge(request_id, epoch, place, AFRESH, [], prompt)
 
 
-def run(engines: Engines, *messages: Message, steps: int = 100) -> list[Result]:
+def run(engines: EngineSet, *messages: Message, steps: int = 100) -> list[EngineOutput]:
     """Results until there is nothing more to do."""
     results = engines.step(messages)
     for _ in range(steps):
@@ -44,12 +55,12 @@ def run(engines: Engines, *messages: Message, steps: int = 100) -> list[Result]:
     return results
 
 
-def tokens(results: Sequence[Result], request_id: str) -> list[int]:
+def tokens(results: Sequence[EngineOutput], request_id: str) -> list[int]:
     found = (result for result in results if isinstance(result, Token))
     return [token.token_id for token in found if token.request_id == request_id]
 
 
-def test_a_generation_does_not_notice_the_move(engines: Engines, tmp_path: Path) -> None:
+def test_a_generation_does_not_notice_the_move(engines: EngineSet, tmp_path: Path) -> None:
     expected = tokens(run(engines, open_edge("alone", WHOLE)), "alone")
     assert len(expected) == 8
     begun = run(engines, open_edge("running", WHOLE), steps=2)
@@ -63,7 +74,7 @@ def test_a_generation_does_not_notice_the_move(engines: Engines, tmp_path: Path)
 
 
 def test_until_routes_count_on_the_new_span_both_are_served(
-    engines: Engines, tmp_path: Path
+    engines: EngineSet, tmp_path: Path
 ) -> None:
     engines.add(OTHER, engine(tmp_path))
     results = run(engines, open_edge("old", WHOLE), open_edge("new", OTHER))
@@ -72,20 +83,22 @@ def test_until_routes_count_on_the_new_span_both_are_served(
     assert engines.serves_routes
 
 
-def test_a_span_that_is_not_served_is_refused(engines: Engines) -> None:
+def test_a_span_that_is_not_served_is_refused(engines: EngineSet) -> None:
     results = engines.step([open_edge("lost", OTHER)])
     assert results == [Refused("lost", 1, "node", "moved")]
 
 
-def test_messages_follow_an_opening_of_the_same_exchange(engines: Engines, tmp_path: Path) -> None:
+def test_messages_follow_an_opening_of_the_same_exchange(
+    engines: EngineSet, tmp_path: Path
+) -> None:
     engines.add(OTHER, engine(tmp_path))
     results = engines.step([open_edge("short", WHOLE), Close("short", 1)])
     assert engines.generations == 0
-    assert not any(isinstance(result, Forward | Refused) for result in results)
+    assert not any(isinstance(result, NodeMessage | Refused) for result in results)
 
 
 def test_what_gives_up_takes_nothing_new_and_ends_what_runs(
-    engines: Engines, tmp_path: Path
+    engines: EngineSet, tmp_path: Path
 ) -> None:
     run(engines, open_edge("running", WHOLE), steps=1)
     engines.give_up(WHOLE)
@@ -99,7 +112,7 @@ def test_what_gives_up_takes_nothing_new_and_ends_what_runs(
 
 
 def test_who_does_not_end_in_time_is_told(
-    engines: Engines, monkeypatch: pytest.MonkeyPatch
+    engines: EngineSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LEAVE_LIMIT", 0.0)
     run(engines, open_edge("long", WHOLE, tokens=90), steps=1)
@@ -109,7 +122,7 @@ def test_who_does_not_end_in_time_is_told(
 
 
 def test_both_spans_together_take_no_more_generations_than_the_node_may(tmp_path: Path) -> None:
-    engines = Engines("node", WHOLE, engine(tmp_path, max_generations=2))
+    engines = EngineSet("node", WHOLE, engine(tmp_path, max_generations=2))
     engines.add(OTHER, engine(tmp_path, max_generations=2))
     engines.count_on(OTHER)
     engines.step([open_edge("first", WHOLE), open_edge("second", OTHER)])
@@ -125,7 +138,7 @@ def test_both_spans_together_take_no_more_generations_than_the_node_may(tmp_path
     assert [len(tokens(results, request_id)) for request_id in ("fifth", "sixth")] == [8, 8]
 
 
-def test_a_question_is_answered_once(engines: Engines, tmp_path: Path) -> None:
+def test_a_question_is_answered_once(engines: EngineSet, tmp_path: Path) -> None:
     engines.add(OTHER, engine(tmp_path))
     run(engines, open_edge("running", WHOLE), steps=1)
     for request_id in ("running", "unknown"):

@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from mesh.errors import UnsupportedModel
 from node_runner.engine.attention.interface import Segment
-from node_runner.engine.attention.kv_cache import KVPool
-from node_runner.engine.attention.ragged_batch import Pack
+from node_runner.engine.attention.kv_cache import KVBlockPool
+from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model.families import FAMILIES
 from node_runner.engine.model.span_checkpoint import prepare_span
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import load_span
 
@@ -225,9 +225,9 @@ def packs(texts: list[list[int]]) -> list[list[tuple[int, int, int]]]:
     ]
 
 
-def logits_of(spans: list[Span], texts: list[list[int]]) -> list[torch.Tensor]:
+def logits_of(spans: list[SpanModel], texts: list[list[int]]) -> list[torch.Tensor]:
     """Of each text's every position."""
-    pools = [KVPool(span.kv_shape, 20 * span.kv_shape.bytes_per_block) for span in spans]
+    pools = [KVBlockPool(span.kv_shape, 20 * span.kv_shape.bytes_per_block) for span in spans]
     caches = [[pool.reserve(len(text)) for text in texts] for pool in pools]
     logits: list[list[torch.Tensor]] = [[] for _ in texts]
     for pack in packs(texts):
@@ -237,7 +237,7 @@ def logits_of(spans: list[Span], texts: list[list[int]]) -> list[torch.Tensor]:
         )
         for span, own in zip(spans, caches, strict=True):
             segments = [Segment(own[number], end - begin, begin) for number, begin, end in pack]
-            hidden = span.forward(hidden, Pack(segments))
+            hidden = span.forward(hidden, RaggedBatch(segments))
         parts = spans[0].logits(hidden).split([segment.rows for segment in segments])
         for (number, _, _), part in zip(pack, parts, strict=True):
             logits[number].append(part)

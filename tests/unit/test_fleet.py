@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from node_runner.service import control_socket, device_processes, exit_codes
-from node_runner.service.device_processes import Child
+from node_runner.service.device_processes import DeviceProcess
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +26,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         signal.signal(each, handler)
 
 
-def child(code: str, *arguments: object, **environment: str) -> Child:
+def child(code: str, *arguments: object, **environment: str) -> DeviceProcess:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return Child("cpu", command, environment)
+    return DeviceProcess("cpu", command, environment)
 
 
-def ends_with(folder: Path, *ends: str) -> Child:
+def ends_with(folder: Path, *ends: str) -> DeviceProcess:
     """Runs one of these lines at each start."""
     code = (
         "import os, pathlib, sys\n"
@@ -43,7 +43,7 @@ def ends_with(folder: Path, *ends: str) -> Child:
     return child(code, folder / "starts", *ends)
 
 
-def run(*children: Child, updates: object = None) -> int:
+def run(*children: DeviceProcess, updates: object = None) -> int:
     return device_processes.run(children, about={}, hours=None, updates=updates)  # type: ignore[arg-type]
 
 
@@ -143,7 +143,7 @@ def test_a_parent_that_is_asked_to_end_while_pip_runs_ends(executed: None, works
 
 def test_a_drain_while_pip_runs_is_not_forgotten(executed: None) -> None:
     def drain() -> None:
-        asking = threading.Thread(target=control_socket.running, args=("drain",))
+        asking = threading.Thread(target=control_socket.ask_running_nodes, args=("drain",))
         asking.start()
         asking.join()
 

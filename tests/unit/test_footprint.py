@@ -14,7 +14,7 @@ from mesh.errors import UnsupportedModel
 from mesh.model.memory_footprint import QUANTIZATIONS, Footprint, footprint
 from node_runner.engine.model.families import FAMILIES
 from node_runner.engine.model.span_checkpoint import prepare_span
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
 
 LARGE = {
@@ -103,7 +103,7 @@ def test_a_loaded_span_takes_what_its_configuration_tells(
     """To the byte, but for norms and biases: of these Llama has two vectors a layer, and one."""
     edge = layers[0] == 0
     folder, _ = prepare_span(str(DEMO_MODEL), layers=layers, edge=edge, cache=tmp_path)
-    span = Span(
+    span = SpanModel(
         folder,
         edge=edge,
         device=torch.device("cpu"),

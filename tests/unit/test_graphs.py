@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from node_runner.engine.attention.interface import Segment
-from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVCache, KVPool
-from node_runner.engine.attention.ragged_batch import Pack
+from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVBlockPool, KVCache
+from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model import cuda_graphs
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import load_span
 from tests.unit.tape import capture
@@ -24,7 +24,9 @@ BLOCKS = 8
 
 
 @pytest.fixture(params=[None, 9], ids=["llama", "mistral with a window"])
-def span(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Span:
+def span(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> SpanModel:
     monkeypatch.setattr(cuda_graphs, "BUCKETS", BUCKETS)
     source = tmp_path / "model"
     shutil.copytree(DEMO_MODEL, source)
@@ -38,11 +40,11 @@ def span(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 class Both:
     """The same generations in a pool with graphs and in one without."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: SpanModel) -> None:
         self._span = span
         shape = replace(span.kv_shape, paged=True)
-        self.graphed = KVPool(shape, BLOCKS * shape.bytes_per_block)
-        self.plain = KVPool(span.kv_shape, self.graphed.budget_bytes)
+        self.graphed = KVBlockPool(shape, BLOCKS * shape.bytes_per_block)
+        self.plain = KVBlockPool(span.kv_shape, self.graphed.budget_bytes)
         span.capture(self.graphed, capture)
         self._caches: dict[str, tuple[KVCache, KVCache]] = {}
 
@@ -53,7 +55,7 @@ class Both:
         for which in range(2):
             caches = [self._caches[name][which] for name in names]
             segments = [Segment(cache, rows, cache.length) for cache in caches]
-            outputs.append(self._span.forward(hidden, Pack(segments)))
+            outputs.append(self._span.forward(hidden, RaggedBatch(segments)))
         torch.testing.assert_close(outputs[0], outputs[1], atol=1e-4, rtol=1e-3)
 
     def open(self, name: str, capacity: int) -> None:
@@ -67,7 +69,7 @@ class Both:
             pool.free(cache)
 
 
-def test_generations_join_grow_and_leave(span: Span) -> None:
+def test_generations_join_grow_and_leave(span: SpanModel) -> None:
     torch.manual_seed(0)
     both = Both(span)
     for name in "abc":
@@ -91,7 +93,7 @@ def test_generations_join_grow_and_leave(span: Span) -> None:
     both.step("e", 1)
 
 
-def test_buckets_of_all_sizes(span: Span) -> None:
+def test_buckets_of_all_sizes(span: SpanModel) -> None:
     torch.manual_seed(0)
     both = Both(span)
     names = [chr(ord("a") + number) for number in range(BUCKETS[-1] + 1)]
@@ -102,12 +104,12 @@ def test_buckets_of_all_sizes(span: Span) -> None:
         both.step("".join(names[: bucket + 1]), 1)  # the last is too many for any graph
 
 
-def test_what_a_graph_gave_stays_when_it_is_replayed(span: Span) -> None:
+def test_what_a_graph_gave_stays_when_it_is_replayed(span: SpanModel) -> None:
     both = Both(span)
     cache = both.graphed.reserve(20)
     assert cache is not None
-    first = span.forward(torch.ones(1, span.hidden_size), Pack([Segment(cache, 1, 0)]))
+    first = span.forward(torch.ones(1, span.hidden_size), RaggedBatch([Segment(cache, 1, 0)]))
     kept = first.clone()
-    second = span.forward(-torch.ones(1, span.hidden_size), Pack([Segment(cache, 1, 1)]))
+    second = span.forward(-torch.ones(1, span.hidden_size), RaggedBatch([Segment(cache, 1, 1)]))
     assert not torch.equal(second, kept)
     assert torch.equal(first, kept)

@@ -10,40 +10,40 @@ from pathlib import Path
 import pytest
 import torch
 
-from mesh.wire import OpenEdge, Place, Prompt, Refused
+from mesh.wire import OpenEdge, Prompt, Refused, RoutePosition
 from node_runner.engine.engine import Engine
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.model.span_model import SpanModel
 from node_runner.node import rebalance
-from node_runner.node.engine_loader import Loaded, Loader, Prepared
-from node_runner.node.engine_set import Engines, Layers
+from node_runner.node.engine_loader import EngineLoader, LoadedSpan, PreparedSpan
+from node_runner.node.engine_set import EngineSet, Span
 from node_runner.node.options import CannotServe
-from node_runner.node.rebalance import Mover
+from node_runner.node.rebalance import Rebalancer
 from tests.node_options import node_options
 from tests.unit.pipeline import AFRESH, GREEDY
 
-OLD: Layers = (0, 4)
-NEW: Layers = (2, 6)
+OLD: Span = (0, 4)
+NEW: Span = (2, 6)
 PATIENCE = 60.0
 
 
-class WatchedLoader(Loader):
+class WatchedLoader(EngineLoader):
     """Knows which spans are in memory. ``refuses``: of whose KV it says that there is no room."""
 
     def __init__(self, cache: Path, max_sessions: int | None = None) -> None:
         options = node_options(cache, max_sessions=max_sessions)
         super().__init__(options, torch.device("cpu"), "http://nowhere")
-        self.refuses: Layers | None = None
-        self.in_memory: weakref.WeakValueDictionary[Layers, Span] = weakref.WeakValueDictionary()
-        self.beside: dict[Layers, list[Layers]] = {}
+        self.refuses: Span | None = None
+        self.in_memory: weakref.WeakValueDictionary[Span, SpanModel] = weakref.WeakValueDictionary()
+        self.beside: dict[Span, list[Span]] = {}
         """What was in memory when each was loaded."""
 
-    def load(self, prepared: Prepared) -> Loaded:
+    def load(self, prepared: PreparedSpan) -> LoadedSpan:
         self.beside[prepared.spec.start, prepared.spec.end] = list(self.in_memory)
         loaded = super().load(prepared)
         self.in_memory[loaded.facts.layers] = loaded.span
         return loaded
 
-    def engine(self, loaded: Loaded, node_id: str) -> Engine:
+    def engine(self, loaded: LoadedSpan, node_id: str) -> Engine:
         if loaded.facts.layers == self.refuses:
             raise CannotServe("There is no room for KV.")
         return super().engine(loaded, node_id)
@@ -54,8 +54,8 @@ class Moved:
     """A node that serves, without a platform."""
 
     loader: WatchedLoader
-    engines: Engines
-    mover: Mover
+    engines: EngineSet
+    mover: Rebalancer
     lost: threading.Event
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -63,7 +63,7 @@ class Moved:
         while not self.ended.wait(0.01):
             self.engines.step([])
 
-    def told(self, layers: Layers, *, should_rebalance: bool, until: Callable[[], bool]) -> None:
+    def told(self, layers: Span, *, should_rebalance: bool, until: Callable[[], bool]) -> None:
         """What heartbeats are answered, until it has come about."""
         give_up = time.monotonic() + PATIENCE
         while not until():
@@ -71,7 +71,7 @@ class Moved:
             self.mover.told(layers, should_rebalance=should_rebalance)
             time.sleep(0.01)
 
-    def move(self, old: Layers, new: Layers) -> None:
+    def move(self, old: Span, new: Span) -> None:
         """Load it beside the old span, as long as routes count on that one."""
         self.told(new, should_rebalance=True, until=lambda: self.engines.loaded == [old, new])
 
@@ -80,9 +80,9 @@ def start(cache: Path, *, spans_in_memory: float) -> Moved:
     loader = WatchedLoader(cache)
     prepared = loader.prepare(OLD, edge=True)
     loaded = loader.load(prepared)
-    engines = Engines("node", OLD, loader.engine(loaded, "node"))
+    engines = EngineSet("node", OLD, loader.engine(loaded, "node"))
     lost = threading.Event()
-    mover = Mover(
+    mover = Rebalancer(
         engines,
         loader,
         node_id="node",
@@ -155,7 +155,7 @@ def test_a_node_takes_as_many_generations_as_it_was_told(tmp_path: Path) -> None
     """`--max-sessions` reaches the engine."""
     loader = WatchedLoader(tmp_path, max_sessions=1)
     engine = loader.engine(loader.load(loader.prepare(OLD, edge=True)), "node")
-    place = Place(0, 1, "node", "node", "node", 100, 60, *OLD)
+    place = RoutePosition(0, 1, "node", "node", "node", 100, 60, *OLD)
     openings = [
         OpenEdge(name, 1, place, AFRESH, [], Prompt([1, 2], [], 8, GREEDY)) for name in "ab"
     ]

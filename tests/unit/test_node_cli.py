@@ -22,12 +22,12 @@ from node_runner.machine import config_file, directories, login_file
 from node_runner.node import lifecycle, startup
 from node_runner.node.lifecycle import Options
 from node_runner.service import device_processes
-from node_runner.service.control_socket import Control
+from node_runner.service.control_socket import ControlSocket
 from node_runner.service.exit_codes import MISTAKE, START_AGAIN
 from node_runner.weights import http_source as weights
 
 WALLET = "0x" + "ab" * 20
-LOGIN = login_file.Login(
+LOGIN = login_file.MachineLogin(
     discovery="https://mesh.example",
     wallet_address=WALLET,
     machine="attic",
@@ -56,11 +56,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
 
 
 @pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> list[device_processes.Child]:
+def children(monkeypatch: pytest.MonkeyPatch) -> list[device_processes.DeviceProcess]:
     """What a parent would have started; all of them refuse."""
-    found: list[device_processes.Child] = []
+    found: list[device_processes.DeviceProcess] = []
 
-    def begin(several: Sequence[device_processes.Child], **_: object) -> int:
+    def begin(several: Sequence[device_processes.DeviceProcess], **_: object) -> int:
         found.extend(several)
         return MISTAKE
 
@@ -244,7 +244,7 @@ def test_what_does_not_answer_is_no_mistake(
 
 
 def test_a_password_is_in_no_childs_command_line(
-    children: list[device_processes.Child], home: Path, monkeypatch: pytest.MonkeyPatch
+    children: list[device_processes.DeviceProcess], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     login_file.save(LOGIN)
     monkeypatch.setenv("FAR_NODE_REDIS", "redis://:hunter2@localhost")
@@ -312,7 +312,7 @@ def test_messages_are_shown_as_they_are(home: Path, about: dict[str, Any]) -> No
     assert "Cannot read the keystore /nowhere[/y].json" in said
     assert f"{url} does not answer" in run("doctor", "--quick", "--discovery", url, status=1)
     about |= {"model_id": "m[bold]", "discovery": url}
-    with Control(about, drain=lambda: None):
+    with ControlSocket(about, drain=lambda: None):
         said = run("status")
     assert "m[bold]" in said
     assert f"{url} does not answer" in said
@@ -324,7 +324,7 @@ def test_messages_are_shown_as_they_are(home: Path, about: dict[str, Any]) -> No
 def test_nobody_is_asked_for_earnings_where_the_platform_is_not_known(
     about: dict[str, Any],
 ) -> None:
-    with Control(about | {"discovery": None}, drain=lambda: None):
+    with ControlSocket(about | {"discovery": None}, drain=lambda: None):
         assert "starting" in run("status")
         assert json.loads(run("status", "--json"))["wallets"] == []
 

@@ -17,7 +17,7 @@ from market.placement.solver import (
     place,
     throughput,
 )
-from market.placement.solver.water_filling import fill
+from market.placement.solver.water_filling import water_fill
 from mesh.model.memory_footprint import Footprint
 from tests.unit.swarms import best_slowest, best_throughput, candidates, models, node
 
@@ -76,27 +76,27 @@ class TestCapacity:
 
 class TestOnePipeline:
     def test_layers_go_by_speed(self) -> None:
-        filling = fill([node("a", 3.0), node("b", 1.0)], 8, None)
+        filling = water_fill([node("a", 3.0), node("b", 1.0)], 8, None)
         assert filling is not None
         assert (filling.layers, filling.rate) == ((6, 2), 0.5)
 
     def test_who_is_full_leaves_it_to_the_others(self) -> None:
-        filling = fill([node("a", 9.0, 2), node("b"), node("c")], 8, None)
+        filling = water_fill([node("a", 9.0, 2), node("b"), node("c")], 8, None)
         assert filling is not None
         assert filling.layers == (2, 3, 3)
 
     def test_the_edge_is_work_too(self) -> None:
-        filling = fill([node("a"), node("b", edge=0)], 8, 2.0)
+        filling = water_fill([node("a"), node("b", edge=0)], 8, 2.0)
         assert filling is not None
         assert (filling.layers, filling.holder) == ((3, 5), 0)
 
     def test_a_node_that_would_hold_up_all_others_serves_nothing(self) -> None:
-        filling = fill([node("a", 100.0), node("b", 1.0)], 8, None)
+        filling = water_fill([node("a", 100.0), node("b", 1.0)], 8, None)
         assert filling is not None
         assert filling.layers == (8, 0)
 
     def test_the_only_trusted_node_serves_a_layer_however_slow(self) -> None:
-        filling = fill([node("a", 1.0), node("b", 100.0, edge=0)], 8, 1.0)
+        filling = water_fill([node("a", 1.0), node("b", 100.0, edge=0)], 8, 1.0)
         assert filling is not None
         assert filling.layers == (1, 7)
 
@@ -105,7 +105,7 @@ class TestOnePipeline:
     def test_the_slowest_stage_is_the_best_of_all(
         self, nodes: list[Candidate], model: ModelShape
     ) -> None:
-        filling = fill(nodes, model.layers, model.edge_work)
+        filling = water_fill(nodes, model.layers, model.edge_work)
         assert (filling.rate if filling else 0.0) == pytest.approx(best_slowest(nodes, model))
 
     @quick
@@ -116,7 +116,7 @@ class TestOnePipeline:
         rng = random.Random(seed)
         nodes = [node(f"n{n}", 10 ** rng.uniform(0, 3), rng.randint(1, 9)) for n in range(count)]
         layers = rng.randint(1, sum(n.capacity for n in nodes))
-        filling = fill(nodes, layers, None)
+        filling = water_fill(nodes, layers, None)
         given_out = [0] * count
         for _ in range(layers):
             place = min(

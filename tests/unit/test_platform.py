@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-from mesh.node_api import Vitals
+from mesh.node_api import Heartbeat
 from node_runner.platform_client import registration
 from node_runner.platform_client.registration import (
-    Identity,
+    HeartbeatReply,
     NodeForgotten,
+    NodeRegistration,
     NodeSuperseded,
     Platform,
     PlatformError,
-    Told,
 )
 
 PATIENCE = 10.0
 
-IDENTITY = Identity(
+IDENTITY = NodeRegistration(
     wallet_address="0x" + "ab" * 20,
     model_id="m",
     span=(2, 4),
@@ -148,8 +148,8 @@ def test_a_refusal_is_one(server: Server, node: Platform, status: int, code: str
 class Listener:
     """What a node is told by its heartbeats."""
 
-    def __init__(self, node: Platform, *, measure: Callable[[], Vitals] = Vitals) -> None:
-        self.answers: list[Told] = []
+    def __init__(self, node: Platform, *, measure: Callable[[], Heartbeat] = Heartbeat) -> None:
+        self.answers: list[HeartbeatReply] = []
         self.ends: list[PlatformError] = []
         node.join()
         node.start_heartbeats(measure, self.answers.append, self.ends.append)
@@ -161,17 +161,17 @@ def test_heartbeats_outlive_whatever_may_pass(server: Server, node: Platform) ->
     server.answers["/api/nodes/heartbeat"] = [*TROUBLES.values(), refused, (200, BEAT, {})]
     listener = Listener(node)
     until(lambda: len(listener.answers) > 1)
-    assert listener.answers[0] == Told((2, 4), should_rebalance=False)
+    assert listener.answers[0] == HeartbeatReply((2, 4), should_rebalance=False)
     assert listener.ends == []
 
 
 def test_heartbeats_outlive_a_figure_that_cannot_be_had(node: Platform) -> None:
     figures = iter([ZeroDivisionError("no step yet")])
 
-    def measure() -> Vitals:
+    def measure() -> Heartbeat:
         for error in figures:
             raise error
-        return Vitals()
+        return Heartbeat()
 
     listener = Listener(node, measure=measure)
     until(lambda: listener.answers)

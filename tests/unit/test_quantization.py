@@ -16,10 +16,10 @@ from mesh.errors import UnsupportedModel
 from mesh.model.memory_footprint import WHOLE
 from node_runner.cli import app
 from node_runner.engine.attention.interface import Segment
-from node_runner.engine.attention.kv_cache import KVPool
-from node_runner.engine.attention.ragged_batch import Pack
+from node_runner.engine.attention.kv_cache import KVBlockPool
+from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model.families import FAMILIES
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.model.span_model import SpanModel
 from node_runner.service.exit_codes import MISTAKE
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import Pipeline, load_span
@@ -55,11 +55,13 @@ def whole() -> PreTrainedModel:
     return model
 
 
-def forward(span: Span, rows: list[torch.Tensor]) -> list[torch.Tensor]:
+def forward(span: SpanModel, rows: list[torch.Tensor]) -> list[torch.Tensor]:
     """Texts ``[length, hidden]`` from their beginning, all in one pack."""
-    pool = KVPool(span.kv_shape, len(rows) * 4 * span.kv_shape.bytes_per_block)
+    pool = KVBlockPool(span.kv_shape, len(rows) * 4 * span.kv_shape.bytes_per_block)
     segments = [Segment(pool.reserve(len(own)), len(own), 0) for own in rows]
-    return list(span.forward(torch.cat(rows), Pack(segments)).split([len(own) for own in rows]))
+    return list(
+        span.forward(torch.cat(rows), RaggedBatch(segments)).split([len(own) for own in rows])
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def make(family: str, folder: Path) -> PreTrainedModel:
     return model
 
 
-def matrices(span: Span) -> list[torch.Size]:
+def matrices(span: SpanModel) -> list[torch.Size]:
     """Of a span without the edge: what has two dimensions or more, and is not quantized."""
     return [
         weight.shape for weight in span.weights if weight.dim() > 1 and weight.is_floating_point()

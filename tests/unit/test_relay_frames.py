@@ -8,39 +8,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.relay.keepalive_ttl import LEAST_TTL, MOST_TTL, PulseClock
-from api.relay.stream_trimming import Upkeep
-from api.relay.throttle import Pace
+from api.relay.stream_trimming import StreamTrimmer
+from api.relay.throttle import NodeThrottle
 from mesh import relay, wire
 from mesh.errors import WireError
 from mesh.relay import (
-    Accepted,
     Assembler,
-    Beat,
     Chunk,
-    Displaced,
-    Entry,
     Frame,
     Hello,
-    Inbox,
+    InboxDelivery,
+    InboxEntry,
+    KeepAlive,
+    KeepAliveAck,
+    OutgoingMessage,
     Poll,
-    Pulse,
     Push,
+    PushAck,
     Refusal,
-    Sent,
+    Superseded,
     Welcome,
 )
-from mesh.route_record import LiveRoute, epoch_of
+from mesh.route_record import RouteRecord, epoch_of
 
 FRAMES: list[Frame] = [
     Hello(1, "session", ""),
     Welcome("connection", 7, "12-0"),
-    Push(1, [Sent("node", b"header", b"tensor"), Sent("", b"", b"")]),
-    Accepted(1, [Refusal("req", 2, "epoch_over")]),
-    Pulse(3, 640, "1-1"),
-    Beat(3),
-    Inbox("5-0", [Entry(b"header", b"")]),
+    Push(1, [OutgoingMessage("node", b"header", b"tensor"), OutgoingMessage("", b"", b"")]),
+    PushAck(1, [Refusal("req", 2, "epoch_over")]),
+    KeepAlive(3, 640, "1-1"),
+    KeepAliveAck(3),
+    InboxDelivery("5-0", [InboxEntry(b"header", b"")]),
     Poll("connection", "session", "5-0", 1000),
-    Displaced(),
+    Superseded(),
     Chunk(0, b"x"),
 ]
 
@@ -121,13 +121,13 @@ def test_a_body_may_be_empty() -> None:
 def test_sizes_are_capped() -> None:
     with pytest.raises(WireError, match="at most"):
         relay.decode(bytes(relay.MAX_FRAME_BYTES + 1))
-    many = relay.encode(Inbox("1-0", [Entry(b"", b"")] * (relay.MAX_ITEMS + 1)))
+    many = relay.encode(InboxDelivery("1-0", [InboxEntry(b"", b"")] * (relay.MAX_ITEMS + 1)))
     for wrong in (
         many,
         relay.encode(Hello(1, "x" * 200, "")),
         relay.encode(Hello(1, "session", "1")),
         relay.encode(Hello(1, "session", "1-0\n")),
-        relay.encode(Beat(2**53)),
+        relay.encode(KeepAliveAck(2**53)),
     ):
         with pytest.raises(WireError):
             relay.decode(wrong)
@@ -135,13 +135,13 @@ def test_sizes_are_capped() -> None:
 
 @given(st.integers(0, 3 * relay.CHUNK_BYTES))
 def test_pieces_make_the_frame_again(size: int) -> None:
-    frame = Push(1, [Sent("node", b"", bytes(size))])
+    frame = Push(1, [OutgoingMessage("node", b"", bytes(size))])
     assembler = Assembler()
     found: list[Frame | None] = []
     for message in relay.chunks(relay.encode(frame)):
         assert len(message) <= relay.MAX_MESSAGE_BYTES
-        found += [assembler.add(message), assembler.add(relay.encode(Beat(1)))]
-    assert [each for each in found if not isinstance(each, Beat)][-1] == frame
+        found += [assembler.add(message), assembler.add(relay.encode(KeepAliveAck(1)))]
+    assert [each for each in found if not isinstance(each, KeepAliveAck)][-1] == frame
     assert sum(isinstance(each, Push) for each in found) == 1
 
 
@@ -162,25 +162,25 @@ def test_pieces_that_never_end_are_refused() -> None:
 
 
 def test_messages_go_into_as_few_frames_as_they_may() -> None:
-    large = Sent("node", b"", bytes(relay.MAX_FRAME_BYTES // 3))
+    large = OutgoingMessage("node", b"", bytes(relay.MAX_FRAME_BYTES // 3))
     assert [len(batch) for batch in relay.batches([large] * 5)] == [2, 2, 1]
     assert relay.batches([]) == []
-    assert len(relay.batches([Sent("", b"h", b"")] * (relay.MAX_ITEMS + 1))) == 2
+    assert len(relay.batches([OutgoingMessage("", b"h", b"")] * (relay.MAX_ITEMS + 1))) == 2
     with pytest.raises(WireError):
-        relay.batches([Sent("", b"", bytes(relay.MAX_FRAME_BYTES))])
+        relay.batches([OutgoingMessage("", b"", bytes(relay.MAX_FRAME_BYTES))])
     for batch in relay.batches([large] * 5):
         assert len(relay.encode(Push(1, batch))) <= relay.MAX_FRAME_BYTES
 
 
 def test_cursors_have_an_order() -> None:
-    assert relay.place("9-10") < relay.place("10-0") < relay.place("10-1")
+    assert relay.cursor_order("9-10") < relay.cursor_order("10-0") < relay.cursor_order("10-1")
 
 
 def test_a_live_route_survives_and_nothing_else_does() -> None:
-    route = LiveRoute(8, 100, ["a", "b", "c"])
-    assert LiveRoute.unpack(route.pack()) == route
+    route = RouteRecord(8, 100, ["a", "b", "c"])
+    assert RouteRecord.unpack(route.pack()) == route
     for other in (None, b"", b"\xc1", msgpack.packb([1, 2]), msgpack.packb(7)):
-        assert LiveRoute.unpack(other) is None
+        assert RouteRecord.unpack(other) is None
     assert (route.edge, route.after(0), route.after(2), route.before(0)) == ("a", "b", "a", "c")
     assert route.stage_of("c") == 2
     assert route.stage_of("d") is None
@@ -190,25 +190,25 @@ def test_a_live_route_survives_and_nothing_else_does() -> None:
 def test_pulses_hold_for_longer_where_they_come_unevenly() -> None:
     even, uneven = PulseClock(), PulseClock()
     for number in range(100):
-        held = even.heard(number * relay.PULSE_INTERVAL)
-        longer = uneven.heard(number * relay.PULSE_INTERVAL + (0.4 if number % 2 else 0.0))
+        held = even.heard(number * relay.KEEPALIVE_INTERVAL)
+        longer = uneven.heard(number * relay.KEEPALIVE_INTERVAL + (0.4 if number % 2 else 0.0))
     assert held == LEAST_TTL
     assert LEAST_TTL < longer <= MOST_TTL
     assert uneven.heard(1000.0) == MOST_TTL  # a gap, however long, makes nobody immortal
     for number in range(100):
-        longer = uneven.heard(1000.0 + number * relay.PULSE_INTERVAL)
+        longer = uneven.heard(1000.0 + number * relay.KEEPALIVE_INTERVAL)
     assert longer == LEAST_TTL
 
 
 async def test_pace_lets_a_burst_through() -> None:
-    pace = Pace(messages_per_second=10, bytes_per_second=1e9)
+    pace = NodeThrottle(messages_per_second=10, bytes_per_second=1e9)
     for _ in range(20):
         await pace.take("node", 1, 0)
     assert pace._due.keys() == {"node"}
 
 
 def test_a_key_is_looked_after_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    upkeep = Upkeep(look_bytes=100)
+    upkeep = StreamTrimmer(look_bytes=100)
     assert upkeep.due("inbox", 60)
     assert [upkeep.due("inbox", 60) for _ in range(4)] == [False, True, False, True]
     assert upkeep.due("link")

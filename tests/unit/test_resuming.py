@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mesh.wire import Ready, Resume, Sampling, Token
+from mesh.wire import Ready, Resume, SamplingParams, Token
 from node_runner.engine.engine import Engine
-from node_runner.engine.replay_buffer import Sent
+from node_runner.engine.replay_buffer import ReplayBuffer
 from node_runner.engine.scheduler import PREFILL_CHUNK
 from tests.conftest import DEMO_MODEL
 from tests.unit.pipeline import GREEDY, KV_BUDGET, Pipeline
@@ -16,7 +16,7 @@ from tests.unit.pipeline import GREEDY, KV_BUDGET, Pipeline
 CUTS = [0, 2, 4, 6]
 PROMPT = [0, *range(20, 220)]
 TOKENS = 24
-SAMPLED = Sampling(temperature=0.9, top_p=0.95, seed=7, stop=[])
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=7, stop=[])
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +25,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=[GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def sampling(request: pytest.FixtureRequest) -> Sampling:
-    chosen: Sampling = request.param
+def sampling(request: pytest.FixtureRequest) -> SamplingParams:
+    chosen: SamplingParams = request.param
     return chosen
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cache: Path, sampling: Sampling) -> list[int]:
+def undisturbed(cache: Path, sampling: SamplingParams) -> list[int]:
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache)
     pipeline.open("job", PROMPT, max_tokens=TOKENS, sampling=sampling)
     pipeline.run()
@@ -78,7 +78,7 @@ class Mesh(Pipeline):
             return  # readers have it
         super()._take(result)  # type: ignore[arg-type]
 
-    def resume(self, sampling: Sampling, dead: set[int]) -> None:
+    def resume(self, sampling: SamplingParams, dead: set[int]) -> None:
         """As the supervisor does it: a new epoch, in which the living keep what they have."""
         generated = self.tokens("job")
         known = len(PROMPT) + len(generated) - 1
@@ -103,7 +103,7 @@ class Mesh(Pipeline):
 @pytest.mark.parametrize("dead", [{0}, {1}, {2}, {0, 1}, {1, 2}, {0, 2}, {0, 1, 2}, set()], ids=str)
 @pytest.mark.parametrize("written", [1, 11])
 def test_only_new_nodes_work_again(
-    cache: Path, sampling: Sampling, undisturbed: list[int], dead: set[int], written: int
+    cache: Path, sampling: SamplingParams, undisturbed: list[int], dead: set[int], written: int
 ) -> None:
     mesh = Mesh.cut(DEMO_MODEL, CUTS, cache, speculate=False)
     mesh.open("job", PROMPT, max_tokens=TOKENS, sampling=sampling)
@@ -145,7 +145,7 @@ def test_a_node_that_did_not_keep_what_it_sent_says_so(cache: Path) -> None:
 
 
 def test_an_edge_that_did_not_keep_what_it_sent_computes_it_again(
-    cache: Path, undisturbed: list[int], sampling: Sampling
+    cache: Path, undisturbed: list[int], sampling: SamplingParams
 ) -> None:
     mesh = Mesh.cut(DEMO_MODEL, CUTS, cache)
     mesh.open("job", PROMPT, max_tokens=TOKENS, sampling=sampling)
@@ -158,7 +158,7 @@ def test_an_edge_that_did_not_keep_what_it_sent_computes_it_again(
 
 
 def test_a_second_death_is_survived_as_well(
-    cache: Path, undisturbed: list[int], sampling: Sampling
+    cache: Path, undisturbed: list[int], sampling: SamplingParams
 ) -> None:
     """What a new node sent on while it was rebuilt is there for the next one to be rebuilt."""
     mesh = Mesh.cut(DEMO_MODEL, CUTS, cache)
@@ -187,14 +187,14 @@ def test_a_second_death_is_survived_as_well(
 
 def test_what_was_sent_is_kept_alone() -> None:
     """Not the whole forward that it was a row of."""
-    sent = Sent()
+    sent = ReplayBuffer()
     sent.put(0, torch.zeros(128, 64)[5:6])
     assert [part.untyped_storage().nbytes() for part in sent._parts] == [4 * 64]
 
 
 @pytest.mark.parametrize("positions", [-5, -200, 10**9])
 def test_a_number_of_a_strangers_stops_nobody(
-    cache: Path, undisturbed: list[int], sampling: Sampling, positions: int
+    cache: Path, undisturbed: list[int], sampling: SamplingParams, positions: int
 ) -> None:
     """And readiness that is told again, in the middle, begins nothing anew."""
     mesh = Mesh.cut(DEMO_MODEL, CUTS, cache)

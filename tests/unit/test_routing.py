@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from market.geo.distance import Coordinates, distance_km
 from market.nodes.node import Node
-from market.routing.route_search import choose, room
+from market.routing.route_search import cheapest_route, longest_servable
 
 BERLIN, HAMBURG = Coordinates(52.52, 13.405), Coordinates(53.5511, 9.9937)
 LISBON, SYDNEY = Coordinates(38.7223, -9.1393), Coordinates(-33.8688, 151.2093)
@@ -55,7 +55,7 @@ def node(
 
 
 def names(nodes: list[Node], layers: int, avoid: tuple[str, ...] = ()) -> list[str] | None:
-    route = choose(nodes, layers, avoid=avoid)
+    route = cheapest_route(nodes, layers, avoid=avoid)
     return None if route is None else [chosen.node_id for chosen in route]
 
 
@@ -65,14 +65,14 @@ def test_a_route_covers_the_model_in_order() -> None:
 
 
 def test_no_route_where_a_layer_is_missing() -> None:
-    assert choose([node(0, 2), node(3, 6)], 6) is None
-    assert choose([], 6) is None
+    assert cheapest_route([node(0, 2), node(3, 6)], 6) is None
+    assert cheapest_route([], 6) is None
 
 
 def test_the_edge_must_be_trusted() -> None:
-    assert choose([node(0, 3, trusted=False), node(3, 6)], 6) is None
-    assert choose([node(0, 3, edge=False), node(3, 6)], 6) is None
-    assert choose([node(0, 3), node(3, 6, trusted=False)], 6) is not None
+    assert cheapest_route([node(0, 3, trusted=False), node(3, 6)], 6) is None
+    assert cheapest_route([node(0, 3, edge=False), node(3, 6)], 6) is None
+    assert cheapest_route([node(0, 3), node(3, 6, trusted=False)], 6) is not None
 
 
 def test_the_cheapest_replica_serves() -> None:
@@ -94,9 +94,9 @@ def test_nodes_to_avoid_are_avoided() -> None:
 def test_the_longest_generation_fits_every_node_of_one_route() -> None:
     small, large = node(0, 3, room=100), node(0, 3, room=300)
     rest, edgeless = node(3, 6, room=200), node(0, 3, room=500, edge=False)
-    assert room([small, large, rest, edgeless], 6) == 200
-    assert room([small, rest], 6) == 100
-    assert room([small], 6) == 0
+    assert longest_servable([small, large, rest, edgeless], 6) == 200
+    assert longest_servable([small, rest], 6) == 100
+    assert longest_servable([small], 6) == 0
     assert small.could_hold(100)
     assert not small.could_hold(101)
     assert node(0, 6, room=0).could_hold(10**6)
@@ -104,7 +104,7 @@ def test_the_longest_generation_fits_every_node_of_one_route() -> None:
 
 def test_the_longest_generation_is_that_of_nodes_that_may_serve() -> None:
     roomy, plain = node(0, 6, name="roomy", room=300), node(0, 6, name="plain", room=100)
-    assert room([roomy, plain], 6, admits=lambda each: each is plain) == 100
+    assert longest_servable([roomy, plain], 6, admits=lambda each: each is plain) == 100
 
 
 def test_a_slow_link_costs_as_a_slow_device_does() -> None:
@@ -114,15 +114,15 @@ def test_a_slow_link_costs_as_a_slow_device_does() -> None:
 
 
 def test_a_span_is_not_entered_in_the_middle() -> None:
-    assert choose([node(0, 3), node(2, 6)], 6) is None
-    assert choose([node(0, 8)], 6) is None
+    assert cheapest_route([node(0, 3), node(2, 6)], 6) is None
+    assert cheapest_route([node(0, 8)], 6) is None
 
 
 def test_room_now_counts_where_it_is_known() -> None:
     nodes = [node(0, 6, name="a", room=100), node(0, 6, name="b", room=100, latency=5)]
 
     def chosen(rooms: dict[str, int], prefer: tuple[str, ...] = ()) -> list[str] | None:
-        route = choose(nodes, 6, positions=60, rooms=rooms, prefer=prefer)
+        route = cheapest_route(nodes, 6, positions=60, rooms=rooms, prefer=prefer)
         return None if route is None else [n.node_id for n in route]
 
     assert chosen({"a": 60, "b": 60}) == ["a"]
@@ -135,10 +135,10 @@ def test_room_now_counts_where_it_is_known() -> None:
 
 def test_a_tier_admits_whom_it_wants() -> None:
     nodes = [node(0, 6, name="cheap"), node(0, 6, name="reliable", latency=5)]
-    route = choose(nodes, 6, admits=lambda n: n.node_id == "reliable")
+    route = cheapest_route(nodes, 6, admits=lambda n: n.node_id == "reliable")
     assert route is not None
     assert [n.node_id for n in route] == ["reliable"]
-    assert choose(nodes, 6, admits=lambda _: False) is None
+    assert cheapest_route(nodes, 6, admits=lambda _: False) is None
 
 
 class TestRegions:
@@ -148,7 +148,7 @@ class TestRegions:
     AWAY = node(0, 6, name="away", latency=1, place=SYDNEY)
 
     def chosen(self, *nodes: Node, within_km: float = 1000) -> str | None:
-        route = choose(nodes, 6, near=BERLIN, within_km=within_km)
+        route = cheapest_route(nodes, 6, near=BERLIN, within_km=within_km)
         return None if route is None else route[0].node_id
 
     def test_near_nodes_come_first(self) -> None:
@@ -165,7 +165,7 @@ class TestRegions:
         assert self.chosen() is None
 
     def test_without_a_place_of_the_user_all_are_alike(self) -> None:
-        route = choose([self.HERE, self.AWAY], 6)
+        route = cheapest_route([self.HERE, self.AWAY], 6)
         assert route == [self.AWAY]
 
     def test_distances_are_those_of_an_atlas(self) -> None:
@@ -221,7 +221,7 @@ def test_no_path_of_all_is_cheaper(
     ]
     found = next((all_ for group in [*in_circles, fitting] if (all_ := paths(group))), [])
     cheapest = min((sum(map(cost, path)) for path in found), default=inf)
-    route = choose(nodes, layers, positions=50, near=BERLIN)
+    route = cheapest_route(nodes, layers, positions=50, near=BERLIN)
     if route is None:
         assert cheapest == inf
     else:
@@ -239,7 +239,7 @@ def test_the_route_is_the_cheapest_of_all(spans: list[tuple[int, int, int]]) -> 
         costs = [n.latency_ms + cheapest(n.end_layer) for n in nodes if n.start_layer == begin]
         return min(costs, default=float("inf"))
 
-    route = choose(nodes, 6)
+    route = cheapest_route(nodes, 6)
     if route is None:
         assert cheapest(0) == float("inf")
         return

@@ -2,15 +2,15 @@
 
 import torch
 
-from mesh.wire import Sampling
+from mesh.wire import SamplingParams
 from node_runner.engine.decoding.sampler import sample, uniform
 
 
-def sampling(temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> Sampling:
-    return Sampling(temperature, top_p, seed, [])
+def sampling(temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> SamplingParams:
+    return SamplingParams(temperature, top_p, seed, [])
 
 
-def draws(logits: torch.Tensor, how: Sampling, count: int) -> torch.Tensor:
+def draws(logits: torch.Tensor, how: SamplingParams, count: int) -> torch.Tensor:
     """Frequencies of the tokens over many positions."""
     chosen = sample(logits.expand(count, -1), [how] * count, list(range(count)))
     return torch.bincount(torch.tensor(chosen), minlength=logits.shape[-1]) / count

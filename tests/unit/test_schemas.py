@@ -8,13 +8,13 @@ from market.jobs.tables import SessionStatus
 from market.routing import tiers
 
 SPECIFIED = {
-    nodes.NodeRegistration: "wallet_address model_id gpu_model vram_gb public_addr location",
-    nodes.NodeHealth: (
+    nodes.RegistrationBody: "wallet_address model_id gpu_model vram_gb public_addr location",
+    nodes.HeartbeatBody: (
         "node_id model_id is_healthy latency_ms throughput_tokens_per_sec current_requests "
         "gpu_utilization_percent vram_used_gb"
     ),
-    jobs.InferenceSession: "request_id model_id started_at completed_at status tier",
-    jobs.NodeContribution: "node_id wallet_address tokens_contributed payment_far",
+    jobs.JobView: "request_id model_id started_at completed_at status tier",
+    jobs.ContributionView: "node_id wallet_address tokens_contributed payment_far",
     providers.ProviderStats: (
         "wallet_address total_tokens_served total_earned_far active_nodes uptime_percent "
         "avg_latency_ms reliability_score total_requests_served failed_requests"
@@ -28,7 +28,7 @@ def test_a_model_has_the_fields_of_the_specification(model: type[BaseModel]) -> 
 
 
 def test_a_session_never_carries_its_prompt() -> None:
-    assert "prompt" not in jobs.InferenceSession.model_fields
+    assert "prompt" not in jobs.JobView.model_fields
 
 
 def test_statuses_and_tiers_are_those_of_the_specification() -> None:

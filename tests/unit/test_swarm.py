@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from market.catalog.models import load_model
 from market.nodes.node import Node
-from market.placement.cluster import ASSUMED_SPEED, Swarm, speed_of, swarm_of
+from market.placement.cluster import ASSUMED_SPEED, Cluster, cluster_of, speed_of
 from market.placement.solver import propose, throughput
-from market.placement.speed_averages import blend
+from market.placement.speed_averages import ewma
 from market.settings.models import ModelSettings
 from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.unit.swarms import candidates, models
@@ -30,8 +30,8 @@ def free(start: int, end: int, *, name: str, latency: float = 1.0) -> Node:
     return replace(placed, placeable=True, memory_bytes=ROOMY)
 
 
-def swarm(*nodes: Node, fixed: tuple[str, ...] = ()) -> Swarm:
-    return swarm_of(nodes, MODEL, positions=256, speeds={}, fixed=fixed)
+def swarm(*nodes: Node, fixed: tuple[str, ...] = ()) -> Cluster:
+    return cluster_of(nodes, MODEL, positions=256, speeds={}, fixed=fixed)
 
 
 def test_only_who_may_be_moved_and_says_its_memory_is_movable() -> None:
@@ -66,7 +66,7 @@ def test_who_has_not_served_counts_as_the_median() -> None:
     assert speed_of(node(3, 6, latency=0.0), MODEL) is None
     assert speed_of(node(3, 6, latency=30.0), MODEL) == pytest.approx(100)
     assert swarm(node(3, 6)).candidates[0].speed == ASSUMED_SPEED
-    found = swarm_of(
+    found = cluster_of(
         [node(3, 6, name="a"), node(3, 6, name="b")], MODEL, positions=0, speeds={"a": 7.0}
     )
     assert {c.speed for c in found.candidates} == {7.0}
@@ -81,7 +81,7 @@ def test_no_nodes_word_makes_the_others_nothing(latency: float) -> None:
         node(3, 6, name="liar", latency=latency),
     ]
     speeds = {each.node_id: speed for each in nodes if (speed := speed_of(each, MODEL))}
-    found = swarm_of(nodes, MODEL, positions=256, speeds=speeds)
+    found = cluster_of(nodes, MODEL, positions=256, speeds=speeds)
     expected = found.by_id["first"].rate((0, 3), found.shape)
     assert throughput(found.by_id, found.spans, found.shape) == pytest.approx(expected)
 
@@ -102,6 +102,6 @@ def test_a_move_never_changes_who_is_not_movable(nodes, model, data) -> None:  #
 
 
 def test_a_mean_goes_half_the_way_in_its_half_life() -> None:
-    assert blend(10.0, 20.0, seconds=300, half_life=300) == pytest.approx(15)
-    assert blend(10.0, 20.0, seconds=0, half_life=300) == 10
-    assert blend(10.0, 20.0, seconds=1e6, half_life=300) == pytest.approx(20)
+    assert ewma(10.0, 20.0, seconds=300, half_life=300) == pytest.approx(15)
+    assert ewma(10.0, 20.0, seconds=0, half_life=300) == 10
+    assert ewma(10.0, 20.0, seconds=1e6, half_life=300) == pytest.approx(20)

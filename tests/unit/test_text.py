@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from node_runner.engine.decoding.detokenizer import TextStream
+from node_runner.engine.decoding.detokenizer import Detokenizer
 from tests.conftest import DEMO_MODEL
 
 TOKENIZER = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
@@ -13,7 +13,7 @@ TOKENIZER = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
 
 def pieces(text: str, stop: list[str]) -> tuple[list[str], bool]:
     """The pieces of a text's tokens, up to a stop or all."""
-    stream = TextStream(TOKENIZER, [], stop)
+    stream = Detokenizer(TOKENIZER, [], stop)
     shown = []
     for token in TOKENIZER.encode(text, add_special_tokens=False).ids:
         piece, stopped = stream.push(token)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from node_runner.machine.devices import RESERVED, room
-from node_runner.machine.gpu_usage import Gpu, GpuUse
+from node_runner.machine.gpu_usage import GpuMonitor, GpuUse
 
 UUID = "b8ae8e3a-6a0c-4d5e-9d8e-000000000001"
 CUDA = torch.device("cuda", 1)
@@ -64,7 +64,7 @@ def test_the_played_names_are_the_real_modules() -> None:
 
 
 def test_use_of_a_gpu(nvml: types.ModuleType) -> None:
-    gpu = Gpu(CUDA)
+    gpu = GpuMonitor(CUDA)
     assert gpu.use() == GpuUse(utilization_percent=63, vram_used_gb=20.5)
     gpu.close()
     assert nvml.opened == 0
@@ -76,12 +76,12 @@ def test_a_gpu_that_the_driver_does_not_name(
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="another")
     )
-    assert Gpu(CUDA).use() == GpuUse()
+    assert GpuMonitor(CUDA).use() == GpuUse()
 
 
 def test_a_driver_that_stops_answering(nvml: types.ModuleType) -> None:
     """The node serves on, and says nothing of its GPU."""
-    gpu = Gpu(CUDA)
+    gpu = GpuMonitor(CUDA)
 
     def lost(handle: str) -> None:
         raise NvmlError("GPU is lost")
@@ -92,7 +92,7 @@ def test_a_driver_that_stops_answering(nvml: types.ModuleType) -> None:
 
 
 def test_a_cpu_uses_no_gpu_and_needs_no_driver() -> None:
-    gpu = Gpu(torch.device("cpu"))
+    gpu = GpuMonitor(torch.device("cpu"))
     assert gpu.use() == GpuUse()
     gpu.close()
 

@@ -20,19 +20,19 @@ from mesh.wire import (
     Open,
     OpenEdge,
     Ping,
-    Place,
     Pong,
     Prompt,
     Ready,
     Refused,
     Resume,
-    Sampling,
+    RoutePosition,
+    SamplingParams,
     Step,
     Steps,
     Token,
 )
 
-PLACE = Place(1, 3, "edge", "previous", "next", 100, 60, 2, 4)
+PLACE = RoutePosition(1, 3, "edge", "previous", "next", 100, 60, 2, 4)
 
 MESSAGES = [
     Open("req", 1, PLACE, Resume(True, False, 7), [b"12345678"]),
@@ -42,7 +42,7 @@ MESSAGES = [
         PLACE,
         Resume(False, False, 0),
         [],
-        Prompt([1, 2], [3], 5, Sampling(0.5, 1.0, 7, ["x"])),
+        Prompt([1, 2], [3], 5, SamplingParams(0.5, 1.0, 7, ["x"])),
     ),
     Ready("req", 1, 2, 64),
     Halt("req", 1),

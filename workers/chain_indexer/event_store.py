@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import metrics
 from market.chain.errors import ReadAgain
-from market.escrow.event_reader import Block, Event, EventSource, Reading
+from market.escrow.event_reader import Block, EscrowEventReader, Event, EventRange
 from market.escrow.tables import ChainBlock, ChainCursor, ChainEvent
 from market.resources import Services
 from workers.chain_indexer import ledger_effects
@@ -22,7 +22,7 @@ KEPT_BLOCKS = 20_000
 another chain rather than a reorganisation."""
 
 
-async def last_counted(services: Services, source: EventSource) -> Block:
+async def last_counted(services: Services, source: EscrowEventReader) -> Block:
     """The last block that counts; where there is none, the one before the escrow's first."""
     contract = source.address.lower()
     before = max(services.settings.payments.first_block - 1, 0)
@@ -49,7 +49,7 @@ async def last_counted(services: Services, source: EventSource) -> Block:
     return Block(number, found)
 
 
-async def store(services: Services, contract: str, known: Block, reading: Reading) -> int | None:
+async def store(services: Services, contract: str, known: Block, reading: EventRange) -> int | None:
     """Make events and ledger those of the reading; none if another process was faster."""
     async with services.sessions.begin() as db:
         if not await is_last_counted(db, contract, known):
@@ -72,7 +72,7 @@ async def store(services: Services, contract: str, known: Block, reading: Readin
     return len(applied)
 
 
-async def _replace_pending(db: AsyncSession, contract: str, reading: Reading) -> list[Event]:
+async def _replace_pending(db: AsyncSession, contract: str, reading: EventRange) -> list[Event]:
     """Put the reading in the place of the last one; returns what the last one had."""
     old = delete(ChainEvent).where(
         ChainEvent.contract == contract,

@@ -15,7 +15,7 @@ import structlog
 from web3.exceptions import Web3Exception
 
 from market.chain.errors import ChainError, ReadAgain, Reorganised
-from market.escrow.event_reader import EventSource
+from market.escrow.event_reader import EscrowEventReader
 from market.resources import Services
 from workers.chain_indexer.event_store import last_counted, store
 from workers.chain_indexer.reorg import go_back
@@ -28,7 +28,7 @@ async def follow_chain(ctx: dict[str, Any]) -> None:
     services: Services = ctx["services"]
     if not services.settings.payments.escrow_contract:
         return
-    source = EventSource.of(services.settings.payments)
+    source = EscrowEventReader.of(services.settings.payments)
     try:
         await index(services, source)
     except ReadAgain as error:
@@ -41,7 +41,7 @@ async def follow_chain(ctx: dict[str, Any]) -> None:
         await source.close()
 
 
-async def index(services: Services, source: EventSource) -> int:
+async def index(services: Services, source: EscrowEventReader) -> int:
     """Follow the chain to its newest block; returns how many events the ledger has followed.
 
     Raises:

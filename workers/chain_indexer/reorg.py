@@ -6,7 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import metrics
 from market.chain.errors import ChainError
-from market.escrow.event_reader import Block, Event, EventSource
+from market.escrow.event_reader import Block, EscrowEventReader, Event
 from market.escrow.tables import ChainBlock, ChainEvent
 from market.resources import Services
 from workers.chain_indexer import ledger_effects
@@ -15,7 +15,7 @@ from workers.chain_indexer.event_store import as_event, is_last_counted, log_fie
 log = structlog.get_logger()
 
 
-async def go_back(services: Services, source: EventSource, known: Block) -> None:
+async def go_back(services: Services, source: EscrowEventReader, known: Block) -> None:
     """To the newest block that counted and is still there.
 
     Raises:
@@ -42,7 +42,7 @@ async def go_back(services: Services, source: EventSource, known: Block) -> None
         log.error("chain_event_reverted", **log_fields(event))
 
 
-async def _common_block(services: Services, source: EventSource, known: Block) -> Block:
+async def _common_block(services: Services, source: EscrowEventReader, known: Block) -> Block:
     async with services.sessions() as db:
         counted = await db.scalars(
             select(ChainBlock)

@@ -27,7 +27,7 @@ async def sweep(ctx: dict[str, Any]) -> None:
     found = await lease.abandoned(services.sessions, grace=NEW_JOB_GRACE, limit=BATCH)
     for request_id, counter in found:
         once = f"sweep:{request_id}:{counter}"
-        await queue.poke(services.queue, queries.SUPERVISE, request_id, once=once)
+        await queue.enqueue(services.queue, queries.SUPERVISE, request_id, once=once)
     if found:
         log.info("jobs_swept", count=len(found))
 

@@ -19,7 +19,7 @@ from market.nodes import live_lookup
 from market.nodes.node import Node
 from market.placement import cluster, rebalances, speed_averages
 from market.placement.solver import Policy, propose, throughput
-from market.placement.tables import UNDER_WAY, PlacementMove
+from market.placement.tables import UNDER_WAY, Rebalance
 from market.resources import Services
 
 log = structlog.get_logger()
@@ -35,25 +35,25 @@ async def rebalance(ctx: dict[str, Any]) -> None:
 async def look(services: Services, model: Model) -> None:
     """End a move that came to nothing, or begin one that pays, if nodes are to be moved at all.
     Nothing if another worker looks."""
-    seen = await live_lookup.sighted(services.redis, model.id)
+    seen = await live_lookup.live_nodes(services.redis, model.id)
     async with services.sessions.begin() as db:
         if not await rebalances.try_lock(db, model.id):
             return
         move = await rebalances.under_way(db, model.id)
         if move is not None:
-            await _check(services, db, move, {sighting.node.node_id for sighting in seen})
+            await _check(services, db, move, {live_node.node.node_id for live_node in seen})
         elif services.settings.placement.enabled:
-            healthy = [sighting.node for sighting in seen if sighting.node.is_healthy]
+            healthy = [live_node.node for live_node in seen if live_node.node.is_healthy]
             move = await _propose(services, db, model, healthy)
     if move is not None and move.state in UNDER_WAY:
         limit = services.settings.placement.move_limit
-        await rebalances.give_orders(services.redis, move, ttl=limit)
+        await rebalances.publish_assignments(services.redis, move, ttl=limit)
     elif move is not None:
-        await rebalances.take_back_orders(services.redis, move)
+        await rebalances.withdraw_assignments(services.redis, move)
 
 
 async def _check(
-    services: Services, db: AsyncSession, move: PlacementMove, heard: Collection[str]
+    services: Services, db: AsyncSession, move: Rebalance, heard: Collection[str]
 ) -> None:
     """Give a move up if a node of it is gone, or it takes too long."""
     ttl = services.settings.discovery.node_ttl
@@ -74,16 +74,16 @@ async def _check(
 
 async def _propose(
     services: Services, db: AsyncSession, model: Model, nodes: Sequence[Node]
-) -> PlacementMove | None:
+) -> Rebalance | None:
     how = services.settings.placement
-    speeds = await speed_averages.smoothed(
+    speeds = await speed_averages.update_averages(
         services.redis,
         model.id,
         {node.node_id: speed for node in nodes if (speed := cluster.speed_of(node, model))},
         now=time.time(),
         half_life=how.half_life,
     )
-    seen = cluster.swarm_of(
+    seen = cluster.cluster_of(
         nodes,
         model,
         positions=how.positions,

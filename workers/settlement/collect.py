@@ -10,20 +10,20 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger
-from market.jobs.tables import InferenceSession
+from market.jobs.tables import Job
 from market.money import from_units, plain
 from market.settings.payments import PaymentsSettings
 from market.settlement.batch_draft import Draft, fitting, make_draft
 from market.settlement.errors import SettlementMismatch
 from market.settlement.tables import Settlement, StoredTree
 from market.settlement.usage_lines import Contributions, contributions_of
-from workers.settlement.run_context import Run
+from workers.settlement.run_context import SettlementRun
 from workers.settlement.steps import Progress, Step, step
 
 log = structlog.get_logger()
 
 
-async def close(run: Run) -> Progress:
+async def close(run: SettlementRun) -> Progress:
     """Gather what is due into a new batch; `BLOCKED` if there is nothing.
 
     Raises:
@@ -49,24 +49,24 @@ async def close(run: Run) -> Progress:
 def is_due(payments: PaymentsSettings) -> Sequence[ColumnElement[bool]]:
     """Ended, charged, in no batch, past the release delay, and not withheld."""
     return (
-        InferenceSession.settlement_id.is_(None),
-        InferenceSession.total_cost_far > 0,
-        InferenceSession.completed_at <= func.now() - dt.timedelta(seconds=payments.release_delay),
+        Job.settlement_id.is_(None),
+        Job.total_cost_far > 0,
+        Job.completed_at <= func.now() - dt.timedelta(seconds=payments.release_delay),
         or_(
-            InferenceSession.withheld_until.is_(None),
-            InferenceSession.withheld_until <= func.now(),
+            Job.withheld_until.is_(None),
+            Job.withheld_until <= func.now(),
         ),
     )
 
 
 async def due(
     db: AsyncSession, payments: PaymentsSettings, *, lock: bool
-) -> tuple[list[InferenceSession], Contributions]:
+) -> tuple[list[Job], Contributions]:
     """The oldest generations that are due and fit into one batch, and who served them."""
     query = (
-        select(InferenceSession)
+        select(Job)
         .where(*is_due(payments))
-        .order_by(InferenceSession.completed_at, InferenceSession.id)
+        .order_by(Job.completed_at, Job.id)
         .limit(payments.max_sessions_per_batch)
     )
     if lock:
@@ -77,8 +77,8 @@ async def due(
 
 
 async def draft_of(
-    run: Run,
-    jobs: Sequence[InferenceSession],
+    run: SettlementRun,
+    jobs: Sequence[Job],
     contributions: Contributions,
     chain_id: int,
     fee_recipient: str,
@@ -129,8 +129,8 @@ async def store(
         .on_conflict_do_nothing()
     )
     await db.execute(
-        update(InferenceSession)
-        .where(InferenceSession.id.in_([job.id for job in draft.jobs]))
+        update(Job)
+        .where(Job.id.in_([job.id for job in draft.jobs]))
         .values(settlement_id=content.id, withheld_until=None, withheld_reason=None)
         .execution_options(synchronize_session=False)
     )
@@ -151,7 +151,7 @@ async def check_owed(db: AsyncSession, draft: Draft) -> None:
             )
 
 
-async def _anything_due(run: Run) -> bool:
+async def _anything_due(run: SettlementRun) -> bool:
     async with run.sessions() as db:
-        found = await db.scalar(select(InferenceSession.id).where(*is_due(run.payments)).limit(1))
+        found = await db.scalar(select(Job.id).where(*is_due(run.payments)).limit(1))
         return found is not None

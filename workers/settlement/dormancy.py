@@ -9,13 +9,13 @@ import structlog
 
 from market.settlement.batch_draft import empty_draft
 from workers.settlement.collect import store
-from workers.settlement.run_context import Run
+from workers.settlement.run_context import SettlementRun
 from workers.settlement.steps import Progress, Step, step
 
 log = structlog.get_logger()
 
 
-async def keep_awake(run: Run) -> Progress:
+async def keep_awake(run: SettlementRun) -> Progress:
     """Close an empty batch, if half of the time until the contract is dormant has passed.
 
     Raises:

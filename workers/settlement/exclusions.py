@@ -13,13 +13,13 @@ from sqlalchemy import func, select, update
 
 from market.chain.errors import ChainError
 from market.escrow.errors import SettlementRefused
-from market.jobs.tables import InferenceSession
+from market.jobs.tables import Job
 from market.money import ZERO, to_units
 from market.settlement.tables import Settlement, SettlementTransaction
 from market.settlement.usage_lines import contributions_of
 from workers.settlement.collect import draft_of, store
 from workers.settlement.pauses import Reason, alert
-from workers.settlement.run_context import Run, contract_batch
+from workers.settlement.run_context import SettlementRun, contract_batch
 from workers.settlement.steps import Progress, Step, step
 
 log = structlog.get_logger()
@@ -29,7 +29,7 @@ CEILING = "DailyCeilingExceeded"
 SETTLED = "BatchAlreadySettled"
 
 
-async def mend(run: Run, batch: Settlement, refusal: SettlementRefused) -> Progress:
+async def exclude(run: SettlementRun, batch: Settlement, refusal: SettlementRefused) -> Progress:
     """Do what a refusal asks for.
 
     Raises:
@@ -45,7 +45,7 @@ async def mend(run: Run, batch: Settlement, refusal: SettlementRefused) -> Progr
         if await can_still_be_mined(run, batch, transactions):
             return Progress.WAITING
         jobs = await _jobs(run, batch)
-        out: dict[str, list[InferenceSession]] = {}
+        out: dict[str, list[Job]] = {}
         if by_user:
             alert(Reason.LEFT_OUT, refusal.detail)
             # A refusal names one user. There may be others, and each would cost a batch.
@@ -62,7 +62,7 @@ async def mend(run: Run, batch: Settlement, refusal: SettlementRefused) -> Progr
 
 
 async def can_still_be_mined(
-    run: Run, batch: Settlement, transactions: Sequence[SettlementTransaction]
+    run: SettlementRun, batch: Settlement, transactions: Sequence[SettlementTransaction]
 ) -> bool:
     """Whether one of the batch's transactions was mined, or may be one day. Those of an account
     that is no settler any more would revert."""
@@ -79,9 +79,9 @@ async def can_still_be_mined(
 
 
 async def replace(
-    run: Run,
+    run: SettlementRun,
     batch: Settlement,
-    out: Mapping[str, Sequence[InferenceSession]],
+    out: Mapping[str, Sequence[Job]],
     *,
     signed: int,
 ) -> None:
@@ -110,16 +110,14 @@ async def replace(
             raise ChainError(f"Batch {batch.id} went on meanwhile: another settler is at work.")
         for reason, jobs in out.items():
             await db.execute(
-                update(InferenceSession)
-                .where(InferenceSession.id.in_([job.id for job in jobs]))
+                update(Job)
+                .where(Job.id.in_([job.id for job in jobs]))
                 .values(settlement_id=None, withheld_until=until, withheld_reason=reason)
                 .execution_options(synchronize_session=False)
             )
         rest = list(
             await db.scalars(
-                select(InferenceSession)
-                .where(InferenceSession.settlement_id == batch.id)
-                .order_by(InferenceSession.completed_at, InferenceSession.id)
+                select(Job).where(Job.settlement_id == batch.id).order_by(Job.completed_at, Job.id)
             )
         )
         if rest:
@@ -134,7 +132,7 @@ async def replace(
     )
 
 
-def beyond(jobs: Sequence[InferenceSession], left: int) -> list[InferenceSession]:
+def beyond(jobs: Sequence[Job], left: int) -> list[Job]:
     """The generations, in order, that do not fit into ``left`` base units any more."""
     out = []
     for job in jobs:
@@ -146,7 +144,7 @@ def beyond(jobs: Sequence[InferenceSession], left: int) -> list[InferenceSession
     return out
 
 
-async def _look_again(run: Run, batch: Settlement) -> Progress:
+async def _look_again(run: SettlementRun, batch: Settlement) -> Progress:
     """The contract has it, though we know of no transaction: reconciling finds out."""
     with step(Step.LEAVE_OUT):
         async with run.sessions.begin() as db:
@@ -158,11 +156,9 @@ async def _look_again(run: Run, batch: Settlement) -> Progress:
     return Progress.MOVED
 
 
-async def _jobs(run: Run, batch: Settlement) -> list[InferenceSession]:
+async def _jobs(run: SettlementRun, batch: Settlement) -> list[Job]:
     async with run.sessions() as db:
         found = await db.scalars(
-            select(InferenceSession)
-            .where(InferenceSession.settlement_id == batch.id)
-            .order_by(InferenceSession.completed_at, InferenceSession.id)
+            select(Job).where(Job.settlement_id == batch.id).order_by(Job.completed_at, Job.id)
         )
         return list(found)

@@ -4,17 +4,17 @@ import structlog
 from sqlalchemy import func, select, update
 
 from market import ledger, metrics
-from market.jobs.tables import InferenceSession, NodeContribution
+from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, from_units, plain
 from market.settlement.tables import Settlement
 from workers.settlement.reconcile import receipts_of
-from workers.settlement.run_context import Run, contract_batch
+from workers.settlement.run_context import SettlementRun, contract_batch
 from workers.settlement.steps import Progress, Step, step
 
 log = structlog.get_logger()
 
 
-async def finish(run: Run, batch: Settlement) -> Progress:
+async def finish(run: SettlementRun, batch: Settlement) -> Progress:
     """Post a batch that is final; take one back that a reorganization has undone."""
     with step(Step.FINALITY):
         if await run.escrow.settled_root(batch.id) is None:
@@ -31,7 +31,7 @@ async def finish(run: Run, batch: Settlement) -> Progress:
     return await _post(run, batch, mined.hash, mined.block_number)
 
 
-async def _unmark(run: Run, batch: Settlement) -> Progress:
+async def _unmark(run: SettlementRun, batch: Settlement) -> Progress:
     async with run.sessions.begin() as db:
         await db.execute(
             update(Settlement)
@@ -42,7 +42,9 @@ async def _unmark(run: Run, batch: Settlement) -> Progress:
     return Progress.MOVED
 
 
-async def _post(run: Run, batch: Settlement, transaction: str | None, block: int) -> Progress:
+async def _post(
+    run: SettlementRun, batch: Settlement, transaction: str | None, block: int
+) -> Progress:
     """Owed becomes paid, once: the batch's row is locked, and the ledger knows its id."""
     content = contract_batch(batch)
     paid = {wallet: from_units(units) for wallet, units in content.credits.items()}
@@ -50,7 +52,7 @@ async def _post(run: Run, batch: Settlement, transaction: str | None, block: int
     with step(Step.POST):
         async with run.sessions.begin() as db:
             await ledger.settle(db, batch=batch.id, amounts={**paid, ledger.PLATFORM: fee})
-            sessions = select(InferenceSession.id).where(InferenceSession.settlement_id == batch.id)
+            sessions = select(Job.id).where(Job.settlement_id == batch.id)
             await db.execute(
                 update(NodeContribution)
                 .where(NodeContribution.session_id.in_(sessions))

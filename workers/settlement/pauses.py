@@ -14,7 +14,7 @@ from market.money import PLACES, from_units, plain
 from market.settings.payments import PaymentsSettings
 from market.settlement.errors import SettlementPaused
 from market.settlement.tables import Settlement, SettlementPause
-from workers.settlement.run_context import Run
+from workers.settlement.run_context import SettlementRun
 from workers.settlement.steps import Step, step
 
 log = structlog.get_logger()
@@ -84,7 +84,7 @@ async def resume(sessions: Sessions) -> SettlementPause | None:
     return ended
 
 
-async def count_failure(run: Run, batch: Settlement, error: ChainError) -> None:
+async def count_failure(run: SettlementRun, batch: Settlement, error: ChainError) -> None:
     """Remember that a batch was refused.
 
     Raises:
@@ -102,7 +102,7 @@ async def count_failure(run: Run, batch: Settlement, error: ChainError) -> None:
         await pause(run.sessions, Reason.FAILURES, f"Batch {batch.id}: {error.detail}")
 
 
-async def check_gas_money(run: Run, needed: int) -> None:
+async def check_gas_money(run: SettlementRun, needed: int) -> None:
     """That the account can pay ``needed`` wei, and a reserve.
 
     Raises:

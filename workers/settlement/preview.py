@@ -9,8 +9,8 @@ from sqlalchemy import func, select
 from market.chain.signer import Signer
 from market.chain.transactions import Fees
 from market.escrow.errors import SettlementRefused
-from market.escrow.reader import Escrow
-from market.jobs.tables import InferenceSession
+from market.escrow.reader import EscrowReader
+from market.jobs.tables import Job
 from market.money import ZERO, from_units, plain
 from market.resources import Services
 from market.settlement.batch_draft import Draft
@@ -18,11 +18,11 @@ from market.settlement.tables import Settlement, SettlementPause
 from workers.settlement import pauses
 from workers.settlement.collect import draft_of, due, is_due
 from workers.settlement.exclusions import CEILING, USERS_FAULT, beyond
-from workers.settlement.run_context import Run, contract_batch
+from workers.settlement.run_context import SettlementRun, contract_batch
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class Excluded:
     """Generations that the next batch would not pay for, and why."""
 
     reason: str
@@ -32,7 +32,7 @@ class LeftOut:
 
 
 @dataclass(slots=True)
-class Plan:
+class BatchPreview:
     """The next batch, or the one that is on its way already."""
 
     open_batch: Settlement | None = None
@@ -43,18 +43,18 @@ class Plan:
     balance: int = 0
     refusal: str | None = None
     """Why the contract would take no batch at all."""
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[Excluded] = field(default_factory=list)
 
 
-async def make_plan(services: Services, escrow: Escrow, signer: Signer) -> Plan:
+async def make_preview(services: Services, escrow: EscrowReader, signer: Signer) -> BatchPreview:
     """Look at what is due, and ask the contract what it would say.
 
     Raises:
         ChainUnreachable: no endpoint answers.
         SettlementMismatch: a generation's parts are not its cost.
     """
-    run = Run(services, escrow, signer)
-    plan = Plan(
+    run = SettlementRun(services, escrow, signer)
+    plan = BatchPreview(
         open_batch=await run.open_batch(),
         pause=await pauses.in_force(services.sessions),
         balance=await run.network.balance(run.account),
@@ -83,7 +83,7 @@ async def make_plan(services: Services, escrow: Escrow, signer: Signer) -> Plan:
     return plan
 
 
-def describe(plan: Plan) -> list[str]:
+def describe(plan: BatchPreview) -> list[str]:
     """The plan as lines of text."""
     said = []
     if plan.pause is not None:
@@ -101,7 +101,7 @@ def describe(plan: Plan) -> list[str]:
     return said
 
 
-def _describe_draft(plan: Plan, draft: Draft) -> list[str]:
+def _describe_draft(plan: BatchPreview, draft: Draft) -> list[str]:
     content = draft.content
     said = [
         f"batch {content.id}",
@@ -126,9 +126,7 @@ def _describe_draft(plan: Plan, draft: Draft) -> list[str]:
     return said
 
 
-def _in_the_way(
-    jobs: Sequence[InferenceSession], refusal: SettlementRefused
-) -> list[InferenceSession]:
+def _in_the_way(jobs: Sequence[Job], refusal: SettlementRefused) -> list[Job]:
     if refusal.reason in USERS_FAULT:
         return [job for job in jobs if job.user_wallet == refusal.user]
     if refusal.reason == CEILING:
@@ -136,31 +134,31 @@ def _in_the_way(
     return []
 
 
-def _left_out(reason: str, jobs: Sequence[InferenceSession]) -> LeftOut:
+def _left_out(reason: str, jobs: Sequence[Job]) -> Excluded:
     total = sum((job.total_cost_far or ZERO for job in jobs), ZERO)
-    return LeftOut(reason, len(jobs), total)
+    return Excluded(reason, len(jobs), total)
 
 
-async def _not_due(run: Run) -> list[LeftOut]:
+async def _not_due(run: SettlementRun) -> list[Excluded]:
     """Charged and in no batch, but too young or withheld."""
-    withheld = InferenceSession.withheld_until > func.now()
+    withheld = Job.withheld_until > func.now()
     query = (
         select(
             withheld.label("withheld"),
-            InferenceSession.withheld_reason,
+            Job.withheld_reason,
             func.count(),
-            func.sum(InferenceSession.total_cost_far),
+            func.sum(Job.total_cost_far),
         )
         .where(
-            InferenceSession.settlement_id.is_(None),
-            InferenceSession.total_cost_far > 0,
-            InferenceSession.id.not_in(select(InferenceSession.id).where(*is_due(run.payments))),
+            Job.settlement_id.is_(None),
+            Job.total_cost_far > 0,
+            Job.id.not_in(select(Job.id).where(*is_due(run.payments))),
         )
-        .group_by("withheld", InferenceSession.withheld_reason)
+        .group_by("withheld", Job.withheld_reason)
     )
     async with run.sessions() as db:
         return [
-            LeftOut(
+            Excluded(
                 f"withheld ({reason or 'no reason'})" if held else "before the release delay",
                 count,
                 amount or ZERO,
@@ -169,11 +167,11 @@ async def _not_due(run: Run) -> list[LeftOut]:
         ]
 
 
-async def _too_many(run: Run, taken: int) -> list[LeftOut]:
+async def _too_many(run: SettlementRun, taken: int) -> list[Excluded]:
     rest = (
-        select(InferenceSession.total_cost_far)
+        select(Job.total_cost_far)
         .where(*is_due(run.payments))
-        .order_by(InferenceSession.completed_at, InferenceSession.id)
+        .order_by(Job.completed_at, Job.id)
         .offset(taken)
         .subquery()
     )
@@ -181,4 +179,4 @@ async def _too_many(run: Run, taken: int) -> list[LeftOut]:
         count, amount = (
             await db.execute(select(func.count(), func.sum(rest.c.total_cost_far)))
         ).one()
-    return [LeftOut("for a later batch", count, amount)] if count else []
+    return [Excluded("for a later batch", count, amount)] if count else []

@@ -10,13 +10,13 @@ from market.settlement.errors import SettlementMismatch
 from market.settlement.tables import Settlement, SettlementTransaction
 from workers.settlement import submit
 from workers.settlement.pauses import Reason, pause
-from workers.settlement.run_context import Run, contract_batch
+from workers.settlement.run_context import SettlementRun, contract_batch
 from workers.settlement.steps import Progress, Step, step
 
 log = structlog.get_logger()
 
 
-async def reconcile(run: Run, batch: Settlement) -> Progress:
+async def reconcile(run: SettlementRun, batch: Settlement) -> Progress:
     """Mined, reverted, waiting, or lost; and what follows from it.
 
     Raises:
@@ -54,14 +54,16 @@ async def reconcile(run: Run, batch: Settlement) -> Progress:
     return await submit.sign(run, batch)
 
 
-async def receipts_of(run: Run, transactions: Sequence[SettlementTransaction]) -> list[Receipt]:
+async def receipts_of(
+    run: SettlementRun, transactions: Sequence[SettlementTransaction]
+) -> list[Receipt]:
     """Receipts of those that were mined."""
     asked = [await run.network.receipt(transaction.hash) for transaction in transactions]
     return [receipt for receipt in asked if receipt is not None]
 
 
 async def _mark_mined(
-    run: Run, batch: Settlement, root: str, receipts: Sequence[Receipt]
+    run: SettlementRun, batch: Settlement, root: str, receipts: Sequence[Receipt]
 ) -> Progress:
     if root != batch.usage_root:
         raise SettlementMismatch(f"The contract holds usage root {root} for batch {batch.id}.")
@@ -83,7 +85,7 @@ async def _mark_mined(
     return Progress.MOVED
 
 
-def _check_totals(run: Run, batch: Settlement, mined: Receipt) -> None:
+def _check_totals(run: SettlementRun, batch: Settlement, mined: Receipt) -> None:
     content = contract_batch(batch)
     ours = (content.debited, sum(content.credits.values()), content.fee)
     theirs = run.escrow.totals(mined, batch.id)
@@ -93,7 +95,7 @@ def _check_totals(run: Run, batch: Settlement, mined: Receipt) -> None:
         )
 
 
-async def _mark_reverted(run: Run, hashes: set[str]) -> None:
+async def _mark_reverted(run: SettlementRun, hashes: set[str]) -> None:
     async with run.sessions.begin() as db:
         await db.execute(
             update(SettlementTransaction)

@@ -9,14 +9,14 @@ it is final.
 from sqlalchemy import func, select, update
 
 from market import ledger
-from market.jobs.tables import InferenceSession, NodeContribution
+from market.jobs.tables import Job, NodeContribution
 from market.settlement.tables import Settlement
 from workers.settlement.pauses import Reason, alert
-from workers.settlement.run_context import Run
+from workers.settlement.run_context import SettlementRun
 from workers.settlement.steps import Step, step
 
 
-async def take_back(run: Run) -> None:
+async def take_back(run: SettlementRun) -> None:
     """Take back each posted batch that the chain does not have any more, the newest first.
 
     A batch is mined when all before it are final. So while the newest is there, all are.
@@ -39,7 +39,7 @@ async def take_back(run: Run) -> None:
                 )
 
 
-async def _newest_posted(run: Run) -> Settlement | None:
+async def _newest_posted(run: SettlementRun) -> Settlement | None:
     async with run.sessions() as db:
         return await db.scalar(
             select(Settlement)
@@ -49,7 +49,7 @@ async def _newest_posted(run: Run) -> Settlement | None:
         )
 
 
-async def _undo(run: Run, batch: Settlement) -> bool:
+async def _undo(run: SettlementRun, batch: Settlement) -> bool:
     """Paid becomes owed again, in one transaction; whether that happened now."""
     async with run.sessions.begin() as db:
         undone = await db.scalar(
@@ -67,7 +67,7 @@ async def _undo(run: Run, batch: Settlement) -> bool:
         if undone is None:
             return False
         await ledger.reverse(db, kind="settle", reference=batch.id)
-        sessions = select(InferenceSession.id).where(InferenceSession.settlement_id == batch.id)
+        sessions = select(Job.id).where(Job.settlement_id == batch.id)
         await db.execute(
             update(NodeContribution)
             .where(NodeContribution.session_id.in_(sessions))

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from sqlalchemy import select
 
 from market import db
-from market.chain.client import Network
+from market.chain.client import ChainClient
 from market.chain.signer import Signer
-from market.escrow.reader import Batch, Escrow
+from market.escrow.reader import Batch, EscrowReader
 from market.resources import Services
 from market.settings.payments import PaymentsSettings
 from market.settlement.tables import Settlement, SettlementTransaction
@@ -16,11 +16,11 @@ WEI_PER_GWEI = 10**9
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class SettlementRun:
     """One settler at work."""
 
     services: Services
-    escrow: Escrow
+    escrow: EscrowReader
     signer: Signer
 
     @property
@@ -32,7 +32,7 @@ class Run:
         return self.services.settings.payments
 
     @property
-    def network(self) -> Network:
+    def network(self) -> ChainClient:
         return self.escrow.network
 
     @property

@@ -8,20 +8,20 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from market.chain.client import Sent
+from market.chain.client import SendOutcome
 from market.chain.errors import ChainError
 from market.chain.transactions import Fees, SignedTransaction, sign_transaction
 from market.escrow.errors import SettlementRefused
 from market.settlement.tables import ChainNonce, Settlement, SettlementTransaction
 from workers.settlement import exclusions
 from workers.settlement.pauses import Reason, alert, check_gas_money
-from workers.settlement.run_context import Run, contract_batch
+from workers.settlement.run_context import SettlementRun, contract_batch
 from workers.settlement.steps import Progress, Step, step
 
 log = structlog.get_logger()
 
 
-async def sign(run: Run, batch: Settlement) -> Progress:
+async def sign(run: SettlementRun, batch: Settlement) -> Progress:
     """Write signed bytes down, at a new nonce, before anybody else sees them.
 
     Raises:
@@ -38,7 +38,7 @@ async def sign(run: Run, batch: Settlement) -> Progress:
         except SettlementRefused as refused:
             refusal = refused
     if refusal is not None:
-        return await exclusions.mend(run, batch, refusal)
+        return await exclusions.exclude(run, batch, refusal)
     with step(Step.SIGN):
         chain_id = await run.network.chain_id()
         fees = (await run.network.fees()).capped(run.fee_ceiling)
@@ -54,7 +54,7 @@ async def sign(run: Run, batch: Settlement) -> Progress:
 
 
 async def deliver(
-    run: Run, batch: Settlement, live: Sequence[SettlementTransaction], mined: int
+    run: SettlementRun, batch: Settlement, live: Sequence[SettlementTransaction], mined: int
 ) -> Progress:
     """Send what may still be mined, or replace it where it is stuck.
 
@@ -77,18 +77,18 @@ async def deliver(
     if stuck and await _replace(run, batch, newest, nonce=newest.nonce) is Progress.MOVED:
         return Progress.MOVED
     with step(Step.SEND):
-        outcome = Sent.ACCEPTED
+        outcome = SendOutcome.ACCEPTED
         for _, transaction in sorted(unmined.items()):
             outcome = await run.network.send(transaction.raw)
-            if outcome is Sent.ACCEPTED and transaction.sent_at is None:
+            if outcome is SendOutcome.ACCEPTED and transaction.sent_at is None:
                 await _sent(run, transaction)
-    if outcome is Sent.UNDERPRICED and not stuck:
+    if outcome is SendOutcome.UNDERPRICED and not stuck:
         return await _replace(run, batch, newest, nonce=newest.nonce)
     return Progress.BLOCKED if stuck else Progress.WAITING
 
 
 async def _replace(
-    run: Run, batch: Settlement, old: SettlementTransaction, *, nonce: int
+    run: SettlementRun, batch: Settlement, old: SettlementTransaction, *, nonce: int
 ) -> Progress:
     """The same call with higher fees; at the same nonce only one of the two can be mined, and at
     another the contract refuses the second. `BLOCKED` if the fees would be above the ceiling."""
@@ -134,7 +134,7 @@ async def _hold(db: AsyncSession, batch: Settlement) -> None:
         raise ChainError(f"Batch {batch.id} was replaced meanwhile: another settler is at work.")
 
 
-async def _take_nonce(db: AsyncSession, run: Run, chain_id: int, mined: int) -> int:
+async def _take_nonce(db: AsyncSession, run: SettlementRun, chain_id: int, mined: int) -> int:
     """Ours, until the database says otherwise. The chain may be ahead, if somebody else used the
     account; it may be behind what we have signed, and then `deliver` sends that first."""
     await db.execute(
@@ -156,7 +156,7 @@ async def _take_nonce(db: AsyncSession, run: Run, chain_id: int, mined: int) -> 
 
 async def _sign_at(
     db: AsyncSession,
-    run: Run,
+    run: SettlementRun,
     batch: Settlement,
     nonce: int,
     *,
@@ -190,7 +190,9 @@ async def _sign_at(
     return signed
 
 
-async def _unmined(run: Run, chain_id: int, mined: int) -> dict[int, SettlementTransaction]:
+async def _unmined(
+    run: SettlementRun, chain_id: int, mined: int
+) -> dict[int, SettlementTransaction]:
     """The newest bytes of every nonce of ours that the chain has not used: a later nonce waits for
     the earlier ones. Those of a replaced batch are never sent again: its generations are in
     others."""
@@ -209,7 +211,7 @@ async def _unmined(run: Run, chain_id: int, mined: int) -> dict[int, SettlementT
         return {transaction.nonce: transaction for transaction in found}
 
 
-async def _sent(run: Run, transaction: SettlementTransaction) -> None:
+async def _sent(run: SettlementRun, transaction: SettlementTransaction) -> None:
     async with run.sessions.begin() as db:
         await db.execute(
             update(SettlementTransaction)

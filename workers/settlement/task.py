@@ -14,7 +14,7 @@ from web3.exceptions import Web3Exception
 from market.chain.errors import ChainError, ChainUnreachable
 from market.chain.open_signer import configured, open_signer
 from market.chain.signer import Signer
-from market.escrow.reader import Escrow
+from market.escrow.reader import EscrowReader
 from market.resources import Services
 from market.settlement.errors import SettlementMismatch, SettlementPaused
 from market.settlement.tables import Settlement
@@ -25,7 +25,7 @@ from workers.settlement.finality import finish
 from workers.settlement.pauses import Reason
 from workers.settlement.reconcile import reconcile
 from workers.settlement.reorg import take_back
-from workers.settlement.run_context import Run
+from workers.settlement.run_context import SettlementRun
 from workers.settlement.steps import Progress
 
 log = structlog.get_logger()
@@ -45,7 +45,7 @@ async def settle(ctx: dict[str, Any]) -> None:
     payments = services.settings.payments
     if not payments.escrow_contract or not configured(payments):
         return
-    escrow = Escrow.of(payments)
+    escrow = EscrowReader.of(payments)
     try:
         await settle_due(services, escrow, await open_signer(payments))
     except ChainUnreachable as error:
@@ -56,7 +56,7 @@ async def settle(ctx: dict[str, Any]) -> None:
         await escrow.close()
 
 
-async def settle_due(services: Services, escrow: Escrow, signer: Signer) -> str | None:
+async def settle_due(services: Services, escrow: EscrowReader, signer: Signer) -> str | None:
     """Settle what is due, as far as the chain lets it come; returns the last batch confirmed.
 
     Raises:
@@ -67,7 +67,7 @@ async def settle_due(services: Services, escrow: Escrow, signer: Signer) -> str 
     async with _only_settler(services) as alone:
         if not alone or await pauses.in_force(services.sessions):
             return None
-        run = Run(services, escrow, signer)
+        run = SettlementRun(services, escrow, signer)
         try:
             await take_back(run)
             return await _work(run)
@@ -75,7 +75,7 @@ async def settle_due(services: Services, escrow: Escrow, signer: Signer) -> str 
             raise ChainUnreachable(f"An endpoint answers with an error: {error}") from error
 
 
-async def _work(run: Run) -> str | None:
+async def _work(run: SettlementRun) -> str | None:
     confirmed = None
     wait = LOOK
     give_up = time.monotonic() + run.payments.confirmation_wait
@@ -94,7 +94,7 @@ async def _work(run: Run) -> str | None:
     return confirmed
 
 
-async def _guarded(run: Run, batch: Settlement | None) -> Progress:
+async def _guarded(run: SettlementRun, batch: Settlement | None) -> Progress:
     """One step, and what its failure means for later runs."""
     try:
         return await (_next(run) if batch is None else _advance(run, batch))
@@ -108,12 +108,12 @@ async def _guarded(run: Run, batch: Settlement | None) -> Progress:
         raise
 
 
-async def _next(run: Run) -> Progress:
+async def _next(run: SettlementRun) -> Progress:
     progress = await close(run)
     return await keep_awake(run) if progress is Progress.BLOCKED else progress
 
 
-async def _advance(run: Run, batch: Settlement) -> Progress:
+async def _advance(run: SettlementRun, batch: Settlement) -> Progress:
     if batch.contract not in (None, run.contract):
         raise SettlementMismatch(
             f"Batch {batch.id} was closed for the contract {batch.contract}: let it be settled "

@@ -10,7 +10,7 @@ from market import ledger, metrics
 from market.catalog.models import Model
 from market.jobs import queries
 from market.jobs.bill import Bill, make_bill
-from market.jobs.tables import InferenceSession, NodeContribution, RouteHop
+from market.jobs.tables import Job, NodeContribution, RouteHop
 from market.money import plain
 from market.resources import Services
 from workers.supervisor.errors import LeaseLost
@@ -109,14 +109,14 @@ async def fail(services: Services, lease: Lease, *, code: str) -> dict[str, obje
     return outcome
 
 
-async def _locked(db: AsyncSession, lease: Lease) -> InferenceSession:
+async def _locked(db: AsyncSession, lease: Lease) -> Job:
     """The job's row, locked, if the lease is still the newest."""
     job = await db.scalar(
-        select(InferenceSession)
+        select(Job)
         .where(
-            InferenceSession.id == lease.job.id,
-            InferenceSession.lease_counter == lease.counter,
-            InferenceSession.status == "active",
+            Job.id == lease.job.id,
+            Job.lease_counter == lease.counter,
+            Job.status == "active",
         )
         .with_for_update()
     )
@@ -125,13 +125,13 @@ async def _locked(db: AsyncSession, lease: Lease) -> InferenceSession:
     return job
 
 
-def _close(job: InferenceSession) -> None:
+def _close(job: Job) -> None:
     job.completed_at = dt.datetime.now(dt.UTC)
     job.latency_ms = round((job.completed_at - job.started_at).total_seconds() * 1000)
     job.request_cipher = None
 
 
-async def _hops(db: AsyncSession, job: InferenceSession) -> list[RouteHop]:
+async def _hops(db: AsyncSession, job: Job) -> list[RouteHop]:
     rows = await db.scalars(
         select(RouteHop)
         .where(RouteHop.session_id == job.id)
@@ -140,7 +140,7 @@ async def _hops(db: AsyncSession, job: InferenceSession) -> list[RouteHop]:
     return list(rows)
 
 
-def _contributions(job: InferenceSession, bill: Bill) -> list[NodeContribution]:
+def _contributions(job: Job, bill: Bill) -> list[NodeContribution]:
     return [
         NodeContribution(
             session_id=job.id,
@@ -173,7 +173,7 @@ async def _credit_nodes(db: AsyncSession, bill: Bill) -> None:
     )
 
 
-def _measure(job: InferenceSession, status: str) -> None:
+def _measure(job: Job, status: str) -> None:
     metrics.inference_requests.labels(job.model_id, job.tier, status).inc()
     if job.status == "completed" and job.latency_ms is not None:
         labels = (job.model_id, job.tier)

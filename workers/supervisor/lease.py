@@ -12,14 +12,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, or_, select, update
 
 from market.db import Sessions
-from market.jobs.tables import InferenceSession
+from market.jobs.tables import Job
 from workers.supervisor.errors import LeaseLost
 
 
 class Lease:
     """The right to write one generation's state. ``job`` is as it was when the lease was taken."""
 
-    def __init__(self, sessions: Sessions, job: InferenceSession, seconds: float) -> None:
+    def __init__(self, sessions: Sessions, job: Job, seconds: float) -> None:
         self._sessions = sessions
         self._seconds = seconds
         self.job = job
@@ -46,10 +46,10 @@ class Lease:
         """Let another worker take the generation up at once."""
         async with self._sessions.begin() as db:
             await db.execute(
-                update(InferenceSession)
+                update(Job)
                 .where(
-                    InferenceSession.id == self.job.id,
-                    InferenceSession.lease_counter == self.counter,
+                    Job.id == self.job.id,
+                    Job.lease_counter == self.counter,
                 )
                 .values(lease_expires_at=func.now())
             )
@@ -62,13 +62,13 @@ class Lease:
     async def _renew(self) -> None:
         async with self._sessions.begin() as db:
             cancel_requested = await db.scalar(
-                update(InferenceSession)
+                update(Job)
                 .where(
-                    InferenceSession.id == self.job.id,
-                    InferenceSession.lease_counter == self.counter,
+                    Job.id == self.job.id,
+                    Job.lease_counter == self.counter,
                 )
                 .values(lease_expires_at=_in(self._seconds))
-                .returning(InferenceSession.cancel_requested)
+                .returning(Job.cancel_requested)
             )
         if cancel_requested is None:
             raise LeaseLost
@@ -78,19 +78,19 @@ class Lease:
 async def take(sessions: Sessions, request_id: str, seconds: float) -> Lease | None:
     """A lease on a generation that has not ended and that nobody holds; else none."""
     async with sessions.begin() as db:
-        job: InferenceSession | None = await db.scalar(
-            update(InferenceSession)
+        job: Job | None = await db.scalar(
+            update(Job)
             .where(
-                InferenceSession.request_id == request_id,
-                InferenceSession.status.in_(("pending", "active")),
+                Job.request_id == request_id,
+                Job.status.in_(("pending", "active")),
                 free(),
             )
             .values(
-                lease_counter=InferenceSession.lease_counter + 1,
+                lease_counter=Job.lease_counter + 1,
                 lease_expires_at=_in(seconds),
                 status="active",
             )
-            .returning(InferenceSession)
+            .returning(Job)
         )
     return None if job is None else Lease(sessions, job, seconds)
 
@@ -102,16 +102,16 @@ async def abandoned(sessions: Sessions, *, grace: float, limit: int) -> list[tup
     """
     async with sessions() as db:
         rows = await db.execute(
-            select(InferenceSession.request_id, InferenceSession.lease_counter)
+            select(Job.request_id, Job.lease_counter)
             .where(
-                InferenceSession.status.in_(("pending", "active")),
+                Job.status.in_(("pending", "active")),
                 free(),
                 or_(
-                    InferenceSession.lease_expires_at.is_not(None),
-                    InferenceSession.started_at < _in(-grace),
+                    Job.lease_expires_at.is_not(None),
+                    Job.started_at < _in(-grace),
                 ),
             )
-            .order_by(InferenceSession.started_at)
+            .order_by(Job.started_at)
             .limit(limit)
         )
         return [(request_id, counter) for request_id, counter in rows]
@@ -120,8 +120,8 @@ async def abandoned(sessions: Sessions, *, grace: float, limit: int) -> list[tup
 def free() -> ColumnElement[bool]:
     """SQL: nobody holds the lease."""
     return or_(
-        InferenceSession.lease_expires_at.is_(None),
-        InferenceSession.lease_expires_at <= func.now(),
+        Job.lease_expires_at.is_(None),
+        Job.lease_expires_at <= func.now(),
     )
 
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Collection, Sequence
 
-from market.jobs.tables import InferenceSession
+from market.jobs.tables import Job
 from market.prompt_vault import PromptText
-from mesh.wire import Open, OpenEdge, Place, Prompt, Resume, Sampling
+from mesh.wire import Open, OpenEdge, Prompt, Resume, RoutePosition, SamplingParams
 from workers.supervisor.route_finder import Hop
 
 
-def openings(
-    job: InferenceSession,
+def open_messages(
+    job: Job,
     prompt: PromptText,
     prefix: list[bytes],
     route: Sequence[Hop],
@@ -41,7 +41,7 @@ def openings(
     messages: list[tuple[str, Open | OpenEdge]] = []
     for stage in order:
         hop, next_hop = route[stage], route[(stage + 1) % len(route)]
-        place = Place(
+        place = RoutePosition(
             stage=stage,
             stages=len(route),
             edge_node=route[0].node_id,
@@ -57,7 +57,7 @@ def openings(
         if stage > 0:
             message: Open | OpenEdge = Open(job.request_id, epoch, place, resume, prefix)
         else:
-            sampling = Sampling(job.temperature, job.top_p, job.seed, prompt.stop)
+            sampling = SamplingParams(job.temperature, job.top_p, job.seed, prompt.stop)
             text = Prompt(prompt.token_ids, generated, job.max_tokens, sampling)
             message = OpenEdge(job.request_id, epoch, place, resume, prefix, text)
         messages.append((hop.node_id, message))

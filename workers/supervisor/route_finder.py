@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from market.catalog.models import Model
 from market.geo.distance import Coordinates
-from market.jobs.tables import InferenceSession
+from market.jobs.tables import Job
 from market.nodes import kv_reservations, live_lookup
-from market.nodes.live_lookup import Sighting
+from market.nodes.live_lookup import LiveNode
 from market.nodes.node import Node
 from market.resources import Services
 from market.routing import route_search, tiers
-from market.routing.skip_reasons import explain
+from market.routing.skip_reasons import explain_skips
 
 
 class Hop(NamedTuple):
@@ -32,22 +32,22 @@ class Hop(NamedTuple):
 class _Choice:
     """A route, empty if there was none, and what it was chosen from."""
 
-    sighted: Sequence[Sighting]
+    live: Sequence[LiveNode]
     route: Sequence[Node]
     avoid: Collection[str]
     prefer: Collection[str]
     rooms: Mapping[str, int]
 
 
-class Routes:
+class RouteFinder:
     """The routes of one generation."""
 
-    def __init__(self, services: Services, model: Model, job: InferenceSession) -> None:
+    def __init__(self, services: Services, model: Model, job: Job) -> None:
         self._redis = services.redis
         self._model = model
         self._positions = job.prompt_tokens + job.max_tokens
-        self._admits = tiers.admits(job.tier)
-        self._fair = tiers.accepts(job.price_per_token_far)
+        self._admits = tiers.tier_rule(job.tier)
+        self._fair = tiers.price_rule(job.price_per_token_far)
         self._skips = services.skips
         self._chosen: _Choice | None = None
         self._near = (
@@ -64,15 +64,15 @@ class Routes:
     async def find(self, serving: Collection[Hop]) -> list[Node] | None:
         """The cheapest route now, none if there is none. ``serving``: the hops that the generation
         has, which cost nothing where they still serve the same span."""
-        sighted = await live_lookup.sighted(self._redis, self._model.id)
-        nodes = [seen.node for seen in sighted if seen.serves]
-        rooms = await kv_reservations.rooms(self._redis, [node.node_id for node in nodes])
+        live = await live_lookup.live_nodes(self._redis, self._model.id)
+        nodes = [seen.node for seen in live if seen.available]
+        rooms = await kv_reservations.free_kv_of(self._redis, [node.node_id for node in nodes])
         now = time.monotonic()
         avoid = [node_id for node_id, until in self._avoid.items() if until > now]
         prefer = [node.node_id for node in nodes if Hop.of(node) in serving]
         route = None
         if len(nodes) >= self._model.min_nodes:
-            route = route_search.choose(
+            route = route_search.cheapest_route(
                 nodes,
                 self._model.layers,
                 avoid=avoid,
@@ -82,7 +82,7 @@ class Routes:
                 rooms=rooms,
                 near=self._near,
             )
-        self._chosen = _Choice(sighted, route or [], avoid, prefer, rooms)
+        self._chosen = _Choice(live, route or [], avoid, prefer, rooms)
         return route
 
     async def count_skips(self) -> None:
@@ -91,8 +91,8 @@ class Routes:
         choice, self._chosen = self._chosen, None
         if choice is None or not self._skips.due:
             return
-        reasons = explain(
-            choice.sighted,
+        reasons = explain_skips(
+            choice.live,
             self._model.layers,
             choice.route,
             avoid=choice.avoid,
@@ -108,4 +108,4 @@ class Routes:
     async def reserve(self, route: Sequence[Node], serving: Collection[Hop]) -> bool:
         """Nodes that serve the generation already have its room."""
         new = [node.node_id for node in route if Hop.of(node) not in serving]
-        return await kv_reservations.reserve(self._redis, new, self._positions)
+        return await kv_reservations.reserve_kv(self._redis, new, self._positions)

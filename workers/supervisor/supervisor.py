@@ -17,20 +17,20 @@ from sqlalchemy import insert, select, update
 
 from market import metrics
 from market.jobs import live_session, messaging
-from market.jobs.live_session import Delivered
-from market.jobs.tables import InferenceSession, RouteHop
+from market.jobs.live_session import TokenEntry
+from market.jobs.tables import Job, RouteHop
 from market.nodes import live_registry
 from market.nodes.node import Node
 from market.resources import Services
 from mesh import token_stream
-from mesh.route_record import LiveRoute
-from mesh.wire import Cancel, Close, Ended, Note, Ping, Pong, Refused
+from mesh.route_record import RouteRecord
+from mesh.wire import Cancel, Close, ControlMessage, Ended, Ping, Pong, Refused
 from mesh.wire.refusal_codes import LOST, code_of
 from workers.supervisor import completion, lease
 from workers.supervisor.errors import LeaseLost
 from workers.supervisor.lease import Lease
-from workers.supervisor.open_messages import openings
-from workers.supervisor.route_finder import Hop, Routes
+from workers.supervisor.open_messages import open_messages
+from workers.supervisor.route_finder import Hop, RouteFinder
 
 log = structlog.get_logger()
 
@@ -75,7 +75,7 @@ async def supervise(ctx: dict[str, Any], request_id: str) -> None:
         raise
 
 
-class _Over(Exception):
+class GenerationOver(Exception):
     """The generation's end was reached: reason, and the code of a failure."""
 
     def __init__(self, reason: str, code: str | None = None) -> None:
@@ -96,7 +96,7 @@ class Supervisor:
         self._id = job.request_id
         self._model = services.catalog.get(job.model_id)
         self._epoch = job.epoch
-        self._routes = Routes(services, self._model, job)
+        self._routes = RouteFinder(services, self._model, job)
         self._route: list[Hop] = []
         self._afresh = False
         self._believed: set[str] = set()
@@ -124,7 +124,7 @@ class Supervisor:
             if self._epoch == self._lease.job.epoch and not writes == recorded == self._epoch:
                 await self._new_epoch("first" if self._epoch == 0 else "taken_over")
             await self._watch()
-        except _Over as over:
+        except GenerationOver as over:
             await self._end(over)
 
     async def _recall_route(self) -> int | None:
@@ -150,7 +150,7 @@ class Supervisor:
             self._check_time_and_cancel()
             if time.monotonic() < look_at:
                 continue  # an event woke us
-            look = await live_session.look(self._redis, self._id, self._node_ids)
+            look = await live_session.progress(self._redis, self._id, self._node_ids)
             if look.epoch != self._epoch:
                 await self._new_epoch("redis_lost")
             elif await self._mend_silence(look.beating):
@@ -166,16 +166,16 @@ class Supervisor:
             look_at = time.monotonic() + LOOK
             progressed_at = time.monotonic()
 
-    async def _hear(self, wait: float) -> list[Note]:
+    async def _hear(self, wait: float) -> list[ControlMessage]:
         """Events of this epoch, waiting up to ``wait`` seconds for the first."""
-        self._events_after, events = await messaging.listen(
+        self._events_after, events = await messaging.read_events(
             self._redis, self._id, self._events_after, wait=wait
         )
         if any(isinstance(event, Cancel) for event in events):
-            raise _Over("cancelled")
+            raise GenerationOver("cancelled")
         return [event for event in events if event.epoch == self._epoch]
 
-    async def _act(self, event: Note) -> None:
+    async def _act(self, event: ControlMessage) -> None:
         if event.epoch != self._epoch:
             return  # an event before this one has begun a new epoch
         match event:
@@ -191,7 +191,7 @@ class Supervisor:
     async def _check_ended(self, event: Ended) -> None:
         """Over, if readers have all that was written."""
         if await self._progress() >= event.count:
-            raise _Over(event.reason)
+            raise GenerationOver(event.reason)
 
     async def _mend_refusal(self, node_id: str, code: str) -> None:
         if node_id not in self._node_ids:
@@ -222,7 +222,7 @@ class Supervisor:
         if not dead or await self._routes.find(self._route) is None:
             return False
         for node_id in dead:
-            await live_registry.forget(self._redis, node_id, self._model.id)
+            await live_registry.evict(self._redis, node_id, self._model.id)
         await self._blame(dead, "silent")
         await self._new_epoch("silent")
         return True
@@ -231,7 +231,7 @@ class Supervisor:
         """Whether the route's nodes all live and have come further than when asked last: a long
         prompt, or many generations. Those that do not answer are blamed."""
         for node_id in self._node_ids:
-            await messaging.send(
+            await messaging.send_to_inbox(
                 self._redis, node_id, [Ping(self._id, self._epoch)], ttl=self._limits.stream_ttl
             )
         alive: dict[str, int] = {}
@@ -244,7 +244,7 @@ class Supervisor:
                     await self._check_ended(event)
         silent = [node_id for node_id in self._node_ids if node_id not in alive]
         for node_id in silent:
-            await live_registry.forget(self._redis, node_id, self._model.id)
+            await live_registry.evict(self._redis, node_id, self._model.id)
         further = sum(alive.values()) > self._computed
         self._computed = sum(alive.values())
         if further and not silent:
@@ -263,7 +263,7 @@ class Supervisor:
     def _count_failure(self) -> None:
         self._failures += 1
         if self._failures >= self._limits.max_failures:
-            raise _Over("failed", "stalled")
+            raise GenerationOver("failed", "stalled")
 
     async def _new_epoch(self, reason: str) -> None:
         """A route from here on. Old nodes may no longer write from the moment it begins."""
@@ -273,11 +273,11 @@ class Supervisor:
         job = self._lease.job
         await self._claim_epoch()
         positions = job.prompt_tokens + job.max_tokens
-        live = LiveRoute(self._model.width, positions, [node.node_id for node in route])
+        live = RouteRecord(self._model.width, positions, [node.node_id for node in route])
         await live_session.begin_epoch(self._redis, self._id, self._epoch, live, ttl=self._keep())
         generated = [token.token_id for token in await self._tokens()]
         if len(generated) >= job.max_tokens:
-            raise _Over("length")
+            raise GenerationOver("length")
         await self._record(route, first_token=len(generated))
         self._computed = 0
         served, self._route = self._route, [Hop.of(node) for node in route]
@@ -322,13 +322,13 @@ class Supervisor:
     async def _claim_epoch(self) -> None:
         async with self._services.sessions.begin() as db:
             epoch = await db.scalar(
-                update(InferenceSession)
+                update(Job)
                 .where(
-                    InferenceSession.id == self._lease.job.id,
-                    InferenceSession.lease_counter == self._lease.counter,
+                    Job.id == self._lease.job.id,
+                    Job.lease_counter == self._lease.counter,
                 )
-                .values(epoch=InferenceSession.epoch + 1)
-                .returning(InferenceSession.epoch)
+                .values(epoch=Job.epoch + 1)
+                .returning(Job.epoch)
             )
         if epoch is None:
             raise LeaseLost
@@ -355,9 +355,9 @@ class Supervisor:
         """Tell every node what to expect. Hops in ``kept`` served the epoch before."""
         job, vault = self._lease.job, self._services.vault
         if job.request_cipher is None:
-            raise _Over("failed", "prompt_lost")
+            raise GenerationOver("failed", "prompt_lost")
         prompt = vault.open(self._id, job.request_cipher)
-        messages = openings(
+        messages = open_messages(
             job,
             prompt,
             [] if generated else vault.prefix(job.user_wallet, prompt.token_ids),
@@ -368,15 +368,17 @@ class Supervisor:
             expires_in=self._seconds_left() + OPEN_GRACE,
         )
         for node_id, message in messages:
-            await messaging.send(self._redis, node_id, [message], ttl=self._limits.stream_ttl)
+            await messaging.send_to_inbox(
+                self._redis, node_id, [message], ttl=self._limits.stream_ttl
+            )
 
     async def _close(self, hops: Collection[Hop], epoch: int) -> None:
         for hop in hops:
-            await messaging.send(
+            await messaging.send_to_inbox(
                 self._redis, hop.node_id, [Close(self._id, epoch)], ttl=self._limits.stream_ttl
             )
 
-    async def _end(self, over: _Over) -> None:
+    async def _end(self, over: GenerationOver) -> None:
         ttl = self._limits.stream_ttl
         tokens = await live_session.seal(self._redis, self._id, ttl=ttl)
         if over.code is None:
@@ -403,9 +405,9 @@ class Supervisor:
 
     def _check_time_and_cancel(self, late: str = "deadline_exceeded") -> None:
         if self._lease.cancel_requested:
-            raise _Over("cancelled")
+            raise GenerationOver("cancelled")
         if self._seconds_left() <= 0:
-            raise _Over("failed", late)
+            raise GenerationOver("failed", late)
 
     def _seconds_left(self) -> int:
         left = self._lease.job.deadline_at - dt.datetime.now(dt.UTC)
@@ -415,9 +417,9 @@ class Supervisor:
         """Seconds for which the streams of a running generation are kept."""
         return self._seconds_left() + self._limits.stream_ttl
 
-    async def _tokens(self) -> list[Delivered]:
+    async def _tokens(self) -> list[TokenEntry]:
         entries = await live_session.read(self._redis, self._id, token_stream.START)
-        return [entry for entry in entries if isinstance(entry, Delivered)]
+        return [entry for entry in entries if isinstance(entry, TokenEntry)]
 
     async def _progress(self) -> int:
         return token_stream.index_of(await live_session.last_entry(self._redis, self._id))

@@ -52,7 +52,9 @@ async def announced(model_id: str, services: WithServices) -> AnnouncedNodes:
     """Nodes of a model that announce themselves in the DHT, with their own word for it."""
     services.catalog.get(model_id)
     told = await directory.read(services.redis, model_id)
-    on_routes = {node.node_id for node in await live_lookup.active(services.redis, model_id)}
+    on_routes = {
+        node.node_id for node in await live_lookup.available_nodes(services.redis, model_id)
+    }
     return AnnouncedNodes(
         model_id=model_id,
         total_nodes=len(told),

@@ -103,9 +103,9 @@ async def models(services: WithServices) -> Models:
     """Models on offer, with their price now."""
     offers = []
     for model in services.catalog:
-        nodes = await live_lookup.active(services.redis, model.id)
-        fair = tiers.accepts(model.price_per_token)
-        route = route_search.choose(nodes, model.layers, admits=fair)
+        nodes = await live_lookup.available_nodes(services.redis, model.id)
+        fair = tiers.price_rule(model.price_per_token)
+        route = route_search.cheapest_route(nodes, model.layers, admits=fair)
         offers.append(
             ModelOnOffer(
                 id=model.id,
@@ -125,7 +125,7 @@ async def models(services: WithServices) -> Models:
 
 async def _active(services: Services, model_id: str) -> list[ActiveNode]:
     services.catalog.get(model_id)
-    return [_shown(node) for node in await live_lookup.active(services.redis, model_id)]
+    return [_shown(node) for node in await live_lookup.available_nodes(services.redis, model_id)]
 
 
 def _shown(node: Node) -> ActiveNode:

@@ -13,13 +13,12 @@ from api import reading, submission
 from api.http.authentication import LoggedIn
 from api.http.rate_limits import address_of, limit
 from api.http.services import Services, WithServices
-from api.schemas.jobs import InferenceSession
+from api.schemas.jobs import JobView
 from api.submission import Generate
 from market.errors import InvalidRequest
 from market.jobs import queries
 from market.jobs.errors import StreamExpired
-from market.jobs.tables import InferenceSession as Job
-from market.jobs.tables import SessionStatus
+from market.jobs.tables import Job, SessionStatus
 from mesh import token_stream
 
 router = APIRouter(prefix="/api/inference", tags=["inference"])
@@ -43,7 +42,7 @@ class Accepted(BaseModel):
 
 @router.post(
     "/distributed/generate",
-    response_model=InferenceSession,
+    response_model=JobView,
     responses={
         200: {"content": EVENT_STREAM},
         202: {"model": Accepted, "description": "With `Prefer: respond-async`."},
@@ -89,7 +88,7 @@ async def generate(
 
 
 @router.get("/jobs/{request_id}")
-async def poll(request_id: str, caller: LoggedIn, services: WithServices) -> InferenceSession:
+async def poll(request_id: str, caller: LoggedIn, services: WithServices) -> JobView:
     """The job now: its status, and the text so far. The text is forgotten after an hour."""
     job = await reading.find(services, caller.wallet, request_id)
     return await reading.view(services, job)
@@ -118,7 +117,7 @@ async def events(
 
 
 @router.delete("/jobs/{request_id}")
-async def cancel(request_id: str, caller: LoggedIn, services: WithServices) -> InferenceSession:
+async def cancel(request_id: str, caller: LoggedIn, services: WithServices) -> JobView:
     """End a job now. You pay for the tokens delivered until then; the rest is returned.
 
     Cancelling a job that has ended changes nothing.

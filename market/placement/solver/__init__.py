@@ -16,19 +16,19 @@ from market.placement.solver.capacity import candidate, measured_speed
 from market.placement.solver.join import join
 from market.placement.solver.max_flow import throughput
 from market.placement.solver.pipeline_grouping import place
-from market.placement.solver.rebalance import Change, Move, Policy, propose
+from market.placement.solver.rebalance import Policy, RebalancePlan, SpanChange, propose
 from market.placement.solver.types import Candidate, ModelShape, Pipeline, Placement, Span, Stage
 from market.placement.solver.water_filling import even_split
 
 __all__ = [
     "Candidate",
-    "Change",
     "ModelShape",
-    "Move",
     "Pipeline",
     "Placement",
     "Policy",
+    "RebalancePlan",
     "Span",
+    "SpanChange",
     "Stage",
     "candidate",
     "even_split",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
 
 from market.placement.solver.types import Candidate, ModelShape
-from market.placement.solver.water_filling import fill, level_of
+from market.placement.solver.water_filling import level_of, water_fill
 
 NEAR = 2
 """How far apart in the order of likeness groups may be whose nodes change places."""
@@ -23,7 +23,7 @@ def speed(node: Candidate) -> float:
     return -node.speed
 
 
-def dealt(
+def group_alike(
     nodes: Sequence[Candidate],
     count: int,
     model: ModelShape,
@@ -131,7 +131,7 @@ class Groups:
         return True
 
     def _rate(self, group: Sequence[Candidate]) -> float:
-        filling = fill(group, self._model.layers, self._model.edge_work)
+        filling = water_fill(group, self._model.layers, self._model.edge_work)
         return filling.rate if filling else 0.0
 
 

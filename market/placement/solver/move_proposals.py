@@ -8,7 +8,7 @@ from market.placement.solver.join import bridges
 from market.placement.solver.max_flow import Flow
 from market.placement.solver.pipeline_grouping import place
 from market.placement.solver.types import Candidate, ModelShape, Span
-from market.placement.solver.water_filling import Filling, fill, in_a_row
+from market.placement.solver.water_filling import Filling, in_a_row, water_fill
 
 TRIES = 24
 """Ideas of each kind, the most promising ones: bounds the time in a large swarm."""
@@ -28,7 +28,7 @@ Idea = dict[str, Span | None]
 """By node: its span; none if it is to have nothing to serve."""
 
 
-class Ideas:
+class MoveProposals:
     """Iterates over moves, each by node."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Ideas:
         for line in lines[:TRIES]:
             for nodes, span in line.windows(self._spans, helpers):
                 edge_work = None if span[0] else self._model.edge_work
-                filling = fill(nodes, span[1] - span[0], edge_work)
+                filling = water_fill(nodes, span[1] - span[0], edge_work)
                 if filling is not None and filling.rate > line.rate:
                     found.append((filling.rate - line.rate, nodes, span, filling))
         found.sort(key=lambda idea: (-idea[0], len(idea[1])))

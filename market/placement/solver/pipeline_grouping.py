@@ -11,10 +11,10 @@ that its nodes could.
 
 from collections.abc import Sequence
 
-from market.placement.solver.local_search import Groups, dealt, full_step, speed
-from market.placement.solver.replicated_pipeline import crowd
+from market.placement.solver.local_search import Groups, full_step, group_alike, speed
+from market.placement.solver.replicated_pipeline import replicated_pipeline
 from market.placement.solver.types import Candidate, ModelShape, Pipeline, Placement, Stage
-from market.placement.solver.water_filling import fill, in_a_row
+from market.placement.solver.water_filling import in_a_row, water_fill
 
 EXACT = 8
 """Nodes up to which all groupings are compared: 3 to that power."""
@@ -57,7 +57,7 @@ def place(nodes: Sequence[Candidate], model: ModelShape, *, exact: int = EXACT) 
 
 def _placed(nodes: Sequence[Candidate], model: ModelShape, exact: int) -> list[Pipeline]:
     """Those whom it leaves out are too slow for these pipelines; not for some of their own."""
-    together = crowd(nodes, model, _numbers(min(len(nodes), model.layers), STAGES))
+    together = replicated_pipeline(nodes, model, _numbers(min(len(nodes), model.layers), STAGES))
     bound = sum(node.speed for node in nodes) / (model.layers + model.edge_work)
     if together and len(nodes) > exact and together.rate >= ENOUGH * bound:
         return [together]
@@ -71,7 +71,7 @@ def _placed(nodes: Sequence[Candidate], model: ModelShape, exact: int) -> list[P
 def _pipeline(nodes: Sequence[Candidate], model: ModelShape) -> Pipeline | None:
     """The edge's node first, then the longest spans first: like nodes get like cuts, and can stand
     in for each other."""
-    filling = fill(nodes, model.layers, model.edge_work)
+    filling = water_fill(nodes, model.layers, model.edge_work)
     if filling is None:
         return None
     order = sorted(
@@ -92,7 +92,7 @@ def _best_of_all(nodes: Sequence[Candidate], model: ModelShape) -> list[list[Can
     smaller swarm."""
     rates = [0.0] * (1 << len(nodes))
     for subset in range(1, len(rates)):
-        filling = fill(_members(nodes, subset), model.layers, model.edge_work)
+        filling = water_fill(_members(nodes, subset), model.layers, model.edge_work)
         rates[subset] = filling.rate if filling else 0.0
     best = [(0.0, 0)] * len(rates)
     for swarm in range(1, len(rates)):
@@ -126,7 +126,7 @@ def _good(nodes: Sequence[Candidate], model: ModelShape) -> list[list[Candidate]
         sum(min(node.capacity, model.layers) for node in nodes) // model.layers,
     )
     starts = [
-        Groups(dealt(nodes, count, model, likeness), model)
+        Groups(group_alike(nodes, count, model, likeness), model)
         for count in _numbers(most, PIPELINES)
         for likeness in LIKENESSES
     ]

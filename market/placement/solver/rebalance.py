@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from market.placement.solver.max_flow import Flow
-from market.placement.solver.move_proposals import Ideas
+from market.placement.solver.move_proposals import MoveProposals
 from market.placement.solver.types import Candidate, ModelShape, Span
 
 ALIKE = 0.99
@@ -31,7 +31,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SpanChange:
     """A node's new span (none: it has nothing to serve) and the bytes that it has to load."""
 
     node_id: str
@@ -41,11 +41,11 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class RebalancePlan:
     """Changes that take effect together. ``before``, ``meanwhile``, ``after``: steps a second of
     the swarm; ``seconds``: of loading."""
 
-    changes: tuple[Change, ...]
+    changes: tuple[SpanChange, ...]
     before: float
     meanwhile: float
     after: float
@@ -62,7 +62,7 @@ def propose(
     spans: Mapping[str, Span],
     model: ModelShape,
     policy: Policy | None = None,
-) -> Move | None:
+) -> RebalancePlan | None:
     """The move that pays most; none if none does.
 
     Args:
@@ -74,7 +74,7 @@ def propose(
     swarm = _Swarm(nodes, spans, model)
     least = swarm.flow.steps * (1 + policy.threshold)
     moves = []
-    for idea in Ideas(swarm.nodes, swarm.spans, model, swarm.flow):
+    for idea in MoveProposals(swarm.nodes, swarm.spans, model, swarm.flow):
         move = swarm.weigh(idea)
         if move.after > least and move.worth(policy.horizon) > least * policy.horizon:
             moves.append(move)
@@ -97,7 +97,7 @@ class _Swarm:
         self.model = model
         self.flow = Flow(self.nodes, self.spans, model)
 
-    def weigh(self, changed: Mapping[str, Span | None]) -> Move:
+    def weigh(self, changed: Mapping[str, Span | None]) -> RebalancePlan:
         """What a move would cost and bring."""
         changes = tuple(
             self._change(name, new)
@@ -107,7 +107,7 @@ class _Swarm:
         after: dict[str, Span | None] = {**self.spans, **{c.node_id: c.new for c in changes}}
         away = {c.node_id for c in changes if not self._serves_while_loading(c)}
         staying = {name: span for name, span in self.spans.items() if name not in away}
-        return Move(
+        return RebalancePlan(
             changes=changes,
             before=self.flow.steps,
             meanwhile=self._steps(staying) if away else self.flow.steps,
@@ -117,13 +117,13 @@ class _Swarm:
             ),
         )
 
-    def _change(self, name: str, new: Span | None) -> Change:
+    def _change(self, name: str, new: Span | None) -> SpanChange:
         old, node = self.spans.get(name), self.nodes[name]
         layers = _layers(new) - _layers(old)
         edge = 0 in layers  # who serves layer 0 holds the edge
-        return Change(name, old, new, len(layers) * node.layer_bytes + edge * node.edge_bytes)
+        return SpanChange(name, old, new, len(layers) * node.layer_bytes + edge * node.edge_bytes)
 
-    def _serves_while_loading(self, change: Change) -> bool:
+    def _serves_while_loading(self, change: SpanChange) -> bool:
         """Whether its memory holds both spans, or it has nothing to load."""
         both = _layers(change.old) | _layers(change.new)
         node = self.nodes[change.node_id]

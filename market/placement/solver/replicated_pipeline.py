@@ -13,7 +13,9 @@ ALIKE = 0.99
 """Of pipelines that make so much of the best one, the shortest is taken: a step has fewer hops."""
 
 
-def crowd(nodes: Sequence[Candidate], model: ModelShape, lengths: Iterable[int]) -> Pipeline | None:
+def replicated_pipeline(
+    nodes: Sequence[Candidate], model: ModelShape, lengths: Iterable[int]
+) -> Pipeline | None:
     """The best pipeline with equal stages (the edge counted), of so many or so many; none if no
     node holds some stage. ``nodes`` in an order of their own, which decides between equal ones."""
     found = [pipeline for length in lengths if (pipeline := _shared(nodes, model, length))]

@@ -26,7 +26,7 @@ class Filling:
     holder: int | None
 
 
-def fill(nodes: Sequence[Candidate], layers: int, edge_work: float | None) -> Filling | None:
+def water_fill(nodes: Sequence[Candidate], layers: int, edge_work: float | None) -> Filling | None:
     """The quickest way to spread layers over nodes; none if they do not fit.
 
     ``edge_work``: the edge's, in layers, where the first layers are among them; else none.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from node_runner.engine.attention.interface import Score, Segment
+from node_runner.engine.attention.interface import ScoreModifier, Segment
 
 
 class GatheredGroup:
@@ -35,7 +35,7 @@ class GatheredGroup:
             self._block = block
 
     def attend(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: Score
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: ScoreModifier
     ) -> torch.Tensor:
         _, heads, width = query.shape
         kv_heads = keys.shape[1]
@@ -77,7 +77,7 @@ class GatheredGroup:
                 own = pooled.narrow(0, cache.start, self._length)
         return own.view(self._count, self._length, *pooled.shape[1:]).transpose(1, 2)
 
-    def _bias(self, score: Score) -> torch.Tensor | None:
+    def _bias(self, score: ScoreModifier) -> torch.Tensor | None:
         """What is added to the scores, ``[count, 1 or heads, each, length]``; made once a pack."""
         window = score.window if score.window and score.window < self._length else None
         # The kernel masks a prompt from its beginning by itself; one row sees all of one segment.
@@ -90,7 +90,7 @@ class GatheredGroup:
             self._biases[key] = self._make_bias(window, score)
         return self._biases[key]
 
-    def _make_bias(self, window: int | None, score: Score) -> torch.Tensor:
+    def _make_bias(self, window: int | None, score: ScoreModifier) -> torch.Tensor:
         pool = self._segments[0].cache.pool
         make = {"device": pool.shape.device}
         starts = torch.tensor([segment.position for segment in self._segments], **make)
@@ -116,7 +116,7 @@ def _softmaxed(
     keys: torch.Tensor,
     values: torch.Tensor,
     bias: torch.Tensor | None,
-    score: Score,
+    score: ScoreModifier,
 ) -> torch.Tensor:
     """Attention written out, for scores that the fused kernel does not know."""
     count, heads, rows, width = queries.shape

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from node_runner.engine.attention.kv_cache import KVCache, KVPool
+from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
 
 FEW_ROWS = 16
 """Segments of at most so many rows attend together."""
@@ -31,7 +31,7 @@ class Group(Protocol):
     rows: int
 
     def attend(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: "Score"
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: "ScoreModifier"
     ) -> torch.Tensor:
         """
         Args:
@@ -45,12 +45,12 @@ class Group(Protocol):
         """
 
 
-class Places(Protocol):
+class BatchLayout(Protocol):
     """What attention knows of a pack: into which ``slots`` of the pool its rows go, ``[rows]``,
     and in which groups they attend."""
 
     @property
-    def pool(self) -> KVPool: ...
+    def pool(self) -> KVBlockPool: ...
     @property
     def slots(self) -> torch.Tensor: ...
     @property
@@ -58,7 +58,7 @@ class Places(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ScoreModifier:
     """How a layer scores keys, beyond their product with the query.
 
     Args:

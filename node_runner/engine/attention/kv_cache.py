@@ -50,7 +50,7 @@ class KVCache:
     Position is the truth: writing at an earlier position forgets what came after it.
     """
 
-    def __init__(self, pool: "KVPool", blocks: list[int]) -> None:
+    def __init__(self, pool: "KVBlockPool", blocks: list[int]) -> None:
         self.pool = pool
         self.blocks = blocks
         self.table = on_device(blocks, pool.shape.device)
@@ -68,7 +68,7 @@ class KVCache:
         return len(self.blocks) * self.pool.shape.block
 
 
-class KVPool:
+class KVBlockPool:
     """All blocks of a span. By layer: ``keys`` and ``values``,
     ``[blocks * block, heads, key_dim or value_dim]``."""
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVPool
+from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVBlockPool
 from node_runner.engine.device.tensors import on_device
 
 if TYPE_CHECKING:
-    from node_runner.engine.attention.interface import Score, Segment
+    from node_runner.engine.attention.interface import ScoreModifier, Segment
 
 MASK_ROWS = 1024
 """Rows of one block of a mask: all rows of a generation, since they read the same blocks. The same
@@ -31,14 +31,14 @@ and of more, times the ways in which its layers score. More are a mistake, and a
 kernel FlexAttention would compute scores for the whole pool."""
 
 
-class Tables:
+class BlockTables:
     """Which blocks of a pool up to ``count`` generations read, on the pool's device.
 
     ``fill`` writes into the same tensors again, so that a captured graph finds there what is new.
     They take 8 bytes for each generation and block of the pool.
     """
 
-    def __init__(self, count: int, pool: KVPool) -> None:
+    def __init__(self, count: int, pool: KVBlockPool) -> None:
         make = {"dtype": torch.int32, "device": pool.shape.device}
         self.starts = torch.zeros(count, **make)
         """The position of each generation's first row."""
@@ -77,7 +77,7 @@ class PagedGroup:
     ``static``: the count is one of few, for each of which a kernel of its own pays.
     """
 
-    def __init__(self, tables: Tables, *, each: int, static: bool = False) -> None:
+    def __init__(self, tables: BlockTables, *, each: int, static: bool = False) -> None:
         self._tables = tables
         self._count = len(tables.counts)
         self._each = each
@@ -85,7 +85,7 @@ class PagedGroup:
         self.rows = self._count * each
 
     def attend(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: "Score"
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: "ScoreModifier"
     ) -> torch.Tensor:
         heads, width = query.shape[1:]
         queries = query.view(self._count, self._each, heads, width).transpose(1, 2)
@@ -133,7 +133,7 @@ class PagedGroup:
             compute_q_blocks=False,
         )
 
-    def _score_mod(self, score: "Score") -> Callable[..., Any] | None:
+    def _score_mod(self, score: "ScoreModifier") -> Callable[..., Any] | None:
         """What is between the product of query and key and its weight. All that it knows is in
         tensors, since a number would be compiled in."""
         if score.softcap is None and score.by_head is None:

@@ -4,17 +4,17 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from mesh.prefix_hashes import EVERY
-from node_runner.engine.attention.kv_cache import KVCache, KVPool
+from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
 
 
-class Prefixes:
+class PrefixCache:
     """Hands a pool's blocks out, and keeps ended generations' blocks until others need them.
 
     A prefix is copied, not shared: that costs a hundredth of computing it, and every generation
     owns its blocks alone.
     """
 
-    def __init__(self, pool: KVPool) -> None:
+    def __init__(self, pool: KVBlockPool) -> None:
         self._pool = pool
         self._kept: OrderedDict[bytes, KVCache] = OrderedDict()  # the longest unused first
         self._found: dict[bytes, tuple[bytes, int]] = {}

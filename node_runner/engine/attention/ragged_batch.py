@@ -12,9 +12,15 @@ from itertools import groupby
 import torch
 
 from node_runner.engine.attention.gathered import GatheredGroup, joined
-from node_runner.engine.attention.interface import FEW_ROWS, Group, Places, Score, Segment
-from node_runner.engine.attention.kv_cache import KVPool
-from node_runner.engine.attention.paged import PagedGroup, Tables
+from node_runner.engine.attention.interface import (
+    FEW_ROWS,
+    BatchLayout,
+    Group,
+    ScoreModifier,
+    Segment,
+)
+from node_runner.engine.attention.kv_cache import KVBlockPool
+from node_runner.engine.attention.paged import BlockTables, PagedGroup
 from node_runner.engine.device.tensors import on_device
 
 MAX_GATHERED = 8192
@@ -22,7 +28,7 @@ MAX_GATHERED = 8192
 do, and each segment attends where its keys lie."""
 
 
-class Pack:
+class RaggedBatch:
     """The rows of one forward: its segments' rows, one after the other.
 
     Segments of equally many rows should be neighbours: they are what attends together.
@@ -30,7 +36,7 @@ class Pack:
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.segments = segments
-        self.pool: KVPool = segments[0].cache.pool
+        self.pool: KVBlockPool = segments[0].cache.pool
         self.rows = sum(segment.rows for segment in segments)
         self.slots = joined(
             [segment.cache.slots[segment.position : segment.end] for segment in segments]
@@ -50,12 +56,12 @@ class Pack:
 
 
 def attend(
-    pack: Places,
+    pack: BatchLayout,
     layer: int,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    score: Score,
+    score: ScoreModifier,
 ) -> torch.Tensor:
     """Put the rows' keys and values into their caches; attend to all that these then hold.
 
@@ -96,6 +102,6 @@ def _groups(segments: Sequence[Segment]) -> list[Group]:
 
 
 def _paged(segments: Sequence[Segment]) -> PagedGroup:
-    tables = Tables(len(segments), segments[0].cache.pool)
+    tables = BlockTables(len(segments), segments[0].cache.pool)
     tables.fill(segments)
     return PagedGroup(tables, each=segments[0].rows)

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 
-class TextStream:
+class Detokenizer:
     """Turns tokens into text pieces. Holds back half a character, and whatever may turn out to
     be the beginning of a stop string."""
 

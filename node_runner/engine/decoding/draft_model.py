@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.errors import UnsupportedModel
-from mesh.wire import Sampling
+from mesh.wire import SamplingParams
 from node_runner.engine.attention.interface import Segment
-from node_runner.engine.attention.kv_cache import KVCache, KVPool
-from node_runner.engine.attention.ragged_batch import Pack
+from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
+from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.decoding.sampler import sample
 from node_runner.engine.device.tensors import on_device
 from node_runner.engine.model.span_checkpoint import prepare_span
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.model.span_model import SpanModel
 
 PREFILL_CHUNK = 512
 """Positions of prompts that it reads before the edge goes on with other work."""
@@ -30,10 +30,12 @@ class Ask:
     tokens: Sequence[int]
     count: int
     capacity: int
-    sampling: Sampling
+    sampling: SamplingParams
 
 
-def load_draft(source: str, target: Span, *, cache: Path, cache_bytes: int | None = None) -> Span:
+def load_draft(
+    source: str, target: SpanModel, *, cache: Path, cache_bytes: int | None = None
+) -> SpanModel:
     """All layers of a small model that is to guess the target's tokens.
 
     Args:
@@ -46,7 +48,7 @@ def load_draft(source: str, target: Span, *, cache: Path, cache_bytes: int | Non
         UnsupportedModel: no such model, none that the engine serves, or another vocabulary.
     """
     folder, _ = prepare_span(source, layers=None, edge=True, cache=cache, cache_bytes=cache_bytes)
-    span = Span(folder, edge=True, device=target.device, dtype=target.dtype)
+    span = SpanModel(folder, edge=True, device=target.device, dtype=target.dtype)
     same_rows = span.vocab_size == target.vocab_size
     if not same_rows or span.tokenizer.get_vocab() != target.tokenizer.get_vocab():
         raise UnsupportedModel(f"The draft model {source} has another vocabulary than the model.")
@@ -62,9 +64,9 @@ class DraftModel:
         positions: Room for its caches.
     """
 
-    def __init__(self, span: Span, *, positions: int) -> None:
+    def __init__(self, span: SpanModel, *, positions: int) -> None:
         self._span = span
-        self._pool = KVPool(span.kv_shape, positions * span.kv_shape.bytes_per_position)
+        self._pool = KVBlockPool(span.kv_shape, positions * span.kv_shape.bytes_per_position)
         self._caches: dict[str, KVCache] = {}
 
     def guess(self, asks: Sequence[Ask]) -> list[list[int]]:
@@ -112,7 +114,7 @@ class DraftModel:
         ]
         positions = [p for segment in segments for p in range(segment.position, segment.end)]
         hidden = self._span.embed([token for new in news for token in new], positions)
-        output = self._span.forward(hidden, Pack(segments))
+        output = self._span.forward(hidden, RaggedBatch(segments))
         last = on_device([len(new) for new in news], output.device).cumsum(0) - 1
         chosen = sample(
             self._span.logits(output[last]),

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
-from mesh.wire import Sampling
+from mesh.wire import SamplingParams
 
 
 def sample(
-    logits: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int]
+    logits: torch.Tensor, samplings: Sequence[SamplingParams], positions: Sequence[int]
 ) -> list[int]:
     """One token a row.
 

@@ -48,7 +48,7 @@ class PromptLookup:
         return []
 
 
-class Pace:
+class SpeculationPolicy:
     """Whether guessing pays, or costs next to nothing: tokens per second with and without it, as
     measured."""
 

@@ -11,10 +11,10 @@ import structlog
 import torch
 
 from node_runner.engine.attention.interface import FEW_ROWS, Segment
-from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVCache, KVPool, KVShape
-from node_runner.engine.attention.ragged_batch import Pack
+from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVBlockPool, KVCache, KVShape
+from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model.cuda_graphs import Capture, Compute
-from node_runner.engine.model.span_model import Span
+from node_runner.engine.model.span_model import SpanModel
 
 log = structlog.get_logger()
 
@@ -29,7 +29,7 @@ MAX_DEVIATION = 0.25
 in bfloat16 is some hundredths of it (decision 0020); attending to wrong positions is about one."""
 
 
-def accelerate(span: Span) -> bool:
+def accelerate(span: SpanModel) -> bool:
     """Attend in place from now on, if that works: pools of ``span.kv_shape`` made later are paged.
     False, and a line in the log, if not."""
     paged = replace(span.kv_shape, paged=True)
@@ -39,7 +39,7 @@ def accelerate(span: Span) -> bool:
     return True
 
 
-def capture_decoding(span: Span, pool: KVPool, capture: Capture | None = None) -> bool:
+def capture_decoding(span: SpanModel, pool: KVBlockPool, capture: Capture | None = None) -> bool:
     """Compute decode steps of a paged pool by graphs from now on, if that works. False, and a line
     in the log, if not; false also where layers are not known to be fit for graphs.
 
@@ -51,7 +51,7 @@ def capture_decoding(span: Span, pool: KVPool, capture: Capture | None = None) -
     if not span.capturable:
         return False
 
-    def captured() -> KVPool:
+    def captured() -> KVBlockPool:
         span.capture(pool, capture or cuda_graphs(span.device))
         return pool
 
@@ -88,7 +88,7 @@ def cuda_graphs(device: torch.device) -> Capture:
     return capture
 
 
-def _agrees(span: Span, what: str, faster: Callable[[], KVPool]) -> bool:
+def _agrees(span: SpanModel, what: str, faster: Callable[[], KVBlockPool]) -> bool:
     """Whether generations of the pool get what those of a plain pool get."""
     plain = replace(span.kv_shape, paged=False)
     try:
@@ -105,11 +105,11 @@ def _agrees(span: Span, what: str, faster: Callable[[], KVPool]) -> bool:
     return True
 
 
-def _small_pool(shape: KVShape) -> KVPool:
-    return KVPool(shape, TRIED * 4 * shape.bytes_per_position)
+def _small_pool(shape: KVShape) -> KVBlockPool:
+    return KVBlockPool(shape, TRIED * 4 * shape.bytes_per_position)
 
 
-def _outputs(span: Span, pool: KVPool, history: int) -> torch.Tensor:
+def _outputs(span: SpanModel, pool: KVBlockPool, history: int) -> torch.Tensor:
     """What two generations get, float32 ``[rows, hidden]``, in packs of all kinds (each of which
     may have a kernel to compile) that follow one of many histories; only these differ.
 
@@ -124,7 +124,7 @@ def _outputs(span: Span, pool: KVPool, history: int) -> torch.Tensor:
     def step(seed: int, rows: int, *of: KVCache) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
         hidden = torch.randn(len(of) * rows, span.hidden_size, generator=generator)
-        pack = Pack([Segment(cache, rows, cache.length) for cache in of])
+        pack = RaggedBatch([Segment(cache, rows, cache.length) for cache in of])
         return span.forward(hidden.to(span.device, span.dtype), pack).float()
 
     try:

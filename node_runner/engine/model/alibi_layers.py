@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
-from node_runner.engine.attention.interface import Score
-from node_runner.engine.attention.ragged_batch import Pack, attend
+from node_runner.engine.attention.interface import ScoreModifier
+from node_runner.engine.attention.ragged_batch import RaggedBatch, attend
 from node_runner.engine.model.families import Config, Family
 
 
@@ -26,7 +26,7 @@ class BlockLayers:
             block.self_attention = _Attention(block.self_attention, index, family.kv(config), score)
         self._rotary = decoder.rotary_emb if score.by_head is None else None
 
-    def __call__(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, pack: RaggedBatch) -> torch.Tensor:
         hidden = hidden[None]
         how = {"alibi": pack, "attention_mask": None}
         if self._rotary is not None:
@@ -39,7 +39,9 @@ class BlockLayers:
 class _Attention(nn.Module):
     """In place of `BloomAttention`, which adds the residual itself, and of `FalconAttention`."""
 
-    def __init__(self, theirs: Any, index: int, shape: tuple[int, int, int], score: Score) -> None:
+    def __init__(
+        self, theirs: Any, index: int, shape: tuple[int, int, int], score: ScoreModifier
+    ) -> None:
         super().__init__()
         self.query_key_value = theirs.query_key_value
         self.dense = theirs.dense
@@ -52,7 +54,7 @@ class _Attention(nn.Module):
         hidden: torch.Tensor,
         residual: torch.Tensor | None = None,
         *,
-        alibi: Pack,
+        alibi: RaggedBatch,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **_: object,
     ) -> tuple[torch.Tensor, None]:
@@ -68,19 +70,19 @@ class _Attention(nn.Module):
         return output if residual is None else residual + output, None
 
 
-def _score(config: Config, device: torch.device) -> Score:
+def _score(config: Config, device: torch.device) -> ScoreModifier:
     """How all layers score."""
     slopes = _slopes(config.num_attention_heads).to(device)
     if config.model_type == "bloom":
-        return Score(slopes=slopes)
+        return ScoreModifier(slopes=slopes)
     if not config.alibi:
-        return Score()
+        return ScoreModifier()
 
     def rounded(positions: torch.Tensor) -> torch.Tensor:
         """Falcon was trained with products in bfloat16, scaled as products of heads are."""
         return (slopes[:, None].bfloat16() * positions).float() * config.head_dim**-0.5
 
-    return Score(key_bias=rounded)
+    return ScoreModifier(key_bias=rounded)
 
 
 def _slopes(heads: int) -> torch.Tensor:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from node_runner.engine.attention.kv_cache import KVPool
-from node_runner.engine.attention.paged import PagedGroup, Tables
-from node_runner.engine.attention.ragged_batch import Pack
+from node_runner.engine.attention.kv_cache import KVBlockPool
+from node_runner.engine.attention.paged import BlockTables, PagedGroup
+from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model.fused_layers import FusedLayers
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -26,13 +26,13 @@ class DecodeGraphs:
     """Decode steps of a pool's generations.
 
     Takes one of the pool's blocks, into which rows of no generation write. The graphs' tables take
-    1 kB for each block of the pool (:class:`Tables`).
+    1 kB for each block of the pool (:class:`BlockTables`).
 
     Raises:
         ValueError: the pool is not a paged one, or has no block left.
     """
 
-    def __init__(self, layers: FusedLayers, pool: KVPool, capture: Capture) -> None:
+    def __init__(self, layers: FusedLayers, pool: KVBlockPool, capture: Capture) -> None:
         scratch = pool.reserve(1) if pool.shape.paged else None
         if scratch is None:
             raise ValueError("Graphs need a paged pool with a block to spare.")
@@ -53,7 +53,7 @@ class DecodeGraphs:
         """Give the pool its block back; these graphs are not used again."""
         self._pool.free(self._scratch)
 
-    def run(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor | None:
+    def run(self, hidden: torch.Tensor, pack: RaggedBatch) -> torch.Tensor | None:
         """What the layers make of a pack, ``[rows, hidden]`` to the same shape; none if it is not
         a decode step of the pool, or one of too many generations."""
         count = len(pack.segments)
@@ -67,10 +67,10 @@ class _Graph:
     """Also the :class:`Places` of the rows that it computes."""
 
     def __init__(
-        self, layers: FusedLayers, pool: KVPool, capture: Capture, count: int, spare: int
+        self, layers: FusedLayers, pool: KVBlockPool, capture: Capture, count: int, spare: int
     ) -> None:
         self.pool = pool
-        self._tables = Tables(count, pool)
+        self._tables = BlockTables(count, pool)
         self.groups: Sequence[PagedGroup] = [PagedGroup(self._tables, each=1, static=True)]
         self.slots = torch.full((count,), spare, device=pool.shape.device)
         self._spare = spare
@@ -81,7 +81,7 @@ class _Graph:
         self._replay = capture(lambda: layers.run(self._hidden, self._cos, self._sin, self))
 
     def run(
-        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack
+        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: RaggedBatch
     ) -> torch.Tensor:
         rows = len(hidden)
         self._hidden[rows:].zero_()

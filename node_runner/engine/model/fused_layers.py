@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn.functional import rms_norm
 
-from node_runner.engine.attention.interface import Places, Score
-from node_runner.engine.attention.ragged_batch import Pack, attend
+from node_runner.engine.attention.interface import BatchLayout, ScoreModifier
+from node_runner.engine.attention.ragged_batch import RaggedBatch, attend
 from node_runner.engine.device.matmul import product
 from node_runner.engine.model.families import STATIC_ROPE
 
@@ -55,15 +55,15 @@ class FusedLayers:
     def head_dim(self) -> int:
         return self._layers[0].head_dim
 
-    def __call__(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, pack: RaggedBatch) -> torch.Tensor:
         return self.run(hidden, *self.angles(pack), pack)
 
-    def angles(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+    def angles(self, pack: RaggedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and signed sines of the pack's rows, each ``[rows, 1, head_dim]``."""
         return self._angles.of(pack)
 
     def run(
-        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, places: Places
+        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, places: BatchLayout
     ) -> torch.Tensor:
         """All layers, given the angles."""
         for layer in self._layers:
@@ -77,7 +77,7 @@ class _FusedLayer:
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._index: int = attention.layer_idx
-        self._score = Score(scaling=attention.scaling, window=_window(attention))
+        self._score = ScoreModifier(scaling=attention.scaling, window=_window(attention))
         self.head_dim: int = attention.head_dim
         query_heads = attention.q_proj.out_features // self.head_dim
         kv_heads = attention.k_proj.out_features // self.head_dim
@@ -100,7 +100,7 @@ class _FusedLayer:
         return [weight for weight in (*products, *norms) if weight is not None]
 
     def __call__(
-        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, places: Places
+        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, places: BatchLayout
     ) -> torch.Tensor:
         rows, width = hidden.shape
         mixed = product(rms_norm(hidden, (width,), self._norm, self._eps), *self._qkv)
@@ -137,7 +137,7 @@ class _Angles:
         self._like = like
         self._table = self._make(1)
 
-    def of(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+    def of(self, pack: RaggedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """For the pack's rows, each ``[rows, 1, head_dim]``."""
         end = max(segment.end for segment in pack.segments)
         if end > self._table.shape[1]:

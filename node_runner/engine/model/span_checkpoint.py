@@ -89,9 +89,9 @@ def prepare_span(
     return folder, spec
 
 
-def _span(source: str, asked: str, config: Config, spec: SpanSpec) -> weights.Span:
+def _span(source: str, asked: str, config: Config, spec: SpanSpec) -> weights.CheckpointRequest:
     edge = "-edge" if spec.edge else ""
-    return weights.Span(
+    return weights.CheckpointRequest(
         label=f"{Path(source).name}-{spec.start}-{spec.end}{edge}",
         asked=asked,
         settings=_cut(config, spec).to_json_string(use_diff=False),

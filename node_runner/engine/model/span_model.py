@@ -14,8 +14,8 @@ from transformers.utils import logging as transformers_logging
 from mesh.errors import UnsupportedModel
 from mesh.model.memory_footprint import check_quantization
 from node_runner.engine.attention.interface import Segment
-from node_runner.engine.attention.kv_cache import KVPool, KVShape
-from node_runner.engine.attention.ragged_batch import Pack
+from node_runner.engine.attention.kv_cache import KVBlockPool, KVShape
+from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.device.host_memory import returning_memory, use_huge_pages
 from node_runner.engine.device.tensors import on_device
 from node_runner.engine.model.alibi_layers import BlockLayers
@@ -24,10 +24,10 @@ from node_runner.engine.model.embedding import Embedding, Head, take_norm
 from node_runner.engine.model.families import Family, family_of
 from node_runner.engine.model.fused_layers import FusedLayers, can_fuse
 from node_runner.engine.model.quantization import missing_library, quantizer, settle
-from node_runner.engine.model.transformers_layers import NAME, Layers, TransformersLayers
+from node_runner.engine.model.transformers_layers import NAME, LayerStack, TransformersLayers
 
 
-class Span:
+class SpanModel:
     """Runs hidden states through its layers, ``[rows, hidden] → [rows, hidden]``."""
 
     @returning_memory()
@@ -78,7 +78,7 @@ class Span:
 
     def warm_up(self) -> None:
         """Compute a little of each kind, so that no generation waits for what torch does once."""
-        pool = KVPool(self.kv_shape, 2 * self.kv_shape.bytes_per_block)
+        pool = KVBlockPool(self.kv_shape, 2 * self.kv_shape.bytes_per_block)
         caches = [pool.reserve(1), pool.reserve(1)]
         rows = torch.zeros(2, self.hidden_size, dtype=self.dtype, device=self.device)
         for packed in (
@@ -86,7 +86,9 @@ class Span:
             [Segment(caches[0], rows=1, position=2)],
             [Segment(cache, rows=1, position=3) for cache in caches],
         ):
-            output = self.forward(rows[: sum(segment.rows for segment in packed)], Pack(packed))
+            output = self.forward(
+                rows[: sum(segment.rows for segment in packed)], RaggedBatch(packed)
+            )
         if self.edge:
             self.logits(output)
 
@@ -104,7 +106,7 @@ class Span:
         return embedded
 
     @torch.inference_mode()
-    def forward(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, pack: RaggedBatch) -> torch.Tensor:
         """All rows of a pack through the layers; their caches grow by them."""
         output = None if self._graphs is None else self._graphs.run(hidden, pack)
         if output is None:
@@ -119,7 +121,7 @@ class Span:
         return isinstance(self._layers, FusedLayers)
 
     @torch.inference_mode()
-    def capture(self, pool: KVPool, capture: Capture) -> None:
+    def capture(self, pool: KVBlockPool, capture: Capture) -> None:
         """Compute decode steps of the pool's generations by graphs from now on.
 
         Raises:
@@ -174,7 +176,7 @@ def _load(
     return model, family
 
 
-def _layers(decoder: Any, family: Family) -> tuple[Layers, list[torch.Tensor]]:
+def _layers(decoder: Any, family: Family) -> tuple[LayerStack, list[torch.Tensor]]:
     """The quickest way to run the decoder's layers, and weights that it took out of the model."""
     if not family.interface:
         return BlockLayers(decoder, family), []

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from node_runner.engine.attention.interface import Score
-from node_runner.engine.attention.ragged_batch import Pack, attend
+from node_runner.engine.attention.interface import ScoreModifier
+from node_runner.engine.attention.ragged_batch import RaggedBatch, attend
 from node_runner.engine.model.families import Family
 
 NAME = "far_packed"
 """Under which transformers knows our attention."""
 
-Layers = Callable[[torch.Tensor, Pack], torch.Tensor]
+LayerStack = Callable[[torch.Tensor, RaggedBatch], torch.Tensor]
 """All layers of a span: hidden states ``[rows, hidden]`` of a pack, to the same shape."""
 
 
@@ -26,7 +26,7 @@ class TransformersLayers:
             for layer in decoder.layers:
                 layer.self_attn.register_forward_pre_hook(self._with_pack, with_kwargs=True)
 
-    def __call__(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, pack: RaggedBatch) -> torch.Tensor:
         self._pack = pack
         output: torch.Tensor = self._decoder(
             inputs_embeds=hidden[None],
@@ -47,7 +47,7 @@ def packed_attention(
     value: torch.Tensor,
     _mask: torch.Tensor | None,
     *,
-    pack: Pack,
+    pack: RaggedBatch,
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
@@ -64,7 +64,7 @@ def packed_attention(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        Score(scaling=scaling, window=window, softcap=softcap, sinks=s_aux),
+        ScoreModifier(scaling=scaling, window=window, softcap=softcap, sinks=s_aux),
     )
     return attended[None], None
 
