@@ -93,7 +93,7 @@ def _in_a_row(devices: Sequence[Device], sizes: Sequence[int], model: ModelShape
 
 def best(devices: Sequence[Device], model: ModelShape) -> float:
     """The best of all groupings, each pipeline's step tried from the shortest on. Nothing of
-    `mesh.placement` is used."""
+    `market.placement.solver` is used."""
     rates: dict[frozenset[str], float] = {}
 
     def rate(group: Sequence[Candidate]) -> float:

@@ -19,8 +19,8 @@ OUT_OF_CACHE = 150_000_000
 
 def main(repeats: int = typer.Option(6, min=1, help="The quickest of so many counts.")) -> None:
     """Microseconds of `rows @ weight.T` with one thread, by the number of rows: as `linear` does
-    it, and with the weight on the left, which node_runner.engine.products chooses for two to five
-    rows where a weight has more outputs than inputs.
+    it, and with the weight on the left, which node_runner.engine.device.matmul chooses for two to
+    five rows where a weight has more outputs than inputs.
     """
     torch.set_num_threads(1)
     table = Table("weight", "rows", "linear, µs", "weight on the left, µs", "ratio")

@@ -3,7 +3,7 @@
 Stands in for anvil where that is not installed; every block holds one transaction and is final at
 once. In memory only: it forgets everything when it stops.
 
-    python -m stack.devchain --port 8545
+    python -m stack.dev_chain --port 8545
 """
 
 import argparse

@@ -62,7 +62,7 @@ class Credential:
 @dataclass(frozen=True, slots=True)
 class Announcement:
     """A node's word: the span that it serves and what it measured, worth something until
-    ``expires`` (Unix time). Units as in `mesh.registry.Node`."""
+    ``expires`` (Unix time). Units as in `market.nodes.node.Node`."""
 
     node_id: str
     registration: int

@@ -1,4 +1,4 @@
-"""The process that holds the node's DHT peer: `python -m node_runner.dht.process`.
+"""The process that holds the node's DHT peer: `python -m node_runner.dht.peer_process`.
 
 It is told what to do on its standard input, a JSON object a line, so that no key stands in a list
 of processes; and answers each line with one. The first line says where the DHT is. The input's end,

@@ -3,7 +3,7 @@
 import pytest
 
 from market.escrow.reader import EscrowReader
-from tests.kills import SCENARIOS, Field, field, kill_everywhere
+from tests.support.kills import SCENARIOS, Field, field, kill_everywhere
 
 __all__ = ["field"]
 

@@ -9,7 +9,7 @@ from market.escrow.reader import EscrowReader
 from market.resources import Services, open_services
 from market.settings import Settings
 from tests.conftest import OPERATOR_PASSWORD, Chain
-from tests.integration.api_support import Gateway, all_nodes, open_gateway
+from tests.support.api import Gateway, all_nodes, open_gateway
 
 
 @pytest.fixture

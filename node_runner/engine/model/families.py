@@ -2,7 +2,7 @@
 
 Layers come from transformers, so a family is mostly names: where its layers and norms are, and what
 happens to hidden states before the first layer and after the last one. Every family here is tested
-to give transformers' own logits (tests/unit/test_families.py).
+to give transformers' own logits (tests/unit/node_runner/engine/model/test_families.py).
 """
 
 from collections.abc import Callable

@@ -1,0 +1,210 @@
+"""Ending a generation early: by asking, or by hanging up."""
+
+import asyncio
+import re
+from contextlib import suppress
+from decimal import Decimal
+
+import httpx
+import pytest
+
+from api import reading
+from market import ledger
+from market.jobs import messaging
+from mesh import redis_keys, token_stream
+from mesh.wire import Cancel
+from tests.support.api import (
+    GENERATE,
+    OTHER_WALLET,
+    WALLET,
+    Gateway,
+    Job,
+    eventually,
+    problem,
+    request_body,
+)
+from tests.support.api_served import serve
+
+WRITTEN = re.compile(r"id: 2\r?\n")
+
+
+@pytest.fixture
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody works on these jobs, so there is no end to wait for."""
+    monkeypatch.setattr(reading, "CANCEL_WAIT", 0.01)
+
+
+async def told(gateway: Gateway, job: Job) -> list[object]:
+    """What the job's supervisor is told."""
+    _, events = await messaging.read_events(gateway.redis, job.id, token_stream.START, wait=0)
+    return list(events)
+
+
+async def cancelled(job: Job) -> bool:
+    return (await job.row()).cancel_requested
+
+
+async def test_cancelling_charges_for_delivered_tokens_only(gateway: Gateway) -> None:
+    job = await gateway.submit(max_tokens=100)
+    await job.write("a", "b", "c")
+
+    async def supervise() -> None:
+        _, events = await messaging.read_events(gateway.redis, job.id, token_stream.START, wait=10)
+        assert [type(event) for event in events] == [Cancel]
+        await job.complete("cancelled")
+
+    supervising = asyncio.create_task(supervise())
+    answer = await gateway.client.delete(job.url)
+    await supervising
+    assert answer.status_code == 200
+    result = answer.json()
+    assert (result["status"], result["finish_reason"]) == ("completed", "cancelled")
+    assert (result["text"], result["tokens_generated"]) == ("abc", 3)
+    assert result["cost_far_exact"] == "0.0003"
+    assert await gateway.balance(ledger.held(WALLET)) == 0
+    assert await gateway.balance(ledger.available(WALLET)) == Decimal("0.9997")
+
+
+@pytest.mark.usefixtures("no_patience")
+async def test_a_job_that_nobody_took_up_is_marked(gateway: Gateway) -> None:
+    job = await gateway.submit()
+    assert not await cancelled(job)
+    answer = await gateway.client.delete(job.url)
+    assert (answer.status_code, answer.json()["status"]) == (200, "pending")
+    assert await cancelled(job)
+    assert await told(gateway, job) == [Cancel(job.id, 0)]
+
+
+@pytest.mark.usefixtures("no_patience")
+async def test_a_job_is_marked_although_redis_does_not_answer(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its supervisor sees the mark when it renews its lease."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    job = await gateway.submit()
+    monkeypatch.setattr(messaging, "publish_event", fail)
+    assert (await gateway.client.delete(job.url)).status_code == 200
+    assert await cancelled(job)
+
+
+async def test_cancelling_an_ended_job_changes_nothing(gateway: Gateway) -> None:
+    job = await gateway.submit()
+    await job.write("a", "b")
+    await job.complete()
+    before, books = await job.poll(), await gateway.books()
+    answer = await gateway.client.delete(job.url)
+    assert (answer.status_code, answer.json()) == (200, before)
+    assert await gateway.books() == books
+    assert not await cancelled(job)
+    assert await told(gateway, job) == []
+
+
+@pytest.mark.usefixtures("no_patience")
+async def test_cancelling_twice_is_cancelling_once(gateway: Gateway) -> None:
+    job = await gateway.submit()
+    answers = [await gateway.client.delete(job.url) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert await cancelled(job)
+
+
+async def test_another_users_job_cannot_be_cancelled(gateway: Gateway) -> None:
+    job = await gateway.submit()
+    answer = await gateway.client.delete(job.url, headers=gateway.login(OTHER_WALLET))
+    problem(answer, 404, "job_not_found")
+    assert not await cancelled(job)
+    assert await told(gateway, job) == []
+
+
+async def hang_up_on_stream(client: httpx.AsyncClient, gateway: Gateway) -> Job:
+    async with client.stream("POST", GENERATE, json=request_body(stream=True)) as answer:
+        job = await gateway.new_job()
+        await job.write("a", "b")
+        received = ""
+        async for text in answer.aiter_text():
+            received += text
+            if WRITTEN.search(received):
+                break
+    return job
+
+
+async def hang_up_before_the_first_token(client: httpx.AsyncClient, gateway: Gateway) -> Job:
+    async with client.stream("POST", GENERATE, json=request_body(stream=True)):
+        return await gateway.new_job()
+
+
+async def hang_up_on_json(client: httpx.AsyncClient, gateway: Gateway) -> Job:
+    asking = asyncio.create_task(client.post(GENERATE, json=request_body()))
+    job = await gateway.new_job()
+    asking.cancel()
+    with suppress(asyncio.CancelledError):
+        await asking
+    await job.write("a")
+    return job
+
+
+@pytest.mark.parametrize(
+    "hang_up", [hang_up_on_stream, hang_up_before_the_first_token, hang_up_on_json]
+)
+async def test_hanging_up_cancels(gateway: Gateway, hang_up: object) -> None:
+    assert callable(hang_up)
+    async with serve(gateway) as served:
+        job = await hang_up(served.client, gateway)
+
+        async def look() -> bool:
+            return await cancelled(job) and await told(gateway, job) == [
+                Cancel(job.id, (await job.row()).epoch)
+            ]
+
+        await eventually(look)
+
+
+async def test_hanging_up_on_an_asynchronous_job_does_not_cancel_it(gateway: Gateway) -> None:
+    job = await gateway.submit()
+    await job.write("a", "b")
+    async with serve(gateway) as served:
+        async with served.client.stream("GET", job.url + "/events") as answer:
+            assert (await anext(answer.aiter_lines())) == "id: 1"
+        await served.idle()
+        await gateway.services.finish_background()
+    assert not await cancelled(job)
+    await job.complete()
+    assert (await job.poll())["text"] == "ab"
+
+
+async def test_a_replica_that_stops_cancels_nothing(gateway: Gateway) -> None:
+    """Its readers resume at another."""
+    async with serve(gateway) as served:
+
+        async def read() -> None:
+            with suppress(httpx.RemoteProtocolError):  # cut off without a last chunk
+                await served.client.post(GENERATE, json=request_body(stream=True))
+
+        reading_on = asyncio.create_task(read())
+        job = await gateway.new_job()
+
+        async def look() -> bool:
+            return await gateway.redis.exists(redis_keys.tokens(job.id)) == 1
+
+        await job.write("a")
+        await eventually(look)
+        served.stop()
+        await reading_on
+        await served.idle()
+    await gateway.services.finish_background()
+    assert not await cancelled(job)
+
+
+async def test_the_end_of_a_stream_is_no_hanging_up(gateway: Gateway) -> None:
+    async with serve(gateway) as served:
+        asking = asyncio.create_task(served.client.post(GENERATE, json=request_body(stream=True)))
+        job = await gateway.new_job()
+        await job.write("a")
+        await job.complete()
+        assert (await asking).status_code == 200
+        await served.idle()
+    await gateway.services.finish_background()
+    assert not await cancelled(job)
+    assert await told(gateway, job) == []

@@ -1,0 +1,236 @@
+"""Several endpoints as one: failover, staleness, and sending to all."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from web3.types import RPCEndpoint
+
+from market.chain.client import ChainClient, SendOutcome
+from market.chain.errors import ChainError, ChainUnreachable
+from market.chain.failover_rpc import Rpc
+from market.settings.payments import PaymentsSettings
+from tests.support.proxy import Call, Loss, Proxy
+
+NOBODY = "http://127.0.0.1:1"
+RAW = b"\x02\xc0"
+
+
+class Node:
+    """An endpoint whose head is what the test says, and which names itself."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.number = 100
+        self.age = 0.0
+        self.refusal: dict[str, Any] | None = None
+        self.silent = False
+        self.chain_id = 56
+        self.proxy = Proxy(NOBODY, self._answer)
+
+    def _answer(self, call: Call) -> Any:
+        if self.silent:
+            return Loss.REQUEST
+        if call["method"] == "eth_chainId":
+            return {"result": hex(self.chain_id)}
+        if call["method"] == "eth_getBlockByNumber":
+            born = int(time.time() - self.age)
+            return {"result": {"number": hex(self.number), "timestamp": hex(born)}}
+        return {"error": self.refusal} if self.refusal else {"result": self.name}
+
+    @property
+    def asked(self) -> list[str]:
+        return [call["method"] for call in self.proxy.calls]
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[Node]]:
+    with ExitStack() as stack:
+        made = [Node(name) for name in ("first", "second", "third")]
+        for node in made:
+            stack.enter_context(node.proxy.serving())
+        yield made
+
+
+@pytest.fixture
+async def rpc(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("market.chain.failover_rpc.LOOK_EVERY", 0.0)
+    opened = Rpc([node.proxy.url for node in nodes], max_age=60, max_lag=5, timeout=5)
+    yield opened
+    await opened.disconnect()
+
+
+async def ask(rpc: Rpc) -> Any:
+    return (await rpc.make_request(RPCEndpoint("web3_clientVersion"), []))["result"]
+
+
+async def test_the_first_answers_while_all_are_equal(rpc: Rpc) -> None:
+    assert await ask(rpc) == "first"
+
+
+async def test_the_next_answers_when_the_first_is_silent(rpc: Rpc, nodes: list[Node]) -> None:
+    nodes[0].silent = True
+    assert await ask(rpc) == "second"
+    nodes[0].silent = False
+    assert await ask(rpc) == "first"
+
+
+async def test_one_that_falls_silent_between_looks_is_passed_over(
+    rpc: Rpc, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("market.chain.failover_rpc.LOOK_EVERY", 3600.0)
+    assert await ask(rpc) == "first"
+    nodes[0].silent = True
+    assert await ask(rpc) == "second"
+
+
+@pytest.mark.parametrize(
+    ("worsen", "answers"),
+    [
+        (lambda node: setattr(node, "number", 94), "second"),
+        (lambda node: setattr(node, "number", 95), "second"),
+        (lambda node: setattr(node, "age", 61.0), "second"),
+        (lambda node: setattr(node, "age", 30.0), "first"),
+        (lambda node: setattr(node, "number", 101), "first"),
+    ],
+    ids=["too far behind", "behind: the best is asked", "old", "young enough", "ahead"],
+)
+async def test_the_best_fresh_one_answers(
+    rpc: Rpc, nodes: list[Node], worsen: Callable[[Node], None], answers: str
+) -> None:
+    worsen(nodes[0])
+    assert await ask(rpc) == answers
+
+
+async def test_one_that_is_too_far_behind_is_not_even_the_last_resort(
+    rpc: Rpc, nodes: list[Node]
+) -> None:
+    nodes[0].number = 10
+    nodes[1].refusal = nodes[2].refusal = {"code": -32005, "message": "limit exceeded"}
+    with pytest.raises(ChainUnreachable):
+        await ask(rpc)
+    assert "web3_clientVersion" not in nodes[0].asked
+
+
+async def test_a_busy_one_is_passed_over(rpc: Rpc, nodes: list[Node]) -> None:
+    nodes[0].refusal = {"code": -32005, "message": "limit exceeded"}
+    assert await ask(rpc) == "second"
+
+
+async def test_what_the_chain_refuses_is_an_answer(rpc: Rpc, nodes: list[Node]) -> None:
+    nodes[0].refusal = {"code": 3, "message": "execution reverted", "data": "0x"}
+    answer = await rpc.make_request(RPCEndpoint("eth_call"), [])
+    assert answer["error"]["code"] == 3
+    assert "eth_call" not in nodes[1].asked
+
+
+async def test_stale_endpoints_alone_are_no_chain(rpc: Rpc, nodes: list[Node]) -> None:
+    for node in nodes:
+        node.age = 3600
+    with pytest.raises(ChainUnreachable, match="fresh"):
+        await ask(rpc)
+    for node in nodes:
+        node.age = 0
+    assert await ask(rpc) == "first"
+
+
+async def test_nobody_answers() -> None:
+    rpc = Rpc([NOBODY], timeout=1)
+    with pytest.raises(ChainUnreachable):
+        await ask(rpc)
+    await rpc.disconnect()
+
+
+async def test_an_error_does_not_show_the_url() -> None:
+    rpc = Rpc(["http://127.0.0.1:1/v3/secret-key"], timeout=1)
+    with pytest.raises(ChainUnreachable) as refused:
+        await ask(rpc)
+    assert "secret-key" not in str(refused.value)
+    await rpc.disconnect()
+
+
+async def test_one_url_is_enough_and_needs_no_comparing(nodes: list[Node]) -> None:
+    rpc = Rpc([nodes[0].proxy.url])
+    assert await ask(rpc) == "first"
+    assert nodes[0].asked == ["web3_clientVersion"]
+    await rpc.disconnect()
+
+
+async def test_one_of_another_chain_is_passed_over(nodes: list[Node]) -> None:
+    nodes[0].chain_id = 97
+    rpc = Rpc([node.proxy.url for node in nodes], chain_id=56)
+    assert await ask(rpc) == "second"
+    assert await ChainClient(rpc).send(RAW) is SendOutcome.ACCEPTED
+    assert set(nodes[0].asked) == {"eth_chainId"}
+    assert nodes[1].asked.count("eth_chainId") == 1
+    await rpc.disconnect()
+
+
+async def test_the_only_one_is_of_another_chain(nodes: list[Node]) -> None:
+    rpc = Rpc([nodes[0].proxy.url], chain_id=97)
+    with pytest.raises(ChainUnreachable, match="chain 0x38, not 0x61"):
+        await ask(rpc)
+    await rpc.disconnect()
+
+
+async def test_a_transaction_goes_to_all(rpc: Rpc, nodes: list[Node]) -> None:
+    nodes[1].number = 1  # stale: it may still pass a transaction on
+    assert await ChainClient(rpc).send(RAW) is SendOutcome.ACCEPTED
+    assert all("eth_sendRawTransaction" in node.asked for node in nodes)
+
+
+ALREADY = {"code": -32000, "message": "already known"}
+TOO_LOW = {"code": -32000, "message": "nonce too low: next nonce 5, tx nonce 4"}
+UNDERPRICED = {"code": -32000, "message": "replacement transaction underpriced"}
+BROKEN = {"code": -32000, "message": "insufficient funds for gas * price + value"}
+
+
+@pytest.mark.parametrize(
+    ("refusals", "outcome"),
+    [
+        ([ALREADY, ALREADY, ALREADY], SendOutcome.ACCEPTED),
+        ([TOO_LOW, ALREADY, TOO_LOW], SendOutcome.ACCEPTED),
+        ([TOO_LOW, None, BROKEN], SendOutcome.ACCEPTED),
+        ([TOO_LOW, TOO_LOW, BROKEN], SendOutcome.NONCE_USED),
+        ([UNDERPRICED, BROKEN, UNDERPRICED], SendOutcome.UNDERPRICED),
+        ([TOO_LOW, UNDERPRICED, UNDERPRICED], SendOutcome.NONCE_USED),
+    ],
+)
+async def test_what_sending_came_to(
+    rpc: Rpc, nodes: list[Node], refusals: list[Any], outcome: SendOutcome
+) -> None:
+    for node, refusal in zip(nodes, refusals, strict=True):
+        node.refusal = refusal
+    assert await ChainClient(rpc).send(RAW) is outcome
+
+
+async def test_a_transaction_that_all_refuse_is_an_error(rpc: Rpc, nodes: list[Node]) -> None:
+    for node in nodes:
+        node.refusal = BROKEN
+    with pytest.raises(ChainError, match="insufficient funds"):
+        await ChainClient(rpc).send(RAW)
+
+
+async def test_a_transaction_that_nobody_hears_may_be_sent_again(
+    rpc: Rpc, nodes: list[Node]
+) -> None:
+    for node in nodes:
+        node.silent = True
+    with pytest.raises(ChainUnreachable):
+        await ChainClient(rpc).send(RAW)
+    nodes[2].silent = False
+    assert await ChainClient(rpc).send(RAW) is SendOutcome.ACCEPTED
+
+
+@pytest.mark.parametrize(
+    ("written", "urls"),
+    [
+        ("https://a.example", ["https://a.example"]),
+        ("https://a.example, https://b.example", ["https://a.example", "https://b.example"]),
+        (["https://a.example"], ["https://a.example"]),
+    ],
+)
+def test_urls_are_written_as_text_or_as_a_list(written: Any, urls: list[str]) -> None:
+    assert PaymentsSettings(rpc_urls=written).rpc_urls == urls

@@ -1,0 +1,160 @@
+"""What a user has, and has signed for."""
+
+import time
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from market import ledger
+from market.db import Sessions
+from market.escrow.event_reader import EscrowEventReader
+from market.ledger.postings import post
+from market.money import from_units
+from market.resources import Services
+from tests.conftest import Chain
+from tests.integration.workers.chain_indexer.test_indexer import FAR, Actions
+from tests.support.api import OTHER_WALLET, WALLET, Gateway, open_gateway, problem, request_body
+from tests.support.factories import fund
+from workers.chain_indexer.indexer import index
+
+BALANCE = "/api/billing/balance"
+MOST = from_units(2**96 - 1)
+
+
+async def balance_of(gateway: Gateway, wallet: str = WALLET) -> Any:
+    answer = await gateway.client.get(BALANCE, headers=gateway.login(wallet))
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def amounts(balance: dict[str, Any]) -> tuple[str, ...]:
+    """Available, held, spent, and left of the cap."""
+    cap = balance["cap"]
+    of_both = (balance["available_far_exact"], balance["held_far_exact"])
+    return (*of_both, cap["spent_far_exact"], cap["left_far_exact"])
+
+
+async def test_money_is_held_and_spent(gateway: Gateway) -> None:
+    assert amounts(await balance_of(gateway)) == ("1", "0", "0", "1000000")
+    job = await gateway.submit()
+    assert amounts(await balance_of(gateway)) == ("0.9992", "0.0008", "0", "999999.9992")
+    await job.write("one", " two")
+    await job.complete()
+    balance = await balance_of(gateway)
+    assert amounts(balance) == ("0.9998", "0", "0.0002", "999999.9998")
+    assert balance["available_far"] == 0.9998
+    assert balance["withdrawal"] is None
+    assert balance["cap"]["lowering"] is None
+
+
+async def test_a_stranger_has_nothing(gateway: Gateway) -> None:
+    balance = await balance_of(gateway, OTHER_WALLET)
+    assert balance["wallet_address"] == OTHER_WALLET
+    assert amounts(balance) == ("0", "0", "0", "0")
+
+
+async def test_ones_own_balance_needs_a_login(gateway: Gateway) -> None:
+    problem(await gateway.client.get(BALANCE, headers={"Authorization": ""}), 401, "token_missing")
+    answer = await gateway.client.get(BALANCE, headers=gateway.login("node_0", "node"))
+    problem(answer, 403, "forbidden")
+
+
+async def move(sessions: Sessions, **changes: Any) -> None:
+    async with sessions.begin() as db:
+        for name, arguments in changes.items():
+            await getattr(ledger, name)(db, wallet=WALLET, **arguments)
+
+
+async def test_what_was_asked_for_is_not_available(empty_gateway: Gateway) -> None:
+    """Also what of it is not free yet: then what a hold may take is exactly what is shown."""
+    await empty_gateway.deposit("10")
+    sessions = empty_gateway.sessions
+    await move(
+        sessions,
+        hold={"job": "job", "amount": from_units(4 * FAR)},
+        request_withdrawal={"reference": "asked", "amount": from_units(8 * FAR)},
+        deposit={"reference": "more", "amount": from_units(5 * FAR)},
+    )
+    balance = await balance_of(empty_gateway)
+    assert amounts(balance)[:2] == ("3", "4")
+    withdrawal = balance["withdrawal"]
+    assert withdrawal == {"amount_far": 8.0, "amount_far_exact": "8", "ready_at": None}
+    await move(sessions, hold={"job": "all", "amount": from_units(3 * FAR)})
+    assert amounts(await balance_of(empty_gateway))[:2] == ("0", "7")
+
+
+async def test_what_the_contract_let_out_is_told(empty_gateway: Gateway) -> None:
+    await empty_gateway.deposit("10")
+    async with empty_gateway.sessions.begin() as db:
+        await ledger.hold(db, job="job", wallet=WALLET, amount=Decimal(4))
+        out = {ledger.clearing(): 8, ledger.available(WALLET): -6, ledger.shortfall(WALLET): -2}
+        amounts_out = {account: Decimal(amount) for account, amount in out.items()}
+        await post(db, "withdrawn", "out", amounts_out, wallet=WALLET)
+    balance = await balance_of(empty_gateway)
+    assert balance["shortfall_far_exact"] == "2"
+    assert amounts(balance)[:2] == ("0", "4")
+
+
+async def test_no_figure_is_rounded(empty_gateway: Gateway) -> None:
+    async with empty_gateway.sessions.begin() as db:
+        await fund(db, wallet=WALLET, amount=MOST, maximum=MOST)
+        await ledger.hold(db, job="job", wallet=WALLET, amount=from_units(1))
+    most = "79228162514.264337593543950334"
+    assert amounts(await balance_of(empty_gateway)) == (most, "0.000000000000000001", "0", most)
+
+
+@pytest.fixture
+async def on_chain(chain_services: Services) -> AsyncIterator[Gateway]:
+    async with open_gateway(chain_services.settings) as opened:
+        yield opened
+
+
+async def test_what_is_on_its_way_is_told(
+    chain_services: Services, chain: Chain, on_chain: Gateway
+) -> None:
+    chain_services.settings.payments.finalized_tag = False
+    source = EscrowEventReader.of(chain_services.settings.payments)
+    actions = Actions(chain)
+    user = actions.user(far=3)
+    wallet = user.address.lower()
+    source._confirmations = 10**6
+    await index(chain_services, source)
+    balance = await balance_of(on_chain, wallet)
+    assert (balance["incoming_far_exact"], amounts(balance)) == ("3", ("0", "0", "0", "0"))
+    source._confirmations = 0
+    await index(chain_services, source)
+    balance = await balance_of(on_chain, wallet)
+    assert (balance["incoming_far_exact"], amounts(balance)) == ("0", ("3", "0", "0", "3"))
+    actions.call(user, "requestWithdrawal", 2 * FAR)
+    actions.call(user, "requestCapLowering", FAR)
+    await index(chain_services, source)
+    balance = await balance_of(on_chain, wallet)
+    assert amounts(balance) == ("1", "0", "0", "1")
+    lowering, withdrawal = balance["cap"]["lowering"], balance["withdrawal"]
+    assert (withdrawal["amount_far_exact"], lowering["maximum_far_exact"]) == ("2", "1")
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    assert withdrawal["ready_at"] > now < lowering["ready_at"]
+    actions.call(user, "cancelCapLowering")
+    actions.call(user, "cancelWithdrawal")
+    await index(chain_services, source)
+    balance = await balance_of(on_chain, wallet)
+    assert (balance["withdrawal"], balance["cap"]["lowering"]) == (None, None)
+    assert amounts(balance) == ("3", "0", "0", "3")
+    await source.close()
+
+
+async def test_what_is_shown_can_be_held(gateway: Gateway) -> None:
+    """And not one token more."""
+    tokens = int(float((await balance_of(gateway))["available_far_exact"]) / 0.0001)
+    assert tokens == 10_000
+    body = request_body(max_tokens=9)
+    async with gateway.sessions.begin() as db:
+        await ledger.hold(db, job="other", wallet=WALLET, amount=from_units(9992 * FAR // 10_000))
+    answer = await gateway.client.post(
+        "/api/inference/distributed/generate", json=body, headers={"Prefer": "respond-async"}
+    )
+    problem(answer, 402, "insufficient_balance")
+    await gateway.submit()
+    assert amounts(await balance_of(gateway))[0] == "0"

@@ -1,0 +1,370 @@
+"""`far-node` as processes, against a gateway behind a real server."""
+
+import asyncio
+import datetime as dt
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from market.nodes import live_lookup
+from market.nodes.node import Node
+from market.settings import Settings
+from mesh import signed_texts
+from node_runner.service.exit_codes import MISTAKE, START_AGAIN
+from stack.dev_chain_client import write_keystore
+from stack.servers import free_port
+from tests.conftest import DEMO_MODEL, MODEL_ID
+from tests.support.api import PROVIDER, PROVIDER_WALLET, Gateway, open_gateway
+from tests.support.api_served import serve
+
+PASSWORD = "open sesame"
+PATIENCE = 90.0
+"""Seconds. A node imports torch and loads its span, maybe beside other tests."""
+
+
+async def until(look: Callable[[], Awaitable[Any]], what: str) -> Any:
+    """What ``look`` gives as soon as that is true."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            found = await look()
+            if found:
+                return found
+            await asyncio.sleep(0.05)
+    raise AssertionError(what)
+
+
+@dataclass
+class Machine:
+    """A provider's machine: a home folder, and processes of `far-node` in it."""
+
+    home: Path
+    url: str
+    redis_url: str
+    gateway: Gateway
+    processes: list[asyncio.subprocess.Process] = field(default_factory=list)
+
+    async def start(self, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
+        kept = {
+            name: value for name, value in os.environ.items() if name[:4] not in ("FAR_", "XDG_")
+        }
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "node_runner.cli", *arguments),
+            env={**kept, "HOME": str(self.home), "OMP_NUM_THREADS": "1", **environment},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        self.processes.append(process)
+        return process
+
+    async def end(self, *arguments: str, **environment: str) -> tuple[int | None, str]:
+        """The exit status of a command that ends, and its output, the white space evened."""
+        process = await self.start(*arguments, **environment)
+        async with asyncio.timeout(PATIENCE):
+            output, _ = await process.communicate()
+        return process.returncode, " ".join(output.decode().split())
+
+    async def run(self, *arguments: str, status: int = 0, **environment: str) -> str:
+        """The output of a command that ends with this status."""
+        ended, text = await self.end(*arguments, **environment)
+        assert ended == status, text
+        return text
+
+    async def serve(self, *arguments: str) -> asyncio.subprocess.Process:
+        """`far-node start` of the demo model."""
+        options = ["--model", MODEL_ID, "--path", str(DEMO_MODEL), "--redis", self.redis_url]
+        options += ["--cache", str(self.home / "spans"), "--kv-gb", "0.05"]
+        return await self.start("start", *options, *arguments)
+
+    async def login(self) -> str:
+        """By a key file that is gone afterwards."""
+        keyfile = self.home / "wallet.json"
+        write_keystore(PROVIDER, keyfile, PASSWORD)
+        said = await self.run(
+            *("login", "--discovery", self.url, "--keyfile", str(keyfile), "--machine", "attic"),
+            FAR_NODE_PASSWORD=PASSWORD,
+        )
+        keyfile.unlink()
+        return said
+
+    async def nodes(self, count: int) -> list[Node]:
+        """The active nodes, once there are so many."""
+
+        async def look() -> tuple[list[Node]] | None:
+            for process in self.processes:
+                if process.returncode:
+                    output, _ = await process.communicate()
+                    raise AssertionError(output.decode())
+            found = await live_lookup.available_nodes(self.gateway.redis, MODEL_ID)
+            return (found,) if len(found) == count else None
+
+        (found,) = await until(look, f"{count} nodes")
+        return list(found)
+
+    async def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(await self.run("status", "--json"))
+        return found
+
+    def token(self) -> dict[str, Any]:
+        file = self.home / ".config" / "far-node" / "login.json"
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+
+@pytest.fixture
+async def machine(
+    make_settings: Callable[..., Settings], redis: Redis, redis_url: str, tmp_path: Path
+) -> AsyncIterator[Machine]:
+    async with machine_at(make_settings, redis_url, tmp_path) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def machine_at(
+    make_settings: Callable[..., Settings], redis_url: str, home: Path
+) -> AsyncIterator[Machine]:
+    """A machine, and the gateway that it talks to."""
+    port = free_port()
+    auth = {
+        "jwt_secret": "a secret for the tests, long enough",
+        "domain": f"127.0.0.1:{port}",
+        "device_poll_interval": 0.1,
+    }
+    url = f"http://127.0.0.1:{port}"
+    discovery = {"health_check_interval": 0.5}
+    settings = make_settings(auth=auth, public_url=url, discovery=discovery)
+    async with open_gateway(settings) as gateway, serve(gateway, port=port):
+        made = Machine(home, url, redis_url, gateway)
+        try:
+            yield made
+        finally:
+            for process in made.processes:
+                if process.returncode is None:
+                    with suppress(ProcessLookupError):
+                        process.terminate()
+                    await process.communicate()
+
+
+async def test_login_serve_see_drain_and_log_out(machine: Machine) -> None:
+    said = await machine.login()
+    assert f"attic registers nodes for {PROVIDER_WALLET}" in said
+    login = machine.token()
+    assert login["wallet_address"] == PROVIDER_WALLET
+    node = await machine.serve("--device", "cpu", "--span", "2:4", "--max-sessions", "3")
+    (found,) = await machine.nodes(1)
+    assert (found.wallet_address, found.layers_served) == (PROVIDER_WALLET, [2, 3])
+    status = await machine.status()
+    (shown,) = status["running"]
+    assert (shown["node_id"], shown["layers"], shown["phase"]) == (found.node_id, [2, 4], "serving")
+    assert (shown["sessions"], shown["max_sessions"]) == (0, 3)
+    assert login["token"] not in json.dumps(status)
+    assert status["wallets"][0]["earnings"]["total_tokens_served"] == 0
+    assert found.node_id in await machine.run("status")
+    said = await machine.run("drain")
+    assert "Asked 1 node to finish and leave." in said
+    assert await node.wait() == 0
+    assert await live_lookup.available_nodes(machine.gateway.redis, MODEL_ID) == []
+    assert "Logged out." in await machine.run("logout")
+    assert not (machine.home / ".config" / "far-node" / "login.json").exists()
+    headers = {"Authorization": f"Bearer {login['token']}"}
+    async with httpx.AsyncClient(base_url=machine.url) as http:
+        again = await http.delete(f"/api/machines/{login['machine_id']}", headers=headers)
+    assert again.json()["code"] == "machine_not_found"
+
+
+async def test_a_person_lets_the_machine_in(machine: Machine) -> None:
+    waiting = await machine.start("login", "--discovery", machine.url, "--machine", "attic")
+    assert waiting.stdout is not None
+    shown = await asyncio.wait_for(waiting.stdout.readuntil(b"Waiting"), PATIENCE)
+    code = shown.decode().split("?code=")[1].split()[0]
+    asked = {"user_code": code, "wallet_address": PROVIDER.address}
+    async with httpx.AsyncClient(base_url=machine.url) as http:
+        message = (await http.post("/api/machines/message", json=asked)).json()["message"]
+        signature = signed_texts.sign(message, PROVIDER.key)
+        await http.post("/api/machines/approve", json={**asked, "signature": signature})
+    rest, _ = await asyncio.wait_for(waiting.communicate(), PATIENCE)
+    assert waiting.returncode == 0
+    assert PROVIDER_WALLET in rest.decode()
+
+
+async def test_a_person_sends_the_machine_away(machine: Machine) -> None:
+    waiting = await machine.start("login", "--discovery", machine.url)
+    assert waiting.stdout is not None
+    shown = await asyncio.wait_for(waiting.stdout.readuntil(b"Waiting"), PATIENCE)
+    code = shown.decode().split("?code=")[1].split()[0]
+    async with httpx.AsyncClient(base_url=machine.url) as http:
+        await http.post("/api/machines/deny", json={"user_code": code})
+    rest, _ = await asyncio.wait_for(waiting.communicate(), PATIENCE)
+    assert waiting.returncode == MISTAKE
+    assert "did not let this machine in" in " ".join(rest.decode().split())
+
+
+async def test_a_revoked_machine_is_told_to_log_in_again(machine: Machine) -> None:
+    await machine.login()
+    node = await machine.serve("--device", "cpu", "--span", "2:4")
+    await machine.nodes(1)
+    headers = machine.gateway.login(PROVIDER_WALLET)
+    path = f"/api/machines/{machine.token()['machine_id']}"
+    assert (await machine.gateway.client.delete(path, headers=headers)).status_code == 204
+    output, _ = await asyncio.wait_for(node.communicate(), PATIENCE)
+    assert node.returncode == START_AGAIN
+    assert b"does not know this node any more" in b" ".join(output.split())
+    refused = await machine.serve("--device", "cpu", "--span", "2:4")
+    output, _ = await asyncio.wait_for(refused.communicate(), PATIENCE)
+    assert refused.returncode == MISTAKE
+    assert b"Log in again" in b" ".join(output.split())
+
+
+async def test_several_devices_under_one_command(machine: Machine) -> None:
+    """Two nodes on the CPU stand for two GPUs: one process each, one of which dies."""
+    await machine.login()
+    parent = await machine.serve("--device", "cpu", "--device", "cpu", "--span", "2:4")
+    before = {node.node_id: node.registration for node in await machine.nodes(2)}
+    running = (await machine.status())["running"]
+    children = [each for each in running if each["kind"] == "node"]
+    (above,) = [each for each in running if each["kind"] == "parent"]
+    assert {each["parent"] for each in children} == {above["pid"]} == {parent.pid}
+    assert {each["node_id"] for each in children} == before.keys()
+    os.kill(children[0]["pid"], 9)
+
+    async def replaced() -> bool:
+        now = await live_lookup.available_nodes(machine.gateway.redis, MODEL_ID)
+        return any(node.registration > before[node.node_id] for node in now)
+
+    await until(replaced, "the same node, registered again")
+    parent.terminate()
+    output, _ = await asyncio.wait_for(parent.communicate(), PATIENCE)
+    assert parent.returncode == 0
+    assert output.count(b"node_started") == 3
+    assert b"[cpu]" in output
+    for each in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(each["pid"], 0)
+
+
+async def test_children_do_not_outlive_their_parent(machine: Machine) -> None:
+    await machine.login()
+    parent = await machine.serve("--device", "cpu", "--device", "cpu", "--span", "2:4")
+    await machine.nodes(2)
+    parent.kill()
+    await parent.communicate()
+    machine.processes.remove(parent)
+
+    async def gone() -> bool:
+        ended, text = await machine.end("status")
+        return ended == 3 and "No node" in text
+
+    async def unregistered() -> bool:
+        return not await live_lookup.available_nodes(machine.gateway.redis, MODEL_ID)
+
+    await until(gone, "no process left")
+    await until(unregistered, "no entry left")
+
+
+async def test_of_a_machine_and_its_copy_the_later_one_serves(machine: Machine) -> None:
+    await machine.login()
+    first = await machine.serve("--device", "cpu", "--span", "2:4")
+    [node] = await machine.nodes(1)
+    copy = replace(machine, home=machine.home / "copy")
+    shutil.copytree(machine.home, copy.home, ignore=shutil.ignore_patterns("copy", "run", "spans"))
+    await copy.serve("--device", "cpu", "--span", "2:4")
+    async with asyncio.timeout(PATIENCE):
+        output, _ = await first.communicate()
+    assert first.returncode == MISTAKE
+    assert "delete device_id" in output.decode()
+    [left] = await live_lookup.available_nodes(machine.gateway.redis, MODEL_ID)
+    assert (left.node_id, left.registration) == (node.node_id, node.registration + 1)
+
+
+async def test_outside_its_hours_a_node_waits(machine: Machine) -> None:
+    await machine.login()
+    waiting = await machine.serve("--device", "cpu", "--schedule", hours(2, 3))
+
+    async def parent() -> dict[str, Any] | None:
+        return next(iter((await machine.status())["running"]), None)
+
+    shown = await until(parent, "a parent that waits")
+    assert (shown["phase"], shown["until"]) == ("waiting", hours(2, 3)[:5])
+    assert shown["children"] == [{"device": "cpu", "pid": None}]
+    await machine.run("drain")
+    assert await asyncio.wait_for(waiting.wait(), PATIENCE) == 0
+
+
+async def test_within_its_hours_a_node_serves(machine: Machine) -> None:
+    await machine.login()
+    serving = await machine.serve("--device", "cpu", "--span", "2:4", "--schedule", hours(-2, 2))
+    await machine.nodes(1)
+    assert "serving until" in await machine.run("status")
+    serving.send_signal(signal.SIGINT)
+    output, _ = await asyncio.wait_for(serving.communicate(), PATIENCE)
+    assert serving.returncode == 0, output.decode()
+    assert b"node_drained" in output, output.decode()
+    await machine.nodes(0)
+
+
+def hours(start: int, end: int) -> str:
+    """A window, in hours from now."""
+    now = dt.datetime.now()
+    times = [(now + dt.timedelta(hours=each)).strftime("%H:%M") for each in (start, end)]
+    return "-".join(times)
+
+
+async def test_mistakes_that_the_platform_tells(machine: Machine) -> None:
+    refused = await machine.run("login", "--discovery", "mesh.example", status=MISTAKE)
+    assert "begins with https://" in refused
+    away = await machine.run("login", "--discovery", "http://127.0.0.1:9", status=MISTAKE)
+    assert "does not answer" in away
+    keyfile = machine.home / "wallet.json"
+    write_keystore(PROVIDER, keyfile, PASSWORD)
+    elsewhere = machine.url.replace("127.0.0.1", "localhost")
+    foreign = await machine.run(
+        *("login", "--discovery", elsewhere, "--keyfile", str(keyfile)),
+        status=MISTAKE,
+        FAR_NODE_PASSWORD=PASSWORD,
+    )
+    assert "wants a signature for '127.0.0.1" in foreign
+
+
+async def test_doctor_finds_what_keeps_a_machine_from_serving(machine: Machine) -> None:
+    await machine.login()
+    found = json.loads(await machine.run("doctor", "--device", "cpu", "--json"))
+    states = {check["name"]: check["state"] for check in found["checks"]}
+    assert found["healthy"]
+    assert (states["platform"], states["clock"], states["login"]) == ("ok", "ok", "ok")
+    (model,) = found["models"]
+    assert (model["model_id"], model["layers"], model["fits"]["none"]) == (MODEL_ID, 6, 6)
+    assert model["decode"] > 0
+    # price * layers/s * 3600, over six layers and the edge's 0.941
+    expected = 0.0001 * model["decode"] * 3600 / 6.941
+    assert float(model["per_hour"]) == pytest.approx(expected)
+    away = await machine.run("doctor", "--quick", "--discovery", "http://127.0.0.1:9", status=1)
+    assert "does not answer" in away
+    assert "FAIL" in away
+
+
+async def test_bench_with_random_weights_and_with_the_models_own(machine: Machine) -> None:
+    options = ["bench", "--model", MODEL_ID, "--device", "cpu", "--seconds", "0.3", "--json"]
+    shaped = json.loads(await machine.run(*options, "--discovery", machine.url))
+    own = json.loads(await machine.run(*options, "--path", str(DEMO_MODEL)))
+    assert shaped["weights"] == "random, in the model's shape"
+    assert own["weights"] == "the model's own"
+    for figures in (shaped, own):
+        assert figures["layers_of_model"] == 6
+        one, several = figures["decode_layers_per_second"], figures["batch_layers_per_second"]
+        assert 0 < one < several
+        assert figures["tokens_per_second_all_layers"] == pytest.approx(one / 6)
+    refused = await machine.run(
+        *options[:3], "--quantization", "int3", "--path", str(DEMO_MODEL), status=MISTAKE
+    )
+    assert "A quantization is one of none, int8, nf4" in refused

@@ -1,0 +1,26 @@
+"""A settler that is killed at a tenth of all places; `make chaos` takes them all."""
+
+from collections import Counter
+
+import pytest
+
+from market.escrow.reader import EscrowReader
+from tests.support.kills import SCENARIOS, Field, field, kill_everywhere
+from workers.settlement.steps import Step
+
+__all__ = ["field"]
+
+
+def test_every_step_is_killed_in_some_scenario() -> None:
+    covered = Counter(step for scenario in SCENARIOS.values() for step in scenario.steps)
+    assert covered == Counter(list(Step))
+
+
+# What was killed closes no connection.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("field", SCENARIOS, indirect=True)
+async def test_killed_here_and_there_each_provider_is_paid_once(
+    field: Field, escrow: EscrowReader
+) -> None:
+    await kill_everywhere(field, escrow, every=10)

@@ -1,0 +1,87 @@
+"""`far-mesh settle`: what the next batch would be, and going on after a pause."""
+
+import asyncio
+import os
+import subprocess
+import sys
+
+from market.escrow.reader import EscrowReader
+from market.resources import Services
+from market.settlement.tables import SettlementPause
+from tests.conftest import OPERATOR_PASSWORD, Chain
+from tests.support.settled_money import (
+    POOR,
+    SIGNER,
+    ago,
+    batches,
+    change,
+    poor_user,
+    rich_user,
+    served,
+    transactions,
+)
+from workers.settlement import pauses, settle_due
+from workers.settlement.preview import describe, make_preview
+
+
+async def test_a_dry_run_says_what_would_happen_and_does_nothing(
+    chain_services: Services, escrow: EscrowReader, chain: Chain
+) -> None:
+    user = await rich_user(chain_services, chain)
+    for _ in range(2):
+        await served(chain_services, user, 5)
+    await served(chain_services, await poor_user(chain_services), 7)
+    held = await served(chain_services, user, 3)
+    await change(chain_services, held, withheld_until=ago(-60), withheld_reason="audit")
+    height = chain.actor.web3.eth.block_number
+    plan = await make_preview(chain_services, escrow, SIGNER)
+    said = "\n".join(describe(plan))
+    assert "generations 2" in said
+    assert f"user {user.address.lower()} pays 0.001 FAR" in said
+    assert "left out: 1 generations, 0.0007 FAR: InsufficientDeposit: " + POOR in said
+    assert "left out: 1 generations, 0.0003 FAR: withheld (audit)" in said
+    assert plan.draft is not None
+    assert await batches(chain_services) == []
+    assert chain.actor.web3.eth.block_number == height
+    # What it foretold is what happens.
+    batch = await settle_due(chain_services, escrow, SIGNER)
+    assert batch == plan.draft.content.id
+    [signed] = await transactions(chain_services)
+    assert signed.gas == plan.gas
+
+
+async def test_the_command_line_plans_and_resumes(
+    chain_services: Services, chain: Chain, database_url: str, redis_url: str
+) -> None:
+    user = await rich_user(chain_services, chain)
+    await served(chain_services, user, 5)
+    async with chain_services.sessions.begin() as db:
+        db.add(SettlementPause(reason="reverted", detail="by a test"))
+    environment = os.environ | {
+        "FAR_CONFIG": os.devnull,
+        "FAR_DATABASE_URL": database_url,
+        "FAR_REDIS_URL": redis_url,
+        "FAR_GENERATION__PROMPT_KEY": "A" * 43 + "=",
+        "FAR_PAYMENTS__ESCROW_CONTRACT": chain.deployment.escrow,
+        "FAR_PAYMENTS__RPC_URLS": chain.url,
+        "FAR_PAYMENTS__RPC_MAX_AGE": "0",
+        "FAR_PAYMENTS__RELEASE_DELAY": "0",
+        "FAR_PAYMENTS__OPERATOR_KEYFILE": str(chain.keyfile),
+        "FAR_PAYMENTS__OPERATOR_PASSWORD": OPERATOR_PASSWORD,
+    }
+
+    def far_mesh(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cli.app", "settle", *arguments]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    planned = await asyncio.to_thread(far_mesh, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "Settlement is PAUSED (reverted): by a test" in planned.stdout
+    assert "generations 1" in planned.stdout
+    resumed = await asyncio.to_thread(far_mesh, "--resume")
+    assert "Settlement goes on. It was paused (reverted): by a test" in resumed.stdout
+    assert await pauses.in_force(chain_services.sessions) is None
+    neither = await asyncio.to_thread(far_mesh)
+    assert neither.returncode == 2

@@ -1,0 +1,161 @@
+"""Batches that were final, posted, and undone by a deeper reorganization all the same, on anvil."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from market import ledger, metrics
+from market.escrow.reader import EscrowReader
+from market.jobs.tables import NodeContribution
+from market.money import from_units
+from market.resources import Services
+from stack.dev_chain_client import development_account
+from tests.conftest import Chain
+from tests.support.manual_chain import (
+    DEPTH,
+    leave,
+    manual_chain,
+    mark,
+    mine,
+    mining,
+    needs_anvil,
+    something_due,
+    wait_shortly,
+)
+from tests.support.proxy import deafness
+from tests.support.settled_money import (
+    OPERATOR,
+    PRICE,
+    PROVIDERS,
+    SIGNER,
+    act,
+    assert_ledger_equals_chain,
+    batches,
+    rich_user,
+    served,
+    settle_through,
+    transactions,
+)
+from workers.settlement import settle_due
+
+pytestmark = needs_anvil
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Iterator[Chain]:
+    with manual_chain(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def short_runs(chain_services: Services) -> None:
+    wait_shortly(chain_services)
+
+
+async def post(services: Services, escrow: EscrowReader, chain: Chain) -> str:
+    """Settle what is due, until it is final; returns the batch."""
+    await settle_due(services, escrow, SIGNER)
+    mine(chain, 1 + DEPTH)
+    batch = await settle_due(services, escrow, SIGNER)
+    assert batch is not None
+    return batch
+
+
+async def statuses(services: Services) -> list[str]:
+    return [batch.status for batch in await batches(services)]
+
+
+async def test_what_was_paid_is_owed_again_and_paid_again(
+    chain_services: Services, escrow: EscrowReader, chain: Chain
+) -> None:
+    user = await something_due(chain_services, chain)
+    before = mark(chain)
+    batch = await post(chain_services, escrow, chain)
+    [first] = await batches(chain_services)
+    leave(chain, before)
+    mine(chain, 3 + 2 * DEPTH)
+    alerts = metrics.settlement_alerts.labels("taken_back")._value.get()
+    assert await settle_due(chain_services, escrow, SIGNER) is None
+    assert metrics.settlement_alerts.labels("taken_back")._value.get() == alerts + 1
+    [undone] = await batches(chain_services)
+    assert (undone.status, undone.block_number) == ("signed", None)
+    async with chain_services.sessions() as db:
+        assert await ledger.balance(db, ledger.paid(PROVIDERS[0])) == 0
+        assert await ledger.balance(db, ledger.owed(PROVIDERS[0])) > 0
+        assert set(await db.scalars(select(NodeContribution.paid_at))) == {None}
+    mine(chain, 1 + DEPTH)
+    assert await settle_due(chain_services, escrow, SIGNER) == batch
+    [again] = await batches(chain_services)
+    assert again.transaction_hash == first.transaction_hash
+    assert again.block_number != first.block_number
+    assert again.undone_at is None
+    assert len(await transactions(chain_services)) == 1
+    await assert_ledger_equals_chain(chain_services, escrow, user)
+
+
+async def test_a_branch_that_is_shorter_so_far_says_nothing(
+    chain_services: Services, escrow: EscrowReader, chain: Chain
+) -> None:
+    await something_due(chain_services, chain)
+    before = mark(chain)
+    await post(chain_services, escrow, chain)
+    leave(chain, before)
+    mine(chain, DEPTH)
+    assert await settle_due(chain_services, escrow, SIGNER) is None
+    assert await statuses(chain_services) == ["confirmed"]
+
+
+async def test_several_are_undone_while_another_is_open(
+    chain_services: Services, escrow: EscrowReader, chain: Chain
+) -> None:
+    """They come back in the order of their nonces."""
+    with mining(chain.actor):
+        user = await rich_user(chain_services, chain)
+    before = mark(chain)
+    for _ in range(2):
+        await served(chain_services, user, 5)
+        await post(chain_services, escrow, chain)
+    await served(chain_services, user, 5)
+    await settle_due(chain_services, escrow, SIGNER)
+    assert await statuses(chain_services) == ["confirmed", "confirmed", "signed"]
+    leave(chain, before)
+    mine(chain, 4 * DEPTH)
+    await settle_due(chain_services, escrow, SIGNER)
+    assert await statuses(chain_services) == ["signed", "signed", "signed"]
+    mine(chain, 1 + DEPTH)
+    await settle_due(chain_services, escrow, SIGNER)
+    assert await statuses(chain_services) == ["confirmed", "confirmed", "confirmed"]
+    assert len(await transactions(chain_services)) == 3
+    await assert_ledger_equals_chain(chain_services, escrow, user.address)
+
+
+async def test_the_bytes_of_a_replaced_batch_are_never_sent_again(
+    chain_services: Services, escrow: EscrowReader, chain: Chain
+) -> None:
+    """Its nonce was another's, and the ceiling too low for it. On the other branch it could be
+    mined: and its generations are in another batch."""
+    with mining(chain.actor):
+        user = await rich_user(chain_services, chain)
+    await served(chain_services, user, 5)
+    await served(chain_services, user, 50)
+    await settle_through(chain_services, chain, deafness)
+    before = mark(chain)
+    with mining(chain.actor):
+        chain.actor.give_from(OPERATOR, user.address)
+        act(chain, development_account(2), "setDailyCeiling", 10**15)
+    mine(chain, DEPTH)
+    batch = await post(chain_services, escrow, chain)
+    assert await statuses(chain_services) == ["replaced", "confirmed"]
+    leave(chain, before)
+    mine(chain, 4 + 4 * DEPTH)
+    await settle_due(chain_services, escrow, SIGNER)
+    mine(chain, 1 + DEPTH)
+    assert await settle_due(chain_services, escrow, SIGNER) == batch
+    signed = await transactions(chain_services)
+    assert await escrow.network.receipt(signed[0].hash) is None
+    assert signed[-1].nonce == signed[0].nonce
+    debited = from_units(10**18 - await escrow.deposit_of(user.address))
+    assert debited == 5 * PRICE
+    await assert_ledger_equals_chain(chain_services, escrow, owing=True)

@@ -1,0 +1,1 @@
+"""What tests share: factories, servers that fail on purpose, chains that branch."""

@@ -1,0 +1,84 @@
+"""A chain that mines only when it is told to, and forgets blocks when it is told to: anvil."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from web3.types import RPCEndpoint
+
+from market.resources import Services
+from stack.dev_chain_client import DevelopmentChain, development_account, write_keystore
+from tests.conftest import OPERATOR_PASSWORD, Chain
+from tests.support.branching import anvil, running_anvil
+from tests.support.settled_money import OPERATOR, rich_user, served
+
+DEPTH = 3
+"""Blocks on top of one that is final, as `wait_shortly` has it."""
+
+needs_anvil = pytest.mark.skipif(
+    anvil() is None, reason="anvil is not installed: npm ci in contracts/ brings it"
+)
+
+
+@contextmanager
+def manual_chain(folder: Path) -> Iterator[Chain]:
+    """Such a chain, with both contracts."""
+    program = anvil()
+    assert program is not None
+    with running_anvil(program) as url:
+        actor = DevelopmentChain(url)
+        keyfile = folder / "operator.json"
+        write_keystore(development_account(0), keyfile, OPERATOR_PASSWORD)
+        with mining(actor):
+            deployment = actor.deploy(OPERATOR.address)
+        yield Chain(url, actor, deployment, keyfile)
+
+
+def wait_shortly(services: Services) -> None:
+    """A run that has to wait for a block ends soon; a block is final below `DEPTH` others."""
+    payments = services.settings.payments
+    payments.confirmation_wait = 1.0
+    payments.finalized_tag, payments.confirmations = False, DEPTH
+
+
+def ask(actor: DevelopmentChain, method: str, *params: Any) -> Any:
+    """The answer to one call."""
+    answer = actor.web3.provider.make_request(RPCEndpoint(method), list(params))
+    assert "error" not in answer, answer
+    return answer["result"]
+
+
+@contextmanager
+def mining(actor: DevelopmentChain) -> Iterator[None]:
+    """Users' transactions are mined at once meanwhile."""
+    ask(actor, "evm_setAutomine", True)
+    yield
+    ask(actor, "evm_setAutomine", False)
+
+
+def mine(chain: Chain, blocks: int = 1) -> None:
+    """Blocks with what is waiting."""
+    for _ in range(blocks):
+        ask(chain.actor, "evm_mine")
+
+
+def mark(chain: Chain) -> str:
+    """A place to which `leave` goes back."""
+    snapshot: str = ask(chain.actor, "evm_snapshot")
+    return snapshot
+
+
+def leave(chain: Chain, place: str) -> None:
+    """Begin another branch there, of which no endpoint knows any transaction."""
+    assert ask(chain.actor, "evm_revert", place)
+    ask(chain.actor, "anvil_dropAllTransactions")
+
+
+async def something_due(services: Services, chain: Chain) -> str:
+    """The user who will pay."""
+    with mining(chain.actor):
+        user = await rich_user(services, chain)
+    await served(services, user, 5)
+    return user.address

@@ -1,0 +1,224 @@
+"""Replicas of the gateway in threads, and a node that speaks to them frame by frame."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jwt
+import redis
+import uvicorn
+from sqlalchemy import update
+from sqlalchemy.dialects.postgresql import insert
+from websockets.sync.client import ClientConnection, connect
+
+from api.app import create_app
+from market import db
+from market.nodes.tables import RegisteredNode
+from market.settings import Settings
+from mesh import redis_keys, relay, wire
+from mesh.relay import (
+    Assembler,
+    Frame,
+    Hello,
+    InboxDelivery,
+    KeepAlive,
+    KeepAliveAck,
+    OutgoingMessage,
+    Push,
+    PushAck,
+    Welcome,
+)
+from mesh.route_record import RouteRecord
+from mesh.wire import Message, Step, Steps
+from tests.conftest import MODEL_ID
+from tests.support.api import WALLET
+from tests.support.tls import Certificate
+
+PATIENCE = 20.0
+WIDTH = 2
+CAPACITY = 100
+ROUTE = ["edge", "middle", "last"]
+
+
+def wait_until(condition: Callable[[], Any]) -> Any:
+    give_up = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < give_up, "it never became true"
+        time.sleep(0.01)
+    return found
+
+
+class Replica:
+    """One gateway, whose server takes WebSockets and messages of so many bytes, and speaks TLS if
+    it has a certificate."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        max_message_bytes: int = relay.MAX_MESSAGE_BYTES,
+        certificate: Certificate | None = None,
+        websockets: bool = True,
+    ) -> None:
+        self.settings = settings
+        self._scheme = "http" if certificate is None else "https"
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(settings),
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=2,
+                ws="websockets-sansio" if websockets else "none",
+                ws_max_size=max_message_bytes,
+                ws_per_message_deflate=False,
+                ssl_certfile=None if certificate is None else certificate.certificate,
+                ssl_keyfile=None if certificate is None else certificate.key,
+            )
+        )
+        self._thread = threading.Thread(target=self._server.run, args=([self._listening],))
+        self._thread.start()
+        wait_until(lambda: self._server.started)
+
+    @property
+    def url(self) -> str:
+        return f"{self._scheme}://127.0.0.1:{self.port}"
+
+    def token(self, subject: str, kind: str = "node") -> str:
+        """Of a node that is registered, or of somebody else."""
+        if kind == "node":
+            row = {"wallet_address": WALLET, "model_id": MODEL_ID, "start_layer": 0, "end_layer": 1}
+            new = insert(RegisteredNode).values(node_id=subject, **row).on_conflict_do_nothing()
+            asyncio.run(self._write(new))
+        claims = {"sub": subject, "kind": kind, "exp": int(time.time()) + 3600}
+        return jwt.encode(claims, self.settings.auth.jwt_secret.get_secret_value())
+
+    def register_again(self, node_id: str) -> None:
+        """As another process of the same node does."""
+        later = RegisteredNode.registration + 1
+        mine = RegisteredNode.node_id == node_id
+        asyncio.run(self._write(update(RegisteredNode).where(mine).values(registration=later)))
+
+    async def _write(self, statement: Any) -> None:
+        engine, sessions = db.connect(self.settings.database_url)
+        async with sessions.begin() as session:
+            await session.execute(statement)
+        await engine.dispose()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._listening.close()
+
+
+@contextlib.contextmanager
+def replica(settings: Settings, **options: Any) -> Iterator[Replica]:
+    started = Replica(settings, **options)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+class Node:
+    """A WebSocket of a node, without a runner behind it."""
+
+    def __init__(
+        self, at: Replica, node_id: str, *, session: str = "session", after: str = ""
+    ) -> None:
+        self.node_id = node_id
+        self.socket: ClientConnection = connect(
+            f"ws://127.0.0.1:{at.port}{relay.PATH}",
+            additional_headers={"Authorization": f"Bearer {at.token(node_id)}"},
+            compression=None,
+            ping_interval=None,
+            proxy=None,
+        )
+        self._assembler = Assembler()
+        self._waiting: list[Frame] = []
+        self._number = 0
+        self.say(Hello(relay.VERSION, session, after))
+        self.welcome = self.hear(Welcome)
+        self.after = self.welcome.after
+
+    def __enter__(self) -> "Node":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def say(self, frame: Frame) -> None:
+        for message in relay.chunks(relay.encode(frame)):
+            self.socket.send(message)
+
+    def hear(self, kind: type[Any]) -> Any:
+        """The next frame of that kind; others wait."""
+        for place, frame in enumerate(self._waiting):
+            if isinstance(frame, kind):
+                return self._waiting.pop(place)
+        while True:
+            data = self.socket.recv(timeout=PATIENCE)
+            assert isinstance(data, bytes)
+            found = self._assembler.add(data)
+            if isinstance(found, kind):
+                return found
+            if found is not None:
+                self._waiting.append(found)
+
+    def push(self, *messages: tuple[str, Message], number: int | None = None) -> PushAck:
+        self._number = self._number + 1 if number is None else number
+        self.say(Push(self._number, [sent(to, message) for to, message in messages]))
+        accepted: PushAck = self.hear(PushAck)
+        assert accepted.number == self._number
+        return accepted
+
+    def pulse(self, room: int = 0) -> None:
+        self.say(KeepAlive(7, room, self.after))
+        assert self.hear(KeepAliveAck) == KeepAliveAck(7)
+
+    def read(self) -> list[Message]:
+        inbox: InboxDelivery = self.hear(InboxDelivery)
+        self.after = inbox.after
+        return [wire.decode({wire.HEADER: e.header, wire.TENSOR: e.tensor}) for e in inbox.entries]
+
+
+def sent(to: str, message: Message) -> OutgoingMessage:
+    fields = wire.encode(message)
+    return OutgoingMessage(to, bytes(fields[wire.HEADER]), bytes(fields.get(wire.TENSOR, b"")))
+
+
+def begin(
+    client: redis.Redis, epoch: int = 1, route: Sequence[str] = ROUTE, name: str = "gen"
+) -> None:
+    """The live record, as a worker writes it."""
+    packed = RouteRecord(WIDTH, CAPACITY, list(route)).pack()
+    client.hset(redis_keys.live(name), mapping={"epoch": epoch, "route": packed})
+
+
+def steps(*, name: str = "gen", epoch: int = 1, width: int = WIDTH, **changes: Any) -> Steps:
+    """One step of one row."""
+    values = {"position": 0, "rows": 1, "wanted": 1, "replay": False} | changes
+    step = Step(name, epoch, **values)
+    return Steps([step], "float32", width, bytes(4 * width * step.rows))
+
+
+def put(client: redis.Redis, node_id: str, *messages: Message) -> None:
+    for message in messages:
+        client.xadd(redis_keys.inbox(node_id), wire.encode(message))  # type: ignore[arg-type]
+
+
+def inbox(client: redis.Redis, node_id: str) -> list[Message]:
+    return _messages(client, redis_keys.inbox(node_id))
+
+
+def events(client: redis.Redis, name: str = "gen") -> list[Message]:
+    return _messages(client, redis_keys.events(name))
+
+
+def _messages(client: redis.Redis, stream: str) -> list[Message]:
+    return [wire.decode(fields) for _, fields in client.xrange(stream)]

@@ -1,0 +1,130 @@
+"""A small model that guesses: the same tokens in fewer round trips, or no more of them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from mesh.errors import UnsupportedModel
+from mesh.wire import SamplingParams
+from node_runner.engine.decoding import draft_model
+from node_runner.engine.decoding.draft_model import Ask, DraftModel, load_draft
+from node_runner.engine.decoding.speculation import SpeculationPolicy
+from node_runner.engine.model.span_model import SpanModel
+from tests.conftest import DEMO_MODEL
+from tests.support.pipeline import GREEDY, Pipeline, load_span
+
+CUTS = [0, 3, 6]
+PROMPTS = [[0, *range(40, 60)], [0, *range(300, 340)], [0, 7, 8]]
+TOKENS = 40
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=11, stop=[])
+
+
+@pytest.fixture(autouse=True)
+def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else the machine does."""
+    monkeypatch.setattr(SpeculationPolicy, "_pays", lambda _: True)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("spans")
+
+
+@pytest.fixture(scope="module")
+def edge(cache: Path) -> SpanModel:
+    return load_span(DEMO_MODEL, (0, 3), cache)
+
+
+@pytest.fixture(scope="module")
+def twin(edge: SpanModel, cache: Path) -> SpanModel:
+    """It thinks exactly as the model does."""
+    return load_draft(str(DEMO_MODEL), edge, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def stranger(edge: SpanModel, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> SpanModel:
+    """Two layers of random weights, with the same vocabulary."""
+    folder = tmp_path_factory.mktemp("stranger")
+    settings = json.loads((DEMO_MODEL / "config.json").read_text()) | {"num_hidden_layers": 2}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings)).save_pretrained(folder)
+    shutil.copy(DEMO_MODEL / "tokenizer.json", folder)
+    return load_draft(str(folder), edge, cache=cache)
+
+
+def generated(
+    cache: Path, sampling: SamplingParams, draft: SpanModel | None, prompts: list[list[int]]
+) -> tuple[list[list[int]], Pipeline]:
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, speculate=draft is not None, draft=draft)
+    pipeline.engines[0]._span.end_tokens = frozenset()
+    for number, prompt in enumerate(prompts):
+        pipeline.open(f"{number}", prompt, max_tokens=TOKENS, sampling=sampling)
+    pipeline.run()
+    return [pipeline.tokens(f"{number}") for number in range(len(prompts))], pipeline
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_model_that_thinks_alike_is_always_right(
+    cache: Path, twin: SpanModel, sampling: SamplingParams
+) -> None:
+    """Also when sampling, since its draws are the same."""
+    plain, without = generated(cache, sampling, None, PROMPTS)
+    guessed, pipeline = generated(cache, sampling, twin, PROMPTS)
+    assert guessed == plain
+    assert len(pipeline.batches) < len(without.batches) / 2
+    offered, accepted = pipeline.engines[0].edge.take_drafts()
+    assert accepted > 0.8 * offered  # those looked up in the text are not its own
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_model_that_is_always_wrong_changes_nothing(
+    cache: Path, stranger: SpanModel, sampling: SamplingParams
+) -> None:
+    plain, _ = generated(cache, sampling, None, PROMPTS)
+    guessed, _ = generated(cache, sampling, stranger, PROMPTS)
+    assert guessed == plain
+
+
+def test_a_long_prompt_is_read_in_chunks(
+    cache: Path, twin: SpanModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draft_model, "PREFILL_CHUNK", 16)
+    prompts = [[0, *range(20, 120)], [0, 5]]
+    plain, _ = generated(cache, GREEDY, None, prompts)
+    guessed, pipeline = generated(cache, GREEDY, twin, prompts)
+    assert guessed == plain
+    assert pipeline.engines[0].edge.take_drafts()[1] > 0
+
+
+def test_room_is_bounded_and_given_back(twin: SpanModel) -> None:
+    model = DraftModel(twin, positions=64)
+    asks = [Ask(f"{number}", PROMPTS[0], 3, 32, GREEDY) for number in range(3)]
+    assert [len(guess) for guess in model.guess(asks)] == [3, 3, 0]
+    model.close("0")
+    assert [len(guess) for guess in model.guess(asks[1:])] == [3, 3]
+
+
+def test_the_node_keeps_within_its_budget(cache: Path, twin: SpanModel) -> None:
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, draft=twin)
+    edge = pipeline.engines[0]
+    drafts = edge.edge._draft
+    assert drafts is not None
+    together = edge.pool.budget_bytes + drafts._pool.budget_bytes
+    assert 0.99e8 < together <= 1e8
+    assert edge.pool.blocks == drafts._pool.blocks
+
+
+def test_another_vocabulary_is_refused(edge: SpanModel, cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(DEMO_MODEL, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[300:302]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UnsupportedModel, match="another vocabulary"):
+        load_draft(str(folder), edge, cache=cache)

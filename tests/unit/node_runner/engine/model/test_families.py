@@ -1,0 +1,355 @@
+"""Every served family gives transformers' own logits, however it is cut and packed."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from mesh.errors import UnsupportedModel
+from node_runner.engine.attention.interface import Segment
+from node_runner.engine.attention.kv_cache import KVBlockPool
+from node_runner.engine.attention.ragged_batch import RaggedBatch
+from node_runner.engine.model.families import FAMILIES
+from node_runner.engine.model.span_checkpoint import prepare_span
+from node_runner.engine.model.span_model import SpanModel
+from tests.conftest import DEMO_MODEL
+from tests.support.pipeline import load_span
+
+TINY = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 2,
+}
+LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention"] * 2
+SHORT, LONG = {"sliding_window": 9}, {"sliding_window": 500}
+USED = {"use_sliding_window": True}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 128,
+}
+GEMMA3_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+    "full_attention": {"rope_type": "linear", "rope_theta": 100000.0, "factor": 8.0},
+}
+
+VARIANTS: dict[str, dict[str, object]] = {
+    "llama": {},
+    "llama tied": {"tie_word_embeddings": True},
+    "llama biased": {"attention_bias": True, "mlp_bias": True},
+    "llama rope scaled": {"rope_scaling": LLAMA3_ROPE},
+    "mistral": {"sliding_window": None},
+    "mistral short window": SHORT,
+    "mistral long window": LONG,
+    "qwen2": {},
+    "qwen2 tied": {"tie_word_embeddings": True},
+    "qwen2 window from layer 2": USED | SHORT | {"max_window_layers": 2},
+    "qwen3": {"head_dim": 16},
+    "qwen3 window": USED | SHORT | {"head_dim": 24, "max_window_layers": 1},
+    "mixtral": {"num_local_experts": 4},
+    "mixtral window": {"num_local_experts": 4} | SHORT,
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 48},
+    "qwen2_moe window and dense layers": EXPERTS
+    | {"shared_expert_intermediate_size": 48, "mlp_only_layers": [2], "decoder_sparse_step": 1}
+    | USED
+    | SHORT,
+    "qwen3_moe": EXPERTS | {"head_dim": 16},
+    "qwen3_moe every other layer": EXPERTS | {"head_dim": 16, "decoder_sparse_step": 2},
+    "qwen3_moe window": EXPERTS | {"head_dim": 16, "mlp_only_layers": [0]} | USED | SHORT,
+    "gemma": {"head_dim": 16},
+    "gemma untied": {"head_dim": 16, "tie_word_embeddings": False},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0} | SHORT,
+    "gemma2 long window": {"head_dim": 16, "final_logit_softcapping": 3.0} | LONG,
+    "gemma2 uncapped": {
+        "head_dim": 16,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    }
+    | SHORT,
+    "gemma3_text": {"head_dim": 16, "layer_types": LOCAL_AND_GLOBAL}
+    | SHORT
+    | {"rope_parameters": GEMMA3_ROPE},
+    "gemma3_text global last": {"head_dim": 16, "sliding_window_pattern": 4}
+    | SHORT
+    | {"rope_theta": 50000.0, "rope_local_base_freq": 500.0, "final_logit_softcapping": 3.0},
+    "gemma3_text long window": {"head_dim": 16, "sliding_window_pattern": 3} | LONG,
+    "phi": {"partial_rotary_factor": 0.5},
+    "phi with norms": {"partial_rotary_factor": 0.25, "qk_layernorm": True},
+    "phi3": {"sliding_window": None},
+    "phi3 window": SHORT | {"partial_rotary_factor": 0.5},
+    "olmo2": {},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    "olmoe clipped": {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 0.5},
+    "granite": {
+        "embedding_multiplier": 12.0,
+        "logits_scaling": 8.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.1,
+    },
+    "granite tied": {"embedding_multiplier": 3.0, "tie_word_embeddings": True},
+    "stablelm": {"use_qkv_bias": True},
+    "stablelm with norms": {"qk_layernorm": True, "use_parallel_residual": True},
+    "glm4": {"head_dim": 16, "attention_bias": True},
+    "starcoder2": {"sliding_window": None},
+    "starcoder2 window": SHORT,
+    "gpt_neox": {},
+    "gpt_neox serial": {"use_parallel_residual": False, "rotary_pct": 1.0, "attention_bias": False},
+    "gpt2": {},
+    "gpt2 untied": {"tie_word_embeddings": False},
+    "smollm3": {"no_rope_layers": [1, 0, 0, 1]},
+    "smollm3 by interval": {"no_rope_layer_interval": 3},
+    "smollm3 window": USED | SHORT | {"no_rope_layers": [1, 0, 1, 0]},
+    "exaone4": SHORT | {"sliding_window_pattern": 2},
+    "exaone4 long window": LONG | {"sliding_window_pattern": 4},
+    "exaone4 global": {"sliding_window": None, "layer_types": ["full_attention"] * 4},
+    "ernie4_5": {"head_dim": 16},
+    "ernie4_5 tied": {"head_dim": 16, "tie_word_embeddings": True, "use_bias": True},
+    "cohere": {"logit_scale": 0.3},
+    "cohere with norms": {"use_qk_norm": True, "tie_word_embeddings": False},
+    "gpt_oss": {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2} | SHORT,
+    "gpt_oss long window": {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2}
+    | LONG,
+    "deepseek_v3": LATENT,
+    "deepseek_v3 whole queries": LATENT | {"q_lora_rank": None, "first_k_dense_replace": 0},
+    "deepseek_v3 yarn": LATENT | {"rope_parameters": YARN_ROPE},
+    "bloom": {},
+    "bloom untied, of twelve heads": {"num_attention_heads": 12, "hidden_size": 48}
+    | {"tie_word_embeddings": False, "apply_residual_connection_post_layernorm": True},
+    "falcon of one kv head": {"multi_query": True, "alibi": False},
+    "falcon of many kv heads": {"multi_query": False, "alibi": False, "bias": True},
+    "falcon serial": {"multi_query": False, "alibi": False, "parallel_attn": False},
+    "falcon new": {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False},
+    "falcon new, one norm": {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}
+    | {"num_ln_in_parallel_attn": 1, "tie_word_embeddings": False},
+    "falcon alibi": {"multi_query": False, "alibi": True, "parallel_attn": False},
+    "falcon alibi of twelve heads": {"num_attention_heads": 12, "hidden_size": 48}
+    | {"multi_query": True, "alibi": True},
+}
+
+
+def family_of(variant: str) -> str:
+    return variant.split(maxsplit=1)[0]
+
+
+SCORES_OF_ALL_KINDS = [
+    "llama",
+    "mistral short window",
+    "gemma2",
+    "gpt_oss",
+    "deepseek_v3",
+    "bloom",
+    "falcon of one kv head",
+    "falcon alibi",
+]
+
+FUSED = [name for name in VARIANTS if family_of(name) in ("llama", "mistral", "qwen2", "qwen3")]
+
+CHUNK = 32
+DECODED = 4
+"""Rows that each text ends with, fed one at a time."""
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[list[int]]:
+    """Ragged: shorter than a window, longer than it, and longer than two chunks."""
+    torch.manual_seed(1)
+    lengths = (1, 7, 70)
+    return [torch.randint(300, (length + DECODED,)).tolist() for length in lengths]
+
+
+def make(name: str, folder: Path) -> PreTrainedModel:
+    """A random model, on disk too. No tensor is left as plain as new norms and biases are."""
+    settings = TINY | VARIANTS[name] | {"model_type": family_of(name)}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings)).eval()
+    for tensor in model.state_dict().values():
+        tensor.add_(torch.randn_like(tensor), alpha=0.1)
+    model.save_pretrained(folder)
+    # As the hub has it: what transformers computes from it is not written out.
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer.json").write_text((DEMO_MODEL / "tokenizer.json").read_text())
+    return model
+
+
+def packs(texts: list[list[int]]) -> list[list[tuple[int, int, int]]]:
+    """Packs of (text, begin, end): prompts in chunks, packed, then one row of each text."""
+    prompts = [len(text) - DECODED for text in texts]
+    packs = [
+        [
+            (number, begin, min(begin + CHUNK, prompt))
+            for number, prompt in enumerate(prompts)
+            if begin < prompt
+        ]
+        for begin in range(0, max(prompts), CHUNK)
+    ]
+    return packs + [
+        [(number, prompt + row, prompt + row + 1) for number, prompt in enumerate(prompts)]
+        for row in range(DECODED)
+    ]
+
+
+def logits_of(spans: list[SpanModel], texts: list[list[int]]) -> list[torch.Tensor]:
+    """Of each text's every position."""
+    pools = [KVBlockPool(span.kv_shape, 20 * span.kv_shape.bytes_per_block) for span in spans]
+    caches = [[pool.reserve(len(text)) for text in texts] for pool in pools]
+    logits: list[list[torch.Tensor]] = [[] for _ in texts]
+    for pack in packs(texts):
+        hidden = spans[0].embed(
+            [token for number, begin, end in pack for token in texts[number][begin:end]],
+            [position for _, begin, end in pack for position in range(begin, end)],
+        )
+        for span, own in zip(spans, caches, strict=True):
+            segments = [Segment(own[number], end - begin, begin) for number, begin, end in pack]
+            hidden = span.forward(hidden, RaggedBatch(segments))
+        parts = spans[0].logits(hidden).split([segment.rows for segment in segments])
+        for (number, _, _), part in zip(pack, parts, strict=True):
+            logits[number].append(part)
+    return [torch.cat(parts) for parts in logits]
+
+
+def compare(
+    model: PreTrainedModel,
+    folder: Path,
+    texts: list[list[int]],
+    cuts: list[int],
+    *,
+    paged: bool = False,
+) -> None:
+    spans = [load_span(folder / "model", cut, folder / "cache") for cut in pairwise(cuts)]
+    for span in spans:
+        span.kv_shape = replace(span.kv_shape, paged=paged)
+    for ours, text in zip(logits_of(spans, texts), texts, strict=True):
+        theirs = model(torch.tensor([text])).logits[0]
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def check(name: str, folder: Path, texts: list[list[int]]) -> None:
+    model = make(name, folder / "model")
+    for cuts in ([0, 2, 4], [0, 1, 3, 4]):
+        compare(model, folder, texts, cuts)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_equal_transformers(name: str, tmp_path: Path, texts: list[list[int]]) -> None:
+    check(name, tmp_path, texts)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_logits_of_fused_families_equal_transformers_without_fusing_too(
+    name: str, tmp_path: Path, texts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node_runner.engine.model.span_model.can_fuse", lambda decoder: False)
+    check(name, tmp_path, texts)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("name", SCORES_OF_ALL_KINDS)
+@torch.inference_mode()
+def test_logits_equal_transformers_with_paged_attention_too(
+    name: str, tmp_path: Path, texts: list[list[int]]
+) -> None:
+    compare(make(name, tmp_path / "model"), tmp_path, texts, [0, 2, 4], paged=True)
+
+
+def test_every_family_is_tested() -> None:
+    assert {family_of(name) for name in VARIANTS} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "buffers"),
+    [
+        ("gpt2", "transformer.", ["h.{}.attn.bias"]),
+        ("bloom", "transformer.", []),
+        (
+            "gpt_neox",
+            "",
+            [
+                "gpt_neox.layers.{}.attention.bias",
+                "gpt_neox.layers.{}.attention.masked_bias",
+                "gpt_neox.layers.{}.attention.rotary_emb.inv_freq",
+            ],
+        ),
+    ],
+)
+@torch.inference_mode()
+def test_checkpoints_of_old_are_served(
+    name: str, prefix: str, buffers: list[str], tmp_path: Path, texts: list[list[int]]
+) -> None:
+    """On the hub some tensors lack the model's name, and some are only buffers."""
+    model = make(name, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = {key.removeprefix(prefix): tensor for key, tensor in load_file(file).items()}
+    for layer in range(TINY["num_hidden_layers"]):
+        tensors |= {buffer.format(layer): torch.ones(8) for buffer in buffers}
+    save_file(tensors, file, metadata={"format": "pt"})
+    compare(model, tmp_path, texts, [0, 2, 4])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "reason"),
+    [
+        ("opt", {}, r"family 'opt' yet; it serves bloom, .*, starcoder2"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("gpt2", {"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        (
+            "phi3",
+            {
+                "original_max_position_embeddings": 64,
+                "rope_scaling": {
+                    "rope_type": "longrope",
+                    "short_factor": [1.0] * 8,
+                    "long_factor": [2.0] * 8,
+                },
+            },
+            "'longrope'",
+        ),
+    ],
+)
+def test_what_is_not_tested_is_refused_by_name(
+    tmp_path: Path, name: str, settings: dict[str, object], reason: str
+) -> None:
+    config = TINY | settings | {"model_type": name}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match=reason):
+        prepare_span(str(tmp_path), layers=None, edge=True, cache=tmp_path / "cache")
