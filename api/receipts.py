@@ -14,7 +14,7 @@ from market.jobs.errors import JobNotFound
 from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, plain
 from market.receipts.errors import ReceiptNotReady
-from market.receipts.receipt import ReceiptStatus
+from market.receipts.status import ReceiptStatus
 from market.settlement.errors import UsageUnproven
 from market.settlement.tables import Settlement
 from market.settlement.usage_lines import tree_of, usage_lines

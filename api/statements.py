@@ -12,7 +12,7 @@ from sqlalchemy import Select, and_, select, tuple_
 from market.db import Sessions
 from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, plain
-from market.receipts.receipt import ReceiptStatus
+from market.receipts.status import ReceiptStatus
 from market.settlement.tables import Settlement
 
 PAGE = 1000

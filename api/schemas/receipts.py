@@ -7,7 +7,7 @@ from pydantic import (
 )
 
 from api.schemas.jobs import ContributionView
-from market.receipts.receipt import ReceiptStatus
+from market.receipts.status import ReceiptStatus
 
 
 class UsageLine(BaseModel):
