@@ -14,11 +14,11 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 
-from api.places import GeoIp
-from api.published import PublishedWeights
 from api.relay.hub import RelayHub
 from market import db, queue
 from market.catalog.models import Catalog
+from market.catalog.published_weights import PublishedWeights
+from market.geo.geoip import GeoIp
 from market.prompt_vault import PromptVault
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings

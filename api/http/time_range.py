@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from api import receipts, statements
 from api.http.authentication import LoggedIn
 from api.http.rate_limits import limit
 from api.http.services import WithServices
 from api.schemas.receipts import Receipt
 from market.errors import InvalidRequest
+from market.receipts import receipt as receipts_receipt
+from market.receipts import statements
 
 router = APIRouter()
 
@@ -37,7 +38,7 @@ async def receipt(request_id: str, caller: LoggedIn, services: WithServices) -> 
     sees all of it; a provider that took part sees his own.
     """
     await limit(services, services.settings.limits.receipts_per_wallet, "receipt", caller.wallet)
-    return await receipts.receipt(services, caller.wallet, request_id)
+    return await receipts_receipt.receipt(services, caller.wallet, request_id)
 
 
 @router.get("/api/billing/usage.csv", tags=["billing"], response_class=Response, responses=CSV)

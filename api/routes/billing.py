@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter
 
-from api import balance
 from api.http.authentication import LoggedIn
 from api.http.services import WithServices
 from api.schemas.billing import Balance
+from market.ledger import wallet_balance
 
 router = APIRouter()
 
@@ -13,4 +13,4 @@ router = APIRouter()
 @router.get("/api/billing/balance", tags=["billing"])
 async def own_balance(caller: LoggedIn, services: WithServices) -> Balance:
     """Your money: available, held, on its way in and out, and what is left of your spending cap."""
-    return await balance.balance(services, caller.wallet)
+    return await wallet_balance.balance(services, caller.wallet)

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Request, status
 from pydantic import BaseModel, Field
 from sqlalchemy import func, select, update
 
-from api import device_codes
 from api.http.authentication import Bearer, LoggedIn, issue_machine_token, owner_of_machine
 from api.http.rate_limits import address_of, limit
 from api.http.services import Services, WithServices
 from api.schemas.base import MachineName, RequestBody, WalletAddress
+from market.identity import device_authorization
 from market.identity.errors import MachineNotFound
 from market.identity.tables import Machine
 from market.nodes import live_registry
@@ -92,7 +92,7 @@ async def begin(body: DeviceRequest, request: Request, services: WithServices) -
     """Codes for a machine that wants to be let in: one to ask with, one to show its owner."""
     address = address_of(request, services)
     await limit(services, services.settings.limits.device_codes_per_ip, "device", address)
-    codes = await device_codes.issue_codes(services, body.machine, address)
+    codes = await device_authorization.issue_codes(services, body.machine, address)
     auth, uri = services.settings.auth, f"{services.settings.public_url}/link"
     return DeviceCodes(
         device_code=codes.device_code,
@@ -110,7 +110,7 @@ async def token(body: TokenRequest, request: Request, services: WithServices) ->
     (RFC 8628, 3.5): `authorization_pending`, `slow_down`, `access_denied`, `expired_token`."""
     rule = services.settings.limits.device_polls_per_ip
     await limit(services, rule, "device_poll", address_of(request, services))
-    wallet, machine_id = await device_codes.redeem(services, body.device_code)
+    wallet, machine_id = await device_authorization.redeem(services, body.device_code)
     return MachineToken(
         access_token=issue_machine_token(services, wallet, machine_id),
         expires_in=services.settings.auth.machine_token_ttl,
@@ -123,7 +123,7 @@ async def token(body: TokenRequest, request: Request, services: WithServices) ->
 async def message(body: MessageRequest, request: Request, services: WithServices) -> MessageToSign:
     """What the wallet has to sign to let in the machine that shows this code."""
     waiting = await find(request, services, body.user_code)
-    made = await device_codes.message_for(services, waiting, body.wallet_address)
+    made = await device_authorization.message_for(services, waiting, body.wallet_address)
     return MessageToSign(
         message=made.text,
         domain=made.domain,
@@ -140,11 +140,11 @@ async def approve(body: Approval, request: Request, services: WithServices) -> D
     """Let the machine in, by the wallet's signature over the message from `/message`."""
     waiting = await find(request, services, body.user_code)
     wallet = body.wallet_address
-    nonce = await device_codes.check_signature(services, waiting, wallet, body.signature)
+    nonce = await device_authorization.check_signature(services, waiting, wallet, body.signature)
     machine_id = f"machine_{secrets.token_hex(8)}"
     async with services.sessions.begin() as db:
         db.add(Machine(machine_id=machine_id, wallet_address=wallet, name=waiting.machine))
-        await device_codes.approve(services, waiting, wallet, nonce, machine_id)
+        await device_authorization.approve(services, waiting, wallet, nonce, machine_id)
     return Decided(status="approved", machine=waiting.machine)
 
 
@@ -152,7 +152,7 @@ async def approve(body: Approval, request: Request, services: WithServices) -> D
 async def deny(body: CodeTyped, request: Request, services: WithServices) -> Decided:
     """Send the machine away. Needs no wallet: it gives nobody anything."""
     waiting = await find(request, services, body.user_code)
-    await device_codes.deny(services, waiting)
+    await device_authorization.deny(services, waiting)
     return Decided(status="denied", machine=waiting.machine)
 
 
@@ -209,7 +209,9 @@ async def revoke(machine_id: str, bearer: Bearer, services: WithServices) -> Non
         await live_registry.evict(services.redis, node_id, model_id)
 
 
-async def find(request: Request, services: Services, user_code: str) -> device_codes.PendingDevice:
+async def find(
+    request: Request, services: Services, user_code: str
+) -> device_authorization.PendingDevice:
     """The machine that shows this code, for a caller who has tries left.
 
     Raises:
@@ -218,4 +220,4 @@ async def find(request: Request, services: Services, user_code: str) -> device_c
     """
     rule = services.settings.limits.user_codes_per_ip
     await limit(services, rule, "user_code", address_of(request, services))
-    return await device_codes.find(services, user_code)
+    return await device_authorization.find(services, user_code)

@@ -6,20 +6,22 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from sqlalchemy import func, select
 
-from api import heartbeats, placement, providers, registering
 from api.http.authentication import Bearer, CallingRegistration
 from api.http.rate_limits import address_of, limit
 from api.http.services import WithServices
-from api.registering import Registered
 from api.schemas.base import WalletAddress, shown
 from api.schemas.nodes import HeartbeatBody, RegistrationBody
 from api.schemas.providers import Earnings, EarningsOfDay
 from market import ledger
 from market.errors import Forbidden
 from market.jobs.tables import Job, NodeContribution
+from market.membership import heartbeats, registration
+from market.membership.registration import Registered
 from market.money import ZERO, plain
 from market.nodes import live_lookup
 from market.nodes.tables import RegisteredNode
+from market.placement import assignments
+from market.providers import earnings as providers_earnings
 
 router = APIRouter(prefix="/api/nodes", tags=["nodes"])
 
@@ -49,7 +51,7 @@ async def register(
     """
     address = address_of(request, services)
     await limit(services, services.settings.limits.registrations_per_ip, "register", address)
-    return await registering.register(services, body, bearer, address)
+    return await registration.register(services, body, bearer, address)
 
 
 @router.post("/heartbeat")
@@ -61,7 +63,7 @@ async def heartbeat(
         raise Forbidden("A node may only speak for itself.")
     await limit(services, services.settings.limits.heartbeats_per_node, "heartbeat", caller.node_id)
     await heartbeats.take(services, caller, body)
-    orders = await placement.answer(services, caller.node_id, body)
+    orders = await assignments.answer(services, caller.node_id, body)
     start, end = orders.span or (None, None)
     return Acknowledged(
         status="ok", should_rebalance=orders.should_rebalance, start_layer=start, end_layer=end
@@ -79,7 +81,7 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
             await db.execute(
                 select(
                     func.coalesce(func.sum(RegisteredNode.total_tokens_served), 0),
-                    providers.uptime_percent(services.settings.discovery),
+                    providers_earnings.uptime_percent(services.settings.discovery),
                 ).where(RegisteredNode.wallet_address == wallet)
             )
         ).one()

@@ -4,7 +4,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from api import providers
 from api.http.authentication import Bearer, may_see_node, wallet_of_user
 from api.http.services import Services, WithServices
 from api.schemas.base import WalletAddress
@@ -12,6 +11,7 @@ from api.schemas.nodes import NodeView
 from api.schemas.providers import EarningsPoint, ProviderStats
 from market.nodes.errors import NodeNotFound
 from market.nodes.tables import RegisteredNode
+from market.providers import earnings
 
 router = APIRouter(tags=["nodes"])
 
@@ -26,7 +26,7 @@ async def stats(
     bearer: Bearer, services: WithServices, wallet_address: Wallet = None
 ) -> ProviderStats:
     """A provider at a glance. As his earnings, everybody may see it."""
-    return await providers.stats(services, _wallet(wallet_address, bearer, services))
+    return await earnings.stats(services, _wallet(wallet_address, bearer, services))
 
 
 @router.get("/api/provider/earnings/history")
@@ -36,7 +36,7 @@ async def history(
     """What a provider earned, by day, as a list that a chart takes."""
     wallet = _wallet(wallet_address, bearer, services)
     async with services.sessions() as db:
-        return await providers.history(db, wallet, days)
+        return await earnings.history(db, wallet, days)
 
 
 @router.get("/api/nodes/{node_id}")
@@ -48,7 +48,7 @@ async def node(node_id: str, bearer: Bearer, services: WithServices) -> NodeView
     wallet = "" if row is None else row.wallet_address
     if not await may_see_node(bearer, services, node_id, wallet) or row is None:
         raise NodeNotFound(f"You have no node {node_id} here.")
-    return await providers.view(services, row)
+    return await earnings.view(services, row)
 
 
 def _wallet(given: str | None, bearer: Bearer, services: Services) -> str:

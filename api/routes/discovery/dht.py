@@ -3,9 +3,8 @@
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from api import credentials
 from api.http.services import WithServices
-from market.dht import directory
+from market.dht import credentials, directory
 from market.nodes import live_lookup
 
 router = APIRouter(prefix="/api/discovery/dht", tags=["discovery"])

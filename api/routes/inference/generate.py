@@ -9,15 +9,14 @@ from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
 from starlette.types import Message
 
-from api import reading, submission
 from api.http.authentication import LoggedIn
 from api.http.rate_limits import address_of, limit
 from api.http.services import Services, WithServices
 from api.schemas.jobs import JobView
-from api.submission import Generate
 from market.errors import InvalidRequest
-from market.jobs import queries
+from market.jobs import queries, submission, token_reader
 from market.jobs.errors import StreamExpired
+from market.jobs.submission import Generate
 from market.jobs.tables import Job, SessionStatus
 from mesh import token_stream
 
@@ -79,19 +78,19 @@ async def generate(
     if body.stream:
         return _cancelling_stream(services, job)
     try:
-        ended = await reading.wait_for_end(services, request, job.request_id)
+        ended = await token_reader.wait_for_end(services, request, job.request_id)
     except StreamExpired:  # a job repeated by its key, long ended
         ended = True
     if not ended:
-        await reading.cancel(services, job)
+        await token_reader.cancel(services, job)
     return await _result(services, job)
 
 
 @router.get("/jobs/{request_id}")
 async def poll(request_id: str, caller: LoggedIn, services: WithServices) -> JobView:
     """The job now: its status, and the text so far. The text is forgotten after an hour."""
-    job = await reading.find(services, caller.wallet, request_id)
-    return await reading.view(services, job)
+    job = await token_reader.find(services, caller.wallet, request_id)
+    return await token_reader.view(services, job)
 
 
 @router.get(
@@ -109,11 +108,11 @@ async def events(
 
     Closing this stream does not cancel the job.
     """
-    job = await reading.find(services, caller.wallet, request_id)
+    job = await token_reader.find(services, caller.wallet, request_id)
     after = _entry_after(last_event_id, job)
-    if job.status == SessionStatus.COMPLETED and not await reading.readable(services, job):
+    if job.status == SessionStatus.COMPLETED and not await token_reader.readable(services, job):
         raise StreamExpired(f"The tokens of {request_id} have been forgotten.")
-    return _stream(reading.sse_events(services, request_id, after))
+    return _stream(token_reader.sse_events(services, request_id, after))
 
 
 @router.delete("/jobs/{request_id}")
@@ -122,10 +121,12 @@ async def cancel(request_id: str, caller: LoggedIn, services: WithServices) -> J
 
     Cancelling a job that has ended changes nothing.
     """
-    job = await reading.find(services, caller.wallet, request_id)
+    job = await token_reader.find(services, caller.wallet, request_id)
     if job.status not in queries.ENDED:
-        await reading.cancel_and_wait(services, job)
-    return await reading.view(services, await reading.find(services, caller.wallet, request_id))
+        await token_reader.cancel_and_wait(services, job)
+    return await token_reader.view(
+        services, await token_reader.find(services, caller.wallet, request_id)
+    )
 
 
 def _accepted(job: Job) -> Response:
@@ -140,10 +141,10 @@ def _accepted(job: Job) -> Response:
 
 
 async def _result(services: Services, job: Job) -> Response:
-    ended = await reading.find(services, job.user_wallet, job.request_id)
+    ended = await token_reader.find(services, job.user_wallet, job.request_id)
     if ended.status == SessionStatus.FAILED:
-        raise reading.failure(ended.error_code)
-    result = await reading.view(services, ended)
+        raise token_reader.failure(ended.error_code)
+    result = await token_reader.view(services, ended)
     return JSONResponse(result.model_dump(mode="json"))
 
 
@@ -157,13 +158,13 @@ def _cancelling_stream(services: Services, job: Job) -> Response:
 
     async def events() -> AsyncIterator[dict[str, str]]:
         nonlocal over
-        async for event in reading.sse_events(services, job.request_id):
+        async for event in token_reader.sse_events(services, job.request_id):
             yield event
         over = True
 
     async def hung_up(message: Message) -> None:
         if not over:
-            services.in_background(reading.cancel(services, job))
+            services.in_background(token_reader.cancel(services, job))
 
     return _stream(events(), hung_up)
 

@@ -10,8 +10,8 @@ from eth_account.messages import encode_defunct
 from redis.asyncio import Redis
 from sqlalchemy import select
 
-from api import device_codes
 from api.http.authentication import issue_machine_token
+from market.identity import device_authorization
 from market.identity.errors import SignatureMismatch, UserCodeUnknown
 from market.identity.tables import Machine
 from market.nodes import live_lookup
@@ -252,22 +252,22 @@ async def test_what_was_signed_is_what_counts_whoever_asks_meanwhile(gateway: Ga
     """A stranger signs for himself, and names another wallet before that is written down."""
     codes = await begin(gateway)
     services = gateway.services
-    waiting = await device_codes.find(services, codes["user_code"])
-    asked = await device_codes.message_for(services, waiting, STRANGER.address.lower())
+    waiting = await device_authorization.find(services, codes["user_code"])
+    asked = await device_authorization.message_for(services, waiting, STRANGER.address.lower())
     by_stranger = (services, waiting, STRANGER.address.lower())
     signature = signed_texts.sign(asked.text, STRANGER.key)
-    nonce = await device_codes.check_signature(*by_stranger, signature)
-    await device_codes.message_for(services, waiting, PROVIDER_WALLET)
+    nonce = await device_authorization.check_signature(*by_stranger, signature)
+    await device_authorization.message_for(services, waiting, PROVIDER_WALLET)
     with pytest.raises(SignatureMismatch, match="newer"):
-        await device_codes.approve(*by_stranger, nonce, "machine_1")
+        await device_authorization.approve(*by_stranger, nonce, "machine_1")
 
-    asked = await device_codes.message_for(services, waiting, STRANGER.address.lower())
-    nonce = await device_codes.check_signature(
+    asked = await device_authorization.message_for(services, waiting, STRANGER.address.lower())
+    nonce = await device_authorization.check_signature(
         *by_stranger, signed_texts.sign(asked.text, STRANGER.key)
     )
-    await device_codes.approve(*by_stranger, nonce, "machine_1")
+    await device_authorization.approve(*by_stranger, nonce, "machine_1")
     with pytest.raises(UserCodeUnknown):
-        await device_codes.message_for(services, waiting, PROVIDER_WALLET)
+        await device_authorization.message_for(services, waiting, PROVIDER_WALLET)
     token = (await poll(gateway, codes)).json()
     assert token["wallet_address"] == STRANGER.address.lower()
 

@@ -14,7 +14,7 @@ from netaddr import IPSet
 from redis.asyncio import Redis
 from sqlalchemy import func, select
 
-from api.places import GeoIp
+from market.geo.geoip import GeoIp
 from market.nodes import live_lookup, live_registry
 from market.nodes.tables import RegisteredNode
 from market.settings import Settings

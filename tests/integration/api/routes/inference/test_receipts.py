@@ -12,11 +12,11 @@ from hexbytes import HexBytes
 from sqlalchemy import text, update
 from web3 import Web3
 
-from api import statements
 from market.escrow.artifacts import artifact
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job, NodeContribution
 from market.money import to_units
+from market.receipts import statements
 from market.resources import Services
 from market.settlement import usage_tree
 from market.settlement.usage_tree import Usage

@@ -10,17 +10,16 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api import placement
-from api.credentials import DhtAccess, dht_access
 from api.http.authentication import consume_nonce, issue_token, machine_of
 from api.http.services import Services
 from api.schemas.nodes import RegistrationBody
+from market.dht.credentials import DhtAccess, dht_access
 from market.errors import InvalidRequest
 from market.identity.errors import SignatureMismatch
 from market.nodes import live_registry, node
 from market.nodes.errors import NodeIdTaken
 from market.nodes.tables import RegisteredNode
-from market.placement import rebalances
+from market.placement import assignments, rebalances
 from mesh import signed_texts
 
 Span = tuple[int, int]
@@ -71,9 +70,9 @@ async def register(
             earlier_model = None if known is None else known.model_id
             if span is None:
                 await rebalances.lock(db, model.id)
-            given_up = None if known is None else await placement.begin_again(db, known, body)
+            given_up = None if known is None else await assignments.begin_again(db, known, body)
             if span is None:
-                facts |= await placement.place(services, db, model, body, known)
+                facts |= await assignments.place(services, db, model, body, known)
             row = _enter(db, body, known, facts)
     except IntegrityError:
         raise _taken(body) from None
