@@ -1,4 +1,4 @@
-"""Machines that wait to be let in (RFC 8628), in Redis until they are or their time is up.
+"""Device authorization (RFC 8628): machines that wait to be let in, in Redis while they do.
 
 Codes are kept as keyed hashes: whoever reads Redis can neither fetch a machine's token nor let one
 in. Each code works once.
@@ -11,7 +11,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from api.http.services import Services
+from redis.asyncio import Redis
+
 from market.identity.errors import (
     AccessDenied,
     AuthorizationPending,
@@ -20,6 +21,7 @@ from market.identity.errors import (
     SlowDown,
     UserCodeUnknown,
 )
+from market.settings import Settings
 from mesh import redis_keys, signed_texts
 
 LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
@@ -112,176 +114,177 @@ class Message:
     expires_at: str
 
 
-async def issue_codes(services: Services, machine: str, address: str) -> Codes:
-    """Codes for a machine of this name that asks from this address."""
-    auth = services.settings.auth
-    codes = Codes(
-        device_code=secrets.token_urlsafe(32),
-        user_code="".join(secrets.choice(LETTERS) for _ in range(CODE_LENGTH)),
-    )
-    digest = _digest(services, codes.device_code)
-    record = {
-        "machine": machine,
-        "address": address,
-        "interval": auth.device_poll_interval,
-        "next_at": 0,
-    }
-    async with services.redis.pipeline() as pipe:
-        pipe.hset(redis_keys.device_code(digest), mapping=record)
-        pipe.expire(redis_keys.device_code(digest), auth.device_code_ttl)
-        await pipe.execute()
-    user_key = redis_keys.user_code(_digest(services, codes.user_code))
-    await services.redis.set(user_key, digest, ex=auth.device_code_ttl)
-    return Codes(codes.device_code, shown(codes.user_code))
+class DeviceAuthorization:
+    """The codes in Redis, from the machine's question to the owner's decision."""
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self._redis = redis
+        self._settings = settings
+
+    async def issue_codes(self, machine: str, address: str) -> Codes:
+        """Codes for a machine of this name that asks from this address."""
+        auth = self._settings.auth
+        codes = Codes(
+            device_code=secrets.token_urlsafe(32),
+            user_code="".join(secrets.choice(LETTERS) for _ in range(CODE_LENGTH)),
+        )
+        digest = self._digest(codes.device_code)
+        record = {
+            "machine": machine,
+            "address": address,
+            "interval": auth.device_poll_interval,
+            "next_at": 0,
+        }
+        async with self._redis.pipeline() as pipe:
+            pipe.hset(redis_keys.device_code(digest), mapping=record)
+            pipe.expire(redis_keys.device_code(digest), auth.device_code_ttl)
+            await pipe.execute()
+        user_key = redis_keys.user_code(self._digest(codes.user_code))
+        await self._redis.set(user_key, digest, ex=auth.device_code_ttl)
+        return Codes(codes.device_code, shown(codes.user_code))
+
+    async def find(self, user_code: str) -> PendingDevice:
+        """
+        Raises:
+            UserCodeUnknown: mistyped, expired, or decided about already.
+        """
+        letters = "".join(letter for letter in user_code.upper() if letter in LETTERS)
+        digest = await self._redis.get(redis_keys.user_code(self._digest(letters)))
+        if digest is not None:
+            key = redis_keys.device_code(digest.decode())
+            found = await self._redis.hmget(key, ["machine", "address", "decision"])  # type: ignore[misc]
+            if found[0] is not None and found[2] is None:
+                return PendingDevice(key, found[0].decode(), found[1].decode(), shown(letters))
+        raise UserCodeUnknown(
+            "No machine waits with this code. Compare it, or start the login again."
+        )
+
+    async def message_for(self, pending: PendingDevice, wallet_address: str) -> Message:
+        """What the wallet is to sign. A newer one replaces it.
+
+        Raises:
+            UserCodeUnknown: it was decided meanwhile, or the time is up.
+        """
+        issued = dt.datetime.now(dt.UTC)
+        fields = {
+            "wallet": wallet_address,
+            "nonce": secrets.token_hex(16),
+            "issued_at": _instant(issued),
+            "expires_at": _instant(issued + dt.timedelta(seconds=self._settings.auth.nonce_ttl)),
+        }
+        pairs = [part for pair in fields.items() for part in pair]
+        await self._run(_ASK, pending, *pairs)
+        return self._message(pending, fields)
+
+    async def check_signature(
+        self, pending: PendingDevice, wallet_address: str, signature: str
+    ) -> str:
+        """The nonce of the message that was signed.
+
+        Raises:
+            SignatureMismatch: it is not this wallet's over the message it was given, or that is too
+                old.
+        """
+        fields = {
+            name.decode(): value.decode()
+            for name, value in (await self._redis.hgetall(pending.key)).items()  # type: ignore[misc]
+        }
+        if fields.get("wallet") != wallet_address:
+            raise SignatureMismatch("Ask for the message to sign first, with the same wallet.")
+        if dt.datetime.fromisoformat(fields["expires_at"]) <= dt.datetime.now(dt.UTC):
+            raise SignatureMismatch("The message has expired. Ask for a new one, and sign that.")
+        if not signed_texts.signed_by(
+            self._message(pending, fields).text, signature, wallet_address
+        ):
+            raise SignatureMismatch(
+                "The signature is not this wallet's over the message it was given."
+            )
+        nonce: str = fields["nonce"]
+        return nonce
+
+    async def approve(
+        self, pending: PendingDevice, wallet_address: str, nonce: str, machine_id: str
+    ) -> None:
+        """Let the machine in, under this id, by the wallet that signed the message of this nonce.
+
+        Raises:
+            UserCodeUnknown: somebody was faster, or the time is up.
+            SignatureMismatch: another message has been asked for since.
+        """
+        await self._run(_APPROVE, pending, wallet_address, nonce, machine_id)
+
+    async def deny(self, pending: PendingDevice) -> None:
+        """Send the machine away.
+
+        Raises:
+            UserCodeUnknown: somebody was faster, or the time is up.
+        """
+        await self._run(_DENY, pending)
+
+    async def _run(self, script: str, pending: PendingDevice, *arguments: str) -> None:
+        answer: Any = self._redis.eval(script, 1, pending.key, *arguments)
+        match (await answer).decode():
+            case "over":
+                raise UserCodeUnknown("This code has been used, or its time is up.")
+            case "replaced":
+                raise SignatureMismatch("A newer message has been asked for. Sign that.")
+
+    async def redeem(self, device_code: str) -> tuple[str, str]:
+        """The wallet that let the machine in, and the machine's id. Only once.
+
+        Raises:
+            AuthorizationPending: nobody has decided yet.
+            SlowDown: the machine asks too often.
+            AccessDenied: the owner said no.
+            CodeExpired: the time is up, or the code was redeemed.
+        """
+        key = redis_keys.device_code(self._digest(device_code))
+        script: Any = self._redis.eval(_POLL, 1, key, str(SLOW_DOWN))
+        state, *values = [part.decode() for part in await script]
+        match state:
+            case "approved":
+                wallet, machine_id = values
+                return wallet, machine_id
+            case "denied":
+                raise AccessDenied("The owner did not let this machine in.")
+            case "slow_down":
+                raise SlowDown(f"Ask every {float(values[0]):g} seconds.")
+            case "pending":
+                raise AuthorizationPending("Nobody has let this machine in yet.")
+            case _:
+                raise CodeExpired("This code's time is up, or it was used. Start the login again.")
+
+    def _message(self, pending: PendingDevice, fields: dict[str, str]) -> Message:
+        uri = f"{self._settings.public_url}/link"
+        text = signed_texts.machine_message(
+            domain=self._settings.auth.domain,
+            uri=uri,
+            wallet_address=fields["wallet"],
+            machine=pending.machine,
+            user_code=pending.user_code,
+            nonce=fields["nonce"],
+            issued_at=fields["issued_at"],
+            expires_at=fields["expires_at"],
+        )
+        return Message(
+            text=text,
+            domain=self._settings.auth.domain,
+            uri=uri,
+            nonce=fields["nonce"],
+            issued_at=fields["issued_at"],
+            expires_at=fields["expires_at"],
+        )
+
+    def _digest(self, code: str) -> str:
+        """Keyed, since a user code is short enough to be found by trying."""
+        key = self._settings.auth.jwt_secret.get_secret_value().encode()
+        return hmac.new(key, code.encode(), hashlib.sha256).hexdigest()
 
 
 def shown(user_code: str) -> str:
     """The code as people read it: BCDF-GHJK."""
     half = CODE_LENGTH // 2
     return f"{user_code[:half]}-{user_code[half:]}"
-
-
-async def find(services: Services, user_code: str) -> PendingDevice:
-    """
-    Raises:
-        UserCodeUnknown: mistyped, expired, or decided about already.
-    """
-    letters = "".join(letter for letter in user_code.upper() if letter in LETTERS)
-    digest = await services.redis.get(redis_keys.user_code(_digest(services, letters)))
-    if digest is not None:
-        key = redis_keys.device_code(digest.decode())
-        found = await services.redis.hmget(key, ["machine", "address", "decision"])  # type: ignore[misc]
-        if found[0] is not None and found[2] is None:
-            return PendingDevice(key, found[0].decode(), found[1].decode(), shown(letters))
-    raise UserCodeUnknown("No machine waits with this code. Compare it, or start the login again.")
-
-
-async def message_for(services: Services, waiting: PendingDevice, wallet_address: str) -> Message:
-    """What the wallet is to sign. A newer one replaces it.
-
-    Raises:
-        UserCodeUnknown: it was decided meanwhile, or the time is up.
-    """
-    issued = dt.datetime.now(dt.UTC)
-    fields = {
-        "wallet": wallet_address,
-        "nonce": secrets.token_hex(16),
-        "issued_at": _instant(issued),
-        "expires_at": _instant(issued + dt.timedelta(seconds=services.settings.auth.nonce_ttl)),
-    }
-    pairs = [part for pair in fields.items() for part in pair]
-    await _run(services, _ASK, waiting, *pairs)
-    return _message(services, waiting, fields)
-
-
-async def check_signature(
-    services: Services, waiting: PendingDevice, wallet_address: str, signature: str
-) -> str:
-    """The nonce of the message that was signed.
-
-    Raises:
-        SignatureMismatch: it is not this wallet's over the message it was given, or that is too
-            old.
-    """
-    fields = {
-        name.decode(): value.decode()
-        for name, value in (await services.redis.hgetall(waiting.key)).items()  # type: ignore[misc]
-    }
-    if fields.get("wallet") != wallet_address:
-        raise SignatureMismatch("Ask for the message to sign first, with the same wallet.")
-    if dt.datetime.fromisoformat(fields["expires_at"]) <= dt.datetime.now(dt.UTC):
-        raise SignatureMismatch("The message has expired. Ask for a new one, and sign that.")
-    if not signed_texts.signed_by(
-        _message(services, waiting, fields).text, signature, wallet_address
-    ):
-        raise SignatureMismatch("The signature is not this wallet's over the message it was given.")
-    nonce: str = fields["nonce"]
-    return nonce
-
-
-async def approve(
-    services: Services, waiting: PendingDevice, wallet_address: str, nonce: str, machine_id: str
-) -> None:
-    """Let the machine in, under this id, by the wallet that signed the message of this nonce.
-
-    Raises:
-        UserCodeUnknown: somebody was faster, or the time is up.
-        SignatureMismatch: another message has been asked for since.
-    """
-    await _run(services, _APPROVE, waiting, wallet_address, nonce, machine_id)
-
-
-async def deny(services: Services, waiting: PendingDevice) -> None:
-    """Send the machine away.
-
-    Raises:
-        UserCodeUnknown: somebody was faster, or the time is up.
-    """
-    await _run(services, _DENY, waiting)
-
-
-async def _run(services: Services, script: str, waiting: PendingDevice, *arguments: str) -> None:
-    answer: Any = services.redis.eval(script, 1, waiting.key, *arguments)
-    match (await answer).decode():
-        case "over":
-            raise UserCodeUnknown("This code has been used, or its time is up.")
-        case "replaced":
-            raise SignatureMismatch("A newer message has been asked for. Sign that.")
-
-
-async def redeem(services: Services, device_code: str) -> tuple[str, str]:
-    """The wallet that let the machine in, and the machine's id. Only once.
-
-    Raises:
-        AuthorizationPending: nobody has decided yet.
-        SlowDown: the machine asks too often.
-        AccessDenied: the owner said no.
-        CodeExpired: the time is up, or the code was redeemed.
-    """
-    key = redis_keys.device_code(_digest(services, device_code))
-    script: Any = services.redis.eval(_POLL, 1, key, str(SLOW_DOWN))
-    state, *values = [part.decode() for part in await script]
-    match state:
-        case "approved":
-            wallet, machine_id = values
-            return wallet, machine_id
-        case "denied":
-            raise AccessDenied("The owner did not let this machine in.")
-        case "slow_down":
-            raise SlowDown(f"Ask every {float(values[0]):g} seconds.")
-        case "pending":
-            raise AuthorizationPending("Nobody has let this machine in yet.")
-        case _:
-            raise CodeExpired("This code's time is up, or it was used. Start the login again.")
-
-
-def _message(services: Services, waiting: PendingDevice, fields: dict[str, str]) -> Message:
-    settings = services.settings
-    uri = f"{settings.public_url}/link"
-    text = signed_texts.machine_message(
-        domain=settings.auth.domain,
-        uri=uri,
-        wallet_address=fields["wallet"],
-        machine=waiting.machine,
-        user_code=waiting.user_code,
-        nonce=fields["nonce"],
-        issued_at=fields["issued_at"],
-        expires_at=fields["expires_at"],
-    )
-    return Message(
-        text=text,
-        domain=settings.auth.domain,
-        uri=uri,
-        nonce=fields["nonce"],
-        issued_at=fields["issued_at"],
-        expires_at=fields["expires_at"],
-    )
-
-
-def _digest(services: Services, code: str) -> str:
-    """Keyed, since a user code is short enough to be found by trying."""
-    key = services.settings.auth.jwt_secret.get_secret_value().encode()
-    return hmac.new(key, code.encode(), hashlib.sha256).hexdigest()
 
 
 def _instant(when: dt.datetime) -> str:

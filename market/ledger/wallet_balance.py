@@ -2,56 +2,96 @@
 
 import datetime as dt
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.http.services import Services
-from api.schemas.base import shown
-from api.schemas.billing import Balance, CapLowering, Spending, Withdrawal
-from market import ledger
+from market.db import Sessions
 from market.escrow.tables import ChainEvent
+from market.ledger.accounts import balances_of
 from market.ledger.tables import SpendingCap
-from market.money import ZERO, from_units, plain
+from market.money import ZERO, from_units
 
 CAP_EVENTS = ("CapRaised", "CapLoweringRequested", "CapLoweringCancelled", "CapLowered")
 
 
-async def balance(services: Services, wallet: str) -> Balance:
-    """The wallet's balance, from one snapshot of the ledger and the chain's events."""
-    contract = (services.settings.payments.escrow_contract or "").lower()
-    async with services.sessions() as db:
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """FAR that a user has asked the contract to pay out, and has not got. ``ready_at``: when the
+    contract's delay is over; none if the request was not seen on the chain."""
+
+    amount: Decimal
+    ready_at: dt.datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class CapLowering:
+    """A lower cap in FAR that the contract carries out after its delay, and that binds here at
+    once."""
+
+    maximum: Decimal
+    ready_at: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CapUse:
+    """The cap that a user signed for the contract, and how much of it is gone, in FAR.
+
+    ``signed``: all that may ever be debited. ``spent``: what ended generations have cost, ever.
+    ``left``: what may be held beyond what is spent and held.
+    """
+
+    signed: Decimal
+    spent: Decimal
+    left: Decimal
+    lowering: CapLowering | None
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """A user's money in FAR.
+
+    ``available``: may be held. ``held``: what running generations may cost at most. ``incoming``:
+    deposits that are on the chain and not confirmed yet. ``shortfall``: what the contract let out,
+    or took back, after it was spent; the next deposit fills it.
+    """
+
+    wallet: str
+    available: Decimal
+    held: Decimal
+    incoming: Decimal
+    shortfall: Decimal
+    withdrawal: Withdrawal | None
+    cap: CapUse
+
+
+async def balance_of(sessions: Sessions, wallet: str, contract: str | None) -> Balance:
+    """The wallet's balance, from one snapshot of the ledger and the escrow contract's events."""
+    async with sessions() as db:
         await db.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-        of = await ledger.balances_of(db, wallet)
+        accounts = await balances_of(db, wallet)
         cap = await db.get(SpendingCap, wallet)
-        events = await _events(db, contract, wallet)
+        events = await _events(db, (contract or "").lower(), wallet)
     signed, committed, asked = (
         (ZERO, ZERO, ZERO) if cap is None else (cap.signed, cap.committed, cap.withdrawal)
     )
-    held, lacking = of.get("held", ZERO), -of.get("shortfall", ZERO)
+    held = accounts.get("held", ZERO)
     # What was asked for has to be left, also what of it is not set aside yet.
-    free = max(ZERO, of.get("available", ZERO) - max(ZERO, asked - of.get("withdrawing", ZERO)))
-    incoming, left = _incoming(events), max(ZERO, signed - committed)
+    missing = max(ZERO, asked - accounts.get("withdrawing", ZERO))
     return Balance(
-        wallet_address=wallet,
-        available_far=shown(free),
-        available_far_exact=plain(free),
-        held_far=shown(held),
-        held_far_exact=plain(held),
-        incoming_far=shown(incoming),
-        incoming_far_exact=plain(incoming),
-        shortfall_far=shown(lacking),
-        shortfall_far_exact=plain(lacking),
+        wallet=wallet,
+        available=max(ZERO, accounts.get("available", ZERO) - missing),
+        held=held,
+        incoming=_incoming(events),
+        shortfall=-accounts.get("shortfall", ZERO),
         withdrawal=_withdrawal(asked, events) if asked else None,
-        cap=Spending(
-            signed_far=shown(signed),
-            signed_far_exact=plain(signed),
-            spent_far=shown(committed - held),
-            spent_far_exact=plain(committed - held),
-            left_far=shown(left),
-            left_far_exact=plain(left),
+        cap=CapUse(
+            signed=signed,
+            spent=committed - held,
+            left=max(ZERO, signed - committed),
             lowering=_lowering(events),
         ),
     )
@@ -87,8 +127,7 @@ def _incoming(events: Sequence[ChainEvent]) -> Decimal:
 def _withdrawal(asked: Decimal, events: Sequence[ChainEvent]) -> Withdrawal:
     requests = [each for each in events if each.name == "WithdrawalRequested"]
     return Withdrawal(
-        amount_far=shown(asked),
-        amount_far_exact=plain(asked),
+        amount=asked,
         ready_at=_ready_at(requests[-1]) if requests else None,
     )
 
@@ -99,11 +138,7 @@ def _lowering(events: Sequence[ChainEvent]) -> CapLowering | None:
     if not of_cap or of_cap[-1].name != "CapLoweringRequested":
         return None
     maximum = from_units(int(of_cap[-1].arguments["maximum"]))
-    return CapLowering(
-        maximum_far=shown(maximum),
-        maximum_far_exact=plain(maximum),
-        ready_at=_ready_at(of_cap[-1]),
-    )
+    return CapLowering(maximum=maximum, ready_at=_ready_at(of_cap[-1]))
 
 
 def _ready_at(event: ChainEvent) -> dt.datetime:

@@ -1,1 +1,1 @@
-"""A node joins, and stays."""
+"""A node joins, stays, and is sent away."""

@@ -162,6 +162,12 @@ async def asked_at(redis: Redis, node_id: str) -> float | None:
     return None if found is None else float(found)
 
 
+async def assigned_span(redis: Redis, node_id: str) -> tuple[int, int] | None:
+    """The span that a node is to load, the end not included; none if it has nothing to load."""
+    start, end = await redis.hmget(redis_keys.orders(node_id), ["start", "end"])  # type: ignore[misc]
+    return None if start is None or end is None else (int(start), int(end))
+
+
 async def failed_lately(db: AsyncSession, model_id: str, seconds: float) -> set[str]:
     """Nodes of moves that came to nothing within so many seconds."""
     rows = await db.scalars(

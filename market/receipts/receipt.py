@@ -1,20 +1,20 @@
 """Receipts: what a generation cost, who got it, and the proof that the chain says so, too."""
 
+import datetime as dt
 from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.http.services import Services
-from api.schemas.base import shown
-from api.schemas.jobs import ContributionView as Part
-from api.schemas.receipts import Receipt, ReceiptBatch, UsageLine
 from market.jobs import queries
 from market.jobs.errors import JobNotFound
 from market.jobs.tables import Job, NodeContribution
-from market.money import ZERO, plain
+from market.money import ZERO
 from market.receipts.errors import ReceiptNotReady
-from market.receipts.status import ReceiptStatus
+from market.resources import Resources
 from market.settlement.errors import UsageUnproven
 from market.settlement.tables import Settlement
 from market.settlement.usage_lines import tree_of, usage_lines
@@ -23,7 +23,59 @@ from market.settlement.usage_tree import Usage
 log = structlog.get_logger()
 
 
-async def receipt(services: Services, wallet: str, request_id: str) -> Receipt:
+class ReceiptStatus(StrEnum):
+    FREE = "free"
+    """Nothing was charged."""
+    CAPTURED = "captured"
+    """The user has paid; the providers wait for the release delay."""
+    IN_BATCH = "in_batch"
+    SETTLED = "settled"
+    """The contract has credited the providers, finally."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenLine:
+    """One line of a batch, and its Merkle proof: the siblings' hashes, 32 bytes each, from the
+    line's own up."""
+
+    line: Usage
+    proof: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptBatch:
+    """The on-chain transaction that paid a generation, with many others.
+
+    ``contract``: the escrow's address. ``transaction_hash``: none until it is mined.
+    ``usage_root``: what the contract keeps of the batch's lines.
+    """
+
+    batch_id: str
+    contract: str | None
+    transaction_hash: str | None
+    block_number: int | None
+    usage_root: str | None
+    lines: list[ProvenLine]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a generation cost and who got it. ``cost`` and ``fee``: FAR, for its user only."""
+
+    request_id: str
+    status: ReceiptStatus
+    model_id: str
+    user_wallet: str
+    completed_at: dt.datetime
+    prompt_tokens: int
+    tokens_generated: int
+    cost: Decimal | None
+    fee: Decimal | None
+    served: list[NodeContribution]
+    batch: ReceiptBatch | None
+
+
+async def receipt_of(resources: Resources, wallet: str, request_id: str) -> Receipt:
     """The receipt of a job, for its user; for a provider, his part of it.
 
     Raises:
@@ -31,7 +83,7 @@ async def receipt(services: Services, wallet: str, request_id: str) -> Receipt:
         ReceiptNotReady: it has not ended.
         UsageUnproven: what is stored does not give the batch's root.
     """
-    async with services.sessions() as db:
+    async with resources.sessions() as db:
         # One snapshot: settlement may put the job into another batch meanwhile.
         await db.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         job, parts = await _find(db, wallet, request_id)
@@ -41,7 +93,6 @@ async def receipt(services: Services, wallet: str, request_id: str) -> Receipt:
             )
         batch, lines = await _batch(db, job, parts)
     is_user = job.user_wallet == wallet
-    cost = job.total_cost_far or ZERO
     return Receipt(
         request_id=job.request_id,
         status=_status(job, batch),
@@ -50,18 +101,18 @@ async def receipt(services: Services, wallet: str, request_id: str) -> Receipt:
         completed_at=job.completed_at,
         prompt_tokens=job.prompt_tokens,
         tokens_generated=job.token_count,
-        cost_far=shown(cost) if is_user else None,
-        cost_far_exact=plain(cost) if is_user else None,
-        platform_fee_far_exact=plain(job.fee_far or ZERO) if is_user else None,
-        served=[_part(part) for part in parts if is_user or part.wallet_address == wallet],
-        batch=batch
-        and ReceiptBatch(
+        cost=job.total_cost_far or ZERO if is_user else None,
+        fee=job.fee_far or ZERO if is_user else None,
+        served=[part for part in parts if is_user or part.wallet_address == wallet],
+        batch=None
+        if batch is None
+        else ReceiptBatch(
             batch_id=batch.id,
-            contract=services.settings.payments.escrow_contract,
+            contract=resources.settings.payments.escrow_contract,
             transaction_hash=batch.transaction_hash,
             block_number=batch.block_number,
             usage_root=batch.usage_root,
-            lines=[line for line in lines if is_user or line.provider == wallet],
+            lines=[each for each in lines if is_user or each.line.provider == wallet],
         ),
     )
 
@@ -86,20 +137,9 @@ def _status(job: Job, batch: Settlement | None) -> ReceiptStatus:
     return ReceiptStatus.SETTLED if batch.status == "confirmed" else ReceiptStatus.IN_BATCH
 
 
-def _part(part: NodeContribution) -> Part:
-    return Part(
-        node_id=part.node_id,
-        layers=part.layers,
-        wallet_address=part.wallet_address,
-        tokens_contributed=part.tokens_contributed,
-        payment_far=shown(part.payment_far),
-        payment_far_exact=plain(part.payment_far),
-    )
-
-
 async def _batch(
     db: AsyncSession, job: Job, parts: Sequence[NodeContribution]
-) -> tuple[Settlement | None, list[UsageLine]]:
+) -> tuple[Settlement | None, list[ProvenLine]]:
     """The job's batch, and the job's lines in it with their proofs."""
     if job.settlement_id is None:
         return None, []
@@ -109,20 +149,9 @@ async def _batch(
     try:
         tree = await tree_of(db, batch)
         lines = usage_lines([job], {job.id: parts}, batch.fee_recipient)
-        return batch, [_line(line, tree.proof(line)) for line in lines]
+        return batch, [ProvenLine(line, tree.proof(line)) for line in lines]
     except (UsageUnproven, LookupError):
         log.error("usage_unproven", batch=batch.id, request_id=job.request_id)
         raise UsageUnproven(
             "The lines of this batch cannot be proven. It has been logged."
         ) from None
-
-
-def _line(line: Usage, proof: Sequence[bytes]) -> UsageLine:
-    return UsageLine(
-        request_id="0x" + line.request_id.hex(),
-        user=line.user,
-        provider=line.provider,
-        tokens=line.tokens,
-        amount=str(line.amount),
-        proof=["0x" + node.hex() for node in proof],
-    )

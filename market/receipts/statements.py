@@ -1,18 +1,15 @@
 """Usage and earnings as CSV, page by page: no table is ever whole in memory."""
 
-import csv
 import datetime as dt
-import io
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from fastapi.responses import StreamingResponse
 from sqlalchemy import Select, and_, select, tuple_
 
 from market.db import Sessions
 from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, plain
-from market.receipts.status import ReceiptStatus
+from market.receipts.receipt import ReceiptStatus
 from market.settlement.tables import Settlement
 
 PAGE = 1000
@@ -34,6 +31,8 @@ USAGE = (
     "batch_id",
     "transaction_hash",
 )
+
+
 EARNINGS = (
     "ended_at",
     "request_id",
@@ -157,33 +156,10 @@ async def earnings(
         ]
 
 
-async def as_csv(name: str, header: Sequence[str], pages: AsyncIterator[Page]) -> StreamingResponse:
-    """The pages as one document (RFC 4180). The first is read before the answer begins, so that
-    an outage is told by its status."""
-    first: Page = await anext(pages, [])
-
-    async def lines() -> AsyncIterator[str]:
-        yield _written([header, *first])
-        async for page in pages:
-            yield _written(page)
-
-    return StreamingResponse(
-        lines(),
-        media_type="text/csv; charset=utf-8",
-        headers={"Content-Disposition": f'attachment; filename="{name}"'},
-    )
-
-
 async def _rows(sessions: Sessions, statement: Select[*tuple[Any, ...]]) -> Sequence[Any]:
     async with sessions() as db:
         rows: Sequence[Any] = (await db.execute(statement.limit(PAGE))).all()
     return rows
-
-
-def _written(rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
 
 
 def _text(value: str) -> str:

@@ -18,12 +18,12 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.app import create_app
-from api.http.authentication import issue_machine_token, issue_token
 from api.http.services import Services
 from market import ledger
 from market.identity.tables import Machine
-from market.jobs import live_session
-from market.jobs.tables import Job, RouteHop
+from market.identity.tokens import issue_machine_token, issue_node_token, issue_user_token
+from market.jobs import live_session, tables
+from market.jobs.tables import RouteHop
 from market.ledger.tables import LedgerTransaction
 from market.nodes import live_lookup, live_registry
 from market.nodes.node import Node
@@ -164,16 +164,26 @@ class Gateway:
         self.redis = self.services.redis
         self.sessions = self.services.sessions
 
-    def login(self, subject: str = WALLET, kind: Any = "user") -> dict[str, str]:
+    def login(self, wallet: str = WALLET) -> dict[str, str]:
         """Headers of somebody who is logged in."""
-        return {"Authorization": f"Bearer {issue_token(self.services, subject, kind)}"}
+        token = issue_user_token(self.services.settings.auth, wallet)
+        return {"Authorization": f"Bearer {token}"}
+
+    def node_login(self, node_id: str, registration: int = 1) -> dict[str, str]:
+        """Headers of a node, by this registration of it."""
+        token = issue_node_token(self.services.settings.auth, node_id, registration)
+        return {"Authorization": f"Bearer {token}"}
 
     async def machine(self, wallet: str) -> dict[str, str]:
         """Headers of a machine that the wallet has let in."""
         machine_id = f"machine_{secrets.token_hex(8)}"
         async with self.sessions.begin() as db:
             db.add(Machine(machine_id=machine_id, wallet_address=wallet, name="attic"))
-        token = issue_machine_token(self.services, wallet, machine_id)
+        return self.machine_login(wallet, machine_id)
+
+    def machine_login(self, wallet: str, machine_id: str) -> dict[str, str]:
+        """Headers of a machine, whether the wallet has let it in or not."""
+        token = issue_machine_token(self.services.settings.auth, wallet, machine_id)
         return {"Authorization": f"Bearer {token}"}
 
     async def node(self, wallet: str) -> dict[str, str]:
@@ -182,7 +192,7 @@ class Gateway:
         span = {"model_id": MODEL_ID, "start_layer": 0, "end_layer": LAYERS}
         async with self.sessions.begin() as db:
             db.add(RegisteredNode(node_id=node_id, wallet_address=wallet, **span))
-        return self.login(node_id, "node")
+        return self.node_login(node_id)
 
     async def announce(self, *nodes: Node) -> None:
         for each in nodes:
@@ -218,13 +228,13 @@ class Gateway:
 
     async def request_ids(self) -> set[str]:
         async with self.sessions() as db:
-            return set(await db.scalars(select(Job.request_id)))
+            return set(await db.scalars(select(tables.Job.request_id)))
 
     async def books(self) -> tuple[dict[str, int], dict[tuple[str, str], Decimal]]:
         """How many rows there are of whatever a request may write, and all balances."""
         async with self.sessions() as db:
             counts = {}
-            for table in (Job, LedgerTransaction, Outbox):
+            for table in (tables.Job, LedgerTransaction, Outbox):
                 counts[table.__tablename__] = (
                     await db.scalar(select(func.count()).select_from(table)) or 0
                 )
@@ -260,10 +270,10 @@ class Job:
             skips=SkipCounter(made.redis),
         )
 
-    async def row(self) -> Job:
+    async def row(self) -> tables.Job:
         """The job as Postgres has it now."""
         async with self._gateway.sessions() as db:
-            row = await db.scalar(select(Job).where(Job.request_id == self.id))
+            row = await db.scalar(select(tables.Job).where(tables.Job.request_id == self.id))
         assert row is not None
         return row
 

@@ -57,7 +57,7 @@ async def test_a_stranger_has_nothing(gateway: Gateway) -> None:
 
 async def test_ones_own_balance_needs_a_login(gateway: Gateway) -> None:
     problem(await gateway.client.get(BALANCE, headers={"Authorization": ""}), 401, "token_missing")
-    answer = await gateway.client.get(BALANCE, headers=gateway.login("node_0", "node"))
+    answer = await gateway.client.get(BALANCE, headers=gateway.node_login("node_0"))
     problem(answer, 403, "forbidden")
 
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from market import ledger
-from market.jobs import messaging, token_reader
+from market.jobs import cancellation, messaging
 from mesh import redis_keys, token_stream
 from mesh.wire import Cancel
 from tests.support.api import (
@@ -30,7 +30,7 @@ WRITTEN = re.compile(r"id: 2\r?\n")
 @pytest.fixture
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody works on these jobs, so there is no end to wait for."""
-    monkeypatch.setattr(token_reader, "CANCEL_WAIT", 0.01)
+    monkeypatch.setattr(cancellation, "CANCEL_WAIT", 0.01)
 
 
 async def told(gateway: Gateway, job: Job) -> list[object]:
