@@ -21,7 +21,7 @@ from workers.crons.job_sweeper import send_outbox, sweep
 from workers.crons.ledger_check import check_ledger
 from workers.crons.rebalance import rebalance
 from workers.settlement import settle
-from workers.supervisor.supervisor import supervise
+from workers.supervisor.task import supervise
 
 events = structlog.get_logger()
 

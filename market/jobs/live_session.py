@@ -64,25 +64,25 @@ async def current_epoch(redis: Redis, request_id: str) -> int | None:
 @dataclass(frozen=True, slots=True)
 class GenerationProgress:
     """How a generation stands: the epoch that may write (none if the record is gone or sealed),
-    the number of tokens, and which of its nodes have a pulse."""
+    the number of tokens, and which of its nodes have a keep-alive."""
 
     epoch: int | None
     tokens: int
-    beating: set[str]
+    responding: set[str]
 
 
 async def progress(redis: Redis, request_id: str, node_ids: Sequence[str]) -> GenerationProgress:
-    """All that a supervisor looks at, in one round trip."""
+    """What a supervisor polls, in one round trip."""
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hget(redis_keys.live(request_id), EPOCH)
         pipe.xrevrange(redis_keys.tokens(request_id), count=1)
         for node_id in node_ids:
             pipe.exists(redis_keys.keepalive(node_id))
-        epoch, newest, *beats = await pipe.execute()
+        epoch, newest, *keepalives = await pipe.execute()
     return GenerationProgress(
         epoch=epoch_of(epoch),
         tokens=index_of(newest[0][0].decode()) if newest else 0,
-        beating={node_id for node_id, beat in zip(node_ids, beats, strict=True) if beat},
+        responding={node_id for node_id, alive in zip(node_ids, keepalives, strict=True) if alive},
     )
 
 

@@ -156,7 +156,9 @@ def test_a_generation_waits_for_a_killed_node_without_a_replica(
     wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
     stack.processes.kill(f"node-{victim}")
     try:
-        wait_until(lambda: worker_lines(stack, "node_blamed", request_id), "the news of its death")
+        wait_until(
+            lambda: worker_lines(stack, "node_penalised", request_id), "the news of its death"
+        )
         assert user.job(request_id)["status"] == "active"
     finally:
         stack.start_node(victim, (2 * victim, 2 * victim + 2))

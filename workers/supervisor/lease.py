@@ -26,11 +26,11 @@ class Lease:
         self.counter = job.lease_counter
         self.cancel_requested = job.cancel_requested
 
-    async def hold_during(self, work: Coroutine[Any, Any, None]) -> None:
+    async def renew_while(self, work: Coroutine[Any, Any, None]) -> None:
         """Renew the lease as long as the work runs; cancel the work if the lease is lost.
 
         Raises:
-            LeaseLost: it was lost.
+            LeaseLost: another worker has the lease.
         """
         working = asyncio.ensure_future(work)
         renewing = asyncio.ensure_future(self._renew_forever())
@@ -98,7 +98,7 @@ async def take(sessions: Sessions, request_id: str, seconds: float) -> Lease | N
 async def abandoned(sessions: Sessions, *, grace: float, limit: int) -> list[tuple[str, int]]:
     """Request id and lease counter of generations that nobody works on.
 
-    ``grace``: seconds that a new one gets to be taken up by the poke that announced it.
+    ``grace``: seconds that a new one gets to be taken up by the worker that was woken for it.
     """
     async with sessions() as db:
         rows = await db.execute(

@@ -119,7 +119,7 @@ async def test_a_lease_is_renewed_while_the_work_runs(services: Services) -> Non
             await asyncio.sleep(0.1)
             assert await lease.take(services.sessions, job.request_id, 60) is None
 
-    await held.hold_during(work())
+    await held.renew_while(work())
 
 
 async def test_losing_the_lease_stops_the_work(services: Services) -> None:
@@ -137,7 +137,7 @@ async def test_losing_the_lease_stops_the_work(services: Services) -> None:
             raise
 
     with pytest.raises(LeaseLost):
-        await held.hold_during(work())
+        await held.renew_while(work())
     assert stopped.is_set()
 
 
@@ -148,7 +148,7 @@ async def test_an_error_of_the_work_comes_out_as_it_is(services: Services) -> No
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await held.hold_during(work())
+        await held.renew_while(work())
 
 
 async def test_a_cancel_reaches_the_supervisor_with_the_next_renewal(services: Services) -> None:
@@ -162,7 +162,7 @@ async def test_a_cancel_reaches_the_supervisor_with_the_next_renewal(services: S
             while not held.cancel_requested:
                 await asyncio.sleep(0.02)
 
-    await held.hold_during(work())
+    await held.renew_while(work())
 
 
 async def test_the_sweeper_pokes_for_what_nobody_works_on(services: Services) -> None:

@@ -23,7 +23,7 @@ from mesh.route_record import RouteRecord
 from tests.conftest import MODEL_ID
 from tests.support.api import LAYERS, node
 from tests.support.factories import fund, session
-from workers.supervisor.supervisor import supervise
+from workers.supervisor.task import supervise
 
 WHOLE = {"start_layer": 0, "end_layer": LAYERS}
 POSITIONS = 103
@@ -103,7 +103,7 @@ async def test_while_a_job_waits_the_nodes_that_are_there_hear_why(
     services: Services, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at each look: a job may wait for a quarter of an hour."""
-    monkeypatch.setattr("workers.supervisor.supervisor.COUNT", 2.0)
+    monkeypatch.setattr("workers.supervisor.epochs.COUNT_SKIPS_SECONDS", 2.0)
     job = await submit(services)
     await live_registry.announce(redis, node(0), ttl=3600)
     await redis.set(redis_keys.keepalive("node_0"), POSITIONS, ex=3600)
