@@ -113,7 +113,7 @@ async def answer(services: Services, node_id: str, body: HeartbeatBody) -> Assig
     """What a heartbeat is told. A round trip to Redis, unless a move has something for the node."""
     redis = services.redis
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.hmget(redis_keys.orders(node_id), ["start", "end"])
+        pipe.hmget(redis_keys.assignment(node_id), ["start", "end"])
         pipe.hmget(redis_keys.node(node_id), ["start_layer", "end_layer"])
         ordered, current = (_span(pair) for pair in await pipe.execute())
     if ordered is None:
@@ -141,7 +141,7 @@ async def _go_on(
     if still:
         return Assignment(ordered, should_rebalance=True)
     if move is None:
-        await services.redis.delete(redis_keys.orders(node_id))
+        await services.redis.delete(redis_keys.assignment(node_id))
     else:
         await rebalances.withdraw_assignments(services.redis, move)
         await rebalances.announce(services.redis, switches)

@@ -88,7 +88,7 @@ async def view(services: Services, row: RegisteredNode) -> NodeView:
         uptime = await db.scalar(
             select(uptime_of_node()).where(RegisteredNode.node_id == row.node_id)
         )
-    start, end = await redis.hmget(redis_keys.orders(row.node_id), ["start", "end"])  # type: ignore[misc]
+    start, end = await redis.hmget(redis_keys.assignment(row.node_id), ["start", "end"])  # type: ignore[misc]
     node = None if live_node is None else live_node.node
     heard = row.last_seen
     if node is not None:

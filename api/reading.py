@@ -24,7 +24,7 @@ from market.jobs.tables import Job, SessionStatus
 from market.money import ZERO, plain
 from market.routing.tiers import Tier
 from mesh import token_stream
-from mesh.token_stream import index_of
+from mesh.token_stream import token_count_at
 from mesh.wire import Cancel
 
 log = structlog.get_logger()
@@ -109,23 +109,23 @@ async def _ended(services: Services, request_id: str, after: str) -> EndEntry | 
             return None
         job = await queries.find(db, request_id)
         assert job is not None
-        if job.status == SessionStatus.COMPLETED and index_of(after) < job.token_count:
+        if job.status == SessionStatus.COMPLETED and token_count_at(after) < job.token_count:
             if await readable(services, job):
                 return None  # the rest is there
             raise _forgotten(request_id)
-        return EndEntry(f"{index_of(after)}-1", await queries.outcome(db, job))
+        return EndEntry(f"{token_count_at(after)}-1", await queries.outcome(db, job))
 
 
 async def readable(services: Services, job: Job) -> bool:
     """Whether Redis still has all tokens of a completed job."""
-    newest = await live_session.last_entry(services.redis, job.request_id)
-    return index_of(newest) >= job.token_count
+    newest = await live_session.last_entry_id(services.redis, job.request_id)
+    return token_count_at(newest) >= job.token_count
 
 
 def _lacks_tokens(summary: EndEntry) -> bool:
     """Redis lost the tokens between the job's end and its summary."""
     delivered: int = summary.outcome["total_tokens"]
-    return index_of(summary.entry) < delivered
+    return token_count_at(summary.entry) < delivered
 
 
 def _forgotten(request_id: str) -> StreamExpired:
@@ -140,10 +140,10 @@ async def sse_events(
         async for entry in follow(services, request_id, after):
             if isinstance(entry, TokenEntry):
                 data: dict[str, Any] = {"token": entry.text, "request_id": request_id}
-                yield {"id": str(index_of(entry.entry)), "data": json.dumps(data)}
+                yield {"id": str(token_count_at(entry.entry)), "data": json.dumps(data)}
             elif isinstance(entry, EndEntry):
                 done = _done(request_id, entry.outcome)
-                yield {"id": f"{index_of(entry.entry)}-done", "data": json.dumps(done)}
+                yield {"id": f"{token_count_at(entry.entry)}-done", "data": json.dumps(done)}
     except StreamExpired as error:
         yield {"data": json.dumps({"done": True, "error": error.problem()})}
     except NOT_THE_END as error:
@@ -234,6 +234,6 @@ async def cancel_and_wait(services: Services, job: Job) -> None:
     await cancel(services, job)
     with suppress(TimeoutError, StreamExpired, Unavailable):
         async with asyncio.timeout(CANCEL_WAIT):
-            after = await live_session.last_entry(services.redis, job.request_id)
+            after = await live_session.last_entry_id(services.redis, job.request_id)
             async for _ in follow(services, job.request_id, after):
                 pass

@@ -181,7 +181,7 @@ def _location(services: Services, body: RegistrationBody, address: str) -> dict[
     if latitude is None or longitude is None:
         latitude = longitude = None
     said = name.lower() not in UNSAID or latitude is not None
-    located: node.Located = "declared" if said else "unknown"
+    located: node.LocationSource = "declared" if said else "unknown"
     found = services.places.find(address)
     if found is not None:
         name, located = found.name or name, "geoip"

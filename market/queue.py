@@ -9,7 +9,7 @@ import msgpack
 from arq import create_pool
 from arq.connections import ArqRedis, RedisSettings
 
-from mesh.redis_keys import WORKER_BELL, WORKER_QUEUE
+from mesh.redis_keys import WORKER_QUEUE, WORKER_WAKEUPS
 
 BATCH = 100
 """Outbox rows sent in one transaction."""
@@ -44,11 +44,11 @@ async def enqueue(queue: ArqRedis, task: str, argument: str, *, once: str | None
     """Wake a worker. Two pokes of the same ``once`` that wait at the same time are one."""
     await queue.enqueue_job(task, argument, _job_id=once)
     async with queue.pipeline(transaction=True) as pipe:
-        pipe.lpush(WORKER_BELL, b"")
-        pipe.ltrim(WORKER_BELL, 0, BATCH - 1)  # nobody listens: no reason to grow
+        pipe.lpush(WORKER_WAKEUPS, b"")
+        pipe.ltrim(WORKER_WAKEUPS, 0, BATCH - 1)  # nobody listens: no reason to grow
         await pipe.execute()
 
 
 async def wait_for_wakeup(queue: ArqRedis, seconds: int) -> bool:
     """Whether there was one. Each poke is heard by one listener; all others look on their own."""
-    return await queue.blpop([WORKER_BELL], timeout=seconds) is not None  # type: ignore[misc]
+    return await queue.blpop([WORKER_WAKEUPS], timeout=seconds) is not None  # type: ignore[misc]

@@ -5,7 +5,7 @@ in one slot, so that a script may touch them together.
 """
 
 
-def live(request_id: str) -> str:
+def live_record(request_id: str) -> str:
     """Hash: the epoch that may write tokens now, its route (:mod:`mesh.route_record`), and what
     else readers want of a generation."""
     return f"inference_session:{{{request_id}}}"
@@ -37,7 +37,7 @@ def keepalive(node_id: str) -> str:
     return f"node:{{{node_id}}}:pulse"
 
 
-def orders(node_id: str) -> str:
+def assignment(node_id: str) -> str:
     """Hash that expires: the span that a move has for the node, and when the node last asked."""
     return f"node:{{{node_id}}}:orders"
 
@@ -47,12 +47,12 @@ def unsaved_uptime(node_id: str) -> str:
     return f"node:{{{node_id}}}:uptime"
 
 
-def link(node_id: str) -> str:
+def relay_connection(node_id: str) -> str:
     """Hash: the node's newest connection to the relay, and the last push that was forwarded."""
     return f"node:{{{node_id}}}:link"
 
 
-def skipped(node_id: str, hour: int) -> str:
+def skip_counts(node_id: str, hour: int) -> str:
     """Hash that expires: how often the node was not on a route within an hour, by reason."""
     return f"node:{{{node_id}}}:skipped:{hour}"
 
@@ -100,5 +100,5 @@ def user_code(digest: str) -> str:
 WORKER_QUEUE = "far_mesh:queue"
 """arq's queue: pokes for the workers, each of which Postgres could repeat."""
 
-WORKER_BELL = "far_mesh:bell"
+WORKER_WAKEUPS = "far_mesh:bell"
 """List: an entry for each poke, so that a worker need not look into the queue to see it."""

@@ -20,6 +20,6 @@ generation. Keys: live hash, token stream. Arguments: epoch, index, token id, te
 START = "0-0"
 
 
-def index_of(entry: str) -> int:
+def token_count_at(entry: str) -> int:
     """How many tokens a reader has seen who read up to this stream ID."""
     return int(entry.partition("-")[0])

@@ -25,25 +25,25 @@ from workers.supervisor.task import supervise
 
 events = structlog.get_logger()
 
-LISTEN = 5
+WAKEUP_WAIT_SECONDS = 5
 """Seconds of one wait for a poke; a lost connection is noticed after that."""
 
-TASK_MARGIN = 300
+TASK_MARGIN_SECONDS = 300
 """Seconds that a supervision may run past its generation's deadline, to end it properly."""
 
-CRON_LIMIT = 300
+CRON_TIMEOUT_SECONDS = 300
 """Seconds after which arq gives a cron run up."""
 
 
 def every(seconds: int, task: WorkerCoroutine) -> CronJob:
     """A cron job about every so many seconds: a divisor of a minute, or whole minutes."""
     if seconds < 60:
-        return cron(task, second=set(range(0, 60, seconds)), timeout=CRON_LIMIT)
+        return cron(task, second=set(range(0, 60, seconds)), timeout=CRON_TIMEOUT_SECONDS)
     minutes = min(seconds // 60, 60)
-    return cron(task, minute=set(range(0, 60, minutes)), second=0, timeout=CRON_LIMIT)
+    return cron(task, minute=set(range(0, 60, minutes)), second=0, timeout=CRON_TIMEOUT_SECONDS)
 
 
-class PokedWorker(Worker):
+class WakeupWorker(Worker):
     """arq's worker, which looks into its queue every half second, and at once when it is poked.
 
     Looking fifty times a second instead costs a tenth of a core and is still slower.
@@ -57,11 +57,11 @@ class PokedWorker(Worker):
     async def _listen(self) -> None:
         while True:
             try:
-                if await queue.wait_for_wakeup(self.ctx["services"].queue, LISTEN):
+                if await queue.wait_for_wakeup(self.ctx["services"].queue, WAKEUP_WAIT_SECONDS):
                     await self._poll_iteration()
             except RedisError as error:
                 events.warning("redis_unreachable", error=type(error).__name__)
-                await asyncio.sleep(LISTEN)
+                await asyncio.sleep(WAKEUP_WAIT_SECONDS)
 
 
 async def run(settings: Settings) -> None:
@@ -71,11 +71,11 @@ async def run(settings: Settings) -> None:
         start_http_server(settings.metrics_port, addr="127.0.0.1")
     payments = settings.payments
     async with open_services(settings) as services:
-        worker = PokedWorker(
+        worker = WakeupWorker(
             functions=[
                 func(
                     supervise,
-                    timeout=settings.generation.deadline + TASK_MARGIN,
+                    timeout=settings.generation.deadline + TASK_MARGIN_SECONDS,
                     max_tries=1,
                     keep_result=0,
                 )

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from mesh import redis_keys
 from mesh.route_record import EPOCH, ROUTE, RouteRecord, epoch_of
-from mesh.token_stream import START, index_of
+from mesh.token_stream import START, token_count_at
 
 log = structlog.get_logger()
 
@@ -50,15 +50,15 @@ async def begin_epoch(
     """From here on only this epoch may append tokens, and its nodes send each other steps.
     ``ttl``: seconds."""
     async with redis.pipeline(transaction=True) as pipe:
-        pipe.hset(redis_keys.live(request_id), mapping={EPOCH: epoch, ROUTE: route.pack()})
-        pipe.expire(redis_keys.live(request_id), ttl)
+        pipe.hset(redis_keys.live_record(request_id), mapping={EPOCH: epoch, ROUTE: route.pack()})
+        pipe.expire(redis_keys.live_record(request_id), ttl)
         pipe.expire(redis_keys.tokens(request_id), ttl)
         await pipe.execute()
 
 
 async def current_epoch(redis: Redis, request_id: str) -> int | None:
     """The epoch that may write now; none if the record is gone or sealed."""
-    return epoch_of(await redis.hget(redis_keys.live(request_id), EPOCH))  # type: ignore[misc]
+    return epoch_of(await redis.hget(redis_keys.live_record(request_id), EPOCH))  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,28 +74,28 @@ class GenerationProgress:
 async def progress(redis: Redis, request_id: str, node_ids: Sequence[str]) -> GenerationProgress:
     """What a supervisor polls, in one round trip."""
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.hget(redis_keys.live(request_id), EPOCH)
+        pipe.hget(redis_keys.live_record(request_id), EPOCH)
         pipe.xrevrange(redis_keys.tokens(request_id), count=1)
         for node_id in node_ids:
             pipe.exists(redis_keys.keepalive(node_id))
         epoch, newest, *keepalives = await pipe.execute()
     return GenerationProgress(
         epoch=epoch_of(epoch),
-        tokens=index_of(newest[0][0].decode()) if newest else 0,
+        tokens=token_count_at(newest[0][0].decode()) if newest else 0,
         responding={node_id for node_id, alive in zip(node_ids, keepalives, strict=True) if alive},
     )
 
 
 async def first_token_at(redis: Redis, request_id: str) -> float | None:
     """When the first token was written (Unix time, Redis' clock)."""
-    value = await redis.hget(redis_keys.live(request_id), "first")  # type: ignore[misc]
+    value = await redis.hget(redis_keys.live_record(request_id), "first")  # type: ignore[misc]
     return None if value is None else float(value)
 
 
 async def seal(redis: Redis, request_id: str, *, ttl: int) -> int:
     """Let nobody append any more. Returns the number of tokens, which is now final."""
     count: int = await redis.eval(  # type: ignore[misc]
-        _SEAL, 2, redis_keys.live(request_id), redis_keys.tokens(request_id), str(ttl)
+        _SEAL, 2, redis_keys.live_record(request_id), redis_keys.tokens(request_id), str(ttl)
     )
     return count
 
@@ -103,17 +103,17 @@ async def seal(redis: Redis, request_id: str, *, ttl: int) -> int:
 async def finish(redis: Redis, request_id: str, outcome: dict[str, Any], *, ttl: int) -> None:
     """Write the summary after the last token and let both streams expire after ``ttl`` seconds."""
     stream = redis_keys.tokens(request_id)
-    last = await last_entry(redis, request_id)
+    last = await last_entry_id(redis, request_id)
     async with redis.pipeline(transaction=True) as pipe:
         if not last.endswith("-1"):
             # If Redis has lost tokens that the outcome counts, the entry's ID shows it to readers.
-            pipe.xadd(stream, {"s": msgpack.packb(outcome)}, id=f"{index_of(last)}-1")
+            pipe.xadd(stream, {"s": msgpack.packb(outcome)}, id=f"{token_count_at(last)}-1")
         pipe.expire(stream, ttl)
         pipe.expire(redis_keys.events(request_id), ttl)
         await pipe.execute()
 
 
-async def last_entry(redis: Redis, request_id: str) -> str:
+async def last_entry_id(redis: Redis, request_id: str) -> str:
     """ID of the newest entry of the token stream, ``0-0`` if there is none."""
     newest = await redis.xrevrange(redis_keys.tokens(request_id), count=1)
     return newest[0][0].decode() if newest else START
@@ -123,7 +123,7 @@ async def read(
     redis: Redis, request_id: str, after: str, *, wait: float = 0
 ) -> list[TokenEntry | EndEntry]:
     """What follows the entry ``after``; waits up to ``wait`` seconds if there is nothing yet."""
-    answer = await redis.xread({redis_keys.tokens(request_id): after}, block=milliseconds(wait))
+    answer = await redis.xread({redis_keys.tokens(request_id): after}, block=block_ms(wait))
     if not answer:
         return []
     return [_entry(entry.decode(), fields) for entry, fields in answer[0][1]]
@@ -135,6 +135,6 @@ def _entry(entry: str, fields: dict[bytes, bytes]) -> TokenEntry | EndEntry:
     return TokenEntry(entry, int(fields[b"i"]), fields[b"t"].decode())
 
 
-def milliseconds(wait: float) -> int | None:
+def block_ms(wait: float) -> int | None:
     """For BLOCK, where 0 would mean for ever."""
     return max(1, round(wait * 1000)) if wait else None

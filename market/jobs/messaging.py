@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import structlog
 from redis.asyncio import Redis
 
-from market.jobs.live_session import milliseconds
+from market.jobs.live_session import block_ms
 from mesh import redis_keys, wire
 from mesh.errors import WireError
 
@@ -25,7 +25,7 @@ async def read_events(
     redis: Redis, request_id: str, after: str, *, wait: float
 ) -> tuple[str, Sequence[wire.ControlMessage]]:
     """Events after an ID, waiting up to ``wait`` seconds; and the ID to go on from."""
-    answer = await redis.xread({redis_keys.events(request_id): after}, block=milliseconds(wait))
+    answer = await redis.xread({redis_keys.events(request_id): after}, block=block_ms(wait))
     if not answer:
         return after, []
     entries = answer[0][1]

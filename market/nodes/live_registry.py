@@ -32,7 +32,7 @@ return 1
 """
 
 
-async def announce(redis: Redis, node: Node, *, ttl: float) -> bool:
+async def put(redis: Redis, node: Node, *, ttl: float) -> bool:
     """Put a node on the routes, where it is for ``ttl`` seconds after this or its last beat.
 
     False, and nothing is done: it has registered again since.
@@ -129,7 +129,7 @@ async def unsaved_uptime(redis: Redis, node_id: str) -> float:
     return int(await redis.get(redis_keys.unsaved_uptime(node_id)) or 0) / 1000
 
 
-async def uptime_saved(redis: Redis, node_id: str, seconds: float) -> None:
+async def mark_uptime_saved(redis: Redis, node_id: str, seconds: float) -> None:
     """So many of them are in Postgres now."""
     await redis.decrby(redis_keys.unsaved_uptime(node_id), round(1000 * seconds))
 

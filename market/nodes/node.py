@@ -6,7 +6,7 @@ from typing import Literal
 
 from market.geo.distance import Coordinates
 
-Located = Literal["geoip", "declared", "unknown"]
+LocationSource = Literal["geoip", "declared", "unknown"]
 """How it is known where a node is: by the address that it registered from, by its own word, or not
 at all."""
 
@@ -45,7 +45,7 @@ class Node:
     hop_ms: float = 0.0
     latitude: float | None = None
     longitude: float | None = None
-    located: Located = "unknown"
+    located: LocationSource = "unknown"
     registration: int = 0
     quantization: str = "none"
     memory_bytes: int = 0
@@ -83,5 +83,5 @@ class NodeIncarnation:
 pass
 
 
-LEAST_MS = 0.01
+MIN_STEP_MS = 0.01
 """A step costs so much at least, also one that has not been measured yet, so that queues count."""

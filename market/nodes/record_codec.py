@@ -5,7 +5,7 @@ from dataclasses import MISSING, fields
 from decimal import Decimal
 from typing import Any, get_type_hints
 
-from market.nodes.node import Located, Node
+from market.nodes.node import LocationSource, Node
 
 _FIELDS = fields(Node)
 
@@ -29,7 +29,7 @@ _READERS: dict[Any, Callable[[bytes], Any]] = {
     bool: lambda text: text == b"1",
     float | None: lambda text: float(text) if text else None,
     Decimal | None: lambda text: Decimal(text.decode()) if text else None,
-    Located: bytes.decode,
+    LocationSource: bytes.decode,
 }
 
 

@@ -244,7 +244,7 @@ def test_a_node_drains_on_sigterm(
 def test_streams_of_a_running_generation_expire_too(user: User, redis_client: redis.Redis) -> None:
     request_id = user.submit("The pass statement", max_tokens=200)
     wait_until(lambda: tokens_so_far(user, request_id) > 0, "a token")
-    assert redis_client.ttl(redis_keys.live(request_id)) > 0
+    assert redis_client.ttl(redis_keys.live_record(request_id)) > 0
     user.ended(request_id)
 
 

@@ -29,10 +29,10 @@ async def rebalance(ctx: dict[str, Any]) -> None:
     """arq cron: a look at each model."""
     services: Services = ctx["services"]
     for model in services.catalog:
-        await look(services, model)
+        await rebalance_model(services, model)
 
 
-async def look(services: Services, model: Model) -> None:
+async def rebalance_model(services: Services, model: Model) -> None:
     """End a move that came to nothing, or begin one that pays, if nodes are to be moved at all.
     Nothing if another worker looks."""
     seen = await live_lookup.live_nodes(services.redis, model.id)

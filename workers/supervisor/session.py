@@ -115,4 +115,4 @@ class Session:
 
     async def token_count(self) -> int:
         """How many tokens readers have."""
-        return token_stream.index_of(await live_session.last_entry(self.redis, self.id))
+        return token_stream.token_count_at(await live_session.last_entry_id(self.redis, self.id))

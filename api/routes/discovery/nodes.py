@@ -12,7 +12,7 @@ from api.routes import nodes
 from api.schemas.base import Label, shown
 from market.money import plain
 from market.nodes import live_lookup
-from market.nodes.node import Located, Node
+from market.nodes.node import LocationSource, Node
 from market.routing import route_search, tiers
 
 router = APIRouter(tags=["discovery"])
@@ -31,7 +31,7 @@ class ActiveNode(BaseModel):
     gpu_model: str
     vram_gb: int
     location: str
-    located: Located
+    located: LocationSource
     """Whether its address told the location (`geoip`) or the node itself (`declared`)."""
     layers_served: list[int]
     edge: bool

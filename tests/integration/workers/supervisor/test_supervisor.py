@@ -61,7 +61,7 @@ async def supervised(services: Services, *jobs: Job) -> AsyncIterator[None]:
 
 async def announce(redis: Redis, *, room: int) -> None:
     """One node for all layers, with a pulse that the test keeps by giving it an hour."""
-    await live_registry.announce(redis, node(0, **WHOLE), ttl=3600)
+    await live_registry.put(redis, node(0, **WHOLE), ttl=3600)
     await redis.set(redis_keys.keepalive("node_0"), room, ex=3600)
 
 
@@ -105,7 +105,7 @@ async def test_while_a_job_waits_the_nodes_that_are_there_hear_why(
     """Not at each look: a job may wait for a quarter of an hour."""
     monkeypatch.setattr("workers.supervisor.epochs.COUNT_SKIPS_SECONDS", 2.0)
     job = await submit(services)
-    await live_registry.announce(redis, node(0), ttl=3600)
+    await live_registry.put(redis, node(0), ttl=3600)
     await redis.set(redis_keys.keepalive("node_0"), POSITIONS, ex=3600)
     async with supervised(services, job):
         await asyncio.sleep(1.5)
@@ -144,7 +144,7 @@ async def test_the_live_record_tells_the_route_with_the_epoch(
             return await opened(redis) == [job.request_id]
 
         await wait_for(is_open)
-    written = await redis.hgetall(redis_keys.live(job.request_id))  # type: ignore[misc]
+    written = await redis.hgetall(redis_keys.live_record(job.request_id))  # type: ignore[misc]
     width = services.catalog.get(job.model_id).width
     assert written[b"epoch"] == b"1"
     assert RouteRecord.unpack(written[b"route"]) == RouteRecord(width, POSITIONS, ["node_0"])
@@ -198,7 +198,7 @@ async def served(services: Services, redis: Redis) -> AsyncIterator[Job]:
 
 async def write(redis: Redis, job: Job, epoch: int, count: int) -> None:
     """Tokens, as the edge writes them."""
-    keys = (redis_keys.live(job.request_id), redis_keys.tokens(job.request_id))
+    keys = (redis_keys.live_record(job.request_id), redis_keys.tokens(job.request_id))
     for index in range(count):
         assert await redis.eval(token_stream.APPEND_TOKEN, 2, *keys, epoch, index, 7, "x") == 1
 
@@ -251,7 +251,7 @@ async def join(redis: Redis, node_id: str, span: tuple[int, int], *, ms: float) 
     told = node(
         0, node_id=node_id, start_layer=start, end_layer=end, edge=edge, trusted=edge, latency_ms=ms
     )
-    await live_registry.announce(redis, told, ttl=3600)
+    await live_registry.put(redis, told, ttl=3600)
     await redis.set(redis_keys.keepalive(node_id), 10_000, ex=3600)
 
 
