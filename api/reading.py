@@ -81,7 +81,7 @@ async def follow(
         for entry in entries:
             if isinstance(entry, EndEntry) and _lacks_tokens(entry):
                 raise _forgotten(request_id)
-            after = entry.entry
+            after = entry.entry_id
             yield entry
             if isinstance(entry, EndEntry):
                 return
@@ -125,7 +125,7 @@ async def readable(services: Services, job: Job) -> bool:
 def _lacks_tokens(summary: EndEntry) -> bool:
     """Redis lost the tokens between the job's end and its summary."""
     delivered: int = summary.outcome["total_tokens"]
-    return token_count_at(summary.entry) < delivered
+    return token_count_at(summary.entry_id) < delivered
 
 
 def _forgotten(request_id: str) -> StreamExpired:
@@ -140,10 +140,10 @@ async def sse_events(
         async for entry in follow(services, request_id, after):
             if isinstance(entry, TokenEntry):
                 data: dict[str, Any] = {"token": entry.text, "request_id": request_id}
-                yield {"id": str(token_count_at(entry.entry)), "data": json.dumps(data)}
+                yield {"id": str(token_count_at(entry.entry_id)), "data": json.dumps(data)}
             elif isinstance(entry, EndEntry):
                 done = _done(request_id, entry.outcome)
-                yield {"id": f"{token_count_at(entry.entry)}-done", "data": json.dumps(done)}
+                yield {"id": f"{token_count_at(entry.entry_id)}-done", "data": json.dumps(done)}
     except StreamExpired as error:
         yield {"data": json.dumps({"done": True, "error": error.problem()})}
     except NOT_THE_END as error:

@@ -26,17 +26,18 @@ from workers.supervisor.task import supervise
 events = structlog.get_logger()
 
 WAKEUP_WAIT_SECONDS = 5
-"""Seconds of one wait for a poke; a lost connection is noticed after that."""
+"""Seconds of one wait for a wake-up; a lost connection is noticed after that."""
 
 TASK_MARGIN_SECONDS = 300
 """Seconds that a supervision may run past its generation's deadline, to end it properly."""
 
 CRON_TIMEOUT_SECONDS = 300
-"""Seconds after which arq gives a cron run up."""
+"""Seconds after which arq cancels a cron run."""
 
 
 def every(seconds: int, task: WorkerCoroutine) -> CronJob:
-    """A cron job about every so many seconds: a divisor of a minute, or whole minutes."""
+    """A cron job that runs ``task`` every ``seconds``: a divisor of 60, or more than 60, in which
+    case they are rounded down to whole minutes, and to an hour at most."""
     if seconds < 60:
         return cron(task, second=set(range(0, 60, seconds)), timeout=CRON_TIMEOUT_SECONDS)
     minutes = min(seconds // 60, 60)
@@ -44,17 +45,17 @@ def every(seconds: int, task: WorkerCoroutine) -> CronJob:
 
 
 class WakeupWorker(Worker):
-    """arq's worker, which looks into its queue every half second, and at once when it is poked.
+    """arq's worker, which polls its queue every half second, and at once at a wake-up.
 
-    Looking fifty times a second instead costs a tenth of a core and is still slower.
+    Polling fifty times a second instead costs a tenth of a core and is still slower.
     """
 
     async def main(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen())
+            tasks.create_task(self._poll_at_wakeups())
             await super().main()
 
-    async def _listen(self) -> None:
+    async def _poll_at_wakeups(self) -> None:
         while True:
             try:
                 if await queue.wait_for_wakeup(self.ctx["services"].queue, WAKEUP_WAIT_SECONDS):

@@ -1,4 +1,4 @@
-"""Generations, the nodes that serve them, and the tasks that they make."""
+"""Generations, the nodes on their routes, and what each node earned by them."""
 
 import datetime as dt
 import uuid

@@ -40,13 +40,13 @@ async def test_a_record_of_an_older_mesh_is_read_if_it_has_what_matters(redis: R
     assert await live_lookup.available_nodes(redis, MODEL_ID) == [node(0)]
 
 
-BEAT = {"is_healthy": True, "latency_ms": 7.5}
+HEARTBEAT = {"is_healthy": True, "latency_ms": 7.5}
 
 
-async def test_a_beat_keeps_what_was_announced_and_counts_the_time(redis: Redis) -> None:
+async def test_a_heartbeat_keeps_what_was_announced_and_counts_the_time(redis: Redis) -> None:
     await live_registry.put(redis, node(0, registration=2, last_seen=100.0), ttl=60)
-    beat = await live_registry.record_heartbeat(redis, "node_0", 2, BEAT, now=130.5, ttl=60)
-    assert beat == live_registry.HeartbeatResult(
+    result = await live_registry.record_heartbeat(redis, "node_0", 2, HEARTBEAT, now=130.5, ttl=60)
+    assert result == live_registry.HeartbeatResult(
         "kept", 30.5, node(0).wallet_address, MODEL_ID, True
     )
     [found] = await live_lookup.available_nodes(redis, MODEL_ID)
@@ -58,7 +58,7 @@ async def test_a_beat_keeps_what_was_announced_and_counts_the_time(redis: Redis)
 async def test_a_clock_that_goes_back_takes_no_uptime_away(redis: Redis) -> None:
     await live_registry.put(redis, node(0, last_seen=100.0), ttl=60)
     assert (
-        await live_registry.record_heartbeat(redis, "node_0", 0, BEAT, now=90.0, ttl=60)
+        await live_registry.record_heartbeat(redis, "node_0", 0, HEARTBEAT, now=90.0, ttl=60)
     ).uptime == 0
 
 
@@ -68,12 +68,12 @@ async def test_nothing_is_done_in_the_name_of_an_earlier_registration(redis: Red
     assert await live_registry.put(redis, late, ttl=60)
     assert not await live_registry.put(redis, node(0, registration=1, gpu_model="old"), ttl=60)
     assert (
-        await live_registry.record_heartbeat(redis, "node_0", 1, BEAT, now=1.0, ttl=60)
+        await live_registry.record_heartbeat(redis, "node_0", 1, HEARTBEAT, now=1.0, ttl=60)
     ).state == "superseded"
     await live_registry.evict(redis, "node_0", MODEL_ID, 1)
     assert await live_lookup.available_nodes(redis, MODEL_ID) == [late]
     assert (
-        await live_registry.record_heartbeat(redis, "node_0", 3, BEAT, now=1.0, ttl=60)
+        await live_registry.record_heartbeat(redis, "node_0", 3, HEARTBEAT, now=1.0, ttl=60)
     ).state == "unknown"
     assert await live_registry.put(redis, node(0, registration=3), ttl=60)
     assert await live_lookup.available_nodes(redis, MODEL_ID) == [node(0, registration=3)]
@@ -81,9 +81,9 @@ async def test_nothing_is_done_in_the_name_of_an_earlier_registration(redis: Red
     assert await live_lookup.available_nodes(redis, MODEL_ID) == []
 
 
-async def test_a_beat_does_not_bring_back_who_is_gone(redis: Redis) -> None:
+async def test_a_heartbeat_does_not_bring_back_who_is_gone(redis: Redis) -> None:
     assert (
-        await live_registry.record_heartbeat(redis, "node_0", 1, BEAT, now=1.0, ttl=60)
+        await live_registry.record_heartbeat(redis, "node_0", 1, HEARTBEAT, now=1.0, ttl=60)
     ).state == "unknown"
     assert not await redis.exists(redis_keys.node("node_0"))
 
@@ -106,13 +106,13 @@ async def test_a_thousand_nodes_are_not_a_thousand_round_trips(redis: Redis) -> 
     assert (await redis.info("stats"))["total_reads_processed"] - before < 100
 
 
-async def test_beats_of_all_sizes_leave_redis_whole(redis: Redis) -> None:
+async def test_heartbeats_of_all_sizes_leave_redis_whole(redis: Redis) -> None:
     """Redis 6.2 dies of scripts whose commands rewrite their arguments, once arguments have been
     many."""
     started = (await redis.info("server"))["run_id"]
     for number in range(200):
         name = f"node_{number % 10}"
         await live_registry.put(redis, node(0, node_id=name), ttl=60)
-        await live_registry.record_heartbeat(redis, name, 0, BEAT, now=float(number), ttl=60)
+        await live_registry.record_heartbeat(redis, name, 0, HEARTBEAT, now=float(number), ttl=60)
         await live_registry.mark_uptime_saved(redis, name, 0.5)
     assert (await redis.info("server"))["run_id"] == started
