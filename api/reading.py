@@ -20,7 +20,7 @@ from market.errors import Unavailable
 from market.jobs import live_session, messaging, queries
 from market.jobs.errors import GenerationFailed, JobNotFound, StreamExpired
 from market.jobs.live_session import EndEntry, TokenEntry
-from market.jobs.tables import Job, SessionStatus
+from market.jobs.tables import Job, JobStatus
 from market.money import ZERO, plain
 from market.routing.tiers import Tier
 from mesh import token_stream
@@ -109,7 +109,7 @@ async def _ended(services: Services, request_id: str, after: str) -> EndEntry | 
             return None
         job = await queries.find(db, request_id)
         assert job is not None
-        if job.status == SessionStatus.COMPLETED and token_count_at(after) < job.token_count:
+        if job.status == JobStatus.COMPLETED and token_count_at(after) < job.token_count:
             if await readable(services, job):
                 return None  # the rest is there
             raise _forgotten(request_id)
@@ -155,7 +155,7 @@ def _done(request_id: str, outcome: dict[str, Any]) -> dict[str, Any]:
     done = {"done": True, "request_id": request_id, **outcome}
     done["cost_far_exact"] = outcome["cost_far"]
     done["cost_far"] = float(outcome["cost_far"])
-    if outcome["status"] == SessionStatus.FAILED:
+    if outcome["status"] == JobStatus.FAILED:
         done["error"] = failure(outcome["error"]).problem()
     return done
 
@@ -185,7 +185,7 @@ async def view(services: Services, job: Job) -> JobView:
     cost = job.total_cost_far or ZERO
     return JobView(
         request_id=job.request_id,
-        status=SessionStatus(job.status),
+        status=JobStatus(job.status),
         model_id=job.model_id,
         tier=Tier(job.tier),
         started_at=job.started_at,

@@ -6,7 +6,7 @@ from pydantic import (
     BaseModel,
 )
 
-from market.jobs.tables import SessionStatus
+from market.jobs.tables import JobStatus
 from market.routing.tiers import Tier
 
 
@@ -30,7 +30,7 @@ class JobView(BaseModel):
     """A generation as its user sees it: the job."""
 
     request_id: str
-    status: SessionStatus
+    status: JobStatus
     model_id: str
     tier: Tier
     started_at: dt.datetime

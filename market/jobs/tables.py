@@ -132,7 +132,7 @@ class NodeContribution(Base):
     paid_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
 
 
-class SessionStatus(StrEnum):
+class JobStatus(StrEnum):
     PENDING = "pending"
     ACTIVE = "active"
     COMPLETED = "completed"

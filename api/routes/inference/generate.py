@@ -18,7 +18,7 @@ from api.submission import Generate
 from market.errors import InvalidRequest
 from market.jobs import queries
 from market.jobs.errors import StreamExpired
-from market.jobs.tables import Job, SessionStatus
+from market.jobs.tables import Job, JobStatus
 from mesh import token_stream
 
 router = APIRouter(prefix="/api/inference", tags=["inference"])
@@ -35,7 +35,7 @@ class Accepted(BaseModel):
     """Where to find an asynchronous job."""
 
     request_id: str
-    status: SessionStatus
+    status: JobStatus
     poll_url: str
     events_url: str
 
@@ -111,7 +111,7 @@ async def events(
     """
     job = await reading.find(services, caller.wallet, request_id)
     after = _entry_after(last_event_id, job)
-    if job.status == SessionStatus.COMPLETED and not await reading.readable(services, job):
+    if job.status == JobStatus.COMPLETED and not await reading.readable(services, job):
         raise StreamExpired(f"The tokens of {request_id} have been forgotten.")
     return _stream(reading.sse_events(services, request_id, after))
 
@@ -131,7 +131,7 @@ async def cancel(request_id: str, caller: LoggedIn, services: WithServices) -> J
 def _accepted(job: Job) -> Response:
     accepted = Accepted(
         request_id=job.request_id,
-        status=SessionStatus(job.status),
+        status=JobStatus(job.status),
         poll_url=f"/api/inference/jobs/{job.request_id}",
         events_url=f"/api/inference/jobs/{job.request_id}/events",
     )
@@ -141,7 +141,7 @@ def _accepted(job: Job) -> Response:
 
 async def _result(services: Services, job: Job) -> Response:
     ended = await reading.find(services, job.user_wallet, job.request_id)
-    if ended.status == SessionStatus.FAILED:
+    if ended.status == JobStatus.FAILED:
         raise reading.failure(ended.error_code)
     result = await reading.view(services, ended)
     return JSONResponse(result.model_dump(mode="json"))
