@@ -24,7 +24,7 @@ route counted on: until the registry has the new span."""
 
 
 class Recovery:
-    """Keeps one generation going around nodes that fail it."""
+    """Decides for one generation which nodes its next route avoids, and begins the next epoch."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -108,11 +108,10 @@ class Recovery:
             await live_registry.evict(self._session.redis, node_id, self._session.model.id)
 
     async def _penalise(self, node_ids: Collection[str], code: str) -> None:
-        """Give nodes no new generation for a while, and this one no more of its failures than it
-        may have.
+        """Give nodes no generation for a while, and count a failure of this generation.
 
         Raises:
-            GenerationOver: it has had them.
+            GenerationOver: the generation has failed as often as it may.
         """
         session = self._session
         cooldown = session.services.settings.discovery.cooldown

@@ -19,8 +19,9 @@ from workers.supervisor.route_finder import Hop, RouteFinder
 class Session:
     """The state of one supervision, which a successor rebuilds from Postgres and Redis.
 
-    ``epoch`` and ``route``: the newest that was claimed and opened. ``computed``: positions that
-    the route's nodes had computed together when they were last asked in this epoch.
+    ``epoch``: the newest that was claimed. ``route``: the hops that serve the generation, none
+    before the first epoch. ``computed``: positions that the route's nodes had computed together
+    when they last answered in this epoch.
     """
 
     def __init__(self, services: Services, lease: Lease) -> None:
@@ -63,8 +64,8 @@ class Session:
         return hops[0].epoch if hops else None
 
     async def read_events(self, wait: float) -> list[ControlMessage]:
-        """What has been said since the last call, of this epoch only; waits up to ``wait`` seconds
-        for the first.
+        """Events of this epoch that came since the last call; waits up to ``wait`` seconds if there
+        are none yet.
 
         Raises:
             GenerationOver: the user has cancelled.
@@ -77,22 +78,22 @@ class Session:
         return [event for event in events if event.epoch == self.epoch]
 
     async def check_ended(self, event: Ended) -> None:
-        """Stop here if readers have all the tokens that the edge says it wrote.
+        """Check what the edge says of the end against what readers have.
 
         Raises:
-            GenerationOver: readers have them all.
+            GenerationOver: readers have all the tokens that the edge wrote.
         """
         if await self.token_count() >= event.count:
             raise GenerationOver(event.reason)
 
     def check_time_and_cancel(self, late: str = "deadline_exceeded") -> None:
-        """Stop here if the user has cancelled, or the deadline is over.
+        """Check whether the generation may go on.
 
         Args:
             late: Code of the failure if the deadline is over.
 
         Raises:
-            GenerationOver: one of them is the case.
+            GenerationOver: the user has cancelled, or the deadline is over.
         """
         if self.lease.cancel_requested:
             raise GenerationOver("cancelled")
