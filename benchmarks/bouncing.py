@@ -89,7 +89,9 @@ async def bounce(
         for number, (edge, node) in enumerate(zip(members[::2], members[1::2], strict=True)):
             route = RouteRecord(WIDTH, CAPACITY, [edge.node_id, node.node_id])
             name = f"bounce_{number}"
-            await redis.hset(redis_keys.live(name), mapping={"epoch": 1, "route": route.pack()})
+            await redis.hset(
+                redis_keys.live_record(name), mapping={"epoch": 1, "route": route.pack()}
+            )
             ways = [
                 await stack.enter_async_context(_way(redis, relay_url, each))
                 for each in (edge, node)

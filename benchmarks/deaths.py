@@ -99,7 +99,7 @@ class Network:
         """One generation with the blow, compared with the same without. The blow comes first: a
         node that has copied a known prompt's beginning cannot replay it to another."""
         request_id, followed = asyncio.run(self._follow(prompt, blow))
-        blamed = supervised(self._stack, "node_blamed", request_id)
+        blamed = supervised(self._stack, "node_penalised", request_id)
         noticed = next(event["at"] for event in blamed if event["at"] > self._struck_at)
         opened = supervised(self._stack, "route_opened", request_id)
         self._stack.processes.kill(self._victim)

@@ -51,7 +51,7 @@ async def follow(
         if not entries:
             raise RuntimeError(f"No token of {request_id} for {PATIENCE:.0f} s.")
         for found in entries:
-            entry = found.entry
+            entry = found.entry_id
             if isinstance(found, EndEntry):
                 if found.outcome.get("error"):
                     raise RuntimeError(f"{request_id} failed: {found.outcome}")

@@ -12,11 +12,11 @@ from market.errors import Unavailable
 from market.jobs import cancellation
 from market.jobs.errors import StreamExpired
 from market.jobs.live_session import EndEntry, TokenEntry
-from market.jobs.tables import Job, SessionStatus
+from market.jobs.tables import Job, JobStatus
 from market.jobs.token_reader import NOT_THE_END, failure, follow
 from market.outages import unavailable
 from mesh import token_stream
-from mesh.token_stream import index_of
+from mesh.token_stream import token_count_at
 
 PING = 15
 """Seconds between comments on a silent stream, so that proxies keep it open."""
@@ -61,10 +61,10 @@ async def _events(
         async for entry in follow(services, request_id, after):
             if isinstance(entry, TokenEntry):
                 data: dict[str, Any] = {"token": entry.text, "request_id": request_id}
-                yield {"id": str(index_of(entry.entry)), "data": json.dumps(data)}
+                yield {"id": str(token_count_at(entry.entry_id)), "data": json.dumps(data)}
             elif isinstance(entry, EndEntry):
                 done = _done(request_id, entry.outcome)
-                yield {"id": f"{index_of(entry.entry)}-done", "data": json.dumps(done)}
+                yield {"id": f"{token_count_at(entry.entry_id)}-done", "data": json.dumps(done)}
     except StreamExpired as error:
         yield {"data": json.dumps({"done": True, "error": error.problem()})}
     except NOT_THE_END as error:
@@ -76,7 +76,7 @@ def _done(request_id: str, outcome: dict[str, Any]) -> dict[str, Any]:
     done = {"done": True, "request_id": request_id, **outcome}
     done["cost_far_exact"] = outcome["cost_far"]
     done["cost_far"] = float(outcome["cost_far"])
-    if outcome["status"] == SessionStatus.FAILED:
+    if outcome["status"] == JobStatus.FAILED:
         done["error"] = failure(outcome["error"]).problem()
     return done
 

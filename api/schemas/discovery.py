@@ -4,7 +4,7 @@ import datetime as dt
 
 from pydantic import BaseModel
 
-from market.nodes.node import Located
+from market.nodes.node import LocationSource
 
 
 class Dht(BaseModel):
@@ -40,7 +40,7 @@ class ActiveNode(BaseModel):
     gpu_model: str
     vram_gb: int
     location: str
-    located: Located
+    located: LocationSource
     """Whether its address told the location (`geoip`) or the node itself (`declared`)."""
     layers_served: list[int]
     edge: bool

@@ -9,7 +9,7 @@ from api.schemas.base import ModelId, RequestBody, far
 from market.geo.distance import Coordinates
 from market.jobs.request import JobRequest
 from market.jobs.snapshot import JobSnapshot
-from market.jobs.tables import Job, NodeContribution, SessionStatus
+from market.jobs.tables import Job, JobStatus, NodeContribution
 from market.money import ZERO, plain
 from market.routing.tiers import Tier
 
@@ -44,7 +44,7 @@ class JobView(BaseModel):
     """A generation as its user sees it: the job."""
 
     request_id: str
-    status: SessionStatus
+    status: JobStatus
     model_id: str
     tier: Tier
     started_at: dt.datetime
@@ -69,7 +69,7 @@ class JobView(BaseModel):
         job = snapshot.job
         return cls(
             request_id=job.request_id,
-            status=SessionStatus(job.status),
+            status=JobStatus(job.status),
             model_id=job.model_id,
             tier=Tier(job.tier),
             started_at=job.started_at,
@@ -93,7 +93,7 @@ class Accepted(BaseModel):
     """Where to find an asynchronous job."""
 
     request_id: str
-    status: SessionStatus
+    status: JobStatus
     poll_url: str
     events_url: str
 
@@ -102,7 +102,7 @@ class Accepted(BaseModel):
         url = f"/api/inference/jobs/{job.request_id}"
         return cls(
             request_id=job.request_id,
-            status=SessionStatus(job.status),
+            status=JobStatus(job.status),
             poll_url=url,
             events_url=f"{url}/events",
         )

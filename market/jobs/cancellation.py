@@ -39,6 +39,6 @@ async def cancel_and_wait(resources: Resources, job: Job) -> None:
     await cancel(resources, job)
     with suppress(TimeoutError, StreamExpired, Unavailable):
         async with asyncio.timeout(CANCEL_WAIT):
-            after = await live_session.last_entry(resources.redis, job.request_id)
+            after = await live_session.last_entry_id(resources.redis, job.request_id)
             async for _ in follow(resources, job.request_id, after):
                 pass

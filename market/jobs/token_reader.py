@@ -10,11 +10,11 @@ from market.errors import Unavailable
 from market.jobs import live_session, queries
 from market.jobs.errors import GenerationFailed, JobNotFound, StreamExpired
 from market.jobs.live_session import EndEntry, TokenEntry
-from market.jobs.tables import Job, SessionStatus
+from market.jobs.tables import Job, JobStatus
 from market.outages import OUTAGES
 from market.resources import Resources
 from mesh import token_stream
-from mesh.token_stream import index_of
+from mesh.token_stream import token_count_at
 
 log = structlog.get_logger()
 
@@ -68,7 +68,7 @@ async def follow(
         for entry in entries:
             if isinstance(entry, EndEntry) and _lacks_tokens(entry):
                 raise _forgotten(request_id)
-            after = entry.entry
+            after = entry.entry_id
             yield entry
             if isinstance(entry, EndEntry):
                 return
@@ -96,23 +96,23 @@ async def _ended(resources: Resources, request_id: str, after: str) -> EndEntry 
             return None
         job = await queries.find(db, request_id)
         assert job is not None
-        if job.status == SessionStatus.COMPLETED and index_of(after) < job.token_count:
+        if job.status == JobStatus.COMPLETED and token_count_at(after) < job.token_count:
             if await readable(resources, job):
                 return None  # the rest is there
             raise _forgotten(request_id)
-        return EndEntry(f"{index_of(after)}-1", await queries.outcome(db, job))
+        return EndEntry(f"{token_count_at(after)}-1", await queries.outcome(db, job))
 
 
 async def readable(resources: Resources, job: Job) -> bool:
     """Whether Redis still has all tokens of a completed job."""
-    newest = await live_session.last_entry(resources.redis, job.request_id)
-    return index_of(newest) >= job.token_count
+    newest = await live_session.last_entry_id(resources.redis, job.request_id)
+    return token_count_at(newest) >= job.token_count
 
 
 def _lacks_tokens(summary: EndEntry) -> bool:
     """Redis lost the tokens between the job's end and its summary."""
     delivered: int = summary.outcome["total_tokens"]
-    return index_of(summary.entry) < delivered
+    return token_count_at(summary.entry_id) < delivered
 
 
 def _forgotten(request_id: str) -> StreamExpired:

@@ -51,7 +51,7 @@ async def accept(resources: Resources, caller: NodeIncarnation, heartbeat: Heart
         return
     node = node_of(row, discovery)
     node = dataclasses.replace(node, **measured, last_seen=now)
-    if not await live_registry.announce(resources.redis, node, ttl=discovery.node_ttl):
+    if not await live_registry.put(resources.redis, node, ttl=discovery.node_ttl):
         raise _superseded(caller)
 
 
@@ -109,7 +109,7 @@ async def _write(
             raise _superseded(caller)
         raise NodeNotFound(f"Node {node_id} is not registered here. Register again.")
     if uptime:
-        await live_registry.uptime_saved(resources.redis, node_id, uptime)
+        await live_registry.mark_uptime_saved(resources.redis, node_id, uptime)
     return row
 
 

@@ -19,7 +19,7 @@ from market.identity.principal import Principal
 from market.identity.tokens import issue_node_token
 from market.nodes import live_registry
 from market.nodes.errors import NodeIdTaken
-from market.nodes.node import Located
+from market.nodes.node import LocationSource
 from market.nodes.tables import RegisteredNode
 from market.placement import assignments, newcomers, rebalances
 from market.resources import Resources
@@ -176,7 +176,7 @@ def _location(node: NodeRegistration, found: GeoLocation | None) -> dict[str, An
     if latitude is None or longitude is None:
         latitude = longitude = None
     said = name.lower() not in UNSAID or latitude is not None
-    located: Located = "declared" if said else "unknown"
+    located: LocationSource = "declared" if said else "unknown"
     if found is not None:
         name, located = found.name or name, "geoip"
         latitude, longitude = found.coordinates

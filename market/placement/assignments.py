@@ -48,7 +48,7 @@ async def assignment_for(
     """What a heartbeat is told. One round trip to Redis, unless the node is part of a rebalance."""
     redis = resources.redis
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.hmget(redis_keys.orders(node_id), ["start", "end"])
+        pipe.hmget(redis_keys.assignment(node_id), ["start", "end"])
         pipe.hmget(redis_keys.node(node_id), ["start_layer", "end_layer"])
         assigned, current = (_span(pair) for pair in await pipe.execute())
     if assigned is None:
@@ -76,7 +76,7 @@ async def _go_on(
     if still:
         return _reply(assigned, should_rebalance=True)
     if rebalance is None:
-        await resources.redis.delete(redis_keys.orders(node_id))
+        await resources.redis.delete(redis_keys.assignment(node_id))
     else:
         await rebalances.withdraw_assignments(resources.redis, rebalance)
         await rebalances.announce(resources.redis, switches)

@@ -196,7 +196,7 @@ class Gateway:
 
     async def announce(self, *nodes: Node) -> None:
         for each in nodes:
-            await live_registry.announce(self.redis, each, ttl=120)
+            await live_registry.put(self.redis, each, ttl=120)
 
     async def deposit(self, amount: str = "1", wallet: str = WALLET) -> None:
         async with self.sessions.begin() as db:
@@ -309,7 +309,7 @@ class Job:
     async def write(self, *tokens: str) -> None:
         """The edge appends tokens."""
         await self.start()
-        keys = [redis_keys.live(self.id), redis_keys.tokens(self.id)]
+        keys = [redis_keys.live_record(self.id), redis_keys.tokens(self.id)]
         for text in tokens:
             written = await self._redis.eval(  # type: ignore[misc]
                 token_stream.APPEND_TOKEN, 2, *keys, "1", str(self._written), "7", text
@@ -345,7 +345,7 @@ class Job:
     async def forget(self) -> None:
         """Redis as it is an hour later."""
         await self._redis.delete(
-            redis_keys.live(self.id), redis_keys.tokens(self.id), redis_keys.events(self.id)
+            redis_keys.live_record(self.id), redis_keys.tokens(self.id), redis_keys.events(self.id)
         )
 
     async def poll(self) -> dict[str, Any]:

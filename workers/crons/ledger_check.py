@@ -1,4 +1,4 @@
-"""Checks the books now and then, and says loudly what is wrong."""
+"""The ledger's integrity, checked now and then; what is wrong is logged and counted."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ log = structlog.get_logger()
 
 
 async def check_ledger(ctx: dict[str, Any]) -> None:
-    """arq cron: check every rule of the ledger, and that against the contract, if there is one."""
+    """arq cron: check the ledger's invariants, and the ledger against the contract, if any."""
     services: Services = ctx["services"]
     try:
         async with EscrowView.of(services.settings.payments) as contract:
             report = await check(services.sessions, contract)
-    except ChainError as error:  # the books can be checked alone
+    except ChainError as error:  # the ledger can be checked by itself
         log.error("ledger_not_compared", reason=str(error))
         report = await check(services.sessions)
     publish(report)

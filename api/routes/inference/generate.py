@@ -17,7 +17,7 @@ from market.jobs.errors import StreamExpired
 from market.jobs.request import Idempotency
 from market.jobs.snapshot import snapshot_of
 from market.jobs.submission import submit
-from market.jobs.tables import Job, SessionStatus
+from market.jobs.tables import Job, JobStatus
 
 router = APIRouter(prefix="/api/inference", tags=["inference"])
 
@@ -91,7 +91,7 @@ def _accepted(job: Job) -> Response:
 
 async def _result(services: Services, job: Job) -> Response:
     ended = await token_reader.find(services, job.user_wallet, job.request_id)
-    if ended.status == SessionStatus.FAILED:
+    if ended.status == JobStatus.FAILED:
         raise token_reader.failure(ended.error_code)
     result = JobView.of(await snapshot_of(services, ended))
     return JSONResponse(result.model_dump(mode="json"))
