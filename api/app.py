@@ -14,7 +14,7 @@ from api.routes.discovery import dht, probe
 from api.routes.discovery import nodes as discovery_nodes
 from api.routes.inference import generate, jobs, models, receipts
 from market.settings import Settings
-from mesh import log
+from mesh import __version__, log
 from mesh.relay import EXCHANGE_PATH
 
 
@@ -58,7 +58,7 @@ def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) 
     app = FastAPI(
         title=title,
         summary=summary,
-        version="0.1.0",
+        version=__version__,
         lifespan=lifespan,
         responses=problem_details.RESPONSES,
     )

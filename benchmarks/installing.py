@@ -1,9 +1,8 @@
-"""What `pip install 'far-mesh[node]'` takes, and that no more comes with it than a node needs."""
+"""What `pip install 'far-node[serve]'` takes, and that no more comes with it than a node needs."""
 
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -48,15 +47,14 @@ def install(folder: Path) -> Installed:
         subprocess.CalledProcessError: pip failed, or `far-node --help` did.
         subprocess.TimeoutExpired: after :data:`LIMIT`.
     """
-    source, venv = folder / "source", folder / "venv"
-    shutil.copytree(REPOSITORY, source, ignore=_not_packaged)
+    venv = folder / "venv"
     report = folder / "report.json"
     began = time.monotonic()
     _run(sys.executable, "-m", "venv", str(venv), folder=folder)
     said = _run(
         *(str(venv / "bin" / "python"), "-m", "pip", "--no-cache-dir", "install"),
         *("--progress-bar", "off", "--report", str(report)),
-        *("-c", str(source / "constraints.txt"), f"{source}[node]"),
+        *("-c", str(REPOSITORY / "constraints.txt"), f"{REPOSITORY / 'far-node'}[serve]"),
         folder=folder,
     )
     seconds = time.monotonic() - began
@@ -94,16 +92,6 @@ def bytes_below(folder: Path) -> int:
     """Of all files in a folder and below, links not counted."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return sum(file.stat().st_size for file in files)
-
-
-def _not_packaged(folder: str, names: list[str]) -> set[str]:
-    """What the package is not made of. pip builds in the folder that it is given: so it gets a
-    copy."""
-    if Path(folder) != REPOSITORY:
-        return {"__pycache__"}
-    packages = {"api", "mesh", "node_runner", "stack", "workers"}
-    files = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
-    return set(names) - packages - files
 
 
 def _imports(venv: Path, module: str, folder: Path) -> bool:

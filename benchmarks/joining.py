@@ -180,7 +180,7 @@ def show_installed(installed: Installed) -> None:
         for size in (installed.on_disk, installed.local, installed.downloaded)
     )
     console.print(
-        f"pip install far-mesh\\[node] into a new environment: {installed.seconds:.0f} s, "
+        f"pip install far-node\\[serve] into a new environment: {installed.seconds:.0f} s, "
         f"{installed.distributions} distributions, {disk} on disk; {local} of wheels that lay on "
         f"this machine, {downloaded} downloaded. The first far-node --help took "
         f"{installed.help_seconds:.1f} s."
