@@ -17,9 +17,9 @@ import uvloop
 from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from benchmarks.machine import CpuMeter, CpuUse
-from benchmarks.movements import Account, Actor, Job, OwnContract, Turns, fund
-from benchmarks.output import at_work, close, console
+from benchmarks.common.machine import CpuMeter, CpuUse
+from benchmarks.common.output import at_work, close, console
+from benchmarks.simulated.money_movements import Account, Actor, Job, OwnContract, Turns, fund
 from market import db
 from market.escrow.tables import ChainCursor
 from market.jobs import tables
