@@ -1,9 +1,9 @@
 """A slow link on one machine: a TCP proxy that hands all bytes on late, in both directions.
 
 `python -m benchmarks.running.proxy PORT TARGET_PORT SECONDS` runs one on loopback until it is told
-to end; :class:`SlowLink` starts and stops that process. Unlike the kernel's netem it needs no privileges,
-and it delays nobody else's traffic. It adds latency only: bandwidth is the machine's, nothing is
-lost, and a connection opens at once.
+to end; :class:`SlowLink` starts and stops that process. Unlike the kernel's netem it needs no
+privileges, and it delays nobody else's traffic. It adds latency only: bandwidth is the machine's,
+nothing is lost, and a connection opens at once.
 """
 
 import asyncio
