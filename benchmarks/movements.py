@@ -283,7 +283,9 @@ class Actor:
 
         async def run(db: AsyncSession) -> bool:
             await ledger.request_withdrawal(db, reference=reference, wallet=user, amount=amount)
-            return await ledger.withdrawn(db, reference=reference, wallet=user, amount=amount)
+            return await ledger.complete_withdrawal(
+                db, reference=reference, wallet=user, amount=amount
+            )
 
         def note() -> None:
             self._account.deposits[user] -= amount

@@ -10,7 +10,7 @@ from cli.console import console, fail
 from market import db
 from market.chain.errors import ChainError
 from market.escrow.escrow_view import EscrowView
-from market.ledger.integrity_check import Report, check
+from market.ledger.integrity_check import IntegrityReport, check_integrity
 from market.settings import Settings
 
 app = typer.Typer(help="The books.", no_args_is_help=True)
@@ -38,18 +38,18 @@ def check_ledger(
         raise typer.Exit(1)
 
 
-async def _checked(settings: Settings, *, chain: bool) -> Report:
+async def _checked(settings: Settings, *, chain: bool) -> IntegrityReport:
     engine, sessions = db.connect(settings.database_url)
     try:
         if not chain:
-            return await check(sessions)
+            return await check_integrity(sessions)
         async with EscrowView.of(settings.payments) as contract:
-            return await check(sessions, contract)
+            return await check_integrity(sessions, contract)
     finally:
         await engine.dispose()
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: IntegrityReport) -> None:
     table = Table()
     for name in ("check", "violations", "for example", "expected", "found"):
         table.add_column(name, overflow="fold", justify="right" if name == "violations" else "left")

@@ -38,7 +38,7 @@ def write_keystore(account: LocalAccount, path: Path, password: str) -> None:
     path.write_text(json.dumps(content))
 
 
-class DevelopmentChain:
+class DevChainClient:
     """Sends transactions and waits for them. Blocking: for the supervisor, demo and tests."""
 
     def __init__(self, rpc_url: str) -> None:

@@ -8,7 +8,7 @@ from web3.types import RPCEndpoint
 
 from market.chain.errors import AnswerTooLarge
 
-ANSWER_LIMIT = 16 * 2**20
+MAX_ANSWER_BYTES = 16 * 2**20
 """Bytes that an endpoint may answer with: some 20,000 events."""
 
 
@@ -16,7 +16,7 @@ class BoundedProvider(AsyncHTTPProvider):
     """Reads an answer as far as the limit. The time is bounded by the request's own time-out.
 
     Raises:
-        AnswerTooLarge: there is more than ``ANSWER_LIMIT``.
+        AnswerTooLarge: there is more than ``MAX_ANSWER_BYTES``.
     """
 
     def __init__(self, url: str, request_kwargs: dict[str, Any]) -> None:
@@ -33,6 +33,6 @@ class BoundedProvider(AsyncHTTPProvider):
             body = bytearray()
             async for chunk in response.content.iter_any():
                 body += chunk
-                if len(body) > ANSWER_LIMIT:
-                    raise AnswerTooLarge(f"More than {ANSWER_LIMIT} bytes for one {method}.")
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise AnswerTooLarge(f"More than {MAX_ANSWER_BYTES} bytes for one {method}.")
         return bytes(body)

@@ -17,13 +17,13 @@ from web3.exceptions import (
 from web3.types import BlockIdentifier
 
 from market.chain.errors import ChainError
-from market.chain.failover_rpc import Rpc
+from market.chain.failover_rpc import FailoverProvider
 from market.chain.transactions import Fees
 
-BASE_FEES = 2
+BASE_FEE_MULTIPLIER = 2
 """A new transaction offers so many times the base fee: six full blocks raise it by no more."""
 
-KNOWN = ("already known", "already imported", "known transaction", "already in mempool")
+ALREADY_KNOWN = ("already known", "already imported", "known transaction", "already in mempool")
 NONCE_USED = ("nonce too low", "nonce is too low", "invalid transaction nonce")
 UNDERPRICED = ("underpriced", "fee too low", "max fee per gas less than block base fee")
 """What geth, anvil and eth-tester say; there is no code for it."""
@@ -54,7 +54,7 @@ class Receipt:
 class ChainClient:
     """A chain over its endpoints."""
 
-    def __init__(self, rpc: Rpc) -> None:
+    def __init__(self, rpc: FailoverProvider) -> None:
         self.web3 = AsyncWeb3(rpc)
         self._rpc = rpc
         self._chain_id: int | None = None
@@ -112,7 +112,7 @@ class ChainClient:
             priority = int(await self.web3.eth.max_priority_fee)
         except (MethodUnavailable, Web3RPCError):
             priority = max(0, int(await self.web3.eth.gas_price) - int(base))
-        return Fees(BASE_FEES * int(base) + priority, priority)
+        return Fees(BASE_FEE_MULTIPLIER * int(base) + priority, priority)
 
     async def send(self, raw: bytes) -> SendOutcome:
         """Hand signed bytes to every endpoint. Sending them twice is the same as once.
@@ -122,12 +122,12 @@ class ChainClient:
             ChainError: they refuse it for another reason than `SendOutcome` names.
         """
         answers = await self._rpc.everywhere("eth_sendRawTransaction", [HexBytes(raw).to_0x_hex()])
-        said = [_complaint(answer) for answer in answers]
-        if any(not complaint or _says(complaint, KNOWN) for complaint in said):
+        said = [_error_message(answer) for answer in answers]
+        if any(not complaint or _contains_any(complaint, ALREADY_KNOWN) for complaint in said):
             return SendOutcome.ACCEPTED
-        if any(_says(complaint, NONCE_USED) for complaint in said):
+        if any(_contains_any(complaint, NONCE_USED) for complaint in said):
             return SendOutcome.NONCE_USED
-        if any(_says(complaint, UNDERPRICED) for complaint in said):
+        if any(_contains_any(complaint, UNDERPRICED) for complaint in said):
             return SendOutcome.UNDERPRICED
         raise ChainError(f"The network refused a transaction: {said[0]}")
 
@@ -145,13 +145,13 @@ class ChainClient:
         )
 
 
-def _complaint(answer: Any) -> str:
+def _error_message(answer: Any) -> str:
     error = answer.get("error")
     if error is None:
         return ""
     return str(error.get("message") if isinstance(error, dict) else error) or "no reason"
 
 
-def _says(complaint: str, phrases: Sequence[str]) -> bool:
+def _contains_any(complaint: str, phrases: Sequence[str]) -> bool:
     lower = complaint.lower()
     return any(phrase in lower for phrase in phrases)

@@ -23,5 +23,5 @@ class Reorganised(ChainError):
     code = "chain_reorganised"
 
 
-class ReadAgain(ChainError):
+class ChainMoved(ChainError):
     code = "chain_moved"

@@ -22,13 +22,13 @@ from market.settings.payments import PaymentsSettings
 
 log = structlog.get_logger()
 
-LOOK_EVERY = 5.0
+POLL_SECONDS = 5.0
 """Seconds between looks at the endpoints' heads."""
 
-BUSY = -32005
+LIMIT_EXCEEDED = -32005
 """JSON-RPC code for "limit exceeded" (EIP-1474): another endpoint may answer."""
 
-NO_ANSWER = (ClientError, OSError, TimeoutError, ValueError)
+TRANSPORT_ERRORS = (ClientError, OSError, TimeoutError, ValueError)
 """A broken connection, a time-out, an HTTP error, or a body that is not JSON."""
 
 
@@ -65,11 +65,11 @@ class Endpoint:
     async def _ask(self, method: str, params: Any) -> RPCResponse:
         try:
             answer = await self._http.make_request(RPCEndpoint(method), params)
-        except NO_ANSWER as error:
+        except TRANSPORT_ERRORS as error:
             # Not the error's text: aiohttp quotes the URL.
             raise ChainUnreachable(f"{self.name}: {type(error).__name__}") from None
         # Who asks for logs may have asked for too many, and will ask for fewer.
-        if _code(answer) == BUSY and method != "eth_getLogs":
+        if _error_code(answer) == LIMIT_EXCEEDED and method != "eth_getLogs":
             raise ChainUnreachable(f"{self.name}: too many requests")
         return answer
 
@@ -89,7 +89,7 @@ class Endpoint:
         await self._http.disconnect()
 
 
-class Rpc(AsyncBaseProvider):
+class FailoverProvider(AsyncBaseProvider):
     """A web3 provider over any number of endpoints.
 
     Args:
@@ -121,7 +121,7 @@ class Rpc(AsyncBaseProvider):
         self._looking = asyncio.Lock()
 
     @classmethod
-    def of(cls, payments: PaymentsSettings) -> "Rpc":
+    def of(cls, payments: PaymentsSettings) -> "FailoverProvider":
         """The endpoints that the settings name."""
         return cls(
             payments.rpc_urls,
@@ -179,7 +179,7 @@ class Rpc(AsyncBaseProvider):
         if len(self.endpoints) == 1 and not self._max_age:
             return self.endpoints
         async with self._looking:
-            if time.monotonic() - self._looked_at >= LOOK_EVERY:
+            if time.monotonic() - self._looked_at >= POLL_SECONDS:
                 await asyncio.gather(*(endpoint.look() for endpoint in self.endpoints))
                 self._looked_at = time.monotonic()
         best = max((endpoint.number or 0 for endpoint in self.endpoints), default=0)
@@ -205,6 +205,6 @@ class Rpc(AsyncBaseProvider):
         return True
 
 
-def _code(answer: RPCResponse) -> int | None:
+def _error_code(answer: RPCResponse) -> int | None:
     error = answer.get("error")
     return error.get("code") if isinstance(error, dict) else None

@@ -28,7 +28,7 @@ class LocalSigner:
             ChainError: no such file, not a keystore, or the wrong password.
         """
         # It hashes for a second on purpose: not in the event loop.
-        return cls(await asyncio.to_thread(unlock, keyfile, password))
+        return cls(await asyncio.to_thread(unlock_keystore, keyfile, password))
 
     @property
     def address(self) -> ChecksumAddress:
@@ -40,7 +40,7 @@ class LocalSigner:
         return Signature(signature.v, signature.r, signature.s)
 
 
-def unlock(keyfile: Path, password: str) -> LocalAccount:
+def unlock_keystore(keyfile: Path, password: str) -> LocalAccount:
     """The account of an encrypted keystore file (Web3 Secret Storage).
 
     Raises:

@@ -16,8 +16,8 @@ from eth_typing import ChecksumAddress
 from market.chain.errors import ChainError
 from market.chain.signer import Signature
 
-ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-"""Of secp256k1 (SEC 2): s and ORDER - s are the same signature to ECDSA."""
+CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+"""Of secp256k1 (SEC 2): s and CURVE_ORDER - s are the same signature to ECDSA."""
 
 
 class KmsSigner:
@@ -72,7 +72,7 @@ class KmsSigner:
             raise ChainError(f"KMS does not sign with {self._key_id}: {error}") from None
         r, s = decode_dss_signature(answer["Signature"])
         # The chain takes the lower of the two only (EIP-2).
-        return self._recoverable(digest, r, min(s, ORDER - s))
+        return self._recoverable(digest, r, min(s, CURVE_ORDER - s))
 
     def _recoverable(self, digest: bytes, r: int, s: int) -> Signature:
         """With the parity that ECDSA leaves out: the one that recovers our key."""

@@ -6,7 +6,7 @@ from market.chain.signer import Signer
 from market.settings.payments import PaymentsSettings
 
 
-def configured(payments: PaymentsSettings) -> bool:
+def signer_configured(payments: PaymentsSettings) -> bool:
     """Whether the settings name a signer."""
     named = payments.kms_key_id if payments.signer == "kms" else payments.operator_keyfile
     return named is not None

@@ -9,7 +9,7 @@ from eth_utils.crypto import keccak
 
 from market.chain.signer import Signer
 
-BUMP = 8
+FEE_BUMP_DIVISOR = 8
 """A replacement offers an eighth more. Nodes want a tenth; the rest is room for their rounding."""
 
 
@@ -36,9 +36,9 @@ class Fees:
         """What replaces a transaction with these fees: enough more in every field, and no less
         than what the network asks ``now``."""
         if self.priority is None:
-            return Fees(max(_more(self.maximum), now.maximum), None)
-        priority = max(_more(self.priority), now.priority or 0)
-        return Fees(max(_more(self.maximum), now.maximum, priority), priority)
+            return Fees(max(_bumped(self.maximum), now.maximum), None)
+        priority = max(_bumped(self.priority), now.priority or 0)
+        return Fees(max(_bumped(self.maximum), now.maximum, priority), priority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,5 +80,5 @@ async def sign_transaction(
     return SignedTransaction(raw=raw, hash="0x" + keccak(raw).hex(), nonce=nonce)
 
 
-def _more(fee: int) -> int:
-    return fee + -(-fee // BUMP) + 1
+def _bumped(fee: int) -> int:
+    return fee + -(-fee // FEE_BUMP_DIVISOR) + 1

@@ -10,7 +10,7 @@ from web3 import AsyncWeb3
 from web3.exceptions import Web3Exception
 
 from market.chain.errors import ChainError
-from market.chain.failover_rpc import Rpc
+from market.chain.failover_rpc import FailoverProvider
 from market.escrow.artifacts import artifact
 from market.settings.payments import PaymentsSettings
 
@@ -38,7 +38,7 @@ class EscrowView:
         if not payments.escrow_contract:
             yield None
             return
-        web3 = AsyncWeb3(Rpc.of(payments))
+        web3 = AsyncWeb3(FailoverProvider.of(payments))
         try:
             yield cls(web3, payments.escrow_contract)
         finally:

@@ -15,8 +15,8 @@ from web3 import AsyncWeb3
 from web3.exceptions import BlockNotFound, Web3Exception, Web3RPCError
 
 from market.chain.client import ChainClient
-from market.chain.errors import AnswerTooLarge, ChainError, ReadAgain, Reorganised
-from market.chain.failover_rpc import Rpc
+from market.chain.errors import AnswerTooLarge, ChainError, ChainMoved, Reorganised
+from market.chain.failover_rpc import FailoverProvider
 from market.escrow.artifacts import artifact
 from market.settings.payments import PaymentsSettings
 
@@ -35,12 +35,12 @@ EVENTS = (
 )
 """Those that move or bound what somebody has with us."""
 
-LOG_RANGE = 2000
+MAX_BLOCK_RANGE = 2000
 """Blocks in one reading: what public BSC nodes allow for eth_getLogs, and more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class EscrowEvent:
     """One event of the escrow.
 
     ``arguments`` holds text only: addresses in lower case, numbers in decimal, bytes in hex.
@@ -81,7 +81,7 @@ class EventRange:
     """Whether ``last`` was the newest block."""
     confirmed: Block
     """The newest block that counts; below ``first`` if none of these does."""
-    events: list[Event]
+    events: list[EscrowEvent]
 
 
 class EscrowEventReader:
@@ -104,7 +104,7 @@ class EscrowEventReader:
         self._decoders = {
             HexBytes(contract.events[name]().topic): contract.events[name]() for name in EVENTS
         }
-        self._span = LOG_RANGE
+        self._span = MAX_BLOCK_RANGE
 
     @classmethod
     def of(cls, payments: PaymentsSettings) -> "EscrowEventReader":
@@ -116,7 +116,7 @@ class EscrowEventReader:
         if not payments.escrow_contract:
             raise ChainError("No escrow contract is set (FAR_PAYMENTS__ESCROW_CONTRACT).")
         return cls(
-            ChainClient(Rpc.of(payments)),
+            ChainClient(FailoverProvider.of(payments)),
             payments.escrow_contract,
             confirmations=payments.confirmations,
             finalized=payments.finalized_tag,
@@ -138,23 +138,23 @@ class EscrowEventReader:
 
         Raises:
             Reorganised: ``known`` is not on the chain any more.
-            ReadAgain: the chain moved meanwhile; nothing can be said yet.
+            ChainMoved: the chain moved meanwhile; nothing can be said yet.
             ChainError: the node refuses to answer.
         """
         head = await self.head()
-        last = min(head, known.number + LOG_RANGE)
+        last = min(head, known.number + MAX_BLOCK_RANGE)
         final = await self._network.final_block(tag=self._finalized, depth=self._confirmations)
         final = max(known.number, min(last, final))
         frame = await self.hashes([known.number, final, last])
         if frame[known.number] is None:
-            raise ReadAgain(f"The node is behind block {known.number}, which it had before.")
+            raise ChainMoved(f"The node is behind block {known.number}, which it had before.")
         if frame[known.number] != known.hash:
             raise Reorganised(f"Block {known.number} is not {known.hash} any more.")
         if last <= known.number:
             return None
         events = await self._logs(known.number + 1, last)
         if None in frame.values() or await self.hashes(list(frame)) != frame:
-            raise ReadAgain(f"The chain moved while blocks up to {last} were read.")
+            raise ChainMoved(f"The chain moved while blocks up to {last} were read.")
         final_hash = frame[final]
         assert final_hash is not None
         return EventRange(
@@ -165,9 +165,9 @@ class EscrowEventReader:
             events=events,
         )
 
-    async def _logs(self, first: int, last: int) -> list[Event]:
+    async def _logs(self, first: int, last: int) -> list[EscrowEvent]:
         """Asks for fewer blocks at once wherever the node finds a range too large."""
-        events: list[Event] = []
+        events: list[EscrowEvent] = []
         while first <= last:
             until = min(last, first + self._span - 1)
             try:
@@ -178,10 +178,10 @@ class EscrowEventReader:
                 self._span = (until - first + 1) // 2
                 continue
             first = until + 1
-            self._span = min(2 * self._span, LOG_RANGE)
+            self._span = min(2 * self._span, MAX_BLOCK_RANGE)
         return sorted(events, key=lambda event: (event.block_number, event.log_index))
 
-    async def _logs_at_once(self, first: int, last: int) -> list[Event]:
+    async def _logs_at_once(self, first: int, last: int) -> list[EscrowEvent]:
         found = await self.web3.eth.get_logs(
             {
                 "address": self.address,
@@ -192,14 +192,14 @@ class EscrowEventReader:
         )
         return [self._decoded(entry) for entry in found if not entry.get("removed")]
 
-    def _decoded(self, entry: Any) -> Event:
+    def _decoded(self, entry: Any) -> EscrowEvent:
         try:
             decoded = self._decoders[HexBytes(entry["topics"][0])].process_log(entry)
         except (Web3Exception, KeyError, IndexError) as error:
             raise ChainError(
                 f"The node tells of an event that the escrow has not: {error}"
             ) from error
-        return Event(
+        return EscrowEvent(
             transaction_hash=HexBytes(decoded["transactionHash"]).to_0x_hex(),
             log_index=decoded["logIndex"],
             block_number=decoded["blockNumber"],

@@ -15,7 +15,7 @@ from web3.types import BlockIdentifier
 
 from market.chain.client import ChainClient, Receipt
 from market.chain.errors import ChainError, ChainUnreachable
-from market.chain.failover_rpc import Rpc
+from market.chain.failover_rpc import FailoverProvider
 from market.escrow.artifacts import artifact
 from market.escrow.batch_lines import pack_lines
 from market.escrow.reverts import Reverts
@@ -24,7 +24,7 @@ from market.settings.payments import PaymentsSettings
 GAS_MARGIN = 4
 """A quarter more gas than estimated: a slot that is written now may be a new one by then."""
 
-AT_ONCE = 16
+MAX_CONCURRENT_CALLS = 16
 """Questions that the endpoint gets at one time."""
 
 
@@ -65,7 +65,7 @@ class EscrowReader:
         """
         if not payments.escrow_contract:
             raise ChainError("No escrow contract is set (FAR_PAYMENTS__ESCROW_CONTRACT).")
-        return cls(ChainClient(Rpc.of(payments)), payments.escrow_contract)
+        return cls(ChainClient(FailoverProvider.of(payments)), payments.escrow_contract)
 
     async def close(self) -> None:
         await self.network.close()
@@ -104,7 +104,7 @@ class EscrowReader:
     async def short(self, debits: Mapping[str, int]) -> dict[str, str]:
         """The users from whom so much cannot be debited, and the error that names what they lack,
         as `SettlementRefused.reason` has it."""
-        turn = asyncio.Semaphore(AT_ONCE)
+        turn = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
 
         async def lacks(user: str, units: int) -> str | None:
             async with turn:

@@ -21,7 +21,7 @@ class ChainEvent(Base):
     Pending until it is deep enough, applied when the ledger has followed, reverted when a
     reorganisation took it back after that; one that vanishes before is deleted. ``reference``: of
     its posting in the ledger; none for an event that moves no money. ``arguments`` are text, as
-    :class:`market.escrow.event_reader.Event` has them.
+    :class:`market.escrow.event_reader.EscrowEvent` has them.
     """
 
     __tablename__ = "chain_events"

@@ -41,7 +41,7 @@ from market.ledger.accounts import (
 from market.ledger.postings import capture, deposit, hold, release, settle
 from market.ledger.reversals import reverse
 from market.ledger.spending_caps import lower_cap, raise_cap
-from market.ledger.withdrawals import cancel_withdrawal, request_withdrawal, withdrawn
+from market.ledger.withdrawals import cancel_withdrawal, complete_withdrawal, request_withdrawal
 
 __all__ = [
     "BALANCES",
@@ -55,6 +55,7 @@ __all__ = [
     "cancel_withdrawal",
     "capture",
     "clearing",
+    "complete_withdrawal",
     "deposit",
     "held",
     "hold",
@@ -68,5 +69,4 @@ __all__ = [
     "settle",
     "shortfall",
     "withdrawing",
-    "withdrawn",
 ]

@@ -19,7 +19,7 @@ from market.ledger.invariants import Finding
 from market.money import ZERO, from_units, plain, to_units
 
 
-class Contract(Protocol):
+class EscrowState(Protocol):
     """The escrow contract as it was at a block; amounts are base units, wallets in lower case."""
 
     @property
@@ -37,7 +37,7 @@ class Contract(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
+class ExpectedState:
     """What the ledger expects of the contract at a block, in FAR by wallet."""
 
     block: int
@@ -48,7 +48,7 @@ class Books:
     settled_batches: int
 
 
-CHECKS = ("deposits_equal_chain", "earnings_equal_chain", "total_equals_chain")
+COMPARISONS = ("deposits_equal_chain", "earnings_equal_chain", "total_equals_chain")
 
 OPEN_BATCHES = text("SELECT id FROM settlements WHERE status NOT IN ('confirmed', 'replaced')")
 
@@ -96,7 +96,7 @@ EARNED = text(
 event tells of is with its present recipient."""
 
 
-async def expected(db: AsyncSession, contract: Contract) -> Books | None:
+async def expected_state(db: AsyncSession, contract: EscrowState) -> ExpectedState | None:
     """What the contract should say, from one snapshot of the ledger; none if its events were never
     read."""
     next_block = await db.scalar(
@@ -109,7 +109,7 @@ async def expected(db: AsyncSession, contract: Contract) -> Books | None:
     settled = await contract.settled(unposted, block=block)
     given = {"block": block, "settled": list(settled)}
     earned = await db.execute(EARNED, {**given, "contract": contract.address.lower()})
-    return Books(
+    return ExpectedState(
         block=block,
         deposits=_by_wallet((await db.execute(DEPOSITS, given)).mappings().all()),
         earned=_by_wallet(earned.mappings().all()),
@@ -122,7 +122,7 @@ def _by_wallet(rows: Collection[RowMapping]) -> dict[str, Decimal]:
     return {row["wallet"]: row["amount"] for row in rows}
 
 
-async def differences(books: Books, contract: Contract) -> list[Finding]:
+async def differences(books: ExpectedState, contract: EscrowState) -> list[Finding]:
     """Where the contract says something else. Not one base unit is tolerated."""
     block = books.block
     earned = dict(books.earned)
@@ -131,9 +131,11 @@ async def differences(books: Books, contract: Contract) -> list[Finding]:
     total = {"all deposits": sum(books.deposits.values(), ZERO)}
     total_on_chain = {"all deposits": await contract.total_deposits(block=block)}
     return [
-        *_compare(CHECKS[0], books.deposits, await contract.deposits(books.deposits, block=block)),
-        *_compare(CHECKS[1], earned, await contract.earned(earned, block=block)),
-        *_compare(CHECKS[2], total, total_on_chain),
+        *_compare(
+            COMPARISONS[0], books.deposits, await contract.deposits(books.deposits, block=block)
+        ),
+        *_compare(COMPARISONS[1], earned, await contract.earned(earned, block=block)),
+        *_compare(COMPARISONS[2], total, total_on_chain),
     ]
 
 

@@ -10,17 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market import metrics
 from market.db import Sessions
 from market.ledger import chain_reconciliation
-from market.ledger.chain_reconciliation import Contract
-from market.ledger.invariants import RULES, Finding
+from market.ledger.chain_reconciliation import EscrowState
+from market.ledger.invariants import INVARIANTS, Finding
 
 log = structlog.get_logger()
 
-SHOWN = 20
+MAX_NAMED = 20
 """Findings of one check that are named; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class IntegrityReport:
     """What a check of the ledger found. ``counts``: violations by check, zeros included;
     ``findings`` names at most 20 of each."""
 
@@ -33,7 +33,9 @@ class Report:
         return sum(self.counts.values())
 
 
-async def check(sessions: Sessions, contract: Contract | None = None) -> Report:
+async def check_integrity(
+    sessions: Sessions, contract: EscrowState | None = None
+) -> IntegrityReport:
     """Check every rule on one snapshot of the database, and that against the contract, if given.
 
     Raises:
@@ -46,24 +48,24 @@ async def check(sessions: Sessions, contract: Contract | None = None) -> Report:
     async with sessions() as db:
         await db.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         await db.execute(text("SET TRANSACTION READ ONLY"))
-        for name, rule in RULES.items():
+        for name, rule in INVARIANTS.items():
             found, counts[name] = await _violations(db, name, rule)
             findings += found
         if contract is not None:
-            books = await chain_reconciliation.expected(db, contract)
+            books = await chain_reconciliation.expected_state(db, contract)
     if contract is not None and books is None:
         notes.append("Not compared with the chain: none of its events was read so far.")
     elif contract is not None and books is not None:
         notes.append(_compared_at(books))
         differences = await chain_reconciliation.differences(books, contract)
-        for name in chain_reconciliation.CHECKS:
+        for name in chain_reconciliation.COMPARISONS:
             of_check = [found for found in differences if found.check == name]
             counts[name] = len(of_check)
-            findings += of_check[:SHOWN]
-    return Report(counts=counts, findings=findings, notes=notes)
+            findings += of_check[:MAX_NAMED]
+    return IntegrityReport(counts=counts, findings=findings, notes=notes)
 
 
-def publish(report: Report) -> None:
+def publish(report: IntegrityReport) -> None:
     """Set this process's metrics to what was found, and log every finding as an error.
 
     A check that was not made, since the chain could not be read, has no figure.
@@ -88,7 +90,7 @@ async def _violations(db: AsyncSession, name: str, rule: str) -> tuple[list[Find
         await db.execute(
             text(
                 "SELECT subject, expected::text, found::text, count(*) OVER () AS total "
-                f"FROM ({rule}) AS violations ORDER BY subject LIMIT {SHOWN}"
+                f"FROM ({rule}) AS violations ORDER BY subject LIMIT {MAX_NAMED}"
             )
         )
     ).all()
@@ -96,7 +98,7 @@ async def _violations(db: AsyncSession, name: str, rule: str) -> tuple[list[Find
     return [Finding(name, row.subject, row.expected, row.found) for row in rows], total
 
 
-def _compared_at(books: chain_reconciliation.Books) -> str:
+def _compared_at(books: chain_reconciliation.ExpectedState) -> str:
     said = f"Compared with the chain at block {books.block}, the last whose events were read."
     if books.open_batches:
         said += (

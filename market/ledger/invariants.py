@@ -131,7 +131,7 @@ FROM contributions FULL JOIN shares USING (reference, owner)
 WHERE coalesce(contributions.amount, 0) <> coalesce(shares.amount, 0)
 """
 
-RULES = {
+INVARIANTS = {
     "transactions_sum_to_zero": TRANSACTIONS_SUM_TO_ZERO,
     "balances_equal_entries": BALANCES_EQUAL_ENTRIES,
     "none_below_zero": NONE_BELOW_ZERO,

@@ -35,7 +35,7 @@ async def deposit(db: AsyncSession, *, reference: str, wallet: str, amount: Deci
     It first fills what the wallet lacks. So a deposit that was spent, taken back by a
     reorganisation and brought again is there once.
     """
-    await spending_caps.lock(db, wallet)
+    await spending_caps.lock_wallet(db, wallet)
     filled = min(amount, -await balance(db, shortfall(wallet)))
     postings = {
         clearing(): -amount,

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market.ledger.accounts import Account, available, balance, shortfall, withdrawing
 from market.ledger.postings import post
 from market.ledger.tables import LedgerAccount, LedgerEntry, LedgerTransaction
-from market.ledger.withdrawals import balances_locked, raise_alarm, remember
+from market.ledger.withdrawals import lock_balances, report_shortfall, set_requested
 from market.money import ZERO
 
 WITHDRAWALS = ("request_withdrawal", "cancel_withdrawal", "withdrawn")
@@ -44,7 +44,7 @@ async def reverse(db: AsyncSession, *, kind: str, reference: str) -> bool:
     wallet = owners.pop() if owners else None
     missing = ZERO
     if wallet is not None:
-        missing = await _limit_to_what_is_there(db, wallet, postings)
+        missing = await _clamp_to_balances(db, wallet, postings)
     posted = await post(
         db,
         "reverse",
@@ -54,10 +54,10 @@ async def reverse(db: AsyncSession, *, kind: str, reference: str) -> bool:
         occurrence=original.occurrence,
     )
     if posted and wallet is not None:
-        raise_alarm(missing, reference=reference, wallet=wallet)
+        report_shortfall(missing, reference=reference, wallet=wallet)
         if kind in WITHDRAWALS:
-            _, waiting = await balances_locked(db, wallet)
-            await remember(db, wallet, waiting)
+            _, waiting = await lock_balances(db, wallet)
+            await set_requested(db, wallet, waiting)
     return posted
 
 
@@ -70,13 +70,13 @@ async def _opposite(db: AsyncSession, original: LedgerTransaction) -> dict[Accou
     return {Account(owner, kind): -amount for owner, kind, amount in rows}
 
 
-async def _limit_to_what_is_there(
+async def _clamp_to_balances(
     db: AsyncSession, wallet: str, postings: dict[Account, Decimal]
 ) -> Decimal:
     """Change the postings so that no balance of the user's falls below zero; returns what the
     wallet lacks then and did not before. What one of the two accounts lacks, the other gives
     first; what is there fills the shortfall."""
-    free, waiting = await balances_locked(db, wallet)
+    free, waiting = await lock_balances(db, wallet)
     before = await balance(db, shortfall(wallet))
     free += postings.get(available(wallet), ZERO)
     waiting += postings.get(withdrawing(wallet), ZERO)

@@ -37,7 +37,7 @@ async def lower_cap(db: AsyncSession, *, wallet: str, maximum: Decimal) -> None:
     )
 
 
-async def lock(db: AsyncSession, wallet: str) -> None:
+async def lock_wallet(db: AsyncSession, wallet: str) -> None:
     """Let nothing else move this wallet's money until the transaction ends."""
     await db.execute(insert(SpendingCap).values(wallet=wallet).on_conflict_do_nothing())
     await db.execute(

@@ -29,12 +29,12 @@ async def request_withdrawal(
     Sets aside what is available of it. ``reference``: transaction hash and log index. Returns
     whether that happened now, or had happened before.
     """
-    free, waiting = await balances_locked(db, wallet)
+    free, waiting = await lock_balances(db, wallet)
     moved = min(amount, free + waiting) - waiting
     postings = {available(wallet): -moved, withdrawing(wallet): moved}
     posted = await post(db, "request_withdrawal", reference, postings, wallet=wallet)
     if posted:
-        await remember(db, wallet, amount)
+        await set_requested(db, wallet, amount)
     return posted
 
 
@@ -44,15 +44,17 @@ async def cancel_withdrawal(db: AsyncSession, *, reference: str, wallet: str) ->
     ``reference``: transaction hash and log index. Returns whether that happened now, or had
     happened before.
     """
-    _, waiting = await balances_locked(db, wallet)
+    _, waiting = await lock_balances(db, wallet)
     postings = {withdrawing(wallet): -waiting, available(wallet): waiting}
     posted = await post(db, "cancel_withdrawal", reference, postings, wallet=wallet)
     if posted:
-        await remember(db, wallet, ZERO)
+        await set_requested(db, wallet, ZERO)
     return posted
 
 
-async def withdrawn(db: AsyncSession, *, reference: str, wallet: str, amount: Decimal) -> bool:
+async def complete_withdrawal(
+    db: AsyncSession, *, reference: str, wallet: str, amount: Decimal
+) -> bool:
     """The contract paid ``amount`` FAR out to the user, which ends the request.
 
     It is taken from what was set aside, then from what is available. What is still missing the
@@ -61,7 +63,7 @@ async def withdrawn(db: AsyncSession, *, reference: str, wallet: str, amount: De
     ``reference``: transaction hash and log index. Returns whether that happened now, or had
     happened before.
     """
-    free, waiting = await balances_locked(db, wallet)
+    free, waiting = await lock_balances(db, wallet)
     missing = max(ZERO, amount - waiting - free)
     postings = {
         clearing(): amount,
@@ -71,27 +73,27 @@ async def withdrawn(db: AsyncSession, *, reference: str, wallet: str, amount: De
     }
     posted = await post(db, "withdrawn", reference, postings, wallet=wallet)
     if posted:
-        await remember(db, wallet, ZERO)
-        raise_alarm(missing, reference=reference, wallet=wallet)
+        await set_requested(db, wallet, ZERO)
+        report_shortfall(missing, reference=reference, wallet=wallet)
     return posted
 
 
-async def balances_locked(db: AsyncSession, wallet: str) -> tuple[Decimal, Decimal]:
+async def lock_balances(db: AsyncSession, wallet: str) -> tuple[Decimal, Decimal]:
     """What is available and what is set aside, in FAR; neither changes until the transaction
     ends, except by the transaction itself."""
-    await spending_caps.lock(db, wallet)
+    await spending_caps.lock_wallet(db, wallet)
     found = await balances_of(db, wallet)
     return found.get("available", ZERO), found.get("withdrawing", ZERO)
 
 
-async def remember(db: AsyncSession, wallet: str, amount: Decimal) -> None:
+async def set_requested(db: AsyncSession, wallet: str, amount: Decimal) -> None:
     """How much the user has asked for and not got, in FAR; holds have to leave that."""
     await db.execute(
         update(SpendingCap).where(SpendingCap.wallet == wallet).values(withdrawal=amount)
     )
 
 
-def raise_alarm(missing: Decimal, *, reference: str, wallet: str) -> None:
+def report_shortfall(missing: Decimal, *, reference: str, wallet: str) -> None:
     """Say loudly that money which the ledger counted on is gone, if some is."""
     if missing > 0:
         metrics.shortfall.inc(float(missing))

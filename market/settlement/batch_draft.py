@@ -14,7 +14,7 @@ from market.settlement.usage_tree import Usage, UsageTree
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class BatchDraft:
     """A batch that is not written yet."""
 
     jobs: Sequence[Job]
@@ -23,14 +23,14 @@ class Draft:
     content: Batch
 
 
-def make_draft(
+def draft_batch(
     jobs: Sequence[Job],
     contributions: Contributions,
     *,
     chain_id: int,
     contract: str,
     fee_recipient: str,
-) -> Draft:
+) -> BatchDraft:
     """Net generations into one batch, and name it by its content.
 
     Raises:
@@ -55,20 +55,22 @@ def make_draft(
                 f"its fee is {fee}."
             )
     usage = UsageTree.over(usage_lines(jobs, contributions, fee_recipient))
-    content = _named(chain_id, contract, debits, credits, fees, usage)
-    return Draft(jobs=jobs, usage=usage, fee_recipient=fee_recipient, content=content)
+    content = _content_addressed(chain_id, contract, debits, credits, fees, usage)
+    return BatchDraft(jobs=jobs, usage=usage, fee_recipient=fee_recipient, content=content)
 
 
-def empty_draft(last: int, *, chain_id: int, contract: str, fee_recipient: str) -> Draft:
+def draft_keepalive_batch(
+    last: int, *, chain_id: int, contract: str, fee_recipient: str
+) -> BatchDraft:
     """A batch that pays nobody. Its one line tells it from others: of the time ``last`` (Unix
     seconds) at which the batch before was settled."""
     line = Usage(last.to_bytes(32, "big"), fee_recipient, fee_recipient, 0, 0)
     usage = UsageTree.over([line])
-    content = _named(chain_id, contract, {}, {}, 0, usage)
-    return Draft(jobs=(), usage=usage, fee_recipient=fee_recipient, content=content)
+    content = _content_addressed(chain_id, contract, {}, {}, 0, usage)
+    return BatchDraft(jobs=(), usage=usage, fee_recipient=fee_recipient, content=content)
 
 
-def _named(
+def _content_addressed(
     chain_id: int,
     contract: str,
     debits: Mapping[str, int],
@@ -90,7 +92,9 @@ def _named(
     return Batch(id=f"0x{digest}", debits=debits, credits=credits, fee=fee, usage_root=root)
 
 
-def fitting(jobs: Sequence[Job], contributions: Contributions, max_lines: int) -> list[Job]:
+def within_line_limit(
+    jobs: Sequence[Job], contributions: Contributions, max_lines: int
+) -> list[Job]:
     """As many of the first generations as have at most so many users and providers together; one
     in any case."""
     users: set[str] = set()

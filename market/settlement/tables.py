@@ -71,7 +71,7 @@ class Settlement(Base):
     again."""
 
 
-class StoredTree(Base):
+class StoredUsageTree(Base):
     """The nodes of a batch's usage tree, so that a receipt's proof need not hash all of its lines:
     64 bytes a line."""
 

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, to_units
 from market.settlement.errors import UsageUnproven
-from market.settlement.tables import Settlement, StoredTree
+from market.settlement.tables import Settlement, StoredUsageTree
 from market.settlement.usage_tree import Usage, UsageTree, request_id_of
 
 Contributions = Mapping[uuid.UUID, Sequence[NodeContribution]]
@@ -51,7 +51,9 @@ async def tree_of(db: AsyncSession, batch: Settlement) -> UsageTree:
     Raises:
         UsageUnproven: there is none, or its root is not the batch's.
     """
-    nodes = await db.scalar(select(StoredTree.nodes).where(StoredTree.settlement_id == batch.id))
+    nodes = await db.scalar(
+        select(StoredUsageTree.nodes).where(StoredUsageTree.settlement_id == batch.id)
+    )
     if not nodes or "0x" + (tree := UsageTree(nodes)).root.hex() != batch.usage_root:
         raise UsageUnproven(f"The tree of batch {batch.id} is not the one that was settled.")
     return tree

@@ -14,10 +14,10 @@ from typing import NamedTuple
 from eth_abi.abi import encode
 from eth_utils.crypto import keccak
 
-TYPES = ("bytes32", "address", "address", "uint256", "uint256")
+USAGE_TYPES = ("bytes32", "address", "address", "uint256", "uint256")
 """Of the contract's struct ``Usage``, in its order."""
 
-HASH = 32
+HASH_BYTES = 32
 """Bytes of a node."""
 
 
@@ -50,7 +50,7 @@ class UsageTree:
         Raises:
             ValueError: there is no line.
         """
-        leaves = sorted(map(leaf, lines), reverse=True)
+        leaves = sorted(map(leaf_hash, lines), reverse=True)
         if not leaves:
             raise ValueError("A batch without lines has no usage tree.")
         nodes = [b""] * (len(leaves) - 1) + leaves
@@ -60,7 +60,7 @@ class UsageTree:
 
     def __len__(self) -> int:
         """How many lines it is over."""
-        return (len(self.nodes) // HASH + 1) // 2
+        return (len(self.nodes) // HASH_BYTES + 1) // 2
 
     @property
     def root(self) -> bytes:
@@ -74,7 +74,7 @@ class UsageTree:
             LookupError: the batch has no such line.
         """
         rising = range(2 * len(self) - 2, len(self) - 2, -1)
-        wanted = leaf(line)
+        wanted = leaf_hash(line)
         rank = bisect_left(rising, wanted, key=self._node)
         if rank == len(rising) or self._node(rising[rank]) != wanted:
             raise LookupError("The batch has no such line.")
@@ -86,20 +86,20 @@ class UsageTree:
         return siblings
 
     def _node(self, place: int) -> bytes:
-        return self.nodes[place * HASH : (place + 1) * HASH]
+        return self.nodes[place * HASH_BYTES : (place + 1) * HASH_BYTES]
 
 
-def verify(root: bytes, line: Usage, proof: Sequence[bytes]) -> bool:
+def verify_proof(root: bytes, line: Usage, proof: Sequence[bytes]) -> bool:
     """Whether the line is under the root, as the contract would decide."""
-    node = leaf(line)
+    node = leaf_hash(line)
     for sibling in proof:
         node = _pair(node, sibling)
     return node == root
 
 
-def leaf(line: Usage) -> bytes:
+def leaf_hash(line: Usage) -> bytes:
     """The line's place in the tree: its ABI encoding, hashed twice."""
-    return keccak(keccak(encode(TYPES, line)))
+    return keccak(keccak(encode(USAGE_TYPES, line)))
 
 
 def request_id_of(session: uuid.UUID) -> bytes:

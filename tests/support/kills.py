@@ -17,7 +17,7 @@ from web3.types import RPCEndpoint
 
 from market.chain.client import ChainClient
 from market.chain.errors import ChainUnreachable
-from market.chain.failover_rpc import Rpc
+from market.chain.failover_rpc import FailoverProvider
 from market.chain.keystore_signer import LocalSigner
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job, NodeContribution
@@ -37,7 +37,7 @@ from tests.support.settled_money import (
     served,
 )
 from workers.settlement import pauses, settle_due
-from workers.settlement.steps import Step, current
+from workers.settlement.steps import Step, current_step
 
 ALWAYS = frozenset(
     {Step.CLOSE, Step.SIMULATE, Step.SIGN, Step.SEND, Step.RECONCILE, Step.FINALITY, Step.POST}
@@ -72,10 +72,10 @@ class Scenario:
 
 SCENARIOS = {
     "plain": Scenario(ALWAYS),
-    "a user left out": Scenario(frozenset({Step.LEAVE_OUT}), poor_user=True),
+    "a user left out": Scenario(frozenset({Step.EXCLUDE}), poor_user=True),
     "a stuck transaction": Scenario(frozenset({Step.REPLACE}), swallowed=True),
     "a pause": Scenario(frozenset({Step.PAUSE}), no_gas_money=True),
-    "a deep reorganization": Scenario(frozenset({Step.TAKE_BACK}), undone=True),
+    "a deep reorganization": Scenario(frozenset({Step.REORG}), undone=True),
 }
 
 
@@ -124,7 +124,7 @@ class Field:
         """The contract, seen through the proxy."""
         contract = self.services.settings.payments.escrow_contract
         assert contract is not None
-        return EscrowReader(ChainClient(Rpc([self.proxy.url])), contract)
+        return EscrowReader(ChainClient(FailoverProvider([self.proxy.url])), contract)
 
     async def mend(self) -> None:
         """What the operator does."""
@@ -148,7 +148,7 @@ class Field:
     async def finish(self, watch: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Run until nothing is due, each run within ``watch``."""
         for _ in range(RUNS):
-            if await pauses.in_force(self.services.sessions):
+            if await pauses.current_pause(self.services.sessions):
                 await self.mend()
             with watch():
                 await self.attempt()
@@ -165,7 +165,7 @@ async def field(
     request: pytest.FixtureRequest,
 ) -> Any:
     scenario = SCENARIOS[request.param]
-    monkeypatch.setattr("workers.settlement.task.LOOK", 0.01)
+    monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
     payments = chain_services.settings.payments
     payments.min_gas_money, payments.stuck_after = ZERO, 0
     user = await rich_user(chain_services, chain)
@@ -235,7 +235,7 @@ def watched(services: Services, visit: Callable[[str], None]) -> Iterator[None]:
     counts: Counter[str] = Counter()
 
     def pass_by(what: str, side: str) -> None:
-        step = current.get()
+        step = current_step.get()
         assert step is not None, f"{what} happens in no step"
         kind = f"{step} {what} {side}"
         counts[kind] += 1
@@ -262,8 +262,10 @@ def watched(services: Services, visit: Callable[[str], None]) -> Iterator[None]:
         pass_by("commit", "after")
 
     with pytest.MonkeyPatch.context() as patch:
-        for asks in (Rpc.make_request, Rpc.everywhere):
-            patch.setattr(Rpc, asks.__name__, doubled(asks, lambda method, _: str(method)))
+        for asks in (FailoverProvider.make_request, FailoverProvider.everywhere):
+            patch.setattr(
+                FailoverProvider, asks.__name__, doubled(asks, lambda method, _: str(method))
+            )
         patch.setattr(LocalSigner, "sign", doubled(LocalSigner.sign, lambda _: "signature"))
         patch.setattr(dialect, "do_commit", do_commit)
         yield

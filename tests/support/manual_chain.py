@@ -9,7 +9,7 @@ import pytest
 from web3.types import RPCEndpoint
 
 from market.resources import Services
-from stack.dev_chain_client import DevelopmentChain, development_account, write_keystore
+from stack.dev_chain_client import DevChainClient, development_account, write_keystore
 from tests.conftest import OPERATOR_PASSWORD, Chain
 from tests.support.branching import anvil, running_anvil
 from tests.support.settled_money import OPERATOR, rich_user, served
@@ -28,7 +28,7 @@ def manual_chain(folder: Path) -> Iterator[Chain]:
     program = anvil()
     assert program is not None
     with running_anvil(program) as url:
-        actor = DevelopmentChain(url)
+        actor = DevChainClient(url)
         keyfile = folder / "operator.json"
         write_keystore(development_account(0), keyfile, OPERATOR_PASSWORD)
         with mining(actor):
@@ -43,7 +43,7 @@ def wait_shortly(services: Services) -> None:
     payments.finalized_tag, payments.confirmations = False, DEPTH
 
 
-def ask(actor: DevelopmentChain, method: str, *params: Any) -> Any:
+def ask(actor: DevChainClient, method: str, *params: Any) -> Any:
     """The answer to one call."""
     answer = actor.web3.provider.make_request(RPCEndpoint(method), list(params))
     assert "error" not in answer, answer
@@ -51,7 +51,7 @@ def ask(actor: DevelopmentChain, method: str, *params: Any) -> Any:
 
 
 @contextmanager
-def mining(actor: DevelopmentChain) -> Iterator[None]:
+def mining(actor: DevChainClient) -> Iterator[None]:
     """Users' transactions are mined at once meanwhile."""
     ask(actor, "evm_setAutomine", True)
     yield

@@ -10,16 +10,16 @@ from prometheus_client import REGISTRY
 from sqlalchemy import func, select
 
 from market import ledger
-from market.chain.errors import ReadAgain
+from market.chain.errors import ChainMoved
 from market.escrow.escrow_view import EscrowView
 from market.escrow.event_reader import EVENTS, EscrowEventReader
 from market.escrow.tables import ChainEvent
-from market.ledger.integrity_check import check
+from market.ledger.integrity_check import check_integrity
 from market.ledger.tables import LedgerTransaction, SpendingCap
 from market.money import from_units, to_units
 from market.resources import Services
 from tests.support.branching import Branching, Transaction, Users, open_branching, scattered
-from workers.chain_indexer.indexer import index
+from workers.chain_indexer.indexer import index_events
 
 CONFIRMATIONS = 12
 """So that most of the reorganisations are deeper than what counts."""
@@ -58,18 +58,18 @@ async def survive(
     try:
         while chain.height <= deepest:
             chain.mine(*users.act(dice.randrange(3)))
-        await index(services, source)
+        await index_events(services, source)
         for depth in depths:
             for _ in range(dice.randrange(1, 4)):
                 chain.mine(*users.act(dice.randrange(3)))
             if dice.random() < 0.7:
-                await index(services, source)
+                await index_events(services, source)
             left = chain.leave(depth)
             await _build_another(services, source, chain, users, dice, depth, left)
-            await index(services, source)
+            await index_events(services, source)
         for _ in range(CONFIRMATIONS + 1):
             chain.mine()
-        await index(services, source)
+        await index_events(services, source)
         names = await _compare(services, users, source)
     finally:
         await source.close()
@@ -98,8 +98,8 @@ async def _build_another(
         fresh = users.act(1) if dice.random() < 0.25 else []
         chain.mine(*old, *fresh)
         if dice.random() < 0.02:
-            with suppress(ReadAgain):  # the branch is still shorter than what was read
-                await index(services, source)
+            with suppress(ChainMoved):  # the branch is still shorter than what was read
+                await index_events(services, source)
 
 
 async def _compare(services: Services, users: Users, source: EscrowEventReader) -> Counter[str]:
@@ -122,7 +122,7 @@ async def _compare(services: Services, users: Users, source: EscrowEventReader) 
         for account in users.accounts:
             await _compare_user(db, users, account.address)
     view = EscrowView(source.web3, source.address)
-    report = await check(services.sessions, view)
+    report = await check_integrity(services.sessions, view)
     assert report.violations == 0, report.findings
     return names
 

@@ -15,7 +15,7 @@ from web3.types import RPCEndpoint
 from market import ledger
 from market.chain.client import ChainClient
 from market.chain.errors import ChainUnreachable
-from market.chain.failover_rpc import Rpc
+from market.chain.failover_rpc import FailoverProvider
 from market.chain.keystore_signer import LocalSigner
 from market.escrow.deploy import DAY
 from market.escrow.reader import EscrowReader
@@ -165,7 +165,7 @@ async def seen_through(chain: Chain, rule: Rule) -> AsyncIterator[EscrowReader]:
     """The escrow behind an endpoint that does what a rule says."""
     proxy = Proxy(chain.url, rule)
     with proxy.serving():
-        escrow = EscrowReader(ChainClient(Rpc([proxy.url])), chain.deployment.escrow)
+        escrow = EscrowReader(ChainClient(FailoverProvider([proxy.url])), chain.deployment.escrow)
         try:
             yield escrow
         finally:
@@ -187,7 +187,7 @@ def make_settler(chain: Chain, account: str) -> None:
 
 async def pause_reason(services: Services) -> str:
     """Why settlement is paused."""
-    pause = await pauses.in_force(services.sessions)
+    pause = await pauses.current_pause(services.sessions)
     assert pause is not None
     return pause.reason
 

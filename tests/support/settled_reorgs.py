@@ -11,18 +11,18 @@ from market.escrow.escrow_view import EscrowView
 from market.escrow.event_reader import EscrowEventReader
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job, NodeContribution
-from market.ledger.integrity_check import check
+from market.ledger.integrity_check import check_integrity
 from market.ledger.tables import LedgerTransaction
 from market.money import ZERO, to_units
 from market.resources import Services
 from market.settings.deployment import Deployment
 from market.settlement.tables import Settlement
-from stack.dev_chain_client import DevelopmentChain, development_account
+from stack.dev_chain_client import DevChainClient, development_account
 from tests.support.branching import Branching, open_branching
 from tests.support.manual_chain import mining
 from tests.support.reorgs import CONFIRMATIONS
 from tests.support.settled_money import PROVIDERS, SIGNER, served
-from workers.chain_indexer.indexer import index
+from workers.chain_indexer.indexer import index_events
 from workers.settlement import settle_due
 
 ENOUGH = 1000
@@ -51,7 +51,7 @@ async def settle_on(
     payments.first_block, payments.confirmations = deployment.block, CONFIRMATIONS
     payments.finalized_tag, payments.rpc_max_age = False, 0
     payments.release_delay, payments.stuck_after, payments.confirmation_wait = 0, 3600, 0.2
-    user = _rich(DevelopmentChain(url), deployment)
+    user = _rich(DevChainClient(url), deployment)
     # The deposit is below every fork.
     for _ in range(deepest + CONFIRMATIONS):
         chain.mine()
@@ -61,7 +61,7 @@ async def settle_on(
     dice.shuffle(depths)
     generations = 0
     try:
-        await index(services, source)
+        await index_events(services, source)
         for depth in depths:
             for _ in range(dice.randrange(1, 3)):
                 await served(services, user, dice.randrange(1, 9))
@@ -70,7 +70,7 @@ async def settle_on(
                 for _ in range(dice.choice([1, CONFIRMATIONS + 1])):
                     chain.mine()
                 await settle_due(services, escrow, SIGNER)
-            await index(services, source)
+            await index_events(services, source)
             chain.leave(depth)
             for _ in range(depth + dice.randrange(CONFIRMATIONS)):
                 chain.mine()
@@ -78,7 +78,7 @@ async def settle_on(
         await _finish(services, escrow, chain)
         for _ in range(CONFIRMATIONS + 1):
             chain.mine()
-        await index(services, source)
+        await index_events(services, source)
         await _compare(services, escrow, source)
     finally:
         await source.close()
@@ -93,7 +93,7 @@ async def settle_on(
     return Settled(len(depths), generations, batches or 0, reversals or 0)
 
 
-def _rich(actor: DevelopmentChain, deployment: Deployment) -> LocalAccount:
+def _rich(actor: DevChainClient, deployment: Deployment) -> LocalAccount:
     """Somebody who has deposited and signed for more than he will ever spend."""
     user = development_account(4)
     with mining(actor):
@@ -131,5 +131,5 @@ async def _compare(services: Services, escrow: EscrowReader, source: EscrowEvent
             assert await ledger.balance(db, ledger.owed(provider)) == 0
         unmarked = select(func.count()).where(NodeContribution.paid_at.is_(None))
         assert await db.scalar(unmarked) == 0
-    report = await check(services.sessions, EscrowView(source.web3, source.address))
+    report = await check_integrity(services.sessions, EscrowView(source.web3, source.address))
     assert report.violations == 0, report.findings

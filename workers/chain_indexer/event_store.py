@@ -8,8 +8,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import metrics
-from market.chain.errors import ReadAgain
-from market.escrow.event_reader import Block, EscrowEventReader, Event, EventRange
+from market.chain.errors import ChainMoved
+from market.escrow.event_reader import Block, EscrowEvent, EscrowEventReader, EventRange
 from market.escrow.tables import ChainBlock, ChainCursor, ChainEvent
 from market.resources import Services
 from workers.chain_indexer import ledger_effects
@@ -17,12 +17,12 @@ from workers.chain_indexer import ledger_effects
 log = structlog.get_logger()
 
 
-KEPT_BLOCKS = 20_000
+REORG_WINDOW = 20_000
 """How far back a block's hash is remembered: several ranges, and hours on BSC. A deeper change is
 another chain rather than a reorganisation."""
 
 
-async def last_counted(services: Services, source: EscrowEventReader) -> Block:
+async def last_indexed(services: Services, source: EscrowEventReader) -> Block:
     """The last block that counts; where there is none, the one before the escrow's first."""
     contract = source.address.lower()
     before = max(services.settings.payments.first_block - 1, 0)
@@ -34,7 +34,7 @@ async def last_counted(services: Services, source: EscrowEventReader) -> Block:
         return Block(stored.number, stored.hash)
     found = (await source.hashes([number]))[number]
     if found is None:
-        raise ReadAgain(f"The node does not have block {number}.")
+        raise ChainMoved(f"The node does not have block {number}.")
     async with services.sessions.begin() as db:
         await db.execute(
             insert(ChainCursor)
@@ -49,14 +49,16 @@ async def last_counted(services: Services, source: EscrowEventReader) -> Block:
     return Block(number, found)
 
 
-async def store(services: Services, contract: str, known: Block, reading: EventRange) -> int | None:
+async def store_range(
+    services: Services, contract: str, known: Block, reading: EventRange
+) -> int | None:
     """Make events and ledger those of the reading; none if another process was faster."""
     async with services.sessions.begin() as db:
-        if not await is_last_counted(db, contract, known):
+        if not await is_last_indexed(db, contract, known):
             return None
         gone = await _replace_pending(db, contract, reading)
         applied = await _apply(db, contract, reading.confirmed.number)
-        await ledger_effects.follow_caps(db, contract, [*gone, *reading.events])
+        await ledger_effects.sync_caps(db, contract, [*gone, *reading.events])
         if reading.confirmed != known:
             # Those of events as well: then nothing is taken back that is older than a fork.
             counted = {event.block_number: event.block_hash for event in applied}
@@ -72,7 +74,9 @@ async def store(services: Services, contract: str, known: Block, reading: EventR
     return len(applied)
 
 
-async def _replace_pending(db: AsyncSession, contract: str, reading: EventRange) -> list[Event]:
+async def _replace_pending(
+    db: AsyncSession, contract: str, reading: EventRange
+) -> list[EscrowEvent]:
     """Put the reading in the place of the last one; returns what the last one had."""
     old = delete(ChainEvent).where(
         ChainEvent.contract == contract,
@@ -109,7 +113,7 @@ async def _replace_pending(db: AsyncSession, contract: str, reading: EventRange)
     return gone
 
 
-async def _apply(db: AsyncSession, contract: str, confirmed: int) -> list[Event]:
+async def _apply(db: AsyncSession, contract: str, confirmed: int) -> list[EscrowEvent]:
     """Let the ledger follow what counts now, in the chain's order."""
     rows = await db.scalars(
         select(ChainEvent)
@@ -124,14 +128,14 @@ async def _apply(db: AsyncSession, contract: str, confirmed: int) -> list[Event]
     applied = []
     for row in rows:
         event = as_event(row)
-        row.reference = await ledger_effects.apply(db, event)
+        row.reference = await ledger_effects.apply_event(db, event)
         row.status = "applied"
         applied.append(event)
     await db.flush()
     return applied
 
 
-async def is_last_counted(db: AsyncSession, contract: str, known: Block) -> bool:
+async def is_last_indexed(db: AsyncSession, contract: str, known: Block) -> bool:
     """Whether nobody has gone on or back since; nobody can until this transaction ends."""
     next_block = await db.scalar(
         select(ChainCursor.next_block).where(ChainCursor.contract == contract).with_for_update()
@@ -150,13 +154,13 @@ async def move_cursor(db: AsyncSession, contract: str, counted: Block) -> None:
     )
     await db.execute(
         delete(ChainBlock).where(
-            ChainBlock.contract == contract, ChainBlock.number < counted.number - KEPT_BLOCKS
+            ChainBlock.contract == contract, ChainBlock.number < counted.number - REORG_WINDOW
         )
     )
 
 
-def as_event(row: ChainEvent) -> Event:
-    return Event(
+def as_event(row: ChainEvent) -> EscrowEvent:
+    return EscrowEvent(
         transaction_hash=row.transaction_hash,
         log_index=row.log_index,
         block_number=row.block_number,
@@ -166,7 +170,7 @@ def as_event(row: ChainEvent) -> Event:
     )
 
 
-def log_fields(event: Event) -> dict[str, Any]:
+def log_fields(event: EscrowEvent) -> dict[str, Any]:
     """What the logs say of an event."""
     return {
         "name": event.name,

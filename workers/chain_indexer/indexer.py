@@ -14,11 +14,11 @@ from typing import Any
 import structlog
 from web3.exceptions import Web3Exception
 
-from market.chain.errors import ChainError, ReadAgain, Reorganised
+from market.chain.errors import ChainError, ChainMoved, Reorganised
 from market.escrow.event_reader import EscrowEventReader
 from market.resources import Services
-from workers.chain_indexer.event_store import last_counted, store
-from workers.chain_indexer.reorg import go_back
+from workers.chain_indexer.event_store import last_indexed, store_range
+from workers.chain_indexer.reorg import rewind
 
 log = structlog.get_logger()
 
@@ -30,8 +30,8 @@ async def follow_chain(ctx: dict[str, Any]) -> None:
         return
     source = EscrowEventReader.of(services.settings.payments)
     try:
-        await index(services, source)
-    except ReadAgain as error:
+        await index_events(services, source)
+    except ChainMoved as error:
         log.info("chain_moved", reason=error.detail)
     except ChainError as error:
         log.error("chain_unread", code=error.code, reason=error.detail)
@@ -41,24 +41,24 @@ async def follow_chain(ctx: dict[str, Any]) -> None:
         await source.close()
 
 
-async def index(services: Services, source: EscrowEventReader) -> int:
+async def index_events(services: Services, source: EscrowEventReader) -> int:
     """Follow the chain to its newest block; returns how many events the ledger has followed.
 
     Raises:
-        ReadAgain: the chain moved meanwhile. What was stored before that is right.
+        ChainMoved: the chain moved meanwhile. What was stored before that is right.
         ChainError: the node refuses, or shows another chain.
     """
     applied = 0
     while True:
-        known = await last_counted(services, source)
+        known = await last_indexed(services, source)
         try:
             reading = await source.read_after(known)
         except Reorganised:
-            await go_back(services, source, known)
+            await rewind(services, source, known)
             continue
         if reading is None:
             return applied
-        stored = await store(services, source.address.lower(), known, reading)
+        stored = await store_range(services, source.address.lower(), known, reading)
         if stored is None:
             return applied
         applied += stored

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger, metrics
-from market.escrow.event_reader import Event
+from market.escrow.event_reader import EscrowEvent
 from market.escrow.tables import ChainEvent
 from market.money import from_units
 from market.settlement.tables import Settlement
@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 CAP_EVENTS = ("CapRaised", "CapLoweringRequested", "CapLoweringCancelled", "CapLowered")
 
-POSTINGS = {
+TRANSACTION_KINDS = {
     "Deposited": "deposit",
     "WithdrawalRequested": "request_withdrawal",
     "WithdrawalCancelled": "cancel_withdrawal",
@@ -26,11 +26,11 @@ POSTINGS = {
 none of ours: the ledger calls a provider paid once the contract has credited him."""
 
 
-async def apply(db: AsyncSession, event: Event) -> str | None:
+async def apply_event(db: AsyncSession, event: EscrowEvent) -> str | None:
     """Post what an event that counts has moved; returns the reference, if it moved something."""
     if event.name == "BatchSettled":
         await _compare_batch(db, event)
-    if event.name not in POSTINGS:
+    if event.name not in TRANSACTION_KINDS:
         return None
     # The block is part of it: the same event may come again in another one.
     reference = f"{event.transaction_hash}:{event.log_index}@{event.block_hash}"
@@ -46,17 +46,17 @@ async def apply(db: AsyncSession, event: Event) -> str | None:
             await ledger.cancel_withdrawal(db, reference=reference, wallet=wallet)
         case "Withdrawn":
             amount = from_units(event.units("amount"))
-            await ledger.withdrawn(db, reference=reference, wallet=wallet, amount=amount)
+            await ledger.complete_withdrawal(db, reference=reference, wallet=wallet, amount=amount)
     return reference
 
 
-async def reverse(db: AsyncSession, event: Event, reference: str | None) -> None:
-    """Undo what :func:`apply` posted."""
+async def reverse_event(db: AsyncSession, event: EscrowEvent, reference: str | None) -> None:
+    """Undo what :func:`apply_event` posted."""
     if reference is not None:
-        await ledger.reverse(db, kind=POSTINGS[event.name], reference=reference)
+        await ledger.reverse(db, kind=TRANSACTION_KINDS[event.name], reference=reference)
 
 
-async def follow_caps(db: AsyncSession, contract: str, events: Iterable[Event]) -> None:
+async def sync_caps(db: AsyncSession, contract: str, events: Iterable[EscrowEvent]) -> None:
     """Set the caps of all users whose caps these events touch."""
     wallets = {event.arguments["user"] for event in events if event.name in CAP_EVENTS}
     for wallet in sorted(wallets):
@@ -73,12 +73,12 @@ async def follow_caps(db: AsyncSession, contract: str, events: Iterable[Event]) 
         history = [(name, arguments, status) for name, arguments, status in rows]
         counted = [(name, arguments) for name, arguments, status in history if status == "applied"]
         seen = [(name, arguments) for name, arguments, _ in history]
-        maximum = from_units(min(cap_after(counted), cap_after(seen)))
+        maximum = from_units(min(effective_cap(counted), effective_cap(seen)))
         await ledger.raise_cap(db, wallet=wallet, maximum=maximum)
         await ledger.lower_cap(db, wallet=wallet, maximum=maximum)
 
 
-def cap_after(events: Iterable[tuple[str, dict[str, str]]]) -> int:
+def effective_cap(events: Iterable[tuple[str, dict[str, str]]]) -> int:
     """What a user lets us debit in total, in base units, after cap events in their order.
 
     A lowering binds from the moment in which it is asked for, not only when the contract carries
@@ -96,7 +96,7 @@ def cap_after(events: Iterable[tuple[str, dict[str, str]]]) -> int:
     return cap if asked is None else min(cap, asked)
 
 
-async def _compare_batch(db: AsyncSession, event: Event) -> None:
+async def _compare_batch(db: AsyncSession, event: EscrowEvent) -> None:
     """A batch on the chain that we did not close, or not so, means a stolen settler key. One that
     we have replaced, and is there all the same, pays twice."""
     batch = await db.get(Settlement, event.arguments["batchId"])

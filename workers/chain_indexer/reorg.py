@@ -6,16 +6,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import metrics
 from market.chain.errors import ChainError
-from market.escrow.event_reader import Block, EscrowEventReader, Event
+from market.escrow.event_reader import Block, EscrowEvent, EscrowEventReader
 from market.escrow.tables import ChainBlock, ChainEvent
 from market.resources import Services
 from workers.chain_indexer import ledger_effects
-from workers.chain_indexer.event_store import as_event, is_last_counted, log_fields, move_cursor
+from workers.chain_indexer.event_store import as_event, is_last_indexed, log_fields, move_cursor
 
 log = structlog.get_logger()
 
 
-async def go_back(services: Services, source: EscrowEventReader, known: Block) -> None:
+async def rewind(services: Services, source: EscrowEventReader, known: Block) -> None:
     """To the newest block that counted and is still there.
 
     Raises:
@@ -24,7 +24,7 @@ async def go_back(services: Services, source: EscrowEventReader, known: Block) -
     contract = source.address.lower()
     common = await _common_block(services, source, known)
     async with services.sessions.begin() as db:
-        if not await is_last_counted(db, contract, known):
+        if not await is_last_indexed(db, contract, known):
             return
         await db.execute(
             delete(ChainBlock).where(
@@ -32,7 +32,7 @@ async def go_back(services: Services, source: EscrowEventReader, known: Block) -
             )
         )
         await move_cursor(db, contract, common)
-        reverted = await _take_back(db, contract, common.number)
+        reverted = await _reverse_events(db, contract, common.number)
     metrics.chain_reorganisations.inc()
     log.error(
         "chain_reorganised", counted_to=known.number, back_to=common.number, events=len(reverted)
@@ -64,7 +64,7 @@ async def _common_block(services: Services, source: EscrowEventReader, known: Bl
     return blocks[there - 1]
 
 
-async def _take_back(db: AsyncSession, contract: str, above: int) -> list[Event]:
+async def _reverse_events(db: AsyncSession, contract: str, above: int) -> list[EscrowEvent]:
     """Reverse what was applied above a block, the last first."""
     rows = await db.scalars(
         select(ChainEvent)
@@ -78,9 +78,9 @@ async def _take_back(db: AsyncSession, contract: str, above: int) -> list[Event]
     reverted = []
     for row in rows:
         event = as_event(row)
-        await ledger_effects.reverse(db, event, row.reference)
+        await ledger_effects.reverse_event(db, event, row.reference)
         row.status = "reverted"
         reverted.append(event)
     await db.flush()
-    await ledger_effects.follow_caps(db, contract, reverted)
+    await ledger_effects.sync_caps(db, contract, reverted)
     return reverted

@@ -6,7 +6,7 @@ import structlog
 
 from market.chain.errors import ChainError
 from market.escrow.escrow_view import EscrowView
-from market.ledger.integrity_check import check, publish
+from market.ledger.integrity_check import check_integrity, publish
 from market.resources import Services
 
 log = structlog.get_logger()
@@ -17,8 +17,8 @@ async def check_ledger(ctx: dict[str, Any]) -> None:
     services: Services = ctx["services"]
     try:
         async with EscrowView.of(services.settings.payments) as contract:
-            report = await check(services.sessions, contract)
+            report = await check_integrity(services.sessions, contract)
     except ChainError as error:  # the books can be checked alone
         log.error("ledger_not_compared", reason=str(error))
-        report = await check(services.sessions)
+        report = await check_integrity(services.sessions)
     publish(report)

@@ -7,15 +7,15 @@ have his answers, and his deposit back before they are settled.
 
 import structlog
 
-from market.settlement.batch_draft import empty_draft
-from workers.settlement.collect import store
+from market.settlement.batch_draft import draft_keepalive_batch
+from workers.settlement.collect import store_batch
 from workers.settlement.run_context import SettlementRun
-from workers.settlement.steps import Progress, Step, step
+from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
 
-async def keep_awake(run: SettlementRun) -> Progress:
+async def close_keepalive_batch(run: SettlementRun) -> StepResult:
     """Close an empty batch, if half of the time until the contract is dormant has passed.
 
     Raises:
@@ -24,14 +24,14 @@ async def keep_awake(run: SettlementRun) -> Progress:
     with step(Step.CLOSE):
         last, dormancy = await run.escrow.last_settled_at(), await run.escrow.dormancy()
         if await run.network.now() < last + dormancy // 2:
-            return Progress.BLOCKED
-        draft = empty_draft(
+            return StepResult.BLOCKED
+        draft = draft_keepalive_batch(
             last,
             chain_id=await run.network.chain_id(),
             contract=run.contract,
             fee_recipient=await run.escrow.fee_recipient(),
         )
         async with run.sessions.begin() as db:
-            await store(db, run.contract, draft)
+            await store_batch(db, run.contract, draft)
     log.info("settlement_kept_awake", batch=draft.content.id)
-    return Progress.MOVED
+    return StepResult.MOVED

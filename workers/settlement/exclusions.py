@@ -17,37 +17,37 @@ from market.jobs.tables import Job
 from market.money import ZERO, to_units
 from market.settlement.tables import Settlement, SettlementTransaction
 from market.settlement.usage_lines import contributions_of
-from workers.settlement.collect import draft_of, store
-from workers.settlement.pauses import Reason, alert
+from workers.settlement.collect import draft_in_thread, store_batch
+from workers.settlement.pauses import AlertReason, alert
 from workers.settlement.run_context import SettlementRun, contract_batch
-from workers.settlement.steps import Progress, Step, step
+from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
-USERS_FAULT = ("InsufficientDeposit", "CapExceeded")
-CEILING = "DailyCeilingExceeded"
-SETTLED = "BatchAlreadySettled"
+SHORTFALL_REASONS = ("InsufficientDeposit", "CapExceeded")
+DAILY_CEILING = "DailyCeilingExceeded"
+ALREADY_SETTLED = "BatchAlreadySettled"
 
 
-async def exclude(run: SettlementRun, batch: Settlement, refusal: SettlementRefused) -> Progress:
+async def exclude(run: SettlementRun, batch: Settlement, refusal: SettlementRefused) -> StepResult:
     """Do what a refusal asks for.
 
     Raises:
         SettlementRefused: it is none that leaving something out would mend.
     """
-    if refusal.reason == SETTLED:
-        return await _look_again(run, batch)
-    by_user = refusal.reason in USERS_FAULT and refusal.user in batch.debits
-    if not by_user and refusal.reason != CEILING:
+    if refusal.reason == ALREADY_SETTLED:
+        return await _mark_signed(run, batch)
+    by_user = refusal.reason in SHORTFALL_REASONS and refusal.user in batch.debits
+    if not by_user and refusal.reason != DAILY_CEILING:
         raise refusal
-    with step(Step.LEAVE_OUT):
+    with step(Step.EXCLUDE):
         transactions = await run.transactions(batch)
         if await can_still_be_mined(run, batch, transactions):
-            return Progress.WAITING
+            return StepResult.WAITING
         jobs = await _jobs(run, batch)
         out: dict[str, list[Job]] = {}
         if by_user:
-            alert(Reason.LEFT_OUT, refusal.detail)
+            alert(AlertReason.EXCLUDED, refusal.detail)
             # A refusal names one user. There may be others, and each would cost a batch.
             short = {str(refusal.user): refusal.reason}
             short |= await run.escrow.short(contract_batch(batch).debits)
@@ -55,10 +55,10 @@ async def exclude(run: SettlementRun, batch: Settlement, refusal: SettlementRefu
                 if job.user_wallet in short:
                     out.setdefault(short[job.user_wallet], []).append(job)
         else:
-            alert(Reason.DAILY_CEILING, refusal.detail)
-            out[CEILING] = beyond(jobs, refusal.left or 0)
+            alert(AlertReason.DAILY_CEILING, refusal.detail)
+            out[DAILY_CEILING] = over_ceiling(jobs, refusal.left or 0)
         await replace(run, batch, out, signed=len(transactions))
-        return Progress.MOVED
+        return StepResult.MOVED
 
 
 async def can_still_be_mined(
@@ -122,8 +122,8 @@ async def replace(
         )
         if rest:
             contributions = await contributions_of(db, rest)
-            draft = await draft_of(run, rest, contributions, chain_id, fee_recipient)
-            await store(db, run.contract, draft, undone_at=batch.undone_at)
+            draft = await draft_in_thread(run, rest, contributions, chain_id, fee_recipient)
+            await store_batch(db, run.contract, draft, undone_at=batch.undone_at)
     log.warning(
         "settlement_reclosed",
         batch=batch.id,
@@ -132,7 +132,7 @@ async def replace(
     )
 
 
-def beyond(jobs: Sequence[Job], left: int) -> list[Job]:
+def over_ceiling(jobs: Sequence[Job], left: int) -> list[Job]:
     """The generations, in order, that do not fit into ``left`` base units any more."""
     out = []
     for job in jobs:
@@ -144,16 +144,16 @@ def beyond(jobs: Sequence[Job], left: int) -> list[Job]:
     return out
 
 
-async def _look_again(run: SettlementRun, batch: Settlement) -> Progress:
+async def _mark_signed(run: SettlementRun, batch: Settlement) -> StepResult:
     """The contract has it, though we know of no transaction: reconciling finds out."""
-    with step(Step.LEAVE_OUT):
+    with step(Step.EXCLUDE):
         async with run.sessions.begin() as db:
             await db.execute(
                 update(Settlement)
                 .where(Settlement.id == batch.id, Settlement.status == "closed")
                 .values(status="signed")
             )
-    return Progress.MOVED
+    return StepResult.MOVED
 
 
 async def _jobs(run: SettlementRun, batch: Settlement) -> list[Job]:

@@ -9,29 +9,29 @@ from market.money import ZERO, from_units, plain
 from market.settlement.tables import Settlement
 from workers.settlement.reconcile import receipts_of
 from workers.settlement.run_context import SettlementRun, contract_batch
-from workers.settlement.steps import Progress, Step, step
+from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
 
-async def finish(run: SettlementRun, batch: Settlement) -> Progress:
+async def post_when_final(run: SettlementRun, batch: Settlement) -> StepResult:
     """Post a batch that is final; take one back that a reorganization has undone."""
     with step(Step.FINALITY):
         if await run.escrow.settled_root(batch.id) is None:
-            return await _unmark(run, batch)
+            return await _back_to_signed(run, batch)
         receipts = await receipts_of(run, await run.transactions(batch))
         mined = next((receipt for receipt in receipts if receipt.succeeded), None)
         final = await run.final_block()
         if mined is not None and mined.block_number > final:
-            return Progress.WAITING
+            return StepResult.WAITING
         if await run.escrow.settled_root(batch.id, final) is None:
-            return Progress.WAITING
+            return StepResult.WAITING
     if mined is None:  # bytes of ours that the database lost: only the contract knows
         return await _post(run, batch, None, final)
     return await _post(run, batch, mined.hash, mined.block_number)
 
 
-async def _unmark(run: SettlementRun, batch: Settlement) -> Progress:
+async def _back_to_signed(run: SettlementRun, batch: Settlement) -> StepResult:
     async with run.sessions.begin() as db:
         await db.execute(
             update(Settlement)
@@ -39,12 +39,12 @@ async def _unmark(run: SettlementRun, batch: Settlement) -> Progress:
             .values(status="signed", transaction_hash=None, block_number=None)
         )
     log.warning("settlement_reorganized", batch=batch.id, block=batch.block_number)
-    return Progress.MOVED
+    return StepResult.MOVED
 
 
 async def _post(
     run: SettlementRun, batch: Settlement, transaction: str | None, block: int
-) -> Progress:
+) -> StepResult:
     """Owed becomes paid, once: the batch's row is locked, and the ledger knows its id."""
     content = contract_batch(batch)
     paid = {wallet: from_units(units) for wallet, units in content.credits.items()}
@@ -83,4 +83,4 @@ async def _post(
         amount_far=plain(total),
         fee_far=plain(fee),
     )
-    return Progress.CONFIRMED
+    return StepResult.CONFIRMED

@@ -19,12 +19,15 @@ from workers.settlement.steps import Step, step
 
 log = structlog.get_logger()
 
-FAILURES = 2
+MAX_FAILURES = 2
 """Refusals in a row after which trying again will not help."""
 
 
-class Reason(StrEnum):
-    """Why somebody should look. The first four pause settlement."""
+class AlertReason(StrEnum):
+    """Why an operator should look. The first four pause settlement.
+
+    Values are the label ``reason`` of the metric ``far_settlement_alerts_total``.
+    """
 
     LOW_GAS_MONEY = "low_gas_money"
     MISMATCH = "mismatch"
@@ -32,18 +35,18 @@ class Reason(StrEnum):
     FAILURES = "failures"
     FEE_CEILING = "fee_ceiling"
     DAILY_CEILING = "daily_ceiling"
-    LEFT_OUT = "left_out"
-    TAKEN_BACK = "taken_back"
+    EXCLUDED = "left_out"
+    REORG = "taken_back"
     UNREACHABLE = "unreachable"
 
 
-def alert(reason: Reason, detail: str) -> None:
+def alert(reason: AlertReason, detail: str) -> None:
     """Say so, and go on."""
     metrics.settlement_alerts.labels(reason).inc()
     log.error("settlement_alert", reason=reason, detail=detail)
 
 
-async def pause(sessions: Sessions, reason: Reason, detail: str) -> NoReturn:
+async def pause(sessions: Sessions, reason: AlertReason, detail: str) -> NoReturn:
     """Settle nothing until an operator has looked.
 
     Raises:
@@ -61,7 +64,7 @@ async def pause(sessions: Sessions, reason: Reason, detail: str) -> NoReturn:
     raise SettlementPaused(f"Settlement is paused ({reason}): {detail}")
 
 
-async def in_force(sessions: Sessions) -> SettlementPause | None:
+async def current_pause(sessions: Sessions) -> SettlementPause | None:
     """The pause that nobody has ended."""
     async with sessions() as db:
         found = await db.scalar(select(SettlementPause).where(SettlementPause.ended_at.is_(None)))
@@ -98,8 +101,8 @@ async def count_failure(run: SettlementRun, batch: Settlement, error: ChainError
                 .values(failures=Settlement.failures + 1)
                 .returning(Settlement.failures)
             )
-    if failures is not None and failures >= FAILURES:
-        await pause(run.sessions, Reason.FAILURES, f"Batch {batch.id}: {error.detail}")
+    if failures is not None and failures >= MAX_FAILURES:
+        await pause(run.sessions, AlertReason.FAILURES, f"Batch {batch.id}: {error.detail}")
 
 
 async def check_gas_money(run: SettlementRun, needed: int) -> None:
@@ -111,8 +114,9 @@ async def check_gas_money(run: SettlementRun, needed: int) -> None:
     least = max(needed, gas_reserve(run.payments))
     balance = await run.network.balance(run.account)
     if balance < least:
-        detail = f"{run.signer.address} has {coins(balance)} coins and needs {coins(least)}."
-        await pause(run.sessions, Reason.LOW_GAS_MONEY, detail)
+        has, needs = format_coins(balance), format_coins(least)
+        detail = f"{run.signer.address} has {has} coins and needs {needs}."
+        await pause(run.sessions, AlertReason.LOW_GAS_MONEY, detail)
 
 
 def gas_reserve(payments: PaymentsSettings) -> int:
@@ -120,6 +124,6 @@ def gas_reserve(payments: PaymentsSettings) -> int:
     return int(payments.min_gas_money.scaleb(PLACES))
 
 
-def coins(wei: int) -> str:
+def format_coins(wei: int) -> str:
     """Wei as coins of the chain, for people."""
     return plain(from_units(wei))

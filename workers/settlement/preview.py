@@ -13,11 +13,11 @@ from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job
 from market.money import ZERO, from_units, plain
 from market.resources import Services
-from market.settlement.batch_draft import Draft
+from market.settlement.batch_draft import BatchDraft
 from market.settlement.tables import Settlement, SettlementPause
 from workers.settlement import pauses
-from workers.settlement.collect import draft_of, due, is_due
-from workers.settlement.exclusions import CEILING, USERS_FAULT, beyond
+from workers.settlement.collect import draft_in_thread, due_conditions, due_jobs
+from workers.settlement.exclusions import DAILY_CEILING, SHORTFALL_REASONS, over_ceiling
 from workers.settlement.run_context import SettlementRun, contract_batch
 
 
@@ -37,7 +37,7 @@ class BatchPreview:
 
     open_batch: Settlement | None = None
     pause: SettlementPause | None = None
-    draft: Draft | None = None
+    draft: BatchDraft | None = None
     gas: int = 0
     fees: Fees | None = None
     balance: int = 0
@@ -56,28 +56,28 @@ async def make_preview(services: Services, escrow: EscrowReader, signer: Signer)
     run = SettlementRun(services, escrow, signer)
     plan = BatchPreview(
         open_batch=await run.open_batch(),
-        pause=await pauses.in_force(services.sessions),
+        pause=await pauses.current_pause(services.sessions),
         balance=await run.network.balance(run.account),
         fees=(await run.network.fees()).capped(run.fee_ceiling),
         left_out=await _not_due(run),
     )
     chain_id, fee_recipient = await run.network.chain_id(), await escrow.fee_recipient()
     async with run.sessions() as db:
-        jobs, contributions = await due(db, run.payments, lock=False)
-        plan.left_out += await _too_many(run, len(jobs))
+        jobs, contributions = await due_jobs(db, run.payments, lock=False)
+        plan.left_out += await _beyond_limits(run, len(jobs))
     # What settling would find out one refusal after the other.
     while jobs and plan.refusal is None:
-        draft = await draft_of(run, jobs, contributions, chain_id, fee_recipient)
+        draft = await draft_in_thread(run, jobs, contributions, chain_id, fee_recipient)
         try:
             await escrow.simulate(run.account, draft.content)
             plan.draft, plan.gas = draft, await escrow.gas_for(run.account, draft.content)
             break
         except SettlementRefused as refusal:
-            out = _in_the_way(jobs, refusal)
+            out = _excluded_by(jobs, refusal)
             if not out:
                 plan.refusal = refusal.detail
             else:
-                plan.left_out.append(_left_out(f"{refusal.reason}: {refusal.user or 'all'}", out))
+                plan.left_out.append(_summed_up(f"{refusal.reason}: {refusal.user or 'all'}", out))
                 gone = {job.id for job in out}
                 jobs = [job for job in jobs if job.id not in gone]
     return plan
@@ -101,7 +101,7 @@ def describe(plan: BatchPreview) -> list[str]:
     return said
 
 
-def _describe_draft(plan: BatchPreview, draft: Draft) -> list[str]:
+def _describe_draft(plan: BatchPreview, draft: BatchDraft) -> list[str]:
     content = draft.content
     said = [
         f"batch {content.id}",
@@ -113,11 +113,11 @@ def _describe_draft(plan: BatchPreview, draft: Draft) -> list[str]:
         f"fee {plain(from_units(content.fee))} FAR to {draft.fee_recipient}",
     ]
     if plan.fees is not None:
-        cost = pauses.coins(plan.gas * plan.fees.maximum)
+        cost = pauses.format_coins(plan.gas * plan.fees.maximum)
         each = plan.gas // len(draft.jobs)
         said.append(
             f"gas at most {plan.gas} ({each} a generation) at {plan.fees.maximum} wei: at most "
-            f"{cost} coins of {pauses.coins(plan.balance)}"
+            f"{cost} coins of {pauses.format_coins(plan.balance)}"
         )
     for wallet, units in sorted(content.debits.items()):
         said.append(f"  user {wallet} pays {plain(from_units(units))} FAR")
@@ -126,15 +126,15 @@ def _describe_draft(plan: BatchPreview, draft: Draft) -> list[str]:
     return said
 
 
-def _in_the_way(jobs: Sequence[Job], refusal: SettlementRefused) -> list[Job]:
-    if refusal.reason in USERS_FAULT:
+def _excluded_by(jobs: Sequence[Job], refusal: SettlementRefused) -> list[Job]:
+    if refusal.reason in SHORTFALL_REASONS:
         return [job for job in jobs if job.user_wallet == refusal.user]
-    if refusal.reason == CEILING:
-        return beyond(jobs, refusal.left or 0)
+    if refusal.reason == DAILY_CEILING:
+        return over_ceiling(jobs, refusal.left or 0)
     return []
 
 
-def _left_out(reason: str, jobs: Sequence[Job]) -> Excluded:
+def _summed_up(reason: str, jobs: Sequence[Job]) -> Excluded:
     total = sum((job.total_cost_far or ZERO for job in jobs), ZERO)
     return Excluded(reason, len(jobs), total)
 
@@ -152,7 +152,7 @@ async def _not_due(run: SettlementRun) -> list[Excluded]:
         .where(
             Job.settlement_id.is_(None),
             Job.total_cost_far > 0,
-            Job.id.not_in(select(Job.id).where(*is_due(run.payments))),
+            Job.id.not_in(select(Job.id).where(*due_conditions(run.payments))),
         )
         .group_by("withheld", Job.withheld_reason)
     )
@@ -167,10 +167,10 @@ async def _not_due(run: SettlementRun) -> list[Excluded]:
         ]
 
 
-async def _too_many(run: SettlementRun, taken: int) -> list[Excluded]:
+async def _beyond_limits(run: SettlementRun, taken: int) -> list[Excluded]:
     rest = (
         select(Job.total_cost_far)
-        .where(*is_due(run.payments))
+        .where(*due_conditions(run.payments))
         .order_by(Job.completed_at, Job.id)
         .offset(taken)
         .subquery()

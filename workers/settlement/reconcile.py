@@ -9,14 +9,14 @@ from market.chain.client import Receipt
 from market.settlement.errors import SettlementMismatch
 from market.settlement.tables import Settlement, SettlementTransaction
 from workers.settlement import submit
-from workers.settlement.pauses import Reason, pause
+from workers.settlement.pauses import AlertReason, pause
 from workers.settlement.run_context import SettlementRun, contract_batch
-from workers.settlement.steps import Progress, Step, step
+from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
 
-async def reconcile(run: SettlementRun, batch: Settlement) -> Progress:
+async def reconcile(run: SettlementRun, batch: Settlement) -> StepResult:
     """Mined, reverted, waiting, or lost; and what follows from it.
 
     Raises:
@@ -38,16 +38,16 @@ async def reconcile(run: SettlementRun, batch: Settlement) -> Progress:
             await _mark_reverted(run, reverted)
     if reverted:
         detail = f"Batch {batch.id} was mined and reverted: {', '.join(sorted(reverted))}."
-        await pause(run.sessions, Reason.REVERTED, detail)
+        await pause(run.sessions, AlertReason.REVERTED, detail)
     if any(receipt.succeeded for receipt in receipts):
-        return Progress.WAITING  # for the endpoint that still answers from the block before
+        return StepResult.WAITING  # for the endpoint that still answers from the block before
     live = [
         transaction
         for transaction in transactions
         if transaction.account == run.account and transaction.nonce >= mined
     ]
     if live:
-        return await submit.deliver(run, batch, live, mined)
+        return await submit.send_or_replace(run, batch, live, mined)
     # Another transaction took the nonce: none of ours can be mined any more. Should it be mined
     # all the same, after a reorganization, the contract refuses the second.
     log.warning("settlement_nonce_lost", batch=batch.id, mined=mined)
@@ -64,7 +64,7 @@ async def receipts_of(
 
 async def _mark_mined(
     run: SettlementRun, batch: Settlement, root: str, receipts: Sequence[Receipt]
-) -> Progress:
+) -> StepResult:
     if root != batch.usage_root:
         raise SettlementMismatch(f"The contract holds usage root {root} for batch {batch.id}.")
     mined = next((receipt for receipt in receipts if receipt.succeeded), None)
@@ -82,7 +82,7 @@ async def _mark_mined(
             )
         )
     log.info("settlement_mined", batch=batch.id, transaction=mined.hash if mined else None)
-    return Progress.MOVED
+    return StepResult.MOVED
 
 
 def _check_totals(run: SettlementRun, batch: Settlement, mined: Receipt) -> None:

@@ -11,12 +11,12 @@ from sqlalchemy import func, select, update
 from market import ledger
 from market.jobs.tables import Job, NodeContribution
 from market.settlement.tables import Settlement
-from workers.settlement.pauses import Reason, alert
+from workers.settlement.pauses import AlertReason, alert
 from workers.settlement.run_context import SettlementRun
 from workers.settlement.steps import Step, step
 
 
-async def take_back(run: SettlementRun) -> None:
+async def undo_reorged_batches(run: SettlementRun) -> None:
     """Take back each posted batch that the chain does not have any more, the newest first.
 
     A batch is mined when all before it are final. So while the newest is there, all are.
@@ -24,8 +24,8 @@ async def take_back(run: SettlementRun) -> None:
     Raises:
         ChainUnreachable: the contract cannot be asked. Nothing is taken back on that.
     """
-    with step(Step.TAKE_BACK):
-        while (batch := await _newest_posted(run)) is not None:
+    with step(Step.REORG):
+        while (batch := await _newest_confirmed(run)) is not None:
             final = await run.final_block()
             # A branch that is shorter so far says nothing about it.
             if batch.block_number is None or final < batch.block_number:
@@ -34,12 +34,12 @@ async def take_back(run: SettlementRun) -> None:
                 return
             if await _undo(run, batch):
                 alert(
-                    Reason.TAKEN_BACK,
+                    AlertReason.REORG,
                     f"Batch {batch.id} was final in block {batch.block_number}, and is gone.",
                 )
 
 
-async def _newest_posted(run: SettlementRun) -> Settlement | None:
+async def _newest_confirmed(run: SettlementRun) -> Settlement | None:
     async with run.sessions() as db:
         return await db.scalar(
             select(Settlement)

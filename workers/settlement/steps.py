@@ -10,12 +10,15 @@ from market import metrics
 
 
 class Step(StrEnum):
-    """Where a run may be; a test kills it in each of them, around every commit and question."""
+    """Where a run may be; a test kills it in each of them, around every commit and question.
 
-    TAKE_BACK = "take_back"
+    Values are the label ``step`` of the metric ``far_settlement_step_seconds``.
+    """
+
+    REORG = "take_back"
     CLOSE = "close"
     SIMULATE = "simulate"
-    LEAVE_OUT = "leave_out"
+    EXCLUDE = "leave_out"
     SIGN = "sign"
     SEND = "send"
     REPLACE = "replace"
@@ -25,7 +28,7 @@ class Step(StrEnum):
     PAUSE = "pause"
 
 
-class Progress(Enum):
+class StepResult(Enum):
     """What a step did for its batch."""
 
     MOVED = auto()
@@ -37,16 +40,16 @@ class Progress(Enum):
     CONFIRMED = auto()
 
 
-current: ContextVar[Step | None] = ContextVar("settlement_step", default=None)
+current_step: ContextVar[Step | None] = ContextVar("settlement_step", default=None)
 
 
 @contextmanager
 def step(name: Step) -> Iterator[None]:
     """Names what happens inside, and measures how long it takes."""
-    token = current.set(name)
+    token = current_step.set(name)
     began = time.monotonic()
     try:
         yield
     finally:
-        current.reset(token)
+        current_step.reset(token)
         metrics.settlement_step.labels(name).observe(time.monotonic() - began)

@@ -14,14 +14,14 @@ from market.chain.transactions import Fees, SignedTransaction, sign_transaction
 from market.escrow.errors import SettlementRefused
 from market.settlement.tables import ChainNonce, Settlement, SettlementTransaction
 from workers.settlement import exclusions
-from workers.settlement.pauses import Reason, alert, check_gas_money
+from workers.settlement.pauses import AlertReason, alert, check_gas_money
 from workers.settlement.run_context import SettlementRun, contract_batch
-from workers.settlement.steps import Progress, Step, step
+from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
 
-async def sign(run: SettlementRun, batch: Settlement) -> Progress:
+async def sign(run: SettlementRun, batch: Settlement) -> StepResult:
     """Write signed bytes down, at a new nonce, before anybody else sees them.
 
     Raises:
@@ -46,16 +46,16 @@ async def sign(run: SettlementRun, batch: Settlement) -> Progress:
         mined = await run.network.nonce(run.account)
         async with run.sessions.begin() as db:
             # The nonce and the bytes that use it are one transaction: no nonce is ever lost.
-            await _hold(db, batch)
-            nonce = await _take_nonce(db, run, chain_id, mined)
+            await _lock_for_signing(db, batch)
+            nonce = await _allocate_nonce(db, run, chain_id, mined)
             signed = await _sign_at(db, run, batch, nonce, chain_id=chain_id, gas=gas, fees=fees)
     log.info("settlement_signed", batch=batch.id, transaction=signed.hash, nonce=nonce)
-    return Progress.MOVED
+    return StepResult.MOVED
 
 
-async def deliver(
+async def send_or_replace(
     run: SettlementRun, batch: Settlement, live: Sequence[SettlementTransaction], mined: int
-) -> Progress:
+) -> StepResult:
     """Send what may still be mined, or replace it where it is stuck.
 
     Args:
@@ -73,23 +73,23 @@ async def deliver(
         # A reorganization freed a nonce that was not ours, or a replaced batch's, which must not
         # be mined any more. All later ones wait for it.
         return await _replace(run, batch, newest, nonce=gap)
-    stuck = _stuck(newest, run.payments.stuck_after)
-    if stuck and await _replace(run, batch, newest, nonce=newest.nonce) is Progress.MOVED:
-        return Progress.MOVED
+    stuck = _is_stuck(newest, run.payments.stuck_after)
+    if stuck and await _replace(run, batch, newest, nonce=newest.nonce) is StepResult.MOVED:
+        return StepResult.MOVED
     with step(Step.SEND):
         outcome = SendOutcome.ACCEPTED
         for _, transaction in sorted(unmined.items()):
             outcome = await run.network.send(transaction.raw)
             if outcome is SendOutcome.ACCEPTED and transaction.sent_at is None:
-                await _sent(run, transaction)
+                await _mark_sent(run, transaction)
     if outcome is SendOutcome.UNDERPRICED and not stuck:
         return await _replace(run, batch, newest, nonce=newest.nonce)
-    return Progress.BLOCKED if stuck else Progress.WAITING
+    return StepResult.BLOCKED if stuck else StepResult.WAITING
 
 
 async def _replace(
     run: SettlementRun, batch: Settlement, old: SettlementTransaction, *, nonce: int
-) -> Progress:
+) -> StepResult:
     """The same call with higher fees; at the same nonce only one of the two can be mined, and at
     another the contract refuses the second. `BLOCKED` if the fees would be above the ceiling."""
     with step(Step.REPLACE):
@@ -97,13 +97,13 @@ async def _replace(
         fees = Fees(int(old.max_fee_wei), priority).bumped(await run.network.fees())
         if fees.maximum > run.fee_ceiling:
             alert(
-                Reason.FEE_CEILING,
+                AlertReason.FEE_CEILING,
                 f"Transaction {old.hash} is stuck, and {fees.maximum} wei a gas is too much.",
             )
-            return Progress.BLOCKED
+            return StepResult.BLOCKED
         await check_gas_money(run, old.gas * fees.maximum)
         async with run.sessions.begin() as db:
-            await _hold(db, batch)
+            await _lock_for_signing(db, batch)
             signed = await _sign_at(
                 db, run, batch, nonce, chain_id=old.chain_id, gas=old.gas, fees=fees
             )
@@ -114,10 +114,10 @@ async def _replace(
         nonce=nonce,
         max_fee_wei=fees.maximum,
     )
-    return Progress.MOVED
+    return StepResult.MOVED
 
 
-async def _hold(db: AsyncSession, batch: Settlement) -> None:
+async def _lock_for_signing(db: AsyncSession, batch: Settlement) -> None:
     """Lock the batch's row for the time of signing. One settler is at work at a time; should
     another be after all, since the database dropped the lock's connection, it waits here.
 
@@ -134,9 +134,9 @@ async def _hold(db: AsyncSession, batch: Settlement) -> None:
         raise ChainError(f"Batch {batch.id} was replaced meanwhile: another settler is at work.")
 
 
-async def _take_nonce(db: AsyncSession, run: SettlementRun, chain_id: int, mined: int) -> int:
+async def _allocate_nonce(db: AsyncSession, run: SettlementRun, chain_id: int, mined: int) -> int:
     """Ours, until the database says otherwise. The chain may be ahead, if somebody else used the
-    account; it may be behind what we have signed, and then `deliver` sends that first."""
+    account; it may be behind what we have signed, and then `send_or_replace` sends that first."""
     await db.execute(
         insert(ChainNonce)
         .values(chain_id=chain_id, account=run.account, next_nonce=mined)
@@ -211,7 +211,7 @@ async def _unmined(
         return {transaction.nonce: transaction for transaction in found}
 
 
-async def _sent(run: SettlementRun, transaction: SettlementTransaction) -> None:
+async def _mark_sent(run: SettlementRun, transaction: SettlementTransaction) -> None:
     async with run.sessions.begin() as db:
         await db.execute(
             update(SettlementTransaction)
@@ -220,7 +220,7 @@ async def _sent(run: SettlementRun, transaction: SettlementTransaction) -> None:
         )
 
 
-def _stuck(transaction: SettlementTransaction, patience: float) -> bool:
+def _is_stuck(transaction: SettlementTransaction, patience: float) -> bool:
     if transaction.sent_at is None:
         return False
     waited = dt.datetime.now(dt.UTC) - transaction.sent_at

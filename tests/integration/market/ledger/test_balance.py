@@ -17,7 +17,7 @@ from tests.conftest import Chain
 from tests.integration.workers.chain_indexer.test_indexer import FAR, Actions
 from tests.support.api import OTHER_WALLET, WALLET, Gateway, open_gateway, problem, request_body
 from tests.support.factories import fund
-from workers.chain_indexer.indexer import index
+from workers.chain_indexer.indexer import index_events
 
 BALANCE = "/api/billing/balance"
 MOST = from_units(2**96 - 1)
@@ -120,16 +120,16 @@ async def test_what_is_on_its_way_is_told(
     user = actions.user(far=3)
     wallet = user.address.lower()
     source._confirmations = 10**6
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     balance = await balance_of(on_chain, wallet)
     assert (balance["incoming_far_exact"], amounts(balance)) == ("3", ("0", "0", "0", "0"))
     source._confirmations = 0
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     balance = await balance_of(on_chain, wallet)
     assert (balance["incoming_far_exact"], amounts(balance)) == ("0", ("3", "0", "0", "3"))
     actions.call(user, "requestWithdrawal", 2 * FAR)
     actions.call(user, "requestCapLowering", FAR)
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     balance = await balance_of(on_chain, wallet)
     assert amounts(balance) == ("1", "0", "0", "1")
     lowering, withdrawal = balance["cap"]["lowering"], balance["withdrawal"]
@@ -138,7 +138,7 @@ async def test_what_is_on_its_way_is_told(
     assert withdrawal["ready_at"] > now < lowering["ready_at"]
     actions.call(user, "cancelCapLowering")
     actions.call(user, "cancelWithdrawal")
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     balance = await balance_of(on_chain, wallet)
     assert (balance["withdrawal"], balance["cap"]["lowering"]) == (None, None)
     assert amounts(balance) == ("3", "0", "0", "3")

@@ -14,14 +14,14 @@ from structlog.testing import capture_logs
 from web3 import Web3
 
 from market import ledger
-from market.chain.errors import ChainError, ReadAgain
+from market.chain.errors import ChainError, ChainMoved
 from market.escrow.artifacts import artifact
 from market.escrow.batch_lines import pack_lines
 from market.escrow.deploy import Terms
 from market.escrow.escrow_view import EscrowView
 from market.escrow.event_reader import EscrowEventReader
 from market.escrow.tables import ChainBlock, ChainEvent
-from market.ledger.integrity_check import check
+from market.ledger.integrity_check import check_integrity
 from market.ledger.tables import SpendingCap
 from market.money import from_units
 from market.resources import Services
@@ -29,7 +29,7 @@ from market.settlement.tables import Settlement
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.support.factories import session
-from workers.chain_indexer.indexer import follow_chain, index
+from workers.chain_indexer.indexer import follow_chain, index_events
 
 FAR = 10**18
 
@@ -119,7 +119,7 @@ async def left(services: Services, user: LocalAccount) -> tuple[Decimal, Decimal
 
 
 async def assert_books_are_right(services: Services, source: EscrowEventReader) -> None:
-    report = await check(services.sessions, EscrowView(source.web3, source.address))
+    report = await check_integrity(services.sessions, EscrowView(source.web3, source.address))
     assert report.violations == 0, report.findings
 
 
@@ -127,8 +127,8 @@ async def test_a_deposit_and_a_cap_count_once(
     chain_services: Services, actions: Actions, source: EscrowEventReader
 ) -> None:
     user = actions.user(far=3)
-    assert await index(chain_services, source) == 2
-    assert await index(chain_services, source) == 0
+    assert await index_events(chain_services, source) == 2
+    assert await index_events(chain_services, source) == 0
     assert await left(chain_services, user) == (3, 0, 3)
     await assert_books_are_right(chain_services, source)
 
@@ -140,7 +140,7 @@ async def test_money_counts_only_when_it_is_deep_enough(
     user = actions.user()
     for blocks, seen in ((0, (0, 0, 0)), (1, (0, 0, 0)), (1, (1, 0, 0)), (1, (1, 0, 1))):
         actions.pass_by(blocks)
-        await index(chain_services, source)
+        await index_events(chain_services, source)
         assert await left(chain_services, user) == seen
 
 
@@ -151,13 +151,13 @@ async def test_a_range_of_which_nothing_is_final_ends_the_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As while the chain's finality stands still: the same range would be read for ever."""
-    monkeypatch.setattr("market.escrow.event_reader.LOG_RANGE", 3)
+    monkeypatch.setattr("market.escrow.event_reader.MAX_BLOCK_RANGE", 3)
     user = actions.user()
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     confirm_after(chain_services, source, 100)
     actions.pass_by(8)
     async with asyncio.timeout(30):
-        assert await index(chain_services, source) == 0
+        assert await index_events(chain_services, source) == 0
     assert await left(chain_services, user) == (1, 0, 1)
 
 
@@ -166,15 +166,15 @@ async def test_what_is_on_its_way_out_is_set_aside_and_then_gone(
 ) -> None:
     user = actions.user(far=5)
     actions.call(user, "requestWithdrawal", 2 * FAR)
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     assert await left(chain_services, user) == (3, 2, 5)
     actions.call(user, "cancelWithdrawal")
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     assert await left(chain_services, user) == (5, 0, 5)
     actions.call(user, "requestWithdrawal", 4 * FAR)
     actions.pass_by(2)
     actions.call(user, "withdraw", user.address)
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     assert await left(chain_services, user) == (1, 0, 5)
     await assert_books_are_right(chain_services, source)
 
@@ -184,15 +184,15 @@ async def test_a_lower_cap_binds_as_soon_as_it_is_seen(
 ) -> None:
     """A higher one does not; and a lowering that vanishes binds no more."""
     user = actions.user(far=5)
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     confirm_after(chain_services, source, 10)
     mark = actions.ask("evm_snapshot")
     actions.call(user, "requestCapLowering", 2 * FAR)
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     assert (await left(chain_services, user))[2] == 2
     actions.ask("evm_revert", mark)
     actions.pass_by(3)
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     assert (await left(chain_services, user))[2] == 5
 
 
@@ -201,13 +201,13 @@ async def test_a_lowering_that_is_cancelled_binds_until_that_counts(
 ) -> None:
     user = actions.user(far=5)
     actions.call(user, "requestCapLowering", 2 * FAR)
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     confirm_after(chain_services, source, 1)
     actions.call(user, "cancelCapLowering")
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     assert (await left(chain_services, user))[2] == 2
     actions.pass_by(1)
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     assert (await left(chain_services, user))[2] == 5
 
 
@@ -234,7 +234,7 @@ async def test_a_batch_that_we_did_not_close_raises_the_alarm(
             )
     actions.call(thief, "settle", batch, debits, credits, 0, root)
     with capture_logs() as logs:
-        await index(chain_services, source)
+        await index_events(chain_services, source)
     [alarm] = [entry for entry in logs if entry["event"] == "batch_not_ours"]
     assert alarm["batch"] == "0x" + batch.hex()
     assert alarm["log_level"] == "error"
@@ -247,7 +247,7 @@ async def test_a_deposit_that_a_deep_reorganisation_takes_back(
     mark = actions.ask("evm_snapshot")
     user = actions.user(far=5)
     wallet = user.address.lower()
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     async with chain_services.sessions.begin() as db:
         job = session(user=wallet, price=Decimal("0.02"), max_tokens=100)
         db.add(job)
@@ -255,7 +255,7 @@ async def test_a_deposit_that_a_deep_reorganisation_takes_back(
     actions.ask("evm_revert", mark)
     actions.pass_by(8)
     with capture_logs() as logs:
-        await index(chain_services, source)
+        await index_events(chain_services, source)
     assert {"chain_reorganised", "chain_event_reverted"} <= {entry["event"] for entry in logs}
     assert await left(chain_services, user) == (0, 0, 0)
     async with chain_services.sessions() as db:
@@ -264,7 +264,7 @@ async def test_a_deposit_that_a_deep_reorganisation_takes_back(
 
     actions._chain.actor.give(actions._chain.deployment, user.address, 5 * FAR)
     actions._chain.actor.deposit(actions._chain.deployment, user, 5 * FAR)
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     assert await left(chain_services, user) == (3, 0, 5)
     async with chain_services.sessions() as db:
         assert await ledger.balance(db, ledger.shortfall(wallet)) == 0
@@ -276,14 +276,14 @@ async def test_a_chain_that_flips_back_counts_once(
 ) -> None:
     """The same blocks twice, with another branch between."""
     user = actions.user(far=5)
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     first = await source.hashes([await source.head()])
     async with chain_services.sessions.begin() as db:  # what a look at the other branch left
         await db.execute(
             update(ChainBlock).where(ChainBlock.number.in_(first)).values(hash="0x" + "77" * 32)
         )
     for _ in range(2):
-        await index(chain_services, source)
+        await index_events(chain_services, source)
         assert await left(chain_services, user) == (5, 0, 5)
     statuses = {row.status for row in await stored(chain_services, "Deposited")}
     assert statuses == {"applied"}
@@ -294,11 +294,11 @@ async def test_another_chain_reverses_nothing(
     chain_services: Services, actions: Actions, source: EscrowEventReader
 ) -> None:
     user = actions.user(far=5)
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     async with chain_services.sessions.begin() as db:
         await db.execute(update(ChainBlock).values(hash="0x" + "77" * 32))
     with pytest.raises(ChainError, match="None of our blocks"):
-        await index(chain_services, source)
+        await index_events(chain_services, source)
     with capture_logs() as logs:
         await follow_chain({"services": chain_services})
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["chain_unread"]
@@ -310,10 +310,10 @@ async def test_a_node_that_is_behind_reverses_nothing(
 ) -> None:
     mark = actions.ask("evm_snapshot")
     user = actions.user(far=5)
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     actions.ask("evm_revert", mark)
-    with pytest.raises(ReadAgain):
-        await index(chain_services, source)
+    with pytest.raises(ChainMoved):
+        await index_events(chain_services, source)
     assert await left(chain_services, user) == (5, 0, 5)
 
 
@@ -324,7 +324,7 @@ async def test_a_chain_that_moves_while_it_is_read_is_read_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The events of a branch that is left between two questions do not slip in."""
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     mark = actions.ask("evm_snapshot")
     user = actions.user(far=5)
     ask_logs = source._logs
@@ -337,9 +337,9 @@ async def test_a_chain_that_moves_while_it_is_read_is_read_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(source, "_logs", logs_before_the_branch_is_left)
-        with pytest.raises(ReadAgain):
-            await index(chain_services, source)
-    await index(chain_services, source)
+        with pytest.raises(ChainMoved):
+            await index_events(chain_services, source)
+    await index_events(chain_services, source)
     assert await left(chain_services, user) == (0, 0, 0)
     assert await stored(chain_services, "Deposited") == []
 
@@ -349,19 +349,19 @@ async def test_killed_anywhere_everything_counts_once(
 ) -> None:
     """At each commit and each question to the chain, with a reorganisation on the way."""
     user = actions.user()
-    await index(chain_services, source)
+    await index_events(chain_services, source)
     boundary = 0
     while True:
         mark = actions.ask("evm_snapshot")
         actions.call(user, "requestWithdrawal", FAR // 2)
-        await index(chain_services, source)
+        await index_events(chain_services, source)
         actions.ask("evm_revert", mark)
         actions.pass_by(1)
         actions.call(user, "requestWithdrawal", boundary + 1)
         killed = await killed_at(
-            boundary, chain_services, source, lambda: index(chain_services, source)
+            boundary, chain_services, source, lambda: index_events(chain_services, source)
         )
-        await index(chain_services, source)
+        await index_events(chain_services, source)
         asked = from_units(boundary + 1)
         assert await left(chain_services, user) == (1 - asked, asked, 1)
         if not killed:
@@ -425,9 +425,9 @@ async def test_old_hashes_are_forgotten(
     source: EscrowEventReader,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workers.chain_indexer.event_store.KEPT_BLOCKS", 3)
+    monkeypatch.setattr("workers.chain_indexer.event_store.REORG_WINDOW", 3)
     for _ in range(8):
         actions.pass_by(1)
-        await index(chain_services, source)
+        await index_events(chain_services, source)
     async with chain_services.sessions() as db:
         assert await db.scalar(select(func.count()).select_from(ChainBlock)) == 4

@@ -141,7 +141,7 @@ async def test_an_endpoint_that_answers_with_an_error_is_one_that_does_not_answe
     await settle_through(
         chain_services, chain, lambda call: broken if call["method"] == method else None
     )
-    assert await pauses.in_force(chain_services.sessions) is None
+    assert await pauses.current_pause(chain_services.sessions) is None
     assert await settle_due(chain_services, escrow, SIGNER) is not None
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
 

@@ -82,6 +82,6 @@ async def test_the_command_line_plans_and_resumes(
     assert "generations 1" in planned.stdout
     resumed = await asyncio.to_thread(far_mesh, "--resume")
     assert "Settlement goes on. It was paused (reverted): by a test" in resumed.stdout
-    assert await pauses.in_force(chain_services.sessions) is None
+    assert await pauses.current_pause(chain_services.sessions) is None
     neither = await asyncio.to_thread(far_mesh)
     assert neither.returncode == 2

@@ -11,7 +11,7 @@ from market.escrow.escrow_view import EscrowView
 from market.escrow.event_reader import EscrowEventReader
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import NodeContribution
-from market.ledger.integrity_check import check
+from market.ledger.integrity_check import check_integrity
 from market.money import from_units, to_units
 from market.resources import Services
 from market.settlement.tables import ChainNonce
@@ -34,7 +34,7 @@ from tests.support.settled_money import (
     settle_through,
     transactions,
 )
-from workers.chain_indexer.indexer import index
+from workers.chain_indexer.indexer import index_events
 from workers.settlement import settle_due
 
 
@@ -73,14 +73,16 @@ async def test_a_new_recipient_gets_the_fees_from_then_on(
     payments.first_block, payments.finalized_tag = chain.deployment.block, False
     source = EscrowEventReader.of(payments)
     try:
-        await index(chain_services, source)
+        await index_events(chain_services, source)
         for recipient in (former, new):
             act(chain, development_account(2), "setFeeRecipient", to_checksum_address(recipient))
             await served(chain_services, user, 5)
             assert await settle_due(chain_services, escrow, SIGNER) is not None
             assert await escrow.earned_of(recipient) == 5 * to_units(PRICE) // 20
-        await index(chain_services, source)
-        report = await check(chain_services.sessions, EscrowView(source.web3, source.address))
+        await index_events(chain_services, source)
+        report = await check_integrity(
+            chain_services.sessions, EscrowView(source.web3, source.address)
+        )
     finally:
         await source.close()
     assert report.findings == []

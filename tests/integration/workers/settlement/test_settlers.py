@@ -102,7 +102,7 @@ async def test_what_an_account_signed_that_is_no_settler_any_more_is_not_in_the_
 async def one_closed(run: SettlementRun, chain: Chain) -> tuple[Job, Settlement]:
     """A generation, and the batch that it is in, which nobody has signed yet."""
     job = await served(run.services, await rich_user(run.services, chain), 5)
-    await collect.close(run)
+    await collect.close_batch(run)
     [closed] = await batches(run.services)
     return job, closed
 

@@ -17,7 +17,7 @@ from hexbytes import HexBytes
 
 from market.chain.errors import ChainError
 from market.chain.keystore_signer import LocalSigner
-from market.chain.kms_signer import ORDER, KmsSigner
+from market.chain.kms_signer import CURVE_ORDER, KmsSigner
 from market.chain.open_signer import open_signer
 from market.chain.signer import Signer
 from market.chain.transactions import Fees, sign_transaction
@@ -58,7 +58,7 @@ async def test_kms_signatures_recover_to_its_address(kms: Any) -> None:
     for number in range(40):
         digest = keccak(number.to_bytes(32, "big"))
         signature = await signer.sign(digest)
-        assert signature.s <= ORDER // 2
+        assert signature.s <= CURVE_ORDER // 2
         parities.add(signature.v)
         assert Account._recover_hash(digest, vrs=signature) == signer.address
     assert parities == {0, 1}
@@ -77,12 +77,12 @@ async def test_high_s_is_made_low(kms: Any) -> None:
 
     def high(**arguments: Any) -> dict[str, bytes]:
         r, s = decode_dss_signature(sign(**arguments)["Signature"])
-        return {"Signature": encode_dss_signature(r, max(s, ORDER - s))}
+        return {"Signature": encode_dss_signature(r, max(s, CURVE_ORDER - s))}
 
     signer._client.sign = high
     digest = keccak(b"high")
     signature = await signer.sign(digest)
-    assert signature.s <= ORDER // 2
+    assert signature.s <= CURVE_ORDER // 2
     assert Account._recover_hash(digest, vrs=signature) == signer.address
 
 

@@ -38,7 +38,7 @@ def test_every_line_has_a_proof(batch: list[Usage]) -> None:
     stored = UsageTree.over(batch).nodes
     tree = UsageTree(stored)
     for line in batch:
-        assert usage_tree.verify(tree.root, line, tree.proof(line))
+        assert usage_tree.verify_proof(tree.root, line, tree.proof(line))
 
 
 @given(batches, lines, st.data())
@@ -52,7 +52,7 @@ def test_no_line_that_is_not_there_has_one(
     tree = UsageTree.over(batch)
     proof = tree.proof(line)
     for forged in {other, altered}.difference(batch):
-        assert not usage_tree.verify(tree.root, forged, proof)
+        assert not usage_tree.verify_proof(tree.root, forged, proof)
         with pytest.raises(LookupError):
             tree.proof(forged)
 
@@ -66,21 +66,21 @@ def test_the_order_of_the_lines_does_not_matter(batch: list[Usage], random: Rand
 
 def test_a_single_line_is_the_root() -> None:
     tree = UsageTree.over([LINE])
-    assert tree.root == usage_tree.leaf(LINE)
+    assert tree.root == usage_tree.leaf_hash(LINE)
     assert tree.proof(LINE) == []
-    assert usage_tree.verify(usage_tree.leaf(LINE), LINE, [])
+    assert usage_tree.verify_proof(usage_tree.leaf_hash(LINE), LINE, [])
 
 
 def test_a_leaf_is_the_double_hash_of_five_words() -> None:
     words = (7, int("aa" * 20, 16), int("bb" * 20, 16), 3, 5)
     encoded = b"".join(word.to_bytes(32, "big") for word in words)
-    assert usage_tree.leaf(LINE) == keccak(keccak(encoded))
+    assert usage_tree.leaf_hash(LINE) == keccak(keccak(encoded))
 
 
 def test_three_lines_pair_as_in_openzeppelins_tree() -> None:
     """The two lowest leaves are hashed first, and the highest joins at the root."""
     batch = [LINE._replace(amount=amount) for amount in (1, 2, 3)]
-    low, middle, high = sorted(usage_tree.leaf(line) for line in batch)
+    low, middle, high = sorted(usage_tree.leaf_hash(line) for line in batch)
     inner = keccak(low + middle)
     assert UsageTree.over(batch).root == keccak(min(high, inner) + max(high, inner))
 
@@ -89,7 +89,7 @@ def test_an_inner_node_is_no_line() -> None:
     """A proof cut short, as of a tree whose leaves and nodes are hashed alike."""
     batch = [LINE._replace(amount=amount) for amount in range(4)]
     tree = UsageTree.over(batch)
-    assert not usage_tree.verify(tree.root, batch[0], tree.proof(batch[0])[1:])
+    assert not usage_tree.verify_proof(tree.root, batch[0], tree.proof(batch[0])[1:])
 
 
 def test_a_batch_has_lines() -> None:
