@@ -80,7 +80,7 @@ class Account:
 
 
 class OwnContract:
-    """The escrow contract as the benchmark's account has it: the other side of the check."""
+    """The escrow contract as the benchmark's account has it, for the ledger's reconciliation."""
 
     address = "0x" + "00" * 20
     recipient = "0x" + "ff" * 20
@@ -98,7 +98,7 @@ class OwnContract:
     async def deposits(self, wallets: Collection[str], *, block: int) -> dict[str, int]:
         return {wallet: to_units(self._deposits.get(wallet, ZERO)) for wallet in wallets}
 
-    async def earned(self, wallets: Collection[str], *, block: int) -> dict[str, int]:
+    async def earnings(self, wallets: Collection[str], *, block: int) -> dict[str, int]:
         return {wallet: to_units(self._earned[wallet]) for wallet in wallets}
 
     async def total_deposits(self, *, block: int) -> int:
@@ -107,7 +107,7 @@ class OwnContract:
     async def fee_recipient(self, *, block: int) -> str:
         return self.recipient
 
-    async def settled(self, batches: Collection[str], *, block: int) -> Collection[str]:
+    async def settled_batches(self, batches: Collection[str], *, block: int) -> Collection[str]:
         return batches
 
 

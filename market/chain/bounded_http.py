@@ -1,4 +1,4 @@
-"""One HTTP endpoint whose answers are bounded in size: it is not ours."""
+"""A JSON-RPC endpoint over HTTP that is not ours, and whose answers are bounded in size."""
 
 from typing import Any
 
@@ -13,10 +13,13 @@ MAX_ANSWER_BYTES = 16 * 2**20
 
 
 class BoundedProvider(AsyncHTTPProvider):
-    """Reads an answer as far as the limit. The time is bounded by the request's own time-out.
+    """web3's HTTP provider without retries, reading at most ``MAX_ANSWER_BYTES`` of an answer.
+
+    Args:
+        request_kwargs: Of aiohttp's request; its ``timeout`` bounds the time of one request.
 
     Raises:
-        AnswerTooLarge: there is more than ``MAX_ANSWER_BYTES``.
+        AnswerTooLarge: from a request whose answer is longer.
     """
 
     def __init__(self, url: str, request_kwargs: dict[str, Any]) -> None:

@@ -12,12 +12,12 @@ The way out::
 
     request_withdrawal  user.available   → user.withdrawing
     cancel_withdrawal   user.withdrawing → user.available
-    withdrawn           user.withdrawing → chain.clearing
+    complete_withdrawal user.withdrawing → chain.clearing
 
 Each wallet has a spending cap that its owner signed: a hold commits to it, a release and what a
-capture leaves give it back. ``reverse`` undoes what the chain has taken back.
+capture leaves give it back. ``reverse`` undoes a posting whose event a reorganisation has undone.
 
-The database keeps the rules, not this code: triggers refuse a statement whose entries do not sum
+The database enforces the rules, not this code: triggers refuse a statement whose entries do not sum
 to zero, and every UPDATE and DELETE; CHECKs refuse a balance below zero and a cap exceeded; and a
 unique (kind, reference) makes every posting happen once, however often it is tried.
 """

@@ -1,4 +1,4 @@
-"""What must hold in the books, each rule as one query that finds where it does not.
+"""The ledger's invariants, each as one query that finds its violations.
 
 Every query gives rows of (subject, expected, found), and reads its tables once, however long they
 are.
@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One place where something that must hold does not."""
+    """One violation: what a check expected of a subject, and what it found.
+
+    ``check`` names the invariant, or the comparison with the contract.
+    """
 
     check: str
     subject: str

@@ -57,8 +57,8 @@ class LedgerPart(Base):
 class LedgerTransaction(Base):
     """A set of entries that sums to zero. (``kind``, ``reference``) can be posted once.
 
-    ``occurrence`` grows where the chain took an event back and brought it again: the database
-    takes the next one only when the last was reversed.
+    ``occurrence`` counts the times that an event came onto the chain: after a reorganisation it may
+    come again, and the database takes the next one only when the last was reversed.
     """
 
     __tablename__ = "ledger_transactions"

@@ -1,8 +1,8 @@
 """How money leaves: users ask the contract for it, wait, and take it.
 
-The contract knows nothing of holds. So what was asked for is set aside here at once, as far as it
-is there, and remembered whole: until it is out or the request is taken back, a hold has to leave
-that much, also of money that a release or a deposit brings meanwhile.
+The contract knows nothing of holds. So what a user asks for is set aside here at once, as far as it
+is available, and the amount of the request is stored: until it is paid out or cancelled, a hold has
+to leave that much, also of money that a release or a deposit brings meanwhile.
 """
 
 from decimal import Decimal
@@ -34,12 +34,12 @@ async def request_withdrawal(
     postings = {available(wallet): -moved, withdrawing(wallet): moved}
     posted = await post(db, "request_withdrawal", reference, postings, wallet=wallet)
     if posted:
-        await set_requested(db, wallet, amount)
+        await set_requested_amount(db, wallet, amount)
     return posted
 
 
 async def cancel_withdrawal(db: AsyncSession, *, reference: str, wallet: str) -> bool:
-    """The user took the request back: what was set aside is available again.
+    """The user cancelled the request: what was set aside is available again.
 
     ``reference``: transaction hash and log index. Returns whether that happened now, or had
     happened before.
@@ -48,7 +48,7 @@ async def cancel_withdrawal(db: AsyncSession, *, reference: str, wallet: str) ->
     postings = {withdrawing(wallet): -waiting, available(wallet): waiting}
     posted = await post(db, "cancel_withdrawal", reference, postings, wallet=wallet)
     if posted:
-        await set_requested(db, wallet, ZERO)
+        await set_requested_amount(db, wallet, ZERO)
     return posted
 
 
@@ -73,7 +73,7 @@ async def complete_withdrawal(
     }
     posted = await post(db, "withdrawn", reference, postings, wallet=wallet)
     if posted:
-        await set_requested(db, wallet, ZERO)
+        await set_requested_amount(db, wallet, ZERO)
         report_shortfall(missing, reference=reference, wallet=wallet)
     return posted
 
@@ -86,15 +86,15 @@ async def lock_balances(db: AsyncSession, wallet: str) -> tuple[Decimal, Decimal
     return found.get("available", ZERO), found.get("withdrawing", ZERO)
 
 
-async def set_requested(db: AsyncSession, wallet: str, amount: Decimal) -> None:
-    """How much the user has asked for and not got, in FAR; holds have to leave that."""
+async def set_requested_amount(db: AsyncSession, wallet: str, amount: Decimal) -> None:
+    """Store how much the user has asked for and not been paid, in FAR; holds have to leave that."""
     await db.execute(
         update(SpendingCap).where(SpendingCap.wallet == wallet).values(withdrawal=amount)
     )
 
 
 def report_shortfall(missing: Decimal, *, reference: str, wallet: str) -> None:
-    """Say loudly that money which the ledger counted on is gone, if some is."""
+    """Log and count FAR that the ledger counted on and that is gone, if any is."""
     if missing > 0:
         metrics.shortfall.inc(float(missing))
         log.error(

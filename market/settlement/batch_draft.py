@@ -1,21 +1,22 @@
-"""What a batch is made of. Pure: nothing is read or written."""
+"""Generations netted into one batch. Pure: nothing is read or written."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from market.escrow.reader import Batch
+from market.escrow.settle_call import Batch
 from market.jobs.tables import Job
 from market.money import ZERO, to_units
 from market.settlement.errors import SettlementMismatch
+from market.settlement.tables import Settlement
 from market.settlement.usage_lines import Contributions, usage_lines
 from market.settlement.usage_tree import Usage, UsageTree
 
 
 @dataclass(frozen=True, slots=True)
 class BatchDraft:
-    """A batch that is not written yet."""
+    """A batch that is not in the database yet, and what it was made from."""
 
     jobs: Sequence[Job]
     usage: UsageTree
@@ -31,10 +32,10 @@ def draft_batch(
     contract: str,
     fee_recipient: str,
 ) -> BatchDraft:
-    """Net generations into one batch, and name it by its content.
+    """Net generations into one batch, whose id is the hash of its content.
 
     Raises:
-        SettlementMismatch: a generation's parts are not its cost. Nothing may be paid on that.
+        SettlementMismatch: a generation's shares and fee do not sum to its cost.
     """
     debits: dict[str, int] = {}
     credits: dict[str, int] = {}
@@ -60,14 +61,25 @@ def draft_batch(
 
 
 def draft_keepalive_batch(
-    last: int, *, chain_id: int, contract: str, fee_recipient: str
+    last_settled_at: int, *, chain_id: int, contract: str, fee_recipient: str
 ) -> BatchDraft:
-    """A batch that pays nobody. Its one line tells it from others: of the time ``last`` (Unix
-    seconds) at which the batch before was settled."""
-    line = Usage(last.to_bytes(32, "big"), fee_recipient, fee_recipient, 0, 0)
+    """A batch that pays nobody. Its one line names the time, in Unix seconds, at which the batch
+    before it was settled, so that no two such batches have the same id."""
+    line = Usage(last_settled_at.to_bytes(32, "big"), fee_recipient, fee_recipient, 0, 0)
     usage = UsageTree.over([line])
     content = _content_addressed(chain_id, contract, {}, {}, 0, usage)
     return BatchDraft(jobs=(), usage=usage, fee_recipient=fee_recipient, content=content)
+
+
+def stored_batch(row: Settlement) -> Batch:
+    """The batch of a row of the database."""
+    return Batch(
+        id=row.id,
+        debits={wallet: int(units) for wallet, units in row.debits.items()},
+        credits={wallet: int(units) for wallet, units in row.credits.items()},
+        fee=int(row.fee_units),
+        usage_root=row.usage_root or "0x" + bytes(32).hex(),
+    )
 
 
 def _content_addressed(
@@ -95,8 +107,8 @@ def _content_addressed(
 def within_line_limit(
     jobs: Sequence[Job], contributions: Contributions, max_lines: int
 ) -> list[Job]:
-    """As many of the first generations as have at most so many users and providers together; one
-    in any case."""
+    """The first generations that together have at most ``max_lines`` users and providers; at least
+    one generation."""
     users: set[str] = set()
     providers: set[str] = set()
     chosen: list[Job] = []

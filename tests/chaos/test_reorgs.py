@@ -32,5 +32,5 @@ async def test_settlement_survives_two_hundred_reorganisations(
     with running_anvil(program) as url:
         settled = await settle_on(services, url, reorganisations=200, deepest=64, seed=4)
     assert settled.reorganisations == 200
-    assert settled.taken_back > 50
+    assert settled.undone > 50
     print(f"\n{settled}")

@@ -43,9 +43,8 @@ async def escrow(
 ) -> AsyncIterator[EscrowReader]:
     """The contract that those services settle on; a development chain has blocks at once."""
     monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
-    opened = EscrowReader.of(chain_services.settings.payments)
-    yield opened
-    await opened.close()
+    async with EscrowReader.from_settings(chain_services.settings.payments) as opened:
+        yield opened
 
 
 @pytest.fixture

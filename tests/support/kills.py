@@ -262,7 +262,7 @@ def watched(services: Services, visit: Callable[[str], None]) -> Iterator[None]:
         pass_by("commit", "after")
 
     with pytest.MonkeyPatch.context() as patch:
-        for asks in (FailoverProvider.make_request, FailoverProvider.everywhere):
+        for asks in (FailoverProvider.make_request, FailoverProvider.broadcast):
             patch.setattr(
                 FailoverProvider, asks.__name__, doubled(asks, lambda method, _: str(method))
             )

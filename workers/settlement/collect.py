@@ -1,4 +1,4 @@
-"""What is due, and the one transaction that closes it into a batch."""
+"""Generations that are due, and the one database transaction that closes them into a batch."""
 
 import asyncio
 import datetime as dt
@@ -24,30 +24,31 @@ log = structlog.get_logger()
 
 
 async def close_batch(run: SettlementRun) -> StepResult:
-    """Gather what is due into a new batch; `BLOCKED` if there is nothing.
+    """Close what is due into a new batch; `STOPPED` if nothing is due.
 
     Raises:
         SettlementMismatch: the ledger does not owe what the batch would pay.
-        ChainUnreachable: the fee's recipient cannot be asked for.
+        ChainUnreachable: the contract cannot be asked for the fee's recipient.
     """
     with step(Step.CLOSE):
         if not await _anything_due(run):
-            return StepResult.BLOCKED
-        chain_id = await run.network.chain_id()
+            return StepResult.STOPPED
+        chain_id = await run.chain.chain_id()
         fee_recipient = await run.escrow.fee_recipient()
         async with run.sessions.begin() as db:
             jobs, contributions = await due_jobs(db, run.payments, lock=True)
             if not jobs:
-                return StepResult.BLOCKED
+                return StepResult.STOPPED
             draft = await draft_in_thread(run, jobs, contributions, chain_id, fee_recipient)
             await check_owed(db, draft)
             await store_batch(db, run.contract, draft)
     log.info("settlement_closed", batch=draft.content.id, sessions=len(jobs))
-    return StepResult.MOVED
+    return StepResult.ADVANCED
 
 
 def due_conditions(payments: PaymentsSettings) -> Sequence[ColumnElement[bool]]:
-    """Ended, charged, in no batch, past the release delay, and not withheld."""
+    """Conditions of a generation that is due: ended, charged, in no batch, past the release delay,
+    and not withheld."""
     return (
         Job.settlement_id.is_(None),
         Job.total_cost_far > 0,
@@ -83,7 +84,7 @@ async def draft_in_thread(
     chain_id: int,
     fee_recipient: str,
 ) -> BatchDraft:
-    """`draft_batch`, off the event loop: ten thousand generations take a second to hash."""
+    """`draft_batch` outside the event loop: ten thousand generations take a second to hash."""
     return await asyncio.to_thread(
         draft_batch,
         jobs,
@@ -99,10 +100,11 @@ async def store_batch(
 ) -> None:
     """Write a batch with its usage tree, and put its generations into it.
 
-    One that was replaced, and is closed again with the very same content, is the same batch.
+    A batch has the same content, and so the same id, as one that was replaced, if nobody is
+    excluded any more: then that row is closed again.
 
     Args:
-        undone_at: Of the batch whose place it takes.
+        undone_at: ``Settlement.undone_at`` of the batch that this one replaces.
     """
     content = draft.content
     await db.execute(
@@ -137,10 +139,10 @@ async def store_batch(
 
 
 async def check_owed(db: AsyncSession, draft: BatchDraft) -> None:
-    """That the ledger owes at least what the batch pays.
+    """Check that the ledger owes at least what the batch pays.
 
     Raises:
-        SettlementMismatch: it owes somebody less.
+        SettlementMismatch: the ledger owes somebody less.
     """
     content = draft.content
     for owner, units in {**content.credits, ledger.PLATFORM: content.fee}.items():

@@ -1,4 +1,5 @@
-"""When an operator has to look. Nothing is settled until `far-mesh settle --resume`."""
+"""Alerts and pauses. While a pause is in force nothing is settled, until an operator has looked
+and says `far-mesh settle --resume`."""
 
 from enum import StrEnum
 from typing import NoReturn
@@ -14,13 +15,13 @@ from market.money import PLACES, from_units, plain
 from market.settings.payments import PaymentsSettings
 from market.settlement.errors import SettlementPaused
 from market.settlement.tables import Settlement, SettlementPause
-from workers.settlement.run_context import SettlementRun
+from workers.settlement.run_context import OpenBatch, SettlementRun
 from workers.settlement.steps import Step, step
 
 log = structlog.get_logger()
 
 MAX_FAILURES = 2
-"""Refusals in a row after which trying again will not help."""
+"""Refusals of one batch in a row after which settlement pauses."""
 
 
 class AlertReason(StrEnum):
@@ -41,7 +42,7 @@ class AlertReason(StrEnum):
 
 
 def alert(reason: AlertReason, detail: str) -> None:
-    """Say so, and go on."""
+    """Count and log what an operator should look at, and go on."""
     metrics.settlement_alerts.labels(reason).inc()
     log.error("settlement_alert", reason=reason, detail=detail)
 
@@ -65,15 +66,15 @@ async def pause(sessions: Sessions, reason: AlertReason, detail: str) -> NoRetur
 
 
 async def current_pause(sessions: Sessions) -> SettlementPause | None:
-    """The pause that nobody has ended."""
+    """The pause that is in force, if one is."""
     async with sessions() as db:
-        found = await db.scalar(select(SettlementPause).where(SettlementPause.ended_at.is_(None)))
-    metrics.settlement_paused.set(found is not None)
-    return found
+        pause = await db.scalar(select(SettlementPause).where(SettlementPause.ended_at.is_(None)))
+    metrics.settlement_paused.set(pause is not None)
+    return pause
 
 
 async def resume(sessions: Sessions) -> SettlementPause | None:
-    """End the pause, and forget what failed before; returns it, or none."""
+    """End the pause in force, if one is, and return it; counts failures from zero again."""
     with step(Step.PAUSE):
         async with sessions.begin() as db:
             ended = await db.scalar(
@@ -87,11 +88,11 @@ async def resume(sessions: Sessions) -> SettlementPause | None:
     return ended
 
 
-async def count_failure(run: SettlementRun, batch: Settlement, error: ChainError) -> None:
-    """Remember that a batch was refused.
+async def count_failure(run: SettlementRun, batch: OpenBatch, error: ChainError) -> None:
+    """Count that a batch was refused.
 
     Raises:
-        SettlementPaused: it was the second time in a row.
+        SettlementPaused: the batch was refused `MAX_FAILURES` times in a row.
     """
     with step(Step.PAUSE):
         async with run.sessions.begin() as db:
@@ -106,24 +107,24 @@ async def count_failure(run: SettlementRun, batch: Settlement, error: ChainError
 
 
 async def check_gas_money(run: SettlementRun, needed: int) -> None:
-    """That the account can pay ``needed`` wei, and a reserve.
+    """Check that the account has ``needed`` wei, and no less than `min_gas_money`.
 
     Raises:
-        SettlementPaused: it cannot.
+        SettlementPaused: the account has less.
     """
-    least = max(needed, gas_reserve(run.payments))
-    balance = await run.network.balance(run.account)
-    if balance < least:
-        has, needs = format_coins(balance), format_coins(least)
+    required = max(needed, gas_reserve(run.payments))
+    balance = await run.chain.balance(run.account)
+    if balance < required:
+        has, needs = format_coins(balance), format_coins(required)
         detail = f"{run.signer.address} has {has} coins and needs {needs}."
         await pause(run.sessions, AlertReason.LOW_GAS_MONEY, detail)
 
 
 def gas_reserve(payments: PaymentsSettings) -> int:
-    """`min_gas_money` in wei."""
+    """The setting `min_gas_money`, in wei."""
     return int(payments.min_gas_money.scaleb(PLACES))
 
 
 def format_coins(wei: int) -> str:
-    """Wei as coins of the chain, for people."""
+    """Wei as coins of the chain, such as BNB."""
     return plain(from_units(wei))

@@ -1,9 +1,8 @@
-"""A batch that was posted, and that a reorganization has undone all the same: it went deeper than
-what counted as final.
+"""A confirmed batch that a reorganization has undone: it went deeper than what counted as final.
 
-What the ledger called paid is owed again, and the batch goes from `confirmed` back to `signed`.
-From there on it is like any other: its bytes are sent again, at their nonce, and it is posted when
-it is final.
+What the ledger has as paid is owed again, and the batch goes from `confirmed` back to `signed`.
+From there on it is like any other: its transaction is sent again, and it is posted once it is
+final.
 """
 
 from sqlalchemy import func, select, update
@@ -17,17 +16,17 @@ from workers.settlement.steps import Step, step
 
 
 async def undo_reorged_batches(run: SettlementRun) -> None:
-    """Take back each posted batch that the chain does not have any more, the newest first.
+    """Undo each confirmed batch that is not on the chain any more, the newest first.
 
-    A batch is mined when all before it are final. So while the newest is there, all are.
+    A batch is sent once the one before it is final. So while the newest is there, all are.
 
     Raises:
-        ChainUnreachable: the contract cannot be asked. Nothing is taken back on that.
+        ChainUnreachable: the contract cannot be asked. Nothing is undone on that.
     """
     with step(Step.REORG):
         while (batch := await _newest_confirmed(run)) is not None:
             final = await run.final_block()
-            # A branch that is shorter so far says nothing about it.
+            # A branch that does not reach the batch's block yet says nothing about the batch.
             if batch.block_number is None or final < batch.block_number:
                 return
             if await run.escrow.settled_root(batch.id, final) is not None:
@@ -50,7 +49,7 @@ async def _newest_confirmed(run: SettlementRun) -> Settlement | None:
 
 
 async def _undo(run: SettlementRun, batch: Settlement) -> bool:
-    """Paid becomes owed again, in one transaction; whether that happened now."""
+    """What was paid is owed again, in one transaction. Returns whether that happened now."""
     async with run.sessions.begin() as db:
         undone = await db.scalar(
             update(Settlement)

@@ -1,4 +1,4 @@
-"""The steps of a settlement, by name. Whatever is written or asked happens in one of them."""
+"""The steps of a settlement, by name. All writes, and all requests to the chain, are in one."""
 
 import time
 from collections.abc import Iterator
@@ -29,15 +29,16 @@ class Step(StrEnum):
 
 
 class StepResult(Enum):
-    """What a step did for its batch."""
+    """What a step has done for its batch, and so when the next step is due."""
 
-    MOVED = auto()
-    """Look again at once."""
+    ADVANCED = auto()
+    """The batch has another state: at once."""
     WAITING = auto()
-    """For the chain: look again a little later."""
-    BLOCKED = auto()
-    """Nothing more can be done in this run."""
+    """The chain has to go on first: after a while."""
+    STOPPED = auto()
+    """Nothing is due, or nothing more can be done now: in the next run."""
     CONFIRMED = auto()
+    """The batch is final and posted: at once."""
 
 
 current_step: ContextVar[Step | None] = ContextVar("settlement_step", default=None)

@@ -87,14 +87,14 @@ class FakeContract:
     recipient: int = to_units(FEE)
     former: int = 0
     total: int = to_units(Decimal(20) - COST)
-    settled_batches: set[str] = field(default_factory=set)
+    settled: set[str] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)
 
     async def deposits(self, wallets: Collection[str], *, block: int) -> dict[str, int]:
         self.asked.add(block)
         return {wallet: {USER: self.user}[wallet] for wallet in wallets}
 
-    async def earned(self, wallets: Collection[str], *, block: int) -> dict[str, int]:
+    async def earnings(self, wallets: Collection[str], *, block: int) -> dict[str, int]:
         self.asked.add(block)
         earned = {PROVIDER: self.provider, RECIPIENT: self.recipient, FORMER: self.former}
         return {wallet: earned[wallet] for wallet in wallets}
@@ -106,8 +106,8 @@ class FakeContract:
     async def fee_recipient(self, *, block: int) -> str:
         return RECIPIENT
 
-    async def settled(self, batches: Collection[str], *, block: int) -> set[str]:
-        return self.settled_batches & set(batches)
+    async def settled_batches(self, batches: Collection[str], *, block: int) -> set[str]:
+        return self.settled & set(batches)
 
 
 def found_by(report: IntegrityReport) -> dict[str, int]:
@@ -303,7 +303,7 @@ async def test_a_batch_that_the_ledger_has_not_posted_counts_as_the_contract_has
         total=to_units(20 - 2 * COST),
         provider=to_units(2 * (COST - FEE)),
         recipient=to_units(2 * FEE),
-        settled_batches={"open"},
+        settled={"open"},
     )
     report = await check_integrity(books, mined)
     assert report.violations == 0

@@ -29,4 +29,4 @@ async def test_settlement_survives_reorganisations(
     monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
     with running_anvil(program) as url:
         settled = await settle_on(services, url, reorganisations=8, deepest=64, seed=1)
-    assert settled.taken_back > 0
+    assert settled.undone > 0
