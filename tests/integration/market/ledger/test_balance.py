@@ -9,6 +9,7 @@ import pytest
 
 from market import ledger
 from market.db import Sessions
+from market.escrow.event_reader import EscrowEventReader
 from market.ledger.postings import post
 from market.money import from_units
 from market.resources import Services
@@ -16,7 +17,7 @@ from tests.conftest import Chain
 from tests.integration.workers.chain_indexer.test_indexer import FAR, Actions
 from tests.support.api import OTHER_WALLET, WALLET, Gateway, open_gateway, problem, request_body
 from tests.support.factories import fund
-from workers.chain_indexer.indexer import follow_chain
+from workers.chain_indexer.indexer import index_events
 
 BALANCE = "/api/billing/balance"
 MOST = from_units(2**96 - 1)
@@ -110,6 +111,12 @@ async def on_chain(chain_services: Services) -> AsyncIterator[Gateway]:
         yield opened
 
 
+async def follow(services: Services) -> None:
+    """Index the chain with the confirmations that the settings have now."""
+    async with EscrowEventReader.from_settings(services.settings.payments) as reader:
+        await index_events(services, reader)
+
+
 async def test_what_is_on_its_way_is_told(
     chain_services: Services, chain: Chain, on_chain: Gateway
 ) -> None:
@@ -119,16 +126,16 @@ async def test_what_is_on_its_way_is_told(
     user = actions.user(far=3)
     wallet = user.address.lower()
     payments.confirmations = 10**6
-    await follow_chain({"services": chain_services})
+    await follow(chain_services)
     balance = await balance_of(on_chain, wallet)
     assert (balance["incoming_far_exact"], amounts(balance)) == ("3", ("0", "0", "0", "0"))
     payments.confirmations = 0
-    await follow_chain({"services": chain_services})
+    await follow(chain_services)
     balance = await balance_of(on_chain, wallet)
     assert (balance["incoming_far_exact"], amounts(balance)) == ("0", ("3", "0", "0", "3"))
     actions.call(user, "requestWithdrawal", 2 * FAR)
     actions.call(user, "requestCapLowering", FAR)
-    await follow_chain({"services": chain_services})
+    await follow(chain_services)
     balance = await balance_of(on_chain, wallet)
     assert amounts(balance) == ("1", "0", "0", "1")
     lowering, withdrawal = balance["cap"]["lowering"], balance["withdrawal"]
@@ -137,7 +144,7 @@ async def test_what_is_on_its_way_is_told(
     assert withdrawal["ready_at"] > now < lowering["ready_at"]
     actions.call(user, "cancelCapLowering")
     actions.call(user, "cancelWithdrawal")
-    await follow_chain({"services": chain_services})
+    await follow(chain_services)
     balance = await balance_of(on_chain, wallet)
     assert (balance["withdrawal"], balance["cap"]["lowering"]) == (None, None)
     assert amounts(balance) == ("3", "0", "0", "3")
