@@ -199,7 +199,7 @@ def main(
         Path | None, typer.Option("--json", help="Write the measurements to this file.")
     ] = None,
 ) -> None:
-    """Move money at random from 64 connections, then prove the books.
+    """Move money at random from 64 connections, then check the ledger.
 
     Holds, captures, releases, deposits, refunds and settlements, on a real Postgres of its own, in
     the way that gateway and workers do them: one transaction each. Some are repeated, some are

@@ -58,11 +58,11 @@ class DevChainClient:
 
     def give(self, deployment: Deployment, wallet: str, units: int) -> None:
         """Send FAR and some gas money from the treasury, as a faucet does."""
-        self.give_from(self.treasury, wallet)
+        self.send_gas_money(self.treasury, wallet)
         token = self.contract("FarToken", deployment.token)
         self.call(self.treasury, token.functions.transfer(wallet, units))
 
-    def give_from(self, sender: LocalAccount, wallet: str) -> None:
+    def send_gas_money(self, sender: LocalAccount, wallet: str) -> None:
         """Send gas money from one account to another."""
         self._send(sender, {"to": wallet, "value": GAS_MONEY})
 

@@ -1,7 +1,7 @@
 """Several JSON-RPC endpoints as one.
 
 Reads go to the endpoint with the highest head that answers. One that lags behind, or whose newest
-block is old, is passed over, since what it says of a payment is out of date. Transactions go to
+block is old, is passed over, since its state is out of date. Transactions go to
 all endpoints. With one URL there is nothing to compare its head with but the clock.
 """
 

@@ -9,7 +9,7 @@ class SettlementRefused(ChainError):
     Args:
         reason: Name of the contract's error, without its prefix; ``unknown`` for other refusals.
         user: Wallet whose deposit or cap falls short, in lower case, where the error names one.
-        left: What is left of a limit, in base units, where the error tells.
+        left: What is left of a limit, in base units, where the error has it.
     """
 
     code = "settlement_refused"

@@ -56,8 +56,8 @@ async def reverse(db: AsyncSession, *, kind: str, reference: str) -> bool:
     if posted and wallet is not None:
         report_shortfall(missing, reference=reference, wallet=wallet)
         if kind in WITHDRAWALS:
-            _, waiting = await lock_balances(db, wallet)
-            await set_requested_amount(db, wallet, waiting)
+            _, set_aside = await lock_balances(db, wallet)
+            await set_requested_amount(db, wallet, set_aside)
     return posted
 
 
@@ -78,17 +78,17 @@ async def _clamp_to_balances(
 
     Returns by how many FAR the shortfall grows.
     """
-    free, waiting = await lock_balances(db, wallet)
+    free, set_aside = await lock_balances(db, wallet)
     before = await balance(db, shortfall(wallet))
     free += postings.get(available(wallet), ZERO)
-    waiting += postings.get(withdrawing(wallet), ZERO)
+    set_aside += postings.get(withdrawing(wallet), ZERO)
     lacking = before + postings.get(shortfall(wallet), ZERO)
-    net = free + waiting + lacking
+    net = free + set_aside + lacking
     left = max(ZERO, net)
     left_free = min(left, max(ZERO, free))
     for account, amount in (
         (available(wallet), left_free - free),
-        (withdrawing(wallet), left - left_free - waiting),
+        (withdrawing(wallet), left - left_free - set_aside),
         (shortfall(wallet), min(ZERO, net) - lacking),
     ):
         postings[account] = postings.get(account, ZERO) + amount

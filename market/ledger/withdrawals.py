@@ -29,8 +29,8 @@ async def request_withdrawal(
     Sets aside what is available of it. ``reference``: transaction hash and log index. Returns
     whether that happened now, or had happened before.
     """
-    free, waiting = await lock_balances(db, wallet)
-    moved = min(amount, free + waiting) - waiting
+    free, set_aside = await lock_balances(db, wallet)
+    moved = min(amount, free + set_aside) - set_aside
     postings = {available(wallet): -moved, withdrawing(wallet): moved}
     posted = await post(db, "request_withdrawal", reference, postings, wallet=wallet)
     if posted:
@@ -44,8 +44,8 @@ async def cancel_withdrawal(db: AsyncSession, *, reference: str, wallet: str) ->
     ``reference``: transaction hash and log index. Returns whether that happened now, or had
     happened before.
     """
-    _, waiting = await lock_balances(db, wallet)
-    postings = {withdrawing(wallet): -waiting, available(wallet): waiting}
+    _, set_aside = await lock_balances(db, wallet)
+    postings = {withdrawing(wallet): -set_aside, available(wallet): set_aside}
     posted = await post(db, "cancel_withdrawal", reference, postings, wallet=wallet)
     if posted:
         await set_requested_amount(db, wallet, ZERO)
@@ -63,12 +63,12 @@ async def complete_withdrawal(
     ``reference``: transaction hash and log index. Returns whether that happened now, or had
     happened before.
     """
-    free, waiting = await lock_balances(db, wallet)
-    missing = max(ZERO, amount - waiting - free)
+    free, set_aside = await lock_balances(db, wallet)
+    missing = max(ZERO, amount - set_aside - free)
     postings = {
         clearing(): amount,
-        withdrawing(wallet): -waiting,
-        available(wallet): waiting - amount + missing,
+        withdrawing(wallet): -set_aside,
+        available(wallet): set_aside - amount + missing,
         shortfall(wallet): -missing,
     }
     posted = await post(db, "withdrawn", reference, postings, wallet=wallet)

@@ -44,18 +44,20 @@ def draft_batch(
         cost, fee = to_units(job.total_cost_far or ZERO), to_units(job.fee_far or ZERO)
         debits[job.user_wallet] = debits.get(job.user_wallet, 0) + cost
         fees += fee
-        shared = 0
-        for part in contributions.get(job.id, ()):
-            units = to_units(part.payment_far)
-            shared += units
+        shares = 0
+        for contribution in contributions.get(job.id, ()):
+            units = to_units(contribution.payment_far)
+            shares += units
             if units:
-                credits[part.wallet_address] = credits.get(part.wallet_address, 0) + units
-        if shared + fee != cost:
+                credits[contribution.wallet_address] = (
+                    credits.get(contribution.wallet_address, 0) + units
+                )
+        if shares + fee != cost:
             raise SettlementMismatch(
-                f"Generation {job.request_id} cost {cost} units, but its parts are {shared} and "
+                f"Generation {job.request_id} cost {cost} units, but its parts are {shares} and "
                 f"its fee is {fee}."
             )
-    usage = UsageTree.over(usage_lines(jobs, contributions, fee_recipient))
+    usage = UsageTree.from_lines(usage_lines(jobs, contributions, fee_recipient))
     content = _content_addressed(chain_id, contract, debits, credits, fees, usage)
     return BatchDraft(jobs=jobs, usage=usage, fee_recipient=fee_recipient, content=content)
 
@@ -66,7 +68,7 @@ def draft_keepalive_batch(
     """A batch that pays nobody. Its one line names the time, in Unix seconds, at which the batch
     before it was settled, so that no two such batches have the same id."""
     line = Usage(last_settled_at.to_bytes(32, "big"), fee_recipient, fee_recipient, 0, 0)
-    usage = UsageTree.over([line])
+    usage = UsageTree.from_lines([line])
     content = _content_addressed(chain_id, contract, {}, {}, 0, usage)
     return BatchDraft(jobs=(), usage=usage, fee_recipient=fee_recipient, content=content)
 
@@ -114,7 +116,9 @@ def within_line_limit(
     chosen: list[Job] = []
     for job in jobs:
         users.add(job.user_wallet)
-        providers.update(part.wallet_address for part in contributions.get(job.id, ()))
+        providers.update(
+            contribution.wallet_address for contribution in contributions.get(job.id, ())
+        )
         if chosen and len(users) + len(providers) > max_lines:
             break
         chosen.append(job)

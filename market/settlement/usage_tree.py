@@ -1,7 +1,7 @@
 """What a batch paid for, line by line, under one hash: the usage tree.
 
 The contract keeps the root. Whoever has a line and its proof can show that the batch paid it, and
-the operator cannot settle one thing and tell another. Leaves and tree are those of OpenZeppelin's
+the operator cannot settle one thing and claim another. Leaves and tree are those of OpenZeppelin's
 standard Merkle tree, which the contract's ``verifyUsage`` checks: leaves are hashed twice, so that
 no inner node passes for one, and sorted, so that the order of the lines does not matter.
 """
@@ -15,14 +15,14 @@ from eth_abi.abi import encode
 from eth_utils.crypto import keccak
 
 USAGE_TYPES = ("bytes32", "address", "address", "uint256", "uint256")
-"""Of the contract's struct ``Usage``, in its order."""
+"""ABI types of the fields of the contract's struct ``Usage``."""
 
 HASH_BYTES = 32
-"""Bytes of a node."""
+"""Size of a node."""
 
 
 class Usage(NamedTuple):
-    """What one request paid one provider. The platform's fee is a line as well, of no tokens."""
+    """One line: what one request paid one provider. The platform's fee is a line of no tokens."""
 
     request_id: bytes
     """32 bytes; see :func:`request_id_of`."""
@@ -41,12 +41,13 @@ class UsageTree:
     """
 
     def __init__(self, nodes: bytes) -> None:
-        """``nodes`` are those of a tree that :meth:`over` made."""
+        """``nodes`` are those of a tree that :meth:`from_lines` made."""
         self.nodes = nodes
 
     @classmethod
-    def over(cls, lines: Iterable[Usage]) -> "UsageTree":
-        """
+    def from_lines(cls, lines: Iterable[Usage]) -> "UsageTree":
+        """The tree over these lines.
+
         Raises:
             ValueError: there is no line.
         """
@@ -59,7 +60,7 @@ class UsageTree:
         return cls(b"".join(nodes))
 
     def __len__(self) -> int:
-        """How many lines it is over."""
+        """How many lines the tree has."""
         return (len(self.nodes) // HASH_BYTES + 1) // 2
 
     @property
@@ -78,15 +79,15 @@ class UsageTree:
         rank = bisect_left(rising, wanted, key=self._node)
         if rank == len(rising) or self._node(rising[rank]) != wanted:
             raise LookupError("The batch has no such line.")
-        place = rising[rank]
+        node = rising[rank]
         siblings = []
-        while place:
-            siblings.append(self._node(place + 1 if place % 2 else place - 1))
-            place = (place - 1) // 2
+        while node:
+            siblings.append(self._node(node + 1 if node % 2 else node - 1))
+            node = (node - 1) // 2
         return siblings
 
-    def _node(self, place: int) -> bytes:
-        return self.nodes[place * HASH_BYTES : (place + 1) * HASH_BYTES]
+    def _node(self, index: int) -> bytes:
+        return self.nodes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
 
 
 def verify_proof(root: bytes, line: Usage, proof: Sequence[bytes]) -> bool:
@@ -98,12 +99,12 @@ def verify_proof(root: bytes, line: Usage, proof: Sequence[bytes]) -> bool:
 
 
 def leaf_hash(line: Usage) -> bytes:
-    """The line's place in the tree: its ABI encoding, hashed twice."""
+    """The tree's leaf for a line: its ABI encoding, hashed twice."""
     return keccak(keccak(encode(USAGE_TYPES, line)))
 
 
 def request_id_of(session: uuid.UUID) -> bytes:
-    """The id under which the chain knows a generation: its session's number, as 32 bytes."""
+    """A generation's id on the chain: its UUID as 32 bytes."""
     return session.int.to_bytes(32, "big")
 
 

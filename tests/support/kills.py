@@ -72,7 +72,7 @@ class Scenario:
 
 SCENARIOS = {
     "plain": Scenario(ALWAYS),
-    "a user left out": Scenario(frozenset({Step.EXCLUDE}), poor_user=True),
+    "a user excluded": Scenario(frozenset({Step.EXCLUDE}), poor_user=True),
     "a stuck transaction": Scenario(frozenset({Step.REPLACE}), swallowed=True),
     "a pause": Scenario(frozenset({Step.PAUSE}), no_gas_money=True),
     "a deep reorganization": Scenario(frozenset({Step.REORG}), undone=True),
@@ -116,7 +116,7 @@ class Field:
         except ChainUnreachable:
             pass
         except SettlementPaused:
-            await self.mend()
+            await self.end_pause()
         finally:
             await escrow.close()
 
@@ -126,8 +126,8 @@ class Field:
         assert contract is not None
         return EscrowReader(ChainClient(FailoverProvider([self.proxy.url])), contract)
 
-    async def mend(self) -> None:
-        """What the operator does."""
+    async def end_pause(self) -> None:
+        """What an operator does."""
         self.services.settings.payments.min_gas_money = ZERO
         await pauses.resume(self.services.sessions)
 
@@ -149,7 +149,7 @@ class Field:
         """Run until nothing is due, each run within ``watch``."""
         for _ in range(RUNS):
             if await pauses.current_pause(self.services.sessions):
-                await self.mend()
+                await self.end_pause()
             with watch():
                 await self.attempt()
             if await self.nothing_due():

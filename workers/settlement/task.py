@@ -33,7 +33,7 @@ SIGNER_LOCK = 0x0FA12
 """Key of a Postgres advisory lock: one process signs at a time, so that nonces do not collide."""
 
 POLL_SECONDS = 0.25
-"""Seconds until the chain is asked again for the first time; doubled from each time to the next."""
+"""Seconds before the first poll of the chain; each later wait is twice as long."""
 
 MAX_POLL_SECONDS = 4.0
 

@@ -1,4 +1,4 @@
-"""Settlement leaves out who is in the way, and pauses where an operator has to look."""
+"""Settlement excludes users who fall short, and pauses where an operator has to look."""
 
 import datetime as dt
 from decimal import Decimal
@@ -45,7 +45,7 @@ from tests.support.settled_money import (
 from workers.settlement import pauses, settle_due
 
 
-async def test_a_user_without_a_deposit_is_left_out_and_the_others_are_paid(
+async def test_a_user_without_a_deposit_is_excluded_and_the_others_are_paid(
     chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
@@ -66,7 +66,7 @@ async def test_a_user_without_a_deposit_is_left_out_and_the_others_are_paid(
     assert await settle_due(chain_services, escrow, SIGNER) is None
 
 
-async def test_who_was_left_out_is_paid_for_later(
+async def test_who_was_excluded_is_paid_for_later(
     chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """The batch has the same content again then: it is the same batch."""
@@ -114,7 +114,7 @@ async def test_a_generation_above_the_daily_ceiling_is_in_nobodys_way(
     await assert_ledger_equals_chain(chain_services, escrow, owing=True)
 
 
-async def test_users_without_money_are_left_out_all_at_once(
+async def test_users_without_money_are_excluded_all_at_once(
     chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Each would cost a batch otherwise."""
@@ -252,11 +252,11 @@ async def test_two_refusals_in_a_row_pause(
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
 
-async def test_a_reverted_transaction_pauses_and_is_mended_after_that(
+async def test_a_reverted_transaction_pauses_and_is_replaced_after_that(
     chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Between simulation and block a user's cap fell: the transaction is mined, and reverts. Once
-    an operator has looked, that user is left out and the others are paid."""
+    an operator has looked, that user is excluded and the others are paid."""
     good, bad = [await rich_user(chain_services, chain) for _ in range(2)]
     for user in (good, bad):
         await served(chain_services, user, 5)

@@ -87,7 +87,7 @@ async def test_a_reorganization_in_which_somebody_takes_the_nonce(
     await settle_due(chain_services, escrow, SIGNER)
     reorganize(chain, fork)
     with mining(chain.actor):
-        await asyncio.to_thread(chain.actor.give_from, OPERATOR, user)
+        await asyncio.to_thread(chain.actor.send_gas_money, OPERATOR, user)
     await settle_due(chain_services, escrow, SIGNER)
     mine(chain, 1 + DEPTH)
     assert await settle_due(chain_services, escrow, SIGNER) is not None
@@ -170,7 +170,7 @@ async def test_the_bytes_of_a_replaced_batch_are_never_sent_again(
     await settle_through(chain_services, chain, deafness)
     fork = snapshot(chain)
     with mining(chain.actor):
-        chain.actor.give_from(OPERATOR, user.address)
+        chain.actor.send_gas_money(OPERATOR, user.address)
         act(chain, development_account(2), "setDailyCeiling", 10**15)
     mine(chain, DEPTH)
     batch = await post(chain_services, escrow, chain)

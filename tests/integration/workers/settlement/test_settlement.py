@@ -139,7 +139,7 @@ async def test_a_nonce_taken_by_another_transaction_is_signed_anew(
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 9)
     await settle_through(chain_services, chain, deafness)
-    chain.actor.give_from(OPERATOR, user.address)  # takes the nonce
+    chain.actor.send_gas_money(OPERATOR, user.address)  # takes the nonce
     assert await settle_due(chain_services, escrow, SIGNER) is not None
     lost, mined = await transactions(chain_services)
     assert mined.nonce == lost.nonce + 1

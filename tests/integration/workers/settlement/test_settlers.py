@@ -53,7 +53,7 @@ async def test_kms_settles(chain_services: Services, escrow: EscrowReader, chain
     await served(chain_services, user, 9)
     with running_kms() as kms:
         signer = await KmsSigner.open(new_key(kms), region=REGION)
-        chain.actor.give_from(chain.actor.treasury, signer.address)
+        chain.actor.send_gas_money(chain.actor.treasury, signer.address)
         make_settler(chain, signer.address)
         assert await settle_due(chain_services, escrow, signer) is not None
     [signed] = await transactions(chain_services)

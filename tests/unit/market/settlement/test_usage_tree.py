@@ -35,7 +35,7 @@ LINE = Usage(
 
 @given(batches)
 def test_every_line_has_a_proof(batch: list[Usage]) -> None:
-    stored = UsageTree.over(batch).nodes
+    stored = UsageTree.from_lines(batch).nodes
     tree = UsageTree(stored)
     for line in batch:
         assert usage_tree.verify_proof(tree.root, line, tree.proof(line))
@@ -49,7 +49,7 @@ def test_no_line_that_is_not_there_has_one(
     line = data.draw(st.sampled_from(batch))
     field = data.draw(st.sampled_from(Usage._fields))
     altered = line._replace(**{field: getattr(other, field)})
-    tree = UsageTree.over(batch)
+    tree = UsageTree.from_lines(batch)
     proof = tree.proof(line)
     for forged in {other, altered}.difference(batch):
         assert not usage_tree.verify_proof(tree.root, forged, proof)
@@ -61,11 +61,11 @@ def test_no_line_that_is_not_there_has_one(
 def test_the_order_of_the_lines_does_not_matter(batch: list[Usage], random: Random) -> None:
     shuffled = list(batch)
     random.shuffle(shuffled)
-    assert UsageTree.over(shuffled).nodes == UsageTree.over(batch).nodes
+    assert UsageTree.from_lines(shuffled).nodes == UsageTree.from_lines(batch).nodes
 
 
 def test_a_single_line_is_the_root() -> None:
-    tree = UsageTree.over([LINE])
+    tree = UsageTree.from_lines([LINE])
     assert tree.root == usage_tree.leaf_hash(LINE)
     assert tree.proof(LINE) == []
     assert usage_tree.verify_proof(usage_tree.leaf_hash(LINE), LINE, [])
@@ -82,16 +82,16 @@ def test_three_lines_pair_as_in_openzeppelins_tree() -> None:
     batch = [LINE._replace(amount=amount) for amount in (1, 2, 3)]
     low, middle, high = sorted(usage_tree.leaf_hash(line) for line in batch)
     inner = keccak(low + middle)
-    assert UsageTree.over(batch).root == keccak(min(high, inner) + max(high, inner))
+    assert UsageTree.from_lines(batch).root == keccak(min(high, inner) + max(high, inner))
 
 
 def test_an_inner_node_is_no_line() -> None:
     """A proof cut short, as of a tree whose leaves and nodes are hashed alike."""
     batch = [LINE._replace(amount=amount) for amount in range(4)]
-    tree = UsageTree.over(batch)
+    tree = UsageTree.from_lines(batch)
     assert not usage_tree.verify_proof(tree.root, batch[0], tree.proof(batch[0])[1:])
 
 
 def test_a_batch_has_lines() -> None:
     with pytest.raises(ValueError, match="without lines"):
-        UsageTree.over([])
+        UsageTree.from_lines([])
