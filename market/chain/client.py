@@ -41,7 +41,7 @@ class SendOutcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class TransactionReceipt:
     """A mined transaction."""
 
     hash: str
@@ -137,13 +137,13 @@ class ChainClient:
             return SendOutcome.UNDERPRICED
         raise ChainError(f"The network refused a transaction: {messages[0]}")
 
-    async def receipt(self, transaction_hash: str) -> Receipt | None:
+    async def transaction_receipt(self, transaction_hash: str) -> TransactionReceipt | None:
         """The receipt of a mined transaction; none for one that is not mined."""
         try:
             raw = await self.web3.eth.get_transaction_receipt(HexStr(transaction_hash))
         except TransactionNotFound:
             return None
-        return Receipt(
+        return TransactionReceipt(
             hash=transaction_hash,
             block_number=int(raw["blockNumber"]),
             succeeded=raw["status"] == 1,

@@ -28,7 +28,7 @@ class Fees:
             return {"type": 1, "gasPrice": self.maximum}
         return {"type": 2, "maxFeePerGas": self.maximum, "maxPriorityFeePerGas": self.priority}
 
-    def capped(self, ceiling: int) -> "Fees":
+    def at_most(self, ceiling: int) -> "Fees":
         """These fees, but no field above ``ceiling``."""
         priority = None if self.priority is None else min(self.priority, ceiling)
         return Fees(min(self.maximum, ceiling), priority)

@@ -126,7 +126,7 @@ class EscrowReader:
         """Whether an account has the settler's role."""
         return bool(await self._call("hasRole", SETTLER_ROLE, _address(account), block=block))
 
-    async def settled_root(self, batch: str, block: BlockIdentifier = "latest") -> str | None:
+    async def usage_root_of(self, batch: str, block: BlockIdentifier = "latest") -> str | None:
         """The usage root under which a batch was settled; none if it was not settled."""
         root = HexBytes(await self._call("usageRootOf", HexBytes(batch), block=block))
         return root.to_0x_hex() if any(root) else None
@@ -135,7 +135,7 @@ class EscrowReader:
         self, batches: Collection[str], block: BlockIdentifier = "latest"
     ) -> set[str]:
         """Those of the batches that were settled."""
-        roots = await _by_key(batches, lambda batch: self.settled_root(batch, block))
+        roots = await _by_key(batches, lambda batch: self.usage_root_of(batch, block))
         return {batch for batch, root in roots.items() if root is not None}
 
     async def _call(self, function: str, *arguments: object, block: BlockIdentifier) -> Any:

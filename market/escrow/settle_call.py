@@ -10,7 +10,7 @@ from web3.contract import AsyncContract
 from web3.exceptions import Web3Exception
 from web3.logs import DISCARD
 
-from market.chain.client import Receipt
+from market.chain.client import TransactionReceipt
 from market.escrow.batch_lines import pack_lines
 from market.escrow.reverts import decode_refusal
 
@@ -86,7 +86,7 @@ class SettleCall:
             raise decode_refusal(error) from error
         return gas + gas // GAS_MARGIN_DIVISOR
 
-    def settled_totals(self, receipt: Receipt) -> BatchTotals | None:
+    def settled_totals(self, receipt: TransactionReceipt) -> BatchTotals | None:
         """The totals that the receipt's ``BatchSettled`` event has; none if it has no such event
         of this batch."""
         settled = self._contract.events.BatchSettled()

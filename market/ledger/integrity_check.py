@@ -17,7 +17,7 @@ from market.settings.payments import PaymentsSettings
 
 log = structlog.get_logger()
 
-MAX_NAMED = 20
+MAX_FINDINGS = 20
 """Findings of one check that a report names; the others are counted."""
 
 
@@ -28,7 +28,7 @@ class IntegrityReport:
     counts: dict[str, int]
     """Violations by check, zeros included."""
     findings: list[Finding]
-    """At most `MAX_NAMED` of each check."""
+    """At most `MAX_FINDINGS` of each check."""
     notes: list[str]
     """What a reader should know of the reconciliation."""
 
@@ -65,7 +65,7 @@ async def check_integrity(sessions: Sessions, escrow: EscrowState | None = None)
         for name in chain_reconciliation.COMPARISONS:
             of_check = [found for found in differences if found.check == name]
             counts[name] = len(of_check)
-            findings += of_check[:MAX_NAMED]
+            findings += of_check[:MAX_FINDINGS]
     return IntegrityReport(counts=counts, findings=findings, notes=notes)
 
 
@@ -106,7 +106,7 @@ async def _violations(db: AsyncSession, name: str, invariant: str) -> tuple[list
         await db.execute(
             text(
                 "SELECT subject, expected::text, found::text, count(*) OVER () AS total "
-                f"FROM ({invariant}) AS violations ORDER BY subject LIMIT {MAX_NAMED}"
+                f"FROM ({invariant}) AS violations ORDER BY subject LIMIT {MAX_FINDINGS}"
             )
         )
     ).all()

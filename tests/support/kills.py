@@ -80,7 +80,7 @@ SCENARIOS = {
 
 
 @dataclass
-class Field:
+class ScenarioRun:
     """Where a scenario is played."""
 
     services: Services
@@ -158,7 +158,7 @@ class Field:
 
 
 @pytest.fixture
-async def field(
+async def scenario_run(
     chain_services: Services,
     chain: Chain,
     monkeypatch: pytest.MonkeyPatch,
@@ -173,42 +173,42 @@ async def field(
         await poor_user(chain_services)
     proxy = Proxy(chain.url)
     with proxy.serving():
-        yield Field(chain_services, proxy, scenario, user, chain)
+        yield ScenarioRun(chain_services, proxy, scenario, user, chain)
 
 
-async def kill_everywhere(field: Field, escrow: EscrowReader, *, every: int) -> None:
+async def kill_at_boundaries(run: ScenarioRun, escrow: EscrowReader, *, every: int) -> None:
     """Kill a settlement at each boundary of the scenario's steps, or at one of ``every`` so many;
     then everybody has been paid once."""
-    swallow = swallowing() if field.scenario.swallowed else lambda _: None
-    field.proxy.rule = swallow
-    await field.prepare()
-    await field.finish()  # the runs that follow have a posted batch to look at
-    boundaries = [name for name in await passed(field) if step_of(name) in field.scenario.steps]
-    assert {step_of(name) for name in boundaries} == field.scenario.steps
+    swallow = swallowing() if run.scenario.swallowed else lambda _: None
+    run.proxy.rule = swallow
+    await run.prepare()
+    await run.finish()  # the runs that follow have a posted batch to look at
+    boundaries = [name for name in await passed(run) if step_of(name) in run.scenario.steps]
+    assert {step_of(name) for name in boundaries} == run.scenario.steps
     loses = lossy(seed=len(boundaries))
     for boundary in boundaries[::every]:
-        field.proxy.rule = lambda call: swallow(call) or loses(call)
-        await kill_at(field, boundary)
-        await field.finish()
+        run.proxy.rule = lambda call: swallow(call) or loses(call)
+        await kill_at(run, boundary)
+        await run.finish()
     # What was killed has left its connections open: they show here, and in no later test.
     gc.collect()
-    assert field.proxy.lost > 0
-    await assert_paid_once(field, escrow)
+    assert run.proxy.lost > 0
+    await assert_paid_once(run, escrow)
 
 
 def step_of(boundary: str) -> Step:
     return Step(boundary.split(" ", maxsplit=1)[0])
 
 
-async def passed(field: Field) -> list[str]:
+async def passed(run: ScenarioRun) -> list[str]:
     """The boundaries of a settlement's runs in which nothing is lost, in their order."""
     names: list[str] = []
-    await field.prepare()
-    await field.finish(lambda: watched(field.services, names.append))
+    await run.prepare()
+    await run.finish(lambda: watched(run.services, names.append))
     return list(dict.fromkeys(names))
 
 
-async def kill_at(field: Field, boundary: str) -> None:
+async def kill_at(run: ScenarioRun, boundary: str) -> None:
     """Kill a run there; a run that lost an answer before it is followed by others."""
 
     def kill(name: str) -> None:
@@ -216,14 +216,14 @@ async def kill_at(field: Field, boundary: str) -> None:
             raise Killed
 
     for _ in range(TRIES):
-        await field.prepare()
+        await run.prepare()
         for _ in range(RUNS):
-            with watched(field.services, kill):
+            with watched(run.services, kill):
                 try:
-                    await field.attempt()
+                    await run.attempt()
                 except Killed:
                     return
-            if await field.nothing_due():
+            if await run.nothing_due():
                 break
     raise AssertionError(f"No run comes to {boundary}.")
 
@@ -291,12 +291,12 @@ def nonce_of(raw: str) -> int:
     return int(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["nonce"])
 
 
-async def assert_paid_once(field: Field, escrow: EscrowReader) -> None:
+async def assert_paid_once(run: ScenarioRun, escrow: EscrowReader) -> None:
     """What providers earned on the chain is what they were due in batches that are confirmed."""
     await assert_ledger_equals_chain(
-        field.services, escrow, field.user.address, owing=field.scenario.poor_user
+        run.services, escrow, run.user.address, owing=run.scenario.poor_user
     )
-    async with field.services.sessions() as db:
+    async with run.services.sessions() as db:
         for provider in PROVIDERS:
             due = await db.scalar(
                 select(func.sum(NodeContribution.payment_far))

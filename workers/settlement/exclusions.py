@@ -58,7 +58,7 @@ async def exclude(run: SettlementRun, batch: OpenBatch, refusal: SettlementRefus
         else:
             alert(AlertReason.DAILY_CEILING, refusal.detail)
             excluded[DAILY_CEILING] = over_ceiling(jobs, refusal.left or 0)
-        await replace(run, batch, excluded)
+        await reclose(run, batch, excluded)
         return StepResult.ADVANCED
 
 
@@ -74,10 +74,10 @@ async def can_still_be_mined(run: SettlementRun, batch: OpenBatch) -> bool:
         used = await run.chain.nonce(account, final)
         if any(other.account == account and other.nonce >= used for other in batch.transactions):
             return True
-    return await run.escrow.settled_root(batch.id) is not None
+    return await run.escrow.usage_root_of(batch.id) is not None
 
 
-async def replace(
+async def reclose(
     run: SettlementRun, batch: OpenBatch, excluded: Mapping[str, Sequence[Job]]
 ) -> None:
     """Close the rest of a batch that cannot be mined any more into a new one, in one transaction.

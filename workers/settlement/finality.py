@@ -7,7 +7,7 @@ from market import ledger, metrics
 from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, from_units, plain
 from market.settlement.tables import Settlement
-from workers.settlement.reconcile import receipts_of
+from workers.settlement.reconcile import transaction_receipts
 from workers.settlement.run_context import OpenBatch, SettlementRun
 from workers.settlement.steps import Step, StepResult, step
 
@@ -17,14 +17,14 @@ log = structlog.get_logger()
 async def post_when_final(run: SettlementRun, batch: OpenBatch) -> StepResult:
     """Post a mined batch that is final; one that a reorganization has undone is signed again."""
     with step(Step.FINALITY):
-        if await run.escrow.settled_root(batch.id) is None:
+        if await run.escrow.usage_root_of(batch.id) is None:
             return await _back_to_signed(run, batch)
-        receipts = await receipts_of(run, batch.transactions)
+        receipts = await transaction_receipts(run, batch.transactions)
         mined = next((receipt for receipt in receipts if receipt.succeeded), None)
         final = await run.final_block()
         if mined is not None and mined.block_number > final:
             return StepResult.WAITING
-        if await run.escrow.settled_root(batch.id, final) is None:
+        if await run.escrow.usage_root_of(batch.id, final) is None:
             return StepResult.WAITING
     if mined is None:  # the database has lost our transaction: only the contract knows of it
         return await _post(run, batch, None, final)

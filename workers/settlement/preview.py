@@ -61,7 +61,7 @@ async def make_preview(services: Services, escrow: EscrowReader, signer: Signer)
         open_batch=await run.open_batch(),
         pause=await pauses.current_pause(services.sessions),
         balance=await run.chain.balance(run.account),
-        fees=(await run.chain.suggested_fees()).capped(run.fee_ceiling),
+        fees=(await run.chain.suggested_fees()).at_most(run.fee_ceiling),
         excluded=await _not_due(run),
     )
     chain_id, fee_recipient = await run.chain.chain_id(), await escrow.fee_recipient()

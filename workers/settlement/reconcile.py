@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy import func, update
 
-from market.chain.client import Receipt
+from market.chain.client import TransactionReceipt
 from market.settlement.errors import SettlementMismatch
 from market.settlement.tables import Settlement, SettlementTransaction
 from workers.settlement import submit
@@ -28,8 +28,8 @@ async def reconcile(run: SettlementRun, batch: OpenBatch) -> StepResult:
     with step(Step.RECONCILE):
         # In this order: what was mined when the nonce was read shows in root and receipts.
         mined = await run.chain.nonce(run.account)
-        root = await run.escrow.settled_root(batch.id)
-        receipts = await receipts_of(run, batch.transactions)
+        root = await run.escrow.usage_root_of(batch.id)
+        receipts = await transaction_receipts(run, batch.transactions)
         if root is not None:
             return await _mark_mined(run, batch, root, receipts)
         reverted = {receipt.hash for receipt in receipts if not receipt.succeeded}
@@ -54,16 +54,18 @@ async def reconcile(run: SettlementRun, batch: OpenBatch) -> StepResult:
     return await submit.sign(run, batch)
 
 
-async def receipts_of(
+async def transaction_receipts(
     run: SettlementRun, transactions: Sequence[SettlementTransaction]
-) -> list[Receipt]:
+) -> list[TransactionReceipt]:
     """The receipts of those transactions that were mined."""
-    answers = [await run.chain.receipt(transaction.hash) for transaction in transactions]
+    answers = [
+        await run.chain.transaction_receipt(transaction.hash) for transaction in transactions
+    ]
     return [receipt for receipt in answers if receipt is not None]
 
 
 async def _mark_mined(
-    run: SettlementRun, batch: OpenBatch, root: str, receipts: Sequence[Receipt]
+    run: SettlementRun, batch: OpenBatch, root: str, receipts: Sequence[TransactionReceipt]
 ) -> StepResult:
     if root != batch.row.usage_root:
         raise SettlementMismatch(f"The contract holds usage root {root} for batch {batch.id}.")
@@ -85,7 +87,7 @@ async def _mark_mined(
     return StepResult.ADVANCED
 
 
-def _check_totals(batch: OpenBatch, mined: Receipt) -> None:
+def _check_totals(batch: OpenBatch, mined: TransactionReceipt) -> None:
     settled = batch.call.settled_totals(mined)
     if settled is not None and settled != batch.content.totals:
         raise SettlementMismatch(

@@ -29,7 +29,7 @@ async def undo_reorged_batches(run: SettlementRun) -> None:
             # A branch that does not reach the batch's block yet says nothing about the batch.
             if batch.block_number is None or final < batch.block_number:
                 return
-            if await run.escrow.settled_root(batch.id, final) is not None:
+            if await run.escrow.usage_root_of(batch.id, final) is not None:
                 return
             if await _undo(run, batch):
                 alert(

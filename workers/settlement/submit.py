@@ -40,7 +40,7 @@ async def sign(run: SettlementRun, batch: OpenBatch) -> StepResult:
         return await exclusions.exclude(run, batch, refusal)
     with step(Step.SIGN):
         chain_id = await run.chain.chain_id()
-        fees = (await run.chain.suggested_fees()).capped(run.fee_ceiling)
+        fees = (await run.chain.suggested_fees()).at_most(run.fee_ceiling)
         await check_gas_money(run, gas * fees.maximum)
         mined = await run.chain.nonce(run.account)
         async with run.sessions.begin() as db:
@@ -72,9 +72,13 @@ async def send_or_replace(
     if gap is not None:
         # A reorganization freed a nonce of a foreign transaction, or of a replaced batch, which
         # must not be mined any more. All later nonces wait for that one.
-        return await _replace(run, batch, newest, nonce=gap)
+        return await _replace_transaction(run, batch, newest, nonce=gap)
     stuck = _is_stuck(newest, run.payments.stuck_after)
-    if stuck and await _replace(run, batch, newest, nonce=newest.nonce) is StepResult.ADVANCED:
+    if (
+        stuck
+        and await _replace_transaction(run, batch, newest, nonce=newest.nonce)
+        is StepResult.ADVANCED
+    ):
         return StepResult.ADVANCED
     with step(Step.SEND):
         outcome = SendOutcome.ACCEPTED
@@ -83,11 +87,11 @@ async def send_or_replace(
             if outcome is SendOutcome.ACCEPTED and transaction.sent_at is None:
                 await _mark_sent(run, transaction)
     if outcome is SendOutcome.UNDERPRICED and not stuck:
-        return await _replace(run, batch, newest, nonce=newest.nonce)
+        return await _replace_transaction(run, batch, newest, nonce=newest.nonce)
     return StepResult.STOPPED if stuck else StepResult.WAITING
 
 
-async def _replace(
+async def _replace_transaction(
     run: SettlementRun, batch: OpenBatch, old: SettlementTransaction, *, nonce: int
 ) -> StepResult:
     """Sign the batch's call with higher fees; `STOPPED` if they would be above the ceiling.

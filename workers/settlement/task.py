@@ -29,7 +29,7 @@ from workers.settlement.steps import StepResult
 
 log = structlog.get_logger()
 
-SIGNER_LOCK = 0x0FA12
+SETTLER_LOCK = 0x0FA12
 """Key of a Postgres advisory lock: one process signs at a time, so that nonces do not collide."""
 
 POLL_SECONDS = 0.25
@@ -132,6 +132,6 @@ async def _settler_lock(services: Services) -> AsyncIterator[bool]:
     database transaction, however that ends."""
     async with services.engine.connect() as connection:
         acquired = await connection.scalar(
-            text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": SIGNER_LOCK}
+            text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": SETTLER_LOCK}
         )
         yield bool(acquired)

@@ -44,7 +44,7 @@ async def test_without_a_block_it_says_what_the_contract_says_now(chain: Chain) 
     async with EscrowReader.from_settings(payments(chain)) as escrow:
         assert await escrow.deposits([rich, poor]) == {rich: 5, poor: 5}
         assert await escrow.shortfalls({rich: 5, poor: 6}) == {poor: "InsufficientDeposit"}
-        assert await escrow.settled_root(NEVER) is None
+        assert await escrow.usage_root_of(NEVER) is None
 
 
 async def test_a_block_that_is_not_there_is_an_error(chain: Chain) -> None:

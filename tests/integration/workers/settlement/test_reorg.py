@@ -180,7 +180,7 @@ async def test_the_bytes_of_a_replaced_batch_are_never_sent_again(
     mine(chain, 1 + DEPTH)
     assert await settle_due(chain_services, escrow, SIGNER) == batch
     signed = await transactions(chain_services)
-    assert await escrow.chain.receipt(signed[0].hash) is None
+    assert await escrow.chain.transaction_receipt(signed[0].hash) is None
     assert signed[-1].nonce == signed[0].nonce
     debited = from_units(10**18 - await escrow.deposit_of(user.address))
     assert debited == 5 * PRICE

@@ -47,10 +47,10 @@ async def test_settlement_pays_what_the_ledger_owes(
     assert batch is not None
     [settled] = await batches(chain_services)
     assert (settled.id, settled.status) == (batch, "confirmed")
-    assert settled.usage_root == await escrow.settled_root(batch)
+    assert settled.usage_root == await escrow.usage_root_of(batch)
     [signed] = await transactions(chain_services)
     assert settled.transaction_hash == signed.hash
-    receipt = await escrow.chain.receipt(signed.hash)
+    receipt = await escrow.chain.transaction_receipt(signed.hash)
     assert receipt is not None
     assert settled.block_number == receipt.block_number
     await assert_ledger_equals_chain(chain_services, escrow, user.address)

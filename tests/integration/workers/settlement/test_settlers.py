@@ -118,7 +118,7 @@ async def test_a_batch_that_another_settler_has_posted_is_not_replaced(
     async with chain_services.sessions.begin() as db:
         await db.execute(SettlementTransaction.__table__.delete())
     with pytest.raises(ChainError, match="another settler"):
-        await exclusions.replace(run, closed, {"CapExceeded": [job]})
+        await exclusions.reclose(run, closed, {"CapExceeded": [job]})
     assert await statuses(chain_services) == ["confirmed"]
 
 
@@ -130,7 +130,7 @@ async def test_a_batch_that_another_settler_has_signed_is_not_replaced(
     job, closed = await one_closed(run, chain)
     await submit.sign(run, closed)
     with pytest.raises(ChainError, match="another settler"):
-        await exclusions.replace(run, closed, {"CapExceeded": [job]})
+        await exclusions.reclose(run, closed, {"CapExceeded": [job]})
     assert (await session_of(chain_services, job)).settlement_id == closed.id
     assert await statuses(chain_services) == ["signed"]
 
@@ -140,7 +140,7 @@ async def test_a_batch_that_another_settler_has_replaced_is_not_signed(
 ) -> None:
     run = SettlementRun(chain_services, escrow, SIGNER)
     job, closed = await one_closed(run, chain)
-    await exclusions.replace(run, closed, {"CapExceeded": [job]})
+    await exclusions.reclose(run, closed, {"CapExceeded": [job]})
     with pytest.raises(ChainError, match="another settler"):
         await submit.sign(run, closed)
     assert await transactions(chain_services) == []
