@@ -70,12 +70,12 @@ async def settle_due(services: Services, escrow: EscrowReader, signer: Signer) -
         run = SettlementRun(services, escrow, signer)
         try:
             await undo_reorged_batches(run)
-            return await _settle_until_blocked(run)
+            return await _settle_until_stopped(run)
         except Web3Exception as error:
             raise ChainUnreachable(f"An endpoint answers with an error: {error}") from error
 
 
-async def _settle_until_blocked(run: SettlementRun) -> str | None:
+async def _settle_until_stopped(run: SettlementRun) -> str | None:
     confirmed = None
     wait = POLL_SECONDS
     deadline = time.monotonic() + run.payments.confirmation_wait
@@ -128,7 +128,7 @@ async def _advance(run: SettlementRun, batch: OpenBatch) -> StepResult:
 
 @asynccontextmanager
 async def _settler_lock(services: Services) -> AsyncIterator[bool]:
-    """Whether this process may sign until the end of the block. The lock is released with its
+    """Whether this process may sign inside the ``with`` block. The lock is released with its
     database transaction, however that ends."""
     async with services.engine.connect() as connection:
         acquired = await connection.scalar(
