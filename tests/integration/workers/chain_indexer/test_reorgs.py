@@ -26,7 +26,7 @@ async def test_settlement_survives_reorganisations(
     program = anvil()
     if program is None:
         pytest.skip("anvil is not there: run `npm ci` in contracts/")
-    monkeypatch.setattr("workers.settlement.task.LOOK", 0.01)
+    monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
     with running_anvil(program) as url:
         settled = await settle_on(services, url, reorganisations=8, deepest=64, seed=1)
-    assert settled.taken_back > 0
+    assert settled.undone > 0

@@ -147,7 +147,7 @@ async def test_the_contract_agrees_with_a_receipt(
         ours = Usage(
             bytes(fields[0]), line["user"], line["provider"], line["tokens"], int(line["amount"])
         )
-        assert usage_tree.verify(HexBytes(batch["usage_root"]), ours, proof)
+        assert usage_tree.verify_proof(HexBytes(batch["usage_root"]), ours, proof)
 
 
 async def test_a_provider_gets_the_proof_of_his_lines(
