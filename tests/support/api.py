@@ -22,8 +22,7 @@ from api.http.authentication import issue_machine_token, issue_token
 from api.http.services import Services
 from market import ledger
 from market.identity.tables import Machine
-from market.jobs import live_session
-from market.jobs.tables import Job, RouteHop
+from market.jobs import live_session, tables
 from market.ledger.tables import LedgerTransaction
 from market.nodes import live_lookup, live_registry
 from market.nodes.node import Node
@@ -218,13 +217,13 @@ class Gateway:
 
     async def request_ids(self) -> set[str]:
         async with self.sessions() as db:
-            return set(await db.scalars(select(Job.request_id)))
+            return set(await db.scalars(select(tables.Job.request_id)))
 
     async def books(self) -> tuple[dict[str, int], dict[tuple[str, str], Decimal]]:
         """How many rows there are of whatever a request may write, and all balances."""
         async with self.sessions() as db:
             counts = {}
-            for table in (Job, LedgerTransaction, Outbox):
+            for table in (tables.Job, LedgerTransaction, Outbox):
                 counts[table.__tablename__] = (
                     await db.scalar(select(func.count()).select_from(table)) or 0
                 )
@@ -260,10 +259,10 @@ class Job:
             skips=SkipCounter(made.redis),
         )
 
-    async def row(self) -> Job:
+    async def row(self) -> tables.Job:
         """The job as Postgres has it now."""
         async with self._gateway.sessions() as db:
-            row = await db.scalar(select(Job).where(Job.request_id == self.id))
+            row = await db.scalar(select(tables.Job).where(tables.Job.request_id == self.id))
         assert row is not None
         return row
 
@@ -281,7 +280,7 @@ class Job:
         async with self._workers.sessions.begin() as db:
             for stage, each in enumerate(route):
                 db.add(
-                    RouteHop(
+                    tables.RouteHop(
                         session_id=taken.job.id,
                         epoch=1,
                         stage=stage,

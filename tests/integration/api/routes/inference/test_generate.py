@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Strip
 
-from market import ledger, outbox, queue
+from market import ledger, outbox
 from market.nodes import live_registry
 from market.outbox import Outbox
 from market.routing.skip_counts import skips_of
@@ -161,7 +161,7 @@ async def test_a_job_is_accepted_although_nobody_can_be_woken(
         raise redis.exceptions.ConnectionError
 
     with monkeypatch.context() as dead:
-        dead.setattr(queue, "enqueue", fail)
+        dead.setattr(outbox, "enqueue", fail)
         answer = await ask(gateway)
     assert answer.status_code == 202
     assert await gateway.redis.zcard(WORKER_QUEUE) == 0
