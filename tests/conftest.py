@@ -3,7 +3,6 @@
 Every test gets an empty Redis and a database of its own, copied from one that Alembic migrated.
 """
 
-import asyncio
 import base64
 import itertools
 import os
@@ -23,14 +22,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from xdist.scheduler import LoadFileScheduling
 
 from market import db
-from market.migrations import upgrade
 from market.settings import Settings
 from market.settings.deployment import Deployment
 from stack import dev_chain
 from stack.dev_chain_client import DevelopmentChain, development_account, write_keystore
 from stack.servers import Postgres, free_port, redis_command, wait_for_redis
+from tests.support.postgres import copied_database, migrated_postgres
 
-TEMPLATE = "template_far_mesh"
 OPERATOR_PASSWORD = "operator"
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 MODEL_ID = "far/pydoc-llama"
@@ -82,16 +80,8 @@ def redis_url(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgres(folder: Path) -> Iterator[Postgres]:
-    server = Postgres(folder / "postgres")
-    server.start()
-    # It is thrown away at the end: no commit has to wait for a disk.
-    for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-        server.execute(f"ALTER SYSTEM SET {setting} = off")
-    server.execute("SELECT pg_reload_conf()")
-    server.execute(f"CREATE DATABASE {TEMPLATE}")
-    asyncio.run(upgrade(server.url(TEMPLATE)))
-    yield server
-    server.stop()
+    with migrated_postgres(folder / "postgres") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -110,10 +100,8 @@ _numbers = itertools.count()
 @pytest.fixture
 def database_url(postgres: Postgres) -> Iterator[str]:
     """An empty, migrated database."""
-    name = f"test_{next(_numbers)}"
-    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-    yield postgres.url(name)
-    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with copied_database(postgres, f"test_{next(_numbers)}") as url:
+        yield url
 
 
 @pytest.fixture

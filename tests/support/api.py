@@ -35,8 +35,9 @@ from market.settings import Settings
 from mesh import redis_keys, token_stream
 from mesh.route_record import RouteRecord
 from stack.servers import Postgres
-from tests.conftest import MODEL_ID, TEMPLATE
+from tests.conftest import MODEL_ID
 from tests.support.factories import fund
+from tests.support.postgres import copied_database
 from workers.supervisor import completion, lease
 
 USER = Account.from_key(b"\x01" * 32)
@@ -147,10 +148,8 @@ def texts(events: list[Event]) -> str:
 @contextmanager
 def shared_database(postgres: Postgres) -> Iterator[str]:
     """A database for a whole module, whose tests do not mind what the others wrote."""
-    name = f"shared_{next(_numbers)}"
-    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-    yield postgres.url(name)
-    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with copied_database(postgres, f"shared_{next(_numbers)}") as url:
+        yield url
 
 
 class Gateway:
