@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,32 @@ class ByFile(LoadFileScheduling):  # type: ignore[misc]
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     return ByFile(config, log)
+
+
+_left: list[str] = []
+"""Slow tests that this run leaves out."""
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    _left.extend(item.nodeid for item in items if item.get_closest_marker("slow"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = _left
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """One of several processes has ended; each of them left out the same tests."""
+    _left[:] = getattr(node, "workeroutput", {}).get("left", _left)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _left and terminalreporter.config.option.markexpr == "not slow":
+        terminalreporter.section(f"{len(_left)} slow tests are left to `make test-all`")
+        for file, count in sorted(Counter(test.partition("::")[0] for test in _left).items()):
+            terminalreporter.line(f"{count:3d}  {file}")
 
 
 @pytest.fixture(scope="session")

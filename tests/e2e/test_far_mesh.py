@@ -139,6 +139,7 @@ def test_ctrl_c_leaves_nothing_behind(running: Running) -> None:
     assert not running.data.exists()
 
 
+@pytest.mark.slow
 def test_up_serves_any_supported_checkpoint(folder: Path) -> None:
     model = folder / "tiny-qwen"
     config = AutoConfig.for_model(
@@ -180,6 +181,7 @@ def test_mistakes_get_a_sentence(folder: Path, options: list[str], said: str) ->
     assert not (folder / "data").exists()
 
 
+@pytest.mark.slow
 def test_the_demo_shows_the_whole_path(folder: Path) -> None:
     request = ("--prompt", "The if statement", "--max-tokens", "12")
     ran = run("demo", *request, TMPDIR=str(folder), COLUMNS="160")

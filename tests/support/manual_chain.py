@@ -39,7 +39,7 @@ def manual_chain(folder: Path) -> Iterator[Chain]:
 def wait_shortly(services: Services) -> None:
     """A run that has to wait for a block ends soon; a block is final below `DEPTH` others."""
     payments = services.settings.payments
-    payments.confirmation_wait = 1.0
+    payments.confirmation_wait = 0.5
     payments.finalized_tag, payments.confirmations = False, DEPTH
 
 
