@@ -18,6 +18,8 @@ from stack.servers import free_port, port_in_use
 from tests.conftest import DEMO_MODEL
 from tests.e2e.conftest import wait_until
 
+pytestmark = pytest.mark.slow
+
 LAST_LINE = "Ctrl-C stops everything."
 """What `far-mesh up` prints once it has printed all else."""
 
@@ -139,7 +141,6 @@ def test_ctrl_c_leaves_nothing_behind(running: Running) -> None:
     assert not running.data.exists()
 
 
-@pytest.mark.slow
 def test_up_serves_any_supported_checkpoint(folder: Path) -> None:
     model = folder / "tiny-qwen"
     config = AutoConfig.for_model(
@@ -181,7 +182,6 @@ def test_mistakes_get_a_sentence(folder: Path, options: list[str], said: str) ->
     assert not (folder / "data").exists()
 
 
-@pytest.mark.slow
 def test_the_demo_shows_the_whole_path(folder: Path) -> None:
     request = ("--prompt", "The if statement", "--max-tokens", "12")
     ran = run("demo", *request, TMPDIR=str(folder), COLUMNS="160")
