@@ -6,9 +6,7 @@ Every test gets an empty Redis and a database of its own, copied from one that A
 import base64
 import itertools
 import os
-import shutil
 import subprocess
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -28,6 +26,7 @@ from market.settings.deployment import Deployment
 from stack import dev_chain
 from stack.dev_chain_client import DevelopmentChain, development_account, write_keystore
 from stack.servers import Postgres, free_port, redis_command, wait_for_redis
+from tests.support.folders import server_folder
 from tests.support.postgres import copied_database, migrated_postgres
 
 OPERATOR_PASSWORD = "operator"
@@ -88,11 +87,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
-    """A short path: Unix sockets lie in it."""
-    made = Path(tempfile.mkdtemp(prefix="far-test-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    with server_folder("far-test-") as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ def migrated_postgres(folder: Path) -> Iterator[Postgres]:
     # It is thrown away at the end: no commit has to wait for a disk.
     for setting in ("fsync", "full_page_writes", "synchronous_commit"):
         server.execute(f"ALTER SYSTEM SET {setting} = off")
+    server.execute("ALTER SYSTEM SET max_wal_size = '128MB'")
     server.execute("SELECT pg_reload_conf()")
     server.execute(f"CREATE DATABASE {TEMPLATE}")
     asyncio.run(upgrade(server.url(TEMPLATE)))
