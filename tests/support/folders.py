@@ -19,5 +19,7 @@ def server_folder(prefix: str) -> Iterator[Path]:
     fits = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM
     made = Path(tempfile.mkdtemp(prefix=prefix, dir=MEMORY if fits else None))
     made.chmod(0o755)  # Postgres runs as a user of its own where the tests run as root
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

@@ -49,6 +49,14 @@ def migrated_postgres(folder: Path) -> Iterator[Postgres]:
     """A running server with the template database. Everything in it is lost at the end."""
     server = OneConnection(folder)
     server.start()
+    try:
+        _prepare(server)
+        yield server
+    finally:
+        server.stop()
+
+
+def _prepare(server: Postgres) -> None:
     # It is thrown away at the end: no commit has to wait for a disk.
     for setting in ("fsync", "full_page_writes", "synchronous_commit"):
         server.execute(f"ALTER SYSTEM SET {setting} = off")
@@ -56,8 +64,6 @@ def migrated_postgres(folder: Path) -> Iterator[Postgres]:
     server.execute("SELECT pg_reload_conf()")
     server.execute(f"CREATE DATABASE {TEMPLATE}")
     asyncio.run(upgrade(server.url(TEMPLATE)))
-    yield server
-    server.stop()
 
 
 @contextmanager
@@ -65,5 +71,7 @@ def copied_database(server: Postgres, name: str) -> Iterator[str]:
     """The URL of an empty, migrated database."""
     # Files that are copied take half the time of blocks that are written to the log, the default.
     server.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy")
-    yield server.url(name)
-    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    try:
+        yield server.url(name)
+    finally:
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
