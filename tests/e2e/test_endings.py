@@ -146,7 +146,9 @@ def test_a_reader_does_not_notice_that_redis_was_flushed(
     assert text == reference.text(prompt, 200)
 
 
-@pytest.mark.parametrize("victim", [0, 2], ids=["edge", "last span"])
+@pytest.mark.parametrize(
+    "victim", [pytest.param(0, id="edge", marks=pytest.mark.slow), pytest.param(2, id="last span")]
+)
 def test_a_generation_waits_for_a_killed_node_without_a_replica(
     stack: DevelopmentStack, user: User, reference: Reference, victim: int
 ) -> None:
@@ -171,8 +173,12 @@ def test_a_generation_waits_for_a_killed_node_without_a_replica(
 
 @pytest.mark.parametrize(
     ("stage", "blow"),
-    [(0, signal.SIGKILL), (1, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGSTOP)],
-    ids=["edge killed", "middle killed", "last killed", "middle stopped"],
+    [
+        pytest.param(0, signal.SIGKILL, id="edge killed", marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGKILL, id="middle killed"),
+        pytest.param(2, signal.SIGKILL, id="last killed", marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGSTOP, id="middle stopped", marks=pytest.mark.slow),
+    ],
 )
 def test_a_node_with_a_replica_is_replaced(
     stack: DevelopmentStack, user: User, reference: Reference, stage: int, blow: signal.Signals

@@ -45,6 +45,7 @@ def announcer(place: DhtEndpoint) -> Announcer:
     return Announcer(place, subject, (0, 2), interval=0.2)
 
 
+@pytest.mark.slow
 async def test_a_node_announces_what_it_measured_and_its_process_may_be_killed(
     served: tuple[Peer, DhtEndpoint],
 ) -> None:

@@ -226,6 +226,7 @@ async def test_a_revoked_machine_is_told_to_log_in_again(machine: Machine) -> No
     assert b"Log in again" in b" ".join(output.split())
 
 
+@pytest.mark.slow
 async def test_several_devices_under_one_command(machine: Machine) -> None:
     """Two nodes on the CPU stand for two GPUs: one process each, one of which dies."""
     await machine.login()
@@ -272,6 +273,7 @@ async def test_children_do_not_outlive_their_parent(machine: Machine) -> None:
     await until(unregistered, "no entry left")
 
 
+@pytest.mark.slow
 async def test_of_a_machine_and_its_copy_the_later_one_serves(machine: Machine) -> None:
     await machine.login()
     first = await machine.serve("--device", "cpu", "--span", "2:4")
@@ -336,6 +338,7 @@ async def test_mistakes_that_the_platform_tells(machine: Machine) -> None:
     assert "wants a signature for '127.0.0.1" in foreign
 
 
+@pytest.mark.slow
 async def test_doctor_finds_what_keeps_a_machine_from_serving(machine: Machine) -> None:
     await machine.login()
     found = json.loads(await machine.run("doctor", "--device", "cpu", "--json"))
@@ -353,6 +356,7 @@ async def test_doctor_finds_what_keeps_a_machine_from_serving(machine: Machine) 
     assert "FAIL" in away
 
 
+@pytest.mark.slow
 async def test_bench_with_random_weights_and_with_the_models_own(machine: Machine) -> None:
     options = ["bench", "--model", MODEL_ID, "--device", "cpu", "--seconds", "0.3", "--json"]
     shaped = json.loads(await machine.run(*options, "--discovery", machine.url))

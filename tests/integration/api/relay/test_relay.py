@@ -314,7 +314,7 @@ def test_a_connection_resumes_at_its_cursor_elsewhere(
             read += node.read()
         put(client, "middle", steps(position=2))
         wait_until(lambda: node.hear(InboxDelivery))  # it is lost on the way
-        node.socket.socket.close()
+        node.socket.socket.shutdown(socket.SHUT_RDWR)
     with replica(settings) as there, Node(there, "middle", after=node.after) as again:
         assert again.read() == [steps(position=2)]
 

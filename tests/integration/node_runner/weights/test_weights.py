@@ -56,6 +56,12 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return made
 
 
+ONE_FILE_IS_SLOW = pytest.mark.parametrize(
+    "folder", [pytest.param("one file", marks=pytest.mark.slow), "shards"], indirect=True
+)
+"""For tests of processes, each of which imports torch."""
+
+
 @pytest.fixture
 def server(folder: Path) -> Iterator[FileServer]:
     with serving(folder) as running:
@@ -243,6 +249,7 @@ def start(server: FileServer, tmp_path: Path, *, beside: bool = False) -> "subpr
     )
 
 
+@ONE_FILE_IS_SLOW
 def test_a_killed_process_leaves_what_the_next_one_goes_on_with(
     folder: Path, server: FileServer, tmp_path: Path
 ) -> None:
@@ -337,8 +344,15 @@ def _as(old: FileServer, fresh: FileServer) -> http_source.HttpFiles:
 
 
 @pytest.mark.parametrize("folder", ["one file"], indirect=True)
-@pytest.mark.parametrize("server_is", ["busy", "silent"])
-@pytest.mark.parametrize("serves_meanwhile", [False, True])
+@pytest.mark.parametrize(
+    ("server_is", "serves_meanwhile"),
+    [
+        ("silent", False),
+        ("busy", True),
+        pytest.param("busy", False, marks=pytest.mark.slow),
+        pytest.param("silent", True, marks=pytest.mark.slow),
+    ],
+)
 def test_who_waits_for_weights_can_be_ended(
     folder: Path, server: FileServer, tmp_path: Path, server_is: str, serves_meanwhile: bool
 ) -> None:
@@ -376,6 +390,7 @@ def wait_for(look: Callable[[], bool]) -> bool:
     return look()
 
 
+@ONE_FILE_IS_SLOW
 def test_two_processes_fetch_a_span_once(folder: Path, server: FileServer, tmp_path: Path) -> None:
     both = [start(server, tmp_path) for _ in range(2)]
     outputs = [process.communicate(timeout=120) for process in both]

@@ -20,13 +20,16 @@ async def test_the_ledger_survives_reorganisations(services: Services, chain_url
     assert tally.reversed > 0
 
 
+@pytest.mark.parametrize("reorganisations", [3, pytest.param(8, marks=pytest.mark.slow)])
 async def test_settlement_survives_reorganisations(
-    services: Services, monkeypatch: pytest.MonkeyPatch
+    services: Services, monkeypatch: pytest.MonkeyPatch, reorganisations: int
 ) -> None:
     program = anvil()
     if program is None:
         pytest.skip("anvil is not there: run `npm ci` in contracts/")
     monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
     with running_anvil(program) as url:
-        settled = await settle_on(services, url, reorganisations=8, deepest=64, seed=1)
+        settled = await settle_on(
+            services, url, reorganisations=reorganisations, deepest=64, seed=1
+        )
     assert settled.undone > 0

@@ -141,6 +141,7 @@ def has_compiler() -> bool:
     return shutil.which("g++") is not None and torch.cpu._is_avx2_supported()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler and AVX2")
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # torch's own, of its parts
 @torch.inference_mode()
