@@ -14,8 +14,8 @@ from mesh.errors import MeshError
 from mesh.model.config import named
 from node_runner.cli import credentials, options
 from node_runner.cli.console import console, errors, fail
-from node_runner.platform_client.http import ask, client
-from node_runner.platform_client.registration import PlatformError
+from node_runner.platform_client.errors import PlatformError
+from node_runner.platform_client.http import client, request
 
 LAYERS = 2
 """What is measured, where nothing else is asked for: all layers of a model take the same time."""
@@ -127,4 +127,4 @@ def _config(model: str, discovery: str | None, path: str | None) -> dict[str, An
     if url is None:
         raise fail("Which platform? far-node login first, or --discovery URL, or --path FOLDER.")
     with client(url) as http:
-        return dict(ask(http, "GET", f"/api/discovery/config/{model}"))
+        return request(http, "GET", f"/api/discovery/config/{model}")

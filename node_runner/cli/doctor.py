@@ -13,8 +13,8 @@ from rich.table import Table
 from mesh.errors import MeshError
 from node_runner.cli import credentials, options
 from node_runner.cli.console import console, errors, fail
+from node_runner.platform_client.errors import PlatformError
 from node_runner.platform_client.http import client
-from node_runner.platform_client.registration import PlatformError
 
 SECONDS = 3.0
 """Of each model, to measure."""

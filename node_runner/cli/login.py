@@ -13,8 +13,8 @@ from node_runner.cli import credentials, options
 from node_runner.cli.console import console, fail
 from node_runner.machine import login_file
 from node_runner.platform_client import device_login
+from node_runner.platform_client.errors import PlatformError
 from node_runner.platform_client.http import client
-from node_runner.platform_client.registration import PlatformError
 
 
 def login(

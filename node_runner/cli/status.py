@@ -10,14 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from node_runner.cli.console import console, errors, fail
-from node_runner.platform_client.http import ask, client
-from node_runner.platform_client.registration import PlatformError
+from node_runner.platform_client.errors import PlatformError
+from node_runner.platform_client.http import client, request
 from node_runner.service import control_socket
 
 DRAIN_LIMIT = 90.0
 """Seconds that nodes get to leave: more than they give their generations."""
 
 LOOK = 0.2
+
+EARNINGS = ("total_earned_far_exact", "total_tokens_served", "pending_payout_far_exact")
+"""Fields that are shown."""
 
 Json = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 
@@ -77,13 +80,11 @@ def drain(
 def _earnings(node: dict[str, Any]) -> dict[str, Any] | None:
     try:
         with client(node["discovery"]) as http:
-            earned: dict[str, Any] = ask(
-                http, "GET", f"/api/nodes/earnings/{node['wallet_address']}"
-            )
+            path = f"/api/nodes/earnings/{node['wallet_address']}"
+            return request(http, "GET", path, needs=EARNINGS)
     except PlatformError as error:
         errors.print(str(error), style="yellow", markup=False)
         return None
-    return earned
 
 
 def _table(nodes: list[dict[str, Any]]) -> Table:

@@ -14,9 +14,12 @@ from mesh.model.config import named
 from mesh.model.memory_footprint import footprint
 from node_runner.diagnostics import speed_test
 from node_runner.machine import devices
-from node_runner.platform_client.http import ask
+from node_runner.platform_client.http import request
 
 HOUR = 3600
+"""Seconds."""
+
+MODELS_PATH = "/api/inference/models"
 
 POSITIONS = 8 * 2048
 """KV room that each layer is to have: eight generations of 2,048 positions."""
@@ -47,8 +50,8 @@ def estimates(
         PlatformError: the platform does not tell.
     """
     room = devices.room(device)
-    for model in ask(http, "GET", "/api/inference/models")["models"]:
-        config = ask(http, "GET", f"/api/discovery/config/{model['id']}")
+    for model in request(http, "GET", MODELS_PATH, needs=["models"])["models"]:
+        config = request(http, "GET", f"/api/discovery/config/{model['id']}")
         price = Decimal(model["price_per_token_far_exact"])
         decode = _decode(config, device, dtype, seconds) if seconds else None
         yield EarningsEstimate(

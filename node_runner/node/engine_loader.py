@@ -4,7 +4,6 @@ import json
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from node_runner.engine.model.span_model import SpanModel
 from node_runner.machine import devices
 from node_runner.node.engine_set import Span
 from node_runner.node.options import CannotServe, Options
-from node_runner.platform_client.weight_listing import AskPlatform, Wallet
-from node_runner.weights.source_selection import weights_of
+from node_runner.platform_client.weight_listing import ListingRequest, Wallet
+from node_runner.weights.source import Source
+from node_runner.weights.source_selection import select_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class EngineLoader:
             self._dtype = devices.pick_dtype(options.dtype, device)
         except ValueError as error:
             raise CannotServe(str(error)) from None
-        self._ask = _question(options, platform)
+        self._listing = _listing_request(options, platform)
         self._wire_dtype = _wire_dtype(options.wire)
         self._kv_bytes = round(options.kv_gb * 1e9)
 
@@ -97,7 +97,7 @@ class EngineLoader:
         if self._options.path is None:
             return
         try:
-            with closing(weights_of(self._options.path, self._ask)) as files:
+            with closing(self._open_source()) as files:
                 files.small("config.json")
         except (MeshError, OSError) as error:
             raise CannotServe(str(error)) from None
@@ -116,7 +116,7 @@ class EngineLoader:
                 cache=self._options.cache,
                 cache_bytes=_bytes(self._options.cache_gb),
                 verify=self._options.verify,
-                opened=partial(weights_of, self._options.path, self._ask),
+                opened=self._open_source,
             )
             takes = footprint(
                 _config(folder), self._options.quantization, number_bytes=self._dtype.itemsize
@@ -180,6 +180,9 @@ class EngineLoader:
             capture_decoding(loaded.span, engine.pool)
         return engine
 
+    def _open_source(self) -> Source:
+        return select_source(self._options.path, self._options.model, self._listing.send)
+
     def _guesser(self, span: SpanModel) -> SpanModel | None:
         if self._options.draft is None or not self._options.speculate or not span.edge:
             return None
@@ -194,12 +197,11 @@ class EngineLoader:
         return self._kv_bytes
 
 
-def _question(options: Options, platform: str) -> AskPlatform:
-    """Where the weights are, asked with what the node registers with."""
-    if isinstance(options.credential, str):
-        return AskPlatform(platform, options.model, token=options.credential)
-    wallet = Wallet(options.wallet, options.credential)
-    return AskPlatform(platform, options.model, wallet=wallet)
+def _listing_request(options: Options, platform: str) -> ListingRequest:
+    """With the credential that the node registers with."""
+    secret = options.credential
+    credential = secret if isinstance(secret, str) else Wallet(options.wallet, secret)
+    return ListingRequest(platform, options.model, credential)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import structlog
 import torch
 
 from mesh.dht.signing_keys import SigningKey
-from mesh.node_api import Heartbeat
+from mesh.node_api import Heartbeat, HeartbeatReply, NodeRegistration, RegistrationReply
 from node_runner.machine import device_claim, devices, directories
 from node_runner.machine.gpu_usage import GpuMonitor
 from node_runner.node import step_meter
@@ -24,17 +24,15 @@ from node_runner.node.startup import (
     load_span,
     make_announcer,
     memory_bytes_of,
+    open_platform,
     open_transport,
     pick_device,
     registration_of,
     serve_metrics,
 )
-from node_runner.platform_client.registration import (
-    HeartbeatReply,
-    NodeSuperseded,
-    Platform,
-    PlatformError,
-)
+from node_runner.platform_client import registration
+from node_runner.platform_client.errors import NodeForgotten, NodeSuperseded, PlatformError
+from node_runner.platform_client.heartbeats import Heartbeats
 from node_runner.service.control_socket import ControlSocket
 
 __all__ = ["CannotServe", "EndedForNow", "Options", "serve"]
@@ -88,30 +86,38 @@ class _Node:
         self._url, place = find_platform(options)
         dht_key = SigningKey.new()
         memory_bytes = memory_bytes_of(options, device)
-        identity = registration_of(options, device, claim, memory_bytes)
-        self._platform = Platform(self._url, identity, options.credential, dht_key.public.hex())
+        self._http = open_platform(self._url)
         loader = EngineLoader(options, device, self._url)
-        loaded = self._join(loader)
+        self._registered, loaded = self._register_and_load(
+            registration_of(options, device, claim, memory_bytes, dht_key), loader
+        )
         self._first = loaded.facts  # the span itself goes when it has moved to another
         serve_metrics(options.metrics_port)
         self._meter = step_meter.StepMeter()
-        node_id = self._platform.node_id
+        node_id = self._registered.node_id
         self._engines = EngineSet(node_id, self._first.layers, loader.engine(loaded, node_id))
         self._transport = open_transport(
-            options.redis, self._url, self._platform, self._engines.room
+            options.redis, self._url, self._registered, self._engines.room
         )
         self._runner = ServingLoop(self._engines, self._transport, self._meter)
+        self._heartbeats = Heartbeats(
+            self._http,
+            self._registered,
+            measure=self._measure,
+            on_reply=self._told,
+            on_end=self._forgotten,
+        )
         self._mover = Rebalancer(
             self._engines,
             loader,
             node_id=node_id,
             first=self._first,
             memory_bytes=memory_bytes,
-            news=self._platform.beat_soon,
+            news=self._heartbeats.send_soon,
             switched=self._meter.restart,
             lost=self._lost,
         )
-        self._announcer = make_announcer(options, self._platform, dht_key, place)
+        self._announcer = make_announcer(options, self._registered, dht_key, place)
 
     def run(self) -> None:
         """Serve until drained.
@@ -121,13 +127,13 @@ class _Node:
         """
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signal_number, self._drain)
-        self._platform.start_heartbeats(self._measure, self._told, self._forgotten)
+        self._heartbeats.start()
         if self._announcer is not None:
             self._announcer.start()
         self._control.describe = self._describe
         log.info(
             "node_started",
-            node_id=self._platform.node_id,
+            node_id=self._registered.node_id,
             model_id=self._options.model,
             layers=self._first.layers,
             placed=self._options.span is None,
@@ -141,40 +147,43 @@ class _Node:
             self._announcer.close()
         if self._farewell is not None:
             self._farewell.join()
-        self._platform.close()
+        self._heartbeats.join()
+        self._http.close()
         if self._ended is not None:
             raise self._ended
 
-    def _join(self, loader: EngineLoader) -> LoadedSpan:
-        """Register, and load. A span that is given is loaded first: what cannot be is not
-        registered. Where the platform chooses, it has to be asked."""
-        options, platform = self._options, self._platform
+    def _register_and_load(
+        self, facts: NodeRegistration, loader: EngineLoader
+    ) -> tuple[RegistrationReply, LoadedSpan]:
+        """A span that is given is loaded first: what cannot be is not registered. Where the
+        platform chooses the span, the node registers first."""
+        options = self._options
         log.info("node_starting", model_id=options.model)
         if options.span is not None:
             self._enter("loading")
             loaded = load_span(loader, loader.prepare(options.span, edge=options.edge))
-            self._register()
-            return loaded
+            return self._register(facts), loaded
         loader.check()
-        self._register()
+        node = self._register(facts)
         self._enter("loading")
-        return load_span(loader, loader.prepare(platform.span, edge=platform.edge))
+        return node, load_span(loader, loader.prepare(node.span, edge=node.edge))
 
     def _enter(self, phase: str) -> None:
         self._control.describe = lambda: {"phase": phase, "discovery": self._url}
 
-    def _register(self) -> None:
+    def _register(self, facts: NodeRegistration) -> RegistrationReply:
         self._enter("registering")
         try:
-            self._platform.join()
+            node = registration.register(self._http, facts, self._options.credential)
         except PlatformError as error:
             raise CannotServe(f"The platform did not register this node: {error}") from None
-        log.info("node_registered", node_id=self._platform.node_id, layers=self._platform.span)
+        log.info("node_registered", node_id=node.node_id, layers=node.span)
+        return node
 
     def _drain(self, *_: object) -> None:
         self._runner.drain()
         if self._farewell is None:  # HTTP has no place in a handler
-            self._farewell = threading.Thread(target=self._platform.leave)
+            self._farewell = threading.Thread(target=self._heartbeats.say_goodbye)
             self._farewell.start()
 
     def _measure(self) -> Heartbeat:
@@ -204,7 +213,7 @@ class _Node:
         if self._announcer is not None and not answer.should_rebalance:
             self._announcer.layers = answer.span
 
-    def _forgotten(self, error: PlatformError) -> None:
+    def _forgotten(self, error: NodeForgotten | NodeSuperseded) -> None:
         if isinstance(error, NodeSuperseded):
             self._end(
                 CannotServe(
@@ -231,7 +240,7 @@ class _Node:
         return {
             "phase": "draining" if self._runner.draining else "serving",
             "discovery": self._url,
-            "node_id": self._platform.node_id,
+            "node_id": self._registered.node_id,
             "layers": list(spans[0]) if spans else [],
             "edge": bool(spans) and self._mover.has_edge(spans[0]),
             "device": str(self._device),
@@ -240,5 +249,5 @@ class _Node:
             "max_sessions": self._options.max_sessions,
             "tokens_per_second": self._vitals.throughput_tokens_per_sec,
             "step_ms": self._vitals.latency_ms,
-            "platform": self._platform.describe(),
+            "platform": registration.describe(self._http, self._registered),
         }

@@ -2,21 +2,22 @@
 
 from collections.abc import Callable
 
+import httpx
 import structlog
 import torch
 from prometheus_client import start_http_server
 
 from mesh.dht.signing_keys import SigningKey
+from mesh.node_api import NodeRegistration, RegistrationReply
 from node_runner.dht.announcer import Announcer, Subject
 from node_runner.dht.peer_client import DhtEndpoint
 from node_runner.dht.platform_lookup import PlatformNotFound, place_of, platform_url
 from node_runner.machine import device_claim, devices, directories
 from node_runner.node.engine_loader import EngineLoader, LoadedSpan, PreparedSpan
 from node_runner.node.options import CannotServe, Options
-from node_runner.platform_client.registration import (
-    NodeRegistration,
-    Platform,
-)
+from node_runner.platform_client import heartbeats
+from node_runner.platform_client.errors import PlatformError
+from node_runner.platform_client.http import client
 from node_runner.transport.interface import Transport, Unreachable
 from node_runner.transport.redis_transport import RedisTransport
 from node_runner.transport.relay_transport import RelayTransport
@@ -46,13 +47,20 @@ def claim_device(wallet: str, device: torch.device) -> device_claim.DeviceClaim:
 
 
 def registration_of(
-    options: Options, device: torch.device, claim: device_claim.DeviceClaim, memory_bytes: int
+    options: Options,
+    device: torch.device,
+    claim: device_claim.DeviceClaim,
+    memory_bytes: int,
+    dht_key: SigningKey,
 ) -> NodeRegistration:
+    start, end = options.span or (0, None)
     return NodeRegistration(
         wallet_address=options.wallet,
         model_id=options.model,
-        span=options.span,
+        start_layer=start,
+        end_layer=end,
         edge=options.edge,
+        placeable=options.span is None,
         gpu_model=devices.name_of(device),
         vram_gb=_vram_gb(device),
         public_addr=options.public_addr,
@@ -63,6 +71,7 @@ def registration_of(
         memory_bytes=memory_bytes,
         max_sessions=options.max_sessions or 0,
         min_price=options.min_price,
+        dht_key=dht_key.public.hex(),
     )
 
 
@@ -87,34 +96,39 @@ def find_platform(options: Options) -> tuple[str, DhtEndpoint | None]:
         raise CannotServe(str(error)) from None
 
 
+def open_platform(url: str) -> httpx.Client:
+    try:
+        return client(url, timeout=heartbeats.TIMEOUT)
+    except PlatformError as error:
+        raise CannotServe(str(error)) from None
+
+
 def make_announcer(
-    options: Options, platform: Platform, key: SigningKey, place: DhtEndpoint | None
+    options: Options, node: RegistrationReply, key: SigningKey, place: DhtEndpoint | None
 ) -> Announcer | None:
     """None where the platform has no DHT, or its key is not the one that this node was told."""
-    access = platform.dht
+    access = node.dht
     if access is None or not options.announce:
         return None
-    told, pinned = access["operator_key"], options.operator_key
+    told, pinned = access.operator_key, options.operator_key
     if pinned is not None and pinned.strip().lower() != told:
         log.error("operator_key_differs", pinned=pinned, told=told)
         return None
-    peers = tuple(dict.fromkeys((*(place.peers if place else ()), *access["peers"])))
+    peers = tuple(dict.fromkeys((*(place.peers if place else ()), *access.peers)))
     if not peers:
         return None
-    subject = Subject(
-        platform.node_id, access["registration"], options.model, key, access["credential"]
-    )
-    return Announcer(DhtEndpoint(peers, told), subject, platform.span)
+    subject = Subject(node.node_id, access.registration, options.model, key, access.credential)
+    return Announcer(DhtEndpoint(peers, told), subject, node.span)
 
 
 def open_transport(
-    redis: str | None, url: str, platform: Platform, room: Callable[[], int]
+    redis: str | None, url: str, node: RegistrationReply, room: Callable[[], int]
 ) -> Transport:
     """Redis where the options name one, else the platform's relay."""
     try:
         if redis:
-            return RedisTransport(redis, platform.node_id, room)
-        return RelayTransport(url, platform.token, room)
+            return RedisTransport(redis, node.node_id, room)
+        return RelayTransport(url, node.node_token, room)
     except Unreachable as error:
         raise CannotServe(f"{error} Is {'--redis' if redis else '--discovery'} right?") from None
 

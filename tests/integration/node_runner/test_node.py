@@ -70,5 +70,5 @@ def move(options: Options, folder: Path) -> dict[str, object]:
             return moving._describe()
         finally:
             moving._transport.close()
-            moving._platform.close()
+            moving._http.close()
             claim.release()

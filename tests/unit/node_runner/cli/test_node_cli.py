@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,6 +14,7 @@ import pytest
 from eth_account import Account
 from typer.testing import CliRunner
 
+from mesh.node_api import RegistrationReply
 from node_runner import server
 from node_runner.cli import app, login
 from node_runner.dht import platform_lookup
@@ -25,6 +25,7 @@ from node_runner.service import device_processes
 from node_runner.service.control_socket import ControlSocket
 from node_runner.service.exit_codes import MISTAKE, START_AGAIN
 from node_runner.weights import http_source as weights
+from tests.support.platform_server import REGISTERED
 
 WALLET = "0x" + "ab" * 20
 LOGIN = login_file.MachineLogin(
@@ -221,7 +222,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch, what: str) -> list[str]:
             monkeypatch.setattr(weights, "PATIENCE", weights.Patience(attempts=1))
             return ["--path", "http://127.0.0.1:9/model"]
         case "redis":  # is opened once the platform has registered the node
-            registered: Any = SimpleNamespace(node_id="node_1", token="its token")
+            registered = RegistrationReply(**REGISTERED)
             monkeypatch.setattr(
                 lifecycle,
                 "serve",
