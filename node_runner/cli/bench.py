@@ -123,7 +123,7 @@ def _config(model: str, discovery: str | None, path: str | None) -> dict[str, An
     if path is not None and Path(path).is_dir():
         return dict(json.loads((Path(path) / "config.json").read_text()))
     login = credentials.the_login()
-    url = discovery or (login and login.discovery)
+    url = credentials.platform_of(discovery, login)
     if url is None:
         raise fail("Which platform? far-node login first, or --discovery URL, or --path FOLDER.")
     with client(url) as http:

@@ -26,7 +26,7 @@ def choose(
     """What to register with. A key file outweighs a login. ``lookup``: the platform's URL need not
     be known, since the DHT tells it."""
     login = the_login()
-    discovery = discovery or (login and login.discovery)
+    discovery = platform_of(discovery, login)
     if discovery is None and not (lookup and keyfile):
         raise fail(
             "Which platform? Run far-node login --discovery URL, or give --keyfile and --discovery."
@@ -59,6 +59,11 @@ def the_login() -> login_file.MachineLogin | None:
         return login_file.load()
     except login_file.LoginFailed as error:
         raise fail(str(error)) from None
+
+
+def platform_of(discovery: str | None, login: login_file.MachineLogin | None) -> str | None:
+    """The platform's URL: as given, else of the login."""
+    return discovery or (None if login is None else login.discovery)
 
 
 def unlock(keyfile: Path) -> bytes:

@@ -46,7 +46,7 @@ def doctor(
 
     torch.set_num_threads(threads)
     login = credentials.the_login()
-    url = discovery or (login and login.discovery)
+    url = credentials.platform_of(discovery, login)
     found = list(doctor_checks.machine(Path(cache)))
     found.append(doctor_checks.login(login))
     offered: list[earnings_estimate.EarningsEstimate] = []

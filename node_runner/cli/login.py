@@ -33,7 +33,7 @@ def login(
     the file is not needed after that.
     """
     before = credentials.the_login()
-    url = discovery or (before and before.discovery)
+    url = credentials.platform_of(discovery, before)
     if url is None:
         raise fail("Which platform? far-node login --discovery https://...")
     called = machine or _host_name()

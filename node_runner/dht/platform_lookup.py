@@ -65,8 +65,8 @@ def platform_url(given: str | None, place: DhtEndpoint | None) -> str:
                 return url
         log.warning("platform_not_found", reason=reason)
     if given is None:
-        error = PlatformNotFound if place is None else PlatformSilent
-        raise error(f"The platform's URL is not known. {reason}")
+        kind = PlatformNotFound if place is None else PlatformSilent
+        raise kind(f"The platform's URL is not known. {reason}")
     return given
 
 

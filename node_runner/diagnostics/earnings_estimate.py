@@ -103,5 +103,5 @@ def per_hour(config: Mapping[str, Any], price: Decimal, layers_per_second: float
     A token is paid by layers, so it does not matter how many of them the device holds.
     """
     settings = named(config)
-    shares = settings["num_hidden_layers"] + Decimal(edge_units(settings)) / 1000
+    shares = Decimal(settings["num_hidden_layers"]) + Decimal(edge_units(settings)) / 1000
     return price * Decimal(layers_per_second) * HOUR / shares

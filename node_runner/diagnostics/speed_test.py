@@ -61,7 +61,8 @@ def random_checkpoint(config: Mapping[str, Any], layers: int) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="far-node-bench-") as name:
         folder = Path(name)
         torch.manual_seed(0)
-        weights = AutoModel.from_config(shape, dtype=torch.bfloat16).state_dict()
+        model = AutoModel.from_config(shape, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+        weights = model.state_dict()
         contiguous = {name: weight.contiguous() for name, weight in weights.items()}
         save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(shape.to_dict()))
@@ -118,7 +119,8 @@ class _Clock:
         span = self._span
         blocks = -(-(history + max(rows)) // span.kv_shape.block)
         pool = KVBlockPool(span.kv_shape, len(rows) * blocks * span.kv_shape.bytes_per_block)
-        caches = [pool.reserve(history + max(rows)) for _ in rows]
+        reserved = [pool.reserve(history + max(rows)) for _ in rows]
+        caches = [cache for cache in reserved if cache is not None]  # the pool has just enough
         hidden = torch.zeros(sum(rows), span.hidden_size, dtype=span.dtype, device=span.device)
         if history:
             for cache in caches:

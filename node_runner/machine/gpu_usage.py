@@ -2,7 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -45,7 +45,8 @@ class GpuMonitor:
                 self._nvml.nvmlShutdown()
 
 
-def _open(device: "torch.device"):
+def _open(device: "torch.device") -> tuple[Any, Any]:
+    """NVML and its handle of the GPU; none where there is none."""
     if device.type != "cuda":
         return None, None
     import pynvml  # noqa: PLC0415 - only where there is a GPU

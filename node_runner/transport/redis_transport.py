@@ -14,7 +14,7 @@ from mesh.errors import WireError
 from mesh.keepalive import KEEPALIVE_INTERVAL, KEEPALIVE_TTL
 from mesh.token_stream import APPEND_TOKEN
 from mesh.wire import Halt, Message, Token
-from node_runner.outputs import EngineOutput, NodeMessage
+from node_runner.outputs import EngineOutput, NodeMessage, Report
 from node_runner.transport.interface import HopClock, Unreachable
 
 INBOX_TTL = 3600
@@ -54,7 +54,7 @@ class RedisTransport:
         Raises:
             Unreachable: Redis does not answer.
         """
-        self._connection = redis.ConnectionPool.from_url(
+        self._connection: Any = redis.ConnectionPool.from_url(
             url, socket_connect_timeout=SILENCE_LIMIT, socket_timeout=SILENCE_LIMIT
         ).make_connection()
         self._inbox = redis_keys.inbox(node_id)
@@ -146,7 +146,7 @@ def _add(stream: str, message: Message) -> Command:
     return ("XADD", stream, "*", *(part for field in fields.items() for part in field))
 
 
-def _report(result: EngineOutput) -> Command:
+def _report(result: Report) -> Command:
     """What goes to readers or to the supervisor: exactly one command a result."""
     if isinstance(result, Token):
         stream = redis_keys.tokens(result.request_id)

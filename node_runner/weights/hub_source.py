@@ -5,7 +5,7 @@ import os
 import httpx
 from huggingface_hub import get_token, hf_hub_url
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from mesh.errors import UnsupportedModel, WeightsError
 from node_runner.weights.http_source import HttpFiles
