@@ -19,10 +19,12 @@ forward_seconds = Histogram(
 positions_total = Counter("far_node_positions_total", "Positions computed")
 
 
-guessed_total = Counter("far_node_guessed_tokens_total", "Tokens guessed ahead (edge)")
+draft_tokens_total = Counter("far_node_guessed_tokens_total", "Tokens guessed ahead (edge)")
 
 
-accepted_total = Counter("far_node_accepted_tokens_total", "Guessed tokens that were right (edge)")
+accepted_tokens_total = Counter(
+    "far_node_accepted_tokens_total", "Guessed tokens that were right (edge)"
+)
 
 
 generations_active = Gauge("far_node_generations", "Generations that hold KV room")

@@ -25,7 +25,7 @@ def choose(
 ) -> WalletProof:
     """What to register with. A key file outweighs a login. ``lookup``: the platform's URL need not
     be known, since the DHT tells it."""
-    login = the_login()
+    login = saved_login()
     discovery = platform_of(discovery, login)
     if discovery is None and not (lookup and keyfile):
         raise fail(
@@ -33,7 +33,7 @@ def choose(
         )
     if keyfile is not None:
         key = unlock(keyfile)
-        owner = keystore.address(key)
+        owner = keystore.wallet_address(key)
         if wallet is not None and owner.lower() != wallet.lower():
             raise fail(f"{keyfile} belongs to {owner}, not to --wallet {wallet}.")
         return WalletProof(owner, discovery, key)
@@ -54,7 +54,7 @@ def choose(
     return WalletProof(login.wallet_address, login.discovery, login.token)
 
 
-def the_login() -> login_file.MachineLogin | None:
+def saved_login() -> login_file.MachineLogin | None:
     try:
         return login_file.load()
     except login_file.LoginFailed as error:
@@ -75,5 +75,5 @@ def unlock(keyfile: Path) -> bytes:
         os.environ["FAR_NODE_PASSWORD"] = password
     try:
         return keystore.unlock(keyfile, password or "")
-    except keystore.CannotUnlock as error:
+    except keystore.KeystoreError as error:
         raise fail(str(error)) from None

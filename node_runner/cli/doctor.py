@@ -16,7 +16,7 @@ from node_runner.cli.console import console, errors, fail
 from node_runner.platform_client.errors import PlatformError
 from node_runner.platform_client.http import client
 
-SECONDS = 3.0
+SECONDS_PER_MODEL = 3.0
 """Of each model, to measure."""
 
 MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]FAIL[/]"}
@@ -45,7 +45,7 @@ def doctor(
     from node_runner.machine import devices
 
     torch.set_num_threads(threads)
-    login = credentials.the_login()
+    login = credentials.saved_login()
     url = credentials.platform_of(discovery, login)
     found = list(doctor_checks.machine(Path(cache)))
     found.append(doctor_checks.login(login))
@@ -54,7 +54,7 @@ def doctor(
         found.append(doctor_checks.NO_PLATFORM)
     else:
         try:
-            chosen = devices.pick(
+            chosen = devices.pick_device(
                 next(iter(device or [f"cuda:{each}" for each in gpu or []]), "auto")
             )
             number = devices.pick_dtype(dtype, chosen)
@@ -64,7 +64,7 @@ def doctor(
                     with errors.status("Measuring what this device could serve"):
                         offered = list(
                             earnings_estimate.estimates(
-                                http, chosen, number, seconds=0 if quick else SECONDS
+                                http, chosen, number, seconds=0 if quick else SECONDS_PER_MODEL
                             )
                         )
         except (ValueError, PlatformError, MeshError) as error:

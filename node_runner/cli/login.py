@@ -32,7 +32,7 @@ def login(
     On a server without a browser [bold]far-node login --keyfile wallet.json[/] signs by itself;
     the file is not needed after that.
     """
-    before = credentials.the_login()
+    before = credentials.saved_login()
     url = credentials.platform_of(discovery, before)
     if url is None:
         raise fail("Which platform? far-node login --discovery https://...")
@@ -64,7 +64,7 @@ def login(
 
 def logout() -> None:
     """Revoke this machine's token, and forget it. Its nodes leave the routes."""
-    known = credentials.the_login()
+    known = credentials.saved_login()
     if known is None:
         console.print("This machine is not logged in.")
         return
@@ -72,7 +72,7 @@ def logout() -> None:
         revoked = _revoke(known)
     except PlatformError as error:
         raise fail(f"{error} The token is still valid; try again later.") from None
-    login_file.forget()
+    login_file.delete()
     console.print("Logged out." if revoked else "Logged out. The platform knew of no such token.")
 
 

@@ -17,7 +17,7 @@ from node_runner.service import control_socket
 DRAIN_LIMIT = 90.0
 """Seconds that nodes get to leave: more than they give their generations."""
 
-LOOK = 0.2
+POLL_SECONDS = 0.2
 
 EARNINGS = ("total_earned_far_exact", "total_tokens_served", "pending_payout_far_exact")
 """Fields that are shown."""
@@ -53,9 +53,9 @@ def status(as_json: Json = False) -> None:
     if nodes:
         console.print(_table(nodes))
     for node in nodes:
-        _say_why_idle(node)
+        _show_skips(node)
     for (_, wallet), earned in earnings.items():
-        _say_earned(wallet, earned)
+        _show_earnings(wallet, earned)
 
 
 def drain(
@@ -74,7 +74,7 @@ def drain(
     while not now and (left := control_socket.ask_running_nodes()):
         if time.monotonic() > give_up:
             raise fail(f"Still there: {', '.join(str(each['pid']) for each in left)}.")
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
 
 
 def _earnings(node: dict[str, Any]) -> dict[str, Any] | None:
@@ -100,7 +100,7 @@ def _table(nodes: list[dict[str, Any]]) -> Table:
         "ms/step",
         "up",
     ):
-        text = heading in TEXTS
+        text = heading in TEXT_COLUMNS
         table.add_column(heading, justify="left" if text else "right", overflow="fold")
     for node in nodes:
         layers = node.get("layers")
@@ -119,11 +119,11 @@ def _table(nodes: list[dict[str, Any]]) -> Table:
     return table
 
 
-TEXTS = ("node", "model", "device", "state")
+TEXT_COLUMNS = ("node", "model", "device", "state")
 COLOURS = {"serving": "green"}
 
 
-def _say_why_idle(node: dict[str, Any]) -> None:
+def _show_skips(node: dict[str, Any]) -> None:
     skipped = node.get("platform", {}).get("skipped")
     if not skipped:
         return
@@ -134,7 +134,7 @@ def _say_why_idle(node: dict[str, Any]) -> None:
     console.print(f"{node['node_id']} was passed over: {reasons}", markup=False)
 
 
-def _say_earned(wallet: str, earned: dict[str, Any] | None) -> None:
+def _show_earnings(wallet: str, earned: dict[str, Any] | None) -> None:
     if earned is None:
         return
     console.print(

@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class NodeCredential:
     """Who announces, and by which right: the key, and the platform's credential (hex) for it."""
 
     node_id: str
@@ -41,7 +41,7 @@ class Announcer:
     def __init__(
         self,
         place: DhtEndpoint,
-        subject: Subject,
+        subject: NodeCredential,
         layers: tuple[int, int],
         *,
         interval: float = INTERVAL,

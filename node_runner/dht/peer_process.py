@@ -15,7 +15,7 @@ from mesh.dht.peer import Peer
 from mesh.dht.signing_keys import SigningKey, public_from_hex
 
 
-class Announcing:
+class ReopeningPeer:
     """A peer that is opened when it is needed, and anew when nobody could be told."""
 
     def __init__(self, operator: bytes, peers: list[str]) -> None:
@@ -64,7 +64,7 @@ async def serve() -> None:
     """Carry out one order after the other until there are no more."""
     loop = asyncio.get_running_loop()
     place = json.loads(await loop.run_in_executor(None, sys.stdin.readline))
-    announcing = Announcing(public_from_hex(place["operator_key"]), place["peers"])
+    announcing = ReopeningPeer(public_from_hex(place["operator_key"]), place["peers"])
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         order = json.loads(line)
         carry_out = announcing.find if order["do"] == "find" else announcing.announce

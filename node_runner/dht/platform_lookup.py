@@ -16,11 +16,11 @@ class PlatformNotFound(Exception):
     """No URL was given, and the DHT tells none; the message says what to change."""
 
 
-class PlatformSilent(PlatformNotFound):
+class PlatformLookupFailed(PlatformNotFound):
     """The DHT does not answer, or nothing that it tells of does: worth trying again."""
 
 
-def place_of(peers: tuple[str, ...], operator_key: str | None) -> DhtEndpoint | None:
+def dht_endpoint(peers: tuple[str, ...], operator_key: str | None) -> DhtEndpoint | None:
     """Where the DHT is, by the node's options; none if they name no peers.
 
     Raises:
@@ -48,7 +48,7 @@ def platform_url(given: str | None, place: DhtEndpoint | None) -> str:
 
     Raises:
         PlatformNotFound: none is given, nor where the DHT is.
-        PlatformSilent: none is given, and the DHT tells of none that answers.
+        PlatformLookupFailed: none is given, and the DHT tells of none that answers.
     """
     if given is not None and (place is None or _answers(given)):
         return given
@@ -65,7 +65,7 @@ def platform_url(given: str | None, place: DhtEndpoint | None) -> str:
                 return url
         log.warning("platform_not_found", reason=reason)
     if given is None:
-        kind = PlatformNotFound if place is None else PlatformSilent
+        kind = PlatformNotFound if place is None else PlatformLookupFailed
         raise kind(f"The platform's URL is not known. {reason}")
     return given
 

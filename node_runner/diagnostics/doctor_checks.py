@@ -26,10 +26,10 @@ LITTLE_DISK, NO_DISK = 50 * GB, 5 * GB
 SKEW_WARN, SKEW_FAIL = 5.0, 60.0
 """Seconds. TLS and signed messages live by the clock; the platform's date has no fractions."""
 
-FAR = 150.0
+FAR_ROUND_TRIP = 150.0
 """Milliseconds a round trip, from which on routes prefer other nodes."""
 
-SLOW = 10.0
+SLOW_LINE = 10.0
 """Mbit/s. A token's hidden state is 16 kB for 8,192 numbers in 16 bits; a prompt's, thousands of
 times that."""
 
@@ -59,7 +59,7 @@ def machine(cache: Path) -> Iterator[Check]:
         yield Check(
             "GPU",
             "warn",
-            f"none; {devices.main_memory() / GB:.1f} GB of main memory available",
+            f"none; {devices.available_main_memory() / GB:.1f} GB of main memory available",
             "A CPU serves small models slowly. With a GPU: is its driver installed "
             "(nvidia-smi), and is torch a CUDA build?",
         )
@@ -115,7 +115,7 @@ def network(http: httpx.Client) -> Iterator[Check]:
             "stand between?",
         )
         return
-    near: State = "ok" if trips < FAR else "warn"
+    near: State = "ok" if trips < FAR_ROUND_TRIP else "warn"
     hint = "" if near == "ok" else "Routes count this: nearer nodes get work first."
     yield Check("platform", near, f"{http.base_url}, {trips:.0f} ms a round trip", hint)
     yield _clock(skew)
@@ -159,7 +159,7 @@ def _bandwidth(http: httpx.Client) -> Check:
         up = _mbits(http, "POST", UPLOAD)
     except httpx.HTTPError as error:
         return Check("bandwidth", "warn", f"not measured ({type(error).__name__})", "Try later.")
-    state: State = "ok" if min(down, up) >= SLOW else "warn"
+    state: State = "ok" if min(down, up) >= SLOW_LINE else "warn"
     hint = "" if state == "ok" else "Prompts take long through this node: --wire int8 halves that."
     return Check("bandwidth", state, f"{down:.0f} Mbit/s down, {up:.0f} Mbit/s up", hint)
 

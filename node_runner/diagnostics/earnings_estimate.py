@@ -49,7 +49,7 @@ def estimates(
     Raises:
         PlatformError: the platform does not tell.
     """
-    room = devices.room(device)
+    room = devices.available_memory(device)
     for model in request(http, "GET", MODELS_PATH, needs=["models"])["models"]:
         config = request(http, "GET", f"/api/discovery/config/{model['id']}")
         price = Decimal(model["price_per_token_far_exact"])

@@ -20,7 +20,7 @@ from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import SpanModel
 
-AT_ONCE = 8
+BATCH = 8
 """Generations of the second decode measurement."""
 
 CHUNK = 256
@@ -29,7 +29,7 @@ CHUNK = 256
 HISTORY = 128
 """Positions that a generation has behind it while decoding is measured."""
 
-Tick = Callable[[float], None]
+OnProgress = Callable[[float], None]
 """Told the share that is done, 0 to 1."""
 
 
@@ -77,7 +77,7 @@ def measure(
     dtype: torch.dtype,
     quantization: str,
     seconds: float,
-    tick: Tick = lambda share: None,
+    tick: OnProgress = lambda share: None,
 ) -> Speed:
     """Load the first layers of a checkpoint and time them.
 
@@ -94,19 +94,19 @@ def measure(
         span = SpanModel(folder, edge=False, device=device, dtype=dtype, quantization=quantization)
         span.warm_up()
         load_seconds = time.perf_counter() - began
-        clock = _Clock(span, seconds / 3, tick)
+        clock = _Timer(span, seconds / 3, tick)
         return Speed(
             layers=layers,
             decode=clock.time([1], HISTORY, 0.0),
-            batch=clock.time([1] * AT_ONCE, HISTORY, 1 / 3),
+            batch=clock.time([1] * BATCH, HISTORY, 1 / 3),
             prefill=clock.time([CHUNK], 0, 2 / 3),
             load_seconds=load_seconds,
             weight_bytes=sum(weight.nbytes for weight in span.weights),
         )
 
 
-class _Clock:
-    def __init__(self, span: SpanModel, seconds: float, tick: Tick) -> None:
+class _Timer:
+    def __init__(self, span: SpanModel, seconds: float, tick: OnProgress) -> None:
         self._span = span
         self._seconds = seconds
         self._tick = tick

@@ -6,10 +6,10 @@ import torch
 
 from node_runner.engine.device.tensors import DTYPES
 
-RESERVED = 10**9
+GPU_RESERVE = 10**9
 """Bytes of a GPU that stay free beside weights and KV: the driver's, torch's, what a step needs."""
 
-OF_MAIN_MEMORY = 0.5
+MAIN_MEMORY_SHARE = 0.5
 """Of main memory, what a node on a CPU may take: there it is not alone."""
 
 
@@ -34,7 +34,7 @@ def gpus() -> list[GpuInfo]:
     return found
 
 
-def pick(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
     """The device of this name; a GPU if there is one, for ``auto``.
 
     Raises:
@@ -66,19 +66,19 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def name_of(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def room(device: torch.device) -> int:
+def available_memory(device: torch.device) -> int:
     """Bytes for weights and KV."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return max(0, free - RESERVED)
-    return round(main_memory() * OF_MAIN_MEMORY)
+        return max(0, free - GPU_RESERVE)
+    return round(available_main_memory() * MAIN_MEMORY_SHARE)
 
 
-def main_memory() -> int:
+def available_main_memory() -> int:
     """Bytes that are available, as Linux counts them; 0 where it does not say."""
     try:
         with open("/proc/meminfo") as lines:

@@ -14,7 +14,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class GpuUse:
+class GpuUsage:
     """Of all processes on the GPU: percent of the last moments, and 10⁹ bytes."""
 
     utilization_percent: float = 0.0
@@ -27,17 +27,17 @@ class GpuMonitor:
     def __init__(self, device: "torch.device") -> None:
         self._nvml, self._handle = _open(device)
 
-    def use(self) -> GpuUse:
+    def use(self) -> GpuUsage:
         """Now. Nothing where the driver does not say."""
         if self._nvml is None:
-            return GpuUse()
+            return GpuUsage()
         try:
             percent = self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu
             used = self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used
         except self._nvml.NVMLError as error:
             log.warning("gpu_unreadable", reason=str(error))
-            return GpuUse()
-        return GpuUse(float(percent), used / 1e9)
+            return GpuUsage()
+        return GpuUsage(float(percent), used / 1e9)
 
     def close(self) -> None:
         if self._nvml is not None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from node_runner.machine import directories
 
-FILE = "login.json"
+FILE_NAME = "login.json"
 
 
 class LoginFailed(Exception):
@@ -29,7 +29,7 @@ def load() -> MachineLogin | None:
     Raises:
         LoginFailed: the file is damaged.
     """
-    file = directories.config() / FILE
+    file = directories.config() / FILE_NAME
     try:
         return MachineLogin(**json.loads(file.read_text()))
     except FileNotFoundError:
@@ -40,8 +40,8 @@ def load() -> MachineLogin | None:
 
 def save(login: MachineLogin) -> None:
     """Keep it for later starts, with mode 0600."""
-    directories.write_secret(directories.config() / FILE, json.dumps(asdict(login)))
+    directories.write_secret(directories.config() / FILE_NAME, json.dumps(asdict(login)))
 
 
-def forget() -> None:
-    (directories.config() / FILE).unlink(missing_ok=True)
+def delete() -> None:
+    (directories.config() / FILE_NAME).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from node_runner.engine.model.span_checkpoint import SpanSpec, prepare_span
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.machine import devices
 from node_runner.node.engine_set import Span
-from node_runner.node.options import CannotServe, Options
+from node_runner.node.options import CannotServe, NodeOptions
 from node_runner.platform_client.weight_listing import ListingRequest, Wallet
 from node_runner.weights.source import Source
 from node_runner.weights.source_selection import select_source
@@ -70,7 +70,7 @@ class EngineLoader:
         CannotServe: an option is wrong.
     """
 
-    def __init__(self, options: Options, device: torch.device, platform: str) -> None:
+    def __init__(self, options: NodeOptions, device: torch.device, platform: str) -> None:
         """``platform``: URL of who is asked where the weights are, if the options do not say."""
         if options.quantization not in QUANTIZATIONS:
             raise CannotServe(
@@ -197,7 +197,7 @@ class EngineLoader:
         return self._kv_bytes
 
 
-def _listing_request(options: Options, platform: str) -> ListingRequest:
+def _listing_request(options: NodeOptions, platform: str) -> ListingRequest:
     """With the credential that the node registers with."""
     secret = options.credential
     credential = secret if isinstance(secret, str) else Wallet(options.wallet, secret)

@@ -16,7 +16,7 @@ from node_runner.outputs import EngineOutput
 Span = tuple[int, int]
 """A span: start and end (not included)."""
 
-LEAVE_LIMIT = 300.0
+SPAN_DRAIN_LIMIT = 300.0
 """Seconds that generations get to end in an engine that leaves. Then their supervisors are told,
 and go on elsewhere."""
 
@@ -214,5 +214,5 @@ class EngineSet:
     def _leave(self, spans: Iterable[Span], *, refuses: bool) -> None:
         for layers in spans:
             known = self._leaving.get(layers)
-            until = time.monotonic() + LEAVE_LIMIT if known is None else known.until
+            until = time.monotonic() + SPAN_DRAIN_LIMIT if known is None else known.until
             self._leaving[layers] = _Leaving(until, refuses)

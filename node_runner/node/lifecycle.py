@@ -16,7 +16,7 @@ from node_runner.node import step_meter
 from node_runner.node.engine_loader import EngineLoader, LoadedSpan
 from node_runner.node.engine_set import EngineSet
 from node_runner.node.loop import ServingLoop
-from node_runner.node.options import CannotServe, EndedForNow, Options
+from node_runner.node.options import CannotServe, NodeOptions, TemporaryFailure
 from node_runner.node.rebalance import Rebalancer
 from node_runner.node.startup import (
     claim_device,
@@ -35,12 +35,12 @@ from node_runner.platform_client.errors import NodeForgotten, NodeSuperseded, Pl
 from node_runner.platform_client.heartbeats import Heartbeats
 from node_runner.service.control_socket import ControlSocket
 
-__all__ = ["CannotServe", "EndedForNow", "Options", "serve"]
+__all__ = ["CannotServe", "NodeOptions", "TemporaryFailure", "serve"]
 
 log = structlog.get_logger()
 
 
-def serve(options: Options) -> None:
+def serve(options: NodeOptions) -> None:
     """Run a node until SIGTERM or Ctrl-C has drained it.
 
     Raises:
@@ -59,18 +59,18 @@ def serve(options: Options) -> None:
         claim = claim_device(options.wallet, device)
         gpu = GpuMonitor(device)
         try:
-            _Node(options, control, device, claim, gpu).run()
+            Node(options, control, device, claim, gpu).run()
         finally:
             gpu.close()
             claim.release()
 
 
-class _Node:
+class Node:
     """What a start puts together, and what goes on between its parts while it serves."""
 
     def __init__(
         self,
-        options: Options,
+        options: NodeOptions,
         control: ControlSocket,
         device: torch.device,
         claim: device_claim.DeviceClaim,
@@ -223,13 +223,13 @@ class _Node:
             )
         else:
             self._end(
-                EndedForNow(
+                TemporaryFailure(
                     "The platform does not know this node any more. Start it again to register."
                 )
             )
 
     def _lost(self) -> None:
-        self._end(EndedForNow("Neither the new span nor the old one can be loaded any more."))
+        self._end(TemporaryFailure("Neither the new span nor the old one can be loaded any more."))
 
     def _end(self, why: CannotServe) -> None:
         self._ended = why
@@ -244,7 +244,7 @@ class _Node:
             "layers": list(spans[0]) if spans else [],
             "edge": bool(spans) and self._mover.has_edge(spans[0]),
             "device": str(self._device),
-            "gpu_model": devices.name_of(self._device),
+            "gpu_model": devices.device_name(self._device),
             "sessions": self._engines.generations,
             "max_sessions": self._options.max_sessions,
             "tokens_per_second": self._vitals.throughput_tokens_per_sec,

@@ -11,7 +11,7 @@ from node_runner import metrics
 from node_runner.node import step_meter
 from node_runner.node.engine_set import EngineSet
 from node_runner.outputs import EngineOutput
-from node_runner.transport.interface import Transport, Unreachable
+from node_runner.transport.interface import Transport, TransportUnreachable
 
 IDLE_WAIT = 1.0
 """Seconds that one pull waits for work; also how soon a drain or an expiry is noticed."""
@@ -85,7 +85,7 @@ class ServingLoop:
         while True:
             try:
                 return self._transport.exchange(results, wait=wait)
-            except Unreachable as error:
+            except TransportUnreachable as error:
                 delay = next(delays)
                 log.warning("platform_unreachable", reason=str(error), retry_in=delay)
                 if self._draining.wait(delay):
@@ -98,5 +98,5 @@ class ServingLoop:
             metrics.positions_total.inc(positions)
             self._meter.observe(seconds, positions)
         guessed, accepted = self._engines.take_drafts()
-        metrics.guessed_total.inc(guessed)
-        metrics.accepted_total.inc(accepted)
+        metrics.draft_tokens_total.inc(guessed)
+        metrics.accepted_tokens_total.inc(accepted)

@@ -15,10 +15,10 @@ from node_runner.weights.checkpoint_cache import release
 
 log = structlog.get_logger()
 
-NICE = 10
+LOADING_NICE = 10
 """How much less a thread that loads is wanted than those that serve (Linux)."""
 
-LOOK = 0.1
+POLL_SECONDS = 0.1
 """Seconds between looks whether the runner has taken an engine in, or let one go."""
 
 
@@ -126,7 +126,7 @@ class Rebalancer:
         self._facts[facts.layers] = facts
         self._engines.add(facts.layers, self._loader.engine(loaded, self._node_id))
         while facts.layers not in self._engines.loaded:  # until the runner steps
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
         log.info("span_loaded", layers=facts.layers, seconds=round(facts.seconds, 3))
 
     def _fits_beside(self, prepared: PreparedSpan) -> bool:
@@ -141,7 +141,7 @@ class Rebalancer:
             self._engines.give_up(layers)
         self._news()
         while self._engines.loaded:
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
         _free()
 
     def _serve_again(self, old: Sequence[Span]) -> None:
@@ -165,4 +165,4 @@ def _free() -> None:
 def _be_nice() -> None:
     """Let the threads that serve go first."""
     if hasattr(os, "sched_getscheduler"):  # elsewhere, priorities are the whole process's
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADING_NICE)

@@ -9,16 +9,16 @@ from prometheus_client import start_http_server
 
 from mesh.dht.signing_keys import SigningKey
 from mesh.node_api import NodeRegistration, RegistrationReply
-from node_runner.dht.announcer import Announcer, Subject
+from node_runner.dht.announcer import Announcer, NodeCredential
 from node_runner.dht.peer_client import DhtEndpoint
-from node_runner.dht.platform_lookup import PlatformNotFound, place_of, platform_url
+from node_runner.dht.platform_lookup import PlatformNotFound, dht_endpoint, platform_url
 from node_runner.machine import device_claim, devices, directories
 from node_runner.node.engine_loader import EngineLoader, LoadedSpan, PreparedSpan
-from node_runner.node.options import CannotServe, Options
+from node_runner.node.options import CannotServe, NodeOptions
 from node_runner.platform_client import heartbeats
 from node_runner.platform_client.errors import PlatformError
 from node_runner.platform_client.http import client
-from node_runner.transport.interface import Transport, Unreachable
+from node_runner.transport.interface import Transport, TransportUnreachable
 from node_runner.transport.redis_transport import RedisTransport
 from node_runner.transport.relay_transport import RelayTransport
 
@@ -34,7 +34,7 @@ def load_span(loader: EngineLoader, prepared: PreparedSpan) -> LoadedSpan:
 
 def pick_device(name: str) -> torch.device:
     try:
-        return devices.pick(name)
+        return devices.pick_device(name)
     except ValueError as error:
         raise CannotServe(str(error)) from None
 
@@ -47,7 +47,7 @@ def claim_device(wallet: str, device: torch.device) -> device_claim.DeviceClaim:
 
 
 def registration_of(
-    options: Options,
+    options: NodeOptions,
     device: torch.device,
     claim: device_claim.DeviceClaim,
     memory_bytes: int,
@@ -61,7 +61,7 @@ def registration_of(
         end_layer=end,
         edge=options.edge,
         placeable=options.span is None,
-        gpu_model=devices.name_of(device),
+        gpu_model=devices.device_name(device),
         vram_gb=_vram_gb(device),
         public_addr=options.public_addr,
         location=options.location,
@@ -81,16 +81,16 @@ def _vram_gb(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory / 1e9)
 
 
-def memory_bytes_of(options: Options, device: torch.device) -> int:
+def memory_bytes_of(options: NodeOptions, device: torch.device) -> int:
     if options.memory_gb is not None:
         return round(options.memory_gb * 1e9)
-    return devices.room(device)
+    return devices.available_memory(device)
 
 
-def find_platform(options: Options) -> tuple[str, DhtEndpoint | None]:
+def find_platform(options: NodeOptions) -> tuple[str, DhtEndpoint | None]:
     """The platform's URL, and where the DHT is by the node's own options."""
     try:
-        place = place_of(options.dht_peers, options.operator_key)
+        place = dht_endpoint(options.dht_peers, options.operator_key)
         return platform_url(options.discovery, place), place
     except PlatformNotFound as error:
         raise CannotServe(str(error)) from None
@@ -104,7 +104,7 @@ def open_platform(url: str) -> httpx.Client:
 
 
 def make_announcer(
-    options: Options, node: RegistrationReply, key: SigningKey, place: DhtEndpoint | None
+    options: NodeOptions, node: RegistrationReply, key: SigningKey, place: DhtEndpoint | None
 ) -> Announcer | None:
     """None where the platform has no DHT, or its key is not the one that this node was told."""
     access = node.dht
@@ -117,7 +117,9 @@ def make_announcer(
     peers = tuple(dict.fromkeys((*(place.peers if place else ()), *access.peers)))
     if not peers:
         return None
-    subject = Subject(node.node_id, access.registration, options.model, key, access.credential)
+    subject = NodeCredential(
+        node.node_id, access.registration, options.model, key, access.credential
+    )
     return Announcer(DhtEndpoint(peers, told), subject, node.span)
 
 
@@ -129,7 +131,7 @@ def open_transport(
         if redis:
             return RedisTransport(redis, node.node_id, room)
         return RelayTransport(url, node.node_token, room)
-    except Unreachable as error:
+    except TransportUnreachable as error:
         raise CannotServe(f"{error} Is {'--redis' if redis else '--discovery'} right?") from None
 
 

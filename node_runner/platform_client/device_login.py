@@ -116,7 +116,7 @@ def approve(http: httpx.Client, user_code: str, machine: str, private_key: bytes
         LoginFailed: the platform asks to sign something else than it should.
         PlatformError: the platform refuses, or does not answer.
     """
-    wallet = keystore.address(private_key)
+    wallet = keystore.wallet_address(private_key)
     approval = {"user_code": user_code, "wallet_address": wallet}
     answer = request(http, "POST", "/api/machines/message", approval, needs=MESSAGE)
     domain = urlsplit(str(http.base_url)).netloc

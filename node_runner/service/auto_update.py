@@ -26,10 +26,10 @@ from node_runner.service import control_socket
 PACKAGE = "far-mesh"
 PYPI = "https://pypi.org/simple/"
 
-LOOK = 3600.0
+POLL_SECONDS = 3600.0
 """Seconds between looks at the index."""
 
-IDLE_LOOK = 5.0
+IDLE_POLL_SECONDS = 5.0
 """Seconds between looks whether the nodes are idle, once there is something to install."""
 
 TIMEOUT = 30.0
@@ -39,7 +39,7 @@ INSTALL_LIMIT = 1800.0
 log = structlog.get_logger()
 
 
-class Updates:
+class Updater:
     """Looks now and then for a newer version than runs here."""
 
     def __init__(self, index: str) -> None:
@@ -55,15 +55,15 @@ class Updates:
         if now >= self._look_at:
             if self._newer is None:
                 self._newer = self._find()
-            self._look_at = now + (LOOK if self._newer is None else IDLE_LOOK)
-            self._idle = self._newer is not None and idle()
+            self._look_at = now + (POLL_SECONDS if self._newer is None else IDLE_POLL_SECONDS)
+            self._idle = self._newer is not None and nodes_idle()
         return self._newer is not None and self._idle
 
     def install(self) -> bool:
         """Install it, with what it needs. Whether that went right; if not, that version is left
         alone from then on, and the old one goes on."""
         newer, self._newer = self._newer, None
-        self._look_at = time.monotonic() + LOOK
+        self._look_at = time.monotonic() + POLL_SECONDS
         command = [sys.executable, "-m", "pip", "install", "--upgrade", "--no-input"]
         command += ["--index-url", self._index, f"{PACKAGE}[node]=={newer}"]
         log.info("update_installs", version=str(newer))
@@ -81,7 +81,7 @@ class Updates:
 
     def _find(self) -> Version | None:
         try:
-            newest = max(versions(self._index), default=None)
+            newest = max(released_versions(self._index), default=None)
         except httpx.HTTPError as error:
             log.warning("update_index_unreachable", reason=type(error).__name__)
             return None
@@ -100,7 +100,7 @@ def is_checkout() -> bool:
     return any(origin.get("dir_info", {}).get("editable") for origin in origins)
 
 
-def versions(index: str) -> list[Version]:
+def released_versions(index: str) -> list[Version]:
     """The released versions on a simple index (PEP 691), without previews and yanked files.
 
     Raises:
@@ -130,7 +130,7 @@ def _version(filename: str) -> Version | None:
         return None
 
 
-def idle() -> bool:
+def nodes_idle() -> bool:
     """Whether no node of this parent holds a generation now."""
     nodes = [node for node in control_socket.ask_running_nodes() if node.get("kind") == "node"]
     mine = [node for node in nodes if node.get("parent") == os.getpid()]

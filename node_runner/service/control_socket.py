@@ -46,7 +46,7 @@ class ControlSocket:
             "parent": os.getppid(),
             "started_at": time.time(),
         }
-        self._path = directories.private(directories.sockets()) / f"{os.getpid()}.sock"
+        self._path = directories.make_private(directories.sockets()) / f"{os.getpid()}.sock"
         self._path.unlink(missing_ok=True)
         with _address(self._path) as address:
             self._server = socketserver.ThreadingUnixStreamServer(address, self._handler())

@@ -19,27 +19,27 @@ from typing import IO, Any
 import structlog
 
 from node_runner.service import exit_codes
-from node_runner.service.auto_update import Updates
+from node_runner.service.auto_update import Updater
 from node_runner.service.control_socket import ControlSocket
 from node_runner.service.schedule import Schedule
 
-LOOK = 0.5
+POLL_SECONDS = 0.5
 """Seconds between looks at the children and at the clock."""
 
-BACKOFF = (1.0, 2.0, 5.0, 15.0, 60.0)
+RESTART_DELAYS = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Seconds until a child that died is started again; the last repeats."""
 
-LIVED = 300.0
+STABLE_SECONDS = 300.0
 """Seconds after which a child counts as well: the next death waits a second again."""
 
 DRAIN_LIMIT = 90.0
 """Seconds that children get to drain, more than each gives itself. Then they are killed."""
 
-FOR_GOOD = (0, exit_codes.USAGE, exit_codes.MISTAKE)
+FINAL_STATUSES = (0, exit_codes.USAGE_ERROR, exit_codes.CONFIG_ERROR)
 """Exit statuses of a node that drained as it was asked to, or has said what has to be changed."""
 
-PARENT = "FAR_NODE_PARENT"
-KEPT = ("FAR_NODE_PASSWORD", "FAR_NODE_STATE")
+PARENT_VARIABLE = "FAR_NODE_PARENT"
+KEPT_VARIABLES = ("FAR_NODE_PASSWORD", "FAR_NODE_STATE")
 PR_SET_PDEATHSIG = 1
 
 log = structlog.get_logger()
@@ -69,7 +69,7 @@ class DeviceProcess:
 
 def end_with_parent() -> None:
     """Called by a child: drain when the parent is gone, however it ended (Linux only)."""
-    parent = os.environ.get(PARENT)
+    parent = os.environ.get(PARENT_VARIABLE)
     if parent is None or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -82,7 +82,7 @@ def run(
     *,
     about: Mapping[str, Any],
     hours: Schedule | None,
-    updates: Updates | None,
+    updates: Updater | None,
 ) -> int:
     """Until SIGTERM, Ctrl-C or `far-node drain`, or until no child is left.
 
@@ -104,7 +104,7 @@ def run(
 
 class DeviceProcesses:
     def __init__(
-        self, children: Sequence[DeviceProcess], hours: Schedule | None, updates: Updates | None
+        self, children: Sequence[DeviceProcess], hours: Schedule | None, updates: Updater | None
     ) -> None:
         self._children = children
         self._hours = hours
@@ -140,7 +140,7 @@ class DeviceProcesses:
         try:
             while not self._ended():
                 self._tend()
-                time.sleep(LOOK)
+                time.sleep(POLL_SECONDS)
         finally:
             for child in self._children:
                 if child.process is not None:
@@ -204,13 +204,13 @@ class DeviceProcesses:
             if child.draining:
                 child.draining = False
                 continue
-            if status in FOR_GOOD:
+            if status in FINAL_STATUSES:
                 child.ended = status
                 log.warning("node_ended", device=child.device, status=status)
                 continue
-            if time.monotonic() - child.started_at > LIVED:
+            if time.monotonic() - child.started_at > STABLE_SECONDS:
                 child.deaths = 0
-            delay = BACKOFF[min(child.deaths, len(BACKOFF) - 1)]
+            delay = RESTART_DELAYS[min(child.deaths, len(RESTART_DELAYS) - 1)]
             child.deaths += 1
             child.start_at = time.monotonic() + delay
             log.warning("node_died", device=child.device, status=status, again_in=delay)
@@ -236,9 +236,13 @@ def _environment(child: DeviceProcess) -> dict[str, str]:
     ours = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("FAR_NODE_") or name in KEPT
+        if not name.startswith("FAR_NODE_") or name in KEPT_VARIABLES
     }
-    told = {"FAR_NODE_CONFIG": os.devnull, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    told = {
+        "FAR_NODE_CONFIG": os.devnull,
+        PARENT_VARIABLE: str(os.getpid()),
+        "PYTHONUNBUFFERED": "1",
+    }
     return {**ours, **told, **child.environment}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _WINDOW = re.compile(r"(\d{1,2}):(\d{2})\s*-\s*(\d{1,2}):(\d{2})")
 
 
-class BadSchedule(ValueError):
+class InvalidSchedule(ValueError):
     """Not windows of a day; the message shows how they are written."""
 
 
@@ -54,19 +54,19 @@ def parse(text: str) -> Schedule:
     """Windows, separated by commas: ``22:00-08:00`` or ``12:00-13:30,20:00-24:00``.
 
     Raises:
-        BadSchedule: not of this form.
+        InvalidSchedule: not of this form.
     """
     windows = []
     for part in text.split(","):
         match = _WINDOW.fullmatch(part.strip())
         if match is None:
-            raise BadSchedule(
+            raise InvalidSchedule(
                 f"A schedule is like 22:00-08:00 or 12:00-13:30,20:00-24:00; got {text!r}."
             )
         hours = [int(number) for number in match.groups()]
         window = Window(_time(hours[0], hours[1], text), _time(hours[2], hours[3], text))
         if window.start == window.end and window.start != dt.time(0):
-            raise BadSchedule(f"{part.strip()} is no time at all. For always, leave it out.")
+            raise InvalidSchedule(f"{part.strip()} is no time at all. For always, leave it out.")
         windows.append(window)
     return Schedule(tuple(windows))
 
@@ -77,4 +77,4 @@ def _time(hour: int, minute: int, text: str) -> dt.time:
     try:
         return dt.time(hour, minute)
     except ValueError:
-        raise BadSchedule(f"There is no time {hour}:{minute:02} ({text!r}).") from None
+        raise InvalidSchedule(f"There is no time {hour}:{minute:02} ({text!r}).") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from node_runner.machine import config_file
 from node_runner.service import exit_codes
 
-NAME = "far-node.service"
+UNIT_NAME = "far-node.service"
 
 STOP_LIMIT = 120
 """Seconds that systemd gives the nodes to drain."""
@@ -82,8 +82,8 @@ class Service:
     @property
     def path(self) -> Path:
         if self.system:
-            return Path("/etc/systemd/system") / NAME
-        return self.home / ".config" / "systemd" / "user" / NAME
+            return Path("/etc/systemd/system") / UNIT_NAME
+        return self.home / ".config" / "systemd" / "user" / UNIT_NAME
 
     @property
     def environment(self) -> Path:
@@ -93,7 +93,7 @@ class Service:
     @property
     def settings(self) -> Path:
         """The settings' file that its nodes read, if they are told of no other."""
-        return self.home / ".config" / "far-node" / config_file.NAME
+        return self.home / ".config" / "far-node" / config_file.FILE_NAME
 
     @property
     def folders(self) -> list[Path]:
@@ -130,7 +130,7 @@ class Service:
         )
 
 
-def here(*, system: bool, user: str | None) -> Service:
+def service_of(*, system: bool, user: str | None) -> Service:
     """The service of this user, or of another, if root asks for a system service.
 
     Raises:
@@ -170,7 +170,7 @@ def render(
         command=" ".join(map(_argument, command)),
         user=f"User={service.user}\n" if service.system else "",
         hardening=SYSTEM_HARDENING.format(writable=writable) if service.system else "",
-        for_good=f"{exit_codes.USAGE} {exit_codes.MISTAKE}",
+        for_good=f"{exit_codes.USAGE_ERROR} {exit_codes.CONFIG_ERROR}",
         stop_limit=STOP_LIMIT,
         environment=service.environment,
         target="multi-user.target" if service.system else "default.target",
@@ -193,7 +193,7 @@ def install(service: Service, text: str, *, folders: Sequence[Path] = ()) -> Non
         service.path.write_text(text)
     except PermissionError:
         raise ServiceError(f"Only root may write {service.path}: use sudo, or --user.") from None
-    for arguments in (("daemon-reload",), ("enable", "--now", NAME)):
+    for arguments in (("daemon-reload",), ("enable", "--now", UNIT_NAME)):
         _succeed(service.systemctl(*arguments))
 
 
@@ -205,7 +205,7 @@ def uninstall(service: Service) -> bool:
     """
     if not service.path.exists():
         return False
-    _succeed(service.systemctl("disable", "--now", NAME))
+    _succeed(service.systemctl("disable", "--now", UNIT_NAME))
     try:
         service.path.unlink()
     except PermissionError:

@@ -8,7 +8,7 @@ from mesh.relay import Frame, Welcome
 ANSWER_LIMIT = 5.0
 """Seconds of silence in one exchange over HTTP."""
 
-Hear = Callable[[Frame], None]
+OnFrame = Callable[[Frame], None]
 
 
 class ConnectionLost(Exception):

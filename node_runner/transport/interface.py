@@ -7,12 +7,12 @@ from mesh.wire import Message
 from node_runner.outputs import EngineOutput
 
 
-class Unreachable(Exception):
+class TransportUnreachable(Exception):
     """The platform does not answer. What was pushed may have arrived; pushing it again is
     harmless."""
 
 
-class HopClock:
+class HopMeter:
     """Milliseconds that a message takes to the platform and back, smoothed over some dozen.
 
     Written by one thread, read by others.

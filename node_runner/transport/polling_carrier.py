@@ -8,7 +8,12 @@ import httpx
 from mesh import relay
 from mesh.errors import WireError
 from mesh.relay import Frame, Hello, Poll, Superseded, Welcome
-from node_runner.transport.carrier import ANSWER_LIMIT, ConnectionLost, ConnectionSuperseded, Hear
+from node_runner.transport.carrier import (
+    ANSWER_LIMIT,
+    ConnectionLost,
+    ConnectionSuperseded,
+    OnFrame,
+)
 from node_runner.transport.websocket_carrier import OPEN_LIMIT
 
 
@@ -29,7 +34,7 @@ class PollingCarrier:
     name = "long poll"
 
     def __init__(
-        self, url: str, token: str, hello: Hello, hear: Hear, cursor: Callable[[], str]
+        self, url: str, token: str, hello: Hello, hear: OnFrame, cursor: Callable[[], str]
     ) -> None:
         self._hear = hear
         self._cursor = cursor

@@ -15,7 +15,7 @@ from mesh.keepalive import KEEPALIVE_INTERVAL, KEEPALIVE_TTL
 from mesh.token_stream import APPEND_TOKEN
 from mesh.wire import Halt, Message, Token
 from node_runner.outputs import EngineOutput, NodeMessage, Report
-from node_runner.transport.interface import HopClock, Unreachable
+from node_runner.transport.interface import HopMeter, TransportUnreachable
 
 INBOX_TTL = 3600
 """Seconds after which an inbox that nobody feeds or reads is gone."""
@@ -26,10 +26,10 @@ TRIM_EVERY = 64
 SILENCE_LIMIT = 5.0
 """Seconds without an answer after which Redis counts as gone. Longer than any wait for work."""
 
-PULSE_RETRY = 1.0
+KEEPALIVE_RETRY = 1.0
 """Seconds until a lost connection for pulses is tried again."""
 
-PASSING = (redis.ReadOnlyError, redis.OutOfMemoryError, redis.exceptions.MasterDownError)
+TEMPORARY_ERRORS = (redis.ReadOnlyError, redis.OutOfMemoryError, redis.exceptions.MasterDownError)
 """Errors of a Redis that is becoming a replica or is full, and will be well again."""
 
 Command = tuple[Any, ...]
@@ -61,10 +61,10 @@ class RedisTransport:
         [newest] = self._call([("XREVRANGE", self._inbox, "+", "-", "COUNT", 1)])
         self._after: bytes = newest[0][0] if newest else b"0-0"
         self._exchanges = 0
-        self._hop = HopClock()
+        self._hop = HopMeter()
         self._stop = threading.Event()
         self._pulse = threading.Thread(
-            target=_beat, args=(url, node_id, room, self._hop, self._stop), daemon=True
+            target=_send_keepalives, args=(url, node_id, room, self._hop, self._stop), daemon=True
         )
         self._pulse.start()
 
@@ -111,23 +111,25 @@ class RedisTransport:
             answers = [connection.read_response() for _ in commands]
         except (redis.ConnectionError, redis.TimeoutError) as error:
             connection.disconnect()
-            raise Unreachable(f"Redis does not answer ({type(error).__name__}).") from error
-        except PASSING as error:
+            raise TransportUnreachable(
+                f"Redis does not answer ({type(error).__name__})."
+            ) from error
+        except TEMPORARY_ERRORS as error:
             connection.disconnect()
-            raise Unreachable(f"Redis does not take writes ({error}).") from error
+            raise TransportUnreachable(f"Redis does not take writes ({error}).") from error
         except redis.ResponseError:
             connection.disconnect()
             raise
         return answers
 
 
-def _beat(
-    url: str, node_id: str, room: Callable[[], int], hop: HopClock, stop: threading.Event
+def _send_keepalives(
+    url: str, node_id: str, room: Callable[[], int], hop: HopMeter, stop: threading.Event
 ) -> None:
     """Tell that this process runs, even while it computes for long, and how much room it has; on a
     connection of its own."""
     key, ttl = redis_keys.keepalive(node_id), round(KEEPALIVE_TTL * 1000)
-    with redis.Redis.from_url(url, socket_timeout=PULSE_RETRY) as client:
+    with redis.Redis.from_url(url, socket_timeout=KEEPALIVE_RETRY) as client:
         delay = 0.0
         while not stop.wait(delay):
             try:
@@ -136,7 +138,7 @@ def _beat(
                 hop.observe(time.perf_counter() - began)
                 delay = KEEPALIVE_INTERVAL
             except redis.RedisError:
-                delay = PULSE_RETRY
+                delay = KEEPALIVE_RETRY
         with contextlib.suppress(redis.RedisError):
             client.delete(key)
 

@@ -36,24 +36,24 @@ from node_runner.transport.carrier import (
     ConnectionSuperseded,
     WebSocketBlocked,
 )
-from node_runner.transport.interface import HopClock, Unreachable
+from node_runner.transport.interface import HopMeter, TransportUnreachable
 from node_runner.transport.polling_carrier import PollingCarrier
 from node_runner.transport.websocket_carrier import WebSocketCarrier, open_websocket
 
 START_LIMIT = 20.0
 """Seconds that the first connection may take."""
 
-PATIENCE = 1.0
+RECONNECT_WAIT = 1.0
 """Seconds that an exchange waits for a lost connection to come back, before it says so."""
 
 SILENCE_LIMIT = 3.0
 """Seconds without any answer, twelve pulses, after which the connection is half open."""
 
-FIRST_DELAY, MOST_DELAY = 0.1, 10.0
+FIRST_DELAY, MAX_DELAY = 0.1, 10.0
 """Seconds between tries to connect, doubled each time, by the half more or less: so that a relay
 that comes back does not meet all its nodes at once."""
 
-ELSEWHERE_PAUSE = 30.0
+SUPERSEDED_DELAY = 30.0
 """Seconds until a node tries again that was displaced by another process with its token."""
 
 LOSSES_BEFORE_POLLING = 2
@@ -63,7 +63,7 @@ swallow them without a word. Where one is refused outright, they are tried at on
 MAX_TENSOR_BYTES = relay.MAX_FRAME_BYTES - 2**17
 """Of one message of hidden states, whose header is at most half of the rest."""
 
-WEBSOCKET_AGAIN = 60.0
+WEBSOCKET_RETRY = 60.0
 """Seconds of long polls until a WebSocket is tried again."""
 
 log = structlog.get_logger()
@@ -79,7 +79,7 @@ class RelayTransport:
         token: str,
         room: Callable[[], int],
         *,
-        websocket_again: float = WEBSOCKET_AGAIN,
+        websocket_again: float = WEBSOCKET_RETRY,
     ) -> None:
         """
         Args:
@@ -96,7 +96,7 @@ class RelayTransport:
         self._room = room
         self._websocket_again = websocket_again
         self._session = secrets.token_hex(8)
-        self._hop = HopClock()
+        self._hop = HopMeter()
         self._closing = threading.Event()
         self._closed = threading.Event()
         self._sending = threading.Lock()
@@ -125,7 +125,7 @@ class RelayTransport:
             thread.start()
         if not self._wait_for_carrier(START_LIMIT):
             self.close()
-            raise Unreachable(f"The relay at {url} cannot be reached: {self._reason}.")
+            raise TransportUnreachable(f"The relay at {url} cannot be reached: {self._reason}.")
 
     @property
     def hop_ms(self) -> float:
@@ -138,8 +138,8 @@ class RelayTransport:
         return "" if carrier is None else carrier.name
 
     def exchange(self, results: Sequence[EngineOutput], *, wait: float) -> list[Message]:
-        if not self._wait_for_carrier(PATIENCE):
-            raise Unreachable(f"The relay cannot be reached: {self._reason}.")
+        if not self._wait_for_carrier(RECONNECT_WAIT):
+            raise TransportUnreachable(f"The relay cannot be reached: {self._reason}.")
         if results:
             self._push(results)
         with self._changed:
@@ -153,7 +153,7 @@ class RelayTransport:
 
     def close(self) -> None:
         with self._accepted:  # what was pushed last has to get there
-            self._accepted.wait_for(lambda: not self._outbox, timeout=PATIENCE)
+            self._accepted.wait_for(lambda: not self._outbox, timeout=RECONNECT_WAIT)
         self._closing.set()
         carrier = self._carrier
         if carrier is not None:
@@ -173,8 +173,8 @@ class RelayTransport:
         # Steps first: the next node works while Redis takes in what readers want.
         steps = [result for result in results if isinstance(result, NodeMessage)]
         others = [result for result in results if not isinstance(result, NodeMessage)]
-        sent = [_sent(forward.to, forward.message) for forward in steps if self._fits(forward)]
-        sent += [_sent("", result) for result in others]
+        sent = [_outgoing(forward.to, forward.message) for forward in steps if self._fits(forward)]
+        sent += [_outgoing("", result) for result in others]
         with self._sending:
             with self._changed:
                 pushes = []
@@ -215,10 +215,10 @@ class RelayTransport:
                 self._serve(carrier)
             except ConnectionSuperseded as error:
                 self._note(error)
-                pause = ELSEWHERE_PAUSE * random.uniform(0.5, 1.5)
+                pause = SUPERSEDED_DELAY * random.uniform(0.5, 1.5)
             except ConnectionLost as error:
                 self._note(error)
-                delay, losses = min(2 * delay, MOST_DELAY), losses + 1
+                delay, losses = min(2 * delay, MAX_DELAY), losses + 1
             if not self._closing.is_set():
                 log.warning("relay_unreachable", reason=self._reason, retry_in=round(pause, 2))
                 self._closing.wait(pause)
@@ -339,7 +339,7 @@ class RelayTransport:
                 self._lose(carrier, ConnectionLost("The relay is silent."))
 
 
-def _sent(to: str, message: Message) -> OutgoingMessage:
+def _outgoing(to: str, message: Message) -> OutgoingMessage:
     fields = wire.encode(message)
     return OutgoingMessage(to, bytes(fields[wire.HEADER]), bytes(fields.get(wire.TENSOR, b"")))
 

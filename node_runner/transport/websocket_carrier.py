@@ -12,7 +12,7 @@ from mesh.relay import Assembler, Hello, Welcome
 from node_runner.transport.carrier import (
     ConnectionLost,
     ConnectionSuperseded,
-    Hear,
+    OnFrame,
     WebSocketBlocked,
 )
 
@@ -62,7 +62,7 @@ class WebSocketCarrier:
 
     name = "websocket"
 
-    def __init__(self, url: str, token: str, hello: Hello, hear: Hear) -> None:
+    def __init__(self, url: str, token: str, hello: Hello, hear: OnFrame) -> None:
         self._hear = hear
         self._assembler = Assembler()
         self._connection = open_websocket(url, token)

@@ -24,11 +24,11 @@ log = structlog.get_logger()
 GB = 10**9
 MAKING = ".making-"
 LOCKS = ".locks"
-RECORD = "span.json"
+RECORD_FILE = "span.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class CheckpointRecord:
     """What is kept beside a checkpoint that was made. ``asked``: what for. ``checked``: against
     what its tensors were: `manifest`, or `sizes` where nobody published hashes."""
 
@@ -55,7 +55,7 @@ class SpanCache:
         self._limit = limit if limit is not None else shutil.disk_usage(folder).total // 2
         self._verify = verify
 
-    def obtain(self, key: str, size: int, make: Callable[[Path], Record]) -> Path:
+    def obtain(self, key: str, size: int, make: Callable[[Path], CheckpointRecord]) -> Path:
         """The folder of a checkpoint, which stays until :func:`release` or the process's end.
 
         Args:
@@ -74,7 +74,7 @@ class SpanCache:
                 self._make_room(key, size, partial)
                 partial.mkdir(exist_ok=True)
                 record = make(partial)
-                (partial / RECORD).write_text(json.dumps(asdict(record)))
+                (partial / RECORD_FILE).write_text(json.dumps(asdict(record)))
                 _sync(partial)  # after a power cut it is whole, or not there
                 shutil.rmtree(entry, ignore_errors=True)
                 partial.rename(entry)
@@ -202,9 +202,9 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _record(entry: Path) -> Record | None:
+def _record(entry: Path) -> CheckpointRecord | None:
     try:
-        return Record(**json.loads((entry / RECORD).read_text()))
+        return CheckpointRecord(**json.loads((entry / RECORD_FILE).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 

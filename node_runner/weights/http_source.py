@@ -25,7 +25,7 @@ from mesh.errors import (
     WeightsUnreachable,
 )
 from node_runner.retry_after import retry_after
-from node_runner.weights.source import BUFFER, MAX_SMALL, Version
+from node_runner.weights.source import BUFFER, MAX_SMALL_FILE, Version
 
 log = structlog.get_logger()
 
@@ -35,19 +35,19 @@ TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 """Seconds; without a byte for that long, a connection counts as cut."""
 
 
-PLAIN = {"Accept-Encoding": "identity"}
+NO_COMPRESSION = {"Accept-Encoding": "identity"}
 """Bytes as they lie there: those of a compressed answer could not be counted."""
 
-OVERLOADED = (408, 425, 429, 500, 502, 503, 504)
+RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 
-REFUSED = (401, 403)
+DENIED_STATUSES = (401, 403)
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How often in a row a request may bring nothing, and the seconds between two attempts: at
     random up to ``first``, doubled each time, up to ``longest``."""
 
@@ -59,10 +59,10 @@ class Patience:
         return random.uniform(0, min(self.longest, self.first * 2 ** (failures - 1)))
 
 
-PATIENCE = Patience()
+RETRY_POLICY = RetryPolicy()
 
 
-class Addresses(Protocol):
+class FileUrls(Protocol):
     """Where files are."""
 
     name: str
@@ -84,12 +84,12 @@ class Addresses(Protocol):
         ...
 
 
-class HttpFiles:
+class HttpSource:
     """A source of files at HTTP addresses. May be used by several threads."""
 
     def __init__(
         self,
-        addresses: Addresses,
+        addresses: FileUrls,
         *,
         manifest: Manifest | None = None,
     ) -> None:
@@ -116,7 +116,7 @@ class HttpFiles:
     def stream(self, name: str, version: Version, start: int, end: int) -> Iterator[bytes]:
         """See :class:`node_runner.weights.source.Source`. After a cut it goes on from the byte that
         is missing."""
-        tries = _Tries(name, self._addresses, self._closed)
+        tries = _Retries(name, self._addresses, self._closed)
         while start < end:
             with tries, self._ask(name, _range(version, start, end)) as answer:
                 _check_range(answer, name, version, start, end)
@@ -142,7 +142,7 @@ class HttpFiles:
                 self._sockets.add(told["return_value"].get_extra_info("socket"))
 
     def _patiently(self, name: str, ask: Callable[[], T]) -> T:
-        tries = _Tries(name, self._addresses, self._closed)
+        tries = _Retries(name, self._addresses, self._closed)
         while True:
             with tries:
                 return ask()
@@ -154,7 +154,7 @@ class HttpFiles:
             content = bytearray()
             for piece in answer.iter_raw(BUFFER):
                 content += piece
-                if len(content) > MAX_SMALL:
+                if len(content) > MAX_SMALL_FILE:
                     raise WeightsRefused(f"{name} of {self.name} is larger than it may be.")
             return bytes(content)
 
@@ -177,21 +177,21 @@ class HttpFiles:
         with self._http.stream(
             "GET",
             url,
-            headers={**PLAIN, **own, **headers},
+            headers={**NO_COMPRESSION, **own, **headers},
             extensions={"trace": self._connecting},
         ) as answer:
             status = answer.status_code
-            if status in OVERLOADED:
-                raise _Again(f"HTTP {status}", retry_after(answer))
-            if status in REFUSED:
-                raise _Refused(url, f"{self.name} refuses {name} (HTTP {status}).")
+            if status in RETRYABLE_STATUSES:
+                raise _Retryable(f"HTTP {status}", retry_after(answer))
+            if status in DENIED_STATUSES:
+                raise _AccessDenied(url, f"{self.name} refuses {name} (HTTP {status}).")
             if status in (httpx.codes.NOT_FOUND, httpx.codes.GONE):
                 raise WeightsMissing(f"{self.name} has no {name}.")
             self._addresses.answered(name, answer)
             yield answer
 
 
-class _Again(Exception):
+class _Retryable(Exception):
     """Worth another attempt; ``wait``: what the server asks for, in seconds."""
 
     def __init__(self, reason: str, wait: float) -> None:
@@ -199,7 +199,7 @@ class _Again(Exception):
         self.wait = wait
 
 
-class _Refused(Exception):
+class _AccessDenied(Exception):
     """An address that does not let us in, or not any more."""
 
     def __init__(self, url: str, reason: str) -> None:
@@ -207,13 +207,13 @@ class _Refused(Exception):
         self.url = url
 
 
-class _Tries:
+class _Retries:
     """The attempts of one request: within it, failures are waited out, up to a number in a row.
 
     ``closed``: set once nobody wants the file any more; no attempt begins then.
     """
 
-    def __init__(self, name: str, addresses: Addresses, closed: threading.Event) -> None:
+    def __init__(self, name: str, addresses: FileUrls, closed: threading.Event) -> None:
         self._name = name
         self._addresses = addresses
         self._closed = closed
@@ -230,12 +230,12 @@ class _Tries:
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> bool:
-        if isinstance(error, _Refused):
+        if isinstance(error, _AccessDenied):
             if self._renewed or not self._addresses.renew(self._name, error.url):
                 raise WeightsError(str(error)) from None
             self._renewed = True
             return True
-        if not isinstance(error, httpx.TransportError | _Again):
+        if not isinstance(error, httpx.TransportError | _Retryable):
             if isinstance(error, httpx.HTTPError):  # such as a ring of redirects
                 raise WeightsRefused(f"{self._addresses.name}: {error}") from None
             return False
@@ -243,13 +243,13 @@ class _Tries:
             return True
         self._failures += 1
         reason = str(error) or type(error).__name__
-        if self._failures >= PATIENCE.attempts:
+        if self._failures >= RETRY_POLICY.attempts:
             raise WeightsUnreachable(
                 f"{self._addresses.name} does not give {self._name}: {reason} "
                 f"({self._failures} attempts)."
             ) from None
-        pause = PATIENCE.pause(self._failures)
-        if isinstance(error, _Again):
+        pause = RETRY_POLICY.pause(self._failures)
+        if isinstance(error, _Retryable):
             pause = max(pause, error.wait)
         log.warning("weights_interrupted", file=self._name, reason=reason, retry_in=round(pause, 1))
         self._closed.wait(pause)
@@ -307,7 +307,7 @@ def _body(answer: httpx.Response, length: int) -> Iterator[bytes]:
             raise WeightsRefused(f"{answer.url.host} sends more bytes than it was asked for.")
         yield piece
     if got < length:
-        raise _Again("the answer ended early", 0.0)
+        raise _Retryable("the answer ended early", 0.0)
 
 
 def _tag(answer: httpx.Response) -> str:

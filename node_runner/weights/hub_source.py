@@ -8,14 +8,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from mesh.errors import UnsupportedModel, WeightsError
-from node_runner.weights.http_source import HttpFiles
+from node_runner.weights.http_source import HttpSource
 
 ENDPOINT = "https://huggingface.co"
 BRANCH = "main"
 COMMIT_HEADER = "X-Repo-Commit"
 
 
-class HubAddresses:
+class HubUrls:
     """Of a repository's files at one commit: the one that `main` names at the first answer.
 
     Large files are redirected to a storage, whose signed URL is used until it has expired. The
@@ -53,7 +53,7 @@ class HubAddresses:
         return True
 
 
-def hub(repository: str) -> HttpFiles:
+def open_hub(repository: str) -> HttpSource:
     """The files of a repository (`owner/name`).
 
     Raises:
@@ -66,4 +66,4 @@ def hub(repository: str) -> HttpFiles:
             f"There is no model folder {repository}, and no hub has a repository of that name. "
             "--path is a folder, a URL, or a hub's owner/name."
         ) from None
-    return HttpFiles(HubAddresses(repository))
+    return HttpSource(HubUrls(repository))

@@ -23,7 +23,7 @@ INTERVAL = 10.0
 
 
 @contextmanager
-def shown(label: str, total: int, already: int) -> Iterator[Callable[[int], None]]:
+def show_progress(label: str, total: int, already: int) -> Iterator[Callable[[int], None]]:
     """Within, call what it gives with every number of bytes that came.
 
     Args:

@@ -11,7 +11,7 @@ import httpx
 
 from mesh.checkpoint import manifest
 from mesh.errors import WeightsChanged, WeightsCorrupt, WeightsMissing
-from node_runner.weights.http_source import HttpFiles
+from node_runner.weights.http_source import HttpSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Listing:
     manifest_sha256: str
 
 
-class ListedAddresses:
+class SignedUrls:
     """URLs that expire; ``ask`` the platform for others then."""
 
     def __init__(self, ask: Callable[[], Listing]) -> None:
@@ -57,7 +57,7 @@ class ListedAddresses:
             return True
 
 
-class BaseAddresses:
+class BaseUrl:
     """Files under one URL."""
 
     def __init__(self, base: str) -> None:
@@ -73,14 +73,14 @@ class BaseAddresses:
         return False
 
 
-def listed(ask: Callable[[], Listing]) -> HttpFiles:
+def open_published(ask: Callable[[], Listing]) -> HttpSource:
     """What the platform lists, with its manifest.
 
     Raises:
         WeightsCorrupt: the manifest is not the one that the platform speaks of.
     """
-    addresses = ListedAddresses(ask)
-    files = HttpFiles(addresses)
+    addresses = SignedUrls(ask)
+    files = HttpSource(addresses)
     with _closed_on_error(files):
         content = files.small(manifest.NAME)
         if hashlib.sha256(content).hexdigest() != addresses.manifest_sha256:
@@ -89,16 +89,16 @@ def listed(ask: Callable[[], Listing]) -> HttpFiles:
     return files
 
 
-def under(base: str) -> HttpFiles:
+def open_url(base: str) -> HttpSource:
     """Files under one URL, with the manifest that lies there, if any."""
-    files = HttpFiles(BaseAddresses(base))
+    files = HttpSource(BaseUrl(base))
     with _closed_on_error(files), contextlib.suppress(WeightsMissing):
         files.manifest = manifest.read_manifest(files.small(manifest.NAME))
     return files
 
 
 @contextlib.contextmanager
-def _closed_on_error(files: HttpFiles) -> Iterator[None]:
+def _closed_on_error(files: HttpSource) -> Iterator[None]:
     try:
         yield
     except BaseException:

@@ -15,18 +15,18 @@ from queue import Empty, SimpleQueue
 from typing import IO
 
 from mesh.errors import DiskFull, WeightsCorrupt
-from node_runner.weights.download_plan import Chunk, Layout
-from node_runner.weights.progress import shown
+from node_runner.weights.download_plan import Chunk, DownloadPlan
+from node_runner.weights.progress import show_progress
 from node_runner.weights.source import BUFFER, Source
 
-PARALLEL = 6
+CONNECTIONS = 6
 """Requests at once: one connection seldom fills a line."""
 
 JOURNAL = "journal"
 WEIGHTS = "model.safetensors"
 
 
-def assemble(source: Source, layout: Layout, folder: Path, *, label: str) -> None:
+def assemble(source: Source, layout: DownloadPlan, folder: Path, *, label: str) -> None:
     """Fetch what is missing of ``folder``'s `model.safetensors`.
 
     Args:
@@ -47,7 +47,7 @@ def assemble(source: Source, layout: Layout, folder: Path, *, label: str) -> Non
         with (
             journal,
             _opened(folder / WEIGHTS, layout) as file,
-            shown(label, fetched, fetched - left) as add,
+            show_progress(label, fetched, fetched - left) as add,
         ):
             _fetch(source, layout, missing, file, journal, add)
     except OSError as error:
@@ -56,7 +56,7 @@ def assemble(source: Source, layout: Layout, folder: Path, *, label: str) -> Non
         raise
 
 
-def seal(file: Path, layout: Layout) -> str:
+def verify(file: Path, layout: DownloadPlan) -> str:
     """Check each tensor's hash that is known, in one reading of the whole file.
 
     Returns:
@@ -94,7 +94,7 @@ def hash_of(file: Path) -> str:
 
 def _fetch(
     source: Source,
-    layout: Layout,
+    layout: DownloadPlan,
     missing: list[int],
     file: IO[bytes],
     journal: "_Journal",
@@ -120,7 +120,7 @@ def _fetch(
     # Daemons: a node that has drained while it loads another span ends without them.
     threads = [
         threading.Thread(target=fetch, name=f"weights-{number}", daemon=True)
-        for number in range(min(PARALLEL, len(missing)))
+        for number in range(min(CONNECTIONS, len(missing)))
     ]
     for thread in threads:
         thread.start()
@@ -142,7 +142,7 @@ def _fetch(
 
 def _write(
     source: Source,
-    layout: Layout,
+    layout: DownloadPlan,
     chunk: Chunk,
     descriptor: int,
     add: Callable[[int], None],
@@ -171,7 +171,7 @@ class _Stopped(Exception):
     """Another range failed; nobody waits for this one."""
 
 
-def _opened(path: Path, layout: Layout) -> IO[bytes]:
+def _opened(path: Path, layout: DownloadPlan) -> IO[bytes]:
     """The file in its full length, the header written."""
     file = path.open("r+b" if path.exists() else "w+b", buffering=0)
     file.truncate(layout.size)
@@ -185,7 +185,7 @@ class _Journal:
     It is not synced: of what a power cut left of it, the lines before the first that is torn count.
     """
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: DownloadPlan) -> None:
         plan = _digest(layout)
         lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
         self.done: set[int] = set()
@@ -206,7 +206,7 @@ class _Journal:
         self._file.flush()
 
 
-def _digest(layout: Layout) -> str:
+def _digest(layout: DownloadPlan) -> str:
     plan = repr((layout.header, layout.chunks, sorted(layout.versions.items())))
     return hashlib.sha256(plan.encode()).hexdigest()
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from mesh.checkpoint.manifest import Manifest
 from mesh.errors import WeightsChanged, WeightsMissing
 
-MAX_SMALL = 64 * 2**20
+MAX_SMALL_FILE = 64 * 2**20
 """Bytes of a configuration, a tokenizer or an index; the largest known are half of that."""
 
 BUFFER = 2**20
@@ -62,7 +62,7 @@ class Source(Protocol):
         ...
 
 
-class Folder:
+class FolderSource:
     """A checkpoint on this machine's disks."""
 
     def __init__(self, folder: Path) -> None:

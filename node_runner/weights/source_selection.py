@@ -6,8 +6,8 @@ from collections.abc import Callable
 import structlog
 
 from mesh.errors import WeightsNotPublished
-from node_runner.weights.hub_source import hub
-from node_runner.weights.published_source import Listing, listed
+from node_runner.weights.hub_source import open_hub
+from node_runner.weights.published_source import Listing, open_published
 from node_runner.weights.source import Source
 from node_runner.weights.span_download import open_source
 
@@ -29,7 +29,7 @@ def select_source(path: str | None, model_id: str, fetch_listing: Callable[[], L
     if path is not None:
         return open_source(path)
     try:
-        return listed(fetch_listing)
+        return open_published(fetch_listing)
     except WeightsNotPublished:
         log.info("weights_from_hub", repository=model_id)
-        return hub(model_id)
+        return open_hub(model_id)

@@ -11,12 +11,12 @@ from pathlib import Path
 import structlog
 
 from mesh.errors import UnsupportedModel, WeightsCorrupt, WeightsMissing
-from node_runner.weights.checkpoint_cache import Record, SpanCache
-from node_runner.weights.download_plan import Layout, lay_out
-from node_runner.weights.hub_source import hub
-from node_runner.weights.published_source import under
-from node_runner.weights.range_assembly import JOURNAL, WEIGHTS, assemble, seal
-from node_runner.weights.source import Folder, Source
+from node_runner.weights.checkpoint_cache import CheckpointRecord, SpanCache
+from node_runner.weights.download_plan import DownloadPlan, plan_download
+from node_runner.weights.hub_source import open_hub
+from node_runner.weights.published_source import open_url
+from node_runner.weights.range_assembly import JOURNAL, WEIGHTS, assemble, verify
+from node_runner.weights.source import FolderSource, Source
 
 log = structlog.get_logger()
 
@@ -50,12 +50,12 @@ def open_source(place: str) -> Source:
     """
     folder = Path(os.path.expanduser(place))
     if folder.is_dir():
-        return Folder(folder)
+        return FolderSource(folder)
     if folder.is_absolute() or place.startswith((".", "~")):
         raise UnsupportedModel(f"There is no model folder {place}.")
     if place.startswith(("https://", "http://")):
-        return under(place)
-    return hub(place)
+        return open_url(place)
+    return open_hub(place)
 
 
 def obtain(source: Source, span: CheckpointRequest, cache: SpanCache) -> Path:
@@ -64,16 +64,18 @@ def obtain(source: Source, span: CheckpointRequest, cache: SpanCache) -> Path:
     Raises:
         WeightsError: it cannot be had.
     """
-    layout = lay_out(source, span.renamed)
+    layout = plan_download(source, span.renamed)
     key = f"{span.label}-{_fingerprint(source, span, layout)}"
     return cache.obtain(key, layout.size, lambda folder: _make(source, span, layout, folder))
 
 
-def _make(source: Source, span: CheckpointRequest, layout: Layout, folder: Path) -> Record:
+def _make(
+    source: Source, span: CheckpointRequest, layout: DownloadPlan, folder: Path
+) -> CheckpointRecord:
     assemble(source, layout, folder, label=span.label)
     file = folder / WEIGHTS
     try:
-        sha256 = seal(file, layout)
+        sha256 = verify(file, layout)
     except WeightsCorrupt:
         shutil.rmtree(folder)  # which of its ranges are good is not known
         raise
@@ -88,10 +90,10 @@ def _make(source: Source, span: CheckpointRequest, layout: Layout, folder: Path)
     checked = MANIFEST if source.manifest is not None else SIZES
     log.info("weights_ready", span=span.label, bytes=layout.size, checked=checked, sha256=sha256)
     stat = file.stat()
-    return Record(span.asked, checked, stat.st_size, stat.st_mtime_ns, sha256)
+    return CheckpointRecord(span.asked, checked, stat.st_size, stat.st_mtime_ns, sha256)
 
 
-def _fingerprint(source: Source, span: CheckpointRequest, layout: Layout) -> str:
+def _fingerprint(source: Source, span: CheckpointRequest, layout: DownloadPlan) -> str:
     versions = sorted((file, one.size, one.tag) for file, one in layout.versions.items())
     content = json.dumps([source.name, span.label, span.settings, versions])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

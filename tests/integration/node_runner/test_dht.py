@@ -16,9 +16,9 @@ import pytest
 from mesh.dht import records
 from mesh.dht.peer import Peer
 from mesh.node_api import Heartbeat
-from node_runner.dht.announcer import Announcer, Subject
+from node_runner.dht.announcer import Announcer, NodeCredential
 from node_runner.dht.peer_client import DhtEndpoint, DhtUnavailable, PeerClient, find_urls
-from node_runner.dht.platform_lookup import PlatformNotFound, place_of, platform_url
+from node_runner.dht.platform_lookup import PlatformNotFound, dht_endpoint, platform_url
 from stack.servers import free_port
 from tests.conftest import MODEL_ID
 from tests.support.api import LAYERS
@@ -41,7 +41,7 @@ def announcer(place: DhtEndpoint) -> Announcer:
         public_key=NODE_KEY.public,
         expires=time.time() + 3600,
     )
-    subject = Subject("node_0", 1, MODEL_ID, NODE_KEY, credential.hex())
+    subject = NodeCredential("node_0", 1, MODEL_ID, NODE_KEY, credential.hex())
     return Announcer(place, subject, (0, 2), interval=0.2)
 
 
@@ -152,11 +152,11 @@ async def test_the_platform_is_found_in_the_dht_if_its_url_does_not_answer(
 
 
 def test_peers_are_worth_nothing_without_the_operators_key() -> None:
-    assert place_of((), None) is None
+    assert dht_endpoint((), None) is None
     with pytest.raises(PlatformNotFound, match="--operator-key"):
-        place_of(("/ip4/192.0.2.1/tcp/31337/p2p/Qm",), None)
+        dht_endpoint(("/ip4/192.0.2.1/tcp/31337/p2p/Qm",), None)
     with pytest.raises(PlatformNotFound, match="64 hexadecimal"):
-        place_of(("/ip4/192.0.2.1/tcp/31337/p2p/Qm",), "0x12")
+        dht_endpoint(("/ip4/192.0.2.1/tcp/31337/p2p/Qm",), "0x12")
     with pytest.raises(PlatformNotFound, match="--dht-peers"):
         platform_url(None, None)
     assert platform_url("http://127.0.0.1:1", None) == "http://127.0.0.1:1"

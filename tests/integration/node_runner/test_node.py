@@ -15,7 +15,7 @@ from node_runner.machine import device_claim
 from node_runner.machine.gpu_usage import GpuMonitor
 from node_runner.node import lifecycle, startup
 from node_runner.node.engine_set import Span
-from node_runner.node.lifecycle import Options
+from node_runner.node.lifecycle import NodeOptions
 from node_runner.service.control_socket import ControlSocket
 from tests.integration.node_runner.test_node_cli import PATIENCE, machine_at
 from tests.support.api import PROVIDER, PROVIDER_WALLET
@@ -51,11 +51,11 @@ async def test_who_has_moved_keeps_nothing_of_the_old_span_and_tells_of_the_new_
     assert told["discovery"] == machine.url
 
 
-def move(options: Options, folder: Path) -> dict[str, object]:
+def move(options: NodeOptions, folder: Path) -> dict[str, object]:
     """What the node describes itself as when it has moved."""
     claim = device_claim.claim(folder, wallet=options.wallet, gpu_index=0)
     with ControlSocket({}, drain=lambda: None) as control:
-        moving = lifecycle._Node(options, control, CPU, claim, GpuMonitor(CPU))
+        moving = lifecycle.Node(options, control, CPU, claim, GpuMonitor(CPU))
         try:
             engines = moving._engines
             old = weakref.ref(engines._engines[OLD]._span)

@@ -230,7 +230,7 @@ def test_urls_that_expire_are_asked_for_anew(checkpoint: Path, tmp_path: Path) -
             layers=(2, 4),
             edge=False,
             cache=tmp_path / "spans",
-            opened=lambda: published_source.listed(listing),
+            opened=lambda: published_source.open_published(listing),
         )
     assert (made / "model.safetensors").exists()
     assert len(asked) == 2

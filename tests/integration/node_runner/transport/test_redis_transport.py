@@ -17,7 +17,7 @@ from node_runner.node.engine_set import EngineSet
 from node_runner.node.loop import ServingLoop
 from node_runner.node.step_meter import StepMeter
 from node_runner.outputs import NodeMessage
-from node_runner.transport.interface import Unreachable
+from node_runner.transport.interface import TransportUnreachable
 from node_runner.transport.redis_transport import TRIM_EVERY, RedisTransport
 from stack.servers import free_port, redis_command, wait_for_redis
 from tests.conftest import DEMO_MODEL
@@ -153,7 +153,7 @@ def test_a_redis_that_takes_no_writes_is_waited_for(
 ) -> None:
     node = connect(server, "b")
     client.execute_command(*fall_ill)
-    with pytest.raises(Unreachable, match="does not take writes"):
+    with pytest.raises(TransportUnreachable, match="does not take writes"):
         node.exchange([NodeMessage("a", step("job"))], wait=0)
     client.execute_command(*recover)
     node.exchange([NodeMessage("a", step("job"))], wait=0)
@@ -165,9 +165,9 @@ def test_without_redis_it_says_so_and_goes_on_when_it_is_back(server: Server) ->
     transport = connect(server, "a")
     server.stop()
     for _ in range(2):
-        with pytest.raises(Unreachable, match="does not answer"):
+        with pytest.raises(TransportUnreachable, match="does not answer"):
             transport.exchange([], wait=1)
-    with pytest.raises(Unreachable):
+    with pytest.raises(TransportUnreachable):
         connect(server, "b")
     server.start()
     assert transport.exchange([NodeMessage("a", step("gen"))], wait=1) == [step("gen")]

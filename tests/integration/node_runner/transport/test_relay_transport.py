@@ -15,7 +15,7 @@ from market.settings import Settings
 from mesh import redis_keys
 from mesh.wire import Ended, Halt, Message, Token
 from node_runner.outputs import NodeMessage
-from node_runner.transport.interface import Unreachable
+from node_runner.transport.interface import TransportUnreachable
 from node_runner.transport.relay_transport import SILENCE_LIMIT, RelayTransport
 from stack.servers import Postgres, free_port
 from tests.support.api import shared_database
@@ -80,7 +80,7 @@ def read(transport: RelayTransport, count: int) -> list[Message]:
         assert time.monotonic() < give_up
         try:
             found += transport.exchange([], wait=0.2)
-        except Unreachable:
+        except TransportUnreachable:
             continue
     return found
 
@@ -91,7 +91,7 @@ def push(transport: RelayTransport, position: int) -> list[Message]:
     while True:
         try:
             return transport.exchange([NodeMessage("middle", steps(position=position))], wait=0)
-        except Unreachable:
+        except TransportUnreachable:
             assert time.monotonic() < give_up
 
 
@@ -185,9 +185,9 @@ def test_where_websockets_are_blocked_it_polls_and_tries_again(
 
 
 def test_while_the_relay_is_away_it_says_so(here: Replica, client: redis.Redis) -> None:
-    with pytest.raises(Unreachable, match="cannot be reached"):
+    with pytest.raises(TransportUnreachable, match="cannot be reached"):
         raise_at_once(f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(Unreachable, match="401"):
+    with pytest.raises(TransportUnreachable, match="401"):
         raise_at_once(here.url)
 
 
@@ -208,7 +208,7 @@ def test_a_second_process_with_the_token_takes_over(here: Replica, client: redis
         wait_until(lambda: not first.carrier)
         put(client, "edge", steps())
         assert read(second, 1) == [steps()]
-        with pytest.raises(Unreachable, match="Another process"):
+        with pytest.raises(TransportUnreachable, match="Another process"):
             first.exchange([], wait=0)
 
 
@@ -251,7 +251,7 @@ def test_by_tls_and_a_proxy(
     with served as there, tunnel(there.port) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         monkeypatch.setenv("NO_PROXY", "")
-        with pytest.raises(Unreachable, match="certificate"), impatient():
+        with pytest.raises(TransportUnreachable, match="certificate"), impatient():
             node(there, "edge", "https://relay.example")
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
         with closing(node(there, "edge", f"https://localhost:{there.port}")) as edge:

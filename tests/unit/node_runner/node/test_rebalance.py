@@ -97,7 +97,7 @@ def start(cache: Path, *, spans_in_memory: float) -> Moved:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rebalance, "LOOK", 0.01)
+    monkeypatch.setattr(rebalance, "POLL_SECONDS", 0.01)
 
 
 @pytest.fixture
