@@ -70,7 +70,7 @@ def bench(
                 dtype=number,
                 quantization=quantization,
                 seconds=seconds,
-                tick=lambda share: progress.update(bar, completed=share),
+                on_progress=lambda share: progress.update(bar, completed=share),
             )
         except MeshError as error:
             raise fail(error.detail) from None

@@ -1,4 +1,4 @@
-"""Which wallet is paid, where, and what proves it: a login, or a key that lies here."""
+"""Which wallet is paid, and what proves it: a login, or a key file."""
 
 import os
 import sys
@@ -13,7 +13,8 @@ from node_runner.machine import keystore, login_file
 
 @dataclass(frozen=True, slots=True)
 class WalletProof:
-    """``secret``: the wallet's private key, or the machine's token."""
+    """A wallet, the platform's URL, and ``secret``: the wallet's private key, or the machine's
+    token."""
 
     wallet: str
     discovery: str | None
@@ -23,8 +24,10 @@ class WalletProof:
 def choose(
     wallet: str | None, discovery: str | None, keyfile: Path | None, *, lookup: bool = False
 ) -> WalletProof:
-    """What to register with. A key file outweighs a login. ``lookup``: the platform's URL need not
-    be known, since the DHT tells it."""
+    """What to register with. A key file outweighs a login.
+
+    ``lookup``: the platform's URL need not be known, since the DHT has it.
+    """
     login = saved_login()
     discovery = platform_of(discovery, login)
     if discovery is None and not (lookup and keyfile):

@@ -106,7 +106,7 @@ MemoryGb = Annotated[
     ),
 ]
 KvGb = Annotated[
-    float, option("Room for KV caches, in GB, of each node.", env="KV_GB", panel=LIMITS_PANEL)
+    float, option("Memory for KV caches, in GB, of each node.", env="KV_GB", panel=LIMITS_PANEL)
 ]
 MaxSessions = Annotated[
     int | None,

@@ -64,14 +64,16 @@ def _folders(
 ) -> list[Path]:
     """What such nodes write to beside what all do: by their options, and by what the service's user
     has in variables and settings."""
-    command, told = root.commands["start"], service.variables()
-    file = settings or Path(told.get("FAR_NODE_CONFIG", service.settings))
+    command, variables = root.commands["start"], service.variables()
+    file = settings or Path(variables.get("FAR_NODE_CONFIG", service.settings))
     values = config_file.read(file, start.known_settings(command))
-    values |= {each.name: told[each.envvar] for each in command.params if each.envvar in told}
+    values |= {
+        each.name: variables[each.envvar] for each in command.params if each.envvar in variables
+    }
     chosen = command.make_context(
         "start", list(given), default_map=values, resilient_parsing=True
     ).params
-    found = [Path(told["FAR_NODE_STATE"])] if "FAR_NODE_STATE" in told else []
+    found = [Path(variables["FAR_NODE_STATE"])] if "FAR_NODE_STATE" in variables else []
     if chosen["cache"] != options.CACHE:
         found.append(chosen["cache"])
     if chosen["auto_update"]:

@@ -17,10 +17,10 @@ from node_runner.service.auto_update import PYPI, Updater, is_checkout
 from node_runner.service.schedule import InvalidSchedule, Schedule, parse
 
 PARENT_OPTIONS = ("gpu", "device", "schedule", "auto_update", "update_index")
-"""What a node under a parent is not told, or told otherwise."""
+"""What a node under a parent is not given, or given otherwise."""
 
 SECRET_OPTIONS = ("redis", "path")
-"""URLs, which may hold a password: told by the environment, since all users of a machine may read
+"""URLs, which may hold a password: passed by the environment, since all users of a machine may read
 each other's command lines."""
 
 
@@ -72,34 +72,30 @@ def start(
     """
     logging.configure(json=not errors.is_terminal)
     devices = _devices(gpu or [], device or [])
-    opened = _schedule(schedule)
+    windows = _schedule(schedule)
     if auto_update and is_checkout():
         raise fail("--auto-update is for an installed far-mesh; this one runs from a checkout.")
     _check_limits(max_sessions, min_price)
     layers = _span(span)
     credential = credentials.choose(wallet, discovery, keyfile, lookup=bool(dht_peers))
-    if len(devices) > 1 or opened is not None or auto_update:
+    if len(devices) > 1 or windows is not None or auto_update:
         changes = {"wallet": credential.wallet, "discovery": credential.discovery}
         status = device_processes.run(
             [_device_process(context, changes, each, index) for index, each in enumerate(devices)],
-            about={
+            identity={
                 "model_id": model,
                 "wallet_address": credential.wallet,
                 "discovery": credential.discovery,
             },
-            hours=opened,
-            updates=Updater(update_index) if auto_update else None,
+            schedule=windows,
+            updater=Updater(update_index) if auto_update else None,
         )
         raise typer.Exit(status)
     # SIGINT and SIGTERM end a start, and clean up; once the node serves, they drain it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     device_processes.end_with_parent()
     # Imported now: torch takes seconds, and no other command needs it.
-    from node_runner.node.lifecycle import (
-        CannotServe,
-        NodeOptions,
-        serve,
-    )
+    from node_runner.node.lifecycle import CannotServe, NodeOptions, serve
 
     try:
         serve(
@@ -144,13 +140,14 @@ def start(
 
 
 def _status(error: Exception) -> int:
-    """Of a node that cannot serve: what it met may pass by itself, or has to be changed."""
+    """The exit status of a node that cannot serve: what it met may pass by itself, or has to be
+    changed."""
     from node_runner.dht.platform_lookup import PlatformLookupFailed
     from node_runner.node.lifecycle import TemporaryFailure
     from node_runner.transport.interface import TransportUnreachable
 
-    passing = (PlatformLookupFailed, TransportUnreachable, WeightsUnreachable, WeightsChanged)
-    if isinstance(error, TemporaryFailure) or isinstance(error.__context__, passing):
+    temporary = (PlatformLookupFailed, TransportUnreachable, WeightsUnreachable, WeightsChanged)
+    if isinstance(error, TemporaryFailure) or isinstance(error.__context__, temporary):
         return exit_codes.TEMPORARY_FAILURE
     return exit_codes.CONFIG_ERROR
 
@@ -168,7 +165,7 @@ def _is_option(parameter: Any) -> bool:
 def _device_process(
     context: typer.Context, changes: dict[str, str | None], device: str, index: int
 ) -> device_processes.DeviceProcess:
-    """How to start the node of one device: as this process was, whatever said it."""
+    """How to start the node of one device: with this process's options, wherever they came from."""
     values: dict[str, Any] = {**context.params, **changes}
     if values["metrics_port"]:
         values["metrics_port"] += index
@@ -195,9 +192,9 @@ def _flag(parameter: Any, value: object) -> Sequence[str]:
 
 def _devices(gpus: list[int], devices: list[str]) -> list[str]:
     chosen = [*(f"cuda:{index}" for index in gpus), *devices] or ["auto"]
-    doubles = {each for each in chosen if each.startswith("cuda") and chosen.count(each) > 1}
-    if doubles:
-        raise fail(f"Named twice: {', '.join(sorted(doubles))}. A GPU holds one node.")
+    twice = {each for each in chosen if each.startswith("cuda") and chosen.count(each) > 1}
+    if twice:
+        raise fail(f"Named twice: {', '.join(sorted(twice))}. A GPU holds one node.")
     return chosen
 
 

@@ -15,9 +15,10 @@ from node_runner.platform_client.http import client, request
 from node_runner.service import control_socket
 
 DRAIN_LIMIT = 90.0
-"""Seconds that nodes get to leave: more than they give their generations."""
+"""Seconds that nodes get to leave: more than their generations get."""
 
 POLL_SECONDS = 0.2
+"""Between two checks whether nodes have left."""
 
 EARNINGS = ("total_earned_far_exact", "total_tokens_served", "pending_payout_far_exact")
 """Fields that are shown."""
@@ -70,9 +71,9 @@ def drain(
         return
     count = sum(each.get("kind") == "node" for each in asked)
     console.print(f"Asked {count} node{'s' if count != 1 else ''} to finish and leave.")
-    give_up = time.monotonic() + DRAIN_LIMIT
+    deadline = time.monotonic() + DRAIN_LIMIT
     while not now and (left := control_socket.ask_running_nodes()):
-        if time.monotonic() > give_up:
+        if time.monotonic() > deadline:
             raise fail(f"Still there: {', '.join(str(each['pid']) for each in left)}.")
         time.sleep(POLL_SECONDS)
 
@@ -89,29 +90,19 @@ def _earnings(node: dict[str, Any]) -> dict[str, Any] | None:
 
 def _table(nodes: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in (
-        "node",
-        "model",
-        "layers",
-        "device",
-        "state",
-        "sessions",
-        "tokens/s",
-        "ms/step",
-        "up",
-    ):
+    for heading in COLUMNS:
         text = heading in TEXT_COLUMNS
         table.add_column(heading, justify="left" if text else "right", overflow="fold")
     for node in nodes:
         layers = node.get("layers")
-        most = node.get("max_sessions")
+        limit = node.get("max_sessions")
         table.add_row(
             escape(node.get("node_id", f"pid {node['pid']}")),
             escape(node["model_id"]),
             f"{layers[0]}:{layers[1]}{' + edge' if node['edge'] else ''}" if layers else "",
             escape(node["device"]),
             f"[{COLOURS.get(node['phase'], 'yellow')}]{escape(node['phase'])}[/]",
-            "" if layers is None else f"{node['sessions']}{f' of {most}' if most else ''}",
+            "" if layers is None else f"{node['sessions']}{f' of {limit}' if limit else ''}",
             "" if layers is None else f"{node['tokens_per_second']:.1f}",
             "" if layers is None else f"{node['step_ms']:.1f}",
             str(dt.timedelta(seconds=round(time.time() - node["started_at"]))),
@@ -119,6 +110,7 @@ def _table(nodes: list[dict[str, Any]]) -> Table:
     return table
 
 
+COLUMNS = ("node", "model", "layers", "device", "state", "sessions", "tokens/s", "ms/step", "up")
 TEXT_COLUMNS = ("node", "model", "device", "state")
 COLOURS = {"serving": "green"}
 

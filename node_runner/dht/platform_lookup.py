@@ -17,7 +17,7 @@ class PlatformNotFound(Exception):
 
 
 class PlatformLookupFailed(PlatformNotFound):
-    """The DHT does not answer, or nothing that it tells of does: worth trying again."""
+    """The DHT does not answer, or none of the URLs that it holds does: worth trying again."""
 
 
 def dht_endpoint(peers: tuple[str, ...], operator_key: str | None) -> DhtEndpoint | None:
@@ -42,20 +42,20 @@ def dht_endpoint(peers: tuple[str, ...], operator_key: str | None) -> DhtEndpoin
     return DhtEndpoint(peers, operator_key.strip().lower())
 
 
-def platform_url(given: str | None, place: DhtEndpoint | None) -> str:
-    """The given URL if it answers, else the first of the DHT's that does, else the given one all
-    the same: the node waits for it.
+def platform_url(given: str | None, endpoint: DhtEndpoint | None) -> str:
+    """The given URL if it answers, else the first of the DHT's that does, else the given one, which
+    the node then waits for.
 
     Raises:
-        PlatformNotFound: none is given, nor where the DHT is.
-        PlatformLookupFailed: none is given, and the DHT tells of none that answers.
+        PlatformNotFound: neither a URL is given, nor where the DHT is.
+        PlatformLookupFailed: no URL is given, and none of the DHT's answers.
     """
-    if given is not None and (place is None or _answers(given)):
+    if given is not None and (endpoint is None or _answers(given)):
         return given
     reason = "Give --discovery, or --dht-peers and --operator-key."
-    if place is not None:
+    if endpoint is not None:
         try:
-            urls = find_urls(place)
+            urls = find_urls(endpoint)
             reason = f"The DHT says {', '.join(urls) or 'nothing'}; nothing there answers."
         except DhtUnavailable as error:
             urls, reason = [], f"The DHT cannot be asked: {error}"
@@ -65,7 +65,7 @@ def platform_url(given: str | None, place: DhtEndpoint | None) -> str:
                 return url
         log.warning("platform_not_found", reason=reason)
     if given is None:
-        kind = PlatformNotFound if place is None else PlatformLookupFailed
+        kind = PlatformNotFound if endpoint is None else PlatformLookupFailed
         raise kind(f"The platform's URL is not known. {reason}")
     return given
 

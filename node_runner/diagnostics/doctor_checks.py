@@ -1,4 +1,4 @@
-"""What `far-node doctor` looks at: each check finds something, judges it, and says what to do."""
+"""What would keep this machine from earning: each check finds a state, and says what to do."""
 
 import datetime as dt
 import platform as system
@@ -27,7 +27,7 @@ SKEW_WARN, SKEW_FAIL = 5.0, 60.0
 """Seconds. TLS and signed messages live by the clock; the platform's date has no fractions."""
 
 FAR_ROUND_TRIP = 150.0
-"""Milliseconds a round trip, from which on routes prefer other nodes."""
+"""Milliseconds of a round trip, above which routes prefer other nodes."""
 
 SLOW_LINE = 10.0
 """Mbit/s. A token's hidden state is 16 kB for 8,192 numbers in 16 bits; a prompt's, thousands of
@@ -94,12 +94,12 @@ NO_PLATFORM = Check(
 )
 
 
-def login(known: MachineLogin | None) -> Check:
+def login(saved: MachineLogin | None) -> Check:
     """Whether this machine may register nodes."""
-    if known is None:
+    if saved is None:
         hint = "far-node login --discovery URL; not needed with --keyfile."
         return Check("login", "warn", "this machine is not logged in", hint)
-    return Check("login", "ok", f"registers nodes for {known.wallet_address}")
+    return Check("login", "ok", f"registers nodes for {saved.wallet_address}")
 
 
 def network(http: httpx.Client) -> Iterator[Check]:

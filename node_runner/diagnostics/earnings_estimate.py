@@ -22,7 +22,7 @@ HOUR = 3600
 MODELS_PATH = "/api/inference/models"
 
 POSITIONS = 8 * 2048
-"""KV room that each layer is to have: eight generations of 2,048 positions."""
+"""Of each layer's KV cache: eight generations of 2,048 positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def estimates(
     Raises:
         PlatformError: the platform does not tell.
     """
-    room = devices.available_memory(device)
+    memory = devices.available_memory(device)
     for model in request(http, "GET", MODELS_PATH, needs=["models"])["models"]:
         config = request(http, "GET", f"/api/discovery/config/{model['id']}")
         price = Decimal(model["price_per_token_far_exact"])
@@ -57,7 +57,7 @@ def estimates(
         yield EarningsEstimate(
             model_id=model["id"],
             layers=model["layers"],
-            fits=fits(config, room),
+            fits=layers_that_fit(config, memory),
             price=price,
             decode=decode,
             per_hour=None if decode is None else per_hour(config, price, decode),
@@ -84,16 +84,16 @@ def _decode(
     return speed.decode
 
 
-def fits(config: Mapping[str, Any], room: int) -> dict[str, int]:
-    """Layers within ``room`` bytes, by quantization; at most all."""
+def layers_that_fit(config: Mapping[str, Any], memory: int) -> dict[str, int]:
+    """Layers within ``memory`` bytes, by quantization; at most all."""
     layers: int = named(config)["num_hidden_layers"]
     found = {}
     for quantization in ("none", "int8", "nf4"):
         try:
-            takes = footprint(config, quantization)
+            sizes = footprint(config, quantization)
         except MeshError:
             continue
-        found[quantization] = min(layers, takes.layers_within(room, positions=POSITIONS))
+        found[quantization] = min(layers, sizes.layers_within(memory, positions=POSITIONS))
     return found
 
 

@@ -1,4 +1,5 @@
-"""How fast this device is at a model's layers: with its weights, or random ones of its shape."""
+"""How fast this device is at a model's layers: with the model's weights, or random ones of its
+shape."""
 
 import json
 import tempfile
@@ -30,7 +31,7 @@ HISTORY = 128
 """Positions that a generation has behind it while decoding is measured."""
 
 OnProgress = Callable[[float], None]
-"""Told the share that is done, 0 to 1."""
+"""Called with the share that is done, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def measure(
     dtype: torch.dtype,
     quantization: str,
     seconds: float,
-    tick: OnProgress = lambda share: None,
+    on_progress: OnProgress = lambda share: None,
 ) -> Speed:
     """Load the first layers of a checkpoint and time them.
 
@@ -94,27 +95,27 @@ def measure(
         span = SpanModel(folder, edge=False, device=device, dtype=dtype, quantization=quantization)
         span.warm_up()
         load_seconds = time.perf_counter() - began
-        clock = _Timer(span, seconds / 3, tick)
+        timer = _Timer(span, seconds / 3, on_progress)
         return Speed(
             layers=layers,
-            decode=clock.time([1], HISTORY, 0.0),
-            batch=clock.time([1] * BATCH, HISTORY, 1 / 3),
-            prefill=clock.time([CHUNK], 0, 2 / 3),
+            decode=timer.time([1], HISTORY, 0.0),
+            batch=timer.time([1] * BATCH, HISTORY, 1 / 3),
+            prefill=timer.time([CHUNK], 0, 2 / 3),
             load_seconds=load_seconds,
             weight_bytes=sum(weight.nbytes for weight in span.weights),
         )
 
 
 class _Timer:
-    def __init__(self, span: SpanModel, seconds: float, tick: OnProgress) -> None:
+    def __init__(self, span: SpanModel, seconds: float, on_progress: OnProgress) -> None:
         self._span = span
         self._seconds = seconds
-        self._tick = tick
+        self._on_progress = on_progress
 
     def time(self, rows: list[int], history: int, done: float) -> float:
         """Layers a second, each counted for each row, of forwards of these rows at this position.
 
-        Every forward is at the same position again: what it wrote before is forgotten.
+        Every forward is at one position: it overwrites what the one before wrote.
         """
         span = self._span
         blocks = -(-(history + max(rows)) // span.kv_shape.block)
@@ -141,5 +142,5 @@ class _Timer:
             if span.device.type == "cuda":
                 torch.cuda.synchronize(span.device)
             count += 1
-            self._tick(min(1.0, done + min(1.0, passed / self._seconds) / 3))
+            self._on_progress(min(1.0, done + min(1.0, passed / self._seconds) / 3))
         return count * sum(rows) * span.layers / (time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""`config.toml`: what `far-node` would otherwise be told by flags each time.
+"""`config.toml`: settings of `far-node`, instead of flags each time.
 
 Each setting has the name of a flag of `far-node start`, without its dashes. A flag outweighs the
 environment (``FAR_NODE_...``), and that the file.

@@ -1,4 +1,4 @@
-"""What this machine computes with, and how much of a model it holds."""
+"""What computes here, and how much it holds."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class GpuInfo:
 
 
 def gpus() -> list[GpuInfo]:
-    """Those that torch can use."""
+    """The GPUs that torch can use."""
     if not torch.cuda.is_available():
         return []
     found = []
@@ -35,7 +35,7 @@ def gpus() -> list[GpuInfo]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this name; a GPU if there is one, for ``auto``.
+    """The device of a name; ``auto`` is a GPU, if there is one.
 
     Raises:
         ValueError: there is no such device here; the message says what to do.
@@ -71,7 +71,7 @@ def device_name(device: torch.device) -> str:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes for weights and KV."""
+    """Bytes that weights and KV may take."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return max(0, free - GPU_RESERVE)
@@ -79,7 +79,7 @@ def available_memory(device: torch.device) -> int:
 
 
 def available_main_memory() -> int:
-    """Bytes that are available, as Linux counts them; 0 where it does not say."""
+    """Bytes of main memory that are available, as Linux counts them; 0 on other systems."""
     try:
         with open("/proc/meminfo") as lines:
             for line in lines:

@@ -1,4 +1,4 @@
-"""Where `far-node` keeps what outlives a start: settings, the login, running nodes' sockets.
+"""Directories of `far-node`: settings, login, running nodes' sockets; and files that are secret.
 
 The folders are those of the XDG base directory specification.
 """

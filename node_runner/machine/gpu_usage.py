@@ -1,4 +1,4 @@
-"""What a node says of itself and its device in a heartbeat."""
+"""A GPU as NVML sees it."""
 
 import contextlib
 from dataclasses import dataclass
@@ -15,20 +15,21 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class GpuUsage:
-    """Of all processes on the GPU: percent of the last moments, and 10⁹ bytes."""
+    """Of all processes on the GPU: percent of the last moments, and 10⁹ bytes. Zeros where nothing
+    is known."""
 
     utilization_percent: float = 0.0
     vram_used_gb: float = 0.0
 
 
 class GpuMonitor:
-    """A GPU as NVML, the driver's library, sees it; a device without one uses nothing."""
+    """Reads a GPU's usage by NVML, the driver's library. Of another device it is zero."""
 
     def __init__(self, device: "torch.device") -> None:
         self._nvml, self._handle = _open(device)
 
-    def use(self) -> GpuUsage:
-        """Now. Nothing where the driver does not say."""
+    def read(self) -> GpuUsage:
+        """The usage now."""
         if self._nvml is None:
             return GpuUsage()
         try:

@@ -1,7 +1,7 @@
-"""The machine's token: got by showing a code to its owner, kept in a file only he may read."""
+"""The machine's token on disk, in a file that only its owner may read."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from node_runner.machine import directories
 
@@ -14,17 +14,20 @@ class LoginFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class MachineLogin:
-    """What this machine may do, where, and for whom."""
+    """The token by which a machine registers nodes: of which platform, and for which wallet.
+
+    ``discovery``: the platform's URL. ``machine``: its name, as its owner chose it.
+    """
 
     discovery: str
     wallet_address: str
     machine: str
     machine_id: str
-    token: str
+    token: str = field(repr=False)
 
 
 def load() -> MachineLogin | None:
-    """The login of this machine; none if there is none.
+    """The login of this machine; none if nobody has logged in.
 
     Raises:
         LoginFailed: the file is damaged.

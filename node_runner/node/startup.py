@@ -1,4 +1,4 @@
-"""Its parts made from the options."""
+"""A node's parts, made from its options."""
 
 from collections.abc import Callable
 
@@ -27,8 +27,8 @@ log = structlog.get_logger()
 
 def load_span(loader: EngineLoader, prepared: PreparedSpan) -> LoadedSpan:
     loaded = loader.load(prepared)
-    facts = loaded.facts
-    log.info("span_loaded", layers=facts.layers, seconds=round(facts.seconds, 3))
+    info = loaded.info
+    log.info("span_loaded", layers=info.span, seconds=round(info.seconds, 3))
     return loaded
 
 
@@ -90,8 +90,8 @@ def memory_bytes_of(options: NodeOptions, device: torch.device) -> int:
 def find_platform(options: NodeOptions) -> tuple[str, DhtEndpoint | None]:
     """The platform's URL, and where the DHT is by the node's own options."""
     try:
-        place = dht_endpoint(options.dht_peers, options.operator_key)
-        return platform_url(options.discovery, place), place
+        endpoint = dht_endpoint(options.dht_peers, options.operator_key)
+        return platform_url(options.discovery, endpoint), endpoint
     except PlatformNotFound as error:
         raise CannotServe(str(error)) from None
 
@@ -104,9 +104,13 @@ def open_platform(url: str) -> httpx.Client:
 
 
 def make_announcer(
-    options: NodeOptions, node: RegistrationReply, key: SigningKey, place: DhtEndpoint | None
+    options: NodeOptions, node: RegistrationReply, key: SigningKey, own: DhtEndpoint | None
 ) -> Announcer | None:
-    """None where the platform has no DHT, or its key is not the one that this node was told."""
+    """None where the platform has no DHT, or its key is not the one that the options name.
+
+    Args:
+        own: Where the DHT is by the node's own options.
+    """
     access = node.dht
     if access is None or not options.announce:
         return None
@@ -114,23 +118,23 @@ def make_announcer(
     if pinned is not None and pinned.strip().lower() != told:
         log.error("operator_key_differs", pinned=pinned, told=told)
         return None
-    peers = tuple(dict.fromkeys((*(place.peers if place else ()), *access.peers)))
+    peers = tuple(dict.fromkeys((*(own.peers if own else ()), *access.peers)))
     if not peers:
         return None
-    subject = NodeCredential(
+    credential = NodeCredential(
         node.node_id, access.registration, options.model, key, access.credential
     )
-    return Announcer(DhtEndpoint(peers, told), subject, node.span)
+    return Announcer(DhtEndpoint(peers, told), credential, node.span)
 
 
 def open_transport(
-    redis: str | None, url: str, node: RegistrationReply, room: Callable[[], int]
+    redis: str | None, url: str, node: RegistrationReply, free_kv: Callable[[], int]
 ) -> Transport:
     """Redis where the options name one, else the platform's relay."""
     try:
         if redis:
-            return RedisTransport(redis, node.node_id, room)
-        return RelayTransport(url, node.node_token, room)
+            return RedisTransport(redis, node.node_id, free_kv)
+        return RelayTransport(url, node.node_token, free_kv)
     except TransportUnreachable as error:
         raise CannotServe(f"{error} Is {'--redis' if redis else '--discovery'} right?") from None
 

@@ -27,10 +27,10 @@ PACKAGE = "far-mesh"
 PYPI = "https://pypi.org/simple/"
 
 POLL_SECONDS = 3600.0
-"""Seconds between looks at the index."""
+"""Seconds between two queries of the index."""
 
 IDLE_POLL_SECONDS = 5.0
-"""Seconds between looks whether the nodes are idle, once there is something to install."""
+"""Seconds between two checks whether the nodes are idle, once there is something to install."""
 
 TIMEOUT = 30.0
 INSTALL_LIMIT = 1800.0
@@ -40,30 +40,30 @@ log = structlog.get_logger()
 
 
 class Updater:
-    """Looks now and then for a newer version than runs here."""
+    """Finds and installs a newer version than runs here."""
 
     def __init__(self, index: str) -> None:
         self._index = index.rstrip("/") + "/"
         self._newer: Version | None = None
-        self._look_at = 0.0
+        self._poll_at = 0.0
         self._idle = False
         self._failed: Version | None = None
 
     def ready(self) -> bool:
         """Whether there is something to install, and nothing is being served."""
         now = time.monotonic()
-        if now >= self._look_at:
+        if now >= self._poll_at:
             if self._newer is None:
                 self._newer = self._find()
-            self._look_at = now + (POLL_SECONDS if self._newer is None else IDLE_POLL_SECONDS)
+            self._poll_at = now + (POLL_SECONDS if self._newer is None else IDLE_POLL_SECONDS)
             self._idle = self._newer is not None and nodes_idle()
         return self._newer is not None and self._idle
 
     def install(self) -> bool:
-        """Install it, with what it needs. Whether that went right; if not, that version is left
-        alone from then on, and the old one goes on."""
+        """Install the newer version and its dependencies. Whether that succeeded; if not, that
+        version is not tried again, and the old one goes on."""
         newer, self._newer = self._newer, None
-        self._look_at = time.monotonic() + POLL_SECONDS
+        self._poll_at = time.monotonic() + POLL_SECONDS
         command = [sys.executable, "-m", "pip", "install", "--upgrade", "--no-input"]
         command += ["--index-url", self._index, f"{PACKAGE}[node]=={newer}"]
         log.info("update_installs", version=str(newer))
@@ -101,7 +101,7 @@ def is_checkout() -> bool:
 
 
 def released_versions(index: str) -> list[Version]:
-    """The released versions on a simple index (PEP 691), without previews and yanked files.
+    """The versions on a simple index (PEP 691), without pre-releases and yanked files.
 
     Raises:
         httpx.HTTPError: the index does not answer.

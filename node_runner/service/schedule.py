@@ -18,7 +18,7 @@ class Window:
     start: dt.time
     end: dt.time
 
-    def holds(self, time: dt.time) -> bool:
+    def includes(self, time: dt.time) -> bool:
         if self.start < self.end:
             return self.start <= time < self.end
         return time >= self.start or time < self.end
@@ -31,21 +31,21 @@ class Schedule:
 
     windows: tuple[Window, ...]
 
-    def open_at(self, when: dt.datetime) -> bool:
-        """Whether to serve then."""
-        return any(window.holds(when.time()) for window in self.windows)
+    def includes(self, when: dt.datetime) -> bool:
+        """Whether to serve at that time."""
+        return any(window.includes(when.time()) for window in self.windows)
 
     def next_change(self, when: dt.datetime) -> dt.datetime:
-        """When it next opens or closes after ``when``; a day later if it never does."""
+        """When a window next begins or ends after ``when``; a day later if none ever does."""
         times = {time for window in self.windows for time in (window.start, window.end)}
         candidates = sorted(
             dt.datetime.combine(when.date() + dt.timedelta(days=days), time, when.tzinfo)
             for days in (0, 1)
             for time in times
         )
-        now = self.open_at(when)
+        now = self.includes(when)
         for candidate in candidates:
-            if candidate > when and self.open_at(candidate) != now:
+            if candidate > when and self.includes(candidate) != now:
                 return candidate
         return when + dt.timedelta(days=1)
 

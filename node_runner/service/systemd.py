@@ -188,13 +188,13 @@ def install(service: Service, text: str, *, folders: Sequence[Path] = ()) -> Non
     """
     try:
         if service.system:
-            _make(service.user, [*service.folders, *folders])
+            _make_folders(service.user, [*service.folders, *folders])
         service.path.parent.mkdir(parents=True, exist_ok=True)
         service.path.write_text(text)
     except PermissionError:
         raise ServiceError(f"Only root may write {service.path}: use sudo, or --user.") from None
     for arguments in (("daemon-reload",), ("enable", "--now", UNIT_NAME)):
-        _succeed(service.systemctl(*arguments))
+        _check(service.systemctl(*arguments))
 
 
 def uninstall(service: Service) -> bool:
@@ -205,21 +205,21 @@ def uninstall(service: Service) -> bool:
     """
     if not service.path.exists():
         return False
-    _succeed(service.systemctl("disable", "--now", UNIT_NAME))
+    _check(service.systemctl("disable", "--now", UNIT_NAME))
     try:
         service.path.unlink()
     except PermissionError:
         raise ServiceError(f"Only root may remove {service.path}: use sudo.") from None
-    _succeed(service.systemctl("daemon-reload"))
+    _check(service.systemctl("daemon-reload"))
     return True
 
 
-def _succeed(done: subprocess.CompletedProcess[str]) -> None:
+def _check(done: subprocess.CompletedProcess[str]) -> None:
     if done.returncode:
         raise ServiceError(f"{' '.join(done.args)}: {done.stderr.strip() or done.stdout.strip()}")
 
 
-def _make(user: str, folders: Sequence[Path]) -> None:
+def _make_folders(user: str, folders: Sequence[Path]) -> None:
     """Make what is missing, as the user whose it is to be: the unit lets his nodes write into these
     folders, and not make them."""
     account = pwd.getpwnam(user)

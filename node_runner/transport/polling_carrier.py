@@ -18,25 +18,25 @@ from node_runner.transport.websocket_carrier import OPEN_LIMIT
 
 
 class PollingCarrier:
-    """Requests: one that waits for work, and others beside it that carry results.
+    """Requests: one that waits for work, and others beside it that carry outputs.
 
     Args:
         url: Of the platform.
         token: The node's.
         hello: What to begin with.
-        hear: Called with each frame, by whoever listens or sends.
-        cursor: Tells where in the inbox to go on, once there is room for more.
+        on_frame: Called with each frame, by whoever listens or sends.
+        cursor: Gives the inbox entry to read on from, once more may be taken in.
 
     Raises:
-        Lost: the relay cannot be reached, or refuses.
+        ConnectionLost: the relay cannot be reached, or refuses.
     """
 
     name = "long poll"
 
     def __init__(
-        self, url: str, token: str, hello: Hello, hear: OnFrame, cursor: Callable[[], str]
+        self, url: str, token: str, hello: Hello, on_frame: OnFrame, cursor: Callable[[], str]
     ) -> None:
-        self._hear = hear
+        self._on_frame = on_frame
         self._cursor = cursor
         self._session = hello.session
         self._closed = threading.Event()
@@ -56,14 +56,14 @@ class PollingCarrier:
 
     def send(self, frame: bytes) -> None:
         for answer in self._post(self._poll("", 0), frame):
-            self._hear(answer)
+            self._on_frame(answer)
 
     def listen(self) -> None:
         try:
             while not self._closed.is_set():
                 wait = round(1000 * relay.POLL_WAIT)
                 for answer in self._post(self._poll(self._cursor(), wait)):
-                    self._hear(answer)
+                    self._on_frame(answer)
         finally:
             self._http.close()
         raise ConnectionLost("The polling was ended.")
@@ -71,7 +71,7 @@ class PollingCarrier:
     def abandon(self) -> None:
         self._closed.set()
 
-    def farewell(self) -> None:
+    def say_goodbye(self) -> None:
         self._closed.set()
 
     def _poll(self, after: str, wait: int) -> bytes:

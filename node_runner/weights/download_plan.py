@@ -24,7 +24,7 @@ CHUNK = 32 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """A tensor of the span in its source's file; ``sha256``: of its bytes, where known."""
+    """A tensor of the span in a file of its source; ``sha256``: of its bytes, where known."""
 
     file: str
     tensor: Tensor
@@ -81,8 +81,8 @@ def plan_download(source: Source, renamed: Callable[[str], str | None]) -> Downl
         {names[name]: (one.tensor.dtype, one.tensor.shape) for name, one in wanted.items()}
     )
     size = len(header) + sum(one.tensor.size for one in wanted.values())
-    places = parse_header(header[LENGTH_BYTES:], size)
-    at = {name: places[new].start for name, new in names.items()}
+    targets = parse_header(header[LENGTH_BYTES:], size)
+    at = {name: targets[new].start for name, new in names.items()}
     hashes = sorted(
         (at[name], at[name] + one.tensor.size, one.sha256, name)
         for name, one in wanted.items()
@@ -97,7 +97,7 @@ def _find(
     if source.manifest is not None:
         return _from_manifest(source, renamed)
     try:
-        index = json.loads(source.small(INDEX))["weight_map"]
+        index = json.loads(source.read_small(INDEX))["weight_map"]
         shards = {name: shard for name, shard in index.items() if renamed(name)}
         files = sorted(set(shards.values()))
         if not all(isinstance(file, str) and is_safe_name(file) for file in files):
@@ -159,14 +159,14 @@ def _chunks(wanted: Mapping[str, SourceTensor], at: Mapping[str, int], longest: 
         if (one.file, one.tensor.start) != (file, end):
             close()
             file, start, end = one.file, one.tensor.start, one.tensor.start
-        place = at[name]
+        offset = at[name]
         while end < one.tensor.end:
             if end - start == longest:
                 close()
                 start = end
             size = min(one.tensor.end - end, longest - (end - start))
-            parts.append(Part(size, place))
+            parts.append(Part(size, offset))
             end += size
-            place += size
+            offset += size
     close()
     return chunks

@@ -1,4 +1,4 @@
-"""Ranges of files over HTTP: retried after a cut, refused when they are not what was asked for."""
+"""Ranges of files over HTTP, retried and checked."""
 
 import hashlib
 import random
@@ -36,7 +36,7 @@ TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 
 
 NO_COMPRESSION = {"Accept-Encoding": "identity"}
-"""Bytes as they lie there: those of a compressed answer could not be counted."""
+"""Ranges count bytes of the file itself, and not of a compressed answer."""
 
 RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
@@ -48,14 +48,14 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often in a row a request may bring nothing, and the seconds between two attempts: at
-    random up to ``first``, doubled each time, up to ``longest``."""
+    """How many attempts in a row may bring nothing, and the seconds between two: at random up to
+    ``first``, doubled each time, up to ``longest``."""
 
     attempts: int = 8
     first: float = 1.0
     longest: float = 30.0
 
-    def pause(self, failures: int) -> float:
+    def delay(self, failures: int) -> float:
         return random.uniform(0, min(self.longest, self.first * 2 ** (failures - 1)))
 
 
@@ -63,11 +63,11 @@ RETRY_POLICY = RetryPolicy()
 
 
 class FileUrls(Protocol):
-    """Where files are."""
+    """Where the files of a source are."""
 
     name: str
 
-    def of(self, file: str) -> tuple[str, dict[str, str]]:
+    def url_of(self, file: str) -> tuple[str, dict[str, str]]:
         """A file's URL, and headers for it.
 
         Raises:
@@ -75,12 +75,12 @@ class FileUrls(Protocol):
         """
         ...
 
-    def answered(self, file: str, answer: httpx.Response) -> None:
-        """An answer came for that file; ``answer.history`` tells by which redirects."""
+    def on_response(self, file: str, response: httpx.Response) -> None:
+        """Take note of a response with that file; ``response.history`` has its redirects."""
         ...
 
     def renew(self, file: str, refused: str) -> bool:
-        """That URL was refused (401 or 403): whether there is another one to try."""
+        """Whether there is another URL to try, where ``refused`` was answered with 401 or 403."""
         ...
 
 
@@ -89,40 +89,40 @@ class HttpSource:
 
     def __init__(
         self,
-        addresses: FileUrls,
+        urls: FileUrls,
         *,
         manifest: Manifest | None = None,
     ) -> None:
-        self.name = addresses.name
+        self.name = urls.name
         self.manifest = manifest
-        self._addresses = addresses
+        self._urls = urls
         self._http = httpx.Client(timeout=TIMEOUT, follow_redirects=True)
         self._closed = threading.Event()
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._sockets_lock = threading.Lock()
 
-    def small(self, name: str) -> bytes:
+    def read_small(self, name: str) -> bytes:
         """See :class:`node_runner.weights.source.Source`."""
-        content = self._patiently(name, lambda: self._whole(name))
-        told = self.manifest.files.get(name) if self.manifest is not None else None
-        if told is not None and hashlib.sha256(content).hexdigest() != told.sha256:
+        content = self._with_retries(name, lambda: self._read_whole(name))
+        known = self.manifest.files.get(name) if self.manifest is not None else None
+        if known is not None and hashlib.sha256(content).hexdigest() != known.sha256:
             raise WeightsCorrupt(f"{name} of {self.name} is not what was published.")
         return content
 
     def head(self, name: str, length: int) -> tuple[Version, bytes]:
         """See :class:`node_runner.weights.source.Source`."""
-        return self._patiently(name, lambda: self._beginning(name, length))
+        return self._with_retries(name, lambda: self._read_beginning(name, length))
 
     def stream(self, name: str, version: Version, start: int, end: int) -> Iterator[bytes]:
         """See :class:`node_runner.weights.source.Source`. After a cut it goes on from the byte that
         is missing."""
-        tries = _Retries(name, self._addresses, self._closed)
+        retries = _Retries(name, self._urls, self._closed)
         while start < end:
-            with tries, self._ask(name, _range(version, start, end)) as answer:
+            with retries, self._ask(name, _range(version, start, end)) as answer:
                 _check_range(answer, name, version, start, end)
                 for piece in _body(answer, end - start):
                     start += len(piece)
-                    tries.forget()
+                    retries.reset()
                     yield piece
 
     def close(self) -> None:
@@ -134,20 +134,20 @@ class HttpSource:
                     socket.socket.shutdown(each, socket.SHUT_RDWR)
         self._http.close()
 
-    def _connecting(self, event: str, told: dict[str, Any]) -> None:
-        """Keeps what a thread may be reading from: closing a socket does not wake it, a shutdown
-        does."""
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        """Keep each socket that a thread may be reading from: closing a socket does not wake the
+        thread, a shutdown does."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             with self._sockets_lock:
-                self._sockets.add(told["return_value"].get_extra_info("socket"))
+                self._sockets.add(info["return_value"].get_extra_info("socket"))
 
-    def _patiently(self, name: str, ask: Callable[[], T]) -> T:
-        tries = _Retries(name, self._addresses, self._closed)
+    def _with_retries(self, name: str, ask: Callable[[], T]) -> T:
+        retries = _Retries(name, self._urls, self._closed)
         while True:
-            with tries:
+            with retries:
                 return ask()
 
-    def _whole(self, name: str) -> bytes:
+    def _read_whole(self, name: str) -> bytes:
         with self._ask(name, {}) as answer:
             if answer.status_code != httpx.codes.OK:
                 raise WeightsRefused(f"{name}: {self.name} answered {answer.status_code}.")
@@ -158,9 +158,9 @@ class HttpSource:
                     raise WeightsRefused(f"{name} of {self.name} is larger than it may be.")
             return bytes(content)
 
-    def _beginning(self, name: str, length: int) -> tuple[Version, bytes]:
+    def _read_beginning(self, name: str, length: int) -> tuple[Version, bytes]:
         with self._ask(name, {"Range": f"bytes=0-{length - 1}"}) as answer:
-            start, end, size = _told_range(answer, name)
+            start, end, size = _content_range(answer, name)
             if (start, end) != (0, min(length, size)):
                 raise WeightsRefused(f"{name}: another range came than was asked for.")
             return Version(size, _tag(answer)), b"".join(_body(answer, end))
@@ -173,12 +173,12 @@ class HttpSource:
             _Again, _Refused: see there.
             WeightsMissing: no such file.
         """
-        url, own = self._addresses.of(name)
+        url, own = self._urls.url_of(name)
         with self._http.stream(
             "GET",
             url,
             headers={**NO_COMPRESSION, **own, **headers},
-            extensions={"trace": self._connecting},
+            extensions={"trace": self._trace},
         ) as answer:
             status = answer.status_code
             if status in RETRYABLE_STATUSES:
@@ -187,12 +187,12 @@ class HttpSource:
                 raise _AccessDenied(url, f"{self.name} refuses {name} (HTTP {status}).")
             if status in (httpx.codes.NOT_FOUND, httpx.codes.GONE):
                 raise WeightsMissing(f"{self.name} has no {name}.")
-            self._addresses.answered(name, answer)
+            self._urls.on_response(name, answer)
             yield answer
 
 
 class _Retryable(Exception):
-    """Worth another attempt; ``wait``: what the server asks for, in seconds."""
+    """Worth another attempt; ``wait``: seconds that the server asks for."""
 
     def __init__(self, reason: str, wait: float) -> None:
         super().__init__(reason)
@@ -200,7 +200,7 @@ class _Retryable(Exception):
 
 
 class _AccessDenied(Exception):
-    """An address that does not let us in, or not any more."""
+    """A URL that is not allowed to us, or not any more."""
 
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(reason)
@@ -208,19 +208,20 @@ class _AccessDenied(Exception):
 
 
 class _Retries:
-    """The attempts of one request: within it, failures are waited out, up to a number in a row.
+    """The attempts of one request, each a `with` block that swallows a failure after a delay, up to
+    a number in a row.
 
     ``closed``: set once nobody wants the file any more; no attempt begins then.
     """
 
-    def __init__(self, name: str, addresses: FileUrls, closed: threading.Event) -> None:
+    def __init__(self, name: str, urls: FileUrls, closed: threading.Event) -> None:
         self._name = name
-        self._addresses = addresses
+        self._urls = urls
         self._closed = closed
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Something came: what failed before does not count."""
+    def reset(self) -> None:
+        """Count anew: bytes came."""
         self._failures, self._renewed = 0, False
 
     def __enter__(self) -> None:
@@ -231,13 +232,13 @@ class _Retries:
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> bool:
         if isinstance(error, _AccessDenied):
-            if self._renewed or not self._addresses.renew(self._name, error.url):
+            if self._renewed or not self._urls.renew(self._name, error.url):
                 raise WeightsError(str(error)) from None
             self._renewed = True
             return True
         if not isinstance(error, httpx.TransportError | _Retryable):
             if isinstance(error, httpx.HTTPError):  # such as a ring of redirects
-                raise WeightsRefused(f"{self._addresses.name}: {error}") from None
+                raise WeightsRefused(f"{self._urls.name}: {error}") from None
             return False
         if self._closed.is_set():
             return True
@@ -245,14 +246,14 @@ class _Retries:
         reason = str(error) or type(error).__name__
         if self._failures >= RETRY_POLICY.attempts:
             raise WeightsUnreachable(
-                f"{self._addresses.name} does not give {self._name}: {reason} "
+                f"{self._urls.name} does not give {self._name}: {reason} "
                 f"({self._failures} attempts)."
             ) from None
-        pause = RETRY_POLICY.pause(self._failures)
+        delay = RETRY_POLICY.delay(self._failures)
         if isinstance(error, _Retryable):
-            pause = max(pause, error.wait)
-        log.warning("weights_interrupted", file=self._name, reason=reason, retry_in=round(pause, 1))
-        self._closed.wait(pause)
+            delay = max(delay, error.wait)
+        log.warning("weights_interrupted", file=self._name, reason=reason, retry_in=round(delay, 1))
+        self._closed.wait(delay)
         return True
 
 
@@ -268,17 +269,17 @@ def _check_range(answer: httpx.Response, name: str, version: Version, start: int
     known = version.tag.startswith('"') and tag.startswith('"')
     if answer.status_code == httpx.codes.PRECONDITION_FAILED or (known and tag != version.tag):
         raise WeightsChanged(f"{name} changed while it was fetched. Start again.")
-    told_start, told_end, size = _told_range(answer, name)
+    got_start, got_end, size = _content_range(answer, name)
     if size != version.size:
         raise WeightsChanged(f"{name} has {size} bytes now; it had {version.size}.")
-    if (told_start, told_end) != (start, end):
+    if (got_start, got_end) != (start, end):
         raise WeightsRefused(
-            f"{name}: asked for bytes {start} to {end}, got {told_start} to {told_end}."
+            f"{name}: asked for bytes {start} to {end}, got {got_start} to {got_end}."
         )
 
 
-def _told_range(answer: httpx.Response, name: str) -> tuple[int, int, int]:
-    """Start, end (not included) and the file's size, as the answer says."""
+def _content_range(answer: httpx.Response, name: str) -> tuple[int, int, int]:
+    """Start, end (not included) and the file's size, by the header Content-Range."""
     if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
         raise WeightsChanged(f"{name} is shorter than it was. Start again.")
     if answer.status_code == httpx.codes.OK:

@@ -28,7 +28,8 @@ class Version:
 class Source(Protocol):
     """A checkpoint's files, wherever they are.
 
-    All methods raise :class:`mesh.errors.WeightsError`; after a cut they have tried again already.
+    All methods raise :class:`mesh.errors.WeightsError`, after they have tried again where a
+    connection broke.
     """
 
     name: str
@@ -37,8 +38,8 @@ class Source(Protocol):
     manifest: Manifest | None
     """Hashes of all tensors, where somebody made one."""
 
-    def small(self, name: str) -> bytes:
-        """The whole of a file that is not weights.
+    def read_small(self, name: str) -> bytes:
+        """The whole of a file that holds no weights.
 
         Raises:
             WeightsMissing: there is none of that name.
@@ -58,7 +59,10 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Hang up; what other threads wait for ends soon, with an error. May be called again."""
+        """Close the connections: what other threads wait for ends soon, with an error.
+
+        May be called again.
+        """
         ...
 
 
@@ -70,7 +74,7 @@ class FolderSource:
         self.manifest: Manifest | None = None
         self._folder = folder
 
-    def small(self, name: str) -> bytes:
+    def read_small(self, name: str) -> bytes:
         return self._existing(name).read_bytes()
 
     def head(self, name: str, length: int) -> tuple[Version, bytes]:

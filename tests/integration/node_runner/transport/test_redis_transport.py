@@ -58,8 +58,8 @@ def client(server: Server) -> Iterator[redis.Redis]:
         yield connected
 
 
-def connect(server: Server, node_id: str, room: int = 0) -> RedisTransport:
-    return RedisTransport(server.url, node_id, lambda: room)
+def connect(server: Server, node_id: str, free_kv: int = 0) -> RedisTransport:
+    return RedisTransport(server.url, node_id, lambda: free_kv)
 
 
 def step(request_id: str, position: int = 0) -> Steps:
@@ -67,9 +67,9 @@ def step(request_id: str, position: int = 0) -> Steps:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + 10
+    deadline = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < give_up
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -174,10 +174,10 @@ def test_without_redis_it_says_so_and_goes_on_when_it_is_back(server: Server) ->
     transport.close()
 
 
-def test_a_pulse_tells_that_the_process_runs_and_its_room(
+def test_a_keepalive_tells_that_the_process_runs_and_its_free_kv(
     server: Server, client: redis.Redis
 ) -> None:
-    transport = connect(server, "a", room=640)
+    transport = connect(server, "a", free_kv=640)
     wait_until(lambda: client.exists(redis_keys.keepalive("a")))
     assert client.get(redis_keys.keepalive("a")) == b"640"
     wait_until(lambda: transport.hop_ms > 0)
@@ -189,7 +189,7 @@ def test_a_pulse_tells_that_the_process_runs_and_its_room(
 def test_a_node_outlives_redis_and_obeys_without_it(server: Server, tmp_path: Path) -> None:
     engine = Engine(load_span(DEMO_MODEL, (2, 3), tmp_path), node_id="a", kv_budget_bytes=10**6)
     engines = EngineSet("a", (2, 3), engine)
-    runner = ServingLoop(engines, RedisTransport(server.url, "a", engines.room), StepMeter())
+    runner = ServingLoop(engines, RedisTransport(server.url, "a", engines.free_kv), StepMeter())
     running = threading.Thread(target=runner.run)
     running.start()
     server.stop()

@@ -68,16 +68,16 @@ def door(here: Replica) -> Iterator[Gate]:
         yield made
 
 
-def node(at: Replica, node_id: str, url: str = "", again: float = 60.0) -> RelayTransport:
-    return RelayTransport(url or at.url, at.token(node_id), lambda: 64, websocket_again=again)
+def node(at: Replica, node_id: str, url: str = "", retry: float = 60.0) -> RelayTransport:
+    return RelayTransport(url or at.url, at.token(node_id), lambda: 64, websocket_retry=retry)
 
 
 def read(transport: RelayTransport, count: int) -> list[Message]:
     """So many messages, and those that came with them."""
     found: list[Message] = []
-    give_up = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while len(found) < count:
-        assert time.monotonic() < give_up
+        assert time.monotonic() < deadline
         try:
             found += transport.exchange([], wait=0.2)
         except TransportUnreachable:
@@ -87,12 +87,12 @@ def read(transport: RelayTransport, count: int) -> list[Message]:
 
 def push(transport: RelayTransport, position: int) -> list[Message]:
     """As a runner does: again, until it is taken. Returns what came meanwhile."""
-    give_up = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return transport.exchange([NodeMessage("middle", steps(position=position))], wait=0)
         except TransportUnreachable:
-            assert time.monotonic() < give_up
+            assert time.monotonic() < deadline
 
 
 def test_a_push_wakes_a_node_that_waits(here: Replica, client: redis.Redis) -> None:
@@ -165,7 +165,7 @@ def test_where_websockets_are_blocked_it_polls_and_tries_again(
     here: Replica, door: Gate, client: redis.Redis
 ) -> None:
     door.refuses_websockets = True
-    with closing(node(here, "edge", door.url, again=0.3)) as edge:
+    with closing(node(here, "edge", door.url, retry=0.3)) as edge:
         assert edge.carrier == "long poll"
         for position in range(3):
             put(client, "edge", steps(position=position))

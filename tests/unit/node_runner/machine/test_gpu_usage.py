@@ -65,7 +65,7 @@ def test_the_played_names_are_the_real_modules() -> None:
 
 def test_use_of_a_gpu(nvml: types.ModuleType) -> None:
     gpu = GpuMonitor(CUDA)
-    assert gpu.use() == GpuUsage(utilization_percent=63, vram_used_gb=20.5)
+    assert gpu.read() == GpuUsage(utilization_percent=63, vram_used_gb=20.5)
     gpu.close()
     assert nvml.opened == 0
 
@@ -76,7 +76,7 @@ def test_a_gpu_that_the_driver_does_not_name(
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="another")
     )
-    assert GpuMonitor(CUDA).use() == GpuUsage()
+    assert GpuMonitor(CUDA).read() == GpuUsage()
 
 
 def test_a_driver_that_stops_answering(nvml: types.ModuleType) -> None:
@@ -87,13 +87,13 @@ def test_a_driver_that_stops_answering(nvml: types.ModuleType) -> None:
         raise NvmlError("GPU is lost")
 
     nvml.nvmlDeviceGetUtilizationRates = lost
-    assert gpu.use() == GpuUsage()
+    assert gpu.read() == GpuUsage()
     gpu.close()
 
 
 def test_a_cpu_uses_no_gpu_and_needs_no_driver() -> None:
     gpu = GpuMonitor(torch.device("cpu"))
-    assert gpu.use() == GpuUsage()
+    assert gpu.read() == GpuUsage()
     gpu.close()
 
 

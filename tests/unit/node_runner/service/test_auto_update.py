@@ -75,13 +75,13 @@ def test_a_newer_version_is_installed_when_nothing_is_served(
     busy = Updater(index)
     assert not busy.ready()
     monkeypatch.setattr(auto_update, "nodes_idle", lambda: True)
-    monkeypatch.setattr(auto_update, "IDLE_POLL_SECONDS", 0.0)
+    for name in ("POLL_SECONDS", "IDLE_POLL_SECONDS"):
+        monkeypatch.setattr(auto_update, name, 0.0)
     updates = Updater(index)
     assert updates.ready()
     assert not updates.install()
     (command,) = commands
     assert command[-3:] == ["--index-url", index, "far-mesh[node]==9.1"]
-    monkeypatch.setattr(updates, "_look_at", 0.0)
     assert not updates.ready()  # what failed once is left alone
 
 

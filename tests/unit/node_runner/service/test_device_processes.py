@@ -43,8 +43,8 @@ def ends_with(folder: Path, *ends: str) -> DeviceProcess:
     return child(code, folder / "starts", *ends)
 
 
-def run(*children: DeviceProcess, updates: object = None) -> int:
-    return device_processes.run(children, about={}, hours=None, updates=updates)  # type: ignore[arg-type]
+def run(*children: DeviceProcess, updater: object = None) -> int:
+    return device_processes.run(children, identity={}, schedule=None, updater=updater)  # type: ignore[arg-type]
 
 
 def test_a_node_is_started_again_until_it_says_what_has_to_be_changed(home: Path) -> None:
@@ -127,7 +127,7 @@ def test_after_an_update_the_new_version_starts(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["far-node", "start", "--auto-update"])
     with pytest.raises(Executed) as started:
-        run(child("raise SystemExit(0)"), updates=Update(works=True))
+        run(child("raise SystemExit(0)"), updater=Update(works=True))
     assert started.value.args[0][1:] == ["-m", "node_runner.cli", "start", "--auto-update"]
 
 
@@ -137,7 +137,7 @@ def test_a_parent_that_is_asked_to_end_while_pip_runs_ends(executed: None, works
         os.kill(os.getpid(), signal.SIGTERM)
 
     node = child("raise SystemExit(0)")
-    assert run(node, updates=Update(works=works, meanwhile=ask_to_end)) == 0
+    assert run(node, updater=Update(works=works, meanwhile=ask_to_end)) == 0
     assert node.started_at == 0  # it never was
 
 
@@ -147,4 +147,4 @@ def test_a_drain_while_pip_runs_is_not_forgotten(executed: None) -> None:
         asking.start()
         asking.join()
 
-    assert run(child("raise SystemExit(0)"), updates=Update(works=True, meanwhile=drain)) == 0
+    assert run(child("raise SystemExit(0)"), updater=Update(works=True, meanwhile=drain)) == 0

@@ -29,7 +29,7 @@ def at(time: str) -> dt.datetime:
     ],
 )
 def test_windows_of_a_day(text: str, time: str, serves: bool) -> None:
-    assert parse(text).open_at(at(time)) is serves
+    assert parse(text).includes(at(time)) is serves
 
 
 @pytest.mark.parametrize(
