@@ -143,7 +143,7 @@ AutoUpdate = Annotated[
 ]
 UpdateIndex = Annotated[
     str,
-    option("Package index that --auto-update looks at.", env="UPDATE_INDEX", panel=SCHEDULE_PANEL),
+    option("Package index that --auto-update queries.", env="UPDATE_INDEX", panel=SCHEDULE_PANEL),
 ]
 Redis = Annotated[
     str | None,
@@ -189,7 +189,7 @@ Wire = Annotated[
 Speculate = Annotated[
     bool,
     option(
-        "Guess tokens ahead where that pays (edge; same tokens).",
+        "Speculative decoding where that pays (edge; same tokens).",
         env="SPECULATE",
         panel=ADVANCED_PANEL,
     ),
@@ -197,7 +197,7 @@ Speculate = Annotated[
 Draft = Annotated[
     str | None,
     option(
-        "Small checkpoint of the same vocabulary that guesses (edge only).",
+        "Small checkpoint of the same vocabulary that drafts (edge only).",
         env="DRAFT",
         panel=ADVANCED_PANEL,
     ),

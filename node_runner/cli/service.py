@@ -24,10 +24,10 @@ User = Annotated[
     str | None, typer.Option("--as", help="Whom a system service runs as; who asks, if not given.")
 ]
 
-PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(context_settings=PASS_THROUGH)
 def install(
     context: typer.Context,
     system: System = False,

@@ -95,7 +95,8 @@ def start(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     device_processes.end_with_parent()
     # Imported now: torch takes seconds, and no other command needs it.
-    from node_runner.node.lifecycle import CannotServe, NodeOptions, serve
+    from node_runner.node.lifecycle import serve
+    from node_runner.node.options import CannotServe, NodeOptions
 
     try:
         serve(
@@ -143,7 +144,7 @@ def _status(error: Exception) -> int:
     """The exit status of a node that cannot serve: what it met may pass by itself, or has to be
     changed."""
     from node_runner.dht.platform_lookup import PlatformLookupFailed
-    from node_runner.node.lifecycle import TemporaryFailure
+    from node_runner.node.options import TemporaryFailure
     from node_runner.transport.interface import TransportUnreachable
 
     temporary = (PlatformLookupFailed, TransportUnreachable, WeightsUnreachable, WeightsChanged)

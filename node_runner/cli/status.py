@@ -14,13 +14,13 @@ from node_runner.platform_client.errors import PlatformError
 from node_runner.platform_client.http import client, request
 from node_runner.service import control_socket
 
-DRAIN_LIMIT = 90.0
+DRAIN_TIMEOUT = 90.0
 """Seconds that nodes get to leave: more than their generations get."""
 
 POLL_SECONDS = 0.2
 """Between two checks whether nodes have left."""
 
-EARNINGS = ("total_earned_far_exact", "total_tokens_served", "pending_payout_far_exact")
+EARNING_FIELDS = ("total_earned_far_exact", "total_tokens_served", "pending_payout_far_exact")
 """Fields that are shown."""
 
 Json = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
@@ -71,7 +71,7 @@ def drain(
         return
     count = sum(each.get("kind") == "node" for each in asked)
     console.print(f"Asked {count} node{'s' if count != 1 else ''} to finish and leave.")
-    deadline = time.monotonic() + DRAIN_LIMIT
+    deadline = time.monotonic() + DRAIN_TIMEOUT
     while not now and (left := control_socket.ask_running_nodes()):
         if time.monotonic() > deadline:
             raise fail(f"Still there: {', '.join(str(each['pid']) for each in left)}.")
@@ -82,7 +82,7 @@ def _earnings(node: dict[str, Any]) -> dict[str, Any] | None:
     try:
         with client(node["discovery"]) as http:
             path = f"/api/nodes/earnings/{node['wallet_address']}"
-            return request(http, "GET", path, needs=EARNINGS)
+            return request(http, "GET", path, required=EARNING_FIELDS)
     except PlatformError as error:
         errors.print(str(error), style="yellow", markup=False)
         return None

@@ -18,7 +18,7 @@ TTL = 120.0
 INTERVAL = 30.0
 """Seconds between two announcements."""
 
-RETRIES = (1.0, 2.0, 5.0, 10.0, 30.0)
+RETRY_DELAYS = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before another try while the DHT cannot be reached; the last repeats."""
 
 log = structlog.get_logger()
@@ -84,7 +84,7 @@ class Announcer:
                 failures, delay = 0, self._interval
                 log.debug("announced", peers=stored)
             else:
-                delay = RETRIES[min(failures, len(RETRIES) - 1)]
+                delay = RETRY_DELAYS[min(failures, len(RETRY_DELAYS) - 1)]
                 failures += 1
                 log.warning("announcing_failed", reason=reason, retry_in=delay)
             metrics.announcements.labels("stored" if stored else "failed").inc()

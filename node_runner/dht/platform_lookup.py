@@ -6,7 +6,7 @@ import structlog
 from mesh.dht.signing_keys import public_from_hex
 from node_runner.dht.peer_client import DhtEndpoint, DhtUnavailable, find_urls
 
-PROBE_LIMIT = 10.0
+PROBE_TIMEOUT = 10.0
 """Seconds that a URL gets to answer."""
 
 log = structlog.get_logger()
@@ -72,7 +72,7 @@ def platform_url(given: str | None, endpoint: DhtEndpoint | None) -> str:
 
 def _answers(url: str) -> bool:
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/healthz", timeout=PROBE_LIMIT)
+        answer = httpx.get(f"{url.rstrip('/')}/healthz", timeout=PROBE_TIMEOUT)
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
     return answer.is_success

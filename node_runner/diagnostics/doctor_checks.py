@@ -20,13 +20,13 @@ from node_runner.machine.login_file import MachineLogin
 State = Literal["ok", "warn", "fail"]
 
 GB = 10**9
-LITTLE_MEMORY = 6 * GB
-LITTLE_DISK, NO_DISK = 50 * GB, 5 * GB
+LOW_MEMORY = 6 * GB
+LOW_DISK, NO_DISK = 50 * GB, 5 * GB
 
 SKEW_WARN, SKEW_FAIL = 5.0, 60.0
 """Seconds. TLS and signed messages live by the clock; the platform's date has no fractions."""
 
-FAR_ROUND_TRIP = 150.0
+SLOW_ROUND_TRIP = 150.0
 """Milliseconds of a round trip, above which routes prefer other nodes."""
 
 SLOW_LINE = 10.0
@@ -35,7 +35,7 @@ times that."""
 
 ROUND_TRIPS = 5
 DOWNLOAD, UPLOAD = 4 * 2**20, 2**19
-PROBE = "/api/discovery/probe"
+PROBE_PATH = "/api/discovery/probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def machine(cache: Path) -> Iterator[Check]:
     gpus = devices.gpus()
     yield Check("torch", *_torch(bool(gpus)))
     for gpu in gpus:
-        state: State = "ok" if gpu.free >= LITTLE_MEMORY else "warn"
+        state: State = "ok" if gpu.free >= LOW_MEMORY else "warn"
         found = f"{gpu.name}, {gpu.free / GB:.1f} of {gpu.memory / GB:.1f} GB free"
         hint = "" if state == "ok" else "Close what else uses the GPU, or serve few layers."
         yield Check(f"GPU {gpu.index}", state, found, hint)
@@ -84,7 +84,7 @@ def _disk(cache: Path) -> Check:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    state: State = "ok" if free >= LITTLE_DISK else "warn" if free >= NO_DISK else "fail"
+    state: State = "ok" if free >= LOW_DISK else "warn" if free >= NO_DISK else "fail"
     hint = "" if state == "ok" else "Weights take gigabytes: make room, or choose another --cache."
     return Check("disk", state, f"{free / GB:.0f} GB free for {cache}", hint)
 
@@ -115,7 +115,7 @@ def network(http: httpx.Client) -> Iterator[Check]:
             "stand between?",
         )
         return
-    near: State = "ok" if trips < FAR_ROUND_TRIP else "warn"
+    near: State = "ok" if trips < SLOW_ROUND_TRIP else "warn"
     hint = "" if near == "ok" else "Routes count this: nearer nodes get work first."
     yield Check("platform", near, f"{http.base_url}, {trips:.0f} ms a round trip", hint)
     yield _clock(skew)
@@ -124,11 +124,11 @@ def network(http: httpx.Client) -> Iterator[Check]:
 
 def _round_trips(http: httpx.Client) -> tuple[float, float]:
     """Median milliseconds of a round trip, and seconds that our clock is ahead."""
-    http.get(PROBE).raise_for_status()  # opens the connection
+    http.get(PROBE_PATH).raise_for_status()  # opens the connection
     times, skews = [], []
     for _ in range(ROUND_TRIPS):
         began = time.perf_counter()
-        answer = http.get(PROBE).raise_for_status()
+        answer = http.get(PROBE_PATH).raise_for_status()
         took = time.perf_counter() - began
         times.append(1000 * took)
         date = answer.headers.get("date")
@@ -167,8 +167,8 @@ def _bandwidth(http: httpx.Client) -> Check:
 def _mbits(http: httpx.Client, method: str, size: int) -> float:
     began = time.perf_counter()
     if method == "GET":
-        answer = http.get(PROBE, params={"bytes": size})
+        answer = http.get(PROBE_PATH, params={"bytes": size})
     else:
-        answer = http.post(PROBE, content=bytes(size))
+        answer = http.post(PROBE_PATH, content=bytes(size))
     answer.raise_for_status()
     return 8 * size / 1e6 / (time.perf_counter() - began)

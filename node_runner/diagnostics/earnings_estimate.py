@@ -50,7 +50,7 @@ def estimates(
         PlatformError: the platform does not tell.
     """
     memory = devices.available_memory(device)
-    for model in request(http, "GET", MODELS_PATH, needs=["models"])["models"]:
+    for model in request(http, "GET", MODELS_PATH, required=["models"])["models"]:
         config = request(http, "GET", f"/api/discovery/config/{model['id']}")
         price = Decimal(model["price_per_token_far_exact"])
         decode = _decode(config, device, dtype, seconds) if seconds else None

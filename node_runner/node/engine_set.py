@@ -16,7 +16,7 @@ from node_runner.outputs import EngineOutput
 Span = tuple[int, int]
 """A span: start and end (not included)."""
 
-SPAN_DRAIN_LIMIT = 300.0
+SPAN_DRAIN_TIMEOUT = 300.0
 """Seconds that generations get to end in an engine that drains. Then their supervisors are told,
 and go on elsewhere."""
 
@@ -211,5 +211,5 @@ class EngineSet:
     def _drain(self, spans: Iterable[Span], *, refuses_new: bool) -> None:
         for span in spans:
             known = self._draining.get(span)
-            deadline = time.monotonic() + SPAN_DRAIN_LIMIT if known is None else known.deadline
+            deadline = time.monotonic() + SPAN_DRAIN_TIMEOUT if known is None else known.deadline
             self._draining[span] = _Draining(deadline, refuses_new)

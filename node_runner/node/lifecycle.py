@@ -1,4 +1,4 @@
-"""A node's life: register, load the span, pull work until told to drain."""
+"""A node's life: register, load the span, pull work, drain."""
 
 import os
 import signal
@@ -35,8 +35,6 @@ from node_runner.platform_client import registration
 from node_runner.platform_client.errors import NodeForgotten, NodeSuperseded, PlatformError
 from node_runner.platform_client.heartbeats import Heartbeats
 from node_runner.service.control_socket import ControlSocket
-
-__all__ = ["CannotServe", "NodeOptions", "TemporaryFailure", "serve"]
 
 log = structlog.get_logger()
 
@@ -120,7 +118,7 @@ class Node:
             first=self._first,
             memory_bytes=memory_bytes,
             request_heartbeat=self._heartbeats.send_soon,
-            on_span_change=self._meter.restart,
+            on_span_change=self._meter.reset,
             on_span_lost=self._on_span_lost,
         )
         self._announcer = make_announcer(options, self._registered, dht_key, dht_endpoint)
@@ -210,7 +208,7 @@ class Node:
 
     def _drain(self, *_: object) -> None:
         self._loop.drain()
-        if self._goodbye is None:  # HTTP has no place in a handler
+        if self._goodbye is None:  # a signal handler must not wait for HTTP
             self._goodbye = threading.Thread(target=self._heartbeats.say_goodbye)
             self._goodbye.start()
 

@@ -16,13 +16,13 @@ from node_runner.transport.interface import Transport, TransportUnreachable
 IDLE_WAIT = 1.0
 """Seconds that one pull waits for work; also how soon a drain or an expiry is noticed."""
 
-EXPIRE_EVERY = 1.0
+EXPIRE_INTERVAL = 1.0
 """Seconds between two searches for generations that nobody has closed in time."""
 
 RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between tries while the platform does not answer; the last repeats."""
 
-DRAIN_LIMIT = 60.0
+DRAIN_TIMEOUT = 60.0
 """Seconds that running generations get to end after SIGTERM."""
 
 log = structlog.get_logger()
@@ -58,7 +58,7 @@ class ServingLoop:
         """Returns when drained."""
         outputs: list[EngineOutput] = []
         deadline = None
-        expire_at = time.perf_counter() + EXPIRE_EVERY
+        expire_at = time.perf_counter() + EXPIRE_INTERVAL
         while True:
             messages = self._exchange(outputs, wait=0 if self._engines.busy else IDLE_WAIT)
             if messages is None:
@@ -68,9 +68,9 @@ class ServingLoop:
             self._measure(time.perf_counter() - began)
             if began > expire_at:
                 self._engines.expire()
-                expire_at = began + EXPIRE_EVERY
+                expire_at = began + EXPIRE_INTERVAL
             if self._draining.is_set():
-                deadline = deadline or time.monotonic() + DRAIN_LIMIT
+                deadline = deadline or time.monotonic() + DRAIN_TIMEOUT
                 if not self._engines.generations or time.monotonic() > deadline:
                     self._exchange(outputs, wait=0)
                     break

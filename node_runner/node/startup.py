@@ -114,9 +114,9 @@ def make_announcer(
     access = node.dht
     if access is None or not options.announce:
         return None
-    told, pinned = access.operator_key, options.operator_key
-    if pinned is not None and pinned.strip().lower() != told:
-        log.error("operator_key_differs", pinned=pinned, told=told)
+    key_there, pinned = access.operator_key, options.operator_key
+    if pinned is not None and pinned.strip().lower() != key_there:
+        log.error("operator_key_differs", pinned=pinned, told=key_there)
         return None
     peers = tuple(dict.fromkeys((*(own.peers if own else ()), *access.peers)))
     if not peers:
@@ -124,7 +124,7 @@ def make_announcer(
     credential = NodeCredential(
         node.node_id, access.registration, options.model, key, access.credential
     )
-    return Announcer(DhtEndpoint(peers, told), credential, node.span)
+    return Announcer(DhtEndpoint(peers, key_there), credential, node.span)
 
 
 def open_transport(

@@ -26,8 +26,8 @@ class StepMeter:
             self._latency += weight * (seconds - self._latency)
             self._positions += positions
 
-    def restart(self) -> None:
-        """Forget how long steps took: another span is served now."""
+    def reset(self) -> None:
+        """Begin the average of the latency anew: another span is served now."""
         with self._lock:
             self._latency = 0.0
 

@@ -18,7 +18,7 @@ SLOW_DOWN = 5.0
 
 DEVICE_PATH, TOKEN_PATH = "/api/machines/device", "/api/machines/token"
 
-CODES = (
+CODE_FIELDS = (
     "device_code",
     "user_code",
     "verification_uri",
@@ -26,8 +26,8 @@ CODES = (
     "expires_in",
     "interval",
 )
-TOKEN = ("access_token", "machine_id", "wallet_address")
-MESSAGE = ("domain", "uri", "nonce", "issued_at", "expires_at", "message")
+TOKEN_FIELDS = ("access_token", "machine_id", "wallet_address")
+MESSAGE_FIELDS = ("domain", "uri", "nonce", "issued_at", "expires_at", "message")
 """Fields of the platform's answers."""
 
 NO_SUCH_TOKEN = (401, 403, 404)
@@ -57,7 +57,7 @@ def log_in(
         LoginFailed: he said no, or the time is up.
         PlatformError: the platform refuses, or does not answer at all.
     """
-    codes = request(http, "POST", DEVICE_PATH, {"machine": machine}, needs=CODES)
+    codes = request(http, "POST", DEVICE_PATH, {"machine": machine}, required=CODE_FIELDS)
     show(
         DevicePrompt(
             url=codes["verification_uri"],
@@ -72,7 +72,7 @@ def log_in(
     while time.monotonic() < deadline:
         delay = interval
         try:
-            answer = request(http, "POST", TOKEN_PATH, poll, needs=TOKEN)
+            answer = request(http, "POST", TOKEN_PATH, poll, required=TOKEN_FIELDS)
         except PlatformUnreachable as error:  # it may be back before the code expires
             delay = max(interval, error.retry_after)
         except PlatformRefused as error:
@@ -118,7 +118,7 @@ def approve(http: httpx.Client, user_code: str, machine: str, private_key: bytes
     """
     wallet = keystore.wallet_address(private_key)
     approval = {"user_code": user_code, "wallet_address": wallet}
-    answer = request(http, "POST", "/api/machines/message", approval, needs=MESSAGE)
+    answer = request(http, "POST", "/api/machines/message", approval, required=MESSAGE_FIELDS)
     domain = urlsplit(str(http.base_url)).netloc
     if answer["domain"] not in (domain, domain.partition(":")[0]):
         raise LoginFailed(

@@ -22,7 +22,7 @@ log = structlog.get_logger()
 TIMEOUT = 10.0
 """Seconds without a byte of an answer to a heartbeat."""
 
-NEEDS = ("should_rebalance", "start_layer", "end_layer")
+REPLY_FIELDS = ("should_rebalance", "start_layer", "end_layer")
 """Fields of every answer to a heartbeat."""
 
 
@@ -108,7 +108,12 @@ class Heartbeats:
         body = {"node_id": node.node_id, **asdict(heartbeat)}
         try:
             answer = request(
-                self._http, "POST", HEARTBEAT_PATH, body, token=node.node_token, needs=NEEDS
+                self._http,
+                "POST",
+                HEARTBEAT_PATH,
+                body,
+                token=node.node_token,
+                required=REPLY_FIELDS,
             )
         except PlatformRefused as error:
             if error.status in (httpx.codes.UNAUTHORIZED, httpx.codes.NOT_FOUND):
@@ -116,4 +121,4 @@ class Heartbeats:
             if error.status == httpx.codes.CONFLICT:
                 raise NodeSuperseded(str(error)) from error
             raise
-        return HeartbeatReply(**{name: answer[name] for name in NEEDS})
+        return HeartbeatReply(**{name: answer[name] for name in REPLY_FIELDS})

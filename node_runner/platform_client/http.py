@@ -15,7 +15,7 @@ TIMEOUT = 15.0
 MAX_ANSWER = 4 * 2**20
 """Bytes of an answer; the largest has a signed URL for each of some thousand files."""
 
-PROBLEM = frozenset({"code", "detail"})
+PROBLEM_FIELDS = frozenset({"code", "detail"})
 """Fields that each of the platform's refusals has."""
 
 
@@ -37,12 +37,12 @@ def request(
     body: Any = None,
     *,
     token: str | None = None,
-    needs: Collection[str] = (),
+    required: Collection[str] = (),
 ) -> dict[str, Any]:
     """The answer's JSON object; an empty one where there is no content.
 
     Args:
-        needs: Fields that the answer has to have: without them it is not the platform's.
+        required: Fields that the answer has to have: without them it is not the platform's.
 
     Raises:
         PlatformUnreachable: no answer, an outage, a rate limit, or an answer that is not the
@@ -58,9 +58,9 @@ def request(
             f"{http.base_url} does not answer ({type(error).__name__}). Is the URL right, and this "
             "machine online?"
         ) from error
-    if response.is_success and document is not None and document.keys() >= set(needs):
+    if response.is_success and document is not None and document.keys() >= set(required):
         return document
-    if response.is_success or document is None or not document.keys() >= PROBLEM:
+    if response.is_success or document is None or not document.keys() >= PROBLEM_FIELDS:
         raise PlatformUnreachable(
             f"{http.base_url} answers, but not as the platform does (HTTP {response.status_code})."
         )

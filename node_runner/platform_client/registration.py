@@ -21,7 +21,7 @@ from node_runner.platform_client.http import request
 
 log = structlog.get_logger()
 
-NEEDS = frozenset(field.name for field in fields(RegistrationReply)) - {"dht"}
+REPLY_FIELDS = frozenset(field.name for field in fields(RegistrationReply)) - {"dht"}
 """Fields of every answer to a registration."""
 
 
@@ -62,7 +62,7 @@ def _register(
         token = credential
     else:
         body |= _proof(http, registration, credential)
-    answer = request(http, "POST", REGISTRATION_PATH, body, token=token, needs=NEEDS)
+    answer = request(http, "POST", REGISTRATION_PATH, body, token=token, required=REPLY_FIELDS)
     access = answer.get("dht")
     return RegistrationReply(
         **_known(RegistrationReply, answer)
@@ -71,7 +71,7 @@ def _register(
 
 
 def _known(kind: type[RegistrationReply | DhtAccess], answer: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an answer that this version knows: the platform's may tell more."""
+    """The fields of an answer that this version knows: a later platform may send more."""
     return {field.name: answer[field.name] for field in fields(kind) if field.name in answer}
 
 
@@ -79,7 +79,7 @@ def _proof(
     http: httpx.Client, registration: NodeRegistration, private_key: bytes
 ) -> dict[str, str]:
     """The wallet's signature over what is registered and a fresh nonce."""
-    nonce = request(http, "GET", NONCE_PATH, needs=["nonce"])["nonce"]
+    nonce = request(http, "GET", NONCE_PATH, required=["nonce"])["nonce"]
     start, end = registration.signed_span
     message = signed_texts.registration_message(
         wallet_address=registration.wallet_address,

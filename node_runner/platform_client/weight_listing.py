@@ -13,6 +13,8 @@ from node_runner.weights.published_source import Listing
 TIMEOUT = 20.0
 """Seconds without a byte: the platform signs a URL for each file."""
 
+REPLY_FIELDS = ("files", "manifest_sha256")
+
 NOT_PUBLISHED = (WeightsNotPublished.code, "not_found")
 """Codes of a platform that has no weights of the model, or no such route."""
 
@@ -61,15 +63,14 @@ class ListingRequest:
 
     def _ask(self) -> dict[str, Any]:
         path = f"/api/models/{self.model_id}/files"
-        needs = ("files", "manifest_sha256")
         with client(self.platform, timeout=TIMEOUT) as http:
             if isinstance(self.credential, str):
-                return request(http, "GET", path, token=self.credential, needs=needs)
-            nonce = request(http, "GET", NONCE_PATH, needs=["nonce"])["nonce"]
+                return request(http, "GET", path, token=self.credential, required=REPLY_FIELDS)
+            nonce = request(http, "GET", NONCE_PATH, required=["nonce"])["nonce"]
             address = self.credential.address
             message = signed_texts.weights_message(
                 wallet_address=address, model_id=self.model_id, nonce=nonce
             )
             signature = signed_texts.sign(message, self.credential.private_key)
             body = {"wallet_address": address, "nonce": nonce, "signature": signature}
-            return request(http, "POST", path, body, needs=needs)
+            return request(http, "POST", path, body, required=REPLY_FIELDS)

@@ -33,7 +33,7 @@ IDLE_POLL_SECONDS = 5.0
 """Seconds between two checks whether the nodes are idle, once there is something to install."""
 
 TIMEOUT = 30.0
-INSTALL_LIMIT = 1800.0
+INSTALL_TIMEOUT = 1800.0
 
 
 log = structlog.get_logger()
@@ -69,11 +69,11 @@ class Updater:
         log.info("update_installs", version=str(newer))
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=INSTALL_LIMIT, check=False
+                command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, check=False
             )
             failure = done.stderr[-2000:] if done.returncode else None
         except subprocess.TimeoutExpired:
-            failure = f"pip took longer than {INSTALL_LIMIT:g} s"
+            failure = f"pip took longer than {INSTALL_TIMEOUT:g} s"
         if failure is not None:
             self._failed = newer
             log.error("update_failed", version=str(newer), reason=failure)

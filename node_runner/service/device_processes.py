@@ -32,7 +32,7 @@ RESTART_DELAYS = (1.0, 2.0, 5.0, 15.0, 60.0)
 STABLE_SECONDS = 300.0
 """Seconds after which a child counts as stable: after its next crash the delays begin anew."""
 
-DRAIN_LIMIT = 90.0
+DRAIN_TIMEOUT = 90.0
 """Seconds that children get to drain, more than each takes by itself. Then they are killed."""
 
 FINAL_STATUSES = (0, exit_codes.USAGE_ERROR, exit_codes.CONFIG_ERROR)
@@ -197,7 +197,7 @@ class DeviceProcesses:
         return self.updated
 
     def _drain(self) -> None:
-        self._kill_at = time.monotonic() + DRAIN_LIMIT
+        self._kill_at = time.monotonic() + DRAIN_TIMEOUT
         for child in self._children:
             if child.process is not None:
                 child.draining = True

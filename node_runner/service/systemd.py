@@ -15,7 +15,7 @@ from node_runner.service import exit_codes
 
 UNIT_NAME = "far-node.service"
 
-STOP_LIMIT = 120
+STOP_TIMEOUT = 120
 """Seconds that systemd gives the nodes to drain."""
 
 TEMPLATE = """\
@@ -92,7 +92,7 @@ class Service:
 
     @property
     def settings(self) -> Path:
-        """The settings' file that its nodes read, if they are told of no other."""
+        """The settings' file that its nodes read, unless an option names another."""
         return self.home / ".config" / "far-node" / config_file.FILE_NAME
 
     @property
@@ -171,7 +171,7 @@ def render(
         user=f"User={service.user}\n" if service.system else "",
         hardening=SYSTEM_HARDENING.format(writable=writable) if service.system else "",
         for_good=f"{exit_codes.USAGE_ERROR} {exit_codes.CONFIG_ERROR}",
-        stop_limit=STOP_LIMIT,
+        stop_limit=STOP_TIMEOUT,
         environment=service.environment,
         target="multi-user.target" if service.system else "default.target",
     )

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from mesh.relay import Frame, Welcome
 
-ANSWER_LIMIT = 5.0
+ANSWER_TIMEOUT = 5.0
 """Seconds of silence in one exchange over HTTP."""
 
 OnFrame = Callable[[Frame], None]

@@ -9,12 +9,12 @@ from mesh import relay
 from mesh.errors import WireError
 from mesh.relay import Frame, Hello, Poll, Superseded, Welcome
 from node_runner.transport.carrier import (
-    ANSWER_LIMIT,
+    ANSWER_TIMEOUT,
     ConnectionLost,
     ConnectionSuperseded,
     OnFrame,
 )
-from node_runner.transport.websocket_carrier import OPEN_LIMIT
+from node_runner.transport.websocket_carrier import OPEN_TIMEOUT
 
 
 class PollingCarrier:
@@ -43,7 +43,7 @@ class PollingCarrier:
         self._http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {token}", "Content-Type": "application/msgpack"},
-            timeout=httpx.Timeout(ANSWER_LIMIT, connect=OPEN_LIMIT),
+            timeout=httpx.Timeout(ANSWER_TIMEOUT, connect=OPEN_TIMEOUT),
         )
         try:
             [frame] = self._post(relay.encode(hello))

@@ -23,10 +23,10 @@ INBOX_TTL = 3600
 TRIM_EVERY = 64
 """Exchanges between two trims of the part of the inbox that was read."""
 
-SILENCE_LIMIT = 5.0
+SILENCE_TIMEOUT = 5.0
 """Seconds without an answer after which Redis counts as gone. Longer than any wait for work."""
 
-KEEPALIVE_RETRY = 1.0
+KEEPALIVE_RETRY_DELAY = 1.0
 """Seconds until a lost connection for keep-alives is tried again."""
 
 TEMPORARY_ERRORS = (redis.ReadOnlyError, redis.OutOfMemoryError, redis.exceptions.MasterDownError)
@@ -55,7 +55,7 @@ class RedisTransport:
             TransportUnreachable: Redis does not answer.
         """
         self._connection: Any = redis.ConnectionPool.from_url(
-            url, socket_connect_timeout=SILENCE_LIMIT, socket_timeout=SILENCE_LIMIT
+            url, socket_connect_timeout=SILENCE_TIMEOUT, socket_timeout=SILENCE_TIMEOUT
         ).make_connection()
         self._inbox = redis_keys.inbox(node_id)
         [newest] = self._call([("XREVRANGE", self._inbox, "+", "-", "COUNT", 1)])
@@ -131,7 +131,7 @@ def _send_keepalives(
     """Say that this process runs, even while it computes for long, and how much KV is free; on a
     connection of its own."""
     key, ttl = redis_keys.keepalive(node_id), round(KEEPALIVE_TTL * 1000)
-    with redis.Redis.from_url(url, socket_timeout=KEEPALIVE_RETRY) as client:
+    with redis.Redis.from_url(url, socket_timeout=KEEPALIVE_RETRY_DELAY) as client:
         delay = 0.0
         while not stop.wait(delay):
             try:
@@ -140,7 +140,7 @@ def _send_keepalives(
                 hop.observe(time.perf_counter() - began)
                 delay = KEEPALIVE_INTERVAL
             except redis.RedisError:
-                delay = KEEPALIVE_RETRY
+                delay = KEEPALIVE_RETRY_DELAY
         with contextlib.suppress(redis.RedisError):
             client.delete(key)
 

@@ -41,13 +41,13 @@ from node_runner.transport.interface import HopMeter, TransportUnreachable
 from node_runner.transport.polling_carrier import PollingCarrier
 from node_runner.transport.websocket_carrier import WebSocketCarrier, open_websocket
 
-START_LIMIT = 20.0
+START_TIMEOUT = 20.0
 """Seconds that the first connection may take."""
 
-RECONNECT_WAIT = 1.0
+RECONNECT_TIMEOUT = 1.0
 """Seconds that an exchange waits for a lost connection to come back, before it says so."""
 
-SILENCE_LIMIT = 3.0
+SILENCE_TIMEOUT = 3.0
 """Seconds without any answer, twelve keep-alives, after which a connection counts as half open."""
 
 FIRST_DELAY, MAX_DELAY = 0.1, 10.0
@@ -64,7 +64,7 @@ swallow them without a word. Where one is refused outright, they are tried at on
 MAX_TENSOR_BYTES = relay.MAX_FRAME_BYTES - 2**17
 """Of one message of hidden states, whose header is at most half of the rest."""
 
-WEBSOCKET_RETRY = 60.0
+WEBSOCKET_RETRY_DELAY = 60.0
 """Seconds of long polls until a WebSocket is tried again."""
 
 log = structlog.get_logger()
@@ -80,7 +80,7 @@ class RelayTransport:
         token: str,
         free_kv: Callable[[], int],
         *,
-        websocket_retry: float = WEBSOCKET_RETRY,
+        websocket_retry: float = WEBSOCKET_RETRY_DELAY,
     ) -> None:
         """
         Args:
@@ -125,7 +125,7 @@ class RelayTransport:
         self._watchdog = threading.Thread(target=self._watch, daemon=True)
         for thread in (*self._threads, self._watchdog):
             thread.start()
-        if not self._wait_for_carrier(START_LIMIT):
+        if not self._wait_for_carrier(START_TIMEOUT):
             self.close()
             raise TransportUnreachable(f"The relay at {url} cannot be reached: {self._reason}.")
 
@@ -140,7 +140,7 @@ class RelayTransport:
         return "" if carrier is None else carrier.name
 
     def exchange(self, outputs: Sequence[EngineOutput], *, wait: float) -> list[Message]:
-        if not self._wait_for_carrier(RECONNECT_WAIT):
+        if not self._wait_for_carrier(RECONNECT_TIMEOUT):
             raise TransportUnreachable(f"The relay cannot be reached: {self._reason}.")
         if outputs:
             self._push(outputs)
@@ -157,7 +157,7 @@ class RelayTransport:
         if self._closed.is_set():
             return
         with self._accepted:  # what was pushed last has to get there
-            self._accepted.wait_for(lambda: not self._outbox, timeout=RECONNECT_WAIT)
+            self._accepted.wait_for(lambda: not self._outbox, timeout=RECONNECT_TIMEOUT)
         self._closing.set()
         carrier = self._carrier
         if carrier is not None:
@@ -339,7 +339,7 @@ class RelayTransport:
         keep-alive, too, waits behind a large push that nobody takes."""
         while not self._closed.wait(relay.KEEPALIVE_INTERVAL):
             carrier = self._carrier
-            if carrier is not None and time.monotonic() - self._last_frame_at > SILENCE_LIMIT:
+            if carrier is not None and time.monotonic() - self._last_frame_at > SILENCE_TIMEOUT:
                 self._drop(carrier, ConnectionLost("The relay is silent."))
 
 

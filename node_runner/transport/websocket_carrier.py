@@ -16,7 +16,7 @@ from node_runner.transport.carrier import (
     WebSocketBlocked,
 )
 
-OPEN_LIMIT = 5.0
+OPEN_TIMEOUT = 5.0
 """Seconds for name, TCP, TLS and handshake together: three round trips on a bad link, and a packet
 sent again."""
 
@@ -34,7 +34,7 @@ def open_websocket(url: str, token: str) -> ClientConnection:
             "ws" + url.rstrip("/").removeprefix("http") + relay.PATH,
             additional_headers={"Authorization": f"Bearer {token}"},
             compression=None,  # hidden states do not get shorter
-            open_timeout=OPEN_LIMIT,
+            open_timeout=OPEN_TIMEOUT,
             close_timeout=1,
             ping_interval=None,  # keep-alives do that
             max_size=relay.MAX_MESSAGE_BYTES,
@@ -68,7 +68,7 @@ class WebSocketCarrier:
         self._connection = open_websocket(url, token)
         try:
             self._connection.send(relay.encode(hello))
-            frame = relay.decode(_binary(self._connection.recv(timeout=OPEN_LIMIT)))
+            frame = relay.decode(_binary(self._connection.recv(timeout=OPEN_TIMEOUT)))
         except (OSError, WebSocketException, WireError) as error:
             self.abandon()
             raise ConnectionLost(f"No welcome ({type(error).__name__}).") from error

@@ -67,7 +67,7 @@ class SpanCache:
                 it made. Called only where there is no good one.
 
         Raises:
-            DiskFull: there is no room for it, on the disk or within the limit.
+            DiskFull: it does not fit, on the disk or within the limit.
         """
         entry = self._folder / key
         with self._making(key):

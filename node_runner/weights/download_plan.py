@@ -76,7 +76,7 @@ def plan_download(source: Source, renamed: Callable[[str], str | None]) -> Downl
         raise WeightsRefused(f"{source.name} has no tensors of these layers.")
     names = {name: renamed(name) or name for name in wanted}
     if len(set(names.values())) < len(names):
-        raise WeightsRefused(f"{source.name} has two tensors for one place.")
+        raise WeightsRefused(f"{source.name} has two tensors of one name.")
     header = build_header(
         {names[name]: (one.tensor.dtype, one.tensor.shape) for name, one in wanted.items()}
     )

@@ -167,10 +167,10 @@ class HttpSource:
 
     @contextmanager
     def _ask(self, name: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """An answer whose body is still to come, after a look at its status.
+        """An answer of a good status, whose body is still to come.
 
         Raises:
-            _Again, _Refused: see there.
+            _Retryable, _AccessDenied: the status was another.
             WeightsMissing: no such file.
         """
         url, own = self._urls.url_of(name)

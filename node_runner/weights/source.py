@@ -1,4 +1,4 @@
-"""What every place that weights come from can do; and the simplest, a folder."""
+"""What every source can do; a folder."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ BUFFER = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """Which content a file has: its size, and ``tag``, by which a changed one is told; the server's
+    """Which content a file has: its size, and a ``tag`` that changes with the content: the server's
     ETag, a hash, or a time."""
 
     size: int
@@ -33,7 +33,7 @@ class Source(Protocol):
     """
 
     name: str
-    """For people, and to tell one source from another."""
+    """For people, and part of the names of checkpoints in the cache."""
 
     manifest: Manifest | None
     """Hashes of all tensors, where somebody made one."""

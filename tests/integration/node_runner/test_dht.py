@@ -105,7 +105,7 @@ PEER_ID = "QmQX571R7LBGYFJVz1qyZu7ANrpTtSXxN9gUDLaMzCTLYi"
 def test_a_process_that_does_not_answer_in_time_is_ended() -> None:
     peer = PeerClient(DhtEndpoint((), OPERATOR.public.hex()))
     with pytest.raises(DhtUnavailable, match="no answer"):
-        peer.ask({"do": "find"}, limit=0.01)
+        peer.ask({"do": "find"}, timeout=0.01)
     assert peer.pid is None
 
 

@@ -18,7 +18,8 @@ from node_runner.machine import device_claim
 from node_runner.machine.gpu_usage import GpuMonitor
 from node_runner.node import startup
 from node_runner.node.engine_set import Span
-from node_runner.node.lifecycle import Node, NodeOptions
+from node_runner.node.lifecycle import Node
+from node_runner.node.options import NodeOptions
 from node_runner.service.control_socket import ControlSocket
 from tests.integration.node_runner.test_node_cli import PATIENCE, machine_at
 from tests.support.api import PROVIDER, PROVIDER_WALLET

@@ -16,7 +16,7 @@ from mesh import redis_keys
 from mesh.wire import Ended, Halt, Message, Token
 from node_runner.outputs import NodeMessage
 from node_runner.transport.interface import TransportUnreachable
-from node_runner.transport.relay_transport import SILENCE_LIMIT, RelayTransport
+from node_runner.transport.relay_transport import SILENCE_TIMEOUT, RelayTransport
 from stack.servers import Postgres, free_port
 from tests.support.api import shared_database
 from tests.support.gate import Gate, gate, tunnel
@@ -139,7 +139,7 @@ def test_a_cut_loses_nothing_and_repeats_nothing(
             door.silence()
             put(client, "edge", steps(position=51))
             edge.exchange([NodeMessage("middle", steps(position=1))], wait=0)
-            wait_until(lambda: not edge.carrier)  # within SILENCE_LIMIT
+            wait_until(lambda: not edge.carrier)  # within SILENCE_TIMEOUT
             door.resume()
         elif cut == "severed":
             door.sever()
@@ -199,7 +199,7 @@ def raise_at_once(url: str) -> None:
 @contextmanager
 def impatient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("node_runner.transport.relay_transport.START_LIMIT", 0.5)
+        patch.setattr("node_runner.transport.relay_transport.START_TIMEOUT", 0.5)
         yield
 
 
@@ -217,7 +217,7 @@ def test_a_silent_relay_is_noticed(here: Replica, door: Gate, client: redis.Redi
         door.silence()
         began = time.monotonic()
         wait_until(lambda: not edge.carrier)
-        assert time.monotonic() - began < SILENCE_LIMIT + 3
+        assert time.monotonic() - began < SILENCE_TIMEOUT + 3
         door.resume()
 
 
@@ -229,7 +229,7 @@ def test_a_relay_that_falls_silent_within_a_push_is_noticed(
         door.silence()
         began = time.monotonic()
         edge.exchange([NodeMessage("middle", steps(rows=LARGE))], wait=0)
-        assert time.monotonic() - began < SILENCE_LIMIT + 3
+        assert time.monotonic() - began < SILENCE_TIMEOUT + 3
         assert not edge.carrier
         door.resume()
         push(edge, 1)

@@ -20,7 +20,7 @@ from node_runner.cli import app, login
 from node_runner.dht import platform_lookup
 from node_runner.machine import config_file, directories, login_file
 from node_runner.node import lifecycle, startup
-from node_runner.node.lifecycle import NodeOptions
+from node_runner.node.options import NodeOptions
 from node_runner.service import device_processes
 from node_runner.service.control_socket import ControlSocket
 from node_runner.service.exit_codes import CONFIG_ERROR, TEMPORARY_FAILURE

@@ -112,7 +112,7 @@ def test_a_span_that_drains_takes_nothing_new_and_ends_what_runs(
 def test_who_does_not_end_in_time_is_told(
     engines: EngineSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SPAN_DRAIN_LIMIT", 0.0)
+    monkeypatch.setattr(module, "SPAN_DRAIN_TIMEOUT", 0.0)
     run(engines, open_edge("long", WHOLE, tokens=90), steps=1)
     engines.drain_span(WHOLE)
     assert Refused("long", 1, "node", "moved") in run(engines)

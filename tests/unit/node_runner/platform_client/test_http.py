@@ -14,7 +14,7 @@ PATH = "/api/some"
 
 def test_the_answers_object_is_given(server: PlatformServer, http: httpx.Client) -> None:
     server.answers[PATH] = [Answer(200, {"a": 1}), Answer(204, "")]
-    assert request(http, "POST", PATH, {"b": 2}, token="t", needs=["a"]) == {"a": 1}
+    assert request(http, "POST", PATH, {"b": 2}, token="t", required=["a"]) == {"a": 1}
     assert request(http, "DELETE", PATH) == {}
     first, second = server.requests
     assert (first.method, first.token, first.body) == ("POST", "t", {"b": 2})
@@ -27,7 +27,7 @@ def test_what_may_pass_is_worth_another_try(
 ) -> None:
     server.answers[PATH] = [answer]
     with pytest.raises(PlatformUnreachable):
-        request(http, "GET", PATH, needs=["a"])
+        request(http, "GET", PATH, required=["a"])
 
 
 @pytest.mark.parametrize(
