@@ -130,7 +130,7 @@ class HttpSource:
         self._closed.set()
         with self._sockets_lock:
             for each in self._sockets:
-                with suppress(OSError):  # it is hung up already
+                with suppress(OSError):  # it is closed already
                     socket.socket.shutdown(each, socket.SHUT_RDWR)
         self._http.close()
 
@@ -167,10 +167,11 @@ class HttpSource:
 
     @contextmanager
     def _ask(self, name: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """An answer of a good status, whose body is still to come.
+        """An answer of another status than those below, its body still to be read.
 
         Raises:
-            _Retryable, _AccessDenied: the status was another.
+            _Retryable: the server is busy or broken.
+            _AccessDenied: the URL is not allowed to us.
             WeightsMissing: no such file.
         """
         url, own = self._urls.url_of(name)
