@@ -120,7 +120,7 @@ def test_a_forgotten_extra_is_named(
     monkeypatch.setattr(installation, "distribution", distribution)
     with pytest.raises(SystemExit) as ended:
         command.main()
-    assert ended.value.code == exit_codes.MISTAKE
+    assert ended.value.code == exit_codes.CONFIG_ERROR
     assert capsys.readouterr().err == (
         f"far-node: a node needs {needs}. Run: pip install 'far-node[serve]'\n"
     )
