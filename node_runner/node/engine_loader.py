@@ -173,7 +173,7 @@ class EngineLoader:
             kv_budget_bytes=self._kv_budget(loaded.span),
             wire_dtype=self._wire_dtype,
             speculate=self._options.speculate,
-            draft=loaded.drafter,
+            draft_model=loaded.drafter,
             max_generations=self._options.max_sessions,
         )
         if loaded.span.kv_shape.paged:

@@ -126,12 +126,12 @@ class EngineSet:
     def room(self) -> int:
         """Positions that there is KV room for, where routes count on it. From any thread."""
         engine = self._engines.get(self._counted_on)
-        return engine.room() if engine is not None and self.serves_routes else 0
+        return engine.free_kv() if engine is not None and self.serves_routes else 0
 
     def capacity(self) -> int:
         """The same while no generation is here. From any thread."""
         engine = self._engines.get(self._counted_on)
-        return 0 if engine is None else engine.capacity()
+        return 0 if engine is None else engine.kv_capacity()
 
     @property
     def kv_budget_bytes(self) -> int:
@@ -142,7 +142,7 @@ class EngineSet:
     def kv_used_bytes(self) -> int:
         """That generations hold, in all engines. From any thread."""
         return sum(
-            engine.pool.used_bytes - engine.prefixes.kept_bytes
+            engine.pool.used_bytes - engine.prefix_cache.evictable_bytes
             for engine in dict(self._engines).values()
         )
 
@@ -168,12 +168,12 @@ class EngineSet:
             for inbox in _addressed(message, list(inboxes.values())):
                 inbox.messages.append(message)
         for layers, engine in self._all():
-            engine.elsewhere = self.generations - len(engine.generations)
+            engine.generations.elsewhere = self.generations - len(engine.generations)
             results += engine.step(inboxes[layers].messages)
         for layers, leaving in list(self._leaving.items()):
             engine = self._engines[layers]
             if not engine.generations or time.monotonic() > leaving.until:
-                results += engine.abandon(MOVED)
+                results += engine.abort_all(MOVED)
                 del self._engines[layers], self._leaving[layers]
         return results
 
@@ -188,7 +188,7 @@ class EngineSet:
 
     def take_drafts(self) -> tuple[int, int]:
         """Tokens guessed since the last call, and how many of them were right."""
-        taken = [engine.edge.take_drafts() for engine in self._engines.values()]
+        taken = [engine.edge.take_draft_counts() for engine in self._engines.values()]
         return sum(guessed for guessed, _ in taken), sum(right for _, right in taken)
 
     def _all(self) -> list[tuple[Span, Engine]]:

@@ -1,4 +1,4 @@
-"""Blocks gathered side by side."""
+"""Attention that gathers KV blocks side by side before it reads them: the path of a CPU."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from node_runner.engine.attention.interface import ScoreModifier, Segment
 
 
 class GatheredGroup:
-    """A :class:`Group` whose blocks are gathered side by side, or lie so already."""
+    """A :class:`Group` whose KV blocks are gathered side by side, or lie so already."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
@@ -23,7 +23,7 @@ class GatheredGroup:
         else:
             blocks = -(-max(segment.end for segment in segments) // block)
             self._length = blocks * block
-            # Shorter tables are filled up with their own first block, which the mask hides.
+            # Shorter tables are padded with their own first block, which the mask hides.
             tables = [segment.cache.table[:blocks] for segment in segments]
             self._tables = torch.cat(
                 [
@@ -37,6 +37,7 @@ class GatheredGroup:
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: ScoreModifier
     ) -> torch.Tensor:
+        """As :meth:`Group.attend` says."""
         _, heads, width = query.shape
         kv_heads = keys.shape[1]
         bias = self._bias(score)
@@ -78,7 +79,7 @@ class GatheredGroup:
         return own.view(self._count, self._length, *pooled.shape[1:]).transpose(1, 2)
 
     def _bias(self, score: ScoreModifier) -> torch.Tensor | None:
-        """What is added to the scores, ``[count, 1 or heads, each, length]``; made once a pack."""
+        """What is added to the scores, ``[count, 1 or heads, each, length]``; made once a batch."""
         window = score.window if score.window and score.window < self._length else None
         # The kernel masks a prompt from its beginning by itself; one row sees all of one segment.
         plain = score.softcap is None and score.sinks is None
@@ -106,8 +107,8 @@ class GatheredGroup:
         if score.slopes is not None:
             bias = bias - score.slopes[:, None, None].to(bias.dtype) * distance[:, None]
         if score.key_bias is not None:
-            places = torch.arange(self._length, **make)
-            bias = bias + score.key_bias(places)[:, None].to(bias.dtype)
+            positions = torch.arange(self._length, **make)
+            bias = bias + score.key_bias(positions)[:, None].to(bias.dtype)
         return bias.masked_fill_(hidden[:, None], float("-inf"))
 
 
@@ -140,4 +141,5 @@ def _softmaxed(
 
 
 def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The parts one after the other, ``[sum of rows, ...]``; a single part as it is."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -1,4 +1,4 @@
-"""KV caches in blocks: a budget in bytes, handed out by reservation, shared where prefixes are."""
+"""KV caches in blocks of one pool: a budget in bytes, reserved before a generation begins."""
 
 import heapq
 import math
@@ -10,16 +10,18 @@ import torch
 from node_runner.engine.device.tensors import on_device
 
 BLOCK = 16
-"""Positions of a block that is gathered."""
+"""Positions of a block in a pool whose blocks are gathered."""
 
 PAGED_BLOCK = 128
-"""Positions of a block that attention reads where it lies: a block of FlexAttention's masks."""
+"""Positions of a block in a paged pool, whose blocks attention reads in place: those of a block of
+FlexAttention's masks."""
 
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one position of one layer takes: ``heads`` keys of ``key_dim``, values of
-    ``value_dim``. ``paged``: attention reads blocks where they lie, and does not gather them."""
+    """What a position takes in a KV cache: in each of ``layers``, ``heads`` keys of ``key_dim`` and
+    values of ``value_dim``. ``paged``: attention reads blocks in place, and does not gather
+    them."""
 
     layers: int
     heads: int
@@ -36,18 +38,20 @@ class KVShape:
 
     @property
     def bytes_per_position(self) -> int:
-        """Of all layers, keys and values."""
+        """Keys and values of all layers."""
         return self.layers * self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
 
     @property
     def bytes_per_block(self) -> int:
+        """Keys and values of all layers."""
         return self.block * self.bytes_per_position
 
 
 class KVCache:
-    """One generation's blocks. ``length`` positions are valid.
+    """One generation's blocks, of which the first ``length`` positions are valid.
 
-    Position is the truth: writing at an earlier position forgets what came after it.
+    Writing at an earlier position makes all positions behind it invalid, so that a repeated step,
+    rejected draft tokens and resuming are one rule.
     """
 
     def __init__(self, pool: "KVBlockPool", blocks: list[int]) -> None:
@@ -57,20 +61,28 @@ class KVCache:
         size = pool.shape.block
         within = torch.arange(size, device=pool.shape.device)
         self.slots = (self.table[:, None] * size + within).flatten()
-        """Where each position lies in the pool's tensors."""
+        """The index of each position in the pool's tensors, int64 ``[capacity]``."""
         self.start = blocks[0] * size if blocks == list(range(blocks[0], blocks[-1] + 1)) else None
-        """Where position 0 lies, if all others follow it; none if the blocks are scattered."""
+        """The index of position 0 in the pool's tensors, if all other positions follow it; none
+        if the blocks are scattered."""
         self.length = 0
 
     @property
     def capacity(self) -> int:
-        """Positions that there is room for."""
+        """Positions that the blocks hold."""
         return len(self.blocks) * self.pool.shape.block
 
 
 class KVBlockPool:
-    """All blocks of a span. By layer: ``keys`` and ``values``,
-    ``[blocks * block, heads, key_dim or value_dim]``."""
+    """All KV blocks of a span.
+
+    ``keys`` and ``values`` have a tensor for each layer,
+    ``[blocks * block, heads, key_dim or value_dim]``.
+
+    Args:
+        shape: What a position takes.
+        budget_bytes: Bytes of all blocks at most; allocated at once.
+    """
 
     def __init__(self, shape: KVShape, budget_bytes: int) -> None:
         self.shape = shape
@@ -86,15 +98,18 @@ class KVBlockPool:
 
     @property
     def budget_bytes(self) -> int:
+        """Bytes of all blocks."""
         return self.blocks * self.shape.bytes_per_block
 
     @property
     def used_bytes(self) -> int:
+        """Bytes of the blocks that are reserved."""
         return (self.blocks - len(self._free)) * self.shape.bytes_per_block
 
-    def fits(self, capacity: int, *, beside: int = 0) -> bool:
-        """Whether there are blocks for ``capacity`` positions, with so many that may be freed."""
-        return self._blocks_for(capacity) <= len(self._free) + beside
+    def fits(self, capacity: int, *, evictable: int = 0) -> bool:
+        """Whether there are blocks for ``capacity`` positions, if ``evictable`` of those reserved
+        are counted as free."""
+        return self._blocks_for(capacity) <= len(self._free) + evictable
 
     def reserve(self, capacity: int) -> KVCache | None:
         """A cache for ``capacity`` positions, or none if the budget does not hold it."""
@@ -107,11 +122,13 @@ class KVBlockPool:
         return -(-capacity // self.shape.block)
 
     def free(self, cache: KVCache) -> None:
+        """Take a cache's blocks back; the cache is not used again."""
         for block in cache.blocks:
             heapq.heappush(self._free, block)
 
     def scrub(self, cache: KVCache) -> None:
-        """Overwrite what is not finite, before others are given the blocks."""
+        """Overwrite a cache with zeros, before its blocks are reserved again: values that are not
+        finite would spoil others through a mask, which multiplies by zero."""
         for tensor in (*self.keys, *self.values):
             tensor[cache.slots] = 0
         cache.length = 0
@@ -119,7 +136,7 @@ class KVBlockPool:
 
 def _zeros(size: tuple[int, ...], shape: KVShape) -> torch.Tensor:
     """Zeros, since what a mask hides has to be finite all the same. On a CPU they take memory only
-    where something is written: the system maps numpy's pages when they are first touched, while
+    where something is written: the system maps numpy's pages when they are first written, while
     `torch.zeros` writes them all."""
     if shape.device.type != "cpu":
         return torch.zeros(size, dtype=shape.dtype, device=shape.device)

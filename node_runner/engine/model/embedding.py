@@ -1,4 +1,4 @@
-"""What comes before a model's first layer and after its last one."""
+"""What is before a model's first layer and after its last one: embedding, final norm, LM head."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from node_runner.engine.model.families import Config, Family
 
 
 class Embedding(nn.Module):
-    """Token ids and positions ``[rows]`` to hidden states ``[rows, hidden]``.
+    """Token ids and positions, int64 ``[rows]`` each, to hidden states ``[rows, hidden]``.
 
-    All of it is taken out of the decoder, whose own forward would do it again in every span.
+    Moves all that embeds out of the decoder, whose own forward would repeat it in every span.
     """
 
     def __init__(self, decoder: Any, family: Family) -> None:
@@ -52,7 +52,7 @@ class Head(nn.Module):
 
 
 def take_norm(decoder: Any, family: Family) -> nn.Module:
-    """The final norm, which belongs to the head."""
+    """Move the final norm out of the decoder: it belongs to the head."""
     norm: nn.Module = _taken(decoder, family.norm, nn.Identity())
     return norm
 
@@ -62,10 +62,10 @@ class _NoPositions(nn.Module):
         return torch.zeros((), device=positions.device)
 
 
-def _taken(decoder: Any, name: str | None, left: object) -> Any:
-    """An attribute of the decoder, in whose place something is left that does nothing."""
+def _taken(decoder: Any, name: str | None, neutral: object) -> Any:
+    """An attribute of the decoder, where ``neutral``, which changes nothing, takes its place."""
     if name is None:
         return None
     taken = getattr(decoder, name)
-    setattr(decoder, name, left)
+    setattr(decoder, name, neutral)
     return taken

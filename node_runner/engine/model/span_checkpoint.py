@@ -1,8 +1,9 @@
 """A span is a small checkpoint: only its own layers' tensors, loadable by `from_pretrained`.
 
 The span's folder holds a `config.json` of k layers and a `model.safetensors`. The edge's span also
-holds the embedding, the final norm and the LM head; any other holds decoder layers alone. Here is
-what a span has of a model; how it gets here is :mod:`node_runner.weights`' subject.
+holds the embedding, the final norm and the LM head; any other holds decoder layers alone. This
+module says which tensors and settings of a model a span has; :mod:`node_runner.weights` fetches
+them.
 """
 
 import copy
@@ -24,8 +25,6 @@ from node_runner.weights.checkpoint_cache import SpanCache
 from node_runner.weights.source import Source
 
 log = structlog.get_logger()
-
-CACHE = Path.home() / ".cache" / "far-mesh" / "spans"
 
 TOKENIZER, SAMPLING = "tokenizer.json", "generation_config.json"
 
@@ -53,16 +52,17 @@ def prepare_span(
 ) -> tuple[Path, SpanSpec]:
     """The folder of a span's checkpoint, made if it is not there yet, and what it holds.
 
-    It stays in the cache until this process ends, or
+    The folder stays in the cache until this process ends, or calls
     :func:`node_runner.weights.checkpoint_cache.release`.
 
     Args:
         source: Local folder of a checkpoint in safetensors, a URL of one, or a hub id.
         layers: Start and end (not included); all layers if not given.
-        edge: Whether to hold embedding, final norm and LM head too.
+        edge: Whether the span has embedding, final norm and LM head too.
         cache: Folder under which span checkpoints are kept.
         cache_bytes: What they may take together; half of the disk if not given.
-        verify: Compare the hash of a checkpoint that is there, instead of its size and time.
+        verify: Whether to compare the hash of a checkpoint that is there, instead of its size and
+            time.
         opened: Opens the files, if ``source`` alone does not tell where they are.
 
     Raises:
@@ -102,7 +102,13 @@ def _span(source: str, asked: str, config: Config, spec: SpanSpec) -> weights.Ch
 
 
 def _config(files: Source) -> Config:
-    """With what a family computes from layers' numbers written out, so that it can be cut."""
+    """The model's configuration, with what transformers derives from a config.json written out, so
+    that it can be cut to a span.
+
+    Raises:
+        WeightsRefused: what the source gives for config.json is no model's configuration.
+        UnsupportedModel: a family or a setting that the engine is not tested for.
+    """
     try:
         settings = json.loads(files.small("config.json"))
         model_type = settings.get("model_type")

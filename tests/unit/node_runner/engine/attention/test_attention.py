@@ -1,4 +1,4 @@
-"""Packed attention against attention written out, for every way to score and to lie in blocks."""
+"""Attention of ragged batches against attention written out, for each score modifier and layout."""
 
 import shutil
 from dataclasses import replace
@@ -25,13 +25,15 @@ SCORES = {
     "sinks": ScoreModifier(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
     "sinks in a window": ScoreModifier(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0]), window=7),
     "alibi": ScoreModifier(slopes=SLOPES),
-    "key bias": ScoreModifier(key_bias=lambda places: torch.arange(HEADS)[:, None] * places.sin()),
+    "key bias": ScoreModifier(
+        key_bias=lambda positions: torch.arange(HEADS)[:, None] * positions.sin()
+    ),
     "key bias in a window": ScoreModifier(
-        key_bias=lambda places: places.sin().expand(HEADS, -1), window=7
+        key_bias=lambda positions: positions.sin().expand(HEADS, -1), window=7
     ),
 }
 
-PACKS = {
+BATCHES = {
     "one row": [(37, 1)],
     "a prompt": [(0, 40)],
     "a later chunk": [(20, 30)],
@@ -83,20 +85,20 @@ def scattered(pool: KVBlockPool, capacity: int) -> KVCache:
 
 def check(
     shape: KVShape,
-    pack: list[tuple[int, int]],
+    batch: list[tuple[int, int]],
     score: ScoreModifier,
     *,
     apart: bool,
     others: float = 0.0,
 ) -> None:
-    """Attention of a pack of (position, rows) equals what is written out. ``others``: what lies in
-    blocks of which the pack has none."""
+    """Attention of a batch of (position, rows) equals what is written out. ``others``: the contents
+    of blocks that are not the batch's."""
     torch.manual_seed(0)
     pool = KVBlockPool(shape, 100 * shape.bytes_per_block)
     for tensor in (*pool.keys, *pool.values):
         tensor.fill_(others)
     segments, texts = [], []
-    for position, rows in pack:
+    for position, rows in batch:
         end = position + rows
         cache = scattered(pool, end) if apart else pool.reserve(end)
         assert cache is not None
@@ -122,18 +124,18 @@ def check(
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["in a row", "scattered"])
-@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("score", SCORES)
-def test_it_equals_attention_written_out(score: str, pack: str, apart: bool) -> None:
-    check(SHAPE, PACKS[pack], SCORES[score], apart=apart)
+def test_it_equals_attention_written_out(score: str, batch: str, apart: bool) -> None:
+    check(SHAPE, BATCHES[batch], SCORES[score], apart=apart)
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("apart", [False, True], ids=["in a row", "scattered"])
-@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("score", SCORES)
-def test_so_does_paged_attention(score: str, pack: str, apart: bool) -> None:
-    longer = [(position * PAGED.block // BLOCK, rows) for position, rows in PACKS[pack]]
+def test_paged_attention_equals_attention_written_out(score: str, batch: str, apart: bool) -> None:
+    longer = [(position * PAGED.block // BLOCK, rows) for position, rows in BATCHES[batch]]
     check(PAGED, longer, SCORES[score], apart=apart)
 
 
@@ -148,7 +150,7 @@ def test_a_compiled_kernel_reads_only_the_blocks_that_the_tables_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Uncompiled, FlexAttention multiplies by zero what the mask hides."""
-    monkeypatch.setattr(paged, "_flex", lambda device: paged.compiled())
+    monkeypatch.setattr(paged, "flex", lambda device: paged.compiled())
     score = ScoreModifier(window=200, softcap=2.0, slopes=SLOPES)
     check(PAGED, [(300, 1), (5, 1), (140, 1)], score, apart=True, others=torch.nan)
 

@@ -1,4 +1,4 @@
-"""What a node tries before it uses it, on a CPU: with kernels and captures that are broken."""
+"""Kernels and captures are used if they work: on a CPU, with some that are broken on purpose."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +30,7 @@ def pool_of(span: SpanModel, blocks: int = 5) -> KVBlockPool:
     return KVBlockPool(span.kv_shape, blocks * span.kv_shape.bytes_per_block)
 
 
-def test_attention_in_place_is_used_where_it_works(span: SpanModel) -> None:
+def test_paged_attention_is_used_where_it_works(span: SpanModel) -> None:
     assert not span.kv_shape.paged
     assert accelerate(span)
     assert span.kv_shape.paged
@@ -42,7 +42,7 @@ def test_kernels_that_do_not_compile_are_not_used(
     def failing(*_: object, **__: object) -> None:
         raise NotImplementedError("no kernel")
 
-    monkeypatch.setattr(paged, "_flex", lambda device: failing)
+    monkeypatch.setattr(paged, "flex", lambda device: failing)
     assert not accelerate(span)
     assert not span.kv_shape.paged
 
@@ -52,7 +52,7 @@ def test_kernels_that_look_at_wrong_positions_are_not_used(
 ) -> None:
     right = paged.PagedGroup.attend
 
-    def short_sighted(
+    def windowed(
         self: paged.PagedGroup,
         query: torch.Tensor,
         keys: torch.Tensor,
@@ -61,7 +61,7 @@ def test_kernels_that_look_at_wrong_positions_are_not_used(
     ) -> torch.Tensor:
         return right(self, query, keys, values, replace(score, window=4))
 
-    monkeypatch.setattr(paged.PagedGroup, "attend", short_sighted)
+    monkeypatch.setattr(paged.PagedGroup, "attend", windowed)
     assert not accelerate(span)
     assert not span.kv_shape.paged
 
@@ -73,7 +73,7 @@ def test_graphs_are_used_where_they_work(span: SpanModel) -> None:
     assert pool.used_bytes == pool.shape.bytes_per_block
 
 
-def deaf(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+def stale(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     output = compute()
     return lambda: output
 
@@ -82,7 +82,7 @@ def broken(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     raise RuntimeError("no capture")
 
 
-@pytest.mark.parametrize("how", [deaf, broken])
+@pytest.mark.parametrize("how", [stale, broken])
 def test_graphs_that_do_not_work_are_not_used(how: cuda_graphs.Capture, span: SpanModel) -> None:
     assert accelerate(span)
     pool = pool_of(span)
@@ -91,6 +91,6 @@ def test_graphs_that_do_not_work_are_not_used(how: cuda_graphs.Capture, span: Sp
     assert accelerate(span), "without graphs the span computes as before"
 
 
-def test_a_pool_without_room_to_try_gets_no_graphs(span: SpanModel) -> None:
+def test_a_pool_too_small_to_try_gets_no_graphs(span: SpanModel) -> None:
     assert accelerate(span)
     assert not capture_decoding(span, pool_of(span, blocks=2), capture)

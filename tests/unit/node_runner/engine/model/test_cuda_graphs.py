@@ -1,4 +1,4 @@
-"""Decode steps as graphs give what the layers give, whoever joins and leaves."""
+"""Decode steps as graphs give what the layers give, whatever generations join and leave."""
 
 import json
 import shutil
@@ -89,7 +89,7 @@ def test_generations_join_grow_and_leave(span: SpanModel) -> None:
     both.step("ac", 3)  # not a decode step
     both.open("e", 10)
     both.step("dace", 1)
-    both.step("dac", 1)  # what fills the bucket up does not write where e was
+    both.step("dac", 1)  # the padding row does not write where e was
     both.step("e", 1)
 
 
