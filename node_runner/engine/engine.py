@@ -54,7 +54,7 @@ class Engine:
         self._wire_dtype = wire_dtype or NAMES[span.dtype]
         spans = [span] if draft_model is None else [span, draft_model]
         positions = kv_budget_bytes // sum(each.kv_shape.bytes_per_position for each in spans)
-        drafter = draft_model and DraftModel(draft_model, positions=positions)
+        drafter = None if draft_model is None else DraftModel(draft_model, positions=positions)
         self.pool = KVBlockPool(span.kv_shape, positions * span.kv_shape.bytes_per_position)
         self.prefix_cache = PrefixCache(self.pool)
         self.edge = Edge(span, speculate=speculate, drafter=drafter)

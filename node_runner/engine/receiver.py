@@ -77,8 +77,7 @@ class Receiver:
                 message, width=span.hidden_size, dtype=span.dtype, device=span.device
             )
         except WireError as error:
-            for generation in filter(None, generations):
-                outputs.add(refuse_sender(generation, error.code))
+            outputs.add(*(refuse_sender(each, error.code) for each in generations if each))
             return
         rows = hidden.split_with_sizes([step.rows for step in message.steps])
         for step, generation, own in zip(message.steps, generations, rows, strict=True):
