@@ -116,7 +116,7 @@ class _Clock:
         Every forward is at the same position again: what it wrote before is forgotten.
         """
         span = self._span
-        blocks = -(-(history + max(rows)) // span.kv_shape.block)
+        blocks = -(-(history + max(rows)) // span.kv_shape.block_size)
         pool = KVBlockPool(span.kv_shape, len(rows) * blocks * span.kv_shape.bytes_per_block)
         caches = [pool.reserve(history + max(rows)) for _ in rows]
         hidden = torch.zeros(sum(rows), span.hidden_size, dtype=span.dtype, device=span.device)

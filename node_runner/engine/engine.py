@@ -68,13 +68,14 @@ class Engine:
         self._runner = ModelRunner(span, node_id)
 
     def step(self, messages: Iterable[Message]) -> list[EngineOutput]:
-        """Receive messages, sample, schedule a batch, run it through the layers, emit what it gave.
+        """Receive messages, sample tokens, schedule a batch, run it through the span, emit outputs.
 
         Args:
             messages: What came since the last step, in its order; may be none.
 
         Returns:
-            Messages for other nodes first, then tokens, ends, refusals and answers.
+            Hidden states for other nodes first; then tokens, ends, refusals and answers, in the
+            order of the phases.
         """
         outputs = OutputBatcher(self._wire_dtype)
         self._receive(messages, outputs)
@@ -138,7 +139,7 @@ class Engine:
     def _schedule(self, outputs: OutputBatcher) -> list[WorkItem]:
         """The next batch: at the edge, next tokens join what waits; then the scheduler chooses."""
         running = self.generations.running()
-        for item in self.edge.feed(g for g in running if not self._scheduler.waits(g)):
+        for item in self.edge.feed(g for g in running if not self._scheduler.is_waiting(g)):
             self._scheduler.add(item)
         batch = []
         for item in self._scheduler.schedule(running):

@@ -13,7 +13,7 @@ class GenerationTable(Mapping[str, Generation]):
 
     Args:
         prefix_cache: Where the KV blocks of closed generations go.
-        edge: What to tell when a generation is closed.
+        edge: What frees the draft model's KV of closed generations.
         limit: Generations that the node holds at once.
     """
 
@@ -22,7 +22,7 @@ class GenerationTable(Mapping[str, Generation]):
         self._edge = edge
         self._limit = limit
         self._by_id: dict[str, Generation] = {}
-        self.elsewhere = 0
+        self.held_by_other_engines = 0
         """Generations that the node's other engines hold; they count towards the limit."""
 
     def __getitem__(self, request_id: str) -> Generation:
@@ -37,7 +37,7 @@ class GenerationTable(Mapping[str, Generation]):
     @property
     def full(self) -> bool:
         """Whether the node holds as many generations as it may."""
-        return len(self) + self.elsewhere >= self._limit
+        return len(self) + self.held_by_other_engines >= self._limit
 
     def at_epoch(self, request_id: str, epoch: int) -> Generation | None:
         """The generation, if it runs at just this epoch."""

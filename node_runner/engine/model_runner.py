@@ -8,7 +8,7 @@ import torch
 from mesh.wire import Refused
 from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.ragged_batch import RaggedBatch
-from node_runner.engine.device.tensors import is_finite
+from node_runner.engine.device.tensors import concatenated, is_finite
 from node_runner.engine.generation import WorkItem
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.engine.refusals import refuse, refuse_sender
@@ -69,8 +69,7 @@ class ModelRunner:
                 [token for item in batch for token in item.token_ids],
                 [position for item in batch for position in range(item.position, item.end)],
             )
-        hidden = [item.hidden for item in batch if item.hidden is not None]
-        return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
+        return concatenated([item.hidden for item in batch if item.hidden is not None])
 
     def _finite(self, batch: Sequence[WorkItem], refused: list[Refused]) -> list[WorkItem]:
         """The items whose inputs are finite; senders of the others are refused."""
@@ -85,5 +84,5 @@ class ModelRunner:
     def _refuse_output(self, item: WorkItem) -> Refused:
         generation = item.generation
         generation.over = True
-        generation.cache.pool.scrub(generation.cache)
+        generation.cache.pool.zero(generation.cache)
         return refuse(generation, "not_finite", node_id=self._node_id)

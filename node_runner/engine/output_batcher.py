@@ -3,6 +3,7 @@
 import torch
 
 from mesh.wire import Step, Steps
+from node_runner.engine.device.tensors import concatenated
 from node_runner.engine.generation import Generation
 from node_runner.engine.tensor_codec import to_bytes
 from node_runner.outputs import EngineOutput, NodeMessage
@@ -64,8 +65,7 @@ class OutputBatcher:
         waiting, self._steps[node] = self._steps[node], []
         if not waiting:
             return
-        rows = [hidden for _, hidden in waiting]
-        hidden = rows[0] if len(rows) == 1 else torch.cat(rows)
+        hidden = concatenated([hidden for _, hidden in waiting])
         data = to_bytes(hidden, self._wire_dtype)
         steps = Steps([step for step, _ in waiting], self._wire_dtype, hidden.shape[1], data)
         self._messages.append(NodeMessage(node, steps))

@@ -37,8 +37,7 @@ class Receiver:
         self._node_id = node_id
 
     def receive(self, message: Message, outputs: OutputBatcher) -> None:
-        """Do what a message asks for; what it is answered with, refusals too, goes to
-        ``outputs``."""
+        """Do what a message asks for; answers and refusals go to ``outputs``."""
         match message:
             case Steps():
                 self._take_steps(message, outputs)

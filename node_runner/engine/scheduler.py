@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Collection
 
-from node_runner.engine.attention.interface import FEW_ROWS
+from node_runner.engine.attention.interface import MAX_GROUPED_ROWS
 from node_runner.engine.generation import Generation, WorkItem
 
 PREFILL_CHUNK = 128
@@ -33,7 +33,7 @@ class Scheduler:
         """Whether anything waits."""
         return bool(self._decode or self._prefill)
 
-    def waits(self, generation: Generation) -> bool:
+    def is_waiting(self, generation: Generation) -> bool:
         """Whether any position of the generation waits."""
         return self.waiting_rows(generation) > 0
 
@@ -43,8 +43,8 @@ class Scheduler:
 
     def add(self, item: WorkItem) -> None:
         """Queue an item. Items of one generation are scheduled in the order of their adding."""
-        decode = item.rows <= FEW_ROWS and item.wanted > 0
-        if decode and not self.waits(item.generation):
+        decode = item.rows <= MAX_GROUPED_ROWS and item.wanted > 0
+        if decode and not self.is_waiting(item.generation):
             self._decode.append(item)
         else:
             self._prefill.append(item)

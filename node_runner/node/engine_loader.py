@@ -15,7 +15,7 @@ from mesh.errors import MeshError
 from mesh.model.memory_footprint import QUANTIZATIONS, footprint
 from node_runner.engine.decoding.draft_model import load_draft
 from node_runner.engine.engine import Engine
-from node_runner.engine.model.acceleration import accelerate, capture_decoding
+from node_runner.engine.model.acceleration import capture_decoding, enable_paged_attention
 from node_runner.engine.model.span_checkpoint import SpanSpec, prepare_span
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.machine import devices
@@ -148,9 +148,9 @@ class EngineLoader:
             span.warm_up()
             drafter = self._guesser(span)
             if self._options.paged and self._device.type == "cuda":
-                accelerate(span)
+                enable_paged_attention(span)
                 if drafter is not None:
-                    accelerate(drafter)
+                    enable_paged_attention(drafter)
         except MeshError as error:
             raise CannotServe(error.detail) from None
         facts = SpanInfo(

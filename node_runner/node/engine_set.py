@@ -168,7 +168,7 @@ class EngineSet:
             for inbox in _addressed(message, list(inboxes.values())):
                 inbox.messages.append(message)
         for layers, engine in self._all():
-            engine.generations.elsewhere = self.generations - len(engine.generations)
+            engine.generations.held_by_other_engines = self.generations - len(engine.generations)
             results += engine.step(inboxes[layers].messages)
         for layers, leaving in list(self._leaving.items()):
             engine = self._engines[layers]

@@ -8,7 +8,7 @@ import torch
 
 from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
 
-FEW_ROWS = 16
+MAX_GROUPED_ROWS = 16
 """Rows of a segment, at most, for it to attend together with others."""
 
 

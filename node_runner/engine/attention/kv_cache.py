@@ -9,10 +9,10 @@ import torch
 
 from node_runner.engine.device.tensors import on_device
 
-BLOCK = 16
+BLOCK_SIZE = 16
 """Positions of a block in a pool whose blocks are gathered."""
 
-PAGED_BLOCK = 128
+PAGED_BLOCK_SIZE = 128
 """Positions of a block in a paged pool, whose blocks attention reads in place: those of a block of
 FlexAttention's masks."""
 
@@ -32,9 +32,9 @@ class KVShape:
     paged: bool = False
 
     @property
-    def block(self) -> int:
+    def block_size(self) -> int:
         """Positions of a block."""
-        return PAGED_BLOCK if self.paged else BLOCK
+        return PAGED_BLOCK_SIZE if self.paged else BLOCK_SIZE
 
     @property
     def bytes_per_position(self) -> int:
@@ -44,7 +44,7 @@ class KVShape:
     @property
     def bytes_per_block(self) -> int:
         """Keys and values of all layers."""
-        return self.block * self.bytes_per_position
+        return self.block_size * self.bytes_per_position
 
 
 class KVCache:
@@ -57,12 +57,13 @@ class KVCache:
     def __init__(self, pool: "KVBlockPool", blocks: list[int]) -> None:
         self.pool = pool
         self.blocks = blocks
-        self.table = on_device(blocks, pool.shape.device)
-        size = pool.shape.block
+        self.block_table = on_device(blocks, pool.shape.device)
+        size = pool.shape.block_size
         within = torch.arange(size, device=pool.shape.device)
-        self.slots = (self.table[:, None] * size + within).flatten()
+        self.slots = (self.block_table[:, None] * size + within).flatten()
         """The index of each position in the pool's tensors, int64 ``[capacity]``."""
-        self.start = blocks[0] * size if blocks == list(range(blocks[0], blocks[-1] + 1)) else None
+        contiguous = blocks == list(range(blocks[0], blocks[-1] + 1))
+        self.contiguous_start = blocks[0] * size if contiguous else None
         """The index of position 0 in the pool's tensors, if all other positions follow it; none
         if the blocks are scattered."""
         self.length = 0
@@ -70,14 +71,14 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """Positions that the blocks hold."""
-        return len(self.blocks) * self.pool.shape.block
+        return len(self.blocks) * self.pool.shape.block_size
 
 
 class KVBlockPool:
     """All KV blocks of a span.
 
     ``keys`` and ``values`` have a tensor for each layer,
-    ``[blocks * block, heads, key_dim or value_dim]``.
+    ``[num_blocks * block_size, heads, key_dim or value_dim]``.
 
     Args:
         shape: What a position takes.
@@ -86,25 +87,25 @@ class KVBlockPool:
 
     def __init__(self, shape: KVShape, budget_bytes: int) -> None:
         self.shape = shape
-        self.blocks = budget_bytes // shape.bytes_per_block
-        positions = self.blocks * shape.block
+        self.num_blocks = budget_bytes // shape.bytes_per_block
+        positions = self.num_blocks * shape.block_size
         self.keys = [
             _zeros((positions, shape.heads, shape.key_dim), shape) for _ in range(shape.layers)
         ]
         self.values = [
             _zeros((positions, shape.heads, shape.value_dim), shape) for _ in range(shape.layers)
         ]
-        self._free = list(range(self.blocks))  # a heap: low blocks first keeps them in a row
+        self._free = list(range(self.num_blocks))  # a heap: low blocks first keeps them in a row
 
     @property
     def budget_bytes(self) -> int:
         """Bytes of all blocks."""
-        return self.blocks * self.shape.bytes_per_block
+        return self.num_blocks * self.shape.bytes_per_block
 
     @property
     def used_bytes(self) -> int:
         """Bytes of the blocks that are reserved."""
-        return (self.blocks - len(self._free)) * self.shape.bytes_per_block
+        return (self.num_blocks - len(self._free)) * self.shape.bytes_per_block
 
     def fits(self, capacity: int, *, evictable: int = 0) -> bool:
         """Whether there are blocks for ``capacity`` positions, if ``evictable`` of those reserved
@@ -119,14 +120,14 @@ class KVBlockPool:
         return KVCache(self, blocks)
 
     def _blocks_for(self, capacity: int) -> int:
-        return -(-capacity // self.shape.block)
+        return -(-capacity // self.shape.block_size)
 
     def free(self, cache: KVCache) -> None:
         """Take a cache's blocks back; the cache is not used again."""
         for block in cache.blocks:
             heapq.heappush(self._free, block)
 
-    def scrub(self, cache: KVCache) -> None:
+    def zero(self, cache: KVCache) -> None:
         """Overwrite a cache with zeros, before its blocks are reserved again: values that are not
         finite would spoil others through a mask, which multiplies by zero."""
         for tensor in (*self.keys, *self.values):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVBlockPool
+from node_runner.engine.attention.kv_cache import PAGED_BLOCK_SIZE, KVBlockPool
 from node_runner.engine.device.tensors import on_device
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ class BlockTables:
         """The position of each generation's first row, int32 ``[count]``."""
         self.counts = torch.zeros(count, **make)
         """How many blocks each generation reads, int32 ``[count]``."""
-        self.blocks = torch.zeros(count, pool.blocks, **make)
+        self.blocks = torch.zeros(count, pool.num_blocks, **make)
         """Their numbers in the pool, those that are read in front, int32 ``[count, blocks]``."""
-        self.firsts = torch.full((count, pool.blocks), FOREIGN, **make)
+        self.block_positions = torch.full((count, pool.num_blocks), FOREIGN, **make)
         """The position that each block of the pool begins with, int32 ``[count, blocks]``; FOREIGN
         where it is another generation's."""
         self.end = 0
@@ -56,20 +56,22 @@ class BlockTables:
         """Write a batch's tables. If there are fewer segments than ``count``, the remaining
         generations read nothing."""
         device = self.starts.device
-        used = [-(-segment.end // PAGED_BLOCK) for segment in segments]
+        used = [-(-segment.end // PAGED_BLOCK_SIZE) for segment in segments]
         starts, counts = on_device([[s.position for s in segments], used], device)
         # Not nonzero(), and sums known here: nothing has to wait for the device.
         rows = torch.arange(len(segments), device=device)
         rows = rows.repeat_interleave(counts, output_size=sum(used))
         columns = torch.arange(sum(used), device=device) - (counts.cumsum(0) - counts)[rows]
-        parts = [segment.cache.table[:count] for segment, count in zip(segments, used, strict=True)]
+        parts = [
+            segment.cache.block_table[:count] for segment, count in zip(segments, used, strict=True)
+        ]
         blocks = torch.cat(parts)
         self.starts[: len(segments)] = starts
         self.counts.zero_()
         self.counts[: len(segments)] = counts
         self.blocks[rows, columns] = blocks.int()
-        self.firsts.fill_(FOREIGN)
-        self.firsts[rows, blocks] = (columns * PAGED_BLOCK).int()
+        self.block_positions.fill_(FOREIGN)
+        self.block_positions[rows, blocks] = (columns * PAGED_BLOCK_SIZE).int()
         self.end = max(segment.end for segment in segments)
 
 
@@ -118,13 +120,13 @@ class PagedGroup:
         return attended.transpose(1, 2).reshape(self.rows, heads, -1)
 
     def _mask(self, positions: int, window: int | None) -> BlockMask:
-        firsts, starts = self._tables.firsts, self._tables.starts
+        firsts, starts = self._tables.block_positions, self._tables.starts
 
         def visible(b: Any, _h: Any, q: Any, kv: Any) -> Any:
-            return firsts[b, kv // PAGED_BLOCK] + kv % PAGED_BLOCK <= starts[b] + q
+            return firsts[b, kv // PAGED_BLOCK_SIZE] + kv % PAGED_BLOCK_SIZE <= starts[b] + q
 
         def within(b: Any, h: Any, q: Any, kv: Any) -> Any:
-            position = firsts[b, kv // PAGED_BLOCK] + kv % PAGED_BLOCK
+            position = firsts[b, kv // PAGED_BLOCK_SIZE] + kv % PAGED_BLOCK_SIZE
             return visible(b, h, q, kv) & (position > lows[b] + q)
 
         if window is not None:
@@ -134,7 +136,7 @@ class PagedGroup:
         return BlockMask.from_kv_blocks(
             self._tables.counts[:, None, None],
             self._tables.blocks[:, None, None],
-            BLOCK_SIZE=(_mask_rows(self._each), PAGED_BLOCK),
+            BLOCK_SIZE=(_mask_rows(self._each), PAGED_BLOCK_SIZE),
             mask_mod=visible if window is None else within,
             seq_lengths=(self._each, positions),
             compute_q_blocks=False,
@@ -145,7 +147,7 @@ class PagedGroup:
         tensors, since a number would be compiled in."""
         if score.softcap is None and score.by_head is None:
             return None
-        firsts, starts = self._tables.firsts, self._tables.starts
+        firsts, starts = self._tables.block_positions, self._tables.starts
         make = {"device": starts.device}
         slopes = score.slopes
         cap = bias = last = None
@@ -156,7 +158,7 @@ class PagedGroup:
             last = torch.full((), self._tables.end - 1, dtype=torch.int32, **make)
 
         def modified(value: Any, b: Any, h: Any, q: Any, kv: Any) -> Any:
-            position = firsts[b, kv // PAGED_BLOCK] + kv % PAGED_BLOCK
+            position = firsts[b, kv // PAGED_BLOCK_SIZE] + kv % PAGED_BLOCK_SIZE
             if cap is not None:
                 value = (value / cap).tanh() * cap
             if slopes is not None:

@@ -11,9 +11,9 @@ from itertools import groupby
 
 import torch
 
-from node_runner.engine.attention.gathered import GatheredGroup, joined
+from node_runner.engine.attention.gathered import GatheredGroup
 from node_runner.engine.attention.interface import (
-    FEW_ROWS,
+    MAX_GROUPED_ROWS,
     BatchLayout,
     Group,
     ScoreModifier,
@@ -21,7 +21,7 @@ from node_runner.engine.attention.interface import (
 )
 from node_runner.engine.attention.kv_cache import KVBlockPool
 from node_runner.engine.attention.paged import BlockTables, PagedGroup
-from node_runner.engine.device.tensors import on_device
+from node_runner.engine.device.tensors import concatenated, on_device
 
 MAX_GATHERED = 8192
 """Positions gathered for one group at most, padding included. Beyond, copying costs more than the
@@ -40,7 +40,7 @@ class RaggedBatch:
         self.segments = segments
         self.pool: KVBlockPool = segments[0].cache.pool
         self.rows = sum(segment.rows for segment in segments)
-        self.slots = joined(
+        self.slots = concatenated(
             [segment.cache.slots[segment.position : segment.end] for segment in segments]
         )
         self.groups = _groups(segments)
@@ -98,7 +98,7 @@ def _groups(segments: Sequence[Segment]) -> list[Group]:
     for rows, neighbours in groupby(segments, key=lambda segment: segment.rows):
         members = list(neighbours)
         fit = pool.shape.paged or len(members) * max(m.end for m in members) <= MAX_GATHERED
-        parts = [members] if rows <= FEW_ROWS and fit else [[member] for member in members]
+        parts = [members] if rows <= MAX_GROUPED_ROWS and fit else [[member] for member in members]
         for part in parts:
             groups.append(_paged(part) if pool.shape.paged else GatheredGroup(part))
     return groups

@@ -18,8 +18,8 @@ from node_runner.engine.device.tensors import on_device
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import SpanModel
 
-PREFILL_CHUNK = 512
-"""Positions of one prompt that the draft model computes before the edge goes on with other work."""
+DRAFT_PREFILL_CHUNK = 512
+"""Positions of one prompt that the draft model computes before the edge does other work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class DraftModel:
             self.pool.free(cache)
 
     def _admit(self, request: DraftRequest) -> bool:
-        if request.count < 1 or request.capacity > self._span.context:
+        if request.count < 1 or request.capacity > self._span.max_positions:
             return False
         if request.request_id not in self._caches:
             cache = self.pool.reserve(request.capacity)
@@ -120,7 +120,7 @@ class DraftModel:
         caches = [self._caches[request.request_id] for request, _ in unfinished]
         lengths = [len(request.tokens) + len(draft) for request, draft in unfinished]
         fed = [
-            [*request.tokens[cache.length : cache.length + PREFILL_CHUNK], *draft[-1:]]
+            [*request.tokens[cache.length : cache.length + DRAFT_PREFILL_CHUNK], *draft[-1:]]
             for cache, (request, draft) in zip(caches, unfinished, strict=True)
         ]
         segments = [

@@ -15,7 +15,7 @@ LONG_NGRAM, SHORT_NGRAM = 3, 2
 FIRST_DRAFT_LENGTH = 4
 MAX_DRAFT_LENGTH = 12
 """Tokens of a draft. With the token before it, they are few enough rows to attend together
-(`attention.interface.FEW_ROWS`)."""
+(`attention.interface.MAX_GROUPED_ROWS`)."""
 
 EWMA_WEIGHT = 0.2
 """Weight of the newest measurement in an exponentially weighted moving average."""
@@ -25,7 +25,7 @@ MAX_PAUSE = 256
 """Steps without drafts after one that did not pay; doubled each time."""
 
 TOLERANCE = 0.97
-"""Share of the speed without drafts at which they go on all the same: over slow links a rejected
+"""Share of the speed without drafts down to which drafting continues: over slow links a rejected
 draft costs a hundredth of a step, and the next accepted one may save several."""
 
 

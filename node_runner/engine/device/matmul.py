@@ -1,14 +1,14 @@
 """Matrix products of few rows with large weights, as decode steps compute them."""
 
 import torch
-from torch.nn.functional import linear
+from torch.nn import functional
 
 MAX_TRANSPOSED_ROWS = 5
 """Rows up to which a CPU's BLAS reads the weights up to twice as fast if they are the left factor
 (`python -m benchmarks.products`)."""
 
 
-def product(
+def linear(
     rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """``rows @ weight.T + bias``: ``[rows, in]`` and ``[out, in]`` to ``[rows, out]``, in whichever
@@ -17,4 +17,4 @@ def product(
     if widens and 1 < rows.shape[0] <= MAX_TRANSPOSED_ROWS and weight.device.type == "cpu":
         output = torch.mm(weight, rows.t()).t().contiguous()
         return output if bias is None else output + bias
-    return linear(rows, weight, bias)
+    return functional.linear(rows, weight, bias)

@@ -1,4 +1,4 @@
-"""Dtypes by name, integers onto a device, and whether values are finite."""
+"""Dtypes by name, and small operations on tensors."""
 
 import math
 from collections.abc import Sequence
@@ -23,6 +23,11 @@ def on_device(
     does not wait for kernels that still run there."""
     tensor = torch.tensor(numbers, pin_memory=device.type == "cuda")
     return tensor.to(device, non_blocking=True)
+
+
+def concatenated(parts: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    """The parts one after the other along ``dim``; a single part as it is, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def is_finite(hidden: torch.Tensor) -> bool:

@@ -11,8 +11,8 @@ from dataclasses import replace
 import structlog
 import torch
 
-from node_runner.engine.attention.interface import FEW_ROWS, Segment
-from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVBlockPool, KVCache, KVShape
+from node_runner.engine.attention.interface import MAX_GROUPED_ROWS, Segment
+from node_runner.engine.attention.kv_cache import PAGED_BLOCK_SIZE, KVBlockPool, KVCache, KVShape
 from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model.cuda_graphs import Capture, Compute
 from node_runner.engine.model.span_model import SpanModel
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 WARM_UPS = 3
 """Runs before a capture: libraries allocate in them what they may not allocate in a capture."""
 
-TRIAL_CAPACITY = 2 * PAGED_BLOCK
+TRIAL_CAPACITY = 2 * PAGED_BLOCK_SIZE
 """Positions of a KV cache that is used to try things."""
 
 MAX_DEVIATION = 0.25
@@ -30,7 +30,7 @@ MAX_DEVIATION = 0.25
 bfloat16 is some hundredths (decision 0020); attending to wrong positions is about one."""
 
 
-def accelerate(span: SpanModel) -> bool:
+def enable_paged_attention(span: SpanModel) -> bool:
     """Use paged attention from now on, if that works: pools of ``span.kv_shape`` made later are
     paged.
 
@@ -143,12 +143,12 @@ def _outputs(span: SpanModel, pool: KVBlockPool, history: int) -> torch.Tensor:
         return span.forward(hidden.to(span.device, span.dtype), batch).float()
 
     try:
-        step(history, PAGED_BLOCK + 7, first)
-        step(history, FEW_ROWS + 9, second)
-        outputs = [step(3, FEW_ROWS + 1, first), step(4, FEW_ROWS + 2, second)]
+        step(history, PAGED_BLOCK_SIZE + 7, first)
+        step(history, MAX_GROUPED_ROWS + 9, second)
+        outputs = [step(3, MAX_GROUPED_ROWS + 1, first), step(4, MAX_GROUPED_ROWS + 2, second)]
         outputs += [step(5, 3, first, second), step(6, 1, first, second), step(7, 1, second)]
         return torch.cat(outputs)
     finally:
         for cache in (first, second):
-            pool.scrub(cache)
+            pool.zero(cache)
             pool.free(cache)

@@ -15,7 +15,7 @@ from node_runner.engine.attention.ragged_batch import RaggedBatch, attend
 from node_runner.engine.model.families import Config, Family
 
 
-class BlockLayers:
+class AlibiLayers:
     """A :data:`LayerStack` of a decoder of bloom or falcon, whose attention is replaced."""
 
     def __init__(self, decoder: Any, family: Family) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from node_runner.engine.device.matmul import product
+from node_runner.engine.device.matmul import linear
 from node_runner.engine.model.families import Config, Family
 
 
@@ -32,7 +32,7 @@ class Embedding(nn.Module):
         return hidden if self._norm is None else self._norm(hidden)
 
 
-class Head(nn.Module):
+class LMHead(nn.Module):
     """Hidden states ``[rows, hidden]`` to logits ``[rows, vocab]``."""
 
     def __init__(self, norm: nn.Module, logits: nn.Linear, config: Config, family: Family) -> None:
@@ -43,7 +43,7 @@ class Head(nn.Module):
         self._cap = family.logit_cap and getattr(config, family.logit_cap)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = product(self._norm(hidden), self._logits.weight, self._logits.bias)
+        logits = linear(self._norm(hidden), self._logits.weight, self._logits.bias)
         if self._factor is not None:
             logits = logits * self._factor
         if self._cap is not None:

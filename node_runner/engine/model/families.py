@@ -18,10 +18,10 @@ STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 """Rotary embeddings whose angles depend on the position alone. Others depend on the length of the
 text, and a batch has texts of many lengths."""
 
-PER_LAYER = ("layer_types", "no_rope_layers")
+PER_LAYER_SETTINGS = ("layer_types", "no_rope_layers")
 """Settings with one value a layer, of which a span has those of its layers."""
 
-REFUSED = (
+UNSUPPORTED_SETTINGS = (
     "use_bidirectional_attention",
     "add_cross_attention",
     "reorder_and_upcast_attn",
@@ -81,15 +81,18 @@ class Family:
     """How a family's decoder differs from Llama's.
 
     Args:
-        layers: The decoder's list of layers.
-        norm: Its norm after the last layer.
-        positions: Its embedding of positions, added to that of tokens.
-        embedding_factor: What it multiplies embedded tokens by, outside of the embedding.
-        embedding_norm: Its norm before the first layer.
-        logit_factor: What logits are multiplied by.
-        logit_cap: The setting with the number within ± of which tanh keeps logits.
-        kv: The number of KV heads, their keys' width and their values' width.
-        renumbered: Settings that name layers by index, as they are for a span ``[start, end)``.
+        layers: Name of the decoder's attribute with its layers.
+        norm: Name of its attribute with the norm after the last layer.
+        positions: Name of its attribute with the embedding of positions, if it has one.
+        embedding_factor: Name of its attribute by which embedded tokens are multiplied, if the
+            embedding itself does not.
+        embedding_norm: Name of its attribute with the norm before the first layer, if it has one.
+        logit_factor: By what logits are multiplied, given the configuration.
+        logit_cap: Name of the setting with the number within ± of which tanh keeps logits.
+        kv: The number of KV heads, their keys' width and their values' width, given the
+            configuration.
+        renumbered: Settings that name layers by index, as they are for a span, given the
+            configuration and the span's start and end.
         interface: Whether it calls attention through transformers' `AttentionInterface`.
         passes_kwargs: Whether its layers pass keyword arguments that they do not know on to
             attention.
@@ -169,7 +172,7 @@ def check_settings(config: Config) -> None:
     Raises:
         UnsupportedModel: a setting under which a span would not give the model's logits.
     """
-    for name in REFUSED:
+    for name in UNSUPPORTED_SETTINGS:
         if getattr(config, name, None):
             raise UnsupportedModel(
                 f"The engine does not serve {config.model_type} models with {name} yet."

@@ -3,7 +3,7 @@
 A short step is bound by the number of its operations, not by their work: transformers' layer has
 fifty, and they take four times as long as reading its weights. Here are twenty: one product for
 query, key and value, one for gate and up, one rotation for queries and keys, and norms and rotary
-angles that are not made anew. Tests hold both to the same numbers.
+angles that are computed once. Tests compare the two.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch.nn.functional import rms_norm
 
 from node_runner.engine.attention.interface import BatchLayout, ScoreModifier
 from node_runner.engine.attention.ragged_batch import RaggedBatch, attend
-from node_runner.engine.device.matmul import product
+from node_runner.engine.device.matmul import linear
 from node_runner.engine.model.families import STATIC_ROPE
 
 FUSABLE = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
@@ -96,25 +96,25 @@ class _FusedLayer:
         self._queries_and_keys = (query_heads, kv_heads)
         self._norm, self._eps = _norm(layer.input_layernorm)
         self.hidden_size = len(self._norm)
-        self._qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._qkv = _concatenated(attention.q_proj, attention.k_proj, attention.v_proj)
         self._heads_norm, self._heads_eps = self._norm_of_heads(attention)
-        self._output = _joined(attention.o_proj)
+        self._output = _concatenated(attention.o_proj)
         self._mlp_norm, self._mlp_eps = _norm(layer.post_attention_layernorm)
-        self._gate_up = _joined(mlp.gate_proj, mlp.up_proj)
-        self._down = _joined(mlp.down_proj)
+        self._gate_up = _concatenated(mlp.gate_proj, mlp.up_proj)
+        self._down = _concatenated(mlp.down_proj)
         self._activation: Callable[[torch.Tensor], torch.Tensor] = mlp.act_fn.forward
 
     @property
     def weights(self) -> list[torch.Tensor]:
-        products = [*self._qkv, *self._output, *self._gate_up, *self._down]
+        linears = [*self._qkv, *self._output, *self._gate_up, *self._down]
         norms = [self._norm, self._mlp_norm, self._heads_norm]
-        return [weight for weight in (*products, *norms) if weight is not None]
+        return [weight for weight in (*linears, *norms) if weight is not None]
 
     def __call__(
         self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: BatchLayout
     ) -> torch.Tensor:
         rows, width = hidden.shape
-        mixed = product(rms_norm(hidden, (width,), self._norm, self._eps), *self._qkv)
+        mixed = linear(rms_norm(hidden, (width,), self._norm, self._eps), *self._qkv)
         heads = mixed.view(rows, -1, self.head_dim)
         queries_and_keys, values = heads.split_with_sizes(self._rotated_and_values, 1)
         if self._heads_norm is not None:
@@ -124,10 +124,10 @@ class _FusedLayer:
         rotated = queries_and_keys * cos + swapped * sin
         queries, keys = rotated.split_with_sizes(self._queries_and_keys, 1)
         attended = attend(layout, self._index, queries, keys, values, self._score)
-        hidden = hidden + product(attended.view(rows, -1), *self._output)
+        hidden = hidden + linear(attended.view(rows, -1), *self._output)
         normed = rms_norm(hidden, (width,), self._mlp_norm, self._mlp_eps)
-        gate, up = product(normed, *self._gate_up).chunk(2, -1)
-        return hidden + product(self._activation(gate) * up, *self._down)
+        gate, up = linear(normed, *self._gate_up).chunk(2, -1)
+        return hidden + linear(self._activation(gate) * up, *self._down)
 
     def _norm_of_heads(self, attention: Any) -> tuple[torch.Tensor | None, float]:
         """Weight ``[heads, head_dim]``, queries' heads first; none where heads have no norm."""
@@ -181,9 +181,9 @@ def _window(attention: Any) -> int | None:
     return getattr(attention, "sliding_window", None)
 
 
-def _joined(*products: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias that give the outputs of several products side by side."""
-    weight = torch.cat([product.weight.detach() for product in products])
-    if products[0].bias is None:
+def _concatenated(*linears: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of one linear layer that gives the outputs of several side by side."""
+    weight = torch.cat([each.weight.detach() for each in linears])
+    if linears[0].bias is None:
         return weight, None
-    return weight, torch.cat([product.bias.detach() for product in products])
+    return weight, torch.cat([each.bias.detach() for each in linears])

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from transformers import BitsAndBytesConfig
 
 from mesh.errors import UnsupportedModel
+from node_runner.engine.device.tensors import concatenated
 
 CPU_CHUNK = 2**20
 """Weights that a CPU dequantizes at a time: as many as its caches hold. A whole weight of
@@ -95,6 +96,6 @@ class Int8Linear(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         lowered = hidden / HEADROOM
         parts = [linear(lowered, rows.to(hidden.dtype)) for rows in self.weight.split(self._rows)]
-        output = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        output = concatenated(parts, -1)
         output = (output * self.scales).to(hidden.dtype)
         return output if self.bias is None else output + self.bias

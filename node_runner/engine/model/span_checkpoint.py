@@ -19,14 +19,14 @@ import structlog
 from transformers import AutoConfig
 
 from mesh.errors import UnsupportedModel, WeightsRefused, WeightsUnreachable
-from node_runner.engine.model.families import PER_LAYER, Config, check_settings, family_of
+from node_runner.engine.model.families import PER_LAYER_SETTINGS, Config, check_settings, family_of
 from node_runner.weights import span_download as weights
 from node_runner.weights.checkpoint_cache import SpanCache
 from node_runner.weights.source import Source
 
 log = structlog.get_logger()
 
-TOKENIZER, SAMPLING = "tokenizer.json", "generation_config.json"
+TOKENIZER, GENERATION_CONFIG = "tokenizer.json", "generation_config.json"
 
 _LAYER = re.compile(r"^(?P<before>(?:.*?\.)?(?:layers|h)\.)(?P<index>\d+)(?P<after>\..*)$")
 
@@ -97,7 +97,7 @@ def _span(source: str, asked: str, config: Config, spec: SpanSpec) -> weights.Ch
         settings=_cut(config, spec).to_json_string(use_diff=False),
         renamed=partial(_renamed, spec=spec),
         required=(TOKENIZER,) if spec.edge else (),
-        optional=(SAMPLING,) if spec.edge else (),
+        optional=(GENERATION_CONFIG,) if spec.edge else (),
     )
 
 
@@ -151,7 +151,7 @@ def _cut(config: Config, spec: SpanSpec) -> Config:
     """The configuration of the span alone."""
     span = copy.deepcopy(config)
     changed = family_of(config.model_type).renumbered(config, spec.start, spec.end)
-    for name in PER_LAYER:
+    for name in PER_LAYER_SETTINGS:
         if getattr(config, name, None):
             changed[name] = getattr(config, name)[spec.start : spec.end]
     if not spec.edge:

@@ -18,9 +18,9 @@ from node_runner.engine.attention.kv_cache import KVBlockPool, KVShape
 from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.device.host_memory import returning_memory, use_huge_pages
 from node_runner.engine.device.tensors import on_device
-from node_runner.engine.model.alibi_layers import BlockLayers
+from node_runner.engine.model.alibi_layers import AlibiLayers
 from node_runner.engine.model.cuda_graphs import Capture, DecodeGraphs
-from node_runner.engine.model.embedding import Embedding, Head, take_norm
+from node_runner.engine.model.embedding import Embedding, LMHead, take_norm
 from node_runner.engine.model.families import Family, family_of
 from node_runner.engine.model.fused_layers import FusedLayers, can_fuse
 from node_runner.engine.model.quantization import missing_library, quantizer, use_weight_only
@@ -33,7 +33,7 @@ class SpanModel:
     Attributes:
         hidden_size: Width of hidden states.
         vocab_size: Rows of the embedding; of a span without the edge, no use.
-        context: Positions that the model was made for.
+        max_positions: Positions that the model was made for.
         layers: How many the span has.
         kv_shape: What a position takes in a KV cache.
         weights: All tensors of weights, quantized ones and their scales included.
@@ -73,7 +73,7 @@ class SpanModel:
         held = nn.ModuleList([model])
         if edge:
             self._embedding = embedding
-            self._head = Head(norm, model.get_output_embeddings(), config, family)
+            self._head = LMHead(norm, model.get_output_embeddings(), config, family)
             held += [self._embedding, self._head]
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self.end_tokens = _end_tokens(folder, config)
@@ -83,7 +83,7 @@ class SpanModel:
         use_huge_pages(self.weights)
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
-        self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        self.max_positions: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
         self.layers: int = config.num_hidden_layers
         self.kv_shape = KVShape(self.layers, *family.kv(config), dtype=dtype, device=device)
 
@@ -196,7 +196,7 @@ def _layers(decoder: Any, family: Family) -> tuple[LayerStack, list[torch.Tensor
     """The fastest way to run the decoder's layers, and the weights that were moved out of the model
     for it."""
     if not family.interface:
-        return BlockLayers(decoder, family), []
+        return AlibiLayers(decoder, family), []
     if hasattr(decoder, "layers") and can_fuse(decoder):
         fused = FusedLayers(decoder)
         return fused, fused.weights

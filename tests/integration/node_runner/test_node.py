@@ -58,7 +58,7 @@ def move(options: Options, folder: Path) -> dict[str, object]:
         moving = lifecycle._Node(options, control, CPU, claim, GpuMonitor(CPU))
         try:
             engines = moving._engines
-            old = weakref.ref(engines._engines[OLD]._span)
+            old = weakref.ref(engines._engines[OLD].span)
             assert moving._describe()["edge"]
             give_up = time.monotonic() + PATIENCE
             while engines.loaded != [NEW]:

@@ -202,7 +202,7 @@ def test_generations_are_admitted_by_reservation(cache: Path, prompts: list[list
     """KV for ten: the eleventh is refused at once, and admitted when one has ended."""
     span = load_span(DEMO_MODEL, (0, 6), cache)
     capacity = len(prompts[0]) + 5
-    blocks = -(-capacity // span.kv_shape.block)
+    blocks = -(-capacity // span.kv_shape.block_size)
     budget = 10 * blocks * span.kv_shape.bytes_per_block
     pipeline = Pipeline([Engine(span, node_id="0", kv_budget_bytes=budget)])
     for number in range(11):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from node_runner.engine.attention import paged
-from node_runner.engine.attention.interface import FEW_ROWS, ScoreModifier, Segment
-from node_runner.engine.attention.kv_cache import BLOCK, KVBlockPool, KVCache, KVShape
+from node_runner.engine.attention.interface import MAX_GROUPED_ROWS, ScoreModifier, Segment
+from node_runner.engine.attention.kv_cache import BLOCK_SIZE, KVBlockPool, KVCache, KVShape
 from node_runner.engine.attention.ragged_batch import RaggedBatch, attend
 
 HEADS, KV_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 8, 6
@@ -39,7 +39,7 @@ BATCHES = {
     "a later chunk": [(20, 30)],
     "many single rows": [(0, 1), (3, 1), (50, 1), (16, 1)],
     "equally few rows": [(10, 4), (33, 4), (0, 4)],
-    "all kinds": [(5, 1), (40, 1), (7, 3), (0, FEW_ROWS + 1), (60, FEW_ROWS + 20)],
+    "all kinds": [(5, 1), (40, 1), (7, 3), (0, MAX_GROUPED_ROWS + 1), (60, MAX_GROUPED_ROWS + 20)],
     "a long chunk": [(3, 130)],
 }
 
@@ -73,7 +73,7 @@ def expected(
 
 def scattered(pool: KVBlockPool, capacity: int) -> KVCache:
     """A cache whose blocks do not follow each other."""
-    block = pool.shape.block
+    block = pool.shape.block_size
     between = [pool.reserve(block) for _ in range(2 * -(-capacity // block))]
     for cache in between[::2]:
         assert cache is not None
@@ -102,8 +102,8 @@ def check(
         end = position + rows
         cache = scattered(pool, end) if apart else pool.reserve(end)
         assert cache is not None
-        assert (cache.start is None) == (apart and end > shape.block)
-        pool.scrub(cache)
+        assert (cache.contiguous_start is None) == (apart and end > shape.block_size)
+        pool.zero(cache)
         keys, values = torch.randn(end, KV_HEADS, WIDTH), torch.randn(end, KV_HEADS, VALUE_WIDTH)
         pool.keys[0][cache.slots[:position]] = keys[:position]
         pool.values[0][cache.slots[:position]] = values[:position]
@@ -135,7 +135,9 @@ def test_it_equals_attention_written_out(score: str, batch: str, apart: bool) ->
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("score", SCORES)
 def test_paged_attention_equals_attention_written_out(score: str, batch: str, apart: bool) -> None:
-    longer = [(position * PAGED.block // BLOCK, rows) for position, rows in BATCHES[batch]]
+    longer = [
+        (position * PAGED.block_size // BLOCK_SIZE, rows) for position, rows in BATCHES[batch]
+    ]
     check(PAGED, longer, SCORES[score], apart=apart)
 
 
@@ -157,13 +159,13 @@ def test_a_compiled_kernel_reads_only_the_blocks_that_the_tables_name(
 
 def test_a_pool_never_gives_more_than_its_budget() -> None:
     pool = KVBlockPool(SHAPE, 3 * SHAPE.bytes_per_block + 1)
-    first, second = pool.reserve(BLOCK + 1), pool.reserve(BLOCK)
+    first, second = pool.reserve(BLOCK_SIZE + 1), pool.reserve(BLOCK_SIZE)
     assert first is not None
     assert second is not None
     assert pool.used_bytes == pool.budget_bytes == 3 * SHAPE.bytes_per_block
     assert pool.reserve(1) is None
     pool.free(first)
     assert pool.used_bytes == SHAPE.bytes_per_block
-    again = pool.reserve(2 * BLOCK)
+    again = pool.reserve(2 * BLOCK_SIZE)
     assert again is not None
     assert not set(again.blocks) & set(second.blocks)

@@ -92,7 +92,7 @@ def test_drafts_that_are_rejected_change_no_token(
 def test_a_long_prompt_is_read_in_chunks(
     cache: Path, twin: SpanModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(draft_model, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(draft_model, "DRAFT_PREFILL_CHUNK", 16)
     prompts = [[0, *range(20, 120)], [0, 5]]
     plain, _ = generated(cache, GREEDY, None, prompts)
     drafted, pipeline = generated(cache, GREEDY, twin, prompts)
@@ -115,7 +115,7 @@ def test_the_node_keeps_within_its_budget(cache: Path, twin: SpanModel) -> None:
     assert drafter is not None
     together = edge.pool.budget_bytes + drafter.pool.budget_bytes
     assert 0.99e8 < together <= 1e8
-    assert edge.pool.blocks == drafter.pool.blocks
+    assert edge.pool.num_blocks == drafter.pool.num_blocks
 
 
 def test_another_vocabulary_is_refused(edge: SpanModel, cache: Path, tmp_path: Path) -> None:
