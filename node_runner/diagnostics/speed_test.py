@@ -118,7 +118,7 @@ class _Timer:
         Every forward is at one position: it overwrites what the one before wrote.
         """
         span = self._span
-        blocks = -(-(history + max(rows)) // span.kv_shape.block)
+        blocks = -(-(history + max(rows)) // span.kv_shape.block_size)
         pool = KVBlockPool(span.kv_shape, len(rows) * blocks * span.kv_shape.bytes_per_block)
         reserved = [pool.reserve(history + max(rows)) for _ in rows]
         caches = [cache for cache in reserved if cache is not None]  # the pool has just enough

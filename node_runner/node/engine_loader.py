@@ -14,7 +14,7 @@ from mesh.errors import MeshError
 from mesh.model.memory_footprint import QUANTIZATIONS, footprint
 from node_runner.engine.decoding.draft_model import load_draft
 from node_runner.engine.engine import Engine
-from node_runner.engine.model.acceleration import accelerate, capture_decoding
+from node_runner.engine.model.acceleration import capture_decoding, enable_paged_attention
 from node_runner.engine.model.span_checkpoint import SpanSpec, prepare_span
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.machine import devices
@@ -155,9 +155,9 @@ class EngineLoader:
             model.warm_up()
             drafter = self._load_drafter(model)
             if self._options.paged and self._device.type == "cuda":
-                accelerate(model)
+                enable_paged_attention(model)
                 if drafter is not None:
-                    accelerate(drafter)
+                    enable_paged_attention(drafter)
         except MeshError as error:
             raise CannotServe(error.detail) from None
         info = SpanInfo(
@@ -180,7 +180,7 @@ class EngineLoader:
             kv_budget_bytes=self._kv_budget(loaded.model),
             wire_dtype=self._wire_dtype,
             speculate=self._options.speculate,
-            draft=loaded.drafter,
+            draft_model=loaded.drafter,
             max_generations=self._options.max_sessions,
         )
         if loaded.model.kv_shape.paged:

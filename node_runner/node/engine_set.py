@@ -126,12 +126,12 @@ class EngineSet:
     def free_kv(self) -> int:
         """Positions that are free in the KV cache of the routed span; 0 if that is not served."""
         engine = self._engines.get(self._routed_span)
-        return engine.room() if engine is not None and self.serves_routed_span else 0
+        return engine.free_kv() if engine is not None and self.serves_routed_span else 0
 
     def kv_capacity(self) -> int:
         """Positions of the KV cache of the routed span; 0 if that is not loaded."""
         engine = self._engines.get(self._routed_span)
-        return 0 if engine is None else engine.capacity()
+        return 0 if engine is None else engine.kv_capacity()
 
     @property
     def kv_budget_bytes(self) -> int:
@@ -142,7 +142,7 @@ class EngineSet:
     def kv_used_bytes(self) -> int:
         """That generations hold, in all engines."""
         return sum(
-            engine.pool.used_bytes - engine.prefixes.kept_bytes
+            engine.pool.used_bytes - engine.prefix_cache.evictable_bytes
             for engine in dict(self._engines).values()
         )
 
@@ -168,12 +168,12 @@ class EngineSet:
             for inbox in _addressed(message, list(inboxes.values())):
                 inbox.messages.append(message)
         for span, engine in self._engines.items():
-            engine.elsewhere = self.generations - len(engine.generations)
+            engine.generations.held_by_other_engines = self.generations - len(engine.generations)
             outputs += engine.step(inboxes[span].messages)
         for span, draining in list(self._draining.items()):
             engine = self._engines[span]
             if not engine.generations or time.monotonic() > draining.deadline:
-                outputs += engine.abandon(MOVED)
+                outputs += engine.abort_all(MOVED)
                 del self._engines[span], self._draining[span]
         return outputs
 
@@ -188,7 +188,7 @@ class EngineSet:
 
     def take_drafts(self) -> tuple[int, int]:
         """Draft tokens since the last call, and how many of them were accepted."""
-        taken = [engine.edge.take_drafts() for engine in self._engines.values()]
+        taken = [engine.edge.take_draft_counts() for engine in self._engines.values()]
         return sum(drafted for drafted, _ in taken), sum(accepted for _, accepted in taken)
 
     def _run_commands(self) -> None:

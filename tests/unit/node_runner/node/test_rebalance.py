@@ -163,4 +163,4 @@ def test_a_node_takes_as_many_generations_as_it_was_told(tmp_path: Path) -> None
     ]
     results = engine.step(openings)
     assert [r.request_id for r in results if isinstance(r, Refused)] == ["b"]
-    assert (list(engine.generations), engine.room()) == (["a"], 0)
+    assert (list(engine.generations), engine.free_kv()) == (["a"], 0)
