@@ -121,7 +121,7 @@ async def test_what_is_on_its_way_is_told(
     chain_resources: Resources, chain: Chain, on_chain: Gateway
 ) -> None:
     payments = chain_resources.settings.payments
-    payments.finalized_tag = False
+    payments.finalized_tag, payments.first_block = False, chain.deployment.block
     actions = Actions(chain)
     user = actions.user(far=3)
     wallet = user.address.lower()
