@@ -20,21 +20,24 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# One environment in two steps: each target installs what it needs, again whenever pyproject.toml
-# or constraints.txt has changed.
+# One environment in two steps: each target installs what it needs of both distributions, again
+# whenever one of these files has changed. They are built by the pinned hatchling.
+PROJECT := pyproject.toml far-node/pyproject.toml hatch_build.py constraints.txt mesh/__init__.py
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 $(VENV)/.made:
 	@test -n "$(PYTHON)" || { echo "Far Mesh needs Python 3.11 or 3.12, and finds neither."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.stack: $(VENV)/.made pyproject.toml constraints.txt
+$(VENV)/.stack: $(VENV)/.made $(PROJECT)
 	@echo "Installing the pinned packages (a minute or two, once)"
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[stack]'
+	@$(INSTALL) hatchling
+	@$(INSTALL) --no-build-isolation --editable ./far-node --editable '.[stack]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.stack
 	@echo "Installing the pinned development tools"
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(INSTALL) --no-build-isolation --editable ./far-node --editable '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.stack ## The whole path once: prompt, tokens, split, settlement (PROMPT="...")
@@ -86,4 +89,4 @@ train: $(VENV)/.stack ## Train the demo model again (half an hour on two cores)
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python demo/train.py
 
 clean: ## Remove the environment and everything that was built
-	rm -rf $(VENV) .far-mesh build *.egg-info .mypy_cache .ruff_cache .pytest_cache contracts/node_modules contracts/out contracts/cache
+	rm -rf $(VENV) .far-mesh dist far-node/dist .mypy_cache .ruff_cache .pytest_cache contracts/node_modules contracts/out contracts/cache

@@ -6,14 +6,15 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from api import web
-from api.http import problem_details, time_range
+from api.http import problem_details
+from api.http.body_limit import BodyLimit
 from api.http.services import open_services
 from api.routes import auth, billing, health, machines, nodes, provider, relay, weights
 from api.routes.discovery import dht, probe
 from api.routes.discovery import nodes as discovery_nodes
-from api.routes.inference import generate
+from api.routes.inference import generate, jobs, models, receipts
 from market.settings import Settings
-from mesh import log
+from mesh import __version__, log
 from mesh.relay import EXCHANGE_PATH
 
 
@@ -22,7 +23,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = assemble(
         settings or Settings(),
         generate.router,
-        time_range.router,
+        jobs.router,
+        receipts.router,
+        models.router,
         billing.router,
         auth.router,
         machines.router,
@@ -55,13 +58,14 @@ def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) 
     app = FastAPI(
         title=title,
         summary=summary,
-        version="0.1.0",
+        version=__version__,
         lifespan=lifespan,
         responses=problem_details.RESPONSES,
     )
-    problem_details.install(
-        app,
-        max_body_bytes=settings.limits.max_body_bytes,
+    problem_details.install(app)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.limits.max_body_bytes,
         unlimited={EXCHANGE_PATH},  # hidden states; it reads them itself, of nodes only
     )
     for router in routers:

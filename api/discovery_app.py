@@ -1,6 +1,6 @@
 """The discovery service by itself: `uvicorn --factory api.discovery_app:create_app`.
 
-Logins, registrations, heartbeats and who serves what: a machine that only keeps the phonebook
+Logins, registrations, heartbeats and who serves what: a machine that only keeps the DHT directory
 serves this. What nodes need besides (relay, weights, probes, machines) is the gateway's.
 """
 
@@ -10,6 +10,7 @@ from api.app import assemble
 from api.routes import auth, health, nodes
 from api.routes.discovery import dht
 from api.routes.discovery import nodes as discovery_nodes
+from api.routes.inference import models
 from market.settings import Settings
 
 
@@ -21,6 +22,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         nodes.router,
         discovery_nodes.router,
         discovery_nodes.service,
+        models.router,
         dht.router,
         health.router,
         title="Far Discovery Service",

@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import models, network
-from benchmarks.user import User
+from benchmarks.checkpoints import models
+from benchmarks.running import network
+from benchmarks.running.user import User
 from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 

@@ -17,7 +17,8 @@ from rich.table import Table
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 
-from benchmarks import machine, models
+from benchmarks.checkpoints import models
+from benchmarks.common import machine
 from demo.corpus import is_held_out, library_documents, reference_documents, without_repeats
 from market.placement.solver import even_split
 from mesh.model.memory_footprint import footprint

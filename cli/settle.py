@@ -21,7 +21,7 @@ def settle(
         bool, typer.Option("--dry-run", help="Show what the next batch would be; send nothing.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after a pause, once its reason is mended.")
+        bool, typer.Option("--resume", help="Go on after a pause, once its cause is gone.")
     ] = False,
 ) -> None:
     """Look at settlement, or end a pause. The workers settle by themselves."""
@@ -39,18 +39,15 @@ def settle(
 
 
 async def _preview(settings: Settings) -> list[str]:
-    """What the next batch would be. Sends nothing.
+    """Lines of text that say what the next batch would be. Sends nothing.
 
     Raises:
         MeshError: the chain or the signer cannot be asked.
     """
-    escrow = EscrowReader.of(settings.payments)
-    try:
+    async with EscrowReader.from_settings(settings.payments) as escrow:
         signer = await open_signer(settings.payments)
         async with open_services(settings) as services:
             return describe(await make_preview(services, escrow, signer))
-    finally:
-        await escrow.close()
 
 
 async def _resume(settings: Settings) -> list[str]:

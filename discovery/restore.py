@@ -50,7 +50,7 @@ async def restore(
         told = lost[node.node_id]
         ttl = min(told.expires - now, discovery.node_ttl)
         if ttl > 0:
-            there = await live_registry.announce(redis, _as_measured(node, told, now), ttl=ttl)
+            there = await live_registry.put(redis, _as_measured(node, told, now), ttl=ttl)
             back += [node.node_id] if there else []
     return back
 

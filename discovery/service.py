@@ -15,6 +15,7 @@ from discovery import metrics
 from discovery.mirror import Mirror
 from market import db
 from market.catalog.models import Catalog
+from market.dht.operator_key import operator_key
 from market.settings import Settings
 from market.settings.discovery import DiscoverySettings
 from mesh.dht.peer import Peer
@@ -39,7 +40,7 @@ async def serve(settings: Settings) -> int:
     Raises:
         CannotDiscover: a setting is missing, or the peer does not start.
     """
-    operator = operator_key(settings.discovery)
+    operator = _operator_key(settings.discovery)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -95,18 +96,20 @@ async def open_peer(discovery: DiscoverySettings, operator: SigningKey) -> Peer:
     )
 
 
-def operator_key(discovery: DiscoverySettings) -> SigningKey:
+def _operator_key(discovery: DiscoverySettings) -> SigningKey:
     """
     Raises:
-        CannotDiscover: none is set, or it is none.
+        CannotDiscover: the settings name no key, or it is none.
     """
     try:
-        return SigningKey.from_hex(discovery.dht_operator_key.get_secret_value())
-    except ValueError:
+        key = operator_key(discovery)
+    except ValueError as error:
+        raise CannotDiscover(str(error)) from None
+    if key is None:
         raise CannotDiscover(
-            "FAR_DISCOVERY__DHT_OPERATOR_KEY must be 32 bytes in hex. "
-            "Make one: openssl rand -hex 32"
-        ) from None
+            "FAR_DISCOVERY__DHT_OPERATOR_KEY is not set. Make one: openssl rand -hex 32"
+        )
+    return key
 
 
 async def print_peers(settings: Settings) -> int:
@@ -115,7 +118,7 @@ async def print_peers(settings: Settings) -> int:
     Raises:
         CannotDiscover: as in `serve`.
     """
-    operator = operator_key(settings.discovery)
+    operator = _operator_key(settings.discovery)
     peer = await open_peer(settings.discovery, operator)
     for address in await peer.addresses():
         print(f"--dht-peers {address}")

@@ -17,11 +17,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from market.db import INSTANT, Base, Sessions
-from market.queue import BATCH, enqueue
+from market.queue import enqueue
+
+BATCH_SIZE = 100
+"""Rows sent in one transaction."""
 
 
 class Outbox(Base):
-    """Tasks for the workers, written in the transaction that makes them necessary."""
+    """A task for the workers, written in the transaction that makes it necessary."""
 
     __tablename__ = "outbox"
     __table_args__ = (Index("idx_outbox_unsent", "id", postgresql_where=text("sent_at IS NULL")),)
@@ -34,10 +37,10 @@ class Outbox(Base):
 
 
 async def send_outbox(sessions: Sessions, queue: ArqRedis) -> int:
-    """Send what transactions left in the outbox; returns how much that was.
+    """Enqueue the tasks that transactions left in the outbox, one batch of them; returns how many.
 
-    Rows are locked while they are sent, and skipped by others that send. Killed between sending
-    and commit, it sends again, which is harmless.
+    Rows are locked while they are sent, and skipped by other senders. Killed between sending and
+    commit, a task is sent again, which is harmless.
     """
     async with sessions.begin() as db:
         rows = (
@@ -45,12 +48,12 @@ async def send_outbox(sessions: Sessions, queue: ArqRedis) -> int:
                 select(Outbox)
                 .where(Outbox.sent_at.is_(None))
                 .order_by(Outbox.id)
-                .limit(BATCH)
+                .limit(BATCH_SIZE)
                 .with_for_update(skip_locked=True)
             )
         ).all()
         for row in rows:
-            await enqueue(queue, row.task, row.argument, once=f"outbox:{row.id}")
+            await enqueue(queue, row.task, row.argument, dedup_key=f"outbox:{row.id}")
         await _mark(db, [row.id for row in rows])
     return len(rows)
 

@@ -1,6 +1,6 @@
-"""The seam around arq: it only wakes workers. What must not be lost is in Postgres.
+"""The seam around arq, which only wakes workers: what must not be lost is in Postgres.
 
-Poking twice is harmless: a task first asks Postgres whether there is anything to do.
+To enqueue a task twice is harmless: a task first asks Postgres whether there is anything to do.
 """
 
 from typing import Any
@@ -9,10 +9,10 @@ import msgpack
 from arq import create_pool
 from arq.connections import ArqRedis, RedisSettings
 
-from mesh.redis_keys import WORKER_BELL, WORKER_QUEUE
+from mesh.redis_keys import WORKER_QUEUE, WORKER_WAKEUPS
 
-BATCH = 100
-"""Outbox rows sent in one transaction."""
+MAX_WAKEUPS = 100
+"""Entries that the wake-up list keeps while no worker reads it."""
 
 
 def serialize(job: dict[str, Any]) -> bytes:
@@ -40,15 +40,22 @@ async def connect(redis_url: str) -> ArqRedis:
     )
 
 
-async def enqueue(queue: ArqRedis, task: str, argument: str, *, once: str | None = None) -> None:
-    """Wake a worker. Two pokes of the same ``once`` that wait at the same time are one."""
-    await queue.enqueue_job(task, argument, _job_id=once)
+async def enqueue(
+    queue: ArqRedis, task: str, argument: str, *, dedup_key: str | None = None
+) -> None:
+    """Queue a task and wake a worker for it.
+
+    Args:
+        dedup_key: Of the tasks with one key that wait at a time, only the first is queued.
+    """
+    await queue.enqueue_job(task, argument, _job_id=dedup_key)
     async with queue.pipeline(transaction=True) as pipe:
-        pipe.lpush(WORKER_BELL, b"")
-        pipe.ltrim(WORKER_BELL, 0, BATCH - 1)  # nobody listens: no reason to grow
+        pipe.lpush(WORKER_WAKEUPS, b"")
+        pipe.ltrim(WORKER_WAKEUPS, 0, MAX_WAKEUPS - 1)
         await pipe.execute()
 
 
 async def wait_for_wakeup(queue: ArqRedis, seconds: int) -> bool:
-    """Whether there was one. Each poke is heard by one listener; all others look on their own."""
-    return await queue.blpop([WORKER_BELL], timeout=seconds) is not None  # type: ignore[misc]
+    """Whether a task was enqueued within so many seconds. One task wakes one of the workers that
+    wait; the others find it by polling the queue."""
+    return await queue.blpop([WORKER_WAKEUPS], timeout=seconds) is not None  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What the tasks work with: made once when a worker starts."""
+"""What the domain works with, opened once a process: settings, Postgres, Redis, queue, catalog."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,9 +14,14 @@ from market.prompt_vault import PromptVault
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
 
+MAX_REDIS_CONNECTIONS = 2000
+"""Each reader that waits for a token, and each supervisor that waits for an event, holds one."""
 
-@dataclass(frozen=True, slots=True)
-class Services:
+
+@dataclass
+class Resources:
+    """What each process opens, whatever it does."""
+
     settings: Settings
     engine: AsyncEngine
     sessions: db.Sessions
@@ -28,23 +33,45 @@ class Services:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
-    """Connect to everything; closes it all again at the end."""
+async def open_resources(
+    settings: Settings, *, redis_timeout: float | None = None
+) -> AsyncIterator[Resources]:
+    """Connect to everything; closes it all again at the end.
+
+    Args:
+        redis_timeout: Seconds after which a Redis that says nothing counts as unreachable; none
+            to wait for as long as a command takes.
+
+    Raises:
+        ValueError: the prompt key is no key, or a model cannot be read.
+    """
+    vault = PromptVault(settings.generation.prompt_key.get_secret_value())
+    catalog = Catalog(settings.models)
     engine, sessions = db.connect(settings.database_url)
-    redis = Redis.from_url(settings.redis_url, max_connections=2000)
+    redis = Redis.from_url(
+        settings.redis_url,
+        max_connections=MAX_REDIS_CONNECTIONS,
+        socket_connect_timeout=redis_timeout,
+        socket_timeout=redis_timeout,
+    )
     pool = await queue.connect(settings.redis_url)
     try:
-        yield Services(
-            skips=SkipCounter(redis),
+        yield Resources(
             settings=settings,
             engine=engine,
             sessions=sessions,
             redis=redis,
             queue=pool,
-            catalog=Catalog(settings.models),
-            vault=PromptVault(settings.generation.prompt_key.get_secret_value()),
+            catalog=catalog,
+            vault=vault,
+            skips=SkipCounter(redis),
         )
     finally:
         await pool.aclose()
         await redis.aclose()
         await engine.dispose()
+
+
+# Until the workers' own names follow.
+Services = Resources
+open_services = open_resources

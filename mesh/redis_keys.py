@@ -5,24 +5,24 @@ in one slot, so that a script may touch them together.
 """
 
 
-def live(request_id: str) -> str:
-    """Hash: the epoch that may write tokens now, its route (:mod:`mesh.route_record`), and what
-    else readers want of a generation."""
+def live_record(request_id: str) -> str:
+    """Hash: the epoch that may write a generation's tokens now and its route
+    (:mod:`mesh.route_record`), and when the first token was written."""
     return f"inference_session:{{{request_id}}}"
 
 
 def tokens(request_id: str) -> str:
-    """Stream: token *i* has the ID ``i+1-0``; the closing summary after *n* tokens, ``n-1``."""
+    """Stream: token *i* has the ID ``i+1-0``; the end entry after *n* tokens, ``n-1``."""
     return f"inference_session:{{{request_id}}}:tokens"
 
 
 def events(request_id: str) -> str:
-    """Stream: what its nodes and its user tell the generation's supervisor."""
+    """Stream: messages of a generation's nodes and user to its supervisor."""
     return f"inference_session:{{{request_id}}}:events"
 
 
 def inbox(node_id: str) -> str:
-    """Stream: all work for one node, whatever the generation."""
+    """Stream: messages to one node, of all its generations."""
     return f"node:{{{node_id}}}:inbox"
 
 
@@ -32,28 +32,31 @@ def node(node_id: str) -> str:
 
 
 def keepalive(node_id: str) -> str:
-    """Number that expires within a second: the node's process runs, and has KV room for so many
-    positions."""
+    """Number that expires within a second: free positions in the KV cache of a node whose process
+    runs."""
     return f"node:{{{node_id}}}:pulse"
 
 
-def orders(node_id: str) -> str:
-    """Hash that expires: the span that a move has for the node, and when the node last asked."""
+def assignment(node_id: str) -> str:
+    """Hash that expires: the span that a rebalance has for the node, and when the node last asked
+    for one."""
     return f"node:{{{node_id}}}:orders"
 
 
 def unsaved_uptime(node_id: str) -> str:
-    """Number that outlives the record: milliseconds heard that are not in Postgres yet."""
+    """Number that outlives the node's record: milliseconds of uptime that are not in Postgres
+    yet."""
     return f"node:{{{node_id}}}:uptime"
 
 
-def link(node_id: str) -> str:
+def relay_connection(node_id: str) -> str:
     """Hash: the node's newest connection to the relay, and the last push that was forwarded."""
     return f"node:{{{node_id}}}:link"
 
 
-def skipped(node_id: str, hour: int) -> str:
-    """Hash that expires: how often the node was not on a route within an hour, by reason."""
+def skip_counts(node_id: str, hour: int) -> str:
+    """Hash that expires: how often the node was not on a route within an hour, by reason. ``hour``:
+    hours since 1970."""
     return f"node:{{{node_id}}}:skipped:{hour}"
 
 
@@ -68,17 +71,17 @@ def model_nodes(model_id: str) -> str:
 
 
 def node_speeds(model_id: str) -> str:
-    """Hash: layers a second of each node of the model, smoothed over time."""
+    """Hash: layers a second of each node of the model, exponentially weighted averages."""
     return f"node_speeds:{{{model_id}}}"
 
 
 def dht_directory(model_id: str) -> str:
-    """Hash that expires: what the DHT says of a model's nodes, each as JSON under its id."""
+    """Hash that expires: announcements of a model's nodes in the DHT, each as JSON under its id."""
     return f"phonebook:{{{model_id}}}"
 
 
 def nonce(value: str) -> str:
-    """Flag that expires: a nonce handed out and not used yet."""
+    """Flag that expires: a nonce that was issued and not consumed yet."""
     return f"nonce:{{{value}}}"
 
 
@@ -93,12 +96,14 @@ def device_code(digest: str) -> str:
 
 
 def user_code(digest: str) -> str:
-    """The device code's digest for what a machine shows its owner. Expires."""
+    """Text that expires: the device code's digest, by the digest of the user code that a machine
+    shows its owner."""
     return f"user_code:{{{digest}}}"
 
 
 WORKER_QUEUE = "far_mesh:queue"
-"""arq's queue: pokes for the workers, each of which Postgres could repeat."""
+"""arq's queue: tasks for the workers, each of which Postgres could repeat."""
 
-WORKER_BELL = "far_mesh:bell"
-"""List: an entry for each poke, so that a worker need not look into the queue to see it."""
+WORKER_WAKEUPS = "far_mesh:bell"
+"""List: an entry for each enqueued task, on which idle workers block instead of polling the
+queue."""

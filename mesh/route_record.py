@@ -5,14 +5,16 @@ from dataclasses import astuple, dataclass
 import msgpack
 
 EPOCH = "epoch"
+"""Field of the hash: the epoch that may write, or :data:`SEALED`."""
+
 ROUTE = "route"
-"""Fields of the hash."""
+"""Field of the hash: a packed :class:`RouteRecord`."""
 
 SEALED = b"sealed"
-"""In the place of an epoch: nobody writes any more."""
+"""In the place of an epoch, once nobody may write any more."""
 
 MAX_NODES = 1024
-"""More than any model has layers; bounds what a damaged record can ask for."""
+"""More than any model has layers; bounds the memory that a damaged record can ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,13 @@ class RouteRecord:
     nodes: list[str]
 
     def pack(self) -> bytes:
-        """As a field of the record."""
+        """The value of the field :data:`ROUTE`."""
         packed: bytes = msgpack.packb(astuple(self))
         return packed
 
     @classmethod
     def unpack(cls, packed: bytes | None) -> "RouteRecord | None":
-        """The route; none if the record has none, or another version's."""
+        """The route; none if the record has no route, or one that another version wrote."""
         try:
             width, capacity, nodes = msgpack.unpackb(packed or b"", max_array_len=MAX_NODES)
         except (ValueError, TypeError):
@@ -42,19 +44,19 @@ class RouteRecord:
         return cls(width, capacity, nodes)
 
     @property
-    def edge(self) -> str:
+    def edge_node(self) -> str:
         return self.nodes[0]
 
     def stage_of(self, node_id: str) -> int | None:
-        """Where a node stands; none if it is not on the route."""
+        """A node's stage, counted from 0; none if it is not on the route."""
         return self.nodes.index(node_id) if node_id in self.nodes else None
 
-    def after(self, stage: int) -> str:
-        """The next hop, from the last stage the edge."""
+    def next_node(self, stage: int) -> str:
+        """To whom a stage sends its output; the last stage sends it to the edge."""
         return self.nodes[(stage + 1) % len(self.nodes)]
 
-    def before(self, stage: int) -> str:
-        """Who sends this stage its steps."""
+    def previous_node(self, stage: int) -> str:
+        """Who sends a stage its steps; the edge gets them from the last stage."""
         return self.nodes[stage - 1]
 
 

@@ -13,13 +13,14 @@ if index == 0 then
 end
 return 1
 """
-"""1: written. 0: it was there already. -1: the writer's epoch is over; it must forget the
-generation. Keys: live hash, token stream. Arguments: epoch, index, token id, text."""
+"""1: written. 0: the token was there already. -1: the writer's epoch is over; it must forget the
+generation. Keys: live record, token stream. Arguments: epoch, index, token id, text."""
 
 
 START = "0-0"
+"""The ID before the first token's."""
 
 
-def index_of(entry: str) -> int:
-    """How many tokens a reader has seen who read up to this stream ID."""
-    return int(entry.partition("-")[0])
+def token_count_at(entry_id: str) -> int:
+    """Number of tokens in the stream up to and with an ID."""
+    return int(entry_id.partition("-")[0])

@@ -24,7 +24,7 @@ from market import db
 from market.settings import Settings
 from market.settings.deployment import Deployment
 from stack import dev_chain
-from stack.dev_chain_client import DevelopmentChain, development_account, write_keystore
+from stack.dev_chain_client import DevChainClient, development_account, write_keystore
 from stack.servers import Postgres, free_port, redis_command, wait_for_redis
 from tests.support.folders import server_folder
 from tests.support.postgres import copied_database, migrated_postgres
@@ -153,14 +153,14 @@ class Chain:
     """A chain with both contracts deployed, for one test."""
 
     url: str
-    actor: DevelopmentChain
+    actor: DevChainClient
     deployment: Deployment
     keyfile: Path
 
 
 @pytest.fixture
 def chain(chain_url: str, tmp_path: Path) -> Chain:
-    actor = DevelopmentChain(chain_url)
+    actor = DevChainClient(chain_url)
     operator = development_account(0)
     keyfile = tmp_path / "operator.json"
     write_keystore(operator, keyfile, OPERATOR_PASSWORD)

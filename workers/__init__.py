@@ -1,1 +1,1 @@
-"""Workers: supervise generations, follow the chain, settle. Any of them may die at any moment."""
+"""Workers: supervise generations, follow the chain, settle. Any of them may fail at any moment."""

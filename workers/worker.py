@@ -21,47 +21,48 @@ from workers.crons.job_sweeper import send_outbox, sweep
 from workers.crons.ledger_check import check_ledger
 from workers.crons.rebalance import rebalance
 from workers.settlement import settle
-from workers.supervisor.supervisor import supervise
+from workers.supervisor.task import supervise
 
 events = structlog.get_logger()
 
-LISTEN = 5
-"""Seconds of one wait for a poke; a lost connection is noticed after that."""
+WAKEUP_WAIT_SECONDS = 5
+"""Seconds of one wait for a wake-up; a lost connection is noticed after that."""
 
-TASK_MARGIN = 300
+TASK_MARGIN_SECONDS = 300
 """Seconds that a supervision may run past its generation's deadline, to end it properly."""
 
-CRON_LIMIT = 300
-"""Seconds after which arq gives a cron run up."""
+CRON_TIMEOUT_SECONDS = 300
+"""Seconds after which arq cancels a cron run."""
 
 
 def every(seconds: int, task: WorkerCoroutine) -> CronJob:
-    """A cron job about every so many seconds: a divisor of a minute, or whole minutes."""
+    """A cron job that runs ``task`` every ``seconds``: a divisor of 60, or more than 60, in which
+    case they are rounded down to whole minutes, and to an hour at most."""
     if seconds < 60:
-        return cron(task, second=set(range(0, 60, seconds)), timeout=CRON_LIMIT)
+        return cron(task, second=set(range(0, 60, seconds)), timeout=CRON_TIMEOUT_SECONDS)
     minutes = min(seconds // 60, 60)
-    return cron(task, minute=set(range(0, 60, minutes)), second=0, timeout=CRON_LIMIT)
+    return cron(task, minute=set(range(0, 60, minutes)), second=0, timeout=CRON_TIMEOUT_SECONDS)
 
 
-class PokedWorker(Worker):
-    """arq's worker, which looks into its queue every half second, and at once when it is poked.
+class WakeupWorker(Worker):
+    """arq's worker, which polls its queue every half second, and at once at a wake-up.
 
-    Looking fifty times a second instead costs a tenth of a core and is still slower.
+    Polling fifty times a second instead costs a tenth of a core and is still slower.
     """
 
     async def main(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen())
+            tasks.create_task(self._poll_at_wakeups())
             await super().main()
 
-    async def _listen(self) -> None:
+    async def _poll_at_wakeups(self) -> None:
         while True:
             try:
-                if await queue.wait_for_wakeup(self.ctx["services"].queue, LISTEN):
+                if await queue.wait_for_wakeup(self.ctx["services"].queue, WAKEUP_WAIT_SECONDS):
                     await self._poll_iteration()
             except RedisError as error:
                 events.warning("redis_unreachable", error=type(error).__name__)
-                await asyncio.sleep(LISTEN)
+                await asyncio.sleep(WAKEUP_WAIT_SECONDS)
 
 
 async def run(settings: Settings) -> None:
@@ -71,11 +72,11 @@ async def run(settings: Settings) -> None:
         start_http_server(settings.metrics_port, addr="127.0.0.1")
     payments = settings.payments
     async with open_services(settings) as services:
-        worker = PokedWorker(
+        worker = WakeupWorker(
             functions=[
                 func(
                     supervise,
-                    timeout=settings.generation.deadline + TASK_MARGIN,
+                    timeout=settings.generation.deadline + TASK_MARGIN_SECONDS,
                     max_tries=1,
                     keep_result=0,
                 )

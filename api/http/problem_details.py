@@ -1,22 +1,20 @@
 """Every error as `application/problem+json` (RFC 9457) with a stable code; never a stack trace."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import redis.exceptions
-import sqlalchemy.exc
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.errors import BodyTooLarge, MalformedJson
-from market.errors import InvalidRequest, Unavailable
+from api.http.errors import MalformedJson
+from market.errors import InvalidRequest
+from market.outages import OUTAGES, unavailable
 from mesh.errors import MeshError, NotFound
 
 log = structlog.get_logger()
@@ -33,20 +31,6 @@ class Problem(BaseModel):
     code: str
     detail: str
 
-
-OUTAGE_RETRY = 5
-"""Seconds: about what a restart of Redis or a failover of Postgres takes."""
-
-OUTAGES: tuple[type[Exception], ...] = (
-    redis.exceptions.ConnectionError,
-    redis.exceptions.TimeoutError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.OutOfMemoryError,
-    sqlalchemy.exc.DBAPIError,
-    sqlalchemy.exc.TimeoutError,
-    OSError,
-)
-"""What may be raised while Redis or Postgres cannot be reached, fails over, or is full."""
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Problem, "description": "The request is wrong; `code` says how."},
@@ -75,9 +59,8 @@ FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 """What an unknown field has to look like to be repeated in an error."""
 
 
-def install(app: FastAPI, *, max_body_bytes: int, unlimited: Collection[str] = frozenset()) -> None:
-    """Give an application our errors, and its limit on bodies; paths that are ``unlimited`` have
-    one of their own."""
+def install(app: FastAPI) -> None:
+    """Give an application our errors."""
     app.add_exception_handler(MeshError, _mesh_error)
     for outage in OUTAGES:
         app.add_exception_handler(outage, _outage)
@@ -85,7 +68,6 @@ def install(app: FastAPI, *, max_body_bytes: int, unlimited: Collection[str] = f
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
-    app.add_middleware(_BodyLimit, max_bytes=max_body_bytes, unlimited=unlimited)
 
 
 def _documented(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -163,21 +145,6 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     return response
 
 
-def unavailable(error: Exception) -> Unavailable:
-    """What a caller is told of an outage.
-
-    Raises:
-        DBAPIError: the error itself, if it is Postgres' word on a statement, so a bug of ours.
-    """
-    lost = (sqlalchemy.exc.InterfaceError, sqlalchemy.exc.OperationalError)
-    if isinstance(error, sqlalchemy.exc.DBAPIError) and not (
-        error.connection_invalidated or isinstance(error, lost)
-    ):
-        raise error
-    log.warning("outage", error=type(error).__name__)
-    return Unavailable("A part of the mesh cannot be reached now.", retry_after=OUTAGE_RETRY)
-
-
 async def _outage(request: Request, error: Exception) -> JSONResponse:
     return render(unavailable(error))
 
@@ -185,44 +152,3 @@ async def _outage(request: Request, error: Exception) -> JSONResponse:
 async def _bug(request: Request, error: Exception) -> JSONResponse:
     log.error("unhandled_error", path=request.url.path, error=type(error).__name__)
     return render(MeshError("Something went wrong here. It has been logged."))
-
-
-class _BodyLimit:
-    """Takes a body in before anything parses it, and refuses one over the limit."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int, unlimited: Collection[str]) -> None:
-        self._app = app
-        self._max = max_bytes
-        self._unlimited = unlimited
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._unlimited:
-            await self._app(scope, receive, send)
-            return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        body = None
-        if declared.isdigit() and len(declared) < 16 and int(declared) <= self._max:
-            body = await self._read(receive)
-        if body is None:
-            refusal = BodyTooLarge(f"A body may have {self._max} bytes at most.")
-            await render(refusal)(scope, receive, send)
-            return
-        waiting = [body]
-
-        async def replay() -> Message:
-            return waiting.pop() if waiting else await receive()
-
-        await self._app(scope, replay, send)
-
-    async def _read(self, receive: Receive) -> Message | None:
-        """The whole body as one message; none if it is too large."""
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return message  # the client went away
-            body += message.get("body", b"")
-            if len(body) > self._max:
-                return None
-            if not message.get("more_body", False):
-                return {"type": "http.request", "body": bytes(body), "more_body": False}

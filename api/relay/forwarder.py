@@ -82,7 +82,7 @@ class Forwarding:
             else:
                 plan.refused.append(Refusal("", 0, "not_allowed"))
         plan.commands += _complaints(node_id, plan.refused, routes)
-        link = redis_keys.link(node_id)
+        link = redis_keys.relay_connection(node_id)
         plan.commands.append(("HSET", link, "session", session, "number", push.number))
         if self._upkeep.due(link):
             plan.commands.append(("EXPIRE", link, KEY_TTL))
@@ -187,7 +187,7 @@ def _plan_note(
     elif isinstance(message, Token):
         late = Refusal(message.request_id, message.epoch, EPOCH_OVER)
         plan.tokens.append((len(plan.commands), late))
-        keys = (redis_keys.live(message.request_id), redis_keys.tokens(message.request_id))
+        keys = (redis_keys.live_record(message.request_id), redis_keys.tokens(message.request_id))
         place = (message.epoch, message.index, message.token_id, message.text)
         plan.commands.append(("EVAL", APPEND_TOKEN, 2, *keys, *place))
     else:

@@ -111,7 +111,7 @@ class RelayHub:
         if hello.version != VERSION:
             raise WireError(f"The relay speaks version {VERSION}, not {hello.version}.")
         connection = secrets.token_hex(8)
-        keys = (redis_keys.link(node.node_id), redis_keys.inbox(node.node_id))
+        keys = (redis_keys.relay_connection(node.node_id), redis_keys.inbox(node.node_id))
         arguments = (connection, hello.session, KEY_TTL, node.number)
         answer = await self._do("EVAL", _GREET, 2, *keys, *arguments)
         if answer is None:
@@ -121,7 +121,7 @@ class RelayHub:
 
     async def owns(self, node_id: str, connection: str) -> bool:
         """Whether this is still the node's newest connection."""
-        owner = await self._do("HGET", redis_keys.link(node_id), "connection")
+        owner = await self._do("HGET", redis_keys.relay_connection(node_id), "connection")
         return owner is None or owner.decode() == connection
 
     async def forward(self, node_id: str, session: str, push: Push) -> PushAck:
@@ -131,7 +131,11 @@ class RelayHub:
     async def pulse(self, node_id: str, connection: str, pulse: KeepAlive, ttl: float) -> bool:
         """The node lives, for ``ttl`` seconds; what it has read is trimmed. False if another
         connection is the node's by now."""
-        keys = (redis_keys.link(node_id), redis_keys.keepalive(node_id), redis_keys.inbox(node_id))
+        keys = (
+            redis_keys.relay_connection(node_id),
+            redis_keys.keepalive(node_id),
+            redis_keys.inbox(node_id),
+        )
         state = await self._do(
             "EVAL",
             _PULSE,
@@ -150,7 +154,7 @@ class RelayHub:
 
     async def farewell(self, node_id: str, connection: str) -> None:
         """The node has said that it goes: it is dead at once, unless it is elsewhere by now."""
-        keys = (redis_keys.link(node_id), redis_keys.keepalive(node_id))
+        keys = (redis_keys.relay_connection(node_id), redis_keys.keepalive(node_id))
         await self._do("EVAL", _FAREWELL, 2, *keys, connection)
 
     @asynccontextmanager

@@ -58,7 +58,7 @@ def check_step(node_id: str, to: str, step: Step, width: int, route: RouteRecord
         return NOT_ON_ROUTE
     last = stage == len(route.nodes) - 1
     rules = {
-        "wrong_receiver": to != route.after(stage) or to == node_id,
+        "wrong_receiver": to != route.next_node(stage) or to == node_id,
         "wrong_width": width != route.width,
         "wrong_rows": step.rows > MAX_STEP_ROWS or (last and step.rows != step.wanted),
         "wrong_stage": step.replay and last,  # nobody comes after it
@@ -72,7 +72,7 @@ def check_ready(node_id: str, to: str, message: Ready, route: RouteRecord) -> st
     stage = route.stage_of(node_id)
     if stage is None:
         return NOT_ON_ROUTE
-    if to != route.edge:
+    if to != route.edge_node:
         return "wrong_receiver"
     if stage == 0 or message.stage != stage:
         return "wrong_stage"
@@ -109,7 +109,7 @@ def _ended(node_id: str, stage: int, message: Ended, route: RouteRecord) -> str 
 def _refused(node_id: str, stage: int, message: Refused, route: RouteRecord) -> str | None:
     # A node may blame itself, or, for steps that cannot be right, who sends them.
     if message.node_id != node_id and (
-        message.node_id != route.before(stage) or message.code in ITS_OWN
+        message.node_id != route.previous_node(stage) or message.code in ITS_OWN
     ):
         return "wrong_node"
     return "too_long" if len(message.code) > MAX_CODE else None

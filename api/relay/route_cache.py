@@ -47,7 +47,7 @@ class RouteCache:
 
     async def _ask(self, keys: list[Key]) -> dict[Key, RouteRecord]:
         commands: list[Command] = [
-            ("HMGET", redis_keys.live(request_id), EPOCH, ROUTE) for request_id, _ in keys
+            ("HMGET", redis_keys.live_record(request_id), EPOCH, ROUTE) for request_id, _ in keys
         ]
         answers = await self._line.call(commands)
         now = time.monotonic()

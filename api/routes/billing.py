@@ -1,16 +1,31 @@
-"""What a user has, and has signed for."""
+"""What a user has, has signed for, and has spent."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
-from api import balance
-from api.http.authentication import LoggedIn
+from api.http import rate_limits
+from api.http.authentication import BillingCaller
+from api.http.csv_export import CSV, as_csv
 from api.http.services import WithServices
+from api.http.time_range import From, To, time_range
 from api.schemas.billing import Balance
+from market.ledger.wallet_balance import balance_of
+from market.receipts import statements
 
-router = APIRouter()
+router = APIRouter(prefix="/api/billing", tags=["billing"])
 
 
-@router.get("/api/billing/balance", tags=["billing"])
-async def own_balance(caller: LoggedIn, services: WithServices) -> Balance:
+@router.get("/balance")
+async def own_balance(caller: BillingCaller, services: WithServices) -> Balance:
     """Your money: available, held, on its way in and out, and what is left of your spending cap."""
-    return await balance.balance(services, caller.wallet)
+    contract = services.settings.payments.escrow_contract
+    return Balance.of(await balance_of(services.sessions, caller.wallet, contract))
+
+
+@router.get("/usage.csv", response_class=Response, responses=CSV)
+async def usage(
+    caller: BillingCaller, services: WithServices, since: From = None, to: To = None
+) -> Response:
+    """Your jobs that ended in a span of time, as CSV, the oldest first."""
+    await rate_limits.TABLES.count(services, caller.wallet)
+    pages = statements.usage(services.sessions, caller.wallet, *time_range(since, to))
+    return await as_csv("usage.csv", statements.USAGE, pages)

@@ -1,39 +1,26 @@
-"""Nodes: registration, heartbeats, earnings (§7.2)."""
-
-import datetime as dt
+"""Nodes: registration, heartbeats, earnings (§7.2), and why a node gets no work."""
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
-from sqlalchemy import func, select
+from fastapi.security import HTTPAuthorizationCredentials
 
-from api import heartbeats, placement, providers, registering
-from api.http.authentication import Bearer, CallingRegistration
-from api.http.rate_limits import address_of, limit
-from api.http.services import WithServices
-from api.registering import Registered
-from api.schemas.base import WalletAddress, shown
-from api.schemas.nodes import HeartbeatBody, RegistrationBody
-from api.schemas.providers import Earnings, EarningsOfDay
-from market import ledger
+from api.http import rate_limits
+from api.http.authentication import Bearer, CallingNode, authenticate_current
+from api.http.rate_limits import address_of
+from api.http.services import Services, WithServices
+from api.schemas.base import WalletAddress
+from api.schemas.nodes import Acknowledged, HeartbeatBody, NodeView, Registered, RegistrationBody
+from api.schemas.providers import Earnings
 from market.errors import Forbidden
-from market.jobs.tables import Job, NodeContribution
-from market.money import ZERO, plain
-from market.nodes import live_lookup
+from market.identity.principal import Principal, Scope
+from market.membership import heartbeats, registration
+from market.membership.registration import SignedNonce
+from market.nodes.errors import NodeNotFound
 from market.nodes.tables import RegisteredNode
+from market.placement.assignments import assignment_for
+from market.providers.earnings import earnings_of
+from market.providers.node_status import node_status
 
 router = APIRouter(prefix="/api/nodes", tags=["nodes"])
-
-HISTORY = dt.timedelta(days=90)
-"""How far back earnings are told by day."""
-
-
-class Acknowledged(BaseModel):
-    status: str
-    should_rebalance: bool
-    """Load the span that follows, and serve on meanwhile."""
-    start_layer: int | None = None
-    end_layer: int | None = None
-    """The span to serve, the end not included; with layer 0 comes the edge."""
 
 
 @router.post("/register-distributed", response_model_exclude_none=True)
@@ -48,70 +35,54 @@ async def register(
     routes.
     """
     address = address_of(request, services)
-    await limit(services, services.settings.limits.registrations_per_ip, "register", address)
-    return await registering.register(services, body, bearer, address)
+    await rate_limits.REGISTRATIONS.count(services, address)
+    reply = await registration.register(
+        services,
+        body.registration(services.catalog.get(body.model_id).layers),
+        proof=await _proof(body, bearer, services),
+        name=body.node_id,
+        location=services.geoip.find(address),
+    )
+    return Registered.of(reply, services.settings.public_url)
 
 
 @router.post("/heartbeat")
 async def heartbeat(
-    body: HeartbeatBody, caller: CallingRegistration, services: WithServices
+    body: HeartbeatBody, caller: CallingNode, services: WithServices
 ) -> Acknowledged:
     """Keep a node on the routes, or take it off them with `is_healthy: false`."""
     if body.node_id != caller.node_id:
         raise Forbidden("A node may only speak for itself.")
-    await limit(services, services.settings.limits.heartbeats_per_node, "heartbeat", caller.node_id)
-    await heartbeats.take(services, caller, body)
-    orders = await placement.answer(services, caller.node_id, body)
-    start, end = orders.span or (None, None)
-    return Acknowledged(
-        status="ok", should_rebalance=orders.should_rebalance, start_layer=start, end_layer=end
-    )
+    await rate_limits.HEARTBEATS.count(services, caller.node_id)
+    figures = body.heartbeat()
+    await heartbeats.accept(services, caller, figures)
+    return Acknowledged.of(await assignment_for(services, caller.node_id, figures))
 
 
 @router.get("/earnings/{wallet_address}")
 async def earnings(wallet_address: WalletAddress, services: WithServices) -> Earnings:
     """What a provider has earned: settled and pending."""
-    wallet = wallet_address
+    return Earnings.of(await earnings_of(services, wallet_address))
+
+
+@router.get("/{node_id}")
+async def node(node_id: str, bearer: Bearer, services: WithServices) -> NodeView:
+    """A node's state, and why it gets no work: for the node itself, its wallet, and the wallet's
+    machines. To others it is not there."""
+    caller = await authenticate_current(bearer, services)
     async with services.sessions() as db:
-        owed = await ledger.balance(db, ledger.owed(wallet))
-        paid = await ledger.balance(db, ledger.paid(wallet))
-        tokens, uptime = (
-            await db.execute(
-                select(
-                    func.coalesce(func.sum(RegisteredNode.total_tokens_served), 0),
-                    providers.uptime_percent(services.settings.discovery),
-                ).where(RegisteredNode.wallet_address == wallet)
-            )
-        ).one()
-        models = await db.scalars(
-            select(RegisteredNode.model_id)
-            .where(RegisteredNode.wallet_address == wallet)
-            .distinct()
-        )
-        day = func.date(Job.completed_at)
-        history = await db.execute(
-            select(day, func.sum(NodeContribution.payment_far))
-            .join(Job, Job.id == NodeContribution.session_id)
-            .where(
-                NodeContribution.wallet_address == wallet,
-                Job.completed_at > func.now() - HISTORY,
-            )
-            .group_by(day)
-            .order_by(day)
-        )
-        days = [EarningsOfDay(date=date, amount_far=shown(amount)) for date, amount in history]
-    active = 0
-    for model_id in models:
-        nodes = await live_lookup.available_nodes(services.redis, model_id)
-        active += sum(node.wallet_address == wallet for node in nodes)
-    return Earnings(
-        wallet_address=wallet,
-        total_earned_far=shown(owed + paid),
-        total_earned_far_exact=plain(owed + paid),
-        total_tokens_served=tokens,
-        active_nodes=active,
-        avg_uptime_percent=float(uptime or ZERO),
-        pending_payout_far=shown(owed),
-        pending_payout_far_exact=plain(owed),
-        earnings_history=days,
-    )
+        row = await db.get(RegisteredNode, node_id)
+    if row is None or not caller.may_see(node_id, row.wallet_address):
+        raise NodeNotFound(f"You have no node {node_id} here.")
+    return NodeView.of(await node_status(services, row))
+
+
+async def _proof(
+    body: RegistrationBody, bearer: HTTPAuthorizationCredentials | None, services: Services
+) -> Principal | SignedNonce | None:
+    """The wallet's signature, or the machine that it let in."""
+    if body.signature is None and bearer is not None:
+        return await authenticate_current(bearer, services, Scope.REGISTER)
+    if body.signature is None or body.nonce is None:
+        return None
+    return SignedNonce(body.nonce, body.signature)

@@ -1,19 +1,21 @@
-"""For providers: their earnings and nodes at a glance (§4.2, §8.3), and why a node gets no work."""
+"""For providers: their earnings and nodes at a glance (§4.2, §8.3)."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
-from api import providers
-from api.http.authentication import Bearer, may_see_node, wallet_of_user
+from api.http import rate_limits
+from api.http.authentication import Bearer, BillingCaller, authenticate
+from api.http.csv_export import CSV, as_csv
 from api.http.services import Services, WithServices
+from api.http.time_range import From, To, time_range
 from api.schemas.base import WalletAddress
-from api.schemas.nodes import NodeView
 from api.schemas.providers import EarningsPoint, ProviderStats
-from market.nodes.errors import NodeNotFound
-from market.nodes.tables import RegisteredNode
+from market.identity.principal import Scope
+from market.providers.earnings import history_of, stats_of
+from market.receipts import statements
 
-router = APIRouter(tags=["nodes"])
+router = APIRouter(prefix="/api/provider", tags=["nodes"])
 
 Wallet = Annotated[
     WalletAddress | None, Query(description="Whose; the wallet that is logged in if not given.")
@@ -21,35 +23,36 @@ Wallet = Annotated[
 Days = Annotated[int, Query(ge=1, le=365, description="How far back.")]
 
 
-@router.get("/api/provider/stats")
+@router.get("/stats")
 async def stats(
     bearer: Bearer, services: WithServices, wallet_address: Wallet = None
 ) -> ProviderStats:
     """A provider at a glance. As his earnings, everybody may see it."""
-    return await providers.stats(services, _wallet(wallet_address, bearer, services))
+    wallet = wallet_address or _own_wallet(bearer, services)
+    return ProviderStats.of(await stats_of(services, wallet))
 
 
-@router.get("/api/provider/earnings/history")
+@router.get("/earnings/history")
 async def history(
     bearer: Bearer, services: WithServices, wallet_address: Wallet = None, days: Days = 90
 ) -> list[EarningsPoint]:
     """What a provider earned, by day, as a list that a chart takes."""
-    wallet = _wallet(wallet_address, bearer, services)
+    wallet = wallet_address or _own_wallet(bearer, services)
     async with services.sessions() as db:
-        return await providers.history(db, wallet, days)
+        return [EarningsPoint.of(day) for day in await history_of(db, wallet, days)]
 
 
-@router.get("/api/nodes/{node_id}")
-async def node(node_id: str, bearer: Bearer, services: WithServices) -> NodeView:
-    """A node's state, and why it gets no work: for the node itself, its wallet, and the wallet's
-    machines. To others it is not there."""
-    async with services.sessions() as db:
-        row = await db.get(RegisteredNode, node_id)
-    wallet = "" if row is None else row.wallet_address
-    if not await may_see_node(bearer, services, node_id, wallet) or row is None:
-        raise NodeNotFound(f"You have no node {node_id} here.")
-    return await providers.view(services, row)
+@router.get("/earnings.csv", response_class=Response, responses=CSV)
+async def earnings(
+    caller: BillingCaller, services: WithServices, since: From = None, to: To = None
+) -> Response:
+    """What your wallet's nodes earned with jobs that ended in a span of time, as CSV."""
+    await rate_limits.TABLES.count(services, caller.wallet)
+    pages = statements.earnings(services.sessions, caller.wallet, *time_range(since, to))
+    return await as_csv("earnings.csv", statements.EARNINGS, pages)
 
 
-def _wallet(given: str | None, bearer: Bearer, services: Services) -> str:
-    return wallet_of_user(bearer, services) if given is None else given
+def _own_wallet(bearer: Bearer, services: Services) -> str:
+    caller = authenticate(bearer, services)
+    caller.require(Scope.BILLING)
+    return caller.wallet

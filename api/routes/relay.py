@@ -9,14 +9,16 @@ from fastapi.security import HTTPAuthorizationCredentials
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import ClientDisconnect
 
-from api.http.authentication import Bearer, CallingRegistration, standing_registration
+from api.http import rate_limits
+from api.http.authentication import Bearer, CallingNode, current_node
 from api.http.errors import BodyTooLarge
-from api.http.problem_details import OUTAGES, render, unavailable
-from api.http.rate_limits import limit
+from api.http.problem_details import render
 from api.http.services import Services, WithServices
 from api.relay import metrics
-from api.relay.websocket import NodeWebSocket, exchange
+from api.relay.long_poll import exchange
+from api.relay.websocket import NodeWebSocket
 from market.nodes.node import NodeIncarnation
+from market.outages import OUTAGES, unavailable
 from mesh import relay
 from mesh.errors import MeshError
 
@@ -53,14 +55,14 @@ async def connect(websocket: WebSocket) -> None:
     },
 )
 async def long_poll(
-    request: Request, bearer: Bearer, node: CallingRegistration, services: WithServices
+    request: Request, bearer: Bearer, node: CallingNode, services: WithServices
 ) -> Response:
     """The same by long polls, for nodes behind proxies that let no WebSocket through: frames
     as msgpack in the body, and in the answer."""
     desk = services.relay
     with desk.seats.taken(node.node_id, "poll"), metrics.relay_polls.track_inprogress():
         body = await _read(request, desk.settings.idle)
-        admit = partial(standing_registration, bearer, services)
+        admit = partial(current_node, bearer, services)
         answer = await exchange(desk, node, body, admit)
     return Response(answer, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
 
@@ -70,9 +72,8 @@ async def _admit(websocket: WebSocket, services: Services) -> NodeIncarnation:
     bearer = None
     if scheme.lower() == "bearer" and token:
         bearer = HTTPAuthorizationCredentials(scheme=scheme, credentials=token)
-    node = await standing_registration(bearer, services)
-    rule = services.settings.limits.relay_connections_per_node
-    await limit(services, rule, "relay", node.node_id)
+    node = await current_node(bearer, services)
+    await rate_limits.RELAY_CONNECTIONS.count(services, node.node_id)
     return node
 
 

@@ -1,45 +1,25 @@
 """Where a model's weights are, for those who serve it."""
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
 
-from api.http.authentication import Bearer, consume_nonce, node_or_machine
-from api.http.rate_limits import limit
+from api.http import rate_limits
+from api.http.authentication import Bearer, authenticate_current
 from api.http.services import Services, WithServices
-from api.schemas.base import ModelId, RequestBody, WalletAddress
+from api.schemas.base import ModelId
+from api.schemas.models import FileOfModel, FilesOfModel, SignedByWallet
 from market.identity.errors import SignatureMismatch
+from market.identity.nonces import consume_nonce
+from market.identity.principal import Scope
 from mesh import signed_texts
 
 router = APIRouter(prefix="/api/models", tags=["nodes"])
 
 
-class FileOfModel(BaseModel):
-    name: str
-    size: int
-    sha256: str
-    url: str
-    """Gives ranges. It may expire: ask again then."""
-
-
-class FilesOfModel(BaseModel):
-    model_id: str
-    expires_in: int
-    """Seconds for which the URLs are good."""
-    manifest_sha256: str
-    """Of the file `far-mesh-manifest.json`, which has the SHA-256 of every tensor."""
-    files: list[FileOfModel]
-
-
-class SignedByWallet(RequestBody):
-    wallet_address: WalletAddress
-    nonce: str = Field(max_length=64)
-    signature: str = Field(max_length=200)
-
-
 @router.get("/{model_id:path}/files")
 async def files(model_id: ModelId, bearer: Bearer, services: WithServices) -> FilesOfModel:
     """Where the weights of a model are, for a machine or a node with its token."""
-    return await _files(model_id, await node_or_machine(bearer, services), services)
+    caller = await authenticate_current(bearer, services, Scope.WEIGHTS)
+    return await _files(model_id, caller.subject, services)
 
 
 @router.post("/{model_id:path}/files")
@@ -58,7 +38,7 @@ async def files_for_wallet(
 
 async def _files(model_id: str, who: str, services: Services) -> FilesOfModel:
     services.catalog.get(model_id)
-    await limit(services, services.settings.limits.weights_per_wallet, "weights", who)
+    await rate_limits.WEIGHTS.count(services, who)
     listing = await services.published.listing(model_id)
     return FilesOfModel(
         model_id=model_id,

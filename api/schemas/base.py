@@ -19,6 +19,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from market.money import plain
+
 WalletAddress = Annotated[str, StringConstraints(pattern=r"^0x[a-fA-F0-9]{40}$", to_lower=True)]
 """An EVM address; kept in lower case, so that equal wallets compare equal."""
 
@@ -82,3 +84,9 @@ class RequestBody(BaseModel):
 def shown(amount: Decimal) -> float:
     """An amount for people and charts. Never computed with: the exact string stands beside it."""
     return float(amount)
+
+
+def far(**amounts: Decimal) -> dict[str, Any]:
+    """Each amount of FAR as the number ``name_far`` and the exact string ``name_far_exact``."""
+    numbers = {f"{name}_far": shown(amount) for name, amount in amounts.items()}
+    return numbers | {f"{name}_far_exact": plain(amount) for name, amount in amounts.items()}

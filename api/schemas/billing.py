@@ -1,10 +1,12 @@
 """Balance, cap, withdrawal."""
 
 import datetime as dt
+from typing import Self
 
-from pydantic import (
-    BaseModel,
-)
+from pydantic import BaseModel
+
+from api.schemas.base import far
+from market.ledger import wallet_balance
 
 
 class Withdrawal(BaseModel):
@@ -15,6 +17,10 @@ class Withdrawal(BaseModel):
     ready_at: dt.datetime | None
     """When the contract's delay is over; none if the request was not seen on the chain."""
 
+    @classmethod
+    def of(cls, withdrawal: wallet_balance.Withdrawal) -> Self:
+        return cls(**far(amount=withdrawal.amount), ready_at=withdrawal.ready_at)
+
 
 class CapLowering(BaseModel):
     """A lower cap that the contract carries out after its delay, and that binds here at once."""
@@ -22,6 +28,10 @@ class CapLowering(BaseModel):
     maximum_far: float
     maximum_far_exact: str
     ready_at: dt.datetime
+
+    @classmethod
+    def of(cls, lowering: wallet_balance.CapLowering) -> Self:
+        return cls(**far(maximum=lowering.maximum), ready_at=lowering.ready_at)
 
 
 class Spending(BaseModel):
@@ -38,6 +48,13 @@ class Spending(BaseModel):
     left_far_exact: str
     """What may be held beyond what is spent and held."""
     lowering: CapLowering | None
+
+    @classmethod
+    def of(cls, cap: wallet_balance.CapUse) -> Self:
+        return cls(
+            **far(signed=cap.signed, spent=cap.spent, left=cap.left),
+            lowering=None if cap.lowering is None else CapLowering.of(cap.lowering),
+        )
 
 
 class Balance(BaseModel):
@@ -58,3 +75,17 @@ class Balance(BaseModel):
     """What the contract let out, or took back, after it was spent. The next deposit fills it."""
     withdrawal: Withdrawal | None
     cap: Spending
+
+    @classmethod
+    def of(cls, money: wallet_balance.Balance) -> Self:
+        return cls(
+            wallet_address=money.wallet,
+            **far(
+                available=money.available,
+                held=money.held,
+                incoming=money.incoming,
+                shortfall=money.shortfall,
+            ),
+            withdrawal=None if money.withdrawal is None else Withdrawal.of(money.withdrawal),
+            cap=Spending.of(money.cap),
+        )

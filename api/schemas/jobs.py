@@ -1,12 +1,16 @@
-"""Generate request, job as its user sees it."""
+"""A request to generate, and a job as its user sees it."""
 
 import datetime as dt
+from typing import Annotated, Self
 
-from pydantic import (
-    BaseModel,
-)
+from pydantic import BaseModel, Field, StringConstraints
 
-from market.jobs.tables import SessionStatus
+from api.schemas.base import ModelId, RequestBody, far
+from market.geo.distance import Coordinates
+from market.jobs.request import JobRequest
+from market.jobs.snapshot import JobSnapshot
+from market.jobs.tables import Job, JobStatus, NodeContribution
+from market.money import ZERO, plain
 from market.routing.tiers import Tier
 
 
@@ -25,12 +29,22 @@ class ContributionView(NodeUse):
     payment_far: float
     payment_far_exact: str
 
+    @classmethod
+    def of(cls, part: NodeContribution) -> Self:
+        return cls(
+            node_id=part.node_id,
+            layers=part.layers,
+            wallet_address=part.wallet_address,
+            tokens_contributed=part.tokens_contributed,
+            **far(payment=part.payment_far),
+        )
+
 
 class JobView(BaseModel):
     """A generation as its user sees it: the job."""
 
     request_id: str
-    status: SessionStatus
+    status: JobStatus
     model_id: str
     tier: Tier
     started_at: dt.datetime
@@ -49,3 +63,85 @@ class JobView(BaseModel):
     finish_reason: str | None
     error: str | None
     nodes_used: list[ContributionView]
+
+    @classmethod
+    def of(cls, snapshot: JobSnapshot) -> Self:
+        job = snapshot.job
+        return cls(
+            request_id=job.request_id,
+            status=JobStatus(job.status),
+            model_id=job.model_id,
+            tier=Tier(job.tier),
+            started_at=job.started_at,
+            completed_at=job.completed_at,
+            text=snapshot.text,
+            tokens_generated=snapshot.tokens_generated,
+            prompt_tokens=job.prompt_tokens,
+            **far(cost=job.total_cost_far or ZERO),
+            platform_fee_far_exact=None if job.fee_far is None else plain(job.fee_far),
+            price_per_token_far_exact=plain(job.price_per_token_far),
+            hold_far_exact=plain(job.hold_far),
+            latency_ms=job.latency_ms,
+            time_to_first_token_ms=job.first_token_ms,
+            finish_reason=job.finish_reason,
+            error=job.error_code,
+            nodes_used=[ContributionView.of(part) for part in snapshot.contributions],
+        )
+
+
+class Accepted(BaseModel):
+    """Where to find an asynchronous job."""
+
+    request_id: str
+    status: JobStatus
+    poll_url: str
+    events_url: str
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        url = f"/api/inference/jobs/{job.request_id}"
+        return cls(
+            request_id=job.request_id,
+            status=JobStatus(job.status),
+            poll_url=url,
+            events_url=f"{url}/events",
+        )
+
+
+MAX_STOP = 4
+
+StopText = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class Generate(RequestBody):
+    """A request to generate text (§7.1). Priced by generated token; the prompt is free."""
+
+    model_id: ModelId
+    prompt: str = Field(min_length=1)
+    max_tokens: int = Field(100, ge=1, le=1_000_000, strict=True)
+    temperature: float = Field(0.7, ge=0, le=2, strict=True)
+    """0 chooses the likeliest token each time."""
+    top_p: float = Field(0.9, gt=0, le=1, strict=True)
+    stream: bool = Field(False, strict=True)
+    tier: Tier = Tier.STANDARD
+    seed: int | None = Field(None, ge=0, lt=2**63, strict=True)
+    """The same seed and request give the same text."""
+    stop: list[StopText] = Field([], max_length=MAX_STOP)
+    """Generation ends before any of these."""
+
+    def job_request(self, near: Coordinates | None) -> JobRequest:
+        """
+        Args:
+            near: About where the user is, in whole degrees.
+        """
+        return JobRequest(
+            model_id=self.model_id,
+            prompt=self.prompt,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop=self.stop,
+            tier=self.tier,
+            near=near,
+        )

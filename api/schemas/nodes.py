@@ -1,17 +1,23 @@
 """Registration, heartbeat, node view."""
 
 import datetime as dt
+from dataclasses import fields
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import (
-    BaseModel,
-    Field,
-    field_validator,
+from pydantic import BaseModel, Field, field_validator
+
+from api.schemas.base import Address, Label, ModelId, Name, RequestBody, WalletAddress, far
+from market.errors import InvalidRequest
+from market.membership.registration import checked_span
+from market.providers.node_status import NodeState, NodeStatus
+from mesh.node_api import (
+    DhtAccess,
+    Heartbeat,
+    HeartbeatReply,
+    NodeRegistration,
+    RegistrationReply,
 )
-
-from api.schemas.base import Address, Label, ModelId, Name, RequestBody, WalletAddress
-from market.providers.node_status import NodeState
 
 MAX_LAYERS = 1024
 """No model has as many; bounds what a registration may list."""
@@ -63,6 +69,55 @@ class RegistrationBody(RequestBody):
             raise ValueError("the layers are not consecutive")
         return layers
 
+    def registration(self, layers: int) -> NodeRegistration:
+        """What the node says of itself, with the span that it means, whichever way it says it.
+
+        Args:
+            layers: Of the model.
+
+        Raises:
+            InvalidRequest: the span is not within the model, or is said in two ways that differ.
+        """
+        start, end = self.start_layer, self.end_layer
+        if not self.placeable:
+            start, end = self._span(layers)
+        return NodeRegistration(
+            wallet_address=self.wallet_address,
+            model_id=self.model_id,
+            start_layer=start,
+            end_layer=end,
+            edge=self.edge,
+            placeable=self.placeable,
+            gpu_model=self.gpu_model,
+            vram_gb=self.vram_gb,
+            public_addr=self.public_addr,
+            location=self.location,
+            latitude=self.latitude,
+            longitude=self.longitude,
+            device_id=self.device_id,
+            gpu_index=self.gpu_index,
+            quantization=self.quantization,
+            memory_bytes=self.memory_bytes,
+            max_sessions=self.max_sessions,
+            min_price=None if self.min_price is None else str(self.min_price),
+            dht_key=self.dht_key,
+        )
+
+    def _span(self, layers: int) -> tuple[int, int]:
+        if not self.layers_served:
+            return checked_span(self.start_layer, self.end_layer, layers)
+        listed = self.layers_served[0], self.layers_served[-1] + 1
+        end = layers if self.end_layer is None else self.end_layer
+        given = {"start_layer": self.start_layer, "end_layer": end}
+        for (name, value), layer in zip(given.items(), listed, strict=True):
+            if name in self.model_fields_set and value != layer:
+                raise InvalidRequest(
+                    f"{name} is {value}, and layers_served are those from {listed[0]} to "
+                    f"{listed[1]}. One of them is enough.",
+                    code="layers_served_mismatch",
+                )
+        return checked_span(*listed, layers, field="layers_served")
+
 
 Layer = Annotated[int, Field(ge=0, le=100_000)]
 
@@ -101,6 +156,11 @@ class HeartbeatBody(RequestBody):
     last_seen: dt.datetime | None = None
     """The specification has it. What counts is when the platform hears the node."""
 
+    def heartbeat(self) -> Heartbeat:
+        """The figures, without what the platform knows better."""
+        names = [field.name for field in fields(Heartbeat)]
+        return Heartbeat(**{name: getattr(self, name) for name in names})
+
 
 class NodeView(BaseModel):
     """A node as its provider sees it."""
@@ -128,3 +188,71 @@ class NodeView(BaseModel):
     skipped: dict[str, int]
     """How often it was not on a route, by reason, in this hour and the one before; of the choices
     that were looked at."""
+
+    @classmethod
+    def of(cls, node: NodeStatus) -> Self:
+        return cls(
+            node_id=node.node_id,
+            wallet_address=node.wallet,
+            model_id=node.model_id,
+            state=node.state,
+            layers_served=list(range(*node.span)),
+            edge=node.edge,
+            placeable=node.placeable,
+            moving_to=node.moving_to,
+            last_heartbeat=node.last_heartbeat,
+            current_requests=node.current_requests,
+            latency_ms=node.latency_ms,
+            hop_ms=node.hop_ms,
+            throughput_tokens_per_sec=node.throughput_tokens_per_sec,
+            total_tokens_served=node.tokens_served,
+            **far(total_earned=node.earned),
+            uptime_percent=node.uptime_percent,
+            skipped=node.skipped,
+        )
+
+
+class Registered(BaseModel):
+    node_id: str
+    status: str
+    discovery_url: str
+    heartbeat_interval_sec: float
+    node_token: str
+    """Bearer token of this node, for heartbeats; worth nothing elsewhere, and nothing any more once
+    the node registers again."""
+    layers_served: list[int]
+    edge: bool
+    """Whether it serves the edge, too."""
+    dht: DhtAccess | None
+    """Only for the node that sent a `dht_key`, and where there is a DHT."""
+
+    @classmethod
+    def of(cls, reply: RegistrationReply, discovery_url: str) -> Self:
+        return cls(
+            node_id=reply.node_id,
+            status="registered",
+            discovery_url=discovery_url,
+            heartbeat_interval_sec=reply.heartbeat_interval_sec,
+            node_token=reply.node_token,
+            layers_served=list(reply.layers_served),
+            edge=reply.edge,
+            dht=reply.dht,
+        )
+
+
+class Acknowledged(BaseModel):
+    status: str
+    should_rebalance: bool
+    """Load the span that follows, and serve on meanwhile."""
+    start_layer: int | None = None
+    end_layer: int | None = None
+    """The span to serve, the end not included; with layer 0 comes the edge."""
+
+    @classmethod
+    def of(cls, reply: HeartbeatReply) -> Self:
+        return cls(
+            status="ok",
+            should_rebalance=reply.should_rebalance,
+            start_layer=reply.start_layer,
+            end_layer=reply.end_layer,
+        )

@@ -1,18 +1,22 @@
 """Earnings, stats, history."""
 
 import datetime as dt
+from typing import Self
 
-from pydantic import (
-    BaseModel,
-    Field,
-)
+from pydantic import BaseModel, Field
 
-from api.schemas.base import WalletAddress
+from api.schemas.base import WalletAddress, far, shown
+from market.money import plain
+from market.providers import earnings
 
 
 class EarningsOfDay(BaseModel):
     date: dt.date
     amount_far: float
+
+    @classmethod
+    def of(cls, day: earnings.EarningsOfDay) -> Self:
+        return cls(date=day.date, amount_far=shown(day.amount))
 
 
 class Earnings(BaseModel):
@@ -27,6 +31,19 @@ class Earnings(BaseModel):
     pending_payout_far: float
     pending_payout_far_exact: str
     earnings_history: list[EarningsOfDay]
+
+    @classmethod
+    def of(cls, earned: earnings.Earnings) -> Self:
+        totals = earned.totals
+        return cls(
+            wallet_address=earned.wallet,
+            **far(total_earned=totals.earned),
+            total_tokens_served=totals.tokens_served,
+            active_nodes=earned.active_nodes,
+            avg_uptime_percent=totals.uptime_percent,
+            **far(pending_payout=totals.owed),
+            earnings_history=[EarningsOfDay.of(day) for day in earned.history],
+        )
 
 
 class ProviderStats(BaseModel):
@@ -44,6 +61,20 @@ class ProviderStats(BaseModel):
     failed_requests: int = Field(ge=0)
     """That failed after his nodes had been given a part, whoever was to blame."""
 
+    @classmethod
+    def of(cls, stats: earnings.ProviderStats) -> Self:
+        return cls(
+            wallet_address=stats.wallet,
+            total_tokens_served=stats.totals.tokens_served,
+            total_earned_far=shown(stats.totals.earned),
+            active_nodes=stats.active_nodes,
+            uptime_percent=stats.totals.uptime_percent,
+            avg_latency_ms=stats.latency_ms,
+            reliability_score=None,
+            total_requests_served=stats.requests_served,
+            failed_requests=stats.requests_failed,
+        )
+
 
 class EarningsPoint(BaseModel):
     """A day of a provider's earnings (§4.2), in FAR."""
@@ -51,3 +82,7 @@ class EarningsPoint(BaseModel):
     date: dt.date
     amount: float
     amount_exact: str
+
+    @classmethod
+    def of(cls, day: earnings.EarningsOfDay) -> Self:
+        return cls(date=day.date, amount=shown(day.amount), amount_exact=plain(day.amount))

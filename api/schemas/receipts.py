@@ -1,12 +1,14 @@
 """Receipt, batch, usage line."""
 
 import datetime as dt
+from typing import Self
 
-from pydantic import (
-    BaseModel,
-)
+from pydantic import BaseModel
 
+from api.schemas.base import shown
 from api.schemas.jobs import ContributionView
+from market.money import plain
+from market.receipts import receipt
 from market.receipts.receipt import ReceiptStatus
 
 
@@ -24,6 +26,18 @@ class UsageLine(BaseModel):
     proof: list[str]
     """32 bytes each, as hex, from the line's sibling up."""
 
+    @classmethod
+    def of(cls, proven: receipt.ProvenLine) -> Self:
+        line = proven.line
+        return cls(
+            request_id="0x" + line.request_id.hex(),
+            user=line.user,
+            provider=line.provider,
+            tokens=line.tokens,
+            amount=str(line.amount),
+            proof=["0x" + node.hex() for node in proven.proof],
+        )
+
 
 class ReceiptBatch(BaseModel):
     """The on-chain transaction that paid a generation, with many others."""
@@ -36,6 +50,17 @@ class ReceiptBatch(BaseModel):
     usage_root: str | None
     """What the contract keeps of the batch's lines; none on a contract that kept nothing."""
     lines: list[UsageLine]
+
+    @classmethod
+    def of(cls, batch: receipt.ReceiptBatch) -> Self:
+        return cls(
+            batch_id=batch.batch_id,
+            contract=batch.contract,
+            transaction_hash=batch.transaction_hash,
+            block_number=batch.block_number,
+            usage_root=batch.usage_root,
+            lines=[UsageLine.of(line) for line in batch.lines],
+        )
 
 
 class Receipt(BaseModel):
@@ -53,3 +78,20 @@ class Receipt(BaseModel):
     platform_fee_far_exact: str | None
     served: list[ContributionView]
     batch: ReceiptBatch | None
+
+    @classmethod
+    def of(cls, given: receipt.Receipt) -> Self:
+        return cls(
+            request_id=given.request_id,
+            status=given.status,
+            model_id=given.model_id,
+            user_wallet=given.user_wallet,
+            completed_at=given.completed_at,
+            prompt_tokens=given.prompt_tokens,
+            tokens_generated=given.tokens_generated,
+            cost_far=None if given.cost is None else shown(given.cost),
+            cost_far_exact=None if given.cost is None else plain(given.cost),
+            platform_fee_far_exact=None if given.fee is None else plain(given.fee),
+            served=[ContributionView.of(part) for part in given.served],
+            batch=None if given.batch is None else ReceiptBatch.of(given.batch),
+        )

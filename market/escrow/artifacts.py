@@ -5,7 +5,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-ARTIFACTS = Path(__file__).parent.parent.parent / "contracts" / "artifacts"
+ARTIFACTS = Path(__file__).parent / "compiled"
+"""A link to ``contracts/artifacts``; in a wheel, their files."""
 
 
 @lru_cache

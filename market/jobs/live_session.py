@@ -1,4 +1,4 @@
-"""A generation's streams in Redis: its tokens for readers, its events for the supervisor.
+"""A running job in Redis: the epoch that may write, its tokens, and how it ended.
 
 Why every reader sees each token exactly once, in order: token *i* is written with the explicit
 stream ID ``i+1-0``, by a script that first compares the epoch and the length. A writer of an old
@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgpack
-import structlog
 from redis.asyncio import Redis
 
 from mesh import redis_keys
 from mesh.route_record import EPOCH, ROUTE, RouteRecord, epoch_of
-from mesh.token_stream import START, index_of
-
-log = structlog.get_logger()
-
+from mesh.token_stream import START, token_count_at
 
 _SEAL = """
 redis.call('HSET', KEYS[1], 'epoch', 'sealed')
@@ -29,91 +25,93 @@ return redis.call('XLEN', KEYS[2])
 
 @dataclass(frozen=True, slots=True)
 class TokenEntry:
-    """One token as readers see it. ``entry`` is the stream ID to resume after."""
+    """One token of a stream. ``entry_id``: the stream ID after which a reader resumes."""
 
-    entry: str
+    entry_id: str
     token_id: int
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class EndEntry:
-    """The last entry of a stream: how the generation ended."""
+    """The last entry of a stream, under ``entry_id``: how the generation ended."""
 
-    entry: str
+    entry_id: str
     outcome: dict[str, Any]
 
 
 async def begin_epoch(
     redis: Redis, request_id: str, epoch: int, route: RouteRecord, *, ttl: int
 ) -> None:
-    """From here on only this epoch may append tokens, and its nodes send each other steps.
-    ``ttl``: seconds."""
+    """Let only the nodes of this epoch append tokens and send each other steps from now on.
+    ``ttl``: seconds for which the generation's record and tokens are kept."""
     async with redis.pipeline(transaction=True) as pipe:
-        pipe.hset(redis_keys.live(request_id), mapping={EPOCH: epoch, ROUTE: route.pack()})
-        pipe.expire(redis_keys.live(request_id), ttl)
+        pipe.hset(redis_keys.live_record(request_id), mapping={EPOCH: epoch, ROUTE: route.pack()})
+        pipe.expire(redis_keys.live_record(request_id), ttl)
         pipe.expire(redis_keys.tokens(request_id), ttl)
         await pipe.execute()
 
 
 async def current_epoch(redis: Redis, request_id: str) -> int | None:
     """The epoch that may write now; none if the record is gone or sealed."""
-    return epoch_of(await redis.hget(redis_keys.live(request_id), EPOCH))  # type: ignore[misc]
+    return epoch_of(await redis.hget(redis_keys.live_record(request_id), EPOCH))  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationProgress:
-    """How a generation stands: the epoch that may write (none if the record is gone or sealed),
-    the number of tokens, and which of its nodes have a pulse."""
+    """How far a generation is: the epoch that may write (none if the record is gone or sealed), the
+    number of tokens, and those of the nodes asked for whose keep-alive has not expired."""
 
     epoch: int | None
     tokens: int
-    beating: set[str]
+    responding: set[str]
 
 
 async def progress(redis: Redis, request_id: str, node_ids: Sequence[str]) -> GenerationProgress:
-    """All that a supervisor looks at, in one round trip."""
+    """What a supervisor polls, in one round trip. ``node_ids``: nodes of the route."""
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.hget(redis_keys.live(request_id), EPOCH)
+        pipe.hget(redis_keys.live_record(request_id), EPOCH)
         pipe.xrevrange(redis_keys.tokens(request_id), count=1)
         for node_id in node_ids:
             pipe.exists(redis_keys.keepalive(node_id))
-        epoch, newest, *beats = await pipe.execute()
+        epoch, newest, *keepalives = await pipe.execute()
     return GenerationProgress(
         epoch=epoch_of(epoch),
-        tokens=index_of(newest[0][0].decode()) if newest else 0,
-        beating={node_id for node_id, beat in zip(node_ids, beats, strict=True) if beat},
+        tokens=token_count_at(newest[0][0].decode()) if newest else 0,
+        responding={node_id for node_id, alive in zip(node_ids, keepalives, strict=True) if alive},
     )
 
 
 async def first_token_at(redis: Redis, request_id: str) -> float | None:
     """When the first token was written (Unix time, Redis' clock)."""
-    value = await redis.hget(redis_keys.live(request_id), "first")  # type: ignore[misc]
+    value = await redis.hget(redis_keys.live_record(request_id), "first")  # type: ignore[misc]
     return None if value is None else float(value)
 
 
 async def seal(redis: Redis, request_id: str, *, ttl: int) -> int:
-    """Let nobody append any more. Returns the number of tokens, which is now final."""
+    """Let nobody append tokens any more; returns their number, which is now final. ``ttl``: seconds
+    for which the record is kept."""
     count: int = await redis.eval(  # type: ignore[misc]
-        _SEAL, 2, redis_keys.live(request_id), redis_keys.tokens(request_id), str(ttl)
+        _SEAL, 2, redis_keys.live_record(request_id), redis_keys.tokens(request_id), str(ttl)
     )
     return count
 
 
 async def finish(redis: Redis, request_id: str, outcome: dict[str, Any], *, ttl: int) -> None:
-    """Write the summary after the last token and let both streams expire after ``ttl`` seconds."""
+    """Write how the generation ended after its last token, unless that was done, and let its tokens
+    and events expire after ``ttl`` seconds."""
     stream = redis_keys.tokens(request_id)
-    last = await last_entry(redis, request_id)
+    last = await last_entry_id(redis, request_id)
     async with redis.pipeline(transaction=True) as pipe:
         if not last.endswith("-1"):
             # If Redis has lost tokens that the outcome counts, the entry's ID shows it to readers.
-            pipe.xadd(stream, {"s": msgpack.packb(outcome)}, id=f"{index_of(last)}-1")
+            pipe.xadd(stream, {"s": msgpack.packb(outcome)}, id=f"{token_count_at(last)}-1")
         pipe.expire(stream, ttl)
         pipe.expire(redis_keys.events(request_id), ttl)
         await pipe.execute()
 
 
-async def last_entry(redis: Redis, request_id: str) -> str:
+async def last_entry_id(redis: Redis, request_id: str) -> str:
     """ID of the newest entry of the token stream, ``0-0`` if there is none."""
     newest = await redis.xrevrange(redis_keys.tokens(request_id), count=1)
     return newest[0][0].decode() if newest else START
@@ -122,19 +120,19 @@ async def last_entry(redis: Redis, request_id: str) -> str:
 async def read(
     redis: Redis, request_id: str, after: str, *, wait: float = 0
 ) -> list[TokenEntry | EndEntry]:
-    """What follows the entry ``after``; waits up to ``wait`` seconds if there is nothing yet."""
-    answer = await redis.xread({redis_keys.tokens(request_id): after}, block=milliseconds(wait))
+    """Entries after the ID ``after``; waits up to ``wait`` seconds if there are none yet."""
+    answer = await redis.xread({redis_keys.tokens(request_id): after}, block=block_ms(wait))
     if not answer:
         return []
-    return [_entry(entry.decode(), fields) for entry, fields in answer[0][1]]
+    return [_entry(entry_id.decode(), fields) for entry_id, fields in answer[0][1]]
 
 
-def _entry(entry: str, fields: dict[bytes, bytes]) -> TokenEntry | EndEntry:
+def _entry(entry_id: str, fields: dict[bytes, bytes]) -> TokenEntry | EndEntry:
     if b"s" in fields:
-        return EndEntry(entry, msgpack.unpackb(fields[b"s"]))
-    return TokenEntry(entry, int(fields[b"i"]), fields[b"t"].decode())
+        return EndEntry(entry_id, msgpack.unpackb(fields[b"s"]))
+    return TokenEntry(entry_id, int(fields[b"i"]), fields[b"t"].decode())
 
 
-def milliseconds(wait: float) -> int | None:
-    """For BLOCK, where 0 would mean for ever."""
+def block_ms(wait: float) -> int | None:
+    """``wait`` seconds for BLOCK, for which 0 would mean for ever; none if there is no wait."""
     return max(1, round(wait * 1000)) if wait else None

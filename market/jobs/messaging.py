@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import structlog
 from redis.asyncio import Redis
 
-from market.jobs.live_session import milliseconds
+from market.jobs.live_session import block_ms
 from mesh import redis_keys, wire
 from mesh.errors import WireError
 
@@ -13,7 +13,8 @@ log = structlog.get_logger()
 
 
 async def publish_event(redis: Redis, message: wire.ControlMessage, *, ttl: int = 3600) -> None:
-    """Put a message among the events of its generation, which its supervisor reads."""
+    """Append a message to the events of its generation, for its supervisor. ``ttl``: seconds for
+    which events that nobody adds to are kept."""
     key = redis_keys.events(message.request_id)
     async with redis.pipeline(transaction=True) as pipe:
         pipe.xadd(key, wire.encode(message))  # type: ignore[arg-type]
@@ -24,16 +25,18 @@ async def publish_event(redis: Redis, message: wire.ControlMessage, *, ttl: int 
 async def read_events(
     redis: Redis, request_id: str, after: str, *, wait: float
 ) -> tuple[str, Sequence[wire.ControlMessage]]:
-    """Events after an ID, waiting up to ``wait`` seconds; and the ID to go on from."""
-    answer = await redis.xread({redis_keys.events(request_id): after}, block=milliseconds(wait))
+    """The ID to go on from, and the events after the ID ``after``; waits up to ``wait`` seconds if
+    there are none yet."""
+    answer = await redis.xread({redis_keys.events(request_id): after}, block=block_ms(wait))
     if not answer:
         return after, []
     entries = answer[0][1]
-    return entries[-1][0].decode(), [note for _, fields in entries for note in _note(fields)]
+    return entries[-1][0].decode(), [event for _, fields in entries for event in _decode(fields)]
 
 
-def _note(fields: dict[bytes, bytes]) -> list[wire.ControlMessage]:
-    """The entry's message, or nothing: what another version or a stranger wrote stops nobody."""
+def _decode(fields: dict[bytes, bytes]) -> list[wire.ControlMessage]:
+    """An entry's message; nothing for what another version or a stranger wrote, which must not stop
+    the reader."""
     try:
         message = wire.decode(fields)
     except WireError as error:
@@ -45,7 +48,8 @@ def _note(fields: dict[bytes, bytes]) -> list[wire.ControlMessage]:
 async def send_to_inbox(
     redis: Redis, node_id: str, messages: Sequence[wire.Message], *, ttl: int
 ) -> None:
-    """Put messages into a node's inbox. ``ttl``: seconds after which an unread inbox is gone."""
+    """Append messages to a node's inbox. ``ttl``: seconds after which an inbox is gone that nobody
+    adds to."""
     key = redis_keys.inbox(node_id)
     async with redis.pipeline(transaction=True) as pipe:
         for message in messages:

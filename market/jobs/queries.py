@@ -1,4 +1,4 @@
-"""A generation's state in Postgres: reading it, ending it, and saying how it ended."""
+"""Jobs read from Postgres: one job, who served it, how it ended."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,15 @@ from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, plain
 
 ENDED = ("completed", "failed")
+"""States that a job does not leave."""
 
 SUPERVISE = "supervise"
 """The workers' task that takes a generation up, or takes it over."""
 
 
 async def find(db: AsyncSession, request_id: str) -> Job | None:
-    """The job of a request id, without its sealed prompt: only a supervisor needs that."""
+    """The job of a request id, without its encrypted prompt, which only a
+    supervisor needs; none if there is no such job."""
     return await db.scalar(
         select(Job).where(Job.request_id == request_id).options(defer(Job.request_cipher))
     )
@@ -34,7 +36,7 @@ async def contributions(db: AsyncSession, job: Job) -> Sequence[NodeContribution
 
 
 async def outcome(db: AsyncSession, job: Job) -> dict[str, Any]:
-    """How an ended job ended, as the last event of its stream says it (§7.1)."""
+    """How a job ended, as the last event of its stream says it (§7.1 of the specification)."""
     return {
         "status": job.status,
         "total_tokens": job.token_count,

@@ -1,4 +1,4 @@
-"""Generations, the nodes that serve them, and the tasks that they make."""
+"""Generations, the nodes on their routes, and what each node earned by them."""
 
 import datetime as dt
 import uuid
@@ -132,7 +132,7 @@ class NodeContribution(Base):
     paid_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
 
 
-class SessionStatus(StrEnum):
+class JobStatus(StrEnum):
     PENDING = "pending"
     ACTIVE = "active"
     COMPLETED = "completed"

@@ -1,4 +1,4 @@
-"""Unknown, taken, superseded."""
+"""No such node; its id is taken; it has registered again."""
 
 from mesh.errors import MeshError, NotFound
 

@@ -1,4 +1,4 @@
-"""Free KV positions, and taking some."""
+"""KV cache reserved on nodes before they are asked to open a generation."""
 
 from collections.abc import Sequence
 
@@ -8,33 +8,36 @@ from mesh import redis_keys
 
 
 async def free_kv_of(redis: Redis, node_ids: Sequence[str]) -> dict[str, int]:
-    """Positions that each node has KV room for; nodes whose process does not run are missing.
-    Unlike a heartbeat, a pulse tells of a death within a second."""
+    """Free positions in each node's KV cache, without the nodes whose process does not run.
+
+    Unlike a heartbeat, a keep-alive tells within a second that a process has ended.
+    """
     async with redis.pipeline(transaction=False) as pipe:
         for node_id in node_ids:
             pipe.get(redis_keys.keepalive(node_id))
         answers = await pipe.execute()
     return {
-        node_id: int(room)
-        for node_id, room in zip(node_ids, answers, strict=True)
-        if room is not None
+        node_id: int(free)
+        for node_id, free in zip(node_ids, answers, strict=True)
+        if free is not None
     }
 
 
 _RESERVE = """
-local room = tonumber(redis.call('GET', KEYS[1]) or '-1')
-if room < tonumber(ARGV[1]) then return 0 end
+local free = tonumber(redis.call('GET', KEYS[1]) or '-1')
+if free < tonumber(ARGV[1]) then return 0 end
 redis.call('DECRBY', KEYS[1], ARGV[1])
 return 1
 """
 
 
 async def reserve_kv(redis: Redis, node_ids: Sequence[str], positions: int) -> bool:
-    """Take KV room on each node, so that nobody else counts on it; false if one has none left.
+    """Reserve ``positions`` in the KV cache of each node, so that no other generation counts on
+    them; false if a node has too few.
 
-    Holds until the node's next pulse, which mostly knows by then what it was asked to open; what
-    slips through, the node refuses. So nobody has anything to give back: not a supervisor that
-    dies, nor one that got room on some nodes only.
+    A reservation lasts until the node's next keep-alive, which mostly accounts for what the node
+    was asked to open; a generation that fits no more is refused by the node. So reservations are
+    never given back: neither by a supervisor that fails, nor by one that got only some nodes.
     """
     async with redis.pipeline(transaction=False) as pipe:
         for node_id in node_ids:

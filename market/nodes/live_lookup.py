@@ -1,4 +1,4 @@
-"""Live nodes of a model, one node."""
+"""Live nodes as routes read them: those of a model, or one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,30 +12,30 @@ from mesh import redis_keys
 
 @dataclass(frozen=True, slots=True)
 class LiveNode:
-    """A node whose last heartbeat is within its time to live. ``cooling_down``: it failed a
-    generation a moment ago."""
+    """A node whose last heartbeat is no longer ago than the TTL. ``cooling_down``: the node failed
+    a generation a moment ago."""
 
     node: Node
     cooling_down: bool
 
     @property
     def available(self) -> bool:
-        """Whether routes may count on it."""
+        """Whether routes may use the node."""
         return self.node.is_healthy and not self.cooling_down
 
 
 async def available_nodes(redis: Redis, model_id: str) -> list[Node]:
-    """Healthy nodes of a model, without those that cool down."""
-    return [seen.node for seen in await live_nodes(redis, model_id) if seen.available]
+    """Healthy nodes of a model without those that are cooling down."""
+    return [live.node for live in await live_nodes(redis, model_id) if live.available]
 
 
 async def healthy_nodes(redis: Redis, model_id: str) -> list[Node]:
-    """Healthy nodes of a model, also those that cool down."""
-    return [seen.node for seen in await live_nodes(redis, model_id) if seen.node.is_healthy]
+    """Healthy nodes of a model, including those that are cooling down."""
+    return [live.node for live in await live_nodes(redis, model_id) if live.node.is_healthy]
 
 
 async def live_node(redis: Redis, node_id: str) -> LiveNode | None:
-    """One node, if it was heard of within its time to live."""
+    """One node; none if it is not alive."""
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hmget(redis_keys.node(node_id), FIELD_NAMES)
         pipe.exists(redis_keys.cooldown(node_id))
@@ -45,7 +45,8 @@ async def live_node(redis: Redis, node_id: str) -> LiveNode | None:
 
 
 async def live_nodes(redis: Redis, model_id: str) -> list[LiveNode]:
-    """All nodes of a model that were heard of. Two round trips, however many."""
+    """All live nodes of a model, in two round trips however many there are. Nodes that are gone, or
+    serve another model now, are dropped from the model's set."""
     ids = sorted(m.decode() for m in await redis.smembers(redis_keys.model_nodes(model_id)))  # type: ignore[misc]
     if not ids:
         return []
@@ -68,10 +69,10 @@ async def live_nodes(redis: Redis, model_id: str) -> list[LiveNode]:
 
 
 async def _drop(redis: Redis, model_id: str, node_ids: Sequence[str]) -> None:
-    """Take nodes out of a model's index; but not one that comes back at this very moment."""
-    index = redis_keys.model_nodes(model_id)
+    """Take nodes out of a model's set, but not one that has come back at this very moment."""
+    members = redis_keys.model_nodes(model_id)
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.srem(index, *node_ids)
+        pipe.srem(members, *node_ids)
         for node_id in node_ids:
             pipe.hget(redis_keys.node(node_id), "model_id")
         _, *models = await pipe.execute()
@@ -81,4 +82,4 @@ async def _drop(redis: Redis, model_id: str, node_ids: Sequence[str]) -> None:
         if model == model_id.encode()
     ]
     if back:
-        await redis.sadd(index, *back)  # type: ignore[misc]
+        await redis.sadd(members, *back)  # type: ignore[misc]

@@ -1,11 +1,10 @@
-"""Who is alive: each node's last heartbeat, in Redis, gone after its time to live.
+"""Which nodes are alive: the last heartbeat of each, in Redis, gone after its TTL.
 
 Rebuilt by the next heartbeats if Redis is lost; what must not be lost (wallets, spans) is in
 Postgres.
 
-A node has one record, whoever says to be it. Each registration of a node counts up, and whoever
-registered last is the node: a record is never overwritten, kept alive or removed in the name of an
-earlier registration.
+A node has one record. Each registration of a node counts up, and whoever registered last is the
+node: a record is never overwritten, kept alive or removed in the name of an earlier registration.
 """
 
 from collections.abc import Mapping
@@ -19,10 +18,10 @@ from market.nodes.record_codec import FIELD_NAMES, to_text
 from mesh import redis_keys
 
 UNSAVED_TTL = 7 * 24 * 3600
-"""Seconds for which the uptime of a node that died is kept, until it comes back."""
+"""Seconds for which the uptime of a node that is gone is kept, in case it comes back."""
 
 
-_ANNOUNCE = """
+_PUT = """
 local known = redis.call('HGET', KEYS[1], 'registration')
 if known and tonumber(known) > tonumber(ARGV[1]) then return 0 end
 redis.call('DEL', KEYS[1])
@@ -32,15 +31,13 @@ return 1
 """
 
 
-async def announce(redis: Redis, node: Node, *, ttl: float) -> bool:
-    """Put a node on the routes, where it is for ``ttl`` seconds after this or its last beat.
-
-    False, and nothing is done: it has registered again since.
-    """
+async def put(redis: Redis, node: Node, *, ttl: float) -> bool:
+    """Let routes use a node, until ``ttl`` seconds after this or its last heartbeat; false, and
+    nothing is done, if the node has registered again since."""
     record = [part for name in FIELD_NAMES for part in (name, to_text(getattr(node, name)))]
     milliseconds = round(ttl * 1000)
     written: int = await redis.eval(  # type: ignore[misc]
-        _ANNOUNCE,
+        _PUT,
         1,
         redis_keys.node(node.node_id),
         str(node.registration),
@@ -54,10 +51,10 @@ async def announce(redis: Redis, node: Node, *, ttl: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatResult:
-    """What the registry says to a heartbeat.
+    """What became of a heartbeat.
 
     ``state``: ``kept``; ``unknown``, if there is no record to keep alive; ``superseded``, if the
-    node has registered again since. ``uptime``: seconds heard that are not in Postgres yet.
+    node has registered again since. ``uptime``: seconds of uptime that are not in Postgres yet.
     """
 
     state: Literal["kept", "unknown", "superseded"]
@@ -69,7 +66,7 @@ class HeartbeatResult:
 
 # Whole milliseconds, for INCRBY: in Redis 6.2, INCRBYFLOAT in a script corrupts its memory, as it
 # shrinks the arguments' array that scripts share.
-_BEAT = """
+_HEARTBEAT = """
 local known = redis.call(
     'HMGET', KEYS[1], 'registration', 'last_seen', 'wallet_address', 'model_id', 'trusted')
 local mine = tonumber(ARGV[1])
@@ -93,19 +90,21 @@ async def record_heartbeat(
     now: float,
     ttl: float,
 ) -> HeartbeatResult:
-    """Keep a node on the routes with what it has measured: one round trip.
+    """Keep a node alive with what it has measured, in one round trip.
 
-    Its record is there only if the last beat is no longer than the TTL ago, so the time since then
+    A record exists only if the last heartbeat is no longer ago than the TTL, so the time since then
     counts as uptime.
 
     Args:
-        measured: Fields of :class:`Node`.
-        now: Seconds since 1970.
+        registration: The registration that the heartbeat was sent under.
+        measured: New values of fields of :class:`Node`.
+        now: Unix time.
+        ttl: Seconds that the record lasts.
     """
     changes = [part for name, value in measured.items() for part in (name, to_text(value))]
     milliseconds = round(ttl * 1000)
     state, uptime, wallet, model_id, trusted = await redis.eval(  # type: ignore[misc]
-        _BEAT,
+        _HEARTBEAT,
         2,
         redis_keys.node(node_id),
         redis_keys.unsaved_uptime(node_id),
@@ -125,16 +124,16 @@ async def record_heartbeat(
 
 
 async def unsaved_uptime(redis: Redis, node_id: str) -> float:
-    """Seconds that a node was heard and that are not in Postgres yet."""
+    """Seconds of a node's uptime that are not in Postgres yet."""
     return int(await redis.get(redis_keys.unsaved_uptime(node_id)) or 0) / 1000
 
 
-async def uptime_saved(redis: Redis, node_id: str, seconds: float) -> None:
-    """So many of them are in Postgres now."""
+async def mark_uptime_saved(redis: Redis, node_id: str, seconds: float) -> None:
+    """Take off the uptime of a node what is in Postgres now."""
     await redis.decrby(redis_keys.unsaved_uptime(node_id), round(1000 * seconds))
 
 
-_FORGET = """
+_EVICT = """
 local known = redis.call('HGET', KEYS[1], 'registration')
 if known and tonumber(known) > tonumber(ARGV[1]) then return 0 end
 return redis.call('DEL', KEYS[1])
@@ -145,14 +144,14 @@ async def evict(redis: Redis, node_id: str, model_id: str, registration: int = 2
     """Take a node off the routes now; its next heartbeat, if there is one, puts it back.
 
     Args:
-        registration: Only if it has not registered again since.
+        registration: The node stays if it has registered again since this registration.
     """
-    removed = await redis.eval(_FORGET, 1, redis_keys.node(node_id), str(registration))  # type: ignore[misc]
+    removed = await redis.eval(_EVICT, 1, redis_keys.node(node_id), str(registration))  # type: ignore[misc]
     if removed:
         await redis.srem(redis_keys.model_nodes(model_id), node_id)  # type: ignore[misc]
 
 
-_MOVE = """
+_CHANGE_SPAN = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('HSET', KEYS[1], 'start_layer', ARGV[1], 'end_layer', ARGV[2], 'edge', ARGV[3],
            'latency_ms', '0.0')
@@ -161,14 +160,14 @@ return 1
 
 
 async def change_span(redis: Redis, node_id: str, span: tuple[int, int], *, edge: bool) -> None:
-    """Let routes count on another span of a node from now on, if it is on them at all. The latency
-    that was measured is that of the span before: it is forgotten."""
+    """Let routes use another span of a live node from now on. The measured latency, which is that
+    of the span before, is dropped."""
     start, end = span
     await redis.eval(  # type: ignore[misc]
-        _MOVE, 1, redis_keys.node(node_id), str(start), str(end), str(int(edge))
+        _CHANGE_SPAN, 1, redis_keys.node(node_id), str(start), str(end), str(int(edge))
     )
 
 
 async def cool_down(redis: Redis, node_id: str, *, seconds: float) -> None:
-    """Give a node that failed no new generation for a while."""
+    """Give a node that has failed no new generation for so many seconds."""
     await redis.set(redis_keys.cooldown(node_id), 1, px=max(1, round(seconds * 1000)))

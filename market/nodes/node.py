@@ -6,22 +6,24 @@ from typing import Literal
 
 from market.geo.distance import Coordinates
 
-Located = Literal["geoip", "declared", "unknown"]
-"""How it is known where a node is: by the address that it registered from, by its own word, or not
-at all."""
+LocationSource = Literal["geoip", "declared", "unknown"]
+"""How it is known where a node is: by the address that it registered from, as its owner declared,
+or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node as the routes see it. Latency in milliseconds a step, throughput in tokens/s, and the
-    positions that its whole KV cache has room for (0: it does not say).
+    """A node as routes see it.
 
-    ``hop_ms``: milliseconds that a message takes to it and back, beside its step (0: not measured).
-    ``latitude``, ``longitude``: degrees north and east; none where they are not known.
-    ``registration``: how often it has registered; see the module. ``memory_bytes``: room for
-    weights and KV (0: it does not say). ``load_bytes_per_second``: weights, as it loaded its span
-    (0: not measured). ``min_price``: FAR a token of the model, for less than which it does not
-    serve. ``max_sessions``: generations that it takes at once (0: no limit but its memory).
+    ``latency_ms``: milliseconds a step. ``kv_positions``: positions of its whole KV cache (0: it
+    does not say). ``last_seen``: Unix time of its last heartbeat. ``hop_ms``: milliseconds that a
+    message takes to the node and back, beside its step (0: not measured). ``latitude``,
+    ``longitude``: degrees north and east; none where they are not known. ``registration``: how
+    often the node has registered; only the last registration counts
+    (:mod:`market.nodes.live_registry`). ``memory_bytes``: memory for weights and KV cache (0: it
+    does not say). ``load_bytes_per_second``: how fast it loaded the weights of its span (0: not
+    measured). ``min_price``: FAR a token of the model, for less than which it does not serve.
+    ``max_sessions``: generations that it takes at once (0: no limit but its memory).
     ``placeable``: whether the platform chooses its span.
     """
 
@@ -45,7 +47,7 @@ class Node:
     hop_ms: float = 0.0
     latitude: float | None = None
     longitude: float | None = None
-    located: Located = "unknown"
+    located: LocationSource = "unknown"
     registration: int = 0
     quantization: str = "none"
     memory_bytes: int = 0
@@ -58,13 +60,13 @@ class Node:
 
     @property
     def coordinates(self) -> Coordinates | None:
-        """Where it is, if that is known."""
+        """Where the node is; none if that is not known."""
         if self.latitude is None or self.longitude is None:
             return None
         return Coordinates(self.latitude, self.longitude)
 
     def could_hold(self, positions: int) -> bool:
-        """Whether a generation of so many positions fits, once nothing else is there."""
+        """Whether a generation of so many positions fits into an empty KV cache of the node."""
         return not self.kv_positions or self.kv_positions >= positions
 
     @property
@@ -74,14 +76,13 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class NodeIncarnation:
-    """A node, and which of its registrations speaks: only the last one counts."""
+    """A node, and by its ``number`` one of its registrations: only the last one may speak for the
+    node."""
 
     node_id: str
     number: int
 
 
-pass
-
-
-LEAST_MS = 0.01
-"""A step costs so much at least, also one that has not been measured yet, so that queues count."""
+MIN_STEP_MS = 0.01
+"""Milliseconds that a step counts for at least, also one that was not measured yet, so that the
+queue of a node always costs something."""

@@ -1,4 +1,4 @@
-"""A node as its row says: what it registered with, and nothing that it measures."""
+"""A node as its row has it: what it registered with, nothing that it measures."""
 
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -10,7 +10,7 @@ from market.settings.discovery import DiscoverySettings
 
 
 def node_of(row: RegisteredNode, discovery: DiscoverySettings) -> Node:
-    """The node, healthy, and not heard yet."""
+    """The node of a row, healthy, without measurements and without a heartbeat."""
     return Node(
         node_id=row.node_id,
         wallet_address=row.wallet_address,
@@ -47,13 +47,13 @@ def trusts(discovery: DiscoverySettings, wallet: str) -> bool:
 
 
 def not_revoked() -> ColumnElement[bool]:
-    """The wallet itself has signed, or has not taken back the token of the machine."""
+    """SQL: the node's wallet itself signed, or has not revoked the machine that registered."""
     revoked = select(Machine.machine_id).where(Machine.revoked_at.is_not(None))
     return or_(RegisteredNode.machine_id.is_(None), RegisteredNode.machine_id.not_in(revoked))
 
 
 async def is_current(db: AsyncSession, registration: NodeIncarnation) -> bool:
-    """Whether the node has not registered again since, and may still serve."""
+    """Whether the node has not registered again since, and its machine is not revoked."""
     found = await db.scalar(
         select(RegisteredNode.node_id).where(
             RegisteredNode.node_id == registration.node_id,

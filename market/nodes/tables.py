@@ -1,4 +1,4 @@
-"""Node_registry."""
+"""Nodes that ever registered."""
 
 import datetime as dt
 from decimal import Decimal
@@ -17,7 +17,7 @@ from market.db import AMOUNT, INSTANT, WALLET, Base
 
 
 class RegisteredNode(Base):
-    """Every node that ever proved its wallet; who is alive now stands in Redis."""
+    """A node whose wallet was once proved; which nodes are alive now is in Redis."""
 
     __tablename__ = "node_registry"
     __table_args__ = (
@@ -61,7 +61,7 @@ class RegisteredNode(Base):
     latitude: Mapped[float | None]
     longitude: Mapped[float | None]
     located: Mapped[str] = mapped_column(String(10), server_default="unknown")
-    """By whom: ``geoip``, ``declared`` or ``unknown``."""
+    """How the place is known: ``geoip``, ``declared`` or ``unknown``."""
     quantization: Mapped[str] = mapped_column(String(10), server_default="none")
     memory_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
     max_sessions: Mapped[int] = mapped_column(server_default="0")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from market.catalog.models import Model
-from market.nodes.node import LEAST_MS, Node
+from market.nodes.node import MIN_STEP_MS, Node
 from market.placement.solver import Candidate, ModelShape, Span, candidate, measured_speed
 from mesh.errors import UnsupportedModel
 from mesh.model.compute_cost import EDGE_UNITS_PER_LAYER
@@ -46,7 +46,7 @@ def speed_of(node: Node, model: Model) -> float | None:
     """
     if node.latency_ms <= 0:
         return None
-    step_ms = max(node.latency_ms, LEAST_MS)
+    step_ms = max(node.latency_ms, MIN_STEP_MS)
     edge_work = shape_of(model).edge_work if node.edge else 0.0
     return measured_speed(node.end_layer - node.start_layer, step_ms, edge_work=edge_work)
 

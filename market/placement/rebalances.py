@@ -132,14 +132,14 @@ async def announce(redis: Redis, switches: Sequence[SpanSwitch]) -> None:
     """Let routes count on the new spans. If this is lost, the nodes' next heartbeats do it."""
     for switch in switches:
         await live_registry.change_span(redis, switch.node_id, switch.span, edge=switch.edge)
-        await redis.delete(redis_keys.orders(switch.node_id))
+        await redis.delete(redis_keys.assignment(switch.node_id))
 
 
 async def publish_assignments(redis: Redis, move: Rebalance, *, ttl: float) -> None:
     """Put down what each node of a move is to load, where its heartbeat looks. Again and again:
     Redis may have lost it."""
     for change in move.changes:
-        key = redis_keys.orders(change["node_id"])
+        key = redis_keys.assignment(change["node_id"])
         start, end = change["new"]
         await redis.hset(key, mapping={"start": start, "end": end})  # type: ignore[misc]
         await redis.pexpire(key, round(ttl * 1000))
@@ -147,19 +147,25 @@ async def publish_assignments(redis: Redis, move: Rebalance, *, ttl: float) -> N
 
 async def note_asked(redis: Redis, node_id: str, now: float) -> bool:
     """A node has asked for its orders; whether that was the first time."""
-    return bool(await redis.hset(redis_keys.orders(node_id), "asked", str(now)))  # type: ignore[misc]
+    return bool(await redis.hset(redis_keys.assignment(node_id), "asked", str(now)))  # type: ignore[misc]
 
 
 async def withdraw_assignments(redis: Redis, move: Rebalance) -> None:
     """Its nodes are not told any more."""
     for node_id in nodes_of(move):
-        await redis.delete(redis_keys.orders(node_id))
+        await redis.delete(redis_keys.assignment(node_id))
 
 
 async def asked_at(redis: Redis, node_id: str) -> float | None:
     """When a node last asked for its orders (Unix time); none if it has not."""
-    found = await redis.hget(redis_keys.orders(node_id), "asked")  # type: ignore[misc]
+    found = await redis.hget(redis_keys.assignment(node_id), "asked")  # type: ignore[misc]
     return None if found is None else float(found)
+
+
+async def assigned_span(redis: Redis, node_id: str) -> tuple[int, int] | None:
+    """The span that a node is to load, the end not included; none if it has nothing to load."""
+    start, end = await redis.hmget(redis_keys.assignment(node_id), ["start", "end"])  # type: ignore[misc]
+    return None if start is None or end is None else (int(start), int(end))
 
 
 async def failed_lately(db: AsyncSession, model_id: str, seconds: float) -> set[str]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from math import inf
 
 from market.geo.distance import HALF_ROUND_KM, Coordinates, distance_km
-from market.nodes.node import LEAST_MS, Node
+from market.nodes.node import MIN_STEP_MS, Node
 from market.routing.eligibility import has_free_kv
 from market.routing.request import NEAR_KM, NodeRule
 
@@ -97,4 +97,4 @@ def _away(node: Node, near: Coordinates) -> float:
 
 def _cost(node: Node) -> float:
     """Milliseconds a step."""
-    return node.hop_ms + max(node.latency_ms, LEAST_MS) * (1 + node.current_requests)
+    return node.hop_ms + max(node.latency_ms, MIN_STEP_MS) * (1 + node.current_requests)

@@ -36,7 +36,7 @@ class SkipCounter:
         hour = int(time.time() // HOUR)
         async with self._redis.pipeline(transaction=False) as pipe:
             for node_id, reason in reasons.items():
-                key = redis_keys.skipped(node_id, hour)
+                key = redis_keys.skip_counts(node_id, hour)
                 pipe.hincrby(key, reason.value, 1)
                 pipe.expire(key, KEPT)
             await pipe.execute()
@@ -47,7 +47,7 @@ async def skips_of(redis: Redis, node_id: str) -> dict[str, int]:
     hour = int(time.time() // HOUR)
     async with redis.pipeline(transaction=False) as pipe:
         for each in (hour - 1, hour):
-            pipe.hgetall(redis_keys.skipped(node_id, each))
+            pipe.hgetall(redis_keys.skip_counts(node_id, each))
         found = await pipe.execute()
     counts: dict[str, int] = {}
     for by_reason in found:

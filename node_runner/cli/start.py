@@ -74,7 +74,7 @@ def start(
     devices = _devices(gpu or [], device or [])
     opened = _hours(schedule)
     if auto_update and is_checkout():
-        raise fail("--auto-update is for an installed far-mesh; this one runs from a checkout.")
+        raise fail("--auto-update is for an installed far-node; this one runs from a checkout.")
     _check_limits(max_sessions, min_price)
     layers = _layers(span)
     credential = credentials.choose(wallet, discovery, keyfile, lookup=bool(dht_peers))

@@ -83,7 +83,7 @@ class PeerClient:
         if self._process is not None:
             return self._process
         if importlib.util.find_spec("hivemind") is None:
-            raise DhtUnavailable("hivemind is not installed: pip install 'far-mesh[dht]'.")
+            raise DhtUnavailable("hivemind is not installed: pip install 'far-node[dht]'.")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "node_runner.dht.peer_process"],
             stdin=subprocess.PIPE,

@@ -21,9 +21,9 @@ from packaging.utils import (
 )
 from packaging.version import InvalidVersion, Version
 
+from node_runner.installation import PACKAGE, SERVE
 from node_runner.service import control_socket
 
-PACKAGE = "far-mesh"
 PYPI = "https://pypi.org/simple/"
 
 LOOK = 3600.0
@@ -65,7 +65,7 @@ class Updates:
         newer, self._newer = self._newer, None
         self._look_at = time.monotonic() + LOOK
         command = [sys.executable, "-m", "pip", "install", "--upgrade", "--no-input"]
-        command += ["--index-url", self._index, f"{PACKAGE}[node]=={newer}"]
+        command += ["--index-url", self._index, f"{SERVE}=={newer}"]
         log.info("update_installs", version=str(newer))
         try:
             done = subprocess.run(
@@ -93,8 +93,6 @@ class Updates:
 
 def is_checkout() -> bool:
     """Whether this is an editable install, which pip would replace by another."""
-    # All that are on the path: the checkout's own folder of metadata, which comes first where
-    # the checkout is the working folder, does not say how it was installed.
     found = distributions(name=PACKAGE)
     origins = [json.loads(each.read_text("direct_url.json") or "{}") for each in found]
     return any(origin.get("dir_info", {}).get("editable") for origin in origins)

@@ -151,7 +151,7 @@ def _report(result: EngineOutput) -> Command:
     if isinstance(result, Token):
         stream = redis_keys.tokens(result.request_id)
         place = (result.epoch, result.index, result.token_id, result.text)
-        return ("EVAL", APPEND_TOKEN, 2, redis_keys.live(result.request_id), stream, *place)
+        return ("EVAL", APPEND_TOKEN, 2, redis_keys.live_record(result.request_id), stream, *place)
     return _add(redis_keys.events(result.request_id), result)
 
 

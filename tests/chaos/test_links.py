@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from benchmarks.proxy import SlowLink
+from benchmarks.running.proxy import SlowLink
 from mesh import redis_keys
 from stack.development_stack import DevelopmentStack
 from tests.e2e.conftest import Reference, User, balance, wait_until
@@ -69,7 +69,7 @@ def test_a_cut_of_five_seconds_costs_no_token(
         assert ids == [str(number + 1) for number in range(job["tokens_generated"])]
         paid = PRICE * job["tokens_generated"]
         assert balance(stack, user.account, "available") == 1 - paid
-        assert worker_lines(stack, "node_blamed", request_id)
+        assert worker_lines(stack, "node_penalised", request_id)
         _, again, *_ = worker_lines(stack, "route_opened", request_id)
         if replica:
             assert '"reason": "silent"' in again

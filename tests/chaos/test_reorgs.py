@@ -28,9 +28,9 @@ async def test_settlement_survives_two_hundred_reorganisations(
     program = anvil()
     if program is None:
         pytest.skip("anvil is not there: run `npm ci` in contracts/")
-    monkeypatch.setattr("workers.settlement.task.LOOK", 0.01)
+    monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
     with running_anvil(program) as url:
         settled = await settle_on(services, url, reorganisations=200, deepest=64, seed=4)
     assert settled.reorganisations == 200
-    assert settled.taken_back > 50
+    assert settled.undone > 50
     print(f"\n{settled}")

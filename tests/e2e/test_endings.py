@@ -158,7 +158,9 @@ def test_a_generation_waits_for_a_killed_node_without_a_replica(
     wait_until(lambda: tokens_so_far(user, request_id) > 3, "some tokens")
     stack.processes.kill(f"node-{victim}")
     try:
-        wait_until(lambda: worker_lines(stack, "node_blamed", request_id), "the news of its death")
+        wait_until(
+            lambda: worker_lines(stack, "node_penalised", request_id), "the news of its death"
+        )
         assert user.job(request_id)["status"] == "active"
     finally:
         stack.start_node(victim, (2 * victim, 2 * victim + 2))
@@ -248,7 +250,7 @@ def test_a_node_drains_on_sigterm(
 def test_streams_of_a_running_generation_expire_too(user: User, redis_client: redis.Redis) -> None:
     request_id = user.submit("The pass statement", max_tokens=200)
     wait_until(lambda: tokens_so_far(user, request_id) > 0, "a token")
-    assert redis_client.ttl(redis_keys.live(request_id)) > 0
+    assert redis_client.ttl(redis_keys.live_record(request_id)) > 0
     user.ended(request_id)
 
 

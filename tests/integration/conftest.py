@@ -42,10 +42,9 @@ async def escrow(
     chain_services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[EscrowReader]:
     """The contract that those services settle on; a development chain has blocks at once."""
-    monkeypatch.setattr("workers.settlement.task.LOOK", 0.01)
-    opened = EscrowReader.of(chain_services.settings.payments)
-    yield opened
-    await opened.close()
+    monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
+    async with EscrowReader.from_settings(chain_services.settings.payments) as opened:
+        yield opened
 
 
 @pytest.fixture

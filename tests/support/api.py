@@ -18,10 +18,10 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.app import create_app
-from api.http.authentication import issue_machine_token, issue_token
 from api.http.services import Services
 from market import ledger
 from market.identity.tables import Machine
+from market.identity.tokens import issue_machine_token, issue_node_token, issue_user_token
 from market.jobs import live_session, tables
 from market.ledger.tables import LedgerTransaction
 from market.nodes import live_lookup, live_registry
@@ -162,16 +162,26 @@ class Gateway:
         self.redis = self.services.redis
         self.sessions = self.services.sessions
 
-    def login(self, subject: str = WALLET, kind: Any = "user") -> dict[str, str]:
+    def login(self, wallet: str = WALLET) -> dict[str, str]:
         """Headers of somebody who is logged in."""
-        return {"Authorization": f"Bearer {issue_token(self.services, subject, kind)}"}
+        token = issue_user_token(self.services.settings.auth, wallet)
+        return {"Authorization": f"Bearer {token}"}
+
+    def node_login(self, node_id: str, registration: int = 1) -> dict[str, str]:
+        """Headers of a node, by this registration of it."""
+        token = issue_node_token(self.services.settings.auth, node_id, registration)
+        return {"Authorization": f"Bearer {token}"}
 
     async def machine(self, wallet: str) -> dict[str, str]:
         """Headers of a machine that the wallet has let in."""
         machine_id = f"machine_{secrets.token_hex(8)}"
         async with self.sessions.begin() as db:
             db.add(Machine(machine_id=machine_id, wallet_address=wallet, name="attic"))
-        token = issue_machine_token(self.services, wallet, machine_id)
+        return self.machine_login(wallet, machine_id)
+
+    def machine_login(self, wallet: str, machine_id: str) -> dict[str, str]:
+        """Headers of a machine, whether the wallet has let it in or not."""
+        token = issue_machine_token(self.services.settings.auth, wallet, machine_id)
         return {"Authorization": f"Bearer {token}"}
 
     async def node(self, wallet: str) -> dict[str, str]:
@@ -180,11 +190,11 @@ class Gateway:
         span = {"model_id": MODEL_ID, "start_layer": 0, "end_layer": LAYERS}
         async with self.sessions.begin() as db:
             db.add(RegisteredNode(node_id=node_id, wallet_address=wallet, **span))
-        return self.login(node_id, "node")
+        return self.node_login(node_id)
 
     async def announce(self, *nodes: Node) -> None:
         for each in nodes:
-            await live_registry.announce(self.redis, each, ttl=120)
+            await live_registry.put(self.redis, each, ttl=120)
 
     async def deposit(self, amount: str = "1", wallet: str = WALLET) -> None:
         async with self.sessions.begin() as db:
@@ -297,7 +307,7 @@ class Job:
     async def write(self, *tokens: str) -> None:
         """The edge appends tokens."""
         await self.start()
-        keys = [redis_keys.live(self.id), redis_keys.tokens(self.id)]
+        keys = [redis_keys.live_record(self.id), redis_keys.tokens(self.id)]
         for text in tokens:
             written = await self._redis.eval(  # type: ignore[misc]
                 token_stream.APPEND_TOKEN, 2, *keys, "1", str(self._written), "7", text
@@ -333,7 +343,7 @@ class Job:
     async def forget(self) -> None:
         """Redis as it is an hour later."""
         await self._redis.delete(
-            redis_keys.live(self.id), redis_keys.tokens(self.id), redis_keys.events(self.id)
+            redis_keys.live_record(self.id), redis_keys.tokens(self.id), redis_keys.events(self.id)
         )
 
     async def poll(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from web3.types import RPCEndpoint
 
 from market.chain.client import ChainClient
 from market.chain.errors import ChainUnreachable
-from market.chain.failover_rpc import Rpc
+from market.chain.failover_rpc import FailoverProvider
 from market.chain.keystore_signer import LocalSigner
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job, NodeContribution
@@ -37,7 +37,7 @@ from tests.support.settled_money import (
     served,
 )
 from workers.settlement import pauses, settle_due
-from workers.settlement.steps import Step, current
+from workers.settlement.steps import Step, current_step
 
 ALWAYS = frozenset(
     {Step.CLOSE, Step.SIMULATE, Step.SIGN, Step.SEND, Step.RECONCILE, Step.FINALITY, Step.POST}
@@ -72,15 +72,15 @@ class Scenario:
 
 SCENARIOS = {
     "plain": Scenario(ALWAYS),
-    "a user left out": Scenario(frozenset({Step.LEAVE_OUT}), poor_user=True),
+    "a user excluded": Scenario(frozenset({Step.EXCLUDE}), poor_user=True),
     "a stuck transaction": Scenario(frozenset({Step.REPLACE}), swallowed=True),
     "a pause": Scenario(frozenset({Step.PAUSE}), no_gas_money=True),
-    "a deep reorganization": Scenario(frozenset({Step.TAKE_BACK}), undone=True),
+    "a deep reorganization": Scenario(frozenset({Step.REORG}), undone=True),
 }
 
 
 @dataclass
-class Field:
+class ScenarioRun:
     """Where a scenario is played."""
 
     services: Services
@@ -116,7 +116,7 @@ class Field:
         except ChainUnreachable:
             pass
         except SettlementPaused:
-            await self.mend()
+            await self.end_pause()
         finally:
             await escrow.close()
 
@@ -124,10 +124,10 @@ class Field:
         """The contract, seen through the proxy."""
         contract = self.services.settings.payments.escrow_contract
         assert contract is not None
-        return EscrowReader(ChainClient(Rpc([self.proxy.url])), contract)
+        return EscrowReader(ChainClient(FailoverProvider([self.proxy.url])), contract)
 
-    async def mend(self) -> None:
-        """What the operator does."""
+    async def end_pause(self) -> None:
+        """What an operator does."""
         self.services.settings.payments.min_gas_money = ZERO
         await pauses.resume(self.services.sessions)
 
@@ -148,8 +148,8 @@ class Field:
     async def finish(self, watch: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Run until nothing is due, each run within ``watch``."""
         for _ in range(RUNS):
-            if await pauses.in_force(self.services.sessions):
-                await self.mend()
+            if await pauses.current_pause(self.services.sessions):
+                await self.end_pause()
             with watch():
                 await self.attempt()
             if await self.nothing_due():
@@ -158,14 +158,14 @@ class Field:
 
 
 @pytest.fixture
-async def field(
+async def scenario_run(
     chain_services: Services,
     chain: Chain,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> Any:
     scenario = SCENARIOS[request.param]
-    monkeypatch.setattr("workers.settlement.task.LOOK", 0.01)
+    monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
     payments = chain_services.settings.payments
     payments.min_gas_money, payments.stuck_after = ZERO, 0
     user = await rich_user(chain_services, chain)
@@ -173,42 +173,42 @@ async def field(
         await poor_user(chain_services)
     proxy = Proxy(chain.url)
     with proxy.serving():
-        yield Field(chain_services, proxy, scenario, user, chain)
+        yield ScenarioRun(chain_services, proxy, scenario, user, chain)
 
 
-async def kill_everywhere(field: Field, escrow: EscrowReader, *, every: int) -> None:
+async def kill_at_boundaries(run: ScenarioRun, escrow: EscrowReader, *, every: int) -> None:
     """Kill a settlement at each boundary of the scenario's steps, or at one of ``every`` so many;
     then everybody has been paid once."""
-    swallow = swallowing() if field.scenario.swallowed else lambda _: None
-    field.proxy.rule = swallow
-    await field.prepare()
-    await field.finish()  # the runs that follow have a posted batch to look at
-    boundaries = [name for name in await passed(field) if step_of(name) in field.scenario.steps]
-    assert {step_of(name) for name in boundaries} == field.scenario.steps
+    swallow = swallowing() if run.scenario.swallowed else lambda _: None
+    run.proxy.rule = swallow
+    await run.prepare()
+    await run.finish()  # the runs that follow have a posted batch to look at
+    boundaries = [name for name in await passed(run) if step_of(name) in run.scenario.steps]
+    assert {step_of(name) for name in boundaries} == run.scenario.steps
     loses = lossy(seed=len(boundaries))
     for boundary in boundaries[::every]:
-        field.proxy.rule = lambda call: swallow(call) or loses(call)
-        await kill_at(field, boundary)
-        await field.finish()
+        run.proxy.rule = lambda call: swallow(call) or loses(call)
+        await kill_at(run, boundary)
+        await run.finish()
     # What was killed has left its connections open: they show here, and in no later test.
     gc.collect()
-    assert field.proxy.lost > 0
-    await assert_paid_once(field, escrow)
+    assert run.proxy.lost > 0
+    await assert_paid_once(run, escrow)
 
 
 def step_of(boundary: str) -> Step:
     return Step(boundary.split(" ", maxsplit=1)[0])
 
 
-async def passed(field: Field) -> list[str]:
+async def passed(run: ScenarioRun) -> list[str]:
     """The boundaries of a settlement's runs in which nothing is lost, in their order."""
     names: list[str] = []
-    await field.prepare()
-    await field.finish(lambda: watched(field.services, names.append))
+    await run.prepare()
+    await run.finish(lambda: watched(run.services, names.append))
     return list(dict.fromkeys(names))
 
 
-async def kill_at(field: Field, boundary: str) -> None:
+async def kill_at(run: ScenarioRun, boundary: str) -> None:
     """Kill a run there; a run that lost an answer before it is followed by others."""
 
     def kill(name: str) -> None:
@@ -216,14 +216,14 @@ async def kill_at(field: Field, boundary: str) -> None:
             raise Killed
 
     for _ in range(TRIES):
-        await field.prepare()
+        await run.prepare()
         for _ in range(RUNS):
-            with watched(field.services, kill):
+            with watched(run.services, kill):
                 try:
-                    await field.attempt()
+                    await run.attempt()
                 except Killed:
                     return
-            if await field.nothing_due():
+            if await run.nothing_due():
                 break
     raise AssertionError(f"No run comes to {boundary}.")
 
@@ -235,7 +235,7 @@ def watched(services: Services, visit: Callable[[str], None]) -> Iterator[None]:
     counts: Counter[str] = Counter()
 
     def pass_by(what: str, side: str) -> None:
-        step = current.get()
+        step = current_step.get()
         assert step is not None, f"{what} happens in no step"
         kind = f"{step} {what} {side}"
         counts[kind] += 1
@@ -262,8 +262,10 @@ def watched(services: Services, visit: Callable[[str], None]) -> Iterator[None]:
         pass_by("commit", "after")
 
     with pytest.MonkeyPatch.context() as patch:
-        for asks in (Rpc.make_request, Rpc.everywhere):
-            patch.setattr(Rpc, asks.__name__, doubled(asks, lambda method, _: str(method)))
+        for asks in (FailoverProvider.make_request, FailoverProvider.broadcast):
+            patch.setattr(
+                FailoverProvider, asks.__name__, doubled(asks, lambda method, _: str(method))
+            )
         patch.setattr(LocalSigner, "sign", doubled(LocalSigner.sign, lambda _: "signature"))
         patch.setattr(dialect, "do_commit", do_commit)
         yield
@@ -289,12 +291,12 @@ def nonce_of(raw: str) -> int:
     return int(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["nonce"])
 
 
-async def assert_paid_once(field: Field, escrow: EscrowReader) -> None:
+async def assert_paid_once(run: ScenarioRun, escrow: EscrowReader) -> None:
     """What providers earned on the chain is what they were due in batches that are confirmed."""
     await assert_ledger_equals_chain(
-        field.services, escrow, field.user.address, owing=field.scenario.poor_user
+        run.services, escrow, run.user.address, owing=run.scenario.poor_user
     )
-    async with field.services.sessions() as db:
+    async with run.services.sessions() as db:
         for provider in PROVIDERS:
             due = await db.scalar(
                 select(func.sum(NodeContribution.payment_far))

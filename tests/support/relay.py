@@ -197,7 +197,7 @@ def begin(
 ) -> None:
     """The live record, as a worker writes it."""
     packed = RouteRecord(WIDTH, CAPACITY, list(route)).pack()
-    client.hset(redis_keys.live(name), mapping={"epoch": epoch, "route": packed})
+    client.hset(redis_keys.live_record(name), mapping={"epoch": epoch, "route": packed})
 
 
 def steps(*, name: str = "gen", epoch: int = 1, width: int = WIDTH, **changes: Any) -> Steps:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from prometheus_client import REGISTRY
 from sqlalchemy import select, update
 from web3.types import RPCEndpoint
 
 from market import ledger
 from market.chain.client import ChainClient
 from market.chain.errors import ChainUnreachable
-from market.chain.failover_rpc import Rpc
+from market.chain.failover_rpc import FailoverProvider
 from market.chain.keystore_signer import LocalSigner
 from market.escrow.deploy import DAY
 from market.escrow.reader import EscrowReader
@@ -113,13 +114,24 @@ async def assert_ledger_equals_chain(
 
 
 async def batches(services: Services) -> list[Settlement]:
-    """All that were ever closed, the oldest first."""
+    """All batches that were ever closed, the oldest first."""
     async with services.sessions() as db:
         return list(await db.scalars(select(Settlement).order_by(Settlement.created_at)))
 
 
+async def only_batch(services: Services) -> Settlement:
+    """The one batch that was ever closed."""
+    [only] = await batches(services)
+    return only
+
+
+async def statuses(services: Services) -> list[str]:
+    """Of all batches that were ever closed, the oldest first."""
+    return [batch.status for batch in await batches(services)]
+
+
 async def transactions(services: Services) -> list[SettlementTransaction]:
-    """All that were ever signed, the oldest first."""
+    """All transactions that were ever signed, the oldest first."""
     async with services.sessions() as db:
         return list(
             await db.scalars(select(SettlementTransaction).order_by(SettlementTransaction.id))
@@ -152,12 +164,12 @@ async def change(services: Services, job: Job, **values: object) -> None:
 
 def contract(chain: Chain) -> Any:
     """The escrow, as web3 has it."""
-    return chain.actor._contract("InferenceEscrow", chain.deployment.escrow)
+    return chain.actor.contract("InferenceEscrow", chain.deployment.escrow)
 
 
 def act(chain: Chain, account: Any, function: str, *arguments: Any) -> None:
     """Call a function of the escrow, and see it mined."""
-    chain.actor._call(account, contract(chain).functions[function](*arguments))
+    chain.actor.call(account, contract(chain).functions[function](*arguments))
 
 
 @asynccontextmanager
@@ -165,7 +177,7 @@ async def seen_through(chain: Chain, rule: Rule) -> AsyncIterator[EscrowReader]:
     """The escrow behind an endpoint that does what a rule says."""
     proxy = Proxy(chain.url, rule)
     with proxy.serving():
-        escrow = EscrowReader(ChainClient(Rpc([proxy.url])), chain.deployment.escrow)
+        escrow = EscrowReader(ChainClient(FailoverProvider([proxy.url])), chain.deployment.escrow)
         try:
             yield escrow
         finally:
@@ -187,9 +199,15 @@ def make_settler(chain: Chain, account: str) -> None:
 
 async def pause_reason(services: Services) -> str:
     """Why settlement is paused."""
-    pause = await pauses.in_force(services.sessions)
+    pause = await pauses.current_pause(services.sessions)
     assert pause is not None
     return pause.reason
+
+
+def alerts(reason: str) -> float:
+    """How often an operator was alerted for this reason."""
+    name = "far_settlement_alerts_total"
+    return REGISTRY.get_sample_value(name, {"reason": reason}) or 0.0
 
 
 def lower_cap(chain: Chain, user: Any, maximum: int) -> None:

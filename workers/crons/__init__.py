@@ -1,1 +1,1 @@
-"""What runs now and then, under a lock: the sweeper, the ledger check, rebalances."""
+"""What runs now and then: the sweeper and the outbox, the ledger check, rebalances."""

@@ -1,4 +1,4 @@
-"""Finds generations that nobody works on, and sends what transactions left to be sent."""
+"""Enqueues again what no worker does: generations without a supervisor, and the outbox."""
 
 from typing import Any
 
@@ -11,28 +11,29 @@ from workers.supervisor import lease
 
 log = structlog.get_logger()
 
-NEW_JOB_GRACE = 2.0
-"""Seconds that the poke of a new job gets before the sweeper repeats it."""
+NEW_JOB_GRACE_SECONDS = 2.0
+"""Seconds that a new job gets to be taken up before the sweeper enqueues it again."""
 
-BATCH = 1000
+MAX_JOBS = 1000
+"""Jobs enqueued in one run."""
 
 
 async def sweep(ctx: dict[str, Any]) -> None:
-    """arq cron: poke a worker for every job without a living supervisor.
+    """arq cron: enqueue every job whose supervisor no longer holds the lease.
 
-    arq itself would keep a dead worker's job locked for the whole job time-out, and a lost Redis
-    forgets all pokes. The lease counter in the poke's id tells attempts apart.
+    arq itself would keep a failed worker's task locked for the whole task time-out, and a lost
+    Redis forgets all tasks. The lease counter in the deduplication key tells attempts apart.
     """
     services: Services = ctx["services"]
-    found = await lease.abandoned(services.sessions, grace=NEW_JOB_GRACE, limit=BATCH)
+    found = await lease.abandoned(services.sessions, grace=NEW_JOB_GRACE_SECONDS, limit=MAX_JOBS)
     for request_id, counter in found:
-        once = f"sweep:{request_id}:{counter}"
-        await queue.enqueue(services.queue, queries.SUPERVISE, request_id, once=once)
+        key = f"sweep:{request_id}:{counter}"
+        await queue.enqueue(services.queue, queries.SUPERVISE, request_id, dedup_key=key)
     if found:
         log.info("jobs_swept", count=len(found))
 
 
 async def send_outbox(ctx: dict[str, Any]) -> None:
-    """arq cron: what the gateway wrote but did not live to send."""
+    """arq cron: send the outbox rows that the gateway wrote but did not come to send."""
     services: Services = ctx["services"]
     await outbox.send_outbox(services.sessions, services.queue)

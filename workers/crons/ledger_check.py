@@ -1,24 +1,22 @@
-"""Checks the books now and then, and says loudly what is wrong."""
+"""Checks the ledger's integrity now and then; violations become metrics and errors in the log."""
 
 from typing import Any
 
 import structlog
 
 from market.chain.errors import ChainError
-from market.escrow.escrow_view import EscrowView
-from market.ledger.integrity_check import check, publish
+from market.ledger.integrity_check import check_integrity, check_with_chain, publish
 from market.resources import Services
 
 log = structlog.get_logger()
 
 
 async def check_ledger(ctx: dict[str, Any]) -> None:
-    """arq cron: check every rule of the ledger, and that against the contract, if there is one."""
+    """arq cron: check the ledger, and reconcile it with the contract, if there is one."""
     services: Services = ctx["services"]
     try:
-        async with EscrowView.of(services.settings.payments) as contract:
-            report = await check(services.sessions, contract)
-    except ChainError as error:  # the books can be checked alone
+        report = await check_with_chain(services.sessions, services.settings.payments)
+    except ChainError as error:  # the ledger can be checked without the chain
         log.error("ledger_not_compared", reason=str(error))
-        report = await check(services.sessions)
+        report = await check_integrity(services.sessions)
     publish(report)

@@ -1,7 +1,8 @@
-"""Rebalancing: looks whether a move of nodes pays, and begins it. One at a time for each model.
+"""Rebalancing: whether new spans for some nodes pay, and beginning that. One rebalance at a time
+for each model.
 
-What is under way stands in Postgres, so a worker may die at any moment: the next one goes on from
-there, and two at once are one.
+A rebalance under way is a row in Postgres, so that a worker may fail at any moment: the next run
+goes on from there, and of two runs at once one does nothing.
 """
 
 import asyncio
@@ -26,89 +27,97 @@ log = structlog.get_logger()
 
 
 async def rebalance(ctx: dict[str, Any]) -> None:
-    """arq cron: a look at each model."""
+    """arq cron: rebalance each model."""
     services: Services = ctx["services"]
     for model in services.catalog:
-        await look(services, model)
+        await rebalance_model(services, model)
 
 
-async def look(services: Services, model: Model) -> None:
-    """End a move that came to nothing, or begin one that pays, if nodes are to be moved at all.
-    Nothing if another worker looks."""
-    seen = await live_lookup.live_nodes(services.redis, model.id)
+async def rebalance_model(services: Services, model: Model) -> None:
+    """End a model's rebalance that cannot complete; or, if none is under way and rebalancing is
+    enabled, begin one that pays. Nothing is done while another worker places the model's nodes."""
+    live = await live_lookup.live_nodes(services.redis, model.id)
     async with services.sessions.begin() as db:
         if not await rebalances.try_lock(db, model.id):
             return
-        move = await rebalances.under_way(db, model.id)
-        if move is not None:
-            await _check(services, db, move, {live_node.node.node_id for live_node in seen})
+        current = await rebalances.under_way(db, model.id)
+        if current is not None:
+            live_ids = {live_node.node.node_id for live_node in live}
+            await _end_if_stuck(services, db, current, live_ids)
         elif services.settings.placement.enabled:
-            healthy = [live_node.node for live_node in seen if live_node.node.is_healthy]
-            move = await _propose(services, db, model, healthy)
-    if move is not None and move.state in UNDER_WAY:
+            healthy = [live_node.node for live_node in live if live_node.node.is_healthy]
+            current = await _propose(services, db, model, healthy)
+    if current is not None and current.state in UNDER_WAY:
         limit = services.settings.placement.move_limit
-        await rebalances.publish_assignments(services.redis, move, ttl=limit)
-    elif move is not None:
-        await rebalances.withdraw_assignments(services.redis, move)
+        await rebalances.publish_assignments(services.redis, current, ttl=limit)
+    elif current is not None:
+        await rebalances.withdraw_assignments(services.redis, current)
 
 
-async def _check(
-    services: Services, db: AsyncSession, move: Rebalance, heard: Collection[str]
+async def _end_if_stuck(
+    services: Services, db: AsyncSession, current: Rebalance, live: Collection[str]
 ) -> None:
-    """Give a move up if a node of it is gone, or it takes too long."""
+    """Let a rebalance fail if a node of it is gone, or loading takes too long."""
     ttl = services.settings.discovery.node_ttl
     gone = []
-    for node_id in set(rebalances.nodes_of(move)) - set(heard):
-        asked = await rebalances.asked_at(services.redis, node_id) or move.proposed_at.timestamp()
+    for node_id in set(rebalances.nodes_of(current)) - set(live):
+        asked = (
+            await rebalances.asked_at(services.redis, node_id) or current.proposed_at.timestamp()
+        )
         if time.time() - asked > ttl:  # while it loads, a node may be off the routes
             gone.append(node_id)
-    age = (dt.datetime.now(dt.UTC) - move.proposed_at).total_seconds()
+    age = (dt.datetime.now(dt.UTC) - current.proposed_at).total_seconds()
     if gone:
-        await rebalances.fail(db, move, f"gone: {', '.join(sorted(gone))}")
+        await rebalances.fail(db, current, f"gone: {', '.join(sorted(gone))}")
     elif age > services.settings.placement.move_limit:
-        await rebalances.fail(db, move, "not loaded in time", state="expired")
+        await rebalances.fail(db, current, "not loaded in time", state="expired")
     else:
         return
-    log.warning("move_ended", model_id=move.model_id, state=move.state, reason=move.reason)
+    log.warning("move_ended", model_id=current.model_id, state=current.state, reason=current.reason)
 
 
 async def _propose(
     services: Services, db: AsyncSession, model: Model, nodes: Sequence[Node]
 ) -> Rebalance | None:
-    how = services.settings.placement
+    """Begin the rebalance that pays most, if one pays enough and none took effect too lately."""
+    settings = services.settings.placement
     speeds = await speed_averages.update_averages(
         services.redis,
         model.id,
         {node.node_id: speed for node in nodes if (speed := cluster.speed_of(node, model))},
         now=time.time(),
-        half_life=how.half_life,
+        half_life=settings.half_life,
     )
-    seen = cluster.cluster_of(
+    found = cluster.cluster_of(
         nodes,
         model,
-        positions=how.positions,
+        positions=settings.positions,
         speeds=speeds,
-        fixed=await rebalances.failed_lately(db, model.id, how.retry),
+        fixed=await rebalances.failed_lately(db, model.id, settings.retry),
     )
     metrics.placement_throughput.labels(model.id).set(
-        throughput(seen.by_id, seen.spans, seen.shape)
+        throughput(found.by_id, found.spans, found.shape)
     )
-    if await rebalances.ended_within(db, model.id, how.pause):
+    if await rebalances.ended_within(db, model.id, settings.pause):
         return None
     began = time.perf_counter()
-    move = await asyncio.to_thread(  # half a second for a thousand nodes
-        propose, seen.candidates, seen.spans, seen.shape, Policy(how.threshold, how.horizon)
+    plan = await asyncio.to_thread(  # half a second for a thousand nodes
+        propose,
+        found.candidates,
+        found.spans,
+        found.shape,
+        Policy(settings.threshold, settings.horizon),
     )
     metrics.placement_seconds.observe(time.perf_counter() - began)
-    if move is None or all(change.new is None for change in move.changes):
+    if plan is None or all(change.new is None for change in plan.changes):
         return None
-    recorded = await rebalances.record(db, model.id, move)
+    recorded = await rebalances.record(db, model.id, plan)
     log.info(
         "move_proposed",
         model_id=model.id,
-        changes=[[change.node_id, change.old, change.new] for change in move.changes],
-        steps_before=round(move.before, 3),
-        steps_after=round(move.after, 3),
-        load_seconds=round(move.seconds, 1),
+        changes=[[change.node_id, change.old, change.new] for change in plan.changes],
+        steps_before=round(plan.before, 3),
+        steps_after=round(plan.after, 3),
+        load_seconds=round(plan.seconds, 1),
     )
     return recorded

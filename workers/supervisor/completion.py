@@ -18,7 +18,7 @@ from workers.supervisor.lease import Lease
 
 log = structlog.get_logger()
 
-CREDIT = text(
+_CREDIT_NODES = text(
     """
     WITH shares AS (
         SELECT node_id, tokens, payment FROM node_registry JOIN unnest(
@@ -42,9 +42,19 @@ async def complete(
     reason: str,
     first_token_at: float | None,
 ) -> dict[str, object]:
-    """The generation delivered ``tokens`` tokens: its user pays for them and gets the rest back.
+    """End a generation that delivered ``tokens`` tokens: its user pays for them, and gets the rest
+    of the hold back. Nobody pays for more tokens than asked for, whatever an edge has written.
 
-    Nobody pays for more tokens than he asked for, whatever an edge has written.
+    Args:
+        services: The database and the settings.
+        lease: The lease under which the generation ends.
+        model: Its model.
+        tokens: How many tokens were written.
+        reason: ``stop``, ``length`` or ``cancelled``.
+        first_token_at: Unix time of the first token; none if there was none.
+
+    Returns:
+        The outcome, for the end of the token stream.
 
     Raises:
         LeaseLost: another supervisor has taken over; nothing was written.
@@ -75,7 +85,7 @@ async def complete(
         )
         outcome = await queries.outcome(db, job)
         await _credit_nodes(db, bill)
-    _measure(job, "cancelled" if reason == "cancelled" else "completed")
+    _record_metrics(job, "cancelled" if reason == "cancelled" else "completed")
     if tokens > job.max_tokens:
         log.error(
             "too_many_tokens", request_id=job.request_id, tokens=tokens, asked_for=job.max_tokens
@@ -93,7 +103,10 @@ async def complete(
 
 
 async def fail(services: Services, lease: Lease, *, code: str) -> dict[str, object]:
-    """A failure of ours: the hold goes back whole.
+    """End a generation that failed: its user gets the whole hold back. ``code``: why, for the user.
+
+    Returns:
+        The outcome, for the end of the token stream.
 
     Raises:
         LeaseLost: another supervisor has taken over; nothing was written.
@@ -104,13 +117,17 @@ async def fail(services: Services, lease: Lease, *, code: str) -> dict[str, obje
         _close(job)
         await ledger.release(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
         outcome = await queries.outcome(db, job)
-    _measure(job, "failed")
+    _record_metrics(job, "failed")
     log.warning("inference_failed", request_id=job.request_id, code=code)
     return outcome
 
 
 async def _locked(db: AsyncSession, lease: Lease) -> Job:
-    """The job's row, locked, if the lease is still the newest."""
+    """The job's row, locked.
+
+    Raises:
+        LeaseLost: the lease is not the newest, or the job has ended.
+    """
     job = await db.scalar(
         select(Job)
         .where(
@@ -157,14 +174,14 @@ def _contributions(job: Job, bill: Bill) -> list[NodeContribution]:
 async def _credit_nodes(db: AsyncSession, bill: Bill) -> None:
     """Count what each node served, the last thing before the commit.
 
-    All generations of a node count in one row, which is locked until the commit: whatever comes
-    after this makes them wait for each other. In one order everywhere, so that two endings cannot
-    wait in a circle.
+    All generations of a node count in one row, which is locked until the commit, so that whatever
+    came after this would make them wait for each other. Rows are locked in the order of node ids,
+    so that two generations that end cannot deadlock.
     """
     if not bill.shares:
         return
     await db.execute(
-        CREDIT,
+        _CREDIT_NODES,
         {
             "nodes": [share.node_id for share in bill.shares],
             "tokens": [share.tokens for share in bill.shares],
@@ -173,7 +190,7 @@ async def _credit_nodes(db: AsyncSession, bill: Bill) -> None:
     )
 
 
-def _measure(job: Job, status: str) -> None:
+def _record_metrics(job: Job, status: str) -> None:
     metrics.inference_requests.labels(job.model_id, job.tier, status).inc()
     if job.status == "completed" and job.latency_ms is not None:
         labels = (job.model_id, job.tier)

@@ -1,5 +1,14 @@
 """The generation is over; the lease is lost."""
 
 
+class GenerationOver(Exception):
+    """The generation has ended: ``reason``, and for a failure its ``code``."""
+
+    def __init__(self, reason: str, code: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code
+
+
 class LeaseLost(Exception):
     """Another supervisor has taken the generation over."""

@@ -17,7 +17,11 @@ from workers.supervisor.errors import LeaseLost
 
 
 class Lease:
-    """The right to write one generation's state. ``job`` is as it was when the lease was taken."""
+    """The right to write one generation's state.
+
+    ``job``: the row as it was when the lease was taken. ``counter``: fences what is written.
+    ``cancel_requested``: as of the last renewal.
+    """
 
     def __init__(self, sessions: Sessions, job: Job, seconds: float) -> None:
         self._sessions = sessions
@@ -26,11 +30,11 @@ class Lease:
         self.counter = job.lease_counter
         self.cancel_requested = job.cancel_requested
 
-    async def hold_during(self, work: Coroutine[Any, Any, None]) -> None:
+    async def renew_while(self, work: Coroutine[Any, Any, None]) -> None:
         """Renew the lease as long as the work runs; cancel the work if the lease is lost.
 
         Raises:
-            LeaseLost: it was lost.
+            LeaseLost: another worker has the lease.
         """
         working = asyncio.ensure_future(work)
         renewing = asyncio.ensure_future(self._renew_forever())
@@ -43,7 +47,7 @@ class Lease:
             await asyncio.gather(working, renewing, return_exceptions=True)
 
     async def give_back(self) -> None:
-        """Let another worker take the generation up at once."""
+        """Let another worker take the lease at once."""
         async with self._sessions.begin() as db:
             await db.execute(
                 update(Job)
@@ -76,14 +80,15 @@ class Lease:
 
 
 async def take(sessions: Sessions, request_id: str, seconds: float) -> Lease | None:
-    """A lease on a generation that has not ended and that nobody holds; else none."""
+    """A lease of so many seconds on a generation; none if the generation has ended, or its lease is
+    held."""
     async with sessions.begin() as db:
         job: Job | None = await db.scalar(
             update(Job)
             .where(
                 Job.request_id == request_id,
                 Job.status.in_(("pending", "active")),
-                free(),
+                not_held(),
             )
             .values(
                 lease_counter=Job.lease_counter + 1,
@@ -96,16 +101,20 @@ async def take(sessions: Sessions, request_id: str, seconds: float) -> Lease | N
 
 
 async def abandoned(sessions: Sessions, *, grace: float, limit: int) -> list[tuple[str, int]]:
-    """Request id and lease counter of generations that nobody works on.
+    """Request ids and lease counters of generations that have not ended and whose lease nobody
+    holds, the oldest first.
 
-    ``grace``: seconds that a new one gets to be taken up by the poke that announced it.
+    Args:
+        sessions: The database.
+        grace: Seconds that a new generation gets to be taken up before it counts.
+        limit: How many are returned at most.
     """
     async with sessions() as db:
         rows = await db.execute(
             select(Job.request_id, Job.lease_counter)
             .where(
                 Job.status.in_(("pending", "active")),
-                free(),
+                not_held(),
                 or_(
                     Job.lease_expires_at.is_not(None),
                     Job.started_at < _in(-grace),
@@ -117,7 +126,7 @@ async def abandoned(sessions: Sessions, *, grace: float, limit: int) -> list[tup
         return [(request_id, counter) for request_id, counter in rows]
 
 
-def free() -> ColumnElement[bool]:
+def not_held() -> ColumnElement[bool]:
     """SQL: nobody holds the lease."""
     return or_(
         Job.lease_expires_at.is_(None),

@@ -1,4 +1,4 @@
-"""What each node of a route is told when an epoch begins."""
+"""The message to each node of a route with which an epoch begins."""
 
 from collections.abc import Collection, Sequence
 
@@ -19,19 +19,20 @@ def open_messages(
     kept: Collection[Hop],
     expires_in: int,
 ) -> list[tuple[str, Open | OpenEdge]]:
-    """Messages and the nodes they are for, in the order in which they have to be sent: the edge is
-    last, since it starts at once; or first if there is a prefix, since it then waits for the others
-    to be ready.
+    """Node ids and their messages, in the order in which they have to be sent: the edge's last, as
+    the edge starts at once; or first if there is a prefix, as the edge then waits until all others
+    are ready.
 
     Args:
         job: The generation.
-        prompt: Its text.
-        prefix: Names of the prompt's beginnings (:mod:`mesh.prefix_hashes`); none if tokens exist.
+        prompt: Its prompt, decrypted.
+        prefix: Hashes of the prompt's prefixes (:mod:`mesh.prefix_hashes`); empty if the generation
+            has tokens.
         route: Nodes and their spans, the edge's first.
-        epoch: The one that begins.
+        epoch: The epoch that begins.
         generated: Token ids that readers have.
-        kept: Those that served the epoch before and have all positions but the last; each of them
-            gives a new next node what it needs.
+        kept: Hops that served the epoch before and have all positions but the last in their KV
+            cache; each of them replays to its next hop, if that is new.
         expires_in: Seconds after which a node forgets the generation by itself.
     """
     order = list(reversed(range(len(route))))
@@ -41,7 +42,7 @@ def open_messages(
     messages: list[tuple[str, Open | OpenEdge]] = []
     for stage in order:
         hop, next_hop = route[stage], route[(stage + 1) % len(route)]
-        place = RoutePosition(
+        position = RoutePosition(
             stage=stage,
             stages=len(route),
             edge_node=route[0].node_id,
@@ -55,10 +56,10 @@ def open_messages(
         more = stage + 1 < len(route)
         resume = Resume(keep=hop in kept, replay=more and next_hop not in kept, known=known)
         if stage > 0:
-            message: Open | OpenEdge = Open(job.request_id, epoch, place, resume, prefix)
+            message: Open | OpenEdge = Open(job.request_id, epoch, position, resume, prefix)
         else:
             sampling = SamplingParams(job.temperature, job.top_p, job.seed, prompt.stop)
             text = Prompt(prompt.token_ids, generated, job.max_tokens, sampling)
-            message = OpenEdge(job.request_id, epoch, place, resume, prefix, text)
+            message = OpenEdge(job.request_id, epoch, position, resume, prefix, text)
         messages.append((hop.node_id, message))
     return messages

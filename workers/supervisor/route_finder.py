@@ -1,4 +1,4 @@
-"""Finds a generation its route, and knows whom to leave out for a while."""
+"""The routes of one generation, and the nodes that it avoids for a while."""
 
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +17,7 @@ from market.routing.skip_reasons import explain_skips
 
 
 class Hop(NamedTuple):
-    """A node and the span that it serves for a generation: a node that has moved is another hop."""
+    """A node and the span that it serves for a generation: with another span it is another hop."""
 
     node_id: str
     start_layer: int
@@ -30,13 +30,13 @@ class Hop(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """A route, empty if there was none, and what it was chosen from."""
+    """A route, empty if there was none, and what it was chosen from and by."""
 
     live: Sequence[LiveNode]
     route: Sequence[Node]
     avoid: Collection[str]
     prefer: Collection[str]
-    rooms: Mapping[str, int]
+    free_kv: Mapping[str, int]
 
 
 class RouteFinder:
@@ -58,15 +58,19 @@ class RouteFinder:
         self._avoid: dict[str, float] = {}
 
     def avoid(self, node_id: str, seconds: float) -> None:
-        """Leave a node out for so long."""
+        """Leave a node out of this generation's routes for so many seconds."""
         self._avoid[node_id] = time.monotonic() + seconds
 
     async def find(self, serving: Collection[Hop]) -> list[Node] | None:
-        """The cheapest route now, none if there is none. ``serving``: the hops that the generation
-        has, which cost nothing where they still serve the same span."""
+        """The cheapest route now; none if there is none.
+
+        Args:
+            serving: Hops of the generation's current route. A node that still serves such a hop's
+                span costs nothing.
+        """
         live = await live_lookup.live_nodes(self._redis, self._model.id)
-        nodes = [seen.node for seen in live if seen.available]
-        rooms = await kv_reservations.free_kv_of(self._redis, [node.node_id for node in nodes])
+        nodes = [live_node.node for live_node in live if live_node.available]
+        free_kv = await kv_reservations.free_kv_of(self._redis, [node.node_id for node in nodes])
         now = time.monotonic()
         avoid = [node_id for node_id, until in self._avoid.items() if until > now]
         prefer = [node.node_id for node in nodes if Hop.of(node) in serving]
@@ -79,15 +83,15 @@ class RouteFinder:
                 prefer=prefer,
                 admits=lambda node: self._fair(node) and self._admits(node),
                 positions=self._positions,
-                rooms=rooms,
+                rooms=free_kv,
                 near=self._near,
             )
-        self._chosen = _Choice(live, route or [], avoid, prefer, rooms)
+        self._chosen = _Choice(live, route or [], avoid, prefer, free_kv)
         return route
 
     async def count_skips(self) -> None:
-        """Note why the other nodes are not on the route that was found last, or why there was
-        none; not every time."""
+        """Count why the other nodes are not on the route that was found last, or why there was no
+        route; but not every time, as :class:`SkipCounter` limits it."""
         choice, self._chosen = self._chosen, None
         if choice is None or not self._skips.due:
             return
@@ -100,12 +104,13 @@ class RouteFinder:
             admits=self._admits,
             fair=self._fair,
             positions=self._positions,
-            rooms=choice.rooms,
+            rooms=choice.free_kv,
             near=self._near,
         )
         await self._skips.count(reasons)
 
     async def reserve(self, route: Sequence[Node], serving: Collection[Hop]) -> bool:
-        """Nodes that serve the generation already have its room."""
+        """Reserve KV cache for the generation on a route's nodes, without the hops of ``serving``,
+        which have it; false if a node has too little."""
         new = [node.node_id for node in route if Hop.of(node) not in serving]
         return await kv_reservations.reserve_kv(self._redis, new, self._positions)

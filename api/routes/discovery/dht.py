@@ -1,50 +1,25 @@
 """What the DHT says of nodes. Who is paid, and who is on the routes, stands in `discovery`."""
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 
-from api import credentials
 from api.http.services import WithServices
-from market.dht import directory
+from api.schemas.discovery import AnnouncedNode, AnnouncedNodes, Dht
+from market.dht import credentials, directory
+from market.dht.operator_key import operator_key
 from market.nodes import live_lookup
 
 router = APIRouter(prefix="/api/discovery/dht", tags=["discovery"])
 
 
-class Dht(BaseModel):
-    """How to join the DHT, and whose word counts there."""
-
-    operator_key: str | None
-    """Ed25519 key in hex: pin it (`far-node start --operator-key`). None where there is no DHT."""
-    peers: list[str]
-    """Multiaddresses."""
-
-
-class AnnouncedNode(BaseModel):
-    node_id: str
-    layers_served: list[int]
-    avg_latency_ms: float
-    throughput_tokens_per_sec: float
-    expires: float
-    """Unix time."""
-    on_routes: bool
-    """Whether the platform knows it as alive and healthy, too."""
-
-
-class AnnouncedNodes(BaseModel):
-    model_id: str
-    total_nodes: int
-    nodes: list[AnnouncedNode]
-
-
 @router.get("")
 async def dht(services: WithServices) -> Dht:
     """Where the DHT is, and the key that its records go back to."""
-    operator = credentials.operator_key(services)
-    return Dht(
-        operator_key=operator.public.hex() if operator else None,
-        peers=await credentials.peers(services) if operator else [],
-    )
+    discovery = services.settings.discovery
+    operator = operator_key(discovery)
+    if operator is None:
+        return Dht(operator_key=None, peers=[])
+    peers = await credentials.peers(services.redis, discovery)
+    return Dht(operator_key=operator.public.hex(), peers=peers)
 
 
 @router.get("/{model_id:path}")

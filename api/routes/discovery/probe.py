@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 
-from api.http.rate_limits import address_of, limit
-from api.http.services import Services, WithServices
+from api.http import rate_limits
+from api.http.services import WithServices
+from api.schemas.discovery import Received
 
 router = APIRouter(prefix="/api/discovery", tags=["discovery"])
 
@@ -20,10 +20,6 @@ NOISE = os.urandom(2**16)
 """What is sent: nothing that a proxy could compress."""
 
 
-class Received(BaseModel):
-    bytes: int
-
-
 @router.get("/probe", response_class=StreamingResponse)
 async def download(
     request: Request,
@@ -31,7 +27,7 @@ async def download(
     size: Annotated[int, Query(alias="bytes", ge=0, le=MAX_BYTES)] = 0,
 ) -> StreamingResponse:
     """So many bytes of noise, to time. The answer's `Date` tells our clock."""
-    await _limit(request, services)
+    await rate_limits.PROBES.count_address(services, request)
     return StreamingResponse(
         _noise(size),
         media_type="application/octet-stream",
@@ -42,7 +38,7 @@ async def download(
 @router.post("/probe")
 async def upload(request: Request, services: WithServices) -> Received:
     """Any body within the limit of all bodies, to time. It is thrown away."""
-    await _limit(request, services)
+    await rate_limits.PROBES.count_address(services, request)
     return Received(bytes=len(await request.body()))
 
 
@@ -50,11 +46,6 @@ async def upload(request: Request, services: WithServices) -> Received:
 async def config(model_id: str, services: WithServices) -> dict[str, Any]:
     """A model's `config.json`: what a machine needs to know how many layers it could hold."""
     return services.catalog.get(model_id).config
-
-
-async def _limit(request: Request, services: Services) -> None:
-    rule = services.settings.limits.probes_per_ip
-    await limit(services, rule, "probe", address_of(request, services))
 
 
 def _noise(size: int) -> Iterator[bytes]:

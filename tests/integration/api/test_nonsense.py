@@ -120,7 +120,7 @@ async def gateway(make_settings: Callable[..., Settings], redis: Redis) -> Async
 @pytest.mark.parametrize(("path", "field"), FIELDS)
 async def test_nonsense_in_a_field(gateway: Gateway, path: str, field: str) -> None:
     kind = "node" if "nodes" in path else "user"
-    login = gateway.login("node_0" if kind == "node" else WALLET, kind)
+    login = gateway.node_login("node_0") if kind == "node" else gateway.login()
     headers = ASYNC | login | {"Content-Type": "application/json"}
     for value in VALUES:
         body = json.dumps(BODIES[path] | {field: "@"}).replace('"@"', value)

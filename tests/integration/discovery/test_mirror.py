@@ -123,7 +123,7 @@ async def test_after_redis_lost_all_a_registered_node_is_back_on_the_routes(
     assert (node.edge, node.trusted, node.latency_ms, node.kv_positions) == (True, True, 7.0, 512)
     # What its heartbeat says afterwards is not written over.
     heard = dataclasses.replace(node, latency_ms=1.0)
-    await live_registry.announce(redis, heard, ttl=60)
+    await live_registry.put(redis, heard, ttl=60)
     await mirror.once()
     assert await live_lookup.available_nodes(redis, MODEL_ID) == [heard]
 

@@ -1,14 +1,19 @@
-"""`pip install far-mesh[node]` is small: it brings no web framework, database or chain client."""
+"""`pip install far-node[serve]` is small: it brings no web framework, database or chain client, and
+far-node alone no torch, since the API's container needs it."""
 
 import pkgutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, requires
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import node_runner
+from node_runner import command, installation
+from node_runner.cli import app
+from node_runner.service import exit_codes
 
 NOT_FOR_NODES = {
     "alembic",
@@ -23,7 +28,8 @@ NOT_FOR_NODES = {
     "web3",
 }
 MODULES = ["alembic", "arq", "asyncpg", "boto3", "fastapi", "pydantic_settings", "siwe"]
-MODULES += ["sqlalchemy", "starlette", "uvicorn", "web3", "api", "workers", "stack"]
+MODULES += ["sqlalchemy", "starlette", "uvicorn", "web3"]
+MODULES += ["api", "cli", "discovery", "market", "stack", "workers"]
 
 
 def closure(name: str, extras: frozenset[str]) -> set[str]:
@@ -50,10 +56,18 @@ def closure(name: str, extras: frozenset[str]) -> set[str]:
 
 
 def test_what_it_requires_is_small() -> None:
-    needed = closure("far-mesh", frozenset({"node"}))
+    needed = closure("far-node", frozenset({"serve"}))
     assert {"torch", "transformers", "typer"} <= needed
-    assert needed & NOT_FOR_NODES == set()
+    assert needed & (NOT_FOR_NODES | {"far-mesh"}) == set()
     assert "fastapi" in closure("far-mesh", frozenset({"api"}))
+
+
+@pytest.mark.parametrize("extras", [{"api"}, {"workers"}, {"api", "workers", "cli"}])
+def test_an_operators_machine_gets_no_torch(extras: set[str]) -> None:
+    needed = closure("far-mesh", frozenset(extras))
+    assert {"far-node", "sqlalchemy", "web3"} <= needed
+    assert needed & {"torch", "transformers", "hivemind"} == set()
+    assert "torch" in closure("far-mesh", frozenset({"dht"}))  # by hivemind
 
 
 def test_every_module_of_a_node_runs_without_the_rest() -> None:
@@ -73,10 +87,40 @@ def test_every_module_of_a_node_runs_without_the_rest() -> None:
     subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True)
 
 
-def test_the_command_is_the_packages() -> None:
-    (command,) = [
+def test_the_command_is_the_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (found,) = [
         entry
-        for entry in distribution("far-mesh").entry_points
+        for entry in distribution("far-node").entry_points
         if entry.group == "console_scripts" and entry.name == "far-node"
     ]
-    assert command.load().info.no_args_is_help
+    monkeypatch.setattr("sys.argv", ["far-node"])
+    with pytest.raises(SystemExit) as ended:
+        found.load()()
+    assert ended.value.code == exit_codes.USAGE
+    assert app.info.no_args_is_help
+    assert "Serve layers of a model" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("absent", "needs"),
+    [(["torch"], "torch"), (["httpx", "torch", "typer"], "httpx and 2 more packages")],
+)
+def test_a_forgotten_extra_is_named(
+    absent: list[str],
+    needs: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def distribution(name: str) -> None:
+        if name in absent:
+            raise PackageNotFoundError
+
+    monkeypatch.setattr(installation, "distribution", distribution)
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == exit_codes.MISTAKE
+    assert capsys.readouterr().err == (
+        f"far-node: a node needs {needs}. Run: pip install 'far-node[serve]'\n"
+    )

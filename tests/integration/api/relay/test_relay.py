@@ -292,7 +292,7 @@ def test_work_wakes_a_node_that_waits_at_another_replica(
 
 def test_long_messages_travel_in_pieces(here: Replica, client: redis.Redis) -> None:
     begin(client)
-    client.hset(redis_keys.live("gen"), "route", wide_route())
+    client.hset(redis_keys.live_record("gen"), "route", wide_route())
     long = steps(rows=64, wanted=0, width=4096)
     assert len(long.data) > 4 * relay.CHUNK_BYTES
     with Node(here, "edge") as edge, Node(here, "middle") as middle:
@@ -359,7 +359,7 @@ def test_an_inbox_does_not_fill_redis_though_its_node_is_away(
     make_settings: Callable[..., Settings], client: redis.Redis
 ) -> None:
     begin(client)
-    client.hset(redis_keys.live("gen"), "route", wide_route())
+    client.hset(redis_keys.live_record("gen"), "route", wide_route())
     client.xadd(redis_keys.inbox("middle"), {"h": b"short"})  # by which Redis guesses the others
     limit, lengths = 2**22, []
     with (
@@ -399,11 +399,15 @@ def test_a_generation_keeps_so_many_events(here: Replica, client: redis.Redis) -
 def test_what_pushes_write_ends_one_day(here: Replica, client: redis.Redis) -> None:
     begin(client)
     with Node(here, "middle") as node:
-        client.delete(redis_keys.link("middle"))
+        client.delete(redis_keys.relay_connection("middle"))
         node.push(("last", steps()), ("", Pong("gen", 1, "middle", 5)), ("edge", steps()))
     # The second step breaks the route's rules, of which its supervisor hears.
     assert client.xlen(redis_keys.events("gen")) == 2
-    for key in (redis_keys.link("middle"), redis_keys.inbox("last"), redis_keys.events("gen")):
+    for key in (
+        redis_keys.relay_connection("middle"),
+        redis_keys.inbox("last"),
+        redis_keys.events("gen"),
+    ):
         assert 0 < client.ttl(key) <= 3600, key
 
 

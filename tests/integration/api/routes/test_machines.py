@@ -10,10 +10,10 @@ from eth_account.messages import encode_defunct
 from redis.asyncio import Redis
 from sqlalchemy import select
 
-from api import device_codes
-from api.http.authentication import issue_machine_token
+from market.identity.device_authorization import DeviceAuthorization
 from market.identity.errors import SignatureMismatch, UserCodeUnknown
 from market.identity.tables import Machine
+from market.identity.tokens import issue_machine_token
 from market.nodes import live_lookup
 from market.settings import Settings
 from mesh import signed_texts
@@ -251,30 +251,28 @@ async def test_only_the_wallets_own_fresh_signature_lets_a_machine_in(gateway: G
 async def test_what_was_signed_is_what_counts_whoever_asks_meanwhile(gateway: Gateway) -> None:
     """A stranger signs for himself, and names another wallet before that is written down."""
     codes = await begin(gateway)
-    services = gateway.services
-    waiting = await device_codes.find(services, codes["user_code"])
-    asked = await device_codes.message_for(services, waiting, STRANGER.address.lower())
-    by_stranger = (services, waiting, STRANGER.address.lower())
+    devices = DeviceAuthorization(gateway.redis, gateway.services.settings)
+    waiting = await devices.find(codes["user_code"])
+    asked = await devices.message_for(waiting, STRANGER.address.lower())
+    by_stranger = (waiting, STRANGER.address.lower())
     signature = signed_texts.sign(asked.text, STRANGER.key)
-    nonce = await device_codes.check_signature(*by_stranger, signature)
-    await device_codes.message_for(services, waiting, PROVIDER_WALLET)
+    nonce = await devices.check_signature(*by_stranger, signature)
+    await devices.message_for(waiting, PROVIDER_WALLET)
     with pytest.raises(SignatureMismatch, match="newer"):
-        await device_codes.approve(*by_stranger, nonce, "machine_1")
+        await devices.approve(*by_stranger, nonce, "machine_1")
 
-    asked = await device_codes.message_for(services, waiting, STRANGER.address.lower())
-    nonce = await device_codes.check_signature(
-        *by_stranger, signed_texts.sign(asked.text, STRANGER.key)
-    )
-    await device_codes.approve(*by_stranger, nonce, "machine_1")
+    asked = await devices.message_for(waiting, STRANGER.address.lower())
+    nonce = await devices.check_signature(*by_stranger, signed_texts.sign(asked.text, STRANGER.key))
+    await devices.approve(*by_stranger, nonce, "machine_1")
     with pytest.raises(UserCodeUnknown):
-        await device_codes.message_for(services, waiting, PROVIDER_WALLET)
+        await devices.message_for(waiting, PROVIDER_WALLET)
     token = (await poll(gateway, codes)).json()
     assert token["wallet_address"] == STRANGER.address.lower()
 
 
 async def test_a_machine_speaks_for_the_wallet_that_its_row_names(gateway: Gateway) -> None:
     token = await let_in(gateway)
-    forged = issue_machine_token(gateway.services, OTHER_WALLET, token["machine_id"])
+    forged = issue_machine_token(gateway.services.settings.auth, OTHER_WALLET, token["machine_id"])
     refused = await register(gateway, {"access_token": forged}, wallet_address=OTHER_WALLET)
     assert PROVIDER_WALLET in problem(refused, 401, "signature_mismatch")["detail"]
 

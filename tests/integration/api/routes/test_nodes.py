@@ -14,7 +14,7 @@ from netaddr import IPSet
 from redis.asyncio import Redis
 from sqlalchemy import func, select
 
-from api.places import GeoIp
+from market.geo.geoip import GeoIp
 from market.nodes import live_lookup, live_registry
 from market.nodes.tables import RegisteredNode
 from market.settings import Settings
@@ -151,7 +151,7 @@ async def test_only_a_machine_that_was_let_in_registers_without_a_signature(
     problem(nobody, 401, "signature_mismatch")
     user = await gateway.client.post(REGISTER, json=body, headers=gateway.login(PROVIDER.address))
     problem(user, 403, "forbidden")
-    unknown = gateway.login(PROVIDER.address, "machine")
+    unknown = gateway.machine_login(PROVIDER.address, "machine_unknown")
     problem(await gateway.client.post(REGISTER, json=body, headers=unknown), 401, "machine_revoked")
 
 
@@ -604,7 +604,7 @@ async def test_a_node_speaks_for_itself_only(gateway: Gateway) -> None:
 
 
 async def test_a_node_that_was_never_registered(gateway: Gateway) -> None:
-    token = gateway.login("node_lost", kind="node")
+    token = gateway.node_login("node_lost")
     answer = await beat(gateway, "node_lost", token)
     assert "Register again" in problem(answer, 404, "node_not_found")["detail"]
 

@@ -17,7 +17,7 @@ from tests.conftest import Chain
 from tests.integration.workers.chain_indexer.test_indexer import FAR, Actions
 from tests.support.api import OTHER_WALLET, WALLET, Gateway, open_gateway, problem, request_body
 from tests.support.factories import fund
-from workers.chain_indexer.indexer import index
+from workers.chain_indexer.indexer import index_events
 
 BALANCE = "/api/billing/balance"
 MOST = from_units(2**96 - 1)
@@ -57,7 +57,7 @@ async def test_a_stranger_has_nothing(gateway: Gateway) -> None:
 
 async def test_ones_own_balance_needs_a_login(gateway: Gateway) -> None:
     problem(await gateway.client.get(BALANCE, headers={"Authorization": ""}), 401, "token_missing")
-    answer = await gateway.client.get(BALANCE, headers=gateway.login("node_0", "node"))
+    answer = await gateway.client.get(BALANCE, headers=gateway.node_login("node_0"))
     problem(answer, 403, "forbidden")
 
 
@@ -111,25 +111,31 @@ async def on_chain(chain_services: Services) -> AsyncIterator[Gateway]:
         yield opened
 
 
+async def follow(services: Services) -> None:
+    """Index the chain with the confirmations that the settings have now."""
+    async with EscrowEventReader.from_settings(services.settings.payments) as reader:
+        await index_events(services, reader)
+
+
 async def test_what_is_on_its_way_is_told(
     chain_services: Services, chain: Chain, on_chain: Gateway
 ) -> None:
-    chain_services.settings.payments.finalized_tag = False
-    source = EscrowEventReader.of(chain_services.settings.payments)
+    payments = chain_services.settings.payments
+    payments.finalized_tag = False
     actions = Actions(chain)
     user = actions.user(far=3)
     wallet = user.address.lower()
-    source._confirmations = 10**6
-    await index(chain_services, source)
+    payments.confirmations = 10**6
+    await follow(chain_services)
     balance = await balance_of(on_chain, wallet)
     assert (balance["incoming_far_exact"], amounts(balance)) == ("3", ("0", "0", "0", "0"))
-    source._confirmations = 0
-    await index(chain_services, source)
+    payments.confirmations = 0
+    await follow(chain_services)
     balance = await balance_of(on_chain, wallet)
     assert (balance["incoming_far_exact"], amounts(balance)) == ("0", ("3", "0", "0", "3"))
     actions.call(user, "requestWithdrawal", 2 * FAR)
     actions.call(user, "requestCapLowering", FAR)
-    await index(chain_services, source)
+    await follow(chain_services)
     balance = await balance_of(on_chain, wallet)
     assert amounts(balance) == ("1", "0", "0", "1")
     lowering, withdrawal = balance["cap"]["lowering"], balance["withdrawal"]
@@ -138,11 +144,10 @@ async def test_what_is_on_its_way_is_told(
     assert withdrawal["ready_at"] > now < lowering["ready_at"]
     actions.call(user, "cancelCapLowering")
     actions.call(user, "cancelWithdrawal")
-    await index(chain_services, source)
+    await follow(chain_services)
     balance = await balance_of(on_chain, wallet)
     assert (balance["withdrawal"], balance["cap"]["lowering"]) == (None, None)
     assert amounts(balance) == ("3", "0", "0", "3")
-    await source.close()
 
 
 async def test_what_is_shown_can_be_held(gateway: Gateway) -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks.ledger import measure
-from market.ledger.chain_reconciliation import CHECKS
-from market.ledger.invariants import RULES
+from market.ledger.chain_reconciliation import COMPARISONS
+from market.ledger.invariants import INVARIANTS
 from stack.servers import Postgres
 
 
@@ -18,7 +18,7 @@ async def random_operations(postgres: Postgres, count: int) -> None:
         postgres.execute("DROP DATABASE IF EXISTS bench WITH (FORCE)")
     assert measured.account.wrong == []
     assert measured.report.findings == []
-    assert measured.report.counts == dict.fromkeys((*RULES, *CHECKS), 0)
+    assert measured.report.counts == dict.fromkeys((*INVARIANTS, *COMPARISONS), 0)
     done = measured.account.outcomes
     assert min(done[how] for how in ("again", "twice at once", "killed", "overdraft")) > 0
 

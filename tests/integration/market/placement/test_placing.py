@@ -27,7 +27,7 @@ from tests.support.api import (
     problem,
 )
 from workers.crons import rebalance as crons_rebalance
-from workers.crons.rebalance import look
+from workers.crons.rebalance import rebalance_model
 
 OTHER_MODEL = "far/other"
 ROOMY = 10**9
@@ -145,7 +145,7 @@ async def moves(services: Services) -> list[Rebalance]:
 
 
 async def rebalance(services: Services) -> None:
-    await look(services, services.catalog.get(MODEL_ID))
+    await rebalance_model(services, services.catalog.get(MODEL_ID))
 
 
 async def two(gateway: Gateway) -> tuple[Provider, Provider]:
@@ -228,7 +228,9 @@ async def test_a_join_causes_one_move_that_takes_effect_when_all_have_loaded(
     assert nodes[first.id].end_layer == nodes[second.id].start_layer
     assert (nodes[first.id].start_layer, nodes[second.id].end_layer) == (0, LAYERS)
     assert not (await first.beat())["should_rebalance"]
-    assert not await gateway.redis.exists(redis_keys.orders(first.id), redis_keys.orders(second.id))
+    assert not await gateway.redis.exists(
+        redis_keys.assignment(first.id), redis_keys.assignment(second.id)
+    )
 
 
 async def test_noise_moves_nobody_and_drift_does(gateway: Gateway, services: Services) -> None:
@@ -294,7 +296,9 @@ async def test_who_comes_back_for_a_span_of_its_own_is_not_moved(
     chosen = second.span
     [move] = await moves(services)
     assert (move.state, second.id in (move.reason or "")) == ("failed", True)
-    assert not await gateway.redis.exists(redis_keys.orders(first.id), redis_keys.orders(second.id))
+    assert not await gateway.redis.exists(
+        redis_keys.assignment(first.id), redis_keys.assignment(second.id)
+    )
     assert not (await second.beat())["should_rebalance"]
     stays = await first.obey(told)
     assert (stays["should_rebalance"], first.span) == (False, (0, LAYERS))

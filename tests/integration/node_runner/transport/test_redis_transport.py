@@ -112,13 +112,13 @@ def test_what_was_read_is_trimmed(server: Server, client: redis.Redis) -> None:
 def test_a_token_of_an_older_epoch_comes_back_as_a_halt(
     server: Server, client: redis.Redis
 ) -> None:
-    client.hset(redis_keys.live("gen"), "epoch", 2)
+    client.hset(redis_keys.live_record("gen"), "epoch", 2)
     transport = connect(server, "a")
     late, due = Token("gen", 1, 0, 7, "late"), Token("gen", 2, 0, 7, "due")
     answers = transport.exchange([late, NodeMessage("b", step("gen")), due], wait=0)
     assert answers == [Halt("gen", 1)]
     [(entry, fields)] = client.xrange(redis_keys.tokens("gen"))
-    assert token_stream.index_of(entry.decode()) == 1
+    assert token_stream.token_count_at(entry.decode()) == 1
     assert fields[b"t"] == b"due"
     transport.close()
 

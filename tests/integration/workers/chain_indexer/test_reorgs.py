@@ -27,9 +27,9 @@ async def test_settlement_survives_reorganisations(
     program = anvil()
     if program is None:
         pytest.skip("anvil is not there: run `npm ci` in contracts/")
-    monkeypatch.setattr("workers.settlement.task.LOOK", 0.01)
+    monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
     with running_anvil(program) as url:
         settled = await settle_on(
             services, url, reorganisations=reorganisations, deepest=64, seed=1
         )
-    assert settled.taken_back > 0
+    assert settled.undone > 0

@@ -1,13 +1,14 @@
-"""Settlement leaves out who is in the way, and pauses where an operator has to look."""
+"""Settlement excludes users who fall short, and pauses where an operator has to look."""
 
 import datetime as dt
 from decimal import Decimal
 
 import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import select, update
 from web3 import Web3
 
-from market import ledger, metrics
+from market import ledger
 from market.escrow.deploy import DAY
 from market.escrow.errors import SettlementRefused
 from market.escrow.reader import EscrowReader
@@ -25,6 +26,7 @@ from tests.support.settled_money import (
     SIGNER,
     act,
     ago,
+    alerts,
     assert_ledger_equals_chain,
     batches,
     change,
@@ -37,12 +39,13 @@ from tests.support.settled_money import (
     served,
     session_of,
     settle_through,
+    statuses,
     transactions,
 )
 from workers.settlement import pauses, settle_due
 
 
-async def test_a_user_without_a_deposit_is_left_out_and_the_others_are_paid(
+async def test_a_user_without_a_deposit_is_excluded_and_the_others_are_paid(
     chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_services, chain)
@@ -63,7 +66,7 @@ async def test_a_user_without_a_deposit_is_left_out_and_the_others_are_paid(
     assert await settle_due(chain_services, escrow, SIGNER) is None
 
 
-async def test_who_was_left_out_is_paid_for_later(
+async def test_who_was_excluded_is_paid_for_later(
     chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """The batch has the same content again then: it is the same batch."""
@@ -77,7 +80,7 @@ async def test_who_was_left_out_is_paid_for_later(
     chain.actor.raise_cap(chain.deployment, user, 10**18)
     await change(chain_services, job, withheld_until=ago(1))
     assert await settle_due(chain_services, escrow, SIGNER) == replaced.id
-    assert [batch.status for batch in await batches(chain_services)] == ["confirmed"]
+    assert await statuses(chain_services) == ["confirmed"]
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
 
@@ -89,7 +92,7 @@ async def test_the_daily_ceiling_makes_a_batch_smaller(
     cost = Web3.to_wei(Decimal("0.001"), "ether")
     set_ceiling(chain, 2 * cost + 5)
     assert await settle_due(chain_services, escrow, SIGNER) is not None
-    assert [batch.status for batch in await batches(chain_services)] == ["replaced", "confirmed"]
+    assert await statuses(chain_services) == ["replaced", "confirmed"]
     waiting = await session_of(chain_services, jobs[2])
     assert waiting.withheld_reason == "DailyCeilingExceeded"
     await change(chain_services, waiting, withheld_until=ago(1))
@@ -111,7 +114,7 @@ async def test_a_generation_above_the_daily_ceiling_is_in_nobodys_way(
     await assert_ledger_equals_chain(chain_services, escrow, owing=True)
 
 
-async def test_users_without_money_are_left_out_all_at_once(
+async def test_users_without_money_are_excluded_all_at_once(
     chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Each would cost a batch otherwise."""
@@ -120,7 +123,7 @@ async def test_users_without_money_are_left_out_all_at_once(
         await served(chain_services, user, 5)
     lower_cap(chain, without_cap, 0)
     assert await settle_due(chain_services, escrow, SIGNER) is not None
-    assert [batch.status for batch in await batches(chain_services)] == ["replaced", "confirmed"]
+    assert await statuses(chain_services) == ["replaced", "confirmed"]
     async with chain_services.sessions() as db:
         rows = await db.execute(select(Job.user_wallet, Job.withheld_reason))
         reasons = dict(rows.all())
@@ -141,7 +144,7 @@ async def test_an_endpoint_that_answers_with_an_error_is_one_that_does_not_answe
     await settle_through(
         chain_services, chain, lambda call: broken if call["method"] == method else None
     )
-    assert await pauses.in_force(chain_services.sessions) is None
+    assert await pauses.current_pause(chain_services.sessions) is None
     assert await settle_due(chain_services, escrow, SIGNER) is not None
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
@@ -167,7 +170,7 @@ async def test_the_contract_does_not_go_dormant_while_nobody_uses_it(
     pass_time(chain, 8 * DAY)
     batch = await settle_due(chain_services, escrow, SIGNER)
     assert batch is not None
-    assert await escrow.last_settled_at() == await escrow.network.now()
+    assert await escrow.last_settled_at() == await escrow.chain.latest_timestamp()
     assert await settle_due(chain_services, escrow, SIGNER) is None
     pass_time(chain, 8 * DAY)
     assert await settle_due(chain_services, escrow, SIGNER) not in (None, batch)
@@ -188,14 +191,14 @@ async def test_low_gas_money_pauses_until_an_operator_resumes(
     with pytest.raises(SettlementPaused):
         await settle_due(chain_services, escrow, SIGNER)
     assert alerts("low_gas_money") == before + 1
-    assert metrics.settlement_paused._value.get() == 1
+    assert paused() == 1
     payments.min_gas_money = Decimal("0.05")
     assert await settle_due(chain_services, escrow, SIGNER) is None
     assert await transactions(chain_services) == []
     ended = await pauses.resume(chain_services.sessions)
     assert ended is not None
     assert ended.reason == "low_gas_money"
-    assert metrics.settlement_paused._value.get() == 0
+    assert paused() == 0
     assert await settle_due(chain_services, escrow, SIGNER) is not None
     assert await pauses.resume(chain_services.sessions) is None
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
@@ -249,11 +252,11 @@ async def test_two_refusals_in_a_row_pause(
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
 
-async def test_a_reverted_transaction_pauses_and_is_mended_after_that(
+async def test_a_reverted_transaction_pauses_and_is_replaced_after_that(
     chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Between simulation and block a user's cap fell: the transaction is mined, and reverts. Once
-    an operator has looked, that user is left out and the others are paid."""
+    an operator has looked, that user is excluded and the others are paid."""
     good, bad = [await rich_user(chain_services, chain) for _ in range(2)]
     for user in (good, bad):
         await served(chain_services, user, 5)
@@ -274,7 +277,7 @@ async def test_a_reverted_transaction_pauses_and_is_mended_after_that(
     await pauses.resume(chain_services.sessions)
     assert await settle_due(chain_services, escrow, SIGNER) is not None
     await assert_ledger_equals_chain(chain_services, escrow, good.address, owing=True)
-    assert [b.status for b in await batches(chain_services)] == ["replaced", "confirmed"]
+    assert await statuses(chain_services) == ["replaced", "confirmed"]
 
 
 async def test_another_root_under_our_id_pauses(
@@ -307,8 +310,8 @@ async def test_a_batch_that_only_the_contract_knows_is_posted(
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
 
 
-def alerts(reason: str) -> float:
-    return metrics.settlement_alerts.labels(reason)._value.get()
+def paused() -> float | None:
+    return REGISTRY.get_sample_value("far_settlement_paused")
 
 
 def set_ceiling(chain: Chain, units: int) -> None:

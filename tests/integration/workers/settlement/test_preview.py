@@ -34,20 +34,20 @@ async def test_a_dry_run_says_what_would_happen_and_does_nothing(
     held = await served(chain_services, user, 3)
     await change(chain_services, held, withheld_until=ago(-60), withheld_reason="audit")
     height = chain.actor.web3.eth.block_number
-    plan = await make_preview(chain_services, escrow, SIGNER)
-    said = "\n".join(describe(plan))
+    preview = await make_preview(chain_services, escrow, SIGNER)
+    said = "\n".join(describe(preview))
     assert "generations 2" in said
     assert f"user {user.address.lower()} pays 0.001 FAR" in said
-    assert "left out: 1 generations, 0.0007 FAR: InsufficientDeposit: " + POOR in said
-    assert "left out: 1 generations, 0.0003 FAR: withheld (audit)" in said
-    assert plan.draft is not None
+    assert "excluded: 1 generations, 0.0007 FAR: InsufficientDeposit: " + POOR in said
+    assert "excluded: 1 generations, 0.0003 FAR: withheld (audit)" in said
+    assert preview.draft is not None
     assert await batches(chain_services) == []
     assert chain.actor.web3.eth.block_number == height
     # What it foretold is what happens.
     batch = await settle_due(chain_services, escrow, SIGNER)
-    assert batch == plan.draft.content.id
+    assert batch == preview.draft.content.id
     [signed] = await transactions(chain_services)
-    assert signed.gas == plan.gas
+    assert signed.gas == preview.gas
 
 
 async def test_the_command_line_plans_and_resumes(
@@ -82,6 +82,6 @@ async def test_the_command_line_plans_and_resumes(
     assert "generations 1" in planned.stdout
     resumed = await asyncio.to_thread(far_mesh, "--resume")
     assert "Settlement goes on. It was paused (reverted): by a test" in resumed.stdout
-    assert await pauses.in_force(chain_services.sessions) is None
+    assert await pauses.current_pause(chain_services.sessions) is None
     neither = await asyncio.to_thread(far_mesh)
     assert neither.returncode == 2

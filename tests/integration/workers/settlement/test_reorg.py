@@ -1,12 +1,10 @@
-"""Batches that were final, posted, and undone by a deeper reorganization all the same, on anvil."""
+"""Batches that a reorganization undoes, before they are final or after that, on anvil."""
 
-from collections.abc import Iterator
-from pathlib import Path
+import asyncio
 
-import pytest
 from sqlalchemy import select
 
-from market import ledger, metrics
+from market import ledger
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import NodeContribution
 from market.money import from_units
@@ -15,14 +13,14 @@ from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.support.manual_chain import (
     DEPTH,
-    leave,
-    manual_chain,
-    mark,
+    chain,
     mine,
     mining,
     needs_anvil,
+    reorganize,
+    short_runs,
+    snapshot,
     something_due,
-    wait_shortly,
 )
 from tests.support.proxy import deafness
 from tests.support.settled_money import (
@@ -31,27 +29,21 @@ from tests.support.settled_money import (
     PROVIDERS,
     SIGNER,
     act,
+    alerts,
     assert_ledger_equals_chain,
     batches,
+    only_batch,
     rich_user,
     served,
     settle_through,
+    statuses,
     transactions,
 )
 from workers.settlement import settle_due
 
+__all__ = ["chain", "short_runs"]
+
 pytestmark = needs_anvil
-
-
-@pytest.fixture
-def chain(tmp_path: Path) -> Iterator[Chain]:
-    with manual_chain(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def short_runs(chain_services: Services) -> None:
-    wait_shortly(chain_services)
 
 
 async def post(services: Services, escrow: EscrowReader, chain: Chain) -> str:
@@ -63,22 +55,59 @@ async def post(services: Services, escrow: EscrowReader, chain: Chain) -> str:
     return batch
 
 
-async def statuses(services: Services) -> list[str]:
-    return [batch.status for batch in await batches(services)]
+async def test_a_reorganization_unmarks_and_the_same_bytes_are_mined_again(
+    chain_services: Services, escrow: EscrowReader, chain: Chain
+) -> None:
+    user = await something_due(chain_services, chain)
+    await settle_due(chain_services, escrow, SIGNER)
+    fork = snapshot(chain)
+    mine(chain)
+    await settle_due(chain_services, escrow, SIGNER)
+    first = await only_batch(chain_services)
+    assert first.status == "mined"
+    reorganize(chain, fork, 2)
+    await settle_due(chain_services, escrow, SIGNER)
+    assert (await only_batch(chain_services)).status == "signed"
+    mine(chain, 1 + DEPTH)
+    assert await settle_due(chain_services, escrow, SIGNER) == first.id
+    again = await only_batch(chain_services)
+    assert again.transaction_hash == first.transaction_hash
+    assert first.block_number is not None
+    assert again.block_number == first.block_number + 2
+    await assert_ledger_equals_chain(chain_services, escrow, user)
+
+
+async def test_a_reorganization_in_which_somebody_takes_the_nonce(
+    chain_services: Services, escrow: EscrowReader, chain: Chain
+) -> None:
+    user = await something_due(chain_services, chain)
+    await settle_due(chain_services, escrow, SIGNER)
+    fork = snapshot(chain)
+    mine(chain)
+    await settle_due(chain_services, escrow, SIGNER)
+    reorganize(chain, fork)
+    with mining(chain.actor):
+        await asyncio.to_thread(chain.actor.send_gas_money, OPERATOR, user)
+    await settle_due(chain_services, escrow, SIGNER)
+    mine(chain, 1 + DEPTH)
+    assert await settle_due(chain_services, escrow, SIGNER) is not None
+    first, second = await transactions(chain_services)
+    assert second.nonce == first.nonce + 1
+    assert (await only_batch(chain_services)).transaction_hash == second.hash
+    await assert_ledger_equals_chain(chain_services, escrow, user)
 
 
 async def test_what_was_paid_is_owed_again_and_paid_again(
     chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await something_due(chain_services, chain)
-    before = mark(chain)
+    fork = snapshot(chain)
     batch = await post(chain_services, escrow, chain)
     [first] = await batches(chain_services)
-    leave(chain, before)
-    mine(chain, 3 + 2 * DEPTH)
-    alerts = metrics.settlement_alerts.labels("taken_back")._value.get()
+    reorganize(chain, fork, 3 + 2 * DEPTH)
+    before = alerts("taken_back")
     assert await settle_due(chain_services, escrow, SIGNER) is None
-    assert metrics.settlement_alerts.labels("taken_back")._value.get() == alerts + 1
+    assert alerts("taken_back") == before + 1
     [undone] = await batches(chain_services)
     assert (undone.status, undone.block_number) == ("signed", None)
     async with chain_services.sessions() as db:
@@ -99,10 +128,9 @@ async def test_a_branch_that_is_shorter_so_far_says_nothing(
     chain_services: Services, escrow: EscrowReader, chain: Chain
 ) -> None:
     await something_due(chain_services, chain)
-    before = mark(chain)
+    fork = snapshot(chain)
     await post(chain_services, escrow, chain)
-    leave(chain, before)
-    mine(chain, DEPTH)
+    reorganize(chain, fork, DEPTH)
     assert await settle_due(chain_services, escrow, SIGNER) is None
     assert await statuses(chain_services) == ["confirmed"]
 
@@ -113,15 +141,14 @@ async def test_several_are_undone_while_another_is_open(
     """They come back in the order of their nonces."""
     with mining(chain.actor):
         user = await rich_user(chain_services, chain)
-    before = mark(chain)
+    fork = snapshot(chain)
     for _ in range(2):
         await served(chain_services, user, 5)
         await post(chain_services, escrow, chain)
     await served(chain_services, user, 5)
     await settle_due(chain_services, escrow, SIGNER)
     assert await statuses(chain_services) == ["confirmed", "confirmed", "signed"]
-    leave(chain, before)
-    mine(chain, 4 * DEPTH)
+    reorganize(chain, fork, 4 * DEPTH)
     await settle_due(chain_services, escrow, SIGNER)
     assert await statuses(chain_services) == ["signed", "signed", "signed"]
     mine(chain, 1 + DEPTH)
@@ -141,20 +168,19 @@ async def test_the_bytes_of_a_replaced_batch_are_never_sent_again(
     await served(chain_services, user, 5)
     await served(chain_services, user, 50)
     await settle_through(chain_services, chain, deafness)
-    before = mark(chain)
+    fork = snapshot(chain)
     with mining(chain.actor):
-        chain.actor.give_from(OPERATOR, user.address)
+        chain.actor.send_gas_money(OPERATOR, user.address)
         act(chain, development_account(2), "setDailyCeiling", 10**15)
     mine(chain, DEPTH)
     batch = await post(chain_services, escrow, chain)
     assert await statuses(chain_services) == ["replaced", "confirmed"]
-    leave(chain, before)
-    mine(chain, 4 + 4 * DEPTH)
+    reorganize(chain, fork, 4 + 4 * DEPTH)
     await settle_due(chain_services, escrow, SIGNER)
     mine(chain, 1 + DEPTH)
     assert await settle_due(chain_services, escrow, SIGNER) == batch
     signed = await transactions(chain_services)
-    assert await escrow.network.receipt(signed[0].hash) is None
+    assert await escrow.chain.transaction_receipt(signed[0].hash) is None
     assert signed[-1].nonce == signed[0].nonce
     debited = from_units(10**18 - await escrow.deposit_of(user.address))
     assert debited == 5 * PRICE

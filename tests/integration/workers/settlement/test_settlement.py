@@ -7,11 +7,10 @@ from eth_utils.address import to_checksum_address
 from sqlalchemy import select
 
 from market import ledger
-from market.escrow.escrow_view import EscrowView
 from market.escrow.event_reader import EscrowEventReader
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import NodeContribution
-from market.ledger.integrity_check import check
+from market.ledger.integrity_check import check_integrity
 from market.money import from_units, to_units
 from market.resources import Services
 from market.settlement.tables import ChainNonce
@@ -34,7 +33,7 @@ from tests.support.settled_money import (
     settle_through,
     transactions,
 )
-from workers.chain_indexer.indexer import index
+from workers.chain_indexer.indexer import index_events
 from workers.settlement import settle_due
 
 
@@ -48,10 +47,10 @@ async def test_settlement_pays_what_the_ledger_owes(
     assert batch is not None
     [settled] = await batches(chain_services)
     assert (settled.id, settled.status) == (batch, "confirmed")
-    assert settled.usage_root == await escrow.settled_root(batch)
+    assert settled.usage_root == await escrow.usage_root_of(batch)
     [signed] = await transactions(chain_services)
     assert settled.transaction_hash == signed.hash
-    receipt = await escrow.network.receipt(signed.hash)
+    receipt = await escrow.chain.transaction_receipt(signed.hash)
     assert receipt is not None
     assert settled.block_number == receipt.block_number
     await assert_ledger_equals_chain(chain_services, escrow, user.address)
@@ -71,18 +70,15 @@ async def test_a_new_recipient_gets_the_fees_from_then_on(
     chain.actor.deposit(chain.deployment, user, 10**18)
     payments = chain_services.settings.payments
     payments.first_block, payments.finalized_tag = chain.deployment.block, False
-    source = EscrowEventReader.of(payments)
-    try:
-        await index(chain_services, source)
+    async with EscrowEventReader.from_settings(payments) as events:
+        await index_events(chain_services, events)
         for recipient in (former, new):
             act(chain, development_account(2), "setFeeRecipient", to_checksum_address(recipient))
             await served(chain_services, user, 5)
             assert await settle_due(chain_services, escrow, SIGNER) is not None
             assert await escrow.earned_of(recipient) == 5 * to_units(PRICE) // 20
-        await index(chain_services, source)
-        report = await check(chain_services.sessions, EscrowView(source.web3, source.address))
-    finally:
-        await source.close()
+        await index_events(chain_services, events)
+    report = await check_integrity(chain_services.sessions, escrow)
     assert report.findings == []
 
 
@@ -143,7 +139,7 @@ async def test_a_nonce_taken_by_another_transaction_is_signed_anew(
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 9)
     await settle_through(chain_services, chain, deafness)
-    chain.actor.give_from(OPERATOR, user.address)  # takes the nonce
+    chain.actor.send_gas_money(OPERATOR, user.address)  # takes the nonce
     assert await settle_due(chain_services, escrow, SIGNER) is not None
     lost, mined = await transactions(chain_services)
     assert mined.nonce == lost.nonce + 1
@@ -158,7 +154,7 @@ async def test_nonces_that_were_signed_and_never_sent_leave_no_gap(
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 9)
     await settle_through(chain_services, chain, deafness)
-    ahead = {"result": hex(await escrow.network.nonce(OPERATOR.address) + 1)}
+    ahead = {"result": hex(await escrow.chain.nonce(OPERATOR.address) + 1)}
 
     def nonce_ahead(call: Call) -> Any:
         return ahead if call["method"] == "eth_getTransactionCount" else deafness(call)
@@ -184,4 +180,4 @@ async def test_the_nonce_row_follows_the_chain(
     async with chain_services.sessions() as db:
         [row] = await db.scalars(select(ChainNonce))
     assert row.account == OPERATOR.address.lower()
-    assert row.next_nonce == await escrow.network.nonce(OPERATOR.address)
+    assert row.next_nonce == await escrow.chain.nonce(OPERATOR.address)

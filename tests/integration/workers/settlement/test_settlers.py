@@ -12,7 +12,7 @@ from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job
 from market.resources import Services
 from market.settlement.errors import SettlementPaused
-from market.settlement.tables import Settlement, SettlementTransaction
+from market.settlement.tables import SettlementTransaction
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.support.kms import REGION, new_key, running_kms
@@ -22,7 +22,6 @@ from tests.support.settled_money import (
     SIGNER,
     act,
     assert_ledger_equals_chain,
-    batches,
     contract,
     lower_cap,
     make_settler,
@@ -31,10 +30,11 @@ from tests.support.settled_money import (
     served,
     session_of,
     settle_through,
+    statuses,
     transactions,
 )
 from workers.settlement import collect, exclusions, settle_due, submit
-from workers.settlement.run_context import SettlementRun
+from workers.settlement.run_context import OpenBatch, SettlementRun
 
 
 async def test_two_settlers_at_once_are_one(
@@ -53,7 +53,7 @@ async def test_kms_settles(chain_services: Services, escrow: EscrowReader, chain
     await served(chain_services, user, 9)
     with running_kms() as kms:
         signer = await KmsSigner.open(new_key(kms), region=REGION)
-        chain.actor.give_from(chain.actor.treasury, signer.address)
+        chain.actor.send_gas_money(chain.actor.treasury, signer.address)
         make_settler(chain, signer.address)
         assert await settle_due(chain_services, escrow, signer) is not None
     [signed] = await transactions(chain_services)
@@ -96,14 +96,15 @@ async def test_what_an_account_signed_that_is_no_settler_any_more_is_not_in_the_
     payments.confirmation_wait = patience
     assert await settle_due(chain_services, escrow, LocalSigner(other)) is not None
     await assert_ledger_equals_chain(chain_services, escrow, good.address, owing=True)
-    assert [batch.status for batch in await batches(chain_services)] == ["replaced", "confirmed"]
+    assert await statuses(chain_services) == ["replaced", "confirmed"]
 
 
-async def one_closed(run: SettlementRun, chain: Chain) -> tuple[Job, Settlement]:
+async def one_closed(run: SettlementRun, chain: Chain) -> tuple[Job, OpenBatch]:
     """A generation, and the batch that it is in, which nobody has signed yet."""
     job = await served(run.services, await rich_user(run.services, chain), 5)
-    await collect.close(run)
-    [closed] = await batches(run.services)
+    await collect.close_batch(run)
+    closed = await run.open_batch()
+    assert closed is not None
     return job, closed
 
 
@@ -117,8 +118,8 @@ async def test_a_batch_that_another_settler_has_posted_is_not_replaced(
     async with chain_services.sessions.begin() as db:
         await db.execute(SettlementTransaction.__table__.delete())
     with pytest.raises(ChainError, match="another settler"):
-        await exclusions.replace(run, closed, {"CapExceeded": [job]}, signed=0)
-    assert [batch.status for batch in await batches(chain_services)] == ["confirmed"]
+        await exclusions.reclose(run, closed, {"CapExceeded": [job]})
+    assert await statuses(chain_services) == ["confirmed"]
 
 
 async def test_a_batch_that_another_settler_has_signed_is_not_replaced(
@@ -129,9 +130,9 @@ async def test_a_batch_that_another_settler_has_signed_is_not_replaced(
     job, closed = await one_closed(run, chain)
     await submit.sign(run, closed)
     with pytest.raises(ChainError, match="another settler"):
-        await exclusions.replace(run, closed, {"CapExceeded": [job]}, signed=0)
+        await exclusions.reclose(run, closed, {"CapExceeded": [job]})
     assert (await session_of(chain_services, job)).settlement_id == closed.id
-    assert [batch.status for batch in await batches(chain_services)] == ["signed"]
+    assert await statuses(chain_services) == ["signed"]
 
 
 async def test_a_batch_that_another_settler_has_replaced_is_not_signed(
@@ -139,7 +140,7 @@ async def test_a_batch_that_another_settler_has_replaced_is_not_signed(
 ) -> None:
     run = SettlementRun(chain_services, escrow, SIGNER)
     job, closed = await one_closed(run, chain)
-    await exclusions.replace(run, closed, {"CapExceeded": [job]}, signed=0)
+    await exclusions.reclose(run, closed, {"CapExceeded": [job]})
     with pytest.raises(ChainError, match="another settler"):
         await submit.sign(run, closed)
     assert await transactions(chain_services) == []
@@ -152,7 +153,7 @@ async def test_a_batch_for_another_contract_is_not_sent_to_this_one(
     user = await rich_user(chain_services, chain)
     await served(chain_services, user, 5)
     await settle_through(chain_services, chain, deafness)
-    other = EscrowReader(escrow.network, chain.actor.deploy(OPERATOR.address).escrow)
+    other = EscrowReader(escrow.chain, chain.actor.deploy(OPERATOR.address).escrow)
     with pytest.raises(SettlementPaused):
         await settle_due(chain_services, other, SIGNER)
     assert await pause_reason(chain_services) == "mismatch"

@@ -1,4 +1,4 @@
-"""Leases: one supervisor at a time may write, and a dead one's work is found again."""
+"""Leases: one supervisor at a time may write, and a failed one's work is found again."""
 
 import asyncio
 import datetime as dt
@@ -119,7 +119,7 @@ async def test_a_lease_is_renewed_while_the_work_runs(services: Services) -> Non
             await asyncio.sleep(0.1)
             assert await lease.take(services.sessions, job.request_id, 60) is None
 
-    await held.hold_during(work())
+    await held.renew_while(work())
 
 
 async def test_losing_the_lease_stops_the_work(services: Services) -> None:
@@ -137,7 +137,7 @@ async def test_losing_the_lease_stops_the_work(services: Services) -> None:
             raise
 
     with pytest.raises(LeaseLost):
-        await held.hold_during(work())
+        await held.renew_while(work())
     assert stopped.is_set()
 
 
@@ -148,7 +148,7 @@ async def test_an_error_of_the_work_comes_out_as_it_is(services: Services) -> No
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await held.hold_during(work())
+        await held.renew_while(work())
 
 
 async def test_a_cancel_reaches_the_supervisor_with_the_next_renewal(services: Services) -> None:
@@ -162,10 +162,10 @@ async def test_a_cancel_reaches_the_supervisor_with_the_next_renewal(services: S
             while not held.cancel_requested:
                 await asyncio.sleep(0.02)
 
-    await held.hold_during(work())
+    await held.renew_while(work())
 
 
-async def test_the_sweeper_pokes_for_what_nobody_works_on(services: Services) -> None:
+async def test_the_sweeper_enqueues_what_nobody_works_on(services: Services) -> None:
     held, lost, new = [await pending(services) for _ in range(3)]
     await taken(services, held)
     await taken(services, lost)
@@ -173,7 +173,7 @@ async def test_the_sweeper_pokes_for_what_nobody_works_on(services: Services) ->
     context = {"services": services}
     await sweep(context)
     assert [job.args for job in await services.queue.queued_jobs()] == [[lost.request_id]]
-    await sweep(context)  # the same attempt is poked for once
+    await sweep(context)  # an attempt is enqueued once
     assert len(await services.queue.queued_jobs()) == 1
     async with services.sessions.begin() as db:
         await db.execute(
@@ -182,8 +182,8 @@ async def test_the_sweeper_pokes_for_what_nobody_works_on(services: Services) ->
             .values(started_at=func.now() - dt.timedelta(seconds=10))
         )
     await sweep(context)
-    poked = {job.args[0] for job in await services.queue.queued_jobs()}
-    assert poked == {lost.request_id, new.request_id}
+    queued = {job.args[0] for job in await services.queue.queued_jobs()}
+    assert queued == {lost.request_id, new.request_id}
 
 
 async def test_the_outbox_is_sent_once_and_nothing_in_it_is_lost(services: Services) -> None:
@@ -199,6 +199,6 @@ async def test_the_outbox_is_sent_once_and_nothing_in_it_is_lost(services: Servi
 
 
 async def test_what_the_queue_holds_is_no_pickle(services: Services) -> None:
-    await queue.enqueue(services.queue, queries.SUPERVISE, "req_1", once="x")
+    await queue.enqueue(services.queue, queries.SUPERVISE, "req_1", dedup_key="x")
     stored = await services.redis.get("arq:job:x")
     assert queue.deserialize(stored)["a"] == ["req_1"]

@@ -23,7 +23,7 @@ from mesh.route_record import RouteRecord
 from tests.conftest import MODEL_ID
 from tests.support.api import LAYERS, node
 from tests.support.factories import fund, session
-from workers.supervisor.supervisor import supervise
+from workers.supervisor.task import supervise
 
 WHOLE = {"start_layer": 0, "end_layer": LAYERS}
 POSITIONS = 103
@@ -59,10 +59,10 @@ async def supervised(services: Services, *jobs: Job) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def announce(redis: Redis, *, room: int) -> None:
-    """One node for all layers, with a pulse that the test keeps by giving it an hour."""
-    await live_registry.announce(redis, node(0, **WHOLE), ttl=3600)
-    await redis.set(redis_keys.keepalive("node_0"), room, ex=3600)
+async def put_node(redis: Redis, *, free_kv: int) -> None:
+    """One node for all layers, with a keep-alive that lasts an hour."""
+    await live_registry.put(redis, node(0, **WHOLE), ttl=3600)
+    await redis.set(redis_keys.keepalive("node_0"), free_kv, ex=3600)
 
 
 async def opened(redis: Redis, node_id: str = "node_0") -> list[str]:
@@ -99,13 +99,13 @@ async def test_without_nodes_a_job_waits_until_its_deadline_and_is_refunded(
     assert await balances(services, job) == (job.hold_far, 0)
 
 
-async def test_while_a_job_waits_the_nodes_that_are_there_hear_why(
+async def test_while_a_job_waits_the_nodes_that_are_there_are_told_why(
     services: Services, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not at each look: a job may wait for a quarter of an hour."""
-    monkeypatch.setattr("workers.supervisor.supervisor.COUNT", 2.0)
+    """Not at each poll: a job may wait for a quarter of an hour."""
+    monkeypatch.setattr("workers.supervisor.epochs.COUNT_SKIPS_SECONDS", 2.0)
     job = await submit(services)
-    await live_registry.announce(redis, node(0), ttl=3600)
+    await live_registry.put(redis, node(0), ttl=3600)
     await redis.set(redis_keys.keepalive("node_0"), POSITIONS, ex=3600)
     async with supervised(services, job):
         await asyncio.sleep(1.5)
@@ -124,7 +124,7 @@ async def test_a_job_that_waits_is_served_when_a_node_comes(
     async with supervised(services, job):
         await asyncio.sleep(0.5)
         assert await opened(redis) == []
-        await announce(redis, room=POSITIONS)
+        await put_node(redis, free_kv=POSITIONS)
 
         async def is_open() -> bool:
             return await opened(redis) == [job.request_id]
@@ -137,25 +137,26 @@ async def test_the_live_record_tells_the_route_with_the_epoch(
     services: Services, redis: Redis
 ) -> None:
     job = await submit(services)
-    await announce(redis, room=POSITIONS)
+    await put_node(redis, free_kv=POSITIONS)
     async with supervised(services, job):
 
         async def is_open() -> bool:
             return await opened(redis) == [job.request_id]
 
         await wait_for(is_open)
-    written = await redis.hgetall(redis_keys.live(job.request_id))  # type: ignore[misc]
+    written = await redis.hgetall(redis_keys.live_record(job.request_id))  # type: ignore[misc]
     width = services.catalog.get(job.model_id).width
     assert written[b"epoch"] == b"1"
     assert RouteRecord.unpack(written[b"route"]) == RouteRecord(width, POSITIONS, ["node_0"])
 
 
-async def test_jobs_beyond_a_nodes_room_queue_without_asking_it(
+async def test_jobs_beyond_a_nodes_free_kv_queue_without_asking_it(
     services: Services, redis: Redis
 ) -> None:
-    """Room for two of six: two are opened; each pulse with room for one more lets one more in."""
+    """The KV cache holds two of six: two are opened, and each keep-alive with space for one more
+    lets one more in."""
     jobs = [await submit(services) for _ in range(6)]
-    await announce(redis, room=2 * POSITIONS)
+    await put_node(redis, free_kv=2 * POSITIONS)
     async with supervised(services, *jobs):
         for count in range(2, 7):
 
@@ -190,7 +191,7 @@ async def first_epoch(services: Services, redis: Redis, job: Job) -> None:
 async def served(services: Services, redis: Redis) -> AsyncIterator[Job]:
     """A job under supervision, in its first epoch on the one node."""
     job = await submit(services)
-    await announce(redis, room=POSITIONS)
+    await put_node(redis, free_kv=POSITIONS)
     async with supervised(services, job):
         await first_epoch(services, redis, job)
         yield job
@@ -198,7 +199,7 @@ async def served(services: Services, redis: Redis) -> AsyncIterator[Job]:
 
 async def write(redis: Redis, job: Job, epoch: int, count: int) -> None:
     """Tokens, as the edge writes them."""
-    keys = (redis_keys.live(job.request_id), redis_keys.tokens(job.request_id))
+    keys = (redis_keys.live_record(job.request_id), redis_keys.tokens(job.request_id))
     for index in range(count):
         assert await redis.eval(token_stream.APPEND_TOKEN, 2, *keys, epoch, index, 7, "x") == 1
 
@@ -206,7 +207,7 @@ async def write(redis: Redis, job: Job, epoch: int, count: int) -> None:
 async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
     services: Services, redis: Redis
 ) -> None:
-    """The blamed node was only slow: its epoch lives until the next begins."""
+    """The penalised node was only slow: its epoch lasts until the next begins."""
     async with served(services, redis) as job:
         await messaging.publish_event(
             redis, wire.Refused(job.request_id, 1, "node_0", "not_finite")
@@ -218,7 +219,7 @@ async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
     assert (await reload(services, job)).token_count == 5
 
 
-async def test_a_full_node_is_not_asked_again_until_it_has_room(
+async def test_a_full_node_is_not_asked_again_until_it_has_free_kv(
     services: Services, redis: Redis
 ) -> None:
     async with served(services, redis) as job:
@@ -234,7 +235,7 @@ async def test_a_full_node_is_not_asked_again_until_it_has_room(
         await wait_for(is_open_again)
 
 
-async def test_a_node_off_the_route_cannot_be_blamed(services: Services, redis: Redis) -> None:
+async def test_a_node_off_the_route_is_not_penalised(services: Services, redis: Redis) -> None:
     async with served(services, redis) as job:
         await messaging.publish_event(
             redis, wire.Refused(job.request_id, 1, "node_elsewhere", "not_finite")
@@ -245,23 +246,23 @@ async def test_a_node_off_the_route_cannot_be_blamed(services: Services, redis: 
 
 
 async def join(redis: Redis, node_id: str, span: tuple[int, int], *, ms: float) -> None:
-    """A node that needs so long for a step, with room for any generation, for an hour."""
+    """A node that needs ``ms`` for a step, with KV cache for any generation, for an hour."""
     start, end = span
     edge = start == 0
-    told = node(
+    joined = node(
         0, node_id=node_id, start_layer=start, end_layer=end, edge=edge, trusted=edge, latency_ms=ms
     )
-    await live_registry.announce(redis, told, ttl=3600)
+    await live_registry.put(redis, joined, ttl=3600)
     await redis.set(redis_keys.keepalive(node_id), 10_000, ex=3600)
 
 
 async def refuse(services: Services, redis: Redis, job: Job, liar: str, code: str) -> None:
     """Whatever the liar is asked to open it refuses, until another edge completes the job."""
-    told = 0
+    refused = 0
     while not await opened(redis, "honest"):
         epoch = (await reload(services, job)).epoch
-        if epoch > told and len(await opened(redis)) == epoch:
-            told = epoch
+        if epoch > refused and len(await opened(redis)) == epoch:
+            refused = epoch
             await messaging.publish_event(redis, wire.Refused(job.request_id, epoch, liar, code))
         await asyncio.sleep(0.02)
     epoch = (await reload(services, job)).epoch
@@ -274,7 +275,7 @@ async def refuse(services: Services, redis: Redis, job: Job, liar: str, code: st
 async def test_who_loses_its_state_twice_is_gone_around(
     services: Services, redis: Redis, code: str
 ) -> None:
-    """The first time it is believed: messages get lost. It would refuse for ever."""
+    """The first time it is excused, since messages get lost. It would refuse for ever."""
     await join(redis, "node_0", (0, LAYERS), ms=1)
     await join(redis, "honest", (0, LAYERS), ms=50)
     job = await submit(services)
@@ -285,7 +286,7 @@ async def test_who_loses_its_state_twice_is_gone_around(
     assert not await redis.exists(redis_keys.cooldown("honest"))
 
 
-async def test_for_steps_that_do_not_arrive_sender_and_receiver_are_to_blame(
+async def test_for_steps_that_do_not_arrive_sender_and_receiver_are_penalised(
     services: Services, redis: Redis
 ) -> None:
     await join(redis, "node_0", (0, 3), ms=1)
@@ -295,8 +296,8 @@ async def test_for_steps_that_do_not_arrive_sender_and_receiver_are_to_blame(
     job = await submit(services)
     async with supervised(services, job):
         await asyncio.wait_for(refuse(services, redis, job, "receiver", "gap"), timeout=20)
-    blamed = ("node_0", "middle", "receiver")
-    assert [await redis.exists(redis_keys.cooldown(each)) for each in blamed] == [0, 1, 1]
+    nodes = ("node_0", "middle", "receiver")
+    assert [await redis.exists(redis_keys.cooldown(each)) for each in nodes] == [0, 1, 1]
 
 
 async def test_what_a_node_makes_up_is_no_label(services: Services, redis: Redis) -> None:
@@ -328,7 +329,7 @@ async def test_slow_is_not_stalled(services: Services, redis: Redis, further: bo
     """A node that answers, and has come further each time it is asked, keeps its generation."""
     services.settings.generation.stall = 0.5
     job = await submit(services)
-    await announce(redis, room=POSITIONS)
+    await put_node(redis, free_kv=POSITIONS)
     answered = 0
     async with supervised(services, job):
         await first_epoch(services, redis, job)

@@ -4,7 +4,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from api.schemas import jobs, nodes, providers
-from market.jobs.tables import SessionStatus
+from market.jobs.tables import JobStatus
 from market.routing import tiers
 
 SPECIFIED = {
@@ -32,7 +32,7 @@ def test_a_session_never_carries_its_prompt() -> None:
 
 
 def test_statuses_and_tiers_are_those_of_the_specification() -> None:
-    assert [*SessionStatus] == ["pending", "active", "completed", "failed"]
+    assert [*JobStatus] == ["pending", "active", "completed", "failed"]
     assert [*tiers.Tier] == ["standard", "premium", "enterprise"]
 
 

@@ -181,7 +181,12 @@ def test_a_live_route_survives_and_nothing_else_does() -> None:
     assert RouteRecord.unpack(route.pack()) == route
     for other in (None, b"", b"\xc1", msgpack.packb([1, 2]), msgpack.packb(7)):
         assert RouteRecord.unpack(other) is None
-    assert (route.edge, route.after(0), route.after(2), route.before(0)) == ("a", "b", "a", "c")
+    assert (route.edge_node, route.next_node(0), route.next_node(2), route.previous_node(0)) == (
+        "a",
+        "b",
+        "a",
+        "c",
+    )
     assert route.stage_of("c") == 2
     assert route.stage_of("d") is None
     assert [epoch_of(written) for written in (None, b"sealed", b"7")] == [None, None, 7]

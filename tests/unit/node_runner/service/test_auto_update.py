@@ -14,11 +14,11 @@ from node_runner.service import auto_update
 from node_runner.service.auto_update import Updates, versions
 
 FILES: list[dict[str, Any]] = [
-    {"filename": "far_mesh-0.0.1-py3-none-any.whl"},
-    {"filename": "far_mesh-9.1-py3-none-any.whl"},
-    {"filename": "far_mesh-9.0.tar.gz"},
-    {"filename": "far_mesh-9.2-py3-none-any.whl", "yanked": "broken"},
-    {"filename": "far_mesh-9.9rc1-py3-none-any.whl"},
+    {"filename": "far_node-0.0.1-py3-none-any.whl"},
+    {"filename": "far_node-9.1-py3-none-any.whl"},
+    {"filename": "far_node-9.0.tar.gz"},
+    {"filename": "far_node-9.2-py3-none-any.whl", "yanked": "broken"},
+    {"filename": "far_node-9.9rc1-py3-none-any.whl"},
     {"filename": "notes.txt"},
 ]
 
@@ -27,7 +27,7 @@ class Index(BaseHTTPRequestHandler):
     files = FILES
 
     def do_GET(self) -> None:
-        found = self.path == "/simple/far-mesh/"
+        found = self.path == "/simple/far-node/"
         body = json.dumps({"files": self.files}).encode()
         self.send_response(200 if found else 404)
         self.end_headers()
@@ -80,7 +80,7 @@ def test_a_newer_version_is_installed_when_nothing_is_served(
     assert updates.ready()
     assert not updates.install()
     (command,) = commands
-    assert command[-3:] == ["--index-url", index, "far-mesh[node]==9.1"]
+    assert command[-3:] == ["--index-url", index, "far-node[serve]==9.1"]
     monkeypatch.setattr(updates, "_look_at", 0.0)
     assert not updates.ready()  # what failed once is left alone
 

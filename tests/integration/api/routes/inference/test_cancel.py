@@ -8,9 +8,8 @@ from decimal import Decimal
 import httpx
 import pytest
 
-from api import reading
 from market import ledger
-from market.jobs import messaging
+from market.jobs import cancellation, messaging
 from mesh import redis_keys, token_stream
 from mesh.wire import Cancel
 from tests.support.api import (
@@ -31,7 +30,7 @@ WRITTEN = re.compile(r"id: 2\r?\n")
 @pytest.fixture
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody works on these jobs, so there is no end to wait for."""
-    monkeypatch.setattr(reading, "CANCEL_WAIT", 0.01)
+    monkeypatch.setattr(cancellation, "CANCEL_WAIT", 0.01)
 
 
 async def told(gateway: Gateway, job: Job) -> list[object]:

@@ -155,7 +155,7 @@ async def test_what_fails_last_takes_everything_back(
 async def test_a_job_is_accepted_although_nobody_can_be_woken(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis dies between the commit and the poke: the outbox keeps it."""
+    """Redis dies between the commit and the wake-up: the outbox keeps it."""
 
     async def fail(*_: object, **__: object) -> None:
         raise redis.exceptions.ConnectionError

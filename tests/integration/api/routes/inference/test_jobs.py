@@ -8,8 +8,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
-from api import reading
-from market.jobs import live_session
+from market.jobs import live_session, token_reader
 from mesh import token_stream
 from tests.conftest import MODEL_ID
 from tests.support.api import (
@@ -34,7 +33,7 @@ TEXT = "".join(TOKENS)
 @pytest.fixture(autouse=True)
 def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers look more often whether a silent job has ended."""
-    monkeypatch.setattr(reading, "POLL", 0.05)
+    monkeypatch.setattr(token_reader, "POLL", 0.05)
 
 
 async def finished(gateway: Gateway) -> Job:

@@ -12,11 +12,11 @@ from hexbytes import HexBytes
 from sqlalchemy import text, update
 from web3 import Web3
 
-from api import statements
 from market.escrow.artifacts import artifact
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job, NodeContribution
 from market.money import to_units
+from market.receipts import statements
 from market.resources import Services
 from market.settlement import usage_tree
 from market.settlement.usage_tree import Usage
@@ -147,7 +147,7 @@ async def test_the_contract_agrees_with_a_receipt(
         ours = Usage(
             bytes(fields[0]), line["user"], line["provider"], line["tokens"], int(line["amount"])
         )
-        assert usage_tree.verify(HexBytes(batch["usage_root"]), ours, proof)
+        assert usage_tree.verify_proof(HexBytes(batch["usage_root"]), ours, proof)
 
 
 async def test_a_provider_gets_the_proof_of_his_lines(

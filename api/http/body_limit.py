@@ -1,0 +1,49 @@
+"""Bodies over a size are refused before anything parses them."""
+
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http.errors import BodyTooLarge
+from api.http.problem_details import render
+
+
+class BodyLimit:
+    """Takes a body in before anything parses it, and refuses one over the limit."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, unlimited: Collection[str]) -> None:
+        self._app = app
+        self._max = max_bytes
+        self._unlimited = unlimited
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in self._unlimited:
+            await self._app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        body = None
+        if declared.isdigit() and len(declared) < 16 and int(declared) <= self._max:
+            body = await self._read(receive)
+        if body is None:
+            refusal = BodyTooLarge(f"A body may have {self._max} bytes at most.")
+            await render(refusal)(scope, receive, send)
+            return
+        waiting = [body]
+
+        async def replay() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        await self._app(scope, replay, send)
+
+    async def _read(self, receive: Receive) -> Message | None:
+        """The whole body as one message; none if it is too large."""
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return message  # the client went away
+            body += message.get("body", b"")
+            if len(body) > self._max:
+                return None
+            if not message.get("more_body", False):
+                return {"type": "http.request", "body": bytes(body), "more_body": False}

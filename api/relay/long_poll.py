@@ -1,0 +1,63 @@
+"""The same where WebSockets are blocked."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from api.relay.hub import RelayHub
+from api.relay.keepalive_ttl import POLLED_TTL
+from market.nodes.node import NodeIncarnation
+from mesh import relay
+from mesh.errors import WireError
+from mesh.relay import (
+    Frame,
+    Hello,
+    KeepAlive,
+    KeepAliveAck,
+    Poll,
+    Push,
+    Superseded,
+)
+
+
+async def exchange(
+    desk: RelayHub, node: NodeIncarnation, body: bytearray, admit: Callable[[], Awaitable[object]]
+) -> bytes:
+    """One request over HTTP: the frames of its body, answered by those of another.
+
+    ``admit`` is asked when the node says hello, and raises if its token is not good any more.
+
+    Raises:
+        WireError: not such a body.
+    """
+    frames = [relay.decode(frame) for frame in relay.unbundle(body)]
+    if not frames:
+        raise WireError("A body has a frame at least.")
+    node_id = node.node_id
+    first, *others = frames
+    await desk.pace.take(node_id, 1 + len(others), len(body))
+    if isinstance(first, Hello) and not others:
+        await admit()
+        return _bundled([await desk.greet(node, first) or Superseded()])
+    if not isinstance(first, Poll):
+        raise WireError("The first frame of a body is a poll, or says hello.")
+    answers: list[Frame] = []
+    if not await desk.owns(node_id, first.connection):
+        return _bundled([Superseded()])
+    for frame in others:
+        if isinstance(frame, Push):
+            answers.append(await desk.forward(node_id, first.session, frame))
+        elif isinstance(frame, KeepAlive):
+            if not await desk.pulse(node_id, first.connection, frame, POLLED_TTL):
+                return _bundled([Superseded()])
+            answers.append(KeepAliveAck(frame.number))
+        else:
+            raise WireError(f"A node does not send {type(frame).__name__}.")
+    wait = min(first.wait / 1000, relay.POLL_WAIT)
+    if wait > 0:
+        async with desk.reading() as line:
+            # One part: the next poll's cursor brings the rest.
+            answers += (await desk.read(line, node_id, first.after or "0-0", wait))[:1]
+    return _bundled(answers)
+
+
+def _bundled(frames: Sequence[Frame]) -> bytes:
+    return relay.bundle(map(relay.encode, frames))

@@ -1,0 +1,74 @@
+"""A job: poll it, follow it, cancel it."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+from sse_starlette import EventSourceResponse
+
+from api.http.authentication import InferenceCaller
+from api.http.services import WithServices
+from api.http.sse import EVENT_STREAM, job_stream
+from api.schemas.jobs import JobView
+from market.errors import InvalidRequest
+from market.jobs import cancellation, queries, token_reader
+from market.jobs.errors import StreamExpired
+from market.jobs.snapshot import snapshot_of
+from market.jobs.tables import Job, JobStatus
+from mesh import token_stream
+
+router = APIRouter(prefix="/api/inference", tags=["inference"])
+
+
+@router.get("/jobs/{request_id}")
+async def poll(request_id: str, caller: InferenceCaller, services: WithServices) -> JobView:
+    """The job now: its status, and the text so far. The text is forgotten after an hour."""
+    job = await token_reader.find(services, caller.wallet, request_id)
+    return JobView.of(await snapshot_of(services, job))
+
+
+@router.get(
+    "/jobs/{request_id}/events",
+    response_class=EventSourceResponse,
+    responses={200: {"content": EVENT_STREAM}},
+)
+async def events(
+    request_id: str,
+    caller: InferenceCaller,
+    services: WithServices,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The job's tokens as server-sent events, from the first, or after `Last-Event-ID`.
+
+    Closing this stream does not cancel the job.
+    """
+    job = await token_reader.find(services, caller.wallet, request_id)
+    after = _entry_after(last_event_id, job)
+    if job.status == JobStatus.COMPLETED and not await token_reader.readable(services, job):
+        raise StreamExpired(f"The tokens of {request_id} have been forgotten.")
+    return job_stream(services, request_id, after)
+
+
+@router.delete("/jobs/{request_id}")
+async def cancel(request_id: str, caller: InferenceCaller, services: WithServices) -> JobView:
+    """End a job now. You pay for the tokens delivered until then; the rest is returned.
+
+    Cancelling a job that has ended changes nothing.
+    """
+    job = await token_reader.find(services, caller.wallet, request_id)
+    if job.status not in queries.ENDED:
+        await cancellation.cancel_and_wait(services, job)
+    job = await token_reader.find(services, caller.wallet, request_id)
+    return JobView.of(await snapshot_of(services, job))
+
+
+def _entry_after(last_event_id: str | None, job: Job) -> str:
+    if not last_event_id:
+        return token_stream.START
+    digits = last_event_id.removesuffix("-done")
+    # No longer than any id of this stream, so that it is a number that Redis can take.
+    ours = digits.isascii() and digits.isdigit() and len(digits) <= len(str(job.max_tokens))
+    if not ours or int(digits) > job.max_tokens:
+        raise InvalidRequest(
+            "Last-Event-ID is the id of an event of this stream.", code="last_event_id_malformed"
+        )
+    return f"{int(digits)}-0"

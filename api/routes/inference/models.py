@@ -1,0 +1,20 @@
+"""Models on offer (§7.1)."""
+
+from fastapi import APIRouter
+
+from api.http.services import WithServices
+from api.schemas.models import ModelOnOffer, Models
+from market.routing.coverage import coverage_of
+
+router = APIRouter(prefix="/api/inference", tags=["discovery"])
+
+
+@router.get("/models")
+async def models(services: WithServices) -> Models:
+    """Models on offer, with their price now."""
+    return Models(
+        models=[
+            ModelOnOffer.of(await coverage_of(services.redis, model, model.price_per_token))
+            for model in services.catalog
+        ]
+    )

@@ -1,0 +1,24 @@
+"""Nonce, login, token."""
+
+from pydantic import BaseModel, Field
+
+from api.schemas.base import RequestBody, WalletAddress
+
+
+class Nonce(BaseModel):
+    nonce: str
+    domain: str
+    """The domain that a login message has to name."""
+    expires_in: int
+
+
+class Login(RequestBody):
+    wallet_address: WalletAddress
+    message: str = Field(max_length=4096)
+    signature: str = Field(max_length=1024)
+
+
+class LoggedInToken(BaseModel):
+    token: str
+    wallet_address: str
+    expires_in: int

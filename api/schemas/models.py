@@ -1,0 +1,65 @@
+"""Models on offer, their files."""
+
+from typing import Self
+
+from pydantic import BaseModel, Field
+
+from api.schemas.base import RequestBody, WalletAddress, far
+from market.routing.coverage import Coverage
+
+
+class ModelOnOffer(BaseModel):
+    id: str
+    name: str
+    active_nodes: int
+    available: bool
+    """Whether every layer has a healthy node now that serves for the price."""
+    avg_latency_ms: float | None
+    """Of one token along the best route, with its hops; none while there is no route."""
+    price_per_token_far: float
+    price_per_token_far_exact: str
+    min_vram_gb: int
+    layers: int
+    context_tokens: int
+
+    @classmethod
+    def of(cls, coverage: Coverage) -> Self:
+        model, route = coverage.model, coverage.route
+        return cls(
+            id=model.id,
+            name=model.name,
+            active_nodes=len(coverage.nodes),
+            available=coverage.missing is None,
+            avg_latency_ms=sum(node.latency_ms + node.hop_ms for node in route) if route else None,
+            **far(price_per_token=coverage.price),
+            min_vram_gb=model.min_vram_gb,
+            layers=model.layers,
+            context_tokens=model.context,
+        )
+
+
+class Models(BaseModel):
+    models: list[ModelOnOffer]
+
+
+class FileOfModel(BaseModel):
+    name: str
+    size: int
+    sha256: str
+    url: str
+    """Gives ranges. It may expire: ask again then."""
+
+
+class FilesOfModel(BaseModel):
+    model_id: str
+    expires_in: int
+    """Seconds for which the URLs are good."""
+    manifest_sha256: str
+    """Of the file `far-mesh-manifest.json`, which has the SHA-256 of every tensor."""
+    files: list[FileOfModel]
+
+
+class SignedByWallet(RequestBody):
+    wallet_address: WalletAddress
+    nonce: str = Field(max_length=64)
+    signature: str = Field(max_length=200)

@@ -1,0 +1,46 @@
+"""A mesh to measure: the real stack, on ports that are free."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import psutil
+
+from benchmarks.checkpoints.models import BenchModel
+from stack.development_stack import DevelopmentStack
+from stack.plan import Plan
+from stack.servers import free_port
+
+SETTINGS = {
+    "FAR_LIMITS__GENERATIONS_PER_IP": "1000000/hour",
+    "FAR_LIMITS__GENERATIONS_PER_WALLET": "1000000/hour",
+}
+"""All else as it comes: a benchmark is one user who asks more often than a user may."""
+
+
+def plan(
+    model: BenchModel,
+    folder: Path,
+    *,
+    nodes: int,
+    node_options: tuple[str, ...] = (),
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> Plan:
+    """Nodes of equal spans. ``folder`` is for the stack's data; ``settings`` come on top."""
+    return Plan(
+        folder=folder,
+        api_port=free_port(),
+        redis_port=free_port(),
+        chain_port=free_port(),
+        model=str(model.folder),
+        model_id=f"bench/{model.name}",
+        nodes=nodes,
+        node_options=node_options,
+        environment={**SETTINGS, **settings},
+    )
+
+
+def postmaster(stack: DevelopmentStack) -> psutil.Process:
+    """Postgres, which is no child of ours."""
+    pid_file = (stack.postgres.folder / "postmaster.pid").read_text()
+    return psutil.Process(int(pid_file.split()[0]))

@@ -1,0 +1,55 @@
+"""A wallet's login: an EIP-4361 message, signed once."""
+
+import datetime as dt
+
+from redis.asyncio import Redis
+from siwe import SiweMessage
+
+from market.identity.errors import (
+    DomainMismatch,
+    LoginMessageExpired,
+    LoginMessageInvalid,
+    SignatureMismatch,
+)
+from market.identity.nonces import consume_nonce
+from mesh import signed_texts
+
+
+async def check_login(
+    redis: Redis, *, domain: str, message: str, signature: str, wallet_address: str
+) -> None:
+    """Return if the wallet has signed this message, which names our domain, a nonce that was not
+    used yet, and an expiration time.
+
+    Raises:
+        NotAuthenticated: whatever of it does not hold.
+    """
+    parsed = _parse(message)
+    if parsed.domain != domain:
+        raise DomainMismatch(f"The message is for another domain; this is {domain}.")
+    _check_time(parsed)
+    if parsed.address.lower() != wallet_address:
+        raise SignatureMismatch("The message names another wallet than wallet_address.")
+    if not signed_texts.signed_by(message, signature, wallet_address):
+        raise SignatureMismatch("The signature is not this wallet's over this message.")
+    await consume_nonce(redis, parsed.nonce)
+
+
+def _parse(text: str) -> SiweMessage:
+    try:
+        # By the regular expression: the grammar takes seconds for a few thousand characters.
+        return SiweMessage.from_message(text, abnf=False)
+    except ValueError:
+        raise LoginMessageInvalid(
+            "The message is not an EIP-4361 (Sign-In with Ethereum) message."
+        ) from None
+
+
+def _check_time(message: SiweMessage) -> None:
+    if message.expiration_time is None:
+        raise LoginMessageInvalid("The message needs an Expiration Time.")
+    now = dt.datetime.now(dt.UTC)
+    if dt.datetime.fromisoformat(message.expiration_time) <= now:
+        raise LoginMessageExpired("The message has expired. Sign a new one.")
+    if message.not_before is not None and dt.datetime.fromisoformat(message.not_before) > now:
+        raise LoginMessageInvalid("The message is not valid yet: see its Not Before.")

@@ -1,0 +1,44 @@
+"""Asking for the end of a job."""
+
+import asyncio
+from contextlib import suppress
+
+import structlog
+from redis.exceptions import RedisError
+
+from market.errors import Unavailable
+from market.jobs import live_session, messaging, queries
+from market.jobs.errors import StreamExpired
+from market.jobs.tables import Job
+from market.jobs.token_reader import follow
+from market.resources import Resources
+from mesh.wire import Cancel
+
+log = structlog.get_logger()
+
+
+CANCEL_WAIT = 3.0
+"""Seconds a cancel waits for the end, so that its answer can say what it cost."""
+
+
+async def cancel(resources: Resources, job: Job) -> None:
+    """Ask for the end of a job. Its user pays for what was delivered until then."""
+    async with resources.sessions.begin() as db:
+        row = await db.get(Job, job.id, with_for_update=True)
+        if row is None or row.status in queries.ENDED:
+            return
+        row.cancel_requested = True
+    try:
+        await messaging.publish_event(resources.redis, Cancel(job.request_id, job.epoch))
+    except (RedisError, OSError) as error:  # the supervisor sees it when it renews its lease
+        log.warning("cancel_not_told", request_id=job.request_id, error=type(error).__name__)
+
+
+async def cancel_and_wait(resources: Resources, job: Job) -> None:
+    """As :func:`cancel`, and give the supervisor a moment to end the job."""
+    await cancel(resources, job)
+    with suppress(TimeoutError, StreamExpired, Unavailable):
+        async with asyncio.timeout(CANCEL_WAIT):
+            after = await live_session.last_entry_id(resources.redis, job.request_id)
+            async for _ in follow(resources, job.request_id, after):
+                pass

@@ -1,0 +1,80 @@
+"""What a request may cost, and whether it can be served."""
+
+import asyncio
+from dataclasses import dataclass
+from decimal import Decimal
+
+from market.catalog.models import Model
+from market.errors import InvalidRequest
+from market.jobs.errors import ContextExceeded
+from market.jobs.request import JobRequest
+from market.money import times
+from market.resources import Resources
+from market.routing.coverage import coverage_of
+from market.routing.errors import KvCapacityExceeded, NoRoute
+from market.routing.tiers import Tier
+
+NO_ROUTE_RETRY = 30
+"""Seconds: a heartbeat interval, after which a node that comes back is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A request that can be served. ``price``: FAR a generated token. ``hold``: FAR that it may
+    cost at most."""
+
+    model: Model
+    token_ids: list[int]
+    price: Decimal
+    hold: Decimal
+
+
+async def quote_of(resources: Resources, request: JobRequest) -> Quote:
+    """
+    Raises:
+        InvalidRequest: the prompt or the tier is not what can be served here.
+        ContextExceeded: prompt and answer are longer than the model's context.
+        NoRoute: not every layer has a node for the price.
+        KvCapacityExceeded: prompt and answer are longer than any route's KV caches.
+    """
+    model = resources.catalog.get(request.model_id)
+    _check(request, resources.settings.limits.max_prompt_chars)
+    token_ids = await _tokenize(model, request.prompt)
+    positions = len(token_ids) + request.max_tokens
+    if positions > model.context:
+        raise ContextExceeded(
+            f"{len(token_ids)} tokens of prompt and max_tokens {request.max_tokens} exceed the "
+            f"model's context of {model.context} tokens."
+        )
+    price = model.price_per_token
+    coverage = await coverage_of(resources.redis, model, price)
+    if coverage.missing:
+        await coverage.count_skips(resources.skips)
+        raise NoRoute(coverage.missing, retry_after=NO_ROUTE_RETRY)
+    if not coverage.has_kv_for(positions):
+        raise KvCapacityExceeded(
+            f"{len(token_ids)} tokens of prompt and max_tokens {request.max_tokens} are more than "
+            f"the nodes of {model.id} have memory for: {coverage.longest_servable} together."
+        )
+    return Quote(model, token_ids, price, hold=times(price, request.max_tokens))
+
+
+def _check(request: JobRequest, max_prompt_chars: int) -> None:
+    if len(request.prompt) > max_prompt_chars:
+        raise InvalidRequest(
+            f"prompt: {len(request.prompt)} characters; at most {max_prompt_chars} are allowed.",
+            code="prompt_too_long",
+        )
+    if request.tier is not Tier.STANDARD:
+        raise InvalidRequest(
+            f"tier: {request.tier} is not offered here yet; use standard.", code="tier_unavailable"
+        )
+
+
+async def _tokenize(model: Model, prompt: str) -> list[int]:
+    # Of the tokenizer's calls this one lets go of the interpreter while it works.
+    [encoded] = await asyncio.to_thread(model.tokenizer.encode_batch_fast, [prompt])
+    token_ids: list[int] = encoded.ids
+    if not token_ids:
+        raise InvalidRequest("prompt: there is nothing in it to continue.", code="prompt_empty")
+    return token_ids

@@ -1,0 +1,124 @@
+"""Taking a generation in: check, quote, hold, and write it down in one transaction."""
+
+import datetime as dt
+import secrets
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from market import ledger, metrics, outbox
+from market.jobs import queries
+from market.jobs.errors import IdempotencyConflict
+from market.jobs.quote import Quote, quote_of
+from market.jobs.request import Idempotency, JobRequest
+from market.jobs.tables import Job
+from market.outages import OUTAGES
+from market.outbox import Outbox
+from market.prompt_vault import PromptText
+from market.resources import Resources
+from mesh.errors import MeshError
+
+log = structlog.get_logger()
+
+
+async def submit(
+    resources: Resources, wallet: str, request: JobRequest, idempotency: Idempotency
+) -> Job:
+    """The job of a request: a new one, or the one that the same key made before.
+
+    Raises:
+        MeshError: whatever is wrong with the request; then nothing is held.
+    """
+    earlier = await _earlier(resources, wallet, idempotency)
+    if earlier is not None:
+        return earlier
+    try:
+        quote = await quote_of(resources, request)
+        job = await _write(resources, wallet, request, quote, idempotency)
+    except MeshError:
+        model_id = request.model_id if request.model_id in resources.catalog else "unknown"
+        metrics.inference_requests.labels(model_id, request.tier, "rejected").inc()
+        raise
+    except IntegrityError as error:
+        if "uq_sessions_idempotency" not in str(error.orig):
+            raise
+        earlier = await _earlier(resources, wallet, idempotency)
+        if earlier is None:
+            raise
+        return earlier
+    metrics.inference_requests.labels(request.model_id, request.tier, "accepted").inc()
+    log.info(
+        "inference_accepted",
+        request_id=job.request_id,
+        model_id=job.model_id,
+        user_wallet=wallet,
+        tier=job.tier,
+        prompt_tokens=job.prompt_tokens,
+        max_tokens=job.max_tokens,
+    )
+    await _wake_worker(resources, job)
+    return job
+
+
+async def _wake_worker(resources: Resources, job: Job) -> None:
+    """The job is accepted whether this succeeds or not: the outbox has it."""
+    try:
+        await outbox.send_outbox(resources.sessions, resources.queue)
+    except OUTAGES as error:
+        log.warning("outbox_kept", request_id=job.request_id, error=type(error).__name__)
+
+
+async def _earlier(resources: Resources, wallet: str, idempotency: Idempotency) -> Job | None:
+    if idempotency.key is None:
+        return None
+    async with resources.sessions() as db:
+        job = await db.scalar(
+            select(Job).where(Job.user_wallet == wallet, Job.idempotency_key == idempotency.key)
+        )
+    if job is not None and job.request_digest != idempotency.digest:
+        raise IdempotencyConflict(
+            "This Idempotency-Key was used for a different request. Use a new key."
+        )
+    return job
+
+
+async def _write(
+    resources: Resources, wallet: str, request: JobRequest, quote: Quote, idempotency: Idempotency
+) -> Job:
+    request_id = f"req_{secrets.token_hex(12)}"
+    now = dt.datetime.now(dt.UTC)
+    prompt = PromptText(quote.token_ids, list(request.stop))
+    job = Job(
+        request_id=request_id,
+        user_wallet=wallet,
+        model_id=quote.model.id,
+        tier=request.tier,
+        started_at=now,
+        deadline_at=now + dt.timedelta(seconds=resources.settings.generation.deadline),
+        prompt_tokens=len(quote.token_ids),
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=secrets.randbits(63) if request.seed is None else request.seed,
+        request_cipher=resources.vault.seal(request_id, prompt),
+        request_digest=idempotency.digest,
+        idempotency_key=idempotency.key,
+        price_per_token_far=quote.price,
+        hold_far=quote.hold,
+        near_latitude=None if request.near is None else int(request.near.latitude),
+        near_longitude=None if request.near is None else int(request.near.longitude),
+    )
+    async with resources.sessions.begin() as db:
+        await _insert(db, job, wallet)
+    return job
+
+
+async def _insert(db: AsyncSession, job: Job, wallet: str) -> None:
+    """Job, hold and outbox row: all or none."""
+    db.add(job)
+    db.add(Outbox(task=queries.SUPERVISE, argument=job.request_id))
+    await db.flush()
+    await db.refresh(job)
+    await ledger.hold(db, job=job.request_id, wallet=wallet, amount=job.hold_far)

@@ -1,0 +1,1 @@
+"""A node joins, stays, and is sent away."""

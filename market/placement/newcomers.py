@@ -1,0 +1,105 @@
+"""The span for a node that registers."""
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from market.catalog.models import Model
+from market.errors import InvalidRequest
+from market.nodes import live_lookup
+from market.nodes.node import Node
+from market.nodes.registered_node import node_of, trusts
+from market.nodes.tables import RegisteredNode
+from market.placement import cluster, speed_averages
+from market.placement.solver import Candidate, Span, join
+from market.resources import Resources
+from mesh.node_api import NodeRegistration
+
+
+async def place(
+    resources: Resources,
+    db: AsyncSession,
+    model: Model,
+    node: NodeRegistration,
+    known: RegisteredNode | None,
+) -> dict[str, Any]:
+    """The columns that say where a node serves which leaves that to us: the span that it had, if it
+    comes back, else the one with which it helps most. The model is locked, so that two that come at
+    once do not get the same.
+
+    Args:
+        known: Its row, if it comes back.
+
+    Raises:
+        InvalidRequest: it holds no layer of the model.
+        UnsupportedModel: the model cannot be quantized as it says.
+    """
+    placement = resources.settings.placement
+    nodes = [
+        each
+        for each in await live_lookup.healthy_nodes(resources.redis, model.id)
+        if known is None or each.node_id != known.node_id
+    ]
+    nodes += await _loading(resources, db, model, {each.node_id for each in nodes})
+    speeds = await speed_averages.averages(resources.redis, model.id)
+    present = cluster.cluster_of(nodes, model, positions=placement.positions, speeds=speeds)
+    newcomer = cluster.newcomer(
+        "",
+        model,
+        quantization=node.quantization,
+        vram_gb=node.vram_gb,
+        memory_bytes=node.memory_bytes,
+        trusted=trusts(resources.settings.discovery, node.wallet_address),
+        positions=placement.positions,
+        speed=cluster.usual_speed(speeds),
+    )
+    span = (
+        _as_before(newcomer, known, model)
+        or join(newcomer, present.by_id, present.spans, present.shape)
+        or _beside(newcomer, present)
+    )
+    if span is None:
+        raise InvalidRequest(
+            f"{node.memory_bytes} bytes hold no layer of this model with the KV cache that it "
+            "needs. Give the node more memory, or quantize.",
+            code="memory_bytes_too_small",
+        )
+    return {"start_layer": span[0], "end_layer": span[1], "edge": span[0] == 0}
+
+
+async def _loading(
+    resources: Resources, db: AsyncSession, model: Model, known: set[str]
+) -> list[Node]:
+    """Nodes that have registered and not been heard yet: they count with the span that they got."""
+    limit = dt.timedelta(seconds=resources.settings.placement.loading_limit)
+    rows = await db.scalars(
+        select(RegisteredNode).where(
+            RegisteredNode.model_id == model.id,
+            RegisteredNode.last_seen.is_(None),
+            RegisteredNode.registered_at > func.now() - limit,
+        )
+    )
+    return [node_of(row, resources.settings.discovery) for row in rows if row.node_id not in known]
+
+
+def _as_before(newcomer: Candidate, known: RegisteredNode | None, model: Model) -> Span | None:
+    """Its checkpoint is on its disk, and others count on its coming back."""
+    if known is None or known.model_id != model.id or not known.placeable:
+        return None
+    span = (known.start_layer, known.end_layer)
+    return span if span[1] <= model.layers and newcomer.holds(span) else None
+
+
+def _beside(newcomer: Candidate, present: cluster.Cluster) -> Span | None:
+    """For a node that raises the throughput nowhere: a replica of the slowest span that it holds,
+    else as many of the last layers as it holds, where a move may find it."""
+    rates: dict[Span, float] = {}
+    for node_id, span in present.spans.items():
+        if newcomer.holds(span):
+            rates[span] = rates.get(span, 0.0) + present.by_id[node_id].rate(span, present.shape)
+    if rates:
+        return min(rates, key=lambda span: (rates[span], span))
+    layers = present.shape.layers
+    return (max(1, layers - newcomer.capacity), layers) if newcomer.capacity else None

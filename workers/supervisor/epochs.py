@@ -1,0 +1,176 @@
+"""A new epoch: its route found, reserved, claimed, recorded and opened; the one before closed."""
+
+import random
+import time
+from collections.abc import Collection, Sequence
+
+import structlog
+from sqlalchemy import insert, update
+
+from market import metrics
+from market.jobs import live_session, messaging
+from market.jobs.tables import Job, RouteHop
+from market.nodes.node import Node
+from mesh.route_record import RouteRecord
+from mesh.wire import Close, Ended
+from workers.supervisor.errors import GenerationOver, LeaseLost
+from workers.supervisor.open_messages import open_messages
+from workers.supervisor.route_finder import Hop
+from workers.supervisor.session import Session
+
+log = structlog.get_logger()
+
+POLL_SECONDS = 0.4
+"""Seconds between searches for a route while there is none, give or take half, so that those
+who wait do not all search at once."""
+
+COUNT_SKIPS_SECONDS = 30.0
+"""Seconds after which a generation without a route is counted again for the nodes that are there:
+about when a client would ask again that is told that there is none."""
+
+KEEP_KV_SECONDS = 15.0
+"""Seconds for which a generation without a route keeps its KV cache on the nodes that are left.
+Then others get the memory, who may wait for it while they occupy what this generation needs."""
+
+OPEN_GRACE_SECONDS = 60
+"""Seconds for which a node keeps a generation beyond its deadline, if nobody closes it."""
+
+
+async def open_next(session: Session, reason: str, *, keep_kv: bool = True) -> None:
+    """Find a route, waiting for one if need be, and begin the next epoch on it. Nodes of the
+    epoch before can no longer write from the moment the next begins.
+
+    Args:
+        session: The supervision.
+        reason: Why, for metric and log: ``first``, ``taken_over``, ``redis_lost``, ``silent``,
+            ``stalled``, or the code of a refusal.
+        keep_kv: Whether nodes that stay on the route may go on with the KV cache they have.
+
+    Raises:
+        GenerationOver: the end was reached, or no route found before the deadline.
+        LeaseLost: another supervisor has taken over.
+    """
+    route = await _wait_for_route(session)
+    if reason != "first":
+        metrics.reroutes.labels(session.model.id, reason).inc()
+    job = session.job
+    session.epoch = await _claim_epoch(session)
+    session.computed = 0
+    positions = job.prompt_tokens + job.max_tokens
+    record = RouteRecord(session.model.width, positions, [node.node_id for node in route])
+    await live_session.begin_epoch(
+        session.redis, session.id, session.epoch, record, ttl=session.live_ttl()
+    )
+    generated = [token.token_id for token in await session.tokens()]
+    if len(generated) >= job.max_tokens:
+        raise GenerationOver("length")
+    await _record_route(session, route, first_token=len(generated))
+    served, session.route = session.route, [Hop.of(node) for node in route]
+    kept = set(served) & set(session.route) if keep_kv and generated else set()
+    await close(session, set(served) - set(session.route), session.epoch - 1)
+    await _open_route(session, generated, kept)
+    log.info(
+        "route_opened",
+        request_id=session.id,
+        epoch=session.epoch,
+        reason=reason,
+        nodes=session.node_ids,
+        kept=len(kept),
+        tokens_so_far=len(generated),
+    )
+    await session.route_finder.count_skips()
+
+
+async def free_kv(session: Session) -> None:
+    """Let all nodes of the route free the generation's KV cache; the next epoch prefills anew."""
+    await close(session, session.route, session.epoch)
+    session.route = []
+
+
+async def close(session: Session, hops: Collection[Hop], epoch: int) -> None:
+    """Tell nodes that the generation, as of an epoch, no longer needs them."""
+    for hop in hops:
+        await messaging.send_to_inbox(
+            session.redis,
+            hop.node_id,
+            [Close(session.id, epoch)],
+            ttl=session.limits.stream_ttl,
+        )
+
+
+async def _wait_for_route(session: Session) -> list[Node]:
+    """A route whose nodes have reserved KV cache, waiting for one until the job's deadline."""
+    count_at = time.monotonic()
+    free_kv_at = count_at + KEEP_KV_SECONDS
+    while True:
+        route = await session.route_finder.find(session.route)
+        if route is not None and await session.route_finder.reserve(route, session.route):
+            return route
+        if route is None and time.monotonic() >= count_at:
+            await session.route_finder.count_skips()
+            count_at += COUNT_SKIPS_SECONDS
+        for event in await session.read_events(POLL_SECONDS * random.uniform(0.5, 1.5)):
+            if isinstance(event, Ended):  # nodes of the epoch before write until the next begins
+                await session.check_ended(event)
+        session.check_time_and_cancel(late="no_route")
+        if time.monotonic() > free_kv_at:
+            await free_kv(session)
+
+
+async def _claim_epoch(session: Session) -> int:
+    """The next epoch's number, from Postgres, so that it outlives Redis."""
+    async with session.services.sessions.begin() as db:
+        epoch: int | None = await db.scalar(
+            update(Job)
+            .where(
+                Job.id == session.job.id,
+                Job.lease_counter == session.lease.counter,
+            )
+            .values(epoch=Job.epoch + 1)
+            .returning(Job.epoch)
+        )
+    if epoch is None:
+        raise LeaseLost
+    return epoch
+
+
+async def _record_route(session: Session, route: Sequence[Node], *, first_token: int) -> None:
+    """Keep who serves the epoch, for the bill. ``first_token``: index of its first token."""
+    rows = [
+        {
+            "session_id": session.job.id,
+            "epoch": session.epoch,
+            "stage": stage,
+            "node_id": node.node_id,
+            "wallet_address": node.wallet_address,
+            "start_layer": node.start_layer,
+            "end_layer": node.end_layer,
+            "first_token": first_token,
+        }
+        for stage, node in enumerate(route)
+    ]
+    async with session.services.sessions.begin() as db:
+        await db.execute(insert(RouteHop), rows)
+
+
+async def _open_route(session: Session, generated: list[int], kept: Collection[Hop]) -> None:
+    """Send every node of the route its part of the epoch. ``kept``: hops that go on with the KV
+    cache of the epoch before."""
+    job, vault = session.job, session.services.vault
+    if job.request_cipher is None:
+        raise GenerationOver("failed", "prompt_lost")
+    prompt = vault.open(session.id, job.request_cipher)
+    messages = open_messages(
+        job,
+        prompt,
+        [] if generated else vault.prefix(job.user_wallet, prompt.token_ids),
+        session.route,
+        epoch=session.epoch,
+        generated=generated,
+        kept=kept,
+        expires_in=session.seconds_left() + OPEN_GRACE_SECONDS,
+    )
+    for node_id, message in messages:
+        await messaging.send_to_inbox(
+            session.redis, node_id, [message], ttl=session.limits.stream_ttl
+        )

@@ -1,0 +1,119 @@
+"""What one supervision knows of its generation: job, epoch, route, events, tokens, time left."""
+
+import datetime as dt
+import math
+
+from sqlalchemy import select
+
+from market.jobs import live_session, messaging
+from market.jobs.live_session import TokenEntry
+from market.jobs.tables import RouteHop
+from market.resources import Services
+from mesh import token_stream
+from mesh.wire import Cancel, ControlMessage, Ended
+from workers.supervisor.errors import GenerationOver
+from workers.supervisor.lease import Lease
+from workers.supervisor.route_finder import Hop, RouteFinder
+
+
+class Session:
+    """The state of one supervision, which a successor rebuilds from Postgres and Redis.
+
+    ``epoch``: the newest that was claimed. ``route``: the hops that serve the generation, none
+    before the first epoch. ``computed``: positions that the route's nodes had computed together
+    when they last answered in this epoch.
+    """
+
+    def __init__(self, services: Services, lease: Lease) -> None:
+        job = lease.job
+        self.services = services
+        self.redis = services.redis
+        self.limits = services.settings.generation
+        self.lease = lease
+        self.job = job
+        self.id = job.request_id
+        self.model = services.catalog.get(job.model_id)
+        self.route_finder = RouteFinder(services, self.model, job)
+        self.epoch = job.epoch
+        self.route: list[Hop] = []
+        self.computed = 0
+        self._last_event = token_stream.START
+
+    @property
+    def node_ids(self) -> list[str]:
+        """The route's nodes in the order of their layers, the edge's first."""
+        return [hop.node_id for hop in self.route]
+
+    def previous_node(self, node_id: str) -> str:
+        """The node that sends a node of the route its steps; the edge gets them from the last."""
+        return self.node_ids[self.node_ids.index(node_id) - 1]
+
+    async def load_route(self) -> int | None:
+        """Take over the newest route that a predecessor recorded, and return the epoch that it was
+        recorded for; none if no route was."""
+        if self.epoch == 0:
+            return None
+        async with self.services.sessions() as db:
+            rows = await db.execute(
+                select(RouteHop.epoch, RouteHop.node_id, RouteHop.start_layer, RouteHop.end_layer)
+                .where(RouteHop.session_id == self.job.id)
+                .order_by(RouteHop.epoch.desc(), RouteHop.stage)
+            )
+            hops = rows.all()
+        self.route = [Hop(*hop[1:]) for hop in hops if hop.epoch == hops[0].epoch]
+        return hops[0].epoch if hops else None
+
+    async def read_events(self, wait: float) -> list[ControlMessage]:
+        """Events of this epoch that came since the last call; waits up to ``wait`` seconds if there
+        are none yet.
+
+        Raises:
+            GenerationOver: the user has cancelled.
+        """
+        self._last_event, events = await messaging.read_events(
+            self.redis, self.id, self._last_event, wait=wait
+        )
+        if any(isinstance(event, Cancel) for event in events):
+            raise GenerationOver("cancelled")
+        return [event for event in events if event.epoch == self.epoch]
+
+    async def check_ended(self, event: Ended) -> None:
+        """Check what the edge says of the end against what readers have.
+
+        Raises:
+            GenerationOver: readers have all the tokens that the edge wrote.
+        """
+        if await self.token_count() >= event.count:
+            raise GenerationOver(event.reason)
+
+    def check_time_and_cancel(self, late: str = "deadline_exceeded") -> None:
+        """Check whether the generation may go on.
+
+        Args:
+            late: Code of the failure if the deadline is over.
+
+        Raises:
+            GenerationOver: the user has cancelled, or the deadline is over.
+        """
+        if self.lease.cancel_requested:
+            raise GenerationOver("cancelled")
+        if self.seconds_left() <= 0:
+            raise GenerationOver("failed", late)
+
+    def seconds_left(self) -> int:
+        """Seconds until the deadline, rounded up; 0 after it."""
+        left = self.job.deadline_at - dt.datetime.now(dt.UTC)
+        return max(0, math.ceil(left.total_seconds()))
+
+    def live_ttl(self) -> int:
+        """Seconds for which the live record and the streams of a running generation are kept."""
+        return self.seconds_left() + self.limits.stream_ttl
+
+    async def tokens(self) -> list[TokenEntry]:
+        """All tokens that readers have."""
+        entries = await live_session.read(self.redis, self.id, token_stream.START)
+        return [entry for entry in entries if isinstance(entry, TokenEntry)]
+
+    async def token_count(self) -> int:
+        """How many tokens readers have."""
+        return token_stream.token_count_at(await live_session.last_entry_id(self.redis, self.id))
