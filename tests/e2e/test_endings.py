@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from mesh import redis_keys
-from node_runner.service.exit_codes import START_AGAIN
+from node_runner.service.exit_codes import TEMPORARY_FAILURE
 from stack.development_stack import DevelopmentStack
 from tests.e2e.conftest import Reference, User, balance, kv_used, query, wait_until
 
@@ -261,7 +261,7 @@ def test_a_node_that_the_platform_forgot_ends_and_says_so(stack: DevelopmentStac
     started = next(line for line in child.log.read_text().splitlines() if "node_started" in line)
     node_id = json.loads(started)["node_id"]
     query(stack, f"DELETE FROM node_registry WHERE node_id = '{node_id}'")
-    assert child.process.wait(timeout=30) == START_AGAIN
+    assert child.process.wait(timeout=30) == TEMPORARY_FAILURE
     del stack.processes.children["forgotten"]
     assert "does not know this node any more" in child.log.read_text()
     stack.wait_for_nodes(3)

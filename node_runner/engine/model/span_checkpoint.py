@@ -104,7 +104,7 @@ def _span(source: str, asked: str, config: Config, spec: SpanSpec) -> weights.Ch
 def _config(files: Source) -> Config:
     """With what a family computes from layers' numbers written out, so that it can be cut."""
     try:
-        settings = json.loads(files.small("config.json"))
+        settings = json.loads(files.read_small("config.json"))
         model_type = settings.get("model_type")
     except (ValueError, AttributeError):
         raise WeightsRefused(

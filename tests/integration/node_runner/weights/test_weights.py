@@ -29,19 +29,19 @@ from mesh.errors import (
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.weights import checkpoint_cache, download_plan, http_source, range_assembly
-from node_runner.weights.published_source import under
+from node_runner.weights.published_source import open_url
 from tests.conftest import MODEL_ID
 from tests.support.file_server import Faults, FileServer, serving
 from tests.support.sharding import copy_all_but_weights, save_shards
 
 CHUNK = 50_000
-QUICK = http_source.Patience(attempts=4, first=0.001, longest=0.002)
+QUICK = http_source.RetryPolicy(attempts=4, first=0.001, longest=0.002)
 
 
 @pytest.fixture(autouse=True)
 def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download_plan, "CHUNK", CHUNK)
-    monkeypatch.setattr(http_source, "PATIENCE", QUICK)
+    monkeypatch.setattr(http_source, "RETRY_POLICY", QUICK)
 
 
 @pytest.fixture(params=["one file", "shards"])
@@ -218,8 +218,8 @@ def test_files_that_are_not_to_be_had(server: FileServer, tmp_path: Path) -> Non
 KILLED = """
 import sys
 from pathlib import Path
-from node_runner.weights import layout
-layout.CHUNK = {chunk}
+from node_runner.weights import download_plan
+download_plan.CHUNK = {chunk}
 from node_runner.engine.model.span_checkpoint import prepare_span
 print(prepare_span({url!r}, layers=(1, 5), edge=False, cache=Path({cache!r}))[0])
 """
@@ -336,9 +336,9 @@ def test_after_a_power_cut_what_the_journal_still_tells_counts(
     assert (server.weights_given() < 0.9 * data_bytes(reference)) == kept
 
 
-def _as(old: FileServer, fresh: FileServer) -> http_source.HttpFiles:
+def _as(old: FileServer, fresh: FileServer) -> http_source.HttpSource:
     """The new server under the old one's name, as a restarted one would be."""
-    files = under(fresh.url)
+    files = open_url(fresh.url)
     files.name = old.url
     return files
 
@@ -369,7 +369,7 @@ def test_who_waits_for_weights_can_be_ended(
     server.faults.on_piece = be_silent
     process = start(server, tmp_path, beside=serves_meanwhile)
     try:
-        assert wait_for(lambda: silent.is_set() or len(busy) <= 1000 - range_assembly.PARALLEL)
+        assert wait_for(lambda: silent.is_set() or len(busy) <= 1000 - range_assembly.CONNECTIONS)
         if serves_meanwhile:
             _, told = process.communicate(timeout=10)
             assert process.returncode == 0, told
@@ -408,7 +408,7 @@ def test_a_damaged_checkpoint_is_made_anew(server: FileServer, tmp_path: Path) -
     for damage in (good[:-1], good[:-1] + bytes([good[-1] ^ 1])):
         file.write_bytes(damage)
         assert (fetched(server, tmp_path) / "model.safetensors").read_bytes() == good
-    (file.parent / checkpoint_cache.RECORD).unlink()
+    (file.parent / checkpoint_cache.RECORD_FILE).unlink()
     assert (fetched(server, tmp_path) / "model.safetensors").read_bytes() == good
 
 
@@ -436,7 +436,7 @@ def test_a_manifest_spares_headers_and_checks_each_tensor(
     made = fetched(server, tmp_path)
     assert same(made, copied(folder, tmp_path))
     assert server.weights_given() == data_bytes(made)
-    assert json.loads((made / checkpoint_cache.RECORD).read_text())["checked"] == "manifest"
+    assert json.loads((made / checkpoint_cache.RECORD_FILE).read_text())["checked"] == "manifest"
 
 
 @pytest.mark.parametrize("what", ["weights", "config.json"])

@@ -20,7 +20,7 @@ from node_runner.engine.attention.kv_cache import KVBlockPool
 from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model.families import FAMILIES
 from node_runner.engine.model.span_model import SpanModel
-from node_runner.service.exit_codes import MISTAKE
+from node_runner.service.exit_codes import CONFIG_ERROR
 from tests.conftest import DEMO_MODEL
 from tests.support.pipeline import Pipeline, load_span
 from tests.unit.node_runner.engine.model.test_families import TINY, VARIANTS, logits_of
@@ -203,5 +203,5 @@ def test_the_command_line_refuses_what_is_no_quantization(
     result = CliRunner().invoke(
         app, [*arguments, "--discovery", "http://127.0.0.1:9", "--quantization", "int3"]
     )
-    assert result.exit_code == MISTAKE
+    assert result.exit_code == CONFIG_ERROR
     assert "--quantization is one of none, int8, nf4; got 'int3'" in " ".join(result.stderr.split())
