@@ -1,127 +1,19 @@
 """The escrow's events in the ledger: when they count, what they mean, killed anywhere."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any
 
 import pytest
-from eth_account import Account
-from eth_account.signers.local import LocalAccount
-from sqlalchemy import event, func, select, update
 from structlog.testing import capture_logs
-from web3 import Web3
 
-from market import ledger
-from market.chain.errors import ChainError, ChainMoved
-from market.chain.failover_rpc import Endpoint
-from market.escrow.artifacts import artifact
 from market.escrow.batch_lines import pack_lines
-from market.escrow.deploy import Terms
 from market.escrow.event_reader import EscrowEventReader
-from market.escrow.reader import EscrowReader
-from market.escrow.tables import ChainBlock, ChainEvent
-from market.ledger.integrity_check import check_integrity
-from market.ledger.tables import SpendingCap
 from market.money import from_units
 from market.resources import Resources
 from market.settlement.tables import Settlement
 from stack.dev_chain_client import development_account
-from tests.conftest import Chain
-from tests.support.factories import session
-from workers.chain_indexer.indexer import follow_chain, index_events
-
-FAR = 10**18
-
-
-class Killed(BaseException):
-    """What `kill -9` looks like from inside: nothing may catch it."""
-
-
-class Actions:
-    """What a user's wallet and the settler do with the escrow."""
-
-    def __init__(self, chain: Chain) -> None:
-        self.web3 = chain.actor.web3
-        self.chain = chain
-        self.escrow = self.web3.eth.contract(
-            address=Web3.to_checksum_address(chain.deployment.escrow),
-            abi=artifact("InferenceEscrow")["abi"],
-        )
-
-    def user(self, far: int = 1) -> LocalAccount:
-        """A wallet that has deposited so much, and signed a cap of as much."""
-        made: LocalAccount = Account.create()
-        self.chain.actor.give(self.chain.deployment, made.address, far * FAR)
-        self.chain.actor.deposit(self.chain.deployment, made, far * FAR)
-        return made
-
-    def call(self, user: LocalAccount, name: str, *arguments: Any) -> None:
-        """One transaction, and so one block."""
-        fields = self.escrow.functions[name](*arguments).build_transaction(
-            {
-                "from": user.address,
-                "nonce": self.web3.eth.get_transaction_count(user.address),
-                "chainId": self.web3.eth.chain_id,
-                "gas": 500_000,
-            }
-        )
-        sent = self.web3.eth.send_raw_transaction(user.sign_transaction(fields).raw_transaction)
-        assert self.web3.eth.wait_for_transaction_receipt(sent)["status"] == 1
-
-    def pass_by(self, blocks: int) -> None:
-        """Blocks in which nothing happens."""
-        for _ in range(blocks):
-            self.ask("evm_mine")
-
-    def ask(self, method: str, *params: Any) -> Any:
-        answer = self.web3.provider.make_request(method, list(params))  # type: ignore[arg-type]
-        assert "error" not in answer, answer
-        return answer["result"]
-
-
-@pytest.fixture
-def actions(chain: Chain, chain_resources: Resources) -> Actions:
-    """On an escrow whose withdrawals wait for one second."""
-    deployment = chain.actor.deploy(
-        development_account(0).address, Terms(withdrawal_delay=1, dormancy=14 * 24 * 3600)
-    )
-    payments = chain_resources.settings.payments
-    payments.escrow_contract, payments.first_block = deployment.escrow, deployment.block
-    payments.finalized_tag = False
-    return Actions(Chain(chain.url, chain.actor, deployment, chain.keyfile))
-
-
-@pytest.fixture
-async def reader(actions: Actions, chain_resources: Resources) -> AsyncIterator[EscrowEventReader]:
-    async with EscrowEventReader.from_settings(chain_resources.settings.payments) as opened:
-        yield opened
-
-
-def confirm_after(
-    resources: Resources, reader: EscrowEventReader, blocks: int
-) -> EscrowEventReader:
-    """A reader of the same contract for which a block is confirmed below so many others."""
-    resources.settings.payments.confirmations = blocks
-    return EscrowEventReader(reader.chain, reader.address, confirmations=blocks)
-
-
-async def left(resources: Resources, user: LocalAccount) -> tuple[Decimal, Decimal, Decimal]:
-    """What is available, what is set aside for a withdrawal, and the cap."""
-    wallet = user.address.lower()
-    async with resources.sessions() as db:
-        return (
-            await ledger.balance(db, ledger.available(wallet)),
-            await ledger.balance(db, ledger.withdrawing(wallet)),
-            await db.scalar(select(SpendingCap.signed).where(SpendingCap.wallet == wallet))
-            or Decimal(0),
-        )
-
-
-async def assert_ledger_agrees(resources: Resources, reader: EscrowEventReader) -> None:
-    report = await check_integrity(resources.sessions, EscrowReader(reader.chain, reader.address))
-    assert report.violations == 0, report.findings
+from tests.support.escrow import FAR, Actions, assert_ledger_agrees, confirm_after, killed_at, left
+from workers.chain_indexer.indexer import index_events
 
 
 async def test_a_deposit_and_a_cap_count_once(
@@ -241,111 +133,6 @@ async def test_a_batch_that_we_did_not_close_raises_the_alarm(
     assert alarm["log_level"] == "error"
 
 
-async def test_a_deposit_that_a_deep_reorganisation_takes_back(
-    chain_resources: Resources, actions: Actions, reader: EscrowEventReader
-) -> None:
-    """It had counted, and was spent in part. When it comes again, what was spent stays spent."""
-    mark = actions.ask("evm_snapshot")
-    user = actions.user(far=5)
-    wallet = user.address.lower()
-    await index_events(chain_resources, reader)
-    async with chain_resources.sessions.begin() as db:
-        job = session(user=wallet, price=Decimal("0.02"), max_tokens=100)
-        db.add(job)
-        await ledger.hold(db, job=job.request_id, wallet=wallet, amount=job.hold_far)
-    actions.ask("evm_revert", mark)
-    actions.pass_by(8)
-    with capture_logs() as logs:
-        await index_events(chain_resources, reader)
-    assert {"chain_reorganised", "chain_event_reverted"} <= {entry["event"] for entry in logs}
-    assert await left(chain_resources, user) == (0, 0, 0)
-    async with chain_resources.sessions() as db:
-        assert await ledger.balance(db, ledger.shortfall(wallet)) == -2
-        assert await ledger.balance(db, ledger.clearing()) == 0
-
-    actions.chain.actor.give(actions.chain.deployment, user.address, 5 * FAR)
-    actions.chain.actor.deposit(actions.chain.deployment, user, 5 * FAR)
-    await index_events(chain_resources, reader)
-    assert await left(chain_resources, user) == (3, 0, 5)
-    async with chain_resources.sessions() as db:
-        assert await ledger.balance(db, ledger.shortfall(wallet)) == 0
-    await assert_ledger_agrees(chain_resources, reader)
-
-
-async def test_a_chain_that_flips_back_counts_once(
-    chain_resources: Resources, actions: Actions, reader: EscrowEventReader
-) -> None:
-    """The same blocks twice, with another branch between."""
-    user = actions.user(far=5)
-    await index_events(chain_resources, reader)
-    first = await reader.hashes([await reader.chain.head()])
-    async with chain_resources.sessions.begin() as db:  # what a look at the other branch left
-        await db.execute(
-            update(ChainBlock).where(ChainBlock.number.in_(first)).values(hash="0x" + "77" * 32)
-        )
-    for _ in range(2):
-        await index_events(chain_resources, reader)
-        assert await left(chain_resources, user) == (5, 0, 5)
-    statuses = {row.status for row in await stored(chain_resources, "Deposited")}
-    assert statuses == {"applied"}
-    await assert_ledger_agrees(chain_resources, reader)
-
-
-async def test_another_chain_reverses_nothing(
-    chain_resources: Resources, actions: Actions, reader: EscrowEventReader
-) -> None:
-    user = actions.user(far=5)
-    await index_events(chain_resources, reader)
-    async with chain_resources.sessions.begin() as db:
-        await db.execute(update(ChainBlock).values(hash="0x" + "77" * 32))
-    with pytest.raises(ChainError, match="None of our blocks"):
-        await index_events(chain_resources, reader)
-    with capture_logs() as logs:
-        await follow_chain({"resources": chain_resources})
-    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["chain_unread"]
-    assert await left(chain_resources, user) == (5, 0, 5)
-
-
-async def test_a_node_that_is_behind_reverses_nothing(
-    chain_resources: Resources, actions: Actions, reader: EscrowEventReader
-) -> None:
-    mark = actions.ask("evm_snapshot")
-    user = actions.user(far=5)
-    await index_events(chain_resources, reader)
-    actions.ask("evm_revert", mark)
-    with pytest.raises(ChainMoved):
-        await index_events(chain_resources, reader)
-    assert await left(chain_resources, user) == (5, 0, 5)
-
-
-async def test_a_chain_that_moves_while_it_is_read_is_read_again(
-    chain_resources: Resources,
-    actions: Actions,
-    reader: EscrowEventReader,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The events of a branch that is left between two questions do not slip in."""
-    await index_events(chain_resources, reader)
-    mark = actions.ask("evm_snapshot")
-    user = actions.user(far=5)
-    request = Endpoint.request
-
-    async def leave_the_branch_after_its_logs(self: Endpoint, method: str, params: Any) -> Any:
-        answer = await request(self, method, params)
-        if method == "eth_getLogs":
-            actions.ask("evm_revert", mark)
-            actions.pass_by(8)
-        return answer
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Endpoint, "request", leave_the_branch_after_its_logs)
-        with pytest.raises(ChainMoved):
-            await index_events(chain_resources, reader)
-    await index_events(chain_resources, reader)
-    assert await left(chain_resources, user) == (0, 0, 0)
-    assert await stored(chain_resources, "Deposited") == []
-
-
 async def test_killed_anywhere_everything_counts_once(
     chain_resources: Resources, actions: Actions, reader: EscrowEventReader
 ) -> None:
@@ -371,61 +158,3 @@ async def test_killed_anywhere_everything_counts_once(
         boundary += 1
     assert boundary > 8
     await assert_ledger_agrees(chain_resources, reader)
-
-
-async def stored(resources: Resources, name: str) -> list[ChainEvent]:
-    async with resources.sessions() as db:
-        return list(await db.scalars(select(ChainEvent).where(ChainEvent.name == name)))
-
-
-async def killed_at(boundary: int, resources: Resources, run: Callable[[], Awaitable[Any]]) -> bool:
-    """Whether the run came to its n-th boundary and was killed there."""
-    with killing(resources, boundary):
-        try:
-            await run()
-        except Killed:
-            return True
-    return False
-
-
-@contextmanager
-def killing(resources: Resources, boundary: int) -> Iterator[None]:
-    """Raise `Killed` at the n-th boundary: before and after each commit and each question."""
-    passed = 0
-
-    def pass_boundary(*_: object) -> None:
-        nonlocal passed
-        passed += 1
-        if passed > boundary:
-            raise Killed
-
-    request = Endpoint.request
-
-    async def between_boundaries(*args: Any) -> Any:
-        pass_boundary()
-        answer = await request(*args)
-        pass_boundary()
-        return answer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Endpoint, "request", between_boundaries)
-        sync = resources.engine.sync_engine
-        event.listen(sync, "commit", pass_boundary)
-        try:
-            yield
-        finally:
-            event.remove(sync, "commit", pass_boundary)
-
-
-async def test_old_hashes_are_forgotten(
-    chain_resources: Resources,
-    actions: Actions,
-    reader: EscrowEventReader,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("workers.chain_indexer.event_store.REORG_WINDOW", 3)
-    for _ in range(8):
-        actions.pass_by(1)
-        await index_events(chain_resources, reader)
-    async with chain_resources.sessions() as db:
-        assert await db.scalar(select(func.count()).select_from(ChainBlock)) == 4
