@@ -18,7 +18,7 @@ from mesh.node_api import Heartbeat, HeartbeatReply, NodeRegistration
 log = structlog.get_logger()
 
 
-async def note_restart(
+async def record_restart(
     db: AsyncSession, known: RegisteredNode, node: NodeRegistration
 ) -> Rebalance | None:
     """A node registers again: what its earlier process had loaded for a rebalance is gone with that
@@ -54,7 +54,7 @@ async def assignment_for(
         assigned, current = (_span(pair) for pair in await pipe.execute())
     if assigned is None:
         return _reply(current or await _registered(resources, node_id))
-    first = await rebalances.note_asked(redis, node_id, time.time())
+    first = await rebalances.record_asked(redis, node_id, time.time())
     if not first and assigned not in heartbeat.serves and heartbeat.cannot_serve != assigned:
         return _reply(assigned, should_rebalance=True)
     return await _advance(resources, node_id, heartbeat, assigned)

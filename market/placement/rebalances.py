@@ -153,8 +153,8 @@ async def publish_assignments(redis: Redis, rebalance: Rebalance, *, ttl: float)
         await redis.pexpire(key, round(ttl * 1000))
 
 
-async def note_asked(redis: Redis, node_id: str, now: float) -> bool:
-    """Note that a node has asked for its assignment; true if it is the first time."""
+async def record_asked(redis: Redis, node_id: str, now: float) -> bool:
+    """Record that a node has asked for its assignment; true if it is the first time."""
     return bool(await redis.hset(redis_keys.assignment(node_id), "asked", str(now)))  # type: ignore[misc]
 
 
@@ -176,7 +176,7 @@ async def assigned_span(redis: Redis, node_id: str) -> tuple[int, int] | None:
     return None if start is None or end is None else (int(start), int(end))
 
 
-async def failed_lately(db: AsyncSession, model_id: str, seconds: float) -> set[str]:
+async def failed_within(db: AsyncSession, model_id: str, seconds: float) -> set[str]:
     """Ids of nodes of rebalances that failed or expired within the last ``seconds``."""
     rows = await db.scalars(
         select(Rebalance).where(

@@ -41,7 +41,7 @@ class RouteRequest:
     within_km: float = NEAR_KM
 
     @property
-    def circles(self) -> Iterator[float]:
+    def radii(self) -> Iterator[float]:
         """Radii in kilometres around the user within which a route is looked for, one after the
         other: each twice the one before, and at last infinite, for nodes anywhere and those whose
         place is unknown. Infinite at once if the user's place is not known."""

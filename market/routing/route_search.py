@@ -25,12 +25,12 @@ def cheapest_route(live: Sequence[LiveNode], request: RouteRequest) -> list[Node
     takes to it and back, and its measured step once for each generation that it would then serve,
     so that equal replicas share the load. Of equal nodes the first given serves.
 
-    Where the request tells the user's place, the route is that of the smallest of
-    :attr:`RouteRequest.circles` in which there is one.
+    Where the request tells the user's place, the route is one within the smallest of
+    :attr:`RouteRequest.radii` within which there is a route.
     """
     nodes = sorted(live, key=attrgetter("node.start_layer"))
     distances: dict[str, float] = {}
-    for radius in request.circles:
+    for radius in request.radii:
         route = _cheapest_path(nodes, request, radius, distances)
         if route is not None:
             return route

@@ -77,4 +77,4 @@ def _radius(request: RouteRequest, route: Sequence[Node]) -> float:
     if request.near is None or not route:
         return inf
     farthest = max(request.distance_km(node) for node in route)
-    return next(radius for radius in request.circles if farthest <= radius)
+    return next(radius for radius in request.radii if farthest <= radius)

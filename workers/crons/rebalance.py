@@ -98,7 +98,7 @@ async def _propose(
         model,
         positions=settings.positions,
         speeds=speeds,
-        fixed=await rebalances.failed_lately(db, model.id, settings.retry),
+        fixed=await rebalances.failed_within(db, model.id, settings.retry),
     )
     metrics.placement_throughput.labels(model.id).set(
         throughput(found.by_id, found.spans, found.shape)

@@ -20,7 +20,7 @@ from market.routing.skip_reasons import explain_skips
 
 
 class Hop(NamedTuple):
-    """A node and the span that it serves for a generation: with another span it is another hop."""
+    """A node and its span in a generation's route: a node with another span is another hop."""
 
     node_id: str
     start_layer: int
@@ -58,7 +58,7 @@ class RouteFinder:
         self._last_search: _Search | None = None
 
     def avoid(self, node_id: str, seconds: float) -> None:
-        """Leave a node out of this generation's routes for so many seconds."""
+        """Leave a node out of this generation's routes for ``seconds``."""
         self._avoid[node_id] = time.monotonic() + seconds
 
     async def find(self, serving: Collection[Hop]) -> list[Node] | None:
@@ -84,15 +84,15 @@ class RouteFinder:
 
     async def count_skips(self) -> None:
         """Count why the other nodes are not on the route that was found last, or why there was no
-        route; but not every time, as :class:`SkipCounter` limits it."""
+        route; as often as :class:`SkipCounter` allows."""
         search, self._last_search = self._last_search, None
         if search is not None and self._skips.due:
             reasons = explain_skips(search.live, search.request, search.route)
             await self._skips.count(reasons)
 
     async def reserve(self, route: Sequence[Node], serving: Collection[Hop]) -> bool:
-        """Reserve KV cache for the generation on a route's nodes, without the hops of ``serving``,
-        which have it; false if a node has too little."""
+        """Reserve KV cache for the generation on a route's nodes, except those of ``serving``,
+        which have reserved it already; false if a node has too little."""
         new = [node.node_id for node in route if Hop.of(node) not in serving]
         return await kv_reservations.reserve_kv(self._redis, new, self._request.positions)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
 
 from market.placement.solver.types import Candidate, ModelShape
-from market.placement.solver.water_filling import level_of, water_fill
+from market.placement.solver.water_filling import water_fill, water_level
 
 MAX_DISTANCE = 2
 """How far apart two groups may be, in the order in which they were made, to exchange nodes."""
@@ -35,7 +35,7 @@ def group_alike(
     nodes would serve equally many layers if all pipelines were equally quick, and each group gets a
     node that can hold the edge if there is one to spare."""
     speeds, capacities = [n.speed for n in nodes], [min(n.capacity, model.layers) for n in nodes]
-    level = level_of(
+    level = water_level(
         speeds, capacities, [0.0] * len(nodes), count * (model.layers + model.edge_work)
     )
     layers = {

@@ -89,12 +89,12 @@ def _fill(
         return None
     speeds = [node.speed for node in nodes]
     pinned = None
-    level = level_of(speeds, capacities, edge_works, layers)
+    level = water_level(speeds, capacities, edge_works, layers)
     if edge_holder is not None and speeds[edge_holder] * level - edge_work < 1:
         # The node with the edge serves layer 0, however slow that makes the stage.
         pinned, capacities[edge_holder] = edge_holder, 1
         rest = [index for index in range(len(nodes)) if index != edge_holder]
-        level = level_of(
+        level = water_level(
             [speeds[index] for index in rest],
             [capacities[index] for index in rest],
             [0.0] * len(rest),
@@ -115,7 +115,7 @@ def _fill(
     return Filling(1 / slowest, tuple(counts), edge_holder)
 
 
-def level_of(
+def water_level(
     speeds: Sequence[float], capacities: Sequence[int], edge_works: Sequence[float], layers: float
 ) -> float:
     """Seconds of a step, equal for all nodes that are not full, if layers were divisible.

@@ -152,6 +152,6 @@ def test_places_are_those_of_the_user_and_of_the_node() -> None:
         )
         == 0
     )
-    assert [*RouteRequest(LAYERS).circles] == [float("inf")]
-    circles = [*RouteRequest(LAYERS, near=BERLIN, within_km=6000).circles]
-    assert circles == [6000, 12000, float("inf")]
+    assert [*RouteRequest(LAYERS).radii] == [float("inf")]
+    radii = [*RouteRequest(LAYERS, near=BERLIN, within_km=6000).radii]
+    assert radii == [6000, 12000, float("inf")]
