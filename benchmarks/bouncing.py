@@ -18,6 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from api.relay.pipelined_connection import Command, PipelinedConnection
 from mesh import redis_keys, relay, wire
+from mesh.keepalive import RELAY_KEEPALIVE_INTERVAL
 from mesh.relay import Hello, InboxDelivery, KeepAlive, OutgoingMessage, Push
 from mesh.route_record import RouteRecord
 from mesh.wire import Step, Steps
@@ -196,7 +197,7 @@ class _RelayWay:
         """Pulses, as real nodes send them."""
         while True:
             await self._connection.send(relay.encode(KeepAlive(1, 64, self._after)))
-            await asyncio.sleep(relay.KEEPALIVE_INTERVAL)
+            await asyncio.sleep(RELAY_KEEPALIVE_INTERVAL)
 
     async def send(self, to: str, sent: OutgoingMessage) -> None:
         self._number += 1

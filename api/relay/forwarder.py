@@ -14,13 +14,14 @@ from api.relay import message_rules, metrics
 from api.relay.message_rules import EPOCH_OVER, MALFORMED, NOT_ON_ROUTE, Event
 from api.relay.pipelined_connection import Command, PipelinedConnection
 from api.relay.route_cache import Key, RouteCache
-from api.relay.stream_trimming import KEEP_INBOX, KEY_TTL, StreamTrimmer
+from api.relay.stream_trimming import KEEP_INBOX, StreamTrimmer
 from mesh import redis_keys, wire
 from mesh.errors import WireError
 from mesh.relay import MAX_ITEMS, OutgoingMessage, Push, PushAck, Refusal
 from mesh.route_record import RouteRecord
 from mesh.token_stream import APPEND_TOKEN
 from mesh.wire import Message, Ready, Refused, Step, Steps, Token
+from mesh.wire.limits import INBOX_TTL, MAX_NODE_HEADER_BYTES, MAX_STEPS
 
 MAX_EVENTS = 1000
 """Of a generation, kept at a time, or a few more: a supervisor reads them as they come, and nodes
@@ -31,9 +32,6 @@ LOOKS = 16
 
 ENTRY_OVERHEAD = 64
 """Bytes that Redis needs for a short message beside it."""
-
-MAX_HEADER_BYTES = 2**16
-"""What nodes say to each other is short; only what a supervisor says carries prompts."""
 
 Routes = Mapping[Key, RouteRecord]
 
@@ -85,7 +83,7 @@ class Forwarding:
         link = redis_keys.relay_connection(node_id)
         plan.commands.append(("HSET", link, "session", session, "number", push.number))
         if self._upkeep.due(link):
-            plan.commands.append(("EXPIRE", link, KEY_TTL))
+            plan.commands.append(("EXPIRE", link, INBOX_TTL))
         self._look_after_inboxes(plan)
         answers = await self._do(plan.commands)
         for place, owner in plan.looks:
@@ -102,7 +100,7 @@ class Forwarding:
             inbox = redis_keys.inbox(owner)
             if self._upkeep.due(inbox, size):
                 plan.looks.append((len(plan.commands), owner))
-                limits = (KEY_TTL, self._max_inbox_bytes)
+                limits = (INBOX_TTL, self._max_inbox_bytes)
                 plan.commands.append(("EVAL", KEEP_INBOX, 1, inbox, *limits))
 
     async def _do(self, commands: Sequence[Command]) -> list[Any]:
@@ -119,11 +117,11 @@ class Forwarding:
 
 def _decoded(sent: OutgoingMessage) -> Message | None:
     """The message; none if it is not one, or tells what no node has to tell."""
-    if len(sent.header) > MAX_HEADER_BYTES:
+    if len(sent.header) > MAX_NODE_HEADER_BYTES:
         return None
     fields = {wire.HEADER: sent.header, wire.TENSOR: sent.tensor}
     try:
-        message = wire.decode(fields, max_items=message_rules.MAX_STEPS)
+        message = wire.decode(fields, max_items=MAX_STEPS)
     except WireError:
         return None
     if sent.tensor and not isinstance(message, Steps):
@@ -222,7 +220,7 @@ def _add_event(request_id: str, header: Any) -> list[Command]:
     events = redis_keys.events(request_id)
     return [
         ("XADD", events, "MAXLEN", "~", MAX_EVENTS, "*", wire.HEADER, header),
-        ("EXPIRE", events, KEY_TTL),
+        ("EXPIRE", events, INBOX_TTL),
     ]
 
 

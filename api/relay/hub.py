@@ -13,7 +13,6 @@ from redis.exceptions import ResponseError
 from api.relay.connection_slots import ConnectionSlots
 from api.relay.forwarder import Forwarding
 from api.relay.pipelined_connection import PipelinedConnection
-from api.relay.stream_trimming import KEY_TTL
 from api.relay.throttle import NodeThrottle
 from market.nodes.node import NodeIncarnation
 from market.settings.relay import RelaySettings
@@ -31,6 +30,7 @@ from mesh.relay import (
     Welcome,
     is_cursor,
 )
+from mesh.wire.limits import INBOX_TTL
 
 log = structlog.get_logger()
 
@@ -112,7 +112,7 @@ class RelayHub:
             raise WireError(f"The relay speaks version {VERSION}, not {hello.version}.")
         connection = secrets.token_hex(8)
         keys = (redis_keys.relay_connection(node.node_id), redis_keys.inbox(node.node_id))
-        arguments = (connection, hello.session, KEY_TTL, node.number)
+        arguments = (connection, hello.session, INBOX_TTL, node.number)
         answer = await self._do("EVAL", _GREET, 2, *keys, *arguments)
         if answer is None:
             return None
@@ -144,7 +144,7 @@ class RelayHub:
             connection,
             pulse.room,
             round(1000 * ttl),
-            KEY_TTL,
+            INBOX_TTL,
             _following(pulse.after),
             self.settings.max_inbox_bytes,
         )

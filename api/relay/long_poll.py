@@ -3,10 +3,10 @@
 from collections.abc import Awaitable, Callable, Sequence
 
 from api.relay.hub import RelayHub
-from api.relay.keepalive_ttl import POLLED_TTL
 from market.nodes.node import NodeIncarnation
 from mesh import relay
 from mesh.errors import WireError
+from mesh.keepalive import POLLING_KEEPALIVE_TTL
 from mesh.relay import (
     Frame,
     Hello,
@@ -46,7 +46,7 @@ async def exchange(
         if isinstance(frame, Push):
             answers.append(await desk.forward(node_id, first.session, frame))
         elif isinstance(frame, KeepAlive):
-            if not await desk.pulse(node_id, first.connection, frame, POLLED_TTL):
+            if not await desk.pulse(node_id, first.connection, frame, POLLING_KEEPALIVE_TTL):
                 return _bundled([Superseded()])
             answers.append(KeepAliveAck(frame.number))
         else:

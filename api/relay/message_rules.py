@@ -10,6 +10,13 @@ from typing import Any
 
 from mesh.route_record import RouteRecord
 from mesh.wire import Ended, Pong, Ready, Refused, Step, Steps, Token
+from mesh.wire.limits import (
+    MAX_REFUSAL_CODE,
+    MAX_REQUEST_ID,
+    MAX_STEP_ROWS,
+    MAX_TOKEN_ID,
+    MAX_TOKEN_TEXT,
+)
 from mesh.wire.refusal_codes import ITS_OWN
 
 EPOCH_OVER = "epoch_over"
@@ -18,19 +25,9 @@ EPOCH_OVER = "epoch_over"
 NOT_ON_ROUTE = "not_on_route"
 MALFORMED = "malformed"
 
-MAX_STEP_ROWS = 512
-"""What nodes prefill at once; receivers refuse more."""
-
-MAX_STEPS = 256
-"""Steps of one message."""
-
-MAX_TOKEN_TEXT = 4096
-"""Characters that one token can stand for, and more."""
-
-MAX_CODE = 64
 REASONS = ("stop", "length")
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_REQUEST_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_REQUEST_ID}}}", re.ASCII)
 
 Event = Token | Ended | Refused | Pong
 """What goes to readers and supervisors: at most one a message."""
@@ -46,8 +43,6 @@ def check_shape(message: Steps, to: str) -> str | None:
     ``to``: whom it is for."""
     if not to:
         return "wrong_receiver"
-    if len(message.steps) > MAX_STEPS:
-        return "too_many_steps"
     return None
 
 
@@ -93,7 +88,7 @@ def check_event(node_id: str, message: Event, route: RouteRecord) -> str | None:
 def _token(node_id: str, stage: int, message: Token, route: RouteRecord) -> str | None:
     if stage != 0:
         return "not_the_edge"
-    if not 0 <= message.index < route.capacity or not 0 <= message.token_id < 2**31:
+    if not 0 <= message.index < route.capacity or not 0 <= message.token_id <= MAX_TOKEN_ID:
         return "out_of_capacity"
     return "too_long" if len(message.text) > MAX_TOKEN_TEXT else None
 
@@ -112,7 +107,7 @@ def _refused(node_id: str, stage: int, message: Refused, route: RouteRecord) -> 
         message.node_id != route.previous_node(stage) or message.code in ITS_OWN
     ):
         return "wrong_node"
-    return "too_long" if len(message.code) > MAX_CODE else None
+    return "too_long" if len(message.code) > MAX_REFUSAL_CODE else None
 
 
 def _pong(node_id: str, stage: int, message: Pong, route: RouteRecord) -> str | None:

@@ -3,10 +3,6 @@ so many bytes, is enough for that; so most pushes cost no command more."""
 
 import time
 
-KEY_TTL = 3600
-"""Seconds after which what nobody writes to or reads any more is gone: inboxes, events, and what is
-known of a node's connection."""
-
 LOOK_SECONDS = 60.0
 MAX_KNOWN = 10_000
 

@@ -14,6 +14,7 @@ from api.relay.keepalive_ttl import PulseClock
 from market.nodes.node import NodeIncarnation
 from mesh import relay
 from mesh.errors import WireError
+from mesh.keepalive import RELAY_KEEPALIVE_INTERVAL
 from mesh.relay import (
     Assembler,
     Frame,
@@ -189,7 +190,7 @@ class NodeWebSocket:
             if frame is not None:
                 return frame
             self._alive_at = time.monotonic()
-            if self._ttl and time.monotonic() - self._told_at > relay.KEEPALIVE_INTERVAL:
+            if self._ttl and time.monotonic() - self._told_at > RELAY_KEEPALIVE_INTERVAL:
                 await self._tell()  # its pulses are behind a long message on a slow link
 
     async def _message(self) -> bytes:

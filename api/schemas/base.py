@@ -20,16 +20,19 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from market.money import plain
+from mesh.wire.limits import MAX_MODEL_ID, MAX_NODE_ID
 
 WalletAddress = Annotated[str, StringConstraints(pattern=r"^0x[a-fA-F0-9]{40}$", to_lower=True)]
 """An EVM address; kept in lower case, so that equal wallets compare equal."""
 
-ModelId = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+ModelId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_MODEL_ID)]
 
 Label = Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line of text for people, without control characters (Postgres, for one, has no NUL)."""
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$")]
+Name = Annotated[
+    str, StringConstraints(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_.:-]{{0,{MAX_NODE_ID - 1}}}$")
+]
 """What a node or a machine may call itself."""
 
 MachineName = Annotated[

@@ -12,6 +12,7 @@ from market.jobs.snapshot import JobSnapshot
 from market.jobs.tables import Job, JobStatus, NodeContribution
 from market.money import ZERO, plain
 from market.routing.tiers import Tier
+from mesh.wire.limits import MAX_STOP_TEXT, MAX_STOP_TEXTS, MAX_TOKENS
 
 
 class NodeUse(BaseModel):
@@ -108,9 +109,7 @@ class Accepted(BaseModel):
         )
 
 
-MAX_STOP = 4
-
-StopText = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_TEXT)]
 
 
 class Generate(RequestBody):
@@ -118,7 +117,7 @@ class Generate(RequestBody):
 
     model_id: ModelId
     prompt: str = Field(min_length=1)
-    max_tokens: int = Field(100, ge=1, le=1_000_000, strict=True)
+    max_tokens: int = Field(100, ge=1, le=MAX_TOKENS, strict=True)
     temperature: float = Field(0.7, ge=0, le=2, strict=True)
     """0 chooses the likeliest token each time."""
     top_p: float = Field(0.9, gt=0, le=1, strict=True)
@@ -126,7 +125,7 @@ class Generate(RequestBody):
     tier: Tier = Tier.STANDARD
     seed: int | None = Field(None, ge=0, lt=2**63, strict=True)
     """The same seed and request give the same text."""
-    stop: list[StopText] = Field([], max_length=MAX_STOP)
+    stop: list[StopText] = Field([], max_length=MAX_STOP_TEXTS)
     """Generation ends before any of these."""
 
     def job_request(self, near: Coordinates | None) -> JobRequest:

@@ -18,9 +18,7 @@ from mesh.node_api import (
     NodeRegistration,
     RegistrationReply,
 )
-
-MAX_LAYERS = 1024
-"""No model has as many; bounds what a registration may list."""
+from mesh.wire.limits import MAX_LAYERS
 
 
 class RegistrationBody(RequestBody):

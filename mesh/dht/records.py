@@ -20,6 +20,7 @@ import msgpack
 
 from mesh.dht.signing_keys import KEY_BYTES, SIGNATURE_BYTES, SigningKey, signed
 from mesh.errors import RecordRefused
+from mesh.wire.limits import MAX_MODEL_ID
 
 SIGNPOST_KEY = "far-mesh/discovery"
 SIGNPOST_SUBKEY = "url"
@@ -31,8 +32,8 @@ MAX_AHEAD = 600.0
 """Seconds ahead that an announcement or a signpost may expire: how long a node that is gone can go
 on being listed, and how far a clock may be wrong."""
 
-MAX_TEXT = 255
-"""Characters of a node id, a model id or a URL."""
+MAX_TEXT = MAX_MODEL_ID
+"""Characters of a node id, a model id or a URL: a model id may be the longest of them."""
 
 MAX_URLS = 5
 

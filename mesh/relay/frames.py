@@ -13,6 +13,8 @@ between forwarding and remembering does a push arrive twice, which positions mak
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mesh.wire.limits import MAX_NODE_HEADER_BYTES, MAX_TENSOR_BYTES
+
 VERSION = 1
 
 PATH = "/api/relay"
@@ -20,8 +22,8 @@ PATH = "/api/relay"
 
 EXCHANGE_PATH = "/api/relay/exchange"
 
-MAX_FRAME_BYTES = 2**25
-"""A prefill chunk of 512 positions at hidden size 16,384 in 16 bits, and as much again."""
+MAX_FRAME_BYTES = MAX_TENSOR_BYTES + 2 * MAX_NODE_HEADER_BYTES
+"""The largest message of hidden states and its header, with room for the frame's own fields."""
 
 CHUNK_BYTES = 2**17
 """Longer frames travel in pieces on a WebSocket, between which pulses and their answers get
@@ -38,12 +40,7 @@ MAX_ITEMS = 1024
 """Messages of one frame, and frames of one body."""
 
 MAX_TEXT = 128
-"""Characters of an id, a cursor, a code."""
-
-
-KEEPALIVE_INTERVAL = 0.25
-"""Seconds between two pulses of a node: less often than beside Redis, since each crosses the
-internet."""
+"""Characters of an id, a cursor, a code: none of :mod:`mesh.wire.limits` is longer."""
 
 POLL_WAIT = 1.0
 """Seconds that a long poll waits for work at most."""

@@ -2,8 +2,6 @@
 
 from mesh.wire.codec import (
     HEADER,
-    MAX_HEADER_BYTES,
-    MAX_TENSOR_BYTES,
     TENSOR,
     decode,
     encode,
@@ -37,8 +35,6 @@ __all__ = [
     "DTYPES",
     "HEADER",
     "INT8_BLOCK",
-    "MAX_HEADER_BYTES",
-    "MAX_TENSOR_BYTES",
     "TENSOR",
     "Cancel",
     "Close",

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 import msgpack
 
 from mesh.errors import WireError
+from mesh.wire.limits import MAX_HEADER_BYTES, MAX_STEPS, MAX_TENSOR_BYTES
 from mesh.wire.messages import (
     DTYPES,
     INT8_BLOCK,
@@ -29,13 +30,6 @@ from mesh.wire.messages import (
     Steps,
     Token,
 )
-
-MAX_TENSOR_BYTES = 64 * 2**20
-"""A prefill chunk of 1,024 positions at hidden size 16,384 in float32."""
-
-MAX_HEADER_BYTES = 4 * 2**20
-"""An open message carries the whole prompt, up to some hundred thousand token ids."""
-
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
@@ -125,6 +119,8 @@ def _decode_steps(values: Sequence[Any], data: bytes) -> Steps:
         raise WireError(f"Unknown dtype {message.dtype!r}; known are {', '.join(DTYPES)}.")
     if message.width < 1 or not message.steps:
         raise WireError("Hidden states need at least one step and one column.")
+    if len(message.steps) > MAX_STEPS:
+        raise WireError(f"{len(message.steps)} steps; a message has {MAX_STEPS} at most.")
     for step in message.steps:
         if step.position < 0 or step.rows < 1 or not 0 <= step.wanted <= step.rows:
             raise WireError(

@@ -21,6 +21,7 @@ from mesh.wire import (
     Step,
     Steps,
 )
+from mesh.wire.limits import MAX_STEP_ROWS
 from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
 from node_runner.engine.attention.prefix_cache import PrefixCache
@@ -243,7 +244,7 @@ class Engine:
             if generation is None:
                 continue
             waiting = self._scheduler.waiting_rows(generation)
-            if step.rows > PREFILL_CHUNK or waiting > 2 * generation.place.capacity:
+            if step.rows > MAX_STEP_ROWS or waiting > 2 * generation.place.capacity:
                 self._blame_sender(generation, "flood", results)
             elif generation.decoding is None:
                 self._scheduler.add(

@@ -3,11 +3,9 @@
 import torch
 
 from mesh.wire import Step, Steps
+from mesh.wire.limits import MAX_STEPS
 from node_runner.engine.tensor_codec import to_bytes
 from node_runner.outputs import EngineOutput, NodeMessage
-
-MAX_ROWS = 256
-"""Rows of one message, unless one step has more: a replay does not become a giant."""
 
 
 class OutputBatcher:
@@ -25,7 +23,7 @@ class OutputBatcher:
     def send(self, to: str, step: Step, hidden: torch.Tensor) -> None:
         """``hidden``: ``[step.rows, width]``."""
         waiting = self._steps.setdefault(to, [])
-        if sum(earlier.rows for earlier, _ in waiting) + step.rows > MAX_ROWS:
+        if sum(earlier.rows for earlier, _ in waiting) + step.rows > MAX_STEPS:
             self._flush(to)
         self._steps[to].append((step, hidden))
 

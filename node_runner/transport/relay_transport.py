@@ -17,6 +17,7 @@ import structlog
 
 from mesh import relay, wire
 from mesh.errors import WireError
+from mesh.keepalive import RELAY_KEEPALIVE_INTERVAL
 from mesh.relay import (
     Frame,
     Hello,
@@ -29,6 +30,7 @@ from mesh.relay import (
     Refusal,
 )
 from mesh.wire import Halt, Message, Steps
+from mesh.wire.limits import MAX_TENSOR_BYTES
 from node_runner.outputs import EngineOutput, NodeMessage
 from node_runner.transport.carrier import (
     Carrier,
@@ -59,9 +61,6 @@ ELSEWHERE_PAUSE = 30.0
 LOSSES_BEFORE_POLLING = 2
 """WebSockets that time out or break while they open, until long polls are tried: some firewalls
 swallow them without a word. Where one is refused outright, they are tried at once."""
-
-MAX_TENSOR_BYTES = relay.MAX_FRAME_BYTES - 2**17
-"""Of one message of hidden states, whose header is at most half of the rest."""
 
 WEBSOCKET_AGAIN = 60.0
 """Seconds of long polls until a WebSocket is tried again."""
@@ -319,7 +318,7 @@ class RelayTransport:
         """Tell that this process runs, even while it computes for long, and how much room it
         has."""
         number = 0
-        while not self._closing.wait(relay.KEEPALIVE_INTERVAL):
+        while not self._closing.wait(RELAY_KEEPALIVE_INTERVAL):
             carrier = self._carrier
             if carrier is None:
                 continue
@@ -333,7 +332,7 @@ class RelayTransport:
     def _watch(self) -> None:
         """Let go of a way on which nobody answers. The other threads may be stuck in it: a pulse,
         too, waits behind a large push that nobody takes."""
-        while not self._closed.wait(relay.KEEPALIVE_INTERVAL):
+        while not self._closed.wait(RELAY_KEEPALIVE_INTERVAL):
             carrier = self._carrier
             if carrier is not None and time.monotonic() - self._heard_at > SILENCE_LIMIT:
                 self._lose(carrier, ConnectionLost("The relay is silent."))

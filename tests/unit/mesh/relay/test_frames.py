@@ -7,11 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.relay.keepalive_ttl import LEAST_TTL, MOST_TTL, PulseClock
+from api.relay.keepalive_ttl import PulseClock
 from api.relay.stream_trimming import StreamTrimmer
 from api.relay.throttle import NodeThrottle
 from mesh import relay, wire
 from mesh.errors import WireError
+from mesh.keepalive import (
+    MAX_RELAY_KEEPALIVE_TTL,
+    MIN_RELAY_KEEPALIVE_TTL,
+    RELAY_KEEPALIVE_INTERVAL,
+)
 from mesh.relay import (
     Assembler,
     Chunk,
@@ -195,14 +200,16 @@ def test_a_live_route_survives_and_nothing_else_does() -> None:
 def test_pulses_hold_for_longer_where_they_come_unevenly() -> None:
     even, uneven = PulseClock(), PulseClock()
     for number in range(100):
-        held = even.heard(number * relay.KEEPALIVE_INTERVAL)
-        longer = uneven.heard(number * relay.KEEPALIVE_INTERVAL + (0.4 if number % 2 else 0.0))
-    assert held == LEAST_TTL
-    assert LEAST_TTL < longer <= MOST_TTL
-    assert uneven.heard(1000.0) == MOST_TTL  # a gap, however long, makes nobody immortal
+        held = even.heard(number * RELAY_KEEPALIVE_INTERVAL)
+        longer = uneven.heard(number * RELAY_KEEPALIVE_INTERVAL + (0.4 if number % 2 else 0.0))
+    assert held == MIN_RELAY_KEEPALIVE_TTL
+    assert MIN_RELAY_KEEPALIVE_TTL < longer <= MAX_RELAY_KEEPALIVE_TTL
+    assert (
+        uneven.heard(1000.0) == MAX_RELAY_KEEPALIVE_TTL
+    )  # a gap, however long, makes nobody immortal
     for number in range(100):
-        longer = uneven.heard(1000.0 + number * relay.KEEPALIVE_INTERVAL)
-    assert longer == LEAST_TTL
+        longer = uneven.heard(1000.0 + number * RELAY_KEEPALIVE_INTERVAL)
+    assert longer == MIN_RELAY_KEEPALIVE_TTL
 
 
 async def test_pace_lets_a_burst_through() -> None:
