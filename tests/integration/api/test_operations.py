@@ -141,7 +141,7 @@ async def test_a_redis_that_hangs_is_not_ready(
     own_redis: tuple[subprocess.Popen[bytes], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(health, "PATIENCE", 0.2)
+    monkeypatch.setattr(health, "PROBE_TIMEOUT", 0.2)
     os.kill(own_redis[0].pid, signal.SIGSTOP)
     ready = await fragile.client.get("/readyz")
     os.kill(own_redis[0].pid, signal.SIGCONT)
