@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import sys
 
-from discovery.service import CannotDiscover, print_peers, serve
+from discovery.service import DiscoveryStartError, print_peers, serve
 from market.settings import Settings
 from mesh import log
 
@@ -18,7 +18,7 @@ def main() -> None:
     log.configure(json=settings.log_json)
     try:
         sys.exit(asyncio.run(run(settings)))
-    except CannotDiscover as error:
+    except DiscoveryStartError as error:
         sys.exit(f"far-mesh: {error}")
 
 

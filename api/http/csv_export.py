@@ -17,7 +17,7 @@ CSV: dict[int | str, dict[str, Any]] = {
 
 async def as_csv(name: str, header: Sequence[str], pages: AsyncIterator[Page]) -> StreamingResponse:
     """The pages as one document (RFC 4180). The first is read before the answer begins, so that
-    an outage is told by its status."""
+    an outage has its own status."""
     first: Page = await anext(pages, [])
 
     async def lines() -> AsyncIterator[str]:

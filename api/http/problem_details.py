@@ -37,7 +37,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": Problem, "description": "The mesh could not; `Retry-After` says when."},
 }
 
-REASONS = {
+CODE_SUFFIXES = {
     "missing": "missing",
     "string_too_short": "empty",
     "string_too_long": "too_long",
@@ -125,7 +125,7 @@ def _from_validation(error: RequestValidationError) -> InvalidRequest:
     if kind == "extra_forbidden":
         name = where[-1] if FIELD_NAME.fullmatch(where[-1]) else "A field"
         return InvalidRequest(f"{name}: there is no such field.", code="unknown_field")
-    reason = REASONS.get(kind, "wrong_type")
+    reason = CODE_SUFFIXES.get(kind, "wrong_type")
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{'.'.join(where)}: {message}.", code=f"{where[0]}_{reason}")
 

@@ -1,4 +1,4 @@
-"""For how long a node counts as alive after a pulse came over the internet."""
+"""For how long a node counts as alive after a keep-alive came over the internet."""
 
 from mesh.keepalive import (
     MAX_RELAY_KEEPALIVE_TTL,
@@ -11,17 +11,18 @@ DEVIATIONS = 4
 """As TCP reckons how long to wait for an acknowledgement (RFC 6298)."""
 
 
-class PulseClock:
-    """Learns how evenly a connection's pulses come. A node that stops is noticed within about a
-    second if they come evenly, and not given up for each delay if they do not."""
+class AdaptiveTtl:
+    """Learns how evenly a connection's keep-alives come. A node that stops is noticed within about
+    a second if they come evenly, and not given up for each delay if they do not."""
 
     def __init__(self) -> None:
         self._last: float | None = None
         self._gap = RELAY_KEEPALIVE_INTERVAL
         self._deviation = 0.0
 
-    def heard(self, now: float) -> float:
-        """A pulse came at ``now`` (monotonic seconds). Returns for how many seconds it holds."""
+    def observe(self, now: float) -> float:
+        """A keep-alive came at ``now`` (monotonic seconds). Returns for how many seconds it
+        holds."""
         if self._last is not None:
             gap = now - self._last
             self._deviation += 2 * SMOOTHING * (abs(gap - self._gap) - self._deviation)

@@ -9,9 +9,8 @@ from api.http.authentication import Bearer, MachinesCaller, authenticate
 from api.http.rate_limits import address_of
 from api.http.services import Services, WithServices
 from api.schemas.machines import (
-    Approval,
-    CodeTyped,
-    Decided,
+    ApprovalBody,
+    Decision,
     DeviceCodes,
     DeviceRequest,
     Machines,
@@ -19,6 +18,7 @@ from api.schemas.machines import (
     MessageRequest,
     MessageToSign,
     TokenRequest,
+    UserCodeBody,
 )
 from market.errors import Forbidden
 from market.identity.device_authorization import DeviceAuthorization, PendingDevice
@@ -78,7 +78,7 @@ async def message(body: MessageRequest, request: Request, services: WithServices
 
 
 @router.post("/approve")
-async def approve(body: Approval, request: Request, services: WithServices) -> Decided:
+async def approve(body: ApprovalBody, request: Request, services: WithServices) -> Decision:
     """Let the machine in, by the wallet's signature over the message from `/message`."""
     pending = await find(request, services, body.user_code)
     wallet = body.wallet_address
@@ -87,15 +87,15 @@ async def approve(body: Approval, request: Request, services: WithServices) -> D
     async with services.sessions.begin() as db:
         db.add(Machine(machine_id=machine_id, wallet_address=wallet, name=pending.machine))
         await _codes(services).approve(pending, wallet, nonce, machine_id)
-    return Decided(status="approved", machine=pending.machine)
+    return Decision(status="approved", machine=pending.machine)
 
 
 @router.post("/deny")
-async def deny(body: CodeTyped, request: Request, services: WithServices) -> Decided:
+async def deny(body: UserCodeBody, request: Request, services: WithServices) -> Decision:
     """Send the machine away. Needs no wallet: it gives nobody anything."""
     pending = await find(request, services, body.user_code)
     await _codes(services).deny(pending)
-    return Decided(status="denied", machine=pending.machine)
+    return Decision(status="denied", machine=pending.machine)
 
 
 @router.get("")

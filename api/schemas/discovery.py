@@ -65,10 +65,10 @@ class ActiveNodes(BaseModel):
     nodes: list[ActiveNode]
 
 
-class CountedNodes(BaseModel):
+class NodeList(BaseModel):
     nodes: list[ActiveNode]
     count: int
 
 
-class Received(BaseModel):
+class ProbeAnswer(BaseModel):
     bytes: int

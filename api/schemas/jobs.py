@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from api.schemas.base import ModelId, RequestBody, far
+from api.schemas.base import ModelId, RequestBody, amounts_far
 from market.geo.distance import Coordinates
 from market.jobs.request import JobRequest
 from market.jobs.snapshot import JobSnapshot
@@ -37,7 +37,7 @@ class ContributionView(NodeUse):
             layers=part.layers,
             wallet_address=part.wallet_address,
             tokens_contributed=part.tokens_contributed,
-            **far(payment=part.payment_far),
+            **amounts_far(payment=part.payment_far),
         )
 
 
@@ -78,7 +78,7 @@ class JobView(BaseModel):
             text=snapshot.text,
             tokens_generated=snapshot.tokens_generated,
             prompt_tokens=job.prompt_tokens,
-            **far(cost=job.total_cost_far or ZERO),
+            **amounts_far(cost=job.total_cost_far or ZERO),
             platform_fee_far_exact=None if job.fee_far is None else plain(job.fee_far),
             price_per_token_far_exact=plain(job.price_per_token_far),
             hold_far_exact=plain(job.hold_far),
@@ -90,7 +90,7 @@ class JobView(BaseModel):
         )
 
 
-class Accepted(BaseModel):
+class AcceptedJob(BaseModel):
     """Where to find an asynchronous job."""
 
     request_id: str

@@ -7,7 +7,15 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, field_validator
 
-from api.schemas.base import Address, Label, ModelId, Name, RequestBody, WalletAddress, far
+from api.schemas.base import (
+    Address,
+    ChosenId,
+    Label,
+    ModelId,
+    RequestBody,
+    WalletAddress,
+    amounts_far,
+)
 from market.errors import InvalidRequest
 from market.membership.registration import checked_span
 from market.providers.node_status import NodeState, NodeStatus
@@ -25,7 +33,7 @@ class RegistrationBody(RequestBody):
     """What a node says of itself. Span and edge are signed, with the nonce, by the wallet. A
     machine that the wallet has let in sends its token instead."""
 
-    node_id: Name | None = None
+    node_id: ChosenId | None = None
     """What it would like to be called: honoured unless another wallet's node is called so."""
     wallet_address: WalletAddress
     model_id: ModelId
@@ -44,7 +52,7 @@ class RegistrationBody(RequestBody):
     edge: bool = False
     placeable: bool = False
     """Let the platform choose the span now, and move the node later; span and edge do not count."""
-    device_id: Name | None = None
+    device_id: ChosenId | None = None
     """What the node's machine calls itself, always the same. Whoever registers with the same
     wallet, machine and GPU is the same node."""
     gpu_index: int = Field(0, ge=0, lt=1024)
@@ -204,13 +212,13 @@ class NodeView(BaseModel):
             hop_ms=node.hop_ms,
             throughput_tokens_per_sec=node.throughput_tokens_per_sec,
             total_tokens_served=node.tokens_served,
-            **far(total_earned=node.earned),
+            **amounts_far(total_earned=node.earned),
             uptime_percent=node.uptime_percent,
             skipped=node.skipped,
         )
 
 
-class Registered(BaseModel):
+class RegistrationAnswer(BaseModel):
     node_id: str
     status: str
     discovery_url: str
@@ -238,7 +246,7 @@ class Registered(BaseModel):
         )
 
 
-class Acknowledged(BaseModel):
+class HeartbeatAnswer(BaseModel):
     status: str
     should_rebalance: bool
     """Load the span that follows, and serve on meanwhile."""

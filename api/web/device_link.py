@@ -25,15 +25,15 @@ async def link(
     if not code.strip():
         return page(request, "code.html", error=None)
     try:
-        waiting = await find(request, services, code)
+        pending = await find(request, services, code)
     except (UserCodeUnknown, RateLimited) as error:
         return _again(request, error)
     return page(
         request,
         "link.html",
-        machine=waiting.machine,
-        address=waiting.address,
-        code=waiting.user_code,
+        machine=pending.machine,
+        address=pending.address,
+        code=pending.user_code,
         domain=services.settings.auth.domain,
     )
 

@@ -24,12 +24,12 @@ log = structlog.get_logger()
 TIMEOUT = 10
 """Seconds for S3, or the operator's own server, to begin to answer."""
 
-RETRY_AFTER = 30
+RETRY_AFTER_SECONDS = 30
 """Seconds after which to ask again while they do not."""
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class HashedManifest:
     """A manifest and the SHA-256 of its bytes."""
 
     manifest: Manifest
@@ -47,7 +47,7 @@ class FileUrl:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class WeightListing:
     """Files and their URLs, the manifest's among them."""
 
     manifest_sha256: str
@@ -63,11 +63,11 @@ class PublishedWeights:
     def __init__(self, models: list[ModelSettings], settings: WeightSettings) -> None:
         self._models = {model.id: model for model in models}
         self._settings = settings
-        self._kept: dict[str, tuple[float, Published, int]] = {}
+        self._kept: dict[str, tuple[float, HashedManifest, int]] = {}
         self._reading = asyncio.Lock()
         self._client: Any = None
 
-    async def listing(self, model_id: str) -> Listing:
+    async def listing(self, model_id: str) -> WeightListing:
         """What a node needs to fetch a model.
 
         Raises:
@@ -81,20 +81,20 @@ class PublishedWeights:
             published, size = await self._published(model)
         return await asyncio.to_thread(self._list, model, published, size)
 
-    async def _published(self, model: ModelSettings) -> tuple[Published, int]:
+    async def _published(self, model: ModelSettings) -> tuple[HashedManifest, int]:
         read_at, published, size = self._kept.get(model.id, (0.0, None, 0))
         if published is not None and time.monotonic() - read_at < self._settings.manifest_ttl:
             return published, size
         try:
             content = await asyncio.to_thread(self._read, model)
-            found = Published(
+            found = HashedManifest(
                 await asyncio.to_thread(manifest.read_manifest, content),
                 hashlib.sha256(content).hexdigest(),
             )
         except (BotoCoreError, ClientError, httpx.HTTPError, WeightsRefused) as error:
             log.error("weights_manifest_unreadable", model_id=model.id, reason=str(error))
             raise Unavailable(
-                f"The manifest of {model.id} cannot be read now.", retry_after=RETRY_AFTER
+                f"The manifest of {model.id} cannot be read now.", retry_after=RETRY_AFTER_SECONDS
             ) from None
         self._kept[model.id] = (time.monotonic(), found, len(content))
         return found, len(content)
@@ -117,13 +117,13 @@ class PublishedWeights:
             raise WeightsRefused("The manifest is larger than it may be.")
         return content
 
-    def _list(self, model: ModelSettings, published: Published, size: int) -> Listing:
+    def _list(self, model: ModelSettings, published: HashedManifest, size: int) -> WeightListing:
         own = FileUrl(manifest.NAME, size, published.sha256, self._url(model, manifest.NAME))
         files = [
             FileUrl(name, file.size, file.sha256, self._url(model, name))
             for name, file in published.manifest.files.items()
         ]
-        return Listing(published.sha256, [own, *files])
+        return WeightListing(published.sha256, [own, *files])
 
     def _url(self, model: ModelSettings, name: str) -> str:
         if model.s3 is None:

@@ -9,7 +9,7 @@ from maxminddb import InvalidDatabaseError
 
 from market.geo.distance import Coordinates
 
-NOWHERE = "192.0.2.1"
+TEST_ADDRESS = "192.0.2.1"
 """An address that documents use and nobody has."""
 
 
@@ -60,7 +60,7 @@ class GeoIp:
 def _open(path: Path) -> geoip2.database.Reader:
     try:
         reader = geoip2.database.Reader(path)
-        reader.city(NOWHERE)
+        reader.city(TEST_ADDRESS)
     except AddressNotFoundError:
         return reader
     except (InvalidDatabaseError, OSError, TypeError, ValueError) as error:

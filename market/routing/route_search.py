@@ -9,7 +9,7 @@ platform, not from node to node), so the cheapest path to each cut is enough to 
 from collections.abc import Collection, Mapping, Sequence
 from math import inf
 
-from market.geo.distance import HALF_ROUND_KM, Coordinates, distance_km
+from market.geo.distance import MAX_DISTANCE_KM, Coordinates, distance_km
 from market.nodes.node import MIN_STEP_MS, Node
 from market.routing.eligibility import has_free_kv
 from market.routing.request import NEAR_KM, NodeRule
@@ -56,7 +56,7 @@ def cheapest_route(
     if near is None:
         return _cheapest(usable, layers, prefer)
     away = {node.node_id: _away(node, near) for node in usable}
-    while within_km < HALF_ROUND_KM:
+    while within_km < MAX_DISTANCE_KM:
         close = [node for node in usable if away[node.node_id] <= within_km]
         route = _cheapest(close, layers, prefer)
         if route is not None:

@@ -1,9 +1,9 @@
 """A peer of the DHT, by hivemind. Importing this imports torch.
 
 Strangers may join as full peers: keep records, and answer for them. So a record is checked wherever
-it is stored or read (`_Rules`), reads ask several peers and add up what each of them has, and the
-peers that we were given to start with (the operator's) are always among those that are asked and
-told. A stranger can then leave records out of its own answers, and nothing else.
+it is stored or read (`_RecordValidator`), reads ask several peers and add up what each of them has,
+and the peers that we were given to start with (the operator's) are always among those that are
+asked and stored at. A stranger can then leave records out of its own answers, and nothing else.
 
 hivemind's own reads stop at the first answer that claims to be new enough, and cache it. A stranger
 could answer with nothing, good for ever: `read` and `store` are therefore ours, over its calls.
@@ -27,19 +27,19 @@ from hivemind.utils import get_logger
 from hivemind.utils.multiaddr import Multiaddr
 
 from mesh.dht.records import (
+    ENDPOINTS_KEY,
+    ENDPOINTS_SUBKEY,
     MAX_RECORD_BYTES,
-    SIGNPOST_KEY,
-    SIGNPOST_SUBKEY,
+    announcements_key,
     read_announcement,
-    read_signpost,
-    spans_key,
+    read_endpoints,
 )
 from mesh.errors import RecordRefused
 
-SEARCH_LIMIT = 5.0
+SEARCH_TIMEOUT = 5.0
 """Seconds that looking for the peers nearest to a key may take; what is found until then counts."""
 
-CALL_LIMIT = 3.0
+CALL_TIMEOUT = 3.0
 """Seconds that one peer gets to answer."""
 
 REPLICAS = 5
@@ -59,7 +59,7 @@ _COMMON = {
     "cache_on_store": False,
     # A clock that is off is warned of; records tell by their expiry whether it is too far.
     "strict": False,
-    "wait_timeout": CALL_LIMIT,
+    "wait_timeout": CALL_TIMEOUT,
 }
 
 T = TypeVar("T")
@@ -90,8 +90,8 @@ class Peer:
 
         ``announced``: multiaddresses to be known by, where ``host`` is not what others see.
         ``bootstrap``: peers of which at least one has to answer now. ``ask``: peers that are asked
-        and told always, whether they answer yet or not; those of ``bootstrap`` if none are given.
-        ``refused`` is told the reason of each record that is refused.
+        and stored at always, whether they answer yet or not; those of ``bootstrap`` if none are
+        given. ``refused`` is called with the reason of each record that is refused.
 
         Raises:
             Exception: the port is in use, or an address is none (whatever hivemind raises).
@@ -169,18 +169,18 @@ class Peer:
     async def _nearest(self, key_id: Any, count: int) -> list[Any]:
         search = self._node.find_nearest_nodes([key_id], k_nearest=count, exclude_self=True)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SEARCH_LIMIT):
+            async with asyncio.timeout(SEARCH_TIMEOUT):
                 return list((await search)[key_id].values())
         return []
 
 
-class _Rules(RecordValidatorBase):  # type: ignore[misc]
+class _RecordValidator(RecordValidatorBase):  # type: ignore[misc]
     """What hivemind asks of every record, before it is kept and after it is found."""
 
     def __init__(self, operator: bytes, refused: Callable[[str], None]) -> None:
         self._operator = operator
         self._refused = refused
-        self._signpost_id = _id(SIGNPOST_KEY)
+        self._endpoints_id = _id(ENDPOINTS_KEY)
 
     def validate(self, record: DHTRecord) -> bool:
         try:
@@ -192,15 +192,18 @@ class _Rules(RecordValidatorBase):  # type: ignore[misc]
 
     def _check(self, record: DHTRecord) -> None:
         value, subkey = _unpacked(record.value, bytes), _unpacked(record.subkey, str)
-        if record.key == self._signpost_id:
-            expires, place = read_signpost(value, self._operator).expires, SIGNPOST_SUBKEY
+        if record.key == self._endpoints_id:
+            expires, own_subkey = (
+                read_endpoints(value, self._operator).expires,
+                ENDPOINTS_SUBKEY,
+            )
         else:
             announcement = read_announcement(value, self._operator)
-            expires, place = announcement.expires, announcement.node_id
-            if record.key != _id(spans_key(announcement.model_id)):
+            expires, own_subkey = announcement.expires, announcement.node_id
+            if record.key != _id(announcements_key(announcement.model_id)):
                 raise RecordRefused("The record is another model's.", reason="key")
-        if subkey != place:
-            raise RecordRefused("The record belongs elsewhere.", reason="key")
+        if subkey != own_subkey:
+            raise RecordRefused("The record belongs under another subkey.", reason="key")
         if record.expiration_time != expires:
             raise RecordRefused("The record says another end than its owner.", reason="expiry")
 
@@ -211,7 +214,7 @@ async def _open(
     get_logger("hivemind").setLevel(logging.WARNING)
     return await DHTNode.create(
         initial_peers=list(peers) or None,
-        record_validator=_Rules(operator, refused),
+        record_validator=_RecordValidator(operator, refused),
         **(_COMMON | options),
     )
 

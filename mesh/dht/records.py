@@ -5,7 +5,7 @@ public key, without a database:
 
 - a **credential** is signed by the operator when a node registers: this key speaks for this node;
 - an **announcement** is signed by that key and carries the credential: this node serves this span;
-- a **signpost** is signed by the operator: the platform is at these URLs.
+- the **platform's endpoints** are signed by the operator: the platform is at these URLs.
 
 What a record says of its own end is signed, too. So nobody can write, replace or prolong another's
 record, and an old one cannot come back over a newer one.
@@ -22,15 +22,15 @@ from mesh.dht.signing_keys import KEY_BYTES, SIGNATURE_BYTES, SigningKey, signed
 from mesh.errors import RecordRefused
 from mesh.wire.limits import MAX_MODEL_ID
 
-SIGNPOST_KEY = "far-mesh/discovery"
-SIGNPOST_SUBKEY = "url"
+ENDPOINTS_KEY = "far-mesh/discovery"
+ENDPOINTS_SUBKEY = "url"
 
 MAX_RECORD_BYTES = 2048
 """An announcement has some 400 bytes."""
 
-MAX_AHEAD = 600.0
-"""Seconds ahead that an announcement or a signpost may expire: how long a node that is gone can go
-on being listed, and how far a clock may be wrong."""
+MAX_EXPIRY_AHEAD = 600.0
+"""Seconds ahead that an announcement or the endpoints may expire: how long a node that is gone can
+go on being listed, and how far a clock may be wrong."""
 
 MAX_TEXT = MAX_MODEL_ID
 """Characters of a node id, a model id or a URL: a model id may be the longest of them."""
@@ -39,7 +39,7 @@ MAX_URLS = 5
 
 _CREDENTIAL = b"far-mesh dht credential 1\0"
 _ANNOUNCEMENT = b"far-mesh dht announcement 1\0"
-_SIGNPOST = b"far-mesh dht signpost 1\0"
+_ENDPOINTS = b"far-mesh dht signpost 1\0"
 
 _LIMITS: dict[Any, tuple[float, float]] = {int: (0, 10**9), float: (0.0, 1e12)}
 """Figures beyond these are no node's, and could break sums."""
@@ -85,7 +85,7 @@ class PlatformEndpoints:
     expires: float
 
 
-def spans_key(model_id: str) -> str:
+def announcements_key(model_id: str) -> str:
     """The DHT's key of a model: a dictionary, node id to announcement."""
     return f"far-mesh/spans/{model_id}"
 
@@ -106,14 +106,14 @@ def issue_credential(
 
 
 def sign_announcement(key: SigningKey, credential: bytes, announcement: Announcement) -> bytes:
-    """A record for `spans_key`, under the node's id."""
+    """A record for `announcements_key`, under the node's id."""
     packed: bytes = msgpack.packb([_seal(key, _ANNOUNCEMENT, announcement), credential])
     return packed
 
 
-def sign_endpoints(operator: SigningKey, signpost: PlatformEndpoints) -> bytes:
-    """A record for `SIGNPOST_KEY`, under `SIGNPOST_SUBKEY`."""
-    return _seal(operator, _SIGNPOST, signpost)
+def sign_endpoints(operator: SigningKey, endpoints: PlatformEndpoints) -> bytes:
+    """A record for `ENDPOINTS_KEY`, under `ENDPOINTS_SUBKEY`."""
+    return _seal(operator, _ENDPOINTS, endpoints)
 
 
 def read_announcement(record: bytes, operator: bytes) -> Announcement:
@@ -135,15 +135,15 @@ def read_announcement(record: bytes, operator: bytes) -> Announcement:
     return announcement
 
 
-def read_signpost(record: bytes, operator: bytes) -> PlatformEndpoints:
-    """The signpost, which may have expired: look at its ``expires``.
+def read_endpoints(record: bytes, operator: bytes) -> PlatformEndpoints:
+    """The platform's endpoints, which may have expired: look at their ``expires``.
 
     Raises:
         RecordRefused: by size, format, signature or expiry (too far ahead).
     """
-    signpost = _open(record, operator, _SIGNPOST, PlatformEndpoints)
-    _check_expiry(signpost.expires)
-    return signpost
+    endpoints = _open(record, operator, _ENDPOINTS, PlatformEndpoints)
+    _check_expiry(endpoints.expires)
+    return endpoints
 
 
 def _seal(key: SigningKey, purpose: bytes, content: Any) -> bytes:
@@ -210,5 +210,7 @@ def _subject(record: Credential | Announcement) -> tuple[str, int, str]:
 
 
 def _check_expiry(expires: float) -> None:
-    if expires - time.time() > MAX_AHEAD:
-        raise RecordRefused(f"The record expires over {MAX_AHEAD:.0f} s ahead.", reason="expiry")
+    if expires - time.time() > MAX_EXPIRY_AHEAD:
+        raise RecordRefused(
+            f"The record expires over {MAX_EXPIRY_AHEAD:.0f} s ahead.", reason="expiry"
+        )

@@ -2,10 +2,9 @@
 
 from mesh.relay.codec import MAX_NUMBER, cursor_order, decode, encode, is_cursor
 from mesh.relay.frames import (
-    ABANDONED,
-    BROKEN,
     CHUNK_BYTES,
     EXCHANGE_PATH,
+    GOING_AWAY,
     GOODBYE,
     MAX_FRAME_BYTES,
     MAX_ITEMS,
@@ -13,8 +12,9 @@ from mesh.relay.frames import (
     MAX_TEXT,
     PATH,
     POLL_WAIT,
+    PROTOCOL_ERROR,
     SUPERSEDED,
-    TRY_AGAIN,
+    TRY_AGAIN_LATER,
     VERSION,
     WINDOW_BYTES,
     Chunk,
@@ -35,10 +35,9 @@ from mesh.relay.frames import (
 from mesh.relay.framing import Assembler, batches, bundle, chunks, unbundle
 
 __all__ = [
-    "ABANDONED",
-    "BROKEN",
     "CHUNK_BYTES",
     "EXCHANGE_PATH",
+    "GOING_AWAY",
     "GOODBYE",
     "MAX_FRAME_BYTES",
     "MAX_ITEMS",
@@ -47,8 +46,9 @@ __all__ = [
     "MAX_TEXT",
     "PATH",
     "POLL_WAIT",
+    "PROTOCOL_ERROR",
     "SUPERSEDED",
-    "TRY_AGAIN",
+    "TRY_AGAIN_LATER",
     "VERSION",
     "WINDOW_BYTES",
     "Assembler",

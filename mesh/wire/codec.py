@@ -39,7 +39,7 @@ HEADER = b"h"
 TENSOR = b"t"
 
 
-# A kind's place is its code: add at the end.
+# A kind's index is its code: add at the end.
 _KINDS: tuple[type[Any], ...] = (
     Open,
     OpenEdge,
@@ -93,7 +93,7 @@ def decode(entry: Mapping[bytes, bytes], *, max_items: int = MAX_HEADER_BYTES) -
 
     Args:
         entry: Its fields.
-        max_items: Of any array in the header; room for as many as it says is made at once.
+        max_items: Of any array in the header: msgpack allocates for as many as it claims.
 
     Raises:
         WireError: unknown kind, wrong field, dtype or size.

@@ -5,14 +5,14 @@ A node may say anything; what it says becomes a metric's label and a word in the
 
 from mesh.wire import Refused
 
-LOST = frozenset({"forgotten", "no_replay", "gap"})
+LOST_STATE = frozenset({"forgotten", "no_replay", "gap"})
 """What a node should have is not there. Messages get lost and processes start anew, so once in a
 generation a node is believed, and the next epoch begins afresh; a second time it is to blame."""
 
-ITS_OWN = LOST | {"kv_full", "moved"}
+OWN_FAULTS = LOST_STATE | {"kv_full", "moved"}
 """What a node can say of itself only."""
 
-KNOWN = ITS_OWN | {"capacity", "flood", "not_finite", "wire_error"}
+KNOWN_CODES = OWN_FAULTS | {"capacity", "flood", "not_finite", "wire_error"}
 """What nodes say."""
 
 BROKEN_RULE = "broken_rule"
@@ -20,6 +20,6 @@ BROKEN_RULE = "broken_rule"
 node made up."""
 
 
-def code_of(refused: Refused) -> str:
+def known_code(refused: Refused) -> str:
     """Why a generation was refused, by a name that we know."""
-    return refused.code if refused.code in KNOWN else BROKEN_RULE
+    return refused.code if refused.code in KNOWN_CODES else BROKEN_RULE

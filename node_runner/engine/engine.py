@@ -176,18 +176,22 @@ class Engine:
             if known is not None:
                 self._drop(known)
             full = self._full
-            cache = None if full else self.prefixes.reserve(message.place.capacity, message.prefix)
+            cache = (
+                None
+                if full
+                else self.prefixes.reserve(message.route_position.capacity, message.prefix)
+            )
         if cache is None:
             results.add(self._refusal(message, "kv_full"))
             return
         generation = Generation(
             request_id=message.request_id,
             epoch=message.epoch,
-            place=message.place,
+            place=message.route_position,
             resume=message.resume,
             prefix=message.prefix,
             cache=cache,
-            expires_at=time.monotonic() + message.place.expires_in,
+            expires_at=time.monotonic() + message.route_position.expires_in,
             decoding=None,
             sent=sent,
         )
@@ -196,14 +200,14 @@ class Engine:
             self._begin(generation, message, results)
         elif message.prefix:
             ready = Ready(
-                generation.request_id, generation.epoch, message.place.stage, cache.length
+                generation.request_id, generation.epoch, message.route_position.stage, cache.length
             )
-            results.add(NodeMessage(message.place.edge_node, ready))
+            results.add(NodeMessage(message.route_position.edge_node, ready))
         if message.resume.keep and message.resume.replay:
             self._replay(generation, results)
 
     def _begin(self, generation: Generation, message: OpenEdge, results: OutputBatcher) -> None:
-        unready = set(range(1, message.place.stages)) if message.prefix else set()
+        unready = set(range(1, message.route_position.stages)) if message.prefix else set()
         decoding = self.edge.open(message.request_id, message.prompt, unready=unready)
         decoding.fed = min(generation.cache.length, len(decoding.tokens) - 1)
         generation.decoding = decoding

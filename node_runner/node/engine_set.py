@@ -158,7 +158,7 @@ class EngineSet:
         results: list[EngineOutput] = []
         for message in messages:
             if isinstance(message, Open | OpenEdge):
-                layers = (message.place.start_layer, message.place.end_layer)
+                layers = (message.route_position.start_layer, message.route_position.end_layer)
                 if layers in self.spans:
                     inboxes[layers].open(message)
                 else:

@@ -266,7 +266,7 @@ class RelayTransport:
         """Let go of long polls, which go on meanwhile, as soon as WebSockets get through."""
         while not self._closing.wait(self._websocket_again) and self._carrier is polling:
             with contextlib.suppress(ConnectionLost):
-                open_websocket(self._url, self._token).close(relay.ABANDONED)
+                open_websocket(self._url, self._token).close(relay.GOING_AWAY)
                 polling.abandon()
 
     def _lose(self, carrier: Carrier, error: ConnectionLost) -> None:

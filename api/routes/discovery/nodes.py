@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from api.http.services import Services, WithServices
 from api.routes import nodes
 from api.schemas.base import Label
-from api.schemas.discovery import ActiveNode, ActiveNodes, CountedNodes
+from api.schemas.discovery import ActiveNode, ActiveNodes, NodeList
 from market.nodes import live_lookup
 from market.nodes.node import Node
 
@@ -33,20 +33,22 @@ async def active_nodes(model_id: str, services: WithServices) -> ActiveNodes:
 @service.get("/active/{model_id:path}")
 async def active_nodes_of_service(
     model_id: str, services: WithServices, location: Annotated[Label | None, Query()] = None
-) -> CountedNodes:
+) -> NodeList:
     """The same, as the specification's discovery service answers; of one location, if asked for."""
     nodes = await _active(services, model_id)
     if location is not None:
         nodes = [node for node in nodes if node.location == location]
-    return CountedNodes(nodes=nodes, count=len(nodes))
+    return NodeList(nodes=nodes, count=len(nodes))
 
 
 async def _active(services: Services, model_id: str) -> list[ActiveNode]:
     services.catalog.get(model_id)
-    return [_shown(node) for node in await live_lookup.available_nodes(services.redis, model_id)]
+    return [
+        _active_node(node) for node in await live_lookup.available_nodes(services.redis, model_id)
+    ]
 
 
-def _shown(node: Node) -> ActiveNode:
+def _active_node(node: Node) -> ActiveNode:
     """Without its address: nobody has to reach a node, and providers need not be found."""
     return ActiveNode(
         node_id=node.node_id,

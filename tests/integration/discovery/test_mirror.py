@@ -31,11 +31,11 @@ from tests.support.dht import (
     STRANGER,
     announce,
     announcement,
+    announcements_at,
     client,
     full_peer,
     record_of,
     soon,
-    told_by,
 )
 
 URL = "https://mesh.example.org"
@@ -84,12 +84,12 @@ async def test_an_announcement_reaches_the_registry_and_expires(
     told = announcement(expires=time.time() + 3)
     async with client(served[1]) as node:
         assert await announce(node, told) == 1
-    await mirror.once()
+    await mirror.run_once()
     assert await directory.read(redis, MODEL_ID) == [told]
     assert await directory.peers(redis) == served[1]
 
     async def gone() -> bool:
-        await mirror.once()
+        await mirror.run_once()
         return not await directory.read(redis, MODEL_ID)
 
     await soon(gone)
@@ -100,7 +100,7 @@ async def test_who_has_not_registered_is_in_the_phonebook_and_on_no_route(
     served: tuple[Peer, list[str]], mirror: Mirror, redis: Redis
 ) -> None:
     await announce(served[0], announcement())
-    await mirror.once()
+    await mirror.run_once()
     assert len(await directory.read(redis, MODEL_ID)) == 1
     assert await live_lookup.available_nodes(redis, MODEL_ID) == []
 
@@ -110,10 +110,10 @@ async def test_after_redis_lost_all_a_registered_node_is_back_on_the_routes(
 ) -> None:
     await register(sessions)
     await announce(served[0], announcement())
-    await mirror.once()
+    await mirror.run_once()
     await redis.flushall()
     await pulse(redis)
-    await mirror.once()
+    await mirror.run_once()
     [node] = await live_lookup.available_nodes(redis, MODEL_ID)
     assert (node.node_id, node.wallet_address, node.layers_served) == (
         "node_0",
@@ -124,7 +124,7 @@ async def test_after_redis_lost_all_a_registered_node_is_back_on_the_routes(
     # What its heartbeat says afterwards is not written over.
     heard = dataclasses.replace(node, latency_ms=1.0)
     await live_registry.put(redis, heard, ttl=60)
-    await mirror.once()
+    await mirror.run_once()
     assert await live_lookup.available_nodes(redis, MODEL_ID) == [heard]
 
 
@@ -134,12 +134,12 @@ async def test_a_node_that_left_or_announces_another_span_stays_off_the_routes(
     await register(sessions)
     await pulse(redis)
     await announce(served[0], announcement(end_layer=3))
-    await mirror.once()
+    await mirror.run_once()
     assert await live_lookup.available_nodes(redis, MODEL_ID) == []
     await announce(served[0], announcement(expires=time.time() + 90))
     async with sessions.begin() as session:
         await session.execute(update(RegisteredNode).values(is_active=False))
-    await mirror.once()
+    await mirror.run_once()
     assert await live_lookup.available_nodes(redis, MODEL_ID) == []
     assert len(await directory.read(redis, MODEL_ID)) == 1
 
@@ -151,11 +151,11 @@ async def test_a_dead_node_is_not_brought_back_by_what_it_announced(
     await register(sessions)
     await announce(served[0], announcement())
     await pulse(redis)
-    await mirror.once()
+    await mirror.run_once()
     assert len(await live_lookup.available_nodes(redis, MODEL_ID)) == 1
     await redis.delete(redis_keys.keepalive("node_0"))
     await live_registry.evict(redis, "node_0", MODEL_ID)
-    await mirror.once()
+    await mirror.run_once()
     assert await live_lookup.available_nodes(redis, MODEL_ID) == []
 
 
@@ -164,7 +164,7 @@ async def test_a_forged_record_is_refused(
 ) -> None:
     async with client(served[1]) as stranger:
         assert await announce(stranger, announcement(), key=STRANGER, operator=STRANGER) == 0
-        later = announcement(expires=time.time() + records.MAX_AHEAD + 60)
+        later = announcement(expires=time.time() + records.MAX_EXPIRY_AHEAD + 60)
         assert await announce(stranger, later) == 0
         told = announcement()
         record = record_of(told)
@@ -172,7 +172,7 @@ async def test_a_forged_record_is_refused(
         for key, subkey in elsewhere:
             assert await stranger.store(key, subkey, record, told.expires) == 0
         assert await stranger.store(SPANS, "node_0", b"x" * 5000, told.expires) == 0
-    assert await told_by(served[0]) == {}
+    assert await announcements_at(served[0]) == {}
     assert refusals == ["signature", "expiry", "key", "key", "key", "size"]
 
 
@@ -188,7 +188,7 @@ async def test_nobody_replaces_or_prolongs_anothers_record(
         assert refusals == ["signature", "expiry"]
         # An earlier record of the node's own is no forgery, but comes too late.
         assert await announce(stranger, announcement(expires=told.expires - 30)) == 0
-        assert await told_by(node) == {"node_0": told}
+        assert await announcements_at(node) == {"node_0": told}
 
 
 async def test_a_value_without_a_subkey_does_not_hide_the_others(
@@ -202,7 +202,7 @@ async def test_a_value_without_a_subkey_does_not_hide_the_others(
         assert not await stranger.store(SPANS, record_of(later), later.expires)
     finally:
         await stranger.shutdown()
-    assert await told_by(served[0]) == {"node_0": told}
+    assert await announcements_at(served[0]) == {"node_0": told}
 
 
 async def test_a_full_peer_that_lies_hides_nobody(served: tuple[Peer, list[str]]) -> None:
@@ -217,10 +217,10 @@ async def test_a_full_peer_that_lies_hides_nobody(served: tuple[Peer, list[str]]
         TimedStorage.store(liar.protocol.storage, key_id, nothing, float("inf"))
         assert len(liar.protocol.storage) == 1
         async with client(served[1]) as node:
-            assert await told_by(node) == {"node_0": told}
+            assert await announcements_at(node) == {"node_0": told}
             newer = announcement(expires=told.expires + 30)
             assert await announce(node, newer) >= 1
-        assert await told_by(served[0]) == {"node_0": newer}
+        assert await announcements_at(served[0]) == {"node_0": newer}
     finally:
         await liar.shutdown()
 
@@ -228,18 +228,18 @@ async def test_a_full_peer_that_lies_hides_nobody(served: tuple[Peer, list[str]]
 async def test_only_the_operator_says_where_the_platform_is(
     served: tuple[Peer, list[str]], mirror: Mirror
 ) -> None:
-    await mirror.once()
+    await mirror.run_once()
     async with client(served[1]) as node:
         false = records.PlatformEndpoints(
-            ["https://evil.example"], time.time() + records.MAX_AHEAD - 5
+            ["https://evil.example"], time.time() + records.MAX_EXPIRY_AHEAD - 5
         )
         record = records.sign_endpoints(STRANGER, false)
-        key, subkey = records.SIGNPOST_KEY, records.SIGNPOST_SUBKEY
+        key, subkey = records.ENDPOINTS_KEY, records.ENDPOINTS_SUBKEY
         assert await node.store(key, subkey, record, false.expires) == 0
         assert await node.store(key, "another", record, false.expires) == 0
         found = await node.read(key)
         assert list(found) == [subkey]
-        assert records.read_signpost(found[subkey], OPERATOR.public).urls == [URL]
+        assert records.read_endpoints(found[subkey], OPERATOR.public).urls == [URL]
 
 
 async def test_a_peer_comes_back_under_the_same_address(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ async def test_a_peer_comes_back_under_the_same_address(tmp_path: Path) -> None:
                 return await announce(node, told) == 1
 
             await soon(taken)
-            assert await told_by(again) == {"node_0": told}
+            assert await announcements_at(again) == {"node_0": told}
     finally:
         await node.close()
 
@@ -273,4 +273,4 @@ async def test_of_several_peers_each_knows_what_was_told_to_one(tmp_path: Path) 
         told = announcement()
         await announce(node, told)
         for peer in (first, second):
-            assert await told_by(peer) == {"node_0": told}
+            assert await announcements_at(peer) == {"node_0": told}

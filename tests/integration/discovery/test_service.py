@@ -75,8 +75,8 @@ async def test_the_service_serves_dies_and_comes_back(
         assert await announce(node, told) == 1
         [found] = await soon(listed)
         assert (found["node_id"], found["on_routes"]) == ("node_0", False)
-        signpost = (await node.read(records.SIGNPOST_KEY))[records.SIGNPOST_SUBKEY]
-        assert records.read_signpost(signpost, OPERATOR.public).urls == ["http://127.0.0.1:8000"]
+        signpost = (await node.read(records.ENDPOINTS_KEY))[records.ENDPOINTS_SUBKEY]
+        assert records.read_endpoints(signpost, OPERATOR.public).urls == ["http://127.0.0.1:8000"]
 
         [dht] = [
             child

@@ -20,8 +20,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import CloseCode
 from websockets.sync.client import ClientConnection, connect
 
-from api.relay.connection_slots import MOST_OF_NODE
-from api.relay.forwarder import MAX_EVENTS
+from api.relay.connection_slots import MAX_PER_NODE
+from api.relay.forwarder import MAX_EVENTS_PER_GENERATION
 from market.settings import Settings
 from mesh import redis_keys, relay
 from mesh.relay import (
@@ -62,9 +62,9 @@ from tests.support.relay import (
     begin,
     events,
     inbox,
+    outgoing,
     put,
     replica,
-    sent,
     steps,
     wait_until,
 )
@@ -128,12 +128,14 @@ def test_tokens_and_events_of_the_edge_get_to_readers(here: Replica, client: red
     assert events(client) == [Ended("gen", 1, "stop", 2)]
 
 
-def test_nodes_answer_pings_and_blame_their_senders(here: Replica, client: redis.Redis) -> None:
+def test_nodes_answer_pings_and_refuse_for_their_senders(
+    here: Replica, client: redis.Redis
+) -> None:
     begin(client)
-    told: list[Message] = [Pong("gen", 1, "middle", 5), Refused("gen", 1, "edge", "not_finite")]
+    sent: list[Message] = [Pong("gen", 1, "middle", 5), Refused("gen", 1, "edge", "not_finite")]
     with Node(here, "middle") as node:
-        assert node.push(*(("", message) for message in told)).refused == []
-    assert events(client) == told
+        assert node.push(*(("", message) for message in sent)).refused == []
+    assert events(client) == sent
 
 
 BAD: dict[str, tuple[str, str, Message, str]] = {
@@ -182,37 +184,40 @@ def test_what_the_route_does_not_say_is_refused(
     assert refusals(code) == before + 1
     assert not client.keys("node:*:inbox")
     assert not client.exists(redis_keys.tokens("gen"))
-    # Who is on the route and breaks its rules is blamed for it; nobody else can be.
-    blamed = code not in ("epoch_over", "not_on_route")
-    assert events(client) == ([Refused("gen", 1, sender, code)] if blamed else [])
+    # Supervisors hear of a node on the route that breaks its rules, and of nobody else.
+    reported = code not in ("epoch_over", "not_on_route")
+    assert events(client) == ([Refused("gen", 1, sender, code)] if reported else [])
 
 
 def opening() -> OpenEdge:
     prompt = Prompt([1], [], 5, SamplingParams(0.0, 1.0, 0, []))
-    place_ = RoutePosition(0, 3, "edge", "last", "middle", 100, 60, 0, 2)
-    return OpenEdge("gen", 1, place_, Resume(False, False, 0), [], prompt)
+    position = RoutePosition(0, 3, "edge", "last", "middle", 100, 60, 0, 2)
+    return OpenEdge("gen", 1, position, Resume(False, False, 0), [], prompt)
 
 
 @pytest.mark.parametrize(
     ("message", "code"),
     [
-        (sent("middle", opening()), "not_allowed"),
-        (sent("middle", Close("gen", 1)), "not_allowed"),
+        (outgoing("middle", opening()), "not_allowed"),
+        (outgoing("middle", Close("gen", 1)), "not_allowed"),
         (OutgoingMessage("middle", b"\xc1", b""), "wire_error"),
         (OutgoingMessage("middle", b"", b""), "wire_error"),
         (OutgoingMessage("middle", bytes(2**16 + 1), b""), "wire_error"),
-        (OutgoingMessage("middle", sent("", steps()).header, b"short"), "wire_error"),
-        (OutgoingMessage("", sent("", Pong("gen", 1, "edge", 1)).header, b"extra"), "wire_error"),
-        (sent("middle", steps(name="gen}:tokens")), "wire_error"),
+        (OutgoingMessage("middle", outgoing("", steps()).header, b"short"), "wire_error"),
+        (
+            OutgoingMessage("", outgoing("", Pong("gen", 1, "edge", 1)).header, b"extra"),
+            "wire_error",
+        ),
+        (outgoing("middle", steps(name="gen}:tokens")), "wire_error"),
     ],
 )
-def test_what_nodes_have_not_to_say_is_refused(
+def test_what_nodes_may_not_send_is_refused(
     here: Replica, client: redis.Redis, message: OutgoingMessage, code: str
 ) -> None:
     begin(client)
     with Node(here, "edge") as node:
-        node.say(Push(1, [message]))
-        assert node.hear(PushAck) == PushAck(1, [("", 0, code)])
+        node.send(Push(1, [message]))
+        assert node.receive(PushAck) == PushAck(1, [("", 0, code)])
     assert not client.keys("node:*:inbox")
     assert not events(client)
 
@@ -231,28 +236,28 @@ def test_steps_of_ended_generations_do_not_hold_others_up(
 
 def test_more_refusals_than_a_frame_holds_can_be_read(here: Replica, client: redis.Redis) -> None:
     begin(client)
-    over = [Step(f"over_{place}", 1, 0, 1, 1, False) for place in range(256)]
+    over = [Step(f"over_{index}", 1, 0, 1, 1, False) for index in range(256)]
     again = ("middle", Steps(over, "float32", 2, bytes(8 * 256)))
-    many = [("middle", steps(name=f"gone_{place}")) for place in range(relay.MAX_ITEMS - len(over))]
+    many = [("middle", steps(name=f"gone_{index}")) for index in range(relay.MAX_ITEMS - len(over))]
     with Node(here, "edge") as node:
-        told = node.push(again, again, again, again, again).refused
-        assert told == [(step.request_id, 1, "epoch_over") for step in over]
-        told = node.push(again, again, *many, ("middle", steps(epoch=2))).refused
-        assert len(told) == relay.MAX_ITEMS
+        refused = node.push(again, again, again, again, again).refused
+        assert refused == [(step.request_id, 1, "epoch_over") for step in over]
+        refused = node.push(again, again, *many, ("middle", steps(epoch=2))).refused
+        assert len(refused) == relay.MAX_ITEMS
 
 
 def test_one_wrong_step_stops_those_beside_it(here: Replica, client: redis.Redis) -> None:
     begin(client)
-    begin(client, name="elsewhere", route=["edge", "last", "middle"])
+    begin(client, name="other_route", route=["edge", "last", "middle"])
     both = Steps(
-        [Step("gen", 1, 0, 1, 1, False), Step("elsewhere", 1, 0, 1, 1, False)],
+        [Step("gen", 1, 0, 1, 1, False), Step("other_route", 1, 0, 1, 1, False)],
         "float32",
         2,
         bytes(16),
     )
     with Node(here, "edge") as node:
         assert sorted(node.push(("middle", both)).refused) == [
-            ("elsewhere", 1, "wrong_receiver"),
+            ("other_route", 1, "wrong_receiver"),
             ("gen", 1, "in_bad_company"),
         ]
     assert inbox(client, "middle") == []
@@ -304,7 +309,7 @@ def wide_route() -> bytes:
     return bytes(msgpack.packb([4096, CAPACITY, ["edge", "middle", "last"]]))
 
 
-def test_a_connection_resumes_at_its_cursor_elsewhere(
+def test_a_connection_resumes_at_its_cursor_at_another_replica(
     here: Replica, settings: Settings, client: redis.Redis
 ) -> None:
     with Node(here, "middle") as node:
@@ -313,8 +318,8 @@ def test_a_connection_resumes_at_its_cursor_elsewhere(
         while len(read) < 2:
             read += node.read()
         put(client, "middle", steps(position=2))
-        wait_until(lambda: node.hear(InboxDelivery))  # it is lost on the way
-        node.socket.socket.close()
+        wait_until(lambda: node.receive(InboxDelivery))  # it is lost on the way
+        node.socket.socket.shutdown(socket.SHUT_RDWR)
     with replica(settings) as there, Node(there, "middle", after=node.after) as again:
         assert again.read() == [steps(position=2)]
 
@@ -336,11 +341,11 @@ def test_the_relay_knows_which_push_was_the_last(
 def test_what_was_read_is_trimmed_and_nothing_else(here: Replica, client: redis.Redis) -> None:
     with Node(here, "middle") as node:
         put(client, "middle", steps())
-        node.pulse()
+        node.keep_alive()
         assert client.xlen(redis_keys.inbox("middle")) == 1
         node.read()
         put(client, "middle", steps(position=1))
-        node.pulse()
+        node.keep_alive()
         assert inbox(client, "middle") == [steps(position=1)]
         assert client.ttl(redis_keys.inbox("middle")) > 0
 
@@ -351,7 +356,7 @@ def test_an_inbox_that_nobody_reads_does_not_fill_redis(
     small = make_settings(relay={"max_inbox_bytes": 2**20})
     with replica(small) as here, Node(here, "middle") as node:
         put(client, "middle", *(steps(rows=128, wanted=0, width=1024) for _ in range(4)))
-        node.pulse()
+        node.keep_alive()
         assert client.xlen(redis_keys.inbox("middle")) == 0
 
 
@@ -360,7 +365,7 @@ def test_an_inbox_does_not_fill_redis_though_its_node_is_away(
 ) -> None:
     begin(client)
     client.hset(redis_keys.live_record("gen"), "route", wide_route())
-    client.xadd(redis_keys.inbox("middle"), {"h": b"short"})  # by which Redis guesses the others
+    client.xadd(redis_keys.inbox("middle"), {"h": b"short"})  # by which Redis estimates the others
     limit, lengths = 2**22, []
     with (
         replica(make_settings(relay={"max_inbox_bytes": limit})) as here,
@@ -381,9 +386,9 @@ def test_an_inbox_is_not_taken_for_longer_than_it_is(
     ):
         long = steps(rows=512, wanted=0, width=512)
         put(client, "middle", long, *(steps(rows=2, wanted=0, width=700) for _ in range(20)))
-        guess = client.memory_usage(redis_keys.inbox("middle"), samples=1)
-        assert guess > 2**21 > client.memory_usage(redis_keys.inbox("middle"), samples=0)
-        node.pulse()
+        estimate = client.memory_usage(redis_keys.inbox("middle"), samples=1)
+        assert estimate > 2**21 > client.memory_usage(redis_keys.inbox("middle"), samples=0)
+        node.keep_alive()
         assert client.xlen(redis_keys.inbox("middle")) == 21
 
 
@@ -393,7 +398,11 @@ def test_a_generation_keeps_so_many_events(here: Replica, client: redis.Redis) -
     with Node(here, "middle") as node:
         for _ in range(6):
             assert node.push(*pongs).refused == []
-    assert MAX_EVENTS <= client.xlen(redis_keys.events("gen")) < 1.2 * MAX_EVENTS
+    assert (
+        MAX_EVENTS_PER_GENERATION
+        <= client.xlen(redis_keys.events("gen"))
+        < 1.2 * MAX_EVENTS_PER_GENERATION
+    )
 
 
 def test_what_pushes_write_ends_one_day(here: Replica, client: redis.Redis) -> None:
@@ -413,7 +422,7 @@ def test_what_pushes_write_ends_one_day(here: Replica, client: redis.Redis) -> N
 
 def test_a_pulse_tells_of_room_and_ends_soon(here: Replica, client: redis.Redis) -> None:
     with Node(here, "middle") as node:
-        node.pulse(room=640)
+        node.keep_alive(free_kv=640)
         assert client.get(redis_keys.keepalive("middle")) == b"640"
         assert 0 < client.pttl(redis_keys.keepalive("middle")) <= 1000
         began = time.monotonic()
@@ -421,30 +430,30 @@ def test_a_pulse_tells_of_room_and_ends_soon(here: Replica, client: redis.Redis)
             lambda: not client.exists(redis_keys.keepalive("middle"))
         )  # the process is frozen
         assert time.monotonic() - began < 1.5
-        node.pulse(room=1)
+        node.keep_alive(free_kv=1)
         assert client.get(redis_keys.keepalive("middle")) == b"1"
 
 
-def test_a_node_that_says_farewell_is_gone_at_once(here: Replica, client: redis.Redis) -> None:
+def test_a_node_that_says_goodbye_is_gone_at_once(here: Replica, client: redis.Redis) -> None:
     with Node(here, "middle") as node:
-        node.pulse()
+        node.keep_alive()
         client.persist(redis_keys.keepalive("middle"))
     wait_until(lambda: not client.exists(redis_keys.keepalive("middle")))
 
 
-def test_the_newest_connection_displaces_the_others(
+def test_the_newest_connection_supersedes_the_others(
     here: Replica, settings: Settings, client: redis.Redis
 ) -> None:
     with replica(settings) as there, Node(here, "middle") as first:
-        first.pulse(room=1)
+        first.keep_alive(free_kv=1)
         with Node(there, "middle") as second:
-            first.say(KeepAlive(1, 2, first.after))
+            first.send(KeepAlive(1, 2, first.after))
             with pytest.raises(ConnectionClosed) as closed:
-                first.hear(KeepAliveAck)
+                first.receive(KeepAliveAck)
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == relay.SUPERSEDED
             assert client.get(redis_keys.keepalive("middle")) == b"1"
-            second.pulse(room=3)
+            second.keep_alive(free_kv=3)
             assert client.get(redis_keys.keepalive("middle")) == b"3"
 
 
@@ -457,10 +466,10 @@ def test_a_half_open_connection_is_closed(
         Node(here, "middle") as node,
         pytest.raises(ConnectionClosed),
     ):
-        node.hear(KeepAliveAck)
+        node.receive(KeepAliveAck)
 
 
-def test_who_talks_without_a_pulse_is_half_open(
+def test_who_talks_without_keep_alives_is_half_open(
     make_settings: Callable[..., Settings], client: redis.Redis
 ) -> None:
     impatient = make_settings(relay={"idle": 0.5})
@@ -470,7 +479,7 @@ def test_who_talks_without_a_pulse_is_half_open(
             while time.monotonic() - began < PATIENCE:
                 node.push()
         assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == relay.TRY_AGAIN
+        assert closed.value.rcvd.code == relay.TRY_AGAIN_LATER
 
 
 def test_the_pieces_of_a_long_frame_are_signs_of_life(
@@ -482,13 +491,13 @@ def test_the_pieces_of_a_long_frame_are_signs_of_life(
         for message in relay.chunks(long):
             node.socket.send(message)
             time.sleep(0.1)
-        assert node.hear(PushAck).number == 1
+        assert node.receive(PushAck).number == 1
 
 
-def test_a_displaced_connection_ends_although_it_never_pulses(
+def test_a_superseded_connection_ends_although_it_sends_no_keep_alives(
     here: Replica, settings: Settings, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.relay.websocket.OWNER_LOOK", 0.1)
+    monkeypatch.setattr("api.relay.websocket.OWNER_CHECK_SECONDS", 0.1)
     with replica(settings) as there, Node(here, "middle") as first, Node(there, "middle"):
         with pytest.raises(ConnectionClosed) as closed:
             for _ in range(100):
@@ -500,14 +509,14 @@ def test_a_displaced_connection_ends_although_it_never_pulses(
 
 def test_a_node_has_few_connections_at_once(here: Replica, client: redis.Redis) -> None:
     with contextlib.ExitStack() as several:
-        for _ in range(MOST_OF_NODE):
+        for _ in range(MAX_PER_NODE):
             several.enter_context(dial(here, "middle"))
         with pytest.raises(InvalidStatus) as refused:
             dial(here, "middle")
         assert refused.value.response.status_code == 429
         assert int(refused.value.response.headers["Retry-After"]) >= 1
         with Node(here, "edge") as other:
-            other.pulse()
+            other.keep_alive()
     wait_until(lambda: opens(here, "middle"))
 
 
@@ -552,9 +561,9 @@ def connections() -> float | None:
 
 def test_redis_may_forget_everything(here: Replica, client: redis.Redis) -> None:
     with Node(here, "middle") as node:
-        node.pulse(room=1)
+        node.keep_alive(free_kv=1)
         client.flushall()
-        node.pulse(room=2)
+        node.keep_alive(free_kv=2)
         assert client.get(redis_keys.keepalive("middle")) == b"2"
 
 
@@ -576,14 +585,14 @@ def test_a_frame_that_is_none_ends_the_connection(
     with Node(here, "middle") as node:
         node.socket.send(data)
         with pytest.raises(ConnectionClosed) as closed:
-            node.hear(KeepAliveAck)
+            node.receive(KeepAliveAck)
         assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == relay.BROKEN
+        assert closed.value.rcvd.code == relay.PROTOCOL_ERROR
 
 
 @pytest.mark.parametrize(
     ("max_message_bytes", "code"),
-    [(relay.MAX_MESSAGE_BYTES, CloseCode.MESSAGE_TOO_BIG), (2**24, relay.BROKEN)],
+    [(relay.MAX_MESSAGE_BYTES, CloseCode.MESSAGE_TOO_BIG), (2**24, relay.PROTOCOL_ERROR)],
 )
 def test_a_message_that_is_too_long_ends_the_connection(
     settings: Settings, max_message_bytes: int, code: int
@@ -594,7 +603,7 @@ def test_a_message_that_is_too_long_ends_the_connection(
     ):
         node.socket.send(relay.encode(relay.Chunk(0, bytes(relay.MAX_MESSAGE_BYTES))))
         with pytest.raises(ConnectionClosed) as closed:
-            node.hear(KeepAliveAck)
+            node.receive(KeepAliveAck)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == code
 
@@ -718,16 +727,16 @@ class Poller:
         self._http.close()
 
 
-def test_the_same_by_long_polls(here: Replica, client: redis.Redis) -> None:
+def test_a_node_works_by_long_polls(here: Replica, client: redis.Redis) -> None:
     begin(client)
     node = Poller(here, "middle")
     put(client, "middle", steps(), steps(position=1))
     [work] = node.poll(wait=1000)
     assert len(work.entries) == 2
-    push = Push(1, [sent("last", steps()), sent("edge", steps())])
-    accepted, beat = node.poll(push, KeepAlive(5, 64, work.after))
+    push = Push(1, [outgoing("last", steps()), outgoing("edge", steps())])
+    accepted, kept_alive = node.poll(push, KeepAlive(5, 64, work.after))
     assert accepted == PushAck(1, [("gen", 1, "wrong_receiver")])
-    assert beat == KeepAliveAck(5)
+    assert kept_alive == KeepAliveAck(5)
     assert inbox(client, "last") == [steps()]
     assert client.get(redis_keys.keepalive("middle")) == b"64"
     assert node.poll(wait=50, after=work.after) == []
@@ -753,7 +762,7 @@ def test_a_node_has_few_requests_under_way(
 ) -> None:
     impatient = make_settings(relay={"idle": 0.5})
     with replica(impatient) as here, contextlib.ExitStack() as several:
-        for _ in range(MOST_OF_NODE):  # of each, half of the body is to come, and never does
+        for _ in range(MAX_PER_NODE):  # of each, half of the body is to come, and never does
             request = several.enter_context(socket.create_connection(("127.0.0.1", here.port)))
             request.sendall(begun(here, "middle"))
         url, headers = here.url + relay.EXCHANGE_PATH, bearer(here.token("middle"))

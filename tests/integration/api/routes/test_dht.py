@@ -72,12 +72,12 @@ async def test_without_an_operators_key_there_is_no_dht(
 
 
 async def test_addresses_of_our_peers_are_not_kept_beyond_their_time(redis: Redis) -> None:
-    await directory.note_peers(redis, ["old"], ttl=0.001)
+    await directory.record_peers(redis, ["old"], ttl=0.001)
     await asyncio.sleep(0.01)
     assert not await redis.exists(redis_keys.DHT_PEERS)
     await redis.hset(redis_keys.DHT_PEERS, "old", time.time() - 1)  # type: ignore[misc]
     for address in ("one", "another"):
-        await directory.note_peers(redis, [address], ttl=60)
+        await directory.record_peers(redis, [address], ttl=60)
     assert await redis.hkeys(redis_keys.DHT_PEERS) == [b"one", b"another"]  # type: ignore[misc]
     assert 50 < await redis.ttl(redis_keys.DHT_PEERS) <= 60
     assert await directory.peers(redis) == ["another", "one"]
@@ -86,7 +86,7 @@ async def test_addresses_of_our_peers_are_not_kept_beyond_their_time(redis: Redi
 async def test_the_phonebook_says_who_is_on_the_routes(settings: Settings, redis: object) -> None:
     async with open_gateway(settings) as gateway:
         other = "/ip4/192.0.2.7/tcp/31337/p2p/QmOther"
-        await directory.note_peers(gateway.redis, [other], ttl=60)
+        await directory.record_peers(gateway.redis, [other], ttl=60)
         found = (await gateway.client.get("/api/discovery/dht")).json()
         assert found == {"operator_key": OPERATOR.public.hex(), "peers": sorted([PEER, other])}
         await gateway.announce(node(0))

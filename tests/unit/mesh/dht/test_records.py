@@ -83,7 +83,7 @@ def test_a_signature_holds_for_its_purpose_only() -> None:
         OPERATOR, records.PlatformEndpoints(["https://a.example"], time.time() + 60)
     )
     with pytest.raises(RecordRefused, match="signature"):
-        records.read_signpost(credential(), OPERATOR.public)
+        records.read_endpoints(credential(), OPERATOR.public)
     assert refused(msgpack.packb([signpost, credential()])) == "signature"
 
 
@@ -94,7 +94,7 @@ def test_a_span_is_within_the_model(start: int, end: int) -> None:
 
 
 def test_an_announcement_ends_soon_and_not_after_its_credential() -> None:
-    late = announcement(expires=time.time() + records.MAX_AHEAD + 5)
+    late = announcement(expires=time.time() + records.MAX_EXPIRY_AHEAD + 5)
     assert refused(records.sign_announcement(KEY, credential(), late)) == "expiry"
     short = credential(expires=time.time() + 30)
     assert refused(records.sign_announcement(KEY, short, announcement())) == "credential"
@@ -129,7 +129,7 @@ def test_noise_is_refused(noise: bytes) -> None:
     with pytest.raises(RecordRefused):
         records.read_announcement(noise, OPERATOR.public)
     with pytest.raises(RecordRefused):
-        records.read_signpost(noise, OPERATOR.public)
+        records.read_endpoints(noise, OPERATOR.public)
 
 
 @given(st.integers(min_value=0), st.integers(min_value=1, max_value=255))
@@ -147,14 +147,16 @@ def test_a_signpost_is_the_operators() -> None:
         ["https://a.example", "https://b.example"], time.time() + 60
     )
     assert (
-        records.read_signpost(records.sign_endpoints(OPERATOR, signpost), OPERATOR.public)
+        records.read_endpoints(records.sign_endpoints(OPERATOR, signpost), OPERATOR.public)
         == signpost
     )
     with pytest.raises(RecordRefused, match="signature"):
-        records.read_signpost(records.sign_endpoints(STRANGER, signpost), OPERATOR.public)
-    far = records.PlatformEndpoints(["https://a.example"], time.time() + records.MAX_AHEAD + 5)
+        records.read_endpoints(records.sign_endpoints(STRANGER, signpost), OPERATOR.public)
+    far = records.PlatformEndpoints(
+        ["https://a.example"], time.time() + records.MAX_EXPIRY_AHEAD + 5
+    )
     with pytest.raises(RecordRefused, match="ahead"):
-        records.read_signpost(records.sign_endpoints(OPERATOR, far), OPERATOR.public)
+        records.read_endpoints(records.sign_endpoints(OPERATOR, far), OPERATOR.public)
 
 
 def test_a_key_is_32_bytes_in_hex() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.relay.keepalive_ttl import PulseClock
+from api.relay.keepalive_ttl import AdaptiveTtl
 from api.relay.stream_trimming import StreamTrimmer
 from api.relay.throttle import NodeThrottle
 from mesh import relay, wire
@@ -198,7 +198,7 @@ def test_a_live_route_survives_and_nothing_else_does() -> None:
 
 
 def test_pulses_hold_for_longer_where_they_come_unevenly() -> None:
-    even, uneven = PulseClock(), PulseClock()
+    even, uneven = AdaptiveTtl(), AdaptiveTtl()
     for number in range(100):
         held = even.heard(number * RELAY_KEEPALIVE_INTERVAL)
         longer = uneven.heard(number * RELAY_KEEPALIVE_INTERVAL + (0.4 if number % 2 else 0.0))
@@ -227,5 +227,5 @@ def test_a_key_is_looked_after_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not upkeep.due("link")
     upkeep.forget()
     assert upkeep.due("link")
-    monkeypatch.setattr("api.relay.stream_trimming.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("api.relay.stream_trimming.CHECK_SECONDS", 0.0)
     assert upkeep.due("link")
