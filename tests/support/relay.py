@@ -133,8 +133,8 @@ class Node:
     ) -> None:
         self.node_id = node_id
         self.socket: ClientConnection = connect(
-            f"ws://127.0.0.1:{at.port}{relay.PATH}",
-            additional_headers={"Authorization": f"Bearer {at.token(node_id)}"},
+            websocket_url(at),
+            additional_headers=bearer(at.token(node_id)),
             compression=None,
             ping_interval=None,
             proxy=None,
@@ -222,3 +222,15 @@ def events(client: redis.Redis, name: str = "gen") -> list[Message]:
 
 def _messages(client: redis.Redis, stream: str) -> list[Message]:
     return [wire.decode(fields) for _, fields in client.xrange(stream)]
+
+
+def websocket_url(at: Replica) -> str:
+    return f"ws://127.0.0.1:{at.port}{relay.PATH}"
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def dial(at: Replica, node_id: str) -> ClientConnection:
+    return connect(websocket_url(at), additional_headers=bearer(at.token(node_id)))
