@@ -229,7 +229,7 @@ async def _way(redis: Redis, relay_url: str | None, member: Member) -> AsyncIter
             await line.close()
         return
     async with connect(
-        relay_url.replace("http", "ws", 1) + relay.PATH,
+        relay_url.replace("http", "ws", 1) + relay.WEBSOCKET_PATH,
         additional_headers={"Authorization": f"Bearer {member.token}"},
         compression=None,
         proxy=None,

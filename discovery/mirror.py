@@ -38,7 +38,7 @@ class DhtPeer(Protocol):
     """What is needed of `mesh.dht.peer.Peer`."""
 
     @property
-    def known(self) -> int: ...
+    def known_peers(self) -> int: ...
 
     async def addresses(self) -> list[str]: ...
 
@@ -66,13 +66,13 @@ class Mirror:
         await self._publish_endpoints()
         for model_id in self.model_ids:
             announcements = self._read(model_id, await self.peer.read(announcements_key(model_id)))
-            await directory.write(self.redis, model_id, announcements)
+            await directory.write_announcements(self.redis, model_id, announcements)
             metrics.dht_records.labels(model_id).set(len(announcements))
             restored = await restore(self.redis, self.sessions, self.discovery, announcements)
             if restored:
                 metrics.dht_restored.labels(model_id).inc(len(restored))
                 log.info("nodes_restored", model_id=model_id, node_ids=restored)
-        metrics.dht_peers.set(self.peer.known)
+        metrics.dht_peers.set(self.peer.known_peers)
         metrics.dht_mirrored.set_to_current_time()
 
     async def _publish_endpoints(self) -> None:

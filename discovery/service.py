@@ -86,7 +86,7 @@ async def open_peer(discovery: DiscoverySettings, operator: SigningKey) -> Peer:
                 announced=discovery.dht_announced,
                 bootstrap=bootstrap,
                 ask=discovery.dht_bootstrap,
-                refused=lambda reason: metrics.dht_refused.labels(reason).inc(),
+                on_refused=lambda reason: metrics.dht_refused.labels(reason).inc(),
             )
         except Exception as error:  # hivemind raises whatever happens to it
             reason = f"{type(error).__name__}: {error}"

@@ -64,13 +64,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(MeshError, _mesh_error)
     for outage in OUTAGES:
         app.add_exception_handler(outage, _outage)
-    app.openapi = partial(_documented, app.openapi)  # type: ignore[method-assign]
+    app.openapi = partial(_with_problem_media_type, app.openapi)  # type: ignore[method-assign]
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _bug)
+    app.add_exception_handler(Exception, _unhandled_error)
 
 
-def _documented(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _with_problem_media_type(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The OpenAPI document, with the media type that errors really have."""
     document = made()
     for operations in document["paths"].values():
@@ -149,6 +149,6 @@ async def _outage(request: Request, error: Exception) -> JSONResponse:
     return render(unavailable(error))
 
 
-async def _bug(request: Request, error: Exception) -> JSONResponse:
+async def _unhandled_error(request: Request, error: Exception) -> JSONResponse:
     log.error("unhandled_error", path=request.url.path, error=type(error).__name__)
     return render(MeshError("Something went wrong here. It has been logged."))

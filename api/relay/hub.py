@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 ENTRIES_PER_READ = 16
 
-FRAME_OVERHEAD = 1024
+DELIVERY_OVERHEAD = 1024
 """Bytes of a delivery beside its entries' headers and tensors."""
 
 _HELLO = """
@@ -198,7 +198,7 @@ def _deliveries(entries: Sequence[tuple[bytes, list[bytes]]]) -> list[InboxDeliv
         fields = dict(zip(values[::2], values[1::2], strict=True))
         entry = InboxEntry(fields.get(wire.HEADER, b""), fields.get(wire.TENSOR, b""))
         after = entry_id.decode()
-        added = len(entry.header) + len(entry.tensor) + FRAME_OVERHEAD
+        added = len(entry.header) + len(entry.tensor) + DELIVERY_OVERHEAD
         if added > MAX_FRAME_BYTES:
             log.warning("message_too_large", bytes=added)  # its generation will be routed anew
             deliveries.append(InboxDelivery(after, []))

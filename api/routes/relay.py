@@ -27,7 +27,7 @@ router = APIRouter(tags=["relay"])
 MEDIA_TYPE = "application/msgpack"
 
 
-@router.websocket(relay.PATH)
+@router.websocket(relay.WEBSOCKET_PATH)
 async def connect(websocket: WebSocket) -> None:
     """A node's connection. Refused before it is accepted if the token is not a node's, or not good
     any more."""

@@ -6,7 +6,7 @@ from api.http import rate_limits
 from api.http.authentication import Bearer, authenticate_current
 from api.http.services import Services, WithServices
 from api.schemas.base import ModelId
-from api.schemas.models import ModelFile, ModelFiles, SignedByWallet
+from api.schemas.models import ModelFile, ModelFiles, SignedRequestBody
 from market.identity.errors import SignatureMismatch
 from market.identity.nonces import consume_nonce
 from market.identity.principal import Scope
@@ -24,7 +24,7 @@ async def files(model_id: ModelId, bearer: Bearer, services: WithServices) -> Mo
 
 @router.post("/{model_id:path}/files")
 async def files_for_wallet(
-    model_id: ModelId, body: SignedByWallet, services: WithServices
+    model_id: ModelId, body: SignedRequestBody, services: WithServices
 ) -> ModelFiles:
     """The same for a machine that holds a wallet's key instead of a token: it signs a nonce."""
     message = signed_texts.weights_message(
@@ -39,7 +39,7 @@ async def files_for_wallet(
 async def _files(model_id: str, who: str, services: Services) -> ModelFiles:
     services.catalog.get(model_id)
     await rate_limits.WEIGHTS.count(services, who)
-    listing = await services.published.listing(model_id)
+    listing = await services.published_weights.listing(model_id)
     return ModelFiles(
         model_id=model_id,
         expires_in=services.settings.weights.url_ttl,

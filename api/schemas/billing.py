@@ -34,7 +34,7 @@ class CapLowering(BaseModel):
         return cls(**amounts_far(maximum=lowering.maximum), ready_at=lowering.ready_at)
 
 
-class Spending(BaseModel):
+class SpendingCap(BaseModel):
     """The cap that a user signed for the contract, and how much of it is gone. It does not expire:
     a signature's deadline only says until when it can be handed in."""
 
@@ -74,7 +74,7 @@ class Balance(BaseModel):
     shortfall_far_exact: str
     """What the contract let out, or took back, after it was spent. The next deposit fills it."""
     withdrawal: Withdrawal | None
-    cap: Spending
+    cap: SpendingCap
 
     @classmethod
     def of(cls, money: wallet_balance.Balance) -> Self:
@@ -87,5 +87,5 @@ class Balance(BaseModel):
                 shortfall=money.shortfall,
             ),
             withdrawal=None if money.withdrawal is None else Withdrawal.of(money.withdrawal),
-            cap=Spending.of(money.cap),
+            cap=SpendingCap.of(money.cap),
         )

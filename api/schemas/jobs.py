@@ -112,7 +112,7 @@ class AcceptedJob(BaseModel):
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_TEXT)]
 
 
-class Generate(RequestBody):
+class GenerateBody(RequestBody):
     """A request to generate text (§7.1). Priced by generated token; the prompt is free."""
 
     model_id: ModelId

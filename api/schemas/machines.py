@@ -10,7 +10,7 @@ from api.schemas.base import MachineName, RequestBody, WalletAddress
 from market.identity.tables import Machine
 
 
-class DeviceRequest(RequestBody):
+class DeviceBody(RequestBody):
     machine: MachineName
 
 
@@ -25,7 +25,7 @@ class DeviceCodes(BaseModel):
     interval: float
 
 
-class TokenRequest(RequestBody):
+class TokenBody(RequestBody):
     device_code: str = Field(max_length=100)
 
 
@@ -41,7 +41,7 @@ class UserCodeBody(RequestBody):
     user_code: str = Field(max_length=20)
 
 
-class MessageRequest(UserCodeBody):
+class MessageBody(UserCodeBody):
     wallet_address: WalletAddress
 
 
@@ -55,7 +55,7 @@ class MessageToSign(BaseModel):
     expires_at: str
 
 
-class ApprovalBody(MessageRequest):
+class ApprovalBody(MessageBody):
     signature: str = Field(max_length=1024)
 
 

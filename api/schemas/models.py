@@ -59,7 +59,7 @@ class ModelFiles(BaseModel):
     files: list[ModelFile]
 
 
-class SignedByWallet(RequestBody):
+class SignedRequestBody(RequestBody):
     wallet_address: WalletAddress
     nonce: str = Field(max_length=64)
     signature: str = Field(max_length=200)

@@ -128,7 +128,7 @@ class RegistrationBody(RequestBody):
 Layer = Annotated[int, Field(ge=0, le=100_000)]
 
 
-Layers = tuple[Layer, Layer]
+Span = tuple[Layer, Layer]
 """A span: start and end (not included)."""
 
 
@@ -155,9 +155,9 @@ class HeartbeatBody(RequestBody):
     """Weights, as it loaded its span; 0 where it is not measured."""
     gpu_utilization_percent: float = Field(0, ge=0, le=100)
     vram_used_gb: float = Field(0, ge=0, le=1_000_000)
-    serves: list[Layers] = Field([], max_length=4)
+    serves: list[Span] = Field([], max_length=4)
     """Spans that it serves now: two while it moves."""
-    cannot_serve: Layers | None = None
+    cannot_serve: Span | None = None
     """The span that it was told to load, and could not."""
     last_seen: dt.datetime | None = None
     """The specification has it. What counts is when the platform hears the node."""
@@ -179,7 +179,7 @@ class NodeView(BaseModel):
     edge: bool
     placeable: bool
     """Whether the platform chooses its span."""
-    moving_to: Layers | None
+    moving_to: Span | None
     """The span that it is to load, the end not included."""
     last_heartbeat: dt.datetime | None
     current_requests: int

@@ -37,7 +37,7 @@ class HashedManifest:
 
 
 @dataclass(frozen=True, slots=True)
-class FileUrl:
+class WeightFile:
     """``size`` in bytes."""
 
     name: str
@@ -51,11 +51,11 @@ class WeightListing:
     """Files and their URLs, the manifest's among them."""
 
     manifest_sha256: str
-    files: list[FileUrl]
+    files: list[WeightFile]
 
 
 class PublishedWeights:
-    """Reads a manifest once while it is kept; signs URLs each time, which needs no network.
+    """Keeps manifests for a while; signs URLs each time, which needs no network.
 
     S3's credentials, region and endpoint are boto3's: the machine's role, or its usual variables.
     """
@@ -101,12 +101,12 @@ class PublishedWeights:
 
     def _read(self, model: ModelSettings) -> bytes:
         if model.s3 is not None:
-            bucket, key = _place(model.s3, manifest.NAME)
+            bucket, key = _bucket_and_key(model.s3, manifest.NAME)
             body = self._s3().get_object(Bucket=bucket, Key=key)["Body"]
             content: bytes = body.read(manifest.MAX_BYTES + 1)
         else:
             content = b""
-            url = _under(model, manifest.NAME)
+            url = _public_url(model, manifest.NAME)
             with httpx.stream("GET", url, timeout=TIMEOUT, follow_redirects=True) as answer:
                 answer.raise_for_status()
                 for piece in answer.iter_bytes():
@@ -118,17 +118,17 @@ class PublishedWeights:
         return content
 
     def _list(self, model: ModelSettings, published: HashedManifest, size: int) -> WeightListing:
-        own = FileUrl(manifest.NAME, size, published.sha256, self._url(model, manifest.NAME))
+        own = WeightFile(manifest.NAME, size, published.sha256, self._url(model, manifest.NAME))
         files = [
-            FileUrl(name, file.size, file.sha256, self._url(model, name))
+            WeightFile(name, file.size, file.sha256, self._url(model, name))
             for name, file in published.manifest.files.items()
         ]
         return WeightListing(published.sha256, [own, *files])
 
     def _url(self, model: ModelSettings, name: str) -> str:
         if model.s3 is None:
-            return _under(model, name)
-        bucket, key = _place(model.s3, name)
+            return _public_url(model, name)
+        bucket, key = _bucket_and_key(model.s3, name)
         url: str = self._s3().generate_presigned_url(
             "get_object",
             Params={"Bucket": bucket, "Key": key},
@@ -148,10 +148,10 @@ class PublishedWeights:
         return self._client
 
 
-def _place(s3: str, name: str) -> tuple[str, str]:
+def _bucket_and_key(s3: str, name: str) -> tuple[str, str]:
     bucket, _, prefix = s3.partition("/")
     return bucket, f"{prefix.rstrip('/')}/{name}".lstrip("/")
 
 
-def _under(model: ModelSettings, name: str) -> str:
+def _public_url(model: ModelSettings, name: str) -> str:
     return f"{(model.weights_url or '').rstrip('/')}/{quote(name)}"

@@ -15,16 +15,16 @@ HASH_METADATA = "sha256"
 
 @dataclass(frozen=True)
 class Bucket:
-    """A place in a bucket. All methods raise boto3's errors."""
+    """Keys under a prefix of a bucket. All methods raise boto3's errors."""
 
     client: Any
     bucket: str
     prefix: str
 
     @classmethod
-    def at(cls, place: str) -> "Bucket":
-        """``place``: `BUCKET/PREFIX`."""
-        bucket, _, prefix = place.partition("/")
+    def at(cls, location: str) -> "Bucket":
+        """``location``: `BUCKET/PREFIX`."""
+        bucket, _, prefix = location.partition("/")
         return cls(boto3.client("s3"), bucket, prefix.strip("/"))
 
     def put(self, path: Path, sha256: str, progress: Callable[[int], None]) -> bool:

@@ -12,7 +12,9 @@ from mesh import redis_keys
 from mesh.dht.records import Announcement
 
 
-async def write(redis: Redis, model_id: str, announcements: Sequence[Announcement]) -> None:
+async def write_announcements(
+    redis: Redis, model_id: str, announcements: Sequence[Announcement]
+) -> None:
     """Replace a model's announcements: a node that is not among these is not listed any more."""
     key = redis_keys.dht_directory(model_id)
     async with redis.pipeline(transaction=True) as pipe:
@@ -24,7 +26,7 @@ async def write(redis: Redis, model_id: str, announcements: Sequence[Announcemen
         await pipe.execute()
 
 
-async def read(redis: Redis, model_id: str) -> list[Announcement]:
+async def read_announcements(redis: Redis, model_id: str) -> list[Announcement]:
     """A model's announcements that have not expired, by node id."""
     records = await redis.hgetall(redis_keys.dht_directory(model_id))  # type: ignore[misc]
     found = [Announcement(**json.loads(record)) for record in records.values()]
@@ -45,7 +47,7 @@ async def record_peers(redis: Redis, addresses: Sequence[str], *, ttl: float) ->
         await pipe.execute()
 
 
-async def peers(redis: Redis) -> list[str]:
+async def running_peers(redis: Redis) -> list[str]:
     """Addresses of the DHT peers that were recorded and have not expired."""
     recorded = await redis.hgetall(redis_keys.DHT_PEERS)  # type: ignore[misc]
     now = time.time()

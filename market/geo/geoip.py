@@ -22,12 +22,12 @@ class GeoLocation:
 
 
 class GeoIp:
-    """A MaxMind database of cities, or none: then nobody's place is known."""
+    """A MaxMind database of cities, or none: then no location is known."""
 
     def __init__(self, path: Path | None) -> None:
         """
         Raises:
-            ValueError: the file is missing or damaged, or does not tell cities.
+            ValueError: the file is missing or damaged, or has no cities.
         """
         self._reader = None if path is None else _open(path)
 
@@ -45,12 +45,15 @@ class GeoIp:
         names = (found.city.name, found.country.iso_code)
         return GeoLocation(", ".join(filter(None, names))[:100], Coordinates(latitude, longitude))
 
-    def about(self, address: str) -> Coordinates | None:
-        """The same in whole degrees, about 100 km: enough to find nodes nearby, and no address."""
-        place = self.find(address)
-        if place is None:
+    def approximate(self, address: str) -> Coordinates | None:
+        """An IP address's location in whole degrees, about 100 km: enough to find nodes nearby, no
+        street."""
+        location = self.find(address)
+        if location is None:
             return None
-        return Coordinates(round(place.coordinates.latitude), round(place.coordinates.longitude))
+        return Coordinates(
+            round(location.coordinates.latitude), round(location.coordinates.longitude)
+        )
 
     def close(self) -> None:
         if self._reader is not None:

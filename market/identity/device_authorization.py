@@ -33,18 +33,18 @@ USER_CODE_LENGTH = 8
 SLOW_DOWN_SECONDS = 5
 """Seconds that a machine which asks too often has to wait longer from then on (RFC 8628, 3.5)."""
 
-_WAITS = """
+_IF_PENDING = """
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'decision') == 1 then
     return 'over'
 end
 """
 
-_ASK = f"""{_WAITS}
+_SET_MESSAGE = f"""{_IF_PENDING}
 redis.call('HSET', KEYS[1], unpack(ARGV))
 return 'asked'
 """
 
-_APPROVE = f"""{_WAITS}
+_APPROVE = f"""{_IF_PENDING}
 local asked = redis.call('HMGET', KEYS[1], 'wallet', 'nonce')
 if asked[1] ~= ARGV[1] or asked[2] ~= ARGV[2] then
     return 'replaced'
@@ -55,7 +55,7 @@ return 'decided'
 """By the wallet whose signature was checked, over the message that was checked: another one may
 have been asked for meanwhile."""
 
-_DENY = f"""{_WAITS}
+_DENY = f"""{_IF_PENDING}
 redis.call('HSET', KEYS[1], 'decision', 'denied')
 return 'decided'
 """
@@ -159,7 +159,7 @@ class DeviceAuthorization:
             "No machine waits with this code. Compare it, or start the login again."
         )
 
-    async def message_for(self, pending: PendingDevice, wallet_address: str) -> ApprovalMessage:
+    async def issue_message(self, pending: PendingDevice, wallet_address: str) -> ApprovalMessage:
         """What the wallet is to sign. A newer one replaces it.
 
         Raises:
@@ -173,7 +173,7 @@ class DeviceAuthorization:
             "expires_at": _instant(issued + dt.timedelta(seconds=self._settings.auth.nonce_ttl)),
         }
         pairs = [part for pair in fields.items() for part in pair]
-        await self._run(_ASK, pending, *pairs)
+        await self._run(_SET_MESSAGE, pending, *pairs)
         return self._message(pending, fields)
 
     async def check_signature(

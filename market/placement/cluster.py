@@ -140,4 +140,4 @@ def _candidate(
 
 
 def _takes(model: Model, quantization: str, vram_gb: int) -> Footprint:
-    return model.takes(quantization, number_bytes=GPU_NUMBER if vram_gb else CPU_NUMBER)
+    return model.footprint(quantization, number_bytes=GPU_NUMBER if vram_gb else CPU_NUMBER)

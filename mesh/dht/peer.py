@@ -48,7 +48,7 @@ REPLICAS = 5
 MAX_RECORDS = 10_000
 """Records that are taken of one key: what an answer of hivemind's 4 MiB has room for."""
 
-_COMMON = {
+_NODE_OPTIONS = {
     # Every port that is open is one that somebody decided to open.
     "auto_nat": False,
     "nat_port_map": False,
@@ -84,14 +84,14 @@ class Peer:
         announced: Sequence[str] = (),
         bootstrap: Sequence[str] = (),
         ask: Sequence[str] = (),
-        refused: Callable[[str], None] = lambda _: None,
+        on_refused: Callable[[str], None] = lambda _: None,
     ) -> "Peer":
         """A full peer of the operator's: listens, keeps records and answers.
 
         ``announced``: multiaddresses to be known by, where ``host`` is not what others see.
         ``bootstrap``: peers of which at least one has to answer now. ``ask``: peers that are asked
         and stored at always, whether they answer yet or not; those of ``bootstrap`` if none are
-        given. ``refused`` is called with the reason of each record that is refused.
+        given. ``on_refused`` is called with the reason of each record that is refused.
 
         Raises:
             Exception: the port is in use, or an address is none (whatever hivemind raises).
@@ -99,7 +99,7 @@ class Peer:
         kind = "ip6" if ":" in host else "ip4"
         node = await _open(
             operator,
-            refused,
+            on_refused,
             bootstrap,
             host_maddrs=[f"/{kind}/{host}/tcp/{port}"],
             announce_maddrs=list(announced) or None,
@@ -125,7 +125,7 @@ class Peer:
         return self._node.p2p._child.returncode is None
 
     @property
-    def known(self) -> int:
+    def known_peers(self) -> int:
         """How many full peers it knows."""
         return len(self._node.protocol.routing_table.peer_id_to_uid)
 
@@ -156,10 +156,10 @@ class Peer:
             *(protocol.call_find(peer, [key_id]) for peer in {*self._first, *nearest})
         )
         found: dict[str, tuple[float, bytes]] = {}
-        _add(found, protocol.storage.get(key_id))
+        _merge_newer(found, protocol.storage.get(key_id))
         for answer in answers:
             if answer:
-                _add(found, answer[key_id][0])
+                _merge_newer(found, answer[key_id][0])
         return {subkey: protocol.serializer.loads(value) for subkey, (_, value) in found.items()}
 
     async def close(self) -> None:
@@ -177,16 +177,16 @@ class Peer:
 class _RecordValidator(RecordValidatorBase):  # type: ignore[misc]
     """What hivemind asks of every record, before it is kept and after it is found."""
 
-    def __init__(self, operator: bytes, refused: Callable[[str], None]) -> None:
+    def __init__(self, operator: bytes, on_refused: Callable[[str], None]) -> None:
         self._operator = operator
-        self._refused = refused
+        self._on_refused = on_refused
         self._endpoints_id = _id(ENDPOINTS_KEY)
 
     def validate(self, record: DHTRecord) -> bool:
         try:
             self._check(record)
         except RecordRefused as error:
-            self._refused(error.reason)
+            self._on_refused(error.reason)
             return False
         return True
 
@@ -209,13 +209,13 @@ class _RecordValidator(RecordValidatorBase):  # type: ignore[misc]
 
 
 async def _open(
-    operator: bytes, refused: Callable[[str], None], peers: Sequence[str], **options: Any
+    operator: bytes, on_refused: Callable[[str], None], peers: Sequence[str], **options: Any
 ) -> Any:
     get_logger("hivemind").setLevel(logging.WARNING)
     return await DHTNode.create(
         initial_peers=list(peers) or None,
-        record_validator=_RecordValidator(operator, refused),
-        **(_COMMON | options),
+        record_validator=_RecordValidator(operator, on_refused),
+        **(_NODE_OPTIONS | options),
     )
 
 
@@ -236,7 +236,7 @@ def _unpacked(packed: bytes, kind: type[T]) -> T:
     return value
 
 
-def _add(found: dict[str, tuple[float, bytes]], stored: Any) -> None:
+def _merge_newer(found: dict[str, tuple[float, bytes]], stored: Any) -> None:
     """Take what one peer has, where it is newer."""
     if stored is None or not isinstance(stored.value, DictionaryDHTValue):
         return

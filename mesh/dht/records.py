@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import msgpack
 
-from mesh.dht.signing_keys import KEY_BYTES, SIGNATURE_BYTES, SigningKey, signed
+from mesh.dht.signing_keys import KEY_BYTES, SIGNATURE_BYTES, SigningKey, verify
 from mesh.errors import RecordRefused
 from mesh.wire.limits import MAX_MODEL_ID
 
@@ -41,7 +41,7 @@ _CREDENTIAL = b"far-mesh dht credential 1\0"
 _ANNOUNCEMENT = b"far-mesh dht announcement 1\0"
 _ENDPOINTS = b"far-mesh dht signpost 1\0"
 
-_LIMITS: dict[Any, tuple[float, float]] = {int: (0, 10**9), float: (0.0, 1e12)}
+_RANGES: dict[Any, tuple[float, float]] = {int: (0, 10**9), float: (0.0, 1e12)}
 """Figures beyond these are no node's, and could break sums."""
 
 T = TypeVar("T", "Credential", "Announcement", "PlatformEndpoints")
@@ -125,7 +125,7 @@ def read_announcement(record: bytes, operator: bytes) -> Announcement:
     sealed, credential_record = _parts(record)
     credential = _credential(credential_record, operator)
     announcement = _open(sealed, credential.public_key, _ANNOUNCEMENT, Announcement)
-    if _subject(announcement) != _subject(credential):
+    if _registration_of(announcement) != _registration_of(credential):
         raise RecordRefused("This credential is another node's.", reason="credential")
     if announcement.expires > credential.expires:
         raise RecordRefused("The credential ends before the announcement.", reason="credential")
@@ -154,13 +154,13 @@ def _seal(key: SigningKey, purpose: bytes, content: Any) -> bytes:
 
 def _open(sealed: bytes, public: bytes, purpose: bytes, kind: type[T]) -> T:
     body, signature = _parts(sealed)
-    if len(signature) != SIGNATURE_BYTES or not signed(public, signature, purpose, body):
+    if len(signature) != SIGNATURE_BYTES or not verify(public, signature, purpose, body):
         raise RecordRefused("The signature is not its owner's.", reason="signature")
     values = _unpack(body)
     types = get_type_hints(kind)
     if not isinstance(values, list) or len(values) != len(types):
         raise RecordRefused("The record has other fields.", reason="format")
-    if not all(map(_fits, values, types.values())):
+    if not all(map(_is_valid, values, types.values())):
         raise RecordRefused("A field's type or size is wrong.", reason="format")
     return kind(*values)
 
@@ -190,7 +190,7 @@ def _unpack(packed: bytes) -> Any:
         raise RecordRefused("The record is no msgpack.", reason="format") from None
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def _is_valid(value: Any, kind: Any) -> bool:
     if kind is str:
         return isinstance(value, str) and 0 < len(value) <= MAX_TEXT
     if kind is bytes:
@@ -199,13 +199,13 @@ def _fits(value: Any, kind: Any) -> bool:
         return (
             isinstance(value, list)
             and 0 < len(value) <= MAX_URLS
-            and all(_fits(each, str) for each in value)
+            and all(_is_valid(each, str) for each in value)
         )
-    least, most = _LIMITS[kind]
+    least, most = _RANGES[kind]
     return type(value) is kind and least <= value <= most
 
 
-def _subject(record: Credential | Announcement) -> tuple[str, int, str]:
+def _registration_of(record: Credential | Announcement) -> tuple[str, int, str]:
     return record.node_id, record.registration, record.model_id
 
 

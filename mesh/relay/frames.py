@@ -18,7 +18,7 @@ from mesh.wire.limits import MAX_NODE_HEADER_BYTES, MAX_TENSOR_BYTES
 
 VERSION = 1
 
-PATH = "/api/relay"
+WEBSOCKET_PATH = "/api/relay"
 
 
 EXCHANGE_PATH = "/api/relay/exchange"

@@ -86,7 +86,7 @@ class _Node:
         self._ended: CannotServe | None = None
         self._farewell: threading.Thread | None = None
         self._url, place = find_platform(options)
-        dht_key = SigningKey.new()
+        dht_key = SigningKey.generate()
         memory_bytes = memory_bytes_of(options, device)
         identity = registration_of(options, device, claim, memory_bytes)
         self._platform = Platform(self._url, identity, options.credential, dht_key.public.hex())

@@ -225,7 +225,7 @@ def _messages(client: redis.Redis, stream: str) -> list[Message]:
 
 
 def websocket_url(at: Replica) -> str:
-    return f"ws://127.0.0.1:{at.port}{relay.PATH}"
+    return f"ws://127.0.0.1:{at.port}{relay.WEBSOCKET_PATH}"
 
 
 def bearer(token: str) -> dict[str, str]:

@@ -14,13 +14,13 @@ from market.nodes.node import Node
 
 router = APIRouter(tags=["discovery"])
 
-service = APIRouter(prefix="/nodes", tags=["discovery"])
+service_router = APIRouter(prefix="/nodes", tags=["discovery"])
 """The paths that the specification's discovery service has. They do what the others do."""
 
-service.post("/register")(nodes.register)
+service_router.post("/register")(nodes.register)
 
 
-service.post("/heartbeat")(nodes.heartbeat)
+service_router.post("/heartbeat")(nodes.heartbeat)
 
 
 @router.get("/api/discovery/nodes/active/{model_id:path}")
@@ -30,7 +30,7 @@ async def active_nodes(model_id: str, services: WithServices) -> ActiveNodes:
     return ActiveNodes(model_id=model_id, total_nodes=len(nodes), nodes=nodes)
 
 
-@service.get("/active/{model_id:path}")
+@service_router.get("/active/{model_id:path}")
 async def active_nodes_of_service(
     model_id: str, services: WithServices, location: Annotated[Label | None, Query()] = None
 ) -> NodeList:

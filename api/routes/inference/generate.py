@@ -10,7 +10,7 @@ from api.http.authentication import InferenceCaller
 from api.http.rate_limits import address_of
 from api.http.services import Services, WithServices
 from api.http.sse import EVENT_STREAM, cancelling_stream
-from api.schemas.jobs import AcceptedJob, Generate, JobView
+from api.schemas.jobs import AcceptedJob, GenerateBody, JobView
 from market.errors import InvalidRequest
 from market.jobs import cancellation, token_reader
 from market.jobs.errors import StreamExpired
@@ -33,7 +33,7 @@ MAX_IDEMPOTENCY_KEY = 255
     },
 )
 async def generate(
-    body: Generate,
+    body: GenerateBody,
     request: Request,
     caller: InferenceCaller,
     services: WithServices,
@@ -59,7 +59,7 @@ async def generate(
     job = await submit(
         services,
         caller.wallet,
-        body.job_request(near=services.geoip.about(address)),
+        body.job_request(near=services.geoip.approximate(address)),
         Idempotency(idempotency_key, digest),
     )
     if "respond-async" in [preference.strip().lower() for preference in prefer.split(",")]:

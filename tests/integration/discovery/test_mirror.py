@@ -48,7 +48,7 @@ async def refusals() -> list[str]:
 
 @pytest.fixture
 async def served(tmp_path: Path, refusals: list[str]) -> AsyncIterator[tuple[Peer, list[str]]]:
-    async with full_peer(tmp_path, refused=refusals.append) as opened:
+    async with full_peer(tmp_path, on_refused=refusals.append) as opened:
         yield opened
 
 
@@ -85,12 +85,12 @@ async def test_an_announcement_reaches_the_registry_and_expires(
     async with client(served[1]) as node:
         assert await announce(node, told) == 1
     await mirror.run_once()
-    assert await directory.read(redis, MODEL_ID) == [told]
-    assert await directory.peers(redis) == served[1]
+    assert await directory.read_announcements(redis, MODEL_ID) == [told]
+    assert await directory.running_peers(redis) == served[1]
 
     async def gone() -> bool:
         await mirror.run_once()
-        return not await directory.read(redis, MODEL_ID)
+        return not await directory.read_announcements(redis, MODEL_ID)
 
     await soon(gone)
     assert time.time() >= told.expires
@@ -101,7 +101,7 @@ async def test_who_has_not_registered_is_in_the_phonebook_and_on_no_route(
 ) -> None:
     await announce(served[0], announcement())
     await mirror.run_once()
-    assert len(await directory.read(redis, MODEL_ID)) == 1
+    assert len(await directory.read_announcements(redis, MODEL_ID)) == 1
     assert await live_lookup.available_nodes(redis, MODEL_ID) == []
 
 
@@ -141,7 +141,7 @@ async def test_a_node_that_left_or_announces_another_span_stays_off_the_routes(
         await session.execute(update(RegisteredNode).values(is_active=False))
     await mirror.run_once()
     assert await live_lookup.available_nodes(redis, MODEL_ID) == []
-    assert len(await directory.read(redis, MODEL_ID)) == 1
+    assert len(await directory.read_announcements(redis, MODEL_ID)) == 1
 
 
 async def test_a_dead_node_is_not_brought_back_by_what_it_announced(

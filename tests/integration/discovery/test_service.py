@@ -60,7 +60,7 @@ async def test_the_service_serves_dies_and_comes_back(
     service: tuple[subprocess.Popen[bytes], str], redis: Redis
 ) -> None:
     process, url = service
-    addresses = await soon(lambda: directory.peers(redis))
+    addresses = await soon(lambda: directory.running_peers(redis))
     told = announcement(expires=time.time() + 100)
     async with client(addresses) as node, httpx.AsyncClient(base_url=url) as http:
 
@@ -86,7 +86,7 @@ async def test_the_service_serves_dies_and_comes_back(
         dht.send_signal(signal.SIGKILL)
         await redis.flushall()
         # Started again, under the same address, with nothing in it until the node announces again.
-        assert await soon(lambda: directory.peers(redis)) == addresses
+        assert await soon(lambda: directory.running_peers(redis)) == addresses
 
         async def told_again() -> int:
             return await announce(node, announcement(expires=time.time() + 100))

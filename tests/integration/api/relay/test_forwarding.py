@@ -209,8 +209,8 @@ def test_one_wrong_step_stops_those_beside_it(here: Replica, client: redis.Redis
     )
     with Node(here, "edge") as node:
         assert sorted(node.push(("middle", both)).refused) == [
-            ("other_route", 1, "wrong_receiver"),
             ("gen", 1, "in_bad_company"),
+            ("other_route", 1, "wrong_receiver"),
         ]
     assert inbox(client, "middle") == []
     assert events(client) == [Refused("gen", 1, "edge", "in_bad_company")]

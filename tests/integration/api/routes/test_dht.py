@@ -80,7 +80,7 @@ async def test_addresses_of_our_peers_are_not_kept_beyond_their_time(redis: Redi
         await directory.record_peers(redis, [address], ttl=60)
     assert await redis.hkeys(redis_keys.DHT_PEERS) == [b"one", b"another"]  # type: ignore[misc]
     assert 50 < await redis.ttl(redis_keys.DHT_PEERS) <= 60
-    assert await directory.peers(redis) == ["another", "one"]
+    assert await directory.running_peers(redis) == ["another", "one"]
 
 
 async def test_the_phonebook_says_who_is_on_the_routes(settings: Settings, redis: object) -> None:
@@ -92,7 +92,7 @@ async def test_the_phonebook_says_who_is_on_the_routes(settings: Settings, redis
         await gateway.announce(node(0))
         told = [announcement(), announcement(node_id="node_9", start_layer=2, end_layer=4)]
         gone = announcement(node_id="node_8", expires=time.time() - 1)
-        await directory.write(gateway.redis, MODEL_ID, [*told, gone])
+        await directory.write_announcements(gateway.redis, MODEL_ID, [*told, gone])
         page = (await gateway.client.get(f"/api/discovery/dht/{MODEL_ID}")).json()
         assert page["total_nodes"] == 2
         assert [(each["node_id"], each["on_routes"]) for each in page["nodes"]] == [
@@ -113,7 +113,7 @@ def test_a_bootstrap_peer_is_named_with_its_id() -> None:
 async def test_a_seed_that_is_none_is_refused_at_start(
     make_settings: Callable[..., Settings], redis: object
 ) -> None:
-    settings = make_settings(discovery={"dht_operator_key": SigningKey.new().seed[:-2]})
+    settings = make_settings(discovery={"dht_operator_key": SigningKey.generate().seed[:-2]})
     with pytest.raises(ValueError, match="32 bytes in hex"):
         async with open_gateway(settings):
             pass

@@ -145,20 +145,20 @@ async def test_what_was_signed_is_what_counts_whoever_asks_meanwhile(gateway: Ga
     """A stranger signs for himself, and names another wallet before that is written down."""
     codes = await begin(gateway)
     devices = DeviceAuthorization(gateway.redis, gateway.services.settings)
-    waiting = await devices.find(codes["user_code"])
-    asked = await devices.message_for(waiting, STRANGER.address.lower())
-    by_stranger = (waiting, STRANGER.address.lower())
+    pending = await devices.find(codes["user_code"])
+    asked = await devices.issue_message(pending, STRANGER.address.lower())
+    by_stranger = (pending, STRANGER.address.lower())
     signature = signed_texts.sign(asked.text, STRANGER.key)
     nonce = await devices.check_signature(*by_stranger, signature)
-    await devices.message_for(waiting, PROVIDER_WALLET)
+    await devices.issue_message(pending, PROVIDER_WALLET)
     with pytest.raises(SignatureMismatch, match="newer"):
         await devices.approve(*by_stranger, nonce, "machine_1")
 
-    asked = await devices.message_for(waiting, STRANGER.address.lower())
+    asked = await devices.issue_message(pending, STRANGER.address.lower())
     nonce = await devices.check_signature(*by_stranger, signed_texts.sign(asked.text, STRANGER.key))
     await devices.approve(*by_stranger, nonce, "machine_1")
     with pytest.raises(UserCodeUnknown):
-        await devices.message_for(waiting, PROVIDER_WALLET)
+        await devices.issue_message(pending, PROVIDER_WALLET)
     token = (await poll(gateway, codes)).json()
     assert token["wallet_address"] == STRANGER.address.lower()
 
