@@ -10,7 +10,7 @@ from mesh import log
 
 
 def main() -> None:
-    """Run until told to stop."""
+    """Run until a signal stops it."""
     parser = argparse.ArgumentParser(prog="python -m discovery", description=__doc__)
     parser.add_argument("--print-peers", action="store_true", help="show what to hand out, and end")
     run = print_peers if parser.parse_args().print_peers else serve

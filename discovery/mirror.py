@@ -49,7 +49,7 @@ class DhtPeer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """Copies from one peer into one Redis. Several may run: they write the same."""
+    """Copies from one peer into one Redis. Several may run: each writes what all would."""
 
     peer: DhtPeer
     operator: SigningKey

@@ -33,7 +33,7 @@ OWNER_CHECK_SECONDS = 2.0
 out."""
 
 CLOSE_TIMEOUT = 1.0
-"""Seconds that a node which takes nothing in gets to hear why its connection ends."""
+"""Seconds that a close frame waits for a node that reads nothing."""
 
 log = structlog.get_logger()
 

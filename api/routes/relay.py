@@ -78,8 +78,8 @@ async def _admit(websocket: WebSocket, services: Services) -> NodeIncarnation:
 
 
 async def _read(request: Request, idle: float) -> bytearray:
-    """The body of a node that has shown its token: so long ones are read only from nodes. Empty if
-    the node goes, or sends nothing for ``idle`` seconds.
+    """The body of an authenticated node: nobody else may send one as long as a frame. Empty if the
+    node goes, or sends nothing for ``idle`` seconds.
 
     Raises:
         BodyTooLarge: longer than a frame.

@@ -26,7 +26,8 @@ async def files(model_id: ModelId, bearer: Bearer, services: WithServices) -> Mo
 async def files_for_wallet(
     model_id: ModelId, body: SignedRequestBody, services: WithServices
 ) -> ModelFiles:
-    """The same for a machine that holds a wallet's key instead of a token: it signs a nonce."""
+    """Where the weights of a model are, for a machine that holds a wallet's key instead of a token:
+    it signs a nonce."""
     message = signed_texts.weights_message(
         wallet_address=body.wallet_address, model_id=model_id, nonce=body.nonce
     )

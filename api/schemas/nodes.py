@@ -43,7 +43,8 @@ class RegistrationBody(RequestBody):
     location: Label
     latitude: float | None = Field(None, ge=-90, le=90)
     longitude: float | None = Field(None, ge=-180, le=180)
-    """Degrees north and east. They count, as `location` does, where its address tells nothing."""
+    """Degrees north and east. They count, as `location` does, where its address has no known
+    location."""
     start_layer: int = Field(0, ge=0)
     end_layer: int | None = Field(None, ge=1)
     """Not included; the model's last layer is served if it is not given."""
@@ -158,9 +159,9 @@ class HeartbeatBody(RequestBody):
     serves: list[Span] = Field([], max_length=4)
     """Spans that it serves now: two while it moves."""
     cannot_serve: Span | None = None
-    """The span that it was told to load, and could not."""
+    """The span that it was to load, and could not."""
     last_seen: dt.datetime | None = None
-    """The specification has it. What counts is when the platform hears the node."""
+    """The specification has it. What counts is when the heartbeat arrives."""
 
     def heartbeat(self) -> Heartbeat:
         """The figures, without what the platform knows better."""
@@ -224,8 +225,8 @@ class RegistrationAnswer(BaseModel):
     discovery_url: str
     heartbeat_interval_sec: float
     node_token: str
-    """Bearer token of this node, for heartbeats; worth nothing elsewhere, and nothing any more once
-    the node registers again."""
+    """Bearer token of this node, for heartbeats; worth nothing for anything else, and nothing at
+    all once the node registers again."""
     layers_served: list[int]
     edge: bool
     """Whether it serves the edge, too."""

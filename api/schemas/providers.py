@@ -59,7 +59,7 @@ class ProviderStats(BaseModel):
     """None: nothing measures it yet."""
     total_requests_served: int = Field(ge=0)
     failed_requests: int = Field(ge=0)
-    """That failed after his nodes had been given a part, whoever was to blame."""
+    """That failed after his nodes had been given a part, whoever was at fault."""
 
     @classmethod
     def of(cls, stats: earnings.ProviderStats) -> Self:

@@ -57,7 +57,7 @@ _NODE_OPTIONS = {
     "cache_locally": False,
     "cache_nearest": 0,
     "cache_on_store": False,
-    # A clock that is off is warned of; records tell by their expiry whether it is too far.
+    # A clock that is off is only warned of: a record's expiry shows whether it is too far off.
     "strict": False,
     "wait_timeout": CALL_TIMEOUT,
 }

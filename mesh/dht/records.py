@@ -49,7 +49,7 @@ T = TypeVar("T", "Credential", "Announcement", "PlatformEndpoints")
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """The operator's word that a key speaks for a node of a model of so many layers, until
+    """The operator's word that a key speaks for a node of a model with that many layers, until
     ``expires`` (Unix time). ``registration``: how often the node has registered."""
 
     node_id: str
@@ -167,7 +167,7 @@ def _open(sealed: bytes, public: bytes, purpose: bytes, kind: type[T]) -> T:
 
 @lru_cache(maxsize=4096)
 def _credential(record: bytes, operator: bytes) -> Credential:
-    """Kept, since a node carries the same credential in each of its announcements."""
+    """Cached, since all announcements of a node carry one credential."""
     return _open(record, operator, _CREDENTIAL, Credential)
 
 

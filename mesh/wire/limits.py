@@ -5,7 +5,8 @@ the relay's frames stand in :mod:`mesh.relay.frames` and fit what is said here.
 """
 
 MAX_STEP_ROWS = 512
-"""Positions of one step. An engine prefills no more at once; who is sent more blames the sender."""
+"""Positions of one step. An engine prefills no more at once; a receiver refuses more as its
+sender's fault."""
 
 MAX_STEPS = 256
 """Steps of one message of hidden states. An engine gathers no more rows than that in a message of

@@ -209,7 +209,8 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Node to supervisor: alive, and so many ``positions`` of the generation are computed here."""
+    """Node to supervisor: it runs, and has computed the first ``positions`` positions of the
+    generation."""
 
     request_id: str
     epoch: int

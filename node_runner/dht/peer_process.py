@@ -43,10 +43,10 @@ class Announcing:
     async def find(self, _: dict[str, Any]) -> dict[str, Any]:
         """The platform's URLs, as the operator signed them."""
         found = await (await self._opened()).read(records.ENDPOINTS_KEY)
-        signpost = found.get(records.ENDPOINTS_SUBKEY)
-        if signpost is None:
+        endpoints = found.get(records.ENDPOINTS_SUBKEY)
+        if endpoints is None:
             return {"urls": []}
-        return {"urls": records.read_endpoints(signpost, self._operator).urls}
+        return {"urls": records.read_endpoints(endpoints, self._operator).urls}
 
     async def close(self) -> None:
         """Close the peer; the next order opens another."""

@@ -15,7 +15,7 @@ from market.nodes.node import Node
 router = APIRouter(tags=["discovery"])
 
 service_router = APIRouter(prefix="/nodes", tags=["discovery"])
-"""The paths that the specification's discovery service has. They do what the others do."""
+"""The paths that the specification's discovery service has, beside those under `/api`."""
 
 service_router.post("/register")(nodes.register)
 
@@ -25,7 +25,7 @@ service_router.post("/heartbeat")(nodes.heartbeat)
 
 @router.get("/api/discovery/nodes/active/{model_id:path}")
 async def active_nodes(model_id: str, services: WithServices) -> ActiveNodes:
-    """Healthy nodes of a model, heard within the last two minutes."""
+    """Healthy nodes of a model, whose last heartbeat came within two minutes."""
     nodes = await _active(services, model_id)
     return ActiveNodes(model_id=model_id, total_nodes=len(nodes), nodes=nodes)
 
@@ -34,7 +34,8 @@ async def active_nodes(model_id: str, services: WithServices) -> ActiveNodes:
 async def active_nodes_of_service(
     model_id: str, services: WithServices, location: Annotated[Label | None, Query()] = None
 ) -> NodeList:
-    """The same, as the specification's discovery service answers; of one location, if asked for."""
+    """Healthy nodes of a model, as the specification's discovery service answers; of one location,
+    if asked for."""
     nodes = await _active(services, model_id)
     if location is not None:
         nodes = [node for node in nodes if node.location == location]

@@ -17,7 +17,7 @@ MAX_BYTES = 4 * 2**20
 """Enough to measure 100 Mbit/s for a third of a second."""
 
 RANDOM_BYTES = os.urandom(2**16)
-"""What is sent: nothing that a proxy could compress."""
+"""What is sent: no proxy can compress it."""
 
 
 @router.get("/probe", response_class=StreamingResponse)
@@ -26,7 +26,7 @@ async def download(
     services: WithServices,
     size: Annotated[int, Query(alias="bytes", ge=0, le=MAX_BYTES)] = 0,
 ) -> StreamingResponse:
-    """So many bytes of noise, to time. The answer's `Date` tells our clock."""
+    """Random bytes, as many as asked for, to time. The answer's `Date` is our clock's."""
     await rate_limits.PROBES.count_address(services, request)
     return StreamingResponse(
         _random_bytes(size),

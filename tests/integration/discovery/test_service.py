@@ -61,7 +61,7 @@ async def test_the_service_serves_dies_and_comes_back(
 ) -> None:
     process, url = service
     addresses = await soon(lambda: directory.running_peers(redis))
-    told = announcement(expires=time.time() + 100)
+    announced = announcement(expires=time.time() + 100)
     async with client(addresses) as node, httpx.AsyncClient(base_url=url) as http:
 
         async def listed() -> list[dict[str, object]]:
@@ -72,11 +72,11 @@ async def test_the_service_serves_dies_and_comes_back(
             nodes: list[dict[str, object]] = answer.json()["nodes"]
             return nodes
 
-        assert await announce(node, told) == 1
+        assert await announce(node, announced) == 1
         [found] = await soon(listed)
         assert (found["node_id"], found["on_routes"]) == ("node_0", False)
-        signpost = (await node.read(records.ENDPOINTS_KEY))[records.ENDPOINTS_SUBKEY]
-        assert records.read_endpoints(signpost, OPERATOR.public).urls == ["http://127.0.0.1:8000"]
+        endpoints = (await node.read(records.ENDPOINTS_KEY))[records.ENDPOINTS_SUBKEY]
+        assert records.read_endpoints(endpoints, OPERATOR.public).urls == ["http://127.0.0.1:8000"]
 
         [dht] = [
             child

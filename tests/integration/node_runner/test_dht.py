@@ -136,10 +136,10 @@ async def test_the_platform_is_found_in_the_dht_if_its_url_does_not_answer(
     peer, place = served
     with platform() as url:
         expires = time.time() + 120
-        signpost = records.sign_endpoints(
+        endpoints = records.sign_endpoints(
             OPERATOR, records.PlatformEndpoints(["http://127.0.0.1:1", url], expires)
         )
-        await peer.store(records.ENDPOINTS_KEY, records.ENDPOINTS_SUBKEY, signpost, expires)
+        await peer.store(records.ENDPOINTS_KEY, records.ENDPOINTS_SUBKEY, endpoints, expires)
         nobody = f"http://127.0.0.1:{free_port()}"
         for given in (None, nobody):
             assert await asyncio.to_thread(platform_url, given, place) == url

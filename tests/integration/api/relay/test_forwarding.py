@@ -114,9 +114,9 @@ BAD: dict[str, tuple[str, str, Message, str]] = {
     "a long token": ("edge", "", Token("gen", 1, 0, 7, "x" * 5000), "too_long"),
     "the end, not of the edge": ("last", "", Ended("gen", 1, "stop", 1), "not_the_edge"),
     "the end, for a reason": ("edge", "", Ended("gen", 1, "bored", 1), "malformed"),
-    "blame for a gap": ("middle", "", Refused("gen", 1, "edge", "gap"), "wrong_node"),
-    "blame of the next node": ("edge", "", Refused("gen", 1, "middle", "gap"), "wrong_node"),
-    "blame at length": ("edge", "", Refused("gen", 1, "edge", "x" * 65), "too_long"),
+    "a gap of another's": ("middle", "", Refused("gen", 1, "edge", "gap"), "wrong_node"),
+    "refused for the next node": ("edge", "", Refused("gen", 1, "middle", "gap"), "wrong_node"),
+    "a long code": ("edge", "", Refused("gen", 1, "edge", "x" * 65), "too_long"),
     "another's pong": ("edge", "", Pong("gen", 1, "middle", 1), "wrong_node"),
     "a pong to a node": ("edge", "middle", Pong("gen", 1, "edge", 1), "malformed"),
 }
@@ -136,7 +136,7 @@ def test_what_the_route_does_not_say_is_refused(
     assert refusals(code) == before + 1
     assert not client.keys("node:*:inbox")
     assert not client.exists(redis_keys.tokens("gen"))
-    # Supervisors hear of a node on the route that breaks its rules, and of nobody else.
+    # An event for the supervisor of a node on the route that breaks its rules; of nobody else.
     reported = code not in ("epoch_over", "not_on_route")
     assert events(client) == ([Refused("gen", 1, sender, code)] if reported else [])
 

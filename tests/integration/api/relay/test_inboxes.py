@@ -159,7 +159,7 @@ def test_what_pushes_write_ends_one_day(here: Replica, client: redis.Redis) -> N
     with Node(here, "middle") as node:
         client.delete(redis_keys.relay_connection("middle"))
         node.push(("last", steps()), ("", Pong("gen", 1, "middle", 5)), ("edge", steps()))
-    # The second step breaks the route's rules, of which its supervisor hears.
+    # The second step breaks the route's rules, which is an event for its supervisor.
     assert client.xlen(redis_keys.events("gen")) == 2
     for key in (
         redis_keys.relay_connection("middle"),

@@ -1,4 +1,4 @@
-"""What the API tells of the DHT, and what it hands a node that joins it."""
+"""What the API says of the DHT, and what it gives a node that joins it."""
 
 import asyncio
 import time
@@ -54,9 +54,9 @@ async def test_who_proves_a_wallet_gets_a_credential_for_his_key(
         assert isinstance(access, dict)
         assert access["operator_key"] == OPERATOR.public.hex()
         assert access["peers"] == [PEER]
-        told = announcement(node_id=joined["node_id"], end_layer=LAYERS)
-        record = records.sign_announcement(NODE_KEY, bytes.fromhex(access["credential"]), told)
-        assert records.read_announcement(record, OPERATOR.public) == told
+        announced = announcement(node_id=joined["node_id"], end_layer=LAYERS)
+        record = records.sign_announcement(NODE_KEY, bytes.fromhex(access["credential"]), announced)
+        assert records.read_announcement(record, OPERATOR.public) == announced
         assert "dht" not in await register(gateway)
         refusal = await register(gateway, dht_key="0x12")
         assert refusal["code"] == "dht_key_malformed"
@@ -90,9 +90,9 @@ async def test_the_phonebook_says_who_is_on_the_routes(settings: Settings, redis
         found = (await gateway.client.get("/api/discovery/dht")).json()
         assert found == {"operator_key": OPERATOR.public.hex(), "peers": sorted([PEER, other])}
         await gateway.announce(node(0))
-        told = [announcement(), announcement(node_id="node_9", start_layer=2, end_layer=4)]
+        announced = [announcement(), announcement(node_id="node_9", start_layer=2, end_layer=4)]
         gone = announcement(node_id="node_8", expires=time.time() - 1)
-        await directory.write_announcements(gateway.redis, MODEL_ID, [*told, gone])
+        await directory.write_announcements(gateway.redis, MODEL_ID, [*announced, gone])
         page = (await gateway.client.get(f"/api/discovery/dht/{MODEL_ID}")).json()
         assert page["total_nodes"] == 2
         assert [(each["node_id"], each["on_routes"]) for each in page["nodes"]] == [

@@ -39,7 +39,7 @@ from tests.support.machine_api import (
 )
 
 
-async def test_a_machine_is_told_what_to_show_and_how_often_to_ask(gateway: Gateway) -> None:
+async def test_a_machine_gets_a_code_to_show_and_how_often_to_poll(gateway: Gateway) -> None:
     codes = await begin(gateway)
     user_code = codes["user_code"]
     assert len(user_code.replace("-", "")) == 8
@@ -82,8 +82,8 @@ async def test_the_message_is_an_eip_4361_message_that_names_machine_and_code(
 async def test_asking_too_often_slows_a_machine_down(gateway: Gateway) -> None:
     codes = await begin(gateway)
     problem(await poll(gateway, codes), 400, "authorization_pending")
-    told = problem(await poll(gateway, codes), 400, "slow_down")
-    assert told["detail"] == f"Ask every {INTERVAL + 5:g} seconds."
+    refused = problem(await poll(gateway, codes), 400, "slow_down")
+    assert refused["detail"] == f"Ask every {INTERVAL + 5:g} seconds."
     await approve(gateway, codes["user_code"])
     problem(await poll(gateway, codes), 400, "slow_down")
 
@@ -99,7 +99,7 @@ async def test_a_code_that_nobody_used_in_time_is_worth_nothing(
         problem(await message(gateway, codes["user_code"]), 404, "user_code_unknown")
 
 
-async def test_a_denied_machine_is_told_so_and_its_code_is_spent(gateway: Gateway) -> None:
+async def test_a_denied_machine_gets_access_denied_and_its_code_is_spent(gateway: Gateway) -> None:
     codes = await begin(gateway)
     denied = await gateway.client.post(DENY, json={"user_code": codes["user_code"]})
     assert denied.json() == {"status": "denied", "machine": "attic"}

@@ -73,11 +73,11 @@ async def test_time_between_heartbeats_counts_as_uptime(gateway: Gateway) -> Non
     node_id, token = await registered(gateway)
     await heartbeat(gateway, node_id, token)
 
-    async def heard() -> bool:
+    async def listed() -> bool:
         await heartbeat(gateway, node_id, token)
         return await live_registry.unsaved_uptime(gateway.redis, node_id) > 0
 
-    await eventually(heard)
+    await eventually(listed)
     gathered = await live_registry.unsaved_uptime(gateway.redis, node_id)
     assert 0 < gathered < TTL
     assert (await row_of(gateway, node_id)).uptime_seconds == 0
@@ -94,7 +94,7 @@ async def test_time_between_heartbeats_counts_as_uptime(gateway: Gateway) -> Non
 async def test_a_heartbeat_asks_postgres_now_and_then(
     make_settings: Callable[..., Settings], redis: Redis
 ) -> None:
-    """Steady beats write no row until the interval is over; with none, each does."""
+    """Steady heartbeats write no row until the interval is over; with none, each does."""
     for interval, writes in ((3600, 0), (0, 3)):
         discovery = {"row_interval": interval}
         async with open_gateway(make_settings(discovery=discovery)) as gateway:

@@ -49,7 +49,7 @@ async def test_a_device_that_registers_again_is_the_same_node(
     assert await node_count(gateway) == before + 1
     assert (
         await live_lookup.available_nodes(gateway.redis, MODEL_ID) == []
-    )  # until the new process beats
+    )  # until the new process's first heartbeat
     await heartbeat(gateway, node_id, new)
     for healthy in (True, False):
         late = await heartbeat(gateway, node_id, old, is_healthy=healthy)
@@ -92,10 +92,10 @@ async def test_two_processes_that_race_for_a_device_end_in_one_entry(gateway: Ga
     nodes = [answer.json() for answer in answers]
     [node_id] = {node["node_id"] for node in nodes}
     tokens = [{"Authorization": f"Bearer {node['node_token']}"} for node in nodes]
-    beats = await asyncio.gather(
+    answers = await asyncio.gather(
         *(heartbeat(gateway, node_id, token) for _ in range(3) for token in tokens)
     )
-    assert sorted(answer.status_code for answer in beats) == [200] * 3 + [409] * 15
+    assert sorted(answer.status_code for answer in answers) == [200] * 3 + [409] * 15
     assert await node_count(gateway) == before + 1
     [node] = await live_lookup.available_nodes(gateway.redis, MODEL_ID)
     assert node.registration == 6
