@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from market.money import plain
+from mesh.node_api import MAX_LABEL, MAX_MACHINE_NAME
 from mesh.wire.limits import MAX_MODEL_ID, MAX_NODE_ID
 
 WalletAddress = Annotated[str, StringConstraints(pattern=r"^0x[a-fA-F0-9]{40}$", to_lower=True)]
@@ -27,7 +28,7 @@ WalletAddress = Annotated[str, StringConstraints(pattern=r"^0x[a-fA-F0-9]{40}$",
 
 ModelId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_MODEL_ID)]
 
-Label = Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Label = Annotated[str, StringConstraints(max_length=MAX_LABEL, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line of text for people, without control characters (Postgres, for one, has no NUL)."""
 
 ChosenId = Annotated[
@@ -36,7 +37,7 @@ ChosenId = Annotated[
 """What a node or a machine may call itself."""
 
 MachineName = Annotated[
-    str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+    str, StringConstraints(max_length=MAX_MACHINE_NAME, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
 ]
 """What a provider calls a machine. It stands in a text that his wallet shows him: so it is one
 line, in letters that EIP-4361 allows."""

@@ -8,6 +8,7 @@ from geoip2.errors import AddressNotFoundError
 from maxminddb import InvalidDatabaseError
 
 from market.geo.distance import Coordinates
+from mesh.node_api import MAX_LABEL
 
 TEST_ADDRESS = "192.0.2.1"
 """An address that documents use and nobody has."""
@@ -43,7 +44,9 @@ class GeoIp:
         if latitude is None or longitude is None:
             return None
         names = (found.city.name, found.country.iso_code)
-        return GeoLocation(", ".join(filter(None, names))[:100], Coordinates(latitude, longitude))
+        return GeoLocation(
+            ", ".join(filter(None, names))[:MAX_LABEL], Coordinates(latitude, longitude)
+        )
 
     def approximate(self, address: str) -> Coordinates | None:
         """An IP address's location in whole degrees, about 100 km: enough to find nodes nearby, no

@@ -1,4 +1,7 @@
-"""Messages between supervisors, nodes and readers, and their bytes."""
+"""Messages between supervisors, nodes and readers, their bytes, and their limits.
+
+:mod:`mesh.wire.limits` and :mod:`mesh.wire.refusal_codes` are imported by their own names.
+"""
 
 from mesh.wire.codec import (
     HEADER,

@@ -1,7 +1,8 @@
 """Limits that a sender, the relay and a receiver must agree on, each in this one place.
 
 What a sender makes, the relay lets pass, and what the relay lets pass, a receiver takes. Limits of
-the relay's frames stand in :mod:`mesh.relay.frames` and fit what is said here.
+the relay's frames stand in :mod:`mesh.relay.frames`, those of the node's HTTP bodies in
+:mod:`mesh.node_api`, keep-alives in :mod:`mesh.keepalive`.
 """
 
 MAX_STEP_ROWS = 512
