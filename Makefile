@@ -6,6 +6,8 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	&& echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+# Two processes, each of which takes a file after the other.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Where there is npm, anvil and forge; where not, the tests that need them are skipped and say so.
 NODE_PACKAGES := $(if $(shell command -v npm),contracts/node_modules)
 PROMPT ?=
@@ -13,7 +15,7 @@ export PROMPT
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test chaos fuzz mutate slither lint types imports format bench train clean
+.PHONY: help demo up test test-all chaos fuzz mutate slither lint types imports format bench train clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,8 +46,11 @@ demo: $(VENV)/.stack ## The whole path once: prompt, tokens, split, settlement (
 up: $(VENV)/.stack ## The same stack, until Ctrl-C
 	@$(BIN)/far-mesh up
 
-test: $(NODE_PACKAGES) lint types imports ## Lint, types, import contract, and all tests
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(NODE_PACKAGES) lint types imports ## For every save: lint, types, import contract, and all tests but the slow ones
+	@$(PYTEST) -m "not slow"
+
+test-all: $(NODE_PACKAGES) $(VENV)/.dev ## The slow tests that `make test` leaves out
+	@$(PYTEST) -m slow
 
 lint: $(VENV)/.dev ## ruff
 	@$(BIN)/ruff check .
@@ -61,7 +66,7 @@ format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-chaos: $(NODE_PACKAGES) $(VENV)/.dev ## What takes too long for `make test`: full nodes, cut links, draft models
+chaos: $(NODE_PACKAGES) $(VENV)/.dev ## What takes too long for `make test-all`: full nodes, cut links, draft models
 	@$(BIN)/pytest tests/chaos
 
 contracts/node_modules: contracts/package-lock.json

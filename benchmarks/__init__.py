@@ -1,1 +1,5 @@
-"""What measures the mesh: each module with a `main` is a command that prints a table."""
+"""What measures the mesh: each module beside this one is a command that prints a table.
+
+What the commands share is in the folders: ``common``, a ``running`` stack, ``checkpoints``, two
+sides measured ``side_by_side``, and what is ``simulated``.
+"""

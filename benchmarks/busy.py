@@ -13,12 +13,13 @@ import typer
 from redis.asyncio import Redis
 from rich.table import Table
 
-from benchmarks import metrics, models, network
-from benchmarks.following import PATIENCE
-from benchmarks.machine import OthersMeter, tree_seconds
-from benchmarks.models import BenchModel
-from benchmarks.output import at_work, close, console, spread
-from benchmarks.user import User
+from benchmarks.checkpoints import models
+from benchmarks.checkpoints.models import BenchModel
+from benchmarks.common.machine import OthersMeter, tree_seconds
+from benchmarks.common.output import at_work, close, console, spread
+from benchmarks.running import network, node_metrics
+from benchmarks.running.token_times import PATIENCE
+from benchmarks.running.user import User
 from mesh import redis_keys
 from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
@@ -102,7 +103,7 @@ class Watch:
     def _read(self) -> "_Reading":
         return _Reading(
             at=time.perf_counter(),
-            computing=[metrics.read(self._stack, name).computing for name in self._nodes],
+            computing=[node_metrics.read(self._stack, name).computing for name in self._nodes],
             running=[tree_seconds(process) for process in self._nodes.values()],
             all=sum(map(tree_seconds, self._roots)),
         )

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from benchmarks import metrics, models, network
-from benchmarks.machine import OthersMeter
-from benchmarks.models import BenchModel
-from benchmarks.output import at_work, close, console, spread
-from benchmarks.user import User
+from benchmarks.checkpoints import models
+from benchmarks.checkpoints.models import BenchModel
+from benchmarks.common.machine import OthersMeter
+from benchmarks.common.output import at_work, close, console, spread
+from benchmarks.running import network, node_metrics
+from benchmarks.running.user import User
 from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 
@@ -35,7 +36,7 @@ def freed(stack: DevelopmentStack, since: float) -> list[float]:
     took: dict[str, float] = {}
     while waiting:
         for name in sorted(waiting):
-            if metrics.read(stack, name).kv_used == 0:
+            if node_metrics.read(stack, name).kv_used == 0:
                 took[name] = time.monotonic() - since
         waiting -= took.keys()
         if time.monotonic() - since > PATIENCE:

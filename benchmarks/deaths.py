@@ -13,12 +13,13 @@ import typer
 from redis.asyncio import Redis
 from rich.table import Table
 
-from benchmarks import models, network
-from benchmarks.following import Followed, follow, supervised
-from benchmarks.machine import OthersMeter
-from benchmarks.models import BenchModel
-from benchmarks.output import at_work, close, console, spread
-from benchmarks.user import User
+from benchmarks.checkpoints import models
+from benchmarks.checkpoints.models import BenchModel
+from benchmarks.common.machine import OthersMeter
+from benchmarks.common.output import at_work, close, console, spread
+from benchmarks.running import network
+from benchmarks.running.token_times import Followed, follow, supervised
+from benchmarks.running.user import User
 from market.placement.solver import even_split
 from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from benchmarks import metrics, models, network
-from benchmarks.machine import OthersMeter
-from benchmarks.models import BenchModel
-from benchmarks.output import at_work, close, console, spread
-from benchmarks.proxy import SlowLink
-from benchmarks.user import GREEDY, User
+from benchmarks.checkpoints import models
+from benchmarks.checkpoints.models import BenchModel
+from benchmarks.common.machine import OthersMeter
+from benchmarks.common.output import at_work, close, console, spread
+from benchmarks.running import network, node_metrics
+from benchmarks.running.proxy import SlowLink
+from benchmarks.running.user import GREEDY, User
 from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 
@@ -105,9 +106,9 @@ class Side:
     def generate(
         self, prompt: str, new_tokens: int, sampling: Mapping[str, Any]
     ) -> tuple[Run, list[int]]:
-        before = metrics.read(self._stack, "node-0")
+        before = node_metrics.read(self._stack, "node-0")
         served = self._user.generate([prompt], new_tokens, sampling)
-        made = metrics.read(self._stack, "node-0") - before
+        made = node_metrics.read(self._stack, "node-0") - before
         run = Run(served.pipeline.decoding, round(made.guessed), round(made.accepted))
         return run, served.token_ids[0]
 

@@ -23,7 +23,7 @@ with warnings.catch_warnings():  # web3 7 imports a module that websockets has d
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from web3 import EthereumTesterProvider, HTTPProvider, Web3
 
-from benchmarks.output import close, console
+from benchmarks.common.output import close, console
 from market.escrow.artifacts import artifact
 from market.escrow.batch_lines import pack_lines
 from market.escrow.cap_message import cap_message, sign_cap

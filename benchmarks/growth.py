@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from benchmarks import chart, models, network
-from benchmarks.machine import OthersMeter
-from benchmarks.models import BenchModel
-from benchmarks.output import at_work, close, console, spread
-from benchmarks.user import User
+from benchmarks.checkpoints import models
+from benchmarks.checkpoints.models import BenchModel
+from benchmarks.common import chart
+from benchmarks.common.machine import OthersMeter
+from benchmarks.common.output import at_work, close, console, spread
+from benchmarks.running import network
+from benchmarks.running.user import User
 from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 

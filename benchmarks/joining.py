@@ -13,13 +13,15 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from benchmarks import files, footprint, installing, models, network, newcomer
-from benchmarks.installing import REPOSITORY, Installed
-from benchmarks.machine import OthersMeter
-from benchmarks.models import BenchModel
-from benchmarks.newcomer import PHASES, Home, Joined
-from benchmarks.output import at_work, close, console, spread
-from benchmarks.user import User
+from benchmarks import footprint
+from benchmarks.checkpoints import models
+from benchmarks.checkpoints.models import BenchModel
+from benchmarks.common.machine import OthersMeter
+from benchmarks.common.output import at_work, close, console, spread
+from benchmarks.running import file_server, installing, network, newcomer
+from benchmarks.running.installing import REPOSITORY, Installed
+from benchmarks.running.newcomer import PHASES, Home, Joined
+from benchmarks.running.user import User
 from mesh.checkpoint.manifest import NAME, make_manifest
 from mesh.model.memory_footprint import footprint as takes_of
 from stack.development_stack import DevelopmentStack
@@ -101,9 +103,10 @@ def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], N
 
 def _serve(stack: DevelopmentStack, folder: Path, port: int) -> None:
     """The published weights, as a web server would that knows nothing of us."""
-    command = ["-m", "uvicorn", "--factory", "benchmarks.files:create_app", "--port", str(port)]
+    app = "benchmarks.running.file_server:create_app"
+    command = ["-m", "uvicorn", "--factory", app, "--port", str(port)]
     command += ["--app-dir", str(REPOSITORY), "--log-level", "warning"]
-    stack.processes.start_python("files", command, {files.FOLDER: str(folder)})
+    stack.processes.start_python("files", command, {file_server.FOLDER: str(folder)})
     give_up = time.monotonic() + START_LIMIT
     while not port_in_use(port):
         stack.processes.check()

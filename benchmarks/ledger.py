@@ -17,13 +17,13 @@ import uvloop
 from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from benchmarks.machine import CpuMeter, CpuUse
-from benchmarks.movements import Account, Actor, Job, OwnContract, Turns, fund
-from benchmarks.output import at_work, close, console
+from benchmarks.common.machine import CpuMeter, CpuUse
+from benchmarks.common.output import at_work, close, console
+from benchmarks.simulated.money_movements import Account, Actor, Job, OwnContract, Turns, fund
 from market import db
 from market.escrow.tables import ChainCursor
 from market.jobs import tables
-from market.ledger.integrity_check import Report, check
+from market.ledger.integrity_check import IntegrityReport, check_integrity
 from market.migrations import upgrade
 from market.settlement.tables import Settlement
 from stack.servers import Postgres
@@ -44,7 +44,7 @@ class Measured:
     seconds: float
     cpu: CpuUse
     checking: float
-    report: Report
+    report: IntegrityReport
 
 
 async def measure(
@@ -74,7 +74,7 @@ async def measure(
     await write_jobs(engine, account)
     say("Checking")
     began = time.perf_counter()
-    report = await check(sessions, OwnContract(account))
+    report = await check_integrity(sessions, OwnContract(account))
     checking = time.perf_counter() - began
     await engine.dispose()
     return Measured(account, operations, seconds, cpu, checking, report)
@@ -199,7 +199,7 @@ def main(
         Path | None, typer.Option("--json", help="Write the measurements to this file.")
     ] = None,
 ) -> None:
-    """Move money at random from 64 connections, then prove the books.
+    """Move money at random from 64 connections, then check the ledger.
 
     Holds, captures, releases, deposits, refunds and settlements, on a real Postgres of its own, in
     the way that gateway and workers do them: one transaction each. Some are repeated, some are

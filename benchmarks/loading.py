@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from benchmarks import machine
-from benchmarks.watched import Loader
+from benchmarks.checkpoints.watched_load import Loader
+from benchmarks.common import machine
 from mesh.model.memory_footprint import QUANTIZATIONS
 
 MB = 10**6

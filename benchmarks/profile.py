@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import models, network
-from benchmarks.user import User
+from benchmarks.checkpoints import models
+from benchmarks.running import network
+from benchmarks.running.user import User
 from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 
@@ -29,17 +30,21 @@ PARTS = (
     ("from_steps", "hidden states to bytes and back"),
     ("to_bytes", "hidden states to bytes and back"),
     ("is_finite", "are all values numbers?"),
-    ("product", "layers: products with weights"),
+    ("linear", "layers: products with weights"),
     ("attend", "layers: attention"),
     ("rms_norm", "layers: norms"),
     ("_FusedLayer.__call__", "layers: rotation, activation, sums"),
-    ("Pack.__init__", "packing rows"),
+    ("RaggedBatch.__init__", "the rows of a batch"),
     ("sample", "head and sampling (edge)"),
-    ("Span.logits", "head and sampling (edge)"),
+    ("SpanModel.logits", "head and sampling (edge)"),
     ("Edge.", "tokens in and out (edge)"),
+    ("Receiver.", "the engine's own book-keeping"),
+    ("Scheduler.", "the engine's own book-keeping"),
+    ("ModelRunner.", "the engine's own book-keeping"),
+    ("OutputBatcher.", "the engine's own book-keeping"),
     ("Engine.", "the engine's own book-keeping"),
     ("RedisTransport.", "the transport's own book-keeping"),
-    ("Runner.", "the loop and its metrics"),
+    ("ServingLoop.", "the loop and its metrics"),
 )
 """Functions, from the inside out, and what they are for: a sample counts for the first frame from
 its innermost on that is one of them."""
@@ -84,7 +89,7 @@ def _show(samples: str, title: str) -> None:
     counts: Counter[str] = Counter()
     for line in samples.splitlines():
         stack, _, count = line.rpartition(" ")
-        if "Runner.run" in stack:
+        if "ServingLoop.run" in stack:
             counts[_part(stack.split(";"))] += int(count)
     total = sum(counts.values())
     table = Table("", "% of the time", title=title)

@@ -17,7 +17,8 @@ from rich.table import Table
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 
-from benchmarks import machine, models
+from benchmarks.checkpoints import models
+from benchmarks.common import machine
 from demo.corpus import is_held_out, library_documents, reference_documents, without_repeats
 from market.placement.solver import even_split
 from mesh.model.memory_footprint import footprint
@@ -71,7 +72,7 @@ class Route:
         return sum(weight.nbytes for span in self.spans for weight in span.weights)
 
     def logits(self, text: Sequence[int]) -> torch.Tensor:
-        """``[length, vocab]`` of a text in one pack."""
+        """``[length, vocab]`` of a text in one batch."""
         return self._step(list(text), 0, self._caches(len(text)))
 
     def rate(self, tokens: int) -> float:
@@ -86,7 +87,7 @@ class Route:
     def _caches(self, length: int) -> list[KVCache]:
         caches = []
         for span in self.spans:
-            blocks = -(-length // span.kv_shape.block)
+            blocks = -(-length // span.kv_shape.block_size)
             cache = KVBlockPool(span.kv_shape, blocks * span.kv_shape.bytes_per_block).reserve(
                 length
             )

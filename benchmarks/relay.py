@@ -12,12 +12,14 @@ import psutil
 import typer
 from rich.table import Table
 
-from benchmarks import bouncing, models, network
-from benchmarks.bouncing import Bounced
-from benchmarks.machine import OthersMeter, tree_seconds
-from benchmarks.models import BenchModel
-from benchmarks.output import at_work, close, console, spread
-from benchmarks.user import User
+from benchmarks.checkpoints import models
+from benchmarks.checkpoints.models import BenchModel
+from benchmarks.common.machine import OthersMeter, tree_seconds
+from benchmarks.common.output import at_work, close, console, spread
+from benchmarks.running import network
+from benchmarks.running.user import User
+from benchmarks.simulated import echo_nodes
+from benchmarks.simulated.echo_nodes import Bounced
 from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 
@@ -77,7 +79,7 @@ class Mesh:
             side: User(stack) for side, stack in zip(SIDES, (by_redis, by_relay), strict=True)
         }
         self._stack = by_relay
-        self._members = bouncing.register(
+        self._members = echo_nodes.register(
             by_relay.plan.api_url, by_relay.plan.model_id, 2 * max(SIMULATED)
         )
         self._watched = {
@@ -97,7 +99,7 @@ class Mesh:
         url = plan.api_url if side == "relay" else None
         before = self._cpu()
         bounced: Bounced = asyncio.run(
-            bouncing.bounce(plan.redis_url, url, self._members[: 2 * nodes], BOUNCE)
+            echo_nodes.bounce(plan.redis_url, url, self._members[: 2 * nodes], BOUNCE)
         )
         relay, redis, simulation = (
             (now - then) / bounced.seconds for now, then in zip(self._cpu(), before, strict=True)
@@ -167,7 +169,7 @@ def show(measured: Measured, model: BenchModel, rounds: int) -> None:
         )
     console.print(table)
     table = Table(
-        title=f"Simulated nodes, each with an edge that sends it one row of {bouncing.WIDTH} "
+        title=f"Simulated nodes, each with an edge that sends it one row of {echo_nodes.WIDTH} "
         f"values in 16 bits at a time; medians of {rounds} times {BOUNCE:.0f} s",
         title_justify="left",
     )

@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from benchmarks.machine import OthersMeter
-from benchmarks.output import close, console
-from benchmarks.swarms import LARGE_MODEL, SESSIONS, TOKENS, draw, model_shape
+from benchmarks.common.machine import OthersMeter
+from benchmarks.common.output import close, console
+from benchmarks.simulated.clusters import LARGE_MODEL, SESSIONS, TOKENS, draw, model_shape
 from market.geo.distance import Coordinates
 from market.nodes.live_lookup import LiveNode
 from market.nodes.node import Node

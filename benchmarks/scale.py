@@ -20,9 +20,9 @@ import typer
 from redis.asyncio import Redis
 from rich.table import Table
 
-from benchmarks.crowd import Crowd
-from benchmarks.machine import OthersMeter, tree_seconds
-from benchmarks.output import close, console, refusals_shown
+from benchmarks.common.machine import OthersMeter, tree_seconds
+from benchmarks.common.output import close, console, refusals_shown
+from benchmarks.simulated.heartbeats import Crowd
 from market.migrations import upgrade
 from market.nodes import live_lookup
 from mesh import redis_keys

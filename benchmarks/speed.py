@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import models, report
-from benchmarks.measure import Effort, measure
-from benchmarks.output import at_work, console
+from benchmarks.checkpoints import models
+from benchmarks.common.output import at_work, console
+from benchmarks.side_by_side import report
+from benchmarks.side_by_side.measure import Effort, measure
 from stack.plan import DEMO_MODEL
 
 EFFORTS = {

@@ -14,7 +14,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 
-from benchmarks.output import at_work, close, console
+from benchmarks.common.output import at_work, close, console
 from demo.corpus import is_held_out, library_documents, reference_documents, without_repeats
 from market.placement.solver import even_split
 from mesh import wire

@@ -12,7 +12,7 @@ from web3 import Web3
 from web3.exceptions import Web3Exception
 
 from cli.console import console, fail
-from market.chain.keystore_signer import unlock
+from market.chain.keystore_signer import unlock_keystore
 from market.escrow.deploy import DAY, Roles, Terms
 from market.escrow.deploy import deploy as deploy_contracts
 from market.money import to_units
@@ -63,7 +63,7 @@ def deploy(
     try:
         deployed = deploy_contracts(
             Web3(Web3.HTTPProvider(rpc)),
-            unlock(keyfile, password),
+            unlock_keystore(keyfile, password),
             terms=Terms(withdrawal_delay, dormancy, to_units(Decimal(daily_ceiling))),
             roles=Roles(admin, settler, pauser, fee_recipient, admin_delay),
             token=token,

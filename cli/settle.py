@@ -8,7 +8,7 @@ import typer
 from cli.console import console
 from market.chain.open_signer import open_signer
 from market.escrow.reader import EscrowReader
-from market.resources import open_services
+from market.resources import open_resources
 from market.settings import Settings
 from mesh import log
 from mesh.errors import MeshError
@@ -21,7 +21,7 @@ def settle(
         bool, typer.Option("--dry-run", help="Show what the next batch would be; send nothing.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after a pause, once its reason is mended.")
+        bool, typer.Option("--resume", help="Go on after a pause, once its cause is gone.")
     ] = False,
 ) -> None:
     """Look at settlement, or end a pause. The workers settle by themselves."""
@@ -39,23 +39,20 @@ def settle(
 
 
 async def _preview(settings: Settings) -> list[str]:
-    """What the next batch would be. Sends nothing.
+    """Lines of text that say what the next batch would be. Sends nothing.
 
     Raises:
         MeshError: the chain or the signer cannot be asked.
     """
-    escrow = EscrowReader.of(settings.payments)
-    try:
+    async with EscrowReader.from_settings(settings.payments) as escrow:
         signer = await open_signer(settings.payments)
-        async with open_services(settings) as services:
-            return describe(await make_preview(services, escrow, signer))
-    finally:
-        await escrow.close()
+        async with open_resources(settings) as resources:
+            return describe(await make_preview(resources, escrow, signer))
 
 
 async def _resume(settings: Settings) -> list[str]:
-    async with open_services(settings) as services:
-        ended = await pauses.resume(services.sessions)
+    async with open_resources(settings) as resources:
+        ended = await pauses.resume(resources.sessions)
     if ended is None:
         return ["Settlement was not paused."]
     return [f"Settlement goes on. It was paused ({ended.reason}): {ended.detail}"]

@@ -45,7 +45,7 @@
         ├── ChainUnreachable     503  no RPC endpoint answers, or none is fresh
         ├── AnswerTooLarge            an RPC endpoint answers with more than we take in
         ├── Reorganised               a block that counted is not on the chain any more
-        ├── ReadAgain                 the chain moved while it was read, or the node is behind
+        ├── ChainMoved                the chain moved while it was read, or the node is behind
         ├── SettlementMismatch        totals differ that have to be equal
         ├── SettlementRefused         the contract would revert a batch
         └── SettlementPaused          until an operator looks into it

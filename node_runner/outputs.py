@@ -13,4 +13,7 @@ class NodeMessage:
     message: Steps | Ready
 
 
-EngineOutput = NodeMessage | Token | Ended | Refused | Pong
+Report = Token | Ended | Refused | Pong
+"""What readers or the supervisor get."""
+
+EngineOutput = NodeMessage | Report

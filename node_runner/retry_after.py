@@ -3,10 +3,10 @@
 import httpx
 
 LONGEST_WAIT = 120.0
-"""Seconds; a server that asks for more patience (`Retry-After`) is taken at so much."""
+"""Seconds; a server that asks for a longer wait is asked again after so many."""
 
 
-def retry_after(answer: httpx.Response) -> float:
-    """Seconds; 0 if it says nothing, or says it as a date."""
-    told = answer.headers.get("Retry-After", "")
-    return min(float(told), LONGEST_WAIT) if told.isdigit() else 0.0
+def retry_after(response: httpx.Response) -> float:
+    """Seconds; 0 if the response has no Retry-After, or one that is a date."""
+    text = response.headers.get("Retry-After", "")
+    return min(float(text), LONGEST_WAIT) if text.isdecimal() else 0.0

@@ -1,7 +1,7 @@
 """A development chain: eth-tester (py-evm) behind a small JSON-RPC server.
 
-Stands in for anvil where that is not installed; every block holds one transaction and is final at
-once. In memory only: it forgets everything when it stops.
+For machines on which anvil is not installed. Every block holds one transaction and is final at
+once; nothing is kept when the process stops.
 
     python -m stack.dev_chain --port 8545
 """
@@ -18,17 +18,17 @@ from eth_tester.exceptions import TransactionFailed
 from web3 import EthereumTesterProvider, Web3
 
 MNEMONIC = "test test test test test test test test test test test junk"
-"""The public development phrase that anvil and hardhat use: same accounts, rich in gas money."""
+"""The public mnemonic of development chains such as anvil, on which its accounts are rich."""
 
 CHAIN_ERROR = -32000
-"""JSON-RPC code for "the node refused" (EIP-1474)."""
+"""JSON-RPC error code of a node that refuses (EIP-1474)."""
 
 REVERTED = 3
-"""JSON-RPC code for "the contract refused", with the error's bytes as data, as geth has it."""
+"""JSON-RPC error code of a call that reverts, with the revert's bytes as data, as geth has it."""
 
 
 class DevChain:
-    """Answers JSON-RPC calls, one at a time."""
+    """Executes JSON-RPC requests, one at a time."""
 
     def __init__(self) -> None:
         tester = EthereumTester(
@@ -40,7 +40,7 @@ class DevChain:
         self._lock = threading.Lock()
 
     def call(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One JSON-RPC request to one answer."""
+        """The answer to one JSON-RPC request."""
         envelope = {"jsonrpc": "2.0", "id": request.get("id")}
         try:
             with self._lock:
@@ -55,7 +55,7 @@ class DevChain:
 
 
 def serve(port: int) -> ThreadingHTTPServer:
-    """A server on loopback; call `serve_forever` on it."""
+    """A server on the loopback address, which begins with its `serve_forever`."""
     chain = DevChain()
 
     class Handler(BaseHTTPRequestHandler):
@@ -75,7 +75,7 @@ def serve(port: int) -> ThreadingHTTPServer:
             self.wfile.write(encoded)
 
         def log_message(self, *_: object) -> None:
-            """Quiet: a line for each call helps nobody."""
+            """Logs nothing: a line for each call helps nobody."""
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
@@ -83,8 +83,8 @@ def serve(port: int) -> ThreadingHTTPServer:
 
 
 def _revert(error: TransactionFailed) -> dict[str, Any]:
-    """A revert as JSON-RPC has it. web3 wraps eth-tester's exception, which holds py-evm's, which
-    holds the bytes; for a call it holds their repr."""
+    """A revert as a JSON-RPC error. web3 wraps eth-tester's exception, which wraps py-evm's, whose
+    argument is the revert's bytes, or for a call the repr of those bytes."""
     cause: Any = error.__context__ or error
     while isinstance(cause, Exception):
         cause = cause.args[0] if cause.args else b""

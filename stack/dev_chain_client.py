@@ -1,4 +1,4 @@
-"""Deploys FarToken and InferenceEscrow on a development chain, and acts on them as a user would."""
+"""A client of a development chain: deploys our contracts, and calls them as users would."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ CAP_LIFETIME = 3600
 
 
 def development_account(index: int) -> LocalAccount:
-    """An account that the development chain has made rich.
+    """An account that has gas money on the development chain.
 
     0 settles, 1 holds the FAR supply, 2 is the escrow's admin, 3 its pauser.
     """
@@ -38,15 +38,16 @@ def write_keystore(account: LocalAccount, path: Path, password: str) -> None:
     path.write_text(json.dumps(content))
 
 
-class DevelopmentChain:
-    """Sends transactions and waits for them. Blocking: for the supervisor, demo and tests."""
+class DevChainClient:
+    """Sends transactions and waits until they are mined, for the development stack, the demo and
+    tests. Blocks the thread."""
 
     def __init__(self, rpc_url: str) -> None:
         self.web3 = Web3(Web3.HTTPProvider(rpc_url))
         self.treasury = development_account(1)
 
     def deploy(self, operator: str, terms: Terms | None = None) -> Deployment:
-        """Token and escrow; the operator settles, and its fees go to it."""
+        """Create token and escrow; the operator settles, and receives the fees."""
         roles = Roles(
             admin=development_account(2).address,
             settler=operator,
@@ -56,22 +57,22 @@ class DevelopmentChain:
         return deploy(self.web3, self.treasury, terms=terms or Terms(), roles=roles)
 
     def give(self, deployment: Deployment, wallet: str, units: int) -> None:
-        """FAR and some gas money from the treasury: what a faucet does."""
-        self.give_from(self.treasury, wallet)
-        token = self._contract("FarToken", deployment.token)
-        self._call(self.treasury, token.functions.transfer(wallet, units))
+        """Send FAR and some gas money from the treasury, as a faucet does."""
+        self.send_gas_money(self.treasury, wallet)
+        token = self.contract("FarToken", deployment.token)
+        self.call(self.treasury, token.functions.transfer(wallet, units))
 
-    def give_from(self, sender: LocalAccount, wallet: str) -> None:
-        """Gas money from one account to another."""
+    def send_gas_money(self, sender: LocalAccount, wallet: str) -> None:
+        """Send gas money from one account to another."""
         self._send(sender, {"to": wallet, "value": GAS_MONEY})
 
     def deposit(self, deployment: Deployment, user: LocalAccount, units: int) -> str:
         """Approve and deposit, as the user's wallet does, and raise the cap by as much, so that
         all of it may be spent. Returns the deposit's transaction hash."""
-        token = self._contract("FarToken", deployment.token)
-        escrow = self._contract("InferenceEscrow", deployment.escrow)
-        self._call(user, token.functions.approve(deployment.escrow, units))
-        deposited = self._call(user, escrow.functions.deposit(units))
+        token = self.contract("FarToken", deployment.token)
+        escrow = self.contract("InferenceEscrow", deployment.escrow)
+        self.call(user, token.functions.approve(deployment.escrow, units))
+        deposited = self.call(user, escrow.functions.deposit(units))
         maximum, _ = escrow.functions.capOf(user.address).call()
         self.raise_cap(deployment, user, maximum + units)
         return deposited
@@ -79,7 +80,7 @@ class DevelopmentChain:
     def raise_cap(self, deployment: Deployment, user: LocalAccount, maximum: int) -> str:
         """Sign a cap and submit it. ``maximum`` counts from the user's first debit on. Returns the
         transaction's hash."""
-        escrow = self._contract("InferenceEscrow", deployment.escrow)
+        escrow = self.contract("InferenceEscrow", deployment.escrow)
         deadline = self.web3.eth.get_block("latest")["timestamp"] + CAP_LIFETIME
         message = cap_message(
             chain_id=self.web3.eth.chain_id,
@@ -90,22 +91,28 @@ class DevelopmentChain:
             nonce=escrow.functions.nonces(user.address).call(),
         )
         signature = sign_cap(user, message)
-        return self._call(
+        return self.call(
             user, escrow.functions.raiseCap(user.address, maximum, deadline, signature)
         )
 
     def credit_of(self, deployment: Deployment, wallet: str) -> int:
         """What a provider may claim from the escrow, in base units."""
-        escrow = self._contract("InferenceEscrow", deployment.escrow)
+        escrow = self.contract("InferenceEscrow", deployment.escrow)
         units: int = escrow.functions.creditOf(wallet).call()
         return units
 
-    def _contract(self, name: str, address: str) -> Any:
+    def contract(self, name: str, address: str) -> Any:
+        """One of our contracts, as web3 has it."""
         return self.web3.eth.contract(
             address=Web3.to_checksum_address(address), abi=artifact(name)["abi"]
         )
 
-    def _call(self, sender: LocalAccount, function: Any) -> str:
+    def call(self, sender: LocalAccount, function: Any) -> str:
+        """Call a contract's function in a transaction; returns the transaction's hash.
+
+        Raises:
+            RuntimeError: the transaction was reverted.
+        """
         fields = function.build_transaction(self._fields(sender))
         return "0x" + bytes(self._receipt(sender, fields)["transactionHash"]).hex()
 

@@ -25,7 +25,7 @@ from eth_account.signers.local import LocalAccount
 from market.migrations import upgrade
 from market.settings.deployment import Deployment
 from mesh import redis_keys
-from stack.dev_chain_client import DevelopmentChain, development_account, write_keystore
+from stack.dev_chain_client import DevChainClient, development_account, write_keystore
 from stack.plan import DATABASE, Plan, load, spans_of
 from stack.processes import ManagedProcess, Processes
 from stack.servers import (
@@ -65,7 +65,7 @@ class DevelopmentStack:
         self.metrics_ports: dict[str, int] = {}
         self.wallets: list[LocalAccount] = []
         self.postgres = Postgres(plan.folder / "postgres")
-        self.chain = DevelopmentChain(plan.rpc_url)
+        self.chain = DevChainClient(plan.rpc_url)
         self.dht_port = free_port()
 
     def __enter__(self) -> "DevelopmentStack":

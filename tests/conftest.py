@@ -3,14 +3,12 @@
 Every test gets an empty Redis and a database of its own, copied from one that Alembic migrated.
 """
 
-import asyncio
 import base64
 import itertools
 import os
-import shutil
 import subprocess
-import tempfile
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +21,21 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from xdist.scheduler import LoadFileScheduling
 
 from market import db
-from market.migrations import upgrade
 from market.settings import Settings
 from market.settings.deployment import Deployment
 from stack import dev_chain
-from stack.dev_chain_client import DevelopmentChain, development_account, write_keystore
+from stack.dev_chain_client import DevChainClient, development_account, write_keystore
 from stack.servers import Postgres, free_port, redis_command, wait_for_redis
+from tests.support.folders import server_folder
+from tests.support.postgres import copied_database, migrated_postgres
 
-TEMPLATE = "template_far_mesh"
 OPERATOR_PASSWORD = "operator"
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 MODEL_ID = "far/pydoc-llama"
 
+
+STACKS_OF_THEIR_OWN = ("test_far_mesh.py", "test_moving.py")
+"""Files of `tests/e2e` that do not use the running mesh."""
 
 _configure = structlog.configure
 
@@ -53,7 +54,7 @@ class ByFile(LoadFileScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
-        shares_mesh = file.startswith("tests/e2e/") and not file.endswith("test_far_mesh.py")
+        shares_mesh = file.startswith("tests/e2e/") and not file.endswith(STACKS_OF_THEIR_OWN)
         return "the running mesh" if shares_mesh else file
 
 
@@ -61,13 +62,36 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     return ByFile(config, log)
 
 
+_left: list[str] = []
+"""Slow tests that this run leaves out."""
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    _left.extend(item.nodeid for item in items if item.get_closest_marker("slow"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = _left
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """One of several processes has ended; each of them left out the same tests."""
+    _left[:] = getattr(node, "workeroutput", {}).get("left", _left)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _left and terminalreporter.config.option.markexpr == "not slow":
+        terminalreporter.section(f"Slow tests left to `make test-all`: {len(_left)}")
+        for file, count in sorted(Counter(test.partition("::")[0] for test in _left).items()):
+            terminalreporter.line(f"{count:3d}  {file}")
+
+
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
-    """A short path: Unix sockets lie in it."""
-    made = Path(tempfile.mkdtemp(prefix="far-test-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    with server_folder("far-test-") as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -82,16 +106,8 @@ def redis_url(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgres(folder: Path) -> Iterator[Postgres]:
-    server = Postgres(folder / "postgres")
-    server.start()
-    # It is thrown away at the end: no commit has to wait for a disk.
-    for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-        server.execute(f"ALTER SYSTEM SET {setting} = off")
-    server.execute("SELECT pg_reload_conf()")
-    server.execute(f"CREATE DATABASE {TEMPLATE}")
-    asyncio.run(upgrade(server.url(TEMPLATE)))
-    yield server
-    server.stop()
+    with migrated_postgres(folder / "postgres") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -110,10 +126,8 @@ _numbers = itertools.count()
 @pytest.fixture
 def database_url(postgres: Postgres) -> Iterator[str]:
     """An empty, migrated database."""
-    name = f"test_{next(_numbers)}"
-    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-    yield postgres.url(name)
-    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with copied_database(postgres, f"test_{next(_numbers)}") as url:
+        yield url
 
 
 @pytest.fixture
@@ -142,14 +156,14 @@ class Chain:
     """A chain with both contracts deployed, for one test."""
 
     url: str
-    actor: DevelopmentChain
+    actor: DevChainClient
     deployment: Deployment
     keyfile: Path
 
 
 @pytest.fixture
 def chain(chain_url: str, tmp_path: Path) -> Chain:
-    actor = DevelopmentChain(chain_url)
+    actor = DevChainClient(chain_url)
     operator = development_account(0)
     keyfile = tmp_path / "operator.json"
     write_keystore(operator, keyfile, OPERATOR_PASSWORD)

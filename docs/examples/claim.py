@@ -10,7 +10,7 @@ from pathlib import Path
 
 from web3 import Web3
 
-from market.chain.keystore_signer import unlock
+from market.chain.keystore_signer import unlock_keystore
 from market.escrow.artifacts import artifact
 from market.money import from_units, plain
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--to", help="address that receives the FAR; the wallet itself by default")
     wanted = parser.parse_args()
     password = os.environ.get("FAR_NODE_PASSWORD") or getpass.getpass("Keystore password: ")
-    wallet = unlock(wanted.keyfile, password)
+    wallet = unlock_keystore(wanted.keyfile, password)
     web3 = Web3(Web3.HTTPProvider(wanted.rpc))
     escrow = web3.eth.contract(
         address=Web3.to_checksum_address(wanted.escrow), abi=artifact("InferenceEscrow")["abi"]

@@ -19,12 +19,12 @@ from siwe import SiweMessage
 
 from market.money import to_units
 from market.settings.deployment import Deployment
-from stack.dev_chain_client import DevelopmentChain
+from stack.dev_chain_client import DevChainClient
 
 
 def fund(rpc_url: str, contracts: Deployment, user: LocalAccount) -> None:
     """10 FAR from the development treasury, half of it deposited and free to be spent."""
-    chain = DevelopmentChain(rpc_url)
+    chain = DevChainClient(rpc_url)
     chain.give(contracts, user.address, to_units(Decimal(10)))
     chain.deposit(contracts, user, to_units(Decimal(5)))
 

@@ -1,4 +1,4 @@
-"""Any chain: endpoints, fees, signers. Nothing here knows our contract.
+"""Any EVM chain: endpoints, fees, signed transactions, finality. Nothing here knows our contract.
 
-All amounts are integer base units of FAR, all fees integer wei.
+Fees and balances are integers of wei.
 """

@@ -1,4 +1,4 @@
-"""One HTTP endpoint whose answers are bounded in size: it is not ours."""
+"""A JSON-RPC endpoint over HTTP that is not ours, and whose answers are bounded in size."""
 
 from typing import Any
 
@@ -8,15 +8,18 @@ from web3.types import RPCEndpoint
 
 from market.chain.errors import AnswerTooLarge
 
-ANSWER_LIMIT = 16 * 2**20
+MAX_ANSWER_BYTES = 16 * 2**20
 """Bytes that an endpoint may answer with: some 20,000 events."""
 
 
 class BoundedProvider(AsyncHTTPProvider):
-    """Reads an answer as far as the limit. The time is bounded by the request's own time-out.
+    """web3's HTTP provider without retries, reading at most ``MAX_ANSWER_BYTES`` of an answer.
+
+    Args:
+        request_kwargs: Of aiohttp's request; its ``timeout`` bounds the time of one request.
 
     Raises:
-        AnswerTooLarge: there is more than ``ANSWER_LIMIT``.
+        AnswerTooLarge: from a request whose answer is longer.
     """
 
     def __init__(self, url: str, request_kwargs: dict[str, Any]) -> None:
@@ -33,6 +36,6 @@ class BoundedProvider(AsyncHTTPProvider):
             body = bytearray()
             async for chunk in response.content.iter_any():
                 body += chunk
-                if len(body) > ANSWER_LIMIT:
-                    raise AnswerTooLarge(f"More than {ANSWER_LIMIT} bytes for one {method}.")
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise AnswerTooLarge(f"More than {MAX_ANSWER_BYTES} bytes for one {method}.")
         return bytes(body)

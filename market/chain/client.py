@@ -1,4 +1,4 @@
-"""What is the same for every contract: nonces, fees, sending, receipts, finality."""
+"""What every contract needs of its chain: nonces, fees, sending, receipts, finality."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,53 +17,57 @@ from web3.exceptions import (
 from web3.types import BlockIdentifier
 
 from market.chain.errors import ChainError
-from market.chain.failover_rpc import Rpc
+from market.chain.failover_rpc import FailoverProvider
 from market.chain.transactions import Fees
 
-BASE_FEES = 2
-"""A new transaction offers so many times the base fee: six full blocks raise it by no more."""
+BASE_FEE_MULTIPLIER = 2
+"""Times the base fee that a new transaction offers: six full blocks raise it by no more."""
 
-KNOWN = ("already known", "already imported", "known transaction", "already in mempool")
+ALREADY_KNOWN = ("already known", "already imported", "known transaction", "already in mempool")
 NONCE_USED = ("nonce too low", "nonce is too low", "invalid transaction nonce")
 UNDERPRICED = ("underpriced", "fee too low", "max fee per gas less than block base fee")
-"""What geth, anvil and eth-tester say; there is no code for it."""
+"""Error messages of geth, anvil and eth-tester: JSON-RPC has no codes for these refusals."""
 
 
 class SendOutcome(StrEnum):
-    """What became of sending."""
+    """What became of sending a signed transaction."""
 
     ACCEPTED = "accepted"
     """An endpoint has it now, or had it already."""
     NONCE_USED = "nonce_used"
-    """This transaction was mined, or another one with its nonce."""
+    """The transaction was mined, or another one with its nonce."""
     UNDERPRICED = "underpriced"
     """The nonce is taken by one that offers about as much, or the chain asks for more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class TransactionReceipt:
     """A mined transaction."""
 
     hash: str
     block_number: int
     succeeded: bool
     raw: Any
-    """As web3 has it, for decoding events."""
+    """web3's receipt, for decoding events."""
 
 
 class ChainClient:
-    """A chain over its endpoints."""
+    """One chain, over its JSON-RPC endpoints.
 
-    def __init__(self, rpc: Rpc) -> None:
-        self.web3 = AsyncWeb3(rpc)
-        self._rpc = rpc
+    Every method raises ChainUnreachable where no endpoint answers, and web3's exceptions where one
+    answers with an error.
+    """
+
+    def __init__(self, provider: FailoverProvider) -> None:
+        self.web3 = AsyncWeb3(provider)
+        self._provider = provider
         self._chain_id: int | None = None
 
     async def close(self) -> None:
-        await self._rpc.disconnect()
+        await self._provider.disconnect()
 
     async def chain_id(self) -> int:
-        """EIP-155 id; asked once."""
+        """EIP-155 id, read once."""
         if self._chain_id is None:
             self._chain_id = int(await self.web3.eth.chain_id)
         return self._chain_id
@@ -72,8 +76,8 @@ class ChainClient:
         """Number of the newest block."""
         return int(await self.web3.eth.block_number)
 
-    async def now(self) -> int:
-        """The chain's own time: that of its newest block, in Unix seconds."""
+    async def latest_timestamp(self) -> int:
+        """The chain's own time, that of its newest block, in Unix seconds."""
         return int((await self.web3.eth.get_block("latest"))["timestamp"])
 
     async def final_block(self, *, tag: bool, depth: int) -> int:
@@ -99,11 +103,11 @@ class ChainClient:
         return int(await self.web3.eth.get_transaction_count(address, block))
 
     async def balance(self, account: str) -> int:
-        """Gas money, in wei."""
+        """The account's coins of the chain, which pay for gas, in wei."""
         return int(await self.web3.eth.get_balance(AsyncWeb3.to_checksum_address(account)))
 
-    async def fees(self) -> Fees:
-        """What gets a transaction into one of the next blocks."""
+    async def suggested_fees(self) -> Fees:
+        """Fees that get a transaction into one of the next blocks."""
         block = await self.web3.eth.get_block("latest")
         base = block.get("baseFeePerGas")
         if base is None:
@@ -112,32 +116,34 @@ class ChainClient:
             priority = int(await self.web3.eth.max_priority_fee)
         except (MethodUnavailable, Web3RPCError):
             priority = max(0, int(await self.web3.eth.gas_price) - int(base))
-        return Fees(BASE_FEES * int(base) + priority, priority)
+        return Fees(BASE_FEE_MULTIPLIER * int(base) + priority, priority)
 
     async def send(self, raw: bytes) -> SendOutcome:
-        """Hand signed bytes to every endpoint. Sending them twice is the same as once.
+        """Send a signed transaction to every endpoint. Sending it again changes nothing.
 
         Raises:
-            ChainUnreachable: none answered. Some may have it all the same.
-            ChainError: they refuse it for another reason than `SendOutcome` names.
+            ChainUnreachable: no endpoint answered. Some may have the transaction all the same.
+            ChainError: all refuse it, for another reason than `SendOutcome` names.
         """
-        answers = await self._rpc.everywhere("eth_sendRawTransaction", [HexBytes(raw).to_0x_hex()])
-        said = [_complaint(answer) for answer in answers]
-        if any(not complaint or _says(complaint, KNOWN) for complaint in said):
+        answers = await self._provider.broadcast(
+            "eth_sendRawTransaction", [HexBytes(raw).to_0x_hex()]
+        )
+        messages = [_error_message(answer) for answer in answers]
+        if any(not message or _contains_any(message, ALREADY_KNOWN) for message in messages):
             return SendOutcome.ACCEPTED
-        if any(_says(complaint, NONCE_USED) for complaint in said):
+        if any(_contains_any(message, NONCE_USED) for message in messages):
             return SendOutcome.NONCE_USED
-        if any(_says(complaint, UNDERPRICED) for complaint in said):
+        if any(_contains_any(message, UNDERPRICED) for message in messages):
             return SendOutcome.UNDERPRICED
-        raise ChainError(f"The network refused a transaction: {said[0]}")
+        raise ChainError(f"The network refused a transaction: {messages[0]}")
 
-    async def receipt(self, transaction_hash: str) -> Receipt | None:
-        """The receipt of a transaction; none if it is not mined."""
+    async def transaction_receipt(self, transaction_hash: str) -> TransactionReceipt | None:
+        """The receipt of a mined transaction; none for one that is not mined."""
         try:
             raw = await self.web3.eth.get_transaction_receipt(HexStr(transaction_hash))
         except TransactionNotFound:
             return None
-        return Receipt(
+        return TransactionReceipt(
             hash=transaction_hash,
             block_number=int(raw["blockNumber"]),
             succeeded=raw["status"] == 1,
@@ -145,13 +151,14 @@ class ChainClient:
         )
 
 
-def _complaint(answer: Any) -> str:
+def _error_message(answer: Any) -> str:
+    """What a JSON-RPC answer complains of; empty for a result."""
     error = answer.get("error")
     if error is None:
         return ""
     return str(error.get("message") if isinstance(error, dict) else error) or "no reason"
 
 
-def _says(complaint: str, phrases: Sequence[str]) -> bool:
-    lower = complaint.lower()
+def _contains_any(message: str, phrases: Sequence[str]) -> bool:
+    lower = message.lower()
     return any(phrase in lower for phrase in phrases)

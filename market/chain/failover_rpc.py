@@ -1,8 +1,8 @@
 """Several JSON-RPC endpoints as one.
 
-What is read comes from the best endpoint that answers; an endpoint that lags behind is passed
-over, since what it says about a payment is old. What is sent goes to all of them. One URL works
-just as well; then there is nothing to compare it with but the clock.
+Reads go to the endpoint with the highest head that answers. One that lags behind, or whose newest
+block is old, is passed over, since its state is out of date. Transactions go to
+all endpoints. With one URL there is nothing to compare its head with but the clock.
 """
 
 import asyncio
@@ -22,84 +22,91 @@ from market.settings.payments import PaymentsSettings
 
 log = structlog.get_logger()
 
-LOOK_EVERY = 5.0
-"""Seconds between looks at the endpoints' heads."""
+POLL_SECONDS = 5.0
+"""Seconds between polls of the endpoints' heads."""
 
-BUSY = -32005
+LIMIT_EXCEEDED = -32005
 """JSON-RPC code for "limit exceeded" (EIP-1474): another endpoint may answer."""
 
-NO_ANSWER = (ClientError, OSError, TimeoutError, ValueError)
-"""A broken connection, a time-out, an HTTP error, or a body that is not JSON."""
+TRANSPORT_ERRORS = (ClientError, OSError, TimeoutError, ValueError)
+"""A broken connection, a time-out, an HTTP error, or a body that is no JSON."""
 
 
 class Endpoint:
-    """One URL, and the newest block that it told of."""
+    """One URL, and the newest block that it has shown.
 
-    def __init__(self, url: str, seconds: float, chain_id: int | None = None) -> None:
+    Args:
+        timeout: Seconds that one request may take.
+        chain_id: EIP-155 id that the endpoint has to show before it is asked anything else.
+    """
+
+    def __init__(self, url: str, timeout: float, chain_id: int | None = None) -> None:
         self.name = urlsplit(url).hostname or "endpoint"
         """For logs: the URL may hold a key."""
-        self.number: int | None = None
-        self.age = 0.0
-        self._expected = chain_id
-        """EIP-155 id that it has yet to show; none once it has, or where none is expected."""
+        self.head: int | None = None
+        """Number of its newest block when it was last polled; none if it did not answer."""
+        self.head_age = 0.0
+        """Seconds since the time of that block, when it was polled."""
+        self._unverified_chain_id = chain_id
         # Without retries: the next endpoint is the retry.
-        self._http = BoundedProvider(url, {"timeout": ClientTimeout(total=seconds)})
+        self._http = BoundedProvider(url, {"timeout": ClientTimeout(total=timeout)})
 
-    async def ask(self, method: str, params: Any) -> RPCResponse:
-        """One answer, which may be an error of the chain's.
+    async def request(self, method: str, params: Any) -> RPCResponse:
+        """The endpoint's answer, which may be an error of the chain's.
 
         Raises:
-            ChainUnreachable: there is no answer, or it would be another chain's.
-            AnswerTooLarge: there is too much of one.
+            ChainUnreachable: there is no answer, or the endpoint is of another chain.
+            AnswerTooLarge: the answer is longer than is read.
         """
-        if self._expected is not None:
-            await self._identify(self._expected)
-        return await self._ask(method, params)
+        if self._unverified_chain_id is not None:
+            await self._verify_chain_id(self._unverified_chain_id)
+        return await self._send(method, params)
 
-    async def _identify(self, expected: int) -> None:
-        found = (await self._ask("eth_chainId", [])).get("result")
+    async def _verify_chain_id(self, expected: int) -> None:
+        found = (await self._send("eth_chainId", [])).get("result")
         if found != hex(expected):
             raise ChainUnreachable(f"{self.name}: chain {found}, not {hex(expected)}")
-        self._expected = None
+        self._unverified_chain_id = None
 
-    async def _ask(self, method: str, params: Any) -> RPCResponse:
+    async def _send(self, method: str, params: Any) -> RPCResponse:
         try:
             answer = await self._http.make_request(RPCEndpoint(method), params)
-        except NO_ANSWER as error:
+        except TRANSPORT_ERRORS as error:
             # Not the error's text: aiohttp quotes the URL.
             raise ChainUnreachable(f"{self.name}: {type(error).__name__}") from None
-        # Who asks for logs may have asked for too many, and will ask for fewer.
-        if _code(answer) == BUSY and method != "eth_getLogs":
+        # Whoever asks for logs may have asked for too many, and will ask for fewer.
+        if _error_code(answer) == LIMIT_EXCEEDED and method != "eth_getLogs":
             raise ChainUnreachable(f"{self.name}: too many requests")
         return answer
 
-    async def look(self) -> None:
-        """Ask for the newest block; `number` is none if there is no answer."""
-        self.number = None
+    async def poll_head(self) -> None:
+        """Ask for the newest block."""
+        self.head = None
         try:
-            block: Any = (await self.ask("eth_getBlockByNumber", ["latest", False])).get("result")
+            answer = await self.request("eth_getBlockByNumber", ["latest", False])
         except ChainError as error:
             log.warning("rpc_silent", reason=error.detail)
             return
+        block: Any = answer.get("result")
         if block:
-            self.number = int(block["number"], 16)
-            self.age = time.time() - int(block["timestamp"], 16)
+            self.head = int(block["number"], 16)
+            self.head_age = time.time() - int(block["timestamp"], 16)
 
     async def close(self) -> None:
         await self._http.disconnect()
 
 
-class Rpc(AsyncBaseProvider):
-    """A web3 provider over any number of endpoints.
+class FailoverProvider(AsyncBaseProvider):
+    """A web3 provider over any number of JSON-RPC endpoints.
 
     Args:
-        urls: In order of preference among those that are equally far.
+        urls: In order of preference among those whose heads are equal.
         max_age: Seconds since the newest block after which an endpoint is stale; 0 for no limit,
             on a chain that makes blocks only when it has something to put into them.
         max_lag: Blocks that an endpoint may be behind the best one.
         timeout: Seconds that one request may take.
-        chain_id: EIP-155 id of the chain. An endpoint of another one counts as silent: what it
-            says of our contract's address is nothing, or about a stranger's.
+        chain_id: EIP-155 id of the chain. An endpoint of another chain counts as silent: at our
+            contract's address there is nothing, or a stranger's contract.
     """
 
     def __init__(
@@ -117,11 +124,11 @@ class Rpc(AsyncBaseProvider):
         self.endpoints = [Endpoint(url, timeout, chain_id) for url in urls]
         self._max_age = max_age
         self._max_lag = max_lag
-        self._looked_at = float("-inf")
-        self._looking = asyncio.Lock()
+        self._polled_at = float("-inf")
+        self._poll_lock = asyncio.Lock()
 
     @classmethod
-    def of(cls, payments: PaymentsSettings) -> "Rpc":
+    def from_settings(cls, payments: PaymentsSettings) -> "FailoverProvider":
         """The endpoints that the settings name."""
         return cls(
             payments.rpc_urls,
@@ -140,29 +147,29 @@ class Rpc(AsyncBaseProvider):
         reasons = []
         for endpoint in await self._best_first():
             try:
-                return await endpoint.ask(method, params)
+                return await endpoint.request(method, params)
             except ChainUnreachable as error:
-                endpoint.number = None  # until the next look
+                endpoint.head = None  # until the next poll
                 reasons.append(error.detail)
-        self._looked_at = float("-inf")
+        self._polled_at = float("-inf")
         raise ChainUnreachable(f"No RPC endpoint answers: {'; '.join(reasons)}.")
 
-    async def everywhere(self, method: str, params: Any) -> list[RPCResponse]:
-        """The answers of all endpoints that give one, stale ones included.
+    async def broadcast(self, method: str, params: Any) -> list[RPCResponse]:
+        """Ask all endpoints, stale ones included; the answers of those that give one.
 
         Raises:
-            ChainUnreachable: there is none.
+            ChainUnreachable: no endpoint answers.
         """
-        asked = [endpoint.ask(method, params) for endpoint in self.endpoints]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, ChainError):
-                raise answer
-        given = [answer for answer in answers if not isinstance(answer, BaseException)]
-        if not given:
-            reasons = "; ".join(str(answer) for answer in answers)
+        requests = [endpoint.request(method, params) for endpoint in self.endpoints]
+        outcomes = await asyncio.gather(*requests, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, ChainError):
+                raise outcome
+        answers = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+        if not answers:
+            reasons = "; ".join(str(outcome) for outcome in outcomes)
             raise ChainUnreachable(f"No RPC endpoint answers: {reasons}.")
-        return given
+        return answers
 
     async def is_connected(self, show_traceback: bool = False) -> bool:
         """Whether some endpoint is fresh."""
@@ -176,35 +183,41 @@ class Rpc(AsyncBaseProvider):
             await endpoint.close()
 
     async def _best_first(self) -> list[Endpoint]:
+        """The fresh endpoints, those with the highest head first.
+
+        Raises:
+            ChainUnreachable: none is fresh.
+        """
         if len(self.endpoints) == 1 and not self._max_age:
             return self.endpoints
-        async with self._looking:
-            if time.monotonic() - self._looked_at >= LOOK_EVERY:
-                await asyncio.gather(*(endpoint.look() for endpoint in self.endpoints))
-                self._looked_at = time.monotonic()
-        best = max((endpoint.number or 0 for endpoint in self.endpoints), default=0)
+        async with self._poll_lock:
+            if time.monotonic() - self._polled_at >= POLL_SECONDS:
+                await asyncio.gather(*(endpoint.poll_head() for endpoint in self.endpoints))
+                self._polled_at = time.monotonic()
+        highest = max((endpoint.head or 0 for endpoint in self.endpoints), default=0)
         ranked = sorted(
-            (endpoint for endpoint in self.endpoints if self._fresh(endpoint, best)),
-            key=lambda endpoint: -(endpoint.number or 0),
+            (endpoint for endpoint in self.endpoints if self._is_fresh(endpoint, highest)),
+            key=lambda endpoint: -(endpoint.head or 0),
         )
         if not ranked:
-            self._looked_at = float("-inf")
+            self._polled_at = float("-inf")
             names = ", ".join(endpoint.name for endpoint in self.endpoints)
             raise ChainUnreachable(f"No RPC endpoint is fresh: {names}.")
         return ranked
 
-    def _fresh(self, endpoint: Endpoint, best: int) -> bool:
-        if endpoint.number is None:
+    def _is_fresh(self, endpoint: Endpoint, highest: int) -> bool:
+        if endpoint.head is None:
             return False
-        if self._max_age and endpoint.age > self._max_age:
-            log.warning("rpc_stale", endpoint=endpoint.name, age=round(endpoint.age))
+        if self._max_age and endpoint.head_age > self._max_age:
+            log.warning("rpc_stale", endpoint=endpoint.name, age=round(endpoint.head_age))
             return False
-        if best - endpoint.number > self._max_lag:
-            log.warning("rpc_behind", endpoint=endpoint.name, blocks=best - endpoint.number)
+        if highest - endpoint.head > self._max_lag:
+            log.warning("rpc_behind", endpoint=endpoint.name, blocks=highest - endpoint.head)
             return False
         return True
 
 
-def _code(answer: RPCResponse) -> int | None:
+def _error_code(answer: RPCResponse) -> int | None:
+    """The code of an answer that is a JSON-RPC error."""
     error = answer.get("error")
     return error.get("code") if isinstance(error, dict) else None

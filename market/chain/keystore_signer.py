@@ -1,4 +1,4 @@
-"""A key in an encrypted file."""
+"""A signer whose key is in an encrypted keystore file (Web3 Secret Storage)."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from market.chain.signer import Signature
 
 
 class LocalSigner:
-    """An account whose key is in this process's memory, from an encrypted keystore file."""
+    """Signs with a key in this process's memory."""
 
     def __init__(self, account: LocalAccount) -> None:
         self._key = PrivateKey(bytes(account.key))
@@ -22,29 +22,29 @@ class LocalSigner:
 
     @classmethod
     async def open(cls, keyfile: Path, password: str) -> "LocalSigner":
-        """Decrypt a keystore file (Web3 Secret Storage).
+        """The signer of a keystore file.
 
         Raises:
-            ChainError: no such file, not a keystore, or the wrong password.
+            ChainError: there is no such file, it is no keystore, or the password is wrong.
         """
-        # It hashes for a second on purpose: not in the event loop.
-        return cls(await asyncio.to_thread(unlock, keyfile, password))
+        # Keystores are slow to decrypt on purpose, about a second: not in the event loop.
+        return cls(await asyncio.to_thread(unlock_keystore, keyfile, password))
 
     @property
     def address(self) -> ChecksumAddress:
         return self._address
 
     async def sign(self, digest: bytes) -> Signature:
-        """Sign 32 bytes that are a hash already."""
+        """Sign a digest of 32 bytes, which is not hashed again."""
         signature = self._key.sign_msg_hash(digest)
         return Signature(signature.v, signature.r, signature.s)
 
 
-def unlock(keyfile: Path, password: str) -> LocalAccount:
-    """The account of an encrypted keystore file (Web3 Secret Storage).
+def unlock_keystore(keyfile: Path, password: str) -> LocalAccount:
+    """Decrypt a keystore file.
 
     Raises:
-        ChainError: no such file, not a keystore, or the wrong password.
+        ChainError: there is no such file, it is no keystore, or the password is wrong.
     """
     try:
         key = Account.decrypt(json.loads(keyfile.read_text()), password)

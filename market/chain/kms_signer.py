@@ -1,4 +1,4 @@
-"""A signer whose key never leaves AWS KMS (key spec ``ECC_SECG_P256K1``)."""
+"""A signer whose key stays in AWS KMS (key spec ``ECC_SECG_P256K1``)."""
 
 import asyncio
 from typing import Any
@@ -16,12 +16,18 @@ from eth_typing import ChecksumAddress
 from market.chain.errors import ChainError
 from market.chain.signer import Signature
 
-ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-"""Of secp256k1 (SEC 2): s and ORDER - s are the same signature to ECDSA."""
+CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+"""Order of secp256k1 (SEC 2). To ECDSA, s and CURVE_ORDER - s are the same signature."""
 
 
 class KmsSigner:
-    """Signs by asking KMS, which may give another signature each time: persist what it gives."""
+    """Signs by asking KMS, which may sign one digest differently each time.
+
+    Args:
+        client: boto3's client of KMS.
+        key_id: Id, ARN or alias of the key.
+        public_key: That key's public part.
+    """
 
     def __init__(self, client: Any, key_id: str, public_key: PublicKey) -> None:
         self._client = client
@@ -30,14 +36,15 @@ class KmsSigner:
 
     @classmethod
     async def open(cls, key_id: str, *, region: str | None = None) -> "KmsSigner":
-        """Look the key up. Credentials are boto3's: the machine's role, or its usual variables.
+        """Read the key's public part from KMS. Credentials are those that boto3 finds: the
+        machine's role, or AWS_ACCESS_KEY_ID and the like.
 
         Args:
             key_id: Id, ARN or alias of the key.
             region: None for the one that boto3 is configured with.
 
         Raises:
-            ChainError: KMS does not give the key, or it is of another curve.
+            ChainError: KMS does not give the public key, or it is of another curve.
         """
         return await asyncio.to_thread(cls._open, key_id, region)
 
@@ -55,10 +62,10 @@ class KmsSigner:
         return self._public_key.to_checksum_address()
 
     async def sign(self, digest: bytes) -> Signature:
-        """Sign 32 bytes that are a hash already.
+        """Sign a digest of 32 bytes, which is not hashed again.
 
         Raises:
-            ChainError: KMS does not sign, or not with this key.
+            ChainError: KMS does not sign, or signs with another key than was read at first.
         """
         try:
             answer = await asyncio.to_thread(
@@ -71,11 +78,11 @@ class KmsSigner:
         except (BotoCoreError, ClientError) as error:
             raise ChainError(f"KMS does not sign with {self._key_id}: {error}") from None
         r, s = decode_dss_signature(answer["Signature"])
-        # The chain takes the lower of the two only (EIP-2).
-        return self._recoverable(digest, r, min(s, ORDER - s))
+        # The chain takes only the s in the lower half (EIP-2).
+        return self._recoverable(digest, r, min(s, CURVE_ORDER - s))
 
     def _recoverable(self, digest: bytes, r: int, s: int) -> Signature:
-        """With the parity that ECDSA leaves out: the one that recovers our key."""
+        """Add the parity of y, which ECDSA leaves out: the one that recovers our public key."""
         for v in (0, 1):
             try:
                 recovered = EthSignature(vrs=(v, r, s)).recover_public_key_from_msg_hash(digest)
@@ -89,6 +96,8 @@ class KmsSigner:
 def _public_key(der: bytes) -> PublicKey:
     key = load_der_public_key(der)
     if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256K1):
-        raise ChainError("The KMS key is not one for this: its spec has to be ECC_SECG_P256K1.")
+        raise ChainError(
+            "The KMS key cannot sign transactions: its spec has to be ECC_SECG_P256K1."
+        )
     point = key.public_numbers()
     return PublicKey(point.x.to_bytes(32, "big") + point.y.to_bytes(32, "big"))

@@ -1,4 +1,4 @@
-"""Who signs for the account that settles. The key itself is in no setting."""
+"""The signer that the settings name: a keystore file or a KMS key. No setting holds a key."""
 
 from market.chain.errors import ChainError
 from market.chain.keystore_signer import LocalSigner
@@ -6,7 +6,7 @@ from market.chain.signer import Signer
 from market.settings.payments import PaymentsSettings
 
 
-def configured(payments: PaymentsSettings) -> bool:
+def signer_configured(payments: PaymentsSettings) -> bool:
     """Whether the settings name a signer."""
     named = payments.kms_key_id if payments.signer == "kms" else payments.operator_keyfile
     return named is not None
@@ -19,7 +19,7 @@ async def open_signer(payments: PaymentsSettings) -> Signer:
         ChainError: they name none, or it cannot be opened.
     """
     if payments.signer == "kms" and payments.kms_key_id is not None:
-        # Here, so that only those who use it need boto3.
+        # Imported here: only operators who use KMS need boto3.
         from market.chain.kms_signer import KmsSigner  # noqa: PLC0415
 
         return await KmsSigner.open(payments.kms_key_id, region=payments.kms_region)

@@ -1,4 +1,4 @@
-"""What a signer is."""
+"""What a signer is: an account on the chain that can sign 32 bytes, wherever its key is."""
 
 from typing import NamedTuple, Protocol
 
@@ -6,7 +6,11 @@ from eth_typing import ChecksumAddress
 
 
 class Signature(NamedTuple):
-    """ECDSA on secp256k1. ``v`` is the parity of y, 0 or 1; ``s`` is in the lower half (EIP-2)."""
+    """An ECDSA signature on secp256k1.
+
+    ``v`` is the parity of the point's y, 0 or 1; ``s`` is in the lower half of the curve's order
+    (EIP-2).
+    """
 
     v: int
     r: int
@@ -14,15 +18,18 @@ class Signature(NamedTuple):
 
 
 class Signer(Protocol):
-    """An account that can sign. The same digest may give another signature each time."""
+    """An account that can sign.
+
+    Signing one digest twice may give two different signatures: what was signed has to be kept.
+    """
 
     @property
     def address(self) -> ChecksumAddress: ...
 
     async def sign(self, digest: bytes) -> Signature:
-        """Sign 32 bytes that are a hash already.
+        """Sign a digest of 32 bytes, which is not hashed again.
 
         Raises:
-            ChainError: it cannot.
+            ChainError: the signer does not sign.
         """
         ...

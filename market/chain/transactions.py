@@ -1,4 +1,4 @@
-"""Fees, and signed bytes."""
+"""Fees of a transaction, fee bumps, and signed bytes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,41 +9,42 @@ from eth_utils.crypto import keccak
 
 from market.chain.signer import Signer
 
-BUMP = 8
-"""A replacement offers an eighth more. Nodes want a tenth; the rest is room for their rounding."""
+FEE_BUMP_DIVISOR = 8
+"""A replacement offers an eighth more. Nodes ask for a tenth more, and may round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fees:
-    """Wei for each unit of gas. ``priority`` is none on a chain without EIP-1559: there
-    ``maximum`` is the gas price."""
+    """Wei for each unit of gas."""
 
     maximum: int
+    """EIP-1559's ``maxFeePerGas``; the gas price on a chain without EIP-1559."""
     priority: int | None
+    """EIP-1559's ``maxPriorityFeePerGas``; none on a chain without EIP-1559."""
 
     def fields(self) -> dict[str, int]:
-        """The transaction's fields. Type 1 is what carries a plain gas price."""
+        """The transaction's fields: of type 2 (EIP-1559), or of type 1 with a plain gas price."""
         if self.priority is None:
             return {"type": 1, "gasPrice": self.maximum}
         return {"type": 2, "maxFeePerGas": self.maximum, "maxPriorityFeePerGas": self.priority}
 
-    def capped(self, ceiling: int) -> "Fees":
-        """At most ``ceiling``."""
+    def at_most(self, ceiling: int) -> "Fees":
+        """These fees, but no field above ``ceiling``."""
         priority = None if self.priority is None else min(self.priority, ceiling)
         return Fees(min(self.maximum, ceiling), priority)
 
-    def bumped(self, now: "Fees") -> "Fees":
-        """What replaces a transaction with these fees: enough more in every field, and no less
-        than what the network asks ``now``."""
+    def bumped(self, suggested: "Fees") -> "Fees":
+        """Fees of a transaction that replaces one with these: higher by an eighth in every field,
+        and no lower than what the chain suggests now."""
         if self.priority is None:
-            return Fees(max(_more(self.maximum), now.maximum), None)
-        priority = max(_more(self.priority), now.priority or 0)
-        return Fees(max(_more(self.maximum), now.maximum, priority), priority)
+            return Fees(max(_bumped(self.maximum), suggested.maximum), None)
+        priority = max(_bumped(self.priority), suggested.priority or 0)
+        return Fees(max(_bumped(self.maximum), suggested.maximum, priority), priority)
 
 
 @dataclass(frozen=True, slots=True)
 class SignedTransaction:
-    """Bytes ready to send, and the hash under which the chain will know them."""
+    """Bytes that are ready to send, and the transaction hash that they will have."""
 
     raw: bytes
     hash: str
@@ -80,5 +81,5 @@ async def sign_transaction(
     return SignedTransaction(raw=raw, hash="0x" + keccak(raw).hex(), nonce=nonce)
 
 
-def _more(fee: int) -> int:
-    return fee + -(-fee // BUMP) + 1
+def _bumped(fee: int) -> int:
+    return fee + -(-fee // FEE_BUMP_DIVISOR) + 1

@@ -1,1 +1,1 @@
-"""The InferenceEscrow contract: read, called, deployed."""
+"""The InferenceEscrow contract: reads, calls, events, deployment."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from eth_account.signers.local import LocalAccount
 
-TYPES = {
+CAP_TYPES = {
     "Cap": [
         {"name": "user", "type": "address"},
         {"name": "maximum", "type": "uint256"},
@@ -33,7 +33,7 @@ def cap_message(
             "verifyingContract": escrow,
         },
         "primaryType": "Cap",
-        "types": TYPES,
+        "types": CAP_TYPES,
         "message": {"user": user, "maximum": maximum, "deadline": deadline, "nonce": nonce},
     }
 

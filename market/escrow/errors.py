@@ -1,11 +1,16 @@
-"""The contract would revert."""
+"""The contract would revert a call."""
 
 from market.chain.errors import ChainError
 
 
 class SettlementRefused(ChainError):
-    """``reason`` names the contract's error; ``user`` is whose money falls short, and ``left`` what
-    a limit has left, in base units, where the error tells."""
+    """The contract would revert a batch.
+
+    Args:
+        reason: Name of the contract's error, without its prefix; ``unknown`` for other refusals.
+        user: Wallet whose deposit or cap falls short, in lower case, where the error names one.
+        left: What is left of a limit, in base units, where the error has it.
+    """
 
     code = "settlement_refused"
 

@@ -1,11 +1,12 @@
 """The escrow's events, read so that a reorganisation in the middle cannot slip through.
 
-A node may switch to another branch between two of our questions, and an answer about "blocks 5 to
-9" does not say of which branch. Hashes do: a block's hash commits to everything below it. So each
-reading is framed by the hashes of blocks at its edges, asked before and after.
+An endpoint may switch to another branch between two requests, and an answer about "blocks 5 to 9"
+does not say of which branch. Hashes do: a block's hash commits to everything below it. So the
+hashes of the blocks at a range's edges are read before its events, and compared after them.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ from web3 import AsyncWeb3
 from web3.exceptions import BlockNotFound, Web3Exception, Web3RPCError
 
 from market.chain.client import ChainClient
-from market.chain.errors import AnswerTooLarge, ChainError, ReadAgain, Reorganised
-from market.chain.failover_rpc import Rpc
+from market.chain.errors import AnswerTooLarge, ChainError, ChainMoved, Reorganised
+from market.chain.failover_rpc import FailoverProvider
 from market.escrow.artifacts import artifact
+from market.escrow.reader import escrow_address
 from market.settings.payments import PaymentsSettings
 
 EVENTS = (
@@ -33,17 +35,17 @@ EVENTS = (
     "FeeCredited",
     "Claimed",
 )
-"""Those that move or bound what somebody has with us."""
+"""The events that move money, or bound what may be debited."""
 
-LOG_RANGE = 2000
-"""Blocks in one reading: what public BSC nodes allow for eth_getLogs, and more."""
+MAX_BLOCK_RANGE = 2000
+"""Blocks in one range: as many as public BSC nodes allow for eth_getLogs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class EscrowEvent:
     """One event of the escrow.
 
-    ``arguments`` holds text only: addresses in lower case, numbers in decimal, bytes in hex.
+    ``arguments`` are text: addresses in lower case, numbers in decimal, bytes in 0x-prefixed hex.
     """
 
     transaction_hash: str
@@ -55,17 +57,17 @@ class Event:
 
     @property
     def wallet(self) -> str | None:
-        """Whose money or cap it is about; none for a batch."""
+        """Whose money or cap the event is about; none for a batch."""
         return self.arguments.get("user") or self.arguments.get("account")
 
     def units(self, argument: str) -> int:
-        """An amount, in base units."""
+        """An argument that is an amount, in base units."""
         return int(self.arguments[argument])
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block by which a branch of the chain can be told from others."""
+    """A block, and the hash that tells its branch from others."""
 
     number: int
     hash: str
@@ -73,116 +75,113 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class EventRange:
-    """All events after one block up to another, on one branch."""
+    """All events from block ``first`` to block ``last``, on one branch."""
 
     first: int
     last: int
     at_head: bool
-    """Whether ``last`` was the newest block."""
+    """Whether ``last`` was the chain's newest block."""
     confirmed: Block
-    """The newest block that counts; below ``first`` if none of these does."""
-    events: list[Event]
+    """The newest confirmed block up to ``last``; before ``first`` if none of the range is."""
+    events: list[EscrowEvent]
 
 
 class EscrowEventReader:
-    """Reads the events of one escrow over one RPC endpoint.
+    """Reads the events of one escrow contract.
 
     Args:
-        confirmations: Blocks on top of one that counts.
-        finalized: Count what the chain itself calls finalized, where it does, whatever the depth.
+        confirmations: Blocks on top of a block that is confirmed.
+        finalized: Take the chain's own finalized block as the newest confirmed one, where the
+            chain has finality.
     """
 
     def __init__(
-        self, network: ChainClient, address: str, *, confirmations: int, finalized: bool = False
+        self, chain: ChainClient, address: str, *, confirmations: int, finalized: bool = False
     ) -> None:
-        self.web3 = network.web3
-        self._network = network
+        self.chain = chain
+        self.address: ChecksumAddress = AsyncWeb3.to_checksum_address(address)
         self._confirmations = confirmations
         self._finalized = finalized
-        self.address: ChecksumAddress = AsyncWeb3.to_checksum_address(address)
-        contract = self.web3.eth.contract(abi=artifact("InferenceEscrow")["abi"])
+        contract = chain.web3.eth.contract(abi=artifact("InferenceEscrow")["abi"])
         self._decoders = {
             HexBytes(contract.events[name]().topic): contract.events[name]() for name in EVENTS
         }
-        self._span = LOG_RANGE
+        self._blocks_per_request = MAX_BLOCK_RANGE
 
     @classmethod
-    def of(cls, payments: PaymentsSettings) -> "EscrowEventReader":
-        """The events of the contract that the settings name.
+    @asynccontextmanager
+    async def from_settings(cls, payments: PaymentsSettings) -> AsyncIterator["EscrowEventReader"]:
+        """A reader of the events of the contract that the settings name, closed at the end.
 
         Raises:
-            ChainError: they name none.
+            ChainError: the settings name no contract.
         """
-        if not payments.escrow_contract:
-            raise ChainError("No escrow contract is set (FAR_PAYMENTS__ESCROW_CONTRACT).")
-        return cls(
-            ChainClient(Rpc.of(payments)),
-            payments.escrow_contract,
+        address = escrow_address(payments)
+        reader = cls(
+            ChainClient(FailoverProvider.from_settings(payments)),
+            address,
             confirmations=payments.confirmations,
             finalized=payments.finalized_tag,
         )
+        try:
+            yield reader
+        finally:
+            await reader.chain.close()
 
-    async def close(self) -> None:
-        await self._network.close()
-
-    async def head(self) -> int:
-        """Number of the newest block."""
-        return await self._network.head()
-
-    async def hashes(self, numbers: Sequence[int]) -> dict[int, str | None]:
-        """The hashes of blocks; none for one that the node does not have."""
+    async def hashes(self, numbers: Collection[int]) -> dict[int, str | None]:
+        """The hashes of blocks by number; none for a block that the endpoint does not have."""
         return {number: await self._hash(number) for number in sorted(set(numbers))}
 
-    async def read_after(self, known: Block) -> EventRange | None:
-        """The next range of blocks after one that was read; none if there is no new one.
+    async def read_after(self, last_read: Block) -> EventRange | None:
+        """The range of blocks that follows ``last_read``; none if there is no newer block.
 
         Raises:
-            Reorganised: ``known`` is not on the chain any more.
-            ReadAgain: the chain moved meanwhile; nothing can be said yet.
-            ChainError: the node refuses to answer.
+            Reorganised: ``last_read`` is not on the chain any more.
+            ChainMoved: the chain moved meanwhile, and nothing can be said yet.
+            ChainError: the endpoint refuses to answer.
         """
-        head = await self.head()
-        last = min(head, known.number + LOG_RANGE)
-        final = await self._network.final_block(tag=self._finalized, depth=self._confirmations)
-        final = max(known.number, min(last, final))
-        frame = await self.hashes([known.number, final, last])
-        if frame[known.number] is None:
-            raise ReadAgain(f"The node is behind block {known.number}, which it had before.")
-        if frame[known.number] != known.hash:
-            raise Reorganised(f"Block {known.number} is not {known.hash} any more.")
-        if last <= known.number:
+        head = await self.chain.head()
+        last = min(head, last_read.number + MAX_BLOCK_RANGE)
+        final = await self.chain.final_block(tag=self._finalized, depth=self._confirmations)
+        confirmed = max(last_read.number, min(last, final))
+        edges = await self.hashes([last_read.number, confirmed, last])
+        if edges[last_read.number] is None:
+            raise ChainMoved(f"The node is behind block {last_read.number}, which it had before.")
+        if edges[last_read.number] != last_read.hash:
+            raise Reorganised(f"Block {last_read.number} is not {last_read.hash} any more.")
+        if last <= last_read.number:
             return None
-        events = await self._logs(known.number + 1, last)
-        if None in frame.values() or await self.hashes(list(frame)) != frame:
-            raise ReadAgain(f"The chain moved while blocks up to {last} were read.")
-        final_hash = frame[final]
-        assert final_hash is not None
+        events = await self._events(last_read.number + 1, last)
+        if None in edges.values() or await self.hashes(edges) != edges:
+            raise ChainMoved(f"The chain moved while blocks up to {last} were read.")
+        confirmed_hash = edges[confirmed]
+        assert confirmed_hash is not None
         return EventRange(
-            first=known.number + 1,
+            first=last_read.number + 1,
             last=last,
             at_head=last == head,
-            confirmed=Block(final, final_hash),
+            confirmed=Block(confirmed, confirmed_hash),
             events=events,
         )
 
-    async def _logs(self, first: int, last: int) -> list[Event]:
-        """Asks for fewer blocks at once wherever the node finds a range too large."""
-        events: list[Event] = []
+    async def _events(self, first: int, last: int) -> list[EscrowEvent]:
+        """The events of these blocks, in as many requests as the endpoint makes necessary."""
+        events: list[EscrowEvent] = []
         while first <= last:
-            until = min(last, first + self._span - 1)
+            until = min(last, first + self._blocks_per_request - 1)
             try:
-                events += await self._logs_at_once(first, until)
+                events += await self._get_logs(first, until)
             except (Web3RPCError, AnswerTooLarge) as error:
                 if until == first:
                     raise ChainError(f"The node refuses block {first}'s events: {error}") from error
-                self._span = (until - first + 1) // 2
+                self._blocks_per_request = (until - first + 1) // 2
                 continue
             first = until + 1
-            self._span = min(2 * self._span, LOG_RANGE)
+            self._blocks_per_request = min(2 * self._blocks_per_request, MAX_BLOCK_RANGE)
         return sorted(events, key=lambda event: (event.block_number, event.log_index))
 
-    async def _logs_at_once(self, first: int, last: int) -> list[Event]:
-        found = await self.web3.eth.get_logs(
+    async def _get_logs(self, first: int, last: int) -> list[EscrowEvent]:
+        found = await self.chain.web3.eth.get_logs(
             {
                 "address": self.address,
                 "fromBlock": first,
@@ -190,16 +189,16 @@ class EscrowEventReader:
                 "topics": [list(self._decoders)],
             }
         )
-        return [self._decoded(entry) for entry in found if not entry.get("removed")]
+        return [self._decode(entry) for entry in found if not entry.get("removed")]
 
-    def _decoded(self, entry: Any) -> Event:
+    def _decode(self, entry: Any) -> EscrowEvent:
         try:
             decoded = self._decoders[HexBytes(entry["topics"][0])].process_log(entry)
         except (Web3Exception, KeyError, IndexError) as error:
             raise ChainError(
-                f"The node tells of an event that the escrow has not: {error}"
+                f"The node shows an event that the escrow does not have: {error}"
             ) from error
-        return Event(
+        return EscrowEvent(
             transaction_hash=HexBytes(decoded["transactionHash"]).to_0x_hex(),
             log_index=decoded["logIndex"],
             block_number=decoded["blockNumber"],
@@ -210,13 +209,14 @@ class EscrowEventReader:
 
     async def _hash(self, number: int) -> str | None:
         try:
-            block = await self.web3.eth.get_block(number)
+            block = await self.chain.web3.eth.get_block(number)
         except BlockNotFound:
             return None
         return HexBytes(block["hash"]).to_0x_hex()
 
 
 def _text(value: Any) -> str:
+    """An argument as `EscrowEvent.arguments` has it."""
     if isinstance(value, bytes):
         return HexBytes(value).to_0x_hex()
     return str(value).lower()

@@ -1,192 +1,177 @@
-"""The escrow contract as the platform uses it. All amounts are integer base units."""
+"""All that is read of the escrow contract, as of the newest block or of one that is named."""
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from eth_typing import ChecksumAddress
 from eth_utils.crypto import keccak
 from hexbytes import HexBytes
 from web3 import AsyncWeb3
+from web3.contract import AsyncContract
 from web3.exceptions import BadFunctionCallOutput, Web3Exception
-from web3.logs import DISCARD
 from web3.types import BlockIdentifier
 
-from market.chain.client import ChainClient, Receipt
+from market.chain.client import ChainClient
 from market.chain.errors import ChainError, ChainUnreachable
-from market.chain.failover_rpc import Rpc
+from market.chain.failover_rpc import FailoverProvider
 from market.escrow.artifacts import artifact
-from market.escrow.batch_lines import pack_lines
-from market.escrow.reverts import Reverts
 from market.settings.payments import PaymentsSettings
 
-GAS_MARGIN = 4
-"""A quarter more gas than estimated: a slot that is written now may be a new one by then."""
+MAX_CONCURRENT_CALLS = 16
+"""Calls of one reader that wait for an endpoint at one time."""
 
-AT_ONCE = 16
-"""Questions that the endpoint gets at one time."""
+SETTLER_ROLE = keccak(text="SETTLER_ROLE")
+"""As OpenZeppelin's AccessControl names a role."""
 
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The arguments of one ``settle``: what each user pays and each provider gets.
-
-    ``id`` and ``usage_root`` are 32 bytes as 0x-prefixed hex.
-    """
-
-    id: str
-    debits: Mapping[str, int]
-    credits: Mapping[str, int]
-    fee: int
-    usage_root: str
-
-    @property
-    def debited(self) -> int:
-        return sum(self.debits.values())
+Value = TypeVar("Value")
 
 
 class EscrowReader:
-    """One InferenceEscrow contract."""
+    """Reads one InferenceEscrow. Amounts are integer base units.
 
-    def __init__(self, network: ChainClient, address: str) -> None:
-        self.network = network
+    Every view takes a ``block``: a number, or a tag such as ``latest``. Ordinary endpoints know the
+    state of the last 128 blocks. Every view raises ChainUnreachable where no endpoint answers, or
+    the one that does knows neither the contract nor the block.
+    """
+
+    def __init__(self, chain: ChainClient, address: str) -> None:
+        self.chain = chain
         self.address: ChecksumAddress = AsyncWeb3.to_checksum_address(address)
-        abi = artifact("InferenceEscrow")["abi"]
-        self._contract = network.web3.eth.contract(address=self.address, abi=abi)
-        self._reverts = Reverts(abi)
+        self.contract: AsyncContract = chain.web3.eth.contract(
+            address=self.address, abi=artifact("InferenceEscrow")["abi"]
+        )
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
 
     @classmethod
-    def of(cls, payments: PaymentsSettings) -> "EscrowReader":
-        """The contract that the settings name.
+    @asynccontextmanager
+    async def from_settings(cls, payments: PaymentsSettings) -> AsyncIterator["EscrowReader"]:
+        """A reader of the contract that the settings name, closed at the end.
 
         Raises:
-            ChainError: they name none.
+            ChainError: the settings name no contract.
         """
-        if not payments.escrow_contract:
-            raise ChainError("No escrow contract is set (FAR_PAYMENTS__ESCROW_CONTRACT).")
-        return cls(ChainClient(Rpc.of(payments)), payments.escrow_contract)
+        address = escrow_address(payments)
+        reader = cls(ChainClient(FailoverProvider.from_settings(payments)), address)
+        try:
+            yield reader
+        finally:
+            await reader.close()
 
     async def close(self) -> None:
-        await self.network.close()
+        """Close the connections to the endpoints."""
+        await self.chain.close()
 
-    async def deposit_of(self, wallet: str) -> int:
+    async def deposit_of(self, wallet: str, block: BlockIdentifier = "latest") -> int:
         """What a user has prepaid and not been debited."""
-        return await self._read("depositOf", wallet)
+        return int(await self._call("depositOf", _address(wallet), block=block))
 
-    async def credit_of(self, wallet: str) -> int:
-        """What an account may claim now."""
-        return await self._read("creditOf", wallet)
+    async def deposits(
+        self, wallets: Collection[str], block: BlockIdentifier = "latest"
+    ) -> dict[str, int]:
+        """`deposit_of` for each of the wallets."""
+        return await _by_key(wallets, lambda wallet: self.deposit_of(wallet, block))
 
-    async def earned_of(self, wallet: str) -> int:
+    async def earned_of(self, wallet: str, block: BlockIdentifier = "latest") -> int:
         """What an account was ever credited; claiming does not lower it."""
-        return await self._read("earnedOf", wallet)
+        return int(await self._call("earnedOf", _address(wallet), block=block))
 
-    async def fee_recipient(self) -> str:
-        """The account that the platform's fee is credited to."""
-        return str(await self._contract.functions.feeRecipient().call()).lower()
+    async def earnings(
+        self, wallets: Collection[str], block: BlockIdentifier = "latest"
+    ) -> dict[str, int]:
+        """`earned_of` for each of the wallets."""
+        return await _by_key(wallets, lambda wallet: self.earned_of(wallet, block))
 
-    async def last_settled_at(self) -> int:
-        """When the newest batch was settled, in Unix seconds; or when the contract was made."""
-        return int(await self._contract.functions.lastSettledAt().call())
+    async def credit_of(self, wallet: str, block: BlockIdentifier = "latest") -> int:
+        """What an account was credited and has not claimed."""
+        return int(await self._call("creditOf", _address(wallet), block=block))
 
-    async def dormancy(self) -> int:
-        """Seconds without a batch after which the contract waives all delays."""
-        return int(await self._contract.functions.DORMANCY().call())
+    async def shortfalls(
+        self, debits: Mapping[str, int], block: BlockIdentifier = "latest"
+    ) -> dict[str, str]:
+        """The users from whom their part of ``debits`` cannot be taken.
 
-    async def may_settle(self, account: str, block: BlockIdentifier = "latest") -> bool:
-        """Whether an account has the settler's role, as of ``block``."""
-        role = keccak(text="SETTLER_ROLE")
-        address = AsyncWeb3.to_checksum_address(account)
-        call = self._contract.functions.hasRole(role, address)
-        return bool(await call.call(block_identifier=block))
-
-    async def short(self, debits: Mapping[str, int]) -> dict[str, str]:
-        """The users from whom so much cannot be debited, and the error that names what they lack,
-        as `SettlementRefused.reason` has it."""
-        turn = asyncio.Semaphore(AT_ONCE)
-
-        async def lacks(user: str, units: int) -> str | None:
-            async with turn:
-                if await self.deposit_of(user) < units:
-                    return "InsufficientDeposit"
-                address = AsyncWeb3.to_checksum_address(user)
-                maximum, debited = await self._contract.functions.capOf(address).call()
-                return "CapExceeded" if maximum - debited < units else None
-
-        answers = await asyncio.gather(*(lacks(user, units) for user, units in debits.items()))
-        found = zip(debits, answers, strict=True)
-        return {user: reason for user, reason in found if reason is not None}
-
-    async def settled_root(self, batch: str, block: BlockIdentifier = "latest") -> str | None:
-        """The usage root under which the contract has taken a batch, as of ``block``; none if it
-        has not.
-
-        Raises:
-            ChainUnreachable: the endpoint has no such contract, and so does not know.
+        Each with the name of the contract's error, as `SettlementRefused.reason` has it:
+        ``InsufficientDeposit`` or ``CapExceeded``.
         """
-        call = self._contract.functions.usageRootOf(HexBytes(batch))
+
+        async def lacking(user: str) -> str | None:
+            if await self.deposit_of(user, block) < debits[user]:
+                return "InsufficientDeposit"
+            maximum, debited = await self._call("capOf", _address(user), block=block)
+            return "CapExceeded" if maximum - debited < debits[user] else None
+
+        reasons = await _by_key(debits, lacking)
+        return {user: reason for user, reason in reasons.items() if reason is not None}
+
+    async def total_deposits(self, block: BlockIdentifier = "latest") -> int:
+        """The sum of all users' deposits."""
+        return int(await self._call("totalDeposits", block=block))
+
+    async def fee_recipient(self, block: BlockIdentifier = "latest") -> str:
+        """The account that the platform's fee is credited to, in lower case."""
+        return str(await self._call("feeRecipient", block=block)).lower()
+
+    async def last_settled_at(self, block: BlockIdentifier = "latest") -> int:
+        """When the newest batch was settled, or else when the contract was made, in Unix
+        seconds."""
+        return int(await self._call("lastSettledAt", block=block))
+
+    async def dormancy(self, block: BlockIdentifier = "latest") -> int:
+        """Seconds without a batch after which the contract waives all delays."""
+        return int(await self._call("DORMANCY", block=block))
+
+    async def is_settler(self, account: str, block: BlockIdentifier = "latest") -> bool:
+        """Whether an account has the settler's role."""
+        return bool(await self._call("hasRole", SETTLER_ROLE, _address(account), block=block))
+
+    async def usage_root_of(self, batch: str, block: BlockIdentifier = "latest") -> str | None:
+        """The usage root under which a batch was settled; none if it was not settled."""
+        root = HexBytes(await self._call("usageRootOf", HexBytes(batch), block=block))
+        return root.to_0x_hex() if any(root) else None
+
+    async def settled_batches(
+        self, batches: Collection[str], block: BlockIdentifier = "latest"
+    ) -> set[str]:
+        """Those of the batches that were settled."""
+        roots = await _by_key(batches, lambda batch: self.usage_root_of(batch, block))
+        return {batch for batch, root in roots.items() if root is not None}
+
+    async def _call(self, function: str, *arguments: object, block: BlockIdentifier) -> Any:
+        call = self.contract.functions[function](*arguments)
         try:
-            root = HexBytes(await call.call(block_identifier=block))
+            async with self._slots:
+                return await call.call(block_identifier=block)
         except BadFunctionCallOutput:
             raise ChainUnreachable(
                 f"There is no contract at {self.address}, as of block {block!s}: is that "
                 "endpoint on another chain?"
             ) from None
-        return root.to_0x_hex() if any(root) else None
+        except (Web3Exception, ValueError, OSError) as error:
+            raise ChainUnreachable(
+                f"The contract cannot be read at block {block!s}: {type(error).__name__}: {error}"
+            ) from error
 
-    async def batch_settled(self, batch: str) -> bool:
-        """Whether the contract has taken this batch."""
-        return await self.settled_root(batch) is not None
 
-    def settle_data(self, batch: Batch) -> bytes:
-        """The data of a transaction that settles the batch."""
-        return bytes(HexBytes(self._contract.encode_abi("settle", self._arguments(batch))))
+def escrow_address(payments: PaymentsSettings) -> str:
+    """Where the contract is that the settings name.
 
-    async def simulate(self, settler: str, batch: Batch) -> None:
-        """Try a batch on the newest block; nothing is sent.
+    Raises:
+        ChainError: the settings name no contract.
+    """
+    if not payments.escrow_contract:
+        raise ChainError("No escrow contract is set (FAR_PAYMENTS__ESCROW_CONTRACT).")
+    return payments.escrow_contract
 
-        Raises:
-            SettlementRefused: the contract would revert it.
-        """
-        call = self._contract.functions.settle(*self._arguments(batch))
-        try:
-            await call.call({"from": AsyncWeb3.to_checksum_address(settler)})
-        except Web3Exception as error:
-            raise self._reverts.read(error) from error
 
-    async def gas_for(self, settler: str, batch: Batch) -> int:
-        """A gas limit for the batch, with a margin.
+def _address(wallet: str) -> ChecksumAddress:
+    return AsyncWeb3.to_checksum_address(wallet)
 
-        Raises:
-            SettlementRefused: the contract would revert it.
-        """
-        call = self._contract.functions.settle(*self._arguments(batch))
-        try:
-            gas = int(await call.estimate_gas({"from": AsyncWeb3.to_checksum_address(settler)}))
-        except Web3Exception as error:
-            raise self._reverts.read(error) from error
-        return gas + gas // GAS_MARGIN
 
-    def totals(self, receipt: Receipt, batch: str) -> tuple[int, int, int] | None:
-        """Debited, credited and fee that a receipt's ``BatchSettled`` tells; none without one."""
-        for event in self._contract.events.BatchSettled().process_receipt(
-            receipt.raw, errors=DISCARD
-        ):
-            arguments = event["args"]
-            if HexBytes(arguments["batchId"]) == HexBytes(batch):
-                return arguments["debited"], arguments["credited"], arguments["fee"]
-        return None
-
-    def _arguments(self, batch: Batch) -> tuple[Any, ...]:
-        return (
-            HexBytes(batch.id),
-            pack_lines(batch.debits),
-            pack_lines(batch.credits),
-            batch.fee,
-            HexBytes(batch.usage_root),
-        )
-
-    async def _read(self, function: str, wallet: str) -> int:
-        address = AsyncWeb3.to_checksum_address(wallet)
-        return int(await self._contract.functions[function](address).call())
+async def _by_key(
+    keys: Collection[str], read: Callable[[str], Awaitable[Value]]
+) -> dict[str, Value]:
+    """What is read for each key, all of it at once."""
+    values = await asyncio.gather(*map(read, keys))
+    return dict(zip(keys, values, strict=True))

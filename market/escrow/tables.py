@@ -1,4 +1,4 @@
-"""Chain_events, chain_blocks, chain_cursors."""
+"""What was read of the escrow's events: chain_events, chain_blocks, chain_cursors."""
 
 import datetime as dt
 
@@ -18,10 +18,10 @@ from market.db import INSTANT, WALLET, Base
 class ChainEvent(Base):
     """An event of the escrow: ``pending`` → ``applied`` → ``reverted``.
 
-    Pending until it is deep enough, applied when the ledger has followed, reverted when a
-    reorganisation took it back after that; one that vanishes before is deleted. ``reference``: of
-    its posting in the ledger; none for an event that moves no money. ``arguments`` are text, as
-    :class:`market.escrow.event_reader.Event` has them.
+    Pending until its block is confirmed, applied once it is in the ledger, reverted when a
+    reorganisation has undone it after that; an event that vanishes while pending is deleted.
+    ``reference`` is that of its posting in the ledger; none for an event that moves no money.
+    ``arguments`` are text, as :class:`market.escrow.event_reader.EscrowEvent` has them.
     """
 
     __tablename__ = "chain_events"
@@ -48,7 +48,7 @@ class ChainEvent(Base):
 
 
 class ChainBlock(Base):
-    """A block that was read and counted: a later look at its hash shows a reorganisation."""
+    """An indexed block: if its hash is another one later, a reorganisation has undone it."""
 
     __tablename__ = "chain_blocks"
 
@@ -58,7 +58,8 @@ class ChainBlock(Base):
 
 
 class ChainCursor(Base):
-    """How far the events of a contract have been read and counted. The block before is stored."""
+    """How far the events of a contract are indexed: the block before ``next_block`` is the last
+    indexed one, and is in chain_blocks."""
 
     __tablename__ = "chain_cursors"
 

@@ -12,12 +12,12 @@ The way out::
 
     request_withdrawal  user.available   → user.withdrawing
     cancel_withdrawal   user.withdrawing → user.available
-    withdrawn           user.withdrawing → chain.clearing
+    complete_withdrawal user.withdrawing → chain.clearing
 
 Each wallet has a spending cap that its owner signed: a hold commits to it, a release and what a
-capture leaves give it back. ``reverse`` undoes what the chain has taken back.
+capture leaves give it back. ``reverse`` undoes a posting whose event a reorganisation has undone.
 
-The database keeps the rules, not this code: triggers refuse a statement whose entries do not sum
+The database enforces the rules, not this code: triggers refuse a statement whose entries do not sum
 to zero, and every UPDATE and DELETE; CHECKs refuse a balance below zero and a cap exceeded; and a
 unique (kind, reference) makes every posting happen once, however often it is tried.
 """
@@ -41,7 +41,7 @@ from market.ledger.accounts import (
 from market.ledger.postings import capture, deposit, hold, release, settle
 from market.ledger.reversals import reverse
 from market.ledger.spending_caps import lower_cap, raise_cap
-from market.ledger.withdrawals import cancel_withdrawal, request_withdrawal, withdrawn
+from market.ledger.withdrawals import cancel_withdrawal, complete_withdrawal, request_withdrawal
 
 __all__ = [
     "BALANCES",
@@ -55,6 +55,7 @@ __all__ = [
     "cancel_withdrawal",
     "capture",
     "clearing",
+    "complete_withdrawal",
     "deposit",
     "held",
     "hold",
@@ -68,5 +69,4 @@ __all__ = [
     "settle",
     "shortfall",
     "withdrawing",
-    "withdrawn",
 ]

@@ -54,13 +54,13 @@ def paid(owner: str) -> Account:
 
 
 def clearing() -> Account:
-    """The escrow contract seen from here: minus everything that others have."""
+    """The escrow contract as the ledger sees it: minus the sum of all other accounts."""
     return Account(CHAIN, "clearing")
 
 
 def shortfall(wallet: str) -> Account:
-    """Minus what the contract let out, or took back, after the user had spent it. Until the user's
-    next deposit fills it, it is the platform's loss."""
+    """Minus what the contract paid out, or a reorganisation undid, after the user spent it: the
+    platform's loss, until the user's next deposit fills it."""
     return Account(wallet, "shortfall")
 
 

@@ -1,8 +1,8 @@
-"""Whether the ledger says what the escrow contract says, to the last base unit.
+"""Whether the ledger agrees with the escrow contract, to the last base unit.
 
-Both are read at one point: the last block whose events the ledger has read, and what the contract
-held then. A batch is what the two may know of at different times; it counts as the contract had it
-at that block, whether the ledger has posted it since or not yet.
+Both are compared at one block, the last whose events are in the ledger. Of a batch the two may know
+at different times: it counts as the contract had it at that block, whether or not the ledger has
+posted the batch.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,36 +19,40 @@ from market.ledger.invariants import Finding
 from market.money import ZERO, from_units, plain, to_units
 
 
-class Contract(Protocol):
-    """The escrow contract as it was at a block; amounts are base units, wallets in lower case."""
+class EscrowState(Protocol):
+    """What is read of the escrow contract; amounts are base units, wallets in lower case.
+
+    `market.escrow.reader.EscrowReader` is what production uses.
+    """
 
     @property
     def address(self) -> str: ...
 
     async def deposits(self, wallets: Collection[str], *, block: int) -> Mapping[str, int]: ...
 
-    async def earned(self, wallets: Collection[str], *, block: int) -> Mapping[str, int]: ...
+    async def earnings(self, wallets: Collection[str], *, block: int) -> Mapping[str, int]: ...
 
     async def total_deposits(self, *, block: int) -> int: ...
 
     async def fee_recipient(self, *, block: int) -> str: ...
 
-    async def settled(self, batches: Collection[str], *, block: int) -> Collection[str]: ...
+    async def settled_batches(self, batches: Collection[str], *, block: int) -> Collection[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
+class ExpectedState:
     """What the ledger expects of the contract at a block, in FAR by wallet."""
 
     block: int
     deposits: dict[str, Decimal]
-    earned: dict[str, Decimal]
+    earnings: dict[str, Decimal]
     open_batches: int
-    """Batches that are not posted yet, and of them those that the contract had settled."""
+    """How many batches are not posted yet."""
     settled_batches: int
+    """How many of them the contract had settled."""
 
 
-CHECKS = ("deposits_equal_chain", "earnings_equal_chain", "total_equals_chain")
+COMPARISONS = ("deposits_equal_chain", "earnings_equal_chain", "total_equals_chain")
 
 OPEN_BATCHES = text("SELECT id FROM settlements WHERE status NOT IN ('confirmed', 'replaced')")
 
@@ -67,7 +71,7 @@ DEPOSITS = text(
     """
 )
 
-EARNED = text(
+EARNINGS = text(
     """
     WITH ahead AS (
         SELECT inference_sessions.id, fee_far, CASE settlements.status
@@ -92,27 +96,27 @@ EARNED = text(
     ) AS money GROUP BY wallet
     """
 )
-"""The platform's fees are with whom the contract credited them to, which may be changed; what no
-event tells of is with its present recipient."""
+"""Earnings by wallet. A fee is the wallet's to which ``FeeCredited`` says that it was credited;
+fees without such an event stay under ``platform``."""
 
 
-async def expected(db: AsyncSession, contract: Contract) -> Books | None:
-    """What the contract should say, from one snapshot of the ledger; none if its events were never
-    read."""
+async def expected_state(db: AsyncSession, escrow: EscrowState) -> ExpectedState | None:
+    """What the ledger's snapshot expects of the contract; none if its events were never read."""
     next_block = await db.scalar(
-        select(ChainCursor.next_block).where(ChainCursor.contract == contract.address.lower())
+        select(ChainCursor.next_block).where(ChainCursor.contract == escrow.address.lower())
     )
     if next_block is None:
         return None
     block = next_block - 1
     unposted = (await db.scalars(OPEN_BATCHES)).all()
-    settled = await contract.settled(unposted, block=block)
-    given = {"block": block, "settled": list(settled)}
-    earned = await db.execute(EARNED, {**given, "contract": contract.address.lower()})
-    return Books(
+    settled = await escrow.settled_batches(unposted, block=block)
+    parameters = {"block": block, "settled": list(settled)}
+    deposits = await db.execute(DEPOSITS, parameters)
+    earnings = await db.execute(EARNINGS, {**parameters, "contract": escrow.address.lower()})
+    return ExpectedState(
         block=block,
-        deposits=_by_wallet((await db.execute(DEPOSITS, given)).mappings().all()),
-        earned=_by_wallet(earned.mappings().all()),
+        deposits=_by_wallet(deposits.mappings().all()),
+        earnings=_by_wallet(earnings.mappings().all()),
         open_batches=len(unposted),
         settled_batches=len(settled),
     )
@@ -122,18 +126,24 @@ def _by_wallet(rows: Collection[RowMapping]) -> dict[str, Decimal]:
     return {row["wallet"]: row["amount"] for row in rows}
 
 
-async def differences(books: Books, contract: Contract) -> list[Finding]:
-    """Where the contract says something else. Not one base unit is tolerated."""
-    block = books.block
-    earned = dict(books.earned)
-    recipient = await contract.fee_recipient(block=block)
-    earned[recipient] = earned.get(recipient, ZERO) + earned.pop(PLATFORM, ZERO)
-    total = {"all deposits": sum(books.deposits.values(), ZERO)}
-    total_on_chain = {"all deposits": await contract.total_deposits(block=block)}
+async def differences(expected: ExpectedState, escrow: EscrowState) -> list[Finding]:
+    """Where the contract differs from what the ledger expects, be it by one base unit.
+
+    Fees that no event says the recipient of are expected with the present one.
+    """
+    of_deposits, of_earnings, of_total = COMPARISONS
+    block = expected.block
+    earnings = dict(expected.earnings)
+    recipient = await escrow.fee_recipient(block=block)
+    earnings[recipient] = earnings.get(recipient, ZERO) + earnings.pop(PLATFORM, ZERO)
+    deposits = await escrow.deposits(expected.deposits, block=block)
+    earned = await escrow.earnings(earnings, block=block)
+    total = {"all deposits": sum(expected.deposits.values(), ZERO)}
+    total_deposits = {"all deposits": await escrow.total_deposits(block=block)}
     return [
-        *_compare(CHECKS[0], books.deposits, await contract.deposits(books.deposits, block=block)),
-        *_compare(CHECKS[1], earned, await contract.earned(earned, block=block)),
-        *_compare(CHECKS[2], total, total_on_chain),
+        *_compare(of_deposits, expected.deposits, deposits),
+        *_compare(of_earnings, earnings, earned),
+        *_compare(of_total, total, total_deposits),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Balance or cap too low."""
+"""A user's balance or spending cap is too low."""
 
 from mesh.errors import MeshError
 

@@ -1,4 +1,4 @@
-"""What must hold in the books, each rule as one query that finds where it does not.
+"""The ledger's invariants, each as one query that finds its violations.
 
 Every query gives rows of (subject, expected, found), and reads its tables once, however long they
 are.
@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One place where something that must hold does not."""
+    """One violation: what a check expected of a subject, and what it found.
+
+    ``check`` names the invariant, or the comparison with the contract.
+    """
 
     check: str
     subject: str
@@ -131,7 +134,7 @@ FROM contributions FULL JOIN shares USING (reference, owner)
 WHERE coalesce(contributions.amount, 0) <> coalesce(shares.amount, 0)
 """
 
-RULES = {
+INVARIANTS = {
     "transactions_sum_to_zero": TRANSACTIONS_SUM_TO_ZERO,
     "balances_equal_entries": BALANCES_EQUAL_ENTRIES,
     "none_below_zero": NONE_BELOW_ZERO,

@@ -1,5 +1,5 @@
-"""How money moves through a generation. Each movement returns whether it happened now, or had
-happened before."""
+"""How money moves through a generation. Each function returns whether it posted now; false if the
+same posting was made before."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -32,10 +32,10 @@ POST = text(
 async def deposit(db: AsyncSession, *, reference: str, wallet: str, amount: Decimal) -> bool:
     """Credit a confirmed deposit. ``reference``: transaction hash and log index.
 
-    It first fills what the wallet lacks. So a deposit that was spent, taken back by a
-    reorganisation and brought again is there once.
+    A deposit first fills the wallet's shortfall. So one that was spent, undone by a reorganisation
+    and is on the chain again is credited once.
     """
-    await spending_caps.lock(db, wallet)
+    await spending_caps.lock_wallet(db, wallet)
     filled = min(amount, -await balance(db, shortfall(wallet)))
     postings = {
         clearing(): -amount,
@@ -128,9 +128,10 @@ async def post(
     """Post one transaction, in one round trip; false if (kind, reference) was posted before.
 
     Args:
-        postings: FAR by account; zeros are left out.
-        wallet: Whose money this moves, if it is one user's: all that does so queues up.
-        committed: By how much this changes what counts against the wallet's spending cap, in FAR.
+        postings: FAR by account; zeros are skipped.
+        wallet: The user whose money this moves, if it is a user's. Postings of one wallet wait for
+            each other.
+        committed: Change of what counts against the wallet's spending cap, in FAR.
         occurrence: Which occurrence of an event a reversal undoes; else the database counts.
     """
     entries = [(account, amount) for account, amount in postings.items() if amount]

@@ -1,4 +1,4 @@
-"""Undoing what the chain has taken back, in a reorganisation deeper than we waited for."""
+"""Reversals of postings whose events a reorganisation has undone, deeper than we waited for."""
 
 from decimal import Decimal
 
@@ -8,25 +8,25 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market.ledger.accounts import Account, available, balance, shortfall, withdrawing
 from market.ledger.postings import post
 from market.ledger.tables import LedgerAccount, LedgerEntry, LedgerTransaction
-from market.ledger.withdrawals import balances_locked, raise_alarm, remember
+from market.ledger.withdrawals import lock_balances, report_shortfall, set_requested_amount
 from market.money import ZERO
 
 WITHDRAWALS = ("request_withdrawal", "cancel_withdrawal", "withdrawn")
 REVERSIBLE = ("deposit", "settle", *WITHDRAWALS)
-"""What comes from the chain. Holds, captures and releases are ours, and stay."""
+"""Kinds of transactions that follow the chain. Holds, captures and releases do not."""
 
 
 async def reverse(db: AsyncSession, *, kind: str, reference: str) -> bool:
     """Post the exact opposite of a posted transaction.
 
-    What the user has spent meanwhile cannot be taken back: the wallet lacks it from then on.
-    The same (kind, reference) can be posted again afterwards, when the chain brings it again.
-    Undo several in the opposite order.
+    What the user has spent meanwhile becomes the wallet's shortfall. Afterwards the same (kind,
+    reference) can be posted again, once its event is on the chain again. Several have to be
+    reversed in the opposite order of their postings.
 
-    Returns whether that happened now; false also if nothing was posted, or it was reversed before.
+    Returns whether the reversal was posted now; false also if there is nothing to reverse.
 
     Raises:
-        ValueError: a kind that does not come from the chain.
+        ValueError: a kind that does not follow the chain.
     """
     if kind not in REVERSIBLE:
         raise ValueError(f"{kind} does not come from the chain.")
@@ -44,7 +44,7 @@ async def reverse(db: AsyncSession, *, kind: str, reference: str) -> bool:
     wallet = owners.pop() if owners else None
     missing = ZERO
     if wallet is not None:
-        missing = await _limit_to_what_is_there(db, wallet, postings)
+        missing = await _clamp_to_balances(db, wallet, postings)
     posted = await post(
         db,
         "reverse",
@@ -54,10 +54,10 @@ async def reverse(db: AsyncSession, *, kind: str, reference: str) -> bool:
         occurrence=original.occurrence,
     )
     if posted and wallet is not None:
-        raise_alarm(missing, reference=reference, wallet=wallet)
+        report_shortfall(missing, reference=reference, wallet=wallet)
         if kind in WITHDRAWALS:
-            _, waiting = await balances_locked(db, wallet)
-            await remember(db, wallet, waiting)
+            _, set_aside = await lock_balances(db, wallet)
+            await set_requested_amount(db, wallet, set_aside)
     return posted
 
 
@@ -70,23 +70,25 @@ async def _opposite(db: AsyncSession, original: LedgerTransaction) -> dict[Accou
     return {Account(owner, kind): -amount for owner, kind, amount in rows}
 
 
-async def _limit_to_what_is_there(
+async def _clamp_to_balances(
     db: AsyncSession, wallet: str, postings: dict[Account, Decimal]
 ) -> Decimal:
-    """Change the postings so that no balance of the user's falls below zero; returns what the
-    wallet lacks then and did not before. What one of the two accounts lacks, the other gives
-    first; what is there fills the shortfall."""
-    free, waiting = await balances_locked(db, wallet)
+    """Change the postings so that neither the available nor the withdrawing balance falls below
+    zero: each first gives what the other lacks, and what is then left fills the shortfall.
+
+    Returns by how many FAR the shortfall grows.
+    """
+    free, set_aside = await lock_balances(db, wallet)
     before = await balance(db, shortfall(wallet))
     free += postings.get(available(wallet), ZERO)
-    waiting += postings.get(withdrawing(wallet), ZERO)
+    set_aside += postings.get(withdrawing(wallet), ZERO)
     lacking = before + postings.get(shortfall(wallet), ZERO)
-    net = free + waiting + lacking
+    net = free + set_aside + lacking
     left = max(ZERO, net)
     left_free = min(left, max(ZERO, free))
     for account, amount in (
         (available(wallet), left_free - free),
-        (withdrawing(wallet), left - left_free - waiting),
+        (withdrawing(wallet), left - left_free - set_aside),
         (shortfall(wallet), min(ZERO, net) - lacking),
     ):
         postings[account] = postings.get(account, ZERO) + amount

@@ -10,8 +10,8 @@ from market.ledger.tables import SpendingCap
 
 
 async def raise_cap(db: AsyncSession, *, wallet: str, maximum: Decimal) -> None:
-    """The user signed a higher cap, in FAR. A lower one than the present changes nothing, so an
-    event may be read twice."""
+    """Set a cap that the user has raised, in FAR. One that is lower than the present cap changes
+    nothing, so an event may be read twice."""
     cap = insert(SpendingCap).values(wallet=wallet, signed=maximum, maximum=maximum)
     signed = func.greatest(SpendingCap.signed, maximum)
     await db.execute(
@@ -23,8 +23,8 @@ async def raise_cap(db: AsyncSession, *, wallet: str, maximum: Decimal) -> None:
 
 
 async def lower_cap(db: AsyncSession, *, wallet: str, maximum: Decimal) -> None:
-    """The user lowered the cap, in FAR. What is committed by now may still be debited; nothing
-    new may be held beyond the new cap, also when some of that is released."""
+    """Set a cap that the user has lowered, in FAR. What is committed by now may still be debited;
+    no hold may commit more than the new cap, also after some of that is released."""
     cap = insert(SpendingCap).values(wallet=wallet, signed=maximum, maximum=maximum)
     await db.execute(
         cap.on_conflict_do_update(
@@ -37,7 +37,7 @@ async def lower_cap(db: AsyncSession, *, wallet: str, maximum: Decimal) -> None:
     )
 
 
-async def lock(db: AsyncSession, wallet: str) -> None:
+async def lock_wallet(db: AsyncSession, wallet: str) -> None:
     """Let nothing else move this wallet's money until the transaction ends."""
     await db.execute(insert(SpendingCap).values(wallet=wallet).on_conflict_do_nothing())
     await db.execute(

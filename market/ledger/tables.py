@@ -35,9 +35,9 @@ class LedgerAccount(Base):
     kind: Mapped[str] = mapped_column(String(20))
 
 
-class LedgerPart(Base):
-    """A balance, or a part of one: accounts that everybody pays into have several rows, so that
-    transactions need not wait for each other. Only triggers write here.
+class BalanceShard(Base):
+    """A balance, or a shard of one: accounts that everybody pays into have several rows, so that
+    transactions do not wait for each other. Only triggers write here.
 
     ``may_be_negative``: the chain's clearing account, which mirrors what the escrow contract holds
     for everyone else, and the platform's shortfall.
@@ -57,8 +57,8 @@ class LedgerPart(Base):
 class LedgerTransaction(Base):
     """A set of entries that sums to zero. (``kind``, ``reference``) can be posted once.
 
-    ``occurrence`` grows where the chain took an event back and brought it again: the database
-    takes the next one only when the last was reversed.
+    ``occurrence`` counts the times that an event came onto the chain: after a reorganisation it may
+    come again, and the database takes the next one only when the last was reversed.
     """
 
     __tablename__ = "ledger_transactions"
@@ -104,8 +104,8 @@ class LedgerEntry(Base):
 
 
 class SpendingCap(Base):
-    """What a wallet's owner has told the contract: how much may be debited from it, ever, and what
-    is to be paid out. No row: nothing may be debited.
+    """What a wallet's owner has set at the contract: how much may be debited, ever, and what is to
+    be paid out. No row: nothing may be debited.
 
     ``committed``: all that was captured from the wallet, ever, and what is held now. ``signed``:
     the cap; a hold has to stay within it. ``maximum``: the same, or what was committed when the

@@ -1,8 +1,8 @@
 """How money leaves: users ask the contract for it, wait, and take it.
 
-The contract knows nothing of holds. So what was asked for is set aside here at once, as far as it
-is there, and remembered whole: until it is out or the request is taken back, a hold has to leave
-that much, also of money that a release or a deposit brings meanwhile.
+The contract knows nothing of holds. So what a user asks for is set aside here at once, as far as it
+is available, and the amount of the request is stored: until it is paid out or cancelled, a hold has
+to leave that much, also of money that a release or a deposit brings meanwhile.
 """
 
 from decimal import Decimal
@@ -29,30 +29,32 @@ async def request_withdrawal(
     Sets aside what is available of it. ``reference``: transaction hash and log index. Returns
     whether that happened now, or had happened before.
     """
-    free, waiting = await balances_locked(db, wallet)
-    moved = min(amount, free + waiting) - waiting
+    free, set_aside = await lock_balances(db, wallet)
+    moved = min(amount, free + set_aside) - set_aside
     postings = {available(wallet): -moved, withdrawing(wallet): moved}
     posted = await post(db, "request_withdrawal", reference, postings, wallet=wallet)
     if posted:
-        await remember(db, wallet, amount)
+        await set_requested_amount(db, wallet, amount)
     return posted
 
 
 async def cancel_withdrawal(db: AsyncSession, *, reference: str, wallet: str) -> bool:
-    """The user took the request back: what was set aside is available again.
+    """The user cancelled the request: what was set aside is available again.
 
     ``reference``: transaction hash and log index. Returns whether that happened now, or had
     happened before.
     """
-    _, waiting = await balances_locked(db, wallet)
-    postings = {withdrawing(wallet): -waiting, available(wallet): waiting}
+    _, set_aside = await lock_balances(db, wallet)
+    postings = {withdrawing(wallet): -set_aside, available(wallet): set_aside}
     posted = await post(db, "cancel_withdrawal", reference, postings, wallet=wallet)
     if posted:
-        await remember(db, wallet, ZERO)
+        await set_requested_amount(db, wallet, ZERO)
     return posted
 
 
-async def withdrawn(db: AsyncSession, *, reference: str, wallet: str, amount: Decimal) -> bool:
+async def complete_withdrawal(
+    db: AsyncSession, *, reference: str, wallet: str, amount: Decimal
+) -> bool:
     """The contract paid ``amount`` FAR out to the user, which ends the request.
 
     It is taken from what was set aside, then from what is available. What is still missing the
@@ -61,38 +63,38 @@ async def withdrawn(db: AsyncSession, *, reference: str, wallet: str, amount: De
     ``reference``: transaction hash and log index. Returns whether that happened now, or had
     happened before.
     """
-    free, waiting = await balances_locked(db, wallet)
-    missing = max(ZERO, amount - waiting - free)
+    free, set_aside = await lock_balances(db, wallet)
+    missing = max(ZERO, amount - set_aside - free)
     postings = {
         clearing(): amount,
-        withdrawing(wallet): -waiting,
-        available(wallet): waiting - amount + missing,
+        withdrawing(wallet): -set_aside,
+        available(wallet): set_aside - amount + missing,
         shortfall(wallet): -missing,
     }
     posted = await post(db, "withdrawn", reference, postings, wallet=wallet)
     if posted:
-        await remember(db, wallet, ZERO)
-        raise_alarm(missing, reference=reference, wallet=wallet)
+        await set_requested_amount(db, wallet, ZERO)
+        report_shortfall(missing, reference=reference, wallet=wallet)
     return posted
 
 
-async def balances_locked(db: AsyncSession, wallet: str) -> tuple[Decimal, Decimal]:
+async def lock_balances(db: AsyncSession, wallet: str) -> tuple[Decimal, Decimal]:
     """What is available and what is set aside, in FAR; neither changes until the transaction
     ends, except by the transaction itself."""
-    await spending_caps.lock(db, wallet)
+    await spending_caps.lock_wallet(db, wallet)
     found = await balances_of(db, wallet)
     return found.get("available", ZERO), found.get("withdrawing", ZERO)
 
 
-async def remember(db: AsyncSession, wallet: str, amount: Decimal) -> None:
-    """How much the user has asked for and not got, in FAR; holds have to leave that."""
+async def set_requested_amount(db: AsyncSession, wallet: str, amount: Decimal) -> None:
+    """Store how much the user has asked for and not been paid, in FAR; holds have to leave that."""
     await db.execute(
         update(SpendingCap).where(SpendingCap.wallet == wallet).values(withdrawal=amount)
     )
 
 
-def raise_alarm(missing: Decimal, *, reference: str, wallet: str) -> None:
-    """Say loudly that money which the ledger counted on is gone, if some is."""
+def report_shortfall(missing: Decimal, *, reference: str, wallet: str) -> None:
+    """Log and count FAR that the ledger counted on and that is gone, if any is."""
     if missing > 0:
         metrics.shortfall.inc(float(missing))
         log.error(

@@ -1,1 +1,1 @@
-"""What a batch consists of."""
+"""What a settlement batch consists of."""

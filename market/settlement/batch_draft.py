@@ -1,21 +1,22 @@
-"""What a batch is made of. Pure: nothing is read or written."""
+"""Generations netted into one batch. Pure: nothing is read or written."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from market.escrow.reader import Batch
+from market.escrow.settle_call import Batch
 from market.jobs.tables import Job
 from market.money import ZERO, to_units
 from market.settlement.errors import SettlementMismatch
+from market.settlement.tables import Settlement
 from market.settlement.usage_lines import Contributions, usage_lines
 from market.settlement.usage_tree import Usage, UsageTree
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """A batch that is not written yet."""
+class BatchDraft:
+    """A batch that is not in the database yet, and what it was made from."""
 
     jobs: Sequence[Job]
     usage: UsageTree
@@ -23,18 +24,18 @@ class Draft:
     content: Batch
 
 
-def make_draft(
+def draft_batch(
     jobs: Sequence[Job],
     contributions: Contributions,
     *,
     chain_id: int,
     contract: str,
     fee_recipient: str,
-) -> Draft:
-    """Net generations into one batch, and name it by its content.
+) -> BatchDraft:
+    """Net generations into one batch, whose id is the hash of its content.
 
     Raises:
-        SettlementMismatch: a generation's parts are not its cost. Nothing may be paid on that.
+        SettlementMismatch: a generation's shares and fee do not sum to its cost.
     """
     debits: dict[str, int] = {}
     credits: dict[str, int] = {}
@@ -43,32 +44,47 @@ def make_draft(
         cost, fee = to_units(job.total_cost_far or ZERO), to_units(job.fee_far or ZERO)
         debits[job.user_wallet] = debits.get(job.user_wallet, 0) + cost
         fees += fee
-        shared = 0
-        for part in contributions.get(job.id, ()):
-            units = to_units(part.payment_far)
-            shared += units
+        shares = 0
+        for contribution in contributions.get(job.id, ()):
+            units = to_units(contribution.payment_far)
+            shares += units
             if units:
-                credits[part.wallet_address] = credits.get(part.wallet_address, 0) + units
-        if shared + fee != cost:
+                credits[contribution.wallet_address] = (
+                    credits.get(contribution.wallet_address, 0) + units
+                )
+        if shares + fee != cost:
             raise SettlementMismatch(
-                f"Generation {job.request_id} cost {cost} units, but its parts are {shared} and "
+                f"Generation {job.request_id} cost {cost} units, but its parts are {shares} and "
                 f"its fee is {fee}."
             )
-    usage = UsageTree.over(usage_lines(jobs, contributions, fee_recipient))
-    content = _named(chain_id, contract, debits, credits, fees, usage)
-    return Draft(jobs=jobs, usage=usage, fee_recipient=fee_recipient, content=content)
+    usage = UsageTree.from_lines(usage_lines(jobs, contributions, fee_recipient))
+    content = _content_addressed(chain_id, contract, debits, credits, fees, usage)
+    return BatchDraft(jobs=jobs, usage=usage, fee_recipient=fee_recipient, content=content)
 
 
-def empty_draft(last: int, *, chain_id: int, contract: str, fee_recipient: str) -> Draft:
-    """A batch that pays nobody. Its one line tells it from others: of the time ``last`` (Unix
-    seconds) at which the batch before was settled."""
-    line = Usage(last.to_bytes(32, "big"), fee_recipient, fee_recipient, 0, 0)
-    usage = UsageTree.over([line])
-    content = _named(chain_id, contract, {}, {}, 0, usage)
-    return Draft(jobs=(), usage=usage, fee_recipient=fee_recipient, content=content)
+def draft_keepalive_batch(
+    last_settled_at: int, *, chain_id: int, contract: str, fee_recipient: str
+) -> BatchDraft:
+    """A batch that pays nobody. Its one line names the time, in Unix seconds, at which the batch
+    before it was settled, so that no two such batches have the same id."""
+    line = Usage(last_settled_at.to_bytes(32, "big"), fee_recipient, fee_recipient, 0, 0)
+    usage = UsageTree.from_lines([line])
+    content = _content_addressed(chain_id, contract, {}, {}, 0, usage)
+    return BatchDraft(jobs=(), usage=usage, fee_recipient=fee_recipient, content=content)
 
 
-def _named(
+def stored_batch(row: Settlement) -> Batch:
+    """The batch of a row of the database."""
+    return Batch(
+        id=row.id,
+        debits={wallet: int(units) for wallet, units in row.debits.items()},
+        credits={wallet: int(units) for wallet, units in row.credits.items()},
+        fee=int(row.fee_units),
+        usage_root=row.usage_root or "0x" + bytes(32).hex(),
+    )
+
+
+def _content_addressed(
     chain_id: int,
     contract: str,
     debits: Mapping[str, int],
@@ -90,15 +106,19 @@ def _named(
     return Batch(id=f"0x{digest}", debits=debits, credits=credits, fee=fee, usage_root=root)
 
 
-def fitting(jobs: Sequence[Job], contributions: Contributions, max_lines: int) -> list[Job]:
-    """As many of the first generations as have at most so many users and providers together; one
-    in any case."""
+def within_line_limit(
+    jobs: Sequence[Job], contributions: Contributions, max_lines: int
+) -> list[Job]:
+    """The first generations that together have at most ``max_lines`` users and providers; at least
+    one generation."""
     users: set[str] = set()
     providers: set[str] = set()
     chosen: list[Job] = []
     for job in jobs:
         users.add(job.user_wallet)
-        providers.update(part.wallet_address for part in contributions.get(job.id, ()))
+        providers.update(
+            contribution.wallet_address for contribution in contributions.get(job.id, ())
+        )
         if chosen and len(users) + len(providers) > max_lines:
             break
         chosen.append(job)

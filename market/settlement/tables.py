@@ -1,4 +1,4 @@
-"""What was read of the contract's events, and what was sent to it."""
+"""Batches, their signed transactions and nonces, and pauses."""
 
 import datetime as dt
 from decimal import Decimal
@@ -27,9 +27,9 @@ class Settlement(Base):
 
     ``id`` is the hash of the content, and the contract takes each id once. ``debits`` and
     ``credits`` map wallets to base units (as strings: JSON numbers are floats to some readers).
-    A reorganization takes ``mined`` back to ``signed``, and ``confirmed`` as well where it goes
+    A reorganization brings ``mined`` back to ``signed``, and ``confirmed`` as well where it goes
     deeper than what counted as final. A batch that the contract would refuse is replaced: its
-    generations go into others.
+    generations go into other batches.
     """
 
     __tablename__ = "settlements"
@@ -71,7 +71,7 @@ class Settlement(Base):
     again."""
 
 
-class StoredTree(Base):
+class StoredUsageTree(Base):
     """The nodes of a batch's usage tree, so that a receipt's proof need not hash all of its lines:
     64 bytes a line."""
 

@@ -1,4 +1,4 @@
-"""The lines of a batch's usage tree, from what the database has of its generations."""
+"""The lines of a batch's usage tree, from the generations that are in it."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, to_units
 from market.settlement.errors import UsageUnproven
-from market.settlement.tables import Settlement, StoredTree
+from market.settlement.tables import Settlement, StoredUsageTree
 from market.settlement.usage_tree import Usage, UsageTree, request_id_of
 
 Contributions = Mapping[uuid.UUID, Sequence[NodeContribution]]
@@ -23,25 +23,27 @@ def usage_lines(
     lines = []
     for job in jobs:
         request = request_id_of(job.id)
-        for part in contributions.get(job.id, ()):
-            units = to_units(part.payment_far)
-            tokens = part.tokens_contributed
-            lines.append(Usage(request, job.user_wallet, part.wallet_address, tokens, units))
+        for contribution in contributions.get(job.id, ()):
+            units = to_units(contribution.payment_far)
+            tokens = contribution.tokens_contributed
+            lines.append(
+                Usage(request, job.user_wallet, contribution.wallet_address, tokens, units)
+            )
         fee = to_units(job.fee_far or ZERO)
         lines.append(Usage(request, job.user_wallet, fee_recipient, 0, fee))
     return lines
 
 
 async def contributions_of(db: AsyncSession, jobs: Sequence[Job]) -> Contributions:
-    """Who served what of these generations."""
+    """Who served which part of these generations."""
     found: dict[uuid.UUID, list[NodeContribution]] = {}
-    parts = await db.scalars(
+    rows = await db.scalars(
         select(NodeContribution)
         .where(NodeContribution.session_id.in_([job.id for job in jobs]))
         .order_by(NodeContribution.id)
     )
-    for part in parts:
-        found.setdefault(part.session_id, []).append(part)
+    for contribution in rows:
+        found.setdefault(contribution.session_id, []).append(contribution)
     return found
 
 
@@ -51,7 +53,9 @@ async def tree_of(db: AsyncSession, batch: Settlement) -> UsageTree:
     Raises:
         UsageUnproven: there is none, or its root is not the batch's.
     """
-    nodes = await db.scalar(select(StoredTree.nodes).where(StoredTree.settlement_id == batch.id))
+    nodes = await db.scalar(
+        select(StoredUsageTree.nodes).where(StoredUsageTree.settlement_id == batch.id)
+    )
     if not nodes or "0x" + (tree := UsageTree(nodes)).root.hex() != batch.usage_root:
         raise UsageUnproven(f"The tree of batch {batch.id} is not the one that was settled.")
     return tree

@@ -1,7 +1,7 @@
 """What a batch paid for, line by line, under one hash: the usage tree.
 
 The contract keeps the root. Whoever has a line and its proof can show that the batch paid it, and
-the operator cannot settle one thing and tell another. Leaves and tree are those of OpenZeppelin's
+the operator cannot settle one thing and claim another. Leaves and tree are those of OpenZeppelin's
 standard Merkle tree, which the contract's ``verifyUsage`` checks: leaves are hashed twice, so that
 no inner node passes for one, and sorted, so that the order of the lines does not matter.
 """
@@ -14,15 +14,15 @@ from typing import NamedTuple
 from eth_abi.abi import encode
 from eth_utils.crypto import keccak
 
-TYPES = ("bytes32", "address", "address", "uint256", "uint256")
-"""Of the contract's struct ``Usage``, in its order."""
+USAGE_TYPES = ("bytes32", "address", "address", "uint256", "uint256")
+"""ABI types of the fields of the contract's struct ``Usage``."""
 
-HASH = 32
-"""Bytes of a node."""
+HASH_BYTES = 32
+"""Size of a node."""
 
 
 class Usage(NamedTuple):
-    """What one request paid one provider. The platform's fee is a line as well, of no tokens."""
+    """One line: what one request paid one provider. The platform's fee is a line of no tokens."""
 
     request_id: bytes
     """32 bytes; see :func:`request_id_of`."""
@@ -41,16 +41,17 @@ class UsageTree:
     """
 
     def __init__(self, nodes: bytes) -> None:
-        """``nodes`` are those of a tree that :meth:`over` made."""
+        """``nodes`` are those of a tree that :meth:`from_lines` made."""
         self.nodes = nodes
 
     @classmethod
-    def over(cls, lines: Iterable[Usage]) -> "UsageTree":
-        """
+    def from_lines(cls, lines: Iterable[Usage]) -> "UsageTree":
+        """The tree over these lines.
+
         Raises:
             ValueError: there is no line.
         """
-        leaves = sorted(map(leaf, lines), reverse=True)
+        leaves = sorted(map(leaf_hash, lines), reverse=True)
         if not leaves:
             raise ValueError("A batch without lines has no usage tree.")
         nodes = [b""] * (len(leaves) - 1) + leaves
@@ -59,8 +60,8 @@ class UsageTree:
         return cls(b"".join(nodes))
 
     def __len__(self) -> int:
-        """How many lines it is over."""
-        return (len(self.nodes) // HASH + 1) // 2
+        """How many lines the tree has."""
+        return (len(self.nodes) // HASH_BYTES + 1) // 2
 
     @property
     def root(self) -> bytes:
@@ -74,36 +75,36 @@ class UsageTree:
             LookupError: the batch has no such line.
         """
         rising = range(2 * len(self) - 2, len(self) - 2, -1)
-        wanted = leaf(line)
+        wanted = leaf_hash(line)
         rank = bisect_left(rising, wanted, key=self._node)
         if rank == len(rising) or self._node(rising[rank]) != wanted:
             raise LookupError("The batch has no such line.")
-        place = rising[rank]
+        node = rising[rank]
         siblings = []
-        while place:
-            siblings.append(self._node(place + 1 if place % 2 else place - 1))
-            place = (place - 1) // 2
+        while node:
+            siblings.append(self._node(node + 1 if node % 2 else node - 1))
+            node = (node - 1) // 2
         return siblings
 
-    def _node(self, place: int) -> bytes:
-        return self.nodes[place * HASH : (place + 1) * HASH]
+    def _node(self, index: int) -> bytes:
+        return self.nodes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
 
 
-def verify(root: bytes, line: Usage, proof: Sequence[bytes]) -> bool:
+def verify_proof(root: bytes, line: Usage, proof: Sequence[bytes]) -> bool:
     """Whether the line is under the root, as the contract would decide."""
-    node = leaf(line)
+    node = leaf_hash(line)
     for sibling in proof:
         node = _pair(node, sibling)
     return node == root
 
 
-def leaf(line: Usage) -> bytes:
-    """The line's place in the tree: its ABI encoding, hashed twice."""
-    return keccak(keccak(encode(TYPES, line)))
+def leaf_hash(line: Usage) -> bytes:
+    """The tree's leaf for a line: its ABI encoding, hashed twice."""
+    return keccak(keccak(encode(USAGE_TYPES, line)))
 
 
 def request_id_of(session: uuid.UUID) -> bytes:
-    """The id under which the chain knows a generation: its session's number, as 32 bytes."""
+    """A generation's id on the chain: its UUID as 32 bytes."""
     return session.int.to_bytes(32, "big")
 
 

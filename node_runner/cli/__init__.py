@@ -57,7 +57,7 @@ def main(
         return  # shows and mends what may be wrong
     commands = getattr(context.command, "commands", {})
     try:
-        values = settings.read(file, start.settings(commands["start"]))
-    except settings.BadConfig as error:
+        values = settings.read(file, start.known_settings(commands["start"]))
+    except settings.InvalidConfig as error:
         raise fail(str(error)) from None
     context.default_map = dict.fromkeys(commands, values)

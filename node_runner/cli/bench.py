@@ -14,8 +14,8 @@ from mesh.errors import MeshError
 from mesh.model.config import named
 from node_runner.cli import credentials, options
 from node_runner.cli.console import console, errors, fail
-from node_runner.platform_client.http import ask, client
-from node_runner.platform_client.registration import PlatformError
+from node_runner.platform_client.errors import PlatformError
+from node_runner.platform_client.http import client, request
 
 LAYERS = 2
 """What is measured, where nothing else is asked for: all layers of a model take the same time."""
@@ -45,7 +45,9 @@ def bench(
     from node_runner.machine import devices
 
     try:
-        chosen = devices.pick(next(iter(device or [f"cuda:{each}" for each in gpu or []]), "auto"))
+        chosen = devices.pick_device(
+            next(iter(device or [f"cuda:{each}" for each in gpu or []]), "auto")
+        )
         number = devices.pick_dtype(dtype, chosen)
         config = _config(model, discovery, path)
     except (ValueError, PlatformError) as error:
@@ -56,7 +58,7 @@ def bench(
     local = path is not None and Path(path).is_dir()
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(console=errors, transient=True, disable=as_json))
-        bar = progress.add_task(escape(f"{model} on {devices.name_of(chosen)}"), total=1.0)
+        bar = progress.add_task(escape(f"{model} on {devices.device_name(chosen)}"), total=1.0)
         try:
             folder = path or ""
             if not local:
@@ -68,14 +70,14 @@ def bench(
                 dtype=number,
                 quantization=quantization,
                 seconds=seconds,
-                tick=lambda share: progress.update(bar, completed=share),
+                on_progress=lambda share: progress.update(bar, completed=share),
             )
         except MeshError as error:
             raise fail(error.detail) from None
     one, several = speed.tokens(total)
     figures: dict[str, Any] = {
         "model": model,
-        "device": devices.name_of(chosen),
+        "device": devices.device_name(chosen),
         "dtype": str(number).removeprefix("torch."),
         "quantization": quantization,
         "weights": "the model's own" if local else "random, in the model's shape",
@@ -122,9 +124,9 @@ def _config(model: str, discovery: str | None, path: str | None) -> dict[str, An
     """The model's configuration, from a folder or from the platform."""
     if path is not None and Path(path).is_dir():
         return dict(json.loads((Path(path) / "config.json").read_text()))
-    login = credentials.the_login()
-    url = discovery or (login and login.discovery)
+    login = credentials.saved_login()
+    url = credentials.platform_of(discovery, login)
     if url is None:
         raise fail("Which platform? far-node login first, or --discovery URL, or --path FOLDER.")
     with client(url) as http:
-        return dict(ask(http, "GET", f"/api/discovery/config/{model}"))
+        return request(http, "GET", f"/api/discovery/config/{model}")

@@ -52,7 +52,7 @@ def _checked(context: typer.Context, name: str) -> tuple[str, bool]:
 
 def _known(context: typer.Context) -> dict[str, bool]:
     root: Any = context.find_root().command
-    return start.settings(root.commands["start"])
+    return start.known_settings(root.commands["start"])
 
 
 def _typed(text: str) -> settings.Value:

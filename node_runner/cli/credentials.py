@@ -1,4 +1,4 @@
-"""Which wallet is paid, where, and what proves it: a login, or a key that lies here."""
+"""Which wallet is paid, and what proves it: a login, or a key file."""
 
 import os
 import sys
@@ -13,7 +13,8 @@ from node_runner.machine import keystore, login_file
 
 @dataclass(frozen=True, slots=True)
 class WalletProof:
-    """``secret``: the wallet's private key, or the machine's token."""
+    """A wallet, the platform's URL, and ``secret``: the wallet's private key, or the machine's
+    token."""
 
     wallet: str
     discovery: str | None
@@ -23,17 +24,19 @@ class WalletProof:
 def choose(
     wallet: str | None, discovery: str | None, keyfile: Path | None, *, lookup: bool = False
 ) -> WalletProof:
-    """What to register with. A key file outweighs a login. ``lookup``: the platform's URL need not
-    be known, since the DHT tells it."""
-    login = the_login()
-    discovery = discovery or (login and login.discovery)
+    """What to register with. A key file outweighs a login.
+
+    ``lookup``: the platform's URL need not be known, since the DHT has it.
+    """
+    login = saved_login()
+    discovery = platform_of(discovery, login)
     if discovery is None and not (lookup and keyfile):
         raise fail(
             "Which platform? Run far-node login --discovery URL, or give --keyfile and --discovery."
         )
     if keyfile is not None:
         key = unlock(keyfile)
-        owner = keystore.address(key)
+        owner = keystore.wallet_address(key)
         if wallet is not None and owner.lower() != wallet.lower():
             raise fail(f"{keyfile} belongs to {owner}, not to --wallet {wallet}.")
         return WalletProof(owner, discovery, key)
@@ -54,11 +57,16 @@ def choose(
     return WalletProof(login.wallet_address, login.discovery, login.token)
 
 
-def the_login() -> login_file.MachineLogin | None:
+def saved_login() -> login_file.MachineLogin | None:
     try:
         return login_file.load()
     except login_file.LoginFailed as error:
         raise fail(str(error)) from None
+
+
+def platform_of(discovery: str | None, login: login_file.MachineLogin | None) -> str | None:
+    """The platform's URL: as given, else of the login."""
+    return discovery or (None if login is None else login.discovery)
 
 
 def unlock(keyfile: Path) -> bytes:
@@ -70,5 +78,5 @@ def unlock(keyfile: Path) -> bytes:
         os.environ["FAR_NODE_PASSWORD"] = password
     try:
         return keystore.unlock(keyfile, password or "")
-    except keystore.CannotUnlock as error:
+    except keystore.KeystoreError as error:
         raise fail(str(error)) from None

@@ -13,11 +13,11 @@ from rich.table import Table
 from mesh.errors import MeshError
 from node_runner.cli import credentials, options
 from node_runner.cli.console import console, errors, fail
+from node_runner.platform_client.errors import PlatformError
 from node_runner.platform_client.http import client
-from node_runner.platform_client.registration import PlatformError
 
-SECONDS = 3.0
-"""Of each model, to measure."""
+SECONDS_PER_MODEL = 3.0
+"""Time in which each model is measured."""
 
 MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]FAIL[/]"}
 
@@ -38,82 +38,79 @@ def doctor(
     """
     import torch  # takes seconds, which `far-node --help` should not
 
-    from node_runner.diagnostics import (
-        doctor_checks,
-        earnings_estimate,
-    )
+    from node_runner.diagnostics import doctor_checks, earnings_estimate
     from node_runner.machine import devices
 
     torch.set_num_threads(threads)
-    login = credentials.the_login()
-    url = discovery or (login and login.discovery)
-    found = list(doctor_checks.machine(Path(cache)))
-    found.append(doctor_checks.login(login))
-    offered: list[earnings_estimate.EarningsEstimate] = []
+    login = credentials.saved_login()
+    url = credentials.platform_of(discovery, login)
+    checks = list(doctor_checks.machine(Path(cache)))
+    checks.append(doctor_checks.login(login))
+    estimates: list[earnings_estimate.EarningsEstimate] = []
     if url is None:
-        found.append(doctor_checks.NO_PLATFORM)
+        checks.append(doctor_checks.NO_PLATFORM)
     else:
         try:
-            chosen = devices.pick(
+            chosen = devices.pick_device(
                 next(iter(device or [f"cuda:{each}" for each in gpu or []]), "auto")
             )
             number = devices.pick_dtype(dtype, chosen)
             with client(url) as http:
-                found += doctor_checks.network(http)
-                if all(check.state != "fail" for check in found if check.name == "platform"):
+                checks += doctor_checks.network(http)
+                if all(check.state != "fail" for check in checks if check.name == "platform"):
                     with errors.status("Measuring what this device could serve"):
-                        offered = list(
+                        estimates = list(
                             earnings_estimate.estimates(
-                                http, chosen, number, seconds=0 if quick else SECONDS
+                                http, chosen, number, seconds=0 if quick else SECONDS_PER_MODEL
                             )
                         )
         except (ValueError, PlatformError, MeshError) as error:
             raise fail(str(error)) from None
-    healthy = all(check.state != "fail" for check in found)
+    healthy = all(check.state != "fail" for check in checks)
     if as_json:
         shown = {
             "healthy": healthy,
-            "checks": [asdict(check) for check in found],
-            "models": [_plain(offer) for offer in offered],
+            "checks": [asdict(check) for check in checks],
+            "models": [_plain(estimate) for estimate in estimates],
         }
         console.print_json(json.dumps(shown))
     else:
-        _show(found, offered)
+        _show(checks, estimates)
     raise typer.Exit(0 if healthy else 1)
 
 
-def _plain(offer: Any) -> dict[str, Any]:
+def _plain(estimate: Any) -> dict[str, Any]:
     return {
         name: str(value) if isinstance(value, Decimal) else value
-        for name, value in asdict(offer).items()
+        for name, value in asdict(estimate).items()
     }
 
 
-def _show(found: list[Any], offered: list[Any]) -> None:
+def _show(checks: list[Any], estimates: list[Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
-    for check in found:
+    for check in checks:
         hint = f"\n[dim]{escape(check.hint)}[/]" if check.hint else ""
         table.add_row(MARKS[check.state], check.name, escape(check.found) + hint)
     console.print(table)
-    if not offered:
+    if not estimates:
         return
     console.print()
     models = Table(box=None, pad_edge=False)
     models.add_column("model")
     for heading in ("layers", "fit in 16 bits", "int8", "nf4", "layers/s", "FAR an hour, at most"):
         models.add_column(heading, justify="right")
-    for offer in offered:
-        fits = [str(offer.fits.get(each, "-")) for each in ("none", "int8", "nf4")]
+    for estimate in estimates:
+        fits = [str(estimate.fits.get(each, "-")) for each in ("none", "int8", "nf4")]
         models.add_row(
-            escape(offer.model_id),
-            str(offer.layers),
+            escape(estimate.model_id),
+            str(estimate.layers),
             *fits,
-            "-" if offer.decode is None else f"{offer.decode:,.0f}",
-            "-" if offer.per_hour is None else f"{offer.per_hour:.4f}",
+            "-" if estimate.decode is None else f"{estimate.decode:,.0f}",
+            "-" if estimate.per_hour is None else f"{estimate.per_hour:.4f}",
         )
     console.print(models)
     console.print(
-        "[dim]Layers beside KV room for 16,384 positions. FAR an hour: if this device decodes one "
+        "[dim]Layers beside KV for 16,384 positions. FAR an hour: if this device decodes one "
         "generation after another without a pause, at the price now, before the platform's fee; "
         "measured with random weights, not quantized. Several generations at once earn more, and "
         "waiting for work nothing.[/]"

@@ -14,8 +14,8 @@ from node_runner.cli import credentials, options
 from node_runner.cli.console import console, fail
 from node_runner.machine import login_file
 from node_runner.platform_client import device_login
+from node_runner.platform_client.errors import PlatformError
 from node_runner.platform_client.http import client
-from node_runner.platform_client.registration import PlatformError
 
 
 def login(
@@ -33,31 +33,31 @@ def login(
     On a server without a browser [bold]far-node login --keyfile wallet.json[/] signs by itself;
     the file is not needed after that.
     """
-    before = credentials.the_login()
-    url = discovery or (before and before.discovery)
+    previous = credentials.saved_login()
+    url = credentials.platform_of(discovery, previous)
     if url is None:
         raise fail("Which platform? far-node login --discovery https://...")
-    called = machine or _host_name()
+    name = machine or _host_name()
     key = None if keyfile is None else credentials.unlock(keyfile)
 
     try:
         with client(url) as http:
 
-            def show(invitation: device_login.DevicePrompt) -> None:
+            def show(prompt: device_login.DevicePrompt) -> None:
                 if key is None:
-                    _show(invitation)
+                    _show(prompt)
                 else:
-                    device_login.approve(http, invitation.user_code, called, key)
+                    device_login.approve(http, prompt.user_code, name, key)
 
-            made = device_login.log_in(http, called, show)
+            made = device_login.log_in(http, name, show)
         login_file.save(made)
     except (PlatformError, login_file.LoginFailed) as error:
         raise fail(str(error)) from None
     except OSError as error:
         raise fail(f"Cannot keep the login: {error}.") from None
-    if before is not None:
-        with suppress(PlatformError):  # it stays in the wallet's list of machines
-            _revoke(before)
+    if previous is not None:
+        with suppress(PlatformError):  # then it stays in the wallet's list of machines
+            _revoke(previous)
     who = escape(f"{made.machine} registers nodes for {made.wallet_address}.")
     console.print(f"[green]Logged in.[/] {who}")
     console.print("Next: [bold]far-node doctor[/], then [bold]far-node start --model MODEL[/].")
@@ -65,15 +65,15 @@ def login(
 
 def logout() -> None:
     """Revoke this machine's token, and forget it. Its nodes leave the routes."""
-    known = credentials.the_login()
-    if known is None:
+    saved = credentials.saved_login()
+    if saved is None:
         console.print("This machine is not logged in.")
         return
     try:
-        revoked = _revoke(known)
+        revoked = _revoke(saved)
     except PlatformError as error:
         raise fail(f"{error} The token is still valid; try again later.") from None
-    login_file.forget()
+    login_file.delete()
     console.print("Logged out." if revoked else "Logged out. The platform knew of no such token.")
 
 
@@ -82,8 +82,8 @@ def _revoke(login: login_file.MachineLogin) -> bool:
         return device_login.revoke(login, http)
 
 
-def _show(invitation: device_login.DevicePrompt) -> None:
-    url, code = escape(invitation.url_with_code), escape(invitation.user_code)
+def _show(prompt: device_login.DevicePrompt) -> None:
+    url, code = escape(prompt.url_with_code), escape(prompt.user_code)
     console.print(
         Panel(
             f"Open   [bold]{url}[/]\nCode   [bold]{code}[/]",
@@ -94,7 +94,7 @@ def _show(invitation: device_login.DevicePrompt) -> None:
         ),
         soft_wrap=True,
     )
-    console.print(f"Waiting for {invitation.expires_in // 60} minutes. Ctrl-C gives up.")
+    console.print(f"Waiting for {prompt.expires_in // 60} minutes. Ctrl-C gives up.")
 
 
 def _host_name() -> str:

@@ -5,7 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-WHERE, LIMITS, WHEN, FINE = "Which layers, and where", "Limits", "When", "For operators and experts"
+SPAN_PANEL, LIMITS_PANEL, SCHEDULE_PANEL, ADVANCED_PANEL = (
+    "Which layers, and where",
+    "Limits",
+    "When",
+    "For operators and experts",
+)
 
 
 CACHE = Path.home() / ".cache" / "far-mesh" / "spans"
@@ -39,7 +44,7 @@ DhtPeers = Annotated[
         "URL does not answer. With --operator-key.",
         "--dht-peers",
         env="DHT_PEERS",
-        panel=FINE,
+        panel=ADVANCED_PANEL,
     ),
 ]
 OperatorKey = Annotated[
@@ -48,10 +53,12 @@ OperatorKey = Annotated[
         "Key of the platform's operator, in hex, whose word counts in the DHT.",
         "--operator-key",
         env="OPERATOR_KEY",
-        panel=FINE,
+        panel=ADVANCED_PANEL,
     ),
 ]
-Announce = Annotated[bool, option("Announce the span in the DHT.", env="ANNOUNCE", panel=FINE)]
+Announce = Annotated[
+    bool, option("Announce the span in the DHT.", env="ANNOUNCE", panel=ADVANCED_PANEL)
+]
 Keyfile = Annotated[
     Path | None,
     option(
@@ -62,14 +69,14 @@ Keyfile = Annotated[
 ]
 Gpu = Annotated[
     list[int] | None,
-    option("Index of a GPU; again for each: every one gets a node.", env="GPU", panel=WHERE),
+    option("Index of a GPU; again for each: every one gets a node.", env="GPU", panel=SPAN_PANEL),
 ]
 Device = Annotated[
     list[str] | None,
     option(
         "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one. Again for each.",
         env="DEVICE",
-        panel=WHERE,
+        panel=SPAN_PANEL,
     ),
 ]
 Span = Annotated[
@@ -78,7 +85,7 @@ Span = Annotated[
         "Layers to serve, as START:END (end not included). Without it the platform chooses, and "
         "may choose anew.",
         env="SPAN",
-        panel=WHERE,
+        panel=SPAN_PANEL,
     ),
 ]
 Quantization = Annotated[
@@ -86,7 +93,7 @@ Quantization = Annotated[
     option(
         "What the layers' weights are kept in: none (as --dtype), int8, nf4.",
         env="QUANTIZATION",
-        panel=WHERE,
+        panel=SPAN_PANEL,
     ),
 ]
 MemoryGb = Annotated[
@@ -95,33 +102,35 @@ MemoryGb = Annotated[
         "Memory for weights and KV caches, in GB, of each node; most of a GPU's or half of the "
         "machine's that is free, if not given.",
         env="MEMORY_GB",
-        panel=LIMITS,
+        panel=LIMITS_PANEL,
     ),
 ]
 KvGb = Annotated[
-    float, option("Room for KV caches, in GB, of each node.", env="KV_GB", panel=LIMITS)
+    float, option("Memory for KV caches, in GB, of each node.", env="KV_GB", panel=LIMITS_PANEL)
 ]
 MaxSessions = Annotated[
     int | None,
-    option("Generations that a node takes at once.", env="MAX_SESSIONS", panel=LIMITS),
+    option("Generations that a node takes at once.", env="MAX_SESSIONS", panel=LIMITS_PANEL),
 ]
 MinPrice = Annotated[
     str | None,
     option(
-        "FAR for a token of the model, below which not to serve.", env="MIN_PRICE", panel=LIMITS
+        "FAR for a token of the model, below which not to serve.",
+        env="MIN_PRICE",
+        panel=LIMITS_PANEL,
     ),
 ]
 Threads = Annotated[
-    int, option("CPU threads for the computing, of each node.", env="THREADS", panel=LIMITS)
+    int, option("CPU threads for the computing, of each node.", env="THREADS", panel=LIMITS_PANEL)
 ]
-Hours = Annotated[
+Schedule = Annotated[
     str | None,
     option(
         "Local times to serve in, such as 22:00-08:00 or 12:00-13:30,20:00-24:00. Outside, the "
         "nodes drain and give the GPU back.",
         "--schedule",
         env="SCHEDULE",
-        panel=WHEN,
+        panel=SCHEDULE_PANEL,
     ),
 ]
 AutoUpdate = Annotated[
@@ -129,11 +138,12 @@ AutoUpdate = Annotated[
     option(
         "Install newer versions of far-mesh while nothing is served, and start again.",
         env="AUTO_UPDATE",
-        panel=WHEN,
+        panel=SCHEDULE_PANEL,
     ),
 ]
 UpdateIndex = Annotated[
-    str, option("Package index that --auto-update looks at.", env="UPDATE_INDEX", panel=WHEN)
+    str,
+    option("Package index that --auto-update queries.", env="UPDATE_INDEX", panel=SCHEDULE_PANEL),
 ]
 Redis = Annotated[
     str | None,
@@ -141,7 +151,7 @@ Redis = Annotated[
         "Redis of the platform, for nodes that run beside it; all others use the relay of "
         "--discovery.",
         env="REDIS",
-        panel=FINE,
+        panel=ADVANCED_PANEL,
     ),
 ]
 CheckpointPath = Annotated[
@@ -149,17 +159,23 @@ CheckpointPath = Annotated[
     option(
         "Checkpoint folder, URL or hub id. Without it the platform is asked, then the hub.",
         env="PATH",
-        panel=FINE,
+        panel=ADVANCED_PANEL,
     ),
 ]
 Edge = Annotated[
     bool,
-    option("Hold embedding, head and sampler (operator's nodes only).", env="EDGE", panel=FINE),
+    option(
+        "Hold embedding, head and sampler (operator's nodes only).",
+        env="EDGE",
+        panel=ADVANCED_PANEL,
+    ),
 ]
 Dtype = Annotated[
     str,
     option(
-        "float32, bfloat16, float16; auto: float32 on CPU, else bfloat16.", env="DTYPE", panel=FINE
+        "float32, bfloat16, float16; auto: float32 on CPU, else bfloat16.",
+        env="DTYPE",
+        panel=ADVANCED_PANEL,
     ),
 ]
 Wire = Annotated[
@@ -167,19 +183,23 @@ Wire = Annotated[
     option(
         "What hidden states are sent as: float32, bfloat16, float16, int8; auto: as computed.",
         env="WIRE",
-        panel=FINE,
+        panel=ADVANCED_PANEL,
     ),
 ]
 Speculate = Annotated[
     bool,
-    option("Guess tokens ahead where that pays (edge; same tokens).", env="SPECULATE", panel=FINE),
+    option(
+        "Speculative decoding where that pays (edge; same tokens).",
+        env="SPECULATE",
+        panel=ADVANCED_PANEL,
+    ),
 ]
 Draft = Annotated[
     str | None,
     option(
-        "Small checkpoint of the same vocabulary that guesses (edge only).",
+        "Small checkpoint of the same vocabulary that drafts (edge only).",
         env="DRAFT",
-        panel=FINE,
+        panel=ADVANCED_PANEL,
     ),
 ]
 Paged = Annotated[
@@ -187,21 +207,23 @@ Paged = Annotated[
     option(
         "On a GPU: attend in place, replay graphs, if a trial at start goes right.",
         env="PAGED",
-        panel=FINE,
+        panel=ADVANCED_PANEL,
     ),
 ]
-PublicAddr = Annotated[str, option("HOST:PORT to be listed under.", env="PUBLIC_ADDR", panel=FINE)]
-Location = Annotated[
-    str, option("Where this machine is, such as EU-West.", env="LOCATION", panel=FINE)
+PublicAddr = Annotated[
+    str, option("HOST:PORT to be listed under.", env="PUBLIC_ADDR", panel=ADVANCED_PANEL)
 ]
-Cache = Annotated[Path, option("Folder for span checkpoints.", env="CACHE", panel=FINE)]
+Location = Annotated[
+    str, option("Where this machine is, such as EU-West.", env="LOCATION", panel=ADVANCED_PANEL)
+]
+Cache = Annotated[Path, option("Folder for span checkpoints.", env="CACHE", panel=ADVANCED_PANEL)]
 CacheGb = Annotated[
     float | None,
     option(
         "What span checkpoints may take, in GB; half of the disk if not given.",
         "--cache-gb",
         env="CACHE_GB",
-        panel=LIMITS,
+        panel=LIMITS_PANEL,
     ),
 ]
 Verify = Annotated[
@@ -210,9 +232,14 @@ Verify = Annotated[
         "Read a checkpoint that is there and check its hash.",
         "--verify/--no-verify",
         env="VERIFY",
-        panel=FINE,
+        panel=ADVANCED_PANEL,
     ),
 ]
 MetricsPort = Annotated[
-    int, option("Prometheus port, one more for each node; 0: none.", env="METRICS_PORT", panel=FINE)
+    int,
+    option(
+        "Prometheus port, one more for each node; 0: none.",
+        env="METRICS_PORT",
+        panel=ADVANCED_PANEL,
+    ),
 ]

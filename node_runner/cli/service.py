@@ -24,10 +24,10 @@ User = Annotated[
     str | None, typer.Option("--as", help="Whom a system service runs as; who asks, if not given.")
 ]
 
-PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(context_settings=PASS_THROUGH)
 def install(
     context: typer.Context,
     system: System = False,
@@ -44,7 +44,7 @@ def install(
     root = context.find_root()
     settings: Path | None = root.params["config_file"]
     try:
-        service = systemd.here(system=system, user=run_as)
+        service = systemd.service_of(system=system, user=run_as)
         folders = _folders(root.command, service, settings, context.args)
         text = systemd.render(service, context.args, settings=settings, folders=folders)
         if dry_run:
@@ -52,7 +52,7 @@ def install(
             console.print(text, markup=False, soft_wrap=True, end="")
             return
         systemd.install(service, text, folders=folders)
-    except (systemd.ServiceError, config_file.BadConfig) as error:
+    except (systemd.ServiceError, config_file.InvalidConfig) as error:
         raise fail(str(error)) from None
     scope = "" if system else "--user "
     console.print(f"Installed {service.path} and started it.", markup=False)
@@ -64,14 +64,16 @@ def _folders(
 ) -> list[Path]:
     """What such nodes write to beside what all do: by their options, and by what the service's user
     has in variables and settings."""
-    command, told = root.commands["start"], service.variables()
-    file = settings or Path(told.get("FAR_NODE_CONFIG", service.settings))
-    values = config_file.read(file, start.settings(command))
-    values |= {each.name: told[each.envvar] for each in command.params if each.envvar in told}
+    command, variables = root.commands["start"], service.variables()
+    file = settings or Path(variables.get("FAR_NODE_CONFIG", service.settings))
+    values = config_file.read(file, start.known_settings(command))
+    values |= {
+        each.name: variables[each.envvar] for each in command.params if each.envvar in variables
+    }
     chosen = command.make_context(
         "start", list(given), default_map=values, resilient_parsing=True
     ).params
-    found = [Path(told["FAR_NODE_STATE"])] if "FAR_NODE_STATE" in told else []
+    found = [Path(variables["FAR_NODE_STATE"])] if "FAR_NODE_STATE" in variables else []
     if chosen["cache"] != options.CACHE:
         found.append(chosen["cache"])
     if chosen["auto_update"]:
@@ -83,7 +85,7 @@ def _folders(
 def uninstall(system: System = False, run_as: User = None) -> None:
     """Drain the nodes, and remove the unit."""
     try:
-        removed = systemd.uninstall(systemd.here(system=system, user=run_as))
+        removed = systemd.uninstall(systemd.service_of(system=system, user=run_as))
     except systemd.ServiceError as error:
         raise fail(str(error)) from None
     console.print("Removed." if removed else "There is no such service.")
@@ -93,8 +95,8 @@ def uninstall(system: System = False, run_as: User = None) -> None:
 def status(system: System = False, run_as: User = None) -> None:
     """What systemd says of it."""
     try:
-        done = systemd.here(system=system, user=run_as).systemctl(
-            "status", "--no-pager", systemd.NAME
+        done = systemd.service_of(system=system, user=run_as).systemctl(
+            "status", "--no-pager", systemd.UNIT_NAME
         )
     except systemd.ServiceError as error:
         raise fail(str(error)) from None

@@ -13,14 +13,14 @@ from mesh.errors import WeightsChanged, WeightsUnreachable
 from node_runner.cli import credentials, options
 from node_runner.cli.console import errors, fail
 from node_runner.service import device_processes, exit_codes
-from node_runner.service.auto_update import PYPI, Updates, is_checkout
-from node_runner.service.schedule import BadSchedule, Schedule, parse
+from node_runner.service.auto_update import PYPI, Updater, is_checkout
+from node_runner.service.schedule import InvalidSchedule, Schedule, parse
 
-ONLY_THE_PARENTS = ("gpu", "device", "schedule", "auto_update", "update_index")
-"""What a node under a parent is not told, or told otherwise."""
+PARENT_OPTIONS = ("gpu", "device", "schedule", "auto_update", "update_index")
+"""What a node under a parent is not given, or given otherwise."""
 
-HIDDEN = ("redis", "path")
-"""URLs, which may hold a password: told by the environment, since all users of a machine may read
+SECRET_OPTIONS = ("redis", "path")
+"""URLs, which may hold a password: passed by the environment, since all users of a machine may read
 each other's command lines."""
 
 
@@ -39,7 +39,7 @@ def start(
     max_sessions: options.MaxSessions = None,
     min_price: options.MinPrice = None,
     threads: options.Threads = 1,
-    schedule: options.Hours = None,
+    schedule: options.Schedule = None,
     auto_update: options.AutoUpdate = False,
     update_index: options.UpdateIndex = PYPI,
     redis: options.Redis = None,
@@ -72,38 +72,35 @@ def start(
     """
     logging.configure(json=not errors.is_terminal)
     devices = _devices(gpu or [], device or [])
-    opened = _hours(schedule)
+    windows = _schedule(schedule)
     if auto_update and is_checkout():
         raise fail("--auto-update is for an installed far-node; this one runs from a checkout.")
     _check_limits(max_sessions, min_price)
-    layers = _layers(span)
+    layers = _span(span)
     credential = credentials.choose(wallet, discovery, keyfile, lookup=bool(dht_peers))
-    if len(devices) > 1 or opened is not None or auto_update:
+    if len(devices) > 1 or windows is not None or auto_update:
         changes = {"wallet": credential.wallet, "discovery": credential.discovery}
         status = device_processes.run(
-            [_child(context, changes, each, index) for index, each in enumerate(devices)],
-            about={
+            [_device_process(context, changes, each, index) for index, each in enumerate(devices)],
+            identity={
                 "model_id": model,
                 "wallet_address": credential.wallet,
                 "discovery": credential.discovery,
             },
-            hours=opened,
-            updates=Updates(update_index) if auto_update else None,
+            schedule=windows,
+            updater=Updater(update_index) if auto_update else None,
         )
         raise typer.Exit(status)
     # SIGINT and SIGTERM end a start, and clean up; once the node serves, they drain it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     device_processes.end_with_parent()
     # Imported now: torch takes seconds, and no other command needs it.
-    from node_runner.node.lifecycle import (
-        CannotServe,
-        Options,
-        serve,
-    )
+    from node_runner.node.lifecycle import serve
+    from node_runner.node.options import CannotServe, NodeOptions
 
     try:
         serve(
-            Options(
+            NodeOptions(
                 model=model,
                 wallet=credential.wallet,
                 discovery=credential.discovery,
@@ -144,18 +141,19 @@ def start(
 
 
 def _status(error: Exception) -> int:
-    """Of a node that cannot serve: what it met may pass by itself, or has to be changed."""
-    from node_runner.dht.platform_lookup import PlatformSilent
-    from node_runner.node.lifecycle import EndedForNow
-    from node_runner.transport.interface import Unreachable
+    """The exit status of a node that cannot serve: what it met may pass by itself, or has to be
+    changed."""
+    from node_runner.dht.platform_lookup import PlatformLookupFailed
+    from node_runner.node.options import TemporaryFailure
+    from node_runner.transport.interface import TransportUnreachable
 
-    passing = (PlatformSilent, Unreachable, WeightsUnreachable, WeightsChanged)
-    if isinstance(error, EndedForNow) or isinstance(error.__context__, passing):
-        return exit_codes.START_AGAIN
-    return exit_codes.MISTAKE
+    temporary = (PlatformLookupFailed, TransportUnreachable, WeightsUnreachable, WeightsChanged)
+    if isinstance(error, TemporaryFailure) or isinstance(error.__context__, temporary):
+        return exit_codes.TEMPORARY_FAILURE
+    return exit_codes.CONFIG_ERROR
 
 
-def settings(command: Any) -> dict[str, bool]:
+def known_settings(command: Any) -> dict[str, bool]:
     """What a settings' file may set: the options of `far-node start`, and whether each may be given
     more than once."""
     return {each.name: each.multiple for each in command.params if _is_option(each)}
@@ -165,10 +163,10 @@ def _is_option(parameter: Any) -> bool:
     return bool(parameter.param_type_name == "option") and parameter.name != "help"
 
 
-def _child(
+def _device_process(
     context: typer.Context, changes: dict[str, str | None], device: str, index: int
 ) -> device_processes.DeviceProcess:
-    """How to start the node of one device: as this process was, whatever said it."""
+    """How to start the node of one device: with this process's options, wherever they came from."""
     values: dict[str, Any] = {**context.params, **changes}
     if values["metrics_port"]:
         values["metrics_port"] += index
@@ -176,9 +174,9 @@ def _child(
     environment: dict[str, str] = {}
     for parameter in context.command.params:
         value = values.get(parameter.name)
-        if not _is_option(parameter) or parameter.name in ONLY_THE_PARENTS or value is None:
+        if not _is_option(parameter) or parameter.name in PARENT_OPTIONS or value is None:
             continue
-        if parameter.name in HIDDEN:
+        if parameter.name in SECRET_OPTIONS:
             environment[str(parameter.envvar)] = str(value)
         else:
             arguments += _flag(parameter, value)
@@ -195,13 +193,13 @@ def _flag(parameter: Any, value: object) -> Sequence[str]:
 
 def _devices(gpus: list[int], devices: list[str]) -> list[str]:
     chosen = [*(f"cuda:{index}" for index in gpus), *devices] or ["auto"]
-    doubles = {each for each in chosen if each.startswith("cuda") and chosen.count(each) > 1}
-    if doubles:
-        raise fail(f"Named twice: {', '.join(sorted(doubles))}. A GPU holds one node.")
+    twice = {each for each in chosen if each.startswith("cuda") and chosen.count(each) > 1}
+    if twice:
+        raise fail(f"Named twice: {', '.join(sorted(twice))}. A GPU holds one node.")
     return chosen
 
 
-def _layers(text: str | None) -> tuple[int, int] | None:
+def _span(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     begin, _, end = text.partition(":")
@@ -211,10 +209,10 @@ def _layers(text: str | None) -> tuple[int, int] | None:
         raise fail(f"--span is START:END, such as 0:8; got {text!r}.") from None
 
 
-def _hours(text: str | None) -> Schedule | None:
+def _schedule(text: str | None) -> Schedule | None:
     try:
         return None if text is None else parse(text)
-    except BadSchedule as error:
+    except InvalidSchedule as error:
         raise fail(f"--schedule: {error}") from None
 
 

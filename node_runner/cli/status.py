@@ -10,14 +10,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from node_runner.cli.console import console, errors, fail
-from node_runner.platform_client.http import ask, client
-from node_runner.platform_client.registration import PlatformError
+from node_runner.platform_client.errors import PlatformError
+from node_runner.platform_client.http import client, request
 from node_runner.service import control_socket
 
-DRAIN_LIMIT = 90.0
-"""Seconds that nodes get to leave: more than they give their generations."""
+DRAIN_TIMEOUT = 90.0
+"""Seconds that nodes get to leave: more than their generations get."""
 
-LOOK = 0.2
+POLL_SECONDS = 0.2
+"""Between two checks whether nodes have left."""
+
+EARNING_FIELDS = ("total_earned_far_exact", "total_tokens_served", "pending_payout_far_exact")
+"""Fields that are shown."""
 
 Json = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 
@@ -50,9 +54,9 @@ def status(as_json: Json = False) -> None:
     if nodes:
         console.print(_table(nodes))
     for node in nodes:
-        _say_why_idle(node)
+        _show_skips(node)
     for (_, wallet), earned in earnings.items():
-        _say_earned(wallet, earned)
+        _show_earnings(wallet, earned)
 
 
 def drain(
@@ -67,50 +71,38 @@ def drain(
         return
     count = sum(each.get("kind") == "node" for each in asked)
     console.print(f"Asked {count} node{'s' if count != 1 else ''} to finish and leave.")
-    give_up = time.monotonic() + DRAIN_LIMIT
+    deadline = time.monotonic() + DRAIN_TIMEOUT
     while not now and (left := control_socket.ask_running_nodes()):
-        if time.monotonic() > give_up:
+        if time.monotonic() > deadline:
             raise fail(f"Still there: {', '.join(str(each['pid']) for each in left)}.")
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
 
 
 def _earnings(node: dict[str, Any]) -> dict[str, Any] | None:
     try:
         with client(node["discovery"]) as http:
-            earned: dict[str, Any] = ask(
-                http, "GET", f"/api/nodes/earnings/{node['wallet_address']}"
-            )
+            path = f"/api/nodes/earnings/{node['wallet_address']}"
+            return request(http, "GET", path, required=EARNING_FIELDS)
     except PlatformError as error:
         errors.print(str(error), style="yellow", markup=False)
         return None
-    return earned
 
 
 def _table(nodes: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in (
-        "node",
-        "model",
-        "layers",
-        "device",
-        "state",
-        "sessions",
-        "tokens/s",
-        "ms/step",
-        "up",
-    ):
-        text = heading in TEXTS
+    for heading in COLUMNS:
+        text = heading in TEXT_COLUMNS
         table.add_column(heading, justify="left" if text else "right", overflow="fold")
     for node in nodes:
         layers = node.get("layers")
-        most = node.get("max_sessions")
+        limit = node.get("max_sessions")
         table.add_row(
             escape(node.get("node_id", f"pid {node['pid']}")),
             escape(node["model_id"]),
             f"{layers[0]}:{layers[1]}{' + edge' if node['edge'] else ''}" if layers else "",
             escape(node["device"]),
             f"[{COLOURS.get(node['phase'], 'yellow')}]{escape(node['phase'])}[/]",
-            "" if layers is None else f"{node['sessions']}{f' of {most}' if most else ''}",
+            "" if layers is None else f"{node['sessions']}{f' of {limit}' if limit else ''}",
             "" if layers is None else f"{node['tokens_per_second']:.1f}",
             "" if layers is None else f"{node['step_ms']:.1f}",
             str(dt.timedelta(seconds=round(time.time() - node["started_at"]))),
@@ -118,11 +110,12 @@ def _table(nodes: list[dict[str, Any]]) -> Table:
     return table
 
 
-TEXTS = ("node", "model", "device", "state")
+COLUMNS = ("node", "model", "layers", "device", "state", "sessions", "tokens/s", "ms/step", "up")
+TEXT_COLUMNS = ("node", "model", "device", "state")
 COLOURS = {"serving": "green"}
 
 
-def _say_why_idle(node: dict[str, Any]) -> None:
+def _show_skips(node: dict[str, Any]) -> None:
     skipped = node.get("platform", {}).get("skipped")
     if not skipped:
         return
@@ -133,7 +126,7 @@ def _say_why_idle(node: dict[str, Any]) -> None:
     console.print(f"{node['node_id']} was passed over: {reasons}", markup=False)
 
 
-def _say_earned(wallet: str, earned: dict[str, Any] | None) -> None:
+def _show_earnings(wallet: str, earned: dict[str, Any] | None) -> None:
     if earned is None:
         return
     console.print(

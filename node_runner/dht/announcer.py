@@ -1,4 +1,4 @@
-"""Keeps the node's announcement in the DHT, in a thread beside the serving."""
+"""Keeps the announcement fresh, in a thread beside the serving."""
 
 import threading
 import time
@@ -13,20 +13,20 @@ from node_runner import metrics
 from node_runner.dht.peer_client import DhtEndpoint, DhtUnavailable, PeerClient
 
 TTL = 120.0
-"""Seconds for which an announcement counts: as long as a heartbeat, and four of them."""
+"""Seconds for which an announcement counts: as long as a heartbeat, four intervals."""
 
 INTERVAL = 30.0
 """Seconds between two announcements."""
 
-RETRIES = (1.0, 2.0, 5.0, 10.0, 30.0)
+RETRY_DELAYS = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before another try while the DHT cannot be reached; the last repeats."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """Who announces, and by which right: the key, and the platform's credential (hex) for it."""
+class NodeCredential:
+    """Which node announces, with which key, and the platform's credential (hex) for that key."""
 
     node_id: str
     registration: int
@@ -36,30 +36,30 @@ class Subject:
 
 
 class Announcer:
-    """Announces until closed. What it cannot do it logs: nothing waits for it."""
+    """Announces until closed. A failure is logged and tried again: nothing waits for it."""
 
     def __init__(
         self,
-        place: DhtEndpoint,
-        subject: Subject,
-        layers: tuple[int, int],
+        endpoint: DhtEndpoint,
+        credential: NodeCredential,
+        span: tuple[int, int],
         *,
         interval: float = INTERVAL,
     ) -> None:
-        self._subject = subject
+        self._credential = credential
         self._interval = interval
-        self._helper = PeerClient(place)
+        self._peer = PeerClient(endpoint)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
-        self.layers = layers
-        """The span that routes count on, for the next announcement to tell."""
-        self.vitals = Heartbeat()
-        """What the last heartbeat told, for the next announcement to tell."""
+        self.span = span
+        """The span that routes use, for the next announcement."""
+        self.heartbeat = Heartbeat()
+        """The last heartbeat, for the next announcement."""
 
     @property
-    def helper_pid(self) -> int | None:
+    def peer_pid(self) -> int | None:
         """The process that holds the DHT's peer, while there is one."""
-        return self._helper.pid
+        return self._peer.pid
 
     def start(self) -> None:
         """Announce now, and then at the interval."""
@@ -84,32 +84,32 @@ class Announcer:
                 failures, delay = 0, self._interval
                 log.debug("announced", peers=stored)
             else:
-                delay = RETRIES[min(failures, len(RETRIES) - 1)]
+                delay = RETRY_DELAYS[min(failures, len(RETRY_DELAYS) - 1)]
                 failures += 1
                 log.warning("announcing_failed", reason=reason, retry_in=delay)
             metrics.announcements.labels("stored" if stored else "failed").inc()
             self._stop.wait(delay)
-        self._helper.close()
+        self._peer.close()
 
     def _announce(self) -> int:
-        subject, vitals = self._subject, self.vitals
-        start, end = self.layers
+        node, heartbeat = self._credential, self.heartbeat
+        start, end = self.span
         announcement = Announcement(
-            node_id=subject.node_id,
-            registration=subject.registration,
-            model_id=subject.model_id,
+            node_id=node.node_id,
+            registration=node.registration,
+            model_id=node.model_id,
             start_layer=start,
             end_layer=end,
-            latency_ms=float(vitals.latency_ms),
-            throughput_tokens_per_sec=float(vitals.throughput_tokens_per_sec),
-            current_requests=vitals.current_requests,
-            kv_positions=vitals.kv_positions,
+            latency_ms=float(heartbeat.latency_ms),
+            throughput_tokens_per_sec=float(heartbeat.throughput_tokens_per_sec),
+            current_requests=heartbeat.current_requests,
+            kv_positions=heartbeat.kv_positions,
             expires=time.time() + TTL,
         )
-        order = {
+        command = {
             "do": "announce",
-            "key": subject.key.seed,
-            "credential": subject.credential,
+            "key": node.key.seed,
+            "credential": node.credential,
             "announcement": asdict(announcement),
         }
-        return int(self._helper.ask(order)["stored"])
+        return int(self._peer.ask(command)["stored"])

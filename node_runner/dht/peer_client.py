@@ -1,4 +1,4 @@
-"""The DHT's process from outside: started when it is needed, and asked with a limit."""
+"""The peer's process from outside: started when it is needed, and asked with a time limit."""
 
 import importlib.util
 import json
@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-ANSWER_LIMIT = 60.0
+ANSWER_TIMEOUT = 60.0
 """Seconds that the process gets to answer: on a busy machine its start alone takes many."""
 
-END_LIMIT = 5.0
+STOP_TIMEOUT = 5.0
 """Seconds that it gets to stop by itself."""
 
 
@@ -32,10 +32,10 @@ class DhtEndpoint:
 
 
 class PeerClient:
-    """One process, or none. Not for several threads at once."""
+    """One process of `peer_process`, or none. Not for several threads at once."""
 
-    def __init__(self, place: DhtEndpoint) -> None:
-        self._place = place
+    def __init__(self, endpoint: DhtEndpoint) -> None:
+        self._endpoint = endpoint
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -43,18 +43,18 @@ class PeerClient:
         """Of the process, while there is one."""
         return None if self._process is None else self._process.pid
 
-    def ask(self, order: dict[str, Any], *, limit: float = ANSWER_LIMIT) -> dict[str, Any]:
-        """Have an order carried out.
+    def ask(self, command: dict[str, Any], *, timeout: float = ANSWER_TIMEOUT) -> dict[str, Any]:
+        """Have a command carried out; its answer.
 
         Raises:
-            DhtUnavailable: no answer within ``limit`` seconds, the process died, or it failed.
+            DhtUnavailable: no answer within ``timeout`` seconds, the process died, or it failed.
         """
         process = self._started()
         try:
             assert process.stdin is not None
-            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.write(json.dumps(command) + "\n")
             process.stdin.flush()
-            answer = _line(process, limit)
+            answer = _line(process, timeout)
         except (OSError, ValueError) as error:
             self.close()
             raise DhtUnavailable(f"The DHT's process: {error}") from None
@@ -72,7 +72,7 @@ class PeerClient:
         with suppress(OSError):
             process.stdin.close()
         try:
-            process.wait(END_LIMIT)
+            process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -94,21 +94,25 @@ class PeerClient:
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         )
         assert self._process.stdin is not None
-        place = {"peers": list(self._place.peers), "operator_key": self._place.operator_key}
-        with suppress(OSError):  # then the order fails, too
-            self._process.stdin.write(json.dumps(place) + "\n")
+        endpoint = {
+            "peers": list(self._endpoint.peers),
+            "operator_key": self._endpoint.operator_key,
+        }
+        with suppress(OSError):  # then the command fails, too
+            self._process.stdin.write(json.dumps(endpoint) + "\n")
         return self._process
 
 
-def _line(process: subprocess.Popen[str], limit: float) -> dict[str, Any]:
-    """
+def _line(process: subprocess.Popen[str], timeout: float) -> dict[str, Any]:
+    """The next line of a process's output, as JSON.
+
     Raises:
-        ValueError: none came, or no JSON.
+        ValueError: none came, or it is no JSON.
     """
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], limit)
+    ready, _, _ = select.select([process.stdout], [], [], timeout)
     if not ready:
-        raise ValueError(f"no answer within {limit:.0f} s")
+        raise ValueError(f"no answer within {timeout:.0f} s")
     line = process.stdout.readline()
     if not line:
         raise ValueError("it has died")
@@ -116,14 +120,11 @@ def _line(process: subprocess.Popen[str], limit: float) -> dict[str, Any]:
     return answer
 
 
-def find_urls(place: DhtEndpoint, *, limit: float = ANSWER_LIMIT) -> Sequence[str]:
-    """Where the platform is, by the operator's word in the DHT; empty if it does not say.
+def find_urls(endpoint: DhtEndpoint, *, timeout: float = ANSWER_TIMEOUT) -> Sequence[str]:
+    """The platform's URLs, as the operator signed them in the DHT; empty if it does not say.
 
     Raises:
         DhtUnavailable: the DHT cannot be asked.
     """
-    helper = PeerClient(place)
-    try:
-        return list(helper.ask({"do": "find"}, limit=limit)["urls"])
-    finally:
-        helper.close()
+    with closing(PeerClient(endpoint)) as peer:
+        return list(peer.ask({"do": "find"}, timeout=timeout)["urls"])

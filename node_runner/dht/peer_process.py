@@ -1,7 +1,7 @@
 """The process that holds the node's DHT peer: `python -m node_runner.dht.peer_process`.
 
-It is told what to do on its standard input, a JSON object a line, so that no key stands in a list
-of processes; and answers each line with one. The first line says where the DHT is. The input's end,
+It reads commands from its standard input, a JSON object a line, so that no key stands in a list of
+processes; and answers each line with one. The first line says where the DHT is. The input's end,
 which also a killed node leaves behind, ends it.
 """
 
@@ -15,19 +15,19 @@ from mesh.dht.peer import Peer
 from mesh.dht.signing_keys import SigningKey, public_from_hex
 
 
-class Announcing:
-    """A peer that is opened when it is needed, and anew when nobody could be told."""
+class ReopeningPeer:
+    """A peer that is opened by the first command, and anew after one that reached nobody."""
 
     def __init__(self, operator: bytes, peers: list[str]) -> None:
         self._operator = operator
         self._peers = peers
         self._peer: Peer | None = None
 
-    async def announce(self, order: dict[str, Any]) -> dict[str, Any]:
+    async def announce(self, command: dict[str, Any]) -> dict[str, Any]:
         """Put an announcement into the DHT; how many peers have it."""
-        announcement = records.Announcement(**order["announcement"])
+        announcement = records.Announcement(**command["announcement"])
         record = records.sign_announcement(
-            SigningKey.from_hex(order["key"]), bytes.fromhex(order["credential"]), announcement
+            SigningKey.from_hex(command["key"]), bytes.fromhex(command["credential"]), announcement
         )
         records.read_announcement(record, self._operator)  # else nobody would keep it
         stored = await (await self._opened()).store(
@@ -49,7 +49,7 @@ class Announcing:
         return {"urls": records.read_endpoints(endpoints, self._operator).urls}
 
     async def close(self) -> None:
-        """Close the peer; the next order opens another."""
+        """Close the peer; the next command opens another."""
         peer, self._peer = self._peer, None
         if peer is not None:
             await peer.close()
@@ -61,20 +61,20 @@ class Announcing:
 
 
 async def serve() -> None:
-    """Carry out one order after the other until there are no more."""
+    """Carry out one command after the other until there are no more."""
     loop = asyncio.get_running_loop()
-    place = json.loads(await loop.run_in_executor(None, sys.stdin.readline))
-    announcing = Announcing(public_from_hex(place["operator_key"]), place["peers"])
+    endpoint = json.loads(await loop.run_in_executor(None, sys.stdin.readline))
+    peer = ReopeningPeer(public_from_hex(endpoint["operator_key"]), endpoint["peers"])
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        order = json.loads(line)
-        carry_out = announcing.find if order["do"] == "find" else announcing.announce
+        command = json.loads(line)
+        carry_out = peer.find if command["do"] == "find" else peer.announce
         try:
-            answer = await carry_out(order)
+            answer = await carry_out(command)
         except Exception as error:  # hivemind raises whatever happens to it
             answer = {"failed": f"{type(error).__name__}: {error}"}
-            await announcing.close()
+            await peer.close()
         print(json.dumps(answer), flush=True)
-    await announcing.close()
+    await peer.close()
 
 
 if __name__ == "__main__":

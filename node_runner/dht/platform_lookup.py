@@ -6,7 +6,7 @@ import structlog
 from mesh.dht.signing_keys import public_from_hex
 from node_runner.dht.peer_client import DhtEndpoint, DhtUnavailable, find_urls
 
-PROBE_LIMIT = 10.0
+PROBE_TIMEOUT = 10.0
 """Seconds that a URL gets to answer."""
 
 log = structlog.get_logger()
@@ -16,11 +16,11 @@ class PlatformNotFound(Exception):
     """No URL was given, and the DHT tells none; the message says what to change."""
 
 
-class PlatformSilent(PlatformNotFound):
-    """The DHT does not answer, or nothing that it tells of does: worth trying again."""
+class PlatformLookupFailed(PlatformNotFound):
+    """The DHT does not answer, or none of the URLs that it holds does: worth trying again."""
 
 
-def place_of(peers: tuple[str, ...], operator_key: str | None) -> DhtEndpoint | None:
+def dht_endpoint(peers: tuple[str, ...], operator_key: str | None) -> DhtEndpoint | None:
     """Where the DHT is, by the node's options; none if they name no peers.
 
     Raises:
@@ -42,20 +42,20 @@ def place_of(peers: tuple[str, ...], operator_key: str | None) -> DhtEndpoint | 
     return DhtEndpoint(peers, operator_key.strip().lower())
 
 
-def platform_url(given: str | None, place: DhtEndpoint | None) -> str:
-    """The given URL if it answers, else the first of the DHT's that does, else the given one all
-    the same: the node waits for it.
+def platform_url(given: str | None, endpoint: DhtEndpoint | None) -> str:
+    """The given URL if it answers, else the first of the DHT's that does, else the given one, which
+    the node then waits for.
 
     Raises:
-        PlatformNotFound: none is given, nor where the DHT is.
-        PlatformSilent: none is given, and the DHT tells of none that answers.
+        PlatformNotFound: neither a URL is given, nor where the DHT is.
+        PlatformLookupFailed: no URL is given, and none of the DHT's answers.
     """
-    if given is not None and (place is None or _answers(given)):
+    if given is not None and (endpoint is None or _answers(given)):
         return given
     reason = "Give --discovery, or --dht-peers and --operator-key."
-    if place is not None:
+    if endpoint is not None:
         try:
-            urls = find_urls(place)
+            urls = find_urls(endpoint)
             reason = f"The DHT says {', '.join(urls) or 'nothing'}; nothing there answers."
         except DhtUnavailable as error:
             urls, reason = [], f"The DHT cannot be asked: {error}"
@@ -65,14 +65,14 @@ def platform_url(given: str | None, place: DhtEndpoint | None) -> str:
                 return url
         log.warning("platform_not_found", reason=reason)
     if given is None:
-        error = PlatformNotFound if place is None else PlatformSilent
-        raise error(f"The platform's URL is not known. {reason}")
+        kind = PlatformNotFound if endpoint is None else PlatformLookupFailed
+        raise kind(f"The platform's URL is not known. {reason}")
     return given
 
 
 def _answers(url: str) -> bool:
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/healthz", timeout=PROBE_LIMIT)
+        answer = httpx.get(f"{url.rstrip('/')}/healthz", timeout=PROBE_TIMEOUT)
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
     return answer.is_success

@@ -1,4 +1,4 @@
-"""What `far-node doctor` looks at: each check finds something, judges it, and says what to do."""
+"""What would keep this machine from earning: each check finds a state, and says what to do."""
 
 import datetime as dt
 import platform as system
@@ -20,22 +20,22 @@ from node_runner.machine.login_file import MachineLogin
 State = Literal["ok", "warn", "fail"]
 
 GB = 10**9
-LITTLE_MEMORY = 6 * GB
-LITTLE_DISK, NO_DISK = 50 * GB, 5 * GB
+LOW_MEMORY = 6 * GB
+LOW_DISK, NO_DISK = 50 * GB, 5 * GB
 
 SKEW_WARN, SKEW_FAIL = 5.0, 60.0
 """Seconds. TLS and signed messages live by the clock; the platform's date has no fractions."""
 
-FAR = 150.0
-"""Milliseconds a round trip, from which on routes prefer other nodes."""
+SLOW_ROUND_TRIP = 150.0
+"""Milliseconds of a round trip, above which routes prefer other nodes."""
 
-SLOW = 10.0
+SLOW_LINE = 10.0
 """Mbit/s. A token's hidden state is 16 kB for 8,192 numbers in 16 bits; a prompt's, thousands of
 times that."""
 
 ROUND_TRIPS = 5
 DOWNLOAD, UPLOAD = 4 * 2**20, 2**19
-PROBE = "/api/discovery/probe"
+PROBE_PATH = "/api/discovery/probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def machine(cache: Path) -> Iterator[Check]:
     gpus = devices.gpus()
     yield Check("torch", *_torch(bool(gpus)))
     for gpu in gpus:
-        state: State = "ok" if gpu.free >= LITTLE_MEMORY else "warn"
+        state: State = "ok" if gpu.free >= LOW_MEMORY else "warn"
         found = f"{gpu.name}, {gpu.free / GB:.1f} of {gpu.memory / GB:.1f} GB free"
         hint = "" if state == "ok" else "Close what else uses the GPU, or serve few layers."
         yield Check(f"GPU {gpu.index}", state, found, hint)
@@ -59,7 +59,7 @@ def machine(cache: Path) -> Iterator[Check]:
         yield Check(
             "GPU",
             "warn",
-            f"none; {devices.main_memory() / GB:.1f} GB of main memory available",
+            f"none; {devices.available_main_memory() / GB:.1f} GB of main memory available",
             "A CPU serves small models slowly. With a GPU: is its driver installed "
             "(nvidia-smi), and is torch a CUDA build?",
         )
@@ -84,7 +84,7 @@ def _disk(cache: Path) -> Check:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    state: State = "ok" if free >= LITTLE_DISK else "warn" if free >= NO_DISK else "fail"
+    state: State = "ok" if free >= LOW_DISK else "warn" if free >= NO_DISK else "fail"
     hint = "" if state == "ok" else "Weights take gigabytes: make room, or choose another --cache."
     return Check("disk", state, f"{free / GB:.0f} GB free for {cache}", hint)
 
@@ -94,12 +94,12 @@ NO_PLATFORM = Check(
 )
 
 
-def login(known: MachineLogin | None) -> Check:
+def login(saved: MachineLogin | None) -> Check:
     """Whether this machine may register nodes."""
-    if known is None:
+    if saved is None:
         hint = "far-node login --discovery URL; not needed with --keyfile."
         return Check("login", "warn", "this machine is not logged in", hint)
-    return Check("login", "ok", f"registers nodes for {known.wallet_address}")
+    return Check("login", "ok", f"registers nodes for {saved.wallet_address}")
 
 
 def network(http: httpx.Client) -> Iterator[Check]:
@@ -115,7 +115,7 @@ def network(http: httpx.Client) -> Iterator[Check]:
             "stand between?",
         )
         return
-    near: State = "ok" if trips < FAR else "warn"
+    near: State = "ok" if trips < SLOW_ROUND_TRIP else "warn"
     hint = "" if near == "ok" else "Routes count this: nearer nodes get work first."
     yield Check("platform", near, f"{http.base_url}, {trips:.0f} ms a round trip", hint)
     yield _clock(skew)
@@ -124,11 +124,11 @@ def network(http: httpx.Client) -> Iterator[Check]:
 
 def _round_trips(http: httpx.Client) -> tuple[float, float]:
     """Median milliseconds of a round trip, and seconds that our clock is ahead."""
-    http.get(PROBE).raise_for_status()  # opens the connection
+    http.get(PROBE_PATH).raise_for_status()  # opens the connection
     times, skews = [], []
     for _ in range(ROUND_TRIPS):
         began = time.perf_counter()
-        answer = http.get(PROBE).raise_for_status()
+        answer = http.get(PROBE_PATH).raise_for_status()
         took = time.perf_counter() - began
         times.append(1000 * took)
         date = answer.headers.get("date")
@@ -159,7 +159,7 @@ def _bandwidth(http: httpx.Client) -> Check:
         up = _mbits(http, "POST", UPLOAD)
     except httpx.HTTPError as error:
         return Check("bandwidth", "warn", f"not measured ({type(error).__name__})", "Try later.")
-    state: State = "ok" if min(down, up) >= SLOW else "warn"
+    state: State = "ok" if min(down, up) >= SLOW_LINE else "warn"
     hint = "" if state == "ok" else "Prompts take long through this node: --wire int8 halves that."
     return Check("bandwidth", state, f"{down:.0f} Mbit/s down, {up:.0f} Mbit/s up", hint)
 
@@ -167,8 +167,8 @@ def _bandwidth(http: httpx.Client) -> Check:
 def _mbits(http: httpx.Client, method: str, size: int) -> float:
     began = time.perf_counter()
     if method == "GET":
-        answer = http.get(PROBE, params={"bytes": size})
+        answer = http.get(PROBE_PATH, params={"bytes": size})
     else:
-        answer = http.post(PROBE, content=bytes(size))
+        answer = http.post(PROBE_PATH, content=bytes(size))
     answer.raise_for_status()
     return 8 * size / 1e6 / (time.perf_counter() - began)

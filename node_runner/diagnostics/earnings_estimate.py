@@ -14,12 +14,15 @@ from mesh.model.config import named
 from mesh.model.memory_footprint import footprint
 from node_runner.diagnostics import speed_test
 from node_runner.machine import devices
-from node_runner.platform_client.http import ask
+from node_runner.platform_client.http import request
 
 HOUR = 3600
+"""Seconds."""
+
+MODELS_PATH = "/api/inference/models"
 
 POSITIONS = 8 * 2048
-"""KV room that each layer is to have: eight generations of 2,048 positions."""
+"""Of each layer's KV cache: eight generations of 2,048 positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +49,15 @@ def estimates(
     Raises:
         PlatformError: the platform does not tell.
     """
-    room = devices.room(device)
-    for model in ask(http, "GET", "/api/inference/models")["models"]:
-        config = ask(http, "GET", f"/api/discovery/config/{model['id']}")
+    memory = devices.available_memory(device)
+    for model in request(http, "GET", MODELS_PATH, required=["models"])["models"]:
+        config = request(http, "GET", f"/api/discovery/config/{model['id']}")
         price = Decimal(model["price_per_token_far_exact"])
         decode = _decode(config, device, dtype, seconds) if seconds else None
         yield EarningsEstimate(
             model_id=model["id"],
             layers=model["layers"],
-            fits=fits(config, room),
+            fits=layers_that_fit(config, memory),
             price=price,
             decode=decode,
             per_hour=None if decode is None else per_hour(config, price, decode),
@@ -81,16 +84,16 @@ def _decode(
     return speed.decode
 
 
-def fits(config: Mapping[str, Any], room: int) -> dict[str, int]:
-    """Layers within ``room`` bytes, by quantization; at most all."""
+def layers_that_fit(config: Mapping[str, Any], memory: int) -> dict[str, int]:
+    """Layers within ``memory`` bytes, by quantization; at most all."""
     layers: int = named(config)["num_hidden_layers"]
     found = {}
     for quantization in ("none", "int8", "nf4"):
         try:
-            takes = footprint(config, quantization)
+            sizes = footprint(config, quantization)
         except MeshError:
             continue
-        found[quantization] = min(layers, takes.layers_within(room, positions=POSITIONS))
+        found[quantization] = min(layers, sizes.layers_within(memory, positions=POSITIONS))
     return found
 
 
@@ -100,5 +103,5 @@ def per_hour(config: Mapping[str, Any], price: Decimal, layers_per_second: float
     A token is paid by layers, so it does not matter how many of them the device holds.
     """
     settings = named(config)
-    shares = settings["num_hidden_layers"] + Decimal(edge_units(settings)) / 1000
+    shares = Decimal(settings["num_hidden_layers"]) + Decimal(edge_units(settings)) / 1000
     return price * Decimal(layers_per_second) * HOUR / shares

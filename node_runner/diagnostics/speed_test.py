@@ -1,4 +1,5 @@
-"""How fast this device is at a model's layers: with its weights, or random ones of its shape."""
+"""How fast this device is at a model's layers: with the model's weights, or random ones of its
+shape."""
 
 import json
 import tempfile
@@ -20,7 +21,7 @@ from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import SpanModel
 
-AT_ONCE = 8
+BATCH = 8
 """Generations of the second decode measurement."""
 
 CHUNK = 256
@@ -29,8 +30,8 @@ CHUNK = 256
 HISTORY = 128
 """Positions that a generation has behind it while decoding is measured."""
 
-Tick = Callable[[float], None]
-"""Told the share that is done, 0 to 1."""
+OnProgress = Callable[[float], None]
+"""Called with the share that is done, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,8 @@ def random_checkpoint(config: Mapping[str, Any], layers: int) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="far-node-bench-") as name:
         folder = Path(name)
         torch.manual_seed(0)
-        weights = AutoModel.from_config(shape, dtype=torch.bfloat16).state_dict()
+        model = AutoModel.from_config(shape, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+        weights = model.state_dict()
         contiguous = {name: weight.contiguous() for name, weight in weights.items()}
         save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(shape.to_dict()))
@@ -76,7 +78,7 @@ def measure(
     dtype: torch.dtype,
     quantization: str,
     seconds: float,
-    tick: Tick = lambda share: None,
+    on_progress: OnProgress = lambda share: None,
 ) -> Speed:
     """Load the first layers of a checkpoint and time them.
 
@@ -93,32 +95,33 @@ def measure(
         span = SpanModel(folder, edge=False, device=device, dtype=dtype, quantization=quantization)
         span.warm_up()
         load_seconds = time.perf_counter() - began
-        clock = _Clock(span, seconds / 3, tick)
+        timer = _Timer(span, seconds / 3, on_progress)
         return Speed(
             layers=layers,
-            decode=clock.time([1], HISTORY, 0.0),
-            batch=clock.time([1] * AT_ONCE, HISTORY, 1 / 3),
-            prefill=clock.time([CHUNK], 0, 2 / 3),
+            decode=timer.time([1], HISTORY, 0.0),
+            batch=timer.time([1] * BATCH, HISTORY, 1 / 3),
+            prefill=timer.time([CHUNK], 0, 2 / 3),
             load_seconds=load_seconds,
             weight_bytes=sum(weight.nbytes for weight in span.weights),
         )
 
 
-class _Clock:
-    def __init__(self, span: SpanModel, seconds: float, tick: Tick) -> None:
+class _Timer:
+    def __init__(self, span: SpanModel, seconds: float, on_progress: OnProgress) -> None:
         self._span = span
         self._seconds = seconds
-        self._tick = tick
+        self._on_progress = on_progress
 
     def time(self, rows: list[int], history: int, done: float) -> float:
         """Layers a second, each counted for each row, of forwards of these rows at this position.
 
-        Every forward is at the same position again: what it wrote before is forgotten.
+        Every forward is at one position: it overwrites what the one before wrote.
         """
         span = self._span
-        blocks = -(-(history + max(rows)) // span.kv_shape.block)
+        blocks = -(-(history + max(rows)) // span.kv_shape.block_size)
         pool = KVBlockPool(span.kv_shape, len(rows) * blocks * span.kv_shape.bytes_per_block)
-        caches = [pool.reserve(history + max(rows)) for _ in rows]
+        reserved = [pool.reserve(history + max(rows)) for _ in rows]
+        caches = [cache for cache in reserved if cache is not None]  # the pool has just enough
         hidden = torch.zeros(sum(rows), span.hidden_size, dtype=span.dtype, device=span.device)
         if history:
             for cache in caches:
@@ -139,5 +142,5 @@ class _Clock:
             if span.device.type == "cuda":
                 torch.cuda.synchronize(span.device)
             count += 1
-            self._tick(min(1.0, done + min(1.0, passed / self._seconds) / 3))
+            self._on_progress(min(1.0, done + min(1.0, passed / self._seconds) / 3))
         return count * sum(rows) * span.layers / (time.perf_counter() - began)

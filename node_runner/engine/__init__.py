@@ -1,5 +1,6 @@
-"""The engine: one span of a model, many generations, one forward for all that waits.
+"""The engine: continuous batching of many generations over one span of a model.
 
 Knows torch and transformers; knows nothing of Redis, HTTP or wallets. Messages come in
-(:mod:`mesh.wire`), messages go out.
+(:mod:`mesh.wire`), outputs go out (:mod:`node_runner.outputs`). Reading begins at
+:meth:`node_runner.engine.engine.Engine.step`.
 """

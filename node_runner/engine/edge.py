@@ -1,7 +1,7 @@
 """What the edge does beside its span: tokens in, tokens out.
 
-It feeds prompts and chosen tokens into the first span, samples what the last span returns, and
-guesses ahead where that pays.
+The edge feeds prompts and sampled tokens into the first span, samples from the hidden states that
+the last span returns, and drafts tokens ahead (speculative decoding) where that pays.
 """
 
 import time
@@ -12,7 +12,7 @@ import torch
 from mesh import wire
 from mesh.wire import Ended, Token
 from node_runner.engine.decoding.detokenizer import Detokenizer
-from node_runner.engine.decoding.draft_model import Ask, DraftModel
+from node_runner.engine.decoding.draft_model import DraftModel, DraftRequest
 from node_runner.engine.decoding.sampler import sample
 from node_runner.engine.decoding.speculation import PromptLookup, SpeculationPolicy
 from node_runner.engine.generation import Decoding, Generation, WorkItem
@@ -23,61 +23,79 @@ from node_runner.engine.scheduler import PREFILL_CHUNK
 class Edge:
     """Not thread-safe, as the engine that owns it.
 
-    ``speculate``: whether to guess ahead; ``draft``: a model that does where the text itself has
-    nothing to say.
+    Args:
+        span: The engine's span. Only the first span of a model has the embedding and the LM head;
+            with any other, an edge has no generations.
+        speculate: Whether to draft tokens.
+        drafter: Drafts where the text itself gives nothing to look up.
     """
 
-    def __init__(self, span: SpanModel, *, speculate: bool, draft: DraftModel | None) -> None:
+    def __init__(self, span: SpanModel, *, speculate: bool, drafter: DraftModel | None) -> None:
         self._span = span
         self._speculate = speculate
-        self._draft = draft
-        # One answer a generation, however often it came.
+        self.drafter = drafter
+        # By request id: an answer that arrives twice is sampled once.
         self._returned: dict[str, tuple[Generation, torch.Tensor]] = {}
-        self._guesses = (0, 0)
+        self._draft_counts = (0, 0)
 
     @property
     def busy(self) -> bool:
+        """Whether hidden states wait to be sampled."""
         return bool(self._returned)
 
-    def take_drafts(self) -> tuple[int, int]:
-        """Tokens guessed since the last call, and how many of them were right."""
-        taken, self._guesses = self._guesses, (0, 0)
+    def take_draft_counts(self) -> tuple[int, int]:
+        """Tokens drafted since the last call, and how many of them were accepted."""
+        taken, self._draft_counts = self._draft_counts, (0, 0)
         return taken
 
-    def open(self, request_id: str, prompt: wire.Prompt, *, unready: set[int]) -> Decoding:
-        """A generation begins here, or goes on after the tokens that readers have."""
-        text = Detokenizer(self._span.tokenizer, prompt.token_ids, prompt.sampling.stop)
+    def open(self, request_id: str, prompt: wire.Prompt, *, not_ready: set[int]) -> Decoding:
+        """Begin a generation, or continue it after the tokens that readers have.
+
+        Args:
+            request_id: The generation's.
+            prompt: Its prompt, and the tokens of earlier epochs.
+            not_ready: Stages whose nodes have to be ready before tokens are fed.
+        """
+        detokenizer = Detokenizer(self._span.tokenizer, prompt.token_ids, prompt.sampling.stop)
         stopped = False
-        for token_id in prompt.generated:  # brings the decoder up to what readers have
-            stopped = text.push(token_id)[1] or token_id in self._span.end_tokens
+        for token_id in prompt.generated:  # what the detokenizer holds back depends on them
+            stopped = detokenizer.push(token_id)[1] or token_id in self._span.end_tokens
         tokens = [*prompt.token_ids, *prompt.generated]
-        if self._draft is not None:
-            self._draft.forget_after(request_id, len(tokens) - 1)
+        if self.drafter is not None:
+            self.drafter.truncate(request_id, len(tokens) - 1)
         return Decoding(
             tokens=tokens,
             prompt_length=len(prompt.token_ids),
             max_tokens=prompt.max_tokens,
-            sampling=prompt.sampling,
-            text=text,
+            sampling_params=prompt.sampling,
+            detokenizer=detokenizer,
             stopped=stopped,
-            lookup=PromptLookup(),
-            pace=SpeculationPolicy(),
-            unready=unready,
+            prompt_lookup=PromptLookup(),
+            speculation=SpeculationPolicy(),
+            not_ready=not_ready,
         )
 
-    def take(self, generation: Generation, position: int, hidden: torch.Tensor) -> None:
-        """Back from the last span: a row for the last token, and one for each guess.
+    def receive(self, generation: Generation, position: int, hidden: torch.Tensor) -> None:
+        """Hidden states from the last span, to be sampled in the next step.
 
-        A repeated answer is for a position already passed.
+        Args:
+            generation: Whose they are.
+            position: The first row's: the last token's. A repeated answer is for an earlier
+                position, and ignored.
+            hidden: ``[rows, hidden]``: a row for the last token, and one for each draft token.
         """
         decoding = generation.decoding
         if decoding is None or position != len(decoding.tokens) - 1:
             return
-        if len(hidden) == 1 + len(decoding.drafts):
+        if len(hidden) == 1 + len(decoding.draft_tokens):
             self._returned[generation.request_id] = (generation, hidden)
 
     def sample(self) -> list[tuple[Generation, list[Token], Ended | None]]:
-        """Choose the next tokens of every generation whose rows came back."""
+        """Choose the next tokens of every generation whose hidden states came back.
+
+        Returns:
+            For each, its new tokens, at least one, and its end if they end it.
+        """
         returned = [
             (generation, generation.decoding, hidden)
             for generation, hidden in self._returned.values()
@@ -87,9 +105,9 @@ class Edge:
         if not returned:
             return []
         logits = self._span.logits(torch.cat([hidden for _, _, hidden in returned]))
-        chosen = sample(
+        sampled = sample(
             logits,
-            [decoding.sampling for _, decoding, hidden in returned for _ in hidden],
+            [decoding.sampling_params for _, decoding, hidden in returned for _ in hidden],
             [
                 len(decoding.tokens) + row
                 for _, decoding, hidden in returned
@@ -98,87 +116,95 @@ class Edge:
         )
         outcomes, at = [], 0
         for generation, decoding, hidden in returned:
-            tokens, ended = self._accept(generation, decoding, chosen[at : at + len(hidden)])
+            tokens, ended = self._accept(generation, decoding, sampled[at : at + len(hidden)])
             outcomes.append((generation, tokens, ended))
             at += len(hidden)
         return outcomes
 
     def feed(self, generations: Iterable[Generation]) -> list[WorkItem]:
-        """Each generation's next tokens, if it has any: a chunk of its prompt, or what was just
-        chosen, and guesses of what follows."""
+        """The next tokens of each generation that has any: a chunk of its prompt, or the token that
+        was just sampled, with draft tokens behind it."""
         began = time.monotonic()
-        works, ends = [], []
+        items, complete = [], []
         for generation in generations:
             decoding = generation.decoding
-            if decoding is None or not decoding.unfed:
+            if decoding is None or not decoding.feedable:
                 continue
             begin = decoding.fed
             end = min(begin + PREFILL_CHUNK, len(decoding.tokens))
             decoding.fed = end
-            work = WorkItem(generation, begin, wanted=0, token_ids=decoding.tokens[begin:end])
+            item = WorkItem(generation, begin, wanted=0, token_ids=decoding.tokens[begin:end])
             if end == len(decoding.tokens):
-                ends.append((work, decoding))
+                complete.append((item, decoding))
             else:
-                work.replay = end <= generation.resume.known
-            works.append(work)
-        self._guess([(w, d) for w, d in ends if d.generated and w.rows == 1])
+                item.replay = end <= generation.resume.known
+            items.append(item)
+        self._draft([(item, d) for item, d in complete if d.generated and item.rows == 1])
         now = time.monotonic()
-        for work, decoding in ends:
-            work.wanted = 1 + len(decoding.drafts)
-            work.token_ids += decoding.drafts
-            alone = work.rows == 1 + len(decoding.drafts)
-            decoding.fed_at = (began if decoding.drafts else now) if alone else None
-        return works
+        for item, decoding in complete:
+            alone = item.rows == 1
+            item.wanted = 1 + len(decoding.draft_tokens)
+            item.token_ids += decoding.draft_tokens
+            # Drafting counts as part of the step that it is for.
+            started = began if decoding.draft_tokens else now
+            decoding.fed_at = started if alone else None
+        return items
 
     def close(self, generation: Generation) -> None:
-        if self._draft is not None:
-            self._draft.close(generation.request_id)
+        """Free what the draft model keeps of a generation."""
+        if self.drafter is not None:
+            self.drafter.close(generation.request_id)
 
-    def _guess(self, ends: Sequence[tuple[WorkItem, Decoding]]) -> None:
-        """Set the drafts of those that were fed their last token: from the text itself, else by the
-        draft model, all in its same forwards."""
-        asks = []
-        for work, decoding in ends if self._speculate else ():
+    def _draft(self, steps: Sequence[tuple[WorkItem, Decoding]]) -> None:
+        """Draft tokens for decode steps: looked up in the text itself, else by the draft model, all
+        in the same forward passes."""
+        requests = []
+        for item, decoding in steps if self._speculate else ():
             left = decoding.max_tokens - decoding.generated - 1
-            width = min(decoding.pace.width(), left)
-            if width > 0:
-                decoding.drafts = decoding.lookup.guess(decoding.tokens, width)
-            if width > 0 and not decoding.drafts and self._draft is not None:
-                generation = work.generation
-                capacity, sampling = generation.place.capacity, decoding.sampling
-                ask = Ask(generation.request_id, decoding.tokens, width, capacity, sampling)
-                asks.append((decoding, ask))
-        if asks and self._draft is not None:
-            guesses = self._draft.guess([ask for _, ask in asks])
-            for (decoding, _), guess in zip(asks, guesses, strict=True):
-                decoding.drafts = guess
+            count = min(decoding.speculation.draft_length(), left)
+            if count > 0:
+                decoding.draft_tokens = decoding.prompt_lookup.draft(decoding.tokens, count)
+            if count > 0 and not decoding.draft_tokens and self.drafter is not None:
+                request = DraftRequest(
+                    item.generation.request_id,
+                    decoding.tokens,
+                    count,
+                    item.generation.route_position.capacity,
+                    decoding.sampling_params,
+                )
+                requests.append((decoding, request))
+        if requests and self.drafter is not None:
+            drafts = self.drafter.draft([request for _, request in requests])
+            for (decoding, _), draft in zip(requests, drafts, strict=True):
+                decoding.draft_tokens = draft
 
     def _accept(
-        self, generation: Generation, decoding: Decoding, chosen: list[int]
+        self, generation: Generation, decoding: Decoding, sampled: list[int]
     ) -> tuple[list[Token], Ended | None]:
-        """Tokens as far as the guesses that led to them were right."""
-        guesses = decoding.drafts
+        """The sampled tokens, up to the first that differs from its draft token."""
+        drafts = decoding.draft_tokens
         tokens: list[Token] = []
         reason = None
-        for row, token_id in enumerate(chosen):
-            text, stopped = decoding.text.push(token_id)
+        for row, token_id in enumerate(sampled):
+            text, stopped = decoding.detokenizer.push(token_id)
             stopped = stopped or token_id in self._span.end_tokens
             index = decoding.generated
             decoding.tokens.append(token_id)
             if stopped or decoding.generated >= decoding.max_tokens:
                 reason = "stop" if stopped else "length"
-                text += decoding.text.flush()
+                text += decoding.detokenizer.flush()
             tokens.append(Token(generation.request_id, generation.epoch, index, token_id, text))
-            if reason or row == len(guesses) or token_id != guesses[row]:
+            if reason or row == len(drafts) or token_id != drafts[row]:
                 break
-        guessed, accepted = self._guesses
-        self._guesses = (guessed + len(guesses), accepted + len(tokens) - 1)
+        drafted, accepted = self._draft_counts
+        self._draft_counts = (drafted + len(drafts), accepted + len(tokens) - 1)
         if decoding.fed_at is not None:
-            decoding.pace.observe(time.monotonic() - decoding.fed_at, len(guesses), len(tokens))
+            seconds = time.monotonic() - decoding.fed_at
+            decoding.speculation.observe(seconds, len(drafts), len(tokens))
         decoding.fed = len(decoding.tokens) - 1
-        decoding.drafts = []
-        if self._draft is not None:
-            self._draft.forget_after(generation.request_id, decoding.fed)
+        decoding.draft_tokens = []
+        if self.drafter is not None:
+            self.drafter.truncate(generation.request_id, decoding.fed)
         if reason is None:
             return tokens, None
         return tokens, Ended(generation.request_id, generation.epoch, reason, decoding.generated)

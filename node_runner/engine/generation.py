@@ -1,4 +1,4 @@
-"""What a node knows of one generation, and the work that waits for a forward."""
+"""One generation on this node, and its positions that wait for a forward pass."""
 
 from dataclasses import dataclass, field
 
@@ -13,33 +13,44 @@ from node_runner.engine.replay_buffer import ReplayBuffer
 
 @dataclass(slots=True)
 class Decoding:
-    """What the edge keeps of a generation: its tokens, prompt first, and how to go on."""
+    """What the edge keeps of a generation: its tokens, prompt first, and how to continue them."""
 
     tokens: list[int]
     prompt_length: int
     max_tokens: int
-    sampling: wire.SamplingParams
-    text: Detokenizer
+    """Tokens to generate at most, those of earlier epochs included."""
+    sampling_params: wire.SamplingParams
+    detokenizer: Detokenizer
     stopped: bool
-    lookup: PromptLookup
-    pace: SpeculationPolicy
-    unready: set[int]
-    """Stages whose nodes have not said yet where they can begin."""
+    """Whether the tokens of earlier epochs end with a stop string or an end token."""
+    prompt_lookup: PromptLookup
+    speculation: SpeculationPolicy
+    not_ready: set[int]
+    """Stages whose nodes have not said yet how much of the prompt their KV caches hold."""
     fed: int = 0
-    """Tokens that have been put into the first span; drafts do not count."""
-    drafts: list[int] = field(default_factory=list)
-    """What was put in behind the last token, on the chance that it follows."""
+    """Tokens that have been put into the first span; draft tokens do not count."""
+    draft_tokens: list[int] = field(default_factory=list)
+    """What was put into the first span behind the last token, to be verified."""
     fed_at: float | None = None
-    """When the last token was put in, monotonic seconds; none if a piece of the prompt came with
-    it, which says nothing of how long a token takes."""
+    """When the last token was put in, monotonic seconds; none if a chunk of the prompt came with
+    it, whose time is not that of a decode step."""
 
     @property
     def generated(self) -> int:
+        """Tokens generated so far, those of earlier epochs included."""
         return len(self.tokens) - self.prompt_length
 
     @property
-    def unfed(self) -> bool:
-        return not self.unready and self.fed < len(self.tokens)
+    def feedable(self) -> bool:
+        """Whether there are tokens to put into the first span, and all nodes are ready."""
+        return not self.not_ready and self.fed < len(self.tokens)
+
+    def mark_ready(self, stage: int, positions: int) -> None:
+        """A stage's node has the prompt's first ``positions`` in its KV cache: feeding begins where
+        the node that has fewest ends."""
+        if stage in self.not_ready:
+            self.not_ready.discard(stage)
+            self.fed = max(0, min(self.fed, positions))
 
 
 @dataclass(slots=True, eq=False)
@@ -48,29 +59,47 @@ class Generation:
 
     request_id: str
     epoch: int
-    place: wire.RoutePosition
+    route_position: wire.RoutePosition
     resume: wire.Resume
     prefix: list[bytes]
+    """Hashes of the prompt's beginnings (:mod:`mesh.prefix_hashes`)."""
     cache: KVCache
     expires_at: float
+    """When to close it if its supervisor has not, monotonic seconds."""
     decoding: Decoding | None
+    """At the edge only."""
     over: bool = False
-    """Nothing of this epoch is worked at any more."""
-    sent: ReplayBuffer = field(default_factory=ReplayBuffer)
+    """Whether this epoch is worked at no more."""
+    replay_buffer: ReplayBuffer = field(default_factory=ReplayBuffer)
 
     @property
     def first(self) -> bool:
-        return self.place.stage == 0
+        """Whether the node is the first stage of the route, and so the edge."""
+        return self.route_position.stage == 0
 
     @property
     def last(self) -> bool:
-        return self.place.stage == self.place.stages - 1
+        """Whether the node is the last stage of the route."""
+        return self.route_position.stage == self.route_position.stages - 1
+
+    @property
+    def feedable(self) -> bool:
+        """Whether the edge has next tokens to put into the first span."""
+        return self.decoding is not None and self.decoding.feedable
 
 
 @dataclass(slots=True)
 class WorkItem:
-    """Consecutive positions of one generation that wait for the forward: token ids at the edge,
-    hidden states elsewhere."""
+    """Consecutive positions of one generation that wait for a forward pass.
+
+    Args:
+        generation: Whose they are.
+        position: The first of them.
+        wanted: After how many of the last positions the edge samples.
+        replay: Whether they rebuild a new node's KV cache.
+        hidden: ``[rows, hidden]``, in the model's dtype; at the edge none.
+        token_ids: At the edge, one a position.
+    """
 
     generation: Generation
     position: int
@@ -81,8 +110,10 @@ class WorkItem:
 
     @property
     def rows(self) -> int:
+        """Positions, each of which is one row of the batch."""
         return len(self.token_ids) if self.hidden is None else self.hidden.shape[0]
 
     @property
     def end(self) -> int:
+        """The position behind the last one."""
         return self.position + self.rows

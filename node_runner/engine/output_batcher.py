@@ -1,44 +1,68 @@
-"""What comes out of one step of the engine, gathered on the way."""
+"""What comes out of one step of the engine; hidden states for one node batched in one message."""
 
 import torch
 
 from mesh.wire import Step, Steps
 from mesh.wire.limits import MAX_STEPS
+from node_runner.engine.device.tensors import concatenated
+from node_runner.engine.generation import Generation
 from node_runner.engine.tensor_codec import to_bytes
 from node_runner.outputs import EngineOutput, NodeMessage
 
 
 class OutputBatcher:
-    """Results in the order of their making; steps that go to the same node together, and first."""
+    """Collects a step's outputs.
+
+    Args:
+        wire_dtype: The dtype in which hidden states are sent (:data:`mesh.wire.DTYPES`).
+    """
 
     def __init__(self, wire_dtype: str) -> None:
         self._wire_dtype = wire_dtype
         self._steps: dict[str, list[tuple[Step, torch.Tensor]]] = {}
-        self._forwards: list[EngineOutput] = []
+        self._messages: list[EngineOutput] = []
         self._others: list[EngineOutput] = []
 
-    def add(self, *results: EngineOutput) -> None:
-        self._others += results
+    def add(self, *outputs: EngineOutput) -> None:
+        """Outputs that are not hidden states."""
+        self._others += outputs
 
-    def send(self, to: str, step: Step, hidden: torch.Tensor) -> None:
-        """``hidden``: ``[step.rows, width]``."""
-        waiting = self._steps.setdefault(to, [])
+    def send(
+        self,
+        generation: Generation,
+        position: int,
+        hidden: torch.Tensor,
+        wanted: int = 0,
+        *,
+        replay: bool = False,
+    ) -> None:
+        """Hidden states for the generation's next node.
+
+        Args:
+            generation: Whose they are.
+            position: The first row's.
+            hidden: ``[rows, hidden]``, one row a position.
+            wanted: After how many of the last rows the edge samples.
+            replay: Whether they rebuild a new node's KV cache.
+        """
+        step = Step(generation.request_id, generation.epoch, position, len(hidden), wanted, replay)
+        node = generation.route_position.next_node
+        waiting = self._steps.setdefault(node, [])
         if sum(earlier.rows for earlier, _ in waiting) + step.rows > MAX_STEPS:
-            self._flush(to)
-        self._steps[to].append((step, hidden))
+            self._flush(node)
+        self._steps[node].append((step, hidden))
 
     def take(self) -> list[EngineOutput]:
-        """All of them."""
-        for to in self._steps:
-            self._flush(to)
-        return self._forwards + self._others
+        """All outputs: hidden states for other nodes first, then the others in their order."""
+        for node in self._steps:
+            self._flush(node)
+        return self._messages + self._others
 
-    def _flush(self, to: str) -> None:
-        waiting, self._steps[to] = self._steps[to], []
+    def _flush(self, node: str) -> None:
+        waiting, self._steps[node] = self._steps[node], []
         if not waiting:
             return
-        rows = [hidden for _, hidden in waiting]
-        together = rows[0] if len(rows) == 1 else torch.cat(rows)
-        data = to_bytes(together, self._wire_dtype)
-        steps = Steps([step for step, _ in waiting], self._wire_dtype, together.shape[1], data)
-        self._forwards.append(NodeMessage(to, steps))
+        hidden = concatenated([hidden for _, hidden in waiting])
+        data = to_bytes(hidden, self._wire_dtype)
+        steps = Steps([step for step, _ in waiting], self._wire_dtype, hidden.shape[1], data)
+        self._messages.append(NodeMessage(node, steps))

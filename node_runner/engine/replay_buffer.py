@@ -1,7 +1,7 @@
-"""What a node has sent on, kept so that a new next node can be given all of it.
+"""Hidden states that a node has sent on, kept so that a new next node can be sent all of them.
 
-The idea is Petals' (Borzunov et al. 2023): a span's inputs are kept by the side that sent them, so
-that the death of one node costs only that node's work again.
+The idea is Petals' (Borzunov et al. 2023, arXiv 2312.08361): a span's inputs are kept by the node
+that sent them, so that the death of one node costs only that node's computation again.
 """
 
 import torch
@@ -10,16 +10,25 @@ import torch
 class ReplayBuffer:
     """Hidden states of positions ``[0, length)`` of one generation, on the CPU.
 
-    Position is the truth here too: what is sent again from an earlier position replaces the rest.
+    As in a KV cache, what is put at an earlier position replaces all that came after it.
     """
 
     def __init__(self) -> None:
         self._parts: list[torch.Tensor] = []
         self.length = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the buffer holds."""
+        return sum(part.untyped_storage().nbytes() for part in self._parts)
+
     def put(self, position: int, hidden: torch.Tensor) -> None:
-        """``[rows, width]`` for positions from ``position`` on, which follows or precedes what
-        is there already."""
+        """Keep a copy of hidden states; nothing if positions before them are missing.
+
+        Args:
+            position: The first row's.
+            hidden: ``[rows, hidden]``, one row a position.
+        """
         while self.length > position:
             last = self._parts.pop()
             self.length -= len(last)
@@ -29,17 +38,19 @@ class ReplayBuffer:
             self._append(hidden)
 
     def upto(self, end: int) -> torch.Tensor | None:
-        """``[end, width]``; none if not all of it is here."""
+        """Hidden states ``[end, hidden]`` of the first ``end`` positions; none if not all of them
+        are here."""
         if self.length < end or not self._parts:
             return None
         self._parts = [torch.cat(self._parts)]
         return self._parts[0][:end]
 
     def clear(self) -> None:
+        """Keep nothing."""
         self._parts.clear()
         self.length = 0
 
     def _append(self, hidden: torch.Tensor) -> None:
-        # A copy: a view would keep all rows of its forward.
+        # A copy: a view would keep all rows of its batch.
         self._parts.append(hidden.to("cpu", copy=True))
         self.length += len(hidden)

@@ -1,91 +1,99 @@
-"""Which waiting work the next forward takes."""
+"""Which waiting positions the next forward pass takes."""
 
 from collections import Counter, deque
 from collections.abc import Collection
 
-from node_runner.engine.attention.interface import FEW_ROWS
+from node_runner.engine.attention.interface import MAX_GROUPED_ROWS
 from node_runner.engine.generation import Generation, WorkItem
 
 PREFILL_CHUNK = 128
-"""Positions of one prompt in one forward: small enough that the spans work on different chunks at
-once, and that decoding generations do not wait long."""
+"""Prefill positions in one forward pass: few enough that the spans work on different chunks of a
+prompt at once, and that decode steps do not wait long."""
 
-
-MIN_BATCH = 4
-"""Steps that a forward takes if they wait, however many stages there are: up to so many rows cost
-hardly more than one, since reading the weights is most of the work."""
+MIN_DECODE_BATCH = 4
+"""Decode steps that a forward pass takes if they wait, however many stages the route has: up to
+four rows cost hardly more than one, since reading the weights is most of the work."""
 
 
 class Scheduler:
-    """Decoding first, then prompts: a forward takes the steps of one micro-batch, and at most one
-    chunk's worth of prompts beside them, each generation's in turn.
+    """Decode first, then prefill: a forward pass takes the decode steps of one micro-batch, and
+    beside them at most one chunk's worth of prompts, first come, first served.
 
     A micro-batch is an equal share of all generations for each stage of the route. If a forward
-    took every step that waits, all generations would soon travel in one batch, from node to node,
-    and all nodes but one would stand idle.
+    pass took every decode step that waits, all generations would soon travel in one batch, from
+    node to node, and all nodes but one would stand idle.
     """
 
     def __init__(self) -> None:
-        self._steps: deque[WorkItem] = deque()
-        self._chunks: deque[WorkItem] = deque()
-        self._waiting: Counter[Generation] = Counter()
+        self._decode: deque[WorkItem] = deque()
+        self._prefill: deque[WorkItem] = deque()
+        self._waiting_rows: Counter[Generation] = Counter()
 
     def __bool__(self) -> bool:
-        return bool(self._steps or self._chunks)
+        """Whether anything waits."""
+        return bool(self._decode or self._prefill)
 
-    def waits(self, generation: Generation) -> bool:
-        """Whether any of its work does."""
+    def is_waiting(self, generation: Generation) -> bool:
+        """Whether any position of the generation waits."""
         return self.waiting_rows(generation) > 0
 
     def waiting_rows(self, generation: Generation) -> int:
-        return self._waiting[generation]
+        """How many positions of the generation wait."""
+        return self._waiting_rows[generation]
 
-    def add(self, work: WorkItem) -> None:
-        """Work of one generation is taken in the order in which it was added."""
-        quick = work.rows <= FEW_ROWS and work.wanted > 0
-        if quick and not self.waits(work.generation):
-            self._steps.append(work)
+    def add(self, item: WorkItem) -> None:
+        """Queue an item. Items of one generation are scheduled in the order of their adding."""
+        decode = item.rows <= MAX_GROUPED_ROWS and item.wanted > 0
+        if decode and not self.is_waiting(item.generation):
+            self._decode.append(item)
         else:
-            self._chunks.append(work)
-        self._waiting[work.generation] += work.rows
+            self._prefill.append(item)
+        self._waiting_rows[item.generation] += item.rows
 
-    def take(self, share: int) -> list[WorkItem]:
-        """The next forward's work, at most one piece of each generation: ``share`` steps or a few,
-        and a chunk's worth of prompts. Work of generations that are over is dropped."""
-        pack = self._pick(self._steps, works=max(share, MIN_BATCH))
-        return pack + self._pick(self._chunks, rows=PREFILL_CHUNK, beside=pack)
+    def schedule(self, running: Collection[Generation]) -> list[WorkItem]:
+        """The next batch: at most one item of each generation. Items of generations that are over
+        are dropped.
 
-    def _pick(
+        Args:
+            running: All generations that are not over, waiting or not.
+        """
+        stages = max((generation.route_position.stages for generation in running), default=1)
+        micro_batch = -(-len(running) // stages)
+        batch = self._take(self._decode, max_items=max(micro_batch, MIN_DECODE_BATCH))
+        return batch + self._take(self._prefill, max_rows=PREFILL_CHUNK, beside=batch)
+
+    def _take(
         self,
         queue: deque[WorkItem],
         *,
-        works: int | None = None,
-        rows: int | None = None,
+        max_items: int | None = None,
+        max_rows: int | None = None,
         beside: Collection[WorkItem] = (),
     ) -> list[WorkItem]:
-        """From the queue's front: up to so many works, or rows (one work is never too long)."""
-        picked: list[WorkItem] = []
+        """From the queue's front, past generations that are in the batch already. The first item is
+        taken even if it has more than ``max_rows``."""
+        taken: list[WorkItem] = []
         later: list[WorkItem] = []
-        taken = {work.generation for work in beside}
-        size = 0
-        while queue and (works is None or len(picked) < works):
-            work = queue.popleft()
-            if work.generation.over:
-                self._forget(work)
-            elif work.generation in taken:
-                later.append(work)
-            elif rows is not None and picked and size + work.rows > rows:
-                later.append(work)
+        generations = {item.generation for item in beside}
+        rows = 0
+        while queue and (max_items is None or len(taken) < max_items):
+            item = queue.popleft()
+            if item.generation.over:
+                self._dequeued(item)
+            elif item.generation in generations:
+                later.append(item)
+            elif max_rows is not None and taken and rows + item.rows > max_rows:
+                later.append(item)
                 break
             else:
-                self._forget(work)
-                picked.append(work)
-                taken.add(work.generation)
-                size += work.rows
+                self._dequeued(item)
+                taken.append(item)
+                generations.add(item.generation)
+                rows += item.rows
         queue.extendleft(reversed(later))
-        return picked
+        return taken
 
-    def _forget(self, work: WorkItem) -> None:
-        self._waiting[work.generation] -= work.rows
-        if not self._waiting[work.generation]:
-            del self._waiting[work.generation]
+    def _dequeued(self, item: WorkItem) -> None:
+        self._waiting_rows[item.generation] -= item.rows
+        if not self._waiting_rows[item.generation]:
+            del self._waiting_rows[item.generation]

@@ -1,4 +1,4 @@
-"""Tensors as raw little-endian bytes, and back: in the model's dtype, or in fewer bits."""
+"""Hidden states as raw little-endian bytes, and back: in the model's dtype, or in fewer bits."""
 
 import torch
 from torch.nn.functional import pad
@@ -11,8 +11,15 @@ _FLOAT16_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max
 
 
 def to_bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
-    """Hidden states ``[rows, width]`` as :class:`Steps` carry them; shares the tensor's memory
-    where it is on the CPU and in that dtype already."""
+    """Hidden states as :class:`mesh.wire.Steps` carry them.
+
+    Args:
+        tensor: ``[rows, width]``.
+        dtype: One of :data:`mesh.wire.DTYPES`.
+
+    Returns:
+        The bytes; they share the tensor's memory where it is on the CPU and in that dtype already.
+    """
     if dtype == "int8":
         return _bytes(_quantized(tensor))
     return _bytes(tensor.to(DTYPES[dtype]).cpu().contiguous().view(torch.uint8))
@@ -21,8 +28,19 @@ def to_bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
 def from_steps(
     steps: Steps, *, width: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """The hidden states of all steps, ``[rows, width]``, in the model's dtype. What float16 cannot
-    hold becomes its largest value: a sender that computes in another dtype is not to blame.
+    """The hidden states of all steps, one after the other.
+
+    Values that float16 cannot hold become its largest: the sender computes in another dtype, where
+    they are finite.
+
+    Args:
+        steps: As they came.
+        width: The model's hidden size.
+        dtype: The model's.
+        device: Where the model computes.
+
+    Returns:
+        ``[rows, width]``, in ``dtype`` on ``device``.
 
     Raises:
         WireError: the width is not the model's.

@@ -1,4 +1,4 @@
-"""`config.toml`: what `far-node` would otherwise be told by flags each time.
+"""`config.toml`: settings of `far-node`, instead of flags each time.
 
 Each setting has the name of a flag of `far-node start`, without its dashes. A flag outweighs the
 environment (``FAR_NODE_...``), and that the file.
@@ -13,17 +13,17 @@ from typing import Any
 
 from node_runner.machine import directories
 
-NAME = "config.toml"
+FILE_NAME = "config.toml"
 
 Value = str | int | float | bool | list[Any]
 
 
-class BadConfig(Exception):
+class InvalidConfig(Exception):
     """The file cannot be used; the message says where it is wrong."""
 
 
 def path() -> Path:
-    return directories.config() / NAME
+    return directories.config() / FILE_NAME
 
 
 def read(file: Path, known: Mapping[str, bool]) -> dict[str, Any]:
@@ -34,21 +34,21 @@ def read(file: Path, known: Mapping[str, bool]) -> dict[str, Any]:
             list of one.
 
     Raises:
-        BadConfig: not TOML, or a setting that is not known.
+        InvalidConfig: not TOML, or a setting that is not known.
     """
     try:
         text = file.read_text()
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise BadConfig(f"Cannot read {file}: {error.strerror}.") from None
+        raise InvalidConfig(f"Cannot read {file}: {error.strerror}.") from None
     try:
         found = {_plain(name): value for name, value in tomllib.loads(text).items()}
     except tomllib.TOMLDecodeError as error:
-        raise BadConfig(f"{file} is not TOML: {error}.") from None
+        raise InvalidConfig(f"{file} is not TOML: {error}.") from None
     for name, value in found.items():
         if name not in known or isinstance(value, dict):
-            raise BadConfig(f"{file}: there is no setting {name!r}. See far-node start --help.")
+            raise InvalidConfig(f"{file}: there is no setting {name!r}. See far-node start --help.")
         if known[name] and not isinstance(value, list):
             found[name] = [value]
     return found

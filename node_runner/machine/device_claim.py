@@ -1,4 +1,4 @@
-"""Which device this is, the same after every start: so that the platform knows the node again."""
+"""A lasting name for a device, locked while used: so that the platform knows the node again."""
 
 import fcntl
 import os
@@ -40,7 +40,7 @@ def claim(folder: Path, *, wallet: str, gpu_index: int) -> DeviceClaim:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        machine = _machine(folder / "device_id")
+        machine = _machine_name(folder / "device_id")
         for number in count():
             lock = (folder / f"{wallet.lower()}-{gpu_index}-{number}.lock").open("a")
             try:
@@ -54,16 +54,16 @@ def claim(folder: Path, *, wallet: str, gpu_index: int) -> DeviceClaim:
     raise AssertionError("numbers do not end")
 
 
-def _machine(file: Path) -> str:
+def _machine_name(file: Path) -> str:
     """The name in the file. Of two processes that make it at once, the first one's counts."""
-    draft = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
+    temporary = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
     try:
-        draft.write_text(secrets.token_hex(16))
-        os.link(draft, file)
+        temporary.write_text(secrets.token_hex(16))
+        os.link(temporary, file)
     except FileExistsError:
         pass
     finally:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     name = file.read_text().strip()
     if not DEVICE_ID.fullmatch(name):
         raise ClaimError(f"{file} holds no machine's name. Delete it to get a new one.")

@@ -1,4 +1,4 @@
-"""What this machine computes with, and how much of a model it holds."""
+"""What computes here, and how much it holds."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,10 @@ import torch
 
 from node_runner.engine.device.tensors import DTYPES
 
-RESERVED = 10**9
+GPU_RESERVE = 10**9
 """Bytes of a GPU that stay free beside weights and KV: the driver's, torch's, what a step needs."""
 
-OF_MAIN_MEMORY = 0.5
+MAIN_MEMORY_SHARE = 0.5
 """Of main memory, what a node on a CPU may take: there it is not alone."""
 
 
@@ -24,7 +24,7 @@ class GpuInfo:
 
 
 def gpus() -> list[GpuInfo]:
-    """Those that torch can use."""
+    """The GPUs that torch can use."""
     if not torch.cuda.is_available():
         return []
     found = []
@@ -34,8 +34,8 @@ def gpus() -> list[GpuInfo]:
     return found
 
 
-def pick(name: str) -> torch.device:
-    """The device of this name; a GPU if there is one, for ``auto``.
+def pick_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` is a GPU, if there is one.
 
     Raises:
         ValueError: there is no such device here; the message says what to do.
@@ -66,20 +66,20 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def name_of(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def room(device: torch.device) -> int:
-    """Bytes for weights and KV."""
+def available_memory(device: torch.device) -> int:
+    """Bytes that weights and KV may take."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return max(0, free - RESERVED)
-    return round(main_memory() * OF_MAIN_MEMORY)
+        return max(0, free - GPU_RESERVE)
+    return round(available_main_memory() * MAIN_MEMORY_SHARE)
 
 
-def main_memory() -> int:
-    """Bytes that are available, as Linux counts them; 0 where it does not say."""
+def available_main_memory() -> int:
+    """Bytes of main memory that are available, as Linux counts them; 0 on other systems."""
     try:
         with open("/proc/meminfo") as lines:
             for line in lines:

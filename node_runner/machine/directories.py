@@ -1,4 +1,4 @@
-"""Where `far-node` keeps what outlives a start: settings, the login, running nodes' sockets.
+"""Directories of `far-node`: settings, login, running nodes' sockets; and files that are secret.
 
 The folders are those of the XDG base directory specification.
 """
@@ -24,7 +24,7 @@ def sockets() -> Path:
     return state() / "run"
 
 
-def private(folder: Path) -> Path:
+def make_private(folder: Path) -> Path:
     """The folder, made if it is not there, which only its owner may look into."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
@@ -32,7 +32,7 @@ def private(folder: Path) -> Path:
 
 def write_secret(file: Path, text: str) -> None:
     """Write a file that only its owner may read: whole, or not at all."""
-    private(file.parent)
+    make_private(file.parent)
     new = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as opened:

@@ -1,8 +1,8 @@
-"""What a node says of itself and its device in a heartbeat."""
+"""A GPU as NVML sees it."""
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -14,30 +14,31 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class GpuUse:
-    """Of all processes on the GPU: percent of the last moments, and 10⁹ bytes."""
+class GpuUsage:
+    """Of all processes on the GPU: percent of the last moments, and 10⁹ bytes. Zeros where nothing
+    is known."""
 
     utilization_percent: float = 0.0
     vram_used_gb: float = 0.0
 
 
 class GpuMonitor:
-    """A GPU as NVML, the driver's library, sees it; a device without one uses nothing."""
+    """Reads a GPU's usage by NVML, the driver's library. Of another device it is zero."""
 
     def __init__(self, device: "torch.device") -> None:
         self._nvml, self._handle = _open(device)
 
-    def use(self) -> GpuUse:
-        """Now. Nothing where the driver does not say."""
+    def read(self) -> GpuUsage:
+        """The usage now."""
         if self._nvml is None:
-            return GpuUse()
+            return GpuUsage()
         try:
             percent = self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu
             used = self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used
         except self._nvml.NVMLError as error:
             log.warning("gpu_unreadable", reason=str(error))
-            return GpuUse()
-        return GpuUse(float(percent), used / 1e9)
+            return GpuUsage()
+        return GpuUsage(float(percent), used / 1e9)
 
     def close(self) -> None:
         if self._nvml is not None:
@@ -45,7 +46,8 @@ class GpuMonitor:
                 self._nvml.nvmlShutdown()
 
 
-def _open(device: "torch.device"):
+def _open(device: "torch.device") -> tuple[Any, Any]:
+    """NVML and its handle of the GPU; none where there is none."""
     if device.type != "cuda":
         return None, None
     import pynvml  # noqa: PLC0415 - only where there is a GPU

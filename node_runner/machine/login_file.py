@@ -1,11 +1,11 @@
-"""The machine's token: got by showing a code to its owner, kept in a file only he may read."""
+"""The machine's token on disk, in a file that only its owner may read."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from node_runner.machine import directories
 
-FILE = "login.json"
+FILE_NAME = "login.json"
 
 
 class LoginFailed(Exception):
@@ -14,22 +14,25 @@ class LoginFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class MachineLogin:
-    """What this machine may do, where, and for whom."""
+    """The token by which a machine registers nodes: of which platform, and for which wallet.
+
+    ``discovery``: the platform's URL. ``machine``: its name, as its owner chose it.
+    """
 
     discovery: str
     wallet_address: str
     machine: str
     machine_id: str
-    token: str
+    token: str = field(repr=False)
 
 
 def load() -> MachineLogin | None:
-    """The login of this machine; none if there is none.
+    """The login of this machine; none if nobody has logged in.
 
     Raises:
         LoginFailed: the file is damaged.
     """
-    file = directories.config() / FILE
+    file = directories.config() / FILE_NAME
     try:
         return MachineLogin(**json.loads(file.read_text()))
     except FileNotFoundError:
@@ -40,8 +43,8 @@ def load() -> MachineLogin | None:
 
 def save(login: MachineLogin) -> None:
     """Keep it for later starts, with mode 0600."""
-    directories.write_secret(directories.config() / FILE, json.dumps(asdict(login)))
+    directories.write_secret(directories.config() / FILE_NAME, json.dumps(asdict(login)))
 
 
-def forget() -> None:
-    (directories.config() / FILE).unlink(missing_ok=True)
+def delete() -> None:
+    (directories.config() / FILE_NAME).unlink(missing_ok=True)

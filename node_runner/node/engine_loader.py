@@ -1,10 +1,9 @@
-"""Makes engines: a span's checkpoint, its layers in memory, and room for KV."""
+"""Makes engines: a span's checkpoint, its layers in memory, and its KV budget."""
 
 import json
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,15 @@ from mesh.errors import MeshError
 from mesh.model.memory_footprint import QUANTIZATIONS, footprint
 from node_runner.engine.decoding.draft_model import load_draft
 from node_runner.engine.engine import Engine
-from node_runner.engine.model.acceleration import accelerate, capture_decoding
+from node_runner.engine.model.acceleration import capture_decoding, enable_paged_attention
 from node_runner.engine.model.span_checkpoint import SpanSpec, prepare_span
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.machine import devices
 from node_runner.node.engine_set import Span
-from node_runner.node.options import CannotServe, Options
-from node_runner.platform_client.weight_listing import AskPlatform, Wallet
-from node_runner.weights.source_selection import weights_of
+from node_runner.node.options import CannotServe, NodeOptions
+from node_runner.platform_client.weight_listing import ListingRequest, Wallet
+from node_runner.weights.source import Source
+from node_runner.weights.source_selection import select_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,11 @@ class PreparedSpan:
 
 @dataclass(frozen=True, slots=True)
 class SpanInfo:
-    """What is known of a span that was loaded, and may be kept when it is gone from memory.
+    """What is known of a span that was loaded, and may be kept when the span is gone from memory.
 
-    ``folder``: its checkpoint, which stays in the cache until it is released. ``memory_bytes``:
-    that serving it takes, weights and KV. ``seconds``: of loading its weights.
+    ``folder``: the checkpoint, which stays in the cache until it is released. ``memory_bytes``:
+    weights and KV while it is served. ``weight_bytes``: weights alone. ``seconds``: of loading
+    them.
     """
 
     folder: Path
@@ -49,29 +50,34 @@ class SpanInfo:
     seconds: float
 
     @property
-    def layers(self) -> Span:
+    def span(self) -> Span:
         return self.spec.start, self.spec.end
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedSpan:
-    """A span in memory, and the model that guesses beside it, if there is one. Whoever keeps this
-    keeps them there: once there is an engine, only the facts are of use."""
+    """A span in memory, and the draft model beside it, if there is one. Whoever keeps this keeps
+    them in memory: once there is an engine, only ``info`` is of use."""
 
-    facts: SpanInfo
-    span: SpanModel
+    info: SpanInfo
+    model: SpanModel
     drafter: SpanModel | None
 
 
 class EngineLoader:
-    """Loads spans of the model that a node was started for, all in the same way.
+    """Loads spans of the model that a node was started for.
+
+    Args:
+        options: Model, quantization, KV budget, and where the weights are, if not the platform is
+            to say.
+        device: Where layers are loaded to.
+        platform: The platform's URL.
 
     Raises:
         CannotServe: an option is wrong.
     """
 
-    def __init__(self, options: Options, device: torch.device, platform: str) -> None:
-        """``platform``: URL of who is asked where the weights are, if the options do not say."""
+    def __init__(self, options: NodeOptions, device: torch.device, platform: str) -> None:
         if options.quantization not in QUANTIZATIONS:
             raise CannotServe(
                 f"--quantization is one of {', '.join(QUANTIZATIONS)}; "
@@ -83,13 +89,13 @@ class EngineLoader:
             self._dtype = devices.pick_dtype(options.dtype, device)
         except ValueError as error:
             raise CannotServe(str(error)) from None
-        self._ask = _question(options, platform)
+        self._listing = _listing_request(options, platform)
         self._wire_dtype = _wire_dtype(options.wire)
         self._kv_bytes = round(options.kv_gb * 1e9)
 
-    def check(self) -> None:
-        """Look into the model's configuration where the options say that it is, before anybody
-        counts on this node.
+    def check_config(self) -> None:
+        """Read the model's configuration, where the options say where that is, before the node
+        registers.
 
         Raises:
             CannotServe: it cannot be read.
@@ -97,13 +103,13 @@ class EngineLoader:
         if self._options.path is None:
             return
         try:
-            with closing(weights_of(self._options.path, self._ask)) as files:
-                files.small("config.json")
+            with closing(self._open_source()) as files:
+                files.read_small("config.json")
         except (MeshError, OSError) as error:
             raise CannotServe(str(error)) from None
 
-    def prepare(self, layers: Span | None, *, edge: bool) -> PreparedSpan:
-        """Fetch a span (all layers, if none are given).
+    def prepare(self, span: Span | None, *, edge: bool) -> PreparedSpan:
+        """Fetch a span's checkpoint; all layers, if no span is given.
 
         Raises:
             CannotServe: the model has no such span, or the engine does not know its family.
@@ -111,14 +117,14 @@ class EngineLoader:
         try:
             folder, spec = prepare_span(
                 self._options.path or self._options.model,
-                layers=layers,
+                layers=span,
                 edge=edge,
                 cache=self._options.cache,
                 cache_bytes=_bytes(self._options.cache_gb),
                 verify=self._options.verify,
-                opened=partial(weights_of, self._options.path, self._ask),
+                opened=self._open_source,
             )
-            takes = footprint(
+            sizes = footprint(
                 _config(folder), self._options.quantization, number_bytes=self._dtype.itemsize
             )
         except MeshError as error:
@@ -126,18 +132,19 @@ class EngineLoader:
         except OSError as error:
             source = self._options.path or self._options.model
             raise CannotServe(f"Cannot read the model {source}: {error}") from None
-        weights = (spec.end - spec.start) * takes.layer + edge * takes.edge
+        weights = (spec.end - spec.start) * sizes.layer + edge * sizes.edge
         return PreparedSpan(folder, spec, weights + self._kv_bytes)
 
     def load(self, prepared: PreparedSpan) -> LoadedSpan:
-        """
+        """Load a span's layers, and the draft model beside its edge.
+
         Raises:
             CannotServe: it cannot be quantized like this, or the draft model does not fit.
         """
         torch.set_num_threads(self._options.threads)  # of this thread
         began = time.monotonic()
         try:
-            span = SpanModel(
+            model = SpanModel(
                 prepared.folder,
                 edge=prepared.spec.edge,
                 device=self._device,
@@ -145,48 +152,51 @@ class EngineLoader:
                 quantization=self._options.quantization,
             )
             seconds = time.monotonic() - began
-            span.warm_up()
-            drafter = self._guesser(span)
+            model.warm_up()
+            drafter = self._load_drafter(model)
             if self._options.paged and self._device.type == "cuda":
-                accelerate(span)
+                enable_paged_attention(model)
                 if drafter is not None:
-                    accelerate(drafter)
+                    enable_paged_attention(drafter)
         except MeshError as error:
             raise CannotServe(error.detail) from None
-        facts = SpanInfo(
+        info = SpanInfo(
             prepared.folder,
             prepared.spec,
             memory_bytes=prepared.memory_bytes,
-            weight_bytes=sum(weight.nbytes for weight in span.weights),
+            weight_bytes=sum(weight.nbytes for weight in model.weights),
             seconds=seconds,
         )
-        return LoadedSpan(facts, span, drafter)
+        return LoadedSpan(info, model, drafter)
 
-    def engine(self, loaded: LoadedSpan, node_id: str) -> Engine:
+    def make_engine(self, loaded: LoadedSpan, node_id: str) -> Engine:
         """
         Raises:
-            CannotServe: there is no room for KV.
+            CannotServe: the KV budget holds not even one block.
         """
         engine = Engine(
-            loaded.span,
+            loaded.model,
             node_id=node_id,
-            kv_budget_bytes=self._kv_budget(loaded.span),
+            kv_budget_bytes=self._kv_budget(loaded.model),
             wire_dtype=self._wire_dtype,
             speculate=self._options.speculate,
-            draft=loaded.drafter,
+            draft_model=loaded.drafter,
             max_generations=self._options.max_sessions,
         )
-        if loaded.span.kv_shape.paged:
-            capture_decoding(loaded.span, engine.pool)
+        if loaded.model.kv_shape.paged:
+            capture_decoding(loaded.model, engine.pool)
         return engine
 
-    def _guesser(self, span: SpanModel) -> SpanModel | None:
-        if self._options.draft is None or not self._options.speculate or not span.edge:
-            return None
-        return load_draft(self._options.draft, span, cache=self._options.cache)
+    def _open_source(self) -> Source:
+        return select_source(self._options.path, self._options.model, self._listing.send)
 
-    def _kv_budget(self, span: SpanModel) -> int:
-        least = span.kv_shape.bytes_per_block
+    def _load_drafter(self, model: SpanModel) -> SpanModel | None:
+        if self._options.draft is None or not self._options.speculate or not model.edge:
+            return None
+        return load_draft(self._options.draft, model, cache=self._options.cache)
+
+    def _kv_budget(self, model: SpanModel) -> int:
+        least = model.kv_shape.bytes_per_block
         if self._kv_bytes < least:
             raise CannotServe(
                 f"--kv-gb {self._options.kv_gb:g} holds nothing: a block takes {least / 1e9:g} GB."
@@ -194,12 +204,11 @@ class EngineLoader:
         return self._kv_bytes
 
 
-def _question(options: Options, platform: str) -> AskPlatform:
-    """Where the weights are, asked with what the node registers with."""
-    if isinstance(options.credential, str):
-        return AskPlatform(platform, options.model, token=options.credential)
-    wallet = Wallet(options.wallet, options.credential)
-    return AskPlatform(platform, options.model, wallet=wallet)
+def _listing_request(options: NodeOptions, platform: str) -> ListingRequest:
+    """With the credential that the node registers with."""
+    secret = options.credential
+    credential = secret if isinstance(secret, str) else Wallet(options.wallet, secret)
+    return ListingRequest(platform, options.model, credential)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A node's engines: one for the span that it serves, and one more while it moves to another.
 
 A generation stays with the engine in which it was opened, so nothing that runs notices a move. A
-new one names the span that its route counts on, and goes to the engine that serves it.
+new one names the span of its route, and goes to the engine that serves that span.
 """
 
 import time
@@ -16,37 +16,37 @@ from node_runner.outputs import EngineOutput
 Span = tuple[int, int]
 """A span: start and end (not included)."""
 
-LEAVE_LIMIT = 300.0
-"""Seconds that generations get to end in an engine that leaves. Then their supervisors are told,
+SPAN_DRAIN_TIMEOUT = 300.0
+"""Seconds that generations get to end in an engine that drains. Then their supervisors are told,
 and go on elsewhere."""
 
 MOVED = "moved"
-"""Code of a refusal: the span that the route counts on is not served here (any more)."""
+"""Code of a refusal: the route's span is not served here (any more)."""
 
 
 @dataclass(slots=True)
-class _Leaving:
-    """An engine that is to go: at ``until`` (monotonic seconds), or when it is empty.
-    ``refuses``: takes no new generation."""
+class _Draining:
+    """An engine that ends at ``deadline`` (monotonic seconds), or as soon as it is empty.
+    ``refuses_new``: takes no new generation."""
 
-    until: float
-    refuses: bool
+    deadline: float
+    refuses_new: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Add:
-    layers: Span
+class _AddEngine:
+    span: Span
     engine: Engine
 
 
 @dataclass(frozen=True, slots=True)
-class _CountOn:
-    layers: Span
+class _SetRoutedSpan:
+    span: Span
 
 
 @dataclass(frozen=True, slots=True)
-class _GiveUp:
-    layers: Span
+class _DrainSpan:
+    span: Span
 
 
 @dataclass(slots=True)
@@ -62,8 +62,8 @@ class _Inbox:
 
 
 def _addressed(message: Message, inboxes: list[_Inbox]) -> list[_Inbox]:
-    """Where a message's generations are. What is of none that is here, such as a question whether
-    this node lives, is for whoever may answer."""
+    """The inboxes of a message's generations. A message for none that is here, such as a ping, goes
+    to any engine that may answer it."""
     if isinstance(message, Steps):
         ids = {step.request_id for step in message.steps}
         return [inbox for inbox in inboxes if ids & inbox.generations]
@@ -72,110 +72,110 @@ def _addressed(message: Message, inboxes: list[_Inbox]) -> list[_Inbox]:
 
 
 class EngineSet:
-    """What a runner steps. One thread calls `step`; what any thread may call says so.
+    """What the serving loop steps. One thread calls `step`, `expire` and both `take_` methods; all
+    else may be called from any thread.
 
     Args:
         node_id: This node.
-        layers: The span that it serves, and that routes count on.
-        engine: Its engine.
+        span: The span that it serves, and that routes use.
+        engine: The engine of that span.
     """
 
-    def __init__(self, node_id: str, layers: Span, engine: Engine) -> None:
+    def __init__(self, node_id: str, span: Span, engine: Engine) -> None:
         self._node_id = node_id
-        self._engines: dict[Span, Engine] = {layers: engine}
-        self._counted_on = layers
-        self._leaving: dict[Span, _Leaving] = {}
-        self._asked: SimpleQueue[_Add | _CountOn | _GiveUp] = SimpleQueue()
+        self._engines: dict[Span, Engine] = {span: engine}
+        self._routed_span = span
+        self._draining: dict[Span, _Draining] = {}
+        self._commands: SimpleQueue[_AddEngine | _SetRoutedSpan | _DrainSpan] = SimpleQueue()
 
-    def add(self, layers: Span, engine: Engine) -> None:
-        """Serve a span more. From any thread."""
-        self._asked.put(_Add(layers, engine))
+    def add(self, span: Span, engine: Engine) -> None:
+        """Serve one more span."""
+        self._commands.put(_AddEngine(span, engine))
 
-    def count_on(self, layers: Span) -> None:
-        """Routes count on this span from now on: once it is served, all others leave when they are
-        empty. From any thread."""
-        if layers != self._counted_on or len(self._engines) > 1:
-            self._asked.put(_CountOn(layers))
+    def set_routed_span(self, span: Span) -> None:
+        """Routes use this span from now on: once it is served, all others drain, and still take the
+        generations of older routes."""
+        if span != self._routed_span or len(self._engines) > 1:
+            self._commands.put(_SetRoutedSpan(span))
 
-    def give_up(self, layers: Span) -> None:
-        """Take nothing new for a span, and drop it when it is empty. From any thread."""
-        self._asked.put(_GiveUp(layers))
+    def drain_span(self, span: Span) -> None:
+        """Take no new generation for a span, and drop its engine when that is empty."""
+        self._commands.put(_DrainSpan(span))
 
     @property
     def spans(self) -> list[Span]:
-        """What new generations may ask for. From any thread."""
+        """Spans that new generations may name."""
         served = dict(self._engines)
-        leaving = dict(self._leaving)
-        return [at for at in served if at not in leaving or not leaving[at].refuses]
+        draining = dict(self._draining)
+        return [span for span in served if span not in draining or not draining[span].refuses_new]
 
     @property
     def loaded(self) -> list[Span]:
-        """All that takes memory. From any thread."""
+        """All spans in memory."""
         return list(dict(self._engines))
 
     @property
-    def serves_routes(self) -> bool:
-        """Whether the span that routes count on is served. From any thread."""
-        return self._counted_on in self.spans
+    def serves_routed_span(self) -> bool:
+        return self._routed_span in self.spans
 
     @property
     def generations(self) -> int:
-        """How many hold KV room now. From any thread."""
+        """How many hold KV now."""
         return sum(len(engine.generations) for engine in dict(self._engines).values())
 
-    def room(self) -> int:
-        """Positions that there is KV room for, where routes count on it. From any thread."""
-        engine = self._engines.get(self._counted_on)
-        return engine.room() if engine is not None and self.serves_routes else 0
+    def free_kv(self) -> int:
+        """Positions that are free in the KV cache of the routed span; 0 if that is not served."""
+        engine = self._engines.get(self._routed_span)
+        return engine.free_kv() if engine is not None and self.serves_routed_span else 0
 
-    def capacity(self) -> int:
-        """The same while no generation is here. From any thread."""
-        engine = self._engines.get(self._counted_on)
-        return 0 if engine is None else engine.capacity()
+    def kv_capacity(self) -> int:
+        """Positions of the KV cache of the routed span; 0 if that is not loaded."""
+        engine = self._engines.get(self._routed_span)
+        return 0 if engine is None else engine.kv_capacity()
 
     @property
     def kv_budget_bytes(self) -> int:
-        """Of all engines. From any thread."""
+        """Of all engines."""
         return sum(engine.pool.budget_bytes for engine in dict(self._engines).values())
 
     @property
     def kv_used_bytes(self) -> int:
-        """That generations hold, in all engines. From any thread."""
+        """That generations hold, in all engines."""
         return sum(
-            engine.pool.used_bytes - engine.prefixes.kept_bytes
+            engine.pool.used_bytes - engine.prefix_cache.evictable_bytes
             for engine in dict(self._engines).values()
         )
 
     @property
     def busy(self) -> bool:
         """Whether another step has something to do without new messages."""
-        return any(engine.busy for engine in self._engines.values())
+        return any(engine.busy for engine in dict(self._engines).values())
 
     def step(self, messages: Iterable[Message]) -> list[EngineOutput]:
-        """Take messages in, run one forward of each engine, give results out."""
-        self._do_what_was_asked()
-        inboxes = {layers: _Inbox(set(engine.generations)) for layers, engine in self._all()}
-        results: list[EngineOutput] = []
+        """Take messages in, run one forward of each engine, give outputs out."""
+        self._run_commands()
+        inboxes = {span: _Inbox(set(engine.generations)) for span, engine in self._engines.items()}
+        outputs: list[EngineOutput] = []
         for message in messages:
             if isinstance(message, Open | OpenEdge):
-                layers = (message.route_position.start_layer, message.route_position.end_layer)
-                if layers in self.spans:
-                    inboxes[layers].open(message)
+                span = (message.route_position.start_layer, message.route_position.end_layer)
+                if span in self.spans:
+                    inboxes[span].open(message)
                 else:
                     refused = Refused(message.request_id, message.epoch, self._node_id, MOVED)
-                    results.append(refused)
+                    outputs.append(refused)
                 continue
             for inbox in _addressed(message, list(inboxes.values())):
                 inbox.messages.append(message)
-        for layers, engine in self._all():
-            engine.elsewhere = self.generations - len(engine.generations)
-            results += engine.step(inboxes[layers].messages)
-        for layers, leaving in list(self._leaving.items()):
-            engine = self._engines[layers]
-            if not engine.generations or time.monotonic() > leaving.until:
-                results += engine.abandon(MOVED)
-                del self._engines[layers], self._leaving[layers]
-        return results
+        for span, engine in self._engines.items():
+            engine.generations.held_by_other_engines = self.generations - len(engine.generations)
+            outputs += engine.step(inboxes[span].messages)
+        for span, draining in list(self._draining.items()):
+            engine = self._engines[span]
+            if not engine.generations or time.monotonic() > draining.deadline:
+                outputs += engine.abort_all(MOVED)
+                del self._engines[span], self._draining[span]
+        return outputs
 
     def expire(self) -> None:
         """Forget generations whose supervisor never came back to close them."""
@@ -187,32 +187,29 @@ class EngineSet:
         return [taken for engine in self._engines.values() for taken in engine.take_forwards()]
 
     def take_drafts(self) -> tuple[int, int]:
-        """Tokens guessed since the last call, and how many of them were right."""
-        taken = [engine.edge.take_drafts() for engine in self._engines.values()]
-        return sum(guessed for guessed, _ in taken), sum(right for _, right in taken)
+        """Draft tokens since the last call, and how many of them were accepted."""
+        taken = [engine.edge.take_draft_counts() for engine in self._engines.values()]
+        return sum(drafted for drafted, _ in taken), sum(accepted for _, accepted in taken)
 
-    def _all(self) -> list[tuple[Span, Engine]]:
-        return list(self._engines.items())
-
-    def _do_what_was_asked(self) -> None:
+    def _run_commands(self) -> None:
         while True:
             try:
-                asked = self._asked.get_nowait()
+                command = self._commands.get_nowait()
             except Empty:
                 return
-            match asked:
-                case _Add(layers, engine):
-                    self._engines[layers] = engine
-                case _CountOn(layers):
-                    self._counted_on = layers
-                    if layers in self._engines:
-                        self._leave(self._engines.keys() - {layers}, refuses=False)
-                        self._leaving.pop(layers, None)
-                case _GiveUp(layers) if layers in self._engines:
-                    self._leave([layers], refuses=True)
+            match command:
+                case _AddEngine(span, engine):
+                    self._engines[span] = engine
+                case _SetRoutedSpan(span):
+                    self._routed_span = span
+                    if span in self._engines:
+                        self._drain(self._engines.keys() - {span}, refuses_new=False)
+                        self._draining.pop(span, None)
+                case _DrainSpan(span) if span in self._engines:
+                    self._drain([span], refuses_new=True)
 
-    def _leave(self, spans: Iterable[Span], *, refuses: bool) -> None:
-        for layers in spans:
-            known = self._leaving.get(layers)
-            until = time.monotonic() + LEAVE_LIMIT if known is None else known.until
-            self._leaving[layers] = _Leaving(until, refuses)
+    def _drain(self, spans: Iterable[Span], *, refuses_new: bool) -> None:
+        for span in spans:
+            known = self._draining.get(span)
+            deadline = time.monotonic() + SPAN_DRAIN_TIMEOUT if known is None else known.deadline
+            self._draining[span] = _Draining(deadline, refuses_new)

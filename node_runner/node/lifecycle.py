@@ -1,22 +1,22 @@
-"""A node's life: register, load the span, pull work until told to drain."""
+"""A node's life: register, load the span, pull work, drain."""
 
 import os
 import signal
 import threading
+from contextlib import closing
 from typing import Any
 
 import structlog
 import torch
 
 from mesh.dht.signing_keys import SigningKey
-from mesh.node_api import Heartbeat
+from mesh.node_api import Heartbeat, HeartbeatReply, NodeRegistration, RegistrationReply
 from node_runner.machine import device_claim, devices, directories
 from node_runner.machine.gpu_usage import GpuMonitor
-from node_runner.node import step_meter
 from node_runner.node.engine_loader import EngineLoader, LoadedSpan
 from node_runner.node.engine_set import EngineSet
 from node_runner.node.loop import ServingLoop
-from node_runner.node.options import CannotServe, EndedForNow, Options
+from node_runner.node.options import CannotServe, NodeOptions, TemporaryFailure
 from node_runner.node.rebalance import Rebalancer
 from node_runner.node.startup import (
     claim_device,
@@ -24,31 +24,28 @@ from node_runner.node.startup import (
     load_span,
     make_announcer,
     memory_bytes_of,
+    open_platform,
     open_transport,
     pick_device,
     registration_of,
     serve_metrics,
 )
-from node_runner.platform_client.registration import (
-    HeartbeatReply,
-    NodeSuperseded,
-    Platform,
-    PlatformError,
-)
+from node_runner.node.step_meter import StepMeter
+from node_runner.platform_client import registration
+from node_runner.platform_client.errors import NodeForgotten, NodeSuperseded, PlatformError
+from node_runner.platform_client.heartbeats import Heartbeats
 from node_runner.service.control_socket import ControlSocket
-
-__all__ = ["CannotServe", "EndedForNow", "Options", "serve"]
 
 log = structlog.get_logger()
 
 
-def serve(options: Options) -> None:
+def serve(options: NodeOptions) -> None:
     """Run a node until SIGTERM or Ctrl-C has drained it.
 
     Raises:
         CannotServe: an option is wrong, the platform refuses the node, or has forgotten it.
     """
-    about = {
+    identity = {
         "kind": "node",
         "model_id": options.model,
         "device": options.device,
@@ -56,23 +53,28 @@ def serve(options: Options) -> None:
         "discovery": options.discovery,
     }
     # SIGINT reaches the main thread whatever it does: it ends a start, and drains what serves.
-    with ControlSocket(about, drain=lambda: os.kill(os.getpid(), signal.SIGINT)) as control:
+    with ControlSocket(identity, drain=lambda: os.kill(os.getpid(), signal.SIGINT)) as control:
         device = pick_device(options.device)
         claim = claim_device(options.wallet, device)
         gpu = GpuMonitor(device)
         try:
-            _Node(options, control, device, claim, gpu).run()
+            with closing(Node(options, control, device, claim, gpu)) as node:
+                node.run()
         finally:
             gpu.close()
             claim.release()
 
 
-class _Node:
-    """What a start puts together, and what goes on between its parts while it serves."""
+class Node:
+    """What a start puts together, and what goes on between its parts while it serves.
+
+    Raises:
+        CannotServe: an option is wrong, or the platform refuses the node.
+    """
 
     def __init__(
         self,
-        options: Options,
+        options: NodeOptions,
         control: ControlSocket,
         device: torch.device,
         claim: device_claim.DeviceClaim,
@@ -82,36 +84,44 @@ class _Node:
         self._control = control
         self._device = device
         self._gpu = gpu
-        self._vitals = Heartbeat()
-        self._ended: CannotServe | None = None
-        self._farewell: threading.Thread | None = None
-        self._url, place = find_platform(options)
+        self._heartbeat = Heartbeat()
+        self._failure: CannotServe | None = None
+        self._goodbye: threading.Thread | None = None
+        self._url, dht_endpoint = find_platform(options)
         dht_key = SigningKey.generate()
         memory_bytes = memory_bytes_of(options, device)
-        identity = registration_of(options, device, claim, memory_bytes)
-        self._platform = Platform(self._url, identity, options.credential, dht_key.public.hex())
+        self._http = open_platform(self._url)
         loader = EngineLoader(options, device, self._url)
-        loaded = self._join(loader)
-        self._first = loaded.facts  # the span itself goes when it has moved to another
-        serve_metrics(options.metrics_port)
-        self._meter = step_meter.StepMeter()
-        node_id = self._platform.node_id
-        self._engines = EngineSet(node_id, self._first.layers, loader.engine(loaded, node_id))
-        self._transport = open_transport(
-            options.redis, self._url, self._platform, self._engines.room
+        self._registered, loaded = self._register_and_load(
+            registration_of(options, device, claim, memory_bytes, dht_key), loader
         )
-        self._runner = ServingLoop(self._engines, self._transport, self._meter)
-        self._mover = Rebalancer(
-            self._engines,
+        self._first = loaded.info  # the model itself goes when another span is loaded
+        serve_metrics(options.metrics_port)
+        self._meter = StepMeter()
+        node_id = self._registered.node_id
+        self.engines = EngineSet(node_id, self._first.span, loader.make_engine(loaded, node_id))
+        self._transport = open_transport(
+            options.redis, self._url, self._registered, self.engines.free_kv
+        )
+        self._loop = ServingLoop(self.engines, self._transport, self._meter)
+        self._heartbeats = Heartbeats(
+            self._http,
+            self._registered,
+            measure=self._measure,
+            on_reply=self._on_heartbeat_reply,
+            on_end=self._on_heartbeats_end,
+        )
+        self.rebalancer = Rebalancer(
+            self.engines,
             loader,
             node_id=node_id,
             first=self._first,
             memory_bytes=memory_bytes,
-            news=self._platform.beat_soon,
-            switched=self._meter.restart,
-            lost=self._lost,
+            request_heartbeat=self._heartbeats.send_soon,
+            on_span_change=self._meter.reset,
+            on_span_lost=self._on_span_lost,
         )
-        self._announcer = make_announcer(options, self._platform, dht_key, place)
+        self._announcer = make_announcer(options, self._registered, dht_key, dht_endpoint)
 
     def run(self) -> None:
         """Serve until drained.
@@ -121,124 +131,132 @@ class _Node:
         """
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signal_number, self._drain)
-        self._platform.start_heartbeats(self._measure, self._told, self._forgotten)
+        self._heartbeats.start()
         if self._announcer is not None:
             self._announcer.start()
-        self._control.describe = self._describe
+        self._control.describe = self.describe
         log.info(
             "node_started",
-            node_id=self._platform.node_id,
+            node_id=self._registered.node_id,
             model_id=self._options.model,
-            layers=self._first.layers,
+            layers=self._first.span,
             placed=self._options.span is None,
             edge=self._first.spec.edge,
             device=str(self._device),
             quantization=self._options.quantization,
             weight_bytes=self._first.weight_bytes,
         )
-        self._runner.run()
+        self._loop.run()
         if self._announcer is not None:
             self._announcer.close()
-        if self._farewell is not None:
-            self._farewell.join()
-        self._platform.close()
-        if self._ended is not None:
-            raise self._ended
+        if self._goodbye is not None:
+            self._goodbye.join()
+        self._heartbeats.join()
+        if self._failure is not None:
+            raise self._failure
 
-    def _join(self, loader: EngineLoader) -> LoadedSpan:
-        """Register, and load. A span that is given is loaded first: what cannot be is not
-        registered. Where the platform chooses, it has to be asked."""
-        options, platform = self._options, self._platform
+    def close(self) -> None:
+        """Close the connections to the platform."""
+        self._transport.close()
+        self._http.close()
+
+    def describe(self) -> dict[str, Any]:
+        """For `far-node status`."""
+        spans = self.engines.spans
+        return {
+            "phase": "draining" if self._loop.draining else "serving",
+            "discovery": self._url,
+            "node_id": self._registered.node_id,
+            "layers": list(spans[0]) if spans else [],
+            "edge": bool(spans) and self.rebalancer.has_edge(spans[0]),
+            "device": str(self._device),
+            "gpu_model": devices.device_name(self._device),
+            "sessions": self.engines.generations,
+            "max_sessions": self._options.max_sessions,
+            "tokens_per_second": self._heartbeat.throughput_tokens_per_sec,
+            "step_ms": self._heartbeat.latency_ms,
+            "platform": registration.describe(self._http, self._registered),
+        }
+
+    def _register_and_load(
+        self, facts: NodeRegistration, loader: EngineLoader
+    ) -> tuple[RegistrationReply, LoadedSpan]:
+        """A span that is given is loaded first: what cannot be is not registered. Where the
+        platform chooses the span, the node registers first."""
+        options = self._options
         log.info("node_starting", model_id=options.model)
         if options.span is not None:
             self._enter("loading")
             loaded = load_span(loader, loader.prepare(options.span, edge=options.edge))
-            self._register()
-            return loaded
-        loader.check()
-        self._register()
+            return self._register(facts), loaded
+        loader.check_config()
+        node = self._register(facts)
         self._enter("loading")
-        return load_span(loader, loader.prepare(platform.span, edge=platform.edge))
+        return node, load_span(loader, loader.prepare(node.span, edge=node.edge))
 
     def _enter(self, phase: str) -> None:
         self._control.describe = lambda: {"phase": phase, "discovery": self._url}
 
-    def _register(self) -> None:
+    def _register(self, facts: NodeRegistration) -> RegistrationReply:
         self._enter("registering")
         try:
-            self._platform.join()
+            node = registration.register(self._http, facts, self._options.credential)
         except PlatformError as error:
             raise CannotServe(f"The platform did not register this node: {error}") from None
-        log.info("node_registered", node_id=self._platform.node_id, layers=self._platform.span)
+        log.info("node_registered", node_id=node.node_id, layers=node.span)
+        return node
 
     def _drain(self, *_: object) -> None:
-        self._runner.drain()
-        if self._farewell is None:  # HTTP has no place in a handler
-            self._farewell = threading.Thread(target=self._platform.leave)
-            self._farewell.start()
+        self._loop.drain()
+        if self._goodbye is None:  # a signal handler must not wait for HTTP
+            self._goodbye = threading.Thread(target=self._heartbeats.say_goodbye)
+            self._goodbye.start()
 
     def _measure(self) -> Heartbeat:
         latency_ms, rate = self._meter.read()
-        use = self._gpu.use()
-        self._vitals = Heartbeat(
-            is_healthy=self._engines.serves_routes,
+        usage = self._gpu.read()
+        self._heartbeat = Heartbeat(
+            is_healthy=self.engines.serves_routed_span,
             latency_ms=latency_ms,
             throughput_tokens_per_sec=rate,
-            current_requests=self._engines.generations,
-            kv_positions=self._engines.capacity(),
+            current_requests=self.engines.generations,
+            kv_positions=self.engines.kv_capacity(),
             hop_ms=self._transport.hop_ms,
-            load_bytes_per_second=self._mover.load_bytes_per_second,
-            gpu_utilization_percent=use.utilization_percent,
-            vram_used_gb=use.vram_used_gb,
-            serves=self._engines.spans,
-            cannot_serve=self._mover.cannot_serve,
+            load_bytes_per_second=self.rebalancer.load_bytes_per_second,
+            gpu_utilization_percent=usage.utilization_percent,
+            vram_used_gb=usage.vram_used_gb,
+            serves=self.engines.spans,
+            cannot_serve=self.rebalancer.cannot_serve,
         )
         if self._announcer is not None:
-            self._announcer.vitals = self._vitals
-        return self._vitals
+            self._announcer.heartbeat = self._heartbeat
+        return self._heartbeat
 
-    def _told(self, answer: HeartbeatReply) -> None:
-        if answer.span is None:
+    def _on_heartbeat_reply(self, reply: HeartbeatReply) -> None:
+        if reply.span is None:
             return
-        self._mover.told(answer.span, should_rebalance=answer.should_rebalance)
-        if self._announcer is not None and not answer.should_rebalance:
-            self._announcer.layers = answer.span
+        self.rebalancer.assign(reply.span, should_rebalance=reply.should_rebalance)
+        if self._announcer is not None and not reply.should_rebalance:
+            self._announcer.span = reply.span
 
-    def _forgotten(self, error: PlatformError) -> None:
+    def _on_heartbeats_end(self, error: NodeForgotten | NodeSuperseded) -> None:
         if isinstance(error, NodeSuperseded):
-            self._end(
+            self._fail(
                 CannotServe(
                     f"{error} If that was a copy of this machine's disk, delete device_id in "
                     f"{directories.state()} on one of them."
                 )
             )
         else:
-            self._end(
-                EndedForNow(
+            self._fail(
+                TemporaryFailure(
                     "The platform does not know this node any more. Start it again to register."
                 )
             )
 
-    def _lost(self) -> None:
-        self._end(EndedForNow("Neither the new span nor the old one can be loaded any more."))
+    def _on_span_lost(self) -> None:
+        self._fail(TemporaryFailure("Neither the new span nor the old one can be loaded any more."))
 
-    def _end(self, why: CannotServe) -> None:
-        self._ended = why
-        self._runner.drain()
-
-    def _describe(self) -> dict[str, Any]:
-        spans = self._engines.spans
-        return {
-            "phase": "draining" if self._runner.draining else "serving",
-            "discovery": self._url,
-            "node_id": self._platform.node_id,
-            "layers": list(spans[0]) if spans else [],
-            "edge": bool(spans) and self._mover.has_edge(spans[0]),
-            "device": str(self._device),
-            "gpu_model": devices.name_of(self._device),
-            "sessions": self._engines.generations,
-            "max_sessions": self._options.max_sessions,
-            "tokens_per_second": self._vitals.throughput_tokens_per_sec,
-            "step_ms": self._vitals.latency_ms,
-            "platform": self._platform.describe(),
-        }
+    def _fail(self, failure: CannotServe) -> None:
+        self._failure = failure
+        self._loop.drain()

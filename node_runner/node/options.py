@@ -8,12 +8,12 @@ class CannotServe(Exception):
     """The node does not start, or has to end; the message says what to change."""
 
 
-class EndedForNow(CannotServe):
+class TemporaryFailure(CannotServe):
     """Nothing has to be changed: starting the node again may be all there is to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class NodeOptions:
     """What a node is started with: `far-node start --help` says what each means."""
 
     model: str

@@ -7,10 +7,11 @@ import time
 class StepMeter:
     """Latency of a step and positions per second, smoothed over about a hundred steps.
 
-    Written by the runner's thread, read by the heartbeat's.
+    Written by the serving loop's thread, read by the heartbeats'.
     """
 
     SMOOTHING = 0.02
+    """Weight of the newest step in the average."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -19,14 +20,14 @@ class StepMeter:
         self._since = time.monotonic()
 
     def observe(self, seconds: float, positions: int) -> None:
-        """One step that computed ``positions`` in ``seconds``."""
+        """Count one step, which computed ``positions`` in ``seconds``."""
         with self._lock:
             weight = self.SMOOTHING if self._latency else 1.0
             self._latency += weight * (seconds - self._latency)
             self._positions += positions
 
-    def restart(self) -> None:
-        """Forget how long steps took: another span is served now."""
+    def reset(self) -> None:
+        """Begin the average of the latency anew: another span is served now."""
         with self._lock:
             self._latency = 0.0
 

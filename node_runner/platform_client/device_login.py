@@ -10,12 +10,25 @@ import httpx
 from mesh import signed_texts
 from node_runner.machine import keystore
 from node_runner.machine.login_file import LoginFailed, MachineLogin
-from node_runner.platform_client.errors import PlatformRefused
-from node_runner.platform_client.http import ask
-from node_runner.platform_client.registration import PlatformUnreachable
+from node_runner.platform_client.errors import PlatformRefused, PlatformUnreachable
+from node_runner.platform_client.http import request
 
 SLOW_DOWN = 5.0
 """Seconds to wait longer when the platform says `slow_down` (RFC 8628, 3.5)."""
+
+DEVICE_PATH, TOKEN_PATH = "/api/machines/device", "/api/machines/token"
+
+CODE_FIELDS = (
+    "device_code",
+    "user_code",
+    "verification_uri",
+    "verification_uri_complete",
+    "expires_in",
+    "interval",
+)
+TOKEN_FIELDS = ("access_token", "machine_id", "wallet_address")
+MESSAGE_FIELDS = ("domain", "uri", "nonce", "issued_at", "expires_at", "message")
+"""Fields of the platform's answers."""
 
 NO_SUCH_TOKEN = (401, 403, 404)
 """Statuses by which the platform says that the machine's token is not valid, or no longer."""
@@ -23,7 +36,7 @@ NO_SUCH_TOKEN = (401, 403, 404)
 
 @dataclass(frozen=True, slots=True)
 class DevicePrompt:
-    """What the owner has to be shown. ``expires_in``: seconds."""
+    """What the owner is shown. ``expires_in``: seconds."""
 
     url: str
     url_with_code: str
@@ -44,7 +57,7 @@ def log_in(
         LoginFailed: he said no, or the time is up.
         PlatformError: the platform refuses, or does not answer at all.
     """
-    codes = ask(http, "POST", "/api/machines/device", {"machine": machine})
+    codes = request(http, "POST", DEVICE_PATH, {"machine": machine}, required=CODE_FIELDS)
     show(
         DevicePrompt(
             url=codes["verification_uri"],
@@ -54,14 +67,16 @@ def log_in(
         )
     )
     interval = float(codes["interval"])
-    give_up = time.monotonic() + codes["expires_in"] + interval
-    while time.monotonic() < give_up:
+    deadline = time.monotonic() + codes["expires_in"] + interval
+    poll = {"device_code": codes["device_code"]}
+    while time.monotonic() < deadline:
+        delay = interval
         try:
-            answer = ask(http, "POST", "/api/machines/token", {"device_code": codes["device_code"]})
-        except PlatformUnreachable:
-            pass  # it may be back before the code expires
+            answer = request(http, "POST", TOKEN_PATH, poll, required=TOKEN_FIELDS)
+        except PlatformUnreachable as error:  # it may be back before the code expires
+            delay = max(interval, error.retry_after)
         except PlatformRefused as error:
-            interval = _next_interval(error, interval)
+            delay = interval = _next_interval(error, interval)
         else:
             return MachineLogin(
                 discovery=str(http.base_url).rstrip("/"),
@@ -70,7 +85,7 @@ def log_in(
                 machine_id=answer["machine_id"],
                 token=answer["access_token"],
             )
-        wait(interval)
+        wait(delay)
     raise LoginFailed("Nobody let this machine in before the code expired. Try again.")
 
 
@@ -78,19 +93,18 @@ def _next_interval(error: PlatformRefused, interval: float) -> float:
     """Seconds until the next poll.
 
     Raises:
-        LoginFailed: there is none.
+        LoginFailed: the owner said no, or the time is up.
+        PlatformRefused: for another reason.
     """
     match error.code:
         case "authorization_pending":
             return interval
-        case "slow_down" | "rate_limited":
+        case "slow_down":
             return interval + SLOW_DOWN
         case "access_denied":
             raise LoginFailed("The owner did not let this machine in.")
         case "expired_token":
             raise LoginFailed("The code has expired. Try again.")
-        case _ if error.status >= 500:
-            return interval  # it may be back before the code expires
         case _:
             raise error
 
@@ -102,9 +116,9 @@ def approve(http: httpx.Client, user_code: str, machine: str, private_key: bytes
         LoginFailed: the platform asks to sign something else than it should.
         PlatformError: the platform refuses, or does not answer.
     """
-    wallet = keystore.address(private_key)
-    asked = {"user_code": user_code, "wallet_address": wallet}
-    answer = ask(http, "POST", "/api/machines/message", asked)
+    wallet = keystore.wallet_address(private_key)
+    approval = {"user_code": user_code, "wallet_address": wallet}
+    answer = request(http, "POST", "/api/machines/message", approval, required=MESSAGE_FIELDS)
     domain = urlsplit(str(http.base_url)).netloc
     if answer["domain"] not in (domain, domain.partition(":")[0]):
         raise LoginFailed(
@@ -124,7 +138,7 @@ def approve(http: httpx.Client, user_code: str, machine: str, private_key: bytes
     if answer["message"] != expected:
         raise LoginFailed("The platform wants something else signed than a login. Not done.")
     signature = signed_texts.sign(expected, private_key)
-    ask(http, "POST", "/api/machines/approve", {**asked, "signature": signature})
+    request(http, "POST", "/api/machines/approve", {**approval, "signature": signature})
 
 
 def revoke(login: MachineLogin, http: httpx.Client) -> bool:
@@ -134,9 +148,9 @@ def revoke(login: MachineLogin, http: httpx.Client) -> bool:
         PlatformError: the token is as good as before.
     """
     try:
-        ask(http, "DELETE", f"/api/machines/{login.machine_id}", token=login.token)
+        request(http, "DELETE", f"/api/machines/{login.machine_id}", token=login.token)
     except PlatformRefused as error:
-        if error.status not in NO_SUCH_TOKEN or not error.code:  # which a proxy would not give
+        if error.status not in NO_SUCH_TOKEN:
             raise
         return False
     return True

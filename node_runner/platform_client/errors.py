@@ -1,12 +1,53 @@
-"""Unreachable, refused, forgotten, superseded."""
+"""Why the platform did not do what a node or its owner asked for.
 
-from node_runner.platform_client.registration import PlatformError
+::
+
+    PlatformError
+    ├── PlatformUnreachable   no answer now, or somebody else's: worth another try
+    ├── PlatformRefused       the platform says no, and why
+    ├── NodeForgotten         to a heartbeat: the platform does not know the node
+    └── NodeSuperseded        to a heartbeat: another process is the node now
+"""
+
+import random
+
+RETRY_DELAY = 1.0
+"""Seconds before another try, by the half more or less: so that a platform that comes back does not
+meet all its nodes at once."""
+
+
+class PlatformError(Exception):
+    """The platform did not do what was asked; the message says why."""
+
+
+class PlatformUnreachable(PlatformError):
+    """No answer, an outage or a rate limit, or an answer that is not the platform's: worth another
+    try.
+
+    ``retry_after``: seconds that the platform asked to wait, 0 if it did not.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def retry_delay(self) -> float:
+        """Seconds before another try."""
+        return self.retry_after + RETRY_DELAY * random.uniform(0.5, 1.5)
 
 
 class PlatformRefused(PlatformError):
-    """The platform answered with an error. ``code`` is its stable name for it."""
+    """The platform refused. ``code`` is its stable name for the reason, ``status`` that of HTTP."""
 
     def __init__(self, detail: str, *, code: str, status: int) -> None:
-        super().__init__(detail)
+        super().__init__(f"{detail} ({code})")
         self.code = code
         self.status = status
+
+
+class NodeForgotten(PlatformError):
+    """The platform knows neither the node nor its token any more: register again."""
+
+
+class NodeSuperseded(PlatformError):
+    """The node has registered again: another process is it now, and this one has to end."""

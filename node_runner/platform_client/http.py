@@ -1,54 +1,92 @@
-"""Questions to the platform from the command line: one request, one answer, or a clear refusal."""
+"""One request to the platform: bearer token, limits of time and size, and what its answer means."""
 
+import json
+from collections.abc import Collection
 from typing import Any
 
 import httpx
 
-from node_runner.platform_client.errors import PlatformRefused
-from node_runner.platform_client.registration import PlatformError, PlatformUnreachable
+from node_runner.platform_client.errors import PlatformError, PlatformRefused, PlatformUnreachable
+from node_runner.retry_after import retry_after
 
 TIMEOUT = 15.0
-"""Seconds."""
+"""Seconds without a byte, while a person waits."""
+
+MAX_ANSWER = 4 * 2**20
+"""Bytes of an answer; the largest has a signed URL for each of some thousand files."""
+
+PROBLEM_FIELDS = frozenset({"code", "detail"})
+"""Fields that each of the platform's refusals has."""
 
 
-def client(url: str) -> httpx.Client:
-    """
+def client(url: str, *, timeout: float = TIMEOUT) -> httpx.Client:
+    """The platform at a URL, to be closed after use. May be used by several threads.
+
     Raises:
         PlatformError: not a URL.
     """
     if not url.startswith(("http://", "https://")):
         raise PlatformError(f"The platform's URL begins with https:// (or http://); got {url!r}.")
-    return httpx.Client(base_url=url.rstrip("/"), timeout=TIMEOUT)
+    return httpx.Client(base_url=url.rstrip("/"), timeout=timeout)
 
 
-def ask(
-    http: httpx.Client, method: str, path: str, body: Any = None, *, token: str | None = None
-) -> Any:
-    """The answer's document; none where it is empty.
+def request(
+    http: httpx.Client,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    token: str | None = None,
+    required: Collection[str] = (),
+) -> dict[str, Any]:
+    """The answer's JSON object; an empty one where there is no content.
+
+    Args:
+        required: Fields that the answer has to have: without them it is not the platform's.
 
     Raises:
-        PlatformUnreachable: no answer, or none that is ours.
-        Refused: the platform says no.
+        PlatformUnreachable: no answer, an outage, a rate limit, or an answer that is not the
+            platform's, such as a proxy's or a login page's.
+        PlatformRefused: the platform says no.
     """
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
-        answer = http.request(method, path, json=body, headers=headers)
+        with http.stream(method, path, json=body, headers=headers) as response:
+            document = _document(response)
     except httpx.HTTPError as error:
         raise PlatformUnreachable(
             f"{http.base_url} does not answer ({type(error).__name__}). Is the URL right, and this "
             "machine online?"
-        ) from None
-    if answer.status_code == httpx.codes.NO_CONTENT:
-        return None
-    try:
-        document = answer.json()
-    except ValueError:
+        ) from error
+    if response.is_success and document is not None and document.keys() >= set(required):
+        return document
+    if response.is_success or document is None or not document.keys() >= PROBLEM_FIELDS:
         raise PlatformUnreachable(
-            f"{http.base_url} answers, but not as the platform does (HTTP {answer.status_code})."
-        ) from None
-    if answer.is_error:
-        detail, code = f"HTTP {answer.status_code}", ""
-        if isinstance(document, dict):
-            detail, code = str(document.get("detail", detail)), str(document.get("code", ""))
-        raise PlatformRefused(detail, code=code, status=answer.status_code)
-    return document
+            f"{http.base_url} answers, but not as the platform does (HTTP {response.status_code})."
+        )
+    refused = PlatformRefused(
+        document["detail"], code=str(document["code"]), status=response.status_code
+    )
+    if response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
+        raise PlatformUnreachable(str(refused), retry_after=retry_after(response))
+    raise refused
+
+
+def _document(response: httpx.Response) -> dict[str, Any] | None:
+    """The body's JSON object; none if it is something else, or larger than any of the platform's.
+
+    Raises:
+        httpx.HTTPError: the connection broke within it.
+    """
+    if response.status_code == httpx.codes.NO_CONTENT:
+        return {}
+    content = bytearray()
+    for piece in response.iter_bytes():
+        content += piece
+        if len(content) > MAX_ANSWER:
+            return None
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

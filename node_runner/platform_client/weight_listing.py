@@ -1,22 +1,22 @@
-"""Asking the platform where a model's weights are."""
+"""Where a model's weights are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
-
 from mesh import signed_texts
-from mesh.errors import (
-    WeightsError,
-    WeightsNotPublished,
-    WeightsRefused,
-    WeightsUnreachable,
-)
+from mesh.errors import WeightsError, WeightsNotPublished, WeightsRefused, WeightsUnreachable
+from mesh.node_api import NONCE_PATH
+from node_runner.platform_client.errors import PlatformRefused, PlatformUnreachable
+from node_runner.platform_client.http import client, request
 from node_runner.weights.published_source import Listing
 
 TIMEOUT = 20.0
-MAX_ANSWER = 4 * 2**20
-"""Bytes: a URL for each of some thousand files."""
+"""Seconds without a byte: the platform signs a URL for each file."""
+
+REPLY_FIELDS = ("files", "manifest_sha256")
+
+NOT_PUBLISHED = (WeightsNotPublished.code, "not_found")
+"""Codes of a platform that has no weights of the model, or no such route."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,64 +24,53 @@ class Wallet:
     """Proves itself over a nonce of the platform's."""
 
     address: str
-    private_key: bytes
+    private_key: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class AskPlatform:
-    """Gives a listing each time it is called.
+class ListingRequest:
+    """Asks the platform for the files of a model, as often as it is sent.
 
-    ``token``: a machine's or a node's; without one the wallet signs.
+    ``platform``: its URL. ``credential``: the token of a machine or a node, or a wallet that signs.
     """
 
     platform: str
     model_id: str
-    token: str | None = None
-    wallet: Wallet | None = None
+    credential: str | Wallet = field(repr=False)
 
-    def __call__(self) -> Listing:
+    def send(self) -> Listing:
         """
         Raises:
             WeightsNotPublished: the platform has no weights of this model; look elsewhere.
-            WeightsUnreachable: no answer.
-            WeightsError: it does not let us have them.
+            WeightsUnreachable: no answer, or none that is the platform's.
+            WeightsRefused: the answer lists no files.
+            WeightsError: the platform does not let us have them.
         """
         try:
-            with httpx.Client(base_url=self.platform, timeout=TIMEOUT) as http:
-                answer = self._ask(http)
-        except httpx.HTTPError as error:
+            answer = self._ask()
+        except PlatformUnreachable as error:
             raise WeightsUnreachable(
-                f"{self.platform} does not say where the weights are ({type(error).__name__})."
-            ) from None
+                f"The platform does not say where the weights are: {error}"
+            ) from error
+        except PlatformRefused as error:
+            kind = WeightsNotPublished if error.code in NOT_PUBLISHED else WeightsError
+            raise kind(f"The platform says: {error}") from error
         try:
-            content: Any = answer.json() if len(answer.content) <= MAX_ANSWER else {}
-            if answer.is_error:
-                _refuse(answer.status_code, content)
-            files = {entry["name"]: entry["url"] for entry in content["files"]}
-            return Listing(self.model_id, files, content["manifest_sha256"])
-        except (ValueError, KeyError, TypeError):
-            raise WeightsRefused(
-                f"{self.platform} answered {answer.status_code} without a list of files."
-            ) from None
+            urls = {file["name"]: file["url"] for file in answer["files"]}
+        except (KeyError, TypeError):
+            raise WeightsRefused(f"{self.platform} answered without a list of files.") from None
+        return Listing(self.model_id, urls, answer["manifest_sha256"])
 
-    def _ask(self, http: httpx.Client) -> httpx.Response:
+    def _ask(self) -> dict[str, Any]:
         path = f"/api/models/{self.model_id}/files"
-        if self.token is not None or self.wallet is None:
-            return http.get(path, headers={"Authorization": f"Bearer {self.token}"})
-        nonce = http.get("/api/auth/nonce").raise_for_status().json()["nonce"]
-        address = self.wallet.address
-        message = signed_texts.weights_message(
-            wallet_address=address, model_id=self.model_id, nonce=nonce
-        )
-        signature = signed_texts.sign(message, self.wallet.private_key)
-        body = {"wallet_address": address, "nonce": nonce, "signature": signature}
-        return http.post(path, json=body)
-
-
-def _refuse(status: int, problem: Any) -> None:
-    code, detail = problem["code"], problem["detail"]
-    if code in (WeightsNotPublished.code, "not_found"):
-        raise WeightsNotPublished(detail)
-    if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
-        raise WeightsUnreachable(f"The platform says: {detail} ({code})")
-    raise WeightsError(f"The platform says: {detail} ({code})")
+        with client(self.platform, timeout=TIMEOUT) as http:
+            if isinstance(self.credential, str):
+                return request(http, "GET", path, token=self.credential, required=REPLY_FIELDS)
+            nonce = request(http, "GET", NONCE_PATH, required=["nonce"])["nonce"]
+            address = self.credential.address
+            message = signed_texts.weights_message(
+                wallet_address=address, model_id=self.model_id, nonce=nonce
+            )
+            signature = signed_texts.sign(message, self.credential.private_key)
+            body = {"wallet_address": address, "nonce": nonce, "signature": signature}
+            return request(http, "POST", path, body, required=REPLY_FIELDS)

@@ -26,54 +26,54 @@ from node_runner.service import control_socket
 
 PYPI = "https://pypi.org/simple/"
 
-LOOK = 3600.0
-"""Seconds between looks at the index."""
+POLL_SECONDS = 3600.0
+"""Seconds between two queries of the index."""
 
-IDLE_LOOK = 5.0
-"""Seconds between looks whether the nodes are idle, once there is something to install."""
+IDLE_POLL_SECONDS = 5.0
+"""Seconds between two checks whether the nodes are idle, once there is something to install."""
 
 TIMEOUT = 30.0
-INSTALL_LIMIT = 1800.0
+INSTALL_TIMEOUT = 1800.0
 
 
 log = structlog.get_logger()
 
 
-class Updates:
-    """Looks now and then for a newer version than runs here."""
+class Updater:
+    """Finds and installs a newer version than runs here."""
 
     def __init__(self, index: str) -> None:
         self._index = index.rstrip("/") + "/"
         self._newer: Version | None = None
-        self._look_at = 0.0
+        self._poll_at = 0.0
         self._idle = False
         self._failed: Version | None = None
 
     def ready(self) -> bool:
         """Whether there is something to install, and nothing is being served."""
         now = time.monotonic()
-        if now >= self._look_at:
+        if now >= self._poll_at:
             if self._newer is None:
                 self._newer = self._find()
-            self._look_at = now + (LOOK if self._newer is None else IDLE_LOOK)
-            self._idle = self._newer is not None and idle()
+            self._poll_at = now + (POLL_SECONDS if self._newer is None else IDLE_POLL_SECONDS)
+            self._idle = self._newer is not None and nodes_idle()
         return self._newer is not None and self._idle
 
     def install(self) -> bool:
-        """Install it, with what it needs. Whether that went right; if not, that version is left
-        alone from then on, and the old one goes on."""
+        """Install the newer version and its dependencies. Whether that succeeded; if not, that
+        version is not tried again, and the old one goes on."""
         newer, self._newer = self._newer, None
-        self._look_at = time.monotonic() + LOOK
+        self._poll_at = time.monotonic() + POLL_SECONDS
         command = [sys.executable, "-m", "pip", "install", "--upgrade", "--no-input"]
         command += ["--index-url", self._index, f"{SERVE}=={newer}"]
         log.info("update_installs", version=str(newer))
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=INSTALL_LIMIT, check=False
+                command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, check=False
             )
             failure = done.stderr[-2000:] if done.returncode else None
         except subprocess.TimeoutExpired:
-            failure = f"pip took longer than {INSTALL_LIMIT:g} s"
+            failure = f"pip took longer than {INSTALL_TIMEOUT:g} s"
         if failure is not None:
             self._failed = newer
             log.error("update_failed", version=str(newer), reason=failure)
@@ -81,7 +81,7 @@ class Updates:
 
     def _find(self) -> Version | None:
         try:
-            newest = max(versions(self._index), default=None)
+            newest = max(released_versions(self._index), default=None)
         except httpx.HTTPError as error:
             log.warning("update_index_unreachable", reason=type(error).__name__)
             return None
@@ -98,8 +98,8 @@ def is_checkout() -> bool:
     return any(origin.get("dir_info", {}).get("editable") for origin in origins)
 
 
-def versions(index: str) -> list[Version]:
-    """The released versions on a simple index (PEP 691), without previews and yanked files.
+def released_versions(index: str) -> list[Version]:
+    """The versions on a simple index (PEP 691), without pre-releases and yanked files.
 
     Raises:
         httpx.HTTPError: the index does not answer.
@@ -128,7 +128,7 @@ def _version(filename: str) -> Version | None:
         return None
 
 
-def idle() -> bool:
+def nodes_idle() -> bool:
     """Whether no node of this parent holds a generation now."""
     nodes = [node for node in control_socket.ask_running_nodes() if node.get("kind") == "node"]
     mine = [node for node in nodes if node.get("parent") == os.getpid()]

@@ -1,6 +1,6 @@
-"""A socket for each running node, by which its owner asks how it does, or asks it to leave.
+"""Status and drain over a Unix socket, one for each running node.
 
-Unix sockets in a folder that only the owner may enter: no port, no password, and a node that was
+The sockets are in a folder that only the owner may enter: no port, no password, and a node that was
 killed answers nothing, whatever file it left.
 """
 
@@ -23,7 +23,7 @@ MAX_REQUEST = 100
 MAX_ANSWER = 2**20
 
 TIMEOUT = 20.0
-"""Seconds for one answer, which may take the node a question to the platform."""
+"""Seconds for one answer: the node may have to ask the platform."""
 
 Describe = Callable[[], dict[str, Any]]
 
@@ -31,22 +31,23 @@ Describe = Callable[[], dict[str, Any]]
 class ControlSocket:
     """This process's socket. Use as a context manager."""
 
-    def __init__(self, about: dict[str, Any], drain: Callable[[], None]) -> None:
+    def __init__(self, identity: dict[str, Any], drain: Callable[[], None]) -> None:
         """
         Args:
-            about: What does not change: model, device, wallet, platform.
-            drain: Finish and leave; called in another thread.
+            identity: The part of the status that does not change: model, device, wallet,
+                platform.
+            drain: Has the node finish and leave; called in another thread.
         """
         self.drain = drain
         self.describe: Describe = lambda: {"phase": "starting"}
-        """What changes. Called in another thread."""
-        self._about = {
-            **about,
+        """Gives the part of the status that changes; called in another thread."""
+        self._identity = {
+            **identity,
             "pid": os.getpid(),
             "parent": os.getppid(),
             "started_at": time.time(),
         }
-        self._path = directories.private(directories.sockets()) / f"{os.getpid()}.sock"
+        self._path = directories.make_private(directories.sockets()) / f"{os.getpid()}.sock"
         self._path.unlink(missing_ok=True)
         with _address(self._path) as address:
             self._server = socketserver.ThreadingUnixStreamServer(address, self._handler())
@@ -65,10 +66,10 @@ class ControlSocket:
     def _answer(self, request: str) -> dict[str, Any]:
         match request:
             case "status":
-                return self._about | self.describe()
+                return self._identity | self.describe()
             case "drain":
                 self.drain()
-                return self._about
+                return self._identity
             case _:
                 return {"error": f"no such request: {request!r}"}
 
@@ -79,7 +80,7 @@ class ControlSocket:
             timeout = TIMEOUT
 
             def handle(self) -> None:
-                with contextlib.suppress(OSError):  # who asked went away
+                with contextlib.suppress(OSError):  # the client went away
                     request = self.rfile.readline(MAX_REQUEST).decode(errors="replace").strip()
                     self.wfile.write(json.dumps(answer(request)).encode())
 

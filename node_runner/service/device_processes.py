@@ -1,7 +1,7 @@
-"""Several nodes under one command: a process for each device, started, watched and drained.
+"""A node process for each device, watched.
 
-The parent computes nothing. It also keeps the hours of a schedule, in which a process that has
-ended has given its GPU back, and installs updates between two starts.
+The parent computes nothing. It also keeps a schedule, outside of which no process runs, so that the
+GPUs are free, and installs updates between two starts.
 """
 
 import ctypes
@@ -19,27 +19,27 @@ from typing import IO, Any
 import structlog
 
 from node_runner.service import exit_codes
-from node_runner.service.auto_update import Updates
+from node_runner.service.auto_update import Updater
 from node_runner.service.control_socket import ControlSocket
 from node_runner.service.schedule import Schedule
 
-LOOK = 0.5
-"""Seconds between looks at the children and at the clock."""
+POLL_SECONDS = 0.5
+"""Seconds between two checks of the children and of the clock."""
 
-BACKOFF = (1.0, 2.0, 5.0, 15.0, 60.0)
-"""Seconds until a child that died is started again; the last repeats."""
+RESTART_DELAYS = (1.0, 2.0, 5.0, 15.0, 60.0)
+"""Seconds until a child that crashed is started again; the last repeats."""
 
-LIVED = 300.0
-"""Seconds after which a child counts as well: the next death waits a second again."""
+STABLE_SECONDS = 300.0
+"""Seconds after which a child counts as stable: after its next crash the delays begin anew."""
 
-DRAIN_LIMIT = 90.0
-"""Seconds that children get to drain, more than each gives itself. Then they are killed."""
+DRAIN_TIMEOUT = 90.0
+"""Seconds that children get to drain, more than each takes by itself. Then they are killed."""
 
-FOR_GOOD = (0, exit_codes.USAGE, exit_codes.MISTAKE)
+FINAL_STATUSES = (0, exit_codes.USAGE_ERROR, exit_codes.CONFIG_ERROR)
 """Exit statuses of a node that drained as it was asked to, or has said what has to be changed."""
 
-PARENT = "FAR_NODE_PARENT"
-KEPT = ("FAR_NODE_PASSWORD", "FAR_NODE_STATE")
+PARENT_VARIABLE = "FAR_NODE_PARENT"
+KEPT_VARIABLES = ("FAR_NODE_PASSWORD", "FAR_NODE_STATE")
 PR_SET_PDEATHSIG = 1
 
 log = structlog.get_logger()
@@ -47,29 +47,29 @@ log = structlog.get_logger()
 
 @dataclass
 class DeviceProcess:
-    """One device's node: how it is started, and how it is."""
+    """One device's node: how it is started, and its process while it runs."""
 
     device: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     """What others should not read, as they may a command line."""
     process: subprocess.Popen[bytes] | None = None
-    deaths: int = 0
+    crashes: int = 0
     started_at: float = 0.0
-    start_at: float = 0.0
+    restart_at: float = 0.0
     """When to start it (monotonic seconds), if it does not run."""
     draining: bool = False
-    ended: int | None = None
+    final_status: int | None = None
     """The exit status after which it is not started again."""
 
     @property
-    def alive(self) -> bool:
+    def running(self) -> bool:
         return self.process is not None
 
 
 def end_with_parent() -> None:
-    """Called by a child: drain when the parent is gone, however it ended (Linux only)."""
-    parent = os.environ.get(PARENT)
+    """For a child to call: have it drain when the parent ends, however that ends (Linux only)."""
+    parent = os.environ.get(PARENT_VARIABLE)
     if parent is None or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -80,37 +80,44 @@ def end_with_parent() -> None:
 def run(
     children: Sequence[DeviceProcess],
     *,
-    about: Mapping[str, Any],
-    hours: Schedule | None,
-    updates: Updates | None,
+    identity: Mapping[str, Any],
+    schedule: Schedule | None,
+    updater: Updater | None,
 ) -> int:
-    """Until SIGTERM, Ctrl-C or `far-node drain`, or until no child is left.
+    """Run the children until SIGTERM, Ctrl-C or `far-node drain`, or until none is left.
+
+    Args:
+        identity: What `far-node status` shows of the parent: model, wallet, platform.
+        schedule: When to serve; none for always.
+        updater: Installs newer versions; none for never.
 
     Returns:
-        The exit status: 0 if it was asked to end, else the worst of the children's.
+        The exit status: 0 if it was asked to end, else the highest of the children's.
     """
-    fleet = DeviceProcesses(children, hours, updates)
+    processes = DeviceProcesses(children, schedule, updater)
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda *_: fleet.stop())
-    with ControlSocket({"kind": "parent", **about}, fleet.stop) as control:
-        control.describe = fleet.describe
-        fleet.run()
-    if fleet.stopping:
+        signal.signal(signal_number, lambda *_: processes.stop())
+    with ControlSocket({"kind": "parent", **identity}, processes.stop) as control:
+        control.describe = processes.describe
+        processes.run()
+    if processes.stopping:
         return 0
-    if fleet.updated:
+    if processes.updated:
         os.execv(sys.executable, [sys.executable, "-m", "node_runner.cli", *sys.argv[1:]])
-    return max(child.ended or 0 for child in children)
+    return max(child.final_status or 0 for child in children)
 
 
 class DeviceProcesses:
+    """The children of one parent: started, watched, drained. One thread calls `run`."""
+
     def __init__(
-        self, children: Sequence[DeviceProcess], hours: Schedule | None, updates: Updates | None
+        self, children: Sequence[DeviceProcess], schedule: Schedule | None, updater: Updater | None
     ) -> None:
         self._children = children
-        self._hours = hours
-        self._updates = updates
+        self._schedule = schedule
+        self._updater = updater
         self._kill_at: float | None = None
-        self._open = False
+        self._serving = False
         self.stopping = False  # no Event: a signal handler could wait for its lock for ever
         """Whether it was asked to end."""
         self.updated = False
@@ -125,8 +132,8 @@ class DeviceProcesses:
     def describe(self) -> dict[str, Any]:
         """For `far-node status`."""
         now = dt.datetime.now().astimezone()
-        change = self._hours and self._hours.next_change(now).strftime("%H:%M")
-        phase = "draining" if self.stopping else "serving" if self._open else "waiting"
+        change = self._schedule and self._schedule.next_change(now).strftime("%H:%M")
+        phase = "draining" if self.stopping else "serving" if self._serving else "waiting"
         return {
             "phase": phase,
             "until": change,
@@ -139,8 +146,8 @@ class DeviceProcesses:
     def run(self) -> None:
         try:
             while not self._ended():
-                self._tend()
-                time.sleep(LOOK)
+                self._poll()
+                time.sleep(POLL_SECONDS)
         finally:
             for child in self._children:
                 if child.process is not None:
@@ -148,18 +155,18 @@ class DeviceProcesses:
                     child.process.wait()
 
     def _ended(self) -> bool:
-        if any(child.alive for child in self._children):
+        if any(child.running for child in self._children):
             return False
-        gave_up = all(child.ended is not None for child in self._children)
-        return self.stopping or self.updated or gave_up
+        all_final = all(child.final_status is not None for child in self._children)
+        return self.stopping or self.updated or all_final
 
-    def _tend(self) -> None:
+    def _poll(self) -> None:
         self._reap()
-        wanted = self._wanted()
-        if wanted != self._open:
-            self._open, self._kill_at = wanted, None
-            log.info("fleet_opens" if wanted else "fleet_drains", devices=len(self._children))
-            if not wanted:
+        serve = self._should_serve()
+        if serve != self._serving:
+            self._serving, self._kill_at = serve, None
+            log.info("nodes_start" if serve else "nodes_drain", devices=len(self._children))
+            if not serve:
                 self._drain()
         now = time.monotonic()
         if self._kill_at is not None and now > self._kill_at:
@@ -167,29 +174,30 @@ class DeviceProcesses:
                 if child.process is not None:
                     child.process.kill()
         for child in self._children:
-            if self._open and not child.alive and child.ended is None and now >= child.start_at:
+            waits = not child.running and child.final_status is None
+            if self._serving and waits and now >= child.restart_at:
                 _start(child)
 
-    def _wanted(self) -> bool:
+    def _should_serve(self) -> bool:
         """Whether nodes are to run now."""
-        if self.stopping or not self._in_hours() or self._updating():
+        if self.stopping or not self._is_scheduled() or self._updating():
             return False
         return not self.stopping  # an update that failed took its time
 
-    def _in_hours(self) -> bool:
-        return self._hours is None or self._hours.open_at(dt.datetime.now().astimezone())
+    def _is_scheduled(self) -> bool:
+        return self._schedule is None or self._schedule.includes(dt.datetime.now().astimezone())
 
     def _updating(self) -> bool:
-        """Whether to make room for an update; installs it once nothing runs any more."""
-        if self._updates is None or not self._updates.ready():
+        """Whether nodes have to end for an update; installs it once none runs any more."""
+        if self._updater is None or not self._updater.ready():
             return False
-        if any(child.alive for child in self._children):
+        if any(child.running for child in self._children):
             return True
-        self.updated = self._updates.install()
+        self.updated = self._updater.install()
         return self.updated
 
     def _drain(self) -> None:
-        self._kill_at = time.monotonic() + DRAIN_LIMIT
+        self._kill_at = time.monotonic() + DRAIN_TIMEOUT
         for child in self._children:
             if child.process is not None:
                 child.draining = True
@@ -204,16 +212,16 @@ class DeviceProcesses:
             if child.draining:
                 child.draining = False
                 continue
-            if status in FOR_GOOD:
-                child.ended = status
+            if status in FINAL_STATUSES:
+                child.final_status = status
                 log.warning("node_ended", device=child.device, status=status)
                 continue
-            if time.monotonic() - child.started_at > LIVED:
-                child.deaths = 0
-            delay = BACKOFF[min(child.deaths, len(BACKOFF) - 1)]
-            child.deaths += 1
-            child.start_at = time.monotonic() + delay
-            log.warning("node_died", device=child.device, status=status, again_in=delay)
+            if time.monotonic() - child.started_at > STABLE_SECONDS:
+                child.crashes = 0
+            delay = RESTART_DELAYS[min(child.crashes, len(RESTART_DELAYS) - 1)]
+            child.crashes += 1
+            child.restart_at = time.monotonic() + delay
+            log.warning("node_crashed", device=child.device, status=status, retry_in=delay)
 
 
 def _start(child: DeviceProcess) -> None:
@@ -227,23 +235,27 @@ def _start(child: DeviceProcess) -> None:
     )
     child.started_at = time.monotonic()
     assert child.process.stdout is not None
-    relay = threading.Thread(target=_relay, args=(child.device, child.process.stdout), daemon=True)
-    relay.start()
+    args = (child.device, child.process.stdout)
+    threading.Thread(target=_forward_output, args=args, daemon=True).start()
 
 
 def _environment(child: DeviceProcess) -> dict[str, str]:
-    """Ours, without what the child's flags already say, and with what they should not."""
-    ours = {
+    """Of this process, without what the child's flags say, and with what they should not say."""
+    inherited = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("FAR_NODE_") or name in KEPT
+        if not name.startswith("FAR_NODE_") or name in KEPT_VARIABLES
     }
-    told = {"FAR_NODE_CONFIG": os.devnull, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-    return {**ours, **told, **child.environment}
+    own = {
+        "FAR_NODE_CONFIG": os.devnull,
+        PARENT_VARIABLE: str(os.getpid()),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {**inherited, **own, **child.environment}
 
 
-def _relay(device: str, lines: IO[bytes]) -> None:
-    """Each line of a child, with its device before it."""
+def _forward_output(device: str, lines: IO[bytes]) -> None:
+    """Print each line of a child, with its device before it."""
     with lines:
         for line in lines:
             text = line.decode(errors="replace").rstrip("\n")

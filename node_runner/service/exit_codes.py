@@ -1,13 +1,13 @@
-"""How `far-node` ends: the exit status says whether to start it again as it was.
+"""Exit statuses of `far-node`: whether to start it again as it was.
 
 0 is an end as it was asked for. Python itself ends with 1 after a crash, which may be worth another
 try, and the parser of the command line with 2 at a flag that there is not.
 """
 
-USAGE = 2
+USAGE_ERROR = 2
 
-START_AGAIN = 75
+TEMPORARY_FAILURE = 75
 """EX_TEMPFAIL: nothing has to be changed. Something did not answer, or has forgotten the node."""
 
-MISTAKE = 78
+CONFIG_ERROR = 78
 """EX_CONFIG: it has said what has to be changed first."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _WINDOW = re.compile(r"(\d{1,2}):(\d{2})\s*-\s*(\d{1,2}):(\d{2})")
 
 
-class BadSchedule(ValueError):
+class InvalidSchedule(ValueError):
     """Not windows of a day; the message shows how they are written."""
 
 
@@ -18,7 +18,7 @@ class Window:
     start: dt.time
     end: dt.time
 
-    def holds(self, time: dt.time) -> bool:
+    def includes(self, time: dt.time) -> bool:
         if self.start < self.end:
             return self.start <= time < self.end
         return time >= self.start or time < self.end
@@ -31,21 +31,21 @@ class Schedule:
 
     windows: tuple[Window, ...]
 
-    def open_at(self, when: dt.datetime) -> bool:
-        """Whether to serve then."""
-        return any(window.holds(when.time()) for window in self.windows)
+    def includes(self, when: dt.datetime) -> bool:
+        """Whether to serve at that time."""
+        return any(window.includes(when.time()) for window in self.windows)
 
     def next_change(self, when: dt.datetime) -> dt.datetime:
-        """When it next opens or closes after ``when``; a day later if it never does."""
+        """When a window next begins or ends after ``when``; a day later if none ever does."""
         times = {time for window in self.windows for time in (window.start, window.end)}
         candidates = sorted(
             dt.datetime.combine(when.date() + dt.timedelta(days=days), time, when.tzinfo)
             for days in (0, 1)
             for time in times
         )
-        now = self.open_at(when)
+        now = self.includes(when)
         for candidate in candidates:
-            if candidate > when and self.open_at(candidate) != now:
+            if candidate > when and self.includes(candidate) != now:
                 return candidate
         return when + dt.timedelta(days=1)
 
@@ -54,19 +54,19 @@ def parse(text: str) -> Schedule:
     """Windows, separated by commas: ``22:00-08:00`` or ``12:00-13:30,20:00-24:00``.
 
     Raises:
-        BadSchedule: not of this form.
+        InvalidSchedule: not of this form.
     """
     windows = []
     for part in text.split(","):
         match = _WINDOW.fullmatch(part.strip())
         if match is None:
-            raise BadSchedule(
+            raise InvalidSchedule(
                 f"A schedule is like 22:00-08:00 or 12:00-13:30,20:00-24:00; got {text!r}."
             )
         hours = [int(number) for number in match.groups()]
         window = Window(_time(hours[0], hours[1], text), _time(hours[2], hours[3], text))
         if window.start == window.end and window.start != dt.time(0):
-            raise BadSchedule(f"{part.strip()} is no time at all. For always, leave it out.")
+            raise InvalidSchedule(f"{part.strip()} is no time at all. For always, leave it out.")
         windows.append(window)
     return Schedule(tuple(windows))
 
@@ -77,4 +77,4 @@ def _time(hour: int, minute: int, text: str) -> dt.time:
     try:
         return dt.time(hour, minute)
     except ValueError:
-        raise BadSchedule(f"There is no time {hour}:{minute:02} ({text!r}).") from None
+        raise InvalidSchedule(f"There is no time {hour}:{minute:02} ({text!r}).") from None

@@ -13,9 +13,9 @@ from pathlib import Path
 from node_runner.machine import config_file
 from node_runner.service import exit_codes
 
-NAME = "far-node.service"
+UNIT_NAME = "far-node.service"
 
-STOP_LIMIT = 120
+STOP_TIMEOUT = 120
 """Seconds that systemd gives the nodes to drain."""
 
 TEMPLATE = """\
@@ -82,8 +82,8 @@ class Service:
     @property
     def path(self) -> Path:
         if self.system:
-            return Path("/etc/systemd/system") / NAME
-        return self.home / ".config" / "systemd" / "user" / NAME
+            return Path("/etc/systemd/system") / UNIT_NAME
+        return self.home / ".config" / "systemd" / "user" / UNIT_NAME
 
     @property
     def environment(self) -> Path:
@@ -92,8 +92,8 @@ class Service:
 
     @property
     def settings(self) -> Path:
-        """The settings' file that its nodes read, if they are told of no other."""
-        return self.home / ".config" / "far-node" / config_file.NAME
+        """The settings' file that its nodes read, unless an option names another."""
+        return self.home / ".config" / "far-node" / config_file.FILE_NAME
 
     @property
     def folders(self) -> list[Path]:
@@ -130,7 +130,7 @@ class Service:
         )
 
 
-def here(*, system: bool, user: str | None) -> Service:
+def service_of(*, system: bool, user: str | None) -> Service:
     """The service of this user, or of another, if root asks for a system service.
 
     Raises:
@@ -170,8 +170,8 @@ def render(
         command=" ".join(map(_argument, command)),
         user=f"User={service.user}\n" if service.system else "",
         hardening=SYSTEM_HARDENING.format(writable=writable) if service.system else "",
-        for_good=f"{exit_codes.USAGE} {exit_codes.MISTAKE}",
-        stop_limit=STOP_LIMIT,
+        for_good=f"{exit_codes.USAGE_ERROR} {exit_codes.CONFIG_ERROR}",
+        stop_limit=STOP_TIMEOUT,
         environment=service.environment,
         target="multi-user.target" if service.system else "default.target",
     )
@@ -188,13 +188,13 @@ def install(service: Service, text: str, *, folders: Sequence[Path] = ()) -> Non
     """
     try:
         if service.system:
-            _make(service.user, [*service.folders, *folders])
+            _make_folders(service.user, [*service.folders, *folders])
         service.path.parent.mkdir(parents=True, exist_ok=True)
         service.path.write_text(text)
     except PermissionError:
         raise ServiceError(f"Only root may write {service.path}: use sudo, or --user.") from None
-    for arguments in (("daemon-reload",), ("enable", "--now", NAME)):
-        _succeed(service.systemctl(*arguments))
+    for arguments in (("daemon-reload",), ("enable", "--now", UNIT_NAME)):
+        _check(service.systemctl(*arguments))
 
 
 def uninstall(service: Service) -> bool:
@@ -205,21 +205,21 @@ def uninstall(service: Service) -> bool:
     """
     if not service.path.exists():
         return False
-    _succeed(service.systemctl("disable", "--now", NAME))
+    _check(service.systemctl("disable", "--now", UNIT_NAME))
     try:
         service.path.unlink()
     except PermissionError:
         raise ServiceError(f"Only root may remove {service.path}: use sudo.") from None
-    _succeed(service.systemctl("daemon-reload"))
+    _check(service.systemctl("daemon-reload"))
     return True
 
 
-def _succeed(done: subprocess.CompletedProcess[str]) -> None:
+def _check(done: subprocess.CompletedProcess[str]) -> None:
     if done.returncode:
         raise ServiceError(f"{' '.join(done.args)}: {done.stderr.strip() or done.stdout.strip()}")
 
 
-def _make(user: str, folders: Sequence[Path]) -> None:
+def _make_folders(user: str, folders: Sequence[Path]) -> None:
     """Make what is missing, as the user whose it is to be: the unit lets his nodes write into these
     folders, and not make them."""
     account = pwd.getpwnam(user)

@@ -1,18 +1,19 @@
-"""The two ways to the relay: a WebSocket, and long polls where WebSockets are blocked."""
+"""A connection to the relay, whatever carries it: a WebSocket, or long polls where those are
+blocked."""
 
 from collections.abc import Callable
 from typing import Protocol
 
 from mesh.relay import Frame, Welcome
 
-ANSWER_LIMIT = 5.0
+ANSWER_TIMEOUT = 5.0
 """Seconds of silence in one exchange over HTTP."""
 
-Hear = Callable[[Frame], None]
+OnFrame = Callable[[Frame], None]
 
 
 class ConnectionLost(Exception):
-    """The way to the relay is gone, or never was there; the message says why."""
+    """The connection to the relay is gone, or could not be opened; the message says why."""
 
 
 class WebSocketBlocked(ConnectionLost):
@@ -24,7 +25,7 @@ class ConnectionSuperseded(ConnectionLost):
 
 
 class Carrier(Protocol):
-    """An open way. Methods may be called from several threads."""
+    """An open connection. Methods may be called from several threads."""
 
     name: str
     welcome: Welcome
@@ -32,22 +33,22 @@ class Carrier(Protocol):
     def send(self, frame: bytes) -> None:
         """
         Raises:
-            Lost: it may have arrived.
+            ConnectionLost: the frame may have arrived.
         """
         ...
 
     def listen(self) -> None:
-        """Hand over what comes, until it is closed.
+        """Hand over each frame that comes; never returns.
 
         Raises:
-            Lost: the end; it never returns otherwise.
+            ConnectionLost: when the connection has ended.
         """
         ...
 
     def abandon(self) -> None:
-        """End it at once, also if others are sending. Never raises."""
+        """End the connection at once, also while other threads send. Never raises."""
         ...
 
-    def farewell(self) -> None:
-        """End it in order: the node goes. Never raises."""
+    def say_goodbye(self) -> None:
+        """End the connection in order: the node leaves. Never raises."""
         ...

@@ -1,4 +1,4 @@
-"""How a node gets its work: it pulls; nothing ever connects to it."""
+"""Pull and push; the hop's round trip."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,30 +7,31 @@ from mesh.wire import Message
 from node_runner.outputs import EngineOutput
 
 
-class Unreachable(Exception):
-    """The platform does not answer. What was pushed may have arrived; pushing it again is
-    harmless."""
+class TransportUnreachable(Exception):
+    """The platform does not answer. What was pushed may have arrived: pushing it again does no
+    harm."""
 
 
-class HopClock:
-    """Milliseconds that a message takes to the platform and back, smoothed over some dozen.
+class HopMeter:
+    """Milliseconds that a message takes to the platform and back, as a moving average.
 
     Written by one thread, read by others.
     """
 
     SMOOTHING = 0.1
+    """Weight of the newest message in the average."""
 
     def __init__(self) -> None:
         self.milliseconds = 0.0
 
     def observe(self, seconds: float) -> None:
-        """One message was answered after so long."""
+        """Count one message, which was answered after so many seconds."""
         weight = self.SMOOTHING if self.milliseconds else 1.0
         self.milliseconds += weight * (1000 * seconds - self.milliseconds)
 
 
 class Transport(Protocol):
-    """One exchange with the platform: push results, then pull what waits in the inbox.
+    """Pushes an engine's outputs, and pulls what waits in the node's inbox.
 
     Pulling is by cursor, not by acknowledgement: a lost answer is asked for again. Messages may
     therefore arrive twice; their positions and epochs make that harmless.
@@ -41,14 +42,16 @@ class Transport(Protocol):
         """Milliseconds to the platform and back, as measured; 0 before the first measurement."""
         ...
 
-    def exchange(self, results: Sequence[EngineOutput], *, wait: float) -> list[Message]:
+    def exchange(self, outputs: Sequence[EngineOutput], *, wait: float) -> list[Message]:
         """Push, then pull. Waits up to ``wait`` seconds for the first message.
 
         A token that was refused, since its epoch is over, comes back as a ``Halt``.
 
         Raises:
-            Unreachable: exchange the same results again, a little later.
+            TransportUnreachable: exchange the same outputs again, a little later.
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the connection, after the last outputs have gone. May be called again."""
+        ...

@@ -8,37 +8,42 @@ import httpx
 from mesh import relay
 from mesh.errors import WireError
 from mesh.relay import Frame, Hello, Poll, Superseded, Welcome
-from node_runner.transport.carrier import ANSWER_LIMIT, ConnectionLost, ConnectionSuperseded, Hear
-from node_runner.transport.websocket_carrier import OPEN_LIMIT
+from node_runner.transport.carrier import (
+    ANSWER_TIMEOUT,
+    ConnectionLost,
+    ConnectionSuperseded,
+    OnFrame,
+)
+from node_runner.transport.websocket_carrier import OPEN_TIMEOUT
 
 
 class PollingCarrier:
-    """Requests: one that waits for work, and others beside it that carry results.
+    """Requests: one that waits for work, and others beside it that carry outputs.
 
     Args:
         url: Of the platform.
         token: The node's.
         hello: What to begin with.
-        hear: Called with each frame, by whoever listens or sends.
-        cursor: Tells where in the inbox to go on, once there is room for more.
+        on_frame: Called with each frame, by whoever listens or sends.
+        cursor: Gives the inbox entry to read on from, once more may be taken in.
 
     Raises:
-        Lost: the relay cannot be reached, or refuses.
+        ConnectionLost: the relay cannot be reached, or refuses.
     """
 
     name = "long poll"
 
     def __init__(
-        self, url: str, token: str, hello: Hello, hear: Hear, cursor: Callable[[], str]
+        self, url: str, token: str, hello: Hello, on_frame: OnFrame, cursor: Callable[[], str]
     ) -> None:
-        self._hear = hear
+        self._on_frame = on_frame
         self._cursor = cursor
         self._session = hello.session
         self._closed = threading.Event()
         self._http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {token}", "Content-Type": "application/msgpack"},
-            timeout=httpx.Timeout(ANSWER_LIMIT, connect=OPEN_LIMIT),
+            timeout=httpx.Timeout(ANSWER_TIMEOUT, connect=OPEN_TIMEOUT),
         )
         try:
             [frame] = self._post(relay.encode(hello))
@@ -51,14 +56,14 @@ class PollingCarrier:
 
     def send(self, frame: bytes) -> None:
         for answer in self._post(self._poll("", 0), frame):
-            self._hear(answer)
+            self._on_frame(answer)
 
     def listen(self) -> None:
         try:
             while not self._closed.is_set():
                 wait = round(1000 * relay.POLL_WAIT)
                 for answer in self._post(self._poll(self._cursor(), wait)):
-                    self._hear(answer)
+                    self._on_frame(answer)
         finally:
             self._http.close()
         raise ConnectionLost("The polling was ended.")
@@ -66,7 +71,7 @@ class PollingCarrier:
     def abandon(self) -> None:
         self._closed.set()
 
-    def farewell(self) -> None:
+    def say_goodbye(self) -> None:
         self._closed.set()
 
     def _poll(self, after: str, wait: int) -> bytes:

@@ -15,20 +15,20 @@ from mesh.keepalive import KEEPALIVE_INTERVAL, KEEPALIVE_TTL
 from mesh.token_stream import APPEND_TOKEN
 from mesh.wire import Halt, Message, Token
 from mesh.wire.limits import INBOX_TTL
-from node_runner.outputs import EngineOutput, NodeMessage
-from node_runner.transport.interface import HopClock, Unreachable
+from node_runner.outputs import EngineOutput, NodeMessage, Report
+from node_runner.transport.interface import HopMeter, TransportUnreachable
 
 TRIM_EVERY = 64
 """Exchanges between two trims of the part of the inbox that was read."""
 
-SILENCE_LIMIT = 5.0
+SILENCE_TIMEOUT = 5.0
 """Seconds without an answer after which Redis counts as gone. Longer than any wait for work."""
 
-PULSE_RETRY = 1.0
-"""Seconds until a lost connection for pulses is tried again."""
+KEEPALIVE_RETRY_DELAY = 1.0
+"""Seconds until a lost connection for keep-alives is tried again."""
 
-PASSING = (redis.ReadOnlyError, redis.OutOfMemoryError, redis.exceptions.MasterDownError)
-"""Errors of a Redis that is becoming a replica or is full, and will be well again."""
+TEMPORARY_ERRORS = (redis.ReadOnlyError, redis.OutOfMemoryError, redis.exceptions.MasterDownError)
+"""Errors of a Redis that is becoming a replica or is full."""
 
 Command = tuple[Any, ...]
 Entry = tuple[bytes, list[bytes]]
@@ -44,55 +44,57 @@ class RedisTransport:
     do the same, would cost a hop half as much again.
     """
 
-    def __init__(self, url: str, node_id: str, room: Callable[[], int]) -> None:
+    def __init__(self, url: str, node_id: str, free_kv: Callable[[], int]) -> None:
         """
         Args:
-            room: Tells how many positions there is KV room for.
+            free_kv: Gives the positions that are free in the KV cache.
 
         Raises:
-            Unreachable: Redis does not answer.
+            TransportUnreachable: Redis does not answer.
         """
-        self._connection = redis.ConnectionPool.from_url(
-            url, socket_connect_timeout=SILENCE_LIMIT, socket_timeout=SILENCE_LIMIT
+        self._connection: Any = redis.ConnectionPool.from_url(
+            url, socket_connect_timeout=SILENCE_TIMEOUT, socket_timeout=SILENCE_TIMEOUT
         ).make_connection()
         self._inbox = redis_keys.inbox(node_id)
         [newest] = self._call([("XREVRANGE", self._inbox, "+", "-", "COUNT", 1)])
         self._after: bytes = newest[0][0] if newest else b"0-0"
         self._exchanges = 0
-        self._hop = HopClock()
+        self._hop = HopMeter()
         self._stop = threading.Event()
-        self._pulse = threading.Thread(
-            target=_beat, args=(url, node_id, room, self._hop, self._stop), daemon=True
+        self._keepalives = threading.Thread(
+            target=_send_keepalives,
+            args=(url, node_id, free_kv, self._hop, self._stop),
+            daemon=True,
         )
-        self._pulse.start()
+        self._keepalives.start()
 
     @property
     def hop_ms(self) -> float:
         return self._hop.milliseconds
 
-    def exchange(self, results: Sequence[EngineOutput], *, wait: float) -> list[Message]:
+    def exchange(self, outputs: Sequence[EngineOutput], *, wait: float) -> list[Message]:
         # Steps first: the next node works while Redis takes in what readers want.
-        steps = [result for result in results if isinstance(result, NodeMessage)]
-        others = [result for result in results if not isinstance(result, NodeMessage)]
+        forwarded = [output for output in outputs if isinstance(output, NodeMessage)]
+        reports = [output for output in outputs if not isinstance(output, NodeMessage)]
         answers = self._call(
             [
-                *self._upkeep(),
-                *(_add(redis_keys.inbox(forward.to), forward.message) for forward in steps),
-                *map(_report, others),
+                *self._trim(),
+                *(_add(redis_keys.inbox(each.to), each.message) for each in forwarded),
+                *map(_report, reports),
                 _read(self._inbox, self._after, wait),
             ]
         )
         entries = _entries(answers.pop())
         if entries:
             self._after = entries[-1][0]
-        return [*_refused(others, answers[len(answers) - len(others) :]), *_decoded(entries)]
+        return [*_halts(reports, answers[len(answers) - len(reports) :]), *_decoded(entries)]
 
     def close(self) -> None:
         self._stop.set()
-        self._pulse.join()
+        self._keepalives.join()
         self._connection.disconnect()
 
-    def _upkeep(self) -> list[Command]:
+    def _trim(self) -> list[Command]:
         self._exchanges += 1
         if self._exchanges % TRIM_EVERY:
             return []
@@ -109,32 +111,34 @@ class RedisTransport:
             answers = [connection.read_response() for _ in commands]
         except (redis.ConnectionError, redis.TimeoutError) as error:
             connection.disconnect()
-            raise Unreachable(f"Redis does not answer ({type(error).__name__}).") from error
-        except PASSING as error:
+            raise TransportUnreachable(
+                f"Redis does not answer ({type(error).__name__})."
+            ) from error
+        except TEMPORARY_ERRORS as error:
             connection.disconnect()
-            raise Unreachable(f"Redis does not take writes ({error}).") from error
+            raise TransportUnreachable(f"Redis does not take writes ({error}).") from error
         except redis.ResponseError:
             connection.disconnect()
             raise
         return answers
 
 
-def _beat(
-    url: str, node_id: str, room: Callable[[], int], hop: HopClock, stop: threading.Event
+def _send_keepalives(
+    url: str, node_id: str, free_kv: Callable[[], int], hop: HopMeter, stop: threading.Event
 ) -> None:
-    """Tell that this process runs, even while it computes for long, and how much room it has; on a
+    """Say that this process runs, even while it computes for long, and how much KV is free; on a
     connection of its own."""
     key, ttl = redis_keys.keepalive(node_id), round(KEEPALIVE_TTL * 1000)
-    with redis.Redis.from_url(url, socket_timeout=PULSE_RETRY) as client:
+    with redis.Redis.from_url(url, socket_timeout=KEEPALIVE_RETRY_DELAY) as client:
         delay = 0.0
         while not stop.wait(delay):
             try:
-                free, began = room(), time.perf_counter()
+                free, began = free_kv(), time.perf_counter()
                 client.set(key, free, px=ttl)
                 hop.observe(time.perf_counter() - began)
                 delay = KEEPALIVE_INTERVAL
             except redis.RedisError:
-                delay = PULSE_RETRY
+                delay = KEEPALIVE_RETRY_DELAY
         with contextlib.suppress(redis.RedisError):
             client.delete(key)
 
@@ -144,13 +148,13 @@ def _add(stream: str, message: Message) -> Command:
     return ("XADD", stream, "*", *(part for field in fields.items() for part in field))
 
 
-def _report(result: EngineOutput) -> Command:
-    """What goes to readers or to the supervisor: exactly one command a result."""
-    if isinstance(result, Token):
-        stream = redis_keys.tokens(result.request_id)
-        place = (result.epoch, result.index, result.token_id, result.text)
-        return ("EVAL", APPEND_TOKEN, 2, redis_keys.live_record(result.request_id), stream, *place)
-    return _add(redis_keys.events(result.request_id), result)
+def _report(report: Report) -> Command:
+    """Exactly one command."""
+    if isinstance(report, Token):
+        stream = redis_keys.tokens(report.request_id)
+        token = (report.epoch, report.index, report.token_id, report.text)
+        return ("EVAL", APPEND_TOKEN, 2, redis_keys.live_record(report.request_id), stream, *token)
+    return _add(redis_keys.events(report.request_id), report)
 
 
 def _read(inbox: str, after: bytes, wait: float) -> Command:
@@ -163,12 +167,12 @@ def _entries(answer: list[Any] | None) -> list[Entry]:
     return answer[0][1] if answer else []
 
 
-def _refused(results: Sequence[EngineOutput], answers: Sequence[object]) -> list[Message]:
+def _halts(reports: Sequence[Report], answers: Sequence[object]) -> list[Message]:
     """For tokens that came too late: their epoch is over."""
     return [
-        Halt(result.request_id, result.epoch)
-        for result, answer in zip(results, answers, strict=True)
-        if isinstance(result, Token) and answer == -1
+        Halt(report.request_id, report.epoch)
+        for report, answer in zip(reports, answers, strict=True)
+        if isinstance(report, Token) and answer == -1
     ]
 
 

@@ -1,8 +1,9 @@
-"""Over the internet, by the platform's relay: one connection, which the node opens.
+"""Over the relay: resend, keep alive, reconnect.
 
-Nothing waits for an answer: results go up as they come, work comes down as it comes, and pulses go
-between them. What is lost on the way is sent again from where the relay has got (see
-:mod:`mesh.relay`); so a cut costs time, and no step.
+One connection, which the node opens. Nothing waits for an answer: outputs go up as they come, work
+comes down as it comes, and keep-alives go between them. After a reconnect each side sends again
+what the other has not acknowledged (see :mod:`mesh.relay`): a lost connection costs time, and no
+step.
 """
 
 import contextlib
@@ -38,64 +39,64 @@ from node_runner.transport.carrier import (
     ConnectionSuperseded,
     WebSocketBlocked,
 )
-from node_runner.transport.interface import HopClock, Unreachable
+from node_runner.transport.interface import HopMeter, TransportUnreachable
 from node_runner.transport.polling_carrier import PollingCarrier
 from node_runner.transport.websocket_carrier import WebSocketCarrier, open_websocket
 
-START_LIMIT = 20.0
+START_TIMEOUT = 20.0
 """Seconds that the first connection may take."""
 
-PATIENCE = 1.0
+RECONNECT_TIMEOUT = 1.0
 """Seconds that an exchange waits for a lost connection to come back, before it says so."""
 
-SILENCE_LIMIT = 3.0
-"""Seconds without any answer, twelve pulses, after which the connection is half open."""
+SILENCE_TIMEOUT = 3.0
+"""Seconds without any answer, twelve keep-alives, after which a connection counts as half open."""
 
-FIRST_DELAY, MOST_DELAY = 0.1, 10.0
+FIRST_DELAY, MAX_DELAY = 0.1, 10.0
 """Seconds between tries to connect, doubled each time, by the half more or less: so that a relay
 that comes back does not meet all its nodes at once."""
 
-ELSEWHERE_PAUSE = 30.0
-"""Seconds until a node tries again that was displaced by another process with its token."""
+SUPERSEDED_DELAY = 30.0
+"""Seconds until a node connects again after another process has connected with its token."""
 
 LOSSES_BEFORE_POLLING = 2
 """WebSockets that time out or break while they open, until long polls are tried: some firewalls
 swallow them without a word. Where one is refused outright, they are tried at once."""
 
-WEBSOCKET_AGAIN = 60.0
+WEBSOCKET_RETRY_DELAY = 60.0
 """Seconds of long polls until a WebSocket is tried again."""
 
 log = structlog.get_logger()
 
 
 class RelayTransport:
-    """A thread keeps the connection, one tells that the process runs, and one watches that somebody
+    """One thread keeps the connection open, one sends keep-alives, and one watches that somebody
     answers."""
 
     def __init__(
         self,
         url: str,
         token: str,
-        room: Callable[[], int],
+        free_kv: Callable[[], int],
         *,
-        websocket_again: float = WEBSOCKET_AGAIN,
+        websocket_retry: float = WEBSOCKET_RETRY_DELAY,
     ) -> None:
         """
         Args:
             url: Of the platform.
             token: Of this node, from its registration.
-            room: Tells how many positions there is KV room for.
-            websocket_again: Seconds of long polls until a WebSocket is tried again.
+            free_kv: Gives the positions that are free in the KV cache.
+            websocket_retry: Seconds of long polls until a WebSocket is tried again.
 
         Raises:
-            Unreachable: the relay cannot be reached, or refuses.
+            TransportUnreachable: the relay cannot be reached, or refuses.
         """
         self._url = url
         self._token = token
-        self._room = room
-        self._websocket_again = websocket_again
+        self._free_kv = free_kv
+        self._websocket_retry = websocket_retry
         self._session = secrets.token_hex(8)
-        self._hop = HopClock()
+        self._hop = HopMeter()
         self._closing = threading.Event()
         self._closed = threading.Event()
         self._sending = threading.Lock()
@@ -114,17 +115,18 @@ class RelayTransport:
         self._inbox_bytes = 0
         self._halts: list[Message] = []
         self._after = self._taken = ""
-        self._heard_at = 0.0
-        self._pulses: tuple[int, float] = (0, 0.0)
+        self._last_frame_at = 0.0
+        self._last_keepalive: tuple[int, float] = (0, 0.0)
         self._threads = [
-            threading.Thread(target=work, daemon=True) for work in (self._keep, self._beat)
+            threading.Thread(target=work, daemon=True)
+            for work in (self._stay_connected, self._send_keepalives)
         ]
-        self._watching = threading.Thread(target=self._watch, daemon=True)
-        for thread in (*self._threads, self._watching):
+        self._watchdog = threading.Thread(target=self._watch, daemon=True)
+        for thread in (*self._threads, self._watchdog):
             thread.start()
-        if not self._wait_for_carrier(START_LIMIT):
+        if not self._wait_for_carrier(START_TIMEOUT):
             self.close()
-            raise Unreachable(f"The relay at {url} cannot be reached: {self._reason}.")
+            raise TransportUnreachable(f"The relay at {url} cannot be reached: {self._reason}.")
 
     @property
     def hop_ms(self) -> float:
@@ -132,15 +134,15 @@ class RelayTransport:
 
     @property
     def carrier(self) -> str:
-        """What the connection is now: ``websocket``, ``long poll``, or nothing."""
+        """What carries the connection now: ``websocket``, ``long poll``, or an empty text."""
         carrier = self._carrier
         return "" if carrier is None else carrier.name
 
-    def exchange(self, results: Sequence[EngineOutput], *, wait: float) -> list[Message]:
-        if not self._wait_for_carrier(PATIENCE):
-            raise Unreachable(f"The relay cannot be reached: {self._reason}.")
-        if results:
-            self._push(results)
+    def exchange(self, outputs: Sequence[EngineOutput], *, wait: float) -> list[Message]:
+        if not self._wait_for_carrier(RECONNECT_TIMEOUT):
+            raise TransportUnreachable(f"The relay cannot be reached: {self._reason}.")
+        if outputs:
+            self._push(outputs)
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._inbox or self._halts, timeout=wait)
@@ -151,33 +153,35 @@ class RelayTransport:
         return [*halts, *_decoded(entries)]
 
     def close(self) -> None:
+        if self._closed.is_set():
+            return
         with self._accepted:  # what was pushed last has to get there
-            self._accepted.wait_for(lambda: not self._outbox, timeout=PATIENCE)
+            self._accepted.wait_for(lambda: not self._outbox, timeout=RECONNECT_TIMEOUT)
         self._closing.set()
         carrier = self._carrier
         if carrier is not None:
-            carrier.farewell()
+            carrier.say_goodbye()
         with self._changed:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
         self._closed.set()
-        self._watching.join()
+        self._watchdog.join()
 
     def _wait_for_carrier(self, seconds: float) -> bool:
         with self._changed:
             return self._changed.wait_for(lambda: self._carrier is not None, timeout=seconds)
 
-    def _push(self, results: Sequence[EngineOutput]) -> None:
+    def _push(self, outputs: Sequence[EngineOutput]) -> None:
         # Steps first: the next node works while Redis takes in what readers want.
-        steps = [result for result in results if isinstance(result, NodeMessage)]
-        others = [result for result in results if not isinstance(result, NodeMessage)]
-        sent = [_sent(forward.to, forward.message) for forward in steps if self._fits(forward)]
-        sent += [_sent("", result) for result in others]
+        forwarded = [output for output in outputs if isinstance(output, NodeMessage)]
+        reports = [output for output in outputs if not isinstance(output, NodeMessage)]
+        outgoing = [_outgoing(each.to, each.message) for each in forwarded if self._fits(each)]
+        outgoing += [_outgoing("", report) for report in reports]
         with self._sending:
             with self._changed:
                 pushes = []
-                for batch in relay.batches(sent):
+                for batch in relay.batches(outgoing):
                     self._pushed += 1
                     pushes.append(Push(self._pushed, batch))
                 self._outbox += pushes
@@ -185,9 +189,9 @@ class RelayTransport:
             if carrier is not None:
                 self._send_all(carrier, pushes)
 
-    def _fits(self, forward: NodeMessage) -> bool:
-        """Whether the relay takes it; if not, its generations end here."""
-        message = forward.message
+    def _fits(self, output: NodeMessage) -> bool:
+        """Whether the relay takes a message; if not, its generations end here."""
+        message = output.message
         if not isinstance(message, Steps) or len(message.data) <= MAX_TENSOR_BYTES:
             return True
         log.error("message_too_large", bytes=len(message.data), most=MAX_TENSOR_BYTES)
@@ -196,59 +200,59 @@ class RelayTransport:
         return False
 
     def _send_all(self, carrier: Carrier, pushes: Sequence[Push]) -> None:
-        """What is not sent stays in the outbox."""
+        """Send in order; what cannot be sent stays in the outbox."""
         try:
             for push in pushes:
                 carrier.send(relay.encode(push))
         except ConnectionLost as error:
-            self._lose(carrier, error)
+            self._drop(carrier, error)
 
-    def _keep(self) -> None:
-        """Connect, listen, and begin again, until closed."""
+    def _stay_connected(self) -> None:
+        """Connect, listen, and connect again, until closed."""
         delay, losses = FIRST_DELAY, 0
         while not self._closing.is_set():
             pause = delay * random.uniform(0.5, 1.5)
             try:
-                carrier = self._dial(losses)
+                carrier = self._connect(losses)
                 delay, losses = FIRST_DELAY, 0
                 self._serve(carrier)
             except ConnectionSuperseded as error:
-                self._note(error)
-                pause = ELSEWHERE_PAUSE * random.uniform(0.5, 1.5)
+                self._set_reason(error)
+                pause = SUPERSEDED_DELAY * random.uniform(0.5, 1.5)
             except ConnectionLost as error:
-                self._note(error)
-                delay, losses = min(2 * delay, MOST_DELAY), losses + 1
+                self._set_reason(error)
+                delay, losses = min(2 * delay, MAX_DELAY), losses + 1
             if not self._closing.is_set():
                 log.warning("relay_unreachable", reason=self._reason, retry_in=round(pause, 2))
                 self._closing.wait(pause)
 
-    def _dial(self, losses: int) -> Carrier:
+    def _connect(self, losses: int) -> Carrier:
         hello = Hello(relay.VERSION, self._session, self._after)
         try:
-            return WebSocketCarrier(self._url, self._token, hello, self._hear)
+            return WebSocketCarrier(self._url, self._token, hello, self._on_frame)
         except ConnectionLost as error:
             if not isinstance(error, WebSocketBlocked) and losses < LOSSES_BEFORE_POLLING:
                 raise
             log.info("websocket_blocked", reason=str(error))
-        return PollingCarrier(self._url, self._token, hello, self._hear, self._cursor)
+        return PollingCarrier(self._url, self._token, hello, self._on_frame, self._cursor)
 
     def _serve(self, carrier: Carrier) -> None:
-        """Use a way until it is lost.
+        """Use a connection until it is lost.
 
         Raises:
-            Lost: as soon as that is so.
+            ConnectionLost: then.
         """
-        self._begin(carrier)
+        self._open(carrier)
         if isinstance(carrier, PollingCarrier):
-            threading.Thread(target=self._look_for_better, args=[carrier], daemon=True).start()
+            threading.Thread(target=self._retry_websocket, args=[carrier], daemon=True).start()
         try:
             carrier.listen()
         except ConnectionLost as error:
-            self._lose(carrier, error)
+            self._drop(carrier, error)
             raise
 
-    def _begin(self, carrier: Carrier) -> None:
-        """Send again what the relay does not have, and let everybody use the way."""
+    def _open(self, carrier: Carrier) -> None:
+        """Send again what the relay does not have, and let all threads use the connection."""
         welcome = carrier.welcome
         with self._sending:
             with self._changed:
@@ -256,40 +260,40 @@ class RelayTransport:
                 self._taken = self._taken or welcome.after
                 self._accept(welcome.number)
                 waiting = list(self._outbox)
-                self._heard_at = time.monotonic()
+                self._last_frame_at = time.monotonic()
                 self._carrier = carrier
                 self._changed.notify_all()
             log.info("relay_connected", carrier=carrier.name, again=len(waiting))
             self._send_all(carrier, waiting)
 
-    def _look_for_better(self, polling: PollingCarrier) -> None:
-        """Let go of long polls, which go on meanwhile, as soon as WebSockets get through."""
-        while not self._closing.wait(self._websocket_again) and self._carrier is polling:
+    def _retry_websocket(self, polling: PollingCarrier) -> None:
+        """End the long polls, which go on meanwhile, as soon as a WebSocket gets through."""
+        while not self._closing.wait(self._websocket_retry) and self._carrier is polling:
             with contextlib.suppress(ConnectionLost):
                 open_websocket(self._url, self._token).close(relay.GOING_AWAY)
                 polling.abandon()
 
-    def _lose(self, carrier: Carrier, error: ConnectionLost) -> None:
+    def _drop(self, carrier: Carrier, error: ConnectionLost) -> None:
         with self._changed:
             if self._carrier is carrier:
                 self._carrier = None
-        self._note(error)
+        self._set_reason(error)
         carrier.abandon()
 
-    def _note(self, error: ConnectionLost) -> None:
+    def _set_reason(self, error: ConnectionLost) -> None:
         self._reason = str(error).rstrip(".")
 
     def _cursor(self) -> str:
-        """Where to read on, once the engine has taken in what came before."""
+        """The inbox entry to read on from, once the engine has taken in what came before."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._inbox_bytes < relay.WINDOW_BYTES or self._closing.is_set()
             )
             return self._after
 
-    def _hear(self, frame: Frame) -> None:
+    def _on_frame(self, frame: Frame) -> None:
         with self._changed:
-            self._heard_at = time.monotonic()
+            self._last_frame_at = time.monotonic()
             if isinstance(frame, InboxDelivery):
                 self._take_in(frame)
             elif isinstance(frame, PushAck):
@@ -297,8 +301,8 @@ class RelayTransport:
                 if frame.refused:
                     self._halts += map(_halt, frame.refused)
                     self._changed.notify_all()
-            elif isinstance(frame, KeepAliveAck) and frame.number == self._pulses[0]:
-                self._hop.observe(time.perf_counter() - self._pulses[1])
+            elif isinstance(frame, KeepAliveAck) and frame.number == self._last_keepalive[0]:
+                self._hop.observe(time.perf_counter() - self._last_keepalive[1])
 
     def _take_in(self, frame: InboxDelivery) -> None:
         # A poll that was under way when its connection was lost may bring things twice.
@@ -314,31 +318,31 @@ class RelayTransport:
             self._outbox.popleft()
         self._accepted.notify_all()
 
-    def _beat(self) -> None:
-        """Tell that this process runs, even while it computes for long, and how much room it
-        has."""
+    def _send_keepalives(self) -> None:
+        """Say that this process runs, even while it computes for long, and how much KV is free."""
         number = 0
         while not self._closing.wait(RELAY_KEEPALIVE_INTERVAL):
             carrier = self._carrier
             if carrier is None:
                 continue
             number += 1
-            self._pulses = (number, time.perf_counter())
+            self._last_keepalive = (number, time.perf_counter())
+            frame = KeepAlive(number, max(0, self._free_kv()), self._taken)
             try:
-                carrier.send(relay.encode(KeepAlive(number, max(0, self._room()), self._taken)))
+                carrier.send(relay.encode(frame))
             except ConnectionLost as error:
-                self._lose(carrier, error)
+                self._drop(carrier, error)
 
     def _watch(self) -> None:
-        """Let go of a way on which nobody answers. The other threads may be stuck in it: a pulse,
-        too, waits behind a large push that nobody takes."""
+        """Drop a connection on which nobody answers. The other threads may be stuck in it: a
+        keep-alive, too, waits behind a large push that nobody takes."""
         while not self._closed.wait(RELAY_KEEPALIVE_INTERVAL):
             carrier = self._carrier
-            if carrier is not None and time.monotonic() - self._heard_at > SILENCE_LIMIT:
-                self._lose(carrier, ConnectionLost("The relay is silent."))
+            if carrier is not None and time.monotonic() - self._last_frame_at > SILENCE_TIMEOUT:
+                self._drop(carrier, ConnectionLost("The relay is silent."))
 
 
-def _sent(to: str, message: Message) -> OutgoingMessage:
+def _outgoing(to: str, message: Message) -> OutgoingMessage:
     fields = wire.encode(message)
     return OutgoingMessage(to, bytes(fields[wire.HEADER]), bytes(fields.get(wire.TENSOR, b"")))
 

@@ -12,12 +12,12 @@ from mesh.relay import Assembler, Hello, Welcome
 from node_runner.transport.carrier import (
     ConnectionLost,
     ConnectionSuperseded,
-    Hear,
+    OnFrame,
     WebSocketBlocked,
 )
 
-OPEN_LIMIT = 5.0
-"""Seconds for name, TCP, TLS and greeting together: three round trips on a bad link, and a packet
+OPEN_TIMEOUT = 5.0
+"""Seconds for name, TCP, TLS and handshake together: three round trips on a bad link, and a packet
 sent again."""
 
 
@@ -26,17 +26,17 @@ def open_websocket(url: str, token: str) -> ClientConnection:
     the environment's.
 
     Raises:
-        Lost: the relay cannot be reached.
-        Blocked: it, or a proxy before it, refuses.
+        ConnectionLost: the relay cannot be reached.
+        WebSocketBlocked: the relay, or a proxy before it, refuses.
     """
     try:
         return connect(
             "ws" + url.rstrip("/").removeprefix("http") + relay.WEBSOCKET_PATH,
             additional_headers={"Authorization": f"Bearer {token}"},
             compression=None,  # hidden states do not get shorter
-            open_timeout=OPEN_LIMIT,
+            open_timeout=OPEN_TIMEOUT,
             close_timeout=1,
-            ping_interval=None,  # pulses do that
+            ping_interval=None,  # keep-alives do that
             max_size=relay.MAX_MESSAGE_BYTES,
             max_queue=None,  # the relay sends no more than its window
         )
@@ -53,22 +53,22 @@ class WebSocketCarrier:
         url: Of the platform.
         token: The node's.
         hello: What to begin with.
-        hear: Called with each frame, by the thread that listens.
+        on_frame: Called with each frame, by the thread that listens.
 
     Raises:
-        Lost: the relay cannot be reached.
-        Blocked: it, or a proxy before it, refuses.
+        ConnectionLost: the relay cannot be reached.
+        WebSocketBlocked: the relay, or a proxy before it, refuses.
     """
 
     name = "websocket"
 
-    def __init__(self, url: str, token: str, hello: Hello, hear: Hear) -> None:
-        self._hear = hear
+    def __init__(self, url: str, token: str, hello: Hello, on_frame: OnFrame) -> None:
+        self._on_frame = on_frame
         self._assembler = Assembler()
         self._connection = open_websocket(url, token)
         try:
             self._connection.send(relay.encode(hello))
-            frame = relay.decode(_binary(self._connection.recv(timeout=OPEN_LIMIT)))
+            frame = relay.decode(_binary(self._connection.recv(timeout=OPEN_TIMEOUT)))
         except (OSError, WebSocketException, WireError) as error:
             self.abandon()
             raise ConnectionLost(f"No welcome ({type(error).__name__}).") from error
@@ -89,7 +89,7 @@ class WebSocketCarrier:
             while True:
                 frame = self._assembler.add(_binary(self._connection.recv()))
                 if frame is not None:
-                    self._hear(frame)
+                    self._on_frame(frame)
         except ConnectionClosed as error:
             code = error.rcvd.code if error.rcvd is not None else None
             if code == relay.SUPERSEDED:
@@ -103,7 +103,7 @@ class WebSocketCarrier:
         with contextlib.suppress(OSError):  # it is closed already
             self._connection.socket.shutdown(socket.SHUT_RDWR)
 
-    def farewell(self) -> None:
+    def say_goodbye(self) -> None:
         self._connection.close(relay.GOODBYE)
 
 

@@ -1,6 +1,6 @@
-"""A span's weights, from where they lie to a small checkpoint of its own on this machine's disk.
+"""From where weights lie to a checkpoint of the span on this machine's disk.
 
 Knows files, ranges of bytes and hashes; nothing of torch, and nothing of models but their tensors'
-names. Sources (a folder, a hub, HTTP addresses that the platform hands out) answer alike; the
-span's tensors stream from them into its own file; a cache keeps what was made, within a limit.
+names. All sources (a folder, a hub, URLs that the platform signs) have one interface; a span's
+tensors stream from a source into one file; a cache keeps what was made, within a limit.
 """

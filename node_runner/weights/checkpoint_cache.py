@@ -1,7 +1,8 @@
-"""Spans' checkpoints on this machine: made once, used by several processes, within a limit.
+"""Checkpoints on disk, locked, within a limit.
 
-Two locks a checkpoint, which the system lets go of when a process ends, however it ends: *making*,
-exclusive, while one process looks, fetches or removes; *using*, shared, for as long as a node runs.
+Each is made once and used by several processes. It has two locks, which the system releases when a
+process ends, however it ends: *making*, exclusive, while one process checks, fetches or removes it;
+*using*, shared, for as long as a node runs.
 """
 
 import contextlib
@@ -24,13 +25,14 @@ log = structlog.get_logger()
 GB = 10**9
 MAKING = ".making-"
 LOCKS = ".locks"
-RECORD = "span.json"
+RECORD_FILE = "span.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What is kept beside a checkpoint that was made. ``asked``: what for. ``checked``: against
-    what its tensors were: `manifest`, or `sizes` where nobody published hashes."""
+class CheckpointRecord:
+    """What is kept beside a checkpoint, as JSON. ``asked``: which request it was made for.
+    ``checked``: what its tensors were compared with, `manifest`, or `sizes` where nobody published
+    hashes. ``size`` (bytes), ``mtime_ns`` and ``sha256``: of its weights' file."""
 
     asked: str
     checked: str
@@ -55,7 +57,7 @@ class SpanCache:
         self._limit = limit if limit is not None else shutil.disk_usage(folder).total // 2
         self._verify = verify
 
-    def obtain(self, key: str, size: int, make: Callable[[Path], Record]) -> Path:
+    def obtain(self, key: str, size: int, make: Callable[[Path], CheckpointRecord]) -> Path:
         """The folder of a checkpoint, which stays until :func:`release` or the process's end.
 
         Args:
@@ -65,36 +67,37 @@ class SpanCache:
                 it made. Called only where there is no good one.
 
         Raises:
-            DiskFull: there is no room for it, on the disk or within the limit.
+            DiskFull: it does not fit, on the disk or within the limit.
         """
         entry = self._folder / key
         with self._making(key):
             if not self._is_good(entry):
                 partial = self._folder / f"{MAKING}{key}"
-                self._make_room(key, size, partial)
+                self._evict(key, size, partial)
                 partial.mkdir(exist_ok=True)
                 record = make(partial)
-                (partial / RECORD).write_text(json.dumps(asdict(record)))
+                (partial / RECORD_FILE).write_text(json.dumps(asdict(record)))
                 _sync(partial)  # after a power cut it is whole, or not there
                 shutil.rmtree(entry, ignore_errors=True)
                 partial.rename(entry)
-            _use(entry, self._lock_file(key, "using"))
+            _hold(entry, self._lock_file(key, "using"))
         return entry
 
     def latest(self, asked: str) -> Path | None:
-        """The checkpoint used last of those that were made for the same, if any is good."""
+        """The checkpoint used last of those that were made for a request, if any is good."""
         for _, entry in sorted(self._entries(), reverse=True):
             record = _record(entry)
             if record is None or record.asked != asked:
                 continue
             with self._making(entry.name):
                 if self._is_good(entry):
-                    _use(entry, self._lock_file(entry.name, "using"))
+                    _hold(entry, self._lock_file(entry.name, "using"))
                     return entry
         return None
 
     def _is_good(self, entry: Path) -> bool:
-        """Cheaply, by size and time; by hash where the time is another, or it was asked for."""
+        """Whether a checkpoint is as it was made: by size and time; by hash where the time is
+        another, or the cache verifies."""
         record, file = _record(entry), entry / WEIGHTS
         if record is None or not file.is_file():
             return False
@@ -107,8 +110,12 @@ class SpanCache:
         log.warning("weights_damaged", span=entry.name)
         return False
 
-    def _make_room(self, key: str, size: int, partial: Path) -> None:
-        """Remove what was not used for longest, until there is room."""
+    def _evict(self, key: str, size: int, partial: Path) -> None:
+        """Remove what was not used for longest, until ``size`` bytes fit.
+
+        Raises:
+            DiskFull: they do not.
+        """
         with _locked(self._folder / LOCKS / "room"):
             others = [entry for _, entry in sorted(self._entries()) if _key(entry) != key]
             sizes = {entry: _bytes_below(entry) for entry in others}
@@ -132,7 +139,7 @@ class SpanCache:
         )
 
     def _remove(self, entry: Path) -> bool:
-        """Unless another process makes or uses it, or this one does."""
+        """Whether a checkpoint is gone: removed, unless a process makes or uses it."""
         with contextlib.ExitStack() as stack:
             try:
                 for what in ("making", "using"):
@@ -144,8 +151,8 @@ class SpanCache:
             return not entry.exists()
 
     def _entries(self) -> Iterator[tuple[int, Path]]:
-        """When each was used last, in nanoseconds, and its folder; half-made ones too. What else
-        lies in the folder has no lock here: it is somebody's own, and none of the cache's."""
+        """Time of last use, in nanoseconds, and folder of each checkpoint, half-made ones too. What
+        has no lock here is not the cache's."""
         for entry in self._folder.iterdir():
             key = _key(entry)
             if entry.is_dir() and self._lock_file(key, "making").exists():
@@ -173,14 +180,14 @@ _held_lock = threading.Lock()
 
 
 def release(entry: Path) -> None:
-    """Let go of a checkpoint that :meth:`SpanCache.obtain` gave: it may be removed from now on."""
+    """Stop using a checkpoint that :meth:`SpanCache.obtain` gave: it may be removed from now on."""
     with _held_lock:
         descriptors = _held.get(entry, [])
         if descriptors:
             os.close(descriptors.pop())
 
 
-def _use(entry: Path, lock: Path) -> None:
+def _hold(entry: Path, lock: Path) -> None:
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     os.utime(lock)
@@ -192,7 +199,7 @@ def _use(entry: Path, lock: Path) -> None:
 def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """
     Raises:
-        BlockingIOError: somebody has it, and we do not wait.
+        BlockingIOError: another process has the lock, and ``wait`` is false.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -202,9 +209,9 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _record(entry: Path) -> Record | None:
+def _record(entry: Path) -> CheckpointRecord | None:
     try:
-        return Record(**json.loads((entry / RECORD).read_text()))
+        return CheckpointRecord(**json.loads((entry / RECORD_FILE).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -23,8 +23,8 @@ CHUNK = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A tensor of the span in its source's file; ``sha256``: of its bytes, where known."""
+class SourceTensor:
+    """A tensor of the span in a file of its source; ``sha256``: of its bytes, where known."""
 
     file: str
     tensor: Tensor
@@ -50,7 +50,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class DownloadPlan:
     """``header``: the beginning of the span's file. ``size``: of all of it, in bytes.
     ``hashes``: (start, end, SHA-256, the tensor's name at its source), by start."""
 
@@ -61,7 +61,7 @@ class Layout:
     hashes: list[tuple[int, int, str, str]]
 
 
-def lay_out(source: Source, renamed: Callable[[str], str | None]) -> Layout:
+def plan_download(source: Source, renamed: Callable[[str], str | None]) -> DownloadPlan:
     """Plan a span's file.
 
     Args:
@@ -76,28 +76,28 @@ def lay_out(source: Source, renamed: Callable[[str], str | None]) -> Layout:
         raise WeightsRefused(f"{source.name} has no tensors of these layers.")
     names = {name: renamed(name) or name for name in wanted}
     if len(set(names.values())) < len(names):
-        raise WeightsRefused(f"{source.name} has two tensors for one place.")
+        raise WeightsRefused(f"{source.name} has two tensors of one name.")
     header = build_header(
         {names[name]: (one.tensor.dtype, one.tensor.shape) for name, one in wanted.items()}
     )
     size = len(header) + sum(one.tensor.size for one in wanted.values())
-    places = parse_header(header[LENGTH_BYTES:], size)
-    at = {name: places[new].start for name, new in names.items()}
+    targets = parse_header(header[LENGTH_BYTES:], size)
+    at = {name: targets[new].start for name, new in names.items()}
     hashes = sorted(
         (at[name], at[name] + one.tensor.size, one.sha256, name)
         for name, one in wanted.items()
         if one.sha256 is not None
     )
-    return Layout(header, size, _chunks(wanted, at, CHUNK), versions, hashes)
+    return DownloadPlan(header, size, _chunks(wanted, at, CHUNK), versions, hashes)
 
 
 def _find(
     source: Source, renamed: Callable[[str], str | None]
-) -> tuple[dict[str, Wanted], dict[str, Version]]:
+) -> tuple[dict[str, SourceTensor], dict[str, Version]]:
     if source.manifest is not None:
-        return _listed(source, renamed)
+        return _from_manifest(source, renamed)
     try:
-        index = json.loads(source.small(INDEX))["weight_map"]
+        index = json.loads(source.read_small(INDEX))["weight_map"]
         shards = {name: shard for name, shard in index.items() if renamed(name)}
         files = sorted(set(shards.values()))
         if not all(isinstance(file, str) and is_safe_name(file) for file in files):
@@ -108,25 +108,25 @@ def _find(
         raise WeightsRefused(
             f"The index of {source.name} is broken ({type(error).__name__})."
         ) from None
-    wanted: dict[str, Wanted] = {}
+    wanted: dict[str, SourceTensor] = {}
     versions: dict[str, Version] = {}
     for file in files:
         versions[file], tensors = _read_header(source, file)
         for name, tensor in tensors.items():
             if renamed(name) and shards.get(name, file) == file:
-                wanted[name] = Wanted(file, tensor, None)
+                wanted[name] = SourceTensor(file, tensor, None)
     if missing := shards.keys() - wanted.keys():
         raise WeightsRefused(f"{source.name} has no tensor {min(missing)}, which its index names.")
     return wanted, versions
 
 
-def _listed(
+def _from_manifest(
     source: Source, renamed: Callable[[str], str | None]
-) -> tuple[dict[str, Wanted], dict[str, Version]]:
+) -> tuple[dict[str, SourceTensor], dict[str, Version]]:
     """By the manifest: no header has to be fetched."""
     assert source.manifest is not None
     wanted = {
-        name: Wanted(one.file, Tensor(one.dtype, one.shape, one.start, one.end), one.sha256)
+        name: SourceTensor(one.file, Tensor(one.dtype, one.shape, one.start, one.end), one.sha256)
         for name, one in source.manifest.tensors.items()
         if renamed(name)
     }
@@ -145,7 +145,7 @@ def _read_header(source: Source, file: str) -> tuple[Version, dict[str, Tensor]]
     return version, parse_header(header, version.size)
 
 
-def _chunks(wanted: Mapping[str, Wanted], at: Mapping[str, int], longest: int) -> list[Chunk]:
+def _chunks(wanted: Mapping[str, SourceTensor], at: Mapping[str, int], longest: int) -> list[Chunk]:
     """Neighbours in one request, and none longer than it may be."""
     chunks: list[Chunk] = []
     file, start, end, parts = "", 0, 0, list[Part]()
@@ -159,14 +159,14 @@ def _chunks(wanted: Mapping[str, Wanted], at: Mapping[str, int], longest: int) -
         if (one.file, one.tensor.start) != (file, end):
             close()
             file, start, end = one.file, one.tensor.start, one.tensor.start
-        place = at[name]
+        offset = at[name]
         while end < one.tensor.end:
             if end - start == longest:
                 close()
                 start = end
             size = min(one.tensor.end - end, longest - (end - start))
-            parts.append(Part(size, place))
+            parts.append(Part(size, offset))
             end += size
-            place += size
+            offset += size
     close()
     return chunks

@@ -1,4 +1,4 @@
-"""Ranges of files over HTTP: retried after a cut, refused when they are not what was asked for."""
+"""Ranges of files over HTTP, retried and checked."""
 
 import hashlib
 import random
@@ -25,7 +25,7 @@ from mesh.errors import (
     WeightsUnreachable,
 )
 from node_runner.retry_after import retry_after
-from node_runner.weights.source import BUFFER, MAX_SMALL, Version
+from node_runner.weights.source import BUFFER, MAX_SMALL_FILE, Version
 
 log = structlog.get_logger()
 
@@ -35,39 +35,39 @@ TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 """Seconds; without a byte for that long, a connection counts as cut."""
 
 
-PLAIN = {"Accept-Encoding": "identity"}
-"""Bytes as they lie there: those of a compressed answer could not be counted."""
+NO_COMPRESSION = {"Accept-Encoding": "identity"}
+"""Ranges count bytes of the file itself, and not of a compressed answer."""
 
-OVERLOADED = (408, 425, 429, 500, 502, 503, 504)
+RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 
-REFUSED = (401, 403)
+DENIED_STATUSES = (401, 403)
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How often in a row a request may bring nothing, and the seconds between two attempts: at
-    random up to ``first``, doubled each time, up to ``longest``."""
+class RetryPolicy:
+    """How many attempts in a row may bring nothing, and the seconds between two: at random up to
+    ``first``, doubled each time, up to ``longest``."""
 
     attempts: int = 8
     first: float = 1.0
     longest: float = 30.0
 
-    def pause(self, failures: int) -> float:
+    def delay(self, failures: int) -> float:
         return random.uniform(0, min(self.longest, self.first * 2 ** (failures - 1)))
 
 
-PATIENCE = Patience()
+RETRY_POLICY = RetryPolicy()
 
 
-class Addresses(Protocol):
-    """Where files are."""
+class FileUrls(Protocol):
+    """Where the files of a source are."""
 
     name: str
 
-    def of(self, file: str) -> tuple[str, dict[str, str]]:
+    def url_of(self, file: str) -> tuple[str, dict[str, str]]:
         """A file's URL, and headers for it.
 
         Raises:
@@ -75,54 +75,54 @@ class Addresses(Protocol):
         """
         ...
 
-    def answered(self, file: str, answer: httpx.Response) -> None:
-        """An answer came for that file; ``answer.history`` tells by which redirects."""
+    def on_response(self, file: str, response: httpx.Response) -> None:
+        """Take note of a response with that file; ``response.history`` has its redirects."""
         ...
 
     def renew(self, file: str, refused: str) -> bool:
-        """That URL was refused (401 or 403): whether there is another one to try."""
+        """Whether there is another URL to try, where ``refused`` was answered with 401 or 403."""
         ...
 
 
-class HttpFiles:
+class HttpSource:
     """A source of files at HTTP addresses. May be used by several threads."""
 
     def __init__(
         self,
-        addresses: Addresses,
+        urls: FileUrls,
         *,
         manifest: Manifest | None = None,
     ) -> None:
-        self.name = addresses.name
+        self.name = urls.name
         self.manifest = manifest
-        self._addresses = addresses
+        self._urls = urls
         self._http = httpx.Client(timeout=TIMEOUT, follow_redirects=True)
         self._closed = threading.Event()
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._sockets_lock = threading.Lock()
 
-    def small(self, name: str) -> bytes:
+    def read_small(self, name: str) -> bytes:
         """See :class:`node_runner.weights.source.Source`."""
-        content = self._patiently(name, lambda: self._whole(name))
-        told = self.manifest.files.get(name) if self.manifest is not None else None
-        if told is not None and hashlib.sha256(content).hexdigest() != told.sha256:
+        content = self._with_retries(name, lambda: self._read_whole(name))
+        known = self.manifest.files.get(name) if self.manifest is not None else None
+        if known is not None and hashlib.sha256(content).hexdigest() != known.sha256:
             raise WeightsCorrupt(f"{name} of {self.name} is not what was published.")
         return content
 
     def head(self, name: str, length: int) -> tuple[Version, bytes]:
         """See :class:`node_runner.weights.source.Source`."""
-        return self._patiently(name, lambda: self._beginning(name, length))
+        return self._with_retries(name, lambda: self._read_beginning(name, length))
 
     def stream(self, name: str, version: Version, start: int, end: int) -> Iterator[bytes]:
         """See :class:`node_runner.weights.source.Source`. After a cut it goes on from the byte that
         is missing."""
-        tries = _Tries(name, self._addresses, self._closed)
+        retries = _Retries(name, self._urls, self._closed)
         while start < end:
-            with tries, self._ask(name, _range(version, start, end)) as answer:
+            with retries, self._ask(name, _range(version, start, end)) as answer:
                 _check_range(answer, name, version, start, end)
                 for piece in _body(answer, end - start):
                     start += len(piece)
-                    tries.forget()
+                    retries.reset()
                     yield piece
 
     def close(self) -> None:
@@ -130,97 +130,99 @@ class HttpFiles:
         self._closed.set()
         with self._sockets_lock:
             for each in self._sockets:
-                with suppress(OSError):  # it is hung up already
+                with suppress(OSError):  # it is closed already
                     socket.socket.shutdown(each, socket.SHUT_RDWR)
         self._http.close()
 
-    def _connecting(self, event: str, told: dict[str, Any]) -> None:
-        """Keeps what a thread may be reading from: closing a socket does not wake it, a shutdown
-        does."""
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        """Keep each socket that a thread may be reading from: closing a socket does not wake the
+        thread, a shutdown does."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             with self._sockets_lock:
-                self._sockets.add(told["return_value"].get_extra_info("socket"))
+                self._sockets.add(info["return_value"].get_extra_info("socket"))
 
-    def _patiently(self, name: str, ask: Callable[[], T]) -> T:
-        tries = _Tries(name, self._addresses, self._closed)
+    def _with_retries(self, name: str, ask: Callable[[], T]) -> T:
+        retries = _Retries(name, self._urls, self._closed)
         while True:
-            with tries:
+            with retries:
                 return ask()
 
-    def _whole(self, name: str) -> bytes:
+    def _read_whole(self, name: str) -> bytes:
         with self._ask(name, {}) as answer:
             if answer.status_code != httpx.codes.OK:
                 raise WeightsRefused(f"{name}: {self.name} answered {answer.status_code}.")
             content = bytearray()
             for piece in answer.iter_raw(BUFFER):
                 content += piece
-                if len(content) > MAX_SMALL:
+                if len(content) > MAX_SMALL_FILE:
                     raise WeightsRefused(f"{name} of {self.name} is larger than it may be.")
             return bytes(content)
 
-    def _beginning(self, name: str, length: int) -> tuple[Version, bytes]:
+    def _read_beginning(self, name: str, length: int) -> tuple[Version, bytes]:
         with self._ask(name, {"Range": f"bytes=0-{length - 1}"}) as answer:
-            start, end, size = _told_range(answer, name)
+            start, end, size = _content_range(answer, name)
             if (start, end) != (0, min(length, size)):
                 raise WeightsRefused(f"{name}: another range came than was asked for.")
             return Version(size, _tag(answer)), b"".join(_body(answer, end))
 
     @contextmanager
     def _ask(self, name: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """An answer whose body is still to come, after a look at its status.
+        """An answer of another status than those below, its body still to be read.
 
         Raises:
-            _Again, _Refused: see there.
+            _Retryable: the server is busy or broken.
+            _AccessDenied: the URL is not allowed to us.
             WeightsMissing: no such file.
         """
-        url, own = self._addresses.of(name)
+        url, own = self._urls.url_of(name)
         with self._http.stream(
             "GET",
             url,
-            headers={**PLAIN, **own, **headers},
-            extensions={"trace": self._connecting},
+            headers={**NO_COMPRESSION, **own, **headers},
+            extensions={"trace": self._trace},
         ) as answer:
             status = answer.status_code
-            if status in OVERLOADED:
-                raise _Again(f"HTTP {status}", retry_after(answer))
-            if status in REFUSED:
-                raise _Refused(url, f"{self.name} refuses {name} (HTTP {status}).")
+            if status in RETRYABLE_STATUSES:
+                raise _Retryable(f"HTTP {status}", retry_after(answer))
+            if status in DENIED_STATUSES:
+                raise _AccessDenied(url, f"{self.name} refuses {name} (HTTP {status}).")
             if status in (httpx.codes.NOT_FOUND, httpx.codes.GONE):
                 raise WeightsMissing(f"{self.name} has no {name}.")
-            self._addresses.answered(name, answer)
+            self._urls.on_response(name, answer)
             yield answer
 
 
-class _Again(Exception):
-    """Worth another attempt; ``wait``: what the server asks for, in seconds."""
+class _Retryable(Exception):
+    """Worth another attempt; ``wait``: seconds that the server asks for."""
 
     def __init__(self, reason: str, wait: float) -> None:
         super().__init__(reason)
         self.wait = wait
 
 
-class _Refused(Exception):
-    """An address that does not let us in, or not any more."""
+class _AccessDenied(Exception):
+    """A URL that is not allowed to us, or not any more."""
 
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(reason)
         self.url = url
 
 
-class _Tries:
-    """The attempts of one request: within it, failures are waited out, up to a number in a row.
+class _Retries:
+    """The attempts of one request, each a `with` block that swallows a failure after a delay, up to
+    a number in a row.
 
     ``closed``: set once nobody wants the file any more; no attempt begins then.
     """
 
-    def __init__(self, name: str, addresses: Addresses, closed: threading.Event) -> None:
+    def __init__(self, name: str, urls: FileUrls, closed: threading.Event) -> None:
         self._name = name
-        self._addresses = addresses
+        self._urls = urls
         self._closed = closed
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Something came: what failed before does not count."""
+    def reset(self) -> None:
+        """Count anew: bytes came."""
         self._failures, self._renewed = 0, False
 
     def __enter__(self) -> None:
@@ -230,29 +232,29 @@ class _Tries:
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> bool:
-        if isinstance(error, _Refused):
-            if self._renewed or not self._addresses.renew(self._name, error.url):
+        if isinstance(error, _AccessDenied):
+            if self._renewed or not self._urls.renew(self._name, error.url):
                 raise WeightsError(str(error)) from None
             self._renewed = True
             return True
-        if not isinstance(error, httpx.TransportError | _Again):
+        if not isinstance(error, httpx.TransportError | _Retryable):
             if isinstance(error, httpx.HTTPError):  # such as a ring of redirects
-                raise WeightsRefused(f"{self._addresses.name}: {error}") from None
+                raise WeightsRefused(f"{self._urls.name}: {error}") from None
             return False
         if self._closed.is_set():
             return True
         self._failures += 1
         reason = str(error) or type(error).__name__
-        if self._failures >= PATIENCE.attempts:
+        if self._failures >= RETRY_POLICY.attempts:
             raise WeightsUnreachable(
-                f"{self._addresses.name} does not give {self._name}: {reason} "
+                f"{self._urls.name} does not give {self._name}: {reason} "
                 f"({self._failures} attempts)."
             ) from None
-        pause = PATIENCE.pause(self._failures)
-        if isinstance(error, _Again):
-            pause = max(pause, error.wait)
-        log.warning("weights_interrupted", file=self._name, reason=reason, retry_in=round(pause, 1))
-        self._closed.wait(pause)
+        delay = RETRY_POLICY.delay(self._failures)
+        if isinstance(error, _Retryable):
+            delay = max(delay, error.wait)
+        log.warning("weights_interrupted", file=self._name, reason=reason, retry_in=round(delay, 1))
+        self._closed.wait(delay)
         return True
 
 
@@ -268,17 +270,17 @@ def _check_range(answer: httpx.Response, name: str, version: Version, start: int
     known = version.tag.startswith('"') and tag.startswith('"')
     if answer.status_code == httpx.codes.PRECONDITION_FAILED or (known and tag != version.tag):
         raise WeightsChanged(f"{name} changed while it was fetched. Start again.")
-    told_start, told_end, size = _told_range(answer, name)
+    got_start, got_end, size = _content_range(answer, name)
     if size != version.size:
         raise WeightsChanged(f"{name} has {size} bytes now; it had {version.size}.")
-    if (told_start, told_end) != (start, end):
+    if (got_start, got_end) != (start, end):
         raise WeightsRefused(
-            f"{name}: asked for bytes {start} to {end}, got {told_start} to {told_end}."
+            f"{name}: asked for bytes {start} to {end}, got {got_start} to {got_end}."
         )
 
 
-def _told_range(answer: httpx.Response, name: str) -> tuple[int, int, int]:
-    """Start, end (not included) and the file's size, as the answer says."""
+def _content_range(answer: httpx.Response, name: str) -> tuple[int, int, int]:
+    """Start, end (not included) and the file's size, by the header Content-Range."""
     if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
         raise WeightsChanged(f"{name} is shorter than it was. Start again.")
     if answer.status_code == httpx.codes.OK:
@@ -307,7 +309,7 @@ def _body(answer: httpx.Response, length: int) -> Iterator[bytes]:
             raise WeightsRefused(f"{answer.url.host} sends more bytes than it was asked for.")
         yield piece
     if got < length:
-        raise _Again("the answer ended early", 0.0)
+        raise _Retryable("the answer ended early", 0.0)
 
 
 def _tag(answer: httpx.Response) -> str:

@@ -1,21 +1,21 @@
-"""Files on a Hugging Face hub, or on one that answers alike (`HF_ENDPOINT`)."""
+"""A Hugging Face hub, or a server that answers like one (`HF_ENDPOINT`)."""
 
 import os
 
 import httpx
 from huggingface_hub import get_token, hf_hub_url
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from mesh.errors import UnsupportedModel, WeightsError
-from node_runner.weights.http_source import HttpFiles
+from node_runner.weights.http_source import HttpSource
 
 ENDPOINT = "https://huggingface.co"
 BRANCH = "main"
 COMMIT_HEADER = "X-Repo-Commit"
 
 
-class HubAddresses:
+class HubUrls:
     """Of a repository's files at one commit: the one that `main` names at the first answer.
 
     Large files are redirected to a storage, whose signed URL is used until it has expired. The
@@ -26,22 +26,22 @@ class HubAddresses:
         self.name = repository
         self._endpoint = os.environ.get("HF_ENDPOINT", ENDPOINT).rstrip("/")
         self._revision = BRANCH
-        self._landed: dict[str, str] = {}
+        self._storage_urls: dict[str, str] = {}
         token = get_token()
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
-    def of(self, file: str) -> tuple[str, dict[str, str]]:
-        if file in self._landed:
-            return self._landed[file], {}
+    def url_of(self, file: str) -> tuple[str, dict[str, str]]:
+        if file in self._storage_urls:
+            return self._storage_urls[file], {}
         url = hf_hub_url(self.name, file, revision=self._revision, endpoint=self._endpoint)
         return url, self._headers
 
-    def answered(self, file: str, answer: httpx.Response) -> None:
-        first = [*answer.history, answer][0]
+    def on_response(self, file: str, response: httpx.Response) -> None:
+        first = [*response.history, response][0]
         if self._revision == BRANCH and COMMIT_HEADER in first.headers:
             self._revision = first.headers[COMMIT_HEADER]
-        if answer.history and answer.url.host != httpx.URL(self._endpoint).host:
-            self._landed[file] = str(answer.url)
+        if response.history and response.url.host != httpx.URL(self._endpoint).host:
+            self._storage_urls[file] = str(response.url)
 
     def renew(self, file: str, refused: str) -> bool:
         if refused.startswith(self._endpoint):
@@ -49,11 +49,11 @@ class HubAddresses:
                 f"The hub does not let us read {self.name}. If it is private or has terms to "
                 "accept, set HF_TOKEN to the token of an account that may."
             )
-        self._landed.pop(file, None)
+        self._storage_urls.pop(file, None)
         return True
 
 
-def hub(repository: str) -> HttpFiles:
+def open_hub(repository: str) -> HttpSource:
     """The files of a repository (`owner/name`).
 
     Raises:
@@ -66,4 +66,4 @@ def hub(repository: str) -> HttpFiles:
             f"There is no model folder {repository}, and no hub has a repository of that name. "
             "--path is a folder, a URL, or a hub's owner/name."
         ) from None
-    return HttpFiles(HubAddresses(repository))
+    return HttpSource(HubUrls(repository))

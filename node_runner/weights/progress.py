@@ -1,4 +1,4 @@
-"""How far fetching is: a bar on a terminal, a line in the log now and then elsewhere."""
+"""A bar on a terminal, elsewhere a line in the log now and then."""
 
 import threading
 import time
@@ -19,12 +19,12 @@ from rich.progress import (
 log = structlog.get_logger()
 
 INTERVAL = 10.0
-"""Seconds between two lines of the log."""
+"""Seconds between two lines in the log."""
 
 
 @contextmanager
-def shown(label: str, total: int, already: int) -> Iterator[Callable[[int], None]]:
-    """Within, call what it gives with every number of bytes that came.
+def show_progress(label: str, total: int, already: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with every number of bytes that came.
 
     Args:
         label: What is fetched.
@@ -33,7 +33,7 @@ def shown(label: str, total: int, already: int) -> Iterator[Callable[[int], None
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(label, total, already).add
+        yield _LogLines(label, total, already).add
         return
     columns = (
         TextColumn("{task.description}"),
@@ -47,14 +47,14 @@ def shown(label: str, total: int, already: int) -> Iterator[Callable[[int], None
         yield lambda size: bar.advance(task, size)
 
 
-class _Lines:
+class _LogLines:
     """May be called by several threads."""
 
     def __init__(self, label: str, total: int, already: int) -> None:
         self._label = label
         self._total = total
         self._done = already
-        self._since = self._said = time.monotonic()
+        self._began = self._logged_at = time.monotonic()
         self._fetched = 0
         self._lock = threading.Lock()
 
@@ -63,10 +63,10 @@ class _Lines:
             self._done += size
             self._fetched += size
             now = time.monotonic()
-            if now - self._said < INTERVAL:
+            if now - self._logged_at < INTERVAL:
                 return
-            self._said = now
-            rate = self._fetched / (now - self._since)
+            self._logged_at = now
+            rate = self._fetched / (now - self._began)
             log.info(
                 "weights_fetching",
                 span=self._label,

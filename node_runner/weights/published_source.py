@@ -1,4 +1,4 @@
-"""Files of a model that the operator published: by the platform's word, or beside a manifest."""
+"""What the operator published: files that the platform lists, or under one URL."""
 
 import contextlib
 import hashlib
@@ -11,25 +11,25 @@ import httpx
 
 from mesh.checkpoint import manifest
 from mesh.errors import WeightsChanged, WeightsCorrupt, WeightsMissing
-from node_runner.weights.http_source import HttpFiles
+from node_runner.weights.http_source import HttpSource
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What the platform says of a model's files. ``urls``: by name, each valid for a while; the
-    manifest's is among them. ``manifest_sha256``: of the manifest's bytes."""
+    """The platform's list of a model's files. ``urls``: by the file's name, each valid for a while,
+    the manifest's among them. ``manifest_sha256``: of the manifest's bytes."""
 
     model_id: str
     urls: dict[str, str]
     manifest_sha256: str
 
 
-class ListedAddresses:
-    """URLs that expire; ``ask`` the platform for others then."""
+class SignedUrls:
+    """The URLs of a listing; ``fetch_listing`` gives others when they have expired."""
 
-    def __init__(self, ask: Callable[[], Listing]) -> None:
-        self._ask = ask
-        self._listing = ask()
+    def __init__(self, fetch_listing: Callable[[], Listing]) -> None:
+        self._fetch_listing = fetch_listing
+        self._listing = fetch_listing()
         self._lock = threading.Lock()
         self.name = f"the platform's {self._listing.model_id}"
 
@@ -37,68 +37,68 @@ class ListedAddresses:
     def manifest_sha256(self) -> str:
         return self._listing.manifest_sha256
 
-    def of(self, file: str) -> tuple[str, dict[str, str]]:
+    def url_of(self, file: str) -> tuple[str, dict[str, str]]:
         url = self._listing.urls.get(file)
         if url is None:
             raise WeightsMissing(f"{self.name} has no {file}.")
         return url, {}
 
-    def answered(self, file: str, answer: httpx.Response) -> None:
+    def on_response(self, file: str, response: httpx.Response) -> None:
         pass
 
     def renew(self, file: str, refused: str) -> bool:
         with self._lock:
-            if self.of(file)[0] != refused:  # another thread has asked
+            if self.url_of(file)[0] != refused:  # another thread has renewed it
                 return True
-            listing = self._ask()
+            listing = self._fetch_listing()
             if listing.manifest_sha256 != self.manifest_sha256:
                 raise WeightsChanged(f"{self.name} was published anew. Start again.")
             self._listing = listing
             return True
 
 
-class BaseAddresses:
+class BaseUrl:
     """Files under one URL."""
 
     def __init__(self, base: str) -> None:
         self.name = base.rstrip("/")
 
-    def of(self, file: str) -> tuple[str, dict[str, str]]:
+    def url_of(self, file: str) -> tuple[str, dict[str, str]]:
         return f"{self.name}/{quote(file)}", {}
 
-    def answered(self, file: str, answer: httpx.Response) -> None:
+    def on_response(self, file: str, response: httpx.Response) -> None:
         pass
 
     def renew(self, file: str, refused: str) -> bool:
         return False
 
 
-def listed(ask: Callable[[], Listing]) -> HttpFiles:
-    """What the platform lists, with its manifest.
+def open_published(fetch_listing: Callable[[], Listing]) -> HttpSource:
+    """The files that the platform lists, with their manifest.
 
     Raises:
-        WeightsCorrupt: the manifest is not the one that the platform speaks of.
+        WeightsCorrupt: the manifest has another hash than the listing says.
     """
-    addresses = ListedAddresses(ask)
-    files = HttpFiles(addresses)
+    urls = SignedUrls(fetch_listing)
+    files = HttpSource(urls)
     with _closed_on_error(files):
-        content = files.small(manifest.NAME)
-        if hashlib.sha256(content).hexdigest() != addresses.manifest_sha256:
+        content = files.read_small(manifest.NAME)
+        if hashlib.sha256(content).hexdigest() != urls.manifest_sha256:
             raise WeightsCorrupt(f"The manifest of {files.name} is not the one that was published.")
         files.manifest = manifest.read_manifest(content)
     return files
 
 
-def under(base: str) -> HttpFiles:
+def open_url(base: str) -> HttpSource:
     """Files under one URL, with the manifest that lies there, if any."""
-    files = HttpFiles(BaseAddresses(base))
+    files = HttpSource(BaseUrl(base))
     with _closed_on_error(files), contextlib.suppress(WeightsMissing):
-        files.manifest = manifest.read_manifest(files.small(manifest.NAME))
+        files.manifest = manifest.read_manifest(files.read_small(manifest.NAME))
     return files
 
 
 @contextlib.contextmanager
-def _closed_on_error(files: HttpFiles) -> Iterator[None]:
+def _closed_on_error(files: HttpSource) -> Iterator[None]:
     try:
         yield
     except BaseException:

@@ -1,7 +1,7 @@
-"""A span's file, made of ranges that come in any order; goes on where a killed process was.
+"""Ranges in any order into one file; resumes.
 
-A range counts as there once its bytes are on the disk and its number is in the journal beside the
-file. What a killed process had not noted is fetched again: at most a few requests' worth.
+A range is complete once its bytes are on the disk and its number is in the journal beside the file.
+What a killed process had not noted is fetched again: at most a few requests' worth.
 """
 
 import errno
@@ -15,23 +15,23 @@ from queue import Empty, SimpleQueue
 from typing import IO
 
 from mesh.errors import DiskFull, WeightsCorrupt
-from node_runner.weights.download_plan import Chunk, Layout
-from node_runner.weights.progress import shown
+from node_runner.weights.download_plan import Chunk, DownloadPlan
+from node_runner.weights.progress import show_progress
 from node_runner.weights.source import BUFFER, Source
 
-PARALLEL = 6
+CONNECTIONS = 6
 """Requests at once: one connection seldom fills a line."""
 
 JOURNAL = "journal"
 WEIGHTS = "model.safetensors"
 
 
-def assemble(source: Source, layout: Layout, folder: Path, *, label: str) -> None:
+def assemble(source: Source, plan: DownloadPlan, folder: Path, *, label: str) -> None:
     """Fetch what is missing of ``folder``'s `model.safetensors`.
 
     Args:
         source: Where from; closed if it fails.
-        layout: The plan of the file.
+        plan: Of the file.
         folder: One that nobody else writes to; what an earlier attempt left there is used.
         label: For progress: what is fetched.
 
@@ -39,25 +39,25 @@ def assemble(source: Source, layout: Layout, folder: Path, *, label: str) -> Non
         WeightsError: it cannot be had; what came stays for the next attempt.
         DiskFull: the disk became full.
     """
-    journal = _Journal(folder / JOURNAL, layout)
-    missing = [number for number in range(len(layout.chunks)) if number not in journal.done]
-    fetched = sum(chunk.end - chunk.start for chunk in layout.chunks)
-    left = sum(layout.chunks[number].end - layout.chunks[number].start for number in missing)
+    journal = _Journal(folder / JOURNAL, plan)
+    missing = [number for number in range(len(plan.chunks)) if number not in journal.done]
+    total = sum(chunk.end - chunk.start for chunk in plan.chunks)
+    left = sum(plan.chunks[number].end - plan.chunks[number].start for number in missing)
     try:
         with (
             journal,
-            _opened(folder / WEIGHTS, layout) as file,
-            shown(label, fetched, fetched - left) as add,
+            _opened(folder / WEIGHTS, plan) as file,
+            show_progress(label, total, total - left) as add,
         ):
-            _fetch(source, layout, missing, file, journal, add)
+            _fetch(source, plan, missing, file, journal, add)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"The disk of {folder} became full. What came is kept.") from None
         raise
 
 
-def seal(file: Path, layout: Layout) -> str:
-    """Check each tensor's hash that is known, in one reading of the whole file.
+def verify(file: Path, plan: DownloadPlan) -> str:
+    """Compare the hash of each tensor whose hash is known, reading the whole file once.
 
     Returns:
         The file's own SHA-256.
@@ -67,21 +67,21 @@ def seal(file: Path, layout: Layout) -> str:
     """
     whole = hashlib.sha256()
     with file.open("rb") as opened:
-        place = 0
-        for start, end, expected, name in layout.hashes:
-            for piece in _pieces(opened, start - place):
+        position = 0
+        for start, end, expected, name in plan.hashes:
+            for piece in _pieces(opened, start - position):
                 whole.update(piece)
-            own = hashlib.sha256()
+            tensor = hashlib.sha256()
             for piece in _pieces(opened, end - start):
-                own.update(piece)
+                tensor.update(piece)
                 whole.update(piece)
-            if own.hexdigest() != expected:
+            if tensor.hexdigest() != expected:
                 raise WeightsCorrupt(
                     f"Tensor {name} is not what was published: it was damaged or changed at its "
                     "source. It is not used."
                 )
-            place = end
-        for piece in _pieces(opened, layout.size - place):
+            position = end
+        for piece in _pieces(opened, plan.size - position):
             whole.update(piece)
     return whole.hexdigest()
 
@@ -94,7 +94,7 @@ def hash_of(file: Path) -> str:
 
 def _fetch(
     source: Source,
-    layout: Layout,
+    plan: DownloadPlan,
     missing: list[int],
     file: IO[bytes],
     journal: "_Journal",
@@ -110,7 +110,7 @@ def _fetch(
         try:
             while not stop.is_set():
                 number = waiting.get_nowait()
-                _write(source, layout, layout.chunks[number], file.fileno(), add, stop)
+                _write(source, plan, plan.chunks[number], file.fileno(), add, stop)
                 results.put(number)
         except Empty:
             pass
@@ -120,7 +120,7 @@ def _fetch(
     # Daemons: a node that has drained while it loads another span ends without them.
     threads = [
         threading.Thread(target=fetch, name=f"weights-{number}", daemon=True)
-        for number in range(min(PARALLEL, len(missing)))
+        for number in range(min(CONNECTIONS, len(missing)))
     ]
     for thread in threads:
         thread.start()
@@ -133,7 +133,7 @@ def _fetch(
             journal.note(result)
     except BaseException:
         stop.set()
-        source.close()  # its owner has no more use for it, and threads may wait for it
+        source.close()  # threads may wait for it, and its owner has no more use for it
         raise
     finally:
         for thread in threads:
@@ -142,26 +142,26 @@ def _fetch(
 
 def _write(
     source: Source,
-    layout: Layout,
+    plan: DownloadPlan,
     chunk: Chunk,
     descriptor: int,
     add: Callable[[int], None],
     stop: threading.Event,
 ) -> None:
-    """Each byte to its place; ends early when all have to stop."""
+    """Fetch one range into its parts of the file; ends early when all have to stop."""
     parts = iter(chunk.parts)
-    place, room = 0, 0
-    version = layout.versions[chunk.file]
+    offset, remaining = 0, 0  # in the span's file, of the part that is being written
+    version = plan.versions[chunk.file]
     for piece in source.stream(chunk.file, version, chunk.start, chunk.end):
         left = memoryview(piece)
         while left:
-            if not room:
+            if not remaining:
                 part = next(parts)
-                place, room = part.at, part.size
-            written = os.pwrite(descriptor, left[:room], place)
+                offset, remaining = part.at, part.size
+            written = os.pwrite(descriptor, left[:remaining], offset)
             left = left[written:]
-            place += written
-            room -= written
+            offset += written
+            remaining -= written
         add(len(piece))
         if stop.is_set():
             raise _Stopped
@@ -171,11 +171,11 @@ class _Stopped(Exception):
     """Another range failed; nobody waits for this one."""
 
 
-def _opened(path: Path, layout: Layout) -> IO[bytes]:
+def _opened(path: Path, plan: DownloadPlan) -> IO[bytes]:
     """The file in its full length, the header written."""
     file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-    file.truncate(layout.size)
-    os.pwrite(file.fileno(), layout.header, 0)
+    file.truncate(plan.size)
+    os.pwrite(file.fileno(), plan.header, 0)
     return file
 
 
@@ -185,13 +185,13 @@ class _Journal:
     It is not synced: of what a power cut left of it, the lines before the first that is torn count.
     """
 
-    def __init__(self, path: Path, layout: Layout) -> None:
-        plan = _digest(layout)
+    def __init__(self, path: Path, plan: DownloadPlan) -> None:
+        digest = _digest(plan)
         lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
         self.done: set[int] = set()
-        if lines and lines[0] == plan and path.with_name(WEIGHTS).exists():
+        if lines and lines[0] == digest and path.with_name(WEIGHTS).exists():
             self.done = set(map(int, takewhile(str.isdecimal, lines[1:])))
-        kept = [plan, *map(str, sorted(self.done))]
+        kept = [digest, *map(str, sorted(self.done))]
         path.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
 
@@ -206,9 +206,9 @@ class _Journal:
         self._file.flush()
 
 
-def _digest(layout: Layout) -> str:
-    plan = repr((layout.header, layout.chunks, sorted(layout.versions.items())))
-    return hashlib.sha256(plan.encode()).hexdigest()
+def _digest(plan: DownloadPlan) -> str:
+    content = repr((plan.header, plan.chunks, sorted(plan.versions.items())))
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _pieces(opened: IO[bytes], size: int) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""What every place that weights come from can do; and the simplest, a folder."""
+"""What every source can do; a folder."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Protocol
 from mesh.checkpoint.manifest import Manifest
 from mesh.errors import WeightsChanged, WeightsMissing
 
-MAX_SMALL = 64 * 2**20
+MAX_SMALL_FILE = 64 * 2**20
 """Bytes of a configuration, a tokenizer or an index; the largest known are half of that."""
 
 BUFFER = 2**20
@@ -18,7 +18,7 @@ BUFFER = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """Which content a file has: its size, and ``tag``, by which a changed one is told; the server's
+    """Which content a file has: its size, and a ``tag`` that changes with the content: the server's
     ETag, a hash, or a time."""
 
     size: int
@@ -28,17 +28,18 @@ class Version:
 class Source(Protocol):
     """A checkpoint's files, wherever they are.
 
-    All methods raise :class:`mesh.errors.WeightsError`; after a cut they have tried again already.
+    All methods raise :class:`mesh.errors.WeightsError`, after they have tried again where a
+    connection broke.
     """
 
     name: str
-    """For people, and to tell one source from another."""
+    """For people, and part of the names of checkpoints in the cache."""
 
     manifest: Manifest | None
     """Hashes of all tensors, where somebody made one."""
 
-    def small(self, name: str) -> bytes:
-        """The whole of a file that is not weights.
+    def read_small(self, name: str) -> bytes:
+        """The whole of a file that holds no weights.
 
         Raises:
             WeightsMissing: there is none of that name.
@@ -58,11 +59,14 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Hang up; what other threads wait for ends soon, with an error. May be called again."""
+        """Close the connections: what other threads wait for ends soon, with an error.
+
+        May be called again.
+        """
         ...
 
 
-class Folder:
+class FolderSource:
     """A checkpoint on this machine's disks."""
 
     def __init__(self, folder: Path) -> None:
@@ -70,7 +74,7 @@ class Folder:
         self.manifest: Manifest | None = None
         self._folder = folder
 
-    def small(self, name: str) -> bytes:
+    def read_small(self, name: str) -> bytes:
         return self._existing(name).read_bytes()
 
     def head(self, name: str, length: int) -> tuple[Version, bytes]:

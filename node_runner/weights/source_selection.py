@@ -1,33 +1,35 @@
-"""Where a node's weights come from: what it was told, else the platform, else the hub."""
+"""Which source a node's weights come from: what the node was told, else the platform, else the
+hub."""
+
+from collections.abc import Callable
 
 import structlog
 
 from mesh.errors import WeightsNotPublished
-from node_runner.platform_client.weight_listing import AskPlatform
-from node_runner.weights.hub_source import hub
-from node_runner.weights.published_source import listed
+from node_runner.weights.hub_source import open_hub
+from node_runner.weights.published_source import Listing, open_published
 from node_runner.weights.source import Source
 from node_runner.weights.span_download import open_source
 
 log = structlog.get_logger()
 
 
-def weights_of(place: str | None, ask: AskPlatform) -> Source:
+def select_source(path: str | None, model_id: str, fetch_listing: Callable[[], Listing]) -> Source:
     """A model's files.
 
     Args:
-        place: A folder, a URL or a hub id; none to ask the platform, and to take the model's id for
-            a hub's where that has not published it.
-        ask: The question to the platform.
+        path: A folder, a URL or a hub id; none to ask the platform.
+        model_id: The hub's id, too, where the platform has not published the model.
+        fetch_listing: Asks the platform; called again whenever its URLs have expired.
 
     Raises:
         UnsupportedModel: a path at which there is no folder.
-        WeightsError: the place does not answer, or refuses.
+        WeightsError: the source does not answer, or refuses.
     """
-    if place is not None:
-        return open_source(place)
+    if path is not None:
+        return open_source(path)
     try:
-        return listed(ask)
+        return open_published(fetch_listing)
     except WeightsNotPublished:
-        log.info("weights_from_hub", repository=ask.model_id)
-        return hub(ask.model_id)
+        log.info("weights_from_hub", repository=model_id)
+        return open_hub(model_id)

@@ -1,4 +1,4 @@
-"""From a place to the folder of a span's checkpoint."""
+"""From a source to the folder of a span's checkpoint."""
 
 import hashlib
 import json
@@ -11,12 +11,12 @@ from pathlib import Path
 import structlog
 
 from mesh.errors import UnsupportedModel, WeightsCorrupt, WeightsMissing
-from node_runner.weights.checkpoint_cache import Record, SpanCache
-from node_runner.weights.download_plan import Layout, lay_out
-from node_runner.weights.hub_source import hub
-from node_runner.weights.published_source import under
-from node_runner.weights.range_assembly import JOURNAL, WEIGHTS, assemble, seal
-from node_runner.weights.source import Folder, Source
+from node_runner.weights.checkpoint_cache import CheckpointRecord, SpanCache
+from node_runner.weights.download_plan import DownloadPlan, plan_download
+from node_runner.weights.hub_source import open_hub
+from node_runner.weights.published_source import open_url
+from node_runner.weights.range_assembly import JOURNAL, WEIGHTS, assemble, verify
+from node_runner.weights.source import FolderSource, Source
 
 log = structlog.get_logger()
 
@@ -26,7 +26,7 @@ MANIFEST, SIZES = "manifest", "sizes"
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRequest:
-    """What to make.
+    """Which checkpoint to make.
 
     ``label``: its name for people. ``asked``: what it is for, by which it is found again when its
     source does not answer. ``settings``: its `config.json`. ``renamed``: a tensor's name in it;
@@ -41,21 +41,24 @@ class CheckpointRequest:
     optional: Sequence[str] = ()
 
 
-def open_source(place: str) -> Source:
-    """A checkpoint's files, by where they are: a folder, a URL, or a hub id.
+def open_source(path: str) -> Source:
+    """A checkpoint's files.
+
+    Args:
+        path: A folder, a URL, or a hub id.
 
     Raises:
         UnsupportedModel: a path at which there is no folder, or none of the three.
-        WeightsError: the place does not answer.
+        WeightsError: the source does not answer.
     """
-    folder = Path(os.path.expanduser(place))
+    folder = Path(os.path.expanduser(path))
     if folder.is_dir():
-        return Folder(folder)
-    if folder.is_absolute() or place.startswith((".", "~")):
-        raise UnsupportedModel(f"There is no model folder {place}.")
-    if place.startswith(("https://", "http://")):
-        return under(place)
-    return hub(place)
+        return FolderSource(folder)
+    if folder.is_absolute() or path.startswith((".", "~")):
+        raise UnsupportedModel(f"There is no model folder {path}.")
+    if path.startswith(("https://", "http://")):
+        return open_url(path)
+    return open_hub(path)
 
 
 def obtain(source: Source, span: CheckpointRequest, cache: SpanCache) -> Path:
@@ -64,34 +67,36 @@ def obtain(source: Source, span: CheckpointRequest, cache: SpanCache) -> Path:
     Raises:
         WeightsError: it cannot be had.
     """
-    layout = lay_out(source, span.renamed)
-    key = f"{span.label}-{_fingerprint(source, span, layout)}"
-    return cache.obtain(key, layout.size, lambda folder: _make(source, span, layout, folder))
+    plan = plan_download(source, span.renamed)
+    key = f"{span.label}-{_fingerprint(source, span, plan)}"
+    return cache.obtain(key, plan.size, lambda folder: _make(source, span, plan, folder))
 
 
-def _make(source: Source, span: CheckpointRequest, layout: Layout, folder: Path) -> Record:
-    assemble(source, layout, folder, label=span.label)
+def _make(
+    source: Source, span: CheckpointRequest, plan: DownloadPlan, folder: Path
+) -> CheckpointRecord:
+    assemble(source, plan, folder, label=span.label)
     file = folder / WEIGHTS
     try:
-        sha256 = seal(file, layout)
+        sha256 = verify(file, plan)
     except WeightsCorrupt:
         shutil.rmtree(folder)  # which of its ranges are good is not known
         raise
     (folder / "config.json").write_text(span.settings)
     for name in (*span.required, *span.optional):
         try:
-            (folder / name).write_bytes(source.small(name))
+            (folder / name).write_bytes(source.read_small(name))
         except WeightsMissing:
             if name in span.required:
                 raise
     (folder / JOURNAL).unlink()
     checked = MANIFEST if source.manifest is not None else SIZES
-    log.info("weights_ready", span=span.label, bytes=layout.size, checked=checked, sha256=sha256)
+    log.info("weights_ready", span=span.label, bytes=plan.size, checked=checked, sha256=sha256)
     stat = file.stat()
-    return Record(span.asked, checked, stat.st_size, stat.st_mtime_ns, sha256)
+    return CheckpointRecord(span.asked, checked, stat.st_size, stat.st_mtime_ns, sha256)
 
 
-def _fingerprint(source: Source, span: CheckpointRequest, layout: Layout) -> str:
-    versions = sorted((file, one.size, one.tag) for file, one in layout.versions.items())
+def _fingerprint(source: Source, span: CheckpointRequest, plan: DownloadPlan) -> str:
+    versions = sorted((file, one.size, one.tag) for file, one in plan.versions.items())
     content = json.dumps([source.name, span.label, span.settings, versions])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A tenth of the ledger's million random operations; a hundredth runs with the other tests."""
+"""A tenth of the ledger's million random operations; a hundredth runs with the slow tests."""
 
 import pytest
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from benchmarks.proxy import SlowLink
+from benchmarks.running.proxy import SlowLink
 from mesh import redis_keys
 from stack.development_stack import DevelopmentStack
 from tests.e2e.conftest import Reference, User, balance, wait_until

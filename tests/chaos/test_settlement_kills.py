@@ -3,16 +3,16 @@
 import pytest
 
 from market.escrow.reader import EscrowReader
-from tests.support.kills import SCENARIOS, Field, field, kill_everywhere
+from tests.support.kills import SCENARIOS, ScenarioRun, kill_at_boundaries, scenario_run
 
-__all__ = ["field"]
+__all__ = ["scenario_run"]
 
 
 # What was killed closes no connection.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("field", SCENARIOS, indirect=True)
+@pytest.mark.parametrize("scenario_run", SCENARIOS, indirect=True)
 async def test_killed_anywhere_each_provider_is_paid_once(
-    field: Field, escrow: EscrowReader
+    scenario_run: ScenarioRun, escrow: EscrowReader
 ) -> None:
-    await kill_everywhere(field, escrow, every=1)
+    await kill_at_boundaries(scenario_run, escrow, every=1)

@@ -1,14 +1,11 @@
 """A whole mesh of real processes, started once: API, two workers, three nodes, chain."""
 
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,6 +24,7 @@ from stack.development_stack import DevelopmentStack
 from stack.plan import SETTINGS, Plan
 from stack.servers import free_port
 from tests.conftest import DEMO_MODEL, MODEL_ID
+from tests.support.folders import server_folder
 
 PATIENCE = 60.0
 
@@ -60,18 +58,17 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENC
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[DevelopmentStack]:
-    folder = Path(tempfile.mkdtemp(prefix="far-e2e-"))
-    plan = Plan(
-        folder=folder / "data",
-        api_port=free_port(),
-        redis_port=free_port(),
-        chain_port=free_port(),
-        workers=2,
-        environment=FAST,
-    )
-    with DevelopmentStack(plan) as running:
-        yield running
-    shutil.rmtree(folder, ignore_errors=True)
+    with server_folder("far-e2e-") as folder:
+        plan = Plan(
+            folder=folder / "data",
+            api_port=free_port(),
+            redis_port=free_port(),
+            chain_port=free_port(),
+            workers=2,
+            environment=FAST,
+        )
+        with DevelopmentStack(plan) as running:
+            yield running
 
 
 @pytest.fixture

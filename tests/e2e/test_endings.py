@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from mesh import redis_keys
-from node_runner.service.exit_codes import START_AGAIN
+from node_runner.service.exit_codes import TEMPORARY_FAILURE
 from stack.development_stack import DevelopmentStack
 from tests.e2e.conftest import Reference, User, balance, kv_used, query, wait_until
 
@@ -146,7 +146,9 @@ def test_a_reader_does_not_notice_that_redis_was_flushed(
     assert text == reference.text(prompt, 200)
 
 
-@pytest.mark.parametrize("victim", [0, 2], ids=["edge", "last span"])
+@pytest.mark.parametrize(
+    "victim", [pytest.param(0, id="edge", marks=pytest.mark.slow), pytest.param(2, id="last span")]
+)
 def test_a_generation_waits_for_a_killed_node_without_a_replica(
     stack: DevelopmentStack, user: User, reference: Reference, victim: int
 ) -> None:
@@ -171,8 +173,12 @@ def test_a_generation_waits_for_a_killed_node_without_a_replica(
 
 @pytest.mark.parametrize(
     ("stage", "blow"),
-    [(0, signal.SIGKILL), (1, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGSTOP)],
-    ids=["edge killed", "middle killed", "last killed", "middle stopped"],
+    [
+        pytest.param(0, signal.SIGKILL, id="edge killed", marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGKILL, id="middle killed"),
+        pytest.param(2, signal.SIGKILL, id="last killed", marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGSTOP, id="middle stopped", marks=pytest.mark.slow),
+    ],
 )
 def test_a_node_with_a_replica_is_replaced(
     stack: DevelopmentStack, user: User, reference: Reference, stage: int, blow: signal.Signals
@@ -255,7 +261,7 @@ def test_a_node_that_the_platform_forgot_ends_and_says_so(stack: DevelopmentStac
     started = next(line for line in child.log.read_text().splitlines() if "node_started" in line)
     node_id = json.loads(started)["node_id"]
     query(stack, f"DELETE FROM node_registry WHERE node_id = '{node_id}'")
-    assert child.process.wait(timeout=30) == START_AGAIN
+    assert child.process.wait(timeout=30) == TEMPORARY_FAILURE
     del stack.processes.children["forgotten"]
     assert "does not know this node any more" in child.log.read_text()
     stack.wait_for_nodes(3)

@@ -18,6 +18,8 @@ from stack.servers import free_port, port_in_use
 from tests.conftest import DEMO_MODEL
 from tests.e2e.conftest import wait_until
 
+pytestmark = pytest.mark.slow
+
 LAST_LINE = "Ctrl-C stops everything."
 """What `far-mesh up` prints once it has printed all else."""
 

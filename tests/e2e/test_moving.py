@@ -1,10 +1,7 @@
 """Nodes that the platform places and moves, while they serve."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -13,6 +10,9 @@ from stack.development_stack import DevelopmentStack
 from stack.plan import Plan
 from stack.servers import free_port
 from tests.e2e.conftest import FAST, Reference, User, at_once, query, wait_until
+from tests.support.folders import server_folder
+
+pytestmark = pytest.mark.slow
 
 LONG = 700
 SMALL = ("--memory-gb", "0.3", "--kv-gb", "0.1")
@@ -29,22 +29,21 @@ EAGER = {
 @pytest.fixture(scope="module")
 def stack() -> Iterator[DevelopmentStack]:
     """One node, which the platform has placed; room for others."""
-    folder = Path(tempfile.mkdtemp(prefix="far-e2e-"))
-    plan = Plan(
-        folder=folder / "data",
-        api_port=free_port(),
-        redis_port=free_port(),
-        chain_port=free_port(),
-        nodes=1,
-        workers=2,
-        placed=True,
-        node_options=SMALL,
-        environment=FAST | EAGER,
-    )
-    with DevelopmentStack(plan) as running:
-        running.add_wallets(2)
-        yield running
-    shutil.rmtree(folder, ignore_errors=True)
+    with server_folder("far-e2e-") as folder:
+        plan = Plan(
+            folder=folder / "data",
+            api_port=free_port(),
+            redis_port=free_port(),
+            chain_port=free_port(),
+            nodes=1,
+            workers=2,
+            placed=True,
+            node_options=SMALL,
+            environment=FAST | EAGER,
+        )
+        with DevelopmentStack(plan) as running:
+            running.add_wallets(2)
+            yield running
 
 
 def spans(stack: DevelopmentStack) -> list[tuple[int, int]]:

@@ -92,6 +92,7 @@ def test_a_node_behind_a_router_serves(
     assert '"carrier": "websocket"' in provider.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_cut_of_five_seconds_costs_no_token(
     stack: DevelopmentStack,
     home: Namespace,

@@ -16,7 +16,9 @@ from zipfile import ZipFile
 import pytest
 
 import mesh
-from node_runner.service.exit_codes import MISTAKE
+from node_runner.service.exit_codes import CONFIG_ERROR
+
+pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
 PROJECTS = {"far-node": REPOSITORY / "far-node", "far-mesh": REPOSITORY}
@@ -164,7 +166,7 @@ def test_a_providers_install(wheels: dict[str, Path], tmp_path: Path) -> None:
     made = environment(tmp_path)
     made.install(wheels["far-node"])
     forgotten = made.run("far-node", "start", "--model", "M")
-    assert forgotten.returncode == MISTAKE
+    assert forgotten.returncode == CONFIG_ERROR
     assert forgotten.stderr.endswith("Run: pip install 'far-node[serve]'\n")
     assert forgotten.stderr.count("\n") == 1
     made.lend_dependencies()

@@ -23,21 +23,21 @@ from market import ledger
 from market.identity.tables import Machine
 from market.identity.tokens import issue_machine_token, issue_node_token, issue_user_token
 from market.jobs import live_session, tables
-from market.jobs.tables import RouteHop
 from market.ledger.tables import LedgerTransaction
 from market.nodes import live_lookup, live_registry
 from market.nodes.node import Node
 from market.nodes.tables import RegisteredNode
 from market.outbox import Outbox
-from market.resources import Services as WorkerServices
+from market.resources import Resources
 from market.routing import route_search
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
 from mesh import redis_keys, token_stream
 from mesh.route_record import RouteRecord
 from stack.servers import Postgres
-from tests.conftest import MODEL_ID, TEMPLATE
+from tests.conftest import MODEL_ID
 from tests.support.factories import fund
+from tests.support.postgres import copied_database
 from workers.supervisor import completion, lease
 
 USER = Account.from_key(b"\x01" * 32)
@@ -148,10 +148,8 @@ def texts(events: list[Event]) -> str:
 @contextmanager
 def shared_database(postgres: Postgres) -> Iterator[str]:
     """A database for a whole module, whose tests do not mind what the others wrote."""
-    name = f"shared_{next(_numbers)}"
-    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-    yield postgres.url(name)
-    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with copied_database(postgres, f"shared_{next(_numbers)}") as url:
+        yield url
 
 
 class Gateway:
@@ -259,7 +257,7 @@ class Job:
         made = gateway.services
         engine = made.sessions.kw["bind"]
         assert isinstance(engine, AsyncEngine)
-        self._workers = WorkerServices(
+        self._workers = Resources(
             settings=made.settings,
             engine=engine,
             sessions=made.sessions,
@@ -291,7 +289,7 @@ class Job:
         async with self._workers.sessions.begin() as db:
             for stage, each in enumerate(route):
                 db.add(
-                    RouteHop(
+                    tables.RouteHop(
                         session_id=taken.job.id,
                         epoch=1,
                         stage=stage,

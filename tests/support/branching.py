@@ -18,7 +18,7 @@ from market.escrow.artifacts import artifact
 from market.escrow.cap_message import cap_message, sign_cap
 from market.escrow.deploy import Terms
 from market.settings.deployment import Deployment
-from stack.dev_chain_client import DevelopmentChain, development_account
+from stack.dev_chain_client import DevChainClient, development_account
 from stack.servers import free_port, port_in_use
 
 ANVIL = Path(__file__).parents[2] / "contracts" / "node_modules" / ".bin" / "anvil"
@@ -207,7 +207,7 @@ class Users:
 
 def open_branching(url: str) -> tuple[Branching, Deployment]:
     """A chain with contracts of short delays, and users who hold FAR and have approved it."""
-    actor = DevelopmentChain(url)
+    actor = DevChainClient(url)
     manual = "anvil" in actor.web3.client_version.lower()
     if manual:
         actor.web3.provider.make_request("evm_setAutomine", [True])  # type: ignore[arg-type]

@@ -17,12 +17,12 @@ from web3.types import RPCEndpoint
 
 from market.chain.client import ChainClient
 from market.chain.errors import ChainUnreachable
-from market.chain.failover_rpc import Rpc
+from market.chain.failover_rpc import FailoverProvider
 from market.chain.keystore_signer import LocalSigner
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, to_units
-from market.resources import Services
+from market.resources import Resources
 from market.settlement.errors import SettlementPaused
 from market.settlement.tables import Settlement
 from tests.conftest import Chain
@@ -37,7 +37,7 @@ from tests.support.settled_money import (
     served,
 )
 from workers.settlement import pauses, settle_due
-from workers.settlement.steps import Step, current
+from workers.settlement.steps import Step, current_step
 
 ALWAYS = frozenset(
     {Step.CLOSE, Step.SIMULATE, Step.SIGN, Step.SEND, Step.RECONCILE, Step.FINALITY, Step.POST}
@@ -72,18 +72,18 @@ class Scenario:
 
 SCENARIOS = {
     "plain": Scenario(ALWAYS),
-    "a user left out": Scenario(frozenset({Step.LEAVE_OUT}), poor_user=True),
+    "a user excluded": Scenario(frozenset({Step.EXCLUDE}), poor_user=True),
     "a stuck transaction": Scenario(frozenset({Step.REPLACE}), swallowed=True),
     "a pause": Scenario(frozenset({Step.PAUSE}), no_gas_money=True),
-    "a deep reorganization": Scenario(frozenset({Step.TAKE_BACK}), undone=True),
+    "a deep reorganization": Scenario(frozenset({Step.REORG}), undone=True),
 }
 
 
 @dataclass
-class Field:
+class ScenarioRun:
     """Where a scenario is played."""
 
-    services: Services
+    resources: Resources
     proxy: Proxy
     scenario: Scenario
     user: Any
@@ -91,11 +91,11 @@ class Field:
 
     async def prepare(self) -> None:
         """Something to settle."""
-        await served(self.services, self.user, 3)
+        await served(self.resources, self.user, 3)
         if self.scenario.poor_user:
-            await served(self.services, POOR, 2)
+            await served(self.resources, POOR, 2)
         if self.scenario.no_gas_money:
-            self.services.settings.payments.min_gas_money = Decimal(10**12)
+            self.resources.settings.payments.min_gas_money = Decimal(10**12)
         if self.scenario.undone:
             place = self.ask("evm_snapshot")
             await self.finish()
@@ -112,28 +112,28 @@ class Field:
         """One run, as cron starts it. What a lost answer ends, the next run takes up."""
         escrow = self.open()
         try:
-            await settle_due(self.services, escrow, SIGNER)
+            await settle_due(self.resources, escrow, SIGNER)
         except ChainUnreachable:
             pass
         except SettlementPaused:
-            await self.mend()
+            await self.end_pause()
         finally:
             await escrow.close()
 
     def open(self) -> EscrowReader:
         """The contract, seen through the proxy."""
-        contract = self.services.settings.payments.escrow_contract
+        contract = self.resources.settings.payments.escrow_contract
         assert contract is not None
-        return EscrowReader(ChainClient(Rpc([self.proxy.url])), contract)
+        return EscrowReader(ChainClient(FailoverProvider([self.proxy.url])), contract)
 
-    async def mend(self) -> None:
-        """What the operator does."""
-        self.services.settings.payments.min_gas_money = ZERO
-        await pauses.resume(self.services.sessions)
+    async def end_pause(self) -> None:
+        """What an operator does."""
+        self.resources.settings.payments.min_gas_money = ZERO
+        await pauses.resume(self.resources.sessions)
 
     async def nothing_due(self) -> bool:
         """Whether all that may be paid is paid."""
-        async with self.services.sessions() as db:
+        async with self.resources.sessions() as db:
             unpaid = await db.scalar(
                 select(func.count())
                 .select_from(Job)
@@ -148,8 +148,8 @@ class Field:
     async def finish(self, watch: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Run until nothing is due, each run within ``watch``."""
         for _ in range(RUNS):
-            if await pauses.in_force(self.services.sessions):
-                await self.mend()
+            if await pauses.current_pause(self.resources.sessions):
+                await self.end_pause()
             with watch():
                 await self.attempt()
             if await self.nothing_due():
@@ -158,57 +158,57 @@ class Field:
 
 
 @pytest.fixture
-async def field(
-    chain_services: Services,
+async def scenario_run(
+    chain_resources: Resources,
     chain: Chain,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> Any:
     scenario = SCENARIOS[request.param]
-    monkeypatch.setattr("workers.settlement.task.LOOK", 0.01)
-    payments = chain_services.settings.payments
+    monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
+    payments = chain_resources.settings.payments
     payments.min_gas_money, payments.stuck_after = ZERO, 0
-    user = await rich_user(chain_services, chain)
+    user = await rich_user(chain_resources, chain)
     if scenario.poor_user:
-        await poor_user(chain_services)
+        await poor_user(chain_resources)
     proxy = Proxy(chain.url)
     with proxy.serving():
-        yield Field(chain_services, proxy, scenario, user, chain)
+        yield ScenarioRun(chain_resources, proxy, scenario, user, chain)
 
 
-async def kill_everywhere(field: Field, escrow: EscrowReader, *, every: int) -> None:
+async def kill_at_boundaries(run: ScenarioRun, escrow: EscrowReader, *, every: int) -> None:
     """Kill a settlement at each boundary of the scenario's steps, or at one of ``every`` so many;
     then everybody has been paid once."""
-    swallow = swallowing() if field.scenario.swallowed else lambda _: None
-    field.proxy.rule = swallow
-    await field.prepare()
-    await field.finish()  # the runs that follow have a posted batch to look at
-    boundaries = [name for name in await passed(field) if step_of(name) in field.scenario.steps]
-    assert {step_of(name) for name in boundaries} == field.scenario.steps
+    swallow = swallowing() if run.scenario.swallowed else lambda _: None
+    run.proxy.rule = swallow
+    await run.prepare()
+    await run.finish()  # the runs that follow have a posted batch to look at
+    boundaries = [name for name in await passed(run) if step_of(name) in run.scenario.steps]
+    assert {step_of(name) for name in boundaries} == run.scenario.steps
     loses = lossy(seed=len(boundaries))
     for boundary in boundaries[::every]:
-        field.proxy.rule = lambda call: swallow(call) or loses(call)
-        await kill_at(field, boundary)
-        await field.finish()
+        run.proxy.rule = lambda call: swallow(call) or loses(call)
+        await kill_at(run, boundary)
+        await run.finish()
     # What was killed has left its connections open: they show here, and in no later test.
     gc.collect()
-    assert field.proxy.lost > 0
-    await assert_paid_once(field, escrow)
+    assert run.proxy.lost > 0
+    await assert_paid_once(run, escrow)
 
 
 def step_of(boundary: str) -> Step:
     return Step(boundary.split(" ", maxsplit=1)[0])
 
 
-async def passed(field: Field) -> list[str]:
+async def passed(run: ScenarioRun) -> list[str]:
     """The boundaries of a settlement's runs in which nothing is lost, in their order."""
     names: list[str] = []
-    await field.prepare()
-    await field.finish(lambda: watched(field.services, names.append))
+    await run.prepare()
+    await run.finish(lambda: watched(run.resources, names.append))
     return list(dict.fromkeys(names))
 
 
-async def kill_at(field: Field, boundary: str) -> None:
+async def kill_at(run: ScenarioRun, boundary: str) -> None:
     """Kill a run there; a run that lost an answer before it is followed by others."""
 
     def kill(name: str) -> None:
@@ -216,26 +216,26 @@ async def kill_at(field: Field, boundary: str) -> None:
             raise Killed
 
     for _ in range(TRIES):
-        await field.prepare()
+        await run.prepare()
         for _ in range(RUNS):
-            with watched(field.services, kill):
+            with watched(run.resources, kill):
                 try:
-                    await field.attempt()
+                    await run.attempt()
                 except Killed:
                     return
-            if await field.nothing_due():
+            if await run.nothing_due():
                 break
     raise AssertionError(f"No run comes to {boundary}.")
 
 
 @contextmanager
-def watched(services: Services, visit: Callable[[str], None]) -> Iterator[None]:
+def watched(resources: Resources, visit: Callable[[str], None]) -> Iterator[None]:
     """Call ``visit`` before and after each commit, each question to the chain and each signature,
     with its name: step, what, how often in this run, and which side."""
     counts: Counter[str] = Counter()
 
     def pass_by(what: str, side: str) -> None:
-        step = current.get()
+        step = current_step.get()
         assert step is not None, f"{what} happens in no step"
         kind = f"{step} {what} {side}"
         counts[kind] += 1
@@ -253,7 +253,7 @@ def watched(services: Services, visit: Callable[[str], None]) -> Iterator[None]:
 
         return call
 
-    dialect = services.engine.sync_engine.dialect
+    dialect = resources.engine.sync_engine.dialect
     commit = dialect.do_commit
 
     def do_commit(connection: Any) -> None:
@@ -262,8 +262,10 @@ def watched(services: Services, visit: Callable[[str], None]) -> Iterator[None]:
         pass_by("commit", "after")
 
     with pytest.MonkeyPatch.context() as patch:
-        for asks in (Rpc.make_request, Rpc.everywhere):
-            patch.setattr(Rpc, asks.__name__, doubled(asks, lambda method, _: str(method)))
+        for asks in (FailoverProvider.make_request, FailoverProvider.broadcast):
+            patch.setattr(
+                FailoverProvider, asks.__name__, doubled(asks, lambda method, _: str(method))
+            )
         patch.setattr(LocalSigner, "sign", doubled(LocalSigner.sign, lambda _: "signature"))
         patch.setattr(dialect, "do_commit", do_commit)
         yield
@@ -289,12 +291,12 @@ def nonce_of(raw: str) -> int:
     return int(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["nonce"])
 
 
-async def assert_paid_once(field: Field, escrow: EscrowReader) -> None:
+async def assert_paid_once(run: ScenarioRun, escrow: EscrowReader) -> None:
     """What providers earned on the chain is what they were due in batches that are confirmed."""
     await assert_ledger_equals_chain(
-        field.services, escrow, field.user.address, owing=field.scenario.poor_user
+        run.resources, escrow, run.user.address, owing=run.scenario.poor_user
     )
-    async with field.services.sessions() as db:
+    async with run.resources.sessions() as db:
         for provider in PROVIDERS:
             due = await db.scalar(
                 select(func.sum(NodeContribution.payment_far))

@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from node_runner.node.options import Options
+from node_runner.node.options import NodeOptions
 from tests.conftest import DEMO_MODEL, MODEL_ID
 
 
-def node_options(cache: Path, **changes: Any) -> Options:
+def node_options(cache: Path, **changes: Any) -> NodeOptions:
     """On a CPU, and otherwise as `far-node start` has them."""
-    options = Options(
+    options = NodeOptions(
         model=MODEL_ID,
         wallet="0x" + "ab" * 20,
         discovery=None,

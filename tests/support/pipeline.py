@@ -1,4 +1,4 @@
-"""A mesh without processes or Redis: engines that hand each other encoded messages."""
+"""A pipeline without processes or Redis: engines that send each other encoded messages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ def load_span(
     edge: bool | None = None,
     quantization: str = "none",
 ) -> SpanModel:
-    """A span in float32 on CPU; the first one holds the edge unless told otherwise."""
+    """A span in float32 on CPU; with the edge if it is the first one and ``edge`` is not given."""
     edge = layers[0] == 0 if edge is None else edge
     folder, _ = prepare_span(str(source), layers=layers, edge=edge, cache=cache)
     return SpanModel(
@@ -65,7 +65,10 @@ def one_step(
 
 @dataclass
 class Pipeline:
-    """Engines in the order of their layers."""
+    """Engines in the order of their layers, and what they gave.
+
+    ``batches``: generations of each forward pass. ``positions``: by stage, how many were computed.
+    """
 
     engines: list[Engine]
     written: dict[str, list[Token]] = field(default_factory=dict)
@@ -74,7 +77,8 @@ class Pipeline:
     batches: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._inboxes: list[list[Message]] = [[] for _ in self.engines]
+        self.inboxes: list[list[Message]] = [[] for _ in self.engines]
+        self.positions = [0] * len(self.engines)
 
     @classmethod
     def cut(
@@ -84,7 +88,7 @@ class Pipeline:
         cache: Path,
         *,
         speculate: bool = True,
-        draft: SpanModel | None = None,
+        draft_model: SpanModel | None = None,
         quantizations: Sequence[str] = (),
     ) -> Self:
         """Spans between the cuts, which begin with 0 and end with the number of layers.
@@ -102,7 +106,7 @@ class Pipeline:
                     node_id=str(stage),
                     kv_budget_bytes=KV_BUDGET,
                     speculate=speculate,
-                    draft=draft if span.edge else None,
+                    draft_model=draft_model if span.edge else None,
                 )
                 for stage, span in enumerate(spans)
             ]
@@ -120,10 +124,10 @@ class Pipeline:
         prefix: Sequence[bytes] = (),
         resumes: Mapping[int, Resume] = MappingProxyType({}),
     ) -> None:
-        """``resumes``: by stage, what is not afresh."""
+        """``resumes``: by stage, those that do not begin from the prompt."""
         stages = len(self.engines)
         for stage in reversed(range(stages)):
-            place = RoutePosition(
+            route_position = RoutePosition(
                 stage=stage,
                 stages=stages,
                 edge_node="0",
@@ -135,47 +139,61 @@ class Pipeline:
                 end_layer=stage + 1,
             )
             prompt = Prompt(token_ids, list(generated), max_tokens, sampling)
-            start = (request_id, epoch, place, resumes.get(stage, AFRESH), list(prefix))
-            message = Open(*start) if stage else OpenEdge(*start, prompt)
+            resume = resumes.get(stage, AFRESH)
+            opening = (request_id, epoch, route_position, resume, list(prefix))
+            message = Open(*opening) if stage else OpenEdge(*opening, prompt)
             self.send(stage, message)
 
     def close(self, request_id: str, epoch: int = 1) -> None:
+        """Close a generation at every stage."""
         for stage in range(len(self.engines)):
             self.send(stage, Close(request_id, epoch))
 
     def send(self, stage: int, message: Message) -> None:
-        """As the wire carries it."""
+        """Put a message into a stage's inbox, encoded and decoded as the wire does."""
         entry = {key: bytes(value) for key, value in wire.encode(message).items()}
-        self._inboxes[stage].append(wire.decode(entry))
+        self.inboxes[stage].append(wire.decode(entry))
 
     def run(self) -> None:
-        """Until nobody has anything to do."""
-        active = True
-        while active:
-            active = False
-            for stage, engine in enumerate(self.engines):
-                messages, self._inboxes[stage] = self._inboxes[stage], []
-                results = engine.step(messages)
-                self.batches += [generations for generations, _ in engine.take_forwards()]
-                active = active or bool(messages or results) or engine.busy
-                for result in results:
-                    self._take(result)
+        """Until no engine has anything to do."""
+        while self.step_all():
+            pass
+
+    def step_all(self) -> bool:
+        """One step of each engine. Whether any had something to do, or has more."""
+        active = [self.step(stage) for stage in range(len(self.engines))]
+        return any(active)
+
+    def step(self, stage: int) -> bool:
+        """One step of a stage's engine. Whether it had something to do, or has more."""
+        messages, self.inboxes[stage] = self.inboxes[stage], []
+        engine = self.engines[stage]
+        outputs = engine.step(messages)
+        for generations, positions in engine.take_forwards():
+            self.batches.append(generations)
+            self.positions[stage] += positions
+        for output in outputs:
+            self.take(output)
+        return bool(messages or outputs) or engine.busy
 
     def tokens(self, request_id: str) -> list[int]:
+        """Token ids that were written."""
         return [token.token_id for token in self.written.get(request_id, [])]
 
     def text(self, request_id: str) -> str:
+        """The text of the tokens that were written."""
         return "".join(token.text for token in self.written.get(request_id, []))
 
-    def _take(self, result: EngineOutput) -> None:
-        match result:
+    def take(self, output: EngineOutput) -> None:
+        """What an engine gave: sent to another, or kept."""
+        match output:
             case NodeMessage():
-                self.send(int(result.to), result.message)
+                self.send(int(output.to), output.message)
             case Token():
-                tokens = self.written.setdefault(result.request_id, [])
-                assert result.index == len(tokens), "a token was written out of order"
-                tokens.append(result)
+                tokens = self.written.setdefault(output.request_id, [])
+                assert output.index == len(tokens), "a token was written out of order"
+                tokens.append(output)
             case Ended():
-                self.ended[result.request_id] = result
+                self.ended[output.request_id] = output
             case Refused():
-                self.refused.append(result)
+                self.refused.append(output)

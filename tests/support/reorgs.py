@@ -10,19 +10,20 @@ from prometheus_client import REGISTRY
 from sqlalchemy import func, select
 
 from market import ledger
-from market.chain.errors import ReadAgain
-from market.escrow.escrow_view import EscrowView
+from market.chain.errors import ChainMoved
 from market.escrow.event_reader import EVENTS, EscrowEventReader
+from market.escrow.reader import EscrowReader
 from market.escrow.tables import ChainEvent
-from market.ledger.integrity_check import check
+from market.ledger.integrity_check import check_integrity
 from market.ledger.tables import LedgerTransaction, SpendingCap
 from market.money import from_units, to_units
-from market.resources import Services
+from market.resources import Resources
+from market.settings.deployment import Deployment
 from tests.support.branching import Branching, Transaction, Users, open_branching, scattered
-from workers.chain_indexer.indexer import index
+from workers.chain_indexer.indexer import index_events
 
 CONFIRMATIONS = 12
-"""So that most of the reorganisations are deeper than what counts."""
+"""So few that most of the reorganisations are deeper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,49 +32,40 @@ class Tally:
 
     reorganisations: int
     deeper: int
-    """Of them, those that were seen to change what had counted."""
+    """Of them, those that were deeper than the confirmations, and seen."""
     events: Counter[str]
     """On the chain in the end, by name."""
     reversed: int
-    """Transactions of the ledger that were taken back."""
+    """Transactions of the ledger that were reversed."""
 
 
 async def survive(
-    services: Services, url: str, *, reorganisations: int, deepest: int, seed: int
+    resources: Resources, url: str, *, reorganisations: int, deepest: int, seed: int
 ) -> Tally:
     """Let users act, leave blocks for other branches, follow now and then; compare at the end."""
     dice = random.Random(seed)
     chain, deployment = open_branching(url)
-    payments = services.settings.payments
-    payments.escrow_contract, payments.rpc_urls = deployment.escrow, [url]
-    payments.first_block, payments.confirmations = deployment.block, CONFIRMATIONS
-    payments.finalized_tag, payments.rpc_max_age = False, 0  # a development chain's mean nothing
+    use_branching(resources, url, deployment)
     users = Users(chain, deployment, dice)
-    source = EscrowEventReader.of(payments)
     seen_before = _deep_reorganisations()
-    # Few are spread over all depths; many have each depth as often as the others.
-    step = max(1, deepest // reorganisations)
-    depths = [deepest - number * step % deepest for number in range(reorganisations)]
-    dice.shuffle(depths)
-    try:
+    depths = shuffled_depths(dice, reorganisations, deepest)
+    async with EscrowEventReader.from_settings(resources.settings.payments) as reader:
         while chain.height <= deepest:
             chain.mine(*users.act(dice.randrange(3)))
-        await index(services, source)
+        await index_events(resources, reader)
         for depth in depths:
             for _ in range(dice.randrange(1, 4)):
                 chain.mine(*users.act(dice.randrange(3)))
             if dice.random() < 0.7:
-                await index(services, source)
+                await index_events(resources, reader)
             left = chain.leave(depth)
-            await _build_another(services, source, chain, users, dice, depth, left)
-            await index(services, source)
+            await _build_another(resources, reader, chain, users, dice, depth, left)
+            await index_events(resources, reader)
         for _ in range(CONFIRMATIONS + 1):
             chain.mine()
-        await index(services, source)
-        names = await _compare(services, users, source)
-    finally:
-        await source.close()
-    async with services.sessions() as db:
+        await index_events(resources, reader)
+        names = await _compare(resources, users, reader)
+    async with resources.sessions() as db:
         reversals = await _posted(db, "reverse")
     return Tally(
         reorganisations=len(depths),
@@ -83,9 +75,26 @@ async def survive(
     )
 
 
+def use_branching(resources: Resources, url: str, deployment: Deployment) -> None:
+    """Let these resources work on a chain with a block confirmed below `CONFIRMATIONS` others."""
+    payments = resources.settings.payments
+    payments.escrow_contract, payments.rpc_urls = deployment.escrow, [url]
+    payments.first_block, payments.confirmations = deployment.block, CONFIRMATIONS
+    payments.finalized_tag, payments.rpc_max_age = False, 0  # a development chain's mean nothing
+
+
+def shuffled_depths(dice: random.Random, reorganisations: int, deepest: int) -> list[int]:
+    """How many blocks each reorganisation leaves. Few are spread over all depths; of many, each
+    depth comes as often as the others."""
+    step = max(1, deepest // reorganisations)
+    depths = [deepest - number * step % deepest for number in range(reorganisations)]
+    dice.shuffle(depths)
+    return depths
+
+
 async def _build_another(
-    services: Services,
-    source: EscrowEventReader,
+    resources: Resources,
+    reader: EscrowEventReader,
     chain: Branching,
     users: Users,
     dice: random.Random,
@@ -98,16 +107,16 @@ async def _build_another(
         fresh = users.act(1) if dice.random() < 0.25 else []
         chain.mine(*old, *fresh)
         if dice.random() < 0.02:
-            with suppress(ReadAgain):  # the branch is still shorter than what was read
-                await index(services, source)
+            with suppress(ChainMoved):  # the branch is still shorter than what was read
+                await index_events(resources, reader)
 
 
-async def _compare(services: Services, users: Users, source: EscrowEventReader) -> Counter[str]:
+async def _compare(resources: Resources, users: Users, reader: EscrowEventReader) -> Counter[str]:
     """Ledger and chain, to the last base unit; returns the chain's events by name."""
-    counted = await source.head() - CONFIRMATIONS
-    first = services.settings.payments.first_block
-    on_chain = _logs(users, first, counted)
-    async with services.sessions() as db:
+    confirmed = await reader.chain.head() - CONFIRMATIONS
+    first = resources.settings.payments.first_block
+    on_chain = _logs(users, first, confirmed)
+    async with resources.sessions() as db:
         rows = await db.execute(
             select(ChainEvent.name, ChainEvent.transaction_hash, ChainEvent.log_index).where(
                 ChainEvent.status == "applied"
@@ -121,8 +130,7 @@ async def _compare(services: Services, users: Users, source: EscrowEventReader) 
         assert posted - reversed_deposits == names["Deposited"]
         for account in users.accounts:
             await _compare_user(db, users, account.address)
-    view = EscrowView(source.web3, source.address)
-    report = await check(services.sessions, view)
+    report = await check_integrity(resources.sessions, EscrowReader(reader.chain, reader.address))
     assert report.violations == 0, report.findings
     return names
 

@@ -7,22 +7,21 @@ from eth_account.signers.local import LocalAccount
 from sqlalchemy import func, select
 
 from market import ledger
-from market.escrow.escrow_view import EscrowView
 from market.escrow.event_reader import EscrowEventReader
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job, NodeContribution
-from market.ledger.integrity_check import check
+from market.ledger.integrity_check import check_integrity
 from market.ledger.tables import LedgerTransaction
 from market.money import ZERO, to_units
-from market.resources import Services
+from market.resources import Resources
 from market.settings.deployment import Deployment
 from market.settlement.tables import Settlement
-from stack.dev_chain_client import DevelopmentChain, development_account
+from stack.dev_chain_client import DevChainClient, development_account
 from tests.support.branching import Branching, open_branching
 from tests.support.manual_chain import mining
-from tests.support.reorgs import CONFIRMATIONS
+from tests.support.reorgs import CONFIRMATIONS, shuffled_depths, use_branching
 from tests.support.settled_money import PROVIDERS, SIGNER, served
-from workers.chain_indexer.indexer import index
+from workers.chain_indexer.indexer import index_events
 from workers.settlement import settle_due
 
 ENOUGH = 1000
@@ -36,54 +35,49 @@ class Settled:
     reorganisations: int
     generations: int
     batches: int
-    taken_back: int
-    """Batches that were posted, and undone."""
+    undone: int
+    """Batches that were posted, and undone by a reorganisation."""
 
 
 async def settle_on(
-    services: Services, url: str, *, reorganisations: int, deepest: int, seed: int
+    resources: Resources, url: str, *, reorganisations: int, deepest: int, seed: int
 ) -> Settled:
     """Serve, settle, mine, and leave blocks for other branches; compare at the end."""
     dice = random.Random(seed)
     chain, deployment = open_branching(url)
-    payments = services.settings.payments
-    payments.escrow_contract, payments.rpc_urls = deployment.escrow, [url]
-    payments.first_block, payments.confirmations = deployment.block, CONFIRMATIONS
-    payments.finalized_tag, payments.rpc_max_age = False, 0
+    use_branching(resources, url, deployment)
+    payments = resources.settings.payments
     payments.release_delay, payments.stuck_after, payments.confirmation_wait = 0, 3600, 0.2
-    user = _rich(DevelopmentChain(url), deployment)
+    user = _rich(DevChainClient(url), deployment)
     # The deposit is below every fork.
     for _ in range(deepest + CONFIRMATIONS):
         chain.mine()
-    source, escrow = EscrowEventReader.of(payments), EscrowReader.of(payments)
-    step = max(1, deepest // reorganisations)
-    depths = [deepest - number * step % deepest for number in range(reorganisations)]
-    dice.shuffle(depths)
+    depths = shuffled_depths(dice, reorganisations, deepest)
     generations = 0
-    try:
-        await index(services, source)
+    async with (
+        EscrowEventReader.from_settings(payments) as reader,
+        EscrowReader.from_settings(payments) as escrow,
+    ):
+        await index_events(resources, reader)
         for depth in depths:
             for _ in range(dice.randrange(1, 3)):
-                await served(services, user, dice.randrange(1, 9))
+                await served(resources, user, dice.randrange(1, 9))
                 generations += 1
-                await settle_due(services, escrow, SIGNER)
+                await settle_due(resources, escrow, SIGNER)
                 for _ in range(dice.choice([1, CONFIRMATIONS + 1])):
                     chain.mine()
-                await settle_due(services, escrow, SIGNER)
-            await index(services, source)
+                await settle_due(resources, escrow, SIGNER)
+            await index_events(resources, reader)
             chain.leave(depth)
             for _ in range(depth + dice.randrange(CONFIRMATIONS)):
                 chain.mine()
-            await settle_due(services, escrow, SIGNER)
-        await _finish(services, escrow, chain)
+            await settle_due(resources, escrow, SIGNER)
+        await _finish(resources, escrow, chain)
         for _ in range(CONFIRMATIONS + 1):
             chain.mine()
-        await index(services, source)
-        await _compare(services, escrow, source)
-    finally:
-        await source.close()
-        await escrow.close()
-    async with services.sessions() as db:
+        await index_events(resources, reader)
+        await _compare(resources, escrow)
+    async with resources.sessions() as db:
         batches = await db.scalar(select(func.count()).select_from(Settlement))
         reversals = await db.scalar(
             select(func.count())
@@ -93,7 +87,7 @@ async def settle_on(
     return Settled(len(depths), generations, batches or 0, reversals or 0)
 
 
-def _rich(actor: DevelopmentChain, deployment: Deployment) -> LocalAccount:
+def _rich(actor: DevChainClient, deployment: Deployment) -> LocalAccount:
     """Somebody who has deposited and signed for more than he will ever spend."""
     user = development_account(4)
     with mining(actor):
@@ -101,12 +95,12 @@ def _rich(actor: DevelopmentChain, deployment: Deployment) -> LocalAccount:
     return user
 
 
-async def _finish(services: Services, escrow: EscrowReader, chain: Branching) -> None:
+async def _finish(resources: Resources, escrow: EscrowReader, chain: Branching) -> None:
     """No more reorganisations: mine and settle until nothing is due."""
     for _ in range(ENOUGH):
-        await settle_due(services, escrow, SIGNER)
+        await settle_due(resources, escrow, SIGNER)
         chain.mine()
-        async with services.sessions() as db:
+        async with resources.sessions() as db:
             unpaid = await db.scalar(
                 select(func.count())
                 .select_from(Job)
@@ -118,9 +112,9 @@ async def _finish(services: Services, escrow: EscrowReader, chain: Branching) ->
     raise AssertionError("Settlement never comes to its end.")
 
 
-async def _compare(services: Services, escrow: EscrowReader, source: EscrowEventReader) -> None:
+async def _compare(resources: Resources, escrow: EscrowReader) -> None:
     """Each provider was paid once, and ledger and chain agree to the last base unit."""
-    async with services.sessions() as db:
+    async with resources.sessions() as db:
         for provider in PROVIDERS:
             due = await db.scalar(
                 select(func.sum(NodeContribution.payment_far)).where(
@@ -131,5 +125,5 @@ async def _compare(services: Services, escrow: EscrowReader, source: EscrowEvent
             assert await ledger.balance(db, ledger.owed(provider)) == 0
         unmarked = select(func.count()).where(NodeContribution.paid_at.is_(None))
         assert await db.scalar(unmarked) == 0
-    report = await check(services.sessions, EscrowView(source.web3, source.address))
+    report = await check_integrity(resources.sessions, escrow)
     assert report.violations == 0, report.findings

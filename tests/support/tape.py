@@ -1,5 +1,5 @@
-"""What a GPU's graph does, on a CPU: the same operations on the same memory again. What is not
-copied to where they read it, is stale."""
+"""What a CUDA graph does, on a CPU: the same operations on the same memory again. An input that is
+not copied to the memory that they read is stale."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Tape(TorchDispatchMode):
-    """Records operations, and does them again on the same memory."""
+    """Records torch operations, and repeats them on the memory that they used."""
 
     supports_higher_order_operators = True
 
@@ -19,24 +19,25 @@ class Tape(TorchDispatchMode):
         self._operations: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        self._operations.append((func, args, kwargs or {}, made))
-        return made
+        output = func(*args, **(kwargs or {}))
+        self._operations.append((func, args, kwargs or {}, output))
+        return output
 
-    def play(self) -> None:
-        for func, args, kwargs, made in self._operations:
+    def replay(self) -> None:
+        for func, args, kwargs, output in self._operations:
             again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(made), tree_leaves(again), strict=True):
+            for old, new in zip(tree_leaves(output), tree_leaves(again), strict=True):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
 
 def capture(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """A :data:`node_runner.engine.model.cuda_graphs.Capture` that needs no GPU."""
     with Tape() as tape:
         output = compute()
 
     def replay() -> torch.Tensor:
-        tape.play()
+        tape.replay()
         return output
 
     return replay

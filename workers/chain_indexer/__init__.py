@@ -1,1 +1,1 @@
-"""The escrow's events, counted into the ledger."""
+"""Indexes the escrow's events: confirmed ones are posted to the ledger."""

@@ -1,4 +1,4 @@
-"""Events, cursor and ledger made those of a reading."""
+"""Brings stored events, cursor and ledger to the state of a range that was read."""
 
 from typing import Any
 
@@ -8,34 +8,38 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import metrics
-from market.chain.errors import ReadAgain
-from market.escrow.event_reader import Block, EscrowEventReader, Event, EventRange
+from market.chain.errors import ChainMoved
+from market.escrow.event_reader import Block, EscrowEvent, EscrowEventReader, EventRange
 from market.escrow.tables import ChainBlock, ChainCursor, ChainEvent
-from market.resources import Services
+from market.resources import Resources
 from workers.chain_indexer import ledger_effects
 
 log = structlog.get_logger()
 
 
-KEPT_BLOCKS = 20_000
-"""How far back a block's hash is remembered: several ranges, and hours on BSC. A deeper change is
-another chain rather than a reorganisation."""
+REORG_WINDOW = 20_000
+"""Blocks below the last indexed one whose hashes are kept: several ranges, and hours on BSC. A
+deeper reorganisation is taken for another chain."""
 
 
-async def last_counted(services: Services, source: EscrowEventReader) -> Block:
-    """The last block that counts; where there is none, the one before the escrow's first."""
-    contract = source.address.lower()
-    before = max(services.settings.payments.first_block - 1, 0)
-    async with services.sessions() as db:
+async def last_indexed(resources: Resources, reader: EscrowEventReader) -> Block:
+    """The last block whose events are in the ledger; at first, the one before the escrow's first.
+
+    Raises:
+        ChainMoved: the endpoint does not have that first block.
+    """
+    contract = reader.address.lower()
+    before = max(resources.settings.payments.first_block - 1, 0)
+    async with resources.sessions() as db:
         cursor = await db.get(ChainCursor, contract)
         number = before if cursor is None else cursor.next_block - 1
         stored = await db.get(ChainBlock, (contract, number))
     if stored is not None:
         return Block(stored.number, stored.hash)
-    found = (await source.hashes([number]))[number]
+    found = (await reader.hashes([number]))[number]
     if found is None:
-        raise ReadAgain(f"The node does not have block {number}.")
-    async with services.sessions.begin() as db:
+        raise ChainMoved(f"The node does not have block {number}.")
+    async with resources.sessions.begin() as db:
         await db.execute(
             insert(ChainCursor)
             .values(contract=contract, next_block=number + 1)
@@ -49,40 +53,50 @@ async def last_counted(services: Services, source: EscrowEventReader) -> Block:
     return Block(number, found)
 
 
-async def store(services: Services, contract: str, known: Block, reading: EventRange) -> int | None:
-    """Make events and ledger those of the reading; none if another process was faster."""
-    async with services.sessions.begin() as db:
-        if not await is_last_counted(db, contract, known):
+async def store_range(
+    resources: Resources, contract: str, last: Block, event_range: EventRange
+) -> int | None:
+    """Store the events of a range, and apply to the ledger those that are confirmed.
+
+    Args:
+        last: The last indexed block when the range was read.
+
+    Returns how many events were applied; none if another process has indexed meanwhile.
+    """
+    async with resources.sessions.begin() as db:
+        if not await is_last_indexed(db, contract, last):
             return None
-        gone = await _replace_pending(db, contract, reading)
-        applied = await _apply(db, contract, reading.confirmed.number)
-        await ledger_effects.follow_caps(db, contract, [*gone, *reading.events])
-        if reading.confirmed != known:
-            # Those of events as well: then nothing is taken back that is older than a fork.
-            counted = {event.block_number: event.block_hash for event in applied}
-            counted[reading.confirmed.number] = reading.confirmed.hash
+        replaced = await _replace_pending(db, contract, event_range)
+        applied = await _apply_confirmed(db, contract, event_range.confirmed.number)
+        await ledger_effects.sync_caps(db, contract, [*replaced, *event_range.events])
+        if event_range.confirmed != last:
+            # The blocks of events as well: so a rewind reverses nothing that is below the fork.
+            hashes = {event.block_number: event.block_hash for event in applied}
+            hashes[event_range.confirmed.number] = event_range.confirmed.hash
             await db.execute(
                 insert(ChainBlock),
-                [{"contract": contract, "number": n, "hash": h} for n, h in counted.items()],
+                [{"contract": contract, "number": n, "hash": h} for n, h in hashes.items()],
             )
-            await move_cursor(db, contract, reading.confirmed)
+            await move_cursor(db, contract, event_range.confirmed)
     for event in applied:
         metrics.chain_events.labels(event.name).inc()
         log.info("chain_event_applied", **log_fields(event))
     return len(applied)
 
 
-async def _replace_pending(db: AsyncSession, contract: str, reading: EventRange) -> list[Event]:
-    """Put the reading in the place of the last one; returns what the last one had."""
+async def _replace_pending(
+    db: AsyncSession, contract: str, event_range: EventRange
+) -> list[EscrowEvent]:
+    """Store a range's events in the place of the pending ones; returns those."""
     old = delete(ChainEvent).where(
         ChainEvent.contract == contract,
         ChainEvent.status == "pending",
-        ChainEvent.block_number >= reading.first,
+        ChainEvent.block_number >= event_range.first,
     )
-    if not reading.at_head:
-        old = old.where(ChainEvent.block_number <= reading.last)
-    gone = [as_event(row) for row in await db.scalars(old.returning(ChainEvent))]
-    for event in reading.events:
+    if not event_range.at_head:
+        old = old.where(ChainEvent.block_number <= event_range.last)
+    replaced = [as_event(row) for row in await db.scalars(old.returning(ChainEvent))]
+    for event in event_range.events:
         row = insert(ChainEvent).values(
             transaction_hash=event.transaction_hash,
             log_index=event.log_index,
@@ -93,8 +107,8 @@ async def _replace_pending(db: AsyncSession, contract: str, reading: EventRange)
             wallet_address=event.wallet,
             arguments=event.arguments,
         )
-        # One that was reverted may have come again, in this block or another.
-        again = {
+        # An event that was reverted may be on the chain again, in its block or another one.
+        renewed = {
             column.name: row.excluded[column.name]
             for column in ChainEvent.__table__.columns
             if not column.primary_key
@@ -102,15 +116,15 @@ async def _replace_pending(db: AsyncSession, contract: str, reading: EventRange)
         await db.execute(
             row.on_conflict_do_update(
                 index_elements=[ChainEvent.transaction_hash, ChainEvent.log_index],
-                set_=again,
+                set_=renewed,
                 where=ChainEvent.status == "reverted",
             )
         )
-    return gone
+    return replaced
 
 
-async def _apply(db: AsyncSession, contract: str, confirmed: int) -> list[Event]:
-    """Let the ledger follow what counts now, in the chain's order."""
+async def _apply_confirmed(db: AsyncSession, contract: str, confirmed: int) -> list[EscrowEvent]:
+    """Apply to the ledger the pending events up to block ``confirmed``, in the chain's order."""
     rows = await db.scalars(
         select(ChainEvent)
         .where(
@@ -124,39 +138,41 @@ async def _apply(db: AsyncSession, contract: str, confirmed: int) -> list[Event]
     applied = []
     for row in rows:
         event = as_event(row)
-        row.reference = await ledger_effects.apply(db, event)
+        row.reference = await ledger_effects.apply_event(db, event)
         row.status = "applied"
         applied.append(event)
     await db.flush()
     return applied
 
 
-async def is_last_counted(db: AsyncSession, contract: str, known: Block) -> bool:
-    """Whether nobody has gone on or back since; nobody can until this transaction ends."""
+async def is_last_indexed(db: AsyncSession, contract: str, block: Block) -> bool:
+    """Whether a block is still the last indexed one. Locks the cursor: until the transaction ends,
+    no other process moves it."""
     next_block = await db.scalar(
         select(ChainCursor.next_block).where(ChainCursor.contract == contract).with_for_update()
     )
-    if next_block != known.number + 1:
+    if next_block != block.number + 1:
         return False
-    block = await db.get(ChainBlock, (contract, known.number))
-    return block is not None and block.hash == known.hash
+    stored = await db.get(ChainBlock, (contract, block.number))
+    return stored is not None and stored.hash == block.hash
 
 
-async def move_cursor(db: AsyncSession, contract: str, counted: Block) -> None:
+async def move_cursor(db: AsyncSession, contract: str, last: Block) -> None:
+    """Make a block the last indexed one, and forget the hashes below `REORG_WINDOW`."""
     await db.execute(
         update(ChainCursor)
         .where(ChainCursor.contract == contract)
-        .values(next_block=counted.number + 1)
+        .values(next_block=last.number + 1)
     )
     await db.execute(
         delete(ChainBlock).where(
-            ChainBlock.contract == contract, ChainBlock.number < counted.number - KEPT_BLOCKS
+            ChainBlock.contract == contract, ChainBlock.number < last.number - REORG_WINDOW
         )
     )
 
 
-def as_event(row: ChainEvent) -> Event:
-    return Event(
+def as_event(row: ChainEvent) -> EscrowEvent:
+    return EscrowEvent(
         transaction_hash=row.transaction_hash,
         log_index=row.log_index,
         block_number=row.block_number,
@@ -166,7 +182,7 @@ def as_event(row: ChainEvent) -> Event:
     )
 
 
-def log_fields(event: Event) -> dict[str, Any]:
+def log_fields(event: EscrowEvent) -> dict[str, Any]:
     """What the logs say of an event."""
     return {
         "name": event.name,

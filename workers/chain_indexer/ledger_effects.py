@@ -1,4 +1,4 @@
-"""What an event of the escrow means for the ledger."""
+"""What a confirmed event of the escrow means for the ledger."""
 
 from collections.abc import Iterable
 
@@ -7,32 +7,35 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger, metrics
-from market.escrow.event_reader import Event
+from market.escrow.event_reader import EscrowEvent
+from market.escrow.settle_call import BatchTotals
 from market.escrow.tables import ChainEvent
 from market.money import from_units
+from market.settlement.batch_draft import stored_batch
 from market.settlement.tables import Settlement
 
 log = structlog.get_logger()
 
 CAP_EVENTS = ("CapRaised", "CapLoweringRequested", "CapLoweringCancelled", "CapLowered")
 
-POSTINGS = {
+TRANSACTION_KINDS = {
     "Deposited": "deposit",
     "WithdrawalRequested": "request_withdrawal",
     "WithdrawalCancelled": "cancel_withdrawal",
     "Withdrawn": "withdrawn",
 }
-"""The ledger's kind of transaction for each event that moves a user's money. `Claimed` moves
-none of ours: the ledger calls a provider paid once the contract has credited him."""
+"""The kind of ledger transaction for each event that moves a user's money. ``Claimed`` moves none:
+to the ledger a provider is paid once the contract has credited him."""
 
 
-async def apply(db: AsyncSession, event: Event) -> str | None:
-    """Post what an event that counts has moved; returns the reference, if it moved something."""
+async def apply_event(db: AsyncSession, event: EscrowEvent) -> str | None:
+    """Post what a confirmed event has moved; returns the posting's reference, if it moved
+    something."""
     if event.name == "BatchSettled":
         await _compare_batch(db, event)
-    if event.name not in POSTINGS:
+    if event.name not in TRANSACTION_KINDS:
         return None
-    # The block is part of it: the same event may come again in another one.
+    # With the block's hash: after a reorganisation one event may be in another block.
     reference = f"{event.transaction_hash}:{event.log_index}@{event.block_hash}"
     wallet = event.arguments["user"]
     match event.name:
@@ -46,18 +49,18 @@ async def apply(db: AsyncSession, event: Event) -> str | None:
             await ledger.cancel_withdrawal(db, reference=reference, wallet=wallet)
         case "Withdrawn":
             amount = from_units(event.units("amount"))
-            await ledger.withdrawn(db, reference=reference, wallet=wallet, amount=amount)
+            await ledger.complete_withdrawal(db, reference=reference, wallet=wallet, amount=amount)
     return reference
 
 
-async def reverse(db: AsyncSession, event: Event, reference: str | None) -> None:
-    """Undo what :func:`apply` posted."""
+async def reverse_event(db: AsyncSession, event: EscrowEvent, reference: str | None) -> None:
+    """Reverse what :func:`apply_event` posted under ``reference``."""
     if reference is not None:
-        await ledger.reverse(db, kind=POSTINGS[event.name], reference=reference)
+        await ledger.reverse(db, kind=TRANSACTION_KINDS[event.name], reference=reference)
 
 
-async def follow_caps(db: AsyncSession, contract: str, events: Iterable[Event]) -> None:
-    """Set the caps of all users whose caps these events touch."""
+async def sync_caps(db: AsyncSession, contract: str, events: Iterable[EscrowEvent]) -> None:
+    """Set the spending caps of all users whose caps these events change."""
     wallets = {event.arguments["user"] for event in events if event.name in CAP_EVENTS}
     for wallet in sorted(wallets):
         rows = await db.execute(
@@ -71,46 +74,42 @@ async def follow_caps(db: AsyncSession, contract: str, events: Iterable[Event]) 
             .order_by(ChainEvent.block_number, ChainEvent.log_index)
         )
         history = [(name, arguments, status) for name, arguments, status in rows]
-        counted = [(name, arguments) for name, arguments, status in history if status == "applied"]
+        applied = [(name, arguments) for name, arguments, status in history if status == "applied"]
         seen = [(name, arguments) for name, arguments, _ in history]
-        maximum = from_units(min(cap_after(counted), cap_after(seen)))
+        # A raise binds once it is confirmed, a lowering as soon as it is seen.
+        maximum = from_units(min(effective_cap(applied), effective_cap(seen)))
         await ledger.raise_cap(db, wallet=wallet, maximum=maximum)
         await ledger.lower_cap(db, wallet=wallet, maximum=maximum)
 
 
-def cap_after(events: Iterable[tuple[str, dict[str, str]]]) -> int:
+def effective_cap(events: Iterable[tuple[str, dict[str, str]]]) -> int:
     """What a user lets us debit in total, in base units, after cap events in their order.
 
     A lowering binds from the moment in which it is asked for, not only when the contract carries
     it out: what is held from then on might be settled after that.
     """
     cap = 0
-    asked: int | None = None
+    requested: int | None = None
     for name, arguments in events:
         if name == "CapLoweringRequested":
-            asked = int(arguments["maximum"])
+            requested = int(arguments["maximum"])
         else:
-            asked = None
+            requested = None
             if name != "CapLoweringCancelled":
                 cap = int(arguments["maximum"])
-    return cap if asked is None else min(cap, asked)
+    return cap if requested is None else min(cap, requested)
 
 
-async def _compare_batch(db: AsyncSession, event: Event) -> None:
-    """A batch on the chain that we did not close, or not so, means a stolen settler key. One that
-    we have replaced, and is there all the same, pays twice."""
-    batch = await db.get(Settlement, event.arguments["batchId"])
-    ours = None
-    if batch is not None:
-        debited = sum(int(units) for units in batch.debits.values())
-        credited = sum(int(units) for units in batch.credits.values())
-        ours = (debited, credited, int(batch.fee_units))
-    theirs = (event.units("debited"), event.units("credited"), event.units("fee"))
-    if batch is None or batch.status == "replaced" or ours != theirs:
+async def _compare_batch(db: AsyncSession, event: EscrowEvent) -> None:
+    """Raise the alarm if a settled batch is not as we closed it, which means a stolen settler key,
+    or was replaced, and so pays twice."""
+    row = await db.get(Settlement, event.arguments["batchId"])
+    settled = BatchTotals(event.units("debited"), event.units("credited"), event.units("fee"))
+    if row is None or row.status == "replaced" or stored_batch(row).totals != settled:
         metrics.foreign_batches.inc()
         log.error(
             "batch_not_ours",
             batch=event.arguments["batchId"],
             transaction=event.transaction_hash,
-            known=batch is not None,
+            known=row is not None,
         )

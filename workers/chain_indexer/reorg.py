@@ -1,4 +1,4 @@
-"""Back to the common block."""
+"""Goes back to a block that both branches have, after a deep reorganisation."""
 
 import structlog
 from sqlalchemy import delete, select
@@ -6,25 +6,29 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import metrics
 from market.chain.errors import ChainError
-from market.escrow.event_reader import Block, EscrowEventReader, Event
+from market.escrow.event_reader import Block, EscrowEvent, EscrowEventReader
 from market.escrow.tables import ChainBlock, ChainEvent
-from market.resources import Services
+from market.resources import Resources
 from workers.chain_indexer import ledger_effects
-from workers.chain_indexer.event_store import as_event, is_last_counted, log_fields, move_cursor
+from workers.chain_indexer.event_store import as_event, is_last_indexed, log_fields, move_cursor
 
 log = structlog.get_logger()
 
 
-async def go_back(services: Services, source: EscrowEventReader, known: Block) -> None:
-    """To the newest block that counted and is still there.
+async def rewind(resources: Resources, reader: EscrowEventReader, last: Block) -> None:
+    """Make the newest stored block that is still on the chain the last indexed one, and reverse
+    what was applied above it.
+
+    Args:
+        last: The last indexed block, which is not on the chain any more.
 
     Raises:
-        ChainError: there is none: the node is on another chain.
+        ChainError: no stored block is on the chain: the endpoint is on another one.
     """
-    contract = source.address.lower()
-    common = await _common_block(services, source, known)
-    async with services.sessions.begin() as db:
-        if not await is_last_counted(db, contract, known):
+    contract = reader.address.lower()
+    common = await _common_block(resources, reader, last)
+    async with resources.sessions.begin() as db:
+        if not await is_last_indexed(db, contract, last):
             return
         await db.execute(
             delete(ChainBlock).where(
@@ -32,40 +36,40 @@ async def go_back(services: Services, source: EscrowEventReader, known: Block) -
             )
         )
         await move_cursor(db, contract, common)
-        reverted = await _take_back(db, contract, common.number)
+        reverted = await _reverse_events(db, contract, common.number)
     metrics.chain_reorganisations.inc()
     log.error(
-        "chain_reorganised", counted_to=known.number, back_to=common.number, events=len(reverted)
+        "chain_reorganised", counted_to=last.number, back_to=common.number, events=len(reverted)
     )
     for event in reverted:
         metrics.chain_events_reverted.labels(event.name).inc()
         log.error("chain_event_reverted", **log_fields(event))
 
 
-async def _common_block(services: Services, source: EscrowEventReader, known: Block) -> Block:
-    async with services.sessions() as db:
-        counted = await db.scalars(
+async def _common_block(resources: Resources, reader: EscrowEventReader, last: Block) -> Block:
+    async with resources.sessions() as db:
+        stored = await db.scalars(
             select(ChainBlock)
-            .where(ChainBlock.contract == source.address.lower(), ChainBlock.number < known.number)
+            .where(ChainBlock.contract == reader.address.lower(), ChainBlock.number < last.number)
             .order_by(ChainBlock.number)
         )
-        blocks = [Block(block.number, block.hash) for block in counted]
-    # Below a block that is still there everything is: so few of them have to be asked for.
-    there, gone = 0, len(blocks)
-    while there < gone:
-        middle = (there + gone) // 2
+        blocks = [Block(block.number, block.hash) for block in stored]
+    # Below a block that is still on the chain all are: so a binary search finds the newest.
+    low, high = 0, len(blocks)
+    while low < high:
+        middle = (low + high) // 2
         block = blocks[middle]
-        if (await source.hashes([block.number]))[block.number] == block.hash:
-            there = middle + 1
+        if (await reader.hashes([block.number]))[block.number] == block.hash:
+            low = middle + 1
         else:
-            gone = middle
-    if not there:
-        raise ChainError(f"None of our blocks is on the node's chain; the last was {known.number}.")
-    return blocks[there - 1]
+            high = middle
+    if not low:
+        raise ChainError(f"None of our blocks is on the node's chain; the last was {last.number}.")
+    return blocks[low - 1]
 
 
-async def _take_back(db: AsyncSession, contract: str, above: int) -> list[Event]:
-    """Reverse what was applied above a block, the last first."""
+async def _reverse_events(db: AsyncSession, contract: str, above: int) -> list[EscrowEvent]:
+    """Reverse the events that were applied above a block, the newest first."""
     rows = await db.scalars(
         select(ChainEvent)
         .where(
@@ -78,9 +82,9 @@ async def _take_back(db: AsyncSession, contract: str, above: int) -> list[Event]
     reverted = []
     for row in rows:
         event = as_event(row)
-        await ledger_effects.reverse(db, event, row.reference)
+        await ledger_effects.reverse_event(db, event, row.reference)
         row.status = "reverted"
         reverted.append(event)
     await db.flush()
-    await ledger_effects.follow_caps(db, contract, reverted)
+    await ledger_effects.sync_caps(db, contract, reverted)
     return reverted

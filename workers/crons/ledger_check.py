@@ -1,24 +1,22 @@
-"""The ledger's integrity, checked now and then; what is wrong is logged and counted."""
+"""Checks the ledger's integrity now and then; violations become metrics and errors in the log."""
 
 from typing import Any
 
 import structlog
 
 from market.chain.errors import ChainError
-from market.escrow.escrow_view import EscrowView
-from market.ledger.integrity_check import check, publish
-from market.resources import Services
+from market.ledger.integrity_check import check_integrity, check_with_chain, publish
+from market.resources import Resources
 
 log = structlog.get_logger()
 
 
 async def check_ledger(ctx: dict[str, Any]) -> None:
-    """arq cron: check the ledger's invariants, and the ledger against the contract, if any."""
-    services: Services = ctx["services"]
+    """arq cron: check the ledger, and reconcile it with the contract, if there is one."""
+    resources: Resources = ctx["resources"]
     try:
-        async with EscrowView.of(services.settings.payments) as contract:
-            report = await check(services.sessions, contract)
-    except ChainError as error:  # the ledger can be checked by itself
+        report = await check_with_chain(resources.sessions, resources.settings.payments)
+    except ChainError as error:  # the ledger can be checked without the chain
         log.error("ledger_not_compared", reason=str(error))
-        report = await check(services.sessions)
+        report = await check_integrity(resources.sessions)
     publish(report)

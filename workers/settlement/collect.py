@@ -1,4 +1,4 @@
-"""What is due, and the one transaction that closes it into a batch."""
+"""Generations that are due, and the one database transaction that closes them into a batch."""
 
 import asyncio
 import datetime as dt
@@ -13,41 +13,42 @@ from market import ledger
 from market.jobs.tables import Job
 from market.money import from_units, plain
 from market.settings.payments import PaymentsSettings
-from market.settlement.batch_draft import Draft, fitting, make_draft
+from market.settlement.batch_draft import BatchDraft, draft_batch, within_line_limit
 from market.settlement.errors import SettlementMismatch
-from market.settlement.tables import Settlement, StoredTree
+from market.settlement.tables import Settlement, StoredUsageTree
 from market.settlement.usage_lines import Contributions, contributions_of
 from workers.settlement.run_context import SettlementRun
-from workers.settlement.steps import Progress, Step, step
+from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
 
-async def close(run: SettlementRun) -> Progress:
-    """Gather what is due into a new batch; `BLOCKED` if there is nothing.
+async def close_batch(run: SettlementRun) -> StepResult:
+    """Close what is due into a new batch; `STOPPED` if nothing is due.
 
     Raises:
         SettlementMismatch: the ledger does not owe what the batch would pay.
-        ChainUnreachable: the fee's recipient cannot be asked for.
+        ChainUnreachable: the contract cannot be asked for the fee's recipient.
     """
     with step(Step.CLOSE):
         if not await _anything_due(run):
-            return Progress.BLOCKED
-        chain_id = await run.network.chain_id()
+            return StepResult.STOPPED
+        chain_id = await run.chain.chain_id()
         fee_recipient = await run.escrow.fee_recipient()
         async with run.sessions.begin() as db:
-            jobs, contributions = await due(db, run.payments, lock=True)
+            jobs, contributions = await due_jobs(db, run.payments, lock=True)
             if not jobs:
-                return Progress.BLOCKED
-            draft = await draft_of(run, jobs, contributions, chain_id, fee_recipient)
+                return StepResult.STOPPED
+            draft = await draft_in_thread(run, jobs, contributions, chain_id, fee_recipient)
             await check_owed(db, draft)
-            await store(db, run.contract, draft)
+            await store_batch(db, run.contract, draft)
     log.info("settlement_closed", batch=draft.content.id, sessions=len(jobs))
-    return Progress.MOVED
+    return StepResult.ADVANCED
 
 
-def is_due(payments: PaymentsSettings) -> Sequence[ColumnElement[bool]]:
-    """Ended, charged, in no batch, past the release delay, and not withheld."""
+def due_conditions(payments: PaymentsSettings) -> Sequence[ColumnElement[bool]]:
+    """Conditions of a generation that is due: ended, charged, in no batch, past the release delay,
+    and not withheld."""
     return (
         Job.settlement_id.is_(None),
         Job.total_cost_far > 0,
@@ -59,13 +60,13 @@ def is_due(payments: PaymentsSettings) -> Sequence[ColumnElement[bool]]:
     )
 
 
-async def due(
+async def due_jobs(
     db: AsyncSession, payments: PaymentsSettings, *, lock: bool
 ) -> tuple[list[Job], Contributions]:
     """The oldest generations that are due and fit into one batch, and who served them."""
     query = (
         select(Job)
-        .where(*is_due(payments))
+        .where(*due_conditions(payments))
         .order_by(Job.completed_at, Job.id)
         .limit(payments.max_sessions_per_batch)
     )
@@ -73,19 +74,19 @@ async def due(
         query = query.with_for_update(skip_locked=True)
     jobs = list(await db.scalars(query))
     contributions = await contributions_of(db, jobs)
-    return fitting(jobs, contributions, payments.max_lines_per_batch), contributions
+    return within_line_limit(jobs, contributions, payments.max_lines_per_batch), contributions
 
 
-async def draft_of(
+async def draft_in_thread(
     run: SettlementRun,
     jobs: Sequence[Job],
     contributions: Contributions,
     chain_id: int,
     fee_recipient: str,
-) -> Draft:
-    """`make_draft`, off the event loop: ten thousand generations take a second to hash."""
+) -> BatchDraft:
+    """`draft_batch` outside the event loop: ten thousand generations take a second to hash."""
     return await asyncio.to_thread(
-        make_draft,
+        draft_batch,
         jobs,
         contributions,
         chain_id=chain_id,
@@ -94,15 +95,16 @@ async def draft_of(
     )
 
 
-async def store(
-    db: AsyncSession, contract: str, draft: Draft, *, undone_at: dt.datetime | None = None
+async def store_batch(
+    db: AsyncSession, contract: str, draft: BatchDraft, *, undone_at: dt.datetime | None = None
 ) -> None:
     """Write a batch with its usage tree, and put its generations into it.
 
-    One that was replaced, and is closed again with the very same content, is the same batch.
+    A batch has the same content, and so the same id, as one that was replaced, if nobody is
+    excluded any more: then that row is closed again.
 
     Args:
-        undone_at: Of the batch whose place it takes.
+        undone_at: ``Settlement.undone_at`` of the batch that this one replaces.
     """
     content = draft.content
     await db.execute(
@@ -124,7 +126,7 @@ async def store(
         )
     )
     await db.execute(
-        insert(StoredTree)
+        insert(StoredUsageTree)
         .values(settlement_id=content.id, nodes=draft.usage.nodes)
         .on_conflict_do_nothing()
     )
@@ -136,11 +138,11 @@ async def store(
     )
 
 
-async def check_owed(db: AsyncSession, draft: Draft) -> None:
-    """That the ledger owes at least what the batch pays.
+async def check_owed(db: AsyncSession, draft: BatchDraft) -> None:
+    """Check that the ledger owes at least what the batch pays.
 
     Raises:
-        SettlementMismatch: it owes somebody less.
+        SettlementMismatch: the ledger owes somebody less.
     """
     content = draft.content
     for owner, units in {**content.credits, ledger.PLATFORM: content.fee}.items():
@@ -153,5 +155,5 @@ async def check_owed(db: AsyncSession, draft: Draft) -> None:
 
 async def _anything_due(run: SettlementRun) -> bool:
     async with run.sessions() as db:
-        found = await db.scalar(select(Job.id).where(*is_due(run.payments)).limit(1))
+        found = await db.scalar(select(Job.id).where(*due_conditions(run.payments)).limit(1))
         return found is not None

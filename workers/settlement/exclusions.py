@@ -1,8 +1,9 @@
-"""A batch that the contract would refuse because of some users, or of the daily ceiling.
+"""Closes a batch again without the generations for which the contract would revert it.
 
-It is replaced by one without what is in the way, so that everybody else is paid. This is the one
-place where a generation goes from one batch into another, so it asks first whether the old batch
-can still be mined: only bytes that are signed can, and only until the chain has used their nonce.
+A user's deposit or cap may fall short, or the daily ceiling be reached. The batch is replaced by
+one without them, so that everybody else is paid. This is the one place where a generation goes from
+one batch into another, so it first makes sure that the old batch cannot be mined any more: only
+signed bytes can be, and only until the chain has used their nonce.
 """
 
 import datetime as dt
@@ -17,98 +18,93 @@ from market.jobs.tables import Job
 from market.money import ZERO, to_units
 from market.settlement.tables import Settlement, SettlementTransaction
 from market.settlement.usage_lines import contributions_of
-from workers.settlement.collect import draft_of, store
-from workers.settlement.pauses import Reason, alert
-from workers.settlement.run_context import SettlementRun, contract_batch
-from workers.settlement.steps import Progress, Step, step
+from workers.settlement.collect import draft_in_thread, store_batch
+from workers.settlement.pauses import AlertReason, alert
+from workers.settlement.run_context import OpenBatch, SettlementRun
+from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
-USERS_FAULT = ("InsufficientDeposit", "CapExceeded")
-CEILING = "DailyCeilingExceeded"
-SETTLED = "BatchAlreadySettled"
+SHORTFALL_REASONS = ("InsufficientDeposit", "CapExceeded")
+DAILY_CEILING = "DailyCeilingExceeded"
+ALREADY_SETTLED = "BatchAlreadySettled"
+"""Names of the contract's errors, as `SettlementRefused.reason` has them."""
 
 
-async def exclude(run: SettlementRun, batch: Settlement, refusal: SettlementRefused) -> Progress:
-    """Do what a refusal asks for.
+async def exclude(run: SettlementRun, batch: OpenBatch, refusal: SettlementRefused) -> StepResult:
+    """Close the batch again without what the contract refuses.
 
     Raises:
-        SettlementRefused: it is none that leaving something out would mend.
+        SettlementRefused: excluding generations would not help.
     """
-    if refusal.reason == SETTLED:
-        return await _look_again(run, batch)
-    by_user = refusal.reason in USERS_FAULT and refusal.user in batch.debits
-    if not by_user and refusal.reason != CEILING:
+    if refusal.reason == ALREADY_SETTLED:
+        return await _mark_signed(run, batch)
+    by_user = refusal.reason in SHORTFALL_REASONS and refusal.user in batch.content.debits
+    if not by_user and refusal.reason != DAILY_CEILING:
         raise refusal
-    with step(Step.LEAVE_OUT):
-        transactions = await run.transactions(batch)
-        if await can_still_be_mined(run, batch, transactions):
-            return Progress.WAITING
+    with step(Step.EXCLUDE):
+        if await can_still_be_mined(run, batch):
+            return StepResult.WAITING
         jobs = await _jobs(run, batch)
-        out: dict[str, list[Job]] = {}
+        excluded: dict[str, list[Job]] = {}
         if by_user:
-            alert(Reason.LEFT_OUT, refusal.detail)
+            alert(AlertReason.EXCLUDED, refusal.detail)
             # A refusal names one user. There may be others, and each would cost a batch.
-            short = {str(refusal.user): refusal.reason}
-            short |= await run.escrow.short(contract_batch(batch).debits)
+            reasons = {str(refusal.user): refusal.reason}
+            reasons |= await run.escrow.shortfalls(batch.content.debits)
             for job in jobs:
-                if job.user_wallet in short:
-                    out.setdefault(short[job.user_wallet], []).append(job)
+                if job.user_wallet in reasons:
+                    excluded.setdefault(reasons[job.user_wallet], []).append(job)
         else:
-            alert(Reason.DAILY_CEILING, refusal.detail)
-            out[CEILING] = beyond(jobs, refusal.left or 0)
-        await replace(run, batch, out, signed=len(transactions))
-        return Progress.MOVED
+            alert(AlertReason.DAILY_CEILING, refusal.detail)
+            excluded[DAILY_CEILING] = over_ceiling(jobs, refusal.left or 0)
+        await reclose(run, batch, excluded)
+        return StepResult.ADVANCED
 
 
-async def can_still_be_mined(
-    run: SettlementRun, batch: Settlement, transactions: Sequence[SettlementTransaction]
-) -> bool:
+async def can_still_be_mined(run: SettlementRun, batch: OpenBatch) -> bool:
     """Whether one of the batch's transactions was mined, or may be one day. Those of an account
     that is no settler any more would revert."""
-    if not transactions:
+    if not batch.transactions:
         return False
     final = await run.final_block()
-    for account in sorted({transaction.account for transaction in transactions}):
-        if not await run.escrow.may_settle(account, final):
+    for account in sorted({transaction.account for transaction in batch.transactions}):
+        if not await run.escrow.is_settler(account, final):
             continue
-        used = await run.network.nonce(account, final)
-        if any(other.account == account and other.nonce >= used for other in transactions):
+        used = await run.chain.nonce(account, final)
+        if any(other.account == account and other.nonce >= used for other in batch.transactions):
             return True
-    return await run.escrow.settled_root(batch.id) is not None
+    return await run.escrow.usage_root_of(batch.id) is not None
 
 
-async def replace(
-    run: SettlementRun,
-    batch: Settlement,
-    out: Mapping[str, Sequence[Job]],
-    *,
-    signed: int,
+async def reclose(
+    run: SettlementRun, batch: OpenBatch, excluded: Mapping[str, Sequence[Job]]
 ) -> None:
-    """Close the rest of a batch into another, in one transaction.
+    """Close the rest of a batch that cannot be mined any more into a new one, in one transaction.
 
     Args:
-        out: What is not in it, and waits for `retry_left_out`; by reason.
-        signed: How many transactions the batch had when it could not be mined any more.
+        excluded: Generations that are not in the new batch, by reason. They are due again after
+            the setting `retry_left_out`.
 
     Raises:
-        ChainError: another settler has signed or finished it by now; nothing was changed.
+        ChainError: another settler has signed, finished or replaced the batch meanwhile; nothing
+            was changed.
     """
-    chain_id = await run.network.chain_id()
+    chain_id = await run.chain.chain_id()
     fee_recipient = await run.escrow.fee_recipient()
     until = func.now() + dt.timedelta(seconds=run.payments.retry_left_out)
     async with run.sessions.begin() as db:
-        open_still = await db.scalar(
+        still_open = await db.scalar(
             update(Settlement)
             .where(Settlement.id == batch.id, Settlement.status.in_(("closed", "signed")))
             .values(status="replaced")
             .returning(Settlement.id)
         )
-        # The row is locked now, and who signs locks it first.
-        known = select(func.count()).where(SettlementTransaction.settlement_id == batch.id)
-        if open_still is None or await db.scalar(known) != signed:
+        # The row is locked now, and whoever signs locks it first.
+        signed = select(func.count()).where(SettlementTransaction.settlement_id == batch.id)
+        if still_open is None or await db.scalar(signed) != len(batch.transactions):
             raise ChainError(f"Batch {batch.id} went on meanwhile: another settler is at work.")
-        for reason, jobs in out.items():
+        for reason, jobs in excluded.items():
             await db.execute(
                 update(Job)
                 .where(Job.id.in_([job.id for job in jobs]))
@@ -122,41 +118,42 @@ async def replace(
         )
         if rest:
             contributions = await contributions_of(db, rest)
-            draft = await draft_of(run, rest, contributions, chain_id, fee_recipient)
-            await store(db, run.contract, draft, undone_at=batch.undone_at)
+            draft = await draft_in_thread(run, rest, contributions, chain_id, fee_recipient)
+            await store_batch(db, run.contract, draft, undone_at=batch.row.undone_at)
     log.warning(
         "settlement_reclosed",
         batch=batch.id,
         by=draft.content.id if rest else None,
-        left_out={reason: len(jobs) for reason, jobs in out.items()},
+        excluded={reason: len(jobs) for reason, jobs in excluded.items()},
     )
 
 
-def beyond(jobs: Sequence[Job], left: int) -> list[Job]:
-    """The generations, in order, that do not fit into ``left`` base units any more."""
-    out = []
+def over_ceiling(jobs: Sequence[Job], left: int) -> list[Job]:
+    """The generations that do not fit into ``left`` base units, when each that fits is taken in
+    order."""
+    over = []
     for job in jobs:
         cost = to_units(job.total_cost_far or ZERO)
         if cost > left:
-            out.append(job)
+            over.append(job)
         else:
             left -= cost
-    return out
+    return over
 
 
-async def _look_again(run: SettlementRun, batch: Settlement) -> Progress:
-    """The contract has it, though we know of no transaction: reconciling finds out."""
-    with step(Step.LEAVE_OUT):
+async def _mark_signed(run: SettlementRun, batch: OpenBatch) -> StepResult:
+    """The contract has the batch, though we know of no transaction: reconciling finds out."""
+    with step(Step.EXCLUDE):
         async with run.sessions.begin() as db:
             await db.execute(
                 update(Settlement)
                 .where(Settlement.id == batch.id, Settlement.status == "closed")
                 .values(status="signed")
             )
-    return Progress.MOVED
+    return StepResult.ADVANCED
 
 
-async def _jobs(run: SettlementRun, batch: Settlement) -> list[Job]:
+async def _jobs(run: SettlementRun, batch: OpenBatch) -> list[Job]:
     async with run.sessions() as db:
         found = await db.scalars(
             select(Job).where(Job.settlement_id == batch.id).order_by(Job.completed_at, Job.id)

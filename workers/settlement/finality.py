@@ -1,4 +1,4 @@
-"""Waits until a mined batch cannot be undone, and then lets the ledger follow."""
+"""Waits until a mined batch is final, and then posts it to the ledger."""
 
 import structlog
 from sqlalchemy import func, select, update
@@ -7,48 +7,47 @@ from market import ledger, metrics
 from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, from_units, plain
 from market.settlement.tables import Settlement
-from workers.settlement.reconcile import receipts_of
-from workers.settlement.run_context import SettlementRun, contract_batch
-from workers.settlement.steps import Progress, Step, step
+from workers.settlement.reconcile import transaction_receipts
+from workers.settlement.run_context import OpenBatch, SettlementRun
+from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
 
-async def finish(run: SettlementRun, batch: Settlement) -> Progress:
-    """Post a batch that is final; take one back that a reorganization has undone."""
+async def post_when_final(run: SettlementRun, batch: OpenBatch) -> StepResult:
+    """Post a mined batch that is final; one that a reorganization has undone is signed again."""
     with step(Step.FINALITY):
-        if await run.escrow.settled_root(batch.id) is None:
-            return await _unmark(run, batch)
-        receipts = await receipts_of(run, await run.transactions(batch))
+        if await run.escrow.usage_root_of(batch.id) is None:
+            return await _back_to_signed(run, batch)
+        receipts = await transaction_receipts(run, batch.transactions)
         mined = next((receipt for receipt in receipts if receipt.succeeded), None)
         final = await run.final_block()
         if mined is not None and mined.block_number > final:
-            return Progress.WAITING
-        if await run.escrow.settled_root(batch.id, final) is None:
-            return Progress.WAITING
-    if mined is None:  # bytes of ours that the database lost: only the contract knows
+            return StepResult.WAITING
+        if await run.escrow.usage_root_of(batch.id, final) is None:
+            return StepResult.WAITING
+    if mined is None:  # the database has lost our transaction: only the contract knows of it
         return await _post(run, batch, None, final)
     return await _post(run, batch, mined.hash, mined.block_number)
 
 
-async def _unmark(run: SettlementRun, batch: Settlement) -> Progress:
+async def _back_to_signed(run: SettlementRun, batch: OpenBatch) -> StepResult:
     async with run.sessions.begin() as db:
         await db.execute(
             update(Settlement)
             .where(Settlement.id == batch.id, Settlement.status == "mined")
             .values(status="signed", transaction_hash=None, block_number=None)
         )
-    log.warning("settlement_reorganized", batch=batch.id, block=batch.block_number)
-    return Progress.MOVED
+    log.warning("settlement_reorganized", batch=batch.id, block=batch.row.block_number)
+    return StepResult.ADVANCED
 
 
 async def _post(
-    run: SettlementRun, batch: Settlement, transaction: str | None, block: int
-) -> Progress:
-    """Owed becomes paid, once: the batch's row is locked, and the ledger knows its id."""
-    content = contract_batch(batch)
-    paid = {wallet: from_units(units) for wallet, units in content.credits.items()}
-    fee = from_units(content.fee)
+    run: SettlementRun, batch: OpenBatch, transaction: str | None, block: int
+) -> StepResult:
+    """What was owed becomes paid. Once: the ledger posts each batch's id a single time."""
+    paid = {wallet: from_units(units) for wallet, units in batch.content.credits.items()}
+    fee = from_units(batch.content.fee)
     with step(Step.POST):
         async with run.sessions.begin() as db:
             await ledger.settle(db, batch=batch.id, amounts={**paid, ledger.PLATFORM: fee})
@@ -83,4 +82,4 @@ async def _post(
         amount_far=plain(total),
         fee_far=plain(fee),
     )
-    return Progress.CONFIRMED
+    return StepResult.CONFIRMED

@@ -1,4 +1,5 @@
-"""When an operator has to look. Nothing is settled until `far-mesh settle --resume`."""
+"""Alerts and pauses. While a pause is in force nothing is settled, until an operator has looked
+and says `far-mesh settle --resume`."""
 
 from enum import StrEnum
 from typing import NoReturn
@@ -14,17 +15,20 @@ from market.money import PLACES, from_units, plain
 from market.settings.payments import PaymentsSettings
 from market.settlement.errors import SettlementPaused
 from market.settlement.tables import Settlement, SettlementPause
-from workers.settlement.run_context import SettlementRun
+from workers.settlement.run_context import OpenBatch, SettlementRun
 from workers.settlement.steps import Step, step
 
 log = structlog.get_logger()
 
-FAILURES = 2
-"""Refusals in a row after which trying again will not help."""
+MAX_FAILURES = 2
+"""Refusals of one batch in a row after which settlement pauses."""
 
 
-class Reason(StrEnum):
-    """Why somebody should look. The first four pause settlement."""
+class AlertReason(StrEnum):
+    """Why an operator should look. The first four pause settlement.
+
+    Values are the label ``reason`` of the metric ``far_settlement_alerts_total``.
+    """
 
     LOW_GAS_MONEY = "low_gas_money"
     MISMATCH = "mismatch"
@@ -32,18 +36,18 @@ class Reason(StrEnum):
     FAILURES = "failures"
     FEE_CEILING = "fee_ceiling"
     DAILY_CEILING = "daily_ceiling"
-    LEFT_OUT = "left_out"
-    TAKEN_BACK = "taken_back"
+    EXCLUDED = "left_out"
+    REORG = "taken_back"
     UNREACHABLE = "unreachable"
 
 
-def alert(reason: Reason, detail: str) -> None:
-    """Say so, and go on."""
+def alert(reason: AlertReason, detail: str) -> None:
+    """Count and log what an operator should look at, and go on."""
     metrics.settlement_alerts.labels(reason).inc()
     log.error("settlement_alert", reason=reason, detail=detail)
 
 
-async def pause(sessions: Sessions, reason: Reason, detail: str) -> NoReturn:
+async def pause(sessions: Sessions, reason: AlertReason, detail: str) -> NoReturn:
     """Settle nothing until an operator has looked.
 
     Raises:
@@ -61,16 +65,16 @@ async def pause(sessions: Sessions, reason: Reason, detail: str) -> NoReturn:
     raise SettlementPaused(f"Settlement is paused ({reason}): {detail}")
 
 
-async def in_force(sessions: Sessions) -> SettlementPause | None:
-    """The pause that nobody has ended."""
+async def current_pause(sessions: Sessions) -> SettlementPause | None:
+    """The pause that is in force, if one is."""
     async with sessions() as db:
-        found = await db.scalar(select(SettlementPause).where(SettlementPause.ended_at.is_(None)))
-    metrics.settlement_paused.set(found is not None)
-    return found
+        pause = await db.scalar(select(SettlementPause).where(SettlementPause.ended_at.is_(None)))
+    metrics.settlement_paused.set(pause is not None)
+    return pause
 
 
 async def resume(sessions: Sessions) -> SettlementPause | None:
-    """End the pause, and forget what failed before; returns it, or none."""
+    """End the pause in force, if one is, and return it; counts failures from zero again."""
     with step(Step.PAUSE):
         async with sessions.begin() as db:
             ended = await db.scalar(
@@ -84,11 +88,11 @@ async def resume(sessions: Sessions) -> SettlementPause | None:
     return ended
 
 
-async def count_failure(run: SettlementRun, batch: Settlement, error: ChainError) -> None:
-    """Remember that a batch was refused.
+async def count_failure(run: SettlementRun, batch: OpenBatch, error: ChainError) -> None:
+    """Count that a batch was refused.
 
     Raises:
-        SettlementPaused: it was the second time in a row.
+        SettlementPaused: the batch was refused `MAX_FAILURES` times in a row.
     """
     with step(Step.PAUSE):
         async with run.sessions.begin() as db:
@@ -98,28 +102,29 @@ async def count_failure(run: SettlementRun, batch: Settlement, error: ChainError
                 .values(failures=Settlement.failures + 1)
                 .returning(Settlement.failures)
             )
-    if failures is not None and failures >= FAILURES:
-        await pause(run.sessions, Reason.FAILURES, f"Batch {batch.id}: {error.detail}")
+    if failures is not None and failures >= MAX_FAILURES:
+        await pause(run.sessions, AlertReason.FAILURES, f"Batch {batch.id}: {error.detail}")
 
 
 async def check_gas_money(run: SettlementRun, needed: int) -> None:
-    """That the account can pay ``needed`` wei, and a reserve.
+    """Check that the account has ``needed`` wei, and no less than `min_gas_money`.
 
     Raises:
-        SettlementPaused: it cannot.
+        SettlementPaused: the account has less.
     """
-    least = max(needed, gas_reserve(run.payments))
-    balance = await run.network.balance(run.account)
-    if balance < least:
-        detail = f"{run.signer.address} has {coins(balance)} coins and needs {coins(least)}."
-        await pause(run.sessions, Reason.LOW_GAS_MONEY, detail)
+    required = max(needed, gas_reserve(run.payments))
+    balance = await run.chain.balance(run.account)
+    if balance < required:
+        has, needs = format_coins(balance), format_coins(required)
+        detail = f"{run.signer.address} has {has} coins and needs {needs}."
+        await pause(run.sessions, AlertReason.LOW_GAS_MONEY, detail)
 
 
 def gas_reserve(payments: PaymentsSettings) -> int:
-    """`min_gas_money` in wei."""
+    """The setting `min_gas_money`, in wei."""
     return int(payments.min_gas_money.scaleb(PLACES))
 
 
-def coins(wei: int) -> str:
-    """Wei as coins of the chain, for people."""
+def format_coins(wei: int) -> str:
+    """Wei as coins of the chain, such as BNB."""
     return plain(from_units(wei))

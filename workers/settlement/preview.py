@@ -1,4 +1,4 @@
-"""What the next batch would be, for people. Nothing is written, signed or sent."""
+"""What the next batch would be, shown to an operator. Nothing is written, signed or sent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ from market.escrow.errors import SettlementRefused
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job
 from market.money import ZERO, from_units, plain
-from market.resources import Services
-from market.settlement.batch_draft import Draft
-from market.settlement.tables import Settlement, SettlementPause
+from market.resources import Resources
+from market.settlement.batch_draft import BatchDraft
+from market.settlement.tables import SettlementPause
 from workers.settlement import pauses
-from workers.settlement.collect import draft_of, due, is_due
-from workers.settlement.exclusions import CEILING, USERS_FAULT, beyond
-from workers.settlement.run_context import SettlementRun, contract_batch
+from workers.settlement.collect import draft_in_thread, due_conditions, due_jobs
+from workers.settlement.exclusions import DAILY_CEILING, SHORTFALL_REASONS, over_ceiling
+from workers.settlement.run_context import OpenBatch, SettlementRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,121 +26,126 @@ class Excluded:
     """Generations that the next batch would not pay for, and why."""
 
     reason: str
-    sessions: int
+    generations: int
     amount: Decimal
-    """FAR."""
+    """What they cost, in FAR."""
 
 
 @dataclass(slots=True)
 class BatchPreview:
-    """The next batch, or the one that is on its way already."""
+    """The next batch, and what it has to wait for."""
 
-    open_batch: Settlement | None = None
+    open_batch: OpenBatch | None = None
     pause: SettlementPause | None = None
-    draft: Draft | None = None
+    draft: BatchDraft | None = None
+    """The next batch; none if nothing is due, or the contract would refuse it."""
     gas: int = 0
+    """Its gas limit."""
     fees: Fees | None = None
     balance: int = 0
+    """What the signer's account has for gas, in wei."""
     refusal: str | None = None
-    """Why the contract would take no batch at all."""
-    left_out: list[Excluded] = field(default_factory=list)
+    """Why the contract would settle no batch at all."""
+    excluded: list[Excluded] = field(default_factory=list)
 
 
-async def make_preview(services: Services, escrow: EscrowReader, signer: Signer) -> BatchPreview:
-    """Look at what is due, and ask the contract what it would say.
+async def make_preview(resources: Resources, escrow: EscrowReader, signer: Signer) -> BatchPreview:
+    """Draft a batch of what is due, and simulate it, until the contract would settle it.
 
     Raises:
         ChainUnreachable: no endpoint answers.
-        SettlementMismatch: a generation's parts are not its cost.
+        SettlementMismatch: a generation's shares and fee do not sum to its cost.
     """
-    run = SettlementRun(services, escrow, signer)
-    plan = BatchPreview(
+    run = SettlementRun(resources, escrow, signer)
+    preview = BatchPreview(
         open_batch=await run.open_batch(),
-        pause=await pauses.in_force(services.sessions),
-        balance=await run.network.balance(run.account),
-        fees=(await run.network.fees()).capped(run.fee_ceiling),
-        left_out=await _not_due(run),
+        pause=await pauses.current_pause(resources.sessions),
+        balance=await run.chain.balance(run.account),
+        fees=(await run.chain.suggested_fees()).at_most(run.fee_ceiling),
+        excluded=await _not_due(run),
     )
-    chain_id, fee_recipient = await run.network.chain_id(), await escrow.fee_recipient()
+    chain_id, fee_recipient = await run.chain.chain_id(), await escrow.fee_recipient()
     async with run.sessions() as db:
-        jobs, contributions = await due(db, run.payments, lock=False)
-        plan.left_out += await _too_many(run, len(jobs))
-    # What settling would find out one refusal after the other.
-    while jobs and plan.refusal is None:
-        draft = await draft_of(run, jobs, contributions, chain_id, fee_recipient)
+        jobs, contributions = await due_jobs(db, run.payments, lock=False)
+        preview.excluded += await _beyond_limits(run, len(jobs))
+    # Settling would meet the same refusals, one after the other.
+    while jobs and preview.refusal is None:
+        draft = await draft_in_thread(run, jobs, contributions, chain_id, fee_recipient)
+        call = run.settle_call(draft.content)
         try:
-            await escrow.simulate(run.account, draft.content)
-            plan.draft, plan.gas = draft, await escrow.gas_for(run.account, draft.content)
+            await call.simulate(run.account)
+            preview.draft, preview.gas = draft, await call.estimate_gas(run.account)
             break
         except SettlementRefused as refusal:
-            out = _in_the_way(jobs, refusal)
-            if not out:
-                plan.refusal = refusal.detail
+            excluded = _excluded_by(jobs, refusal)
+            if not excluded:
+                preview.refusal = refusal.detail
             else:
-                plan.left_out.append(_left_out(f"{refusal.reason}: {refusal.user or 'all'}", out))
-                gone = {job.id for job in out}
-                jobs = [job for job in jobs if job.id not in gone]
-    return plan
+                reason = f"{refusal.reason}: {refusal.user or 'all'}"
+                preview.excluded.append(_summed_up(reason, excluded))
+                ids = {job.id for job in excluded}
+                jobs = [job for job in jobs if job.id not in ids]
+    return preview
 
 
-def describe(plan: BatchPreview) -> list[str]:
-    """The plan as lines of text."""
-    said = []
-    if plan.pause is not None:
-        said.append(f"Settlement is PAUSED ({plan.pause.reason}): {plan.pause.detail}")
-    if plan.open_batch is not None:
-        open_batch = contract_batch(plan.open_batch)
-        said.append(f"Batch {open_batch.id} is {plan.open_batch.status}; the next closes after it.")
-    if plan.draft is None:
-        said.append(plan.refusal or "Nothing is due.")
+def describe(preview: BatchPreview) -> list[str]:
+    """The preview as lines of text."""
+    lines = []
+    if preview.pause is not None:
+        lines.append(f"Settlement is PAUSED ({preview.pause.reason}): {preview.pause.detail}")
+    if preview.open_batch is not None:
+        status = preview.open_batch.row.status
+        lines.append(f"Batch {preview.open_batch.id} is {status}; the next closes after it.")
+    if preview.draft is None:
+        lines.append(preview.refusal or "Nothing is due.")
     else:
-        said += _describe_draft(plan, plan.draft)
-    for left in plan.left_out:
-        amount = plain(left.amount)
-        said.append(f"left out: {left.sessions} generations, {amount} FAR: {left.reason}")
-    return said
+        lines += _describe_draft(preview, preview.draft)
+    for each in preview.excluded:
+        amount = plain(each.amount)
+        lines.append(f"excluded: {each.generations} generations, {amount} FAR: {each.reason}")
+    return lines
 
 
-def _describe_draft(plan: BatchPreview, draft: Draft) -> list[str]:
-    content = draft.content
-    said = [
+def _describe_draft(preview: BatchPreview, draft: BatchDraft) -> list[str]:
+    content, totals = draft.content, draft.content.totals
+    lines = [
         f"batch {content.id}",
         f"usage root {content.usage_root}, {len(draft.usage)} lines",
         f"generations {len(draft.jobs)}",
-        f"users {len(content.debits)}, debited {plain(from_units(content.debited))} FAR",
-        f"providers {len(content.credits)}, credited "
-        f"{plain(from_units(sum(content.credits.values())))} FAR",
-        f"fee {plain(from_units(content.fee))} FAR to {draft.fee_recipient}",
+        f"users {len(content.debits)}, debited {plain(from_units(totals.debited))} FAR",
+        f"providers {len(content.credits)}, credited {plain(from_units(totals.credited))} FAR",
+        f"fee {plain(from_units(totals.fee))} FAR to {draft.fee_recipient}",
     ]
-    if plan.fees is not None:
-        cost = pauses.coins(plan.gas * plan.fees.maximum)
-        each = plan.gas // len(draft.jobs)
-        said.append(
-            f"gas at most {plan.gas} ({each} a generation) at {plan.fees.maximum} wei: at most "
-            f"{cost} coins of {pauses.coins(plan.balance)}"
+    if preview.fees is not None:
+        gas, price = preview.gas, preview.fees.maximum
+        cost, balance = pauses.format_coins(gas * price), pauses.format_coins(preview.balance)
+        lines.append(
+            f"gas at most {gas} ({gas // len(draft.jobs)} a generation) at {price} wei: at most "
+            f"{cost} coins of {balance}"
         )
     for wallet, units in sorted(content.debits.items()):
-        said.append(f"  user {wallet} pays {plain(from_units(units))} FAR")
+        lines.append(f"  user {wallet} pays {plain(from_units(units))} FAR")
     for wallet, units in sorted(content.credits.items()):
-        said.append(f"  provider {wallet} gets {plain(from_units(units))} FAR")
-    return said
+        lines.append(f"  provider {wallet} gets {plain(from_units(units))} FAR")
+    return lines
 
 
-def _in_the_way(jobs: Sequence[Job], refusal: SettlementRefused) -> list[Job]:
-    if refusal.reason in USERS_FAULT:
+def _excluded_by(jobs: Sequence[Job], refusal: SettlementRefused) -> list[Job]:
+    """The generations that a refusal excludes from the batch."""
+    if refusal.reason in SHORTFALL_REASONS:
         return [job for job in jobs if job.user_wallet == refusal.user]
-    if refusal.reason == CEILING:
-        return beyond(jobs, refusal.left or 0)
+    if refusal.reason == DAILY_CEILING:
+        return over_ceiling(jobs, refusal.left or 0)
     return []
 
 
-def _left_out(reason: str, jobs: Sequence[Job]) -> Excluded:
+def _summed_up(reason: str, jobs: Sequence[Job]) -> Excluded:
     total = sum((job.total_cost_far or ZERO for job in jobs), ZERO)
     return Excluded(reason, len(jobs), total)
 
 
 async def _not_due(run: SettlementRun) -> list[Excluded]:
-    """Charged and in no batch, but too young or withheld."""
+    """What was charged and is in no batch, but is withheld or too recent."""
     withheld = Job.withheld_until > func.now()
     query = (
         select(
@@ -152,7 +157,7 @@ async def _not_due(run: SettlementRun) -> list[Excluded]:
         .where(
             Job.settlement_id.is_(None),
             Job.total_cost_far > 0,
-            Job.id.not_in(select(Job.id).where(*is_due(run.payments))),
+            Job.id.not_in(select(Job.id).where(*due_conditions(run.payments))),
         )
         .group_by("withheld", Job.withheld_reason)
     )
@@ -167,10 +172,11 @@ async def _not_due(run: SettlementRun) -> list[Excluded]:
         ]
 
 
-async def _too_many(run: SettlementRun, taken: int) -> list[Excluded]:
+async def _beyond_limits(run: SettlementRun, taken: int) -> list[Excluded]:
+    """What is due beyond the first ``taken`` generations, which fill the next batch."""
     rest = (
         select(Job.total_cost_far)
-        .where(*is_due(run.payments))
+        .where(*due_conditions(run.payments))
         .order_by(Job.completed_at, Job.id)
         .offset(taken)
         .subquery()

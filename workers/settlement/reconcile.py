@@ -1,75 +1,77 @@
-"""What became of a signed batch. The contract is asked first: it has the last word."""
+"""What became of a signed batch: asked of the contract first, then of receipts."""
 
 from collections.abc import Sequence
 
 import structlog
 from sqlalchemy import func, update
 
-from market.chain.client import Receipt
+from market.chain.client import TransactionReceipt
 from market.settlement.errors import SettlementMismatch
 from market.settlement.tables import Settlement, SettlementTransaction
 from workers.settlement import submit
-from workers.settlement.pauses import Reason, pause
-from workers.settlement.run_context import SettlementRun, contract_batch
-from workers.settlement.steps import Progress, Step, step
+from workers.settlement.pauses import AlertReason, pause
+from workers.settlement.run_context import OpenBatch, SettlementRun
+from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
 
-async def reconcile(run: SettlementRun, batch: Settlement) -> Progress:
-    """Mined, reverted, waiting, or lost; and what follows from it.
+async def reconcile(run: SettlementRun, batch: OpenBatch) -> StepResult:
+    """Mark a batch mined or reverted, send its transaction, or sign it again where its nonce is
+    lost.
 
     Raises:
-        SettlementMismatch: the contract has taken something else under this batch's id.
-        SettlementPaused: the transaction was reverted.
-        ChainError: the network refuses it.
+        SettlementMismatch: something else was settled under this batch's id.
+        SettlementPaused: the transaction was mined and reverted.
+        ChainError: the network refuses the transaction.
     """
     with step(Step.RECONCILE):
-        # In this order: what was mined before the first question shows in the later ones.
-        mined = await run.network.nonce(run.account)
-        root = await run.escrow.settled_root(batch.id)
-        transactions = await run.transactions(batch)
-        receipts = await receipts_of(run, transactions)
+        # In this order: what was mined when the nonce was read shows in root and receipts.
+        mined = await run.chain.nonce(run.account)
+        root = await run.escrow.usage_root_of(batch.id)
+        receipts = await transaction_receipts(run, batch.transactions)
         if root is not None:
             return await _mark_mined(run, batch, root, receipts)
         reverted = {receipt.hash for receipt in receipts if not receipt.succeeded}
-        reverted -= {known.hash for known in transactions if known.reverted_at is not None}
+        reverted -= {sent.hash for sent in batch.transactions if sent.reverted_at is not None}
         if reverted:
             await _mark_reverted(run, reverted)
     if reverted:
         detail = f"Batch {batch.id} was mined and reverted: {', '.join(sorted(reverted))}."
-        await pause(run.sessions, Reason.REVERTED, detail)
+        await pause(run.sessions, AlertReason.REVERTED, detail)
     if any(receipt.succeeded for receipt in receipts):
-        return Progress.WAITING  # for the endpoint that still answers from the block before
+        return StepResult.WAITING  # for the endpoint that still answers from the block before
     live = [
         transaction
-        for transaction in transactions
+        for transaction in batch.transactions
         if transaction.account == run.account and transaction.nonce >= mined
     ]
     if live:
-        return await submit.deliver(run, batch, live, mined)
-    # Another transaction took the nonce: none of ours can be mined any more. Should it be mined
-    # all the same, after a reorganization, the contract refuses the second.
+        return await submit.send_or_replace(run, batch, live, mined)
+    # Another transaction took the nonce: none of ours can be mined any more. Should one be mined
+    # all the same, after a reorganization, the contract refuses to settle the batch twice.
     log.warning("settlement_nonce_lost", batch=batch.id, mined=mined)
     return await submit.sign(run, batch)
 
 
-async def receipts_of(
+async def transaction_receipts(
     run: SettlementRun, transactions: Sequence[SettlementTransaction]
-) -> list[Receipt]:
-    """Receipts of those that were mined."""
-    asked = [await run.network.receipt(transaction.hash) for transaction in transactions]
-    return [receipt for receipt in asked if receipt is not None]
+) -> list[TransactionReceipt]:
+    """The receipts of those transactions that were mined."""
+    answers = [
+        await run.chain.transaction_receipt(transaction.hash) for transaction in transactions
+    ]
+    return [receipt for receipt in answers if receipt is not None]
 
 
 async def _mark_mined(
-    run: SettlementRun, batch: Settlement, root: str, receipts: Sequence[Receipt]
-) -> Progress:
-    if root != batch.usage_root:
+    run: SettlementRun, batch: OpenBatch, root: str, receipts: Sequence[TransactionReceipt]
+) -> StepResult:
+    if root != batch.row.usage_root:
         raise SettlementMismatch(f"The contract holds usage root {root} for batch {batch.id}.")
     mined = next((receipt for receipt in receipts if receipt.succeeded), None)
     if mined is not None:
-        _check_totals(run, batch, mined)
+        _check_totals(batch, mined)
     async with run.sessions.begin() as db:
         await db.execute(
             update(Settlement)
@@ -82,16 +84,14 @@ async def _mark_mined(
             )
         )
     log.info("settlement_mined", batch=batch.id, transaction=mined.hash if mined else None)
-    return Progress.MOVED
+    return StepResult.ADVANCED
 
 
-def _check_totals(run: SettlementRun, batch: Settlement, mined: Receipt) -> None:
-    content = contract_batch(batch)
-    ours = (content.debited, sum(content.credits.values()), content.fee)
-    theirs = run.escrow.totals(mined, batch.id)
-    if theirs is not None and theirs != ours:
+def _check_totals(batch: OpenBatch, mined: TransactionReceipt) -> None:
+    settled = batch.call.settled_totals(mined)
+    if settled is not None and settled != batch.content.totals:
         raise SettlementMismatch(
-            f"Batch {batch.id}: we wrote {ours}, the contract booked {theirs}."
+            f"Batch {batch.id}: we wrote {batch.content.totals}, the contract booked {settled}."
         )
 
 

@@ -1,9 +1,8 @@
-"""A batch that was posted, and that a reorganization has undone all the same: it went deeper than
-what counted as final.
+"""A confirmed batch that a reorganization has undone: it went deeper than what counted as final.
 
-What the ledger called paid is owed again, and the batch goes from `confirmed` back to `signed`.
-From there on it is like any other: its bytes are sent again, at their nonce, and it is posted when
-it is final.
+What the ledger has as paid is owed again, and the batch goes from `confirmed` back to `signed`.
+From there on it is like any other: its transaction is sent again, and it is posted once it is
+final.
 """
 
 from sqlalchemy import func, select, update
@@ -11,35 +10,35 @@ from sqlalchemy import func, select, update
 from market import ledger
 from market.jobs.tables import Job, NodeContribution
 from market.settlement.tables import Settlement
-from workers.settlement.pauses import Reason, alert
+from workers.settlement.pauses import AlertReason, alert
 from workers.settlement.run_context import SettlementRun
 from workers.settlement.steps import Step, step
 
 
-async def take_back(run: SettlementRun) -> None:
-    """Take back each posted batch that the chain does not have any more, the newest first.
+async def undo_reorged_batches(run: SettlementRun) -> None:
+    """Undo each confirmed batch that is not on the chain any more, the newest first.
 
-    A batch is mined when all before it are final. So while the newest is there, all are.
+    A batch is sent once the one before it is final. So while the newest is there, all are.
 
     Raises:
-        ChainUnreachable: the contract cannot be asked. Nothing is taken back on that.
+        ChainUnreachable: the contract cannot be asked. Nothing is undone on that.
     """
-    with step(Step.TAKE_BACK):
-        while (batch := await _newest_posted(run)) is not None:
+    with step(Step.REORG):
+        while (batch := await _newest_confirmed(run)) is not None:
             final = await run.final_block()
-            # A branch that is shorter so far says nothing about it.
+            # A branch that does not reach the batch's block yet says nothing about the batch.
             if batch.block_number is None or final < batch.block_number:
                 return
-            if await run.escrow.settled_root(batch.id, final) is not None:
+            if await run.escrow.usage_root_of(batch.id, final) is not None:
                 return
             if await _undo(run, batch):
                 alert(
-                    Reason.TAKEN_BACK,
+                    AlertReason.REORG,
                     f"Batch {batch.id} was final in block {batch.block_number}, and is gone.",
                 )
 
 
-async def _newest_posted(run: SettlementRun) -> Settlement | None:
+async def _newest_confirmed(run: SettlementRun) -> Settlement | None:
     async with run.sessions() as db:
         return await db.scalar(
             select(Settlement)
@@ -50,7 +49,7 @@ async def _newest_posted(run: SettlementRun) -> Settlement | None:
 
 
 async def _undo(run: SettlementRun, batch: Settlement) -> bool:
-    """Paid becomes owed again, in one transaction; whether that happened now."""
+    """What was paid is owed again, in one transaction. Returns whether that happened now."""
     async with run.sessions.begin() as db:
         undone = await db.scalar(
             update(Settlement)

@@ -1,5 +1,6 @@
-"""What one run works with."""
+"""What one run works with, and the batch that it has in hand."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -7,38 +8,65 @@ from sqlalchemy import select
 from market import db
 from market.chain.client import ChainClient
 from market.chain.signer import Signer
-from market.escrow.reader import Batch, EscrowReader
-from market.resources import Services
+from market.escrow.reader import EscrowReader
+from market.escrow.settle_call import Batch, SettleCall
+from market.resources import Resources
 from market.settings.payments import PaymentsSettings
+from market.settlement.batch_draft import stored_batch
 from market.settlement.tables import Settlement, SettlementTransaction
 
 WEI_PER_GWEI = 10**9
 
 
 @dataclass(frozen=True, slots=True)
+class OpenBatch:
+    """A batch that is neither confirmed nor replaced, as the database had it when it was read."""
+
+    row: Settlement
+    call: SettleCall
+    """What settles it."""
+    transactions: Sequence[SettlementTransaction]
+    """All that was ever signed for it, the oldest first."""
+
+    @property
+    def id(self) -> str:
+        return self.row.id
+
+    @property
+    def content(self) -> Batch:
+        """Debits, credits and fee, as the contract takes them."""
+        return self.call.batch
+
+
+@dataclass(frozen=True, slots=True)
 class SettlementRun:
     """One settler at work."""
 
-    services: Services
+    resources: Resources
     escrow: EscrowReader
     signer: Signer
 
     @property
     def sessions(self) -> db.Sessions:
-        return self.services.sessions
+        return self.resources.sessions
 
     @property
     def payments(self) -> PaymentsSettings:
-        return self.services.settings.payments
+        return self.resources.settings.payments
 
     @property
-    def network(self) -> ChainClient:
-        return self.escrow.network
+    def chain(self) -> ChainClient:
+        return self.escrow.chain
 
     @property
     def account(self) -> str:
         """The account that signs, in lower case."""
         return self.signer.address.lower()
+
+    @property
+    def contract(self) -> str:
+        """The escrow's address, in lower case."""
+        return self.escrow.address.lower()
 
     @property
     def fee_ceiling(self) -> int:
@@ -48,43 +76,29 @@ class SettlementRun:
     async def final_block(self) -> int:
         """The newest block that will not be reorganized away."""
         payments = self.payments
-        return await self.network.final_block(
+        return await self.chain.final_block(
             tag=payments.finalized_tag, depth=payments.confirmations
         )
 
-    @property
-    def contract(self) -> str:
-        """The escrow's address, in lower case."""
-        return self.escrow.address.lower()
+    def settle_call(self, batch: Batch) -> SettleCall:
+        """The call that settles a batch on this run's contract."""
+        return SettleCall(self.escrow.contract, batch)
 
-    async def open_batch(self) -> Settlement | None:
-        """The batch that is on its way, if there is one. Those that were undone go first: their
-        nonces are the lower ones."""
+    async def open_batch(self) -> OpenBatch | None:
+        """The batch that is on its way, if there is one. Those that a reorganization has undone go
+        first: their nonces are the lower ones."""
         async with self.sessions() as db:
-            return await db.scalar(
+            row = await db.scalar(
                 select(Settlement)
                 .where(Settlement.status.not_in(("confirmed", "replaced")))
                 .order_by(Settlement.undone_at.is_(None), Settlement.created_at)
                 .limit(1)
             )
-
-    async def transactions(self, batch: Settlement) -> list[SettlementTransaction]:
-        """All that was ever signed for a batch, the oldest first."""
-        async with self.sessions() as db:
-            found = await db.scalars(
+            if row is None:
+                return None
+            signed = await db.scalars(
                 select(SettlementTransaction)
-                .where(SettlementTransaction.settlement_id == batch.id)
+                .where(SettlementTransaction.settlement_id == row.id)
                 .order_by(SettlementTransaction.id)
             )
-            return list(found)
-
-
-def contract_batch(batch: Settlement) -> Batch:
-    """The batch as the contract takes it."""
-    return Batch(
-        id=batch.id,
-        debits={wallet: int(units) for wallet, units in batch.debits.items()},
-        credits={wallet: int(units) for wallet, units in batch.credits.items()},
-        fee=int(batch.fee_units),
-        usage_root=batch.usage_root or "0x" + bytes(32).hex(),
-    )
+            return OpenBatch(row, self.settle_call(stored_batch(row)), signed.all())

@@ -1,4 +1,4 @@
-"""The steps of a settlement, by name. Whatever is written or asked happens in one of them."""
+"""The steps of a settlement, by name. All writes, and all requests to the chain, are in one."""
 
 import time
 from collections.abc import Iterator
@@ -10,12 +10,15 @@ from market import metrics
 
 
 class Step(StrEnum):
-    """Where a run may be; a test kills it in each of them, around every commit and question."""
+    """Where a run may be; a test kills it in each of them, around every commit and question.
 
-    TAKE_BACK = "take_back"
+    Values are the label ``step`` of the metric ``far_settlement_step_seconds``.
+    """
+
+    REORG = "take_back"
     CLOSE = "close"
     SIMULATE = "simulate"
-    LEAVE_OUT = "leave_out"
+    EXCLUDE = "leave_out"
     SIGN = "sign"
     SEND = "send"
     REPLACE = "replace"
@@ -25,28 +28,29 @@ class Step(StrEnum):
     PAUSE = "pause"
 
 
-class Progress(Enum):
-    """What a step did for its batch."""
+class StepResult(Enum):
+    """What a step has done for its batch, and so when the next step is due."""
 
-    MOVED = auto()
-    """Look again at once."""
+    ADVANCED = auto()
+    """The batch has another state: at once."""
     WAITING = auto()
-    """For the chain: look again a little later."""
-    BLOCKED = auto()
-    """Nothing more can be done in this run."""
+    """The chain has to go on first: after a while."""
+    STOPPED = auto()
+    """Nothing is due, or nothing more can be done now: in the next run."""
     CONFIRMED = auto()
+    """The batch is final and posted: at once."""
 
 
-current: ContextVar[Step | None] = ContextVar("settlement_step", default=None)
+current_step: ContextVar[Step | None] = ContextVar("settlement_step", default=None)
 
 
 @contextmanager
 def step(name: Step) -> Iterator[None]:
     """Names what happens inside, and measures how long it takes."""
-    token = current.set(name)
+    token = current_step.set(name)
     began = time.monotonic()
     try:
         yield
     finally:
-        current.reset(token)
+        current_step.reset(token)
         metrics.settlement_step.labels(name).observe(time.monotonic() - began)

@@ -1,4 +1,4 @@
-"""Signs a batch, and gets it into a block: simulate, nonce, sign, persist, send, replace."""
+"""Gets a batch into a block: simulate, allocate a nonce, sign, persist, send, replace."""
 
 import datetime as dt
 from collections.abc import Sequence
@@ -14,96 +14,103 @@ from market.chain.transactions import Fees, SignedTransaction, sign_transaction
 from market.escrow.errors import SettlementRefused
 from market.settlement.tables import ChainNonce, Settlement, SettlementTransaction
 from workers.settlement import exclusions
-from workers.settlement.pauses import Reason, alert, check_gas_money
-from workers.settlement.run_context import SettlementRun, contract_batch
-from workers.settlement.steps import Progress, Step, step
+from workers.settlement.pauses import AlertReason, alert, check_gas_money
+from workers.settlement.run_context import OpenBatch, SettlementRun
+from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
 
-async def sign(run: SettlementRun, batch: Settlement) -> Progress:
-    """Write signed bytes down, at a new nonce, before anybody else sees them.
+async def sign(run: SettlementRun, batch: OpenBatch) -> StepResult:
+    """Sign the batch's call at a new nonce, and persist the bytes before anybody else sees them.
 
     Raises:
-        SettlementRefused: the contract would revert it, and leaving somebody out does not help.
-        SettlementPaused: there is too little gas money.
-        ChainError: the signer does not sign.
+        SettlementRefused: the contract would revert the call, and excluding somebody does not help.
+        SettlementPaused: the account has too little gas money.
+        ChainError: the signer does not sign, or another settler has replaced the batch.
     """
-    content = contract_batch(batch)
     with step(Step.SIMULATE):
         refusal = None
         try:
-            await run.escrow.simulate(run.account, content)
-            gas = await run.escrow.gas_for(run.account, content)
+            await batch.call.simulate(run.account)
+            gas = await batch.call.estimate_gas(run.account)
         except SettlementRefused as refused:
             refusal = refused
     if refusal is not None:
         return await exclusions.exclude(run, batch, refusal)
     with step(Step.SIGN):
-        chain_id = await run.network.chain_id()
-        fees = (await run.network.fees()).capped(run.fee_ceiling)
+        chain_id = await run.chain.chain_id()
+        fees = (await run.chain.suggested_fees()).at_most(run.fee_ceiling)
         await check_gas_money(run, gas * fees.maximum)
-        mined = await run.network.nonce(run.account)
+        mined = await run.chain.nonce(run.account)
         async with run.sessions.begin() as db:
             # The nonce and the bytes that use it are one transaction: no nonce is ever lost.
-            await _hold(db, batch)
-            nonce = await _take_nonce(db, run, chain_id, mined)
+            await _lock_for_signing(db, batch)
+            nonce = await _allocate_nonce(db, run, chain_id, mined)
             signed = await _sign_at(db, run, batch, nonce, chain_id=chain_id, gas=gas, fees=fees)
     log.info("settlement_signed", batch=batch.id, transaction=signed.hash, nonce=nonce)
-    return Progress.MOVED
+    return StepResult.ADVANCED
 
 
-async def deliver(
-    run: SettlementRun, batch: Settlement, live: Sequence[SettlementTransaction], mined: int
-) -> Progress:
-    """Send what may still be mined, or replace it where it is stuck.
+async def send_or_replace(
+    run: SettlementRun, batch: OpenBatch, live: Sequence[SettlementTransaction], mined: int
+) -> StepResult:
+    """Send all transactions of the account that are not mined yet; replace the batch's newest where
+    it is stuck.
 
     Args:
-        live: This batch's transactions that may still be mined, the newest last.
+        live: The batch's transactions that may still be mined, the newest last; at least one.
         mined: The account's nonce on the chain.
 
     Raises:
-        ChainError: the network refuses it for good.
+        ChainError: the network refuses the transaction.
     """
     newest = live[-1]
     with step(Step.SEND):
         unmined = await _unmined(run, newest.chain_id, mined)
     gap = next((nonce for nonce in range(mined, newest.nonce) if nonce not in unmined), None)
     if gap is not None:
-        # A reorganization freed a nonce that was not ours, or a replaced batch's, which must not
-        # be mined any more. All later ones wait for it.
-        return await _replace(run, batch, newest, nonce=gap)
-    stuck = _stuck(newest, run.payments.stuck_after)
-    if stuck and await _replace(run, batch, newest, nonce=newest.nonce) is Progress.MOVED:
-        return Progress.MOVED
+        # A reorganization freed a nonce of a foreign transaction, or of a replaced batch, which
+        # must not be mined any more. All later nonces wait for that one.
+        return await _replace_transaction(run, batch, newest, nonce=gap)
+    stuck = _is_stuck(newest, run.payments.stuck_after)
+    if (
+        stuck
+        and await _replace_transaction(run, batch, newest, nonce=newest.nonce)
+        is StepResult.ADVANCED
+    ):
+        return StepResult.ADVANCED
     with step(Step.SEND):
         outcome = SendOutcome.ACCEPTED
         for _, transaction in sorted(unmined.items()):
-            outcome = await run.network.send(transaction.raw)
+            outcome = await run.chain.send(transaction.raw)
             if outcome is SendOutcome.ACCEPTED and transaction.sent_at is None:
-                await _sent(run, transaction)
+                await _mark_sent(run, transaction)
     if outcome is SendOutcome.UNDERPRICED and not stuck:
-        return await _replace(run, batch, newest, nonce=newest.nonce)
-    return Progress.BLOCKED if stuck else Progress.WAITING
+        return await _replace_transaction(run, batch, newest, nonce=newest.nonce)
+    return StepResult.STOPPED if stuck else StepResult.WAITING
 
 
-async def _replace(
-    run: SettlementRun, batch: Settlement, old: SettlementTransaction, *, nonce: int
-) -> Progress:
-    """The same call with higher fees; at the same nonce only one of the two can be mined, and at
-    another the contract refuses the second. `BLOCKED` if the fees would be above the ceiling."""
+async def _replace_transaction(
+    run: SettlementRun, batch: OpenBatch, old: SettlementTransaction, *, nonce: int
+) -> StepResult:
+    """Sign the batch's call with higher fees; `STOPPED` if they would be above the ceiling.
+
+    At the nonce of ``old`` only one of the two can be mined; at another one the contract refuses
+    the second.
+    """
     with step(Step.REPLACE):
         priority = None if old.priority_fee_wei is None else int(old.priority_fee_wei)
-        fees = Fees(int(old.max_fee_wei), priority).bumped(await run.network.fees())
+        fees = Fees(int(old.max_fee_wei), priority).bumped(await run.chain.suggested_fees())
         if fees.maximum > run.fee_ceiling:
             alert(
-                Reason.FEE_CEILING,
+                AlertReason.FEE_CEILING,
                 f"Transaction {old.hash} is stuck, and {fees.maximum} wei a gas is too much.",
             )
-            return Progress.BLOCKED
+            return StepResult.STOPPED
         await check_gas_money(run, old.gas * fees.maximum)
         async with run.sessions.begin() as db:
-            await _hold(db, batch)
+            await _lock_for_signing(db, batch)
             signed = await _sign_at(
                 db, run, batch, nonce, chain_id=old.chain_id, gas=old.gas, fees=fees
             )
@@ -114,15 +121,15 @@ async def _replace(
         nonce=nonce,
         max_fee_wei=fees.maximum,
     )
-    return Progress.MOVED
+    return StepResult.ADVANCED
 
 
-async def _hold(db: AsyncSession, batch: Settlement) -> None:
-    """Lock the batch's row for the time of signing. One settler is at work at a time; should
+async def _lock_for_signing(db: AsyncSession, batch: OpenBatch) -> None:
+    """Lock the batch's row until the transaction ends. One settler is at work at a time; should
     another be after all, since the database dropped the lock's connection, it waits here.
 
     Raises:
-        ChainError: the other one has replaced the batch: its generations are in another.
+        ChainError: another settler has replaced the batch, whose generations are in a new one.
     """
     held = await db.scalar(
         update(Settlement)
@@ -134,9 +141,12 @@ async def _hold(db: AsyncSession, batch: Settlement) -> None:
         raise ChainError(f"Batch {batch.id} was replaced meanwhile: another settler is at work.")
 
 
-async def _take_nonce(db: AsyncSession, run: SettlementRun, chain_id: int, mined: int) -> int:
-    """Ours, until the database says otherwise. The chain may be ahead, if somebody else used the
-    account; it may be behind what we have signed, and then `deliver` sends that first."""
+async def _allocate_nonce(db: AsyncSession, run: SettlementRun, chain_id: int, mined: int) -> int:
+    """The account's next nonce, which no other transaction of ours will get.
+
+    The chain's nonce ``mined`` is ahead where somebody else used the account. It is behind where
+    we have signed and not sent: `send_or_replace` then sends those transactions first.
+    """
     await db.execute(
         insert(ChainNonce)
         .values(chain_id=chain_id, account=run.account, next_nonce=mined)
@@ -157,19 +167,19 @@ async def _take_nonce(db: AsyncSession, run: SettlementRun, chain_id: int, mined
 async def _sign_at(
     db: AsyncSession,
     run: SettlementRun,
-    batch: Settlement,
+    batch: OpenBatch,
     nonce: int,
     *,
     chain_id: int,
     gas: int,
     fees: Fees,
 ) -> SignedTransaction:
-    """Sign the batch's call, and keep the bytes."""
+    """Sign the batch's call, and write the bytes down."""
     signed = await sign_transaction(
         run.signer,
         chain_id=chain_id,
         to=run.escrow.address,
-        data=run.escrow.settle_data(contract_batch(batch)),
+        data=batch.call.data(),
         nonce=nonce,
         gas=gas,
         fees=fees,
@@ -193,9 +203,9 @@ async def _sign_at(
 async def _unmined(
     run: SettlementRun, chain_id: int, mined: int
 ) -> dict[int, SettlementTransaction]:
-    """The newest bytes of every nonce of ours that the chain has not used: a later nonce waits for
-    the earlier ones. Those of a replaced batch are never sent again: its generations are in
-    others."""
+    """The newest transaction at each nonce of ours that the chain has not used: a later nonce waits
+    for the earlier ones. Those of a replaced batch are never sent again: its generations are in
+    another batch."""
     async with run.sessions() as db:
         found = await db.scalars(
             select(SettlementTransaction)
@@ -211,7 +221,7 @@ async def _unmined(
         return {transaction.nonce: transaction for transaction in found}
 
 
-async def _sent(run: SettlementRun, transaction: SettlementTransaction) -> None:
+async def _mark_sent(run: SettlementRun, transaction: SettlementTransaction) -> None:
     async with run.sessions.begin() as db:
         await db.execute(
             update(SettlementTransaction)
@@ -220,8 +230,8 @@ async def _sent(run: SettlementRun, transaction: SettlementTransaction) -> None:
         )
 
 
-def _stuck(transaction: SettlementTransaction, patience: float) -> bool:
+def _is_stuck(transaction: SettlementTransaction, stuck_after: float) -> bool:
     if transaction.sent_at is None:
         return False
     waited = dt.datetime.now(dt.UTC) - transaction.sent_at
-    return waited.total_seconds() >= patience
+    return waited.total_seconds() >= stuck_after

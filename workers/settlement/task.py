@@ -1,5 +1,5 @@
-"""One run: take back what the chain has lost, finish the open batch, close the next, until nothing
-is due or the time is up."""
+"""One run: undo what a reorganization has undone, finish the open batch, close the next one, until
+nothing is due or the time is up."""
 
 import asyncio
 import time
@@ -12,125 +12,126 @@ from sqlalchemy import text
 from web3.exceptions import Web3Exception
 
 from market.chain.errors import ChainError, ChainUnreachable
-from market.chain.open_signer import configured, open_signer
+from market.chain.open_signer import open_signer, signer_configured
 from market.chain.signer import Signer
 from market.escrow.reader import EscrowReader
-from market.resources import Services
+from market.resources import Resources
 from market.settlement.errors import SettlementMismatch, SettlementPaused
-from market.settlement.tables import Settlement
 from workers.settlement import pauses, submit
-from workers.settlement.collect import close
-from workers.settlement.dormancy import keep_awake
-from workers.settlement.finality import finish
-from workers.settlement.pauses import Reason
+from workers.settlement.collect import close_batch
+from workers.settlement.dormancy import close_keepalive_batch
+from workers.settlement.finality import post_when_final
+from workers.settlement.pauses import AlertReason
 from workers.settlement.reconcile import reconcile
-from workers.settlement.reorg import take_back
-from workers.settlement.run_context import SettlementRun
-from workers.settlement.steps import Progress
+from workers.settlement.reorg import undo_reorged_batches
+from workers.settlement.run_context import OpenBatch, SettlementRun
+from workers.settlement.steps import StepResult
 
 log = structlog.get_logger()
 
-SIGNER_LOCK = 0x0FA12
-"""Postgres advisory lock: one process signs at a time, so that nonces do not collide."""
+SETTLER_LOCK = 0x0FA12
+"""Key of a Postgres advisory lock: one process signs at a time, so that nonces do not collide."""
 
-LOOK = 0.25
-"""Seconds until the second look at the chain; twice as many until each later one."""
+POLL_SECONDS = 0.25
+"""Seconds before the first poll of the chain; each later wait is twice as long."""
 
-LONGEST_LOOK = 4.0
+MAX_POLL_SECONDS = 4.0
 
 
 async def settle(ctx: dict[str, Any]) -> None:
-    """arq cron: one run. What stops it is logged, and the next run goes on from there."""
-    services: Services = ctx["services"]
-    payments = services.settings.payments
-    if not payments.escrow_contract or not configured(payments):
+    """arq cron: one run. What stops a run is logged, and the next run goes on from there."""
+    resources: Resources = ctx["resources"]
+    payments = resources.settings.payments
+    if not payments.escrow_contract or not signer_configured(payments):
         return
-    escrow = EscrowReader.of(payments)
     try:
-        await settle_due(services, escrow, await open_signer(payments))
+        async with EscrowReader.from_settings(payments) as escrow:
+            await settle_due(resources, escrow, await open_signer(payments))
     except ChainUnreachable as error:
-        pauses.alert(Reason.UNREACHABLE, error.detail)
+        pauses.alert(AlertReason.UNREACHABLE, error.detail)
     except ChainError as error:
         log.error("settlement_stopped", code=error.code, reason=error.detail)
-    finally:
-        await escrow.close()
 
 
-async def settle_due(services: Services, escrow: EscrowReader, signer: Signer) -> str | None:
-    """Settle what is due, as far as the chain lets it come; returns the last batch confirmed.
+async def settle_due(resources: Resources, escrow: EscrowReader, signer: Signer) -> str | None:
+    """Settle what is due, for as long as a run may wait for the chain.
+
+    Returns the id of the last batch that was confirmed; none if no batch was, if another process
+    settles, or while settlement is paused.
 
     Raises:
         SettlementPaused: an operator has to look; later runs do nothing until he has.
         ChainUnreachable: no endpoint answers. Nothing is lost.
         ChainError: the contract, the network or the signer refuses the batch.
     """
-    async with _only_settler(services) as alone:
-        if not alone or await pauses.in_force(services.sessions):
+    async with _settler_lock(resources) as acquired:
+        if not acquired or await pauses.current_pause(resources.sessions):
             return None
-        run = SettlementRun(services, escrow, signer)
+        run = SettlementRun(resources, escrow, signer)
         try:
-            await take_back(run)
-            return await _work(run)
+            await undo_reorged_batches(run)
+            return await _settle_until_stopped(run)
         except Web3Exception as error:
             raise ChainUnreachable(f"An endpoint answers with an error: {error}") from error
 
 
-async def _work(run: SettlementRun) -> str | None:
+async def _settle_until_stopped(run: SettlementRun) -> str | None:
     confirmed = None
-    wait = LOOK
-    give_up = time.monotonic() + run.payments.confirmation_wait
-    while time.monotonic() < give_up:
+    wait = POLL_SECONDS
+    deadline = time.monotonic() + run.payments.confirmation_wait
+    while time.monotonic() < deadline:
         batch = await run.open_batch()
-        progress = await _guarded(run, batch)
-        if progress is Progress.BLOCKED:
+        result = await _advance_or_pause(run, batch)
+        if result is StepResult.STOPPED:
             break
-        if progress is Progress.CONFIRMED and batch is not None:
+        if result is StepResult.CONFIRMED and batch is not None:
             confirmed = batch.id
-        if progress is Progress.WAITING:
+        if result is StepResult.WAITING:
             await asyncio.sleep(wait)
-            wait = min(2 * wait, LONGEST_LOOK)
+            wait = min(2 * wait, MAX_POLL_SECONDS)
         else:
-            wait = LOOK
+            wait = POLL_SECONDS
     return confirmed
 
 
-async def _guarded(run: SettlementRun, batch: Settlement | None) -> Progress:
-    """One step, and what its failure means for later runs."""
+async def _advance_or_pause(run: SettlementRun, batch: OpenBatch | None) -> StepResult:
+    """Take one step; a failure is counted, or pauses settlement."""
     try:
-        return await (_next(run) if batch is None else _advance(run, batch))
+        return await (_close_next(run) if batch is None else _advance(run, batch))
     except (ChainUnreachable, SettlementPaused):
         raise
     except SettlementMismatch as error:
-        await pauses.pause(run.sessions, Reason.MISMATCH, error.detail)
+        await pauses.pause(run.sessions, AlertReason.MISMATCH, error.detail)
     except ChainError as error:
         if batch is not None:
             await pauses.count_failure(run, batch, error)
         raise
 
 
-async def _next(run: SettlementRun) -> Progress:
-    progress = await close(run)
-    return await keep_awake(run) if progress is Progress.BLOCKED else progress
+async def _close_next(run: SettlementRun) -> StepResult:
+    result = await close_batch(run)
+    return await close_keepalive_batch(run) if result is StepResult.STOPPED else result
 
 
-async def _advance(run: SettlementRun, batch: Settlement) -> Progress:
-    if batch.contract not in (None, run.contract):
+async def _advance(run: SettlementRun, batch: OpenBatch) -> StepResult:
+    if batch.row.contract not in (None, run.contract):
         raise SettlementMismatch(
-            f"Batch {batch.id} was closed for the contract {batch.contract}: let it be settled "
+            f"Batch {batch.id} was closed for the contract {batch.row.contract}: let it be settled "
             "there first."
         )
-    if batch.status == "closed":
+    if batch.row.status == "closed":
         return await submit.sign(run, batch)
-    if batch.status == "signed":
+    if batch.row.status == "signed":
         return await reconcile(run, batch)
-    return await finish(run, batch)
+    return await post_when_final(run, batch)
 
 
 @asynccontextmanager
-async def _only_settler(services: Services) -> AsyncIterator[bool]:
-    """Whether this process may sign now. The lock goes with its transaction, however that ends."""
-    async with services.engine.connect() as connection:
-        got = await connection.scalar(
-            text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": SIGNER_LOCK}
+async def _settler_lock(resources: Resources) -> AsyncIterator[bool]:
+    """Whether this process may sign inside the ``with`` block. The lock is released with its
+    database transaction, however that ends."""
+    async with resources.engine.connect() as connection:
+        acquired = await connection.scalar(
+            text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": SETTLER_LOCK}
         )
-        yield bool(got)
+        yield bool(acquired)

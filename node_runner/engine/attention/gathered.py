@@ -1,4 +1,4 @@
-"""Blocks gathered side by side."""
+"""Attention that gathers KV blocks side by side before it reads them: the path of a CPU."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from node_runner.engine.attention.interface import ScoreModifier, Segment
 
 
 class GatheredGroup:
-    """A :class:`Group` whose blocks are gathered side by side, or lie so already."""
+    """A :class:`Group` whose KV blocks are gathered side by side, or are contiguous already."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
@@ -17,14 +17,14 @@ class GatheredGroup:
         self._each = segments[0].rows
         self.rows = self._count * self._each
         self._biases: dict[tuple[int | None, int | None], torch.Tensor | None] = {}
-        block = segments[0].cache.pool.shape.block
+        block = segments[0].cache.pool.shape.block_size
         if self._count == 1:
             self._length = segments[0].end
         else:
             blocks = -(-max(segment.end for segment in segments) // block)
             self._length = blocks * block
-            # Shorter tables are filled up with their own first block, which the mask hides.
-            tables = [segment.cache.table[:blocks] for segment in segments]
+            # Shorter tables are padded with their own first block, which the mask hides.
+            tables = [segment.cache.block_table[:blocks] for segment in segments]
             self._tables = torch.cat(
                 [
                     part
@@ -37,6 +37,7 @@ class GatheredGroup:
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: ScoreModifier
     ) -> torch.Tensor:
+        """As :meth:`Group.attend` says."""
         _, heads, width = query.shape
         kv_heads = keys.shape[1]
         bias = self._bias(score)
@@ -44,7 +45,7 @@ class GatheredGroup:
         queries = query.view(self._count, self._each, heads, width)
         plain = score.softcap is None and score.sinks is None
         if plain and self._each == 1 and (bias is None or bias.shape[1] == 1):
-            # One row sees the same for all heads: those of a group are as good as rows.
+            # A single row has one mask for all heads: the heads of a KV head can stand as its rows.
             queries = queries.view(self._count, kv_heads, heads // kv_heads, width)
             attended = scaled_dot_product_attention(
                 queries, own_keys, own_values, attn_mask=bias, scale=score.scaling
@@ -71,14 +72,14 @@ class GatheredGroup:
             own = pooled.view(-1, self._block, *pooled.shape[1:]).index_select(0, self._tables)
         else:
             cache = self._segments[0].cache
-            if cache.start is None:
+            if cache.contiguous_start is None:
                 own = pooled.index_select(0, cache.slots[: self._length])
             else:
-                own = pooled.narrow(0, cache.start, self._length)
+                own = pooled.narrow(0, cache.contiguous_start, self._length)
         return own.view(self._count, self._length, *pooled.shape[1:]).transpose(1, 2)
 
     def _bias(self, score: ScoreModifier) -> torch.Tensor | None:
-        """What is added to the scores, ``[count, 1 or heads, each, length]``; made once a pack."""
+        """What is added to the scores, ``[count, 1 or heads, each, length]``; made once a batch."""
         window = score.window if score.window and score.window < self._length else None
         # The kernel masks a prompt from its beginning by itself; one row sees all of one segment.
         plain = score.softcap is None and score.sinks is None
@@ -106,8 +107,8 @@ class GatheredGroup:
         if score.slopes is not None:
             bias = bias - score.slopes[:, None, None].to(bias.dtype) * distance[:, None]
         if score.key_bias is not None:
-            places = torch.arange(self._length, **make)
-            bias = bias + score.key_bias(places)[:, None].to(bias.dtype)
+            positions = torch.arange(self._length, **make)
+            bias = bias + score.key_bias(positions)[:, None].to(bias.dtype)
         return bias.masked_fill_(hidden[:, None], float("-inf"))
 
 
@@ -137,7 +138,3 @@ def _softmaxed(
         weights = weights[..., :-1]
     weights = weights.reshape(count, kv_heads, -1, rows, weights.shape[-1])
     return (weights @ values[:, :, None]).reshape(count, heads, rows, -1)
-
-
-def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -1,4 +1,4 @@
-"""Segments, groups, score modifiers."""
+"""What attention works on: segments of a ragged batch, groups of segments, and how to score."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,14 @@ import torch
 
 from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
 
-FEW_ROWS = 16
-"""Segments of at most so many rows attend together."""
+MAX_GROUPED_ROWS = 16
+"""Rows of a segment, at most, for it to attend together with others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """``rows`` consecutive positions of one generation, from ``position`` on."""
+    """``rows`` consecutive positions of one generation, from ``position`` on, each of which is a
+    row of the batch."""
 
     cache: KVCache
     rows: int
@@ -22,6 +23,7 @@ class Segment:
 
     @property
     def end(self) -> int:
+        """The position behind the last one."""
         return self.position + self.rows
 
 
@@ -33,11 +35,13 @@ class Group(Protocol):
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: "ScoreModifier"
     ) -> torch.Tensor:
-        """
+        """Attend to all that the segments' KV caches hold, up to each row's own position.
+
         Args:
             query: ``[rows, heads, key_dim]``.
-            keys: The pool's, of one layer; those of the rows are in it.
-            values: The pool's.
+            keys: The pool's, of one layer, ``[positions, kv_heads, key_dim]``; those of the rows
+                are in it.
+            values: The pool's, of that layer, ``[positions, kv_heads, value_dim]``.
             score: How to score.
 
         Returns:
@@ -46,8 +50,8 @@ class Group(Protocol):
 
 
 class BatchLayout(Protocol):
-    """What attention knows of a pack: into which ``slots`` of the pool its rows go, ``[rows]``,
-    and in which groups they attend."""
+    """What attention knows of a ragged batch: into which ``slots`` of the pool its rows' keys and
+    values go, int64 ``[rows]``, and in which groups they attend."""
 
     @property
     def pool(self) -> KVBlockPool: ...
@@ -63,12 +67,12 @@ class ScoreModifier:
 
     Args:
         scaling: Factor; one over the root of the heads' width if not given.
-        window: A row sees so many positions, itself included; all if not given.
-        softcap: Scores are kept within ± this by tanh (gemma 2).
-        sinks: ``[heads]``, scores that take weight and give nothing (gpt_oss).
-        slopes: ``[heads]``, by which a score falls with distance (ALiBi: bloom).
-        key_bias: From positions ``[length]`` to ``[heads, length]``: what keys gain by where they
-            lie, whoever looks (falcon's ALiBi, which is rounded).
+        window: Positions that a row sees, itself included; all before it if not given.
+        softcap: Scores are kept within ± this number by tanh (gemma 2).
+        sinks: ``[heads]``, scores that take weight and have no value (attention sinks: gpt_oss).
+        slopes: ``[heads]``, by which a score falls with distance (ALiBi, Press et al. 2021: bloom).
+        key_bias: From positions ``[length]`` to ``[heads, length]``: what is added to the scores of
+            keys at these positions, whatever the query (falcon's ALiBi, which is rounded).
     """
 
     scaling: float | None = None
@@ -80,5 +84,5 @@ class ScoreModifier:
 
     @property
     def by_head(self) -> torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None:
-        """Why what is added to scores differs by head, if it does."""
+        """What makes the bias of scores differ by head; none if nothing does."""
         return self.key_bias if self.slopes is None else self.slopes

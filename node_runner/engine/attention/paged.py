@@ -1,4 +1,4 @@
-"""Attention that reads KV blocks where they lie, by FlexAttention: the path of a GPU.
+"""Paged attention, which reads KV blocks in place, by FlexAttention: the path of a GPU.
 
 To FlexAttention the whole pool is one sequence of keys, which all generations share. The block mask
 names the blocks that each of them reads, and what lies in them is masked by the position that it
@@ -12,69 +12,77 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVBlockPool
+from node_runner.engine.attention.kv_cache import PAGED_BLOCK_SIZE, KVBlockPool
 from node_runner.engine.device.tensors import on_device
 
 if TYPE_CHECKING:
     from node_runner.engine.attention.interface import ScoreModifier, Segment
 
 MASK_ROWS = 1024
-"""Rows of one block of a mask: all rows of a generation, since they read the same blocks. The same
-for a chunk as for one row, so that one kernel serves both."""
+"""Rows of one block of a mask: all rows of a generation, since they read the same KV blocks. A
+prefill chunk has as many as a decode step, so that one kernel serves both."""
 
-NOWHERE = 2**30
-"""First position of a block that is not the generation's own: behind all rows."""
+FOREIGN = 2**30
+"""First position of a block that is not the generation's own: behind all rows, so it is masked."""
 
 RECOMPILE_LIMIT = 64
-"""Kernels of one process: for each bucket of a graph, for one row and for more, of one generation
-and of more, times the ways in which its layers score. More are a mistake, and an error: without a
-kernel FlexAttention would compute scores for the whole pool."""
+"""Kernels that a process compiles at most: for each bucket of a graph, for one row and for more, of
+one generation and of more, times the ways in which its layers score. More are a mistake, and an
+error: without a kernel FlexAttention would compute scores for the whole pool."""
 
 
 class BlockTables:
     """Which blocks of a pool up to ``count`` generations read, on the pool's device.
 
-    ``fill`` writes into the same tensors again, so that a captured graph finds there what is new.
+    `fill` writes into the same tensors each time, so that a captured graph reads the new contents.
     They take 8 bytes for each generation and block of the pool.
     """
 
     def __init__(self, count: int, pool: KVBlockPool) -> None:
         make = {"dtype": torch.int32, "device": pool.shape.device}
         self.starts = torch.zeros(count, **make)
-        """The position of each generation's first row."""
+        """The position of each generation's first row, int32 ``[count]``."""
         self.counts = torch.zeros(count, **make)
-        """How many blocks it reads."""
-        self.blocks = torch.zeros(count, pool.blocks, **make)
-        """Which, in front."""
-        self.firsts = torch.full((count, pool.blocks), NOWHERE, **make)
-        """By block of the pool: the position that it begins with."""
+        """How many blocks each generation reads, int32 ``[count]``."""
+        self.blocks = torch.zeros(count, pool.num_blocks, **make)
+        """Their numbers in the pool, those that are read in front, int32 ``[count, blocks]``."""
+        self.block_positions = torch.full((count, pool.num_blocks), FOREIGN, **make)
+        """The position that each block of the pool begins with, int32 ``[count, blocks]``; FOREIGN
+        where it is another generation's."""
         self.end = 0
-        """Positions of the longest generation."""
+        """Positions of the longest generation, those of its rows included."""
 
     def fill(self, segments: "Sequence[Segment]") -> None:
-        """Of fewer segments than there is room for, the rest reads nothing."""
+        """Write a batch's tables. If there are fewer segments than ``count``, the remaining
+        generations read nothing."""
         device = self.starts.device
-        used = [-(-segment.end // PAGED_BLOCK) for segment in segments]
+        used = [-(-segment.end // PAGED_BLOCK_SIZE) for segment in segments]
         starts, counts = on_device([[s.position for s in segments], used], device)
         # Not nonzero(), and sums known here: nothing has to wait for the device.
         rows = torch.arange(len(segments), device=device)
         rows = rows.repeat_interleave(counts, output_size=sum(used))
-        places = torch.arange(sum(used), device=device) - (counts.cumsum(0) - counts)[rows]
-        parts = [segment.cache.table[:count] for segment, count in zip(segments, used, strict=True)]
+        columns = torch.arange(sum(used), device=device) - (counts.cumsum(0) - counts)[rows]
+        parts = [
+            segment.cache.block_table[:count] for segment, count in zip(segments, used, strict=True)
+        ]
         blocks = torch.cat(parts)
         self.starts[: len(segments)] = starts
         self.counts.zero_()
         self.counts[: len(segments)] = counts
-        self.blocks[rows, places] = blocks.int()
-        self.firsts.fill_(NOWHERE)
-        self.firsts[rows, blocks] = (places * PAGED_BLOCK).int()
+        self.blocks[rows, columns] = blocks.int()
+        self.block_positions.fill_(FOREIGN)
+        self.block_positions[rows, blocks] = (columns * PAGED_BLOCK_SIZE).int()
         self.end = max(segment.end for segment in segments)
 
 
 class PagedGroup:
-    """A group of attention: ``each`` rows of every generation in the tables.
+    """A :class:`Group` that reads KV blocks in place.
 
-    ``static``: the count is one of few, for each of which a kernel of its own pays.
+    Args:
+        tables: The blocks of its generations.
+        each: Rows of each generation.
+        static: Whether the number of generations is one of few, for each of which a kernel of its
+            own pays.
     """
 
     def __init__(self, tables: BlockTables, *, each: int, static: bool = False) -> None:
@@ -87,11 +95,12 @@ class PagedGroup:
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: "ScoreModifier"
     ) -> torch.Tensor:
+        """As :meth:`Group.attend` says."""
         heads, width = query.shape[1:]
         queries = query.view(self._count, self._each, heads, width).transpose(1, 2)
         if self._static:
             torch._dynamo.mark_static(queries, 0)
-        attended = _flex(query.device)(
+        attended = flex(query.device)(
             queries,
             keys.transpose(0, 1)[None],
             values.transpose(0, 1)[None],
@@ -111,34 +120,34 @@ class PagedGroup:
         return attended.transpose(1, 2).reshape(self.rows, heads, -1)
 
     def _mask(self, positions: int, window: int | None) -> BlockMask:
-        firsts, starts = self._tables.firsts, self._tables.starts
+        firsts, starts = self._tables.block_positions, self._tables.starts
 
         def visible(b: Any, _h: Any, q: Any, kv: Any) -> Any:
-            return firsts[b, kv // PAGED_BLOCK] + kv % PAGED_BLOCK <= starts[b] + q
+            return firsts[b, kv // PAGED_BLOCK_SIZE] + kv % PAGED_BLOCK_SIZE <= starts[b] + q
 
         def within(b: Any, h: Any, q: Any, kv: Any) -> Any:
-            place = firsts[b, kv // PAGED_BLOCK] + kv % PAGED_BLOCK
-            return visible(b, h, q, kv) & (place > lows[b] + q)
+            position = firsts[b, kv // PAGED_BLOCK_SIZE] + kv % PAGED_BLOCK_SIZE
+            return visible(b, h, q, kv) & (position > lows[b] + q)
 
         if window is not None:
-            # A tensor made anew: a number would be compiled in, and a kept tensor be stale in a
-            # graph.
+            # A tensor made anew: a number would be compiled in, and a kept tensor would be stale in
+            # a graph.
             lows = starts - window
         return BlockMask.from_kv_blocks(
             self._tables.counts[:, None, None],
             self._tables.blocks[:, None, None],
-            BLOCK_SIZE=(_mask_rows(self._each), PAGED_BLOCK),
+            BLOCK_SIZE=(_mask_rows(self._each), PAGED_BLOCK_SIZE),
             mask_mod=visible if window is None else within,
             seq_lengths=(self._each, positions),
             compute_q_blocks=False,
         )
 
     def _score_mod(self, score: "ScoreModifier") -> Callable[..., Any] | None:
-        """What is between the product of query and key and its weight. All that it knows is in
+        """FlexAttention's ``score_mod``; none if scores are not modified. All that it reads is in
         tensors, since a number would be compiled in."""
         if score.softcap is None and score.by_head is None:
             return None
-        firsts, starts = self._tables.firsts, self._tables.starts
+        firsts, starts = self._tables.block_positions, self._tables.starts
         make = {"device": starts.device}
         slopes = score.slopes
         cap = bias = last = None
@@ -149,13 +158,13 @@ class PagedGroup:
             last = torch.full((), self._tables.end - 1, dtype=torch.int32, **make)
 
         def modified(value: Any, b: Any, h: Any, q: Any, kv: Any) -> Any:
-            place = firsts[b, kv // PAGED_BLOCK] + kv % PAGED_BLOCK
+            position = firsts[b, kv // PAGED_BLOCK_SIZE] + kv % PAGED_BLOCK_SIZE
             if cap is not None:
                 value = (value / cap).tanh() * cap
             if slopes is not None:
-                value = value - slopes[h] * (starts[b] + q - place)
+                value = value - slopes[h] * (starts[b] + q - position)
             if bias is not None:
-                value = value + bias[h, torch.minimum(place, last)]
+                value = value + bias[h, torch.minimum(position, last)]
             return value
 
         return modified
@@ -165,7 +174,8 @@ def _mask_rows(rows: int) -> int:
     return max(MASK_ROWS, 2 ** (rows - 1).bit_length())
 
 
-def _flex(device: torch.device) -> Callable[..., Any]:
+def flex(device: torch.device) -> Callable[..., Any]:
+    """FlexAttention as it runs on a device: compiled on a GPU, as plain operations on a CPU."""
     return compiled() if device.type == "cuda" else flex_attention
 
 

@@ -1,4 +1,4 @@
-"""Caches of generations that have ended, for others whose prompts begin alike."""
+"""KV caches of generations that have ended, kept for others whose prompts begin alike."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -8,35 +8,50 @@ from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
 
 
 class PrefixCache:
-    """Hands a pool's blocks out, and keeps ended generations' blocks until others need them.
+    """Reserves a pool's blocks, and keeps those of ended generations until others need them.
 
-    A prefix is copied, not shared: that costs a hundredth of computing it, and every generation
-    owns its blocks alone.
+    The cache that was unused for longest is evicted first. A prefix is copied, not shared: that
+    costs a hundredth of computing it, and every generation owns its blocks alone.
     """
 
     def __init__(self, pool: KVBlockPool) -> None:
         self._pool = pool
-        self._kept: OrderedDict[bytes, KVCache] = OrderedDict()  # the longest unused first
-        self._found: dict[bytes, tuple[bytes, int]] = {}
+        # By the hash of the longest beginning that a cache holds; least recently used first.
+        self._kept: OrderedDict[bytes, KVCache] = OrderedDict()
+        # By the hash of each beginning: its key in `_kept`, and its positions.
+        self._index: dict[bytes, tuple[bytes, int]] = {}
         self._kept_blocks = 0
 
     @property
-    def kept_bytes(self) -> int:
-        """What could be freed at once."""
+    def evictable_bytes(self) -> int:
+        """Bytes of kept blocks, which are freed when a reservation needs them."""
         return self._kept_blocks * self._pool.shape.bytes_per_block
 
+    def evict_all(self) -> None:
+        """Free all kept blocks."""
+        while self._kept:
+            self._evict(next(iter(self._kept)))
+
     def reserve(self, capacity: int, prefix: Sequence[bytes]) -> KVCache | None:
-        """A cache for ``capacity`` positions, for which kept ones make room; none if there is
-        not so much room. The longest prefix that is kept is in it already."""
-        name = next((name for name in reversed(prefix) if name in self._found), None)
-        if name is not None:
-            self._kept.move_to_end(self._found[name][0])
-        if not self._pool.fits(capacity, beside=self._kept_blocks):
+        """A cache for ``capacity`` positions, for which kept ones are evicted where needed.
+
+        Args:
+            capacity: Positions that the generation has at most.
+            prefix: Hashes of its prompt's beginnings, ever longer (:mod:`mesh.prefix_hashes`).
+
+        Returns:
+            A cache that holds the longest of these beginnings that is kept, its ``length``
+            saying how much that is; none if there are not enough blocks.
+        """
+        longest = next((known for known in reversed(prefix) if known in self._index), None)
+        if longest is not None:
+            self._kept.move_to_end(self._index[longest][0])
+        if not self._pool.fits(capacity, evictable=self._kept_blocks):
             return None
         while (cache := self._pool.reserve(capacity)) is None and self._kept:
-            self._drop(next(iter(self._kept)))
-        if cache is not None and name in self._found:
-            owner, length = self._found[name]
+            self._evict(next(iter(self._kept)))
+        if cache is not None and longest in self._index:
+            owner, length = self._index[longest]
             kept = self._kept[owner]
             for tensor in (*self._pool.keys, *self._pool.values):
                 tensor[cache.slots[:length]] = tensor[kept.slots[:length]]
@@ -44,22 +59,25 @@ class PrefixCache:
         return cache
 
     def release(self, cache: KVCache, prefix: Sequence[bytes]) -> None:
-        """A generation has ended. Its cache is kept under the names of its prompt's beginnings, if
-        it has computed them and nobody keeps them yet."""
-        names = prefix[: cache.length // EVERY]
-        if not names or names[-1] in self._found:
+        """Take back the cache of a generation that has ended.
+
+        The cache is kept under the hashes of its prompt's beginnings, as far as they are computed,
+        and freed if there are none or the longest is kept already.
+        """
+        hashes = prefix[: cache.length // EVERY]
+        if not hashes or hashes[-1] in self._index:
             self._pool.free(cache)
             return
-        owner = names[-1]
+        owner = hashes[-1]
         self._kept[owner] = cache
         self._kept_blocks += len(cache.blocks)
-        for number, name in enumerate(names, start=1):
-            self._found[name] = (owner, number * EVERY)
+        for number, prefix_hash in enumerate(hashes, start=1):
+            self._index[prefix_hash] = (owner, number * EVERY)
 
-    def _drop(self, owner: bytes) -> None:
+    def _evict(self, owner: bytes) -> None:
         cache = self._kept.pop(owner)
         self._kept_blocks -= len(cache.blocks)
         self._pool.free(cache)
-        gone = [name for name, (kept, _) in self._found.items() if kept == owner]
-        for name in gone:
-            del self._found[name]
+        gone = [prefix_hash for prefix_hash, (kept, _) in self._index.items() if kept == owner]
+        for prefix_hash in gone:
+            del self._index[prefix_hash]

@@ -7,8 +7,14 @@ from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
-    """Turns tokens into text pieces. Holds back half a character, and whatever may turn out to
-    be the beginning of a stop string."""
+    """Turns a generation's tokens into pieces of text. Holds back an incomplete character, and
+    whatever may turn out to be the beginning of a stop string.
+
+    Args:
+        tokenizer: The model's.
+        prompt: The prompt's token ids, on which the first piece's whitespace may depend.
+        stop: Strings before which the text ends.
+    """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
@@ -17,9 +23,11 @@ class Detokenizer:
         self._held = ""
 
     def push(self, token_id: int) -> tuple[str, bool]:
-        """The text that is safe to show now, and whether a stop string was met.
+        """Add a token.
 
-        The stop string itself, and what follows it, is never shown.
+        Returns:
+            The text that is safe to show now, and whether a stop string was met. The stop string,
+            and what follows it, is never shown.
         """
         self._held += self._decoder.step(self._tokenizer, token_id) or ""
         hits = [at for text in self._stop if (at := self._held.find(text)) >= 0]
@@ -34,7 +42,7 @@ class Detokenizer:
         return shown, False
 
     def flush(self) -> str:
-        """What was held back, once it is clear that no more tokens come."""
+        """The text that was held back, once no more tokens come."""
         shown, self._held = self._held, ""
         return shown
 

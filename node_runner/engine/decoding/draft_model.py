@@ -1,7 +1,7 @@
-"""A small model on the edge, which runs ahead of the pipeline and guesses what it will choose.
+"""A small model on the edge that drafts tokens ahead of the pipeline (speculative decoding).
 
-Its guesses are drawn with the same numbers (seed and position) as the tokens themselves: where both
-models think alike, they choose alike, at any temperature.
+Drafts are sampled with the draws (seed and position) of the tokens that they stand for: where both
+models give the same probabilities they choose the same tokens, at any temperature.
 """
 
 from collections.abc import Sequence
@@ -18,25 +18,33 @@ from node_runner.engine.device.tensors import on_device
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import SpanModel
 
-PREFILL_CHUNK = 512
-"""Positions of prompts that it reads before the edge goes on with other work."""
+DRAFT_PREFILL_CHUNK = 512
+"""Positions of one prompt that the draft model computes before the edge does other work."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """Guess ``count`` tokens that follow ``tokens``, in a text of at most ``capacity``."""
+class DraftRequest:
+    """Draft tokens are wanted for one generation.
+
+    Args:
+        request_id: The generation's.
+        tokens: Its text so far.
+        count: Tokens to draft at most.
+        capacity: Tokens that its text has at most, when it ends.
+        sampling_params: How its tokens are sampled.
+    """
 
     request_id: str
     tokens: Sequence[int]
     count: int
     capacity: int
-    sampling: SamplingParams
+    sampling_params: SamplingParams
 
 
 def load_draft(
     source: str, target: SpanModel, *, cache: Path, cache_bytes: int | None = None
 ) -> SpanModel:
-    """All layers of a small model that is to guess the target's tokens.
+    """All layers of a small model that is to draft the target's tokens.
 
     Args:
         source: Local folder of a checkpoint in safetensors, or a hub id.
@@ -57,70 +65,79 @@ def load_draft(
 
 
 class DraftModel:
-    """Guesses for many generations in the same forwards.
+    """Drafts for many generations in the same forward passes.
 
     Args:
         span: What :func:`load_draft` gave.
-        positions: Room for its caches.
+        positions: Capacity of its KV caches, all together.
     """
 
     def __init__(self, span: SpanModel, *, positions: int) -> None:
         self._span = span
-        self._pool = KVBlockPool(span.kv_shape, positions * span.kv_shape.bytes_per_position)
+        self.pool = KVBlockPool(span.kv_shape, positions * span.kv_shape.bytes_per_position)
         self._caches: dict[str, KVCache] = {}
 
-    def guess(self, asks: Sequence[Ask]) -> list[list[int]]:
-        """Up to as many tokens as asked for; none where there is no room, or where a prompt has
-        not been read to its end yet."""
-        guesses: list[list[int]] = [[] for _ in asks]
-        behind = [(ask, own) for ask, own in zip(asks, guesses, strict=True) if self._admit(ask)]
-        while behind:
-            self._extend(behind)
-            behind = [(ask, own) for ask, own in behind if own and len(own) < ask.count]
-        return guesses
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+        """For each request, up to ``count`` tokens; none where there is no free KV, or where a
+        prompt's last chunk is not computed yet."""
+        drafts: list[list[int]] = [[] for _ in requests]
+        unfinished = [
+            (request, draft)
+            for request, draft in zip(requests, drafts, strict=True)
+            if self._admit(request)
+        ]
+        while unfinished:
+            self._extend(unfinished)
+            unfinished = [(r, draft) for r, draft in unfinished if 0 < len(draft) < r.count]
+        return drafts
 
-    def forget_after(self, request_id: str, length: int) -> None:
-        """Only so many tokens were chosen; guesses behind them were wrong."""
+    def truncate(self, request_id: str, length: int) -> None:
+        """Forget a generation's KV from position ``length`` on: its draft tokens were rejected."""
         cache = self._caches.get(request_id)
         if cache is not None:
             cache.length = min(cache.length, length)
 
     def close(self, request_id: str) -> None:
+        """Free a generation's KV cache, if it has one."""
         cache = self._caches.pop(request_id, None)
         if cache is not None:
-            self._pool.free(cache)
+            self.pool.free(cache)
 
-    def _admit(self, ask: Ask) -> bool:
-        if ask.count < 1 or ask.capacity > self._span.context:
+    def _admit(self, request: DraftRequest) -> bool:
+        if request.count < 1 or request.capacity > self._span.max_positions:
             return False
-        if ask.request_id not in self._caches:
-            cache = self._pool.reserve(ask.capacity)
+        if request.request_id not in self._caches:
+            cache = self.pool.reserve(request.capacity)
             if cache is None:
                 return False
-            self._caches[ask.request_id] = cache
-        self.forget_after(ask.request_id, len(ask.tokens) - 1)
+            self._caches[request.request_id] = cache
+        self.truncate(request.request_id, len(request.tokens) - 1)
         return True
 
-    def _extend(self, behind: Sequence[tuple[Ask, list[int]]]) -> None:
-        """One more token for each whose text is read to its end; for others, a chunk of it."""
-        caches = [self._caches[ask.request_id] for ask, _ in behind]
-        lengths = [len(ask.tokens) + len(own) for ask, own in behind]
-        news = [
-            [*ask.tokens[cache.length : cache.length + PREFILL_CHUNK], *own[-1:]]
-            for cache, (ask, own) in zip(caches, behind, strict=True)
+    def _extend(self, unfinished: Sequence[tuple[DraftRequest, list[int]]]) -> None:
+        """One forward pass: one more draft token for each request whose text is in its KV cache;
+        for others, a chunk of the text."""
+        caches = [self._caches[request.request_id] for request, _ in unfinished]
+        lengths = [len(request.tokens) + len(draft) for request, draft in unfinished]
+        fed = [
+            [*request.tokens[cache.length : cache.length + DRAFT_PREFILL_CHUNK], *draft[-1:]]
+            for cache, (request, draft) in zip(caches, unfinished, strict=True)
         ]
         segments = [
-            Segment(cache, len(new), cache.length) for cache, new in zip(caches, news, strict=True)
+            Segment(cache, len(tokens), cache.length)
+            for cache, tokens in zip(caches, fed, strict=True)
         ]
         positions = [p for segment in segments for p in range(segment.position, segment.end)]
-        hidden = self._span.embed([token for new in news for token in new], positions)
+        hidden = self._span.embed([token for tokens in fed for token in tokens], positions)
         output = self._span.forward(hidden, RaggedBatch(segments))
-        last = on_device([len(new) for new in news], output.device).cumsum(0) - 1
-        chosen = sample(
+        last = on_device([len(tokens) for tokens in fed], output.device).cumsum(0) - 1
+        sampled = sample(
             self._span.logits(output[last]),
-            [ask.sampling for ask, _ in behind],
+            [request.sampling_params for request, _ in unfinished],
             lengths,
         )
-        for (_, own), cache, length, token in zip(behind, caches, lengths, chosen, strict=True):
+        for (_, draft), cache, length, token in zip(
+            unfinished, caches, lengths, sampled, strict=True
+        ):
             if cache.length == length:
-                own.append(token)
+                draft.append(token)

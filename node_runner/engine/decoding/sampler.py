@@ -1,6 +1,6 @@
 """Counter-based sampling: the draw for a position depends on seed and position alone.
 
-So a generation that goes on elsewhere, or again from its prompt, continues with the same tokens.
+So a generation that continues on another node, or again from its prompt, has the same tokens.
 """
 
 import hashlib
@@ -12,25 +12,26 @@ from mesh.wire import SamplingParams
 
 
 def sample(
-    logits: torch.Tensor, samplings: Sequence[SamplingParams], positions: Sequence[int]
+    logits: torch.Tensor, params: Sequence[SamplingParams], positions: Sequence[int]
 ) -> list[int]:
-    """One token a row.
+    """Sample one token a row: the likeliest where the temperature is 0, else by inverse transform
+    from the nucleus (top-p; Holtzman et al. 2020).
 
     Args:
         logits: ``[rows, vocab]``, float32.
-        samplings: How to choose, by row.
-        positions: Index in the sequence (prompt included) of the token to be chosen, by row.
+        params: How to sample, by row.
+        positions: Index in the text (prompt included) of the token to be sampled, by row.
 
     Returns:
-        Token ids.
+        Token ids, by row.
     """
     chosen: list[int] = logits.argmax(dim=-1).tolist()
-    drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
+    drawn = [row for row, own in enumerate(params) if own.temperature > 0]
     if not drawn:
         return chosen
-    temperature = _column([samplings[row].temperature for row in drawn], logits)
-    top_p = _column([samplings[row].top_p for row in drawn], logits)
-    draw = _column([uniform(samplings[row].seed, positions[row]) for row in drawn], logits)
+    temperature = _column([params[row].temperature for row in drawn], logits)
+    top_p = _column([params[row].top_p for row in drawn], logits)
+    draw = _column([uniform(params[row].seed, positions[row]) for row in drawn], logits)
     probabilities = torch.softmax(logits[drawn].double() / temperature, dim=-1)
     ranked, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
     reached = ranked.cumsum(dim=-1)
@@ -45,7 +46,8 @@ def sample(
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) with 53 random bits: BLAKE2b of seed and position."""
+    """The draw for a position: a number in [0, 1) with 53 random bits, BLAKE2b of seed and
+    position."""
     digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 

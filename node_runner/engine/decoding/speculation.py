@@ -1,47 +1,55 @@
-"""Speculative decoding: guess what follows, and let one step check the guess.
+"""Speculative decoding: draft tokens that may follow, and let one step verify them.
 
-A guess is looked up in the text itself (prompt lookup decoding, Saxena 2023): where its last
-tokens stood before, what followed then may follow now. All rows of a step are sampled with the
-draws of their positions, and a guess counts only if it is the token that is chosen anyway. So the
-tokens are exactly those without speculation, greedy or sampled; only their number per round trip
-changes.
+Drafts are looked up in the text itself (prompt lookup decoding, Saxena 2023): where its last tokens
+stood before, what followed then may follow now. All rows of a step are sampled with the draws of
+their positions, and a draft token is accepted only if it is the token that is sampled anyway. So
+the tokens are exactly those without speculation, greedy or sampled; only their number per round
+trip changes.
 """
 
 from collections.abc import Sequence
 
-LONG, SHORT = 3, 2
-"""Tokens that have to stand there again: three, or two if three do not."""
+LONG_NGRAM, SHORT_NGRAM = 3, 2
+"""Tokens that have to stand in the text before: the last three, or the last two if three do not."""
 
-FIRST_WIDTH = 4
-MAX_WIDTH = 12
-"""Tokens of a guess. Twelve rows still attend together (attention.FEW_ROWS)."""
+FIRST_DRAFT_LENGTH = 4
+MAX_DRAFT_LENGTH = 12
+"""Tokens of a draft. With the token before it, they are few enough rows to attend together
+(`attention.interface.MAX_GROUPED_ROWS`)."""
 
-SMOOTHING = 0.2
+EWMA_WEIGHT = 0.2
+"""Weight of the newest measurement in an exponentially weighted moving average."""
+
 FIRST_PAUSE = 8
 MAX_PAUSE = 256
-"""Steps without guesses after one that did not pay; doubled each time."""
-
+"""Steps without drafts after one that did not pay; doubled each time."""
 
 TOLERANCE = 0.97
-"""Share of the speed without guesses at which they go on all the same: over slow links a wrong one
-costs a hundredth of a step, and the next right one may save several."""
+"""Share of the speed without drafts down to which drafting continues: over slow links a rejected
+draft costs a hundredth of a step, and the next accepted one may save several."""
 
 
 class PromptLookup:
-    """Where each pair and triple of tokens stood last. Constant work a token."""
+    """Where each pair and triple of a text's tokens stood last. Constant work a token."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[int, ...], int] = {}
         self._indexed = 0
 
-    def guess(self, tokens: Sequence[int], count: int) -> list[int]:
-        """Up to ``count`` tokens that may follow."""
-        for end in range(max(self._indexed, SHORT), len(tokens)):
-            # What ends here is continued by the token at `end`.
-            for size in (SHORT, LONG):
+    def draft(self, tokens: Sequence[int], count: int) -> list[int]:
+        """Up to ``count`` tokens that may follow ``tokens``; none if the last two tokens did not
+        stand in the text before.
+
+        Args:
+            tokens: The whole text, which begins with what it was in the call before.
+            count: Tokens to draft at most.
+        """
+        for end in range(max(self._indexed, SHORT_NGRAM), len(tokens)):
+            # The n-gram that ends here is continued by the token at `end`.
+            for size in (SHORT_NGRAM, LONG_NGRAM):
                 self._seen[tuple(tokens[max(0, end - size) : end])] = end
         self._indexed = len(tokens)
-        for size in (LONG, SHORT):
+        for size in (LONG_NGRAM, SHORT_NGRAM):
             found = self._seen.get(tuple(tokens[-size:]))
             if found is not None:
                 return list(tokens[found : found + count])
@@ -49,48 +57,56 @@ class PromptLookup:
 
 
 class SpeculationPolicy:
-    """Whether guessing pays, or costs next to nothing: tokens per second with and without it, as
-    measured."""
+    """How many tokens to draft for one generation: none while that does not pay, by tokens per
+    second with and without drafts as measured."""
 
     def __init__(self) -> None:
-        self._width = FIRST_WIDTH
+        self._draft_length = FIRST_DRAFT_LENGTH
         self._pause = 0
         self._next_pause = FIRST_PAUSE
-        self._plain: float | None = None
-        self._guessed: float | None = None
-        self._gained: float | None = None
+        self._plain_seconds: float | None = None
+        self._drafted_seconds: float | None = None
+        self._drafted_tokens: float | None = None
 
-    def width(self) -> int:
-        """How many tokens to guess for the step that begins now."""
+    def draft_length(self) -> int:
+        """How many tokens to draft for the step that begins now."""
         if self._pause > 0:
             self._pause -= 1
             return 0
-        return self._width
+        return self._draft_length
 
-    def observe(self, seconds: float, guessed: int, tokens: int) -> None:
-        """A round trip brought ``tokens``, of which all but one had been ``guessed``."""
-        if guessed == 0:
-            self._plain = _smoothed(self._plain, seconds)
+    def observe(self, seconds: float, drafted: int, generated: int) -> None:
+        """Take a step's measurement in.
+
+        Args:
+            seconds: From feeding the step to sampling what came back.
+            drafted: Draft tokens that it verified.
+            generated: Tokens that it gave: the accepted draft tokens and one more.
+        """
+        if drafted == 0:
+            self._plain_seconds = _ewma(self._plain_seconds, seconds)
             return
-        self._guessed = _smoothed(self._guessed, seconds)
-        self._gained = _smoothed(self._gained, tokens)
-        if tokens == guessed + 1:
-            self._width = min(2 * self._width, MAX_WIDTH)
-        elif tokens - 1 <= guessed // 2:
-            self._width = max(self._width // 2, 2)
-        if self._pays():
+        self._drafted_seconds = _ewma(self._drafted_seconds, seconds)
+        self._drafted_tokens = _ewma(self._drafted_tokens, generated)
+        if generated == drafted + 1:
+            self._draft_length = min(2 * self._draft_length, MAX_DRAFT_LENGTH)
+        elif generated - 1 <= drafted // 2:
+            self._draft_length = max(self._draft_length // 2, 2)
+        if self.pays():
             self._next_pause = FIRST_PAUSE
         else:
             self._pause = self._next_pause
             self._next_pause = min(2 * self._next_pause, MAX_PAUSE)
 
-    def _pays(self) -> bool:
-        if self._guessed is None or self._gained is None:
+    def pays(self) -> bool:
+        """Whether drafts give more tokens per second than none, or hardly fewer."""
+        if self._drafted_seconds is None or self._drafted_tokens is None:
             return True
-        if self._plain is None:
-            return self._gained > 1.5
-        return self._gained / self._guessed > TOLERANCE / self._plain
+        if self._plain_seconds is None:
+            return self._drafted_tokens > 1.5
+        drafted_rate = self._drafted_tokens / self._drafted_seconds
+        return drafted_rate > TOLERANCE / self._plain_seconds
 
 
-def _smoothed(old: float | None, new: float) -> float:
-    return new if old is None else old + SMOOTHING * (new - old)
+def _ewma(average: float | None, value: float) -> float:
+    return value if average is None else average + EWMA_WEIGHT * (value - average)

@@ -1,19 +1,20 @@
-"""Products of few rows with large weights, as decoding makes them."""
+"""Matrix products of few rows with large weights, as decode steps compute them."""
 
 import torch
-from torch.nn.functional import linear
+from torch.nn import functional
 
-FEW_ROWS = 5
-"""Up to so many rows, a CPU's BLAS reads the weights up to twice as fast if they stand on the left
+MAX_TRANSPOSED_ROWS = 5
+"""Rows up to which a CPU's BLAS reads the weights up to twice as fast if they are the left factor
 (`python -m benchmarks.products`)."""
 
 
-def product(
+def linear(
     rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``rows @ weight.T + bias``: ``[rows, in]`` and ``[out, in]`` to ``[rows, out]``."""
+    """``rows @ weight.T + bias``: ``[rows, in]`` and ``[out, in]`` to ``[rows, out]``, in whichever
+    order of factors is faster."""
     widens = weight.shape[0] > weight.shape[1]
-    if widens and 1 < rows.shape[0] <= FEW_ROWS and weight.device.type == "cpu":
-        turned = torch.mm(weight, rows.t()).t().contiguous()
-        return turned if bias is None else turned + bias
-    return linear(rows, weight, bias)
+    if widens and 1 < rows.shape[0] <= MAX_TRANSPOSED_ROWS and weight.device.type == "cpu":
+        output = torch.mm(weight, rows.t()).t().contiguous()
+        return output if bias is None else output + bias
+    return functional.linear(rows, weight, bias)

@@ -1,4 +1,4 @@
-"""Dtypes by name, numbers onto the device."""
+"""Dtypes by name, and small operations on tensors."""
 
 import math
 from collections.abc import Sequence
@@ -10,20 +10,27 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
+"""Dtypes that a model computes in, by name."""
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+"""Names of :data:`DTYPES`."""
 
 
 def on_device(
     numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device
 ) -> torch.Tensor:
-    """Numbers as an int64 tensor. To a GPU they go from pinned memory: nothing waits for what it
-    still computes."""
+    """Numbers as an int64 tensor of their shape. To a GPU they are copied from pinned memory, which
+    does not wait for kernels that still run there."""
     tensor = torch.tensor(numbers, pin_memory=device.type == "cuda")
     return tensor.to(device, non_blocking=True)
 
 
+def concatenated(parts: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    """The parts one after the other along ``dim``; a single part as it is, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
 def is_finite(hidden: torch.Tensor) -> bool:
-    """Whether all values are numbers: one sum tells, at a tenth of the cost of asking each."""
+    """Whether all values are finite, by their sum, which takes a tenth of the time of looking at
+    each. False also where the sum overflows float32."""
     return math.isfinite(hidden.sum(dtype=torch.float32).item())

@@ -1,7 +1,7 @@
 """Layers whose attention transformers does not let us replace: bloom's and falcon's.
 
-Both keep query, key and value in one product, and both hand their layers an `alibi` that only
-attention looks at. Here attention is ours, and the pack comes to it as that argument.
+Both compute query, key and value in one product, and both give their layers an argument `alibi`
+that only attention uses. Here attention is ours, and the ragged batch comes to it as that argument.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from node_runner.engine.attention.ragged_batch import RaggedBatch, attend
 from node_runner.engine.model.families import Config, Family
 
 
-class BlockLayers:
-    """The decoder's layers, one after the other."""
+class AlibiLayers:
+    """A :data:`LayerStack` of a decoder of bloom or falcon, whose attention is replaced."""
 
     def __init__(self, decoder: Any, family: Family) -> None:
         config = decoder.config
@@ -26,13 +26,14 @@ class BlockLayers:
             block.self_attention = _Attention(block.self_attention, index, family.kv(config), score)
         self._rotary = decoder.rotary_emb if score.by_head is None else None
 
-    def __call__(self, hidden: torch.Tensor, pack: RaggedBatch) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
         hidden = hidden[None]
-        how = {"alibi": pack, "attention_mask": None}
+        arguments = {"alibi": batch, "attention_mask": None}
         if self._rotary is not None:
-            how["position_embeddings"] = self._rotary(hidden, position_ids=pack.positions[None])
+            position_ids = batch.positions[None]
+            arguments["position_embeddings"] = self._rotary(hidden, position_ids=position_ids)
         for block in self._blocks:
-            hidden, _ = block(hidden, **how)
+            hidden, _ = block(hidden, **arguments)
         return hidden[0]
 
 

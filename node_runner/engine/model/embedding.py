@@ -1,18 +1,18 @@
-"""What comes before a model's first layer and after its last one."""
+"""What is before a model's first layer and after its last one: embedding, final norm, LM head."""
 
 from typing import Any
 
 import torch
 from torch import nn
 
-from node_runner.engine.device.matmul import product
+from node_runner.engine.device.matmul import linear
 from node_runner.engine.model.families import Config, Family
 
 
 class Embedding(nn.Module):
-    """Token ids and positions ``[rows]`` to hidden states ``[rows, hidden]``.
+    """Token ids and positions, int64 ``[rows]`` each, to hidden states ``[rows, hidden]``.
 
-    All of it is taken out of the decoder, whose own forward would do it again in every span.
+    Moves all that embeds out of the decoder, whose own forward would repeat it in every span.
     """
 
     def __init__(self, decoder: Any, family: Family) -> None:
@@ -32,7 +32,7 @@ class Embedding(nn.Module):
         return hidden if self._norm is None else self._norm(hidden)
 
 
-class Head(nn.Module):
+class LMHead(nn.Module):
     """Hidden states ``[rows, hidden]`` to logits ``[rows, vocab]``."""
 
     def __init__(self, norm: nn.Module, logits: nn.Linear, config: Config, family: Family) -> None:
@@ -43,7 +43,7 @@ class Head(nn.Module):
         self._cap = family.logit_cap and getattr(config, family.logit_cap)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = product(self._norm(hidden), self._logits.weight, self._logits.bias)
+        logits = linear(self._norm(hidden), self._logits.weight, self._logits.bias)
         if self._factor is not None:
             logits = logits * self._factor
         if self._cap is not None:
@@ -52,7 +52,7 @@ class Head(nn.Module):
 
 
 def take_norm(decoder: Any, family: Family) -> nn.Module:
-    """The final norm, which belongs to the head."""
+    """Move the final norm out of the decoder: it belongs to the head."""
     norm: nn.Module = _taken(decoder, family.norm, nn.Identity())
     return norm
 
@@ -62,10 +62,10 @@ class _NoPositions(nn.Module):
         return torch.zeros((), device=positions.device)
 
 
-def _taken(decoder: Any, name: str | None, left: object) -> Any:
-    """An attribute of the decoder, in whose place something is left that does nothing."""
+def _taken(decoder: Any, name: str | None, neutral: object) -> Any:
+    """An attribute of the decoder, where ``neutral``, which changes nothing, takes its place."""
     if name is None:
         return None
     taken = getattr(decoder, name)
-    setattr(decoder, name, left)
+    setattr(decoder, name, neutral)
     return taken

@@ -1,4 +1,4 @@
-"""What tells one family of models from another, as far as a span has to know.
+"""How families of models differ from Llama's, as far as a span has to know.
 
 Layers come from transformers, so a family is mostly names: where its layers and norms are, and what
 happens to hidden states before the first layer and after the last one. Every family here is tested
@@ -16,12 +16,12 @@ Config = Any
 
 STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 """Rotary embeddings whose angles depend on the position alone. Others depend on the length of the
-text, and a pack has texts of many lengths."""
+text, and a batch has texts of many lengths."""
 
-PER_LAYER = ("layer_types", "no_rope_layers")
-"""Settings with one value a layer, cut along with the layers."""
+PER_LAYER_SETTINGS = ("layer_types", "no_rope_layers")
+"""Settings with one value a layer, of which a span has those of its layers."""
 
-REFUSED = (
+UNSUPPORTED_SETTINGS = (
     "use_bidirectional_attention",
     "add_cross_attention",
     "reorder_and_upcast_attn",
@@ -63,7 +63,7 @@ def _nothing(_config: Config, _start: int, _end: int) -> dict[str, object]:
 
 
 def _sparse_by_step(config: Config, start: int, end: int) -> dict[str, object]:
-    """Experts come every so many layers: a span names the layers without."""
+    """Experts are in every n-th layer of the model: a span lists the layers without."""
     dense = [
         index - start
         for index in range(start, end)
@@ -81,17 +81,21 @@ class Family:
     """How a family's decoder differs from Llama's.
 
     Args:
-        layers: The decoder's list of layers.
-        norm: Its norm after the last layer.
-        positions: Its embedding of positions, added to that of tokens.
-        embedding_factor: What it multiplies embedded tokens by, outside of the embedding.
-        embedding_norm: Its norm before the first layer.
-        logit_factor: What logits are multiplied by.
-        logit_cap: The setting that says within ± of what tanh keeps logits.
-        kv: Heads, their keys' width and their values' width, as attention gets them.
-        renumbered: Settings that name layers by index, as they are for layers from start to end.
-        interface: Whether it calls attention through transformers' interface.
-        passes_on: Whether its layers pass on to attention what they do not know.
+        layers: Name of the decoder's attribute with its layers.
+        norm: Name of its attribute with the norm after the last layer.
+        positions: Name of its attribute with the embedding of positions, if it has one.
+        embedding_factor: Name of its attribute by which embedded tokens are multiplied, if the
+            embedding itself does not.
+        embedding_norm: Name of its attribute with the norm before the first layer, if it has one.
+        logit_factor: By what logits are multiplied, given the configuration.
+        logit_cap: Name of the setting with the number within ± of which tanh keeps logits.
+        kv: The number of KV heads, their keys' width and their values' width, given the
+            configuration.
+        renumbered: Settings that name layers by index, as they are for a span, given the
+            configuration and the span's start and end.
+        interface: Whether it calls attention through transformers' `AttentionInterface`.
+        passes_kwargs: Whether its layers pass keyword arguments that they do not know on to
+            attention.
     """
 
     layers: str = "layers"
@@ -104,7 +108,7 @@ class Family:
     kv: Callable[[Config], tuple[int, int, int]] = _grouped
     renumbered: Callable[[Config, int, int], dict[str, object]] = _nothing
     interface: bool = True
-    passes_on: bool = True
+    passes_kwargs: bool = True
 
 
 FAMILIES = {
@@ -143,15 +147,16 @@ FAMILIES = {
     "qwen3": Family(),
     "qwen3_moe": Family(renumbered=_sparse_by_step),
     "smollm3": Family(),
-    "stablelm": Family(passes_on=False),
+    "stablelm": Family(passes_kwargs=False),
     "starcoder2": Family(),
 }
 
 
 def family_of(model_type: str | None) -> Family:
-    """
+    """The family of a config.json's ``model_type``.
+
     Raises:
-        UnsupportedModel: a family that is not among those tested.
+        UnsupportedModel: the family is not among those tested.
     """
     if model_type not in FAMILIES:
         raise UnsupportedModel(
@@ -162,11 +167,12 @@ def family_of(model_type: str | None) -> Family:
 
 
 def check_settings(config: Config) -> None:
-    """
+    """Refuse configurations that the engine is not tested for.
+
     Raises:
         UnsupportedModel: a setting under which a span would not give the model's logits.
     """
-    for name in REFUSED:
+    for name in UNSUPPORTED_SETTINGS:
         if getattr(config, name, None):
             raise UnsupportedModel(
                 f"The engine does not serve {config.model_type} models with {name} yet."

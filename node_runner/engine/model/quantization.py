@@ -1,7 +1,7 @@
-"""Weights in 8 or 4 bits: bitsandbytes makes them while transformers loads, here they are used.
+"""Weights in 8 or 4 bits: bitsandbytes makes them while transformers loads; here is what uses them.
 
-Both are weight-only: activations are not rounded, so that what a row gives does not depend on the
-rows that it is packed with, nor on the device.
+Quantization is weight-only: activations are not rounded, so that a row's output does not depend on
+the other rows of its batch, nor on the device.
 """
 
 from typing import Any
@@ -12,24 +12,25 @@ from torch.nn.functional import linear
 from transformers import BitsAndBytesConfig
 
 from mesh.errors import UnsupportedModel
+from node_runner.engine.device.tensors import concatenated
 
-CACHED = 2**20
-"""Weights that a CPU unpacks at a time: as many as its caches hold. A whole product of 4096 x 4096
-takes ten times as long, nearly all of it for pages that are mapped and dropped again."""
+CPU_CHUNK = 2**20
+"""Weights that a CPU dequantizes at a time: as many as its caches hold. A whole weight of
+4096 x 4096 takes ten times as long, nearly all of it to map pages and drop them again."""
 
-SCRATCH = 2**26
-"""Weights that a GPU unpacks at a time: this bounds the memory it takes beside the weights."""
+GPU_CHUNK = 2**26
+"""Weights that a GPU dequantizes at a time: bounds the memory that it takes beside the weights."""
 
 LEVELS = 127
 """bitsandbytes' 8-bit weights are whole numbers up to this, times the largest of their row."""
 
 HEADROOM = 128
-"""What inputs are divided by, and outputs multiplied by: else sums of up to 127 times an input
-would overflow float16. A power of two, so nothing is rounded."""
+"""Inputs are divided by this number, and outputs multiplied by it: else sums of up to 127 times an
+input would overflow float16. A power of two, so nothing is rounded."""
 
 
 def quantizer(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """How transformers shall load a span's layers; none if as they are.
+    """How transformers is to quantize a span's layers; none if they stay as they are.
 
     Raises:
         UnsupportedModel: bitsandbytes is not installed.
@@ -50,16 +51,17 @@ def quantizer(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | Non
 
 
 def missing_library() -> UnsupportedModel:
+    """The error to raise where bitsandbytes is not installed."""
     return UnsupportedModel(
         "Quantization needs bitsandbytes, which is not installed here: the `node` extra brings it."
     )
 
 
-def settle(model: nn.Module) -> list[torch.Tensor]:
-    """Have 8-bit layers compute with their weights only.
+def use_weight_only(model: nn.Module) -> list[torch.Tensor]:
+    """Replace bitsandbytes' 8-bit layers, which round activations, by :class:`Int8Linear`.
 
     Returns:
-        The scales of 4-bit weights, which are no parameters.
+        The scales of 4-bit weights, which are not among the model's parameters.
     """
     scales: list[torch.Tensor] = []
     for name, module in list(model.named_modules()):
@@ -77,7 +79,7 @@ class Int8Linear(nn.Module):
     `Linear8bitLt`.
 
     bitsandbytes' own product rounds activations to 8 bits, to float16 where they are outliers of
-    the whole pack, and on most CPUs is slower than this.
+    the whole batch (LLM.int8(), Dettmers et al. 2022), and is slower on most CPUs.
     """
 
     def __init__(self, theirs: Any) -> None:
@@ -88,12 +90,12 @@ class Int8Linear(nn.Module):
         self.weight = nn.Parameter(theirs.weight.CB, requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
         self.bias = theirs.bias
-        unpacked = CACHED if self.weight.device.type == "cpu" else SCRATCH
-        self._rows = max(1, unpacked // self.in_features)
+        chunk = CPU_CHUNK if self.weight.device.type == "cpu" else GPU_CHUNK
+        self._rows = max(1, chunk // self.in_features)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         lowered = hidden / HEADROOM
         parts = [linear(lowered, rows.to(hidden.dtype)) for rows in self.weight.split(self._rows)]
-        output = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        output = concatenated(parts, -1)
         output = (output * self.scales).to(hidden.dtype)
         return output if self.bias is None else output + self.bias

@@ -1,8 +1,9 @@
 """A span is a small checkpoint: only its own layers' tensors, loadable by `from_pretrained`.
 
 The span's folder holds a `config.json` of k layers and a `model.safetensors`. The edge's span also
-holds the embedding, the final norm and the LM head; any other holds decoder layers alone. Here is
-what a span has of a model; how it gets here is :mod:`node_runner.weights`' subject.
+holds the embedding, the final norm and the LM head; any other holds decoder layers alone. This
+module says which tensors and settings of a model a span has; :mod:`node_runner.weights` fetches
+them.
 """
 
 import copy
@@ -18,16 +19,14 @@ import structlog
 from transformers import AutoConfig
 
 from mesh.errors import UnsupportedModel, WeightsRefused, WeightsUnreachable
-from node_runner.engine.model.families import PER_LAYER, Config, check_settings, family_of
+from node_runner.engine.model.families import PER_LAYER_SETTINGS, Config, check_settings, family_of
 from node_runner.weights import span_download as weights
 from node_runner.weights.checkpoint_cache import SpanCache
 from node_runner.weights.source import Source
 
 log = structlog.get_logger()
 
-CACHE = Path.home() / ".cache" / "far-mesh" / "spans"
-
-TOKENIZER, SAMPLING = "tokenizer.json", "generation_config.json"
+TOKENIZER, GENERATION_CONFIG = "tokenizer.json", "generation_config.json"
 
 _LAYER = re.compile(r"^(?P<before>(?:.*?\.)?(?:layers|h)\.)(?P<index>\d+)(?P<after>\..*)$")
 
@@ -53,16 +52,17 @@ def prepare_span(
 ) -> tuple[Path, SpanSpec]:
     """The folder of a span's checkpoint, made if it is not there yet, and what it holds.
 
-    It stays in the cache until this process ends, or
+    The folder stays in the cache until this process ends, or calls
     :func:`node_runner.weights.checkpoint_cache.release`.
 
     Args:
         source: Local folder of a checkpoint in safetensors, a URL of one, or a hub id.
         layers: Start and end (not included); all layers if not given.
-        edge: Whether to hold embedding, final norm and LM head too.
+        edge: Whether the span has embedding, final norm and LM head too.
         cache: Folder under which span checkpoints are kept.
         cache_bytes: What they may take together; half of the disk if not given.
-        verify: Compare the hash of a checkpoint that is there, instead of its size and time.
+        verify: Whether to compare the hash of a checkpoint that is there, instead of its size and
+            time.
         opened: Opens the files, if ``source`` alone does not tell where they are.
 
     Raises:
@@ -97,14 +97,20 @@ def _span(source: str, asked: str, config: Config, spec: SpanSpec) -> weights.Ch
         settings=_cut(config, spec).to_json_string(use_diff=False),
         renamed=partial(_renamed, spec=spec),
         required=(TOKENIZER,) if spec.edge else (),
-        optional=(SAMPLING,) if spec.edge else (),
+        optional=(GENERATION_CONFIG,) if spec.edge else (),
     )
 
 
 def _config(files: Source) -> Config:
-    """With what a family computes from layers' numbers written out, so that it can be cut."""
+    """The model's configuration, with what transformers derives from a config.json written out, so
+    that it can be cut to a span.
+
+    Raises:
+        WeightsRefused: what the source gives for config.json is no model's configuration.
+        UnsupportedModel: a family or a setting that the engine is not tested for.
+    """
     try:
-        settings = json.loads(files.small("config.json"))
+        settings = json.loads(files.read_small("config.json"))
         model_type = settings.get("model_type")
     except (ValueError, AttributeError):
         raise WeightsRefused(
@@ -145,7 +151,7 @@ def _cut(config: Config, spec: SpanSpec) -> Config:
     """The configuration of the span alone."""
     span = copy.deepcopy(config)
     changed = family_of(config.model_type).renumbered(config, spec.start, spec.end)
-    for name in PER_LAYER:
+    for name in PER_LAYER_SETTINGS:
         if getattr(config, name, None):
             changed[name] = getattr(config, name)[spec.start : spec.end]
     if not spec.edge:

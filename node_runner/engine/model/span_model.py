@@ -1,4 +1,4 @@
-"""The layers of one span, loaded; and the embedding and head, where it holds the edge."""
+"""The layers of one span, loaded; and the embedding and LM head, where the span has the edge."""
 
 import json
 import sys
@@ -18,17 +18,28 @@ from node_runner.engine.attention.kv_cache import KVBlockPool, KVShape
 from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.device.host_memory import returning_memory, use_huge_pages
 from node_runner.engine.device.tensors import on_device
-from node_runner.engine.model.alibi_layers import BlockLayers
+from node_runner.engine.model.alibi_layers import AlibiLayers
 from node_runner.engine.model.cuda_graphs import Capture, DecodeGraphs
-from node_runner.engine.model.embedding import Embedding, Head, take_norm
+from node_runner.engine.model.embedding import Embedding, LMHead, take_norm
 from node_runner.engine.model.families import Family, family_of
 from node_runner.engine.model.fused_layers import FusedLayers, can_fuse
-from node_runner.engine.model.quantization import missing_library, quantizer, settle
-from node_runner.engine.model.transformers_layers import NAME, LayerStack, TransformersLayers
+from node_runner.engine.model.quantization import missing_library, quantizer, use_weight_only
+from node_runner.engine.model.transformers_layers import ATTENTION, LayerStack, TransformersLayers
 
 
 class SpanModel:
-    """Runs hidden states through its layers, ``[rows, hidden] → [rows, hidden]``."""
+    """Runs hidden states through a span's layers, ``[rows, hidden] → [rows, hidden]``.
+
+    Attributes:
+        hidden_size: Width of hidden states.
+        vocab_size: Rows of the embedding; of a span without the edge, no use.
+        max_positions: Positions that the model was made for.
+        layers: How many the span has.
+        kv_shape: What a position takes in a KV cache.
+        weights: All tensors of weights, quantized ones and their scales included.
+        tokenizer: The model's; edge only.
+        end_tokens: Token ids that end a text; edge only.
+    """
 
     @returning_memory()
     def __init__(
@@ -44,25 +55,25 @@ class SpanModel:
 
         Args:
             folder: The checkpoint's.
-            edge: Whether it holds the edge.
-            device: Where it computes.
-            dtype: What it computes in, and keeps all weights in that are not quantized.
-            quantization: Of the layers' products, one of
+            edge: Whether to load embedding, final norm, LM head and tokenizer too.
+            device: Where to compute.
+            dtype: What to compute in, and to keep all weights in that are not quantized.
+            quantization: Of the layers' linear weights, one of
                 :data:`mesh.model.memory_footprint.QUANTIZATIONS`.
 
         Raises:
             UnsupportedModel: the checkpoint lacks a tensor, or has one too many; or it cannot be
-                quantized like this, or not here.
+                quantized like this, or not on this machine.
         """
         self.device, self.dtype, self.edge = device, dtype, edge
         model, family = _load(folder, edge=edge, dtype=dtype, device=device, how=quantization)
-        scales = settle(model)
+        scales = use_weight_only(model)
         config, decoder = model.config, model.base_model
         embedding, norm = Embedding(decoder, family), take_norm(decoder, family)
         held = nn.ModuleList([model])
         if edge:
             self._embedding = embedding
-            self._head = Head(norm, model.get_output_embeddings(), config, family)
+            self._head = LMHead(norm, model.get_output_embeddings(), config, family)
             held += [self._embedding, self._head]
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self.end_tokens = _end_tokens(folder, config)
@@ -72,23 +83,22 @@ class SpanModel:
         use_huge_pages(self.weights)
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
-        self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        self.max_positions: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
         self.layers: int = config.num_hidden_layers
         self.kv_shape = KVShape(self.layers, *family.kv(config), dtype=dtype, device=device)
 
     def warm_up(self) -> None:
-        """Compute a little of each kind, so that no generation waits for what torch does once."""
+        """Run a small batch of each kind, so that no generation waits for what torch does once."""
         pool = KVBlockPool(self.kv_shape, 2 * self.kv_shape.bytes_per_block)
         caches = [pool.reserve(1), pool.reserve(1)]
         rows = torch.zeros(2, self.hidden_size, dtype=self.dtype, device=self.device)
-        for packed in (
+        for segments in (
             [Segment(caches[0], rows=2, position=0)],
             [Segment(caches[0], rows=1, position=2)],
             [Segment(cache, rows=1, position=3) for cache in caches],
         ):
-            output = self.forward(
-                rows[: sum(segment.rows for segment in packed)], RaggedBatch(packed)
-            )
+            batch = RaggedBatch(segments)
+            output = self.forward(rows[: batch.rows], batch)
         if self.edge:
             self.logits(output)
 
@@ -98,7 +108,7 @@ class SpanModel:
 
         Args:
             token_ids: One a row.
-            positions: One a row; only families with learned positions look at them.
+            positions: One a row; only families with learned position embeddings use them.
         """
         embedded: torch.Tensor = self._embedding(
             on_device(token_ids, self.device), on_device(positions, self.device)
@@ -106,23 +116,28 @@ class SpanModel:
         return embedded
 
     @torch.inference_mode()
-    def forward(self, hidden: torch.Tensor, pack: RaggedBatch) -> torch.Tensor:
-        """All rows of a pack through the layers; their caches grow by them."""
-        output = None if self._graphs is None else self._graphs.run(hidden, pack)
+    def forward(self, hidden: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
+        """A batch's rows ``[rows, hidden]`` through the layers, to hidden states of that shape. The
+        KV caches grow by the rows."""
+        output = None if self._graphs is None else self._graphs.run(hidden, batch)
         if output is None:
-            output = self._layers(hidden, pack)
-        pack.close()
+            output = self._layers(hidden, batch)
+        batch.commit()
         return output
 
     @property
     def capturable(self) -> bool:
-        """Whether the layers do the same operations for the same shapes, whatever they compute:
-        those of experts do not."""
+        """Whether decode steps can be captured as CUDA graphs: the layers do the same operations
+        for all inputs of one shape, which experts do not."""
         return isinstance(self._layers, FusedLayers)
 
     @torch.inference_mode()
     def capture(self, pool: KVBlockPool, capture: Capture) -> None:
         """Compute decode steps of the pool's generations by graphs from now on.
+
+        Args:
+            pool: Whose generations.
+            capture: How to capture a computation.
 
         Raises:
             ValueError: the layers are not :attr:`capturable`, or the pool is not fit for it.
@@ -132,6 +147,7 @@ class SpanModel:
         self._graphs = DecodeGraphs(self._layers, pool, capture)
 
     def drop_graphs(self) -> None:
+        """Compute decode steps without graphs again, if there were any."""
         if self._graphs is not None:
             self._graphs.release()
         self._graphs = None
@@ -159,7 +175,7 @@ def _load(
             dtype=dtype,
             device_map=device,
             quantization_config=quantizer(how, dtype),
-            attn_implementation=NAME if family.interface else "eager",
+            attn_implementation=ATTENTION if family.interface else "eager",
             output_loading_info=True,
         )
     except ImportError as error:
@@ -177,9 +193,10 @@ def _load(
 
 
 def _layers(decoder: Any, family: Family) -> tuple[LayerStack, list[torch.Tensor]]:
-    """The quickest way to run the decoder's layers, and weights that it took out of the model."""
+    """The fastest way to run the decoder's layers, and the weights that were moved out of the model
+    for it."""
     if not family.interface:
-        return BlockLayers(decoder, family), []
+        return AlibiLayers(decoder, family), []
     if hasattr(decoder, "layers") and can_fuse(decoder):
         fused = FusedLayers(decoder)
         return fused, fused.weights

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from market import db, ledger
 from market.db import Base
 from market.escrow.tables import ChainEvent
-from market.ledger.integrity_check import check
+from market.ledger.integrity_check import check_integrity
 from market.ledger.tables import SpendingCap
 from market.migrations import config, upgrade
 from stack.servers import Postgres
@@ -99,7 +99,7 @@ async def test_old_books_come_through(bare_url: str) -> None:
         ledger.owed(ledger.PLATFORM): 0,
         ledger.paid(ledger.PLATFORM): Decimal("0.1"),
     }
-    assert (await check(sessions)).findings == []
+    assert (await check_integrity(sessions)).findings == []
     async with sessions.begin() as session:
         cap = await session.get_one(SpendingCap, USER)
         assert (cap.signed, cap.committed) == (2, 2)

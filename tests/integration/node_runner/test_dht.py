@@ -16,9 +16,9 @@ import pytest
 from mesh.dht import records
 from mesh.dht.peer import Peer
 from mesh.node_api import Heartbeat
-from node_runner.dht.announcer import Announcer, Subject
+from node_runner.dht.announcer import Announcer, NodeCredential
 from node_runner.dht.peer_client import DhtEndpoint, DhtUnavailable, PeerClient, find_urls
-from node_runner.dht.platform_lookup import PlatformNotFound, place_of, platform_url
+from node_runner.dht.platform_lookup import PlatformNotFound, dht_endpoint, platform_url
 from stack.servers import free_port
 from tests.conftest import MODEL_ID
 from tests.support.api import LAYERS
@@ -31,8 +31,8 @@ async def served(tmp_path: Path) -> AsyncIterator[tuple[Peer, DhtEndpoint]]:
         yield peer, DhtEndpoint(tuple(addresses), OPERATOR.public.hex())
 
 
-def announcer(place: DhtEndpoint) -> Announcer:
-    credential = records.issue_credential(
+def announcer(endpoint: DhtEndpoint) -> Announcer:
+    issued = records.issue_credential(
         OPERATOR,
         node_id="node_0",
         registration=1,
@@ -41,16 +41,17 @@ def announcer(place: DhtEndpoint) -> Announcer:
         public_key=NODE_KEY.public,
         expires=time.time() + 3600,
     )
-    subject = Subject("node_0", 1, MODEL_ID, NODE_KEY, credential.hex())
-    return Announcer(place, subject, (0, 2), interval=0.2)
+    credential = NodeCredential("node_0", 1, MODEL_ID, NODE_KEY, issued.hex())
+    return Announcer(endpoint, credential, (0, 2), interval=0.2)
 
 
+@pytest.mark.slow
 async def test_a_node_announces_what_it_measured_and_its_process_may_be_killed(
     served: tuple[Peer, DhtEndpoint],
 ) -> None:
-    peer, place = served
-    node = announcer(place)
-    node.vitals = Heartbeat(
+    peer, endpoint = served
+    node = announcer(endpoint)
+    node.heartbeat = Heartbeat(
         latency_ms=12.0, throughput_tokens_per_sec=34.0, current_requests=5, kv_positions=678
     )
     node.start()
@@ -58,7 +59,7 @@ async def test_a_node_announces_what_it_measured_and_its_process_may_be_killed(
         told = (await soon(lambda: announcements_at(peer)))["node_0"]
         assert (told.start_layer, told.end_layer, told.latency_ms) == (0, 2, 12.0)
         assert (told.throughput_tokens_per_sec, told.kv_positions) == (34.0, 678)
-        first = node.helper_pid
+        first = node.peer_pid
         assert first is not None
         children = psutil.Process(first).children()
         assert [child.name() for child in children] == ["p2pd"]
@@ -66,10 +67,10 @@ async def test_a_node_announces_what_it_measured_and_its_process_may_be_killed(
 
         async def announced_again() -> bool:
             newer = (await announcements_at(peer))["node_0"].expires > time.time() + 119
-            return newer and node.helper_pid not in (None, first)
+            return newer and node.peer_pid not in (None, first)
 
         await soon(announced_again)
-        second = node.helper_pid
+        second = node.peer_pid
         assert second is not None
         # The daemon alone dies: the process opens another.
         psutil.Process(second).children()[0].kill()
@@ -87,10 +88,12 @@ async def test_a_node_announces_what_it_measured_and_its_process_may_be_killed(
 
 
 async def test_a_dht_that_nobody_reaches_blocks_nothing() -> None:
-    place = DhtEndpoint((f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{PEER_ID}",), OPERATOR.public.hex())
+    endpoint = DhtEndpoint(
+        (f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{PEER_ID}",), OPERATOR.public.hex()
+    )
     with pytest.raises(DhtUnavailable):
-        await asyncio.to_thread(find_urls, place)
-    node = announcer(place)
+        await asyncio.to_thread(find_urls, endpoint)
+    node = announcer(endpoint)
     began = time.monotonic()
     node.start()
     node.close()
@@ -101,10 +104,10 @@ PEER_ID = "QmQX571R7LBGYFJVz1qyZu7ANrpTtSXxN9gUDLaMzCTLYi"
 
 
 def test_a_process_that_does_not_answer_in_time_is_ended() -> None:
-    helper = PeerClient(DhtEndpoint((), OPERATOR.public.hex()))
+    peer = PeerClient(DhtEndpoint((), OPERATOR.public.hex()))
     with pytest.raises(DhtUnavailable, match="no answer"):
-        helper.ask({"do": "find"}, limit=0.01)
-    assert helper.pid is None
+        peer.ask({"do": "find"}, timeout=0.01)
+    assert peer.pid is None
 
 
 class Healthy(BaseHTTPRequestHandler):
@@ -133,7 +136,7 @@ def platform() -> Iterator[str]:
 async def test_the_platform_is_found_in_the_dht_if_its_url_does_not_answer(
     served: tuple[Peer, DhtEndpoint],
 ) -> None:
-    peer, place = served
+    peer, endpoint = served
     with platform() as url:
         expires = time.time() + 120
         endpoints = records.sign_endpoints(
@@ -142,21 +145,21 @@ async def test_the_platform_is_found_in_the_dht_if_its_url_does_not_answer(
         await peer.store(records.ENDPOINTS_KEY, records.ENDPOINTS_SUBKEY, endpoints, expires)
         nobody = f"http://127.0.0.1:{free_port()}"
         for given in (None, nobody):
-            assert await asyncio.to_thread(platform_url, given, place) == url
+            assert await asyncio.to_thread(platform_url, given, endpoint) == url
         # Another operator's key is another word: this one's does not count.
-        other = DhtEndpoint(place.peers, STRANGER.public.hex())
+        other = DhtEndpoint(endpoint.peers, STRANGER.public.hex())
         assert await asyncio.to_thread(platform_url, nobody, other) == nobody
         with pytest.raises(PlatformNotFound, match="The DHT"):
             await asyncio.to_thread(platform_url, None, other)
-        assert platform_url(url, place) == url
+        assert platform_url(url, endpoint) == url
 
 
 def test_peers_are_worth_nothing_without_the_operators_key() -> None:
-    assert place_of((), None) is None
+    assert dht_endpoint((), None) is None
     with pytest.raises(PlatformNotFound, match="--operator-key"):
-        place_of(("/ip4/192.0.2.1/tcp/31337/p2p/Qm",), None)
+        dht_endpoint(("/ip4/192.0.2.1/tcp/31337/p2p/Qm",), None)
     with pytest.raises(PlatformNotFound, match="64 hexadecimal"):
-        place_of(("/ip4/192.0.2.1/tcp/31337/p2p/Qm",), "0x12")
+        dht_endpoint(("/ip4/192.0.2.1/tcp/31337/p2p/Qm",), "0x12")
     with pytest.raises(PlatformNotFound, match="--dht-peers"):
         platform_url(None, None)
     assert platform_url("http://127.0.0.1:1", None) == "http://127.0.0.1:1"

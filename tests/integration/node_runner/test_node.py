@@ -1,9 +1,11 @@
 """A node in this process, against a gateway behind a real server."""
 
 import asyncio
+import gc
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,13 @@ import torch
 from redis.asyncio import Redis
 
 from market.settings import Settings
+from node_runner.engine.model.span_model import SpanModel
 from node_runner.machine import device_claim
 from node_runner.machine.gpu_usage import GpuMonitor
-from node_runner.node import lifecycle, startup
+from node_runner.node import startup
 from node_runner.node.engine_set import Span
-from node_runner.node.lifecycle import Options
+from node_runner.node.lifecycle import Node
+from node_runner.node.options import NodeOptions
 from node_runner.service.control_socket import ControlSocket
 from tests.integration.node_runner.test_node_cli import PATIENCE, machine_at
 from tests.support.api import PROVIDER, PROVIDER_WALLET
@@ -45,30 +49,33 @@ async def test_who_has_moved_keeps_nothing_of_the_old_span_and_tells_of_the_new_
         memory_gb=1.0,
     )
     async with machine_at(make_settings, redis_url, tmp_path) as machine:
-        monkeypatch.setattr(startup, "platform_url", lambda given, place: machine.url)
+        monkeypatch.setattr(startup, "platform_url", lambda given, endpoint: machine.url)
         told = await asyncio.to_thread(move, options, tmp_path)
     assert (told["layers"], told["edge"]) == (list(NEW), False)
     assert told["discovery"] == machine.url
 
 
-def move(options: Options, folder: Path) -> dict[str, object]:
+def move(options: NodeOptions, folder: Path) -> dict[str, object]:
     """What the node describes itself as when it has moved."""
     claim = device_claim.claim(folder, wallet=options.wallet, gpu_index=0)
-    with ControlSocket({}, drain=lambda: None) as control:
-        moving = lifecycle._Node(options, control, CPU, claim, GpuMonitor(CPU))
-        try:
-            engines = moving._engines
-            old = weakref.ref(engines._engines[OLD]._span)
-            assert moving._describe()["edge"]
-            give_up = time.monotonic() + PATIENCE
-            while engines.loaded != [NEW]:
-                assert time.monotonic() < give_up
-                moving._mover.told(NEW, should_rebalance=NEW not in engines.loaded)
-                engines.step([])
-                time.sleep(0.01)
-            assert old() is None
-            return moving._describe()
-        finally:
-            moving._transport.close()
-            moving._platform.close()
-            claim.release()
+    others = set(map(id, models()))
+    with (
+        closing(claim.lock),
+        ControlSocket({}, drain=lambda: None) as control,
+        closing(Node(options, control, CPU, claim, GpuMonitor(CPU))) as node,
+    ):
+        [old] = [weakref.ref(model) for model in models() if id(model) not in others]
+        assert node.describe()["edge"]
+        deadline = time.monotonic() + PATIENCE
+        while node.engines.loaded != [NEW]:
+            assert time.monotonic() < deadline
+            node.rebalancer.assign(NEW, should_rebalance=NEW not in node.engines.loaded)
+            node.engines.step([])
+            time.sleep(0.01)
+        assert old() is None
+        return node.describe()
+
+
+def models() -> list[SpanModel]:
+    """All that are in memory."""
+    return [each for each in gc.get_objects() if issubclass(type(each), SpanModel)]

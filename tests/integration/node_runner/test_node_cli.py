@@ -21,7 +21,7 @@ from market.nodes import live_lookup
 from market.nodes.node import Node
 from market.settings import Settings
 from mesh import signed_texts
-from node_runner.service.exit_codes import MISTAKE, START_AGAIN
+from node_runner.service.exit_codes import CONFIG_ERROR, TEMPORARY_FAILURE
 from stack.dev_chain_client import write_keystore
 from stack.servers import free_port
 from tests.conftest import DEMO_MODEL, MODEL_ID
@@ -206,7 +206,7 @@ async def test_a_person_sends_the_machine_away(machine: Machine) -> None:
     async with httpx.AsyncClient(base_url=machine.url) as http:
         await http.post("/api/machines/deny", json={"user_code": code})
     rest, _ = await asyncio.wait_for(waiting.communicate(), PATIENCE)
-    assert waiting.returncode == MISTAKE
+    assert waiting.returncode == CONFIG_ERROR
     assert "did not let this machine in" in " ".join(rest.decode().split())
 
 
@@ -218,14 +218,15 @@ async def test_a_revoked_machine_is_told_to_log_in_again(machine: Machine) -> No
     path = f"/api/machines/{machine.token()['machine_id']}"
     assert (await machine.gateway.client.delete(path, headers=headers)).status_code == 204
     output, _ = await asyncio.wait_for(node.communicate(), PATIENCE)
-    assert node.returncode == START_AGAIN
+    assert node.returncode == TEMPORARY_FAILURE
     assert b"does not know this node any more" in b" ".join(output.split())
     refused = await machine.serve("--device", "cpu", "--span", "2:4")
     output, _ = await asyncio.wait_for(refused.communicate(), PATIENCE)
-    assert refused.returncode == MISTAKE
+    assert refused.returncode == CONFIG_ERROR
     assert b"Log in again" in b" ".join(output.split())
 
 
+@pytest.mark.slow
 async def test_several_devices_under_one_command(machine: Machine) -> None:
     """Two nodes on the CPU stand for two GPUs: one process each, one of which dies."""
     await machine.login()
@@ -253,6 +254,7 @@ async def test_several_devices_under_one_command(machine: Machine) -> None:
             os.kill(each["pid"], 0)
 
 
+@pytest.mark.slow
 async def test_children_do_not_outlive_their_parent(machine: Machine) -> None:
     await machine.login()
     parent = await machine.serve("--device", "cpu", "--device", "cpu", "--span", "2:4")
@@ -272,6 +274,7 @@ async def test_children_do_not_outlive_their_parent(machine: Machine) -> None:
     await until(unregistered, "no entry left")
 
 
+@pytest.mark.slow
 async def test_of_a_machine_and_its_copy_the_later_one_serves(machine: Machine) -> None:
     await machine.login()
     first = await machine.serve("--device", "cpu", "--span", "2:4")
@@ -281,7 +284,7 @@ async def test_of_a_machine_and_its_copy_the_later_one_serves(machine: Machine) 
     await copy.serve("--device", "cpu", "--span", "2:4")
     async with asyncio.timeout(PATIENCE):
         output, _ = await first.communicate()
-    assert first.returncode == MISTAKE
+    assert first.returncode == CONFIG_ERROR
     assert "delete device_id" in output.decode()
     [left] = await live_lookup.available_nodes(machine.gateway.redis, MODEL_ID)
     assert (left.node_id, left.registration) == (node.node_id, node.registration + 1)
@@ -321,21 +324,22 @@ def hours(start: int, end: int) -> str:
 
 
 async def test_mistakes_that_the_platform_tells(machine: Machine) -> None:
-    refused = await machine.run("login", "--discovery", "mesh.example", status=MISTAKE)
+    refused = await machine.run("login", "--discovery", "mesh.example", status=CONFIG_ERROR)
     assert "begins with https://" in refused
-    away = await machine.run("login", "--discovery", "http://127.0.0.1:9", status=MISTAKE)
+    away = await machine.run("login", "--discovery", "http://127.0.0.1:9", status=CONFIG_ERROR)
     assert "does not answer" in away
     keyfile = machine.home / "wallet.json"
     write_keystore(PROVIDER, keyfile, PASSWORD)
     elsewhere = machine.url.replace("127.0.0.1", "localhost")
     foreign = await machine.run(
         *("login", "--discovery", elsewhere, "--keyfile", str(keyfile)),
-        status=MISTAKE,
+        status=CONFIG_ERROR,
         FAR_NODE_PASSWORD=PASSWORD,
     )
     assert "wants a signature for '127.0.0.1" in foreign
 
 
+@pytest.mark.slow
 async def test_doctor_finds_what_keeps_a_machine_from_serving(machine: Machine) -> None:
     await machine.login()
     found = json.loads(await machine.run("doctor", "--device", "cpu", "--json"))
@@ -353,6 +357,7 @@ async def test_doctor_finds_what_keeps_a_machine_from_serving(machine: Machine) 
     assert "FAIL" in away
 
 
+@pytest.mark.slow
 async def test_bench_with_random_weights_and_with_the_models_own(machine: Machine) -> None:
     options = ["bench", "--model", MODEL_ID, "--device", "cpu", "--seconds", "0.3", "--json"]
     shaped = json.loads(await machine.run(*options, "--discovery", machine.url))
@@ -365,6 +370,6 @@ async def test_bench_with_random_weights_and_with_the_models_own(machine: Machin
         assert 0 < one < several
         assert figures["tokens_per_second_all_layers"] == pytest.approx(one / 6)
     refused = await machine.run(
-        *options[:3], "--quantization", "int3", "--path", str(DEMO_MODEL), status=MISTAKE
+        *options[:3], "--quantization", "int3", "--path", str(DEMO_MODEL), status=CONFIG_ERROR
     )
     assert "A quantization is one of none, int8, nf4" in refused

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 import benchmarks
-from benchmarks import footprint, installing, joining, newcomer
+from benchmarks import footprint, joining
+from benchmarks.running import installing, newcomer
 
-MODULES = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
+MODULES = [module.name for module in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_it_can_be_imported(name: str) -> None:
-    importlib.import_module(f"benchmarks.{name}")
+    importlib.import_module(name)
 
 
 def log_of_a_start(*, fetched: bool) -> list[str]:

@@ -1,19 +1,17 @@
-"""`pip install far-node[serve]` is small: it brings no web framework, database or chain client, and
-far-node alone no torch, since the API's container needs it."""
+"""`pip install far-node[serve]` is small: it brings no web framework, database or chain client."""
 
 import pkgutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution, requires
+from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 import node_runner
 from node_runner import command, installation
 from node_runner.cli import app
 from node_runner.service import exit_codes
+from tests.support.requirements import closure
 
 NOT_FOR_NODES = {
     "alembic",
@@ -32,42 +30,11 @@ MODULES += ["sqlalchemy", "starlette", "uvicorn", "web3"]
 MODULES += ["api", "cli", "discovery", "market", "stack", "workers"]
 
 
-def closure(name: str, extras: frozenset[str]) -> set[str]:
-    """All distributions that pip would install for this one."""
-    found: set[str] = set()
-    waiting = [(canonicalize_name(name), extras)]
-    seen = set()
-    while waiting:
-        entry = waiting.pop()
-        if entry in seen:
-            continue
-        seen.add(entry)
-        package, wanted = entry
-        found.add(package)
-        try:
-            texts = requires(package) or []
-        except PackageNotFoundError:
-            continue  # for another platform
-        for requirement in map(Requirement, texts):
-            marker = requirement.marker
-            if marker is None or any(marker.evaluate({"extra": each}) for each in wanted or [""]):
-                waiting.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
-    return found
-
-
 def test_what_it_requires_is_small() -> None:
     needed = closure("far-node", frozenset({"serve"}))
     assert {"torch", "transformers", "typer"} <= needed
     assert needed & (NOT_FOR_NODES | {"far-mesh"}) == set()
     assert "fastapi" in closure("far-mesh", frozenset({"api"}))
-
-
-@pytest.mark.parametrize("extras", [{"api"}, {"workers"}, {"api", "workers", "cli"}])
-def test_an_operators_machine_gets_no_torch(extras: set[str]) -> None:
-    needed = closure("far-mesh", frozenset(extras))
-    assert {"far-node", "sqlalchemy", "web3"} <= needed
-    assert needed & {"torch", "transformers", "hivemind"} == set()
-    assert "torch" in closure("far-mesh", frozenset({"dht"}))  # by hivemind
 
 
 def test_every_module_of_a_node_runs_without_the_rest() -> None:
@@ -120,7 +87,7 @@ def test_a_forgotten_extra_is_named(
     monkeypatch.setattr(installation, "distribution", distribution)
     with pytest.raises(SystemExit) as ended:
         command.main()
-    assert ended.value.code == exit_codes.MISTAKE
+    assert ended.value.code == exit_codes.CONFIG_ERROR
     assert capsys.readouterr().err == (
         f"far-node: a node needs {needs}. Run: pip install 'far-node[serve]'\n"
     )

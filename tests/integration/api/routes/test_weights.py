@@ -21,9 +21,9 @@ from mesh import signed_texts
 from mesh.checkpoint.manifest import NAME, read_manifest
 from mesh.errors import WeightsNotPublished
 from node_runner.engine.model.span_checkpoint import prepare_span
-from node_runner.platform_client.weight_listing import AskPlatform, Wallet
+from node_runner.platform_client.weight_listing import ListingRequest, Wallet
 from node_runner.weights import published_source
-from node_runner.weights.source_selection import weights_of
+from node_runner.weights.source_selection import select_source
 from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.support.api import PROVIDER, PROVIDER_WALLET, STRANGER, Gateway, open_gateway, problem
 from tests.support.api_served import Served, serve
@@ -91,20 +91,26 @@ async def gateway(
         yield opened
 
 
-def ask(served: Served, **changes: Any) -> AskPlatform:
-    return AskPlatform(str(served.client.base_url), MODEL_ID, **({"wallet": WALLET} | changes))
+def listing_of(
+    served: Served, credential: str | Wallet = WALLET
+) -> Callable[[], published_source.Listing]:
+    return ListingRequest(str(served.client.base_url), MODEL_ID, credential).send
 
 
-def span_of(asked: AskPlatform, cache: Path) -> Path:
+def span_of(fetch_listing: Callable[[], published_source.Listing], cache: Path) -> Path:
     made, _ = prepare_span(
-        MODEL_ID, layers=(2, 4), edge=False, cache=cache, opened=lambda: weights_of(None, asked)
+        MODEL_ID,
+        layers=(2, 4),
+        edge=False,
+        cache=cache,
+        opened=lambda: select_source(None, MODEL_ID, fetch_listing),
     )
     return made
 
 
 async def test_a_node_fetches_its_span_from_s3(gateway: Gateway, tmp_path: Path) -> None:
     async with serve(gateway) as served:
-        made = await anyio.to_thread.run_sync(span_of, ask(served), tmp_path / "spans")
+        made = await anyio.to_thread.run_sync(span_of, listing_of(served), tmp_path / "spans")
     copied, _ = prepare_span(str(DEMO_MODEL), layers=(2, 4), edge=False, cache=tmp_path / "copied")
     name = "model.safetensors"
     assert (made / name).read_bytes() == (copied / name).read_bytes()
@@ -170,8 +176,8 @@ async def test_what_was_not_published_comes_from_the_hub(
         headers = await gateway.node(PROVIDER_WALLET)
         problem(await gateway.client.get(PATH, headers=headers), 404, "weights_not_published")
         with pytest.raises(WeightsNotPublished):
-            await anyio.to_thread.run_sync(ask(served))
-        files = await anyio.to_thread.run_sync(weights_of, None, ask(served))
+            await anyio.to_thread.run_sync(listing_of(served))
+        files = await anyio.to_thread.run_sync(select_source, None, MODEL_ID, listing_of(served))
         assert files.name == MODEL_ID
         files.close()
 
@@ -190,8 +196,9 @@ async def test_an_open_web_server_will_do(
     with serving(checkpoint) as web:
         settings = make_settings(**of_model(weights_url=web.url))
         async with open_gateway(settings) as gateway, serve(gateway) as served:
-            asked = ask(served, token=(await gateway.node(PROVIDER_WALLET))["Authorization"][7:])
-            made = await anyio.to_thread.run_sync(span_of, asked, tmp_path / "spans")
+            token = (await gateway.node(PROVIDER_WALLET))["Authorization"].removeprefix("Bearer ")
+            fetch = listing_of(served, token)
+            made = await anyio.to_thread.run_sync(span_of, fetch, tmp_path / "spans")
     assert (made / "model.safetensors").exists()
     assert web.names == {NAME, "config.json", "model.safetensors"}
 
@@ -225,7 +232,7 @@ def test_urls_that_expire_are_asked_for_anew(checkpoint: Path, tmp_path: Path) -
             layers=(2, 4),
             edge=False,
             cache=tmp_path / "spans",
-            opened=lambda: published_source.listed(listing),
+            opened=lambda: published_source.open_published(listing),
         )
     assert (made / "model.safetensors").exists()
     assert len(asked) == 2

@@ -10,7 +10,7 @@ from web3.types import RPCEndpoint
 
 from market.chain.client import ChainClient, SendOutcome
 from market.chain.errors import ChainError, ChainUnreachable
-from market.chain.failover_rpc import Rpc
+from market.chain.failover_rpc import FailoverProvider
 from market.settings.payments import PaymentsSettings
 from tests.support.proxy import Call, Loss, Proxy
 
@@ -56,21 +56,23 @@ def nodes() -> Iterator[list[Node]]:
 
 @pytest.fixture
 async def rpc(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("market.chain.failover_rpc.LOOK_EVERY", 0.0)
-    opened = Rpc([node.proxy.url for node in nodes], max_age=60, max_lag=5, timeout=5)
+    monkeypatch.setattr("market.chain.failover_rpc.POLL_SECONDS", 0.0)
+    opened = FailoverProvider([node.proxy.url for node in nodes], max_age=60, max_lag=5, timeout=5)
     yield opened
     await opened.disconnect()
 
 
-async def ask(rpc: Rpc) -> Any:
+async def ask(rpc: FailoverProvider) -> Any:
     return (await rpc.make_request(RPCEndpoint("web3_clientVersion"), []))["result"]
 
 
-async def test_the_first_answers_while_all_are_equal(rpc: Rpc) -> None:
+async def test_the_first_answers_while_all_are_equal(rpc: FailoverProvider) -> None:
     assert await ask(rpc) == "first"
 
 
-async def test_the_next_answers_when_the_first_is_silent(rpc: Rpc, nodes: list[Node]) -> None:
+async def test_the_next_answers_when_the_first_is_silent(
+    rpc: FailoverProvider, nodes: list[Node]
+) -> None:
     nodes[0].silent = True
     assert await ask(rpc) == "second"
     nodes[0].silent = False
@@ -78,9 +80,9 @@ async def test_the_next_answers_when_the_first_is_silent(rpc: Rpc, nodes: list[N
 
 
 async def test_one_that_falls_silent_between_looks_is_passed_over(
-    rpc: Rpc, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+    rpc: FailoverProvider, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("market.chain.failover_rpc.LOOK_EVERY", 3600.0)
+    monkeypatch.setattr("market.chain.failover_rpc.POLL_SECONDS", 3600.0)
     assert await ask(rpc) == "first"
     nodes[0].silent = True
     assert await ask(rpc) == "second"
@@ -98,14 +100,14 @@ async def test_one_that_falls_silent_between_looks_is_passed_over(
     ids=["too far behind", "behind: the best is asked", "old", "young enough", "ahead"],
 )
 async def test_the_best_fresh_one_answers(
-    rpc: Rpc, nodes: list[Node], worsen: Callable[[Node], None], answers: str
+    rpc: FailoverProvider, nodes: list[Node], worsen: Callable[[Node], None], answers: str
 ) -> None:
     worsen(nodes[0])
     assert await ask(rpc) == answers
 
 
 async def test_one_that_is_too_far_behind_is_not_even_the_last_resort(
-    rpc: Rpc, nodes: list[Node]
+    rpc: FailoverProvider, nodes: list[Node]
 ) -> None:
     nodes[0].number = 10
     nodes[1].refusal = nodes[2].refusal = {"code": -32005, "message": "limit exceeded"}
@@ -114,19 +116,21 @@ async def test_one_that_is_too_far_behind_is_not_even_the_last_resort(
     assert "web3_clientVersion" not in nodes[0].asked
 
 
-async def test_a_busy_one_is_passed_over(rpc: Rpc, nodes: list[Node]) -> None:
+async def test_a_busy_one_is_passed_over(rpc: FailoverProvider, nodes: list[Node]) -> None:
     nodes[0].refusal = {"code": -32005, "message": "limit exceeded"}
     assert await ask(rpc) == "second"
 
 
-async def test_what_the_chain_refuses_is_an_answer(rpc: Rpc, nodes: list[Node]) -> None:
+async def test_what_the_chain_refuses_is_an_answer(
+    rpc: FailoverProvider, nodes: list[Node]
+) -> None:
     nodes[0].refusal = {"code": 3, "message": "execution reverted", "data": "0x"}
     answer = await rpc.make_request(RPCEndpoint("eth_call"), [])
     assert answer["error"]["code"] == 3
     assert "eth_call" not in nodes[1].asked
 
 
-async def test_stale_endpoints_alone_are_no_chain(rpc: Rpc, nodes: list[Node]) -> None:
+async def test_stale_endpoints_alone_are_no_chain(rpc: FailoverProvider, nodes: list[Node]) -> None:
     for node in nodes:
         node.age = 3600
     with pytest.raises(ChainUnreachable, match="fresh"):
@@ -137,14 +141,14 @@ async def test_stale_endpoints_alone_are_no_chain(rpc: Rpc, nodes: list[Node]) -
 
 
 async def test_nobody_answers() -> None:
-    rpc = Rpc([NOBODY], timeout=1)
+    rpc = FailoverProvider([NOBODY], timeout=1)
     with pytest.raises(ChainUnreachable):
         await ask(rpc)
     await rpc.disconnect()
 
 
 async def test_an_error_does_not_show_the_url() -> None:
-    rpc = Rpc(["http://127.0.0.1:1/v3/secret-key"], timeout=1)
+    rpc = FailoverProvider(["http://127.0.0.1:1/v3/secret-key"], timeout=1)
     with pytest.raises(ChainUnreachable) as refused:
         await ask(rpc)
     assert "secret-key" not in str(refused.value)
@@ -152,7 +156,7 @@ async def test_an_error_does_not_show_the_url() -> None:
 
 
 async def test_one_url_is_enough_and_needs_no_comparing(nodes: list[Node]) -> None:
-    rpc = Rpc([nodes[0].proxy.url])
+    rpc = FailoverProvider([nodes[0].proxy.url])
     assert await ask(rpc) == "first"
     assert nodes[0].asked == ["web3_clientVersion"]
     await rpc.disconnect()
@@ -160,7 +164,7 @@ async def test_one_url_is_enough_and_needs_no_comparing(nodes: list[Node]) -> No
 
 async def test_one_of_another_chain_is_passed_over(nodes: list[Node]) -> None:
     nodes[0].chain_id = 97
-    rpc = Rpc([node.proxy.url for node in nodes], chain_id=56)
+    rpc = FailoverProvider([node.proxy.url for node in nodes], chain_id=56)
     assert await ask(rpc) == "second"
     assert await ChainClient(rpc).send(RAW) is SendOutcome.ACCEPTED
     assert set(nodes[0].asked) == {"eth_chainId"}
@@ -169,13 +173,13 @@ async def test_one_of_another_chain_is_passed_over(nodes: list[Node]) -> None:
 
 
 async def test_the_only_one_is_of_another_chain(nodes: list[Node]) -> None:
-    rpc = Rpc([nodes[0].proxy.url], chain_id=97)
+    rpc = FailoverProvider([nodes[0].proxy.url], chain_id=97)
     with pytest.raises(ChainUnreachable, match="chain 0x38, not 0x61"):
         await ask(rpc)
     await rpc.disconnect()
 
 
-async def test_a_transaction_goes_to_all(rpc: Rpc, nodes: list[Node]) -> None:
+async def test_a_transaction_goes_to_all(rpc: FailoverProvider, nodes: list[Node]) -> None:
     nodes[1].number = 1  # stale: it may still pass a transaction on
     assert await ChainClient(rpc).send(RAW) is SendOutcome.ACCEPTED
     assert all("eth_sendRawTransaction" in node.asked for node in nodes)
@@ -199,14 +203,16 @@ BROKEN = {"code": -32000, "message": "insufficient funds for gas * price + value
     ],
 )
 async def test_what_sending_came_to(
-    rpc: Rpc, nodes: list[Node], refusals: list[Any], outcome: SendOutcome
+    rpc: FailoverProvider, nodes: list[Node], refusals: list[Any], outcome: SendOutcome
 ) -> None:
     for node, refusal in zip(nodes, refusals, strict=True):
         node.refusal = refusal
     assert await ChainClient(rpc).send(RAW) is outcome
 
 
-async def test_a_transaction_that_all_refuse_is_an_error(rpc: Rpc, nodes: list[Node]) -> None:
+async def test_a_transaction_that_all_refuse_is_an_error(
+    rpc: FailoverProvider, nodes: list[Node]
+) -> None:
     for node in nodes:
         node.refusal = BROKEN
     with pytest.raises(ChainError, match="insufficient funds"):
@@ -214,7 +220,7 @@ async def test_a_transaction_that_all_refuse_is_an_error(rpc: Rpc, nodes: list[N
 
 
 async def test_a_transaction_that_nobody_hears_may_be_sent_again(
-    rpc: Rpc, nodes: list[Node]
+    rpc: FailoverProvider, nodes: list[Node]
 ) -> None:
     for node in nodes:
         node.silent = True

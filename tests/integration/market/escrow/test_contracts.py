@@ -247,5 +247,6 @@ def test_artifacts_are_what_the_sources_compile_to(toolchain: Path) -> None:
         assert artifact(name, toolchain) == artifact(name)
 
 
+@pytest.mark.slow
 def test_solidity_tests_pass(toolchain: Path) -> None:
     npm(toolchain, "test")

@@ -94,7 +94,9 @@ class History:
             case "cancel":
                 await ledger.cancel_withdrawal(db, reference=reference, wallet=wallet)
             case "out":
-                await ledger.withdrawn(db, reference=reference, wallet=wallet, amount=amount)
+                await ledger.complete_withdrawal(
+                    db, reference=reference, wallet=wallet, amount=amount
+                )
 
 
 async def retold(url: str, steps: list[Step]) -> None:

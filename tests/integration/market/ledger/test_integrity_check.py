@@ -19,9 +19,9 @@ from market import ledger
 from market.db import Sessions
 from market.escrow.tables import ChainCursor, ChainEvent
 from market.jobs.tables import NodeContribution
-from market.ledger.chain_reconciliation import CHECKS
-from market.ledger.integrity_check import Report, check, publish
-from market.ledger.invariants import RULES
+from market.ledger.chain_reconciliation import COMPARISONS
+from market.ledger.integrity_check import IntegrityReport, check_integrity, publish
+from market.ledger.invariants import INVARIANTS
 from market.money import to_units
 from market.settlement.tables import Settlement
 from tests.support.factories import USER, fund, session
@@ -87,14 +87,14 @@ class FakeContract:
     recipient: int = to_units(FEE)
     former: int = 0
     total: int = to_units(Decimal(20) - COST)
-    settled_batches: set[str] = field(default_factory=set)
+    settled: set[str] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)
 
     async def deposits(self, wallets: Collection[str], *, block: int) -> dict[str, int]:
         self.asked.add(block)
         return {wallet: {USER: self.user}[wallet] for wallet in wallets}
 
-    async def earned(self, wallets: Collection[str], *, block: int) -> dict[str, int]:
+    async def earnings(self, wallets: Collection[str], *, block: int) -> dict[str, int]:
         self.asked.add(block)
         earned = {PROVIDER: self.provider, RECIPIENT: self.recipient, FORMER: self.former}
         return {wallet: earned[wallet] for wallet in wallets}
@@ -106,25 +106,25 @@ class FakeContract:
     async def fee_recipient(self, *, block: int) -> str:
         return RECIPIENT
 
-    async def settled(self, batches: Collection[str], *, block: int) -> set[str]:
-        return self.settled_batches & set(batches)
+    async def settled_batches(self, batches: Collection[str], *, block: int) -> set[str]:
+        return self.settled & set(batches)
 
 
-def found_by(report: Report) -> dict[str, int]:
+def found_by(report: IntegrityReport) -> dict[str, int]:
     return {name: count for name, count in report.counts.items() if count}
 
 
 async def test_healthy_books(books: Sessions) -> None:
     contract = FakeContract()
-    report = await check(books, contract)
+    report = await check_integrity(books, contract)
     assert report.findings == []
-    assert report.counts == dict.fromkeys((*RULES, *CHECKS), 0)
+    assert report.counts == dict.fromkeys((*INVARIANTS, *COMPARISONS), 0)
     assert contract.asked == {7}
     assert report.notes == ["Compared with the chain at block 7, the last whose events were read."]
 
 
 async def test_an_empty_ledger_is_healthy(sessions: Sessions) -> None:
-    report = await check(sessions, FakeContract())
+    report = await check_integrity(sessions, FakeContract())
     assert report.violations == 0
     assert report.notes == ["Not compared with the chain: none of its events was read so far."]
 
@@ -243,7 +243,7 @@ async def test_one_broken_rule_is_one_finding(
     async with books.begin() as db:
         for statement in (*NO_CHECKS, *statements):
             await db.execute(text(statement))
-    report = await check(books)
+    report = await check_integrity(books)
     assert found_by(report) == {rule: 1}
     (finding,) = report.findings
     assert finding.check == rule
@@ -252,8 +252,8 @@ async def test_one_broken_rule_is_one_finding(
 
 async def test_a_shortfall_is_a_finding(books: Sessions) -> None:
     async with books.begin() as db:
-        await ledger.withdrawn(db, reference="out", wallet=USER, amount=Decimal(18))
-    report = await check(books)
+        await ledger.complete_withdrawal(db, reference="out", wallet=USER, amount=Decimal(18))
+    report = await check_integrity(books)
     assert found_by(report) == {"no_shortfall": 1}
     assert report.findings[0].subject == f"{USER} shortfall"
     assert Decimal(report.findings[0].found) == 20 - 2 * COST - 5 - 18
@@ -267,7 +267,7 @@ async def test_many_findings_of_one_kind_are_counted_and_some_named(books: Sessi
                 "SELECT 'hold', 'unknown ' || n FROM generate_series(1, 50) AS n"
             )
         )
-    report = await check(books)
+    report = await check_integrity(books)
     assert found_by(report) == {"jobs_are_posted": 50}
     assert len(report.findings) == 20
 
@@ -284,7 +284,7 @@ async def test_many_findings_of_one_kind_are_counted_and_some_named(books: Sessi
 async def test_one_base_unit_of_difference_is_found(books: Sessions, field: str, rule: str) -> None:
     contract = FakeContract()
     setattr(contract, field, getattr(contract, field) + 1)
-    assert found_by(await check(books, contract)) == {rule: 1}
+    assert found_by(await check_integrity(books, contract)) == {rule: 1}
 
 
 async def test_a_batch_that_the_ledger_has_not_posted_counts_as_the_contract_has_it(
@@ -297,15 +297,15 @@ async def test_a_batch_that_the_ledger_has_not_posted_counts_as_the_contract_has
         await db.execute(
             text("UPDATE inference_sessions SET settlement_id = 'open' WHERE request_id='captured'")
         )
-    assert (await check(books, FakeContract())).violations == 0
+    assert (await check_integrity(books, FakeContract())).violations == 0
     mined = FakeContract(
         user=to_units(20 - 2 * COST),
         total=to_units(20 - 2 * COST),
         provider=to_units(2 * (COST - FEE)),
         recipient=to_units(2 * FEE),
-        settled_batches={"open"},
+        settled={"open"},
     )
-    report = await check(books, mined)
+    report = await check_integrity(books, mined)
     assert report.violations == 0
     assert "Of 1 batches that are not posted yet the contract had settled 1" in report.notes[0]
 
@@ -324,8 +324,10 @@ async def test_fees_stay_with_the_recipient_of_their_time(books: Sessions) -> No
             status="applied",
         )
         db.add(credited)
-    assert (await check(books, FakeContract(recipient=0, former=to_units(FEE)))).violations == 0
-    assert found_by(await check(books, FakeContract())) == {"earnings_equal_chain": 2}
+    assert (
+        await check_integrity(books, FakeContract(recipient=0, former=to_units(FEE)))
+    ).violations == 0
+    assert found_by(await check_integrity(books, FakeContract())) == {"earnings_equal_chain": 2}
 
 
 async def test_a_batch_posted_beyond_the_block_counts_as_the_contract_had_it(
@@ -335,8 +337,8 @@ async def test_a_batch_posted_beyond_the_block_counts_as_the_contract_had_it(
         await db.execute(text("UPDATE settlements SET block_number = 8"))
     before = FakeContract(user=to_units(Decimal(20)), total=to_units(Decimal(20)))
     before.provider = before.recipient = 0
-    assert (await check(books, before)).violations == 0
-    assert found_by(await check(books, FakeContract())) == {
+    assert (await check_integrity(books, before)).violations == 0
+    assert found_by(await check_integrity(books, FakeContract())) == {
         "deposits_equal_chain": 1,
         "earnings_equal_chain": 2,
         "total_equals_chain": 1,
@@ -347,7 +349,7 @@ async def test_what_was_found_is_measured_and_logged(books: Sessions) -> None:
     async with books.begin() as db:
         await db.execute(text("UPDATE spending_caps SET committed = committed - 1"))
     with capture_logs() as logs:
-        publish(await check(books))
+        publish(await check_integrity(books))
 
     def violations(name: str) -> float | None:
         return REGISTRY.get_sample_value("far_mesh_ledger_violations", {"check": name})
@@ -361,9 +363,9 @@ async def test_what_was_found_is_measured_and_logged(books: Sessions) -> None:
 
 async def test_what_was_not_compared_is_not_called_right(books: Sessions) -> None:
     name = "far_mesh_ledger_violations"
-    publish(await check(books, FakeContract()))
+    publish(await check_integrity(books, FakeContract()))
     assert REGISTRY.get_sample_value(name, {"check": "total_equals_chain"}) == 0
-    publish(await check(books))
+    publish(await check_integrity(books))
     assert REGISTRY.get_sample_value(name, {"check": "total_equals_chain"}) is None
     assert REGISTRY.get_sample_value(name, {"check": "caps_kept"}) == 0
 
@@ -384,7 +386,7 @@ async def test_the_command_on_healthy_books(books: Sessions, database_url: str) 
     done = run_command(database_url, "--no-chain")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Nothing wrong." in done.stdout
-    assert all(name in done.stdout for name in RULES)
+    assert all(name in done.stdout for name in INVARIANTS)
 
 
 async def test_the_command_on_broken_books(books: Sessions, database_url: str) -> None:

@@ -21,7 +21,9 @@ async def request(sessions: Sessions, reference: str, amount: str) -> bool:
 
 async def withdraw(sessions: Sessions, amount: str, reference: str = "out") -> bool:
     async with sessions.begin() as db:
-        return await ledger.withdrawn(db, reference=reference, wallet=USER, amount=Decimal(amount))
+        return await ledger.complete_withdrawal(
+            db, reference=reference, wallet=USER, amount=Decimal(amount)
+        )
 
 
 async def cancel(sessions: Sessions, reference: str = "cancelled") -> bool:

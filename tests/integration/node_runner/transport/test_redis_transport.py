@@ -17,7 +17,7 @@ from node_runner.node.engine_set import EngineSet
 from node_runner.node.loop import ServingLoop
 from node_runner.node.step_meter import StepMeter
 from node_runner.outputs import NodeMessage
-from node_runner.transport.interface import Unreachable
+from node_runner.transport.interface import TransportUnreachable
 from node_runner.transport.redis_transport import TRIM_EVERY, RedisTransport
 from stack.servers import free_port, redis_command, wait_for_redis
 from tests.conftest import DEMO_MODEL
@@ -58,8 +58,8 @@ def client(server: Server) -> Iterator[redis.Redis]:
         yield connected
 
 
-def connect(server: Server, node_id: str, room: int = 0) -> RedisTransport:
-    return RedisTransport(server.url, node_id, lambda: room)
+def connect(server: Server, node_id: str, free_kv: int = 0) -> RedisTransport:
+    return RedisTransport(server.url, node_id, lambda: free_kv)
 
 
 def step(request_id: str, position: int = 0) -> Steps:
@@ -67,9 +67,9 @@ def step(request_id: str, position: int = 0) -> Steps:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + 10
+    deadline = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < give_up
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -153,7 +153,7 @@ def test_a_redis_that_takes_no_writes_is_waited_for(
 ) -> None:
     node = connect(server, "b")
     client.execute_command(*fall_ill)
-    with pytest.raises(Unreachable, match="does not take writes"):
+    with pytest.raises(TransportUnreachable, match="does not take writes"):
         node.exchange([NodeMessage("a", step("job"))], wait=0)
     client.execute_command(*recover)
     node.exchange([NodeMessage("a", step("job"))], wait=0)
@@ -165,19 +165,19 @@ def test_without_redis_it_says_so_and_goes_on_when_it_is_back(server: Server) ->
     transport = connect(server, "a")
     server.stop()
     for _ in range(2):
-        with pytest.raises(Unreachable, match="does not answer"):
+        with pytest.raises(TransportUnreachable, match="does not answer"):
             transport.exchange([], wait=1)
-    with pytest.raises(Unreachable):
+    with pytest.raises(TransportUnreachable):
         connect(server, "b")
     server.start()
     assert transport.exchange([NodeMessage("a", step("gen"))], wait=1) == [step("gen")]
     transport.close()
 
 
-def test_a_pulse_tells_that_the_process_runs_and_its_room(
+def test_a_keepalive_tells_that_the_process_runs_and_its_free_kv(
     server: Server, client: redis.Redis
 ) -> None:
-    transport = connect(server, "a", room=640)
+    transport = connect(server, "a", free_kv=640)
     wait_until(lambda: client.exists(redis_keys.keepalive("a")))
     assert client.get(redis_keys.keepalive("a")) == b"640"
     wait_until(lambda: transport.hop_ms > 0)
@@ -189,7 +189,7 @@ def test_a_pulse_tells_that_the_process_runs_and_its_room(
 def test_a_node_outlives_redis_and_obeys_without_it(server: Server, tmp_path: Path) -> None:
     engine = Engine(load_span(DEMO_MODEL, (2, 3), tmp_path), node_id="a", kv_budget_bytes=10**6)
     engines = EngineSet("a", (2, 3), engine)
-    runner = ServingLoop(engines, RedisTransport(server.url, "a", engines.room), StepMeter())
+    runner = ServingLoop(engines, RedisTransport(server.url, "a", engines.free_kv), StepMeter())
     running = threading.Thread(target=runner.run)
     running.start()
     server.stop()

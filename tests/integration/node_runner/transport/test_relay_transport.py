@@ -15,8 +15,8 @@ from market.settings import Settings
 from mesh import redis_keys
 from mesh.wire import Ended, Halt, Message, Token
 from node_runner.outputs import NodeMessage
-from node_runner.transport.interface import Unreachable
-from node_runner.transport.relay_transport import SILENCE_LIMIT, RelayTransport
+from node_runner.transport.interface import TransportUnreachable
+from node_runner.transport.relay_transport import SILENCE_TIMEOUT, RelayTransport
 from stack.servers import Postgres, free_port
 from tests.support.api import shared_database
 from tests.support.gate import Gate, gate, tunnel
@@ -68,31 +68,31 @@ def door(here: Replica) -> Iterator[Gate]:
         yield made
 
 
-def node(at: Replica, node_id: str, url: str = "", again: float = 60.0) -> RelayTransport:
-    return RelayTransport(url or at.url, at.token(node_id), lambda: 64, websocket_again=again)
+def node(at: Replica, node_id: str, url: str = "", retry: float = 60.0) -> RelayTransport:
+    return RelayTransport(url or at.url, at.token(node_id), lambda: 64, websocket_retry=retry)
 
 
 def read(transport: RelayTransport, count: int) -> list[Message]:
     """So many messages, and those that came with them."""
     found: list[Message] = []
-    give_up = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while len(found) < count:
-        assert time.monotonic() < give_up
+        assert time.monotonic() < deadline
         try:
             found += transport.exchange([], wait=0.2)
-        except Unreachable:
+        except TransportUnreachable:
             continue
     return found
 
 
 def push(transport: RelayTransport, position: int) -> list[Message]:
     """As a runner does: again, until it is taken. Returns what came meanwhile."""
-    give_up = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return transport.exchange([NodeMessage("middle", steps(position=position))], wait=0)
-        except Unreachable:
-            assert time.monotonic() < give_up
+        except TransportUnreachable:
+            assert time.monotonic() < deadline
 
 
 def test_a_push_wakes_a_node_that_waits(here: Replica, client: redis.Redis) -> None:
@@ -139,7 +139,7 @@ def test_a_cut_loses_nothing_and_repeats_nothing(
             door.silence()
             put(client, "edge", steps(position=51))
             edge.exchange([NodeMessage("middle", steps(position=1))], wait=0)
-            wait_until(lambda: not edge.carrier)  # within SILENCE_LIMIT
+            wait_until(lambda: not edge.carrier)  # within SILENCE_TIMEOUT
             door.resume()
         elif cut == "severed":
             door.sever()
@@ -165,7 +165,7 @@ def test_where_websockets_are_blocked_it_polls_and_tries_again(
     here: Replica, door: Gate, client: redis.Redis
 ) -> None:
     door.refuses_websockets = True
-    with closing(node(here, "edge", door.url, again=0.3)) as edge:
+    with closing(node(here, "edge", door.url, retry=0.3)) as edge:
         assert edge.carrier == "long poll"
         for position in range(3):
             put(client, "edge", steps(position=position))
@@ -185,9 +185,9 @@ def test_where_websockets_are_blocked_it_polls_and_tries_again(
 
 
 def test_while_the_relay_is_away_it_says_so(here: Replica, client: redis.Redis) -> None:
-    with pytest.raises(Unreachable, match="cannot be reached"):
+    with pytest.raises(TransportUnreachable, match="cannot be reached"):
         raise_at_once(f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(Unreachable, match="401"):
+    with pytest.raises(TransportUnreachable, match="401"):
         raise_at_once(here.url)
 
 
@@ -199,7 +199,7 @@ def raise_at_once(url: str) -> None:
 @contextmanager
 def impatient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("node_runner.transport.relay_transport.START_LIMIT", 0.5)
+        patch.setattr("node_runner.transport.relay_transport.START_TIMEOUT", 0.5)
         yield
 
 
@@ -208,7 +208,7 @@ def test_a_second_process_with_the_token_takes_over(here: Replica, client: redis
         wait_until(lambda: not first.carrier)
         put(client, "edge", steps())
         assert read(second, 1) == [steps()]
-        with pytest.raises(Unreachable, match="Another process"):
+        with pytest.raises(TransportUnreachable, match="Another process"):
             first.exchange([], wait=0)
 
 
@@ -217,7 +217,7 @@ def test_a_silent_relay_is_noticed(here: Replica, door: Gate, client: redis.Redi
         door.silence()
         began = time.monotonic()
         wait_until(lambda: not edge.carrier)
-        assert time.monotonic() - began < SILENCE_LIMIT + 3
+        assert time.monotonic() - began < SILENCE_TIMEOUT + 3
         door.resume()
 
 
@@ -229,7 +229,7 @@ def test_a_relay_that_falls_silent_within_a_push_is_noticed(
         door.silence()
         began = time.monotonic()
         edge.exchange([NodeMessage("middle", steps(rows=LARGE))], wait=0)
-        assert time.monotonic() - began < SILENCE_LIMIT + 3
+        assert time.monotonic() - began < SILENCE_TIMEOUT + 3
         assert not edge.carrier
         door.resume()
         push(edge, 1)
@@ -251,7 +251,7 @@ def test_by_tls_and_a_proxy(
     with served as there, tunnel(there.port) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         monkeypatch.setenv("NO_PROXY", "")
-        with pytest.raises(Unreachable, match="certificate"), impatient():
+        with pytest.raises(TransportUnreachable, match="certificate"), impatient():
             node(there, "edge", "https://relay.example")
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
         with closing(node(there, "edge", f"https://localhost:{there.port}")) as edge:

@@ -132,7 +132,7 @@ def storage(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
 def test_the_hubs_token_goes_to_the_hub_only(hub: Hub, storage: FileServer, sharded: Path) -> None:
     """And the storage's address is used as long as it holds."""
     expected = (sharded / "layers-2.safetensors").read_bytes()
-    source = sources.hub(REPOSITORY)
+    source = sources.open_hub(REPOSITORY)
     version, _ = source.head("layers-2.safetensors", 8)
     assert b"".join(source.stream("layers-2.safetensors", version, 0, len(expected))) == expected
     source.close()
@@ -145,7 +145,7 @@ def test_an_address_that_has_expired_is_asked_for_again(
     hub: Hub, storage: FileServer, sharded: Path
 ) -> None:
     expected = (sharded / "layers-2.safetensors").read_bytes()
-    source = sources.hub(REPOSITORY)
+    source = sources.open_hub(REPOSITORY)
     hub.server.signature, storage.tokens = "signed=1", {"signed=1"}
     version, _ = source.head("layers-2.safetensors", 8)
     hub.server.signature, storage.tokens = "signed=2", {"signed=2"}
@@ -160,7 +160,7 @@ def test_what_is_private_says_which_token_is_missing(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
-    source = sources.hub(REPOSITORY)
+    source = sources.open_hub(REPOSITORY)
     with pytest.raises(WeightsError, match="HF_TOKEN"):
         source.head("layers-2.safetensors", 8)
     source.close()

@@ -14,10 +14,11 @@ from eth_account import Account
 from eth_account.typed_transactions.typed_transaction import TypedTransaction
 from eth_utils.crypto import keccak
 from hexbytes import HexBytes
+from moto.kms.utils import ECDSAPrivateKey
 
 from market.chain.errors import ChainError
 from market.chain.keystore_signer import LocalSigner
-from market.chain.kms_signer import ORDER, KmsSigner
+from market.chain.kms_signer import CURVE_ORDER, KmsSigner
 from market.chain.open_signer import open_signer
 from market.chain.signer import Signer
 from market.chain.transactions import Fees, sign_transaction
@@ -25,6 +26,7 @@ from market.settings.payments import PaymentsSettings
 from tests.support.kms import REGION, new_key, running_kms
 
 TO = "0x" + "cc" * 20
+ALIAS = "alias/settler"
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ async def test_kms_signatures_recover_to_its_address(kms: Any) -> None:
     for number in range(40):
         digest = keccak(number.to_bytes(32, "big"))
         signature = await signer.sign(digest)
-        assert signature.s <= ORDER // 2
+        assert signature.s <= CURVE_ORDER // 2
         parities.add(signature.v)
         assert Account._recover_hash(digest, vrs=signature) == signer.address
     assert parities == {0, 1}
@@ -70,19 +72,18 @@ async def test_a_transaction_signed_by_kms_is_from_its_address(kms: Any) -> None
     assert Account.recover_transaction(raw) == signer.address
 
 
-async def test_high_s_is_made_low(kms: Any) -> None:
-    key_id = new_key(kms)
-    signer = await KmsSigner.open(key_id, region=REGION)
-    sign = signer._client.sign
+async def test_high_s_is_made_low(kms: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    signer = await KmsSigner.open(new_key(kms), region=REGION)
+    sign = ECDSAPrivateKey.sign
 
-    def high(**arguments: Any) -> dict[str, bytes]:
-        r, s = decode_dss_signature(sign(**arguments)["Signature"])
-        return {"Signature": encode_dss_signature(r, max(s, ORDER - s))}
+    def high(self: ECDSAPrivateKey, message: bytes, algorithm: str) -> bytes:
+        r, s = decode_dss_signature(sign(self, message, algorithm))
+        return encode_dss_signature(r, max(s, CURVE_ORDER - s))
 
-    signer._client.sign = high
+    monkeypatch.setattr(ECDSAPrivateKey, "sign", high)
     digest = keccak(b"high")
     signature = await signer.sign(digest)
-    assert signature.s <= ORDER // 2
+    assert signature.s <= CURVE_ORDER // 2
     assert Account._recover_hash(digest, vrs=signature) == signer.address
 
 
@@ -97,16 +98,17 @@ async def test_a_key_that_kms_does_not_have_is_refused(kms: Any) -> None:
 
 
 async def test_a_signature_by_another_key_is_refused(kms: Any) -> None:
-    signer = await KmsSigner.open(new_key(kms), region=REGION)
-    signer._key_id = new_key(kms)
+    kms.create_alias(AliasName=ALIAS, TargetKeyId=new_key(kms))
+    signer = await KmsSigner.open(ALIAS, region=REGION)
+    kms.update_alias(AliasName=ALIAS, TargetKeyId=new_key(kms))
     with pytest.raises(ChainError, match="another key"):
         await signer.sign(keccak(b"x"))
 
 
-async def test_a_key_that_was_disabled_does_not_sign(kms: Any) -> None:
-    key_id = new_key(kms)
-    signer = await KmsSigner.open(key_id, region=REGION)
-    signer._key_id = "alias/gone"
+async def test_a_key_that_was_taken_away_does_not_sign(kms: Any) -> None:
+    kms.create_alias(AliasName=ALIAS, TargetKeyId=new_key(kms))
+    signer = await KmsSigner.open(ALIAS, region=REGION)
+    kms.delete_alias(AliasName=ALIAS)
     with pytest.raises(ChainError, match="does not sign"):
         await signer.sign(keccak(b"x"))
 

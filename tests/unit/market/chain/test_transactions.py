@@ -29,6 +29,6 @@ def test_a_replacement_follows_the_market() -> None:
 
 
 def test_the_ceiling_holds_in_both_fields() -> None:
-    assert Fees(1000, 100).capped(50) == Fees(50, 50)
-    assert Fees(1000, None).capped(50) == Fees(50, None)
-    assert Fees(40, 1).capped(50) == Fees(40, 1)
+    assert Fees(1000, 100).at_most(50) == Fees(50, 50)
+    assert Fees(1000, None).at_most(50) == Fees(50, None)
+    assert Fees(40, 1).at_most(50) == Fees(40, 1)

@@ -11,8 +11,8 @@ from web3.types import RPCEndpoint, RPCResponse
 
 from market.chain import bounded_http
 from market.chain.client import ChainClient
-from market.chain.errors import AnswerTooLarge, ChainError, ReadAgain, Reorganised
-from market.chain.failover_rpc import Rpc
+from market.chain.errors import AnswerTooLarge, ChainError, ChainMoved, Reorganised
+from market.chain.failover_rpc import FailoverProvider
 from market.escrow.event_reader import Block, EscrowEventReader, EventRange
 
 ESCROW = "0x" + "11" * 20
@@ -54,7 +54,9 @@ class Node(AsyncBaseProvider):
 
 
 def source(node: Node, *, confirmations: int = 0) -> EscrowEventReader:
-    return EscrowEventReader(ChainClient(cast(Rpc, node)), ESCROW, confirmations=confirmations)
+    return EscrowEventReader(
+        ChainClient(cast(FailoverProvider, node)), ESCROW, confirmations=confirmations
+    )
 
 
 def origin(node: Node) -> Block:
@@ -113,14 +115,14 @@ async def test_a_branch_that_changes_between_two_questions_is_noticed() -> None:
         node.branch = 2
 
     node.before_logs = leave
-    with pytest.raises(ReadAgain):
+    with pytest.raises(ChainMoved):
         await read(node)
 
 
 async def test_a_node_that_falls_behind_is_no_reorganisation() -> None:
     node = Node(head=7)
     known = Block(9, node.hash(9))
-    with pytest.raises(ReadAgain, match="behind"):
+    with pytest.raises(ChainMoved, match="behind"):
         await source(node).read_after(known)
 
 
@@ -150,9 +152,9 @@ def talkative() -> Iterator[str]:
 async def test_an_answer_that_is_too_large_is_not_taken_in(
     talkative: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rpc = Rpc([talkative])
+    rpc = FailoverProvider([talkative])
     assert len((await rpc.make_request(RPCEndpoint("web3_sha3"), []))["result"]) == 2**20
-    monkeypatch.setattr(bounded_http, "ANSWER_LIMIT", 2**16)
+    monkeypatch.setattr(bounded_http, "MAX_ANSWER_BYTES", 2**16)
     with pytest.raises(AnswerTooLarge):
         await rpc.make_request(RPCEndpoint("web3_sha3"), [])
     await rpc.disconnect()

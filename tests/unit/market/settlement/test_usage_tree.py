@@ -35,10 +35,10 @@ LINE = Usage(
 
 @given(batches)
 def test_every_line_has_a_proof(batch: list[Usage]) -> None:
-    stored = UsageTree.over(batch).nodes
+    stored = UsageTree.from_lines(batch).nodes
     tree = UsageTree(stored)
     for line in batch:
-        assert usage_tree.verify(tree.root, line, tree.proof(line))
+        assert usage_tree.verify_proof(tree.root, line, tree.proof(line))
 
 
 @given(batches, lines, st.data())
@@ -49,10 +49,10 @@ def test_no_line_that_is_not_there_has_one(
     line = data.draw(st.sampled_from(batch))
     field = data.draw(st.sampled_from(Usage._fields))
     altered = line._replace(**{field: getattr(other, field)})
-    tree = UsageTree.over(batch)
+    tree = UsageTree.from_lines(batch)
     proof = tree.proof(line)
     for forged in {other, altered}.difference(batch):
-        assert not usage_tree.verify(tree.root, forged, proof)
+        assert not usage_tree.verify_proof(tree.root, forged, proof)
         with pytest.raises(LookupError):
             tree.proof(forged)
 
@@ -61,37 +61,37 @@ def test_no_line_that_is_not_there_has_one(
 def test_the_order_of_the_lines_does_not_matter(batch: list[Usage], random: Random) -> None:
     shuffled = list(batch)
     random.shuffle(shuffled)
-    assert UsageTree.over(shuffled).nodes == UsageTree.over(batch).nodes
+    assert UsageTree.from_lines(shuffled).nodes == UsageTree.from_lines(batch).nodes
 
 
 def test_a_single_line_is_the_root() -> None:
-    tree = UsageTree.over([LINE])
-    assert tree.root == usage_tree.leaf(LINE)
+    tree = UsageTree.from_lines([LINE])
+    assert tree.root == usage_tree.leaf_hash(LINE)
     assert tree.proof(LINE) == []
-    assert usage_tree.verify(usage_tree.leaf(LINE), LINE, [])
+    assert usage_tree.verify_proof(usage_tree.leaf_hash(LINE), LINE, [])
 
 
 def test_a_leaf_is_the_double_hash_of_five_words() -> None:
     words = (7, int("aa" * 20, 16), int("bb" * 20, 16), 3, 5)
     encoded = b"".join(word.to_bytes(32, "big") for word in words)
-    assert usage_tree.leaf(LINE) == keccak(keccak(encoded))
+    assert usage_tree.leaf_hash(LINE) == keccak(keccak(encoded))
 
 
 def test_three_lines_pair_as_in_openzeppelins_tree() -> None:
     """The two lowest leaves are hashed first, and the highest joins at the root."""
     batch = [LINE._replace(amount=amount) for amount in (1, 2, 3)]
-    low, middle, high = sorted(usage_tree.leaf(line) for line in batch)
+    low, middle, high = sorted(usage_tree.leaf_hash(line) for line in batch)
     inner = keccak(low + middle)
-    assert UsageTree.over(batch).root == keccak(min(high, inner) + max(high, inner))
+    assert UsageTree.from_lines(batch).root == keccak(min(high, inner) + max(high, inner))
 
 
 def test_an_inner_node_is_no_line() -> None:
     """A proof cut short, as of a tree whose leaves and nodes are hashed alike."""
     batch = [LINE._replace(amount=amount) for amount in range(4)]
-    tree = UsageTree.over(batch)
-    assert not usage_tree.verify(tree.root, batch[0], tree.proof(batch[0])[1:])
+    tree = UsageTree.from_lines(batch)
+    assert not usage_tree.verify_proof(tree.root, batch[0], tree.proof(batch[0])[1:])
 
 
 def test_a_batch_has_lines() -> None:
     with pytest.raises(ValueError, match="without lines"):
-        UsageTree.over([])
+        UsageTree.from_lines([])

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,16 +14,18 @@ import pytest
 from eth_account import Account
 from typer.testing import CliRunner
 
+from mesh.node_api import RegistrationReply
 from node_runner import server
 from node_runner.cli import app, login
 from node_runner.dht import platform_lookup
 from node_runner.machine import config_file, directories, login_file
 from node_runner.node import lifecycle, startup
-from node_runner.node.lifecycle import Options
+from node_runner.node.options import NodeOptions
 from node_runner.service import device_processes
 from node_runner.service.control_socket import ControlSocket
-from node_runner.service.exit_codes import MISTAKE, START_AGAIN
+from node_runner.service.exit_codes import CONFIG_ERROR, TEMPORARY_FAILURE
 from node_runner.weights import http_source as weights
+from tests.support.platform_server import REGISTERED
 
 WALLET = "0x" + "ab" * 20
 LOGIN = login_file.MachineLogin(
@@ -48,9 +49,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[NodeOptions]:
     """What nodes would have been started with."""
-    found: list[Options] = []
+    found: list[NodeOptions] = []
     monkeypatch.setattr(lifecycle, "serve", found.append)
     return found
 
@@ -62,7 +63,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[device_processes.DevicePro
 
     def begin(several: Sequence[device_processes.DeviceProcess], **_: object) -> int:
         found.extend(several)
-        return MISTAKE
+        return CONFIG_ERROR
 
     monkeypatch.setattr(device_processes, "run", begin)
     return found
@@ -82,7 +83,7 @@ def keyfile(folder: Path, password: str = "") -> tuple[Path, str]:
     return file, account.address
 
 
-def test_after_a_login_a_model_is_enough(started: list[Options]) -> None:
+def test_after_a_login_a_model_is_enough(started: list[NodeOptions]) -> None:
     login_file.save(LOGIN)
     run("start", "--model", "m")
     (options,) = started
@@ -92,7 +93,7 @@ def test_after_a_login_a_model_is_enough(started: list[Options]) -> None:
 
 
 def test_a_flag_outweighs_the_environment_and_that_the_file(
-    started: list[Options], home: Path, monkeypatch: pytest.MonkeyPatch
+    started: list[NodeOptions], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     login_file.save(LOGIN)
     settings = home / ".config" / "far-node" / "config.toml"
@@ -121,7 +122,7 @@ def test_a_flag_outweighs_the_environment_and_that_the_file(
 def test_a_file_that_cannot_be_used(home: Path, text: str, complaint: str) -> None:
     file = home / "mine.toml"
     file.write_text(text)
-    assert complaint in run("--config", str(file), "start", status=MISTAKE)
+    assert complaint in run("--config", str(file), "start", status=CONFIG_ERROR)
 
 
 def test_settings_are_changed_one_by_one_and_comments_stay(home: Path) -> None:
@@ -141,17 +142,17 @@ def test_settings_are_changed_one_by_one_and_comments_stay(home: Path) -> None:
     shown = run("config", "show")
     assert "max_sessions = 5" in shown
     assert "gpu" not in shown
-    assert "no setting 'wall'" in run("config", "set", "wall", "0x", status=MISTAKE)
+    assert "no setting 'wall'" in run("config", "set", "wall", "0x", status=CONFIG_ERROR)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_the_login_is_for_its_owners_eyes_only(home: Path) -> None:
     login_file.save(LOGIN)
-    file = directories.config() / login_file.FILE
+    file = directories.config() / login_file.FILE_NAME
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert login_file.load() == LOGIN
-    assert [each.name for each in file.parent.iterdir()] == [login_file.FILE]
+    assert [each.name for each in file.parent.iterdir()] == [login_file.FILE_NAME]
 
 
 @pytest.mark.parametrize(
@@ -174,20 +175,20 @@ def test_a_token_is_forgotten_once_it_is_not_valid(
     monkeypatch.setattr(
         login, "client", lambda url: httpx.Client(base_url=url, transport=transport)
     )
-    said = run("logout", status=0 if forgotten else MISTAKE)
+    said = run("logout", status=0 if forgotten else CONFIG_ERROR)
     assert ("knew of no such token" in said) is forgotten
     assert ("still valid" in said) is not forgotten
     assert login_file.load() == (None if forgotten else LOGIN)
 
 
 def test_what_is_said_without_a_login(home: Path) -> None:
-    assert "far-node login --discovery URL" in run("start", "--model", "m", status=MISTAKE)
-    said = run("start", "--model", "m", "--discovery", "https://mesh.example", status=MISTAKE)
+    assert "far-node login --discovery URL" in run("start", "--model", "m", status=CONFIG_ERROR)
+    said = run("start", "--model", "m", "--discovery", "https://mesh.example", status=CONFIG_ERROR)
     assert "not logged in" in said
     assert "not logged in" in run("logout")
-    assert "Which platform?" in run("login", status=MISTAKE)
-    (directories.private(directories.config()) / login_file.FILE).write_text("{}")
-    assert "Log in again" in run("start", "--model", "m", status=MISTAKE)
+    assert "Which platform?" in run("login", status=CONFIG_ERROR)
+    (directories.make_private(directories.config()) / login_file.FILE_NAME).write_text("{}")
+    assert "Log in again" in run("start", "--model", "m", status=CONFIG_ERROR)
 
 
 @pytest.mark.parametrize(
@@ -211,17 +212,17 @@ def test_what_is_said_without_a_login(home: Path) -> None:
 )
 def test_mistakes_are_told_apart(arguments: list[str], complaint: str) -> None:
     login_file.save(LOGIN)
-    assert complaint in run("start", "--model", "m", *arguments, status=MISTAKE)
+    assert complaint in run("start", "--model", "m", *arguments, status=CONFIG_ERROR)
 
 
 def unreachable(monkeypatch: pytest.MonkeyPatch, what: str) -> list[str]:
     """Options of a node that finds this one silent."""
     match what:
         case "weights":
-            monkeypatch.setattr(weights, "PATIENCE", weights.Patience(attempts=1))
+            monkeypatch.setattr(weights, "RETRY_POLICY", weights.RetryPolicy(attempts=1))
             return ["--path", "http://127.0.0.1:9/model"]
         case "redis":  # is opened once the platform has registered the node
-            registered: Any = SimpleNamespace(node_id="node_1", token="its token")
+            registered = RegistrationReply(**REGISTERED)
             monkeypatch.setattr(
                 lifecycle,
                 "serve",
@@ -240,7 +241,7 @@ def test_what_does_not_answer_is_no_mistake(
     file, _ = keyfile(home)
     where = [] if what == "platform" else ["--discovery", "http://127.0.0.1:9"]
     options = ["--keyfile", str(file), "--device", "cpu", *where, *unreachable(monkeypatch, what)]
-    run("start", "--model", "m", *options, status=START_AGAIN)
+    run("start", "--model", "m", *options, status=TEMPORARY_FAILURE)
 
 
 def test_a_password_is_in_no_childs_command_line(
@@ -250,7 +251,7 @@ def test_a_password_is_in_no_childs_command_line(
     monkeypatch.setenv("FAR_NODE_REDIS", "redis://:hunter2@localhost")
     settings = home / ".config" / "far-node" / "config.toml"
     settings.write_text('path = "https://me:hunter3@files.example/"\nmetrics-port = 9101\n')
-    run("start", "--model", "m", "--device", "cpu", "--device", "cpu", status=MISTAKE)
+    run("start", "--model", "m", "--device", "cpu", "--device", "cpu", status=CONFIG_ERROR)
     assert [child.environment for child in children] == 2 * [
         {
             "FAR_NODE_REDIS": "redis://:hunter2@localhost",
@@ -264,20 +265,20 @@ def test_a_password_is_in_no_childs_command_line(
 
 
 def test_the_wallet_of_a_key_file_is_the_one_that_is_paid(
-    started: list[Options], home: Path, monkeypatch: pytest.MonkeyPatch
+    started: list[NodeOptions], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, owner = keyfile(home, "secret")
     arguments = ["start", "--model", "m", "--discovery", "https://x", "--keyfile", str(file)]
-    assert "Is FAR_NODE_PASSWORD its password?" in run(*arguments, status=MISTAKE)
+    assert "Is FAR_NODE_PASSWORD its password?" in run(*arguments, status=CONFIG_ERROR)
     monkeypatch.setenv("FAR_NODE_PASSWORD", "secret")
-    assert f"belongs to {owner}, not to" in run(*arguments, "--wallet", WALLET, status=MISTAKE)
+    assert f"belongs to {owner}, not to" in run(*arguments, "--wallet", WALLET, status=CONFIG_ERROR)
     run(*arguments)
     assert started[0].wallet == owner
     assert isinstance(started[0].credential, bytes)
 
 
 def test_the_specifications_flags(
-    started: list[Options], home: Path, monkeypatch: pytest.MonkeyPatch
+    started: list[NodeOptions], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["-m", "--model", "m"])
     login_file.save(LOGIN)
@@ -307,8 +308,8 @@ def test_messages_are_shown_as_they_are(home: Path, about: dict[str, Any]) -> No
     login_file.save(LOGIN)
     url = "http://[fe80::1]:9"  # nothing connects to a link-local address of no link
     start = ["start", "--model", "m"]
-    assert f"not at {url}." in run(*start, "--discovery", url, status=MISTAKE)
-    said = run(*start, "--keyfile", "/nowhere[/y].json", status=MISTAKE)
+    assert f"not at {url}." in run(*start, "--discovery", url, status=CONFIG_ERROR)
+    said = run(*start, "--keyfile", "/nowhere[/y].json", status=CONFIG_ERROR)
     assert "Cannot read the keystore /nowhere[/y].json" in said
     assert f"{url} does not answer" in run("doctor", "--quick", "--discovery", url, status=1)
     about |= {"model_id": "m[bold]", "discovery": url}

@@ -1,4 +1,4 @@
-"""The engine gives transformers' own tokens, whatever the cut and whoever else is in the batch."""
+"""The engine gives transformers' own tokens, whatever the cut and whatever else is in the batch."""
 
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,10 @@ def test_greedy_tokens_equal_transformers_all_at_once(
 ) -> None:
     pipeline.batches.clear()
     for number, prompt in enumerate(prompts):
-        pipeline.open(f"packed {number}", prompt, max_tokens=NEW_TOKENS)
+        pipeline.open(f"batched {number}", prompt, max_tokens=NEW_TOKENS)
     pipeline.run()
     for number in range(len(prompts)):
-        assert pipeline.tokens(f"packed {number}") == expected[number], PROMPTS[number]
+        assert pipeline.tokens(f"batched {number}") == expected[number], PROMPTS[number]
     assert max(pipeline.batches) >= len(prompts) // len(pipeline.engines)
 
 
@@ -118,10 +118,10 @@ def test_another_seed_gives_another_text(cache: Path, prompts: list[list[int]]) 
 
 
 @pytest.mark.parametrize("so_far", [1, 10, 63])
-def test_a_generation_goes_on_elsewhere_with_the_same_tokens(
+def test_a_generation_continues_on_other_nodes_with_the_same_tokens(
     cache: Path, prompts: list[list[int]], expected: list[list[int]], so_far: int
 ) -> None:
-    """A new epoch prefills the prompt and what readers have, and continues."""
+    """A new epoch prefills the prompt and the tokens that readers have, and continues."""
     other = Pipeline.cut(DEMO_MODEL, CUTS[3], cache)
     _pretend_written(other, "moved", expected[0][:so_far])
     other.open("moved", prompts[0], max_tokens=NEW_TOKENS, epoch=2, generated=expected[0][:so_far])
@@ -138,7 +138,7 @@ def _pretend_written(pipeline: Pipeline, request_id: str, tokens: list[int]) -> 
 def test_a_repeated_step_is_harmless(
     cache: Path, prompts: list[list[int]], expected: list[list[int]]
 ) -> None:
-    """Position is the truth: every message between nodes arrives twice."""
+    """Every message between nodes arrives twice; its position makes that harmless."""
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS[3], cache)
     once = pipeline.send
 
@@ -155,15 +155,13 @@ def test_a_repeated_step_is_harmless(
 def test_a_lost_step_is_refused_as_a_gap(cache: Path, prompts: list[list[int]]) -> None:
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache)
     pipeline.open("gap", prompts[0], max_tokens=5)
-    pipeline.engines[1].step(pipeline._inboxes[1])
-    pipeline._inboxes[1] = []
-    hidden = pipeline.engines[1]._span.hidden_size
-    data = bytes(4 * hidden)
+    pipeline.step(1)
+    data = bytes(4 * pipeline.engines[1].span.hidden_size)
     (refused,) = pipeline.engines[1].step([one_step("gap", position=7, data=data)])
     assert refused.code == "gap"
     assert refused.node_id == "1"
     again = pipeline.engines[1].step([one_step("gap", position=0, data=data)])
-    assert again == [], "nothing of this epoch is worked at any more"
+    assert again == [], "this epoch is over"
 
 
 @pytest.mark.parametrize(
@@ -177,12 +175,12 @@ def test_a_lost_step_is_refused_as_a_gap(cache: Path, prompts: list[list[int]]) 
 def test_a_bad_step_is_blamed_on_its_sender(
     cache: Path, prompts: list[list[int]], code: str, changed: dict[str, Any]
 ) -> None:
-    """And harms nobody else: another generation's step in the same forward gets through."""
+    """And harms no other generation: another one's step in the same batch is computed."""
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS[3], cache)
     for request_id in ("bad", "good"):
         pipeline.open(request_id, prompts[0], max_tokens=5)
     middle = pipeline.engines[1]
-    middle.step(pipeline._inboxes[1])
+    pipeline.step(1)
     good = one_step("good", data=bytes(1024))
     results = middle.step([one_step("bad", **changed), good])
     results += middle.step([])
@@ -195,17 +193,16 @@ def test_a_bad_step_is_blamed_on_its_sender(
 def test_work_of_an_older_epoch_is_ignored(cache: Path, prompts: list[list[int]]) -> None:
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache)
     pipeline.open("job", prompts[0], max_tokens=5, epoch=3)
-    pipeline.engines[1].step(pipeline._inboxes[1])
-    hidden = pipeline.engines[1]._span.hidden_size
-    stale = one_step("job", epoch=2, data=bytes(4 * hidden))
+    pipeline.step(1)
+    stale = one_step("job", epoch=2, data=bytes(4 * pipeline.engines[1].span.hidden_size))
     assert pipeline.engines[1].step([stale]) == []
 
 
 def test_generations_are_admitted_by_reservation(cache: Path, prompts: list[list[int]]) -> None:
-    """Room for ten: the eleventh is refused at once, and admitted when one has ended."""
+    """KV for ten: the eleventh is refused at once, and admitted when one has ended."""
     span = load_span(DEMO_MODEL, (0, 6), cache)
     capacity = len(prompts[0]) + 5
-    blocks = -(-capacity // span.kv_shape.block)
+    blocks = -(-capacity // span.kv_shape.block_size)
     budget = 10 * blocks * span.kv_shape.bytes_per_block
     pipeline = Pipeline([Engine(span, node_id="0", kv_budget_bytes=budget)])
     for number in range(11):
@@ -224,31 +221,31 @@ def test_generations_are_admitted_by_reservation(cache: Path, prompts: list[list
 def test_no_more_generations_than_were_asked_for_are_admitted(
     cache: Path, prompts: list[list[int]]
 ) -> None:
-    """However much room there is; and while there are so many, routes see none."""
+    """However much KV is free; and while there are that many, routes see none free."""
     span = load_span(DEMO_MODEL, (0, 6), cache)
     engine = Engine(span, node_id="0", kv_budget_bytes=KV_BUDGET, max_generations=2)
     pipeline = Pipeline([engine])
-    free = engine.room()
-    for number in range(3):
+    free = engine.free_kv()
+    for number in range(2):
         pipeline.open(f"{number}", prompts[0], max_tokens=5)
-    engine.step(pipeline._inboxes[0][:2])
-    assert (engine.room(), engine.capacity()) == (0, free)
-    pipeline._inboxes[0] = pipeline._inboxes[0][2:]
+    pipeline.step(0)
+    assert (engine.free_kv(), engine.kv_capacity()) == (0, free)
+    pipeline.open("2", prompts[0], max_tokens=5)
     pipeline.run()
     assert [(refused.request_id, refused.code) for refused in pipeline.refused] == [
         ("2", "kv_full")
     ]
     assert pipeline.ended.keys() == {"0", "1"}
-    assert engine.room() == free
+    assert engine.free_kv() == free
 
 
-def test_closing_frees_the_room(cache: Path, prompts: list[list[int]]) -> None:
+def test_closing_frees_the_kv(cache: Path, prompts: list[list[int]]) -> None:
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS[3], cache)
     pipeline.open("job", prompts[0], max_tokens=50)
-    for engine, inbox in zip(pipeline.engines, pipeline._inboxes, strict=True):
+    for engine, inbox in zip(pipeline.engines, pipeline.inboxes, strict=True):
         engine.step(inbox)
         assert engine.pool.used_bytes > 0
-    pipeline._inboxes = [[] for _ in pipeline.engines]
+        inbox.clear()
     pipeline.close("job")
     pipeline.run()
     assert [engine.pool.used_bytes for engine in pipeline.engines] == [0, 0, 0]
@@ -268,10 +265,10 @@ def test_stop_strings_end_the_text_before_them(
     assert pipeline.ended["stopped"].count == len(pipeline.tokens("stopped")) < NEW_TOKENS
 
 
-def test_an_end_that_was_lost_is_told_again(cache: Path, prompts: list[list[int]]) -> None:
-    """All tokens were written, but the news of the end was not: no token more is generated."""
+def test_an_end_that_was_lost_is_sent_again(cache: Path, prompts: list[list[int]]) -> None:
+    """All tokens were written, but the message of the end was lost: no token more is generated."""
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache)
-    (end,) = pipeline.engines[0]._span.end_tokens
+    (end,) = pipeline.engines[0].span.end_tokens
     pipeline.open("job", prompts[0], max_tokens=9, epoch=2, generated=[5, 6, end])
     pipeline.run()
     assert pipeline.tokens("job") == []
@@ -296,5 +293,5 @@ def test_a_busy_engine_says_so(cache: Path, prompts: list[list[int]]) -> None:
     engine = pipeline.engines[0]
     pipeline.open("job", prompts[0], max_tokens=3, sampling=GREEDY)
     assert not engine.busy
-    engine.step(pipeline._inboxes[0])
+    pipeline.step(0)
     assert engine.busy

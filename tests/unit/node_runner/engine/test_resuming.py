@@ -1,6 +1,6 @@
-"""A generation goes on over another node, token for token, and only the new node works again."""
+"""A generation continues on new nodes, token for token, and only these compute again."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from mesh.wire import Ready, Resume, SamplingParams, Token
 from node_runner.engine.engine import Engine
 from node_runner.engine.replay_buffer import ReplayBuffer
 from node_runner.engine.scheduler import PREFILL_CHUNK
+from node_runner.outputs import EngineOutput
 from tests.conftest import DEMO_MODEL
 from tests.support.pipeline import GREEDY, KV_BUDGET, Pipeline
 
@@ -40,46 +41,36 @@ def undisturbed(cache: Path, sampling: SamplingParams) -> list[int]:
 
 @dataclass
 class Mesh(Pipeline):
-    """A pipeline in which nodes die, and that counts the positions each node computes."""
-
-    positions: list[int] = field(default_factory=list)
+    """A pipeline in which nodes die."""
 
     def die(self, *stages: int) -> None:
-        """These nodes are gone, and all that was on its way with them; new ones stand there."""
+        """Put new nodes in the place of these, and lose all messages that are on their way."""
         for stage in stages:
             old = self.engines[stage]
             self.engines[stage] = Engine(
-                old._span, node_id=str(stage), kv_budget_bytes=KV_BUDGET, speculate=False
+                old.span, node_id=str(stage), kv_budget_bytes=KV_BUDGET, speculate=False
             )
-        self._inboxes = [[] for _ in self.engines]
+        self.inboxes = [[] for _ in self.engines]
 
     def run_until(self, count: int) -> None:
-        """Until so many tokens are written."""
+        """Until ``count`` tokens are written."""
         while len(self.tokens("job")) < count:
-            self._round()
+            self.step_all()
 
     def run(self) -> None:
+        """Until the job has ended or is refused; `positions` are those computed meanwhile."""
         self.positions = [0] * len(self.engines)
         while "job" not in self.ended and not self.refused:
-            self._round()
+            self.step_all()
 
-    def _round(self) -> None:
-        for stage, engine in enumerate(self.engines):
-            messages, self._inboxes[stage] = self._inboxes[stage], []
-            for result in engine.step(messages):
-                self._take(result)
-            if self.positions:
-                self.positions[stage] += sum(rows for _, rows in engine.take_forwards())
-            else:
-                engine.take_forwards()
-
-    def _take(self, result: object) -> None:
-        if isinstance(result, Token) and result.index < len(self.tokens("job")):
-            return  # readers have it
-        super()._take(result)  # type: ignore[arg-type]
+    def take(self, output: EngineOutput) -> None:
+        """Tokens that readers have are not written again."""
+        if isinstance(output, Token) and output.index < len(self.tokens("job")):
+            return
+        super().take(output)
 
     def resume(self, sampling: SamplingParams, dead: set[int]) -> None:
-        """As the supervisor does it: a new epoch, in which the living keep what they have."""
+        """Open a new epoch as the supervisor does: nodes that live keep their KV caches."""
         generated = self.tokens("job")
         known = len(PROMPT) + len(generated) - 1
         last = len(self.engines) - 1
@@ -102,7 +93,7 @@ class Mesh(Pipeline):
 
 @pytest.mark.parametrize("dead", [{0}, {1}, {2}, {0, 1}, {1, 2}, {0, 2}, {0, 1, 2}, set()], ids=str)
 @pytest.mark.parametrize("written", [1, 11])
-def test_only_new_nodes_work_again(
+def test_only_new_nodes_compute_again(
     cache: Path, sampling: SamplingParams, undisturbed: list[int], dead: set[int], written: int
 ) -> None:
     mesh = Mesh.cut(DEMO_MODEL, CUTS, cache, speculate=False)
@@ -123,7 +114,7 @@ def test_only_new_nodes_work_again(
             assert positions <= again + TOKENS - so_far
 
 
-def test_a_node_that_has_forgotten_says_so(cache: Path) -> None:
+def test_a_node_without_the_kv_cache_refuses(cache: Path) -> None:
     mesh = Mesh.cut(DEMO_MODEL, CUTS, cache)
     mesh.open("job", PROMPT, max_tokens=TOKENS)
     mesh.run_until(3)
@@ -133,11 +124,11 @@ def test_a_node_that_has_forgotten_says_so(cache: Path) -> None:
     assert [(refused.node_id, refused.code) for refused in mesh.refused] == [("1", "forgotten")]
 
 
-def test_a_node_that_did_not_keep_what_it_sent_says_so(cache: Path) -> None:
+def test_a_node_that_did_not_keep_what_it_sent_refuses(cache: Path) -> None:
     mesh = Mesh.cut(DEMO_MODEL, CUTS, cache)
     mesh.open("job", PROMPT, max_tokens=TOKENS)
     mesh.run_until(3)
-    mesh.engines[1].generations["job"].sent.clear()
+    mesh.engines[1].generations["job"].replay_buffer.clear()
     mesh.die(2)
     mesh.resume(GREEDY, dead={2})
     mesh.run()
@@ -150,7 +141,7 @@ def test_an_edge_that_did_not_keep_what_it_sent_computes_it_again(
     mesh = Mesh.cut(DEMO_MODEL, CUTS, cache)
     mesh.open("job", PROMPT, max_tokens=TOKENS, sampling=sampling)
     mesh.run_until(3)
-    mesh.engines[0].generations["job"].sent.clear()
+    mesh.engines[0].generations["job"].replay_buffer.clear()
     mesh.die(1)
     mesh.resume(sampling, dead={1})
     mesh.run()
@@ -160,7 +151,7 @@ def test_an_edge_that_did_not_keep_what_it_sent_computes_it_again(
 def test_a_second_death_is_survived_as_well(
     cache: Path, undisturbed: list[int], sampling: SamplingParams
 ) -> None:
-    """What a new node sent on while it was rebuilt is there for the next one to be rebuilt."""
+    """What a new node sent on while its KV cache was rebuilt is replayed to the next new node."""
     mesh = Mesh.cut(DEMO_MODEL, CUTS, cache)
     mesh.open("job", PROMPT, max_tokens=TOKENS, sampling=sampling)
     mesh.run_until(2)
@@ -185,18 +176,18 @@ def test_a_second_death_is_survived_as_well(
     assert mesh.tokens("job") == undisturbed
 
 
-def test_what_was_sent_is_kept_alone() -> None:
-    """Not the whole forward that it was a row of."""
-    sent = ReplayBuffer()
-    sent.put(0, torch.zeros(128, 64)[5:6])
-    assert [part.untyped_storage().nbytes() for part in sent._parts] == [4 * 64]
+def test_a_replay_buffer_keeps_its_own_rows_alone() -> None:
+    """Not the whole batch that they were a part of."""
+    buffer = ReplayBuffer()
+    buffer.put(0, torch.zeros(128, 64)[5:6])
+    assert buffer.nbytes == 4 * 64
 
 
 @pytest.mark.parametrize("positions", [-5, -200, 10**9])
-def test_a_number_of_a_strangers_stops_nobody(
+def test_a_wrong_number_of_ready_positions_is_harmless(
     cache: Path, undisturbed: list[int], sampling: SamplingParams, positions: int
 ) -> None:
-    """And readiness that is told again, in the middle, begins nothing anew."""
+    """And a message of readiness that is repeated, in the middle, begins nothing anew."""
     mesh = Mesh.cut(DEMO_MODEL, CUTS, cache)
     mesh.open("job", PROMPT, max_tokens=TOKENS, sampling=sampling, prefix=[b"a name"])
     mesh.send(0, Ready("job", 1, 1, positions))

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from node_runner.machine.devices import RESERVED, room
-from node_runner.machine.gpu_usage import GpuMonitor, GpuUse
+from node_runner.machine.devices import GPU_RESERVE, available_memory
+from node_runner.machine.gpu_usage import GpuMonitor, GpuUsage
 
 UUID = "b8ae8e3a-6a0c-4d5e-9d8e-000000000001"
 CUDA = torch.device("cuda", 1)
@@ -65,7 +65,7 @@ def test_the_played_names_are_the_real_modules() -> None:
 
 def test_use_of_a_gpu(nvml: types.ModuleType) -> None:
     gpu = GpuMonitor(CUDA)
-    assert gpu.use() == GpuUse(utilization_percent=63, vram_used_gb=20.5)
+    assert gpu.read() == GpuUsage(utilization_percent=63, vram_used_gb=20.5)
     gpu.close()
     assert nvml.opened == 0
 
@@ -76,7 +76,7 @@ def test_a_gpu_that_the_driver_does_not_name(
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="another")
     )
-    assert GpuMonitor(CUDA).use() == GpuUse()
+    assert GpuMonitor(CUDA).read() == GpuUsage()
 
 
 def test_a_driver_that_stops_answering(nvml: types.ModuleType) -> None:
@@ -87,21 +87,21 @@ def test_a_driver_that_stops_answering(nvml: types.ModuleType) -> None:
         raise NvmlError("GPU is lost")
 
     nvml.nvmlDeviceGetUtilizationRates = lost
-    assert gpu.use() == GpuUse()
+    assert gpu.read() == GpuUsage()
     gpu.close()
 
 
 def test_a_cpu_uses_no_gpu_and_needs_no_driver() -> None:
     gpu = GpuMonitor(torch.device("cpu"))
-    assert gpu.use() == GpuUse()
+    assert gpu.read() == GpuUsage()
     gpu.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 def test_room_on_a_cpu_is_what_the_system_can_give() -> None:
-    assert 2**20 < room(torch.device("cpu")) < 2**50
+    assert 2**20 < available_memory(torch.device("cpu")) < 2**50
 
 
 def test_room_on_a_gpu_is_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 24 * 10**9))
-    assert room(CUDA) == 20 * 10**9 - RESERVED
+    assert available_memory(CUDA) == 20 * 10**9 - GPU_RESERVE

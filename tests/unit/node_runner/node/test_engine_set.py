@@ -65,7 +65,7 @@ def test_a_generation_does_not_notice_the_move(engines: EngineSet, tmp_path: Pat
     assert len(expected) == 8
     begun = run(engines, open_edge("running", WHOLE), steps=2)
     engines.add(OTHER, engine(tmp_path))
-    engines.count_on(OTHER)
+    engines.set_routed_span(OTHER)
     results = begun + run(engines, open_edge("new", OTHER))
     assert tokens(results, "running") == tokens(results, "new") == expected
     assert {r.request_id for r in results if isinstance(r, Ended)} == {"running", "new"}
@@ -73,14 +73,12 @@ def test_a_generation_does_not_notice_the_move(engines: EngineSet, tmp_path: Pat
     assert engines.loaded == [OTHER]
 
 
-def test_until_routes_count_on_the_new_span_both_are_served(
-    engines: EngineSet, tmp_path: Path
-) -> None:
+def test_until_routes_use_the_new_span_both_are_served(engines: EngineSet, tmp_path: Path) -> None:
     engines.add(OTHER, engine(tmp_path))
     results = run(engines, open_edge("old", WHOLE), open_edge("new", OTHER))
     assert len(tokens(results, "old")) == len(tokens(results, "new")) == 8
     assert engines.spans == engines.loaded == [WHOLE, OTHER]
-    assert engines.serves_routes
+    assert engines.serves_routed_span
 
 
 def test_a_span_that_is_not_served_is_refused(engines: EngineSet) -> None:
@@ -97,26 +95,26 @@ def test_messages_follow_an_opening_of_the_same_exchange(
     assert not any(isinstance(result, NodeMessage | Refused) for result in results)
 
 
-def test_what_gives_up_takes_nothing_new_and_ends_what_runs(
+def test_a_span_that_drains_takes_nothing_new_and_ends_what_runs(
     engines: EngineSet, tmp_path: Path
 ) -> None:
     run(engines, open_edge("running", WHOLE), steps=1)
-    engines.give_up(WHOLE)
+    engines.drain_span(WHOLE)
     results = run(engines, open_edge("late", WHOLE))
     assert Refused("late", 1, "node", "moved") in results
     assert any(isinstance(r, Ended) and r.request_id == "running" for r in results)
     run(engines)
     assert engines.loaded == []
-    assert not engines.serves_routes
-    assert engines.room() == 0
+    assert not engines.serves_routed_span
+    assert engines.free_kv() == 0
 
 
 def test_who_does_not_end_in_time_is_told(
     engines: EngineSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LEAVE_LIMIT", 0.0)
+    monkeypatch.setattr(module, "SPAN_DRAIN_TIMEOUT", 0.0)
     run(engines, open_edge("long", WHOLE, tokens=90), steps=1)
-    engines.give_up(WHOLE)
+    engines.drain_span(WHOLE)
     assert Refused("long", 1, "node", "moved") in run(engines)
     assert engines.loaded == []
 
@@ -124,16 +122,16 @@ def test_who_does_not_end_in_time_is_told(
 def test_both_spans_together_take_no_more_generations_than_the_node_may(tmp_path: Path) -> None:
     engines = EngineSet("node", WHOLE, engine(tmp_path, max_generations=2))
     engines.add(OTHER, engine(tmp_path, max_generations=2))
-    engines.count_on(OTHER)
+    engines.set_routed_span(OTHER)
     engines.step([open_edge("first", WHOLE), open_edge("second", OTHER)])
     results = engines.step([open_edge("third", OTHER), open_edge("fourth", WHOLE)])
     refused = {r.request_id: r.code for r in results if isinstance(r, Refused)}
     assert refused == {"third": "kv_full", "fourth": "kv_full"}
-    assert (engines.generations, engines.room()) == (2, 0)
+    assert (engines.generations, engines.free_kv()) == (2, 0)
     run(engines)
     run(engines)
     assert engines.loaded == [OTHER]
-    assert engines.room() > 0
+    assert engines.free_kv() > 0
     results = run(engines, open_edge("fifth", OTHER), open_edge("sixth", OTHER))
     assert [len(tokens(results, request_id)) for request_id in ("fifth", "sixth")] == [8, 8]
 

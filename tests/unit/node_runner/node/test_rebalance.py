@@ -27,7 +27,7 @@ PATIENCE = 60.0
 
 
 class WatchedLoader(EngineLoader):
-    """Knows which spans are in memory. ``refuses``: of whose KV it says that there is no room."""
+    """Knows which spans are in memory. ``refuses``: whose KV budget it says is too small."""
 
     def __init__(self, cache: Path, max_sessions: int | None = None) -> None:
         options = node_options(cache, max_sessions=max_sessions)
@@ -40,13 +40,13 @@ class WatchedLoader(EngineLoader):
     def load(self, prepared: PreparedSpan) -> LoadedSpan:
         self.beside[prepared.spec.start, prepared.spec.end] = list(self.in_memory)
         loaded = super().load(prepared)
-        self.in_memory[loaded.facts.layers] = loaded.span
+        self.in_memory[loaded.info.span] = loaded.model
         return loaded
 
-    def engine(self, loaded: LoadedSpan, node_id: str) -> Engine:
-        if loaded.facts.layers == self.refuses:
+    def make_engine(self, loaded: LoadedSpan, node_id: str) -> Engine:
+        if loaded.info.span == self.refuses:
             raise CannotServe("There is no room for KV.")
-        return super().engine(loaded, node_id)
+        return super().make_engine(loaded, node_id)
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Moved:
 
     loader: WatchedLoader
     engines: EngineSet
-    mover: Rebalancer
+    rebalancer: Rebalancer
     lost: threading.Event
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -63,41 +63,41 @@ class Moved:
         while not self.ended.wait(0.01):
             self.engines.step([])
 
-    def told(self, layers: Span, *, should_rebalance: bool, until: Callable[[], bool]) -> None:
+    def assign(self, layers: Span, *, should_rebalance: bool, until: Callable[[], bool]) -> None:
         """What heartbeats are answered, until it has come about."""
-        give_up = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while not until():
-            assert time.monotonic() < give_up
-            self.mover.told(layers, should_rebalance=should_rebalance)
+            assert time.monotonic() < deadline
+            self.rebalancer.assign(layers, should_rebalance=should_rebalance)
             time.sleep(0.01)
 
     def move(self, old: Span, new: Span) -> None:
         """Load it beside the old span, as long as routes count on that one."""
-        self.told(new, should_rebalance=True, until=lambda: self.engines.loaded == [old, new])
+        self.assign(new, should_rebalance=True, until=lambda: self.engines.loaded == [old, new])
 
 
 def start(cache: Path, *, spans_in_memory: float) -> Moved:
     loader = WatchedLoader(cache)
     prepared = loader.prepare(OLD, edge=True)
     loaded = loader.load(prepared)
-    engines = EngineSet("node", OLD, loader.engine(loaded, "node"))
+    engines = EngineSet("node", OLD, loader.make_engine(loaded, "node"))
     lost = threading.Event()
-    mover = Rebalancer(
+    rebalancer = Rebalancer(
         engines,
         loader,
         node_id="node",
-        first=loaded.facts,
+        first=loaded.info,
         memory_bytes=round(spans_in_memory * prepared.memory_bytes),
-        news=lambda: None,
-        switched=lambda: None,
-        lost=lost.set,
+        request_heartbeat=lambda: None,
+        on_span_change=lambda: None,
+        on_span_lost=lost.set,
     )
-    return Moved(loader, engines, mover, lost)
+    return Moved(loader, engines, rebalancer, lost)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rebalance, "LOOK", 0.01)
+    monkeypatch.setattr(rebalance, "POLL_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -123,15 +123,15 @@ def test_where_both_fit_the_old_span_is_gone_after_the_move(roomy: Moved) -> Non
     for old, new in ((OLD, NEW), (NEW, OLD)):
         roomy.move(old, new)
         assert roomy.loader.beside[new] == [old]
-        roomy.told(new, should_rebalance=False, until=lambda: len(in_memory) == 1)
+        roomy.assign(new, should_rebalance=False, until=lambda: len(in_memory) == 1)
         assert roomy.engines.loaded == list(in_memory) == [new]
 
 
 def test_where_one_fits_the_old_span_is_gone_before_the_new_one_is_loaded(tight: Moved) -> None:
     engines = tight.engines
-    tight.told(NEW, should_rebalance=True, until=lambda: engines.loaded == [NEW])
+    tight.assign(NEW, should_rebalance=True, until=lambda: engines.loaded == [NEW])
     assert tight.loader.beside.pop(NEW) == tight.loader.beside.pop(OLD) == []
-    tight.told(OLD, should_rebalance=True, until=lambda: engines.loaded == [OLD])
+    tight.assign(OLD, should_rebalance=True, until=lambda: engines.loaded == [OLD])
     assert tight.loader.beside == {OLD: []}
 
 
@@ -139,26 +139,28 @@ def test_what_could_not_be_served_is_gone_before_the_old_span_comes_back(tight: 
     engines, beside = tight.engines, tight.loader.beside
     tight.loader.refuses = NEW
     del beside[OLD]
-    tight.told(NEW, should_rebalance=True, until=lambda: OLD in beside and engines.loaded == [OLD])
+    tight.assign(
+        NEW, should_rebalance=True, until=lambda: OLD in beside and engines.loaded == [OLD]
+    )
     assert beside == {NEW: [], OLD: []}
-    assert tight.mover.cannot_serve == NEW
+    assert tight.rebalancer.cannot_serve == NEW
     assert not tight.lost.is_set()
 
 
 def test_the_edge_is_told_of_the_span_that_has_it(roomy: Moved) -> None:
-    assert roomy.mover.has_edge(OLD)
+    assert roomy.rebalancer.has_edge(OLD)
     roomy.move(OLD, NEW)
-    assert (roomy.mover.has_edge(OLD), roomy.mover.has_edge(NEW)) == (True, False)
+    assert (roomy.rebalancer.has_edge(OLD), roomy.rebalancer.has_edge(NEW)) == (True, False)
 
 
 def test_a_node_takes_as_many_generations_as_it_was_told(tmp_path: Path) -> None:
     """`--max-sessions` reaches the engine."""
     loader = WatchedLoader(tmp_path, max_sessions=1)
-    engine = loader.engine(loader.load(loader.prepare(OLD, edge=True)), "node")
+    engine = loader.make_engine(loader.load(loader.prepare(OLD, edge=True)), "node")
     place = RoutePosition(0, 1, "node", "node", "node", 100, 60, *OLD)
     openings = [
         OpenEdge(name, 1, place, AFRESH, [], Prompt([1, 2], [], 8, GREEDY)) for name in "ab"
     ]
     results = engine.step(openings)
     assert [r.request_id for r in results if isinstance(r, Refused)] == ["b"]
-    assert (list(engine.generations), engine.room()) == (["a"], 0)
+    assert (list(engine.generations), engine.free_kv()) == (["a"], 0)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from node_runner.service import auto_update
-from node_runner.service.auto_update import Updates, versions
+from node_runner.service.auto_update import Updater, released_versions
 
 FILES: list[dict[str, Any]] = [
     {"filename": "far_node-0.0.1-py3-none-any.whl"},
@@ -59,32 +59,32 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_released_versions_that_were_not_taken_back(index: str) -> None:
-    assert sorted(map(str, versions(index))) == ["0.0.1", "9.0", "9.1"]
+    assert sorted(map(str, released_versions(index))) == ["0.0.1", "9.0", "9.1"]
 
 
 def test_an_index_that_is_none(index: str) -> None:
     with pytest.raises(httpx.HTTPError):
-        versions(index.replace("simple", "other"))
-    assert not Updates("http://127.0.0.1:9/").ready()
+        released_versions(index.replace("simple", "other"))
+    assert not Updater("http://127.0.0.1:9/").ready()
 
 
 def test_a_newer_version_is_installed_when_nothing_is_served(
     index: str, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto_update, "idle", lambda: False)
-    busy = Updates(index)
+    monkeypatch.setattr(auto_update, "nodes_idle", lambda: False)
+    busy = Updater(index)
     assert not busy.ready()
-    monkeypatch.setattr(auto_update, "idle", lambda: True)
-    monkeypatch.setattr(auto_update, "IDLE_LOOK", 0.0)
-    updates = Updates(index)
+    monkeypatch.setattr(auto_update, "nodes_idle", lambda: True)
+    for name in ("POLL_SECONDS", "IDLE_POLL_SECONDS"):
+        monkeypatch.setattr(auto_update, name, 0.0)
+    updates = Updater(index)
     assert updates.ready()
     assert not updates.install()
     (command,) = commands
     assert command[-3:] == ["--index-url", index, "far-node[serve]==9.1"]
-    monkeypatch.setattr(updates, "_look_at", 0.0)
     assert not updates.ready()  # what failed once is left alone
 
 
 def test_nothing_newer(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Index, "files", FILES[:1])
-    assert not Updates(index).ready()
+    assert not Updater(index).ready()

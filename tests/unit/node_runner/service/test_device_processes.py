@@ -18,8 +18,8 @@ from node_runner.service.device_processes import DeviceProcess
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A state folder of the test's, a parent that looks often, and pytest's own signal handlers."""
     monkeypatch.setenv("FAR_NODE_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(device_processes, "LOOK", 0.01)
-    monkeypatch.setattr(device_processes, "BACKOFF", (0.01,))
+    monkeypatch.setattr(device_processes, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(device_processes, "RESTART_DELAYS", (0.01,))
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     yield tmp_path
     for each, handler in before.items():
@@ -43,8 +43,8 @@ def ends_with(folder: Path, *ends: str) -> DeviceProcess:
     return child(code, folder / "starts", *ends)
 
 
-def run(*children: DeviceProcess, updates: object = None) -> int:
-    return device_processes.run(children, about={}, hours=None, updates=updates)  # type: ignore[arg-type]
+def run(*children: DeviceProcess, updater: object = None) -> int:
+    return device_processes.run(children, identity={}, schedule=None, updater=updater)  # type: ignore[arg-type]
 
 
 def test_a_node_is_started_again_until_it_says_what_has_to_be_changed(home: Path) -> None:
@@ -52,20 +52,20 @@ def test_a_node_is_started_again_until_it_says_what_has_to_be_changed(home: Path
         home,
         "raise RuntimeError('a crash')",
         "os.kill(os.getpid(), 9)",
-        f"sys.exit({exit_codes.START_AGAIN})",
-        f"sys.exit({exit_codes.MISTAKE})",
+        f"sys.exit({exit_codes.TEMPORARY_FAILURE})",
+        f"sys.exit({exit_codes.CONFIG_ERROR})",
     )
-    assert run(node) == exit_codes.MISTAKE
+    assert run(node) == exit_codes.CONFIG_ERROR
     assert (home / "starts").read_text() == "xxxx"
 
 
 def test_the_parent_ends_as_the_worst_of_its_nodes() -> None:
-    assert run(child("raise SystemExit(0)"), child("raise SystemExit(2)")) == exit_codes.USAGE
+    assert run(child("raise SystemExit(0)"), child("raise SystemExit(2)")) == exit_codes.USAGE_ERROR
     assert run(child("raise SystemExit(0)")) == 0
 
 
 def test_whoever_is_asked_to_end_ends_well(home: Path) -> None:
-    refused = child(f"raise SystemExit({exit_codes.MISTAKE})")
+    refused = child(f"raise SystemExit({exit_codes.CONFIG_ERROR})")
     serving = child(
         "import os, signal, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: exit(0))\n"
@@ -127,7 +127,7 @@ def test_after_an_update_the_new_version_starts(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["far-node", "start", "--auto-update"])
     with pytest.raises(Executed) as started:
-        run(child("raise SystemExit(0)"), updates=Update(works=True))
+        run(child("raise SystemExit(0)"), updater=Update(works=True))
     assert started.value.args[0][1:] == ["-m", "node_runner.cli", "start", "--auto-update"]
 
 
@@ -137,7 +137,7 @@ def test_a_parent_that_is_asked_to_end_while_pip_runs_ends(executed: None, works
         os.kill(os.getpid(), signal.SIGTERM)
 
     node = child("raise SystemExit(0)")
-    assert run(node, updates=Update(works=works, meanwhile=ask_to_end)) == 0
+    assert run(node, updater=Update(works=works, meanwhile=ask_to_end)) == 0
     assert node.started_at == 0  # it never was
 
 
@@ -147,4 +147,4 @@ def test_a_drain_while_pip_runs_is_not_forgotten(executed: None) -> None:
         asking.start()
         asking.join()
 
-    assert run(child("raise SystemExit(0)"), updates=Update(works=True, meanwhile=drain)) == 0
+    assert run(child("raise SystemExit(0)"), updater=Update(works=True, meanwhile=drain)) == 0

@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 
-from node_runner.service.schedule import BadSchedule, parse
+from node_runner.service.schedule import InvalidSchedule, parse
 
 
 def at(time: str) -> dt.datetime:
@@ -29,7 +29,7 @@ def at(time: str) -> dt.datetime:
     ],
 )
 def test_windows_of_a_day(text: str, time: str, serves: bool) -> None:
-    assert parse(text).open_at(at(time)) is serves
+    assert parse(text).includes(at(time)) is serves
 
 
 @pytest.mark.parametrize(
@@ -48,5 +48,5 @@ def test_when_it_changes(text: str, now: str, then: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "night", "22-8", "25:00-08:00", "08:00-08:60", "08:00-08:00"])
 def test_what_is_no_schedule(text: str) -> None:
-    with pytest.raises(BadSchedule):
+    with pytest.raises(InvalidSchedule):
         parse(text)

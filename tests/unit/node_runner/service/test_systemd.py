@@ -54,7 +54,7 @@ def shown(*arguments: str) -> configparser.SectionProxy:
 @pytest.mark.parametrize("system", [False, True], ids=["user", "system"])
 def test_systemd_takes_the_unit(system: bool, tmp_path: Path) -> None:
     service = systemd.Service(system=system, user="root", home=tmp_path)
-    file = tmp_path / systemd.NAME
+    file = tmp_path / systemd.UNIT_NAME
     folders = [Path("/mnt/a disk/50%"), Path("/data/state")]
     file.write_text(systemd.render(service, OPTIONS, folders=folders))
     unit = parsed(file.read_text())
@@ -77,7 +77,7 @@ def test_systemd_takes_the_unit(system: bool, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert systemd.NAME not in done.stderr
+    assert systemd.UNIT_NAME not in done.stderr
 
 
 @pytest.mark.parametrize("named_by", ["option", "settings", "named settings", "environment"])
@@ -131,7 +131,7 @@ def systemctl(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tools / "systemctl").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     (tools / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    monkeypatch.setattr(systemd.Service, "path", home / systemd.NAME)
+    monkeypatch.setattr(systemd.Service, "path", home / systemd.UNIT_NAME)
     return asked
 
 
@@ -154,7 +154,10 @@ def test_what_a_system_services_user_has_not_yet_is_made_as_he_would(systemctl: 
                 0o700,
             )
     assert service.path.read_text() == "the unit"
-    assert systemctl.read_text().splitlines() == ["daemon-reload", f"enable --now {systemd.NAME}"]
+    assert systemctl.read_text().splitlines() == [
+        "daemon-reload",
+        f"enable --now {systemd.UNIT_NAME}",
+    ]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="Only root acts for another user.")
@@ -175,8 +178,8 @@ def test_a_dry_run_prints_and_writes_nothing(tmp_path: Path) -> None:
 
 def test_what_a_unit_cannot_carry() -> None:
     with pytest.raises(systemd.ServiceError, match="one line"):
-        systemd.render(systemd.here(system=False, user=None), ["--location", "a\nUser=root"])
+        systemd.render(systemd.service_of(system=False, user=None), ["--location", "a\nUser=root"])
     with pytest.raises(systemd.ServiceError, match="absolute"):
-        systemd.render(systemd.here(system=True, user=None), [], folders=[Path("spans")])
+        systemd.render(systemd.service_of(system=True, user=None), [], folders=[Path("spans")])
     with pytest.raises(systemd.ServiceError, match="no user"):
-        systemd.here(system=True, user="nobody-of-this-name")
+        systemd.service_of(system=True, user="nobody-of-this-name")

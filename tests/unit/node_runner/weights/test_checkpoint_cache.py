@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import DiskFull
-from node_runner.weights.checkpoint_cache import RECORD, Record, SpanCache, release
+from node_runner.weights.checkpoint_cache import RECORD_FILE, CheckpointRecord, SpanCache, release
 from node_runner.weights.range_assembly import WEIGHTS
 
 SIZE = 1000
@@ -18,11 +18,11 @@ RECORD_ROOM = 400
 Usage = namedtuple("Usage", "total used free")
 
 
-def make(folder: Path) -> Record:
+def make(folder: Path) -> CheckpointRecord:
     file = folder / WEIGHTS
     file.write_bytes(bytes(SIZE))
     stat = file.stat()
-    return Record("asked", "sizes", SIZE, stat.st_mtime_ns, "0" * 64)
+    return CheckpointRecord("asked", "sizes", SIZE, stat.st_mtime_ns, "0" * 64)
 
 
 def obtain(cache: SpanCache, *keys: str, used: bool = False) -> list[Path]:
@@ -80,7 +80,7 @@ def test_what_is_half_made_is_not_taken_for_whole_and_goes_too(tmp_path: Path) -
     class Killed(BaseException):
         pass
 
-    def die(folder: Path) -> Record:
+    def die(folder: Path) -> CheckpointRecord:
         make(folder)
         raise Killed
 
@@ -124,7 +124,7 @@ def test_what_counts_is_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.readlink(f"/proc/self/fd/{file}")))
     obtain(SpanCache(tmp_path), "one")
     made = tmp_path / ".making-one"
-    assert synced == {str(made), str(made / WEIGHTS), str(made / RECORD)}
+    assert synced == {str(made), str(made / WEIGHTS), str(made / RECORD_FILE)}
 
 
 def test_the_latest_for_the_same_is_found(tmp_path: Path) -> None:

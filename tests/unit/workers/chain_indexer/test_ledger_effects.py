@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.chain_indexer.ledger_effects import cap_after
+from workers.chain_indexer.ledger_effects import effective_cap
 
 RAISED, ASKED = "CapRaised", "CapLoweringRequested"
 CANCELLED, LOWERED = "CapLoweringCancelled", "CapLowered"
@@ -27,4 +27,4 @@ def test_a_cap_follows_its_events(events: list[tuple[str, int | None]], cap: int
         (name, {"user": "0x"} if maximum is None else {"user": "0x", "maximum": str(maximum)})
         for name, maximum in events
     ]
-    assert cap_after(told) == cap
+    assert effective_cap(told) == cap

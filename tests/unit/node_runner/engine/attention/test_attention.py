@@ -1,4 +1,4 @@
-"""Packed attention against attention written out, for every way to score and to lie in blocks."""
+"""Attention of ragged batches against attention written out, for each score modifier and layout."""
 
 import shutil
 from dataclasses import replace
@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from node_runner.engine.attention import paged
-from node_runner.engine.attention.interface import FEW_ROWS, ScoreModifier, Segment
-from node_runner.engine.attention.kv_cache import BLOCK, KVBlockPool, KVCache, KVShape
+from node_runner.engine.attention.interface import MAX_GROUPED_ROWS, ScoreModifier, Segment
+from node_runner.engine.attention.kv_cache import BLOCK_SIZE, KVBlockPool, KVCache, KVShape
 from node_runner.engine.attention.ragged_batch import RaggedBatch, attend
 
 HEADS, KV_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 8, 6
@@ -25,19 +25,21 @@ SCORES = {
     "sinks": ScoreModifier(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
     "sinks in a window": ScoreModifier(sinks=torch.tensor([0.5, -1.0, 2.0, 0.0]), window=7),
     "alibi": ScoreModifier(slopes=SLOPES),
-    "key bias": ScoreModifier(key_bias=lambda places: torch.arange(HEADS)[:, None] * places.sin()),
+    "key bias": ScoreModifier(
+        key_bias=lambda positions: torch.arange(HEADS)[:, None] * positions.sin()
+    ),
     "key bias in a window": ScoreModifier(
-        key_bias=lambda places: places.sin().expand(HEADS, -1), window=7
+        key_bias=lambda positions: positions.sin().expand(HEADS, -1), window=7
     ),
 }
 
-PACKS = {
+BATCHES = {
     "one row": [(37, 1)],
     "a prompt": [(0, 40)],
     "a later chunk": [(20, 30)],
     "many single rows": [(0, 1), (3, 1), (50, 1), (16, 1)],
     "equally few rows": [(10, 4), (33, 4), (0, 4)],
-    "all kinds": [(5, 1), (40, 1), (7, 3), (0, FEW_ROWS + 1), (60, FEW_ROWS + 20)],
+    "all kinds": [(5, 1), (40, 1), (7, 3), (0, MAX_GROUPED_ROWS + 1), (60, MAX_GROUPED_ROWS + 20)],
     "a long chunk": [(3, 130)],
 }
 
@@ -71,7 +73,7 @@ def expected(
 
 def scattered(pool: KVBlockPool, capacity: int) -> KVCache:
     """A cache whose blocks do not follow each other."""
-    block = pool.shape.block
+    block = pool.shape.block_size
     between = [pool.reserve(block) for _ in range(2 * -(-capacity // block))]
     for cache in between[::2]:
         assert cache is not None
@@ -83,25 +85,25 @@ def scattered(pool: KVBlockPool, capacity: int) -> KVCache:
 
 def check(
     shape: KVShape,
-    pack: list[tuple[int, int]],
+    batch: list[tuple[int, int]],
     score: ScoreModifier,
     *,
     apart: bool,
     others: float = 0.0,
 ) -> None:
-    """Attention of a pack of (position, rows) equals what is written out. ``others``: what lies in
-    blocks of which the pack has none."""
+    """Attention of a batch of (position, rows) equals what is written out. ``others``: the contents
+    of blocks that are not the batch's."""
     torch.manual_seed(0)
     pool = KVBlockPool(shape, 100 * shape.bytes_per_block)
     for tensor in (*pool.keys, *pool.values):
         tensor.fill_(others)
     segments, texts = [], []
-    for position, rows in pack:
+    for position, rows in batch:
         end = position + rows
         cache = scattered(pool, end) if apart else pool.reserve(end)
         assert cache is not None
-        assert (cache.start is None) == (apart and end > shape.block)
-        pool.scrub(cache)
+        assert (cache.contiguous_start is None) == (apart and end > shape.block_size)
+        pool.zero(cache)
         keys, values = torch.randn(end, KV_HEADS, WIDTH), torch.randn(end, KV_HEADS, VALUE_WIDTH)
         pool.keys[0][cache.slots[:position]] = keys[:position]
         pool.values[0][cache.slots[:position]] = values[:position]
@@ -122,18 +124,20 @@ def check(
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["in a row", "scattered"])
-@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("score", SCORES)
-def test_it_equals_attention_written_out(score: str, pack: str, apart: bool) -> None:
-    check(SHAPE, PACKS[pack], SCORES[score], apart=apart)
+def test_it_equals_attention_written_out(score: str, batch: str, apart: bool) -> None:
+    check(SHAPE, BATCHES[batch], SCORES[score], apart=apart)
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("apart", [False, True], ids=["in a row", "scattered"])
-@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("score", SCORES)
-def test_so_does_paged_attention(score: str, pack: str, apart: bool) -> None:
-    longer = [(position * PAGED.block // BLOCK, rows) for position, rows in PACKS[pack]]
+def test_paged_attention_equals_attention_written_out(score: str, batch: str, apart: bool) -> None:
+    longer = [
+        (position * PAGED.block_size // BLOCK_SIZE, rows) for position, rows in BATCHES[batch]
+    ]
     check(PAGED, longer, SCORES[score], apart=apart)
 
 
@@ -141,6 +145,7 @@ def has_compiler() -> bool:
     return shutil.which("g++") is not None and torch.cpu._is_avx2_supported()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler and AVX2")
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # torch's own, of its parts
 @torch.inference_mode()
@@ -148,20 +153,20 @@ def test_a_compiled_kernel_reads_only_the_blocks_that_the_tables_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Uncompiled, FlexAttention multiplies by zero what the mask hides."""
-    monkeypatch.setattr(paged, "_flex", lambda device: paged.compiled())
+    monkeypatch.setattr(paged, "flex", lambda device: paged.compiled())
     score = ScoreModifier(window=200, softcap=2.0, slopes=SLOPES)
     check(PAGED, [(300, 1), (5, 1), (140, 1)], score, apart=True, others=torch.nan)
 
 
 def test_a_pool_never_gives_more_than_its_budget() -> None:
     pool = KVBlockPool(SHAPE, 3 * SHAPE.bytes_per_block + 1)
-    first, second = pool.reserve(BLOCK + 1), pool.reserve(BLOCK)
+    first, second = pool.reserve(BLOCK_SIZE + 1), pool.reserve(BLOCK_SIZE)
     assert first is not None
     assert second is not None
     assert pool.used_bytes == pool.budget_bytes == 3 * SHAPE.bytes_per_block
     assert pool.reserve(1) is None
     pool.free(first)
     assert pool.used_bytes == SHAPE.bytes_per_block
-    again = pool.reserve(2 * BLOCK)
+    again = pool.reserve(2 * BLOCK_SIZE)
     assert again is not None
     assert not set(again.blocks) & set(second.blocks)

@@ -1,4 +1,4 @@
-"""A prompt's beginning is computed once, and told to nobody."""
+"""A prompt's beginning is computed once, and its hash reveals nothing of it."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def chain(token_ids: list[int], user: str = "0xa") -> list[bytes]:
 
 
 @given(tokens, tokens, tokens)
-def test_prompts_share_names_as_far_as_they_begin_alike(
+def test_prompts_share_hashes_as_far_as_they_begin_alike(
     start: list[int], one: list[int], other: list[int]
 ) -> None:
     first, second = chain([*start, 1, *one]), chain([*start, 2, *other])
@@ -32,78 +32,67 @@ def test_prompts_share_names_as_far_as_they_begin_alike(
     assert first[:shared] == second[:shared]
 
 
-def test_the_last_token_is_in_no_name() -> None:
+def test_the_last_token_is_in_no_hash() -> None:
     assert chain(list(range(EVERY))) == []
     assert len(chain(list(range(EVERY + 1)))) == 1
 
 
-def test_another_user_or_key_has_other_names() -> None:
-    names = chain(SYSTEM)
-    assert set(names).isdisjoint(chain(SYSTEM, user="0xb"))
-    assert set(names).isdisjoint(prefix_hashes.chain(SYSTEM, key=b"x" * 32, user="0xa"))
+def test_another_user_or_key_has_other_hashes() -> None:
+    hashes = chain(SYSTEM)
+    assert set(hashes).isdisjoint(chain(SYSTEM, user="0xb"))
+    assert set(hashes).isdisjoint(prefix_hashes.chain(SYSTEM, key=b"x" * 32, user="0xa"))
 
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Pipeline:
     made = Pipeline.cut(DEMO_MODEL, CUTS, tmp_path, speculate=False)
-    made.engines[0]._span.end_tokens = frozenset()
+    made.engines[0].span.end_tokens = frozenset()
     return made
 
 
-def computed(pipeline: Pipeline) -> list[int]:
-    """Positions that each node has computed since the last call."""
-    return [sum(rows for _, rows in engine.take_forwards()) for engine in pipeline.engines]
-
-
-def generate(pipeline: Pipeline, request_id: str, prompt: list[int], named: bool) -> list[int]:
-    prefix = chain(prompt) if named else []
+def generate(pipeline: Pipeline, request_id: str, prompt: list[int], hashed: bool) -> list[int]:
+    """Its tokens; the pipeline's ``positions`` are those computed for it."""
+    prefix = chain(prompt) if hashed else []
     pipeline.open(request_id, prompt, max_tokens=8, prefix=prefix)
-    counted = [0, 0, 0]
+    pipeline.positions = [0, 0, 0]
     while request_id not in pipeline.ended:
-        for stage, engine in enumerate(pipeline.engines):
-            messages, pipeline._inboxes[stage] = pipeline._inboxes[stage], []
-            for result in engine.step(messages):
-                pipeline._take(result)
-            counted[stage] += sum(rows for _, rows in engine.take_forwards())
-    pipeline.batches = counted
+        pipeline.step_all()
     pipeline.close(request_id)
-    for stage, engine in enumerate(pipeline.engines):
-        engine.step(pipeline._inboxes[stage])
-        pipeline._inboxes[stage] = []
+    pipeline.run()
     return pipeline.tokens(request_id)
 
 
 def test_a_second_prompt_begins_where_the_first_is_left(pipeline: Pipeline) -> None:
     first, second = [*SYSTEM, 7, 8, 9], [*SYSTEM, 50, 51]
-    fresh = generate(pipeline, "fresh", second, named=False)
-    generate(pipeline, "first", first, named=True)
-    again = generate(pipeline, "second", second, named=True)
+    fresh = generate(pipeline, "fresh", second, hashed=False)
+    generate(pipeline, "first", first, hashed=True)
+    again = generate(pipeline, "second", second, hashed=True)
     assert again == fresh
     shared = len(SYSTEM) // EVERY * EVERY
-    assert pipeline.batches == [len(second) - shared + 7] * 3
+    assert pipeline.positions == [len(second) - shared + 7] * 3
 
 
 def test_it_begins_where_the_node_with_least_of_it_ends(pipeline: Pipeline) -> None:
     prompt = [*SYSTEM, 7, 8, 9]
-    fresh = generate(pipeline, "first", prompt, named=True)
+    fresh = generate(pipeline, "first", prompt, hashed=True)
     middle = pipeline.engines[1]
-    while middle.prefixes.kept_bytes:
-        middle.prefixes._drop(next(iter(middle.prefixes._kept)))
-    again = generate(pipeline, "second", prompt, named=True)
+    middle.prefix_cache.evict_all()
+    assert middle.prefix_cache.evictable_bytes == 0
+    again = generate(pipeline, "second", prompt, hashed=True)
     assert again == fresh
-    assert pipeline.batches == [len(prompt) + 7] * 3
+    assert pipeline.positions == [len(prompt) + 7] * 3
 
 
-def test_what_is_kept_makes_room_for_what_runs(tmp_path: Path) -> None:
+def test_kept_blocks_are_evicted_for_what_runs(tmp_path: Path) -> None:
     pipeline = Pipeline.cut(DEMO_MODEL, [0, 6], tmp_path)
     engine = pipeline.engines[0]
     for number in range(4):
         prompt = [number, *SYSTEM]
         pipeline.open(f"{number}", prompt, max_tokens=2, prefix=chain(prompt))
         pipeline.run()
-    kept = engine.prefixes.kept_bytes
+    kept = engine.prefix_cache.evictable_bytes
     assert kept == engine.pool.used_bytes > 0
     whole = engine.pool.budget_bytes // engine.pool.shape.bytes_per_position
-    assert engine.prefixes.reserve(whole, []) is not None
-    assert engine.prefixes.kept_bytes == 0
-    assert engine.prefixes.reserve(1, []) is None
+    assert engine.prefix_cache.reserve(whole, []) is not None
+    assert engine.prefix_cache.evictable_bytes == 0
+    assert engine.prefix_cache.reserve(1, []) is None

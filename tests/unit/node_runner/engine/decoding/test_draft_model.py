@@ -1,4 +1,4 @@
-"""A small model that guesses: the same tokens in fewer round trips, or no more of them."""
+"""A small model that drafts: the same tokens in fewer round trips, or no more of them."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mesh.errors import UnsupportedModel
 from mesh.wire import SamplingParams
 from node_runner.engine.decoding import draft_model
-from node_runner.engine.decoding.draft_model import Ask, DraftModel, load_draft
+from node_runner.engine.decoding.draft_model import DraftModel, DraftRequest, load_draft
 from node_runner.engine.decoding.speculation import SpeculationPolicy
 from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
@@ -26,7 +26,7 @@ SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=11, stop=[])
 @pytest.fixture(autouse=True)
 def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else the machine does."""
-    monkeypatch.setattr(SpeculationPolicy, "_pays", lambda _: True)
+    monkeypatch.setattr(SpeculationPolicy, "pays", lambda _: True)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def edge(cache: Path) -> SpanModel:
 
 @pytest.fixture(scope="module")
 def twin(edge: SpanModel, cache: Path) -> SpanModel:
-    """It thinks exactly as the model does."""
+    """The model itself."""
     return load_draft(str(DEMO_MODEL), edge, cache=cache)
 
 
@@ -59,8 +59,8 @@ def stranger(edge: SpanModel, cache: Path, tmp_path_factory: pytest.TempPathFact
 def generated(
     cache: Path, sampling: SamplingParams, draft: SpanModel | None, prompts: list[list[int]]
 ) -> tuple[list[list[int]], Pipeline]:
-    pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, speculate=draft is not None, draft=draft)
-    pipeline.engines[0]._span.end_tokens = frozenset()
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, speculate=draft is not None, draft_model=draft)
+    pipeline.engines[0].span.end_tokens = frozenset()
     for number, prompt in enumerate(prompts):
         pipeline.open(f"{number}", prompt, max_tokens=TOKENS, sampling=sampling)
     pipeline.run()
@@ -68,54 +68,54 @@ def generated(
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_a_model_that_thinks_alike_is_always_right(
+def test_drafts_of_the_model_itself_are_accepted(
     cache: Path, twin: SpanModel, sampling: SamplingParams
 ) -> None:
     """Also when sampling, since its draws are the same."""
     plain, without = generated(cache, sampling, None, PROMPTS)
-    guessed, pipeline = generated(cache, sampling, twin, PROMPTS)
-    assert guessed == plain
+    drafted, pipeline = generated(cache, sampling, twin, PROMPTS)
+    assert drafted == plain
     assert len(pipeline.batches) < len(without.batches) / 2
-    offered, accepted = pipeline.engines[0].edge.take_drafts()
-    assert accepted > 0.8 * offered  # those looked up in the text are not its own
+    draft_tokens, accepted = pipeline.engines[0].edge.take_draft_counts()
+    assert accepted > 0.8 * draft_tokens  # those looked up in the text are not its own
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_a_model_that_is_always_wrong_changes_nothing(
+def test_drafts_that_are_rejected_change_no_token(
     cache: Path, stranger: SpanModel, sampling: SamplingParams
 ) -> None:
     plain, _ = generated(cache, sampling, None, PROMPTS)
-    guessed, _ = generated(cache, sampling, stranger, PROMPTS)
-    assert guessed == plain
+    drafted, _ = generated(cache, sampling, stranger, PROMPTS)
+    assert drafted == plain
 
 
 def test_a_long_prompt_is_read_in_chunks(
     cache: Path, twin: SpanModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(draft_model, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(draft_model, "DRAFT_PREFILL_CHUNK", 16)
     prompts = [[0, *range(20, 120)], [0, 5]]
     plain, _ = generated(cache, GREEDY, None, prompts)
-    guessed, pipeline = generated(cache, GREEDY, twin, prompts)
-    assert guessed == plain
-    assert pipeline.engines[0].edge.take_drafts()[1] > 0
+    drafted, pipeline = generated(cache, GREEDY, twin, prompts)
+    assert drafted == plain
+    assert pipeline.engines[0].edge.take_draft_counts()[1] > 0
 
 
-def test_room_is_bounded_and_given_back(twin: SpanModel) -> None:
+def test_kv_is_bounded_and_freed(twin: SpanModel) -> None:
     model = DraftModel(twin, positions=64)
-    asks = [Ask(f"{number}", PROMPTS[0], 3, 32, GREEDY) for number in range(3)]
-    assert [len(guess) for guess in model.guess(asks)] == [3, 3, 0]
+    requests = [DraftRequest(f"{number}", PROMPTS[0], 3, 32, GREEDY) for number in range(3)]
+    assert [len(draft) for draft in model.draft(requests)] == [3, 3, 0]
     model.close("0")
-    assert [len(guess) for guess in model.guess(asks[1:])] == [3, 3]
+    assert [len(draft) for draft in model.draft(requests[1:])] == [3, 3]
 
 
 def test_the_node_keeps_within_its_budget(cache: Path, twin: SpanModel) -> None:
-    pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, draft=twin)
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, draft_model=twin)
     edge = pipeline.engines[0]
-    drafts = edge.edge._draft
-    assert drafts is not None
-    together = edge.pool.budget_bytes + drafts._pool.budget_bytes
+    drafter = edge.edge.drafter
+    assert drafter is not None
+    together = edge.pool.budget_bytes + drafter.pool.budget_bytes
     assert 0.99e8 < together <= 1e8
-    assert edge.pool.blocks == drafts._pool.blocks
+    assert edge.pool.num_blocks == drafter.pool.num_blocks
 
 
 def test_another_vocabulary_is_refused(edge: SpanModel, cache: Path, tmp_path: Path) -> None:

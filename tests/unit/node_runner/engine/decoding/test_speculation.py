@@ -1,4 +1,4 @@
-"""Guesses: where they come from, when they are made, and that no token depends on them."""
+"""Drafts: where they come from, when they are made, and that no token depends on them."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from mesh.wire import SamplingParams
 from node_runner.engine.decoding.speculation import (
     FIRST_PAUSE,
-    MAX_WIDTH,
+    MAX_DRAFT_LENGTH,
     PromptLookup,
     SpeculationPolicy,
 )
@@ -22,46 +22,44 @@ CUTS = [0, 2, 4, 6]
 REPEATING = [0, *[300, 301, 302, 303, 304, 305, 306] * 12]
 
 
-def test_what_followed_before_is_guessed() -> None:
-    assert PromptLookup().guess([1, 2, 3, 4, 5, 9, 2, 3], 3) == [4, 5, 9]
-    assert PromptLookup().guess([1, 2, 3, 4], 3) == []
+def test_what_followed_before_is_drafted() -> None:
+    assert PromptLookup().draft([1, 2, 3, 4, 5, 9, 2, 3], 3) == [4, 5, 9]
+    assert PromptLookup().draft([1, 2, 3, 4], 3) == []
 
 
 def test_three_tokens_count_for_more_than_two() -> None:
     text = [7, 1, 2, 50, 8, 1, 2, 60, 7, 1, 2]
-    assert PromptLookup().guess(text, 1) == [50]
-    assert PromptLookup().guess([*text[:-3], 9, 1, 2], 1) == [60]
+    assert PromptLookup().draft(text, 1) == [50]
+    assert PromptLookup().draft([*text[:-3], 9, 1, 2], 1) == [60]
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 8))
-def test_a_lookup_that_grows_with_the_text_guesses_as_a_new_one(
-    text: list[int], count: int
-) -> None:
+def test_a_lookup_that_grows_with_the_text_drafts_as_a_new_one(text: list[int], count: int) -> None:
     lookup = PromptLookup()
     for end in range(len(text) + 1):
-        assert lookup.guess(text[:end], count) == PromptLookup().guess(text[:end], count)
+        assert lookup.draft(text[:end], count) == PromptLookup().draft(text[:end], count)
 
 
-def test_guessing_stops_where_it_does_not_pay_and_is_tried_again_ever_later() -> None:
-    pace = SpeculationPolicy()
-    pace.observe(1.0, 0, 1)
+def test_drafting_pauses_where_it_does_not_pay_and_is_tried_again_ever_later() -> None:
+    policy = SpeculationPolicy()
+    policy.observe(1.0, 0, 1)
     pauses = []
     for _ in range(3):
-        assert pace.width() > 0
-        pace.observe(1.5, 4, 1)  # all wrong, and slower
+        assert policy.draft_length() > 0
+        policy.observe(1.5, 4, 1)  # all rejected, and slower
         pause = 0
-        while pace.width() == 0:
+        while policy.draft_length() == 0:
             pause += 1
         pauses.append(pause)
     assert pauses == [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE]
 
 
-def test_wrong_guesses_that_cost_next_to_nothing_go_on() -> None:
-    pace = SpeculationPolicy()
-    pace.observe(1.0, 0, 1)
+def test_rejected_drafts_that_cost_next_to_nothing_go_on() -> None:
+    policy = SpeculationPolicy()
+    policy.observe(1.0, 0, 1)
     for _ in range(20):
-        assert pace.width() > 0
-        pace.observe(1.01, 4, 1)
+        assert policy.draft_length() > 0
+        policy.observe(1.01, 4, 1)
 
 
 def test_the_prompts_round_trip_is_not_taken_for_a_tokens(
@@ -72,15 +70,15 @@ def test_the_prompts_round_trip_is_not_taken_for_a_tokens(
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, speculate=False)
     pipeline.open("job", REPEATING, max_tokens=5)
     pipeline.run()
-    assert [(guessed, tokens) for _, guessed, tokens in observed] == [(0, 1)] * 4
+    assert [(drafted, generated) for _, drafted, generated in observed] == [(0, 1)] * 4
 
 
-def test_guesses_grow_while_they_are_right() -> None:
-    pace = SpeculationPolicy()
+def test_drafts_grow_while_they_are_accepted() -> None:
+    policy = SpeculationPolicy()
     for _ in range(4):
-        width = pace.width()
-        pace.observe(1.0, width, width + 1)
-    assert pace.width() == MAX_WIDTH
+        length = policy.draft_length()
+        policy.observe(1.0, length, length + 1)
+    assert policy.draft_length() == MAX_DRAFT_LENGTH
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +89,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "sampling", [GREEDY, SamplingParams(0.8, 0.95, 3, [])], ids=["greedy", "sampled"]
 )
-def test_tokens_are_those_without_guesses(cache: Path, sampling: SamplingParams) -> None:
+def test_tokens_are_those_without_drafts(cache: Path, sampling: SamplingParams) -> None:
     texts = []
     for speculate in (False, True):
         pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, speculate=speculate)
         pipeline.open("job", REPEATING, max_tokens=80, sampling=sampling)
         pipeline.run()
         texts.append(pipeline.tokens("job"))
-        guessed, accepted = pipeline.engines[0].edge.take_drafts()
-        assert (guessed > 0) == speculate
-        assert 0 <= accepted <= guessed
+        drafted, accepted = pipeline.engines[0].edge.take_draft_counts()
+        assert (drafted > 0) == speculate
+        assert 0 <= accepted <= drafted
     assert texts[0] == texts[1]
     assert len(texts[0]) == 80
 
@@ -108,12 +106,10 @@ def test_tokens_are_those_without_guesses(cache: Path, sampling: SamplingParams)
 def test_a_text_that_repeats_itself_takes_fewer_round_trips(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        SpeculationPolicy, "_pays", lambda _: True
-    )  # whatever else the machine does
+    monkeypatch.setattr(SpeculationPolicy, "pays", lambda _: True)  # whatever else the machine does
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache)
-    pipeline.engines[0]._span.end_tokens = frozenset()
-    tokenizer = pipeline.engines[0]._span.tokenizer
+    pipeline.engines[0].span.end_tokens = frozenset()
+    tokenizer = pipeline.engines[0].span.tokenizer
     pipeline.open("job", tokenizer.encode("The value of the expression").ids, max_tokens=150)
     pipeline.run()
     assert len(pipeline.tokens("job")) == 150
@@ -122,16 +118,16 @@ def test_a_text_that_repeats_itself_takes_fewer_round_trips(
 
 @torch.inference_mode()
 def test_the_distribution_of_sampled_tokens_is_the_models(cache: Path) -> None:
-    """The second token of 600 seeds against its exact probabilities, where it was guessed: the
-    prompt has said before what is then most likely to follow."""
+    """The second token of 600 seeds against its exact probabilities, where it was drafted: the
+    prompt contains what is then most likely to follow."""
     model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
 
     def probabilities(tokens: list[int]) -> torch.Tensor:
         return model(torch.tensor([tokens])).logits[0, -1].softmax(-1)
 
     pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache)
-    pipeline.engines[0]._span.end_tokens = frozenset()
-    start = pipeline.engines[0]._span.tokenizer.encode("When an exception").ids
+    pipeline.engines[0].span.end_tokens = frozenset()
+    start = pipeline.engines[0].span.tokenizer.encode("When an exception").ids
     first = int(probabilities(start).argmax())
     second = int(probabilities([*start, first]).argmax())
     prompt = [*start, first, second, *start]
@@ -140,8 +136,8 @@ def test_the_distribution_of_sampled_tokens_is_the_models(cache: Path) -> None:
         sampling = SamplingParams(1.0, 1.0, int(seed), [])
         pipeline.open(seed, prompt, max_tokens=3, sampling=sampling)
     pipeline.run()
-    guessed, accepted = pipeline.engines[0].edge.take_drafts()
-    assert 0 < accepted < guessed
+    drafted, accepted = pipeline.engines[0].edge.take_draft_counts()
+    assert 0 < accepted < drafted
     drawn = [tokens[1] for seed in seeds if (tokens := pipeline.tokens(seed))[0] == first]
     assert len(drawn) > 200
     exact = probabilities([*prompt, first])

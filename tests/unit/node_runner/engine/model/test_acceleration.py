@@ -1,4 +1,4 @@
-"""What a node tries before it uses it, on a CPU: with kernels and captures that are broken."""
+"""Kernels and captures are used if they work: on a CPU, with some that are broken on purpose."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +11,7 @@ from node_runner.engine.attention import paged
 from node_runner.engine.attention.interface import ScoreModifier
 from node_runner.engine.attention.kv_cache import KVBlockPool
 from node_runner.engine.model import cuda_graphs
-from node_runner.engine.model.acceleration import accelerate, capture_decoding
+from node_runner.engine.model.acceleration import capture_decoding, enable_paged_attention
 from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
 from tests.support.pipeline import load_span
@@ -30,9 +30,9 @@ def pool_of(span: SpanModel, blocks: int = 5) -> KVBlockPool:
     return KVBlockPool(span.kv_shape, blocks * span.kv_shape.bytes_per_block)
 
 
-def test_attention_in_place_is_used_where_it_works(span: SpanModel) -> None:
+def test_paged_attention_is_used_where_it_works(span: SpanModel) -> None:
     assert not span.kv_shape.paged
-    assert accelerate(span)
+    assert enable_paged_attention(span)
     assert span.kv_shape.paged
 
 
@@ -42,8 +42,8 @@ def test_kernels_that_do_not_compile_are_not_used(
     def failing(*_: object, **__: object) -> None:
         raise NotImplementedError("no kernel")
 
-    monkeypatch.setattr(paged, "_flex", lambda device: failing)
-    assert not accelerate(span)
+    monkeypatch.setattr(paged, "flex", lambda device: failing)
+    assert not enable_paged_attention(span)
     assert not span.kv_shape.paged
 
 
@@ -52,7 +52,7 @@ def test_kernels_that_look_at_wrong_positions_are_not_used(
 ) -> None:
     right = paged.PagedGroup.attend
 
-    def short_sighted(
+    def windowed(
         self: paged.PagedGroup,
         query: torch.Tensor,
         keys: torch.Tensor,
@@ -61,19 +61,19 @@ def test_kernels_that_look_at_wrong_positions_are_not_used(
     ) -> torch.Tensor:
         return right(self, query, keys, values, replace(score, window=4))
 
-    monkeypatch.setattr(paged.PagedGroup, "attend", short_sighted)
-    assert not accelerate(span)
+    monkeypatch.setattr(paged.PagedGroup, "attend", windowed)
+    assert not enable_paged_attention(span)
     assert not span.kv_shape.paged
 
 
 def test_graphs_are_used_where_they_work(span: SpanModel) -> None:
-    assert accelerate(span)
+    assert enable_paged_attention(span)
     pool = pool_of(span)
     assert capture_decoding(span, pool, capture)
     assert pool.used_bytes == pool.shape.bytes_per_block
 
 
-def deaf(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+def stale(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     output = compute()
     return lambda: output
 
@@ -82,15 +82,15 @@ def broken(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     raise RuntimeError("no capture")
 
 
-@pytest.mark.parametrize("how", [deaf, broken])
+@pytest.mark.parametrize("how", [stale, broken])
 def test_graphs_that_do_not_work_are_not_used(how: cuda_graphs.Capture, span: SpanModel) -> None:
-    assert accelerate(span)
+    assert enable_paged_attention(span)
     pool = pool_of(span)
     assert not capture_decoding(span, pool, how)
     assert pool.used_bytes == 0
-    assert accelerate(span), "without graphs the span computes as before"
+    assert enable_paged_attention(span), "without graphs the span computes as before"
 
 
-def test_a_pool_without_room_to_try_gets_no_graphs(span: SpanModel) -> None:
-    assert accelerate(span)
+def test_a_pool_too_small_to_try_gets_no_graphs(span: SpanModel) -> None:
+    assert enable_paged_attention(span)
     assert not capture_decoding(span, pool_of(span, blocks=2), capture)

@@ -1,4 +1,4 @@
-"""Decode steps as graphs give what the layers give, whoever joins and leaves."""
+"""Decode steps as graphs give what the layers give, whatever generations join and leave."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from node_runner.engine.attention.interface import Segment
-from node_runner.engine.attention.kv_cache import PAGED_BLOCK, KVBlockPool, KVCache
+from node_runner.engine.attention.kv_cache import PAGED_BLOCK_SIZE, KVBlockPool, KVCache
 from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model import cuda_graphs
 from node_runner.engine.model.span_model import SpanModel
@@ -73,8 +73,8 @@ def test_generations_join_grow_and_leave(span: SpanModel) -> None:
     torch.manual_seed(0)
     both = Both(span)
     for name in "abc":
-        both.open(name, 2 * PAGED_BLOCK)
-    both.step("a", PAGED_BLOCK - 2)
+        both.open(name, 2 * PAGED_BLOCK_SIZE)
+    both.step("a", PAGED_BLOCK_SIZE - 2)
     both.step("b", 5)
     for names in ("a", "ab", "b", "a"):  # a comes over the end of its first block
         both.step(names, 1)
@@ -82,14 +82,14 @@ def test_generations_join_grow_and_leave(span: SpanModel) -> None:
     both.step("abc", 1)
     both.step("cab", 1)
     both.close("b")
-    both.open("d", PAGED_BLOCK)  # gets b's block, with b's keys in it
+    both.open("d", PAGED_BLOCK_SIZE)  # gets b's block, with b's keys in it
     both.step("d", 1)
     for _ in range(3):
         both.step("dca", 1)
     both.step("ac", 3)  # not a decode step
     both.open("e", 10)
     both.step("dace", 1)
-    both.step("dac", 1)  # what fills the bucket up does not write where e was
+    both.step("dac", 1)  # the padding row does not write where e was
     both.step("e", 1)
 
 

@@ -1,4 +1,4 @@
-"""Every served family gives transformers' own logits, however it is cut and packed."""
+"""Every served family gives transformers' own logits, however it is cut and batched."""
 
 import json
 from dataclasses import replace
@@ -208,10 +208,10 @@ def make(name: str, folder: Path) -> PreTrainedModel:
     return model
 
 
-def packs(texts: list[list[int]]) -> list[list[tuple[int, int, int]]]:
-    """Packs of (text, begin, end): prompts in chunks, packed, then one row of each text."""
+def batches_of(texts: list[list[int]]) -> list[list[tuple[int, int, int]]]:
+    """Batches of (text, begin, end): prompts in chunks, then one row of each text."""
     prompts = [len(text) - DECODED for text in texts]
-    packs = [
+    batches = [
         [
             (number, begin, min(begin + CHUNK, prompt))
             for number, prompt in enumerate(prompts)
@@ -219,7 +219,7 @@ def packs(texts: list[list[int]]) -> list[list[tuple[int, int, int]]]:
         ]
         for begin in range(0, max(prompts), CHUNK)
     ]
-    return packs + [
+    return batches + [
         [(number, prompt + row, prompt + row + 1) for number, prompt in enumerate(prompts)]
         for row in range(DECODED)
     ]
@@ -230,16 +230,16 @@ def logits_of(spans: list[SpanModel], texts: list[list[int]]) -> list[torch.Tens
     pools = [KVBlockPool(span.kv_shape, 20 * span.kv_shape.bytes_per_block) for span in spans]
     caches = [[pool.reserve(len(text)) for text in texts] for pool in pools]
     logits: list[list[torch.Tensor]] = [[] for _ in texts]
-    for pack in packs(texts):
+    for batch in batches_of(texts):
         hidden = spans[0].embed(
-            [token for number, begin, end in pack for token in texts[number][begin:end]],
-            [position for _, begin, end in pack for position in range(begin, end)],
+            [token for number, begin, end in batch for token in texts[number][begin:end]],
+            [position for _, begin, end in batch for position in range(begin, end)],
         )
         for span, own in zip(spans, caches, strict=True):
-            segments = [Segment(own[number], end - begin, begin) for number, begin, end in pack]
+            segments = [Segment(own[number], end - begin, begin) for number, begin, end in batch]
             hidden = span.forward(hidden, RaggedBatch(segments))
         parts = spans[0].logits(hidden).split([segment.rows for segment in segments])
-        for (number, _, _), part in zip(pack, parts, strict=True):
+        for (number, _, _), part in zip(batch, parts, strict=True):
             logits[number].append(part)
     return [torch.cat(parts) for parts in logits]
 

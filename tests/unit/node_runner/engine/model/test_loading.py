@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.checkpoints.watched_load import Loader
 from benchmarks.loading import make_checkpoint
-from benchmarks.watched import Loader
 from mesh.model.memory_footprint import QUANTIZATIONS
 
 SHARDS, LAYERS_EACH, HIDDEN = 8, 4, 512

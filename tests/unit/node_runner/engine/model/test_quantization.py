@@ -1,4 +1,4 @@
-"""Spans in 8 and 4 bits: nearly the same numbers, whatever they are packed with, in less memory."""
+"""Spans in 8 and 4 bits: nearly the same numbers, whatever else is in the batch, in less memory."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from node_runner.engine.attention.kv_cache import KVBlockPool
 from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.model.families import FAMILIES
 from node_runner.engine.model.span_model import SpanModel
-from node_runner.service.exit_codes import MISTAKE
+from node_runner.service.exit_codes import CONFIG_ERROR
 from tests.conftest import DEMO_MODEL
 from tests.support.pipeline import Pipeline, load_span
 from tests.unit.node_runner.engine.model.test_families import TINY, VARIANTS, logits_of
@@ -56,7 +56,7 @@ def whole() -> PreTrainedModel:
 
 
 def forward(span: SpanModel, rows: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Texts ``[length, hidden]`` from their beginning, all in one pack."""
+    """Texts ``[length, hidden]`` from their beginning, all in one batch."""
     pool = KVBlockPool(span.kv_shape, len(rows) * 4 * span.kv_shape.bytes_per_block)
     segments = [Segment(pool.reserve(len(own)), len(own), 0) for own in rows]
     return list(
@@ -113,15 +113,15 @@ def matrices(span: SpanModel) -> list[torch.Size]:
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 @torch.inference_mode()
-def test_a_row_does_not_depend_on_what_it_is_packed_with(cache: Path, quantization: str) -> None:
+def test_a_row_does_not_depend_on_the_rest_of_its_batch(cache: Path, quantization: str) -> None:
     """Also if its neighbours are a thousand times as large."""
     span = load_span(DEMO_MODEL, (2, 4), cache, quantization=quantization)
     torch.manual_seed(0)
     text = torch.randn(9, span.hidden_size)
     neighbours = [1000 * torch.randn(rows, span.hidden_size) for rows in (1, 30)]
     [alone] = forward(span, [text])
-    _, packed, _ = forward(span, [neighbours[0], text, neighbours[1]])
-    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
+    _, batched, _ = forward(span, [neighbours[0], text, neighbours[1]])
+    torch.testing.assert_close(batched, alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -203,5 +203,5 @@ def test_the_command_line_refuses_what_is_no_quantization(
     result = CliRunner().invoke(
         app, [*arguments, "--discovery", "http://127.0.0.1:9", "--quantization", "int3"]
     )
-    assert result.exit_code == MISTAKE
+    assert result.exit_code == CONFIG_ERROR
     assert "--quantization is one of none, int8, nf4; got 'int3'" in " ".join(result.stderr.split())

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import psutil
 
-from benchmarks.models import BenchModel
+from benchmarks.checkpoints.models import BenchModel
 from stack.development_stack import DevelopmentStack
 from stack.plan import Plan
 from stack.servers import free_port

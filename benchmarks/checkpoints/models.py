@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from benchmarks import copier
+from benchmarks.checkpoints import copier
 
 CORPUS = "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
 VOCAB = 8192

@@ -8,10 +8,10 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine
-from benchmarks.measure import AT_ONCE, LONG_PROMPT, NODES, Round
-from benchmarks.models import BenchModel
-from benchmarks.timing import Timing
+from benchmarks.checkpoints.models import BenchModel
+from benchmarks.common import machine
+from benchmarks.common.timing import Timing
+from benchmarks.side_by_side.measure import AT_ONCE, LONG_PROMPT, NODES, Round
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from benchmarks import machine
+from benchmarks.common import machine
 from stack.servers import StackError
 
 WIDTH = 120

@@ -31,7 +31,7 @@ FEE = Decimal("0.05")
 
 WEIGHTS = {"hold": 40, "capture": 32, "release": 8, "deposit": 8, "refund": 6, "settle": 4}
 """How often each operation comes. A refund is a withdrawal: asked for, and then paid out. One in
-fifty deposits is taken back by the chain and comes again."""
+fifty deposits is undone by a reorganisation and comes again."""
 
 MODES = {"once": 81, "again": 10, "twice at once": 4, "killed": 1, "overdraft": 4}
 """How often an operation is done plainly; one done before is repeated; two connections do the same
@@ -80,7 +80,7 @@ class Account:
 
 
 class OwnContract:
-    """The escrow contract as the benchmark's account has it: the other side of the check."""
+    """The escrow contract as the benchmark's account has it, for the ledger's reconciliation."""
 
     address = "0x" + "00" * 20
     recipient = "0x" + "ff" * 20
@@ -98,7 +98,7 @@ class OwnContract:
     async def deposits(self, wallets: Collection[str], *, block: int) -> dict[str, int]:
         return {wallet: to_units(self._deposits.get(wallet, ZERO)) for wallet in wallets}
 
-    async def earned(self, wallets: Collection[str], *, block: int) -> dict[str, int]:
+    async def earnings(self, wallets: Collection[str], *, block: int) -> dict[str, int]:
         return {wallet: to_units(self._earned[wallet]) for wallet in wallets}
 
     async def total_deposits(self, *, block: int) -> int:
@@ -107,7 +107,7 @@ class OwnContract:
     async def fee_recipient(self, *, block: int) -> str:
         return self.recipient
 
-    async def settled(self, batches: Collection[str], *, block: int) -> Collection[str]:
+    async def settled_batches(self, batches: Collection[str], *, block: int) -> Collection[str]:
         return batches
 
 
@@ -283,7 +283,9 @@ class Actor:
 
         async def run(db: AsyncSession) -> bool:
             await ledger.request_withdrawal(db, reference=reference, wallet=user, amount=amount)
-            return await ledger.withdrawn(db, reference=reference, wallet=user, amount=amount)
+            return await ledger.complete_withdrawal(
+                db, reference=reference, wallet=user, amount=amount
+            )
 
         def note() -> None:
             self._account.deposits[user] -= amount

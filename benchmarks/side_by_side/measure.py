@@ -10,12 +10,12 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import network
-from benchmarks.machine import CpuMeter, CpuUse
-from benchmarks.models import BenchModel
-from benchmarks.plain import Plain
-from benchmarks.timing import Timing
-from benchmarks.user import Served, User
+from benchmarks.checkpoints.models import BenchModel
+from benchmarks.checkpoints.plain_transformers import Plain
+from benchmarks.common.machine import CpuMeter, CpuUse
+from benchmarks.common.timing import Timing
+from benchmarks.running import network
+from benchmarks.running.user import Served, User
 from stack.development_stack import DevelopmentStack
 
 NODES = 3

@@ -1,8 +1,8 @@
 """Spans loaded in a process of its own, whose memory another one watches.
 
-`python -m benchmarks.watched` takes one JSON object a line (a model's folder, layers, cache, dtype
-and quantization), loads that span and answers with its bytes; another line lets go of it.
-:class:`Loader` is the other end of that pipe.
+`python -m benchmarks.checkpoints.watched_load` takes one JSON object a line (a model's folder,
+layers, cache, dtype and quantization), loads that span and answers with its bytes; another line
+lets go of it. :class:`Loader` is the other end of that pipe.
 """
 
 import json
@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
+DEMO_MODEL = Path(__file__).parents[2] / "demo" / "model"
 
 SAMPLING = 0.001
 """Seconds between two looks at the memory."""
@@ -34,7 +34,7 @@ class Loader:
 
     def __enter__(self) -> "Loader":
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.watched"],
+            [sys.executable, "-m", "benchmarks.checkpoints.watched_load"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

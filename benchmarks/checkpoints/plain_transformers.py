@@ -1,8 +1,8 @@
 """Plain `transformers.generate` in a process of its own, with one thread.
 
-`python -m benchmarks.plain FOLDER` takes one JSON object a line (``prompts``: token ids, all of
-one length; ``new_tokens``) and answers each with one: seconds to the first and to the last token,
-and the token ids. :class:`Plain` is the other end of that pipe.
+`python -m benchmarks.checkpoints.plain_transformers FOLDER` takes one JSON object a line
+(``prompts``: token ids, all of one length; ``new_tokens``) and answers each with one: seconds to
+the first and to the last token, and the token ids. :class:`Plain` is the other end of that pipe.
 """
 
 import json
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from benchmarks.timing import Timing
+from benchmarks.common.timing import Timing
 
 
 class Plain:
@@ -25,7 +25,7 @@ class Plain:
 
     def __enter__(self) -> "Plain":
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.plain", str(self._folder)],
+            [sys.executable, "-m", "benchmarks.checkpoints.plain_transformers", str(self._folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

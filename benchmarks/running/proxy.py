@@ -1,9 +1,9 @@
 """A slow link on one machine: a TCP proxy that hands all bytes on late, in both directions.
 
-`python -m benchmarks.proxy PORT TARGET_PORT SECONDS` runs one on loopback until it is told to end;
-:class:`SlowLink` starts and stops that process. Unlike the kernel's netem it needs no privileges,
-and it delays nobody else's traffic. It adds latency only: bandwidth is the machine's, nothing is
-lost, and a connection opens at once.
+`python -m benchmarks.running.proxy PORT TARGET_PORT SECONDS` runs one on loopback until it is told
+to end; :class:`SlowLink` starts and stops that process. Unlike the kernel's netem it needs no
+privileges, and it delays nobody else's traffic. It adds latency only: bandwidth is the machine's,
+nothing is lost, and a connection opens at once.
 """
 
 import asyncio
@@ -29,7 +29,8 @@ class SlowLink:
 
     def __enter__(self) -> "SlowLink":
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.proxy", *self._arguments], start_new_session=True
+            [sys.executable, "-m", "benchmarks.running.proxy", *self._arguments],
+            start_new_session=True,
         )
         give_up = time.monotonic() + START_LIMIT
         while not port_in_use(self.port):

@@ -14,7 +14,7 @@ import httpx
 from eth_account import Account
 from redis.asyncio import Redis
 
-from benchmarks.timing import Timing
+from benchmarks.common.timing import Timing
 from market.jobs import live_session
 from market.jobs.live_session import TokenEntry
 from market.money import to_units

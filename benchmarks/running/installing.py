@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
 NOT_FOR_NODES = ("fastapi", "sqlalchemy", "web3", "pydantic_settings")
 """Modules that must not be there."""

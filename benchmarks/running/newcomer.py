@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 from eth_account import Account
 
-from benchmarks.following import supervised
-from benchmarks.user import User
+from benchmarks.running.token_times import supervised
+from benchmarks.running.user import User
 from stack.dev_chain_client import write_keystore
 from stack.development_stack import NODES_LIMIT, DevelopmentStack
 

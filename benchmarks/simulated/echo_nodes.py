@@ -19,10 +19,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from api.relay.pipelined_connection import Command, PipelinedConnection
 from mesh import redis_keys, relay, wire
 from mesh.keepalive import RELAY_KEEPALIVE_INTERVAL
+from mesh.node_api import NodeRegistration
 from mesh.relay import Hello, InboxDelivery, KeepAlive, OutgoingMessage, Push
 from mesh.route_record import RouteRecord
 from mesh.wire import Step, Steps
-from node_runner.platform_client.registration import NodeRegistration, Platform
+from node_runner.platform_client.http import client
+from node_runner.platform_client.registration import register as register_node
 
 WIDTH = 2048
 """Values of a row; in 16 bits, 4 KiB."""
@@ -58,26 +60,18 @@ class Member:
 def register(url: str, model_id: str, count: int) -> list[Member]:
     """So many nodes, by HTTP and a wallet's signature."""
     account = Account.create()
-    members = []
-    for _ in range(count):
-        identity = NodeRegistration(
-            wallet_address=account.address,
-            model_id=model_id,
-            span=(0, 1),
-            edge=False,
-            gpu_model="none",
-            vram_gb=0,
-            public_addr="192.0.2.1:31330",
-            location="unknown",
-            device_id=None,
-            gpu_index=0,
-            quantization="none",
-            memory_bytes=0,
-        )
-        platform = Platform(url, identity, bytes(account.key))
-        members.append(Member(platform.join(), platform.token))
-        platform.close()
-    return members
+    registration = NodeRegistration(
+        wallet_address=account.address,
+        model_id=model_id,
+        end_layer=1,
+        gpu_model="none",
+        vram_gb=0,
+        public_addr="192.0.2.1:31330",
+        location="unknown",
+    )
+    with client(url) as http:
+        nodes = [register_node(http, registration, bytes(account.key)) for _ in range(count)]
+    return [Member(node.node_id, node.node_token) for node in nodes]
 
 
 async def bounce(

@@ -1,0 +1,1 @@
+"""Models to measure, and plain transformers on them."""

@@ -1,0 +1,1 @@
+"""What all benchmarks print, write and time alike."""

@@ -1,0 +1,1 @@
+"""A running stack to measure: its network, its users, its nodes."""

@@ -1,0 +1,115 @@
+"""Opening a generation: KV reserved, or taken over from the epoch before."""
+
+import time
+
+from mesh.wire import Ended, Open, OpenEdge, Ready
+from node_runner.engine.attention.kv_cache import KVCache
+from node_runner.engine.attention.prefix_cache import PrefixCache
+from node_runner.engine.edge import Edge
+from node_runner.engine.generation import Generation
+from node_runner.engine.generation_table import GenerationTable
+from node_runner.engine.output_batcher import OutputBatcher
+from node_runner.engine.refusals import refuse
+from node_runner.engine.replay_buffer import ReplayBuffer
+from node_runner.engine.scheduler import PREFILL_CHUNK
+from node_runner.outputs import NodeMessage
+
+
+class Admission:
+    """Admits generations into the table, by reservation: KV for all positions that a generation may
+    have is set aside before it begins."""
+
+    def __init__(
+        self, generations: GenerationTable, prefix_cache: PrefixCache, edge: Edge, node_id: str
+    ) -> None:
+        self._generations = generations
+        self._prefix_cache = prefix_cache
+        self._edge = edge
+        self._node_id = node_id
+
+    def open(self, message: Open | OpenEdge, outputs: OutputBatcher) -> None:
+        """Admit a generation, or its next epoch; a repeated or older epoch is ignored.
+
+        Refused are a generation for which there is no free KV (``kv_full``), an epoch that is to
+        keep a KV cache which is not here (``forgotten``), and one that is to replay hidden states
+        which were not kept (``no_replay``).
+        """
+        known = self._generations.get(message.request_id)
+        if known is not None and known.epoch >= message.epoch:
+            return
+        generation = self._resumed(known, message) if message.resume.keep else self._fresh(message)
+        if generation is None:
+            code = "forgotten" if message.resume.keep else "kv_full"
+            outputs.add(refuse(message, code, node_id=self._node_id))
+            return
+        self._generations.add(generation)
+        if isinstance(message, OpenEdge):
+            self._begin(generation, message, outputs)
+        elif message.prefix:
+            ready = Ready(
+                message.request_id,
+                message.epoch,
+                message.route_position.stage,
+                generation.cache.length,
+            )
+            outputs.add(NodeMessage(message.route_position.edge_node, ready))
+        if message.resume.keep and message.resume.replay:
+            self._replay(generation, outputs)
+
+    def _resumed(self, known: Generation | None, message: Open | OpenEdge) -> Generation | None:
+        """The next epoch on the KV cache of the one before; none if that is not here."""
+        if known is None or known.cache.length < message.resume.known:
+            return None
+        known.over = True
+        return _generation(message, known.cache, known.replay_buffer)
+
+    def _fresh(self, message: Open | OpenEdge) -> Generation | None:
+        """A generation on a KV cache of its own; none if there is no free KV for it."""
+        known = self._generations.get(message.request_id)
+        if known is not None:
+            self._generations.close(known)
+        if self._generations.full:
+            return None
+        cache = self._prefix_cache.reserve(message.route_position.capacity, message.prefix)
+        return None if cache is None else _generation(message, cache, ReplayBuffer())
+
+    def _begin(self, generation: Generation, message: OpenEdge, outputs: OutputBatcher) -> None:
+        """At the edge: the prompt is there to be fed, once all nodes are ready."""
+        stages = range(1, message.route_position.stages) if message.prefix else ()
+        decoding = self._edge.open(message.request_id, message.prompt, not_ready=set(stages))
+        decoding.fed = min(generation.cache.length, len(decoding.tokens) - 1)
+        generation.decoding = decoding
+        if decoding.stopped:
+            # The tokens that readers have are all there are: only the message of the end was lost.
+            ended = Ended(message.request_id, message.epoch, "stop", decoding.generated)
+            outputs.add(ended)
+            self._generations.close(generation)
+
+    def _replay(self, generation: Generation, outputs: OutputBatcher) -> None:
+        """Send the next node, which is new, the hidden states of all positions before."""
+        hidden = generation.replay_buffer.upto(generation.resume.known)
+        if hidden is not None:
+            for position in range(0, len(hidden), PREFILL_CHUNK):
+                chunk = hidden[position : position + PREFILL_CHUNK]
+                outputs.send(generation, position, chunk, replay=True)
+        elif generation.decoding is not None:
+            generation.decoding.fed = 0  # the edge has the tokens, and computes all of them again
+        else:
+            generation.over = True
+            outputs.add(refuse(generation, "no_replay", node_id=self._node_id))
+
+
+def _generation(
+    message: Open | OpenEdge, cache: KVCache, replay_buffer: ReplayBuffer
+) -> Generation:
+    return Generation(
+        request_id=message.request_id,
+        epoch=message.epoch,
+        route_position=message.route_position,
+        resume=message.resume,
+        prefix=message.prefix,
+        cache=cache,
+        expires_at=time.monotonic() + message.route_position.expires_in,
+        decoding=None,
+        replay_buffer=replay_buffer,
+    )

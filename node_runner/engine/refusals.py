@@ -1,0 +1,37 @@
+"""Why a generation cannot go on at this node, and which node is to blame."""
+
+from mesh.wire import Open, OpenEdge, Refused
+from node_runner.engine.generation import Generation, WorkItem
+
+
+def refuse(what: Open | OpenEdge | Generation, code: str, *, node_id: str) -> Refused:
+    """A refusal for which this node, ``node_id``, is answerable."""
+    return Refused(what.request_id, what.epoch, node_id, code)
+
+
+def refuse_sender(generation: Generation, code: str) -> Refused:
+    """Stop a generation whose previous node sent a step that cannot be right.
+
+    The KV cache holds nothing of that step, so the next epoch may keep it.
+    """
+    generation.over = True
+    return refuse(generation, code, node_id=generation.route_position.previous_node)
+
+
+def check_position(item: WorkItem, *, node_id: str) -> Refused | None:
+    """Stop a generation whose next positions do not fit its KV cache.
+
+    Positions that the cache has already are a repeated step, and fit. Positions that begin behind
+    its end are a ``gap``: a step before them was lost. Positions beyond the capacity that was
+    reserved (``capacity``) are the sender's fault.
+
+    Returns:
+        The refusal; none if the positions fit.
+    """
+    generation = item.generation
+    if item.end > generation.route_position.capacity:
+        return refuse_sender(generation, "capacity")
+    if item.position > generation.cache.length:
+        generation.over = True
+        return refuse(generation, "gap", node_id=node_id)
+    return None
