@@ -141,4 +141,6 @@ def _candidate(
 
 
 def _footprint(model: Model, quantization: str, vram_gb: int) -> Footprint:
-    return model.takes(quantization, number_bytes=GPU_NUMBER_BYTES if vram_gb else CPU_NUMBER_BYTES)
+    return model.footprint(
+        quantization, number_bytes=GPU_NUMBER_BYTES if vram_gb else CPU_NUMBER_BYTES
+    )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import inf
 
-from market.geo.distance import HALF_ROUND_KM, Coordinates, distance_km
+from market.geo.distance import MAX_DISTANCE_KM, Coordinates, distance_km
 from market.nodes.node import Node
 
 NEAR_KM = 1000.0
@@ -46,7 +46,7 @@ class RouteRequest:
         other: each twice the one before, and at last infinite, for nodes anywhere and those whose
         place is unknown. Infinite at once if the user's place is not known."""
         radius = inf if self.near is None else self.within_km
-        while radius < HALF_ROUND_KM:
+        while radius < MAX_DISTANCE_KM:
             yield radius
             radius *= 2
         yield inf

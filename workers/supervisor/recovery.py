@@ -8,7 +8,7 @@ import structlog
 from market.jobs import messaging
 from market.nodes import live_registry
 from mesh.wire import Ended, Ping, Pong, Refused
-from mesh.wire.refusal_codes import LOST, code_of
+from mesh.wire.refusal_codes import LOST_STATE, known_code
 from workers.supervisor import epochs
 from workers.supervisor.errors import GenerationOver
 from workers.supervisor.session import Session
@@ -34,7 +34,7 @@ class Recovery:
 
     async def recover_from_refusal(self, refused: Refused) -> None:
         """A node of the route says that the generation cannot go on at ``refused.node_id``."""
-        session, node_id, code = self._session, refused.node_id, code_of(refused)
+        session, node_id, code = self._session, refused.node_id, known_code(refused)
         if node_id not in session.node_ids:
             return  # a node off the route is not put aside for what another says of it
         if code == "kv_full":
@@ -45,14 +45,14 @@ class Recovery:
             moved = [hop for hop in session.route if hop.node_id == node_id]
             await epochs.close(session, moved, session.epoch)
             session.route = [hop for hop in session.route if hop not in moved]
-        elif code in LOST and node_id not in self._excused_once:
+        elif code in LOST_STATE and node_id not in self._excused_once:
             self._excused_once.add(node_id)
             log.warning("state_lost", request_id=session.id, node_id=node_id, code=code)
         elif code == "gap":  # a step did not arrive, or was not sent
             await self._penalise({node_id, session.previous_node(node_id)}, code)
         else:
             await self._penalise([node_id], code)
-        await epochs.open_next(session, code, keep_kv=code not in LOST)
+        await epochs.open_next(session, code, keep_kv=code not in LOST_STATE)
 
     async def recover_from_silence(self, responding: Collection[str]) -> bool:
         """Route around nodes whose keep-alive was missing at two polls in a row, if there is a way

@@ -33,8 +33,8 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cancellation, "CANCEL_WAIT", 0.01)
 
 
-async def told(gateway: Gateway, job: Job) -> list[object]:
-    """What the job's supervisor is told."""
+async def published_events(gateway: Gateway, job: Job) -> list[object]:
+    """The events that the job's supervisor reads."""
     _, events = await messaging.read_events(gateway.redis, job.id, token_stream.START, wait=0)
     return list(events)
 
@@ -71,7 +71,7 @@ async def test_a_job_that_nobody_took_up_is_marked(gateway: Gateway) -> None:
     answer = await gateway.client.delete(job.url)
     assert (answer.status_code, answer.json()["status"]) == (200, "pending")
     assert await cancelled(job)
-    assert await told(gateway, job) == [Cancel(job.id, 0)]
+    assert await published_events(gateway, job) == [Cancel(job.id, 0)]
 
 
 @pytest.mark.usefixtures("no_patience")
@@ -98,7 +98,7 @@ async def test_cancelling_an_ended_job_changes_nothing(gateway: Gateway) -> None
     assert (answer.status_code, answer.json()) == (200, before)
     assert await gateway.books() == books
     assert not await cancelled(job)
-    assert await told(gateway, job) == []
+    assert await published_events(gateway, job) == []
 
 
 @pytest.mark.usefixtures("no_patience")
@@ -114,7 +114,7 @@ async def test_another_users_job_cannot_be_cancelled(gateway: Gateway) -> None:
     answer = await gateway.client.delete(job.url, headers=gateway.login(OTHER_WALLET))
     problem(answer, 404, "job_not_found")
     assert not await cancelled(job)
-    assert await told(gateway, job) == []
+    assert await published_events(gateway, job) == []
 
 
 async def hang_up_on_stream(client: httpx.AsyncClient, gateway: Gateway) -> Job:
@@ -153,7 +153,7 @@ async def test_hanging_up_cancels(gateway: Gateway, hang_up: object) -> None:
         job = await hang_up(served.client, gateway)
 
         async def look() -> bool:
-            return await cancelled(job) and await told(gateway, job) == [
+            return await cancelled(job) and await published_events(gateway, job) == [
                 Cancel(job.id, (await job.row()).epoch)
             ]
 
@@ -206,4 +206,4 @@ async def test_the_end_of_a_stream_is_no_hanging_up(gateway: Gateway) -> None:
         await served.idle()
     await gateway.services.finish_background()
     assert not await cancelled(job)
-    assert await told(gateway, job) == []
+    assert await published_events(gateway, job) == []
