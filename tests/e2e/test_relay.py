@@ -13,7 +13,7 @@ from stack.processes import ManagedProcess
 from stack.servers import free_port
 from tests.e2e.conftest import Reference, User, wait_until
 from tests.e2e.test_endings import LONG, tokens_so_far, worker_lines
-from tests.support.netns import Namespace, why_not
+from tests.support.network.netns import Namespace, why_not
 
 CUT = 5.0
 """Seconds."""

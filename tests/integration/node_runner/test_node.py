@@ -22,7 +22,7 @@ from node_runner.node.lifecycle import Node
 from node_runner.node.options import NodeOptions
 from node_runner.service.control_socket import ControlSocket
 from tests.integration.node_runner.test_node_cli import PATIENCE, machine_at
-from tests.support.api import PROVIDER, PROVIDER_WALLET
+from tests.support.gateway.api import PROVIDER, PROVIDER_WALLET
 from tests.support.node_options import node_options
 
 OLD: Span = (0, 4)

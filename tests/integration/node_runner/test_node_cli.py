@@ -25,8 +25,8 @@ from node_runner.service.exit_codes import CONFIG_ERROR, TEMPORARY_FAILURE
 from stack.dev_chain_client import write_keystore
 from stack.servers import free_port
 from tests.conftest import DEMO_MODEL, MODEL_ID
-from tests.support.api import PROVIDER, PROVIDER_WALLET, Gateway, open_gateway
-from tests.support.api_served import serve
+from tests.support.gateway.api import PROVIDER, PROVIDER_WALLET, Gateway, open_gateway
+from tests.support.gateway.api_served import serve
 
 PASSWORD = "open sesame"
 PATIENCE = 90.0

@@ -53,8 +53,8 @@ from mesh.wire import (
     Token,
 )
 from stack.servers import Postgres, gateway_command
-from tests.support.api import WALLET, shared_database
-from tests.support.relay import (
+from tests.support.gateway.api import WALLET, shared_database
+from tests.support.gateway.relay import (
     CAPACITY,
     PATIENCE,
     Node,

@@ -19,7 +19,7 @@ from market.settings import Settings
 from mesh import signed_texts
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     LAYERS,
     OTHER_WALLET,
     PROVIDER,

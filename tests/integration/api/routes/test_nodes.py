@@ -21,7 +21,7 @@ from market.settings import Settings
 from mesh import redis_keys, signed_texts
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     GENERATE,
     LAYERS,
     PROVIDER,

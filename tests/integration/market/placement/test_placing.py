@@ -17,7 +17,7 @@ from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
 from mesh import redis_keys, signed_texts
 from tests.conftest import DEMO_MODEL, MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     LAYERS,
     PROVIDER,
     PROVIDER_WALLET,

@@ -13,7 +13,7 @@ from market.placement.solver import propose, throughput
 from market.placement.speed_averages import ewma
 from market.settings.models import ModelSettings
 from tests.conftest import DEMO_MODEL, MODEL_ID
-from tests.support.swarms import candidates, models
+from tests.support.clusters import candidates, models
 from tests.unit.market.routing.test_route_search import node
 
 MODEL = load_model(

@@ -18,7 +18,7 @@ from node_runner.engine.model.families import FAMILIES
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
-from tests.support.pipeline import load_span
+from tests.support.engine.pipeline import load_span
 
 TINY = {
     "vocab_size": 300,
