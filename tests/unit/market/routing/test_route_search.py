@@ -1,6 +1,5 @@
 """Routes: they cover every layer, begin at a trusted edge, and share the load."""
 
-import itertools
 from math import inf
 
 import pytest
@@ -10,48 +9,7 @@ from hypothesis import strategies as st
 from market.geo.distance import Coordinates, distance_km
 from market.nodes.node import Node
 from market.routing.route_search import cheapest_route, longest_servable
-
-BERLIN, HAMBURG = Coordinates(52.52, 13.405), Coordinates(53.5511, 9.9937)
-LISBON, SYDNEY = Coordinates(38.7223, -9.1393), Coordinates(-33.8688, 151.2093)
-
-_numbers = itertools.count()
-
-
-def node(
-    start: int,
-    end: int,
-    *,
-    name: str | None = None,
-    edge: bool | None = None,
-    trusted: bool = True,
-    latency: float = 1.0,
-    requests: int = 0,
-    room: int = 0,
-    hop: float = 0.0,
-    place: Coordinates | None = None,
-) -> Node:
-    return Node(
-        node_id=name or f"node {next(_numbers)}",
-        wallet_address="0x" + "bb" * 20,
-        model_id="model",
-        start_layer=start,
-        end_layer=end,
-        edge=start == 0 if edge is None else edge,
-        trusted=trusted,
-        gpu_model="",
-        vram_gb=0,
-        location="",
-        public_addr="",
-        is_healthy=True,
-        latency_ms=latency,
-        throughput_tokens_per_sec=0,
-        current_requests=requests,
-        kv_positions=room,
-        last_seen=0,
-        hop_ms=hop,
-        latitude=place.latitude if place else None,
-        longitude=place.longitude if place else None,
-    )
+from tests.support.market.routes import BERLIN, HAMBURG, LISBON, SYDNEY, node
 
 
 def names(nodes: list[Node], layers: int, avoid: tuple[str, ...] = ()) -> list[str] | None:

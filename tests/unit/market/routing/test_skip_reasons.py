@@ -10,7 +10,7 @@ from market.nodes.node import Node
 from market.routing.eligibility import SkipReason
 from market.routing.route_search import cheapest_route
 from market.routing.skip_reasons import explain_skips
-from tests.unit.market.routing.test_route_search import BERLIN, HAMBURG, SYDNEY, node
+from tests.support.market.routes import BERLIN, HAMBURG, SYDNEY, node
 
 LAYERS = 6
 ROUTE = [node(0, 3, name="first"), node(3, 6, name="last", place=HAMBURG)]

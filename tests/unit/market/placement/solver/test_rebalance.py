@@ -17,7 +17,7 @@ from market.placement.solver import (
     propose,
     throughput,
 )
-from tests.support.clusters import GB, candidates, models, moved, node
+from tests.support.market.clusters import GB, candidates, models, moved, node
 
 quick = settings(max_examples=60, deadline=None)
 MODEL = ModelShape(8, 0.0)
