@@ -1,4 +1,4 @@
-"""How long a route takes to choose: `python -m benchmarks.routes --help`."""
+"""CPU time of choosing a route: `python -m benchmarks.routes --help`."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from benchmarks.common.machine import OthersMeter
-from benchmarks.common.output import close, console
+from benchmarks.common.machine import OtherCpuMeter
+from benchmarks.common.output import console, write_results
 from benchmarks.simulated.clusters import LARGE_MODEL, SESSIONS, TOKENS, draw, model_shape
 from market.geo.distance import Coordinates
 from market.nodes.live_lookup import LiveNode
@@ -32,14 +32,14 @@ CITIES = (
     Coordinates(-33.87, 151.21),
     Coordinates(-23.55, -46.63),
 )
-"""Where nodes and users are, some degrees around."""
+"""Nodes and users are placed within some degrees of one of these."""
 
 POSITIONS = 1024
-"""Of a generation."""
+"""Positions of a generation: prompt and answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
+class RouteTiming:
     """Milliseconds of CPU time of each choice, how many found a route, and its hops."""
 
     what: str
@@ -49,14 +49,14 @@ class Timed:
     hops: float
 
 
-def swarm(rng: Random, count: int, model: ModelShape) -> list[Node]:
-    """Nodes as the registry knows them, with the spans that placement gives them; queues, hops and
-    places at random."""
+def cluster(rng: Random, count: int, model: ModelShape) -> list[Node]:
+    """Nodes as the registry has them, with the spans that placement gives them; queues, hops and
+    locations at random."""
     candidates = [device.node for device in draw(rng, count, LARGE_MODEL, trusted=0.3)]
     nodes = []
     by_id = {candidate.node_id: candidate for candidate in candidates}
     for node_id, span in sorted(place(candidates, model).spans.items()):
-        place_known = near(rng) if rng.random() < 0.9 else None
+        location = random_location(rng) if rng.random() < 0.9 else None
         nodes.append(
             Node(
                 node_id=node_id,
@@ -77,26 +77,27 @@ def swarm(rng: Random, count: int, model: ModelShape) -> list[Node]:
                 kv_positions=SESSIONS * TOKENS,
                 last_seen=0.0,
                 hop_ms=rng.uniform(5, 150),
-                latitude=place_known.latitude if place_known else None,
-                longitude=place_known.longitude if place_known else None,
+                latitude=location.latitude if location else None,
+                longitude=location.longitude if location else None,
             )
         )
     return nodes
 
 
-def near(rng: Random) -> Coordinates:
+def random_location(rng: Random) -> Coordinates:
     latitude, longitude = rng.choice(CITIES)
     return Coordinates(latitude + rng.uniform(-5, 5), longitude + rng.uniform(-5, 5))
 
 
-def measure(rng: Random, nodes: Sequence[Node], layers: int, calls: int) -> list[Timed]:
-    """Choices for one user after another: of all nodes; with KV room that changes; and near him."""
+def measure(rng: Random, nodes: Sequence[Node], layers: int, calls: int) -> list[RouteTiming]:
+    """Times of choices for one user after another: of all nodes; with free KV that changes; and
+    near the user."""
     everything = {node.node_id: SESSIONS * TOKENS for node in nodes}
 
-    def rooms() -> dict[str, int]:
+    def free_kv_of_nodes() -> dict[str, int]:
         return {name: rng.randrange(most) for name, most in everything.items()}
 
-    def timed(what: str, ask: Callable[[], Callable[[], list[Node] | None]]) -> Timed:
+    def timed(what: str, ask: Callable[[], Callable[[], list[Node] | None]]) -> RouteTiming:
         milliseconds, routes = [], []
         for _ in range(calls):
             call = ask()
@@ -105,39 +106,39 @@ def measure(rng: Random, nodes: Sequence[Node], layers: int, calls: int) -> list
             milliseconds.append(1000 * (time.thread_time() - began))
             if route is not None:
                 routes.append(len(route))
-        return Timed(what, len(nodes), milliseconds, len(routes), median(routes or [0]))
+        return RouteTiming(what, len(nodes), milliseconds, len(routes), median(routes or [0]))
 
-    def anybody() -> Callable[[], list[Node] | None]:
+    def of_all() -> Callable[[], list[Node] | None]:
         return lambda: cheapest_route(nodes, layers)
 
-    def with_room() -> Callable[[], list[Node] | None]:
-        free = rooms()
-        return lambda: cheapest_route(nodes, layers, positions=POSITIONS, rooms=free)
+    def with_free_kv() -> Callable[[], list[Node] | None]:
+        free_kv = free_kv_of_nodes()
+        return lambda: cheapest_route(nodes, layers, positions=POSITIONS, rooms=free_kv)
 
-    def close_by() -> Callable[[], list[Node] | None]:
-        free, here = rooms(), near(rng)
-        return lambda: cheapest_route(nodes, layers, positions=POSITIONS, rooms=free, near=here)
+    def near_the_user() -> Callable[[], list[Node] | None]:
+        free_kv, here = free_kv_of_nodes(), random_location(rng)
+        return lambda: cheapest_route(nodes, layers, positions=POSITIONS, rooms=free_kv, near=here)
 
-    def explained() -> Callable[[], list[Node] | None]:
-        free = rooms()
-        route = cheapest_route(nodes, layers, positions=POSITIONS, rooms=free)
+    def with_explanation() -> Callable[[], list[Node] | None]:
+        free_kv = free_kv_of_nodes()
+        route = cheapest_route(nodes, layers, positions=POSITIONS, rooms=free_kv)
         live = [LiveNode(node, cooling_down=False) for node in nodes]
 
-        def explain_it() -> list[Node] | None:
-            explain_skips(live, layers, route or [], positions=POSITIONS, rooms=free)
+        def explain() -> list[Node] | None:
+            explain_skips(live, layers, route or [], positions=POSITIONS, rooms=free_kv)
             return route
 
-        return explain_it
+        return explain
 
     return [
-        timed("all", anybody),
-        timed("with room", with_room),
-        timed("with room, near the user", close_by),
-        timed("why not the others, after it", explained),
+        timed("all", of_all),
+        timed("with free KV", with_free_kv),
+        timed("with free KV, near the user", near_the_user),
+        timed("why not the others, after it", with_explanation),
     ]
 
 
-def show(measured: Sequence[Timed]) -> None:
+def show(measured: Sequence[RouteTiming]) -> None:
     table = Table(title=f"One choice, {LARGE_MODEL}", title_justify="left")
     for column in (
         "nodes that serve",
@@ -167,27 +168,27 @@ def main(
         Path | None, typer.Option("--json", help="Write every measurement to this file.")
     ] = None,
 ) -> None:
-    """Choose routes through swarms of 10, 100 and 1,000 nodes that were placed for a model of 80
+    """Choose routes through clusters of 10, 100 and 1,000 nodes that were placed for a model of 80
     layers.
 
-    All: the cheapest path by steps, hops and queues. With room: only nodes with KV room for 1,024
-    positions, where each has as much as chance gives it. Near the user: within 1,000 km of a user
-    somewhere, then 2,000 and so on, and at last anywhere; a tenth of the nodes say not where they
-    are. Reading the registry is not counted. Milliseconds are of CPU time, so that who else uses
-    the machine matters little.
+    All: the cheapest path by steps, hops and queues. With free KV: only nodes with free KV cache
+    for 1,024 positions, of which each has a random amount. Near the user: within 1,000 km of a user
+    somewhere, then 2,000 and so on, and at last anywhere; a tenth of the nodes have no known
+    location. Reading the registry is not counted. Milliseconds are of CPU time, so that other
+    processes on the machine matter little.
     """
     began = time.monotonic()
-    meter = OthersMeter()
+    meter = OtherCpuMeter()
     model = model_shape(LARGE_MODEL)
-    measured: list[Timed] = []
+    measured: list[RouteTiming] = []
     for size in SIZES:
         with console.status(f"{size} nodes"):
             rng = Random(seed)
-            measured += measure(rng, swarm(rng, size, model), model.layers, calls)
+            measured += measure(rng, cluster(rng, size, model), model.layers, calls)
     show(measured)
-    close(
+    write_results(
         {"choices": [{"what": t.what, "nodes": t.nodes, "ms": t.milliseconds} for t in measured]},
-        others=[meter.read()],
+        other_cpu=[meter.read()],
         began=began,
         json_file=json_file,
     )
