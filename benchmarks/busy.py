@@ -1,4 +1,4 @@
-"""How much of the time spans compute: `python -m benchmarks.busy --help`."""
+"""Share of the time that spans compute: `python -m benchmarks.busy --help`."""
 
 import asyncio
 import time
@@ -15,10 +15,10 @@ from rich.table import Table
 
 from benchmarks.checkpoints import models
 from benchmarks.checkpoints.models import BenchModel
-from benchmarks.common.machine import OthersMeter, tree_seconds
-from benchmarks.common.output import at_work, close, console, spread
+from benchmarks.common.machine import OtherCpuMeter, tree_seconds
+from benchmarks.common.output import console, spread, workspace, write_results
 from benchmarks.running import network, node_metrics
-from benchmarks.running.token_times import PATIENCE
+from benchmarks.running.token_times import TOKEN_TIMEOUT
 from benchmarks.running.user import User
 from mesh import redis_keys
 from stack.development_stack import DevelopmentStack
@@ -31,15 +31,15 @@ TOKENS = {"S": 192, "M": 64, "L": 16}
 """New tokens of each generation."""
 
 GOAL = 0.9
-LOOK = 0.05
-"""Seconds between looks at how far the generations are."""
+POLL_SECONDS = 0.05
+"""Seconds between polls of the generations' token counts."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """While so many generations were decoding: by span, the share of the time that its node
-    computed, and that its process ran on a core; cores that all else of the mesh used; and
-    tokens a second."""
+class UtilizationSample:
+    """While ``generations`` were decoding: by span, the share of the time that its node
+    computed, and that its process ran on a core; cores that all else of the mesh used;
+    and tokens a second."""
 
     generations: int
     computing: list[float]
@@ -49,13 +49,13 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Measured:
-    samples: list[Sample] = field(default_factory=list)
-    others: list[float] = field(default_factory=list)
+class UtilizationResults:
+    samples: list[UtilizationSample] = field(default_factory=list)
+    other_cpu: list[float] = field(default_factory=list)
 
 
-class Watch:
-    """A mesh of two nodes, at which nobody reads along."""
+class UtilizationProbe:
+    """Reads counters of a mesh of two nodes, while no client reads the tokens."""
 
     def __init__(self, stack: DevelopmentStack, model: BenchModel) -> None:
         self._stack = stack
@@ -68,28 +68,28 @@ class Watch:
         }
         self._roots = (psutil.Process(), network.postmaster(stack))
 
-    def sample(self, generations: int, new_tokens: int) -> Sample:
+    def sample(self, generations: int, new_tokens: int) -> UtilizationSample:
         """From when all have begun to when the first one ends."""
         return asyncio.run(self._sample(generations, new_tokens))
 
-    async def _sample(self, generations: int, new_tokens: int) -> Sample:
+    async def _sample(self, generations: int, new_tokens: int) -> UtilizationSample:
         prompts = [self._model.prompt(PROMPT, number) for number in range(generations)]
         async with Redis.from_url(self._stack.plan.redis_url) as redis:
             jobs = await asyncio.gather(
                 *(self._user.submit(prompt, new_tokens) for prompt in prompts)
             )
-            begun = await _wait(redis, jobs, lambda counts: min(counts) > 0)
+            begun = await _wait_for_counts(redis, jobs, lambda counts: min(counts) > 0)
             before = self._read()
-            done = await _wait(redis, jobs, lambda counts: max(counts) >= new_tokens)
+            ended = await _wait_for_counts(redis, jobs, lambda counts: max(counts) >= new_tokens)
             after = self._read()
-            await _wait(redis, jobs, lambda counts: min(counts) >= new_tokens)
+            await _wait_for_counts(redis, jobs, lambda counts: min(counts) >= new_tokens)
         if max(begun) >= new_tokens:
             raise RuntimeError("A generation had ended before all had begun.")
         seconds = after.at - before.at
         running = [
             (now - then) / seconds for then, now in zip(before.running, after.running, strict=True)
         ]
-        return Sample(
+        return UtilizationSample(
             generations=generations,
             computing=[
                 (now - then) / seconds
@@ -97,11 +97,11 @@ class Watch:
             ],
             running=running,
             rest=(after.all - before.all) / seconds - sum(running),
-            rate=(sum(done) - sum(begun)) / seconds,
+            rate=(sum(ended) - sum(begun)) / seconds,
         )
 
-    def _read(self) -> "_Reading":
-        return _Reading(
+    def _read(self) -> "_CounterReading":
+        return _CounterReading(
             at=time.perf_counter(),
             computing=[node_metrics.read(self._stack, name).computing for name in self._nodes],
             running=[tree_seconds(process) for process in self._nodes.values()],
@@ -110,8 +110,8 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """Seconds until now: wall clock, forwards and CPU time by node, CPU time of all."""
+class _CounterReading:
+    """Seconds: wall clock, forwards and CPU time by node, CPU time of all processes."""
 
     at: float
     computing: list[float]
@@ -119,41 +119,47 @@ class _Reading:
     all: float
 
 
-async def _wait(
+async def _wait_for_counts(
     redis: Redis, jobs: Sequence[str], condition: Callable[[Sequence[int]], bool]
 ) -> Sequence[int]:
-    """How many tokens each has, once that is as it should be."""
-    give_up = time.monotonic() + PATIENCE
-    while time.monotonic() < give_up:
+    """Poll the jobs' token counts until the condition holds; returns them.
+
+    Raises:
+        RuntimeError: it does not hold within :data:`TOKEN_TIMEOUT`.
+    """
+    deadline = time.monotonic() + TOKEN_TIMEOUT
+    while time.monotonic() < deadline:
         async with redis.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.xlen(redis_keys.tokens(job))
             counts = await pipe.execute()
         if condition(counts):
             return counts
-        await asyncio.sleep(LOOK)
-    raise RuntimeError(f"The generations do not get on: {counts} tokens.")
+        await asyncio.sleep(POLL_SECONDS)
+    raise RuntimeError(f"The generations make no progress: {counts} tokens.")
 
 
-def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], None]) -> Measured:
-    say("starting two nodes")
+def measure(
+    model: BenchModel, rounds: int, folder: Path, report_progress: Callable[[str], None]
+) -> UtilizationResults:
+    report_progress("starting two nodes")
     plan = network.plan(model, folder, nodes=NODES, node_options=("--no-speculate",))
-    measured = Measured()
+    results = UtilizationResults()
     with DevelopmentStack(plan) as stack:
-        watch = Watch(stack, model)
+        probe = UtilizationProbe(stack, model)
         for number in range(1, rounds + 1):
             for generations in GENERATIONS:
-                say(f"round {number} of {rounds}: {generations} at once")
-                meter = OthersMeter(network.postmaster(stack))
-                measured.samples.append(watch.sample(generations, TOKENS[model.name]))
-                measured.others.append(meter.read())
-    return measured
+                report_progress(f"round {number} of {rounds}: {generations} at once")
+                meter = OtherCpuMeter(network.postmaster(stack))
+                results.samples.append(probe.sample(generations, TOKENS[model.name]))
+                results.other_cpu.append(meter.read())
+    return results
 
 
-def show(measured: Measured, model: BenchModel, rounds: int) -> None:
+def show(results: UtilizationResults, model: BenchModel, rounds: int) -> None:
     table = Table(
         title=f"{model.name}: {model.title}\n{NODES} spans; shares of the time in percent, medians "
-        f"of {rounds}; no guesses, nobody reads along",
+        f"of {rounds}; no draft tokens, no client reads",
         title_justify="left",
     )
     table.add_column("at once", justify="right")
@@ -162,7 +168,7 @@ def show(measured: Measured, model: BenchModel, rounds: int) -> None:
     for column in ("processes run", "the rest, cores", "tokens/s"):
         table.add_column(column, justify="right")
     for generations in GENERATIONS:
-        samples = [s for s in measured.samples if s.generations == generations]
+        samples = [s for s in results.samples if s.generations == generations]
         table.add_row(
             str(generations),
             *(
@@ -194,10 +200,10 @@ def main(
 
     With several generations on the route, one node can work at some while the other works at the
     rest. Ideally both always do, each on a core of its own. Generations are asynchronous jobs,
-    so no client reads along. What is measured lies between the first token of the last one to
+    so no client reads the tokens. What is measured lies between the first token of the last one to
     begin and the end of the first one to end.
 
-    Computing is what nodes say of themselves: their Prometheus counter of seconds in forwards
+    Computing is taken from the nodes' Prometheus counter of seconds in forwards
     (with what belongs to a step: reading it, and on the edge sampling), by the wall clock, so that
     a node which waits for its core still counts. Beside it is the CPU time of its process. What is
     missing to 100 % is the exchange with Redis and waiting for the other node.
@@ -206,16 +212,16 @@ def main(
     name = model.upper()
     if name not in models.NAMES:
         raise typer.BadParameter(f"--model is one of {', '.join(models.NAMES)}.")
-    with at_work() as (folder, say):
+    with workspace() as (folder, report_progress):
         made = models.make(name, DEMO_MODEL, folder / "model")
-        measured = measure(made, rounds, folder / "data", say)
-    show(measured, made, rounds)
+        results = measure(made, rounds, folder / "data", report_progress)
+    show(results, made, rounds)
     measurements = {
         "model": made.title,
         "nodes": NODES,
-        "samples": [asdict(sample) for sample in measured.samples],
+        "samples": [asdict(sample) for sample in results.samples],
     }
-    close(measurements, others=measured.others, began=began, json_file=json_file)
+    write_results(measurements, other_cpu=results.other_cpu, began=began, json_file=json_file)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ console = Console(highlight=False)
 
 
 def main(
-    sessions: Annotated[int, typer.Option(help="Generations that a node has room for.")] = 8,
+    sessions: Annotated[int, typer.Option(help="Generations whose KV cache a node holds.")] = 8,
     tokens: Annotated[int, typer.Option(help="Positions of each, prompt and answer.")] = 2048,
     context_gb: Annotated[
         float, typer.Option(help="GB for what CUDA and its libraries take on a device.")
@@ -68,8 +68,8 @@ def main(
     """Tell, from configurations alone, how many layers fit a device and how many nodes cover a
     model, all on such devices.
 
-    KV caches have 16 bits, and room for all positions of all sessions in each layer. Reserved
-    beside them: what CUDA takes, activations of a forward of 256 rows, and one product in 16 bits
+    KV caches have 16 bits, and hold all positions of all sessions in each layer. Reserved
+    besides: what CUDA takes, activations of a forward of 256 rows, and one product in 16 bits
     where weights have to be unpacked. The first node also holds the edge, in 16 bits.
     """
     positions = sessions * tokens
@@ -86,9 +86,19 @@ def main(
         for quantization in QUANTIZATIONS:
             takes = footprint(config, quantization)
             reserve = round(context_gb * GB) + working_bytes(config, quantization)
-            sizes = (takes.layer, takes.edge, positions * takes.kv, reserve)
+            sizes = (
+                takes.layer,
+                takes.edge,
+                positions * takes.kv,
+                reserve,
+            )
             fitting = (
-                fits(takes, config["num_hidden_layers"], device * GB - reserve, positions)
+                fits(
+                    takes,
+                    config["num_hidden_layers"],
+                    device * GB - reserve,
+                    positions,
+                )
                 for device in DEVICES
             )
             table.add_row(
@@ -105,17 +115,23 @@ def main(
     console.print(table)
 
 
-def fits(takes: Footprint, layers: int, room: int, positions: int) -> str:
-    """``room``: bytes for weights and KV. A dash where not one layer has room beside the edge."""
-    on_first = min(layers, takes.layers_within(room - takes.edge, positions=positions))
-    on_others = min(layers, takes.layers_within(room, positions=positions))
+def fits(takes: Footprint, layers: int, free_bytes: int, positions: int) -> str:
+    """Layers that fit a node, and nodes that cover the model.
+
+    ``free_bytes``: for weights and KV cache. A dash where not one layer fits beside the edge.
+    """
+    on_first = min(
+        layers,
+        takes.layers_within(free_bytes - takes.edge, positions=positions),
+    )
+    on_others = min(layers, takes.layers_within(free_bytes, positions=positions))
     if not on_first:
         return f"{on_others} / -" if on_others else "-"
     return f"{on_others} / {1 + -(-(layers - on_first) // on_others)}"
 
 
 def working_bytes(config: Mapping[str, Any], quantization: str) -> int:
-    """What one forward takes beside weights and KV."""
+    """Bytes that one forward takes besides weights and KV cache."""
     products = layer_products(named(config))
     rows = ROWS * sum(outputs for outputs, _ in products)
     unpacked = max(outputs * inputs for outputs, inputs in products)

@@ -1,4 +1,4 @@
-"""What settling costs on-chain, beside the specification's way: `python -m benchmarks.gas --help`.
+"""Gas of settling, compared with the specification's escrow: `python -m benchmarks.gas --help`.
 
 Runs in memory on py-evm, or on a development chain whose accounts are unlocked, such as anvil's,
 which is quicker. Gas is counted, not timed: the figures are the same on every machine.
@@ -23,7 +23,7 @@ with warnings.catch_warnings():  # web3 7 imports a module that websockets has d
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from web3 import EthereumTesterProvider, HTTPProvider, Web3
 
-from benchmarks.common.output import close, console
+from benchmarks.common.output import console, write_results
 from market.escrow.artifacts import artifact
 from market.escrow.batch_lines import pack_lines
 from market.escrow.cap_message import cap_message, sign_cap
@@ -66,7 +66,7 @@ class Row:
 
 
 class Bench:
-    """A fresh chain with the token and both escrows, and whoever pays and is paid."""
+    """A new chain with the token, both escrow contracts, users and an operator."""
 
     def __init__(self, users: int, rpc: str | None) -> None:
         self.web3 = Web3(HTTPProvider(rpc) if rpc else EthereumTesterProvider())
@@ -260,9 +260,9 @@ def main(
         f"Dollars at {gas_price:g} gwei a gas and {bnb:g} dollars a BNB. All gas of the "
         "transactions, base and calldata included; deposits, caps, approvals and claims left out."
     )
-    close(
+    write_results(
         {"gas_price_gwei": gas_price, "bnb_dollars": bnb, "rows": [asdict(row) for row in rows]},
-        others=(),
+        other_cpu=(),
         began=began,
         json_file=json_file,
     )

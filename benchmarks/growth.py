@@ -1,4 +1,4 @@
-"""More spans and more generations: `python -m benchmarks.growth --help`."""
+"""Speed by the number of spans and of generations: `python -m benchmarks.growth --help`."""
 
 import time
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from rich.table import Table
 from benchmarks.checkpoints import models
 from benchmarks.checkpoints.models import BenchModel
 from benchmarks.common import chart
-from benchmarks.common.machine import OthersMeter
-from benchmarks.common.output import at_work, close, console, spread
+from benchmarks.common.machine import OtherCpuMeter
+from benchmarks.common.output import console, spread, workspace, write_results
 from benchmarks.running import network
 from benchmarks.running.user import User
 from stack.development_stack import DevelopmentStack
@@ -35,15 +35,15 @@ PAUSE = 0.3
 """Seconds before each measurement: the mesh still writes down how the last job ended."""
 
 OPTIONS = ("--no-speculate", "--kv-gb", "0.25")
-"""A step is to bring one token; and eight nodes with room for KV caches as by default would take
-a small machine's memory."""
+"""A step is to bring one token; and eight nodes with the default KV budget would take a small
+machine's memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """So many generations at once over so many spans. ``rate``: tokens a second of all of them,
-    prompts included, as the user sees it; ``token``: seconds between two tokens of a generation, as
-    Redis sees it."""
+class ScalingSample:
+    """One measurement of ``generations`` at once over ``spans``. ``rate``: tokens a second of all
+    of them, prompts included, as the user sees it; ``token``: seconds between two tokens of a
+    generation, as Redis sees it."""
 
     number: int
     spans: int
@@ -54,13 +54,13 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Measured:
-    """Everything, and how many cores others used while each mesh was measured."""
+class ScalingResults:
+    """All samples, and the cores that other processes used while each mesh was measured."""
 
-    samples: list[Sample] = field(default_factory=list)
-    others: list[float] = field(default_factory=list)
+    samples: list[ScalingSample] = field(default_factory=list)
+    other_cpu: list[float] = field(default_factory=list)
 
-    def of(self, spans: int, generations: int) -> list[Sample]:
+    def of(self, spans: int, generations: int) -> list[ScalingSample]:
         return [
             sample
             for sample in self.samples
@@ -92,37 +92,41 @@ class Measured:
         return f"{sum(answer == expected for answer, expected in pairs)} of {len(pairs)}"
 
 
-def measure(model: BenchModel, passes: int, folder: Path, say: Callable[[str], None]) -> Measured:
-    measured = Measured()
+def measure(
+    model: BenchModel, passes: int, folder: Path, report_progress: Callable[[str], None]
+) -> ScalingResults:
+    results = ScalingResults()
     for number in range(1, passes + 1):
         for spans in SPANS if number % 2 else reversed(SPANS):
-            here = f"pass {number} of {passes}, {spans} spans"
-            say(f"{here}: starting the nodes")
+            step = f"pass {number} of {passes}, {spans} spans"
+            report_progress(f"{step}: starting the nodes")
             plan = network.plan(model, folder / "data", nodes=spans, node_options=OPTIONS)
             with DevelopmentStack(plan) as stack:
                 user = User(stack)
-                say(f"{here}: warming up")
+                report_progress(f"{step}: warming up")
                 user.generate([model.prompt(PROMPT)] * 4, 8)
-                meter = OthersMeter(network.postmaster(stack))
+                meter = OtherCpuMeter(network.postmaster(stack))
                 for generations in [*[1] * (SINGLES - 1), *TOKENS]:
-                    say(f"{here}: {generations} at once")
-                    measured.samples.append(_sample(model, user, number, spans, generations))
-                measured.others.append(meter.read())
-    return measured
+                    report_progress(f"{step}: {generations} at once")
+                    results.samples.append(_measure_sample(model, user, number, spans, generations))
+                results.other_cpu.append(meter.read())
+    return results
 
 
-def _sample(model: BenchModel, user: User, number: int, spans: int, generations: int) -> Sample:
+def _measure_sample(
+    model: BenchModel, user: User, number: int, spans: int, generations: int
+) -> ScalingSample:
     time.sleep(PAUSE)
     prompts = [model.prompt(PROMPT, prompt) for prompt in range(generations)]
     served = user.generate(prompts, TOKENS[generations])
     token = (served.pipeline.last - served.pipeline.first) / (TOKENS[generations] - 1)
-    return Sample(number, spans, generations, served.user.overall, token, served.token_ids)
+    return ScalingSample(number, spans, generations, served.user.overall, token, served.token_ids)
 
 
-def show(measured: Measured, model: BenchModel, passes: int) -> None:
+def show(results: ScalingResults, model: BenchModel, passes: int) -> None:
     table = Table(
         title=f"{model.title}\ntokens/s of all generations together (user), medians of {passes} "
-        "passes; no guesses",
+        "passes; no draft tokens",
         title_justify="left",
     )
     for column in ("spans", *(f"{generations} at once" for generations in TOKENS)):
@@ -130,13 +134,13 @@ def show(measured: Measured, model: BenchModel, passes: int) -> None:
     for column in ("ms a token", "a hop adds", "same"):
         table.add_column(column, justify="right", no_wrap=True)
     for spans in SPANS:
-        rates = [[s.rate for s in measured.of(spans, generations)] for generations in TOKENS]
+        rates = [[s.rate for s in results.of(spans, generations)] for generations in TOKENS]
         table.add_row(
             str(spans),
             *(f"{median(rate):.0f}" for rate in rates),
-            f"{measured.token(spans):.2f}",
-            "" if spans == 1 else spread(measured.hops(spans), 2, bold=True),
-            measured.same(spans),
+            f"{results.token(spans):.2f}",
+            "" if spans == 1 else spread(results.hops(spans), 2, bold=True),
+            results.same(spans),
         )
     console.print(table)
     console.print(
@@ -146,17 +150,17 @@ def show(measured: Measured, model: BenchModel, passes: int) -> None:
     )
 
 
-def draw(measured: Measured, file: Path) -> None:
+def draw(results: ScalingResults, file: Path) -> None:
     rates = {
         f"{spans} span{'s' if spans > 1 else ''}": {
-            generations: median(s.rate for s in measured.of(spans, generations))
+            generations: median(s.rate for s in results.of(spans, generations))
             for generations in TOKENS
         }
         for spans in SPANS
     }
-    tokens = {"measured": {spans: measured.token(spans) for spans in SPANS}}
+    tokens = {"measured": {spans: results.token(spans) for spans in SPANS}}
     tokens[f"{HOP_GOAL} ms a hop"] = {
-        spans: measured.token(1) + HOP_GOAL * (spans - 1) for spans in SPANS
+        spans: results.token(1) + HOP_GOAL * (spans - 1) for spans in SPANS
     }
     chart.lines(
         file,
@@ -180,7 +184,7 @@ def main(
 
     The model has the demo model's shape and random weights, but eight layers, so that eight nodes
     can share it. Each pass starts a mesh of each size anew, from few nodes to many, the next pass
-    from many to few. Nodes do not guess ahead here: a step brings one token.
+    from many to few. Nodes make no draft tokens here: a step brings one token.
 
     Tokens a second: of all generations together, from the requests on, prompts of 16 tokens
     included, as a client sees it that streams all of them over HTTP.
@@ -193,23 +197,23 @@ def main(
     Tokens are compared with those over one span.
     """
     began = time.monotonic()
-    with at_work() as (folder, say):
+    with workspace() as (folder, report_progress):
         model = models.make("S8", DEMO_MODEL, folder / "model")
-        measured = measure(model, passes, folder, say)
-    show(measured, model, passes)
+        results = measure(model, passes, folder, report_progress)
+    show(results, model, passes)
     if plot is not None:
-        draw(measured, plot)
+        draw(results, plot)
         console.print(f"The chart is in {plot}.")
     measurements = {
         "model": model.title,
         "tokens": TOKENS,
-        "hop_ms": {spans: measured.hops(spans) for spans in SPANS[1:]},
+        "hop_ms": {spans: results.hops(spans) for spans in SPANS[1:]},
         "samples": [
             {name: value for name, value in asdict(sample).items() if name != "token_ids"}
-            for sample in measured.samples
+            for sample in results.samples
         ],
     }
-    close(measurements, others=measured.others, began=began, json_file=json_file)
+    write_results(measurements, other_cpu=results.other_cpu, began=began, json_file=json_file)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""From `far-node start` to the first token that the node served: `python -m benchmarks.joining
---help`."""
+"""Time from `far-node start` to the first token: `python -m benchmarks.joining --help`."""
 
 import json
 import subprocess
@@ -16,42 +15,42 @@ from rich.table import Table
 from benchmarks import footprint
 from benchmarks.checkpoints import models
 from benchmarks.checkpoints.models import BenchModel
-from benchmarks.common.machine import OthersMeter
-from benchmarks.common.output import at_work, close, console, spread
+from benchmarks.common.machine import OtherCpuMeter
+from benchmarks.common.output import console, spread, workspace, write_results
 from benchmarks.running import file_server, installing, network, newcomer
 from benchmarks.running.installing import REPOSITORY, Installed
-from benchmarks.running.newcomer import PHASES, Home, Joined
+from benchmarks.running.newcomer import PHASES, Joined, MachineDirectory
 from benchmarks.running.user import User
 from mesh.checkpoint.manifest import NAME, make_manifest
-from mesh.model.memory_footprint import footprint as takes_of
+from mesh.model.memory_footprint import footprint as model_footprint
 from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 from stack.servers import START_LIMIT, StackError, free_port, port_in_use
 
 NODES = 3
-GONE = 1
-"""Whose layers nobody serves when a newcomer comes."""
+LEAVING_NODE = 1
+"""The node that leaves, so that no node serves its layers when another joins."""
 
 PROMPT = 16
 LARGE = "Llama-2-7B"
-LINES = (50, 100, 500, 1000)
+LINK_MEGABITS = (50, 100, 500, 1000)
 """Mbit/s."""
 
-PROMISE = 15 * 60
-"""Seconds from nothing to the first token, by the specification."""
+TARGET_SECONDS = 15 * 60
+"""Seconds from nothing to the first token that the specification allows."""
 
 SETTINGS = {"FAR_LIMITS__REGISTRATIONS_PER_IP": "100000/hour"}
 
 
 @dataclass(slots=True)
-class Measured:
+class JoinResults:
     cold: list[Joined] = field(default_factory=list)
     warm: list[Joined] = field(default_factory=list)
-    others: list[float] = field(default_factory=list)
+    other_cpu: list[float] = field(default_factory=list)
 
 
 def transfer_seconds(size: int, megabits: float) -> float:
-    """Of so many bytes over a line of so many 10⁶ bits a second, if nothing else is slow."""
+    """Seconds that ``size`` bytes take over a line of ``megabits`` 10⁶ bits a second."""
     return 8 * size / (megabits * 10**6)
 
 
@@ -59,18 +58,20 @@ def half_of(config: dict[str, Any]) -> tuple[int, int]:
     """Half of a model's layers, and their bytes in 16 bits; without the edge, which strangers do
     not hold."""
     layers = config["num_hidden_layers"] // 2
-    return layers, layers * takes_of(config).layer
+    return layers, layers * model_footprint(config).layer
 
 
 def layers_within(config: dict[str, Any], seconds: float, megabits: float) -> int:
-    """How many layers in 16 bits come over a line in that time; at most all."""
-    layer = transfer_seconds(takes_of(config).layer, megabits)
+    """How many layers in 16 bits a line carries in ``seconds``; at most all of the model's."""
+    layer = transfer_seconds(model_footprint(config).layer, megabits)
     return min(config["num_hidden_layers"], int(max(0.0, seconds) / layer))
 
 
-def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], None]) -> Measured:
-    """Joins with an empty cache, and then one with what the last of them left there."""
-    measured = Measured()
+def measure(
+    model: BenchModel, rounds: int, folder: Path, report_progress: Callable[[str], None]
+) -> JoinResults:
+    """Joins with an empty cache of weights, and then one with the cache of the last of them."""
+    results = JoinResults()
     port = free_port()
     plan = network.plan(model, folder / "data", nodes=NODES, settings=SETTINGS)
     published = {
@@ -80,7 +81,7 @@ def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], N
         "weights_url": f"http://127.0.0.1:{port}",
     }
     plan.environment["FAR_MODELS"] = json.dumps([published])
-    say("publishing the weights and starting a mesh")
+    report_progress("publishing the weights and starting a mesh")
     (model.folder / NAME).write_bytes(make_manifest(model.folder, plan.model_id).to_bytes())
     with DevelopmentStack(plan) as stack:
         _serve(stack, model.folder, port)
@@ -88,35 +89,37 @@ def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], N
         prompt = model.prompt(PROMPT)
         user.generate([prompt], newcomer.NEW_TOKENS)  # waits for the deposit
         expected = newcomer.texts(user, prompt)
-        stack.processes.end(f"node-{GONE}")
+        stack.processes.end(f"node-{LEAVING_NODE}")
         for number in range(rounds + 1):
             stack.wait_for_nodes(NODES - 1)
             warm = number == rounds
-            say("once more, with a warm cache" if warm else f"round {number + 1} of {rounds}")
-            home = Home(folder / f"home-{min(number, rounds - 1)}")
-            meter = OthersMeter(network.postmaster(stack))
-            joined = newcomer.join(stack, user, home, prompt, expected)
-            measured.others.append(meter.read())
-            (measured.warm if warm else measured.cold).append(joined)
-    return measured
+            report_progress(
+                "once more, with a warm cache" if warm else f"round {number + 1} of {rounds}"
+            )
+            directory = MachineDirectory(folder / f"home-{min(number, rounds - 1)}")
+            meter = OtherCpuMeter(network.postmaster(stack))
+            joined = newcomer.join(stack, user, directory, prompt, expected)
+            results.other_cpu.append(meter.read())
+            (results.warm if warm else results.cold).append(joined)
+    return results
 
 
 def _serve(stack: DevelopmentStack, folder: Path, port: int) -> None:
-    """The published weights, as a web server would that knows nothing of us."""
+    """Serve the published weights over HTTP, from an ordinary web server."""
     app = "benchmarks.running.file_server:create_app"
     command = ["-m", "uvicorn", "--factory", app, "--port", str(port)]
     command += ["--app-dir", str(REPOSITORY), "--log-level", "warning"]
     stack.processes.start_python("files", command, {file_server.FOLDER: str(folder)})
-    give_up = time.monotonic() + START_LIMIT
+    deadline = time.monotonic() + START_LIMIT
     while not port_in_use(port):
         stack.processes.check()
-        if time.monotonic() > give_up:
+        if time.monotonic() > deadline:
             raise StackError("The web server with the weights does not answer.")
         time.sleep(0.05)
 
 
-def show(measured: Measured, model: BenchModel) -> None:
-    cold, warm = measured.cold, measured.warm
+def show(results: JoinResults, model: BenchModel) -> None:
+    cold, warm = results.cold, results.warm
     start, end = cold[0].layers
     table = Table(
         title=f"{model.name}: {model.title}\nfrom `far-node start` to the first token through the "
@@ -145,14 +148,14 @@ def _seconds(values: list[float]) -> str:
     return spread(values, 2) if len(values) > 1 else f"{values[0]:.2f}"
 
 
-def show_lines(measured: Measured, installed: Installed | None) -> None:
-    """What the network takes elsewhere: computed, not measured."""
+def show_lines(results: JoinResults, installed: Installed | None) -> None:
+    """A table of download times over slower lines: computed, not measured."""
     config = dict(footprint.MODELS[LARGE])
     layers, size = half_of(config)
-    ours = median(each.seconds - each.phases["fetching"] for each in measured.cold)
+    own_seconds = median(each.seconds - each.phases["fetching"] for each in results.cold)
     wheels = 0
     if installed is not None:
-        ours += installed.seconds
+        own_seconds += installed.seconds
         wheels = installed.downloaded + installed.local
     table = Table(
         title=f"Computed, not measured: {layers} of {LARGE}'s {config['num_hidden_layers']} layers "
@@ -164,15 +167,15 @@ def show_lines(measured: Measured, installed: Installed | None) -> None:
         table.add_column(f"wheels, {wheels / 1e6:.0f} MB, s", justify="right")
     table.add_column("layers, s", justify="right")
     table.add_column("with all of the above, minutes", justify="right")
-    table.add_column(f"layers within {PROMISE // 60} minutes", justify="right")
-    for megabits in LINES:
+    table.add_column(f"layers within {TARGET_SECONDS // 60} minutes", justify="right")
+    for megabits in LINK_MEGABITS:
         pip, span = (transfer_seconds(each, megabits) for each in (wheels, size))
         table.add_row(
             str(megabits),
             *([f"{pip:.0f}"] if installed is not None else []),
             f"{span:.0f}",
-            f"{(ours + pip + span) / 60:.1f}",
-            str(layers_within(config, PROMISE - ours - pip, megabits)),
+            f"{(own_seconds + pip + span) / 60:.1f}",
+            str(layers_within(config, TARGET_SECONDS - own_seconds - pip, megabits)),
         )
     console.print(table)
 
@@ -206,8 +209,8 @@ def main(
 ) -> None:
     """Measure how long a machine takes from `far-node start` to the first token that it served.
 
-    The real stack with three nodes, of which the middle one leaves. A newcomer with a wallet that
-    nobody knows, no identity and an empty cache of weights then joins with the documented command:
+    The real stack with three nodes, of which the middle one leaves. A newcomer with a new
+    wallet, no identity and an empty cache of weights then joins with the documented command:
     the platform gives it the layers that are missing, it fetches them over HTTP from a web server
     beside it as the operator published them, and works over the relay. As soon as discovery names
     it, a user asks for a generation. Then it leaves, and the next one comes; the last finds the
@@ -222,29 +225,29 @@ def main(
     name = model.upper()
     if name not in models.NAMES:
         raise typer.BadParameter(f"--model is one of {', '.join(models.NAMES)}.")
-    with at_work() as (folder, say):
+    with workspace() as (folder, report_progress):
         made = models.make(name, DEMO_MODEL, folder / "model")
-        measured = measure(made, rounds, folder, say)
+        results = measure(made, rounds, folder, report_progress)
         installed = None
         if install:
-            meter = OthersMeter()
-            installed = _installed(folder / "install", say)
-            measured.others.append(meter.read())
-    show(measured, made)
+            meter = OtherCpuMeter()
+            installed = _installed(folder / "install", report_progress)
+            results.other_cpu.append(meter.read())
+    show(results, made)
     if installed is not None:
         show_installed(installed)
-    show_lines(measured, installed)
+    show_lines(results, installed)
     measurements = {
         "model": made.title,
-        "cold": [asdict(each) for each in measured.cold],
-        "warm": [asdict(each) for each in measured.warm],
+        "cold": [asdict(each) for each in results.cold],
+        "warm": [asdict(each) for each in results.warm],
         "installed": None if installed is None else asdict(installed),
     }
-    close(measurements, others=measured.others, began=began, json_file=json_file)
+    write_results(measurements, other_cpu=results.other_cpu, began=began, json_file=json_file)
 
 
-def _installed(folder: Path, say: Callable[[str], None]) -> Installed:
-    say("installing the package into a new environment")
+def _installed(folder: Path, report_progress: Callable[[str], None]) -> Installed:
+    report_progress("installing the package into a new environment")
     folder.mkdir()
     try:
         return installing.install(folder)

@@ -18,8 +18,15 @@ from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from benchmarks.common.machine import CpuMeter, CpuUse
-from benchmarks.common.output import at_work, close, console
-from benchmarks.simulated.money_movements import Account, Actor, Job, OwnContract, Turns, fund
+from benchmarks.common.output import console, workspace, write_results
+from benchmarks.simulated.money_movements import (
+    ExpectedContract,
+    ExpectedJob,
+    ExpectedMoney,
+    OperationCountdown,
+    RandomClient,
+    fund,
+)
 from market import db
 from market.escrow.tables import ChainCursor
 from market.jobs import tables
@@ -30,16 +37,16 @@ from stack.servers import Postgres
 
 CONNECTIONS = 64
 
-EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+DEADLINE_AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
-Say = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What the operations took, and what the check found after them."""
+class LedgerRun:
+    """Time and CPU time of the operations, and what the integrity check found afterwards."""
 
-    account: Account
+    expected: ExpectedMoney
     operations: int
     seconds: float
     cpu: CpuUse
@@ -48,43 +55,52 @@ class Measured:
 
 
 async def measure(
-    server: Postgres, operations: int, users: int, providers: int, seed: int, say: Say
-) -> Measured:
-    """Run the operations on an empty database, then check it against the benchmark's account."""
+    server: Postgres,
+    operations: int,
+    users: int,
+    providers: int,
+    seed: int,
+    report_progress: ReportProgress,
+) -> LedgerRun:
+    """Run the operations on an empty database, then check it against the expected money."""
     server.execute("CREATE DATABASE bench")
     url = server.url("bench")
     await upgrade(url)
     engine, sessions = db.connect(url, pool_size=CONNECTIONS)
-    account = Account(
+    expected = ExpectedMoney(
         users=[f"0x{number:040x}" for number in range(users)],
         providers=[f"0xbb{number:038x}" for number in range(providers)],
     )
-    say("Funding the users")
-    await fund(sessions, account)
-    turns = Turns(operations, lambda left: say(f"{left} operations to go"))
-    actors = [Actor(name, sessions, account, seed, turns) for name in range(CONNECTIONS)]
+    report_progress("Funding the users")
+    await fund(sessions, expected)
+    countdown = OperationCountdown(
+        operations, lambda left: report_progress(f"{left} operations to go")
+    )
+    clients = [
+        RandomClient(name, sessions, expected, seed, countdown) for name in range(CONNECTIONS)
+    ]
     meter = CpuMeter({"client": [psutil.Process()], "Postgres": [postmaster(server)]})
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
-        for actor in actors:
-            group.create_task(actor.work())
+        for client in clients:
+            group.create_task(client.run_all())
     seconds = time.perf_counter() - began
     cpu = meter.read()
-    say("Writing down the jobs, to check the ledger against them")
-    await write_jobs(engine, account)
-    say("Checking")
+    report_progress("Writing down the jobs, to check the ledger against them")
+    await write_jobs(engine, expected)
+    report_progress("Checking")
     began = time.perf_counter()
-    report = await check_integrity(sessions, OwnContract(account))
+    report = await check_integrity(sessions, ExpectedContract(expected))
     checking = time.perf_counter() - began
     await engine.dispose()
-    return Measured(account, operations, seconds, cpu, checking, report)
+    return LedgerRun(expected, operations, seconds, cpu, checking, report)
 
 
-async def write_jobs(engine: AsyncEngine, account: Account) -> None:
-    """The sessions, contributions and batches that belong to the postings, as the benchmark
-    remembers them."""
-    ids = [uuid.UUID(int=number) for number in range(len(account.jobs))]
-    jobs = list(zip(ids, account.jobs, strict=True))
+async def write_jobs(engine: AsyncEngine, expected: ExpectedMoney) -> None:
+    """Insert the jobs, contributions and batches that belong to the postings, from the
+    benchmark's own records."""
+    ids = [uuid.UUID(int=number) for number in range(len(expected.jobs))]
+    jobs = list(zip(ids, expected.jobs, strict=True))
     settled = {"status": "confirmed", "debits": "{}", "credits": "{}", "fee_units": 0}
     async with engine.connect() as connection:
         driver = (await connection.get_raw_connection()).driver_connection
@@ -97,11 +113,11 @@ async def write_jobs(engine: AsyncEngine, account: Account) -> None:
                 records=[tuple(record.values()) for record in records],
             )
 
-        await copy(ChainCursor, [{"contract": OwnContract.address, "next_block": 1}])
-        if account.batches:
+        await copy(ChainCursor, [{"contract": ExpectedContract.address, "next_block": 1}])
+        if expected.batches:
             await copy(
                 Settlement,
-                ({"id": batch, "block_number": 0, **settled} for batch in account.batches),
+                ({"id": batch, "block_number": 0, **settled} for batch in expected.batches),
             )
         await copy(tables.Job, (_session(session_id, job) for session_id, job in jobs))
         await copy(
@@ -114,14 +130,14 @@ async def write_jobs(engine: AsyncEngine, account: Account) -> None:
         )
 
 
-def _session(session_id: uuid.UUID, job: Job) -> dict[str, object]:
+def _session(session_id: uuid.UUID, job: ExpectedJob) -> dict[str, object]:
     return {
         "id": session_id,
         "request_id": job.id,
         "user_wallet": job.wallet,
         "model_id": "benchmark",
         "status": job.status,
-        "deadline_at": EPOCH,
+        "deadline_at": DEADLINE_AT,
         "prompt_tokens": 1,
         "max_tokens": 1,
         "temperature": 0.0,
@@ -148,12 +164,12 @@ def _contribution(session_id: uuid.UUID, provider: str, share: Decimal) -> dict[
 
 
 def postmaster(server: Postgres) -> psutil.Process:
-    """Postgres, which is no child of ours."""
+    """The main process of Postgres, which is no child of this one."""
     return psutil.Process(int((server.folder / "postmaster.pid").read_text().split()[0]))
 
 
-def show(measured: Measured) -> None:
-    """The table of latencies, and what came of it."""
+def show(measured: LedgerRun) -> None:
+    """Print the latencies, and what the integrity check found."""
     table = Table(
         title=f"{CONNECTIONS} connections; ms from begin to commit, of operations done once",
         title_justify="left",
@@ -161,30 +177,36 @@ def show(measured: Measured) -> None:
     table.add_column("operation", no_wrap=True)
     for column in ("count", "median", "p95", "p99"):
         table.add_column(column, justify="right")
-    for kind, seconds in sorted(measured.account.seconds.items()):
+    for kind, seconds in sorted(measured.expected.seconds.items()):
         if len(seconds) > 1:
             cuts = quantiles(seconds, n=100)
             figures = (median(seconds), cuts[94], cuts[98])
-            table.add_row(kind, str(len(seconds)), *(f"{1000 * each:.1f}" for each in figures))
+            table.add_row(
+                kind,
+                str(len(seconds)),
+                *(f"{1000 * figure:.1f}" for figure in figures),
+            )
     console.print(table)
-    outcomes = ", ".join(f"{count} {how}" for how, count in measured.account.outcomes.most_common())
+    outcomes = ", ".join(
+        f"{count} {how}" for how, count in measured.expected.outcomes.most_common()
+    )
     console.print(f"How they were done: {outcomes}.")
-    each = {
+    cpu_per_operation = {
         name: f"{1000 * seconds / measured.operations:.2f} ms in the {name}"
         for name, seconds in measured.cpu.seconds.items()
     }
     rate = measured.operations / measured.seconds
     console.print(
         f"[bold]{rate:.0f} operations/s[/]: {measured.operations} in {measured.seconds:.0f} s. "
-        f"CPU time of one: {', '.join(each.values())}."
+        f"CPU time of one: {', '.join(cpu_per_operation.values())}."
     )
     report = measured.report
     console.print(
         f"[bold]{report.violations} violations[/] by {len(report.counts)} checks in "
-        f"{measured.checking:.0f} s; {len(measured.account.wrong)} operations that answered "
+        f"{measured.checking:.0f} s; {len(measured.expected.wrong)} operations that answered "
         "something else than they should."
     )
-    for wrong in measured.account.wrong[:20]:
+    for wrong in measured.expected.wrong[:20]:
         console.print(f"[red]{wrong}[/]")
     for found in report.findings:
         console.print(f"[red]{found.check}[/] {found.subject}: {found.expected}, not {found.found}")
@@ -207,18 +229,20 @@ def main(
     for, and some connections are killed in the middle of a transaction or of its commit, after
     which the operation is tried again.
 
-    Meanwhile the benchmark keeps an account of its own. At the end the ledger's check runs, with
-    sessions, contributions and an escrow contract made up from that account: so it compares two
-    books. Exit status 1 if they differ, or if anything was not as it should.
+    Meanwhile the benchmark keeps records of its own. At the end the ledger's integrity check runs,
+    with sessions, contributions and an escrow contract made from those records: so it compares two
+    independent accounts. Exit status 1 if they differ, or if anything was not as it should.
     """
     began = time.monotonic()
-    with at_work("Starting Postgres") as (folder, say):
+    with workspace("Starting Postgres") as (folder, report_progress):
         folder.chmod(0o755)
         server = Postgres(folder / "postgres")
         server.start()
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                measured = runner.run(measure(server, operations, users, providers, seed, say))
+                measured = runner.run(
+                    measure(server, operations, users, providers, seed, report_progress)
+                )
         finally:
             server.stop()
     show(measured)
@@ -226,12 +250,14 @@ def main(
         "operations": operations,
         "seconds": measured.seconds,
         "violations": measured.report.counts,
-        "wrong": measured.account.wrong,
+        "wrong": measured.expected.wrong,
         "cpu_seconds": measured.cpu.seconds,
-        "outcomes": measured.account.outcomes,
+        "outcomes": measured.expected.outcomes,
     }
-    close(measurements, others=[measured.cpu.others], began=began, json_file=json_file)
-    if measured.report.violations or measured.account.wrong:
+    write_results(
+        measurements, other_cpu=[measured.cpu.other_cpu], began=began, json_file=json_file
+    )
+    if measured.report.violations or measured.expected.wrong:
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""What loading a span of a large checkpoint takes: `python -m benchmarks.loading --help`."""
+"""Memory and reads of loading a span: `python -m benchmarks.loading --help`."""
 
 import ctypes
 import json
@@ -46,24 +46,24 @@ def main(
         source = Path(folder) / "model"
         files = make_checkpoint(source, hidden=hidden, shards=shards, layers_each=layers_each)
         for file in files:
-            forget(file)
+            drop_from_cache(file)
         for quantization in QUANTIZATIONS:
             loaded = loader.load(source, layers, Path(folder) / quantization, dtype, quantization)
             figures = (loaded.span, loaded.peak, loaded.peak - loaded.span, loaded.kept)
             table.add_row(quantization, *(f"{figure / MB:.0f}" for figure in figures))
         own = files[shards // 4 : shards // 2]
-        others = [file for file in files if file not in own]
+        other_files = [file for file in files if file not in own]
         shard = files[0].stat().st_size
         console.print(table)
         console.print(
             f"A span of {layers[1] - layers[0]} of {shards * layers_each} layers; one shard of the "
             f"checkpoint has {shard / MB:.0f} MB.\n"
-            f"Read of the span's {len(own)} shards: {sum(map(cached, own)) / MB:.0f} of "
+            f"Read of the span's {len(own)} shards: {sum(map(cached_bytes, own)) / MB:.0f} of "
             f"{sum(file.stat().st_size for file in own) / MB:.0f} MB; "
-            f"of the other {len(others)}: {sum(map(cached, others))} bytes.",
+            f"of the other {len(other_files)}: {sum(map(cached_bytes, other_files))} bytes.",
             soft_wrap=True,
         )
-    console.print(machine.in_words(), soft_wrap=True)
+    console.print(machine.summary(), soft_wrap=True)
 
 
 def make_checkpoint(folder: Path, *, hidden: int, shards: int, layers_each: int) -> list[Path]:
@@ -100,17 +100,21 @@ def make_checkpoint(folder: Path, *, hidden: int, shards: int, layers_each: int)
     return files
 
 
-def forget(file: Path) -> None:
-    """Have the system drop what it has of a file in its cache."""
+def drop_from_cache(file: Path) -> None:
+    """Make the system drop a file from its page cache.
+
+    Raises:
+        OSError: the file stays in memory.
+    """
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if cached(file):
+    if cached_bytes(file):
         raise OSError(f"The file system keeps {file} in memory: put TMPDIR on a disk.")
 
 
-def cached(file: Path) -> int:
-    """Bytes of a file that the system has in its cache."""
+def cached_bytes(file: Path) -> int:
+    """Bytes of a file that are in the system's page cache."""
     mincore = ctypes.CDLL(None, use_errno=True).mincore
     with (
         file.open("r+b") as opened,

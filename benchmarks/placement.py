@@ -1,4 +1,4 @@
-"""Placing unlike nodes, beside simpler ways: `python -m benchmarks.placement --help`."""
+"""Placement of unlike nodes, and simpler methods: `python -m benchmarks.placement --help`."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from benchmarks.common.machine import OthersMeter
-from benchmarks.common.output import close, console
+from benchmarks.common.machine import OtherCpuMeter
+from benchmarks.common.output import console, write_results
 from benchmarks.simulated.clusters import LARGE_MODEL, MODEL, Device, draw, model_shape
 from market.placement.solver import (
     Candidate,
@@ -29,7 +29,7 @@ from market.placement.solver import (
 from market.placement.solver.water_filling import water_fill
 
 SMALLEST, LARGEST = 3, 7
-"""Nodes of a swarm of which all groupings are tried."""
+"""Nodes of a cluster of which all groupings are tried."""
 
 SIZES = (10, 100, 1000)
 TRUSTED = 0.3
@@ -38,18 +38,18 @@ TRUSTED = 0.3
 REPEATS = 3
 
 WAVES = 20
-"""A growing swarm looks for a move so many times while it grows, and then until none pays."""
+"""How often a growing cluster looks for a move while it grows; then until none pays."""
 
-Way = Callable[[Sequence[Device], ModelShape], float]
-"""Steps a second that a swarm makes when it is placed in some way; 0 if layers are missing."""
+PlacementMethod = Callable[[Sequence[Device], ModelShape], float]
+"""Steps a second that a cluster makes when it is placed by a method; 0 if layers are missing."""
 
 
-def ours(devices: Sequence[Device], model: ModelShape) -> float:
+def solver_placement(devices: Sequence[Device], model: ModelShape) -> float:
     return place([device.node for device in devices], model).throughput
 
 
-def searched(devices: Sequence[Device], model: ModelShape) -> float:
-    """As larger swarms are placed."""
+def solver_search(devices: Sequence[Device], model: ModelShape) -> float:
+    """Throughput by the search that places larger clusters."""
     return place([device.node for device in devices], model, exact=0).throughput
 
 
@@ -58,18 +58,18 @@ def one_pipeline(devices: Sequence[Device], model: ModelShape) -> float:
     return filling.rate if filling else 0.0
 
 
-def equal(devices: Sequence[Device], model: ModelShape) -> float:
+def equal_split(devices: Sequence[Device], model: ModelShape) -> float:
     sizes = [end - start for start, end in even_split(model.layers, len(devices))]
     return _in_a_row(devices, sizes, model)
 
 
-def specified(devices: Sequence[Device], model: ModelShape, *, mended: bool = False) -> float:
-    """`int(total_layers * share)` by memory (specification §5.2). Mended: what that loses goes by
-    largest remainder."""
+def specified(devices: Sequence[Device], model: ModelShape, *, lossless: bool = False) -> float:
+    """`int(total_layers * share)` by memory (specification §5.2). Lossless: the layers that this
+    loses go by largest remainder."""
     memory = sum(device.vram_gb for device in devices)
     exact = [model.layers * device.vram_gb / memory for device in devices]
     sizes = [int(layers) for layers in exact]
-    if mended:
+    if lossless:
         order = sorted(range(len(devices)), key=lambda number: sizes[number] - exact[number])
         for number in order[: model.layers - sum(sizes)]:
             sizes[number] += 1
@@ -91,7 +91,7 @@ def _in_a_row(devices: Sequence[Device], sizes: Sequence[int], model: ModelShape
     return throughput({node.node_id: node for node in nodes}, spans, model)
 
 
-def best(devices: Sequence[Device], model: ModelShape) -> float:
+def best_grouping(devices: Sequence[Device], model: ModelShape) -> float:
     """The best of all groupings, each pipeline's step tried from the shortest on. Nothing of
     `market.placement.solver` is used."""
     rates: dict[frozenset[str], float] = {}
@@ -134,7 +134,7 @@ def _all_but(works: Mapping[str, Sequence[float]], holder: Candidate) -> list[fl
 
 
 def groupings(nodes: list[Candidate]) -> Iterator[list[list[Candidate]]]:
-    """All ways to part nodes into groups."""
+    """All partitions of the nodes into groups."""
     if not nodes:
         yield []
         return
@@ -145,20 +145,21 @@ def groupings(nodes: list[Candidate]) -> Iterator[list[list[Candidate]]]:
             yield [*groups[:number], [first, *group], *groups[number + 1 :]]
 
 
-WAYS: Mapping[str, Way] = {
-    "ours": ours,
-    "ours, as with many nodes": searched,
+METHODS: Mapping[str, PlacementMethod] = {
+    "ours": solver_placement,
+    "ours, as with many nodes": solver_search,
     "ours, one pipeline of all": one_pipeline,
-    "equal split": equal,
+    "equal split": equal_split,
     "specification's split": specified,
-    "the same, no layer lost": partial(specified, mended=True),
+    "the same, no layer lost": partial(specified, lossless=True),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Grown:
-    """One large swarm. Seconds of CPU time of one call each; throughputs as shares of what it would
-    be if layers could be cut and memory had no end. ``changes``: spans that moves changed."""
+class GrownCluster:
+    """One large cluster. Seconds of CPU time of one call each; throughputs as shares of what it
+    would be if layers could be cut and memory were unlimited. ``changes``: spans that moves
+    changed."""
 
     nodes: int
     pipelines: int
@@ -171,20 +172,20 @@ class Grown:
     changes: int
 
 
-def compare(rng: Random, swarms: int, model: ModelShape) -> dict[str, list[float]]:
-    """Throughput of each way as a share of the best, by swarm; of swarms that can serve at all."""
-    shares: dict[str, list[float]] = {way: [] for way in WAYS}
-    while len(shares["ours"]) < swarms:
+def compare(rng: Random, clusters: int, model: ModelShape) -> dict[str, list[float]]:
+    """Throughput of each method as a share of the best, by cluster; of clusters that can serve."""
+    shares: dict[str, list[float]] = {method: [] for method in METHODS}
+    while len(shares["ours"]) < clusters:
         devices = draw(rng, rng.randint(SMALLEST, LARGEST), MODEL, trusted=0.5)
-        most = best(devices, model)
+        most = best_grouping(devices, model)
         if most:
-            for name, way in WAYS.items():
-                shares[name].append(way(devices, model) / most)
+            for name, method in METHODS.items():
+                shares[name].append(method(devices, model) / most)
     return shares
 
 
-def grow(rng: Random, count: int, model: ModelShape) -> Grown:
-    """Place a swarm; and let another come node by node, with moves in between."""
+def grow(rng: Random, count: int, model: ModelShape) -> GrownCluster:
+    """Place a cluster at once; and let one grow node by node, with moves in between."""
     nodes = [device.node for device in draw(rng, count, LARGE_MODEL, trusted=TRUSTED)]
     bound = sum(node.speed for node in nodes) / (model.layers + model.edge_work)
     placing = []
@@ -196,8 +197,8 @@ def grow(rng: Random, count: int, model: ModelShape) -> Grown:
     known: dict[str, Candidate] = {}
     spans: dict[str, Span] = {}
     joining, proposing, changes = [], [], []
-    moving = True
-    while moving or len(known) < count:
+    improving = True
+    while improving or len(known) < count:
         for node in nodes[len(known) : len(known) + max(1, count // WAVES)]:
             began = time.thread_time()
             span = join(node, known, spans, model)
@@ -208,11 +209,11 @@ def grow(rng: Random, count: int, model: ModelShape) -> Grown:
         began = time.thread_time()
         move = propose(list(known.values()), spans, model)
         proposing.append(time.thread_time() - began)
-        moving = move is not None
+        improving = move is not None
         if move is not None:
             changes.append(len(move.changes))
-            spans = _after(spans, move)
-    return Grown(
+            spans = _spans_after(spans, move)
+    return GrownCluster(
         nodes=count,
         pipelines=len(placement.pipelines),
         place_s=placing,
@@ -225,7 +226,7 @@ def grow(rng: Random, count: int, model: ModelShape) -> Grown:
     )
 
 
-def _after(spans: Mapping[str, Span], move: RebalancePlan) -> dict[str, Span]:
+def _spans_after(spans: Mapping[str, Span], move: RebalancePlan) -> dict[str, Span]:
     changed = {change.node_id: change.new for change in move.changes}
     kept = {name: span for name, span in spans.items() if name not in changed}
     return kept | {name: span for name, span in changed.items() if span}
@@ -233,16 +234,16 @@ def _after(spans: Mapping[str, Span], move: RebalancePlan) -> dict[str, Span]:
 
 def show_shares(shares: Mapping[str, Sequence[float]]) -> None:
     table = Table(
-        title=f"Throughput as a share of the best grouping's, {len(shares['ours'])} swarms of "
+        title=f"Throughput as a share of the best grouping's, {len(shares['ours'])} clusters of "
         f"{SMALLEST} to {LARGEST} nodes, {MODEL}",
         title_justify="left",
     )
     for column in ("", "serve", "mean of all", "median", "worst that serves", "within 5 %"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for way, found in shares.items():
+    for method, found in shares.items():
         serving = [share for share in found if share]
         table.add_row(
-            way,
+            method,
             f"{len(serving)}",
             f"{fmean(found):.3f}",
             f"{median(found):.3f}",
@@ -252,9 +253,9 @@ def show_shares(shares: Mapping[str, Sequence[float]]) -> None:
     console.print(table)
 
 
-def show_grown(grown: Sequence[Grown]) -> None:
+def show_grown(grown: Sequence[GrownCluster]) -> None:
     table = Table(
-        title=f"Large swarms, {LARGE_MODEL}, {TRUSTED:.0%} of the nodes trusted with the edge",
+        title=f"Large clusters, {LARGE_MODEL}, {TRUSTED:.0%} of the nodes trusted with the edge",
         title_justify="left",
     )
     for column in (
@@ -269,65 +270,67 @@ def show_grown(grown: Sequence[Grown]) -> None:
         "spans moved",
     ):
         table.add_column(column, justify="right", no_wrap=True)
-    for swarm in grown:
+    for cluster in grown:
         table.add_row(
-            str(swarm.nodes),
-            str(swarm.pipelines),
-            f"{median(swarm.place_s):.2f}",
-            f"{swarm.join_s * 1000:.1f}",
-            f"{swarm.propose_s:.2f}",
-            f"{swarm.placed:.3f}",
-            f"{swarm.grown:.3f}",
-            str(swarm.moves),
-            str(swarm.changes),
+            str(cluster.nodes),
+            str(cluster.pipelines),
+            f"{median(cluster.place_s):.2f}",
+            f"{cluster.join_s * 1000:.1f}",
+            f"{cluster.propose_s:.2f}",
+            f"{cluster.placed:.3f}",
+            f"{cluster.grown:.3f}",
+            str(cluster.moves),
+            str(cluster.changes),
         )
     console.print(table)
     console.print(
         "Placed, grown: throughput as a share of the speeds' sum over the model's work. No "
-        "placement makes more: layers are whole, and memory ends."
+        "placement makes more: layers are whole, and memory is limited."
     )
 
 
 def main(
-    swarms: Annotated[int, typer.Option(min=1, help="Small swarms to compare ways on.")] = 200,
-    largest: Annotated[int, typer.Option(help="Leave out swarms with more nodes.")] = 1000,
+    clusters: Annotated[
+        int, typer.Option("--swarms", min=1, help="Small clusters to compare methods on.")
+    ] = 200,
+    largest: Annotated[int, typer.Option(help="Leave out clusters with more nodes.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 1,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write every measurement to this file.")
     ] = None,
 ) -> None:
-    """Compare ways of placing layers on unlike nodes, by steps a second of all pipelines together.
+    """Compare methods of placing layers on unlike nodes, by the steps a second of all pipelines.
 
-    Swarms are drawn at random. A device has 8 to 80 GB, full precision, 8 or 4 bits, and one to 16
-    times the speed that one core was measured to have with a model of 1.1 billion parameters, by
-    layer. It holds as many layers as fit with KV for 8 sessions of 2,048 positions. What a swarm
+    Clusters are drawn at random. A device has 8 to 80 GB, full precision, 8 or 4 bits, and one to
+    16 times the speed that one core was measured to have with a model of 1.1 billion parameters, by
+    layer. It holds as many layers as fit with KV for 8 sessions of 2,048 positions. What a cluster
     makes is computed, not run: a stage makes its node's layers a second over its own layers (the
     first has the edge's work besides), a pipeline as much as its slowest stage.
 
-    Small swarms: every grouping into pipelines is tried, and the best is what the ways are held
-    against. More than that can be made where stages have replicas. One pipeline of all: what is
-    left of ours without replicas. Equal split: all nodes in one pipeline, with as many layers each.
-    The specification's: the same by memory, rounded down. A swarm in which a layer has no node, or
-    a node more layers than it holds, serves nothing.
+    Small clusters: every grouping into pipelines is tried, and the best is what the methods are
+    held against. More than that can be made where stages have replicas. One pipeline of all: what
+    is left of ours without replicas. Equal split: all nodes in one pipeline, with as many layers
+    each. The specification's: the same by memory, rounded down. A cluster in which a layer has no
+    node, or a node more layers than it holds, serves nothing.
 
-    Large swarms: seconds of CPU time to place all; to find a span for one more node, while nobody
-    moves; and to look for the one move that pays most (means over a growing swarm). That one starts
-    with nobody; nodes join, by ones or by twentieths of all, with a move in between if one pays.
+    Large clusters: seconds of CPU time to place all; to find a span for one more node, while none
+    moves; and to look for the one move that pays most (means over a growing cluster). That one
+    starts empty; nodes join, by ones or by twentieths of all, with a move in between if one pays.
     """
     began = time.monotonic()
-    meter = OthersMeter()
+    meter = OtherCpuMeter()
     rng = Random(seed)
-    with console.status("Trying all groupings of small swarms"):
-        shares = compare(rng, swarms, model_shape(MODEL))
+    with console.status("Trying all groupings of small clusters"):
+        shares = compare(rng, clusters, model_shape(MODEL))
     show_shares(shares)
     grown = []
     for size in (size for size in SIZES if size <= largest):
         with console.status(f"{size} nodes"):
             grown.append(grow(rng, size, model_shape(LARGE_MODEL)))
     show_grown(grown)
-    close(
-        {"shares": shares, "grown": [asdict(swarm) for swarm in grown]},
-        others=[meter.read()],
+    write_results(
+        {"shares": shares, "grown": [asdict(cluster) for cluster in grown]},
+        other_cpu=[meter.read()],
         began=began,
         json_file=json_file,
     )

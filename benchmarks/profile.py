@@ -1,4 +1,4 @@
-"""Where a decode step's time goes on a node, by py-spy: `python -m benchmarks.profile --help`."""
+"""Profile of a node's decode steps, by py-spy: `python -m benchmarks.profile --help`."""
 
 import subprocess
 import tempfile
@@ -53,13 +53,12 @@ its innermost on that is one of them."""
 def main(
     model: Annotated[str, typer.Option(help="S or M.")] = "S",
     at_once: Annotated[int, typer.Option(min=1, help="Generations at once.")] = 1,
-    seconds: Annotated[int, typer.Option(min=1, help="How long to look.")] = 8,
+    seconds: Annotated[int, typer.Option(min=1, help="How long to sample.")] = 8,
     node: Annotated[int, typer.Option(min=0, max=2, help="0 is the edge, 2 the last.")] = 1,
 ) -> None:
-    """Run the stack with three nodes, let it generate, and look at one node's main thread 250 times
-    a second. Needs the development tools (`make .venv/.dev`), and the right to look at another
-    process.
-    """
+    """Run the stack with three nodes, let it generate, and sample one node's main thread 250 times
+    a second. Needs the development tools (`make .venv/.dev`), and the right to trace another
+    process."""
     with tempfile.TemporaryDirectory(prefix="far-profile-") as made:
         folder = Path(made)
         bench = models.make(model.upper(), DEMO_MODEL, folder / "model")
@@ -68,15 +67,15 @@ def main(
             prompts = [bench.prompt(16, number) for number in range(at_once)]
             user.generate(prompts, 16)
             samples = folder / "samples"
-            looking = _look(stack, node, seconds, samples)
-            while looking.poll() is None:
+            profiler = _start_profiler(stack, node, seconds, samples)
+            while profiler.poll() is None:
                 user.generate(prompts, 64)
-        if looking.returncode:
-            raise typer.Exit(looking.returncode)
+        if profiler.returncode:
+            raise typer.Exit(profiler.returncode)
         _show(samples.read_text(), f"{bench.name}, {at_once} at once, node {node}")
 
 
-def _look(
+def _start_profiler(
     stack: DevelopmentStack, node: int, seconds: int, samples: Path
 ) -> subprocess.Popen[bytes]:
     pid = stack.processes.children[f"node-{node}"].process.pid

@@ -1,4 +1,4 @@
-"""What 8 and 4 bits do to a model: `python -m benchmarks.quantization --help`."""
+"""Effect of 8-bit and 4-bit weights: `python -m benchmarks.quantization --help`."""
 
 import json
 import math
@@ -46,13 +46,13 @@ console = Console(highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """Spans that cover a model, one after the other in this process: no time goes into messages."""
+class QuantizedRoute:
+    """Spans that cover a model, run in this process, so that no time goes into messages."""
 
     spans: list[SpanModel]
 
     @classmethod
-    def load(cls, model: Path, quantizations: Sequence[str], cache: Path) -> "Route":
+    def load(cls, model: Path, quantizations: Sequence[str], cache: Path) -> "QuantizedRoute":
         config = json.loads((model / "config.json").read_text())
         spans = []
         cuts = even_split(config["num_hidden_layers"], len(quantizations))
@@ -120,18 +120,23 @@ def main(
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="far-quantization-") as folder:
         cache = Path(folder)
-        routes = [Route.load(DEMO_MODEL, route, cache) for route in ROUTES]
+        routes = [QuantizedRoute.load(DEMO_MODEL, route, cache) for route in ROUTES]
         unseen, learned = _texts()
         console.print(f"{WINDOW * len(unseen)} tokens of each text.")
         console.print(_effects(routes, unseen, learned))
         if speed:
             medium = models.medium(cache / "M").folder
-            sides = {"S": routes, "M": [Route.load(medium, route, cache) for route in ROUTES]}
+            sides = {
+                "S": routes,
+                "M": [QuantizedRoute.load(medium, route, cache) for route in ROUTES],
+            }
             console.print(_speeds(sides, rounds, tokens))
-    console.print(machine.in_words(), soft_wrap=True)
+    console.print(machine.summary(), soft_wrap=True)
 
 
-def _effects(routes: Sequence[Route], unseen: list[list[int]], learned: list[list[int]]) -> Table:
+def _effects(
+    routes: Sequence[QuantizedRoute], unseen: list[list[int]], learned: list[list[int]]
+) -> Table:
     config = json.loads((DEMO_MODEL / "config.json").read_text())
     edge = footprint(config, number_bytes=4).edge
     table = Table("spans", "layers, MB", "logits off by", "perplexity: unseen", "learned")
@@ -151,7 +156,7 @@ def _effects(routes: Sequence[Route], unseen: list[list[int]], learned: list[lis
 
 
 def _texts() -> tuple[list[list[int]], list[list[int]]]:
-    """Windows of what the demo model's training held out, and as many of what it saw."""
+    """Windows of text that the demo model's training held out, and as many that it learned from."""
     tokenizer = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
     documents = without_repeats(library_documents()[0] + reference_documents())
     texts = tokenizer.encode_batch(["\n\n".join(each.paragraphs) for each in documents])
@@ -175,7 +180,7 @@ def _perplexity(logits: Sequence[torch.Tensor], texts: Sequence[Sequence[int]]) 
     return math.exp(sum(cost.item() for cost in costs) / len(costs))
 
 
-def _speeds(sides: dict[str, list[Route]], rounds: int, tokens: int) -> Table:
+def _speeds(sides: dict[str, list[QuantizedRoute]], rounds: int, tokens: int) -> Table:
     table = Table("spans")
     for figure in ("tokens/s", "of the first"):
         for name in sides:

@@ -1,4 +1,4 @@
-"""A hop by Redis and by the relay: `python -m benchmarks.relay --help`."""
+"""The cost of a hop by Redis and by the relay: `python -m benchmarks.relay --help`."""
 
 import asyncio
 import time
@@ -14,12 +14,12 @@ from rich.table import Table
 
 from benchmarks.checkpoints import models
 from benchmarks.checkpoints.models import BenchModel
-from benchmarks.common.machine import OthersMeter, tree_seconds
-from benchmarks.common.output import at_work, close, console, spread
+from benchmarks.common.machine import OtherCpuMeter, tree_seconds
+from benchmarks.common.output import console, spread, workspace, write_results
 from benchmarks.running import network
 from benchmarks.running.user import User
 from benchmarks.simulated import echo_nodes
-from benchmarks.simulated.echo_nodes import Bounced
+from benchmarks.simulated.echo_nodes import EchoResult
 from stack.development_stack import DevelopmentStack
 from stack.plan import DEMO_MODEL
 
@@ -28,7 +28,7 @@ NODES = 3
 NEW_TOKENS = 64
 PROMPT = 16
 SIMULATED = (1, 8, 64)
-BOUNCE = 4.0
+ECHO_SECONDS = 4.0
 """Seconds of each measurement with simulated nodes."""
 
 SETTINGS = {
@@ -38,9 +38,9 @@ SETTINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Hops:
-    """Simulated nodes. Milliseconds a hop, steps a second of all together, and the cores that the
-    relay's process, Redis and the simulation used."""
+class HopMeasurement:
+    """One measurement of simulated nodes: milliseconds a hop (median and 99th percentile), steps a
+    second of all nodes, and the cores that the relay's process, Redis and the simulation used."""
 
     side: str
     nodes: int
@@ -53,8 +53,9 @@ class Hops:
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
-    """Real nodes: one stream, tokens a second after the first."""
+class StreamMeasurement:
+    """One stream through real nodes, in tokens a second after the first. ``same``: whether both
+    sides gave the same tokens."""
 
     side: str
     rate: float
@@ -62,13 +63,13 @@ class Tokens:
 
 
 @dataclass(slots=True)
-class Measured:
-    hops: list[Hops] = field(default_factory=list)
-    tokens: list[Tokens] = field(default_factory=list)
-    others: list[float] = field(default_factory=list)
+class RelayResults:
+    hops: list[HopMeasurement] = field(default_factory=list)
+    tokens: list[StreamMeasurement] = field(default_factory=list)
+    other_cpu: list[float] = field(default_factory=list)
 
 
-class Mesh:
+class RelayComparison:
     """Two meshes of real nodes; the relay of the second also serves the simulated ones."""
 
     def __init__(
@@ -79,7 +80,7 @@ class Mesh:
             side: User(stack) for side, stack in zip(SIDES, (by_redis, by_relay), strict=True)
         }
         self._stack = by_relay
-        self._members = echo_nodes.register(
+        self._echo_nodes = echo_nodes.register(
             by_relay.plan.api_url, by_relay.plan.model_id, 2 * max(SIMULATED)
         )
         self._watched = {
@@ -87,29 +88,31 @@ class Mesh:
             for name in ("api", "redis")
         }
 
-    def tokens(self, number: int) -> list[Tokens]:
+    def tokens(self, number: int) -> list[StreamMeasurement]:
         """The same prompt on both sides."""
         prompt = self._model.prompt(PROMPT, number)
         served = {side: user.generate([prompt], NEW_TOKENS) for side, user in self._users.items()}
         same = len({tuple(each.token_ids[0]) for each in served.values()}) == 1
-        return [Tokens(side, each.pipeline.decoding, same) for side, each in served.items()]
+        return [
+            StreamMeasurement(side, each.pipeline.decoding, same) for side, each in served.items()
+        ]
 
-    def hops(self, side: str, nodes: int) -> Hops:
+    def hops(self, side: str, nodes: int) -> HopMeasurement:
         plan = self._stack.plan
         url = plan.api_url if side == "relay" else None
         before = self._cpu()
-        bounced: Bounced = asyncio.run(
-            echo_nodes.bounce(plan.redis_url, url, self._members[: 2 * nodes], BOUNCE)
+        echoed: EchoResult = asyncio.run(
+            echo_nodes.run_echo(plan.redis_url, url, self._echo_nodes[: 2 * nodes], ECHO_SECONDS)
         )
         relay, redis, simulation = (
-            (now - then) / bounced.seconds for now, then in zip(self._cpu(), before, strict=True)
+            (now - then) / echoed.seconds for now, then in zip(self._cpu(), before, strict=True)
         )
-        return Hops(
+        return HopMeasurement(
             side=side,
             nodes=nodes,
-            middle=bounced.at(0.5),
-            tail=bounced.at(0.99),
-            rate=bounced.rate,
+            middle=echoed.at(0.5),
+            tail=echoed.at(0.99),
+            rate=echoed.rate,
             relay=relay,
             redis=redis,
             simulation=simulation,
@@ -122,9 +125,11 @@ class Mesh:
         ]
 
 
-def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], None]) -> Measured:
-    measured = Measured()
-    say("starting two meshes")
+def measure(
+    model: BenchModel, rounds: int, folder: Path, report_progress: Callable[[str], None]
+) -> RelayResults:
+    results = RelayResults()
+    report_progress("starting two meshes")
     plans = [
         network.plan(
             model,
@@ -136,31 +141,31 @@ def measure(model: BenchModel, rounds: int, folder: Path, say: Callable[[str], N
         for side, options in zip(SIDES, ((), ("--redis", "")), strict=True)
     ]
     with DevelopmentStack(plans[0]) as by_redis, DevelopmentStack(plans[1]) as by_relay:
-        mesh = Mesh(model, by_redis, by_relay)
-        mesh.tokens(0)  # whatever happens once
+        comparison = RelayComparison(model, by_redis, by_relay)
+        comparison.tokens(0)  # whatever happens once
         roots = (network.postmaster(by_redis), network.postmaster(by_relay))
         for number in range(1, rounds + 1):
-            meter = OthersMeter(*roots)
-            say(f"round {number} of {rounds}: real nodes")
-            measured.tokens += mesh.tokens(number)
+            meter = OtherCpuMeter(*roots)
+            report_progress(f"round {number} of {rounds}: real nodes")
+            results.tokens += comparison.tokens(number)
             for nodes in SIMULATED:
                 for side in SIDES:
-                    say(f"round {number} of {rounds}: {nodes} simulated, by {side}")
-                    measured.hops.append(mesh.hops(side, nodes))
-            measured.others.append(meter.read())
-    return measured
+                    report_progress(f"round {number} of {rounds}: {nodes} simulated, by {side}")
+                    results.hops.append(comparison.hops(side, nodes))
+            results.other_cpu.append(meter.read())
+    return results
 
 
-def show(measured: Measured, model: BenchModel, rounds: int) -> None:
+def show(results: RelayResults, model: BenchModel, rounds: int) -> None:
     table = Table(
         title=f"{model.name}: {model.title}\n{NODES} real nodes, one stream of {NEW_TOKENS} "
-        f"tokens, no guesses; medians of {rounds}",
+        f"tokens, no draft tokens; medians of {rounds}",
         title_justify="left",
     )
     for column in ("by", "tokens/s", "ms a token", "same tokens"):
         table.add_column(column, justify="right")
     for side in SIDES:
-        runs = [run for run in measured.tokens if run.side == side]
+        runs = [run for run in results.tokens if run.side == side]
         table.add_row(
             side,
             spread([run.rate for run in runs], 1, bold=True),
@@ -170,7 +175,7 @@ def show(measured: Measured, model: BenchModel, rounds: int) -> None:
     console.print(table)
     table = Table(
         title=f"Simulated nodes, each with an edge that sends it one row of {echo_nodes.WIDTH} "
-        f"values in 16 bits at a time; medians of {rounds} times {BOUNCE:.0f} s",
+        f"values in 16 bits at a time; medians of {rounds} times {ECHO_SECONDS:.0f} s",
         title_justify="left",
     )
     for column in ("nodes", "by", "hop, ms", "p99, ms", "steps/s"):
@@ -179,15 +184,15 @@ def show(measured: Measured, model: BenchModel, rounds: int) -> None:
         table.add_column(column, justify="right")
     for nodes in SIMULATED:
         for side in SIDES:
-            runs = [run for run in measured.hops if (run.side, run.nodes) == (side, nodes)]
+            hops = [hop for hop in results.hops if (hop.side, hop.nodes) == (side, nodes)]
             table.add_row(
                 str(nodes),
                 side,
-                spread([run.middle for run in runs], 2, bold=True),
-                f"{median(run.tail for run in runs):.2f}",
-                spread([run.rate for run in runs], bold=True),
+                spread([hop.middle for hop in hops], 2, bold=True),
+                f"{median(hop.tail for hop in hops):.2f}",
+                spread([hop.rate for hop in hops], bold=True),
                 *(
-                    f"{median(getattr(run, name) for run in runs):.2f}"
+                    f"{median(getattr(hop, name) for hop in hops):.2f}"
                     for name in ("relay", "redis", "simulation")
                 ),
             )
@@ -208,7 +213,7 @@ def main(
     """Measure what a hop costs by Redis and by the relay, and how many steps one relay carries.
 
     Two meshes of three real nodes, one by Redis and one by its relay, answer the same prompts in
-    turn. Simulated nodes, without torch, then bounce steps: 1, 8 and 64, each with an edge of its
+    turn. Simulated nodes, without torch, then echo steps: 1, 8 and 64, each with an edge of its
     own; first by Redis, then by the relay. All is on one machine, without TLS and without a network
     between: so a hop is what the software costs.
     """
@@ -216,16 +221,16 @@ def main(
     name = model.upper()
     if name not in models.NAMES:
         raise typer.BadParameter(f"--model is one of {', '.join(models.NAMES)}.")
-    with at_work() as (folder, say):
+    with workspace() as (folder, report_progress):
         made = models.make(name, DEMO_MODEL, folder / "model")
-        measured = measure(made, rounds, folder, say)
-    show(measured, made, rounds)
+        results = measure(made, rounds, folder, report_progress)
+    show(results, made, rounds)
     measurements = {
         "model": made.title,
-        "tokens": [asdict(run) for run in measured.tokens],
-        "hops": [asdict(run) for run in measured.hops],
+        "tokens": [asdict(run) for run in results.tokens],
+        "hops": [asdict(run) for run in results.hops],
     }
-    close(measurements, others=measured.others, began=began, json_file=json_file)
+    write_results(measurements, other_cpu=results.other_cpu, began=began, json_file=json_file)
 
 
 if __name__ == "__main__":

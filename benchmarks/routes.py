@@ -1,4 +1,4 @@
-"""How long a route takes to choose: `python -m benchmarks.routes --help`."""
+"""CPU time of choosing a route: `python -m benchmarks.routes --help`."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from benchmarks.common.machine import OthersMeter
-from benchmarks.common.output import close, console
+from benchmarks.common.machine import OtherCpuMeter
+from benchmarks.common.output import console, write_results
 from benchmarks.simulated.clusters import LARGE_MODEL, SESSIONS, TOKENS, draw, model_shape
 from market.geo.distance import Coordinates
 from market.nodes.live_lookup import LiveNode
@@ -33,14 +33,14 @@ CITIES = (
     Coordinates(-33.87, 151.21),
     Coordinates(-23.55, -46.63),
 )
-"""Where nodes and users are, some degrees around."""
+"""Nodes and users are placed within some degrees of one of these."""
 
 POSITIONS = 1024
-"""Of a generation."""
+"""Positions of a generation: prompt and answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
+class RouteTiming:
     """Milliseconds of CPU time of each choice, how many found a route, and its hops."""
 
     what: str
@@ -57,7 +57,7 @@ def cluster(rng: Random, count: int, model: ModelShape) -> list[LiveNode]:
     live = []
     by_id = {candidate.node_id: candidate for candidate in candidates}
     for node_id, span in sorted(place(candidates, model).spans.items()):
-        place_known = near(rng) if rng.random() < 0.9 else None
+        location = random_location(rng) if rng.random() < 0.9 else None
         node = Node(
             node_id=node_id,
             wallet_address="",
@@ -77,19 +77,19 @@ def cluster(rng: Random, count: int, model: ModelShape) -> list[LiveNode]:
             kv_positions=SESSIONS * TOKENS,
             last_seen=0.0,
             hop_ms=rng.uniform(5, 150),
-            latitude=place_known.latitude if place_known else None,
-            longitude=place_known.longitude if place_known else None,
+            latitude=location.latitude if location else None,
+            longitude=location.longitude if location else None,
         )
         live.append(LiveNode(node, cooling_down=False))
     return live
 
 
-def near(rng: Random) -> Coordinates:
+def random_location(rng: Random) -> Coordinates:
     latitude, longitude = rng.choice(CITIES)
     return Coordinates(latitude + rng.uniform(-5, 5), longitude + rng.uniform(-5, 5))
 
 
-def measure(rng: Random, live: Sequence[LiveNode], layers: int, calls: int) -> list[Timed]:
+def measure(rng: Random, live: Sequence[LiveNode], layers: int, calls: int) -> list[RouteTiming]:
     """Choices for one user after another: of all nodes; with free KV that changes; and near him."""
 
     def anybody() -> RouteRequest:
@@ -100,9 +100,11 @@ def measure(rng: Random, live: Sequence[LiveNode], layers: int, calls: int) -> l
         return RouteRequest(layers, positions=POSITIONS, free_kv=free_kv)
 
     def close_by() -> RouteRequest:
-        return replace(with_free_kv(), near=near(rng))
+        return replace(with_free_kv(), near=random_location(rng))
 
-    def timed(what: str, request_of: Callable[[], RouteRequest], *, explain: bool = False) -> Timed:
+    def timed(
+        what: str, request_of: Callable[[], RouteRequest], *, explain: bool = False
+    ) -> RouteTiming:
         milliseconds, hops = [], []
         for _ in range(calls):
             request = request_of()
@@ -114,7 +116,7 @@ def measure(rng: Random, live: Sequence[LiveNode], layers: int, calls: int) -> l
             milliseconds.append(1000 * (time.thread_time() - began))
             if route is not None:
                 hops.append(len(route))
-        return Timed(what, len(live), milliseconds, len(hops), median(hops or [0]))
+        return RouteTiming(what, len(live), milliseconds, len(hops), median(hops or [0]))
 
     return [
         timed("all", anybody),
@@ -124,7 +126,7 @@ def measure(rng: Random, live: Sequence[LiveNode], layers: int, calls: int) -> l
     ]
 
 
-def show(measured: Sequence[Timed]) -> None:
+def show(measured: Sequence[RouteTiming]) -> None:
     table = Table(title=f"One choice, {LARGE_MODEL}", title_justify="left")
     for column in (
         "nodes that serve",
@@ -164,17 +166,17 @@ def main(
     the machine matters little.
     """
     began = time.monotonic()
-    meter = OthersMeter()
+    meter = OtherCpuMeter()
     model = model_shape(LARGE_MODEL)
-    measured: list[Timed] = []
+    measured: list[RouteTiming] = []
     for size in SIZES:
         with console.status(f"{size} nodes"):
             rng = Random(seed)
             measured += measure(rng, cluster(rng, size, model), model.layers, calls)
     show(measured)
-    close(
+    write_results(
         {"choices": [{"what": t.what, "nodes": t.nodes, "ms": t.milliseconds} for t in measured]},
-        others=[meter.read()],
+        other_cpu=[meter.read()],
         began=began,
         json_file=json_file,
     )

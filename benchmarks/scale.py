@@ -1,4 +1,4 @@
-"""A thousand nodes that come, beat and go: `python -m benchmarks.scale --help`."""
+"""Load test of a thousand nodes' heartbeats: `python -m benchmarks.scale --help`."""
 
 import asyncio
 import base64
@@ -20,9 +20,9 @@ import typer
 from redis.asyncio import Redis
 from rich.table import Table
 
-from benchmarks.common.machine import OthersMeter, tree_seconds
-from benchmarks.common.output import close, console, refusals_shown
-from benchmarks.simulated.heartbeats import Crowd
+from benchmarks.common.machine import OtherCpuMeter, tree_seconds
+from benchmarks.common.output import console, exit_on_stack_error, write_results
+from benchmarks.simulated.heartbeats import NodeFleet
 from market.migrations import upgrade
 from market.nodes import live_lookup
 from mesh import redis_keys
@@ -41,11 +41,11 @@ MODEL = Path(__file__).parent.parent / "demo" / "model"
 LAYERS = 6
 DATABASE = "scale"
 
-AT_ONCE = 32
+REGISTERING_AT_ONCE = 32
 """Nodes that register at the same time."""
 
-LOOK = 1.0
-"""Seconds between looks at who is on the routes: how exact a removal's time is."""
+POLL_SECONDS = 1.0
+"""Seconds between polls of the nodes on the routes: how exact a removal's time is."""
 
 LISTINGS = 20
 START_LIMIT = 60.0
@@ -53,9 +53,9 @@ MAX_NODES, MAX_SECONDS = 5000, 3600
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """How many nodes, for how many seconds, beating how often; off the routes ``ttl`` seconds
-    after the last beat. ``churn``: the share of them that leaves in a minute."""
+class FleetLoad:
+    """How many nodes, for how many seconds, with a heartbeat each ``interval`` seconds; off the
+    routes ``ttl`` seconds after the last one. ``churn``: the share that leaves in a minute."""
 
     nodes: int
     seconds: float
@@ -66,24 +66,25 @@ class Load:
 
 
 @dataclass(slots=True)
-class Outcome:
-    """Of one run. Milliseconds where the name says so; ``removals_s``: from a silent node's last
-    answered beat until the routes do not have it any more."""
+class FleetResult:
+    """Figures of one run. ``missing``, ``overdue``: polls at which a live node was not on the
+    routes, or a silent one still was; ``removals_s``: seconds from a silent node's last answered
+    heartbeat until it is off the routes."""
 
     registrations_per_second: float = 0.0
     registrations_ms: list[float] = field(default_factory=list)
-    beats_ms: list[float] = field(default_factory=list)
+    heartbeats_ms: list[float] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
-    fell_off: int = 0
+    missing: int = 0
     joined: int = 0
-    farewells: int = 0
+    departures: int = 0
     silences: int = 0
     removals_s: list[float] = field(default_factory=list)
     overdue: int = 0
     active: int = 0
     bytes_a_node: float = 0.0
     record_bytes: float = 0.0
-    transactions_a_beat: float = 0.0
+    transactions_per_heartbeat: float = 0.0
     api_cores: float = 0.0
     listing_ms: list[float] = field(default_factory=list)
     listing_bytes: int = 0
@@ -98,7 +99,7 @@ class Servers:
 
 
 @contextmanager
-def servers(load: Load) -> Iterator[Servers]:
+def servers(load: FleetLoad) -> Iterator[Servers]:
     """Redis, Postgres and the gateway, each a real one.
 
     Raises:
@@ -131,13 +132,13 @@ def servers(load: Load) -> Iterator[Servers]:
             postgres.stop()
 
 
-def _environment(load: Load, database_url: str, redis_url: str) -> dict[str, str]:
-    offer = {"id": MODEL_ID, "path": str(MODEL), "payment_per_token": "0.0001"}
+def _environment(load: FleetLoad, database_url: str, redis_url: str) -> dict[str, str]:
+    model = {"id": MODEL_ID, "path": str(MODEL), "payment_per_token": "0.0001"}
     return {
         "FAR_CONFIG": os.devnull,
         "FAR_DATABASE_URL": database_url,
         "FAR_REDIS_URL": redis_url,
-        "FAR_MODELS": json.dumps([offer]),
+        "FAR_MODELS": json.dumps([model]),
         "FAR_AUTH__JWT_SECRET": "a secret for this benchmark, long enough",
         "FAR_GENERATION__PROMPT_KEY": base64.b64encode(bytes(32)).decode(),
         "FAR_DISCOVERY__HEALTH_CHECK_INTERVAL": str(load.interval),
@@ -148,7 +149,7 @@ def _environment(load: Load, database_url: str, redis_url: str) -> dict[str, str
 
 
 def _wait_for_api(url: str, processes: Processes) -> None:
-    give_up = time.monotonic() + START_LIMIT
+    deadline = time.monotonic() + START_LIMIT
     while True:
         processes.check()
         try:
@@ -156,98 +157,103 @@ def _wait_for_api(url: str, processes: Processes) -> None:
                 return
         except httpx.TransportError:
             pass
-        if time.monotonic() > give_up:
+        if time.monotonic() > deadline:
             raise StackError(f"The gateway does not answer after {START_LIMIT:.0f} s.")
         time.sleep(0.1)
 
 
-async def run(load: Load, on: Servers) -> Outcome:
-    """The nodes' lives, on servers that run."""
+async def run(load: FleetLoad, on: Servers) -> FleetResult:
+    """Run the load on running servers."""
     rng = Random(load.seed)
     redis = Redis.from_url(on.redis_url)
-    crowd = Crowd(on.api_url, MODEL_ID, LAYERS, rng)
-    outcome = Outcome()
+    fleet = NodeFleet(on.api_url, MODEL_ID, LAYERS, rng)
+    result = FleetResult()
     try:
         empty = (await redis.info("memory"))["used_memory"]
-        await _fill(crowd, load, outcome)
+        await _register_all(fleet, load, result)
         full = (await redis.info("memory"))["used_memory"]
-        outcome.bytes_a_node = (full - empty) / load.nodes
-        outcome.record_bytes = await _record_bytes(redis, crowd)
-        await _steady(crowd, load, outcome, redis, on, rng)
+        result.bytes_a_node = (full - empty) / load.nodes
+        result.record_bytes = await _record_bytes(redis, fleet)
+        await _run_churn(fleet, load, result, redis, on, rng)
         for _ in range(LISTINGS):
-            milliseconds, outcome.listing_bytes = await crowd.listing()
-            outcome.listing_ms.append(milliseconds)
+            milliseconds, result.listing_bytes = await fleet.listing()
+            result.listing_ms.append(milliseconds)
     finally:
-        await crowd.close()
+        await fleet.close()
         await redis.aclose()
-    tally = crowd.tally
-    outcome.registrations_ms, outcome.beats_ms = tally.registrations_ms, tally.beats_ms
-    outcome.lost, outcome.joined = tally.lost, tally.joined
-    outcome.farewells, outcome.silences = tally.farewells, tally.silences
-    return outcome
+    counts = fleet.counts
+    result.registrations_ms, result.heartbeats_ms = counts.registrations_ms, counts.heartbeats_ms
+    result.lost, result.joined = counts.lost, counts.joined
+    result.departures, result.silences = counts.departures, counts.silences
+    return result
 
 
-async def _fill(crowd: Crowd, load: Load, outcome: Outcome) -> None:
-    """All at once, as after an outage of ours."""
-    nodes = [crowd.invent() for _ in range(load.nodes)]
+async def _register_all(fleet: NodeFleet, load: FleetLoad, result: FleetResult) -> None:
+    """Register all nodes at once, as after an outage of the gateway."""
+    nodes = [fleet.new_node() for _ in range(load.nodes)]
     began = time.monotonic()
 
     waiting = iter(nodes)
 
     async def join_some() -> None:
         for node in waiting:
-            await crowd.join(node, load.interval)
+            await fleet.join(node, load.interval)
 
-    await asyncio.gather(*(join_some() for _ in range(AT_ONCE)))
-    outcome.registrations_per_second = load.nodes / (time.monotonic() - began)
+    await asyncio.gather(*(join_some() for _ in range(REGISTERING_AT_ONCE)))
+    result.registrations_per_second = load.nodes / (time.monotonic() - began)
 
 
-async def _record_bytes(redis: Redis, crowd: Crowd) -> float:
-    sizes = [await redis.memory_usage(redis_keys.node(node.node_id)) for node in crowd.live[:50]]
+async def _record_bytes(redis: Redis, fleet: NodeFleet) -> float:
+    sizes = [await redis.memory_usage(redis_keys.node(node.node_id)) for node in fleet.live[:50]]
     return sum(filter(None, sizes)) / len(sizes)
 
 
-async def _steady(
-    crowd: Crowd, load: Load, outcome: Outcome, redis: Redis, on: Servers, rng: Random
+async def _run_churn(
+    fleet: NodeFleet, load: FleetLoad, result: FleetResult, redis: Redis, on: Servers, rng: Random
 ) -> None:
-    """Beats, and now and then a node that leaves and one that comes: the same again, or another."""
-    sent, cpu = len(crowd.tally.beats_ms), tree_seconds(on.api)
+    """Heartbeats for the load's seconds, while nodes leave at random and for each another joins:
+    one that was registered before, or a new one."""
+    sent, cpu = len(fleet.counts.heartbeats_ms), tree_seconds(on.api)
     transactions = _transactions(on.postgres)
-    looks = 0
+    polls = 0
     began = time.monotonic()
     next_change = began
-    gone = []
+    departed = []
     while (now := time.monotonic()) < began + load.seconds:
-        if load.churn and now >= next_change and crowd.live:
+        if load.churn and now >= next_change and fleet.live:
             next_change = now + rng.expovariate(load.nodes * load.churn / 60)
-            node = rng.choice(crowd.live)
-            crowd.leave(node, silently=rng.random() < 0.5)
-            gone.append(node)
+            node = rng.choice(fleet.live)
+            fleet.leave(node, silently=rng.random() < 0.5)
+            departed.append(node)
             comes_back = rng.random() < 0.5
-            newcomer = gone.pop(rng.randrange(len(gone))) if comes_back else crowd.invent()
-            await crowd.join(newcomer, load.interval)
-        if now >= began + looks * LOOK:
-            looks += 1
-            await _look(crowd, load, outcome, redis)
-        await asyncio.sleep(LOOK / 10)
+            newcomer = (
+                departed.pop(rng.randrange(len(departed))) if comes_back else fleet.new_node()
+            )
+            await fleet.join(newcomer, load.interval)
+        if now >= began + polls * POLL_SECONDS:
+            polls += 1
+            await _poll_routes(fleet, load, result, redis)
+        await asyncio.sleep(POLL_SECONDS / 10)
     took = time.monotonic() - began
-    beats = max(1, len(crowd.tally.beats_ms) - sent)
-    outcome.transactions_a_beat = (_transactions(on.postgres) - transactions) / beats
-    outcome.api_cores = (tree_seconds(on.api) - cpu) / took
+    heartbeats = max(1, len(fleet.counts.heartbeats_ms) - sent)
+    result.transactions_per_heartbeat = (_transactions(on.postgres) - transactions) / heartbeats
+    result.api_cores = (tree_seconds(on.api) - cpu) / took
 
 
-async def _look(crowd: Crowd, load: Load, outcome: Outcome, redis: Redis) -> None:
-    """Who is on the routes, as a route's choice reads it."""
+async def _poll_routes(
+    fleet: NodeFleet, load: FleetLoad, result: FleetResult, redis: Redis
+) -> None:
+    """Compare the nodes on the routes, as routing reads them, with those that send heartbeats."""
     active = {node.node_id for node in await live_lookup.available_nodes(redis, MODEL_ID)}
     now = time.monotonic()
-    outcome.active = len(active)
-    outcome.fell_off += len(crowd.missing(active))
-    for node_id, since in list(crowd.silent.items()):
+    result.active = len(active)
+    result.missing += len(fleet.missing(active))
+    for node_id, since in list(fleet.silent.items()):
         if node_id not in active:
-            outcome.removals_s.append(now - since)
-            del crowd.silent[node_id]
-        elif now - since > load.ttl + 2 * LOOK + 1:
-            outcome.overdue += 1
+            result.removals_s.append(now - since)
+            del fleet.silent[node_id]
+        elif now - since > load.ttl + 2 * POLL_SECONDS + 1:
+            result.overdue += 1
 
 
 def _transactions(postgres: Postgres) -> int:
@@ -255,7 +261,7 @@ def _transactions(postgres: Postgres) -> int:
     return int(postgres.rows(query, database=DATABASE)[0])
 
 
-def show(load: Load, outcome: Outcome) -> None:
+def show(load: FleetLoad, result: FleetResult) -> None:
     title = (
         f"{load.nodes} nodes for {load.seconds:.0f} s, a heartbeat every {load.interval:g} s, "
         f"time to live {load.ttl:g} s"
@@ -264,33 +270,33 @@ def show(load: Load, outcome: Outcome) -> None:
     table.add_column("what", no_wrap=True)
     table.add_column("figure", justify="right")
     rows = {
-        "heartbeats answered": f"{len(outcome.beats_ms)}",
-        "heartbeats lost": f"{len(outcome.lost)}",
-        "heartbeat, ms: p50 / p99": _percentiles(outcome.beats_ms),
-        "registrations a second, all at once": f"{outcome.registrations_per_second:.0f}",
-        "registration, ms: p50 / p99": _percentiles(outcome.registrations_ms),
-        "joins, farewells, silences": f"{outcome.joined}, {outcome.farewells}, {outcome.silences}",
-        "looks at which a beating node was missing": f"{outcome.fell_off}",
+        "heartbeats answered": f"{len(result.heartbeats_ms)}",
+        "heartbeats lost": f"{len(result.lost)}",
+        "heartbeat, ms: p50 / p99": _percentiles(result.heartbeats_ms),
+        "registrations a second, all at once": f"{result.registrations_per_second:.0f}",
+        "registration, ms: p50 / p99": _percentiles(result.registrations_ms),
+        "joins, departures, silences": f"{result.joined}, {result.departures}, {result.silences}",
+        "polls at which a live node was missing": f"{result.missing}",
         "silence until off the routes, s: p50 / max": (
-            f"{median(outcome.removals_s):.1f} / {max(outcome.removals_s):.1f} "
-            f"({len(outcome.removals_s)} nodes)"
-            if outcome.removals_s
+            f"{median(result.removals_s):.1f} / {max(result.removals_s):.1f} "
+            f"({len(result.removals_s)} nodes)"
+            if result.removals_s
             else "-"
         ),
-        "looks at which a silent node was overdue": f"{outcome.overdue}",
+        "polls at which a silent node was overdue": f"{result.overdue}",
         "Redis memory a node, bytes (of that its record)": (
-            f"{outcome.bytes_a_node:.0f} ({outcome.record_bytes:.0f})"
+            f"{result.bytes_a_node:.0f} ({result.record_bytes:.0f})"
         ),
-        "API, cores": f"{outcome.api_cores:.2f}",
-        "Postgres transactions a heartbeat": f"{outcome.transactions_a_beat:.2f}",
-        f"list of {outcome.active} nodes, ms: p50 / p99": _percentiles(outcome.listing_ms),
-        "list, kB": f"{outcome.listing_bytes / 1000:.0f}",
+        "API, cores": f"{result.api_cores:.2f}",
+        "Postgres transactions a heartbeat": f"{result.transactions_per_heartbeat:.2f}",
+        f"list of {result.active} nodes, ms: p50 / p99": _percentiles(result.listing_ms),
+        "list, kB": f"{result.listing_bytes / 1000:.0f}",
     }
     for what, figure in rows.items():
         table.add_row(what, figure)
     console.print(table)
-    for reason in sorted(set(outcome.lost)):
-        console.print(f"lost: {outcome.lost.count(reason)} x {reason}", soft_wrap=True)
+    for reason in sorted(set(result.lost)):
+        console.print(f"lost: {result.lost.count(reason)} x {reason}", soft_wrap=True)
 
 
 def _percentiles(milliseconds: Sequence[float]) -> str:
@@ -314,23 +320,23 @@ def main(
         Path | None, typer.Option("--json", help="Write every measurement to this file.")
     ] = None,
 ) -> None:
-    """Let many nodes register, beat and leave, on a real gateway, Redis and Postgres.
+    """Let many nodes register, send heartbeats and leave, on a real gateway, Redis and Postgres.
 
     A node is a wallet that signs, a device and an address; it has no model. Nodes leave at random,
-    half of them without a word, and for each that leaves another comes: one that was there before,
-    or a new one. Every second the routes' view of them is compared with who beats.
+    half of them silently, and for each that leaves another comes: one that was there before,
+    or a new one. Every second the routes' view of them is compared with those that send heartbeats.
     """
     began = time.monotonic()
-    load = Load(nodes, seconds, interval, ttl, churn, seed)
-    with refusals_shown(), servers(load) as on:
-        meter = OthersMeter()
+    load = FleetLoad(nodes, seconds, interval, ttl, churn, seed)
+    with exit_on_stack_error(), servers(load) as on:
+        meter = OtherCpuMeter()
         with console.status(f"{nodes} nodes, {seconds:.0f} s"):
-            outcome = asyncio.run(run(load, on))
-        others = meter.read()
-    show(load, outcome)
-    close(
-        {"load": asdict(load), "outcome": asdict(outcome)},
-        others=[others],
+            result = asyncio.run(run(load, on))
+        other_cpu = meter.read()
+    show(load, result)
+    write_results(
+        {"load": asdict(load), "outcome": asdict(result)},
+        other_cpu=[other_cpu],
         began=began,
         json_file=json_file,
     )

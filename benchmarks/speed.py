@@ -1,4 +1,4 @@
-"""Speed of the mesh beside plain `transformers.generate`: `python -m benchmarks.speed --help`."""
+"""Speed of the mesh and of plain transformers: `python -m benchmarks.speed --help`."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.checkpoints import models
-from benchmarks.common.output import at_work, console
+from benchmarks.common.output import console, workspace
 from benchmarks.side_by_side import report
 from benchmarks.side_by_side.measure import Effort, measure
 from stack.plan import DEMO_MODEL
@@ -33,13 +33,13 @@ def main(
         bool, typer.Option("--quick", help="One short round: does it run? The figures say little.")
     ] = False,
     speculate: Annotated[
-        bool, typer.Option(help="Nodes guess ahead, as by default. M's text repeats itself.")
+        bool, typer.Option(help="Nodes make draft tokens, as by default. M's text repeats itself.")
     ] = True,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write every measurement to this file.")
     ] = None,
 ) -> None:
-    """Measure the mesh beside plain `transformers.generate`, one thread a process.
+    """Compare the mesh with plain `transformers.generate`, one thread a process.
 
     Three models: S, the demo model (without its end token, so that both sides generate equally
     much); M, a Llama of 98M random weights that is made on the spot; and L, 1100M random weights in
@@ -62,7 +62,7 @@ def main(
     if not set(names) <= set(EFFORTS):
         raise typer.BadParameter(f"--model is one of {', '.join(EFFORTS)}.")
     results = []
-    with at_work() as (folder, update):
+    with workspace() as (folder, update):
         for name in names:
             place = folder / name
             update(f"{name}: making the checkpoint")
@@ -70,12 +70,12 @@ def main(
             effort = QUICK if quick else EFFORTS[name]
             effort = Effort(rounds or effort.rounds, effort.single, effort.at_once)
 
-            def say(doing: str, name: str = name) -> None:
-                update(f"{name}: {doing}")
+            def report_progress(step: str, name: str = name) -> None:
+                update(f"{name}: {step}")
 
             options = () if speculate else ("--no-speculate",)
-            measured = measure(made, effort, place / "data", say, options)
-            results.append(report.Result(made, measured))
+            measured = measure(made, effort, place / "data", report_progress, options)
+            results.append(report.SpeedResult(made, measured))
     seconds = time.monotonic() - began
     report.show(console, results, seconds)
     if json_file is not None:

@@ -1,4 +1,4 @@
-"""What hidden states in fewer bits do to the output: `python -m benchmarks.wire --help`."""
+"""Effect of narrower hidden states on the output: `python -m benchmarks.wire --help`."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 
-from benchmarks.common.output import at_work, close, console
+from benchmarks.common.output import console, workspace, write_results
 from demo.corpus import is_held_out, library_documents, reference_documents, without_repeats
 from market.placement.solver import even_split
 from mesh import wire
@@ -38,7 +38,7 @@ NEW_TOKENS = 64
 CPU = torch.device("cpu")
 
 
-class Route:
+class WireRoute:
     """Three spans, and a wire between them that carries hidden states as one dtype."""
 
     def __init__(self, spans: Sequence[SpanModel], dtype: str) -> None:
@@ -47,8 +47,8 @@ class Route:
         self._pools = [KVBlockPool(span.kv_shape, 2 * 10**7) for span in spans]
         self._caches: list[KVCache] = []
 
-    def __enter__(self) -> "Route":
-        """One generation's caches."""
+    def __enter__(self) -> "WireRoute":
+        """Reserve the KV caches of one generation."""
         reserved = [pool.reserve(WINDOW) for pool in self._pools]
         self._caches = [cache for cache in reserved if cache is not None]
         return self
@@ -65,11 +65,11 @@ class Route:
         )
         for span, cache in zip(self._spans, self._caches, strict=True):
             output = span.forward(hidden, RaggedBatch([Segment(cache, len(token_ids), position)]))
-            hidden = self.carried(output)
+            hidden = self.transmit(output)
         return hidden
 
-    def carried(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As it arrives, through a message and its bytes."""
+    def transmit(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Encode hidden states as a message, and decode them as the next node does."""
         rows, width = hidden.shape
         data = to_bytes(hidden, self._dtype)
         sent = wire.encode(Steps([Step("-", 1, 0, rows, 0, False)], self._dtype, width, data))
@@ -79,7 +79,7 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
+class WireEffect:
     """``row_bytes``: of one position on one hop. ``one_hop``, ``all_hops``: relative error of
     hidden states, of one message and at the end of the route. ``greedy``: share of the positions
     of the text where the likeliest token is float32's; ``answers``: of the answers that have all
@@ -96,7 +96,7 @@ class Effect:
 
 
 def held_out(count: int, encode: Callable[[str], list[int]]) -> list[list[int]]:
-    """Texts that the demo model has not learned from, as token ids: so many at most."""
+    """Texts that the demo model has not learned from, as token ids: ``count`` at most."""
     documents = without_repeats(library_documents()[0] + reference_documents())
     texts = (
         "\n\n".join(document.paragraphs)
@@ -109,15 +109,15 @@ def held_out(count: int, encode: Callable[[str], list[int]]) -> list[list[int]]:
 
 def _windows(token_ids: list[int]) -> Iterator[list[int]]:
     """Pieces of equal kind: each begins with the tokenizer's mark for a beginning."""
-    mark, rest = token_ids[:1], token_ids[1:]
+    beginning, rest = token_ids[:1], token_ids[1:]
     for begin in range(0, len(rest), WINDOW - 1):
-        yield mark + rest[begin : begin + WINDOW - 1]
+        yield beginning + rest[begin : begin + WINDOW - 1]
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome:
-    """Of all texts: final hidden states and likeliest tokens by text, what the next tokens cost
-    (nats, summed), and the answers."""
+class _RouteOutputs:
+    """Outputs for all texts: final hidden states and likeliest tokens by text, what the next tokens
+    cost (nats, summed), and the answers."""
 
     hidden: list[torch.Tensor]
     likeliest: list[torch.Tensor]
@@ -125,8 +125,8 @@ class _Outcome:
     answers: list[list[int]]
 
 
-def _outcome(route: Route, head: SpanModel, texts: Sequence[Sequence[int]]) -> _Outcome:
-    found = _Outcome([], [], 0.0, [])
+def _run_texts(route: WireRoute, head: SpanModel, texts: Sequence[Sequence[int]]) -> _RouteOutputs:
+    found = _RouteOutputs([], [], 0.0, [])
     loss = 0.0
     for text in texts:
         with route:
@@ -137,11 +137,11 @@ def _outcome(route: Route, head: SpanModel, texts: Sequence[Sequence[int]]) -> _
         found.likeliest.append(logits.argmax(-1))
         with route:
             found.answers.append(_answer(route, head, text[:PROMPT]))
-    return _Outcome(found.hidden, found.likeliest, loss, found.answers)
+    return _RouteOutputs(found.hidden, found.likeliest, loss, found.answers)
 
 
-def _answer(route: Route, head: SpanModel, prompt: Sequence[int]) -> list[int]:
-    """Greedy."""
+def _answer(route: WireRoute, head: SpanModel, prompt: Sequence[int]) -> list[int]:
+    """Token ids of a greedy answer of :data:`NEW_TOKENS` tokens."""
     answer: list[int] = []
     given = list(prompt)
     while len(answer) < NEW_TOKENS:
@@ -151,29 +151,31 @@ def _answer(route: Route, head: SpanModel, prompt: Sequence[int]) -> list[int]:
 
 
 def measure(
-    texts: Sequence[Sequence[int]], spans: Sequence[SpanModel], say: Callable[[str], None]
-) -> list[Effect]:
-    """One for each dtype of the wire; float32 is what the others are compared with."""
-    exact = None
+    texts: Sequence[Sequence[int]],
+    spans: Sequence[SpanModel],
+    report_progress: Callable[[str], None],
+) -> list[WireEffect]:
+    """The effect of each dtype of the wire, compared with float32."""
+    reference = None
     effects = []
     for dtype in wire.DTYPES:
-        say(f"{len(texts)} texts through {len(spans)} spans in {dtype}")
-        route = Route(spans, dtype)
-        outcome = _outcome(route, spans[0], texts)
-        exact = exact or outcome
-        states = torch.cat(exact.hidden)
-        equal = torch.cat(outcome.likeliest) == torch.cat(exact.likeliest)
+        report_progress(f"{len(texts)} texts through {len(spans)} spans in {dtype}")
+        route = WireRoute(spans, dtype)
+        outputs = _run_texts(route, spans[0], texts)
+        reference = reference or outputs
+        states = torch.cat(reference.hidden)
+        equal = torch.cat(outputs.likeliest) == torch.cat(reference.likeliest)
         common = [
             _common(answer, expected)
-            for answer, expected in zip(outcome.answers, exact.answers, strict=True)
+            for answer, expected in zip(outputs.answers, reference.answers, strict=True)
         ]
         effects.append(
-            Effect(
+            WireEffect(
                 dtype=dtype,
                 row_bytes=wire.tensor_bytes(dtype, 1, states.shape[1]),
-                one_hop=_error(route.carried(states), states),
-                all_hops=_error(torch.cat(outcome.hidden), states),
-                perplexity=math.exp(outcome.loss / len(states)),
+                one_hop=_error(route.transmit(states), states),
+                all_hops=_error(torch.cat(outputs.hidden), states),
+                perplexity=math.exp(outputs.loss / len(states)),
                 greedy=equal.float().mean().item(),
                 tokens=sum(common) / (len(common) * NEW_TOKENS),
                 answers=sum(count == NEW_TOKENS for count in common) / len(common),
@@ -192,7 +194,7 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
 
-def show(effects: Sequence[Effect], texts: Sequence[Sequence[int]]) -> None:
+def show(effects: Sequence[WireEffect], texts: Sequence[Sequence[int]]) -> None:
     table = Table(
         title=f"The demo model over {NODES} spans; {len(texts)} texts that it has not learned, "
         f"{sum(map(len, texts))} tokens",
@@ -243,13 +245,13 @@ def main(
     began = time.monotonic()
     torch.set_num_threads(1)
     tokenizer = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
-    with at_work("Loading") as (folder, say):
+    with workspace("Loading") as (folder, report_progress):
         spans = _spans(folder)
         read = held_out(texts, lambda text: tokenizer.encode(text).ids)
-        effects = measure(read, spans, say)
+        effects = measure(read, spans, report_progress)
     show(effects, read)
     measurements = {"nodes": NODES, "effects": [asdict(effect) for effect in effects]}
-    close(measurements, others=[], began=began, json_file=json_file)
+    write_results(measurements, other_cpu=[], began=began, json_file=json_file)
 
 
 def _spans(cache: Path) -> list[SpanModel]:

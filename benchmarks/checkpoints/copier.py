@@ -1,8 +1,8 @@
 """A model that repeats its prompt, in the demo model's shape, with weights that are set by hand.
 
 The demo model is too small to have learned to copy. Larger models copy by induction heads (Olsson
-et al. 2022): one layer tells every position which tokens came before it, a later one looks for the
-place where the text stood at this point before, and writes what followed there. Here are both, in
+et al. 2022): one layer tells every position which tokens came before it, a later one finds the
+place where the same tokens stood before, and writes what followed there. Here are both, in
 the first two layers; the other layers compute as much as the demo model's and add nothing.
 """
 
@@ -65,12 +65,12 @@ def _write(model: LlamaForCausalLM) -> None:
     embedding[:, ALWAYS] = 1
     head.zero_()
     head[:, WRITTEN] = names
-    _look_back(model.model.layers[0].self_attn)
-    _look_up(model.model.layers[1].self_attn)
+    _write_previous_token_heads(model.model.layers[0].self_attn)
+    _write_induction_heads(model.model.layers[1].self_attn)
 
 
-def _look_back(attention: torch.nn.Module) -> None:
-    """Some heads attend to a fixed distance each, and bring that token's code for comparing."""
+def _write_previous_token_heads(attention: torch.nn.Module) -> None:
+    """Previous-token heads: each attends to a fixed distance, and brings that token's code."""
     queries, keys, values, output, half, _ = _weights(attention)
     keys[0, list(QUICK), ALWAYS] = SHARPNESS
     values[0, :MATCH, BACK[0]] = torch.eye(MATCH)
@@ -83,8 +83,9 @@ def _look_back(attention: torch.nn.Module) -> None:
         output[BACK[distance], head, :MATCH] = torch.eye(MATCH)
 
 
-def _look_up(attention: torch.nn.Module) -> None:
-    """Two heads attend to what the last tokens stood before, and bring half of its name each."""
+def _write_induction_heads(attention: torch.nn.Module) -> None:
+    """Induction heads: attend to what followed the last tokens before, each for half of its
+    code."""
     queries, keys, values, output, half, group = _weights(attention)
     slow = [*range(len(QUICK), half), *range(half + len(QUICK), 2 * half)]
     width = NAME // 2

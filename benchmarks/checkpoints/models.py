@@ -60,7 +60,7 @@ def make(name: str, demo: Path, folder: Path) -> BenchModel:
             return deep(demo, folder)
         case "copier":
             copier.make(demo, folder)
-            return _described("copier", "weights that repeat the prompt", folder)
+            return _bench_model("copier", "weights that repeat the prompt", folder)
         case "M":
             return medium(folder)
         case _:
@@ -73,7 +73,7 @@ def small(demo: Path, folder: Path) -> BenchModel:
     for name in ("config.json", "generation_config.json"):
         file = folder / name
         file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": None}))
-    return _described("S", "the demo model", folder)
+    return _bench_model("S", "the demo model", folder)
 
 
 def deep(demo: Path, folder: Path) -> BenchModel:
@@ -83,7 +83,7 @@ def deep(demo: Path, folder: Path) -> BenchModel:
     settings |= {"num_hidden_layers": 8, "eos_token_id": None, "dtype": "float32"}
     _save_random(LlamaConfig(**settings), folder)
     shutil.copy(demo / "tokenizer.json", folder)
-    return _described("S8", "random weights in the demo model's shape", folder)
+    return _bench_model("S8", "random weights in the demo model's shape", folder)
 
 
 def medium(folder: Path) -> BenchModel:
@@ -100,7 +100,7 @@ def medium(folder: Path) -> BenchModel:
     )
     _save_random(config, folder)
     _train_tokenizer(VOCAB).save(str(folder / "tokenizer.json"))
-    return _described("M", "random weights", folder)
+    return _bench_model("M", "random weights", folder)
 
 
 def large(folder: Path) -> BenchModel:
@@ -122,7 +122,7 @@ def large(folder: Path) -> BenchModel:
         _save_shards(config, made)
         _train_tokenizer(config.vocab_size).save(str(made / "tokenizer.json"))
         made.rename(folder)
-    return _described("L", "random weights", folder)
+    return _bench_model("L", "random weights", folder)
 
 
 def _save_random(config: LlamaConfig, folder: Path) -> None:
@@ -173,7 +173,7 @@ def _train_tokenizer(size: int) -> Tokenizer:
     return tokenizer
 
 
-def _described(name: str, origin: str, folder: Path) -> BenchModel:
+def _bench_model(name: str, origin: str, folder: Path) -> BenchModel:
     config = json.loads((folder / "config.json").read_text())
     weights = sum(_count(file) for file in folder.glob("*.safetensors"))
     title = (

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from benchmarks.common.timing import Timing
+from benchmarks.common.timing import TokenTiming
 
 
 class Plain:
@@ -42,7 +42,7 @@ class Plain:
 
     def generate(
         self, prompts: Sequence[Sequence[int]], new_tokens: int
-    ) -> tuple[Timing, list[list[int]]]:
+    ) -> tuple[TokenTiming, list[list[int]]]:
         """One batch, greedy: its timing, and the new token ids by prompt."""
         print(
             json.dumps({"prompts": prompts, "new_tokens": new_tokens}),
@@ -54,7 +54,7 @@ class Plain:
         if not line:
             raise RuntimeError(f"The plain process ended with code {self._process.wait()}.")
         answer = json.loads(line)
-        timing = Timing(answer["first"], answer["last"], len(prompts) * new_tokens)
+        timing = TokenTiming(answer["first"], answer["last"], len(prompts) * new_tokens)
         return timing, answer["token_ids"]
 
 

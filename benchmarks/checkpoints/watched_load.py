@@ -1,4 +1,4 @@
-"""Spans loaded in a process of its own, whose memory another one watches.
+"""Loads spans in a child process, and measures its memory from outside.
 
 `python -m benchmarks.checkpoints.watched_load` takes one JSON object a line (a model's folder,
 layers, cache, dtype and quantization), loads that span and answers with its bytes; another line
@@ -16,7 +16,7 @@ from pathlib import Path
 DEMO_MODEL = Path(__file__).parents[2] / "demo" / "model"
 
 SAMPLING = 0.001
-"""Seconds between two looks at the memory."""
+"""Seconds between two readings of the memory."""
 
 
 @dataclass(frozen=True, slots=True)

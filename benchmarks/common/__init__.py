@@ -1,1 +1,1 @@
-"""What all benchmarks print, write and time alike."""
+"""Output, timing and the description of the machine, shared by all benchmarks."""

@@ -1,4 +1,4 @@
-"""Charts, for those who have the extra `bench`."""
+"""Line charts, drawn with matplotlib, which the extra `bench` installs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on, and who else was using it."""
+"""The machine that a benchmark runs on, and the CPU time that other processes used on it."""
 
 import os
 import platform
@@ -14,11 +14,11 @@ import psutil
 PACKAGES = ("torch", "transformers", "redis", "tokenizers")
 
 BUSY = 0.1
-"""Cores used by others from which on figures come with a warning."""
+"""Cores used by other processes, from which on a warning is printed beside the figures."""
 
 
 def describe() -> dict[str, str | int]:
-    """What a figure depends on."""
+    """Hardware, system and versions of libraries: what measured figures depend on."""
     return {
         "cpu": _cpu_model(),
         "cores": psutil.cpu_count() or 0,
@@ -29,8 +29,8 @@ def describe() -> dict[str, str | int]:
     }
 
 
-def in_words() -> str:
-    """The same in one line."""
+def summary() -> str:
+    """Hardware, system and versions of libraries, in one line."""
     facts = describe()
     return (
         f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, {facts['system']}; "
@@ -38,20 +38,21 @@ def in_words() -> str:
     )
 
 
-def described() -> str:
-    """The same, and how the mesh's benchmarks run."""
-    return f"{in_words()}; one thread a process"
+def mesh_summary() -> str:
+    """The summary, and how many threads each process of the mesh's benchmarks has."""
+    return f"{summary()}; one thread a process"
 
 
-def others_said(shares: Sequence[float]) -> str:
-    """How busy the machine was with other things: cores, one figure a measurement."""
-    said = (
+def other_cpu_summary(shares: Sequence[float]) -> str:
+    """A sentence about the cores that other processes used; ``shares`` has a figure for each
+    measurement."""
+    sentence = (
         f"Processes that are not the benchmark's used {median(shares):.2f} cores meanwhile "
         f"(median; at most {max(shares):.2f})."
     )
     if median(shares) > BUSY:
-        return f"[yellow]{said} The figures are not worth much: run it on an idle machine.[/]"
-    return said
+        return f"[yellow]{sentence} The figures are not worth much: run it on an idle machine.[/]"
+    return sentence
 
 
 def _cpu_model() -> str:
@@ -66,10 +67,10 @@ def _cpu_model() -> str:
 
 @dataclass(frozen=True, slots=True)
 class CpuUse:
-    """CPU seconds by group, and how many cores all other processes of the machine used."""
+    """CPU seconds by group, and the cores that all other processes of the machine used."""
 
     seconds: dict[str, float]
-    others: float
+    other_cpu: float
 
 
 class CpuMeter:
@@ -84,8 +85,8 @@ class CpuMeter:
 
     def read(self) -> CpuUse:
         used = {name: now - self._used[name] for name, now in self._by_group().items()}
-        others = _busy() - self._busy - sum(used.values())
-        return CpuUse(used, max(0.0, others) / (time.perf_counter() - self._began))
+        other_cpu = _busy() - self._busy - sum(used.values())
+        return CpuUse(used, max(0.0, other_cpu) / (time.perf_counter() - self._began))
 
     def _by_group(self) -> dict[str, float]:
         return {
@@ -97,7 +98,7 @@ class CpuMeter:
         }
 
 
-class OthersMeter:
+class OtherCpuMeter:
     """How many cores the processes used that are not the benchmark's, since this was made.
 
     The benchmark's are this one and all that it started, and those below ``roots`` (a server that
@@ -107,12 +108,12 @@ class OthersMeter:
     def __init__(self, *roots: psutil.Process) -> None:
         self._roots = (psutil.Process(), *roots)
         self._began = time.perf_counter()
-        self._before = self._others()
+        self._began_with = self._other_cpu()
 
     def read(self) -> float:
-        return max(0.0, self._others() - self._before) / (time.perf_counter() - self._began)
+        return max(0.0, self._other_cpu() - self._began_with) / (time.perf_counter() - self._began)
 
-    def _others(self) -> float:
+    def _other_cpu(self) -> float:
         return _busy() - sum(tree_seconds(root) for root in self._roots)
 
 
@@ -122,7 +123,7 @@ def tree_seconds(root: psutil.Process) -> float:
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
-    """Of a process and of those that it had started and that have ended."""
+    """CPU time of a process, and of its children that have ended."""
     try:
         times = process.cpu_times()
     except psutil.NoSuchProcess:  # its time is its parent's by now

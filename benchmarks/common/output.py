@@ -1,4 +1,4 @@
-"""What all benchmarks print and write alike."""
+"""What all benchmarks print and write in the same way."""
 
 import json
 import tempfile
@@ -16,7 +16,7 @@ from benchmarks.common import machine
 from stack.servers import StackError
 
 WIDTH = 120
-"""Columns of a table where nobody looks at a terminal."""
+"""Columns of a table where the output is no terminal."""
 
 console = Console(highlight=False)
 if not console.is_terminal:
@@ -32,8 +32,8 @@ def spread(values: Sequence[float], digits: int = 0, *, bold: bool = False) -> s
 
 
 @contextmanager
-def refusals_shown() -> Iterator[None]:
-    """A stack that does not start ends the command with its reason."""
+def exit_on_stack_error() -> Iterator[None]:
+    """Turn a StackError into exit status 1, after printing its reason."""
     try:
         yield
     except StackError as error:
@@ -42,33 +42,36 @@ def refusals_shown() -> Iterator[None]:
 
 
 @contextmanager
-def at_work(beginning: str = "Starting") -> Iterator[tuple[Path, Callable[[str], None]]]:
-    """A folder for the time of a benchmark, and what to call with what is being done now."""
+def workspace(beginning: str = "Starting") -> Iterator[tuple[Path, Callable[[str], None]]]:
+    """A temporary folder, and a function that shows on the terminal what is being done now.
+
+    A stack that does not start ends the command: see :func:`exit_on_stack_error`.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="far-bench-") as folder,
         console.status(beginning) as status,
-        refusals_shown(),
+        exit_on_stack_error(),
     ):
         yield Path(folder), status.update
 
 
-def close(
+def write_results(
     measurements: Mapping[str, Any],
     *,
-    others: Sequence[float],
+    other_cpu: Sequence[float],
     began: float,
     json_file: Path | None,
 ) -> None:
-    """Say on what machine it was measured, and write what was measured.
+    """Print on what machine was measured, and write the measurements to a JSON file, if given.
 
-    ``others``: cores used by other processes, one figure a measurement; ``began``: of the command,
-    monotonic seconds.
+    ``other_cpu``: cores used by other processes, one figure a measurement; ``began``: when the
+    command began, in monotonic seconds.
     """
     seconds = time.monotonic() - began
-    console.print(f"{machine.described()}; {seconds:.0f} s in all.")
-    if others:
-        console.print(machine.others_said(others))
+    console.print(f"{machine.mesh_summary()}; {seconds:.0f} s in all.")
+    if other_cpu:
+        console.print(machine.other_cpu_summary(other_cpu))
     if json_file is not None:
         content = {"machine": machine.describe(), "seconds": seconds, **measurements}
-        json_file.write_text(json.dumps({**content, "others_cores": others}, indent=1))
+        json_file.write_text(json.dumps({**content, "others_cores": other_cpu}, indent=1))
         console.print(f"Every measurement is in {json_file}.")

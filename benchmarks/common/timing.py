@@ -1,13 +1,13 @@
-"""When the tokens of one measurement came, and what follows from it."""
+"""When the tokens of one measurement came, and the rates that follow from that."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class TokenTiming:
     """Seconds from the request to the first and to the last of ``tokens`` tokens.
 
-    Of several generations at once: from the first request, to the first and the last of them all.
+    Of several generations at once: from the first request, to the first and the last token of all.
     """
 
     first: float

@@ -1,1 +1,1 @@
-"""A running stack to measure: its network, its users, its nodes."""
+"""A running stack to measure: its processes, links, users and nodes."""

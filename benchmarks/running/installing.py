@@ -1,4 +1,4 @@
-"""What `pip install 'far-node[serve]'` takes, and that no more comes with it than a node needs."""
+"""Time and bytes of `pip install 'far-node[serve]'`, and modules that a node does not need."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from urllib.parse import unquote, urlsplit
 REPOSITORY = Path(__file__).parents[2]
 
 NOT_FOR_NODES = ("fastapi", "sqlalchemy", "web3", "pydantic_settings")
-"""Modules that must not be there."""
+"""Modules that a node's installation must not have."""
 
 LIMIT = 1200.0
-"""Seconds that pip gets."""
+"""Seconds until pip is stopped."""
 
 DOWNLOADING = re.compile(r"^\s*Downloading \S+ \(([\d.]+) (bytes|kB|MB)\)", re.MULTILINE)
 UNITS = {"bytes": 1, "kB": 10**3, "MB": 10**6}
@@ -51,7 +51,7 @@ def install(folder: Path) -> Installed:
     report = folder / "report.json"
     began = time.monotonic()
     _run(sys.executable, "-m", "venv", str(venv), folder=folder)
-    said = _run(
+    output = _run(
         *(str(venv / "bin" / "python"), "-m", "pip", "--no-cache-dir", "install"),
         *("--progress-bar", "off", "--report", str(report)),
         *("-c", str(REPOSITORY / "constraints.txt"), f"{REPOSITORY / 'far-node'}[serve]"),
@@ -61,26 +61,26 @@ def install(folder: Path) -> Installed:
     began = time.monotonic()
     _run(str(venv / "bin" / "far-node"), "--help", folder=folder)
     help_seconds = time.monotonic() - began
-    told = json.loads(report.read_text())["install"]
+    entries = json.loads(report.read_text())["install"]
     return Installed(
         seconds=seconds,
-        downloaded=downloaded(said),
-        local=sum(file.stat().st_size for file in local_wheels(told)),
+        downloaded=downloaded(output),
+        local=sum(file.stat().st_size for file in local_wheels(entries)),
         on_disk=bytes_below(venv),
-        distributions=len(told),
+        distributions=len(entries),
         help_seconds=help_seconds,
         present=[name for name in NOT_FOR_NODES if _imports(venv, name, folder)],
     )
 
 
-def downloaded(said: str) -> int:
-    """Bytes, by what pip says while it installs."""
-    return sum(round(float(size) * UNITS[unit]) for size, unit in DOWNLOADING.findall(said))
+def downloaded(output: str) -> int:
+    """Bytes that pip's output names as downloaded."""
+    return sum(round(float(size) * UNITS[unit]) for size, unit in DOWNLOADING.findall(output))
 
 
-def local_wheels(told: Iterable[Mapping[str, Any]]) -> list[Path]:
-    """Wheels among what pip says it installed that it did not have to download."""
-    urls = [urlsplit(entry["download_info"]["url"]) for entry in told]
+def local_wheels(entries: Iterable[Mapping[str, Any]]) -> list[Path]:
+    """Wheels of pip's report that lay on this machine, and so were not downloaded."""
+    urls = [urlsplit(entry["download_info"]["url"]) for entry in entries]
     return [
         Path(unquote(url.path))
         for url in urls
@@ -89,7 +89,7 @@ def local_wheels(told: Iterable[Mapping[str, Any]]) -> list[Path]:
 
 
 def bytes_below(folder: Path) -> int:
-    """Of all files in a folder and below, links not counted."""
+    """Bytes of all files in a folder and below, links not counted."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return sum(file.stat().st_size for file in files)
 
@@ -105,8 +105,7 @@ def _imports(venv: Path, module: str, folder: Path) -> bool:
 
 
 def _run(*command: str, folder: Path) -> str:
-    """What a command prints. In a folder without our modules, and without what this process was
-    told of where they are."""
+    """A command's output. It runs in a folder without our modules, and without PYTHONPATH."""
     own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         command, cwd=folder, env=own, check=True, capture_output=True, text=True, timeout=LIMIT

@@ -1,4 +1,4 @@
-"""A mesh to measure: the real stack, on ports that are free."""
+"""Plans of the stack to measure, on free ports."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ SETTINGS = {
     "FAR_LIMITS__GENERATIONS_PER_IP": "1000000/hour",
     "FAR_LIMITS__GENERATIONS_PER_WALLET": "1000000/hour",
 }
-"""All else as it comes: a benchmark is one user who asks more often than a user may."""
+"""Rate limits that let one user send more than the defaults allow; all else is the default."""
 
 
 def plan(
@@ -26,7 +26,8 @@ def plan(
     node_options: tuple[str, ...] = (),
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
-    """Nodes of equal spans. ``folder`` is for the stack's data; ``settings`` come on top."""
+    """A stack whose nodes have equal spans. ``folder`` is for the stack's data; ``settings`` come
+    on top."""
     return Plan(
         folder=folder,
         api_port=free_port(),
@@ -41,6 +42,6 @@ def plan(
 
 
 def postmaster(stack: DevelopmentStack) -> psutil.Process:
-    """Postgres, which is no child of ours."""
+    """The main process of Postgres, which is no child of this one."""
     pid_file = (stack.postgres.folder / "postmaster.pid").read_text()
     return psutil.Process(int(pid_file.split()[0]))

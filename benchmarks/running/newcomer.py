@@ -1,4 +1,4 @@
-"""A machine that joins a running mesh with `far-node start`, and what it spent its time on."""
+"""A node that joins a running mesh with `far-node start`, and the time that each phase took."""
 
 import datetime as dt
 import json
@@ -18,9 +18,9 @@ from benchmarks.running.user import User
 from stack.dev_chain_client import write_keystore
 from stack.development_stack import NODES_LIMIT, DevelopmentStack
 
-NAME = "newcomer"
-LOOK = 0.02
-"""Seconds between looks at who is on the routes."""
+PROCESS_NAME = "newcomer"
+POLL_SECONDS = 0.02
+"""Seconds between polls of the nodes on the routes."""
 
 NEW_TOKENS = 8
 
@@ -48,18 +48,18 @@ class Joined:
 
     @property
     def seconds(self) -> float:
-        """From typing to the token."""
+        """Seconds from the command to the first token."""
         return sum(self.phases.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
-    """The folder of a machine: its key, its identity and its cache of weights."""
+class MachineDirectory:
+    """The directory of a machine: its key, its identity and its cache of weights."""
 
     folder: Path
 
     def start(self, stack: DevelopmentStack) -> float:
-        """Type the command, with a wallet that nobody knows; when that was (Unix time)."""
+        """Start `far-node` with a new wallet; returns when (Unix time, seconds)."""
         keyfile, password = self.folder / "wallet.json", secrets.token_hex(16)
         self.folder.mkdir(exist_ok=True)
         write_keystore(Account.create(), keyfile, password)
@@ -73,33 +73,37 @@ class Home:
             "OMP_NUM_THREADS": "1",
         }
         began = time.time()
-        stack.processes.start(NAME, command, own)
+        stack.processes.start(PROCESS_NAME, command, own)
         return began
 
 
 def join(
-    stack: DevelopmentStack, user: User, home: Home, prompt: str, expected: list[str]
+    stack: DevelopmentStack,
+    user: User,
+    directory: MachineDirectory,
+    prompt: str,
+    expected: list[str],
 ) -> Joined:
-    """Have a newcomer serve layers that nobody else serves, and send it away again.
+    """Have a new node serve layers that no other node serves, and end it again.
 
     Args:
         expected: The texts of the prompt's tokens.
 
     Raises:
-        RuntimeError: the generation did not go through it, or failed.
-        StackError: it died.
+        RuntimeError: the generation did not go through the node, or failed.
+        StackError: the node's process ended.
     """
-    there = active(stack)
-    log = stack.plan.folder / "logs" / f"{NAME}.log"
+    before = active(stack)
+    log = stack.plan.folder / "logs" / f"{PROCESS_NAME}.log"
     log.unlink(missing_ok=True)
-    typed = home.start(stack)
-    (node_id,) = _newly(stack, there)
+    typed = directory.start(stack)
+    (node_id,) = _newly(stack, before)
     on_routes = time.time()
     tokens, first, request_id = _generate(user, prompt)
     opened = supervised(stack, "route_opened", request_id)
     if node_id not in opened[-1]["nodes"]:
         raise RuntimeError(f"{request_id} went through {opened[-1]['nodes']}, not {node_id}.")
-    stack.processes.end(NAME)
+    stack.processes.end(PROCESS_NAME)
     events = logged(log.read_text().splitlines())
     start, end = events["node_registered"]["layers"]
     return Joined(
@@ -136,8 +140,8 @@ def logged(lines: Iterable[str]) -> dict[str, dict[str, Any]]:
 def phases(
     typed: float, events: Mapping[str, Mapping[str, Any]], on_routes: float, first: float
 ) -> dict[str, float]:
-    """Seconds of each of :data:`PHASES`. Without `weights_ready`, nothing was fetched, and looking
-    through the cache counts as loading.
+    """Seconds of each of :data:`PHASES`. Without `weights_ready`, nothing was fetched, and reading
+    the cache counts as loading.
 
     Args:
         typed: When the command was; Unix time, as all others.
@@ -152,7 +156,7 @@ def phases(
         events.get("weights_ready", {"at": registered})["at"],
         events["span_loaded"]["at"],
         events["node_started"]["at"],
-        # The node's heartbeat is answered at the same time as somebody may see it.
+        # The node's heartbeat is answered at the same time as it can be seen.
         max(on_routes, events["node_started"]["at"]),
         first,
     ]
@@ -160,14 +164,14 @@ def phases(
     return {name: end - begin for name, begin, end in zip(PHASES, begins, ends, strict=True)}
 
 
-def _newly(stack: DevelopmentStack, there: set[str]) -> set[str]:
-    give_up = time.monotonic() + NODES_LIMIT
+def _newly(stack: DevelopmentStack, before: set[str]) -> set[str]:
+    deadline = time.monotonic() + NODES_LIMIT
     with httpx.Client(base_url=stack.plan.api_url) as http:
-        while not (new := _active(http, stack) - there):
+        while not (new := _active(http, stack) - before):
             stack.processes.check()
-            if time.monotonic() > give_up:
-                raise RuntimeError(f"The newcomer is not there after {NODES_LIMIT:.0f} s.")
-            time.sleep(LOOK)
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"The new node is not on the routes after {NODES_LIMIT:.0f} s.")
+            time.sleep(POLL_SECONDS)
     return new
 
 
@@ -177,8 +181,7 @@ def _active(http: httpx.Client, stack: DevelopmentStack) -> set[str]:
 
 
 def _generate(user: User, prompt: str) -> tuple[list[str], float, str]:
-    """Texts of the tokens, when the first was in the user's hands (Unix time), and the request's
-    id."""
+    """Texts of the tokens, when the user had the first (Unix time), and the request's id."""
     tokens: list[str] = []
     first = 0.0
     with user.streaming(prompt, NEW_TOKENS) as lines:

@@ -1,4 +1,4 @@
-"""What a node says of itself on its Prometheus port."""
+"""Counters that a node exposes on its Prometheus port."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class NodeMetrics:
 
     computing: float
     positions: float
-    guessed: float
+    drafted: float
     accepted: float
     kv_used: float
     """Bytes that generations hold now; the later value in a difference."""
@@ -23,7 +23,7 @@ class NodeMetrics:
         return NodeMetrics(
             self.computing - before.computing,
             self.positions - before.positions,
-            self.guessed - before.guessed,
+            self.drafted - before.drafted,
             self.accepted - before.accepted,
             self.kv_used,
         )
@@ -41,7 +41,7 @@ def read(stack: DevelopmentStack, node: str) -> NodeMetrics:
     return NodeMetrics(
         computing=values["far_node_forward_seconds_sum"],
         positions=values["far_node_positions_total"],
-        guessed=values["far_node_guessed_tokens_total"],
+        drafted=values["far_node_guessed_tokens_total"],
         accepted=values["far_node_accepted_tokens_total"],
         kv_used=values["far_node_kv_used_bytes"],
     )

@@ -1,8 +1,8 @@
-"""A slow link on one machine: a TCP proxy that hands all bytes on late, in both directions.
+"""A slow link on one machine: a TCP proxy that delays all bytes, in both directions.
 
-`python -m benchmarks.running.proxy PORT TARGET_PORT SECONDS` runs one on loopback until it is told
-to end; :class:`SlowLink` starts and stops that process. Unlike the kernel's netem it needs no
-privileges, and it delays nobody else's traffic. It adds latency only: bandwidth is the machine's,
+`python -m benchmarks.running.proxy PORT TARGET_PORT SECONDS` runs one on loopback until it is
+terminated; :class:`SlowLink` starts and stops that process. Unlike the kernel's netem it needs no
+privileges, and it delays no other traffic. It adds latency only: bandwidth is the machine's,
 nothing is lost, and a connection opens at once.
 """
 
@@ -17,7 +17,7 @@ CHUNK = 2**16
 """Bytes read at once."""
 
 MAX_CHUNKS = 1024
-"""Chunks on their way in one direction. Beyond, the sender waits, as on a full link."""
+"""Chunks in transit in one direction. Beyond, the sender waits, as on a full link."""
 
 
 class SlowLink:
@@ -32,9 +32,9 @@ class SlowLink:
             [sys.executable, "-m", "benchmarks.running.proxy", *self._arguments],
             start_new_session=True,
         )
-        give_up = time.monotonic() + START_LIMIT
+        deadline = time.monotonic() + START_LIMIT
         while not port_in_use(self.port):
-            if time.monotonic() > give_up or self.process.poll() is not None:
+            if time.monotonic() > deadline or self.process.poll() is not None:
                 raise StackError("The delaying proxy does not start.")
             time.sleep(0.02)
         return self
@@ -50,41 +50,41 @@ async def listen(port: int, target_port: int, seconds: float) -> asyncio.Server:
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target_port)
+            target_reader, target_writer = await asyncio.open_connection("127.0.0.1", target_port)
         except OSError:
             writer.transport.abort()
             return
         try:
             async with asyncio.TaskGroup() as both:
-                both.create_task(_carry(reader, far_writer, seconds))
-                both.create_task(_carry(far_reader, writer, seconds))
+                both.create_task(_forward(reader, target_writer, seconds))
+                both.create_task(_forward(target_reader, writer, seconds))
         except* OSError:  # one side is gone: so it is for the other
             writer.transport.abort()
-            far_writer.transport.abort()
+            target_writer.transport.abort()
         finally:
             writer.close()
-            far_writer.close()
+            target_writer.close()
 
     return await asyncio.start_server(connect, "127.0.0.1", port)
 
 
-async def _carry(
+async def _forward(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float
 ) -> None:
     """One direction, until its sender ends it."""
     now = asyncio.get_running_loop().time
-    on_their_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(MAX_CHUNKS)
+    in_transit: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(MAX_CHUNKS)
 
-    async def depart() -> None:
+    async def read_chunks() -> None:
         while True:
             chunk = await reader.read(CHUNK)
-            await on_their_way.put((now() + seconds, chunk))
+            await in_transit.put((now() + seconds, chunk))
             if not chunk:
                 return
 
-    async def arrive() -> None:
+    async def write_chunks() -> None:
         while True:
-            due, chunk = await on_their_way.get()
+            due, chunk = await in_transit.get()
             await asyncio.sleep(due - now())
             if not chunk:
                 writer.write_eof()
@@ -93,8 +93,8 @@ async def _carry(
             await writer.drain()
 
     async with asyncio.TaskGroup() as link:
-        link.create_task(depart())
-        link.create_task(arrive())
+        link.create_task(read_chunks())
+        link.create_task(write_chunks())
 
 
 async def _serve(port: int, target_port: int, seconds: float) -> None:

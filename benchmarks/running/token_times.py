@@ -1,4 +1,4 @@
-"""A generation's tokens as they arrive, and what its supervisor did meanwhile."""
+"""Arrival times of a generation's tokens, and the events that its supervisor logged."""
 
 import asyncio
 import datetime as dt
@@ -16,8 +16,8 @@ from market.jobs.live_session import EndEntry
 from mesh.token_stream import START
 from stack.development_stack import DevelopmentStack
 
-PATIENCE = 60.0
-"""Seconds without any token after which a generation counts as lost."""
+TOKEN_TIMEOUT = 60.0
+"""Seconds without a token after which a generation counts as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +36,20 @@ class Followed:
 async def follow(
     redis: Redis, request_id: str, after: int | None = None, act: Callable[[], None] | None = None
 ) -> Followed:
-    """Read a generation to its end; call ``act`` once, when so many tokens have arrived.
+    """Read a generation to its end; call ``act`` once, when ``after`` tokens have arrived.
 
     Raises:
-        RuntimeError: it failed, or no token came for long.
+        RuntimeError: it failed, or no token came within :data:`TOKEN_TIMEOUT`.
     """
     followed = Followed([], [])
     entry = START
     while True:
         entries = await asyncio.wait_for(
-            live_session.read(redis, request_id, entry, wait=PATIENCE), 2 * PATIENCE
+            live_session.read(redis, request_id, entry, wait=TOKEN_TIMEOUT), 2 * TOKEN_TIMEOUT
         )
         now = time.time()
         if not entries:
-            raise RuntimeError(f"No token of {request_id} for {PATIENCE:.0f} s.")
+            raise RuntimeError(f"No token of {request_id} for {TOKEN_TIMEOUT:.0f} s.")
         for found in entries:
             entry = found.entry_id
             if isinstance(found, EndEntry):

@@ -1,4 +1,4 @@
-"""A user of the mesh, who streams over HTTP; and Redis' own clock of the same generations."""
+"""A user of the mesh who streams over HTTP, with times by the client's clock and by Redis'."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ import httpx
 from eth_account import Account
 from redis.asyncio import Redis
 
-from benchmarks.common.timing import Timing
+from benchmarks.common.timing import TokenTiming
 from market.jobs import live_session
 from market.jobs.live_session import TokenEntry
 from market.money import to_units
@@ -30,20 +30,20 @@ FUNDS = to_units(Decimal(1000))
 
 GENERATE = "/api/inference/distributed/generate"
 
-PATIENCE = 60.0
-"""Seconds to wait for a generation's first sign of life, or for the deposit to be credited."""
+RESPONSE_TIMEOUT = 60.0
+"""Seconds to wait for a generation's first response, or for the deposit to be credited."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
     """The same generations on two clocks, and their tokens by prompt.
 
-    ``user``: from the HTTP requests to the tokens in the reader's hands. ``pipeline``: from the
+    ``user``: from the HTTP requests to the tokens that the client has read. ``pipeline``: from the
     first prompt in the edge's inbox to the tokens in their streams, all in Redis.
     """
 
-    user: Timing
-    pipeline: Timing
+    user: TokenTiming
+    pipeline: TokenTiming
     token_ids: list[list[int]]
 
 
@@ -76,7 +76,8 @@ class User:
     async def submit(
         self, prompt: str, new_tokens: int, sampling: Mapping[str, Any] = GREEDY
     ) -> str:
-        """A generation that goes on whether or not somebody reads; its request id."""
+        """Submit a generation as an asynchronous job, which needs no reader; returns its request
+        id."""
         async with self._client() as http:
             body = self._body(prompt, new_tokens, sampling)
             headers = {"Prefer": "respond-async"}
@@ -90,14 +91,14 @@ class User:
         body = {**self._body(prompt, new_tokens, GREEDY), "stream": True}
         with (
             httpx.Client(base_url=self._plan.api_url, headers=self._headers) as http,
-            http.stream("POST", GENERATE, json=body, timeout=PATIENCE) as got,
+            http.stream("POST", GENERATE, json=body, timeout=RESPONSE_TIMEOUT) as response,
         ):
-            got.raise_for_status()
-            yield (line for line in got.iter_lines() if line.startswith("data: "))
+            response.raise_for_status()
+            yield (line for line in response.iter_lines() if line.startswith("data: "))
 
     def cancel(self, prompt: str, new_tokens: int, after: int) -> float:
-        """Start a generation and cancel it once so many tokens are there; when that was asked
-        for, on the monotonic clock."""
+        """Start a generation and cancel it once ``after`` tokens are there; returns when the
+        cancelling was requested, on the monotonic clock."""
         with httpx.Client(base_url=self._plan.api_url, headers=self._headers) as http:
             body = self._body(prompt, new_tokens, GREEDY)
             answer = http.post(GENERATE, json=body, headers={"Prefer": "respond-async"})
@@ -110,7 +111,7 @@ class User:
 
     def _client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            base_url=self._plan.api_url, headers=self._headers, timeout=PATIENCE
+            base_url=self._plan.api_url, headers=self._headers, timeout=RESPONSE_TIMEOUT
         )
 
     def _body(self, prompt: str, new_tokens: int, sampling: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -134,10 +135,10 @@ class User:
             written = [await _written(redis, one.request_id) for one in streamed]
             tokens = len(bodies) * new_tokens
             return Served(
-                user=Timing(
+                user=TokenTiming(
                     min(one.first for one in streamed), max(one.last for one in streamed), tokens
                 ),
-                pipeline=Timing(
+                pipeline=TokenTiming(
                     min(first for first, _ in written) - start,
                     max(last for _, last in written) - start,
                     tokens,
@@ -153,22 +154,24 @@ class User:
 
 async def _opened(redis: Redis, inboxes: Sequence[str]) -> float:
     """When the next prompt arrives in an edge's inbox (Unix time, Redis' clock)."""
-    answer = await redis.xread(dict.fromkeys(inboxes, "$"), count=1, block=round(PATIENCE * 1000))
+    answer = await redis.xread(
+        dict.fromkeys(inboxes, "$"), count=1, block=round(RESPONSE_TIMEOUT * 1000)
+    )
     return _time_of(answer[0][1][0][0])
 
 
 async def _stream(
     http: httpx.AsyncClient, body: Mapping[str, Any], new_tokens: int, began: float
 ) -> _Streamed:
-    give_up = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + RESPONSE_TIMEOUT
     while True:
-        async with http.stream("POST", GENERATE, json={**body, "stream": True}) as got:
-            if got.status_code == httpx.codes.PAYMENT_REQUIRED and time.monotonic() < give_up:
+        async with http.stream("POST", GENERATE, json={**body, "stream": True}) as response:
+            if response.status_code == httpx.codes.PAYMENT_REQUIRED and time.monotonic() < deadline:
                 await asyncio.sleep(0.2)  # the deposit is not credited yet
                 continue
-            if got.is_error:
-                raise RuntimeError(f"The API refused the prompt: {await got.aread()!r}")
-            return await _read(got, new_tokens, began)
+            if response.is_error:
+                raise RuntimeError(f"The API refused the prompt: {await response.aread()!r}")
+            return await _read(response, new_tokens, began)
 
 
 async def _read(answer: httpx.Response, new_tokens: int, began: float) -> _Streamed:

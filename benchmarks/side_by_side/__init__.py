@@ -1,1 +1,1 @@
-"""Both sides on one model, in turns."""
+"""The mesh and plain transformers on one model, measured in turns."""

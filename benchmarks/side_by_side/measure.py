@@ -1,6 +1,6 @@
-"""Both sides on one model, in turns: plain and mesh, then mesh and plain, and so on.
+"""Measures the mesh and plain transformers on one model, in turns and never at the same time.
 
-Never both at once: while one side works, the other waits for its next request.
+The side that goes first changes from round to round.
 """
 
 import time
@@ -13,7 +13,7 @@ import psutil
 from benchmarks.checkpoints.models import BenchModel
 from benchmarks.checkpoints.plain_transformers import Plain
 from benchmarks.common.machine import CpuMeter, CpuUse
-from benchmarks.common.timing import Timing
+from benchmarks.common.timing import TokenTiming
 from benchmarks.running import network
 from benchmarks.running.user import Served, User
 from stack.development_stack import DevelopmentStack
@@ -45,13 +45,13 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """One measurement of both sides. Of so many ``prompts`` both continued ``equal`` ones with the
-    same tokens."""
+class SpeedRound:
+    """One measurement of both sides. ``equal``: how many of the ``prompts`` both sides continued
+    with the same tokens."""
 
-    plain: Timing
-    user: Timing
-    pipeline: Timing
+    plain: TokenTiming
+    user: TokenTiming
+    pipeline: TokenTiming
     plain_cpu: CpuUse
     mesh_cpu: CpuUse
     prompts: int
@@ -74,21 +74,21 @@ def measure(
     model: BenchModel,
     effort: Effort,
     folder: Path,
-    say: Callable[[str], None],
+    report_progress: Callable[[str], None],
     node_options: tuple[str, ...] = (),
-) -> dict[str, list[Round]]:
+) -> dict[str, list[SpeedRound]]:
     """All rounds of every case. ``folder`` is for the stack's data."""
     plan = network.plan(model, folder, nodes=NODES, node_options=node_options)
-    say("starting both sides")
+    report_progress("starting both sides")
     with DevelopmentStack(plan) as stack, Plain(model.folder) as plain:
         sides = _Sides(model, plain, User(stack), _processes(stack, plain))
-        say("warming up")
-        rounds: dict[str, list[Round]] = {}
+        report_progress("warming up")
+        rounds: dict[str, list[SpeedRound]] = {}
         for name, case in cases(model, effort, 0).items():
             sides.measure(case, mesh_first=False)
             rounds[name] = []
         for number in range(1, effort.rounds + 1):
-            say(f"round {number} of {effort.rounds}")
+            report_progress(f"round {number} of {effort.rounds}")
             for name, case in cases(model, effort, number).items():
                 rounds[name].append(sides.measure(case, mesh_first=number % 2 == 0))
         return rounds
@@ -101,14 +101,14 @@ class _Sides:
     user: User
     processes: Mapping[str, Sequence[psutil.Process]]
 
-    def measure(self, case: Case, *, mesh_first: bool) -> Round:
+    def measure(self, case: Case, *, mesh_first: bool) -> SpeedRound:
         if mesh_first:
             served, mesh_cpu = self._on_mesh(case)
             (timing, token_ids), plain_cpu = self._on_plain(case)
         else:
             (timing, token_ids), plain_cpu = self._on_plain(case)
             served, mesh_cpu = self._on_mesh(case)
-        return Round(
+        return SpeedRound(
             plain=timing,
             user=served.user,
             pipeline=served.pipeline,
@@ -118,7 +118,7 @@ class _Sides:
             equal=sum(a == b for a, b in zip(token_ids, served.token_ids, strict=True)),
         )
 
-    def _on_plain(self, case: Case) -> tuple[tuple[Timing, list[list[int]]], CpuUse]:
+    def _on_plain(self, case: Case) -> tuple[tuple[TokenTiming, list[list[int]]], CpuUse]:
         prompts = [self.model.tokenizer.encode(prompt).ids for prompt in case.prompts]
         time.sleep(PAUSE)
         meter = CpuMeter(self.processes)

@@ -10,16 +10,16 @@ from rich.table import Table
 
 from benchmarks.checkpoints.models import BenchModel
 from benchmarks.common import machine
-from benchmarks.common.timing import Timing
-from benchmarks.side_by_side.measure import AT_ONCE, LONG_PROMPT, NODES, Round
+from benchmarks.common.timing import TokenTiming
+from benchmarks.side_by_side.measure import AT_ONCE, LONG_PROMPT, NODES, SpeedRound
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class SpeedResult:
     """All rounds of a model, by case."""
 
     model: BenchModel
-    rounds: dict[str, list[Round]]
+    rounds: dict[str, list[SpeedRound]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Figure:
 
     title: str
     case: str
-    of: Callable[[Timing], float]
+    of: Callable[[TokenTiming], float]
     digits: int = 1
 
 
@@ -44,19 +44,19 @@ FIGURES = (
 )
 
 
-def show(console: Console, results: Sequence[Result], seconds: float) -> None:
-    """Print what was measured, and on what."""
+def show(console: Console, results: Sequence[SpeedResult], seconds: float) -> None:
+    """Print tables of speed and CPU time, and the machine."""
     for result in results:
         console.print(_speed(result))
         console.print(_against_one_stream(result) + "\n")
     console.print(_cpu(results))
     console.print(
-        f"\n{machine.described()}, {NODES} nodes, Redis over loopback; {seconds:.0f} s in all."
+        f"\n{machine.mesh_summary()}, {NODES} nodes, Redis over loopback; {seconds:.0f} s in all."
     )
-    console.print(_others(results))
+    console.print(_other_cpu(results))
 
 
-def as_json(results: Sequence[Result], seconds: float) -> str:
+def as_json(results: Sequence[SpeedResult], seconds: float) -> str:
     """Everything that was measured, with the medians that the table shows."""
     return json.dumps(
         {
@@ -80,7 +80,7 @@ def as_json(results: Sequence[Result], seconds: float) -> str:
     )
 
 
-def _speed(result: Result) -> Table:
+def _speed(result: SpeedResult) -> Table:
     count = len(result.rounds["single"])
     table = Table(
         title=f"{result.model.name}: {result.model.title}\nmedians of {count}, float32, greedy",
@@ -103,7 +103,7 @@ def _speed(result: Result) -> Table:
     return table
 
 
-def _against_one_stream(result: Result) -> str:
+def _against_one_stream(result: SpeedResult) -> str:
     at_once = _medians(result, FIGURES[-1])
     one = _medians(result, FIGURES[0])["plain"]
     return (
@@ -113,14 +113,14 @@ def _against_one_stream(result: Result) -> str:
     )
 
 
-def _medians(result: Result, figure: Figure) -> dict[str, float]:
+def _medians(result: SpeedResult, figure: Figure) -> dict[str, float]:
     return {
         side: median(figure.of(getattr(one, side)) for one in result.rounds[figure.case])
         for side in ("plain", "user", "pipeline")
     }
 
 
-def _ratio(result: Result, figure: Figure, side: str) -> str:
+def _ratio(result: SpeedResult, figure: Figure, side: str) -> str:
     """Ratio of the medians, and between which ratios the single rounds lay."""
     medians = _medians(result, figure)
     by_round = [
@@ -130,12 +130,12 @@ def _ratio(result: Result, figure: Figure, side: str) -> str:
     return f"[bold]{ratio:.2f}[/] ({min(by_round):.2f}-{max(by_round):.2f})"
 
 
-def _same(rounds: Sequence[Round]) -> str:
+def _same(rounds: Sequence[SpeedRound]) -> str:
     return f"{sum(one.equal for one in rounds)} of {sum(one.prompts for one in rounds)}"
 
 
-def _cpu(results: Sequence[Result]) -> Table:
-    """Who uses the processors: milliseconds of CPU time for each new token."""
+def _cpu(results: Sequence[SpeedResult]) -> Table:
+    """A table of CPU time for each new token, in milliseconds, by process."""
     table = Table(title="CPU time a token, ms", title_justify="left")
     table.add_column("")
     columns = [(result, case) for result in results for case in ("single", "at_once")]
@@ -154,25 +154,25 @@ def _cpu(results: Sequence[Result]) -> Table:
     return table
 
 
-def _mesh_ms(result: Result, case: str, part: str) -> float:
+def _mesh_ms(result: SpeedResult, case: str, part: str) -> float:
     return 1000 * median(
         one.mesh_cpu.seconds[part] / one.user.tokens for one in result.rounds[case]
     )
 
 
-def _plain_ms(result: Result, case: str) -> float:
+def _plain_ms(result: SpeedResult, case: str) -> float:
     return 1000 * median(
         one.plain_cpu.seconds["plain"] / one.plain.tokens for one in result.rounds[case]
     )
 
 
-def _others(results: Sequence[Result]) -> str:
-    """How busy the machine was with other things."""
+def _other_cpu(results: Sequence[SpeedResult]) -> str:
+    """A sentence about the cores that processes other than the benchmark's used."""
     shares = [
-        use.others
+        use.other_cpu
         for result in results
         for rounds in result.rounds.values()
         for one in rounds
         for use in (one.plain_cpu, one.mesh_cpu)
     ]
-    return machine.others_said(shares)
+    return machine.other_cpu_summary(shares)

@@ -1,1 +1,1 @@
-"""Nodes, devices and money that are simulated."""
+"""Simulated nodes, devices and movements of money."""

@@ -1,4 +1,4 @@
-"""Swarms of unlike devices, drawn at random but from figures that were measured."""
+"""Clusters of unlike devices, drawn at random from figures that were measured."""
 
 from collections.abc import Mapping
 from random import Random
@@ -17,11 +17,11 @@ STEP_MS, STEP_LAYERS, STEP_EDGE_WORK = 1000 / 3.9, 22, 1.49
 weights and a head of 65.5M, which is 1.49 of them."""
 
 FASTEST = 16
-"""The quickest device is so many times as quick; others are drawn in between, evenly by the
-logarithm, and independently of their memory."""
+"""How many times as quick the quickest device is as the slowest; others are drawn in between,
+evenly by the logarithm, and independently of their memory."""
 
 SESSIONS, TOKENS = 8, 2048
-"""Room for KV: so many generations of so many positions."""
+"""A node's KV capacity: generations, and positions of each."""
 
 CONTEXT_BYTES = round(0.8 * GB)
 LOAD_SPEED = 125e6
@@ -36,14 +36,14 @@ def model_shape(name: str) -> ModelShape:
 
 
 class Device(NamedTuple):
-    """A node, and what its maker says of it."""
+    """A node, and its memory by the maker's figure."""
 
     node: Candidate
     vram_gb: int
 
 
 def draw(rng: Random, count: int, name: str, *, trusted: float) -> list[Device]:
-    """So many nodes, each with memory, quantization and speed of its own; trusted by chance, but
+    """``count`` nodes, each with memory, quantization and speed of its own; trusted by chance, but
     one of them always."""
     config = MODELS[name]
     sure = rng.randrange(count)

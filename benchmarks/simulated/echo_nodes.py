@@ -1,4 +1,4 @@
-"""Simulated nodes that answer each step at once: what a hop costs when nobody computes.
+"""Simulated nodes that answer each step at once: the cost of a hop without any computing.
 
 Each pair is a node and an edge of its own, which sends it one step and waits for the answer; the
 next follows at once. There is no torch in it, and all of them live in one process.
@@ -33,32 +33,34 @@ CAPACITY = 2**31
 
 
 @dataclass(frozen=True, slots=True)
-class Bounced:
-    """Steps handed on in so many seconds, and the milliseconds that each hop took, sorted."""
+class EchoResult:
+    """Seconds that a run took, and the milliseconds of each hop, sorted. ``nodes`` without
+    edges."""
 
     nodes: int
     seconds: float
-    hops: list[float]
+    hop_ms: list[float]
 
     @property
     def rate(self) -> float:
         """Steps a second, of all nodes together."""
-        return 2 * len(self.hops) / self.seconds
+        return 2 * len(self.hop_ms) / self.seconds
 
     def at(self, share: float) -> float:
-        return self.hops[min(int(share * len(self.hops)), len(self.hops) - 1)]
+        """Milliseconds of the hop at this share of the sorted ones: 0.5 is the median."""
+        return self.hop_ms[min(int(share * len(self.hop_ms)), len(self.hop_ms) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class EchoNode:
     """A registered node: its id and its token."""
 
     node_id: str
     token: str
 
 
-def register(url: str, model_id: str, count: int) -> list[Member]:
-    """So many nodes, by HTTP and a wallet's signature."""
+def register(url: str, model_id: str, count: int) -> list[EchoNode]:
+    """Register ``count`` nodes by HTTP, with a wallet's signature."""
     account = Account.create()
     registration = NodeRegistration(
         wallet_address=account.address,
@@ -71,61 +73,69 @@ def register(url: str, model_id: str, count: int) -> list[Member]:
     )
     with client(url) as http:
         nodes = [register_node(http, registration, bytes(account.key)) for _ in range(count)]
-    return [Member(node.node_id, node.node_token) for node in nodes]
+    return [EchoNode(node.node_id, node.node_token) for node in nodes]
 
 
-async def bounce(
-    redis_url: str, relay_url: str | None, members: Sequence[Member], seconds: float
-) -> Bounced:
-    """Let pairs of the members bounce steps; by Redis if there is no relay."""
-    hops: list[float] = []
+async def run_echo(
+    redis_url: str, relay_url: str | None, nodes: Sequence[EchoNode], seconds: float
+) -> EchoResult:
+    """Send steps from each edge to its node and back for some seconds.
+
+    By Redis if ``relay_url`` is None. ``nodes``: an edge, its node, the next edge, and so on.
+    """
+    hop_ms: list[float] = []
     async with AsyncExitStack() as stack, Redis.from_url(redis_url) as redis:
         pairs = []
-        for number, (edge, node) in enumerate(zip(members[::2], members[1::2], strict=True)):
+        for number, (edge, node) in enumerate(zip(nodes[::2], nodes[1::2], strict=True)):
             route = RouteRecord(WIDTH, CAPACITY, [edge.node_id, node.node_id])
-            name = f"bounce_{number}"
+            name = f"echo_{number}"
             await redis.hset(
                 redis_keys.live_record(name), mapping={"epoch": 1, "route": route.pack()}
             )
-            ways = [
-                await stack.enter_async_context(_way(redis, relay_url, each))
+            channels = [
+                await stack.enter_async_context(_open_channel(redis, relay_url, each))
                 for each in (edge, node)
             ]
-            pairs.append((name, edge, node, ways))
+            pairs.append((name, edge, node, channels))
         began = time.perf_counter()
         end = began + seconds
-        work = [
+        tasks = [
             task
-            for name, edge, node, (up, down) in pairs
-            for task in (_lead(up, node, name, end, hops), _follow(down, edge, name))
+            for name, edge, node, (edge_channel, node_channel) in pairs
+            for task in (
+                _send_steps(edge_channel, node, name, end, hop_ms),
+                _answer_steps(node_channel, edge, name),
+            )
         ]
         async with asyncio.timeout(seconds + 20):
-            await asyncio.gather(*work)
+            await asyncio.gather(*tasks)
         took = time.perf_counter() - began
-    return Bounced(len(members) // 2, took, sorted(hops))
+    return EchoResult(len(nodes) // 2, took, sorted(hop_ms))
 
 
-async def _lead(way: "_Way", node: Member, name: str, end: float, hops: list[float]) -> None:
+async def _send_steps(
+    channel: "_Channel", node: EchoNode, name: str, end: float, hop_ms: list[float]
+) -> None:
     step = _step(name)
     while True:
         now = time.perf_counter()
         if now > end:
-            await way.send(node.node_id, _step(name, last=True))
-            await way.flush()
+            await channel.send(node.node_id, _step(name, last=True))
+            await channel.flush()
             return
-        await way.send(node.node_id, step)
-        await way.receive()
-        hops.append(500 * (time.perf_counter() - now))
+        await channel.send(node.node_id, step)
+        await channel.receive()
+        hop_ms.append(500 * (time.perf_counter() - now))
 
 
-async def _follow(way: "_Way", edge: Member, name: str) -> None:
+async def _answer_steps(channel: "_Channel", edge: EchoNode, name: str) -> None:
     answer = _step(name)
-    while await way.receive():
-        await way.send(edge.node_id, answer)
+    while await channel.receive():
+        await channel.send(edge.node_id, answer)
 
 
 def _step(name: str, *, last: bool = False) -> OutgoingMessage:
-    """One row; the last one is a replay, which the follower takes as the end."""
+    """A step of one row. The last one is marked as a replay, at which the node stops."""
     rows = [Step(name, 1, 0, 1, 0 if last else 1, last)]
     fields = wire.encode(Steps(rows, "bfloat16", WIDTH, bytes(2 * WIDTH)))
     return OutgoingMessage("", bytes(fields[wire.HEADER]), bytes(fields[wire.TENSOR]))
@@ -136,22 +146,22 @@ def _goes_on(header: bytes) -> bool:
     return isinstance(message, Steps) and not message.steps[0].replay
 
 
-class _Way(Protocol):
-    """How a simulated node exchanges messages."""
+class _Channel(Protocol):
+    """A simulated node's connection for messages, by Redis or by the relay."""
 
     async def send(self, to: str, sent: OutgoingMessage) -> None: ...
 
     async def receive(self) -> bool:
-        """Whether there is more to come after this."""
+        """Wait for a message; whether more will follow it."""
         ...
 
     async def flush(self) -> None:
-        """What was sent is on its way, though nothing more will be received."""
+        """Send what is buffered, when nothing more will be received."""
 
 
-class _RedisWay:
-    def __init__(self, line: PipelinedConnection, node_id: str, after: bytes) -> None:
-        self._line = line
+class _RedisChannel:
+    def __init__(self, connection: PipelinedConnection, node_id: str, after: bytes) -> None:
+        self._connection = connection
         self._inbox = redis_keys.inbox(node_id)
         self._after = after
         self._unsent: list[Command] = []
@@ -163,32 +173,32 @@ class _RedisWay:
 
     async def flush(self) -> None:
         unsent, self._unsent = self._unsent, []
-        await self._line.call(unsent)
+        await self._connection.call(unsent)
 
     async def receive(self) -> bool:
         while True:
             unsent, self._unsent = self._unsent, []
             read = ("XREAD", "BLOCK", 4000, "STREAMS", self._inbox, self._after)
-            answer = (await self._line.call([*unsent, read]))[-1]
+            answer = (await self._connection.call([*unsent, read]))[-1]
             if answer:
                 self._after, fields = answer[0][1][-1]
                 return _goes_on(fields[1])
 
 
-class _RelayWay:
+class _RelayChannel:
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
         self._number = 0
         self._after = ""
 
-    async def greet(self) -> None:
-        await self._connection.send(relay.encode(Hello(relay.VERSION, "bounce", "")))
+    async def handshake(self) -> None:
+        await self._connection.send(relay.encode(Hello(relay.VERSION, "echo", "")))
         welcome = relay.decode(_binary(await self._connection.recv()))
         assert isinstance(welcome, relay.Welcome)
         self._after, self._number = welcome.after, welcome.number
 
-    async def beat(self) -> None:
-        """Pulses, as real nodes send them."""
+    async def send_keep_alives(self) -> None:
+        """Send keep-alives as real nodes do, until cancelled."""
         while True:
             await self._connection.send(relay.encode(KeepAlive(1, 64, self._after)))
             await asyncio.sleep(RELAY_KEEPALIVE_INTERVAL)
@@ -208,36 +218,38 @@ class _RelayWay:
                 return _goes_on(frame.entries[-1].header)
 
     async def flush(self) -> None:
-        """Nothing waits here."""
+        """Nothing is buffered here."""
 
 
 @asynccontextmanager
-async def _way(redis: Redis, relay_url: str | None, member: Member) -> AsyncIterator[_Way]:
+async def _open_channel(
+    redis: Redis, relay_url: str | None, node: EchoNode
+) -> AsyncIterator[_Channel]:
     if relay_url is None:
-        line = PipelinedConnection(redis.connection_pool)
-        # From the newest entry on: what follows is not missed, whoever begins.
-        newest = await redis.xrevrange(redis_keys.inbox(member.node_id), count=1)
+        pipelined = PipelinedConnection(redis.connection_pool)
+        # From the newest entry on: what follows is not missed, whichever side begins.
+        newest = await redis.xrevrange(redis_keys.inbox(node.node_id), count=1)
         try:
-            yield _RedisWay(line, member.node_id, newest[0][0] if newest else b"0-0")
+            yield _RedisChannel(pipelined, node.node_id, newest[0][0] if newest else b"0-0")
         finally:
-            await line.close()
+            await pipelined.close()
         return
     async with connect(
         relay_url.replace("http", "ws", 1) + relay.WEBSOCKET_PATH,
-        additional_headers={"Authorization": f"Bearer {member.token}"},
+        additional_headers={"Authorization": f"Bearer {node.token}"},
         compression=None,
         proxy=None,
         ping_interval=None,
     ) as connection:
-        speaking = _RelayWay(connection)
-        await speaking.greet()
-        beating = asyncio.create_task(speaking.beat())
+        channel = _RelayChannel(connection)
+        await channel.handshake()
+        keeping_alive = asyncio.create_task(channel.send_keep_alives())
         try:
-            yield speaking
+            yield channel
         finally:
-            beating.cancel()
+            keeping_alive.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await beating
+                await keeping_alive
 
 
 def _binary(message: str | bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""Random movements of money, and an account of them that is kept apart from the ledger.
+"""Random movements of money, and records of them that are kept apart from the ledger.
 
-What the ledger should say follows from this account alone, so that the check at the end compares
-two books that were kept independently.
+What the ledger should contain follows from these records alone, so that the integrity check at the
+end compares two accounts that were kept independently.
 """
 
 import asyncio
@@ -35,7 +35,8 @@ fifty deposits is undone by a reorganisation and comes again."""
 
 MODES = {"once": 81, "again": 10, "twice at once": 4, "killed": 1, "overdraft": 4}
 """How often an operation is done plainly; one done before is repeated; two connections do the same
-at once; its connection is killed, and it is tried again; and how often somebody spends too much."""
+at once; its connection is killed, and it is tried again; and how often a hold exceeds what is
+available."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,13 @@ class Operation:
 
     kind: str
     run: Callable[[AsyncSession], Awaitable[bool]]
-    note: Callable[[], None]
-    """Write it into the benchmark's own account."""
+    record: Callable[[], None]
+    """Write the operation into the benchmark's own records."""
 
 
 @dataclass(slots=True)
-class Job:
-    """One generation as the benchmark remembers it; amounts in FAR."""
+class ExpectedJob:
+    """One generation in the benchmark's own records; amounts in FAR."""
 
     id: str
     wallet: str
@@ -66,12 +67,12 @@ class Job:
 
 
 @dataclass(slots=True)
-class Account:
-    """What happened, as the benchmark saw it. ``wrong``: answers that should not have come."""
+class ExpectedMoney:
+    """The benchmark's own records, amounts in FAR. ``wrong``: answers that should not have come."""
 
     users: list[str]
     providers: list[str]
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[ExpectedJob] = field(default_factory=list)
     batches: list[str] = field(default_factory=list)
     deposits: defaultdict[str, Decimal] = field(default_factory=lambda: defaultdict(Decimal))
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -79,16 +80,16 @@ class Account:
     seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-class OwnContract:
-    """The escrow contract as the benchmark's account has it, for the ledger's reconciliation."""
+class ExpectedContract:
+    """The escrow contract by the benchmark's records, for the ledger's reconciliation."""
 
     address = "0x" + "00" * 20
     recipient = "0x" + "ff" * 20
 
-    def __init__(self, account: Account) -> None:
-        self._deposits = dict(account.deposits)
+    def __init__(self, expected: ExpectedMoney) -> None:
+        self._deposits = dict(expected.deposits)
         self._earned: defaultdict[str, Decimal] = defaultdict(Decimal)
-        for job in account.jobs:
+        for job in expected.jobs:
             if job.batch is not None:
                 self._deposits[job.wallet] -= job.cost
                 self._earned[self.recipient] += job.fee
@@ -111,29 +112,35 @@ class OwnContract:
         return batches
 
 
-class Actor:
-    """One connection's worth of work: it ends the jobs that it began, on wallets that all share."""
+class RandomClient:
+    """A client with one connection, which ends the jobs that it began, on wallets that all
+    share."""
 
     def __init__(
-        self, name: int, sessions: Sessions, account: Account, seed: int, numbers: "Turns"
+        self,
+        name: int,
+        sessions: Sessions,
+        expected: ExpectedMoney,
+        seed: int,
+        countdown: "OperationCountdown",
     ) -> None:
         self._name = name
         self._sessions = sessions
-        self._account = account
+        self._expected = expected
         self._random = random.Random(f"{seed} {name}")
-        self._turns = numbers
+        self._countdown = countdown
         self._numbers = itertools.count()
-        self._open: list[Job] = []
-        self._unsettled: list[Job] = []
+        self._open: list[ExpectedJob] = []
+        self._unsettled: list[ExpectedJob] = []
         self._done: list[Operation] = []
 
-    async def work(self) -> None:
-        """Until all turns are taken."""
+    async def run_all(self) -> None:
+        """Run operations until the countdown is at zero."""
         modes, weights = list(MODES), list(MODES.values())
-        while self._turns.take():
+        while self._countdown.take():
             (mode,) = self._random.choices(modes, weights)
             if mode == "again" and self._done:
-                await self._again()
+                await self._repeat()
             elif mode == "overdraft":
                 await self._overdraft()
             else:
@@ -142,30 +149,30 @@ class Actor:
     async def _new(self, mode: str) -> None:
         operation = self._next()
         if mode == "twice at once":
-            self._turns.take()
-            happened = sum(await asyncio.gather(self._do(operation), self._do(operation)))
+            self._countdown.take()
+            changed = sum(await asyncio.gather(self._do(operation), self._do(operation)))
         elif mode == "killed":
-            self._turns.take()
+            self._countdown.take()
             await self._killed(operation)
             await self._do(operation)
-            happened = 1
+            changed = 1
         else:
             began = time.perf_counter()
-            happened = await self._do(operation)
-            self._account.seconds[operation.kind].append(time.perf_counter() - began)
+            changed = await self._do(operation)
+            self._expected.seconds[operation.kind].append(time.perf_counter() - began)
             mode = "once"
-        self._account.outcomes[mode] += 1
-        self._expect(happened == 1, f"{operation.kind} {mode} happened {happened} times")
-        operation.note()
+        self._expected.outcomes[mode] += 1
+        self._expect(changed == 1, f"{operation.kind} {mode} happened {changed} times")
+        operation.record()
         self._remember(operation)
 
-    async def _again(self) -> None:
+    async def _repeat(self) -> None:
         operation = self._random.choice(self._done)
         self._expect(not await self._do(operation), f"{operation.kind} again happened again")
-        self._account.outcomes["again"] += 1
+        self._expected.outcomes["again"] += 1
 
     async def _overdraft(self) -> None:
-        """Beyond what is there, and beyond what is signed for."""
+        """A hold beyond the balance and beyond the signed cap, which has to be refused."""
         amount = self._random.choice((BEYOND, BEYOND * 2))
         refused = False
         try:
@@ -174,7 +181,7 @@ class Actor:
         except (InsufficientBalance, SpendingCapExceeded):
             refused = True
         self._expect(refused, f"a hold of {amount} FAR was not refused")
-        self._account.outcomes["overdraft"] += 1
+        self._expected.outcomes["overdraft"] += 1
 
     async def _do(self, operation: Operation) -> bool:
         async with self._sessions.begin() as db:
@@ -216,26 +223,26 @@ class Actor:
         return self._hold()
 
     def _hold(self) -> Operation:
-        job = Job(self._reference(), self._user(), self._amount(1, 10_000))
+        job = ExpectedJob(self._reference(), self._user(), self._amount(1, 10_000))
 
-        def note() -> None:
+        def record() -> None:
             self._open.append(job)
-            self._account.jobs.append(job)
+            self._expected.jobs.append(job)
 
         return Operation(
             "hold",
             lambda db: ledger.hold(db, job=job.id, wallet=job.wallet, amount=job.hold),
-            note,
+            record,
         )
 
-    def _capture(self, job: Job) -> Operation:
+    def _capture(self, job: ExpectedJob) -> Operation:
         cost = job.hold * self._random.randrange(101) / 100
         fee = (cost * FEE).quantize(Decimal("0.000001"))
-        providers = self._random.sample(self._account.providers, 3)
+        providers = self._random.sample(self._expected.providers, 3)
         share = ((cost - fee) / 3).quantize(Decimal("0.000001"))
         shares = dict(zip(providers, (share, share, cost - fee - 2 * share), strict=True))
 
-        def note() -> None:
+        def record() -> None:
             job.status, job.fee, job.shares = "completed", fee, shares
             self._unsettled.append(job)
 
@@ -244,38 +251,38 @@ class Actor:
             lambda db: ledger.capture(
                 db, job=job.id, wallet=job.wallet, held_amount=job.hold, shares=shares, fee=fee
             ),
-            note,
+            record,
         )
 
-    def _release(self, job: Job) -> Operation:
-        def note() -> None:
+    def _release(self, job: ExpectedJob) -> Operation:
+        def record() -> None:
             job.status = "failed"
 
         return Operation(
             "release",
             lambda db: ledger.release(db, job=job.id, wallet=job.wallet, amount=job.hold),
-            note,
+            record,
         )
 
     def _deposit(self) -> Operation:
         reference, user, amount = self._reference(), self._user(), self._amount(1, 100_000)
 
-        async def reorganised(db: AsyncSession) -> bool:
-            happened = await ledger.deposit(db, reference=reference, wallet=user, amount=amount)
-            if happened:
+        async def undo_and_repeat(db: AsyncSession) -> bool:
+            changed = await ledger.deposit(db, reference=reference, wallet=user, amount=amount)
+            if changed:
                 await ledger.reverse(db, kind="deposit", reference=reference)
                 await ledger.deposit(db, reference=reference, wallet=user, amount=amount)
-            return happened
+            return changed
 
-        def note() -> None:
-            self._account.deposits[user] += amount
+        def record() -> None:
+            self._expected.deposits[user] += amount
 
         if self._random.random() < 0.02:
-            return Operation("deposit, taken back and come again", reorganised, note)
+            return Operation("deposit, taken back and come again", undo_and_repeat, record)
         return Operation(
             "deposit",
             lambda db: ledger.deposit(db, reference=reference, wallet=user, amount=amount),
-            note,
+            record,
         )
 
     def _refund(self) -> Operation:
@@ -287,10 +294,10 @@ class Actor:
                 db, reference=reference, wallet=user, amount=amount
             )
 
-        def note() -> None:
-            self._account.deposits[user] -= amount
+        def record() -> None:
+            self._expected.deposits[user] -= amount
 
-        return Operation("refund", run, note)
+        return Operation("refund", run, record)
 
     def _settle(self) -> Operation:
         jobs, self._unsettled = self._unsettled, []
@@ -301,12 +308,14 @@ class Actor:
             for provider, share in job.shares.items():
                 amounts[provider] += share
 
-        def note() -> None:
-            self._account.batches.append(batch)
+        def record() -> None:
+            self._expected.batches.append(batch)
             for job in jobs:
                 job.batch = batch
 
-        return Operation("settle", lambda db: ledger.settle(db, batch=batch, amounts=amounts), note)
+        return Operation(
+            "settle", lambda db: ledger.settle(db, batch=batch, amounts=amounts), record
+        )
 
     def _remember(self, operation: Operation) -> None:
         if len(self._done) < 1000:
@@ -318,8 +327,8 @@ class Actor:
         return f"{self._name}-{next(self._numbers)}"
 
     def _user(self) -> str:
-        """Some users much more often than others."""
-        users = self._account.users
+        """A random user, some of them much more often than others."""
+        users = self._expected.users
         return users[int(len(users) * self._random.random() ** 2)]
 
     def _amount(self, low: int, high: int) -> Decimal:
@@ -327,28 +336,28 @@ class Actor:
 
     def _expect(self, right: bool, otherwise: str) -> None:
         if not right:
-            self._account.wrong.append(otherwise)
+            self._expected.wrong.append(otherwise)
 
 
-class Turns:
-    """Counts operations down to zero, for all actors together."""
+class OperationCountdown:
+    """Counts operations down to zero, for all clients together."""
 
-    def __init__(self, count: int, say: Callable[[int], None]) -> None:
+    def __init__(self, count: int, report_progress: Callable[[int], None]) -> None:
         self.left = count
-        self._say = say
+        self._report_progress = report_progress
 
     def take(self) -> bool:
-        """Whether there was one left."""
+        """Take one operation; whether there was one left."""
         self.left -= 1
         if self.left % 1000 == 0:
-            self._say(self.left)
+            self._report_progress(self.left)
         return self.left >= 0
 
 
-async def fund(sessions: Sessions, account: Account) -> None:
-    """Every user's first deposit, and cap."""
-    for user in account.users:
+async def fund(sessions: Sessions, expected: ExpectedMoney) -> None:
+    """Make every user's first deposit, and raise the spending cap."""
+    for user in expected.users:
         async with sessions.begin() as db:
             await ledger.deposit(db, reference=f"first of {user}", wallet=user, amount=FUNDS)
             await ledger.raise_cap(db, wallet=user, maximum=CAP)
-        account.deposits[user] += FUNDS
+        expected.deposits[user] += FUNDS

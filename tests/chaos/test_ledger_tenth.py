@@ -3,7 +3,7 @@
 import pytest
 
 from stack.servers import Postgres
-from tests.integration.market.ledger.test_random import random_operations
+from tests.support.market.random_operations import random_operations
 
 
 @pytest.mark.timeout(900)

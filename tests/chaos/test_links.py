@@ -11,8 +11,16 @@ import redis
 from benchmarks.running.proxy import SlowLink
 from mesh import redis_keys
 from stack.development_stack import DevelopmentStack
-from tests.e2e.conftest import Reference, User, balance, wait_until
-from tests.e2e.test_endings import LONG, PRICE, tokens_so_far, worker_lines
+from tests.e2e.conftest import (
+    LONG,
+    PRICE,
+    Reference,
+    User,
+    balance,
+    tokens_so_far,
+    wait_until,
+    worker_lines,
+)
 
 CUT = 5.0
 """Seconds."""

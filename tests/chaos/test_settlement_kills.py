@@ -3,7 +3,7 @@
 import pytest
 
 from market.escrow.reader import EscrowReader
-from tests.support.kills import SCENARIOS, ScenarioRun, kill_at_boundaries, scenario_run
+from tests.support.chain.kills import SCENARIOS, ScenarioRun, kill_at_boundaries, scenario_run
 
 __all__ = ["scenario_run"]
 

@@ -27,6 +27,11 @@ from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.support.folders import server_folder
 
 PATIENCE = 60.0
+LONG = 700
+"""Tokens of a generation that is interrupted before its end."""
+
+PRICE = Decimal("0.0001")
+"""FAR for each token."""
 
 FAST = {
     **SETTINGS,
@@ -238,3 +243,15 @@ def at_once(count: int, work: Callable[[int], Any]) -> list[Any]:
     """Run the work so many times at the same time."""
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(work, range(count)))
+
+
+def tokens_so_far(user: User, request_id: str) -> int:
+    generated: int = user.job(request_id)["tokens_generated"]
+    return generated
+
+
+def worker_lines(stack: DevelopmentStack, event: str, request_id: str) -> list[str]:
+    """What the workers' logs say of such an event of a generation."""
+    logs = [child.log for name, child in stack.processes.children.items() if "worker" in name]
+    lines = [line for log in logs for line in log.read_text().splitlines()]
+    return [line for line in lines if event in line and request_id in line]

@@ -4,7 +4,6 @@ get, and nothing hangs."""
 import json
 import signal
 import time
-from decimal import Decimal
 
 import pytest
 import redis
@@ -12,15 +11,18 @@ import redis
 from mesh import redis_keys
 from node_runner.service.exit_codes import TEMPORARY_FAILURE
 from stack.development_stack import DevelopmentStack
-from tests.e2e.conftest import Reference, User, balance, kv_used, query, wait_until
-
-LONG = 700
-PRICE = Decimal("0.0001")
-
-
-def tokens_so_far(user: User, request_id: str) -> int:
-    generated: int = user.job(request_id)["tokens_generated"]
-    return generated
+from tests.e2e.conftest import (
+    LONG,
+    PRICE,
+    Reference,
+    User,
+    balance,
+    kv_used,
+    query,
+    tokens_so_far,
+    wait_until,
+    worker_lines,
+)
 
 
 def assert_paid_exactly(stack: DevelopmentStack, user: User, *tokens: int) -> None:
@@ -214,13 +216,6 @@ def test_a_node_with_a_replica_is_replaced(
             stack.processes.end(spare)
             stack.start_node(stage, span)
         stack.wait_for_nodes(3)
-
-
-def worker_lines(stack: DevelopmentStack, event: str, request_id: str) -> list[str]:
-    """What the workers' logs say of such an event of a generation."""
-    logs = [child.log for name, child in stack.processes.children.items() if "worker" in name]
-    lines = [line for log in logs for line in log.read_text().splitlines()]
-    return [line for line in lines if event in line and request_id in line]
 
 
 def test_a_node_drains_on_sigterm(

@@ -11,9 +11,8 @@ import pytest
 from stack.development_stack import DevelopmentStack
 from stack.processes import ManagedProcess
 from stack.servers import free_port
-from tests.e2e.conftest import Reference, User, wait_until
-from tests.e2e.test_endings import LONG, tokens_so_far, worker_lines
-from tests.support.netns import Namespace, why_not
+from tests.e2e.conftest import LONG, Reference, User, tokens_so_far, wait_until, worker_lines
+from tests.support.network.netns import Namespace, why_not
 
 CUT = 5.0
 """Seconds."""

@@ -9,7 +9,7 @@ from market.escrow.reader import EscrowReader
 from market.resources import Resources, open_resources
 from market.settings import Settings
 from tests.conftest import OPERATOR_PASSWORD, Chain
-from tests.support.api import Gateway, all_nodes, open_gateway
+from tests.support.gateway.api import Gateway, all_nodes, open_gateway
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from tests.support.requirements import closure
+from tests.support.node.requirements import closure
 
 REPOSITORY = Path(__file__).parents[2]
 OURS = {"api", "cli", "discovery", "market", "mesh", "node_runner", "stack", "workers"}

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from market.settings import Settings
-from tests.support.api import (
+from tests.support.gateway.api import (
     ASYNC,
     GENERATE,
     OTHER_WALLET,
@@ -18,7 +18,7 @@ from tests.support.api import (
     problem,
     request_body,
 )
-from tests.support.api_served import serve
+from tests.support.gateway.api_served import serve
 
 MEGABYTE = 2**20
 HOUR = 3600

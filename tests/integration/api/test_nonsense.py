@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from market.settings import Settings
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     ASYNC,
     GENERATE,
     WALLET,

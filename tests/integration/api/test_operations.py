@@ -19,7 +19,7 @@ from market import ledger
 from market.settings import Settings
 from stack.servers import Postgres, free_port, redis_command, wait_for_redis
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     ASYNC,
     GENERATE,
     Gateway,

@@ -24,8 +24,8 @@ from mesh.dht import records
 from mesh.dht.peer import Peer
 from stack.servers import free_port
 from tests.conftest import MODEL_ID
-from tests.support.api import PROVIDER_WALLET
-from tests.support.dht import (
+from tests.support.gateway.api import PROVIDER_WALLET
+from tests.support.gateway.dht import (
     OPERATOR,
     SPANS,
     STRANGER,

@@ -20,7 +20,7 @@ from market.dht import directory
 from mesh.dht import records
 from stack.servers import free_port
 from tests.conftest import DEMO_MODEL, MODEL_ID
-from tests.support.dht import OPERATOR, announce, announcement, client, soon
+from tests.support.gateway.dht import OPERATOR, announce, announcement, client, soon
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from market.ledger.tables import SpendingCap
 from market.migrations import config, upgrade
 from stack.servers import Postgres
 from tests.support.factories import USER
-from tests.support.ledger import PROVIDER, balances
+from tests.support.market.ledger import PROVIDER, balances
 
 
 async def test_migrations_build_the_schema_in_code(engine: AsyncEngine) -> None:

@@ -21,8 +21,15 @@ from node_runner.dht.peer_client import DhtEndpoint, DhtUnavailable, PeerClient,
 from node_runner.dht.platform_lookup import PlatformNotFound, dht_endpoint, platform_url
 from stack.servers import free_port
 from tests.conftest import MODEL_ID
-from tests.support.api import LAYERS
-from tests.support.dht import NODE_KEY, OPERATOR, STRANGER, announcements_at, full_peer, soon
+from tests.support.gateway.api import LAYERS
+from tests.support.gateway.dht import (
+    NODE_KEY,
+    OPERATOR,
+    STRANGER,
+    announcements_at,
+    full_peer,
+    soon,
+)
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from node_runner.node.engine_set import Span
 from node_runner.node.lifecycle import Node
 from node_runner.node.options import NodeOptions
 from node_runner.service.control_socket import ControlSocket
-from tests.integration.node_runner.test_node_cli import PATIENCE, machine_at
-from tests.support.api import PROVIDER, PROVIDER_WALLET
-from tests.support.node_options import node_options
+from tests.support.gateway.api import PROVIDER, PROVIDER_WALLET
+from tests.support.node.machine import PATIENCE, machine_at
+from tests.support.node.options import node_options
 
 OLD: Span = (0, 4)
 NEW: Span = (2, 6)

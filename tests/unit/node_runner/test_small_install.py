@@ -11,7 +11,7 @@ import node_runner
 from node_runner import command, installation
 from node_runner.cli import app
 from node_runner.service import exit_codes
-from tests.support.requirements import closure
+from tests.support.node.requirements import closure
 
 NOT_FOR_NODES = {
     "alembic",

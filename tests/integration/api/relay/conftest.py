@@ -7,8 +7,8 @@ import redis
 
 from market.settings import Settings
 from stack.servers import Postgres
-from tests.support.api import shared_database
-from tests.support.relay import (
+from tests.support.gateway.api import shared_database
+from tests.support.gateway.relay import (
     Replica,
     replica,
 )

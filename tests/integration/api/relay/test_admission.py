@@ -13,8 +13,8 @@ from mesh import relay
 from mesh.relay import (
     Hello,
 )
-from tests.support.api import WALLET
-from tests.support.relay import (
+from tests.support.gateway.api import WALLET
+from tests.support.gateway.relay import (
     PATIENCE,
     Replica,
     bearer,

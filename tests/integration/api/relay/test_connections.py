@@ -21,7 +21,7 @@ from mesh.relay import (
     Push,
     PushAck,
 )
-from tests.support.relay import (
+from tests.support.gateway.relay import (
     PATIENCE,
     Node,
     Replica,

@@ -32,7 +32,7 @@ from mesh.wire import (
     Steps,
     Token,
 )
-from tests.support.relay import (
+from tests.support.gateway.relay import (
     CAPACITY,
     Node,
     Replica,

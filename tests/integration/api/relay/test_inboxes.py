@@ -15,7 +15,7 @@ from mesh.relay import (
 from mesh.wire import (
     Pong,
 )
-from tests.support.relay import (
+from tests.support.gateway.relay import (
     CAPACITY,
     Node,
     Replica,

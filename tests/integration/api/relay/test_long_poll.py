@@ -21,7 +21,7 @@ from mesh.relay import (
     Superseded,
     Welcome,
 )
-from tests.support.relay import (
+from tests.support.gateway.relay import (
     PATIENCE,
     Node,
     Replica,

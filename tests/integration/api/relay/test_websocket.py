@@ -14,7 +14,7 @@ from mesh.relay import (
     KeepAliveAck,
 )
 from stack.servers import gateway_command
-from tests.support.relay import (
+from tests.support.gateway.relay import (
     PATIENCE,
     Node,
     Replica,

@@ -15,7 +15,7 @@ from eth_account.messages import encode_defunct
 from api.http.services import open_services
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     ASYNC,
     GENERATE,
     STRANGER,

@@ -14,8 +14,8 @@ from mesh import redis_keys
 from mesh.dht import records
 from mesh.dht.signing_keys import SigningKey
 from tests.conftest import MODEL_ID
-from tests.support.api import LAYERS, PROVIDER_WALLET, Gateway, node, open_gateway
-from tests.support.dht import NODE_KEY, OPERATOR, announcement
+from tests.support.gateway.api import LAYERS, PROVIDER_WALLET, Gateway, node, open_gateway
+from tests.support.gateway.dht import NODE_KEY, OPERATOR, announcement
 
 PEER = "/dns4/dht.example.org/tcp/31337/p2p/QmQX571R7LBGYFJVz1qyZu7ANrpTtSXxN9gUDLaMzCTLYi"
 

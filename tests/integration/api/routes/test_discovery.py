@@ -17,7 +17,7 @@ from market.routing.skip_counts import skips_of
 from market.settings import Settings
 from mesh import signed_texts
 from tests.conftest import DEMO_MODEL, MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     ASYNC,
     GENERATE,
     LAYERS,

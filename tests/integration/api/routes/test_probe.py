@@ -1,7 +1,7 @@
 """What `far-node doctor` measures, and a model's shape."""
 
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     LAYERS,
     Gateway,
     problem,

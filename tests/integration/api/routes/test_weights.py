@@ -25,9 +25,16 @@ from node_runner.platform_client.weight_listing import ListingRequest, Wallet
 from node_runner.weights import published_source
 from node_runner.weights.source_selection import select_source
 from tests.conftest import DEMO_MODEL, MODEL_ID
-from tests.support.api import PROVIDER, PROVIDER_WALLET, STRANGER, Gateway, open_gateway, problem
-from tests.support.api_served import Served, serve
-from tests.support.file_server import serving
+from tests.support.gateway.api import (
+    PROVIDER,
+    PROVIDER_WALLET,
+    STRANGER,
+    Gateway,
+    open_gateway,
+    problem,
+)
+from tests.support.gateway.api_served import Served, serve
+from tests.support.network.file_server import serving
 
 BUCKET, PREFIX = "weights", "models/pydoc"
 PATH = f"/api/models/{MODEL_ID}/files"

@@ -16,8 +16,8 @@ from redis.asyncio import Redis
 
 from market.settings import Settings
 from stack.servers import free_port
-from tests.support.api import PROVIDER, PROVIDER_WALLET, Gateway, open_gateway, problem
-from tests.support.api_served import serve
+from tests.support.gateway.api import PROVIDER, PROVIDER_WALLET, Gateway, open_gateway, problem
+from tests.support.gateway.api_served import serve
 
 CHROMIUM = os.environ.get("FAR_TEST_CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -1,9 +1,9 @@
 """A page shows what was asked for, and runs nobody else's script."""
 
-from tests.support.api import (
+from tests.support.gateway.api import (
     Gateway,
 )
-from tests.support.machine_api import begin
+from tests.support.gateway.machine_api import begin
 
 
 async def test_the_page_shows_the_machine_and_runs_nobody_elses_script(gateway: Gateway) -> None:

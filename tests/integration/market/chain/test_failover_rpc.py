@@ -12,7 +12,7 @@ from market.chain.client import ChainClient, SendOutcome
 from market.chain.errors import ChainError, ChainUnreachable
 from market.chain.failover_rpc import FailoverProvider
 from market.settings.payments import PaymentsSettings
-from tests.support.proxy import Call, Loss, Proxy
+from tests.support.chain.rpc_proxy import Call, Loss, Proxy
 
 NOBODY = "http://127.0.0.1:1"
 RAW = b"\x02\xc0"

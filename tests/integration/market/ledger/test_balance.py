@@ -14,9 +14,16 @@ from market.ledger.postings import post
 from market.money import from_units
 from market.resources import Resources
 from tests.conftest import Chain
-from tests.support.api import OTHER_WALLET, WALLET, Gateway, open_gateway, problem, request_body
-from tests.support.escrow import FAR, Actions
+from tests.support.chain.escrow import FAR, Actions
 from tests.support.factories import fund
+from tests.support.gateway.api import (
+    OTHER_WALLET,
+    WALLET,
+    Gateway,
+    open_gateway,
+    problem,
+    request_body,
+)
 from workers.chain_indexer.indexer import index_events
 
 BALANCE = "/api/billing/balance"

@@ -17,7 +17,7 @@ from market.db import Sessions
 from market.ledger import Account
 from market.ledger.errors import InsufficientBalance
 from tests.support.factories import USER, fund
-from tests.support.ledger import deposit
+from tests.support.market.ledger import deposit
 
 _numbers = itertools.count()
 

@@ -25,7 +25,7 @@ from market.ledger.invariants import INVARIANTS
 from market.money import to_units
 from market.settlement.tables import Settlement
 from tests.support.factories import USER, fund, session
-from tests.support.ledger import PROVIDER
+from tests.support.market.ledger import PROVIDER
 
 CONTRACT = "0x" + "cc" * 20
 RECIPIENT, FORMER = "0x" + "dd" * 20, "0x" + "ee" * 20

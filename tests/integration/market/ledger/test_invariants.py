@@ -15,7 +15,7 @@ from market.db import Sessions
 from market.ledger.tables import LedgerAccount, LedgerEntry, LedgerTransaction
 from stack.servers import Postgres
 from tests.support.factories import USER
-from tests.support.ledger import balances, cap, deposit
+from tests.support.market.ledger import balances, cap, deposit
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from market.db import Sessions
 from market.ledger.errors import InsufficientBalance, SpendingCapExceeded
 from market.money import from_units
 from tests.support.factories import USER, fund
-from tests.support.ledger import PROVIDER, balances, cap, deposit
+from tests.support.market.ledger import PROVIDER, balances, cap, deposit
 
 
 async def test_the_life_of_a_payment(sessions: Sessions) -> None:

@@ -9,7 +9,7 @@ from market import ledger
 from market.db import Sessions
 from market.ledger.errors import InsufficientBalance
 from tests.support.factories import USER
-from tests.support.ledger import PROVIDER, balances, cap, deposit
+from tests.support.market.ledger import PROVIDER, balances, cap, deposit
 
 
 async def request(sessions: Sessions, reference: str, amount: str) -> bool:

@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 from market.nodes import live_lookup, live_registry
 from mesh import redis_keys
-from tests.support.api import MODEL_ID, node
+from tests.support.gateway.api import MODEL_ID, node
 
 
 async def test_a_node_is_read_as_it_was_announced(redis: Redis) -> None:

@@ -11,13 +11,13 @@ from sqlalchemy import select
 from market.nodes import live_lookup, live_registry
 from market.nodes.tables import RegisteredNode
 from market.placement.tables import Rebalance
-from market.resources import Resources, open_services
+from market.resources import Resources, open_resources
 from market.routing.eligibility import SkipReason
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
 from mesh import redis_keys, signed_texts
 from tests.conftest import DEMO_MODEL, MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     LAYERS,
     PROVIDER,
     PROVIDER_WALLET,
@@ -52,7 +52,7 @@ async def gateway(settings: Settings, redis: Redis) -> AsyncIterator[Gateway]:
 
 @pytest.fixture
 async def resources(settings: Settings, redis: Redis) -> AsyncIterator[Resources]:
-    async with open_services(settings) as opened:
+    async with open_resources(settings) as opened:
         yield opened
 
 

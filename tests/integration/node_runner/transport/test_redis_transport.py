@@ -21,7 +21,7 @@ from node_runner.transport.interface import TransportUnreachable
 from node_runner.transport.redis_transport import TRIM_EVERY, RedisTransport
 from stack.servers import free_port, redis_command, wait_for_redis
 from tests.conftest import DEMO_MODEL
-from tests.support.pipeline import load_span
+from tests.support.engine.pipeline import load_span
 
 
 class Server:

@@ -18,9 +18,8 @@ from node_runner.outputs import NodeMessage
 from node_runner.transport.interface import TransportUnreachable
 from node_runner.transport.relay_transport import SILENCE_TIMEOUT, RelayTransport
 from stack.servers import Postgres, free_port
-from tests.support.api import shared_database
-from tests.support.gate import Gate, gate, tunnel
-from tests.support.relay import (
+from tests.support.gateway.api import shared_database
+from tests.support.gateway.relay import (
     PATIENCE,
     WIDTH,
     Replica,
@@ -31,7 +30,8 @@ from tests.support.relay import (
     steps,
     wait_until,
 )
-from tests.support.tls import make_certificate
+from tests.support.network.gate import Gate, gate, tunnel
+from tests.support.network.tls import make_certificate
 
 LARGE = 16 * 2**20 // (4 * WIDTH)
 """Rows of 16 MiB."""

@@ -7,9 +7,9 @@ import pytest
 from safetensors.torch import save_file
 
 from node_runner.weights import download_plan, http_source
-from tests.support.file_server import FileServer, serving
-from tests.support.sharding import copy_all_but_weights, save_shards
-from tests.support.spans import CHUNK
+from tests.support.engine.sharding import copy_all_but_weights, save_shards
+from tests.support.engine.spans import CHUNK
+from tests.support.network.file_server import FileServer, serving
 
 QUICK = http_source.RetryPolicy(attempts=4, first=0.001, longest=0.002)
 

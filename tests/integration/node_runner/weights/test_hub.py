@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from mesh.errors import WeightsError
 from node_runner.weights import hub_source as sources
 from tests.conftest import DEMO_MODEL
-from tests.support.file_server import FileServer, serving
-from tests.support.sharding import copy_all_but_weights, save_shards
+from tests.support.engine.sharding import copy_all_but_weights, save_shards
+from tests.support.network.file_server import FileServer, serving
 
 REPOSITORY = "somebody/some-model"
 COMMIT = "c" * 40

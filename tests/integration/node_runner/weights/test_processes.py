@@ -19,8 +19,8 @@ from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.weights import http_source, range_assembly
 from node_runner.weights.published_source import open_url
 from tests.conftest import MODEL_ID
-from tests.support.file_server import Faults, FileServer, serving
-from tests.support.spans import CHUNK, ONE_FILE_IS_SLOW, copied, data_bytes, fetched, same
+from tests.support.engine.spans import CHUNK, ONE_FILE_IS_SLOW, copied, data_bytes, fetched, same
+from tests.support.network.file_server import Faults, FileServer, serving
 
 pytestmark = pytest.mark.usefixtures("small_and_quick")
 

@@ -24,8 +24,8 @@ from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.weights import checkpoint_cache, download_plan
 from tests.conftest import MODEL_ID
-from tests.support.file_server import FileServer
-from tests.support.spans import CHUNK, copied, data_bytes, fetched, refuse, same
+from tests.support.engine.spans import CHUNK, copied, data_bytes, fetched, refuse, same
+from tests.support.network.file_server import FileServer
 
 pytestmark = pytest.mark.usefixtures("small_and_quick")
 

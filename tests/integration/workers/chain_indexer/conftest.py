@@ -9,7 +9,7 @@ from market.escrow.event_reader import EscrowEventReader
 from market.resources import Resources
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
-from tests.support.escrow import Actions
+from tests.support.chain.escrow import Actions
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from market.chain.failover_rpc import Endpoint
 from market.escrow.event_reader import EscrowEventReader
 from market.escrow.tables import ChainBlock
 from market.resources import Resources
-from tests.support.escrow import FAR, Actions, assert_ledger_agrees, left, stored
+from tests.support.chain.escrow import FAR, Actions, assert_ledger_agrees, left, stored
 from tests.support.factories import session
 from workers.chain_indexer.indexer import follow_chain, index_events
 

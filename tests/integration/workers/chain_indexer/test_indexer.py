@@ -12,7 +12,14 @@ from market.money import from_units
 from market.resources import Resources
 from market.settlement.tables import Settlement
 from stack.dev_chain_client import development_account
-from tests.support.escrow import FAR, Actions, assert_ledger_agrees, confirm_after, killed_at, left
+from tests.support.chain.escrow import (
+    FAR,
+    Actions,
+    assert_ledger_agrees,
+    confirm_after,
+    killed_at,
+    left,
+)
 from workers.chain_indexer.indexer import index_events
 
 

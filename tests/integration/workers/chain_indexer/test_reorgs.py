@@ -3,9 +3,9 @@
 import pytest
 
 from market.resources import Resources
-from tests.support.branching import anvil, running_anvil
-from tests.support.reorgs import survive
-from tests.support.settled_reorgs import settle_on
+from tests.support.chain.branching import anvil, running_anvil
+from tests.support.chain.reorgs import survive
+from tests.support.chain.settled_reorgs import settle_on
 
 
 async def test_the_ledger_survives_reorganisations(resources: Resources, chain_url: str) -> None:

@@ -19,8 +19,8 @@ from market.settlement.errors import SettlementPaused
 from market.settlement.tables import Settlement, SettlementTransaction
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
-from tests.support.proxy import Call, is_send, muteness
-from tests.support.settled_money import (
+from tests.support.chain.rpc_proxy import Call, is_send, muteness
+from tests.support.chain.settled_money import (
     POOR,
     PROVIDERS,
     SIGNER,

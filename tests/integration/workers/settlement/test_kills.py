@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from market.escrow.reader import EscrowReader
-from tests.support.kills import SCENARIOS, ScenarioRun, kill_at_boundaries, scenario_run
+from tests.support.chain.kills import SCENARIOS, ScenarioRun, kill_at_boundaries, scenario_run
 from workers.settlement.steps import Step
 
 __all__ = ["scenario_run"]

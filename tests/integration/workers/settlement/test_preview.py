@@ -9,7 +9,7 @@ from market.escrow.reader import EscrowReader
 from market.resources import Resources
 from market.settlement.tables import SettlementPause
 from tests.conftest import OPERATOR_PASSWORD, Chain
-from tests.support.settled_money import (
+from tests.support.chain.settled_money import (
     POOR,
     SIGNER,
     ago,

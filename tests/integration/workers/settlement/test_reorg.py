@@ -11,7 +11,7 @@ from market.money import from_units
 from market.resources import Resources
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
-from tests.support.manual_chain import (
+from tests.support.chain.manual_chain import (
     DEPTH,
     chain,
     mine,
@@ -22,8 +22,8 @@ from tests.support.manual_chain import (
     snapshot,
     something_due,
 )
-from tests.support.proxy import deafness
-from tests.support.settled_money import (
+from tests.support.chain.rpc_proxy import deafness
+from tests.support.chain.settled_money import (
     OPERATOR,
     PRICE,
     PROVIDERS,

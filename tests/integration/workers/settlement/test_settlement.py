@@ -16,8 +16,8 @@ from market.resources import Resources
 from market.settlement.tables import ChainNonce
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
-from tests.support.proxy import Call, deafness
-from tests.support.settled_money import (
+from tests.support.chain.rpc_proxy import Call, deafness
+from tests.support.chain.settled_money import (
     OPERATOR,
     PRICE,
     PROVIDERS,

@@ -15,9 +15,9 @@ from market.settlement.errors import SettlementPaused
 from market.settlement.tables import SettlementTransaction
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
-from tests.support.kms import REGION, new_key, running_kms
-from tests.support.proxy import deafness
-from tests.support.settled_money import (
+from tests.support.chain.kms import REGION, new_key, running_kms
+from tests.support.chain.rpc_proxy import deafness
+from tests.support.chain.settled_money import (
     OPERATOR,
     SIGNER,
     act,

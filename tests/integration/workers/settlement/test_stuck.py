@@ -9,7 +9,7 @@ from market.escrow.reader import EscrowReader
 from market.jobs.tables import NodeContribution
 from market.resources import Resources
 from tests.conftest import Chain
-from tests.support.manual_chain import (
+from tests.support.chain.manual_chain import (
     DEPTH,
     ask,
     chain,
@@ -18,7 +18,7 @@ from tests.support.manual_chain import (
     short_runs,
     something_due,
 )
-from tests.support.settled_money import (
+from tests.support.chain.settled_money import (
     SIGNER,
     alerts,
     assert_ledger_equals_chain,

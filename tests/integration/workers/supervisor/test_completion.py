@@ -9,8 +9,8 @@ from market import ledger
 from market.jobs.tables import Job
 from market.nodes.tables import RegisteredNode
 from market.resources import Resources
+from tests.support.chain.settled_money import PROVIDERS, served
 from tests.support.factories import USER, fund
-from tests.support.settled_money import PROVIDERS, served
 
 
 async def fund_user(resources: Resources) -> None:

@@ -21,8 +21,8 @@ from market.routing.skip_counts import skips_of
 from mesh import redis_keys, token_stream, wire
 from mesh.route_record import RouteRecord
 from tests.conftest import MODEL_ID
-from tests.support.api import LAYERS, node
 from tests.support.factories import fund, session
+from tests.support.gateway.api import LAYERS, node
 from workers.supervisor.task import supervise
 
 WHOLE = {"start_layer": 0, "end_layer": LAYERS}

@@ -23,7 +23,7 @@ from market.chain.open_signer import open_signer
 from market.chain.signer import Signer
 from market.chain.transactions import Fees, sign_transaction
 from market.settings.payments import PaymentsSettings
-from tests.support.kms import REGION, new_key, running_kms
+from tests.support.chain.kms import REGION, new_key, running_kms
 
 TO = "0x" + "cc" * 20
 ALIAS = "alias/settler"

@@ -13,8 +13,8 @@ from market.placement.solver import propose, throughput
 from market.placement.speed_averages import ewma
 from market.settings.models import ModelSettings
 from tests.conftest import DEMO_MODEL, MODEL_ID
-from tests.support.clusters import candidates, models
-from tests.unit.market.routing.test_route_search import node
+from tests.support.market.clusters import candidates, models
+from tests.support.market.routes import node
 
 MODEL = load_model(
     ModelSettings.model_validate(

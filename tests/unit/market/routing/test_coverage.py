@@ -2,7 +2,7 @@
 
 from market.routing.coverage import longest_servable
 from market.routing.request import RouteRequest
-from tests.unit.market.routing.test_route_search import live, node
+from tests.support.market.routes import live, node
 
 REQUEST = RouteRequest(6)
 

@@ -13,7 +13,7 @@ from market.routing.eligibility import RULES, SkipReason, ineligibility
 from market.routing.request import RouteRequest
 from market.routing.route_search import cheapest_route
 from market.routing.skip_reasons import explain_skips
-from tests.unit.market.routing.test_route_search import BERLIN, HAMBURG, LISBON, SYDNEY, node
+from tests.support.market.routes import BERLIN, HAMBURG, LISBON, SYDNEY, node
 
 LAYERS = 4
 POSITIONS = 50

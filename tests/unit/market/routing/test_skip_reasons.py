@@ -12,7 +12,7 @@ from market.routing.eligibility import SkipReason
 from market.routing.request import RouteRequest
 from market.routing.route_search import cheapest_route
 from market.routing.skip_reasons import explain_skips
-from tests.unit.market.routing.test_route_search import BERLIN, HAMBURG, SYDNEY, chosen, live, node
+from tests.support.market.routes import BERLIN, HAMBURG, SYDNEY, chosen, live, node
 
 LAYERS = 6
 ROUTE = [node(0, 3, name="first"), node(3, 6, name="last", place=HAMBURG)]

@@ -30,7 +30,7 @@ from node_runner.engine.engine import Engine
 from node_runner.engine.scheduler import PREFILL_CHUNK
 from node_runner.outputs import NodeMessage
 from tests.conftest import DEMO_MODEL
-from tests.support.pipeline import KV_BUDGET, load_span
+from tests.support.engine.pipeline import KV_BUDGET, load_span
 
 CAPACITY = 2 * limits.MAX_STEP_ROWS
 ROUTE = RouteRecord(256, CAPACITY, ["first", "middle", "last"])

@@ -25,7 +25,7 @@ from node_runner.service import device_processes
 from node_runner.service.control_socket import ControlSocket
 from node_runner.service.exit_codes import CONFIG_ERROR, TEMPORARY_FAILURE
 from node_runner.weights import http_source as weights
-from tests.support.platform_server import REGISTERED
+from tests.support.gateway.platform_server import REGISTERED
 
 WALLET = "0x" + "ab" * 20
 LOGIN = login_file.MachineLogin(

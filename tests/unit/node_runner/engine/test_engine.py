@@ -12,7 +12,7 @@ from mesh.wire import SamplingParams, Token
 from node_runner.engine.engine import Engine
 from node_runner.outputs import NodeMessage
 from tests.conftest import DEMO_MODEL
-from tests.support.pipeline import GREEDY, KV_BUDGET, Pipeline, load_span, one_step
+from tests.support.engine.pipeline import GREEDY, KV_BUDGET, Pipeline, load_span, one_step
 
 CUTS = {1: [0, 6], 2: [0, 3, 6], 3: [0, 2, 4, 6], 6: [0, 1, 2, 3, 4, 5, 6]}
 NEW_TOKENS = 64

@@ -12,7 +12,7 @@ from node_runner.engine.replay_buffer import ReplayBuffer
 from node_runner.engine.scheduler import PREFILL_CHUNK
 from node_runner.outputs import EngineOutput
 from tests.conftest import DEMO_MODEL
-from tests.support.pipeline import GREEDY, KV_BUDGET, Pipeline
+from tests.support.engine.pipeline import GREEDY, KV_BUDGET, Pipeline
 
 CUTS = [0, 2, 4, 6]
 PROMPT = [0, *range(20, 220)]

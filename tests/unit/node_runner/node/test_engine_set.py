@@ -22,7 +22,7 @@ from node_runner.node import engine_set as module
 from node_runner.node.engine_set import EngineSet, Span
 from node_runner.outputs import EngineOutput, NodeMessage
 from tests.conftest import DEMO_MODEL
-from tests.support.pipeline import AFRESH, GREEDY, load_span
+from tests.support.engine.pipeline import AFRESH, GREEDY, load_span
 
 WHOLE: Span = (0, 6)
 OTHER: Span = (0, 5)

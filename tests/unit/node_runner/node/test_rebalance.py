@@ -18,8 +18,8 @@ from node_runner.node.engine_loader import EngineLoader, LoadedSpan, PreparedSpa
 from node_runner.node.engine_set import EngineSet, Span
 from node_runner.node.options import CannotServe
 from node_runner.node.rebalance import Rebalancer
-from tests.support.node_options import node_options
-from tests.support.pipeline import AFRESH, GREEDY
+from tests.support.engine.pipeline import AFRESH, GREEDY
+from tests.support.node.options import node_options
 
 OLD: Span = (0, 4)
 NEW: Span = (2, 6)

@@ -7,7 +7,7 @@ import pytest
 
 from node_runner.platform_client import errors
 from node_runner.platform_client.http import client
-from tests.support.platform_server import PlatformServer, platform_server
+from tests.support.gateway.platform_server import PlatformServer, platform_server
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from node_runner.machine.login_file import LoginFailed
 from node_runner.platform_client.device_login import SLOW_DOWN, DevicePrompt, log_in
 from node_runner.platform_client.errors import PlatformRefused
-from tests.support.platform_server import TEMPORARY, Answer, PlatformServer, problem
+from tests.support.gateway.platform_server import TEMPORARY, Answer, PlatformServer, problem
 
 DEVICE, TOKEN = "/api/machines/device", "/api/machines/token"
 CODES = {

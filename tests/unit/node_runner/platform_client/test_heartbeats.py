@@ -9,7 +9,7 @@ import pytest
 from mesh.node_api import HEARTBEAT_PATH, Heartbeat, HeartbeatReply, RegistrationReply
 from node_runner.platform_client.errors import NodeForgotten, NodeSuperseded, PlatformError
 from node_runner.platform_client.heartbeats import Heartbeats
-from tests.support.platform_server import (
+from tests.support.gateway.platform_server import (
     ACKNOWLEDGED,
     REGISTERED,
     TEMPORARY,

@@ -7,7 +7,7 @@ from node_runner.platform_client import http as module
 from node_runner.platform_client.errors import PlatformError, PlatformRefused, PlatformUnreachable
 from node_runner.platform_client.http import client, request
 from node_runner.retry_after import LONGEST_WAIT
-from tests.support.platform_server import TEMPORARY, Answer, PlatformServer, problem
+from tests.support.gateway.platform_server import TEMPORARY, Answer, PlatformServer, problem
 
 PATH = "/api/some"
 

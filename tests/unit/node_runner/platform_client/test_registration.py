@@ -11,7 +11,7 @@ from mesh import signed_texts
 from mesh.node_api import NONCE_PATH, REGISTRATION_PATH, DhtAccess, NodeRegistration
 from node_runner.platform_client.errors import PlatformError
 from node_runner.platform_client.registration import describe, register
-from tests.support.platform_server import (
+from tests.support.gateway.platform_server import (
     REGISTERED,
     TEMPORARY,
     Answer,

@@ -9,7 +9,7 @@ from mesh.errors import WeightsError, WeightsNotPublished, WeightsRefused, Weigh
 from mesh.node_api import NONCE_PATH
 from node_runner.platform_client.weight_listing import ListingRequest, Wallet
 from node_runner.weights.published_source import Listing
-from tests.support.platform_server import TEMPORARY, Answer, PlatformServer, problem
+from tests.support.gateway.platform_server import TEMPORARY, Answer, PlatformServer, problem
 
 PATH = "/api/models/far/m/files"
 FILES = {"files": [{"name": "a", "url": "https://a"}], "manifest_sha256": "ab"}

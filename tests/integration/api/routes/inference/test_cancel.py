@@ -12,7 +12,7 @@ from market import ledger
 from market.jobs import cancellation, messaging
 from mesh import redis_keys, token_stream
 from mesh.wire import Cancel
-from tests.support.api import (
+from tests.support.gateway.api import (
     GENERATE,
     OTHER_WALLET,
     WALLET,
@@ -22,7 +22,7 @@ from tests.support.api import (
     problem,
     request_body,
 )
-from tests.support.api_served import serve
+from tests.support.gateway.api_served import serve
 
 WRITTEN = re.compile(r"id: 2\r?\n")
 

@@ -19,7 +19,7 @@ from market.routing.skip_counts import skips_of
 from mesh.redis_keys import WORKER_QUEUE
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     ASYNC,
     GENERATE,
     OTHER_WALLET,

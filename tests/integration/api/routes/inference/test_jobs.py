@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError
 from market.jobs import live_session, token_reader
 from mesh import token_stream
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     GENERATE,
     OTHER_WALLET,
     Event,
@@ -22,7 +22,7 @@ from tests.support.api import (
     request_body,
     texts,
 )
-from tests.support.api_served import serve
+from tests.support.gateway.api_served import serve
 
 TOKENS = ("The", " benefits", "", " of", " caf", "é\n\n\u2028", "data: x")
 """With an empty one (half a character), and with what would break a stream if not escaped."""

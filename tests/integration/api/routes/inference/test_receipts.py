@@ -21,8 +21,8 @@ from market.resources import Resources
 from market.settlement import usage_tree
 from market.settlement.usage_tree import Usage
 from tests.conftest import MODEL_ID, Chain
-from tests.support.api import OTHER_WALLET, PROVIDER_WALLET, Gateway, open_gateway, problem
-from tests.support.settled_money import PROVIDERS, SIGNER, rich_user, served
+from tests.support.chain.settled_money import PROVIDERS, SIGNER, rich_user, served
+from tests.support.gateway.api import OTHER_WALLET, PROVIDER_WALLET, Gateway, open_gateway, problem
 from workers.settlement import settle_due
 
 USAGE, EARNINGS = "/api/billing/usage.csv", "/api/provider/earnings.csv"

@@ -9,7 +9,7 @@ import pytest
 from market.nodes import live_registry
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     GENERATE,
     OTHER_WALLET,
     SECRET,

@@ -7,12 +7,12 @@ from redis.asyncio import Redis
 
 from market.settings import Settings
 from stack.servers import Postgres
-from tests.support.api import (
+from tests.support.gateway.api import (
     Gateway,
     open_gateway,
     shared_database,
 )
-from tests.support.machine_api import AUTH
+from tests.support.gateway.machine_api import AUTH
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from market.identity.tables import Machine
 from market.identity.tokens import issue_machine_token
 from market.settings import Settings
 from mesh import signed_texts
-from tests.support.api import (
+from tests.support.gateway.api import (
     OTHER_WALLET,
     PROVIDER,
     PROVIDER_WALLET,
@@ -23,7 +23,7 @@ from tests.support.api import (
     open_gateway,
     problem,
 )
-from tests.support.machine_api import (
+from tests.support.gateway.machine_api import (
     APPROVE,
     AUTH,
     BEGIN,

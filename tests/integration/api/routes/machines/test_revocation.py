@@ -2,13 +2,13 @@
 
 from market.nodes import live_lookup
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     OTHER_WALLET,
     PROVIDER_WALLET,
     Gateway,
     problem,
 )
-from tests.support.machine_api import bearer, heartbeat, let_in, register
+from tests.support.gateway.machine_api import bearer, heartbeat, let_in, register
 
 
 async def test_a_wallet_lists_its_machines_and_nobody_elses(gateway: Gateway) -> None:

@@ -7,13 +7,13 @@ from redis.asyncio import Redis
 
 from market.settings import Settings
 from stack.servers import Postgres
-from tests.support.api import (
+from tests.support.gateway.api import (
     PROVIDER,
     Gateway,
     open_gateway,
     shared_database,
 )
-from tests.support.node_api import TTL
+from tests.support.gateway.node_api import TTL
 
 
 @pytest.fixture(scope="module")

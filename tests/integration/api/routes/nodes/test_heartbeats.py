@@ -11,7 +11,7 @@ from market.nodes.tables import RegisteredNode
 from market.settings import Settings
 from mesh import redis_keys
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     GENERATE,
     LAYERS,
     PROVIDER_WALLET,
@@ -23,7 +23,7 @@ from tests.support.api import (
     problem,
     request_body,
 )
-from tests.support.node_api import TTL, heartbeat, registered, row_of
+from tests.support.gateway.node_api import TTL, heartbeat, registered, row_of
 
 
 async def test_a_heartbeat_puts_a_node_on_the_routes(gateway: Gateway) -> None:

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from market.nodes import live_lookup
 from market.settings import Settings
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     PROVIDER,
     PROVIDER_WALLET,
     STRANGER,
@@ -20,7 +20,7 @@ from tests.support.api import (
     open_gateway,
     problem,
 )
-from tests.support.node_api import (
+from tests.support.gateway.node_api import (
     REGISTRATION_PATH,
     heartbeat,
     node_count,

@@ -13,7 +13,7 @@ from market.geo.geoip import GeoIp
 from market.nodes import live_lookup
 from market.settings import Settings
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     GENERATE,
     PROVIDER,
     Gateway,
@@ -21,7 +21,7 @@ from tests.support.api import (
     open_gateway,
     request_body,
 )
-from tests.support.node_api import REGISTRATION_PATH, heartbeat, registered, registration
+from tests.support.gateway.node_api import REGISTRATION_PATH, heartbeat, registered, registration
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from market.nodes import live_lookup
 from market.nodes.tables import RegisteredNode
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     LAYERS,
     PROVIDER,
     PROVIDER_WALLET,
@@ -15,7 +15,13 @@ from tests.support.api import (
     Gateway,
     problem,
 )
-from tests.support.node_api import REGISTRATION_PATH, node_count, register, registered, registration
+from tests.support.gateway.node_api import (
+    REGISTRATION_PATH,
+    node_count,
+    register,
+    registered,
+    registration,
+)
 
 
 async def test_a_node_registers(gateway: Gateway) -> None:

@@ -19,7 +19,7 @@ from market.placement.solver import (
 )
 from market.placement.solver.water_filling import water_fill
 from mesh.model.memory_footprint import Footprint
-from tests.support.clusters import best_slowest, best_throughput, candidates, models, node
+from tests.support.market.clusters import best_slowest, best_throughput, candidates, models, node
 
 quick = settings(max_examples=50, deadline=None)
 NEAR_ENOUGH = 0.95

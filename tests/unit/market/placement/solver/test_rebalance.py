@@ -17,7 +17,7 @@ from market.placement.solver import (
     propose,
     throughput,
 )
-from tests.support.clusters import GB, candidates, models, node, rebalanced
+from tests.support.market.clusters import GB, candidates, models, node, rebalanced
 
 quick = settings(max_examples=60, deadline=None)
 MODEL = ModelShape(8, 0.0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mesh import prefix_hashes
 from mesh.prefix_hashes import EVERY
 from tests.conftest import DEMO_MODEL
-from tests.support.pipeline import Pipeline
+from tests.support.engine.pipeline import Pipeline
 
 KEY = b"k" * 32
 CUTS = [0, 2, 4, 6]

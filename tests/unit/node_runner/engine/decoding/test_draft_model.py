@@ -15,7 +15,7 @@ from node_runner.engine.decoding.draft_model import DraftModel, DraftRequest, lo
 from node_runner.engine.decoding.speculation import SpeculationPolicy
 from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
-from tests.support.pipeline import GREEDY, Pipeline, load_span
+from tests.support.engine.pipeline import GREEDY, Pipeline, load_span
 
 CUTS = [0, 3, 6]
 PROMPTS = [[0, *range(40, 60)], [0, *range(300, 340)], [0, 7, 8]]

@@ -16,7 +16,7 @@ from node_runner.engine.decoding.speculation import (
     SpeculationPolicy,
 )
 from tests.conftest import DEMO_MODEL
-from tests.support.pipeline import GREEDY, Pipeline
+from tests.support.engine.pipeline import GREEDY, Pipeline
 
 CUTS = [0, 2, 4, 6]
 REPEATING = [0, *[300, 301, 302, 303, 304, 305, 306] * 12]

@@ -14,8 +14,8 @@ from node_runner.engine.model import cuda_graphs
 from node_runner.engine.model.acceleration import capture_decoding, enable_paged_attention
 from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
-from tests.support.pipeline import load_span
-from tests.support.tape import capture
+from tests.support.engine.pipeline import load_span
+from tests.support.engine.tape import capture
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 

@@ -22,8 +22,8 @@ from node_runner.engine.model.families import FAMILIES
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.service.exit_codes import CONFIG_ERROR
 from tests.conftest import DEMO_MODEL
-from tests.support.pipeline import Pipeline, load_span
-from tests.unit.node_runner.engine.model.test_families import TINY, VARIANTS, logits_of
+from tests.support.engine.families import TINY, VARIANTS, logits_of
+from tests.support.engine.pipeline import Pipeline, load_span
 
 CUTS = [0, 2, 4, 6]
 PROMPTS = ["The for statement", "If the object", "When an exception", "Return the " * 20]

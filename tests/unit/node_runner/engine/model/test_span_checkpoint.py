@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from mesh.errors import MeshError, UnsupportedModel, WeightsRefused
 from node_runner.engine.model.span_checkpoint import prepare_span
 from tests.conftest import DEMO_MODEL
-from tests.support.pipeline import load_span
+from tests.support.engine.pipeline import load_span
 
 LAYERS = 6
 

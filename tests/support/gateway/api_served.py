@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import httpx
 import uvicorn
 
-from tests.support.api import PATIENCE, Gateway, eventually
+from tests.support.gateway.api import PATIENCE, Gateway, eventually
 
 
 class Served:

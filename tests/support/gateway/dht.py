@@ -12,7 +12,7 @@ from mesh.dht.peer import Peer
 from mesh.dht.signing_keys import SigningKey
 from stack.servers import free_port
 from tests.conftest import MODEL_ID
-from tests.support.api import LAYERS
+from tests.support.gateway.api import LAYERS
 
 OPERATOR = SigningKey.from_hex("11" * 32)
 NODE_KEY = SigningKey.from_hex("22" * 32)

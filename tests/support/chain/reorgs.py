@@ -19,7 +19,7 @@ from market.ledger.tables import LedgerTransaction, SpendingCap
 from market.money import from_units, to_units
 from market.resources import Resources
 from market.settings.deployment import Deployment
-from tests.support.branching import Branching, Transaction, Users, open_branching, scattered
+from tests.support.chain.branching import Branching, Transaction, Users, open_branching, scattered
 from workers.chain_indexer.indexer import index_events
 
 CONFIRMATIONS = 12

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from market.nodes.tables import RegisteredNode
 from mesh import signed_texts
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     LAYERS,
     PROVIDER,
     Gateway,

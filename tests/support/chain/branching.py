@@ -21,7 +21,7 @@ from market.settings.deployment import Deployment
 from stack.dev_chain_client import DevChainClient, development_account
 from stack.servers import free_port, port_in_use
 
-ANVIL = Path(__file__).parents[2] / "contracts" / "node_modules" / ".bin" / "anvil"
+ANVIL = Path(__file__).parents[3] / "contracts" / "node_modules" / ".bin" / "anvil"
 START_LIMIT = 30.0
 
 Transaction = dict[str, Any]

@@ -9,7 +9,7 @@ from mesh.errors import (
     MeshError,
 )
 from node_runner.engine.model.span_checkpoint import prepare_span
-from tests.support.file_server import FileServer
+from tests.support.network.file_server import FileServer
 
 CHUNK = 50_000
 """Bytes that a node fetches at once in these tests."""

@@ -17,10 +17,10 @@ from market.resources import Resources
 from market.settings.deployment import Deployment
 from market.settlement.tables import Settlement
 from stack.dev_chain_client import DevChainClient, development_account
-from tests.support.branching import Branching, open_branching
-from tests.support.manual_chain import mining
-from tests.support.reorgs import CONFIRMATIONS, shuffled_depths, use_branching
-from tests.support.settled_money import PROVIDERS, SIGNER, served
+from tests.support.chain.branching import Branching, open_branching
+from tests.support.chain.manual_chain import mining
+from tests.support.chain.reorgs import CONFIRMATIONS, shuffled_depths, use_branching
+from tests.support.chain.settled_money import PROVIDERS, SIGNER, served
 from workers.chain_indexer.indexer import index_events
 from workers.settlement import settle_due
 

@@ -35,8 +35,8 @@ from mesh.relay import (
 from mesh.route_record import RouteRecord
 from mesh.wire import Message, Step, Steps
 from tests.conftest import MODEL_ID
-from tests.support.api import WALLET
-from tests.support.tls import Certificate
+from tests.support.gateway.api import WALLET
+from tests.support.network.tls import Certificate
 
 PATIENCE = 20.0
 WIDTH = 2

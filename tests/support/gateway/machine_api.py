@@ -6,7 +6,7 @@ import httpx
 
 from mesh import signed_texts
 from tests.conftest import MODEL_ID
-from tests.support.api import (
+from tests.support.gateway.api import (
     LAYERS,
     PROVIDER,
     PROVIDER_WALLET,

@@ -14,8 +14,8 @@ from web3.types import RPCEndpoint
 from market.resources import Resources
 from stack.dev_chain_client import DevChainClient, development_account, write_keystore
 from tests.conftest import OPERATOR_PASSWORD, Chain
-from tests.support.branching import anvil, running_anvil
-from tests.support.settled_money import OPERATOR, rich_user, served
+from tests.support.chain.branching import anvil, running_anvil
+from tests.support.chain.settled_money import OPERATOR, rich_user, served
 
 DEPTH = 3
 """Blocks on top of one that is final, as `short_runs` sets it."""

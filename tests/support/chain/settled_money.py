@@ -26,8 +26,8 @@ from market.resources import Resources
 from market.settlement.tables import Settlement, SettlementTransaction
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
+from tests.support.chain.rpc_proxy import Proxy, Rule
 from tests.support.factories import fund, session
-from tests.support.proxy import Proxy, Rule
 from workers.settlement import pauses, settle_due
 from workers.supervisor import completion
 from workers.supervisor.lease import Lease

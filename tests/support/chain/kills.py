@@ -26,8 +26,9 @@ from market.resources import Resources
 from market.settlement.errors import SettlementPaused
 from market.settlement.tables import Settlement
 from tests.conftest import Chain
-from tests.support.proxy import Call, Proxy, lossy
-from tests.support.settled_money import (
+from tests.support.chain.escrow import Killed
+from tests.support.chain.rpc_proxy import Call, Proxy, lossy
+from tests.support.chain.settled_money import (
     POOR,
     PROVIDERS,
     SIGNER,
@@ -51,10 +52,6 @@ TRIES = 100
 
 DEEP = 20
 """Blocks; what was final is less deep."""
-
-
-class Killed(BaseException):
-    """What `kill -9` looks like from inside: nothing may catch it."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Engines without processes, and checkpoints for them."""

@@ -1,0 +1,1 @@
+"""The gateway in this process or served, and stand-ins for its neighbours."""

@@ -1,0 +1,1 @@
+"""Ledgers, clusters and routes, made by hand or at random."""

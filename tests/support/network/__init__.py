@@ -1,0 +1,1 @@
+"""Servers and links on loopback that fail when told."""
