@@ -27,5 +27,5 @@ async def usage(
 ) -> Response:
     """Your jobs that ended in a span of time, as CSV, the oldest first."""
     await rate_limits.TABLES.count(services, caller.wallet)
-    pages = statements.usage(services.sessions, caller.wallet, *time_range(since, to))
-    return await as_csv("usage.csv", statements.USAGE, pages)
+    pages = statements.user_statement(services.sessions, caller.wallet, *time_range(since, to))
+    return await as_csv("usage.csv", statements.USER_COLUMNS, pages)

@@ -48,8 +48,8 @@ async def earnings(
 ) -> Response:
     """What your wallet's nodes earned with jobs that ended in a span of time, as CSV."""
     await rate_limits.TABLES.count(services, caller.wallet)
-    pages = statements.earnings(services.sessions, caller.wallet, *time_range(since, to))
-    return await as_csv("earnings.csv", statements.EARNINGS, pages)
+    pages = statements.provider_statement(services.sessions, caller.wallet, *time_range(since, to))
+    return await as_csv("earnings.csv", statements.PROVIDER_COLUMNS, pages)
 
 
 def _own_wallet(bearer: Bearer, services: Services) -> str:

@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from market.money import plain
+from market.money import format_exact
 
 WalletAddress = Annotated[str, StringConstraints(pattern=r"^0x[a-fA-F0-9]{40}$", to_lower=True)]
 """An EVM address; kept in lower case, so that equal wallets compare equal."""
@@ -81,12 +81,12 @@ class RequestBody(BaseModel):
         return data
 
 
-def shown(amount: Decimal) -> float:
+def display_amount(amount: Decimal) -> float:
     """An amount for people and charts. Never computed with: the exact string stands beside it."""
     return float(amount)
 
 
-def far(**amounts: Decimal) -> dict[str, Any]:
+def far_fields(**amounts: Decimal) -> dict[str, Any]:
     """Each amount of FAR as the number ``name_far`` and the exact string ``name_far_exact``."""
-    numbers = {f"{name}_far": shown(amount) for name, amount in amounts.items()}
-    return numbers | {f"{name}_far_exact": plain(amount) for name, amount in amounts.items()}
+    numbers = {f"{name}_far": display_amount(amount) for name, amount in amounts.items()}
+    return numbers | {f"{name}_far_exact": format_exact(amount) for name, amount in amounts.items()}

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from api.schemas.base import far
+from api.schemas.base import far_fields
 from market.ledger import wallet_balance
 
 
@@ -19,7 +19,7 @@ class Withdrawal(BaseModel):
 
     @classmethod
     def of(cls, withdrawal: wallet_balance.Withdrawal) -> Self:
-        return cls(**far(amount=withdrawal.amount), ready_at=withdrawal.ready_at)
+        return cls(**far_fields(amount=withdrawal.amount), ready_at=withdrawal.ready_at)
 
 
 class CapLowering(BaseModel):
@@ -31,7 +31,7 @@ class CapLowering(BaseModel):
 
     @classmethod
     def of(cls, lowering: wallet_balance.CapLowering) -> Self:
-        return cls(**far(maximum=lowering.maximum), ready_at=lowering.ready_at)
+        return cls(**far_fields(maximum=lowering.maximum), ready_at=lowering.ready_at)
 
 
 class Spending(BaseModel):
@@ -52,7 +52,7 @@ class Spending(BaseModel):
     @classmethod
     def of(cls, cap: wallet_balance.CapUse) -> Self:
         return cls(
-            **far(signed=cap.signed, spent=cap.spent, left=cap.left),
+            **far_fields(signed=cap.signed, spent=cap.spent, left=cap.left),
             lowering=None if cap.lowering is None else CapLowering.of(cap.lowering),
         )
 
@@ -80,7 +80,7 @@ class Balance(BaseModel):
     def of(cls, money: wallet_balance.Balance) -> Self:
         return cls(
             wallet_address=money.wallet,
-            **far(
+            **far_fields(
                 available=money.available,
                 held=money.held,
                 incoming=money.incoming,

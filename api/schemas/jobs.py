@@ -5,12 +5,12 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from api.schemas.base import ModelId, RequestBody, far
+from api.schemas.base import ModelId, RequestBody, far_fields
 from market.geo.distance import Coordinates
 from market.jobs.request import JobRequest
 from market.jobs.snapshot import JobSnapshot
 from market.jobs.tables import Job, JobStatus, NodeContribution
-from market.money import ZERO, plain
+from market.money import ZERO, format_exact
 from market.routing.tiers import Tier
 
 
@@ -36,7 +36,7 @@ class ContributionView(NodeUse):
             layers=part.layers,
             wallet_address=part.wallet_address,
             tokens_contributed=part.tokens_contributed,
-            **far(payment=part.payment_far),
+            **far_fields(payment=part.payment_far),
         )
 
 
@@ -77,10 +77,10 @@ class JobView(BaseModel):
             text=snapshot.text,
             tokens_generated=snapshot.tokens_generated,
             prompt_tokens=job.prompt_tokens,
-            **far(cost=job.total_cost_far or ZERO),
-            platform_fee_far_exact=None if job.fee_far is None else plain(job.fee_far),
-            price_per_token_far_exact=plain(job.price_per_token_far),
-            hold_far_exact=plain(job.hold_far),
+            **far_fields(cost=job.total_cost_far or ZERO),
+            platform_fee_far_exact=None if job.fee_far is None else format_exact(job.fee_far),
+            price_per_token_far_exact=format_exact(job.price_per_token_far),
+            hold_far_exact=format_exact(job.hold_far),
             latency_ms=job.latency_ms,
             time_to_first_token_ms=job.first_token_ms,
             finish_reason=job.finish_reason,

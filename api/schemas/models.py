@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas.base import RequestBody, WalletAddress, far
+from api.schemas.base import RequestBody, WalletAddress, far_fields
 from market.routing.coverage import Coverage
 
 
@@ -31,7 +31,7 @@ class ModelOnOffer(BaseModel):
             active_nodes=len(coverage.nodes),
             available=coverage.missing is None,
             avg_latency_ms=sum(node.latency_ms + node.hop_ms for node in route) if route else None,
-            **far(price_per_token=coverage.price),
+            **far_fields(price_per_token=coverage.price),
             min_vram_gb=model.min_vram_gb,
             layers=model.layers,
             context_tokens=model.context,

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, field_validator
 
-from api.schemas.base import Address, Label, ModelId, Name, RequestBody, WalletAddress, far
+from api.schemas.base import Address, Label, ModelId, Name, RequestBody, WalletAddress, far_fields
 from market.errors import InvalidRequest
 from market.membership.registration import checked_span
 from market.providers.node_status import NodeState, NodeStatus
@@ -206,7 +206,7 @@ class NodeView(BaseModel):
             hop_ms=node.hop_ms,
             throughput_tokens_per_sec=node.throughput_tokens_per_sec,
             total_tokens_served=node.tokens_served,
-            **far(total_earned=node.earned),
+            **far_fields(total_earned=node.earned),
             uptime_percent=node.uptime_percent,
             skipped=node.skipped,
         )

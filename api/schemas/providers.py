@@ -5,8 +5,8 @@ from typing import Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas.base import WalletAddress, far, shown
-from market.money import plain
+from api.schemas.base import WalletAddress, display_amount, far_fields
+from market.money import format_exact
 from market.providers import earnings
 
 
@@ -16,7 +16,7 @@ class EarningsOfDay(BaseModel):
 
     @classmethod
     def of(cls, day: earnings.EarningsOfDay) -> Self:
-        return cls(date=day.date, amount_far=shown(day.amount))
+        return cls(date=day.date, amount_far=display_amount(day.amount))
 
 
 class Earnings(BaseModel):
@@ -37,11 +37,11 @@ class Earnings(BaseModel):
         totals = earned.totals
         return cls(
             wallet_address=earned.wallet,
-            **far(total_earned=totals.earned),
+            **far_fields(total_earned=totals.earned),
             total_tokens_served=totals.tokens_served,
             active_nodes=earned.active_nodes,
             avg_uptime_percent=totals.uptime_percent,
-            **far(pending_payout=totals.owed),
+            **far_fields(pending_payout=totals.owed),
             earnings_history=[EarningsOfDay.of(day) for day in earned.history],
         )
 
@@ -66,7 +66,7 @@ class ProviderStats(BaseModel):
         return cls(
             wallet_address=stats.wallet,
             total_tokens_served=stats.totals.tokens_served,
-            total_earned_far=shown(stats.totals.earned),
+            total_earned_far=display_amount(stats.totals.earned),
             active_nodes=stats.active_nodes,
             uptime_percent=stats.totals.uptime_percent,
             avg_latency_ms=stats.latency_ms,
@@ -85,4 +85,6 @@ class EarningsPoint(BaseModel):
 
     @classmethod
     def of(cls, day: earnings.EarningsOfDay) -> Self:
-        return cls(date=day.date, amount=shown(day.amount), amount_exact=plain(day.amount))
+        return cls(
+            date=day.date, amount=display_amount(day.amount), amount_exact=format_exact(day.amount)
+        )

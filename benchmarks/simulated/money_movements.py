@@ -31,7 +31,7 @@ FEE = Decimal("0.05")
 
 WEIGHTS = {"hold": 40, "capture": 32, "release": 8, "deposit": 8, "refund": 6, "settle": 4}
 """How often each operation comes. A refund is a withdrawal: asked for, and then paid out. One in
-fifty deposits is undone by a reorganisation and comes again."""
+fifty deposits is undone by a reorg and comes again."""
 
 MODES = {"once": 81, "again": 10, "twice at once": 4, "killed": 1, "overdraft": 4}
 """How often an operation is done plainly; one done before is repeated; two connections do the same
@@ -260,7 +260,7 @@ class Actor:
     def _deposit(self) -> Operation:
         reference, user, amount = self._reference(), self._user(), self._amount(1, 100_000)
 
-        async def reorganised(db: AsyncSession) -> bool:
+        async def undone_and_again(db: AsyncSession) -> bool:
             happened = await ledger.deposit(db, reference=reference, wallet=user, amount=amount)
             if happened:
                 await ledger.reverse(db, kind="deposit", reference=reference)
@@ -271,7 +271,7 @@ class Actor:
             self._account.deposits[user] += amount
 
         if self._random.random() < 0.02:
-            return Operation("deposit, taken back and come again", reorganised, note)
+            return Operation("deposit, taken back and come again", undone_and_again, note)
         return Operation(
             "deposit",
             lambda db: ledger.deposit(db, reference=reference, wallet=user, amount=amount),

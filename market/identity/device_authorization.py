@@ -141,7 +141,7 @@ class DeviceAuthorization:
             await pipe.execute()
         user_key = redis_keys.user_code(self._digest(codes.user_code))
         await self._redis.set(user_key, digest, ex=auth.device_code_ttl)
-        return Codes(codes.device_code, shown(codes.user_code))
+        return Codes(codes.device_code, format_user_code(codes.user_code))
 
     async def find(self, user_code: str) -> PendingDevice:
         """
@@ -154,7 +154,9 @@ class DeviceAuthorization:
             key = redis_keys.device_code(digest.decode())
             found = await self._redis.hmget(key, ["machine", "address", "decision"])  # type: ignore[misc]
             if found[0] is not None and found[2] is None:
-                return PendingDevice(key, found[0].decode(), found[1].decode(), shown(letters))
+                return PendingDevice(
+                    key, found[0].decode(), found[1].decode(), format_user_code(letters)
+                )
         raise UserCodeUnknown(
             "No machine waits with this code. Compare it, or start the login again."
         )
@@ -281,7 +283,7 @@ class DeviceAuthorization:
         return hmac.new(key, code.encode(), hashlib.sha256).hexdigest()
 
 
-def shown(user_code: str) -> str:
+def format_user_code(user_code: str) -> str:
     """The code as people read it: BCDF-GHJK."""
     half = CODE_LENGTH // 2
     return f"{user_code[:half]}-{user_code[half:]}"

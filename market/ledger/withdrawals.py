@@ -16,7 +16,7 @@ from market.ledger import spending_caps
 from market.ledger.accounts import available, balances_of, clearing, shortfall, withdrawing
 from market.ledger.postings import post
 from market.ledger.tables import SpendingCap
-from market.money import ZERO, plain
+from market.money import ZERO, format_exact
 
 log = structlog.get_logger()
 
@@ -98,5 +98,8 @@ def report_shortfall(missing: Decimal, *, reference: str, wallet: str) -> None:
     if missing > 0:
         metrics.shortfall.inc(float(missing))
         log.error(
-            "ledger_shortfall", user_wallet=wallet, amount_far=plain(missing), reference=reference
+            "ledger_shortfall",
+            user_wallet=wallet,
+            amount_far=format_exact(missing),
+            reference=reference,
         )

@@ -128,7 +128,7 @@ async def test_a_batch_that_we_did_not_close_raises_the_alarm(
     actions.call(thief, "settle", batch, debits, credits, 0, root)
     with capture_logs() as logs:
         await index_events(chain_resources, reader)
-    [alarm] = [entry for entry in logs if entry["event"] == "batch_not_ours"]
+    [alarm] = [entry for entry in logs if entry["event"] == "unknown_batch_settled"]
     assert alarm["batch"] == "0x" + batch.hex()
     assert alarm["log_level"] == "error"
 
@@ -136,7 +136,7 @@ async def test_a_batch_that_we_did_not_close_raises_the_alarm(
 async def test_killed_anywhere_everything_counts_once(
     chain_resources: Resources, actions: Actions, reader: EscrowEventReader
 ) -> None:
-    """At each commit and each question to the chain, with a reorganisation on the way."""
+    """At each commit and each question to the chain, with a reorg on the way."""
     user = actions.user()
     await index_events(chain_resources, reader)
     boundary = 0

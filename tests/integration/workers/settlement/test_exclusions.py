@@ -180,7 +180,7 @@ async def test_the_contract_does_not_go_dormant_while_nobody_uses_it(
     await assert_ledger_equals_chain(chain_resources, escrow, user.address)
 
 
-async def test_low_gas_money_pauses_until_an_operator_resumes(
+async def test_a_low_gas_balance_pauses_until_an_operator_resumes(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     payments = chain_resources.settings.payments

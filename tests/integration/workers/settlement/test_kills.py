@@ -6,14 +6,14 @@ import pytest
 
 from market.escrow.reader import EscrowReader
 from tests.support.kills import SCENARIOS, ScenarioRun, kill_at_boundaries, scenario_run
-from workers.settlement.steps import Step
+from workers.settlement.phases import SettlementPhase
 
 __all__ = ["scenario_run"]
 
 
 def test_every_step_is_killed_in_some_scenario() -> None:
-    covered = Counter(step for scenario in SCENARIOS.values() for step in scenario.steps)
-    assert covered == Counter(list(Step))
+    covered = Counter(phase for scenario in SCENARIOS.values() for phase in scenario.phases)
+    assert covered == Counter(list(SettlementPhase))
 
 
 # What was killed closes no connection.

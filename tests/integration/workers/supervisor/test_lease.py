@@ -35,7 +35,7 @@ async def pending(resources: Resources) -> Job:
 
 
 async def taken(resources: Resources, job: Job, seconds: float = 60) -> Lease:
-    found = await lease.take(resources.sessions, job.request_id, seconds)
+    found = await lease.acquire(resources.sessions, job.request_id, seconds)
     assert found is not None
     return found
 
@@ -70,7 +70,7 @@ async def captures(resources: Resources) -> int:
 async def test_only_one_of_many_gets_the_lease(resources: Resources) -> None:
     job = await pending(resources)
     attempts = await asyncio.gather(
-        *(lease.take(resources.sessions, job.request_id, 60) for _ in range(8))
+        *(lease.acquire(resources.sessions, job.request_id, 60) for _ in range(8))
     )
     assert len([attempt for attempt in attempts if attempt is not None]) == 1
 
@@ -107,7 +107,7 @@ async def test_a_generation_ends_once(resources: Resources) -> None:
     with pytest.raises(LeaseLost):
         await end(resources, held)
     assert await captures(resources) == 1
-    assert await lease.take(resources.sessions, job.request_id, 60) is None
+    assert await lease.acquire(resources.sessions, job.request_id, 60) is None
 
 
 async def test_a_lease_is_renewed_while_the_work_runs(resources: Resources) -> None:
@@ -117,7 +117,7 @@ async def test_a_lease_is_renewed_while_the_work_runs(resources: Resources) -> N
     async def work() -> None:
         for _ in range(10):
             await asyncio.sleep(0.1)
-            assert await lease.take(resources.sessions, job.request_id, 60) is None
+            assert await lease.acquire(resources.sessions, job.request_id, 60) is None
 
     await held.renew_while(work())
 

@@ -35,7 +35,7 @@ async def submit(resources: Resources, *, seconds: float = 60) -> Job:
     job = session(status="pending", lease_counter=0)
     job.epoch, job.lease_expires_at = 0, None
     job.deadline_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
-    job.request_cipher = resources.vault.seal(job.request_id, PromptText([1, 2, 3], []))
+    job.request_cipher = resources.vault.encrypt(job.request_id, PromptText([1, 2, 3], []))
     async with resources.sessions.begin() as db:
         db.add(job)
         await fund(db, wallet=job.user_wallet, amount=job.hold_far)

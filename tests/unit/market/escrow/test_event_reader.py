@@ -11,7 +11,7 @@ from web3.types import RPCEndpoint, RPCResponse
 
 from market.chain import bounded_http
 from market.chain.client import ChainClient
-from market.chain.errors import AnswerTooLarge, ChainError, ChainMoved, Reorganised
+from market.chain.errors import AnswerTooLarge, ChainError, ChainMoved, ChainReorg
 from market.chain.failover_rpc import FailoverProvider
 from market.escrow.event_reader import Block, EscrowEventReader, EventRange
 
@@ -100,11 +100,11 @@ async def test_nothing_new_is_nothing() -> None:
     assert await source(node).read_after(Block(7, node.hash(7))) is None
 
 
-async def test_a_hash_that_changed_is_a_reorganisation() -> None:
+async def test_a_hash_that_changed_is_a_reorg() -> None:
     node = Node(head=7)
     known = Block(7, node.hash(7))
     node.branch = 2
-    with pytest.raises(Reorganised):
+    with pytest.raises(ChainReorg):
         await source(node).read_after(known)
 
 
@@ -119,7 +119,7 @@ async def test_a_branch_that_changes_between_two_questions_is_noticed() -> None:
         await read(node)
 
 
-async def test_a_node_that_falls_behind_is_no_reorganisation() -> None:
+async def test_a_node_that_falls_behind_is_no_reorg() -> None:
     node = Node(head=7)
     known = Block(9, node.hash(9))
     with pytest.raises(ChainMoved, match="behind"):

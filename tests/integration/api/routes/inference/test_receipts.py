@@ -19,7 +19,7 @@ from market.money import to_units
 from market.receipts import statements
 from market.resources import Resources
 from market.settlement import usage_tree
-from market.settlement.usage_tree import Usage
+from market.settlement.usage_tree import UsageLine
 from tests.conftest import MODEL_ID, Chain
 from tests.support.api import OTHER_WALLET, PROVIDER_WALLET, Gateway, open_gateway, problem
 from tests.support.settled_money import PROVIDERS, SIGNER, rich_user, served
@@ -144,7 +144,7 @@ async def test_the_contract_agrees_with_a_receipt(
             told = (*fields, line["tokens"], amount)
             verify = contract.functions.verifyUsage(HexBytes(batch["batch_id"]), told, proof)
             assert verify.call() is agrees
-        ours = Usage(
+        ours = UsageLine(
             bytes(fields[0]), line["user"], line["provider"], line["tokens"], int(line["amount"])
         )
         assert usage_tree.verify_proof(HexBytes(batch["usage_root"]), ours, proof)
@@ -208,7 +208,7 @@ async def test_usage_is_told_page_by_page(
     await failed.fail()
     await gateway.submit()  # still runs
     rows = await table(gateway, USAGE)
-    assert tuple(rows[0]) == statements.USAGE
+    assert tuple(rows[0]) == statements.USER_COLUMNS
     assert [row["request_id"] for row in rows] == [*ended, failed.id]
     assert [row["tokens"] for row in rows] == ["0", "1", "2", "3", "4", "0"]
     assert rows[3]["cost_far"] == "0.0003"
@@ -226,7 +226,7 @@ async def test_earnings_are_told_page_by_page(
     await job.write("one", " two")
     await job.complete()
     rows = await table(gateway, EARNINGS, PROVIDER_WALLET)
-    assert tuple(rows[0]) == statements.EARNINGS
+    assert tuple(rows[0]) == statements.PROVIDER_COLUMNS
     assert [(row["first_layer"], row["last_layer"]) for row in rows] == [
         ("0", "1"),
         ("2", "3"),
