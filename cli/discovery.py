@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-STOP_LIMIT = 15.0
+STOP_TIMEOUT = 15.0
 """Seconds that a process gets to end in order before it is killed."""
 
 POLL_SECONDS = 0.2
@@ -77,7 +77,7 @@ def _keep(name: str, command: list[str], stop: threading.Event) -> None:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(STOP_LIMIT)
+        process.wait(STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

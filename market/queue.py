@@ -1,4 +1,4 @@
-"""The seam around arq, which only wakes workers: what must not be lost is in Postgres.
+"""The task queue (arq), which only wakes workers: what must not be lost is in Postgres.
 
 To enqueue a task twice is harmless: a task first asks Postgres whether there is anything to do.
 """

@@ -7,7 +7,7 @@
     │   ├── MalformedJson        400
     │   ├── BodyTooLarge         413
     │   ├── ContextExceeded      422  prompt and max_tokens do not fit the model's context
-    │   └── RoomExceeded         422  nor any node's KV cache, however empty
+    │   └── KvCapacityExceeded   422  nor any node's KV cache, however empty
     ├── NotAuthenticated         401
     │   ├── TokenMissing, TokenInvalid, TokenExpired
     │   ├── NonceUnknown              never handed out, used already, or too old

@@ -1,4 +1,4 @@
-"""What a user does: a wallet, a deposit, a login, a prompt; and what the providers get for it."""
+"""The demo, as a user sees it: a wallet, a deposit, a login, a prompt, and who is paid for it."""
 
 import datetime as dt
 import json

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stack.servers import StackError
 
-STOP_LIMIT = 15.0
+STOP_TIMEOUT = 15.0
 """Seconds that a process gets to stop by itself."""
 
 POLL_SECONDS = 0.5
@@ -38,7 +38,7 @@ class ManagedProcess:
         """SIGTERM, and SIGKILL if that does not help."""
         self.process.terminate()
         try:
-            self.process.wait(timeout=STOP_LIMIT)
+            self.process.wait(timeout=STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

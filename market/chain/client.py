@@ -1,4 +1,4 @@
-"""What every contract needs of its chain: nonces, fees, sending, receipts, finality."""
+"""A client of an EVM chain: nonces, fees, sending, receipts, finality."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What was read of the escrow's events: chain_events, chain_blocks, chain_cursors."""
+"""Tables of the escrow's events as they were read: chain_events, chain_blocks, chain_cursors."""
 
 import datetime as dt
 

@@ -1,4 +1,4 @@
-"""Who served which tokens, and what that was worth."""
+"""The bill of a generation: how many tokens each node served, and what each is paid for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

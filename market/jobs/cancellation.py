@@ -1,4 +1,4 @@
-"""Asking for the end of a job."""
+"""Cancellation of a job: its supervisor is told, and ends it."""
 
 import asyncio
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Taking a generation in: check, quote, hold, and write it down in one transaction."""
+"""Submission of a job: quoted, then stored with the hold on its user's money in one transaction."""
 
 import datetime as dt
 import secrets

@@ -1,4 +1,4 @@
-"""How money leaves: users ask the contract for it, wait, and take it.
+"""Withdrawals: users ask the contract for their money, wait, and take it.
 
 The contract knows nothing of holds. So what a user asks for is set aside here at once, as far as it
 is available, and the amount of the request is stored: until it is paid out or cancelled, a hold has

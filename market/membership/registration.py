@@ -1,5 +1,5 @@
-"""A node joins: whose it is, which span it serves, where it is. One row a node, however often it
-registers."""
+"""Registration of a node: whose it is, which span it serves, where it is. One row a node, however
+often it registers."""
 
 import secrets
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Time heard, in percent."""
+"""Uptime of nodes, in percent of the time since they registered."""
 
 import datetime as dt
 

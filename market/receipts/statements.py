@@ -1,4 +1,4 @@
-"""Usage and earnings as CSV, page by page: no table is ever whole in memory."""
+"""Statements of users and providers as CSV, page by page: no table is ever whole in memory."""
 
 import datetime as dt
 from collections.abc import AsyncIterator, Sequence

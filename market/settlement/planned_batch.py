@@ -1,4 +1,4 @@
-"""Generations netted into one batch. Pure: nothing is read or written."""
+"""Plans a settlement batch: generations netted by wallet. Pure: nothing is read or written."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Brings stored events, cursor and ledger to the state of a range that was read."""
+"""Stores the events of a range of blocks, and brings cursor and ledger to its end."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What became of a signed batch: asked of the contract first, then of receipts."""
+"""Reconciles a signed batch with the chain: asks the contract first, then for receipts."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What one run works with, and the batch that it has in hand."""
+"""The context of one settlement run: contract, signer, settings, and the batch that is open."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

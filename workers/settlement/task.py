@@ -1,5 +1,5 @@
-"""One run: undo what a reorg has undone, finish the open batch, close the next one, until
-nothing is due or the time is up."""
+"""One run of settlement: take back what a reorg has undone, finish the open batch, close the next
+one, until nothing is due or the time is up."""
 
 import asyncio
 import time

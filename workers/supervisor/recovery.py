@@ -1,4 +1,4 @@
-"""Refusals, silence and stalls: which node is put aside for it, and the epoch that follows."""
+"""Recovery from refusals, silence and stalls: nodes to avoid, and the epoch that follows."""
 
 import time
 from collections.abc import Collection

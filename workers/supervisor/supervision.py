@@ -1,4 +1,4 @@
-"""What one supervision knows of its generation: job, epoch, route, events, tokens, time left."""
+"""The state of one supervision: job, lease, epoch, route, events, tokens, time left."""
 
 import datetime as dt
 import math

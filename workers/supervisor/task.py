@@ -1,4 +1,4 @@
-"""The task that sees a generation through: acquire its lease, supervise it."""
+"""The arq task that supervises a generation: acquire its lease, see it through to its end."""
 
 import asyncio
 from typing import Any
