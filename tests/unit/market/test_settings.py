@@ -45,7 +45,7 @@ def test_the_committed_configuration_loads(monkeypatch: pytest.MonkeyPatch) -> N
     assert [model.id for model in Settings().models] == ["far/pydoc-llama"]
 
 
-def test_a_sealed_prompt_opens_only_for_its_own_job_and_key() -> None:
+def test_a_prompt_is_decrypted_only_for_its_own_job_and_key() -> None:
     vault = PromptVault(KEY)
     prompt = PromptText([1, 2, 300_000], ["stop"])
     ciphertext = vault.encrypt("req_1", prompt)

@@ -1,4 +1,4 @@
-"""The indexer goes back where the chain does."""
+"""The indexer after reorgs deeper than the confirmations, and endpoints that look like one."""
 
 from decimal import Decimal
 from typing import Any
@@ -97,7 +97,7 @@ async def test_a_node_that_is_behind_reverses_nothing(
     assert await left(chain_resources, user) == (5, 0, 5)
 
 
-async def test_a_chain_that_moves_while_it_is_read_is_read_again(
+async def test_a_chain_that_changes_while_it_is_read_is_read_again(
     chain_resources: Resources,
     actions: Actions,
     reader: EscrowEventReader,

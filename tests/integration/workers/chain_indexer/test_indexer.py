@@ -54,7 +54,7 @@ async def test_a_range_of_which_nothing_is_final_ends_the_pass(
     assert await left(chain_resources, user) == (1, 0, 1)
 
 
-async def test_what_is_on_its_way_out_is_set_aside_and_then_gone(
+async def test_a_requested_withdrawal_is_set_aside_until_it_is_paid(
     chain_resources: Resources, actions: Actions, reader: EscrowEventReader
 ) -> None:
     user = actions.user(far=5)
@@ -133,7 +133,7 @@ async def test_a_batch_that_we_did_not_close_raises_the_alarm(
     assert alarm["log_level"] == "error"
 
 
-async def test_killed_anywhere_everything_counts_once(
+async def test_a_killed_indexer_counts_each_event_once(
     chain_resources: Resources, actions: Actions, reader: EscrowEventReader
 ) -> None:
     """At each commit and each question to the chain, with a reorg on the way."""

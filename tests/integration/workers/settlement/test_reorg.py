@@ -55,7 +55,7 @@ async def post(resources: Resources, escrow: EscrowReader, chain: Chain) -> str:
     return batch
 
 
-async def test_a_reorg_unmarks_and_the_same_bytes_are_mined_again(
+async def test_after_a_reorg_the_same_bytes_are_mined_again(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await something_due(chain_resources, chain)
@@ -97,7 +97,7 @@ async def test_a_reorg_in_which_somebody_takes_the_nonce(
     await assert_ledger_equals_chain(chain_resources, escrow, user)
 
 
-async def test_what_was_paid_is_owed_again_and_paid_again(
+async def test_a_payment_that_a_reorg_undoes_is_owed_and_paid_again(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await something_due(chain_resources, chain)
@@ -124,7 +124,7 @@ async def test_what_was_paid_is_owed_again_and_paid_again(
     await assert_ledger_equals_chain(chain_resources, escrow, user)
 
 
-async def test_a_branch_that_is_shorter_so_far_says_nothing(
+async def test_a_branch_that_is_shorter_so_far_undoes_nothing(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     await something_due(chain_resources, chain)
@@ -135,7 +135,7 @@ async def test_a_branch_that_is_shorter_so_far_says_nothing(
     assert await statuses(chain_resources) == ["confirmed"]
 
 
-async def test_several_are_undone_while_another_is_open(
+async def test_several_batches_are_undone_while_another_is_open(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """They come back in the order of their nonces."""

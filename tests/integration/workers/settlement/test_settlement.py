@@ -120,7 +120,7 @@ async def test_a_batch_has_at_most_so_many_users_and_providers(
     await assert_ledger_equals_chain(chain_resources, escrow, first.address, second.address)
 
 
-async def test_money_in_custody_equals_what_the_ledger_gives_out(
+async def test_money_in_custody_equals_the_ledgers_balances(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Between capture and settlement the escrow still holds what providers are owed."""

@@ -78,7 +78,7 @@ async def test_a_new_signer_takes_over_in_the_middle(
     await assert_ledger_equals_chain(chain_resources, escrow, user.address)
 
 
-async def test_what_an_account_signed_that_is_no_settler_any_more_is_not_in_the_way(
+async def test_transactions_of_a_former_settler_delay_nothing(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """A stolen key: its role is taken away, its bytes are still about, and a user falls short."""
@@ -90,10 +90,10 @@ async def test_what_an_account_signed_that_is_no_settler_any_more_is_not_in_the_
     other = development_account(4)
     make_settler(chain, other.address)
     payments = chain_resources.settings.payments
-    patience, payments.confirmation_wait = payments.confirmation_wait, 1
+    confirmation_wait_before, payments.confirmation_wait = payments.confirmation_wait, 1
     assert await settle_due(chain_resources, escrow, KeystoreSigner(other)) is None
     take_role_away(chain, OPERATOR.address)
-    payments.confirmation_wait = patience
+    payments.confirmation_wait = confirmation_wait_before
     assert await settle_due(chain_resources, escrow, KeystoreSigner(other)) is not None
     await assert_ledger_equals_chain(chain_resources, escrow, good.address, owing=True)
     assert await statuses(chain_resources) == ["replaced", "confirmed"]

@@ -1,4 +1,4 @@
-"""A batch as it is drafted, stored, and read back."""
+"""A batch as it is planned, stored, and read back."""
 
 from decimal import Decimal
 
