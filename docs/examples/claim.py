@@ -32,7 +32,7 @@ def main() -> None:
     if not credit:
         raise SystemExit(f"There is nothing to claim for {wallet.address}.")
     if not web3.eth.get_balance(wallet.address):
-        raise SystemExit(f"{wallet.address} has no gas money.")
+        raise SystemExit(f"{wallet.address} has no coins for gas.")
     transaction = escrow.functions.claimTo(wanted.to or wallet.address).build_transaction(
         {"from": wallet.address, "nonce": web3.eth.get_transaction_count(wallet.address)}
     )

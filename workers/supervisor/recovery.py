@@ -36,7 +36,7 @@ class Recovery:
         """A node of the route says that the generation cannot go on at ``refused.node_id``."""
         supervision, node_id, code = self._supervision, refused.node_id, code_of(refused)
         if node_id not in supervision.node_ids:
-            return  # a node off the route is not put aside for what another says of it
+            return  # a node off the route is not avoided for what another says of it
         if code == "kv_full":
             supervision.route_finder.avoid(node_id, KV_FULL_SECONDS)
             await epochs.free_kv(supervision)
@@ -75,7 +75,7 @@ class Recovery:
     async def recover_from_stall(self) -> None:
         """No token for too long. The route stays if all its nodes answer, and have computed more
         than when they were last asked: a long prompt takes long, and so do many generations at
-        once. Else the nodes that do not answer are put aside."""
+        once. Else the nodes that do not answer are avoided."""
         supervision = self._supervision
         answers = await self._ping()
         unanswered = [node_id for node_id in supervision.node_ids if node_id not in answers]
@@ -88,18 +88,19 @@ class Recovery:
 
     async def _ping(self) -> dict[str, int]:
         """Positions that each node of the route has computed; without those that do not answer."""
-        supervision, limits = self._supervision, self._supervision.generation_settings
+        supervision = self._supervision
+        settings = supervision.generation_settings
         for node_id in supervision.node_ids:
             await messaging.send_to_inbox(
                 supervision.redis,
                 node_id,
                 [Ping(supervision.id, supervision.epoch)],
-                ttl=limits.stream_ttl,
+                ttl=settings.stream_ttl,
             )
         answers: dict[str, int] = {}
-        give_up = time.monotonic() + limits.ping
+        give_up = time.monotonic() + settings.ping
         while len(answers) < len(set(supervision.node_ids)) and time.monotonic() < give_up:
-            for event in await supervision.read_events(limits.ping / 4):
+            for event in await supervision.read_events(settings.ping / 4):
                 if isinstance(event, Pong):
                     answers[event.node_id] = event.positions
                 elif isinstance(event, Ended):

@@ -172,7 +172,7 @@ async def test_the_sweeper_enqueues_jobs_without_a_lease(resources: Resources) -
     await expire(resources, lost)
     context = {"resources": resources}
     await sweep(context)
-    assert [job.args for job in await resources.queue.queued_jobs()] == [[lost.request_id]]
+    assert [task.args for task in await resources.queue.queued_jobs()] == [[lost.request_id]]
     await sweep(context)  # an attempt is enqueued once
     assert len(await resources.queue.queued_jobs()) == 1
     async with resources.sessions.begin() as db:
@@ -182,7 +182,7 @@ async def test_the_sweeper_enqueues_jobs_without_a_lease(resources: Resources) -
             .values(started_at=func.now() - dt.timedelta(seconds=10))
         )
     await sweep(context)
-    queued = {job.args[0] for job in await resources.queue.queued_jobs()}
+    queued = {task.args[0] for task in await resources.queue.queued_jobs()}
     assert queued == {lost.request_id, new.request_id}
 
 
@@ -193,7 +193,7 @@ async def test_the_outbox_is_sent_once_and_nothing_in_it_is_lost(resources: Reso
         *(outbox.send_outbox(resources.sessions, resources.queue) for _ in range(4))
     )
     assert sum(sent) == 25
-    queued = sorted(job.args[0] for job in await resources.queue.queued_jobs())
+    queued = sorted(task.args[0] for task in await resources.queue.queued_jobs())
     assert queued == sorted(f"req_{n}" for n in range(25))
     assert await outbox.send_outbox(resources.sessions, resources.queue) == 0
 
