@@ -34,7 +34,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         relay.router,
         provider.router,
         discovery_nodes.router,
-        discovery_nodes.service,
+        discovery_nodes.service_router,
         dht.router,
         probe.router,
         health.router,

@@ -21,7 +21,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         auth.router,
         nodes.router,
         discovery_nodes.router,
-        discovery_nodes.service,
+        discovery_nodes.service_router,
         models.router,
         dht.router,
         health.router,

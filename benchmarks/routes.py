@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import median, quantiles
@@ -18,6 +18,7 @@ from market.geo.distance import Coordinates
 from market.nodes.live_lookup import LiveNode
 from market.nodes.node import Node
 from market.placement.solver import ModelShape, place
+from market.routing.request import RouteRequest
 from market.routing.route_search import cheapest_route
 from market.routing.skip_reasons import explain_skips
 
@@ -49,39 +50,38 @@ class Timed:
     hops: float
 
 
-def swarm(rng: Random, count: int, model: ModelShape) -> list[Node]:
+def cluster(rng: Random, count: int, model: ModelShape) -> list[LiveNode]:
     """Nodes as the registry knows them, with the spans that placement gives them; queues, hops and
     places at random."""
     candidates = [device.node for device in draw(rng, count, LARGE_MODEL, trusted=0.3)]
-    nodes = []
+    live = []
     by_id = {candidate.node_id: candidate for candidate in candidates}
     for node_id, span in sorted(place(candidates, model).spans.items()):
         place_known = near(rng) if rng.random() < 0.9 else None
-        nodes.append(
-            Node(
-                node_id=node_id,
-                wallet_address="",
-                model_id=LARGE_MODEL,
-                start_layer=span[0],
-                end_layer=span[1],
-                edge=span[0] == 0,
-                trusted=by_id[node_id].edge_capacity > 0,
-                gpu_model="",
-                vram_gb=0,
-                location="",
-                public_addr="",
-                is_healthy=True,
-                latency_ms=1000 / by_id[node_id].rate(span, model),
-                throughput_tokens_per_sec=0.0,
-                current_requests=rng.randrange(SESSIONS),
-                kv_positions=SESSIONS * TOKENS,
-                last_seen=0.0,
-                hop_ms=rng.uniform(5, 150),
-                latitude=place_known.latitude if place_known else None,
-                longitude=place_known.longitude if place_known else None,
-            )
+        node = Node(
+            node_id=node_id,
+            wallet_address="",
+            model_id=LARGE_MODEL,
+            start_layer=span[0],
+            end_layer=span[1],
+            edge=span[0] == 0,
+            trusted=by_id[node_id].edge_capacity > 0,
+            gpu_model="",
+            vram_gb=0,
+            location="",
+            public_addr="",
+            is_healthy=True,
+            latency_ms=1000 / by_id[node_id].rate(span, model),
+            throughput_tokens_per_sec=0.0,
+            current_requests=rng.randrange(SESSIONS),
+            kv_positions=SESSIONS * TOKENS,
+            last_seen=0.0,
+            hop_ms=rng.uniform(5, 150),
+            latitude=place_known.latitude if place_known else None,
+            longitude=place_known.longitude if place_known else None,
         )
-    return nodes
+        live.append(LiveNode(node, cooling_down=False))
+    return live
 
 
 def near(rng: Random) -> Coordinates:
@@ -89,51 +89,38 @@ def near(rng: Random) -> Coordinates:
     return Coordinates(latitude + rng.uniform(-5, 5), longitude + rng.uniform(-5, 5))
 
 
-def measure(rng: Random, nodes: Sequence[Node], layers: int, calls: int) -> list[Timed]:
-    """Choices for one user after another: of all nodes; with KV room that changes; and near him."""
-    everything = {node.node_id: SESSIONS * TOKENS for node in nodes}
+def measure(rng: Random, live: Sequence[LiveNode], layers: int, calls: int) -> list[Timed]:
+    """Choices for one user after another: of all nodes; with free KV that changes; and near him."""
 
-    def rooms() -> dict[str, int]:
-        return {name: rng.randrange(most) for name, most in everything.items()}
+    def anybody() -> RouteRequest:
+        return RouteRequest(layers)
 
-    def timed(what: str, ask: Callable[[], Callable[[], list[Node] | None]]) -> Timed:
-        milliseconds, routes = [], []
+    def with_free_kv() -> RouteRequest:
+        free_kv = {each.node.node_id: rng.randrange(SESSIONS * TOKENS) for each in live}
+        return RouteRequest(layers, positions=POSITIONS, free_kv=free_kv)
+
+    def close_by() -> RouteRequest:
+        return replace(with_free_kv(), near=near(rng))
+
+    def timed(what: str, request_of: Callable[[], RouteRequest], *, explain: bool = False) -> Timed:
+        milliseconds, hops = [], []
         for _ in range(calls):
-            call = ask()
+            request = request_of()
             began = time.thread_time()
-            route = call()
+            route = cheapest_route(live, request)
+            if explain:
+                began = time.thread_time()
+                explain_skips(live, request, route or [])
             milliseconds.append(1000 * (time.thread_time() - began))
             if route is not None:
-                routes.append(len(route))
-        return Timed(what, len(nodes), milliseconds, len(routes), median(routes or [0]))
-
-    def anybody() -> Callable[[], list[Node] | None]:
-        return lambda: cheapest_route(nodes, layers)
-
-    def with_room() -> Callable[[], list[Node] | None]:
-        free = rooms()
-        return lambda: cheapest_route(nodes, layers, positions=POSITIONS, rooms=free)
-
-    def close_by() -> Callable[[], list[Node] | None]:
-        free, here = rooms(), near(rng)
-        return lambda: cheapest_route(nodes, layers, positions=POSITIONS, rooms=free, near=here)
-
-    def explained() -> Callable[[], list[Node] | None]:
-        free = rooms()
-        route = cheapest_route(nodes, layers, positions=POSITIONS, rooms=free)
-        live = [LiveNode(node, cooling_down=False) for node in nodes]
-
-        def explain_it() -> list[Node] | None:
-            explain_skips(live, layers, route or [], positions=POSITIONS, rooms=free)
-            return route
-
-        return explain_it
+                hops.append(len(route))
+        return Timed(what, len(live), milliseconds, len(hops), median(hops or [0]))
 
     return [
         timed("all", anybody),
-        timed("with room", with_room),
-        timed("with room, near the user", close_by),
-        timed("why not the others, after it", explained),
+        timed("with free KV", with_free_kv),
+        timed("with free KV, near the user", close_by),
+        timed("why not the others, after it", with_free_kv, explain=True),
     ]
 
 
@@ -167,11 +154,11 @@ def main(
         Path | None, typer.Option("--json", help="Write every measurement to this file.")
     ] = None,
 ) -> None:
-    """Choose routes through swarms of 10, 100 and 1,000 nodes that were placed for a model of 80
+    """Choose routes through clusters of 10, 100 and 1,000 nodes that were placed for a model of 80
     layers.
 
-    All: the cheapest path by steps, hops and queues. With room: only nodes with KV room for 1,024
-    positions, where each has as much as chance gives it. Near the user: within 1,000 km of a user
+    All: the cheapest path by steps, hops and queues. With free KV: only nodes with 1,024 free KV
+    positions, where each has as many as chance gives it. Near the user: within 1,000 km of a user
     somewhere, then 2,000 and so on, and at last anywhere; a tenth of the nodes say not where they
     are. Reading the registry is not counted. Milliseconds are of CPU time, so that who else uses
     the machine matters little.
@@ -183,7 +170,7 @@ def main(
     for size in SIZES:
         with console.status(f"{size} nodes"):
             rng = Random(seed)
-            measured += measure(rng, swarm(rng, size, model), model.layers, calls)
+            measured += measure(rng, cluster(rng, size, model), model.layers, calls)
     show(measured)
     close(
         {"choices": [{"what": t.what, "nodes": t.nodes, "ms": t.milliseconds} for t in measured]},

@@ -1,1 +1,1 @@
-"""The DHT discovery service."""
+"""The DHT discovery service: a peer that keeps announcements of nodes, mirrored into Redis."""

@@ -1,4 +1,4 @@
-"""The registry follows the DHT: one pass reads what the DHT says of every model."""
+"""From the DHT into Redis: one pass reads the announcements of every model's nodes."""
 
 import time
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from market import db
 from market.dht import directory
 from market.settings.discovery import DiscoverySettings
 from mesh.dht.records import (
-    SIGNPOST_KEY,
-    SIGNPOST_SUBKEY,
+    ENDPOINTS_KEY,
+    ENDPOINTS_SUBKEY,
     Announcement,
     PlatformEndpoints,
+    announcements_key,
     read_announcement,
     sign_endpoints,
-    spans_key,
 )
 from mesh.dht.signing_keys import SigningKey
 from mesh.errors import RecordRefused
 
-SIGNPOST_TTL = 300.0
+ENDPOINTS_TTL = 300.0
 """Seconds for which the platform's URL stands in the DHT after the last pass of any mirror."""
 
 PEERS_TTL = 60.0
@@ -38,7 +38,7 @@ class DhtPeer(Protocol):
     """What is needed of `mesh.dht.peer.Peer`."""
 
     @property
-    def known(self) -> int: ...
+    def known_peers(self) -> int: ...
 
     async def addresses(self) -> list[str]: ...
 
@@ -49,7 +49,7 @@ class DhtPeer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """From one peer into one Redis. Several may run: they write the same."""
+    """Copies from one peer into one Redis. Several may run: each writes what all would."""
 
     peer: DhtPeer
     operator: SigningKey
@@ -60,33 +60,33 @@ class Mirror:
     url: str
     """Of the platform."""
 
-    async def once(self) -> None:
+    async def run_once(self) -> None:
         """One pass. An error of Redis, Postgres or the DHT ends it; the next does it all again."""
-        await directory.note_peers(self.redis, await self.peer.addresses(), ttl=PEERS_TTL)
-        await self._put_up_signpost()
+        await directory.record_peers(self.redis, await self.peer.addresses(), ttl=PEERS_TTL)
+        await self._publish_endpoints()
         for model_id in self.model_ids:
-            told = self._read(model_id, await self.peer.read(spans_key(model_id)))
-            await directory.write(self.redis, model_id, told)
-            metrics.dht_records.labels(model_id).set(len(told))
-            back = await restore(self.redis, self.sessions, self.discovery, told)
-            if back:
-                metrics.dht_restored.labels(model_id).inc(len(back))
-                log.info("nodes_restored", model_id=model_id, node_ids=back)
-        metrics.dht_peers.set(self.peer.known)
+            announcements = self._read(model_id, await self.peer.read(announcements_key(model_id)))
+            await directory.write_announcements(self.redis, model_id, announcements)
+            metrics.dht_records.labels(model_id).set(len(announcements))
+            restored = await restore(self.redis, self.sessions, self.discovery, announcements)
+            if restored:
+                metrics.dht_restored.labels(model_id).inc(len(restored))
+                log.info("nodes_restored", model_id=model_id, node_ids=restored)
+        metrics.dht_peers.set(self.peer.known_peers)
         metrics.dht_mirrored.set_to_current_time()
 
-    async def _put_up_signpost(self) -> None:
-        expires = time.time() + SIGNPOST_TTL
+    async def _publish_endpoints(self) -> None:
+        expires = time.time() + ENDPOINTS_TTL
         record = sign_endpoints(self.operator, PlatformEndpoints([self.url], expires))
-        await self.peer.store(SIGNPOST_KEY, SIGNPOST_SUBKEY, record, expires)
+        await self.peer.store(ENDPOINTS_KEY, ENDPOINTS_SUBKEY, record, expires)
 
     def _read(self, model_id: str, records: dict[str, bytes]) -> list[Announcement]:
-        told = []
+        announcements = []
         for node_id, record in records.items():
             try:
-                told.append(read_announcement(record, self.operator.public))
+                announcements.append(read_announcement(record, self.operator.public))
             except RecordRefused as error:
                 # The peer checks what it stores and finds; only a fault of ours comes this far.
                 metrics.dht_refused.labels(error.reason).inc()
                 log.error("record_refused", model_id=model_id, node_id=node_id, reason=error.reason)
-        return told
+        return announcements

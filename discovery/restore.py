@@ -1,9 +1,9 @@
 """Nodes back on the routes, after Redis has lost them, before their next heartbeats.
 
 The DHT knows how quick a node is; Postgres knows who has registered, with which wallet and span,
-and has not left; a pulse tells who lives, since an announcement outlives its node by minutes. A
-node needs all three. The DHT alone brings nobody onto a route: a record proves a key, and a route
-needs a wallet that is paid.
+and has not left; a keep-alive says whose process runs, since an announcement outlives its node by
+minutes. A node needs all three. The DHT alone brings nobody onto a route: a record proves a key,
+and a route needs a wallet that is paid.
 """
 
 import dataclasses
@@ -29,33 +29,36 @@ async def restore(
     discovery: DiscoverySettings,
     announcements: Sequence[Announcement],
 ) -> list[str]:
-    """Put back those that announce themselves, are registered for just this, live, and are not in
-    Redis.
-    They stay until their announcement expires, or their next heartbeat comes.
+    """Put nodes back that announce themselves, are registered for just that, run, and are not in
+    Redis. They stay until their announcement expires, or their next heartbeat comes.
 
     Returns:
-        The ids of those that are back.
+        The ids of the nodes that were put back.
     """
-    lost = {each.node_id: each for each in await _alive_and_lost(redis, announcements)}
-    if not lost:
+    missing = {each.node_id: each for each in await _alive_but_missing(redis, announcements)}
+    if not missing:
         return []
     async with sessions() as session:
         rows = await session.scalars(
-            select(RegisteredNode).where(RegisteredNode.node_id.in_(lost), RegisteredNode.is_active)
+            select(RegisteredNode).where(
+                RegisteredNode.node_id.in_(missing), RegisteredNode.is_active
+            )
         )
-        nodes = [node_of(row, discovery) for row in rows if _same(row, lost[row.node_id])]
+        nodes = [
+            node_of(row, discovery) for row in rows if _as_registered(row, missing[row.node_id])
+        ]
     now = time.time()
-    back = []
+    restored = []
     for node in nodes:
-        told = lost[node.node_id]
-        ttl = min(told.expires - now, discovery.node_ttl)
+        announcement = missing[node.node_id]
+        ttl = min(announcement.expires - now, discovery.node_ttl)
         if ttl > 0:
-            there = await live_registry.put(redis, _as_measured(node, told, now), ttl=ttl)
-            back += [node.node_id] if there else []
-    return back
+            put = await live_registry.put(redis, _as_measured(node, announcement, now), ttl=ttl)
+            restored += [node.node_id] if put else []
+    return restored
 
 
-async def _alive_and_lost(
+async def _alive_but_missing(
     redis: Redis, announcements: Sequence[Announcement]
 ) -> list[Announcement]:
     async with redis.pipeline(transaction=False) as pipe:
@@ -63,31 +66,30 @@ async def _alive_and_lost(
             pipe.exists(redis_keys.keepalive(each.node_id))
             pipe.exists(redis_keys.node(each.node_id))
         answers = await pipe.execute()
-    beating, known = answers[::2], answers[1::2]
+    running, known = answers[::2], answers[1::2]
     return [
         each
-        for each, beats, there in zip(announcements, beating, known, strict=True)
-        if beats and not there
+        for each, runs, in_redis in zip(announcements, running, known, strict=True)
+        if runs and not in_redis
     ]
 
 
-def _same(row: RegisteredNode, told: Announcement) -> bool:
-    """Whether it announces what it has registered for, the last time: a span says where a route
-    may use it."""
+def _as_registered(row: RegisteredNode, announcement: Announcement) -> bool:
+    """Whether a node announces what it registered for the last time: a route relies on the span."""
     return (row.registration, row.model_id, row.start_layer, row.end_layer) == (
-        told.registration,
-        told.model_id,
-        told.start_layer,
-        told.end_layer,
+        announcement.registration,
+        announcement.model_id,
+        announcement.start_layer,
+        announcement.end_layer,
     )
 
 
-def _as_measured(node: Node, told: Announcement, now: float) -> Node:
+def _as_measured(node: Node, announcement: Announcement, now: float) -> Node:
     return dataclasses.replace(
         node,
-        latency_ms=told.latency_ms,
-        throughput_tokens_per_sec=told.throughput_tokens_per_sec,
-        current_requests=told.current_requests,
-        kv_positions=told.kv_positions,
+        latency_ms=announcement.latency_ms,
+        throughput_tokens_per_sec=announcement.throughput_tokens_per_sec,
+        current_requests=announcement.current_requests,
+        kv_positions=announcement.kv_positions,
         last_seen=now,
     )

@@ -1,7 +1,7 @@
 """The DHT's side of the discovery service.
 
 A peer on port 31337, and the mirror. It ends when its peer does: whoever started it starts it
-again, with the same identity, so that nobody has to be told another address.
+again, with the same identity, so that its address stays.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ from mesh.dht.signing_keys import SigningKey
 REDIS_TIMEOUT = 5.0
 """Seconds after which a Redis that says nothing counts as unreachable."""
 
-PASS_LIMIT = 60.0
+PASS_TIMEOUT = 60.0
 """Seconds after which a pass is given up: something does not answer."""
 
 logger = structlog.get_logger()
 
 
-class CannotDiscover(Exception):
+class DiscoveryStartError(Exception):
     """The service does not start; the message says what to change."""
 
 
@@ -38,7 +38,7 @@ async def serve(settings: Settings) -> int:
     """Mirror until SIGTERM or Ctrl-C, or until the peer has died; the exit status.
 
     Raises:
-        CannotDiscover: a setting is missing, or the peer does not start.
+        DiscoveryStartError: a setting is missing, or the peer does not start.
     """
     operator = _operator_key(settings.discovery)
     stop = asyncio.Event()
@@ -73,7 +73,7 @@ async def open_peer(discovery: DiscoverySettings, operator: SigningKey) -> Peer:
     """The peer that the settings describe. If no other answers, it starts by itself: they find it.
 
     Raises:
-        CannotDiscover: the peer does not start.
+        DiscoveryStartError: the peer does not start.
     """
     reason = ""
     for bootstrap in dict.fromkeys((tuple(discovery.dht_bootstrap), ())):
@@ -86,12 +86,12 @@ async def open_peer(discovery: DiscoverySettings, operator: SigningKey) -> Peer:
                 announced=discovery.dht_announced,
                 bootstrap=bootstrap,
                 ask=discovery.dht_bootstrap,
-                refused=lambda reason: metrics.dht_refused.labels(reason).inc(),
+                on_refused=lambda reason: metrics.dht_refused.labels(reason).inc(),
             )
         except Exception as error:  # hivemind raises whatever happens to it
             reason = f"{type(error).__name__}: {error}"
             logger.warning("dht_peer_failed", bootstrap=bootstrap, reason=reason)
-    raise CannotDiscover(
+    raise DiscoveryStartError(
         f"The DHT's peer does not start on {discovery.dht_host}:{discovery.dht_port} ({reason})."
     )
 
@@ -99,14 +99,14 @@ async def open_peer(discovery: DiscoverySettings, operator: SigningKey) -> Peer:
 def _operator_key(discovery: DiscoverySettings) -> SigningKey:
     """
     Raises:
-        CannotDiscover: the settings name no key, or it is none.
+        DiscoveryStartError: the settings name no key, or it is none.
     """
     try:
         key = operator_key(discovery)
     except ValueError as error:
-        raise CannotDiscover(str(error)) from None
+        raise DiscoveryStartError(str(error)) from None
     if key is None:
-        raise CannotDiscover(
+        raise DiscoveryStartError(
             "FAR_DISCOVERY__DHT_OPERATOR_KEY is not set. Make one: openssl rand -hex 32"
         )
     return key
@@ -116,7 +116,7 @@ async def print_peers(settings: Settings) -> int:
     """Start the peer, show what to hand out, and stop it again.
 
     Raises:
-        CannotDiscover: as in `serve`.
+        DiscoveryStartError: as in `serve`.
     """
     operator = _operator_key(settings.discovery)
     peer = await open_peer(settings.discovery, operator)
@@ -129,8 +129,8 @@ async def print_peers(settings: Settings) -> int:
 
 async def _pass(mirror: Mirror) -> None:
     try:
-        async with asyncio.timeout(PASS_LIMIT):
-            await mirror.once()
+        async with asyncio.timeout(PASS_TIMEOUT):
+            await mirror.run_once()
     except Exception as error:  # Redis, Postgres or the DHT: the next pass does it all again
         logger.warning("mirror_failed", reason=f"{type(error).__name__}: {error}")
 

@@ -1,9 +1,14 @@
-"""What counts as Postgres or Redis being away."""
+"""What counts as Postgres or Redis being away, and whether they are now."""
+
+import asyncio
 
 import redis.exceptions
+import sqlalchemy
 import sqlalchemy.exc
 import structlog
+from redis.asyncio import Redis
 
+from market.db import Sessions
 from market.errors import Unavailable
 
 log = structlog.get_logger()
@@ -37,3 +42,23 @@ def unavailable(error: Exception) -> Unavailable:
         raise error
     log.warning("outage", error=type(error).__name__)
     return Unavailable("A part of the mesh cannot be reached now.", retry_after=OUTAGE_RETRY)
+
+
+async def postgres_answers(sessions: Sessions, *, within: float) -> bool:
+    """Whether Postgres answers a query within so many seconds."""
+    try:
+        async with asyncio.timeout(within), sessions() as db:
+            await db.execute(sqlalchemy.text("SELECT 1"))
+    except (sqlalchemy.exc.SQLAlchemyError, OSError):
+        return False
+    return True
+
+
+async def redis_answers(client: Redis, *, within: float) -> bool:
+    """Whether Redis answers a ping within so many seconds."""
+    try:
+        async with asyncio.timeout(within):
+            await client.ping()
+    except (redis.exceptions.RedisError, OSError):
+        return False
+    return True

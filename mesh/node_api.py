@@ -10,6 +10,12 @@ NONCE_PATH = "/api/auth/nonce"
 REGISTRATION_PATH = "/api/nodes/register-distributed"
 HEARTBEAT_PATH = "/api/nodes/heartbeat"
 
+MAX_LABEL = 100
+"""Characters of a GPU's model and of a location."""
+
+MAX_MACHINE_NAME = 64
+"""Characters of what a provider calls a machine that logs in."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRegistration:

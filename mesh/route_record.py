@@ -4,6 +4,8 @@ from dataclasses import astuple, dataclass
 
 import msgpack
 
+from mesh.wire.limits import MAX_LAYERS
+
 EPOCH = "epoch"
 """Field of the hash: the epoch that may write, or :data:`SEALED`."""
 
@@ -12,9 +14,6 @@ ROUTE = "route"
 
 SEALED = b"sealed"
 """In the place of an epoch, once nobody may write any more."""
-
-MAX_NODES = 1024
-"""More than any model has layers; bounds the memory that a damaged record can ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class RouteRecord:
     def unpack(cls, packed: bytes | None) -> "RouteRecord | None":
         """The route; none if the record has no route, or one that another version wrote."""
         try:
-            width, capacity, nodes = msgpack.unpackb(packed or b"", max_array_len=MAX_NODES)
+            width, capacity, nodes = msgpack.unpackb(packed or b"", max_array_len=MAX_LAYERS)
         except (ValueError, TypeError):
             return None
         return cls(width, capacity, nodes)

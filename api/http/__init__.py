@@ -1,1 +1,1 @@
-"""What all routes stand on."""
+"""What every route uses: who calls, limits, errors as problems, and answers that are no JSON."""

@@ -28,10 +28,10 @@ class BodyLimit:
             refusal = BodyTooLarge(f"A body may have {self._max} bytes at most.")
             await render(refusal)(scope, receive, send)
             return
-        waiting = [body]
+        unread = [body]
 
         async def replay() -> Message:
-            return waiting.pop() if waiting else await receive()
+            return unread.pop() if unread else await receive()
 
         await self._app(scope, replay, send)
 

@@ -9,21 +9,23 @@ from fastapi.responses import StreamingResponse
 
 from market.receipts.statements import Page
 
-CSV: dict[int | str, dict[str, Any]] = {
+CSV_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/csv": {"schema": {"type": "string"}}}}
 }
 """A route's ``responses``."""
 
 
-async def as_csv(name: str, header: Sequence[str], pages: AsyncIterator[Page]) -> StreamingResponse:
+async def csv_response(
+    name: str, header: Sequence[str], pages: AsyncIterator[Page]
+) -> StreamingResponse:
     """The pages as one document (RFC 4180). The first is read before the answer begins, so that
-    an outage is told by its status."""
+    an outage has its own status."""
     first: Page = await anext(pages, [])
 
     async def lines() -> AsyncIterator[str]:
-        yield _written([header, *first])
+        yield _csv_text([header, *first])
         async for page in pages:
-            yield _written(page)
+            yield _csv_text(page)
 
     return StreamingResponse(
         lines(),
@@ -32,7 +34,7 @@ async def as_csv(name: str, header: Sequence[str], pages: AsyncIterator[Page]) -
     )
 
 
-def _written(rows: Sequence[Sequence[str]]) -> str:
+def _csv_text(rows: Sequence[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     return text.getvalue()

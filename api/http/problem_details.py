@@ -37,7 +37,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": Problem, "description": "The mesh could not; `Retry-After` says when."},
 }
 
-REASONS = {
+CODE_SUFFIXES = {
     "missing": "missing",
     "string_too_short": "empty",
     "string_too_long": "too_long",
@@ -64,13 +64,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(MeshError, _mesh_error)
     for outage in OUTAGES:
         app.add_exception_handler(outage, _outage)
-    app.openapi = partial(_documented, app.openapi)  # type: ignore[method-assign]
+    app.openapi = partial(_with_problem_media_type, app.openapi)  # type: ignore[method-assign]
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _bug)
+    app.add_exception_handler(Exception, _unhandled_error)
 
 
-def _documented(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _with_problem_media_type(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The OpenAPI document, with the media type that errors really have."""
     document = made()
     for operations in document["paths"].values():
@@ -125,7 +125,7 @@ def _from_validation(error: RequestValidationError) -> InvalidRequest:
     if kind == "extra_forbidden":
         name = where[-1] if FIELD_NAME.fullmatch(where[-1]) else "A field"
         return InvalidRequest(f"{name}: there is no such field.", code="unknown_field")
-    reason = REASONS.get(kind, "wrong_type")
+    reason = CODE_SUFFIXES.get(kind, "wrong_type")
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{'.'.join(where)}: {message}.", code=f"{where[0]}_{reason}")
 
@@ -149,6 +149,6 @@ async def _outage(request: Request, error: Exception) -> JSONResponse:
     return render(unavailable(error))
 
 
-async def _bug(request: Request, error: Exception) -> JSONResponse:
+async def _unhandled_error(request: Request, error: Exception) -> JSONResponse:
     log.error("unhandled_error", path=request.url.path, error=type(error).__name__)
     return render(MeshError("Something went wrong here. It has been logged."))

@@ -1,4 +1,4 @@
-"""What the routes work with: made once when the process starts, closed when it ends."""
+"""What the routes work with: opened when the process starts, closed when it ends."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -32,7 +32,7 @@ class Services(Resources):
     limiter: MovingWindowRateLimiter
     geoip: GeoIp
     relay: RelayHub
-    published: PublishedWeights
+    published_weights: PublishedWeights
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -72,7 +72,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 limiter=MovingWindowRateLimiter(storage),
                 geoip=geoip,
                 relay=RelayHub(resources.redis.connection_pool, settings.relay),
-                published=PublishedWeights(settings.models, settings.weights),
+                published_weights=PublishedWeights(settings.models, settings.weights),
             )
             try:
                 yield services

@@ -18,7 +18,7 @@ from market.outages import unavailable
 from mesh import token_stream
 from mesh.token_stream import token_count_at
 
-PING = 15
+PING_SECONDS = 15
 """Seconds between comments on a silent stream, so that proxies keep it open."""
 
 EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
@@ -28,15 +28,15 @@ EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string
 def job_stream(
     services: Services, request_id: str, after: str = token_stream.START
 ) -> EventSourceResponse:
-    """The job's events after an entry. Whoever hangs up may come back for the rest."""
+    """The job's events after an entry. A client that disconnects may come back for the rest."""
     return _response(_events(services, request_id, after))
 
 
 def cancelling_stream(services: Services, job: Job) -> EventSourceResponse:
-    """The job's events; whoever hangs up before the last one does not want the rest.
+    """The job's events; a client that disconnects before the last one cancels the job.
 
-    Only a client that hangs up counts: a stream that ends otherwise (this replica stops, Redis
-    cannot be reached) can be resumed elsewhere.
+    Only a client that disconnects counts: a stream that ends otherwise (this replica stops, Redis
+    cannot be reached) can be resumed at another replica.
     """
     over = False
 
@@ -46,11 +46,11 @@ def cancelling_stream(services: Services, job: Job) -> EventSourceResponse:
             yield event
         over = True
 
-    async def hung_up(message: Message) -> None:
+    async def client_disconnected(message: Message) -> None:
         if not over:
             services.in_background(cancellation.cancel(services, job))
 
-    return _response(events(), hung_up)
+    return _response(events(), client_disconnected)
 
 
 async def _events(
@@ -83,6 +83,8 @@ def _done(request_id: str, outcome: JobOutcome) -> dict[str, Any]:
 
 def _response(
     events: AsyncIterator[dict[str, str]],
-    hung_up: Callable[[Message], Awaitable[None]] | None = None,
+    client_disconnected: Callable[[Message], Awaitable[None]] | None = None,
 ) -> EventSourceResponse:
-    return EventSourceResponse(events, ping=PING, client_close_handler_callable=hung_up)
+    return EventSourceResponse(
+        events, ping=PING_SECONDS, client_close_handler_callable=client_disconnected
+    )

@@ -1,7 +1,9 @@
 """The relay: nodes' one way to each other, to readers and to supervisors (DESIGN §6).
 
 Nothing of a connection outlives its process: inboxes, cursors and numbers are in Redis, so that any
-replica can serve any node. ``carriers`` are the two ways to a node, ``desk`` is what is done for
-it: ``forwarding`` what it sends, by the rules of ``checks`` and the routes that are ``known``; at
-its ``pace``, while it has a ``pulse``. ``line`` is the way to Redis.
+replica can serve any node. ``websocket`` and ``long_poll`` are the two ways to a node; ``hub`` does
+what both need. What a node sends goes through ``forwarder``, by the ``message_rules`` and the
+routes in ``route_cache``; ``throttle`` and ``connection_slots`` bound how much a node may send and
+hold, ``stream_trimming`` how much of it Redis keeps, ``keepalive_ttl`` how long a node counts as
+alive. ``pipelined_connection`` is the way to Redis.
 """

@@ -13,148 +13,154 @@ from redis.exceptions import RedisError, ResponseError
 from api.relay import message_rules, metrics
 from api.relay.message_rules import EPOCH_OVER, MALFORMED, NOT_ON_ROUTE, Event
 from api.relay.pipelined_connection import Command, PipelinedConnection
-from api.relay.route_cache import Key, RouteCache
-from api.relay.stream_trimming import KEEP_INBOX, KEY_TTL, StreamTrimmer
+from api.relay.route_cache import RouteCache, RouteKey
+from api.relay.stream_trimming import CAP_INBOX, StreamTrimmer
 from mesh import redis_keys, wire
 from mesh.errors import WireError
 from mesh.relay import MAX_ITEMS, OutgoingMessage, Push, PushAck, Refusal
 from mesh.route_record import RouteRecord
 from mesh.token_stream import APPEND_TOKEN
 from mesh.wire import Message, Ready, Refused, Step, Steps, Token
+from mesh.wire.limits import INBOX_TTL, MAX_NODE_HEADER_BYTES, MAX_STEPS
 
-MAX_EVENTS = 1000
+MAX_EVENTS_PER_GENERATION = 1000
 """Of a generation, kept at a time, or a few more: a supervisor reads them as they come, and nodes
-have little to tell."""
+send few."""
 
-LOOKS = 16
-"""An inbox is measured each time that another so manieth of what it may hold has come."""
+CHECKS_PER_INBOX = 16
+"""Times that an inbox is measured while it fills up to what it may hold."""
 
 ENTRY_OVERHEAD = 64
 """Bytes that Redis needs for a short message beside it."""
 
-MAX_HEADER_BYTES = 2**16
-"""What nodes say to each other is short; only what a supervisor says carries prompts."""
-
-Routes = Mapping[Key, RouteRecord]
+RoutesByKey = Mapping[RouteKey, RouteRecord]
 
 log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class _Plan:
-    """What will be done for one push. ``tokens``: places of commands that write tokens, and what
-    to refuse if Redis refuses them. ``inboxes``: the bytes that go to each node. ``looks``: places
-    of commands that look after an inbox, and whose it is."""
+    """What will be done for one push.
+
+    Attributes:
+        commands: To Redis, in their order.
+        inbox_bytes: That go to each node.
+        inbox_checks: Indices of commands that cap an inbox, and the node whose it is.
+        tokens: Indices of commands that write tokens, and what to refuse if Redis refuses them.
+        refused: What is refused already.
+    """
 
     commands: list[Command] = field(default_factory=list)
-    inboxes: Counter[str] = field(default_factory=Counter)
-    looks: list[tuple[int, str]] = field(default_factory=list)
+    inbox_bytes: Counter[str] = field(default_factory=Counter)
+    inbox_checks: list[tuple[int, str]] = field(default_factory=list)
     tokens: list[tuple[int, Refusal]] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
 
 
-class Forwarding:
-    """``line`` is shared by all nodes of the process: what many push at once goes out together."""
+class Forwarder:
+    """Forwards pushes of all nodes of the process by one connection: what many push at once goes
+    out together."""
 
-    def __init__(self, line: PipelinedConnection, max_inbox_bytes: int) -> None:
-        self._line = line
-        self._known = RouteCache(line)
+    def __init__(self, connection: PipelinedConnection, max_inbox_bytes: int) -> None:
+        self._connection = connection
+        self._routes = RouteCache(connection)
         self._max_inbox_bytes = max_inbox_bytes
-        self._upkeep = StreamTrimmer(max_inbox_bytes // LOOKS)
+        self._trimmer = StreamTrimmer(max_inbox_bytes // CHECKS_PER_INBOX)
 
     async def forward(self, node_id: str, session: str, push: Push) -> PushAck:
-        """
+        """Forward what the node may send; the answer says what was refused.
+
         Raises:
             RedisError: Redis does not answer, or is full; the node pushes again.
         """
         plan = _Plan()
-        messages = [(sent, _decoded(sent)) for sent in push.sent]
-        routes = await self._known.find(
+        messages = [(outgoing, _decoded(outgoing)) for outgoing in push.messages]
+        routes = await self._routes.find(
             {key for _, message in messages if message is not None for key in _keys(message)}
         )
-        for sent, message in messages:
+        for outgoing, message in messages:
             if message is None:
                 plan.refused.append(Refusal("", 0, "wire_error"))
             elif isinstance(message, Steps):
-                _plan_steps(node_id, sent, message, routes, plan)
+                _plan_steps(node_id, outgoing, message, routes, plan)
             elif isinstance(message, Ready | Event):
-                _plan_note(node_id, sent, message, routes, plan)
+                _plan_control(node_id, outgoing, message, routes, plan)
             else:
                 plan.refused.append(Refusal("", 0, "not_allowed"))
-        plan.commands += _complaints(node_id, plan.refused, routes)
-        link = redis_keys.relay_connection(node_id)
-        plan.commands.append(("HSET", link, "session", session, "number", push.number))
-        if self._upkeep.due(link):
-            plan.commands.append(("EXPIRE", link, KEY_TTL))
-        self._look_after_inboxes(plan)
+        plan.commands += _reports(node_id, plan.refused, routes)
+        connection_key = redis_keys.relay_connection(node_id)
+        plan.commands.append(("HSET", connection_key, "session", session, "number", push.number))
+        if self._trimmer.due(connection_key):
+            plan.commands.append(("EXPIRE", connection_key, INBOX_TTL))
+        self._cap_inboxes(plan)
         answers = await self._do(plan.commands)
-        for place, owner in plan.looks:
-            if answers[place]:
+        for index, owner in plan.inbox_checks:
+            if answers[index]:
                 log.warning("inbox_emptied", node_id=owner)
-        plan.refused += [refusal for place, refusal in plan.tokens if answers[place] == -1]
-        told = _told(plan.refused)
-        _count(len(push.sent), plan.refused)
-        _log(node_id, told)
-        return PushAck(push.number, told)
+        plan.refused += [refusal for index, refusal in plan.tokens if answers[index] == -1]
+        refused = _one_each(plan.refused)
+        _count(len(push.messages), plan.refused)
+        _log(node_id, refused)
+        return PushAck(push.number, refused)
 
-    def _look_after_inboxes(self, plan: _Plan) -> None:
-        for owner, size in plan.inboxes.items():
+    def _cap_inboxes(self, plan: _Plan) -> None:
+        for owner, size in plan.inbox_bytes.items():
             inbox = redis_keys.inbox(owner)
-            if self._upkeep.due(inbox, size):
-                plan.looks.append((len(plan.commands), owner))
-                limits = (KEY_TTL, self._max_inbox_bytes)
-                plan.commands.append(("EVAL", KEEP_INBOX, 1, inbox, *limits))
+            if self._trimmer.due(inbox, size):
+                plan.inbox_checks.append((len(plan.commands), owner))
+                limits = (INBOX_TTL, self._max_inbox_bytes)
+                plan.commands.append(("EVAL", CAP_INBOX, 1, inbox, *limits))
 
     async def _do(self, commands: Sequence[Command]) -> list[Any]:
         try:
-            answers = await self._line.call(commands)
+            answers = await self._connection.call(commands)
             for answer in answers:
                 if isinstance(answer, ResponseError):
                     raise answer
         except RedisError:
-            self._upkeep.forget()
+            self._trimmer.reset()
             raise
         return answers
 
 
-def _decoded(sent: OutgoingMessage) -> Message | None:
-    """The message; none if it is not one, or tells what no node has to tell."""
-    if len(sent.header) > MAX_HEADER_BYTES:
+def _decoded(outgoing: OutgoingMessage) -> Message | None:
+    """The message; none if it is not one, or not one that a node may send."""
+    if len(outgoing.header) > MAX_NODE_HEADER_BYTES:
         return None
-    fields = {wire.HEADER: sent.header, wire.TENSOR: sent.tensor}
+    fields = {wire.HEADER: outgoing.header, wire.TENSOR: outgoing.tensor}
     try:
-        message = wire.decode(fields, max_items=message_rules.MAX_STEPS)
+        message = wire.decode(fields, max_items=MAX_STEPS)
     except WireError:
         return None
-    if sent.tensor and not isinstance(message, Steps):
+    if outgoing.tensor and not isinstance(message, Steps):
         return None
     return message if all(message_rules.is_request_id(key[0]) for key in _keys(message)) else None
 
 
-def _keys(message: Message) -> Iterable[Key]:
+def _keys(message: Message) -> Iterable[RouteKey]:
     if isinstance(message, Steps):
         return [(step.request_id, step.epoch) for step in message.steps]
     return [(message.request_id, message.epoch)]
 
 
 def _plan_steps(
-    node_id: str, sent: OutgoingMessage, message: Steps, routes: Routes, plan: _Plan
+    node_id: str, outgoing: OutgoingMessage, message: Steps, routes: RoutesByKey, plan: _Plan
 ) -> None:
-    """All or nothing: except that steps whose epoch is over are refused alone, since batches end
-    one by one; their receiver drops them."""
-    wrong = message_rules.check_shape(message, sent.to)
-    alive = False
+    """Forward all steps of a message or none; except that steps whose epoch is over are refused
+    alone, since batches end one by one; their receiver drops them."""
+    wrong = None if outgoing.to else "wrong_receiver"
+    any_good = False
     refused: list[Refusal] = []
     for step in message.steps:
-        code = wrong or _step_code(node_id, sent.to, step, message.width, routes)
+        code = wrong or _step_code(node_id, outgoing.to, step, message.width, routes)
         if code is None:
-            alive = True
+            any_good = True
         else:
             refused.append(Refusal(step.request_id, step.epoch, code))
     plan.refused += refused
-    if alive and all(refusal.code == EPOCH_OVER for refusal in refused):
-        _add_to_inbox(sent, plan)
-    elif alive:  # the good steps go down with the bad: their generations have to know
+    if any_good and all(refusal.code == EPOCH_OVER for refusal in refused):
+        _add_to_inbox(outgoing, plan)
+    elif any_good:  # the good steps are refused with the bad: their generations have to know
         bad = {(refusal.request_id, refusal.epoch) for refusal in refused}
         plan.refused += [
             Refusal(step.request_id, step.epoch, "in_bad_company")
@@ -163,40 +169,44 @@ def _plan_steps(
         ]
 
 
-def _step_code(node_id: str, to: str, step: Step, width: int, routes: Routes) -> str | None:
+def _step_code(node_id: str, to: str, step: Step, width: int, routes: RoutesByKey) -> str | None:
     route = routes.get((step.request_id, step.epoch))
     return (
         EPOCH_OVER if route is None else message_rules.check_step(node_id, to, step, width, route)
     )
 
 
-def _plan_note(
-    node_id: str, sent: OutgoingMessage, message: Ready | Event, routes: Routes, plan: _Plan
+def _plan_control(
+    node_id: str,
+    outgoing: OutgoingMessage,
+    message: Ready | Event,
+    routes: RoutesByKey,
+    plan: _Plan,
 ) -> None:
     route = routes.get((message.request_id, message.epoch))
     if route is None:
         code: str | None = EPOCH_OVER
     elif isinstance(message, Ready):
-        code = message_rules.check_ready(node_id, sent.to, message, route)
+        code = message_rules.check_ready(node_id, outgoing.to, message, route)
     else:
-        code = message_rules.check_event(node_id, message, route) if not sent.to else MALFORMED
+        code = message_rules.check_event(node_id, message, route) if not outgoing.to else MALFORMED
     if code is not None:
         plan.refused.append(Refusal(message.request_id, message.epoch, code))
     elif isinstance(message, Ready):
-        _add_to_inbox(sent, plan)
+        _add_to_inbox(outgoing, plan)
     elif isinstance(message, Token):
         late = Refusal(message.request_id, message.epoch, EPOCH_OVER)
         plan.tokens.append((len(plan.commands), late))
         keys = (redis_keys.live_record(message.request_id), redis_keys.tokens(message.request_id))
-        place = (message.epoch, message.index, message.token_id, message.text)
-        plan.commands.append(("EVAL", APPEND_TOKEN, 2, *keys, *place))
+        token = (message.epoch, message.index, message.token_id, message.text)
+        plan.commands.append(("EVAL", APPEND_TOKEN, 2, *keys, *token))
     else:
-        plan.commands += _add_event(message.request_id, sent.header)
+        plan.commands += _add_event(message.request_id, outgoing.header)
 
 
-def _complaints(node_id: str, refused: list[Refusal], routes: Routes) -> list[Command]:
-    """The supervisors hear of a node on their route that breaks its rules: as of a bad step."""
-    blamed = {
+def _reports(node_id: str, refused: list[Refusal], routes: RoutesByKey) -> list[Command]:
+    """Events for the supervisors of generations whose rules a node of the route has broken."""
+    broken = {
         (refusal.request_id, refusal.epoch): refusal.code
         for refusal in refused
         if refusal.code not in (EPOCH_OVER, NOT_ON_ROUTE)
@@ -204,32 +214,32 @@ def _complaints(node_id: str, refused: list[Refusal], routes: Routes) -> list[Co
         and node_id in routes[refusal.request_id, refusal.epoch].nodes
     }
     commands: list[Command] = []
-    for (request_id, epoch), code in blamed.items():
+    for (request_id, epoch), code in broken.items():
         entry = wire.encode(Refused(request_id, epoch, node_id, code))
         commands += _add_event(request_id, entry[wire.HEADER])
     return commands
 
 
-def _add_to_inbox(sent: OutgoingMessage, plan: _Plan) -> None:
-    tensor = (wire.TENSOR, sent.tensor) if sent.tensor else ()
+def _add_to_inbox(outgoing: OutgoingMessage, plan: _Plan) -> None:
+    tensor = (wire.TENSOR, outgoing.tensor) if outgoing.tensor else ()
     plan.commands.append(
-        ("XADD", redis_keys.inbox(sent.to), "*", wire.HEADER, sent.header, *tensor)
+        ("XADD", redis_keys.inbox(outgoing.to), "*", wire.HEADER, outgoing.header, *tensor)
     )
-    plan.inboxes[sent.to] += len(sent.header) + len(sent.tensor) + ENTRY_OVERHEAD
+    plan.inbox_bytes[outgoing.to] += len(outgoing.header) + len(outgoing.tensor) + ENTRY_OVERHEAD
 
 
 def _add_event(request_id: str, header: Any) -> list[Command]:
     events = redis_keys.events(request_id)
     return [
-        ("XADD", events, "MAXLEN", "~", MAX_EVENTS, "*", wire.HEADER, header),
-        ("EXPIRE", events, KEY_TTL),
+        ("XADD", events, "MAXLEN", "~", MAX_EVENTS_PER_GENERATION, "*", wire.HEADER, header),
+        ("EXPIRE", events, INBOX_TTL),
     ]
 
 
-def _told(refused: Iterable[Refusal]) -> list[Refusal]:
-    """One for each generation, at which its node then works no more; and no more than one frame
-    may bring. Of the others the node hears when it sends for them again."""
-    first: dict[Key, Refusal] = {}
+def _one_each(refused: Iterable[Refusal]) -> list[Refusal]:
+    """The first of each generation and epoch, at which the node then works no more; and no more
+    than one frame may have. What is left out is refused when the node sends it again."""
+    first: dict[RouteKey, Refusal] = {}
     for refusal in refused:
         first.setdefault((refusal.request_id, refusal.epoch), refusal)
     return list(islice(first.values(), MAX_ITEMS))

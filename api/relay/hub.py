@@ -1,5 +1,5 @@
-"""What the relay does for a node: greets it, forwards what it sends, reads its inbox, and keeps its
-pulse."""
+"""What the relay does for a node, however it is connected: takes its hello, forwards what it sends,
+reads its inbox, and records its keep-alives."""
 
 import secrets
 from collections.abc import AsyncIterator, Sequence
@@ -11,9 +11,8 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import ResponseError
 
 from api.relay.connection_slots import ConnectionSlots
-from api.relay.forwarder import Forwarding
+from api.relay.forwarder import Forwarder
 from api.relay.pipelined_connection import PipelinedConnection
-from api.relay.stream_trimming import KEY_TTL
 from api.relay.throttle import NodeThrottle
 from market.nodes.node import NodeIncarnation
 from market.settings.relay import RelaySettings
@@ -31,15 +30,16 @@ from mesh.relay import (
     Welcome,
     is_cursor,
 )
+from mesh.wire.limits import INBOX_TTL
 
 log = structlog.get_logger()
 
-READ_COUNT = 16
-"""Entries that are read from an inbox at once."""
+ENTRIES_PER_READ = 16
 
-FRAME_OVERHEAD = 1024
+DELIVERY_OVERHEAD = 1024
+"""Bytes of a delivery beside its entries' headers and tensors."""
 
-_GREET = """
+_HELLO = """
 local newest_registration = tonumber(redis.call('HGET', KEYS[1], 'registration') or '0')
 if tonumber(ARGV[4]) < newest_registration then return nil end
 local number = 0
@@ -52,11 +52,11 @@ redis.call('EXPIRE', KEYS[1], ARGV[3])
 local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
 return {number, newest[1] and newest[1][1] or '0-0'}
 """
-"""The newest connection is the node's. Keys: link, inbox. Arguments: connection, session, seconds
-to live, registration. Answer: the session's last push that was forwarded, the newest entry; or
-nothing: a later registration of the node has connected."""
+"""Makes a connection the node's. Keys: relay connection, inbox. Arguments: connection, session,
+seconds to live, registration. Answer: the session's last push that was forwarded, the newest entry;
+or nothing: a later registration of the node has connected."""
 
-_PULSE = """
+_KEEP_ALIVE = """
 local owner = redis.call('HGET', KEYS[1], 'connection')
 if owner and owner ~= ARGV[1] then return 0 end
 if not owner then redis.call('HSET', KEYS[1], 'connection', ARGV[1]) end
@@ -75,45 +75,47 @@ end
 return 1
 """
 """1: alive. 0: another connection is the node's by now. 2: alive, and its inbox, which it does not
-read, was emptied: its bytes are guessed first, and counted where that says too many. Keys: link,
-pulse, inbox. Arguments: connection, room, milliseconds, seconds to live of the inbox, first entry
-to keep, bytes of the inbox at most."""
+read, was emptied: its bytes are estimated first, and counted where that says too many. Keys: relay
+connection, keep-alive, inbox. Arguments: connection, free positions of the KV cache, milliseconds
+to live of the keep-alive, seconds to live of the inbox, first entry to keep, bytes of the inbox at
+most."""
 
-_FAREWELL = """
+_GOODBYE = """
 if redis.call('HGET', KEYS[1], 'connection') == ARGV[1] then redis.call('DEL', KEYS[2]) end
 """
+"""Keys: relay connection, keep-alive. Arguments: connection."""
 
 
 class RelayHub:
     """One a process. All methods raise ``RedisError`` if Redis does not answer; the node then tries
-    again, here or elsewhere."""
+    again, at any replica."""
 
     def __init__(self, pool: ConnectionPool, settings: RelaySettings) -> None:
         self.settings = settings
-        self.pace = NodeThrottle(settings.messages_per_second, settings.bytes_per_second)
-        self.seats = ConnectionSlots(settings.max_connections)
+        self.throttle = NodeThrottle(settings.messages_per_second, settings.bytes_per_second)
+        self.slots = ConnectionSlots(settings.max_connections)
         self._pool = pool
-        self._line = PipelinedConnection(pool)
-        self._spare: list[PipelinedConnection] = []
-        self._forwarding = Forwarding(self._line, settings.max_inbox_bytes)
+        self._connection = PipelinedConnection(pool)
+        self._idle: list[PipelinedConnection] = []
+        self._forwarder = Forwarder(self._connection, settings.max_inbox_bytes)
 
     async def close(self) -> None:
-        for line in (self._line, *self._spare):
-            await line.close()
+        for connection in (self._connection, *self._idle):
+            await connection.close()
 
-    async def greet(self, node: NodeIncarnation, hello: Hello) -> Welcome | None:
-        """A node has connected; its earlier connection is not its own any more. None if a process
-        that registered as the node later has connected before.
+    async def hello(self, node: NodeIncarnation, hello: Hello) -> Welcome | None:
+        """Make this connection the node's, and its earlier one not; none if a process that
+        registered as the node later has connected before.
 
         Raises:
-            WireError: it speaks another version.
+            WireError: the node speaks another version.
         """
         if hello.version != VERSION:
             raise WireError(f"The relay speaks version {VERSION}, not {hello.version}.")
         connection = secrets.token_hex(8)
         keys = (redis_keys.relay_connection(node.node_id), redis_keys.inbox(node.node_id))
-        arguments = (connection, hello.session, KEY_TTL, node.number)
-        answer = await self._do("EVAL", _GREET, 2, *keys, *arguments)
+        arguments = (connection, hello.session, INBOX_TTL, node.number)
+        answer = await self._do("EVAL", _HELLO, 2, *keys, *arguments)
         if answer is None:
             return None
         number, newest = answer
@@ -126,11 +128,11 @@ class RelayHub:
 
     async def forward(self, node_id: str, session: str, push: Push) -> PushAck:
         """Forward what the node may send, and say what it may not."""
-        return await self._forwarding.forward(node_id, session, push)
+        return await self._forwarder.forward(node_id, session, push)
 
-    async def pulse(self, node_id: str, connection: str, pulse: KeepAlive, ttl: float) -> bool:
-        """The node lives, for ``ttl`` seconds; what it has read is trimmed. False if another
-        connection is the node's by now."""
+    async def keep_alive(self, node_id: str, connection: str, frame: KeepAlive, ttl: float) -> bool:
+        """Record that the node lives, for ``ttl`` seconds, and trim what it has read of its inbox.
+        False if another connection is the node's by now."""
         keys = (
             redis_keys.relay_connection(node_id),
             redis_keys.keepalive(node_id),
@@ -138,77 +140,79 @@ class RelayHub:
         )
         state = await self._do(
             "EVAL",
-            _PULSE,
+            _KEEP_ALIVE,
             3,
             *keys,
             connection,
-            pulse.room,
+            frame.free_kv,
             round(1000 * ttl),
-            KEY_TTL,
-            _following(pulse.after),
+            INBOX_TTL,
+            _next_entry_id(frame.after),
             self.settings.max_inbox_bytes,
         )
         if state == 2:
             log.warning("inbox_emptied", node_id=node_id)
         return bool(state)
 
-    async def farewell(self, node_id: str, connection: str) -> None:
-        """The node has said that it goes: it is dead at once, unless it is elsewhere by now."""
+    async def goodbye(self, node_id: str, connection: str) -> None:
+        """The node has said that it goes: it does not count as alive any more, unless another
+        connection is the node's by now."""
         keys = (redis_keys.relay_connection(node_id), redis_keys.keepalive(node_id))
-        await self._do("EVAL", _FAREWELL, 2, *keys, connection)
+        await self._do("EVAL", _GOODBYE, 2, *keys, connection)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[PipelinedConnection]:
-        """A way to Redis on which one may wait for work; nobody else waits behind it."""
-        line = self._spare.pop() if self._spare else PipelinedConnection(self._pool)
+    async def blocking_connection(self) -> AsyncIterator[PipelinedConnection]:
+        """A connection to Redis for commands that block: nobody else's wait behind them."""
+        connection = self._idle.pop() if self._idle else PipelinedConnection(self._pool)
         try:
-            yield line
-        except BaseException:  # also if its caller gives up: an answer is still to come
-            await line.close()
+            yield connection
+        except BaseException:  # also if the caller is cancelled: an answer is still to come
+            await connection.close()
             raise
-        self._spare.append(line)
+        self._idle.append(connection)
 
-    async def read(
-        self, line: PipelinedConnection, node_id: str, after: str, wait: float
+    async def read_inbox(
+        self, connection: PipelinedConnection, node_id: str, after: str, wait: float
     ) -> list[InboxDelivery]:
-        """What came for a node after the cursor; waits up to ``wait`` seconds for it. In as many
-        parts as there have to be frames."""
+        """What came for a node after the cursor, in as many deliveries as there have to be frames.
+        Waits up to ``wait`` seconds if there is nothing yet."""
         inbox, block = redis_keys.inbox(node_id), max(1, round(1000 * wait))
-        command = ("XREAD", "COUNT", READ_COUNT, "BLOCK", block, "STREAMS", inbox, after)
-        [answer] = await line.call([command])
+        command = ("XREAD", "COUNT", ENTRIES_PER_READ, "BLOCK", block, "STREAMS", inbox, after)
+        [answer] = await connection.call([command])
         if isinstance(answer, ResponseError):
             raise answer
-        return _parts(answer[0][1]) if answer else []
+        return _deliveries(answer[0][1]) if answer else []
 
     async def _do(self, *command: Any) -> Any:
-        [answer] = await self._line.call([command])
+        [answer] = await self._connection.call([command])
         if isinstance(answer, ResponseError):
             raise answer
         return answer
 
 
-def _parts(entries: Sequence[tuple[bytes, list[bytes]]]) -> list[InboxDelivery]:
-    parts: list[InboxDelivery] = []
+def _deliveries(entries: Sequence[tuple[bytes, list[bytes]]]) -> list[InboxDelivery]:
+    """``entries``: IDs, and their fields' names and values in turn."""
+    deliveries: list[InboxDelivery] = []
     size = MAX_FRAME_BYTES
     for entry_id, values in entries:
         fields = dict(zip(values[::2], values[1::2], strict=True))
         entry = InboxEntry(fields.get(wire.HEADER, b""), fields.get(wire.TENSOR, b""))
         after = entry_id.decode()
-        own = len(entry.header) + len(entry.tensor) + FRAME_OVERHEAD
-        if own > MAX_FRAME_BYTES:
-            log.warning("message_too_large", bytes=own)  # its generation will be routed anew
-            parts.append(InboxDelivery(after, []))
+        added = len(entry.header) + len(entry.tensor) + DELIVERY_OVERHEAD
+        if added > MAX_FRAME_BYTES:
+            log.warning("message_too_large", bytes=added)  # its generation will be routed anew
+            deliveries.append(InboxDelivery(after, []))
             size = MAX_FRAME_BYTES
-        elif size + own > MAX_FRAME_BYTES:
-            parts.append(InboxDelivery(after, [entry]))
-            size = own
+        elif size + added > MAX_FRAME_BYTES:
+            deliveries.append(InboxDelivery(after, [entry]))
+            size = added
         else:
-            parts[-1] = InboxDelivery(after, [*parts[-1].entries, entry])
-            size += own
-    return parts
+            deliveries[-1] = InboxDelivery(after, [*deliveries[-1].entries, entry])
+            size += added
+    return deliveries
 
 
-def _following(cursor: str) -> str:
+def _next_entry_id(cursor: str) -> str:
     """The first ID after the cursor's."""
     if not is_cursor(cursor):
         return "0-0"

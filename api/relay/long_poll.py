@@ -1,12 +1,12 @@
-"""The same where WebSockets are blocked."""
+"""One request of a node that polls, since WebSockets do not get through to it."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
 from api.relay.hub import RelayHub
-from api.relay.keepalive_ttl import POLLED_TTL
 from market.nodes.node import NodeIncarnation
 from mesh import relay
 from mesh.errors import WireError
+from mesh.keepalive import POLLING_KEEPALIVE_TTL
 from mesh.relay import (
     Frame,
     Hello,
@@ -19,43 +19,43 @@ from mesh.relay import (
 
 
 async def exchange(
-    desk: RelayHub, node: NodeIncarnation, body: bytearray, admit: Callable[[], Awaitable[object]]
+    hub: RelayHub, node: NodeIncarnation, body: bytearray, admit: Callable[[], Awaitable[object]]
 ) -> bytes:
-    """One request over HTTP: the frames of its body, answered by those of another.
+    """The body that answers a node's body, each a bundle of frames.
 
-    ``admit`` is asked when the node says hello, and raises if its token is not good any more.
+    ``admit`` is called when the node says hello, and raises if its token is not good any more.
 
     Raises:
-        WireError: not such a body.
+        WireError: the body is not such a bundle.
     """
     frames = [relay.decode(frame) for frame in relay.unbundle(body)]
     if not frames:
         raise WireError("A body has a frame at least.")
     node_id = node.node_id
     first, *others = frames
-    await desk.pace.take(node_id, 1 + len(others), len(body))
+    await hub.throttle.acquire(node_id, 1 + len(others), len(body))
     if isinstance(first, Hello) and not others:
         await admit()
-        return _bundled([await desk.greet(node, first) or Superseded()])
+        return _bundled([await hub.hello(node, first) or Superseded()])
     if not isinstance(first, Poll):
         raise WireError("The first frame of a body is a poll, or says hello.")
     answers: list[Frame] = []
-    if not await desk.owns(node_id, first.connection):
+    if not await hub.owns(node_id, first.connection):
         return _bundled([Superseded()])
     for frame in others:
         if isinstance(frame, Push):
-            answers.append(await desk.forward(node_id, first.session, frame))
+            answers.append(await hub.forward(node_id, first.session, frame))
         elif isinstance(frame, KeepAlive):
-            if not await desk.pulse(node_id, first.connection, frame, POLLED_TTL):
+            if not await hub.keep_alive(node_id, first.connection, frame, POLLING_KEEPALIVE_TTL):
                 return _bundled([Superseded()])
             answers.append(KeepAliveAck(frame.number))
         else:
             raise WireError(f"A node does not send {type(frame).__name__}.")
     wait = min(first.wait / 1000, relay.POLL_WAIT)
     if wait > 0:
-        async with desk.reading() as line:
-            # One part: the next poll's cursor brings the rest.
-            answers += (await desk.read(line, node_id, first.after or "0-0", wait))[:1]
+        async with hub.blocking_connection() as redis:
+            # One delivery: the next poll's cursor brings the rest.
+            answers += (await hub.read_inbox(redis, node_id, first.after or "0-0", wait))[:1]
     return _bundled(answers)
 
 

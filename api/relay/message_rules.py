@@ -1,4 +1,4 @@
-"""What a node may send, of a generation whose route is known. No input, no output: only rules.
+"""What a node may send, of a generation whose route is known: pure rules.
 
 The relay does not look into hidden states. Their values are the receiver's to check; that they are
 as many as the header says, :mod:`mesh.wire` has checked before.
@@ -9,8 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.route_record import RouteRecord
-from mesh.wire import Ended, Pong, Ready, Refused, Step, Steps, Token
-from mesh.wire.refusal_codes import ITS_OWN
+from mesh.wire import Ended, Pong, Ready, Refused, Step, Token
+from mesh.wire.limits import (
+    MAX_REFUSAL_CODE,
+    MAX_REQUEST_ID,
+    MAX_STEP_ROWS,
+    MAX_TOKEN_ID,
+    MAX_TOKEN_TEXT,
+)
+from mesh.wire.refusal_codes import OWN_FAULTS
 
 EPOCH_OVER = "epoch_over"
 """The generation has ended or goes on with another epoch: nobody's fault."""
@@ -18,37 +25,17 @@ EPOCH_OVER = "epoch_over"
 NOT_ON_ROUTE = "not_on_route"
 MALFORMED = "malformed"
 
-MAX_STEP_ROWS = 512
-"""What nodes prefill at once; receivers refuse more."""
+FINISH_REASONS = ("stop", "length")
 
-MAX_STEPS = 256
-"""Steps of one message."""
-
-MAX_TOKEN_TEXT = 4096
-"""Characters that one token can stand for, and more."""
-
-MAX_CODE = 64
-REASONS = ("stop", "length")
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_REQUEST_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_REQUEST_ID}}}", re.ASCII)
 
 Event = Token | Ended | Refused | Pong
-"""What goes to readers and supervisors: at most one a message."""
+"""What goes to readers and supervisors."""
 
 
 def is_request_id(text: str) -> bool:
     """Whether a generation can be called that: what else it might be would be part of a key."""
     return _REQUEST_ID.fullmatch(text) is not None
-
-
-def check_shape(message: Steps, to: str) -> str | None:
-    """What is wrong with a message of hidden states, whatever its generations are; none if nothing.
-    ``to``: whom it is for."""
-    if not to:
-        return "wrong_receiver"
-    if len(message.steps) > MAX_STEPS:
-        return "too_many_steps"
-    return None
 
 
 def check_step(node_id: str, to: str, step: Step, width: int, route: RouteRecord) -> str | None:
@@ -68,7 +55,7 @@ def check_step(node_id: str, to: str, step: Step, width: int, route: RouteRecord
 
 
 def check_ready(node_id: str, to: str, message: Ready, route: RouteRecord) -> str | None:
-    """The same for the news that a prompt's beginning is in a node's cache."""
+    """Why a node may not say that a prompt's prefix is in its cache; none if it may."""
     stage = route.stage_of(node_id)
     if stage is None:
         return NOT_ON_ROUTE
@@ -82,7 +69,7 @@ def check_ready(node_id: str, to: str, message: Ready, route: RouteRecord) -> st
 
 
 def check_event(node_id: str, message: Event, route: RouteRecord) -> str | None:
-    """The same for what readers or the supervisor are told."""
+    """Why a node may not send this to readers or the supervisor; none if it may."""
     stage = route.stage_of(node_id)
     if stage is None:
         return NOT_ON_ROUTE
@@ -93,7 +80,7 @@ def check_event(node_id: str, message: Event, route: RouteRecord) -> str | None:
 def _token(node_id: str, stage: int, message: Token, route: RouteRecord) -> str | None:
     if stage != 0:
         return "not_the_edge"
-    if not 0 <= message.index < route.capacity or not 0 <= message.token_id < 2**31:
+    if not 0 <= message.index < route.capacity or not 0 <= message.token_id <= MAX_TOKEN_ID:
         return "out_of_capacity"
     return "too_long" if len(message.text) > MAX_TOKEN_TEXT else None
 
@@ -101,18 +88,18 @@ def _token(node_id: str, stage: int, message: Token, route: RouteRecord) -> str 
 def _ended(node_id: str, stage: int, message: Ended, route: RouteRecord) -> str | None:
     if stage != 0:
         return "not_the_edge"
-    if message.reason not in REASONS:
+    if message.reason not in FINISH_REASONS:
         return MALFORMED
     return None if 0 <= message.count <= route.capacity else "out_of_capacity"
 
 
 def _refused(node_id: str, stage: int, message: Refused, route: RouteRecord) -> str | None:
-    # A node may blame itself, or, for steps that cannot be right, who sends them.
+    # A node may name itself, or, for steps that cannot be right, who sends them.
     if message.node_id != node_id and (
-        message.node_id != route.previous_node(stage) or message.code in ITS_OWN
+        message.node_id != route.previous_node(stage) or message.code in OWN_FAULTS
     ):
         return "wrong_node"
-    return "too_long" if len(message.code) > MAX_CODE else None
+    return "too_long" if len(message.code) > MAX_REFUSAL_CODE else None
 
 
 def _pong(node_id: str, stage: int, message: Pong, route: RouteRecord) -> str | None:

@@ -1,6 +1,6 @@
 """One connection to Redis for many callers.
 
-What is asked while a round trip is under way goes out together in the next one: the more nodes
+Commands that come while a round trip is under way go out together in the next one: the more nodes
 push at once, the less each push costs. Commands are packed and answers parsed by redis-py's
 connection; its client and pipeline would take most of a hop's time.
 """
@@ -16,7 +16,7 @@ from redis.exceptions import ConnectionError, RedisError, ResponseError
 Command = tuple[Any, ...]
 """A command's name and arguments."""
 
-_Waiting = tuple[Sequence[Command], asyncio.Future[list[Any]]]
+_Call = tuple[Sequence[Command], asyncio.Future[list[Any]]]
 
 
 class PipelinedConnection:
@@ -25,7 +25,7 @@ class PipelinedConnection:
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
-        self._waiting: list[_Waiting] = []
+        self._pending: list[_Call] = []
         self._running: asyncio.Task[None] | None = None
 
     async def call(self, commands: Sequence[Command]) -> list[Any]:
@@ -38,39 +38,39 @@ class PipelinedConnection:
         if not commands:
             return []
         answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((commands, answers))
+        self._pending.append((commands, answers))
         if self._running is None:
             self._running = asyncio.create_task(self._run())
         return await answers
 
     async def close(self) -> None:
-        """Those who wait get an error."""
+        """Close it; calls that are pending get an error."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
-        _fail(self._waiting, ConnectionError("The line was closed."))
+        _fail(self._pending, ConnectionError("The connection was closed."))
         await self._connection.disconnect(nowait=True)
 
     async def _run(self) -> None:
         try:
-            while self._waiting:
-                batch, self._waiting = self._waiting, []
+            while self._pending:
+                batch, self._pending = self._pending, []
                 await self._round_trip(batch)
         finally:
             self._running = None
 
-    async def _round_trip(self, batch: list[_Waiting]) -> None:
+    async def _round_trip(self, batch: list[_Call]) -> None:
         connection = self._connection
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
-            asked = [command for commands, _ in batch for command in commands]
-            await connection.send_packed_command(connection.pack_commands(asked))
+            together = [command for commands, _ in batch for command in commands]
+            await connection.send_packed_command(connection.pack_commands(together))
             for commands, answers in batch:
                 found = [await _answer(connection) for _ in commands]
-                if not answers.done():  # its caller may have gone
+                if not answers.done():  # its caller may have been cancelled
                     answers.set_result(found)
         except asyncio.CancelledError:
-            _fail(batch, ConnectionError("The line was closed."))
+            _fail(batch, ConnectionError("The connection was closed."))
             raise
         except (RedisError, OSError) as error:
             await connection.disconnect(nowait=True)
@@ -84,7 +84,7 @@ async def _answer(connection: AbstractConnection) -> Any:
         return error
 
 
-def _fail(batch: Sequence[_Waiting], error: RedisError) -> None:
+def _fail(batch: Sequence[_Call], error: RedisError) -> None:
     for _, answers in batch:
         if not answers.done():
             answers.set_exception(error)

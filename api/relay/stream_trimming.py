@@ -1,16 +1,13 @@
-"""What pushes write to has to end one day, and may not grow for ever. A look each minute, and each
-so many bytes, is enough for that; so most pushes cost no command more."""
+"""Keys that pushes write to must expire one day, and may not grow for ever. A check each minute,
+and each time that some more bytes have come, is enough for that; so most pushes cost no command
+more."""
 
 import time
 
-KEY_TTL = 3600
-"""Seconds after which what nobody writes to or reads any more is gone: inboxes, events, and what is
-known of a node's connection."""
+CHECK_SECONDS = 60.0
+MAX_KEYS = 10_000
 
-LOOK_SECONDS = 60.0
-MAX_KNOWN = 10_000
-
-KEEP_INBOX = """
+CAP_INBOX = """
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 local bytes = redis.call('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0)
 if not bytes or bytes <= tonumber(ARGV[2]) then return 0 end
@@ -22,26 +19,30 @@ most."""
 
 
 class StreamTrimmer:
-    """Remembers, for its process, when each key was looked after."""
+    """Remembers, for its process, when each key was checked.
 
-    def __init__(self, look_bytes: int) -> None:
-        self._look_bytes = look_bytes
-        self._known: dict[str, tuple[float, int]] = {}
-        """When a key was looked after, and the bytes that came since."""
+    Args:
+        check_bytes: Bytes after whose coming a key is checked before its minute is over.
+    """
+
+    def __init__(self, check_bytes: int) -> None:
+        self._check_bytes = check_bytes
+        self._checks: dict[str, tuple[float, int]] = {}
+        """When a key was checked, and the bytes that came since."""
 
     def due(self, key: str, size: int = 0) -> bool:
-        """Whether to look after a key with the push that adds so many bytes to it."""
+        """Whether to check a key with the push that adds ``size`` bytes to it."""
         now = time.monotonic()
-        looked_at, added = self._known.get(key, (0.0, 0))
+        checked_at, added = self._checks.get(key, (0.0, 0))
         added += size
-        if looked_at and now - looked_at < LOOK_SECONDS and added < self._look_bytes:
-            self._known[key] = (looked_at, added)
+        if checked_at and now - checked_at < CHECK_SECONDS and added < self._check_bytes:
+            self._checks[key] = (checked_at, added)
             return False
-        if len(self._known) > MAX_KNOWN:
-            self._known.clear()
-        self._known[key] = (now, 0)
+        if len(self._checks) > MAX_KEYS:
+            self._checks.clear()
+        self._checks[key] = (now, 0)
         return True
 
-    def forget(self) -> None:
-        """Redis did not answer: what it has done, and what it still has, nobody knows."""
-        self._known.clear()
+    def reset(self) -> None:
+        """Have each key checked again: Redis did not answer, and what it has done is not known."""
+        self._checks.clear()

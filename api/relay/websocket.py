@@ -1,4 +1,4 @@
-"""The two ways between node and relay: a WebSocket, and long polls where WebSockets are blocked."""
+"""A node's connection to the relay by a WebSocket."""
 
 import asyncio
 import contextlib
@@ -10,10 +10,11 @@ from redis.exceptions import RedisError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api.relay.hub import RelayHub
-from api.relay.keepalive_ttl import PulseClock
+from api.relay.keepalive_ttl import AdaptiveTtl
 from market.nodes.node import NodeIncarnation
 from mesh import relay
 from mesh.errors import WireError
+from mesh.keepalive import RELAY_KEEPALIVE_INTERVAL
 from mesh.relay import (
     Assembler,
     Frame,
@@ -24,20 +25,20 @@ from mesh.relay import (
     cursor_order,
 )
 
-INBOX_WAIT = 4.0
-"""Seconds between looks for a node whose connection is quiet; below Redis' time-out."""
+INBOX_WAIT_SECONDS = 4.0
+"""Seconds that one read of an inbox waits for work; below Redis' time-out."""
 
-OWNER_LOOK = 2.0
-"""Seconds between looks whether a connection without pulses, which find out, is still the
-node's."""
+OWNER_CHECK_SECONDS = 2.0
+"""Seconds between checks whether a connection is still the node's, where no keep-alive has found
+out."""
 
-CLOSE_WAIT = 1.0
-"""Seconds that a node which takes nothing in gets to hear why its connection ends."""
+CLOSE_TIMEOUT = 1.0
+"""Seconds that a close frame waits for a node that reads nothing."""
 
 log = structlog.get_logger()
 
 
-class _Over(Exception):
+class _ConnectionOver(Exception):
     """The connection ends, with a close code."""
 
     def __init__(self, code: int) -> None:
@@ -46,55 +47,56 @@ class _Over(Exception):
 
 
 class NodeWebSocket:
-    """One accepted WebSocket of a node, from its hello to its end."""
+    """One accepted WebSocket of a node, from its hello to its end. Deliveries go out until
+    ``WINDOW_BYTES`` of them have not been read by the node."""
 
-    def __init__(self, desk: RelayHub, websocket: WebSocket, node: NodeIncarnation) -> None:
-        self._desk = desk
+    def __init__(self, hub: RelayHub, websocket: WebSocket, node: NodeIncarnation) -> None:
+        self._hub = hub
         self._websocket = websocket
         self._node = node
         self._node_id = node.node_id
-        self._clock = PulseClock()
+        self._adaptive_ttl = AdaptiveTtl()
         self._assembler = Assembler()
         self._connection = ""
-        self._pulse = KeepAlive(0, 0, "")
+        self._keep_alive = KeepAlive(0, 0, "")
         self._ttl = 0.0
-        self._told_at = 0.0
-        self._alive_at = time.monotonic()
-        self._given: deque[tuple[str, int]] = deque()
-        self._given_bytes = 0
-        self._taken = asyncio.Event()
+        self._recorded_at = 0.0
+        self._active_at = time.monotonic()
+        self._unread: deque[tuple[str, int]] = deque()
+        self._unread_bytes = 0
+        self._read_on = asyncio.Event()
 
     async def serve(self) -> None:
         """Returns when the connection is closed, by either side."""
-        code = relay.TRY_AGAIN
+        code = relay.TRY_AGAIN_LATER
         try:
             code = await self._serve()
         except RedisError as error:
             log.warning("relay_outage", error=type(error).__name__)
         except WireError as error:
             log.warning("frame_refused", node_id=self._node_id, reason=error.detail)
-            code = relay.BROKEN
-        except _Over as over:
+            code = relay.PROTOCOL_ERROR
+        except _ConnectionOver as over:
             code = over.code
         except WebSocketDisconnect:
             return
         # RuntimeError, WebSocketDisconnect: it was closed already.
         with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
-            async with asyncio.timeout(CLOSE_WAIT):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._websocket.close(code)
 
     async def _serve(self) -> int:
-        hello = await self._first()
-        welcome = await self._desk.greet(self._node, hello)
+        hello = await self._receive_hello()
+        welcome = await self._hub.hello(self._node, hello)
         if welcome is None:
             return relay.SUPERSEDED
         self._connection = welcome.connection
         await self._send(welcome)
-        self._alive_at = time.monotonic()
+        self._active_at = time.monotonic()
         tasks = {
             asyncio.create_task(self._watch()),
-            asyncio.create_task(self._take_in(hello.session)),
-            asyncio.create_task(self._give_out(welcome.after)),
+            asyncio.create_task(self._receive_frames(hello.session)),
+            asyncio.create_task(self._deliver_inbox(welcome.after)),
         }
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -104,14 +106,14 @@ class NodeWebSocket:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return relay.TRY_AGAIN
+        return relay.TRY_AGAIN_LATER
 
-    async def _first(self) -> Hello:
+    async def _receive_hello(self) -> Hello:
         try:
-            async with asyncio.timeout(self._desk.settings.idle):
+            async with asyncio.timeout(self._hub.settings.idle):
                 frame = relay.decode(await self._message())
         except TimeoutError:
-            raise _Over(relay.TRY_AGAIN) from None
+            raise _ConnectionOver(relay.TRY_AGAIN_LATER) from None
         if not isinstance(frame, Hello):
             raise WireError("The first frame says hello.")
         return frame
@@ -119,61 +121,65 @@ class NodeWebSocket:
     async def _watch(self) -> None:
         """End the connection when it is half open, or not the node's any more, whatever else comes
         or waits on it."""
-        while (left := self._alive_at + self._desk.settings.idle - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, OWNER_LOOK))
-            if time.monotonic() - self._told_at < OWNER_LOOK:
+        while (left := self._active_at + self._hub.settings.idle - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, OWNER_CHECK_SECONDS))
+            if time.monotonic() - self._recorded_at < OWNER_CHECK_SECONDS:
                 continue
-            if not await self._desk.owns(self._node_id, self._connection):
-                raise _Over(relay.SUPERSEDED)
-        raise _Over(relay.TRY_AGAIN)
+            if not await self._hub.owns(self._node_id, self._connection):
+                raise _ConnectionOver(relay.SUPERSEDED)
+        raise _ConnectionOver(relay.TRY_AGAIN_LATER)
 
-    async def _take_in(self, session: str) -> None:
+    async def _receive_frames(self, session: str) -> None:
         try:
             while True:
                 frame = await self._receive()
                 if isinstance(frame, Push):
-                    await self._send(await self._desk.forward(self._node_id, session, frame))
+                    await self._send(await self._hub.forward(self._node_id, session, frame))
                 elif isinstance(frame, KeepAlive):
-                    await self._take_pulse(frame)
+                    await self._take_keep_alive(frame)
                 else:
                     raise WireError(f"A node does not send {type(frame).__name__}.")
         except WebSocketDisconnect as gone:
             if gone.code == relay.GOODBYE:
-                await self._desk.farewell(self._node_id, self._connection)
+                await self._hub.goodbye(self._node_id, self._connection)
             raise
 
-    async def _take_pulse(self, pulse: KeepAlive) -> None:
-        self._alive_at = time.monotonic()
-        self._ttl = self._clock.heard(self._alive_at)
-        self._pulse = pulse
-        await self._tell()
+    async def _take_keep_alive(self, frame: KeepAlive) -> None:
+        self._active_at = time.monotonic()
+        self._ttl = self._adaptive_ttl.observe(self._active_at)
+        self._keep_alive = frame
+        await self._record_keep_alive()
         while (
-            self._given
-            and pulse.after
-            and cursor_order(self._given[0][0]) <= cursor_order(pulse.after)
+            self._unread
+            and frame.after
+            and cursor_order(self._unread[0][0]) <= cursor_order(frame.after)
         ):
-            self._given_bytes -= self._given.popleft()[1]
-        self._taken.set()
-        await self._send(KeepAliveAck(pulse.number))
+            self._unread_bytes -= self._unread.popleft()[1]
+        self._read_on.set()
+        await self._send(KeepAliveAck(frame.number))
 
-    async def _tell(self) -> None:
-        """Let all know that the node lives."""
-        self._told_at = time.monotonic()
-        if not await self._desk.pulse(self._node_id, self._connection, self._pulse, self._ttl):
-            raise _Over(relay.SUPERSEDED)
+    async def _record_keep_alive(self) -> None:
+        """Record that the node lives, for as long as its newest keep-alive holds."""
+        self._recorded_at = time.monotonic()
+        if not await self._hub.keep_alive(
+            self._node_id, self._connection, self._keep_alive, self._ttl
+        ):
+            raise _ConnectionOver(relay.SUPERSEDED)
 
-    async def _give_out(self, after: str) -> None:
-        async with self._desk.reading() as line:
+    async def _deliver_inbox(self, after: str) -> None:
+        async with self._hub.blocking_connection() as redis:
             while True:
-                for part in await self._desk.read(line, self._node_id, after, INBOX_WAIT):
-                    after = part.after
-                    size = sum(len(entry.header) + len(entry.tensor) for entry in part.entries)
-                    self._given.append((after, size))
-                    self._given_bytes += size
-                    await self._send(part)
-                    while self._given_bytes > relay.WINDOW_BYTES:
-                        self._taken.clear()
-                        await self._taken.wait()
+                for delivery in await self._hub.read_inbox(
+                    redis, self._node_id, after, INBOX_WAIT_SECONDS
+                ):
+                    after = delivery.after
+                    size = sum(len(entry.header) + len(entry.tensor) for entry in delivery.entries)
+                    self._unread.append((after, size))
+                    self._unread_bytes += size
+                    await self._send(delivery)
+                    while self._unread_bytes > relay.WINDOW_BYTES:
+                        self._read_on.clear()
+                        await self._read_on.wait()
 
     async def _receive(self) -> Frame:
         """The next frame.
@@ -184,13 +190,15 @@ class NodeWebSocket:
         while True:
             data = await self._message()
             frame = self._assembler.add(data)
-            messages = len(frame.sent) if isinstance(frame, Push) else 1
-            await self._desk.pace.take(self._node_id, messages, len(data))
+            messages = len(frame.messages) if isinstance(frame, Push) else 1
+            await self._hub.throttle.acquire(self._node_id, messages, len(data))
             if frame is not None:
                 return frame
-            self._alive_at = time.monotonic()
-            if self._ttl and time.monotonic() - self._told_at > relay.KEEPALIVE_INTERVAL:
-                await self._tell()  # its pulses are behind a long message on a slow link
+            self._active_at = time.monotonic()
+            if self._ttl and time.monotonic() - self._recorded_at > RELAY_KEEPALIVE_INTERVAL:
+                await (
+                    self._record_keep_alive()
+                )  # its keep-alives are behind a long message on a slow link
 
     async def _message(self) -> bytes:
         try:

@@ -1,1 +1,1 @@
-"""One module a subject, each with a `router`."""
+"""The endpoints, a module a subject by the paths they have, each with a `router`."""

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 
 from api.http import rate_limits
 from api.http.services import WithServices
-from api.schemas.auth import LoggedInToken, Login, Nonce
+from api.schemas.auth import LoginBody, Nonce, UserToken
 from market.identity.nonces import issue_nonce
 from market.identity.tokens import issue_user_token
 from market.identity.wallet_login import check_login
@@ -22,7 +22,7 @@ async def nonce(request: Request, services: WithServices) -> Nonce:
 
 
 @router.post("/login")
-async def login(body: Login, request: Request, services: WithServices) -> LoggedInToken:
+async def login(body: LoginBody, request: Request, services: WithServices) -> UserToken:
     """Exchange a signed EIP-4361 message for a token.
 
     The message must name our domain, a nonce from `/api/auth/nonce` and an expiration time.
@@ -36,7 +36,7 @@ async def login(body: Login, request: Request, services: WithServices) -> Logged
         signature=body.signature,
         wallet_address=body.wallet_address,
     )
-    return LoggedInToken(
+    return UserToken(
         token=issue_user_token(auth, body.wallet_address),
         wallet_address=body.wallet_address,
         expires_in=auth.token_ttl,

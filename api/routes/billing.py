@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 
 from api.http import rate_limits
 from api.http.authentication import BillingCaller
-from api.http.csv_export import CSV, as_csv
+from api.http.csv_export import CSV_RESPONSE, csv_response
 from api.http.services import WithServices
 from api.http.time_range import From, To, time_range
 from api.schemas.billing import Balance
@@ -21,11 +21,11 @@ async def own_balance(caller: BillingCaller, services: WithServices) -> Balance:
     return Balance.of(await balance_of(services.sessions, caller.wallet, contract))
 
 
-@router.get("/usage.csv", response_class=Response, responses=CSV)
+@router.get("/usage.csv", response_class=Response, responses=CSV_RESPONSE)
 async def usage(
     caller: BillingCaller, services: WithServices, since: From = None, to: To = None
 ) -> Response:
     """Your jobs that ended in a span of time, as CSV, the oldest first."""
     await rate_limits.TABLES.count(services, caller.wallet)
     pages = statements.user_statement(services.sessions, caller.wallet, *time_range(since, to))
-    return await as_csv("usage.csv", statements.USER_COLUMNS, pages)
+    return await csv_response("usage.csv", statements.USER_COLUMNS, pages)

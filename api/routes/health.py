@@ -1,22 +1,20 @@
 """Is this replica alive, can it work, and its metrics."""
 
-import asyncio
 from contextlib import suppress
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.services import WithServices
 from market import metrics
 from market.nodes import live_lookup
+from market.outages import postgres_answers, redis_answers
 
 router = APIRouter(tags=["health"])
 
-PATIENCE = 2.0
+PROBE_TIMEOUT = 2.0
 """Seconds that Postgres and Redis each have to answer, so that a probe is answered in time."""
 
 
@@ -29,7 +27,10 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz")
 async def readyz(services: WithServices) -> JSONResponse:
     """The process reaches Postgres and Redis: 200 if so, 503 if not."""
-    reached = {"postgres": await _postgres(services), "redis": await _redis(services)}
+    reached = {
+        "postgres": await postgres_answers(services.sessions, within=PROBE_TIMEOUT),
+        "redis": await redis_answers(services.redis, within=PROBE_TIMEOUT),
+    }
     ready = all(reached.values())
     return JSONResponse(
         {"status": "ready" if ready else "not ready", **reached}, status_code=200 if ready else 503
@@ -44,21 +45,3 @@ async def prometheus(services: WithServices) -> Response:
             nodes = await live_lookup.available_nodes(services.redis, model.id)
             metrics.active_nodes.labels(model.id).set(len(nodes))
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _postgres(services: WithServices) -> bool:
-    try:
-        async with asyncio.timeout(PATIENCE), services.sessions() as db:
-            await db.execute(text("SELECT 1"))
-    except (SQLAlchemyError, OSError):
-        return False
-    return True
-
-
-async def _redis(services: WithServices) -> bool:
-    try:
-        async with asyncio.timeout(PATIENCE):
-            await services.redis.ping()
-    except (RedisError, OSError):
-        return False
-    return True

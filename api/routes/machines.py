@@ -9,16 +9,16 @@ from api.http.authentication import Bearer, MachinesCaller, authenticate
 from api.http.rate_limits import address_of
 from api.http.services import Services, WithServices
 from api.schemas.machines import (
-    Approval,
-    CodeTyped,
-    Decided,
+    ApprovalBody,
+    Decision,
+    DeviceBody,
     DeviceCodes,
-    DeviceRequest,
     Machines,
     MachineToken,
-    MessageRequest,
+    MessageBody,
     MessageToSign,
-    TokenRequest,
+    TokenBody,
+    UserCodeBody,
 )
 from market.errors import Forbidden
 from market.identity.device_authorization import DeviceAuthorization, PendingDevice
@@ -31,11 +31,11 @@ router = APIRouter(prefix="/api/machines", tags=["machines"])
 
 
 @router.post("/device")
-async def begin(body: DeviceRequest, request: Request, services: WithServices) -> DeviceCodes:
+async def begin(body: DeviceBody, request: Request, services: WithServices) -> DeviceCodes:
     """Codes for a machine that wants to be let in: one to ask with, one to show its owner."""
     address = address_of(request, services)
     await rate_limits.DEVICE_CODES.count(services, address)
-    codes = await _codes(services).issue_codes(body.machine, address)
+    codes = await _authorization(services).issue_codes(body.machine, address)
     auth, uri = services.settings.auth, f"{services.settings.public_url}/link"
     return DeviceCodes(
         device_code=codes.device_code,
@@ -48,11 +48,11 @@ async def begin(body: DeviceRequest, request: Request, services: WithServices) -
 
 
 @router.post("/token")
-async def token(body: TokenRequest, request: Request, services: WithServices) -> MachineToken:
+async def token(body: TokenBody, request: Request, services: WithServices) -> MachineToken:
     """The machine's token, once its owner has let it in. Until then an error says how to go on
     (RFC 8628, 3.5): `authorization_pending`, `slow_down`, `access_denied`, `expired_token`."""
     await rate_limits.DEVICE_POLLS.count_address(services, request)
-    wallet, machine_id = await _codes(services).redeem(body.device_code)
+    wallet, machine_id = await _authorization(services).redeem(body.device_code)
     return MachineToken(
         access_token=issue_machine_token(services.settings.auth, wallet, machine_id),
         expires_in=services.settings.auth.machine_token_ttl,
@@ -62,10 +62,10 @@ async def token(body: TokenRequest, request: Request, services: WithServices) ->
 
 
 @router.post("/message")
-async def message(body: MessageRequest, request: Request, services: WithServices) -> MessageToSign:
+async def message(body: MessageBody, request: Request, services: WithServices) -> MessageToSign:
     """What the wallet has to sign to let in the machine that shows this code."""
-    pending = await find(request, services, body.user_code)
-    message = await _codes(services).message_for(pending, body.wallet_address)
+    pending = await find_pending(request, services, body.user_code)
+    message = await _authorization(services).issue_message(pending, body.wallet_address)
     return MessageToSign(
         message=message.text,
         domain=message.domain,
@@ -78,24 +78,24 @@ async def message(body: MessageRequest, request: Request, services: WithServices
 
 
 @router.post("/approve")
-async def approve(body: Approval, request: Request, services: WithServices) -> Decided:
+async def approve(body: ApprovalBody, request: Request, services: WithServices) -> Decision:
     """Let the machine in, by the wallet's signature over the message from `/message`."""
-    pending = await find(request, services, body.user_code)
+    pending = await find_pending(request, services, body.user_code)
     wallet = body.wallet_address
-    nonce = await _codes(services).check_signature(pending, wallet, body.signature)
+    nonce = await _authorization(services).check_signature(pending, wallet, body.signature)
     machine_id = f"machine_{secrets.token_hex(8)}"
     async with services.sessions.begin() as db:
         db.add(Machine(machine_id=machine_id, wallet_address=wallet, name=pending.machine))
-        await _codes(services).approve(pending, wallet, nonce, machine_id)
-    return Decided(status="approved", machine=pending.machine)
+        await _authorization(services).approve(pending, wallet, nonce, machine_id)
+    return Decision(status="approved", machine=pending.machine)
 
 
 @router.post("/deny")
-async def deny(body: CodeTyped, request: Request, services: WithServices) -> Decided:
+async def deny(body: UserCodeBody, request: Request, services: WithServices) -> Decision:
     """Send the machine away. Needs no wallet: it gives nobody anything."""
-    pending = await find(request, services, body.user_code)
-    await _codes(services).deny(pending)
-    return Decided(status="denied", machine=pending.machine)
+    pending = await find_pending(request, services, body.user_code)
+    await _authorization(services).deny(pending)
+    return Decision(status="denied", machine=pending.machine)
 
 
 @router.get("")
@@ -115,7 +115,7 @@ async def revoke(machine_id: str, bearer: Bearer, services: WithServices) -> Non
     await revoke_machine(services, caller.wallet, machine_id)
 
 
-async def find(request: Request, services: Services, user_code: str) -> PendingDevice:
+async def find_pending(request: Request, services: Services, user_code: str) -> PendingDevice:
     """The machine that shows this code, for a caller who has tries left.
 
     Raises:
@@ -123,8 +123,8 @@ async def find(request: Request, services: Services, user_code: str) -> PendingD
         UserCodeUnknown: no machine waits with it.
     """
     await rate_limits.USER_CODES.count_address(services, request)
-    return await _codes(services).find(user_code)
+    return await _authorization(services).find(user_code)
 
 
-def _codes(services: Services) -> DeviceAuthorization:
+def _authorization(services: Services) -> DeviceAuthorization:
     return DeviceAuthorization(services.redis, services.settings)

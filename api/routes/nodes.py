@@ -8,7 +8,13 @@ from api.http.authentication import Bearer, CallingNode, authenticate_current
 from api.http.rate_limits import address_of
 from api.http.services import Services, WithServices
 from api.schemas.base import WalletAddress
-from api.schemas.nodes import Acknowledged, HeartbeatBody, NodeView, Registered, RegistrationBody
+from api.schemas.nodes import (
+    HeartbeatAnswer,
+    HeartbeatBody,
+    NodeView,
+    RegistrationAnswer,
+    RegistrationBody,
+)
 from api.schemas.providers import Earnings
 from market.errors import Forbidden
 from market.identity.principal import Principal, Scope
@@ -26,7 +32,7 @@ router = APIRouter(prefix="/api/nodes", tags=["nodes"])
 @router.post("/register-distributed", response_model_exclude_none=True)
 async def register(
     body: RegistrationBody, request: Request, bearer: Bearer, services: WithServices
-) -> Registered:
+) -> RegistrationAnswer:
     """Register a node for a span of a model. The wallet signs span, edge and a fresh nonce, or has
     let the machine in before.
 
@@ -43,20 +49,20 @@ async def register(
         name=body.node_id,
         location=services.geoip.find(address),
     )
-    return Registered.of(reply, services.settings.public_url)
+    return RegistrationAnswer.of(reply, services.settings.public_url)
 
 
 @router.post("/heartbeat")
 async def heartbeat(
     body: HeartbeatBody, caller: CallingNode, services: WithServices
-) -> Acknowledged:
+) -> HeartbeatAnswer:
     """Keep a node on the routes, or take it off them with `is_healthy: false`."""
     if body.node_id != caller.node_id:
         raise Forbidden("A node may only speak for itself.")
     await rate_limits.HEARTBEATS.count(services, caller.node_id)
     figures = body.heartbeat()
     await heartbeats.accept(services, caller, figures)
-    return Acknowledged.of(await assignment_for(services, caller.node_id, figures))
+    return HeartbeatAnswer.of(await assignment_for(services, caller.node_id, figures))
 
 
 @router.get("/earnings/{wallet_address}")

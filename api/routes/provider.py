@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Response
 
 from api.http import rate_limits
 from api.http.authentication import Bearer, BillingCaller, authenticate
-from api.http.csv_export import CSV, as_csv
+from api.http.csv_export import CSV_RESPONSE, csv_response
 from api.http.services import Services, WithServices
 from api.http.time_range import From, To, time_range
 from api.schemas.base import WalletAddress
@@ -42,14 +42,14 @@ async def history(
         return [EarningsPoint.of(day) for day in await history_of(db, wallet, days)]
 
 
-@router.get("/earnings.csv", response_class=Response, responses=CSV)
+@router.get("/earnings.csv", response_class=Response, responses=CSV_RESPONSE)
 async def earnings(
     caller: BillingCaller, services: WithServices, since: From = None, to: To = None
 ) -> Response:
     """What your wallet's nodes earned with jobs that ended in a span of time, as CSV."""
     await rate_limits.TABLES.count(services, caller.wallet)
     pages = statements.provider_statement(services.sessions, caller.wallet, *time_range(since, to))
-    return await as_csv("earnings.csv", statements.PROVIDER_COLUMNS, pages)
+    return await csv_response("earnings.csv", statements.PROVIDER_COLUMNS, pages)
 
 
 def _own_wallet(bearer: Bearer, services: Services) -> str:

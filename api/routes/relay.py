@@ -27,7 +27,7 @@ router = APIRouter(tags=["relay"])
 MEDIA_TYPE = "application/msgpack"
 
 
-@router.websocket(relay.PATH)
+@router.websocket(relay.WEBSOCKET_PATH)
 async def connect(websocket: WebSocket) -> None:
     """A node's connection. Refused before it is accepted if the token is not a node's, or not good
     any more."""
@@ -35,7 +35,7 @@ async def connect(websocket: WebSocket) -> None:
     with ExitStack() as stack:
         try:
             node = await _admit(websocket, services)
-            stack.enter_context(services.relay.seats.taken(node.node_id, "websocket"))
+            stack.enter_context(services.relay.slots.acquire(node.node_id, "websocket"))
         except MeshError as error:
             await websocket.send_denial_response(render(error))
             return
@@ -57,13 +57,13 @@ async def connect(websocket: WebSocket) -> None:
 async def long_poll(
     request: Request, bearer: Bearer, node: CallingNode, services: WithServices
 ) -> Response:
-    """The same by long polls, for nodes behind proxies that let no WebSocket through: frames
-    as msgpack in the body, and in the answer."""
-    desk = services.relay
-    with desk.seats.taken(node.node_id, "poll"), metrics.relay_polls.track_inprogress():
-        body = await _read(request, desk.settings.idle)
+    """A node's connection by long polls, for nodes behind proxies that let no WebSocket through:
+    frames as msgpack in the body, and in the answer."""
+    hub = services.relay
+    with hub.slots.acquire(node.node_id, "poll"), metrics.relay_polls.track_inprogress():
+        body = await _read(request, hub.settings.idle)
         admit = partial(current_node, bearer, services)
-        answer = await exchange(desk, node, body, admit)
+        answer = await exchange(hub, node, body, admit)
     return Response(answer, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
 
 
@@ -78,8 +78,8 @@ async def _admit(websocket: WebSocket, services: Services) -> NodeIncarnation:
 
 
 async def _read(request: Request, idle: float) -> bytearray:
-    """The body of a node that has shown its token: so long ones are read only from nodes. Empty if
-    the node goes, or sends nothing for ``idle`` seconds.
+    """The body of an authenticated node: nobody else may send one as long as a frame. Empty if the
+    node goes, or sends nothing for ``idle`` seconds.
 
     Raises:
         BodyTooLarge: longer than a frame.

@@ -6,7 +6,7 @@ from api.http import rate_limits
 from api.http.authentication import Bearer, authenticate_current
 from api.http.services import Services, WithServices
 from api.schemas.base import ModelId
-from api.schemas.models import FileOfModel, FilesOfModel, SignedByWallet
+from api.schemas.models import ModelFile, ModelFiles, SignedRequestBody
 from market.identity.errors import SignatureMismatch
 from market.identity.nonces import consume_nonce
 from market.identity.principal import Scope
@@ -16,7 +16,7 @@ router = APIRouter(prefix="/api/models", tags=["nodes"])
 
 
 @router.get("/{model_id:path}/files")
-async def files(model_id: ModelId, bearer: Bearer, services: WithServices) -> FilesOfModel:
+async def files(model_id: ModelId, bearer: Bearer, services: WithServices) -> ModelFiles:
     """Where the weights of a model are, for a machine or a node with its token."""
     caller = await authenticate_current(bearer, services, Scope.WEIGHTS)
     return await _files(model_id, caller.subject, services)
@@ -24,9 +24,10 @@ async def files(model_id: ModelId, bearer: Bearer, services: WithServices) -> Fi
 
 @router.post("/{model_id:path}/files")
 async def files_for_wallet(
-    model_id: ModelId, body: SignedByWallet, services: WithServices
-) -> FilesOfModel:
-    """The same for a machine that holds a wallet's key instead of a token: it signs a nonce."""
+    model_id: ModelId, body: SignedRequestBody, services: WithServices
+) -> ModelFiles:
+    """Where the weights of a model are, for a machine that holds a wallet's key instead of a token:
+    it signs a nonce."""
     message = signed_texts.weights_message(
         wallet_address=body.wallet_address, model_id=model_id, nonce=body.nonce
     )
@@ -36,16 +37,16 @@ async def files_for_wallet(
     return await _files(model_id, body.wallet_address, services)
 
 
-async def _files(model_id: str, who: str, services: Services) -> FilesOfModel:
+async def _files(model_id: str, who: str, services: Services) -> ModelFiles:
     services.catalog.get(model_id)
     await rate_limits.WEIGHTS.count(services, who)
-    listing = await services.published.listing(model_id)
-    return FilesOfModel(
+    listing = await services.published_weights.listing(model_id)
+    return ModelFiles(
         model_id=model_id,
         expires_in=services.settings.weights.url_ttl,
         manifest_sha256=listing.manifest_sha256,
         files=[
-            FileOfModel(name=file.name, size=file.size, sha256=file.sha256, url=file.url)
+            ModelFile(name=file.name, size=file.size, sha256=file.sha256, url=file.url)
             for file in listing.files
         ],
     )

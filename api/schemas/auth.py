@@ -12,13 +12,13 @@ class Nonce(BaseModel):
     expires_in: int
 
 
-class Login(RequestBody):
+class LoginBody(RequestBody):
     wallet_address: WalletAddress
     message: str = Field(max_length=4096)
     signature: str = Field(max_length=1024)
 
 
-class LoggedInToken(BaseModel):
+class UserToken(BaseModel):
     token: str
     wallet_address: str
     expires_in: int

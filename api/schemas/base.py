@@ -20,31 +20,35 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from market.money import format_exact
+from mesh.node_api import MAX_LABEL, MAX_MACHINE_NAME
+from mesh.wire.limits import MAX_MODEL_ID, MAX_NODE_ID
 
 WalletAddress = Annotated[str, StringConstraints(pattern=r"^0x[a-fA-F0-9]{40}$", to_lower=True)]
 """An EVM address; kept in lower case, so that equal wallets compare equal."""
 
-ModelId = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+ModelId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_MODEL_ID)]
 
-Label = Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Label = Annotated[str, StringConstraints(max_length=MAX_LABEL, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line of text for people, without control characters (Postgres, for one, has no NUL)."""
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$")]
+ChosenId = Annotated[
+    str, StringConstraints(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_.:-]{{0,{MAX_NODE_ID - 1}}}$")
+]
 """What a node or a machine may call itself."""
 
 MachineName = Annotated[
-    str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+    str, StringConstraints(max_length=MAX_MACHINE_NAME, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
 ]
 """What a provider calls a machine. It stands in a text that his wallet shows him: so it is one
 line, in letters that EIP-4361 allows."""
 
-HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*\.?")
+HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*\.?")
 
 
 def _address(value: str) -> str:
     """``host:port``, the host an IPv4 address, an IPv6 address in brackets, or a name."""
     host, _, port = value.rpartition(":")
-    if not (_is_ipv6(host) if host.startswith("[") else HOST.fullmatch(host)):
+    if not (_is_ipv6(host) if host.startswith("[") else HOST_NAME.fullmatch(host)):
         raise ValueError("the host is no name or address")
     if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16):
         raise ValueError("the port is not within 1 to 65535")
@@ -81,12 +85,12 @@ class RequestBody(BaseModel):
         return data
 
 
-def display_amount(amount: Decimal) -> float:
+def as_float(amount: Decimal) -> float:
     """An amount for people and charts. Never computed with: the exact string stands beside it."""
     return float(amount)
 
 
-def far_fields(**amounts: Decimal) -> dict[str, Any]:
+def amounts_far(**amounts: Decimal) -> dict[str, Any]:
     """Each amount of FAR as the number ``name_far`` and the exact string ``name_far_exact``."""
-    numbers = {f"{name}_far": display_amount(amount) for name, amount in amounts.items()}
+    numbers = {f"{name}_far": as_float(amount) for name, amount in amounts.items()}
     return numbers | {f"{name}_far_exact": format_exact(amount) for name, amount in amounts.items()}

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from api.schemas.base import far_fields
+from api.schemas.base import amounts_far
 from market.ledger import wallet_balance
 
 
@@ -19,7 +19,7 @@ class Withdrawal(BaseModel):
 
     @classmethod
     def of(cls, withdrawal: wallet_balance.Withdrawal) -> Self:
-        return cls(**far_fields(amount=withdrawal.amount), ready_at=withdrawal.ready_at)
+        return cls(**amounts_far(amount=withdrawal.amount), ready_at=withdrawal.ready_at)
 
 
 class CapLowering(BaseModel):
@@ -31,10 +31,10 @@ class CapLowering(BaseModel):
 
     @classmethod
     def of(cls, lowering: wallet_balance.CapLowering) -> Self:
-        return cls(**far_fields(maximum=lowering.maximum), ready_at=lowering.ready_at)
+        return cls(**amounts_far(maximum=lowering.maximum), ready_at=lowering.ready_at)
 
 
-class Spending(BaseModel):
+class SpendingCap(BaseModel):
     """The cap that a user signed for the contract, and how much of it is gone. It does not expire:
     a signature's deadline only says until when it can be handed in."""
 
@@ -52,7 +52,7 @@ class Spending(BaseModel):
     @classmethod
     def of(cls, cap: wallet_balance.CapUse) -> Self:
         return cls(
-            **far_fields(signed=cap.signed, spent=cap.spent, left=cap.left),
+            **amounts_far(signed=cap.signed, spent=cap.spent, left=cap.left),
             lowering=None if cap.lowering is None else CapLowering.of(cap.lowering),
         )
 
@@ -74,18 +74,18 @@ class Balance(BaseModel):
     shortfall_far_exact: str
     """What the contract let out, or took back, after it was spent. The next deposit fills it."""
     withdrawal: Withdrawal | None
-    cap: Spending
+    cap: SpendingCap
 
     @classmethod
     def of(cls, money: wallet_balance.Balance) -> Self:
         return cls(
             wallet_address=money.wallet,
-            **far_fields(
+            **amounts_far(
                 available=money.available,
                 held=money.held,
                 incoming=money.incoming,
                 shortfall=money.shortfall,
             ),
             withdrawal=None if money.withdrawal is None else Withdrawal.of(money.withdrawal),
-            cap=Spending.of(money.cap),
+            cap=SpendingCap.of(money.cap),
         )

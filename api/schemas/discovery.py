@@ -24,7 +24,7 @@ class AnnouncedNode(BaseModel):
     expires: float
     """Unix time."""
     on_routes: bool
-    """Whether the platform knows it as alive and healthy, too."""
+    """Whether it is on the routes, too: alive and healthy by its heartbeats."""
 
 
 class AnnouncedNodes(BaseModel):
@@ -41,7 +41,7 @@ class ActiveNode(BaseModel):
     vram_gb: int
     location: str
     located: LocationSource
-    """Whether its address told the location (`geoip`) or the node itself (`declared`)."""
+    """Whether the location is its address's (`geoip`) or its own word (`declared`)."""
     layers_served: list[int]
     edge: bool
     quantization: str
@@ -65,10 +65,10 @@ class ActiveNodes(BaseModel):
     nodes: list[ActiveNode]
 
 
-class CountedNodes(BaseModel):
+class NodeList(BaseModel):
     nodes: list[ActiveNode]
     count: int
 
 
-class Received(BaseModel):
+class ProbeAnswer(BaseModel):
     bytes: int

@@ -5,13 +5,14 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from api.schemas.base import ModelId, RequestBody, far_fields
+from api.schemas.base import ModelId, RequestBody, amounts_far
 from market.geo.distance import Coordinates
 from market.jobs.request import JobRequest
 from market.jobs.snapshot import JobSnapshot
 from market.jobs.tables import Job, JobStatus, NodeContribution
 from market.money import ZERO, format_exact
 from market.routing.tiers import Tier
+from mesh.wire.limits import MAX_STOP_TEXT, MAX_STOP_TEXTS, MAX_TOKENS
 
 
 class NodeUse(BaseModel):
@@ -36,7 +37,7 @@ class ContributionView(NodeUse):
             layers=part.layers,
             wallet_address=part.wallet_address,
             tokens_contributed=part.tokens_contributed,
-            **far_fields(payment=part.payment_far),
+            **amounts_far(payment=part.payment_far),
         )
 
 
@@ -77,7 +78,7 @@ class JobView(BaseModel):
             text=snapshot.text,
             tokens_generated=snapshot.tokens_generated,
             prompt_tokens=job.prompt_tokens,
-            **far_fields(cost=job.total_cost_far or ZERO),
+            **amounts_far(cost=job.total_cost_far or ZERO),
             platform_fee_far_exact=None if job.fee_far is None else format_exact(job.fee_far),
             price_per_token_far_exact=format_exact(job.price_per_token_far),
             hold_far_exact=format_exact(job.hold_far),
@@ -89,7 +90,7 @@ class JobView(BaseModel):
         )
 
 
-class Accepted(BaseModel):
+class AcceptedJob(BaseModel):
     """Where to find an asynchronous job."""
 
     request_id: str
@@ -108,17 +109,15 @@ class Accepted(BaseModel):
         )
 
 
-MAX_STOP = 4
-
-StopText = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_TEXT)]
 
 
-class Generate(RequestBody):
+class GenerateBody(RequestBody):
     """A request to generate text (§7.1). Priced by generated token; the prompt is free."""
 
     model_id: ModelId
     prompt: str = Field(min_length=1)
-    max_tokens: int = Field(100, ge=1, le=1_000_000, strict=True)
+    max_tokens: int = Field(100, ge=1, le=MAX_TOKENS, strict=True)
     temperature: float = Field(0.7, ge=0, le=2, strict=True)
     """0 chooses the likeliest token each time."""
     top_p: float = Field(0.9, gt=0, le=1, strict=True)
@@ -126,7 +125,7 @@ class Generate(RequestBody):
     tier: Tier = Tier.STANDARD
     seed: int | None = Field(None, ge=0, lt=2**63, strict=True)
     """The same seed and request give the same text."""
-    stop: list[StopText] = Field([], max_length=MAX_STOP)
+    stop: list[StopText] = Field([], max_length=MAX_STOP_TEXTS)
     """Generation ends before any of these."""
 
     def job_request(self, near: Coordinates | None) -> JobRequest:

@@ -10,7 +10,7 @@ from api.schemas.base import MachineName, RequestBody, WalletAddress
 from market.identity.tables import Machine
 
 
-class DeviceRequest(RequestBody):
+class DeviceBody(RequestBody):
     machine: MachineName
 
 
@@ -25,7 +25,7 @@ class DeviceCodes(BaseModel):
     interval: float
 
 
-class TokenRequest(RequestBody):
+class TokenBody(RequestBody):
     device_code: str = Field(max_length=100)
 
 
@@ -37,11 +37,11 @@ class MachineToken(BaseModel):
     wallet_address: str
 
 
-class CodeTyped(RequestBody):
+class UserCodeBody(RequestBody):
     user_code: str = Field(max_length=20)
 
 
-class MessageRequest(CodeTyped):
+class MessageBody(UserCodeBody):
     wallet_address: WalletAddress
 
 
@@ -55,16 +55,16 @@ class MessageToSign(BaseModel):
     expires_at: str
 
 
-class Approval(MessageRequest):
+class ApprovalBody(MessageBody):
     signature: str = Field(max_length=1024)
 
 
-class Decided(BaseModel):
+class Decision(BaseModel):
     status: str
     machine: str
 
 
-class MachineOfWallet(BaseModel):
+class MachineView(BaseModel):
     machine_id: str
     name: str
     created_at: dt.datetime
@@ -72,13 +72,13 @@ class MachineOfWallet(BaseModel):
 
 
 class Machines(BaseModel):
-    machines: list[MachineOfWallet]
+    machines: list[MachineView]
 
     @classmethod
     def of(cls, rows: Sequence[Machine]) -> Self:
         return cls(
             machines=[
-                MachineOfWallet(
+                MachineView(
                     machine_id=row.machine_id,
                     name=row.name,
                     created_at=row.created_at,

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas.base import RequestBody, WalletAddress, far_fields
+from api.schemas.base import RequestBody, WalletAddress, amounts_far
 from market.routing.coverage import Coverage
 
 
@@ -31,7 +31,7 @@ class ModelOnOffer(BaseModel):
             active_nodes=len(coverage.nodes),
             available=coverage.missing is None,
             avg_latency_ms=sum(node.latency_ms + node.hop_ms for node in route) if route else None,
-            **far_fields(price_per_token=coverage.price),
+            **amounts_far(price_per_token=coverage.price),
             min_vram_gb=model.min_vram_gb,
             layers=model.layers,
             context_tokens=model.context,
@@ -42,7 +42,7 @@ class Models(BaseModel):
     models: list[ModelOnOffer]
 
 
-class FileOfModel(BaseModel):
+class ModelFile(BaseModel):
     name: str
     size: int
     sha256: str
@@ -50,16 +50,16 @@ class FileOfModel(BaseModel):
     """Gives ranges. It may expire: ask again then."""
 
 
-class FilesOfModel(BaseModel):
+class ModelFiles(BaseModel):
     model_id: str
     expires_in: int
     """Seconds for which the URLs are good."""
     manifest_sha256: str
     """Of the file `far-mesh-manifest.json`, which has the SHA-256 of every tensor."""
-    files: list[FileOfModel]
+    files: list[ModelFile]
 
 
-class SignedByWallet(RequestBody):
+class SignedRequestBody(RequestBody):
     wallet_address: WalletAddress
     nonce: str = Field(max_length=64)
     signature: str = Field(max_length=200)

@@ -7,7 +7,15 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, field_validator
 
-from api.schemas.base import Address, Label, ModelId, Name, RequestBody, WalletAddress, far_fields
+from api.schemas.base import (
+    Address,
+    ChosenId,
+    Label,
+    ModelId,
+    RequestBody,
+    WalletAddress,
+    amounts_far,
+)
 from market.errors import InvalidRequest
 from market.membership.registration import checked_span
 from market.providers.node_status import NodeState, NodeStatus
@@ -18,16 +26,14 @@ from mesh.node_api import (
     NodeRegistration,
     RegistrationReply,
 )
-
-MAX_LAYERS = 1024
-"""No model has as many; bounds what a registration may list."""
+from mesh.wire.limits import MAX_LAYERS
 
 
 class RegistrationBody(RequestBody):
     """What a node says of itself. Span and edge are signed, with the nonce, by the wallet. A
     machine that the wallet has let in sends its token instead."""
 
-    node_id: Name | None = None
+    node_id: ChosenId | None = None
     """What it would like to be called: honoured unless another wallet's node is called so."""
     wallet_address: WalletAddress
     model_id: ModelId
@@ -37,7 +43,8 @@ class RegistrationBody(RequestBody):
     location: Label
     latitude: float | None = Field(None, ge=-90, le=90)
     longitude: float | None = Field(None, ge=-180, le=180)
-    """Degrees north and east. They count, as `location` does, where its address tells nothing."""
+    """Degrees north and east. They count, as `location` does, where its address has no known
+    location."""
     start_layer: int = Field(0, ge=0)
     end_layer: int | None = Field(None, ge=1)
     """Not included; the model's last layer is served if it is not given."""
@@ -46,7 +53,7 @@ class RegistrationBody(RequestBody):
     edge: bool = False
     placeable: bool = False
     """Let the platform choose the span now, and move the node later; span and edge do not count."""
-    device_id: Name | None = None
+    device_id: ChosenId | None = None
     """What the node's machine calls itself, always the same. Whoever registers with the same
     wallet, machine and GPU is the same node."""
     gpu_index: int = Field(0, ge=0, lt=1024)
@@ -122,7 +129,7 @@ class RegistrationBody(RequestBody):
 Layer = Annotated[int, Field(ge=0, le=100_000)]
 
 
-Layers = tuple[Layer, Layer]
+Span = tuple[Layer, Layer]
 """A span: start and end (not included)."""
 
 
@@ -149,12 +156,12 @@ class HeartbeatBody(RequestBody):
     """Weights, as it loaded its span; 0 where it is not measured."""
     gpu_utilization_percent: float = Field(0, ge=0, le=100)
     vram_used_gb: float = Field(0, ge=0, le=1_000_000)
-    serves: list[Layers] = Field([], max_length=4)
+    serves: list[Span] = Field([], max_length=4)
     """Spans that it serves now: two while it moves."""
-    cannot_serve: Layers | None = None
-    """The span that it was told to load, and could not."""
+    cannot_serve: Span | None = None
+    """The span that it was to load, and could not."""
     last_seen: dt.datetime | None = None
-    """The specification has it. What counts is when the platform hears the node."""
+    """The specification has it. What counts is when the heartbeat arrives."""
 
     def heartbeat(self) -> Heartbeat:
         """The figures, without what the platform knows better."""
@@ -173,7 +180,7 @@ class NodeView(BaseModel):
     edge: bool
     placeable: bool
     """Whether the platform chooses its span."""
-    moving_to: Layers | None
+    moving_to: Span | None
     """The span that it is to load, the end not included."""
     last_heartbeat: dt.datetime | None
     current_requests: int
@@ -206,20 +213,20 @@ class NodeView(BaseModel):
             hop_ms=node.hop_ms,
             throughput_tokens_per_sec=node.throughput_tokens_per_sec,
             total_tokens_served=node.tokens_served,
-            **far_fields(total_earned=node.earned),
+            **amounts_far(total_earned=node.earned),
             uptime_percent=node.uptime_percent,
             skipped=node.skipped,
         )
 
 
-class Registered(BaseModel):
+class RegistrationAnswer(BaseModel):
     node_id: str
     status: str
     discovery_url: str
     heartbeat_interval_sec: float
     node_token: str
-    """Bearer token of this node, for heartbeats; worth nothing elsewhere, and nothing any more once
-    the node registers again."""
+    """Bearer token of this node, for heartbeats; worth nothing for anything else, and nothing at
+    all once the node registers again."""
     layers_served: list[int]
     edge: bool
     """Whether it serves the edge, too."""
@@ -240,7 +247,7 @@ class Registered(BaseModel):
         )
 
 
-class Acknowledged(BaseModel):
+class HeartbeatAnswer(BaseModel):
     status: str
     should_rebalance: bool
     """Load the span that follows, and serve on meanwhile."""

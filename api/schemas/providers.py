@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas.base import WalletAddress, display_amount, far_fields
+from api.schemas.base import WalletAddress, amounts_far, as_float
 from market.money import format_exact
 from market.providers import earnings
 
@@ -16,7 +16,7 @@ class EarningsOfDay(BaseModel):
 
     @classmethod
     def of(cls, day: earnings.EarningsOfDay) -> Self:
-        return cls(date=day.date, amount_far=display_amount(day.amount))
+        return cls(date=day.date, amount_far=as_float(day.amount))
 
 
 class Earnings(BaseModel):
@@ -37,11 +37,11 @@ class Earnings(BaseModel):
         totals = earned.totals
         return cls(
             wallet_address=earned.wallet,
-            **far_fields(total_earned=totals.earned),
+            **amounts_far(total_earned=totals.earned),
             total_tokens_served=totals.tokens_served,
             active_nodes=earned.active_nodes,
             avg_uptime_percent=totals.uptime_percent,
-            **far_fields(pending_payout=totals.owed),
+            **amounts_far(pending_payout=totals.owed),
             earnings_history=[EarningsOfDay.of(day) for day in earned.history],
         )
 
@@ -59,14 +59,14 @@ class ProviderStats(BaseModel):
     """None: nothing measures it yet."""
     total_requests_served: int = Field(ge=0)
     failed_requests: int = Field(ge=0)
-    """That failed after his nodes had been given a part, whoever was to blame."""
+    """That failed after his nodes had been given a part, whoever was at fault."""
 
     @classmethod
     def of(cls, stats: earnings.ProviderStats) -> Self:
         return cls(
             wallet_address=stats.wallet,
             total_tokens_served=stats.totals.tokens_served,
-            total_earned_far=display_amount(stats.totals.earned),
+            total_earned_far=as_float(stats.totals.earned),
             active_nodes=stats.active_nodes,
             uptime_percent=stats.totals.uptime_percent,
             avg_latency_ms=stats.latency_ms,
@@ -86,5 +86,5 @@ class EarningsPoint(BaseModel):
     @classmethod
     def of(cls, day: earnings.EarningsOfDay) -> Self:
         return cls(
-            date=day.date, amount=display_amount(day.amount), amount_exact=format_exact(day.amount)
+            date=day.date, amount=as_float(day.amount), amount_exact=format_exact(day.amount)
         )

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from api.schemas.base import display_amount
+from api.schemas.base import as_float
 from api.schemas.jobs import ContributionView
 from market.money import format_exact
 from market.receipts import receipt
@@ -89,7 +89,7 @@ class Receipt(BaseModel):
             completed_at=given.completed_at,
             prompt_tokens=given.prompt_tokens,
             tokens_generated=given.tokens_generated,
-            cost_far=None if given.cost is None else display_amount(given.cost),
+            cost_far=None if given.cost is None else as_float(given.cost),
             cost_far_exact=None if given.cost is None else format_exact(given.cost),
             platform_fee_far_exact=None if given.fee is None else format_exact(given.fee),
             served=[ContributionView.of(part) for part in given.served],

@@ -1,4 +1,4 @@
-"""Server-rendered pages. They load nothing from elsewhere and hold no inline script."""
+"""Server-rendered pages. They load nothing from other hosts and hold no inline script."""
 
 from pathlib import Path
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
 from api.http.services import WithServices
-from api.routes.machines import find
+from api.routes.machines import find_pending
 from api.web.rendering import page
 from market.errors import RateLimited
 from market.identity.errors import UserCodeUnknown
@@ -25,18 +25,18 @@ async def link(
     if not code.strip():
         return page(request, "code.html", error=None)
     try:
-        waiting = await find(request, services, code)
+        pending = await find_pending(request, services, code)
     except (UserCodeUnknown, RateLimited) as error:
-        return _again(request, error)
+        return _ask_again(request, error)
     return page(
         request,
         "link.html",
-        machine=waiting.machine,
-        address=waiting.address,
-        code=waiting.user_code,
+        machine=pending.machine,
+        address=pending.address,
+        code=pending.user_code,
         domain=services.settings.auth.domain,
     )
 
 
-def _again(request: Request, error: MeshError) -> HTMLResponse:
+def _ask_again(request: Request, error: MeshError) -> HTMLResponse:
     return page(request, "code.html", error.status, error=error.detail)

@@ -59,7 +59,7 @@ def _device(rng: Random, node_id: str, config: Mapping[str, Any], trusted: bool)
     node = candidate(
         node_id,
         footprint(config, quantization),
-        room=vram_gb * GB - CONTEXT_BYTES - working_bytes(config, quantization),
+        memory_bytes=vram_gb * GB - CONTEXT_BYTES - working_bytes(config, quantization),
         positions=SESSIONS * TOKENS,
         speed=base * FASTEST ** rng.random(),
         load_speed=LOAD_SPEED,

@@ -18,6 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from api.relay.pipelined_connection import Command, PipelinedConnection
 from mesh import redis_keys, relay, wire
+from mesh.keepalive import RELAY_KEEPALIVE_INTERVAL
 from mesh.node_api import NodeRegistration
 from mesh.relay import Hello, InboxDelivery, KeepAlive, OutgoingMessage, Push
 from mesh.route_record import RouteRecord
@@ -190,7 +191,7 @@ class _RelayWay:
         """Pulses, as real nodes send them."""
         while True:
             await self._connection.send(relay.encode(KeepAlive(1, 64, self._after)))
-            await asyncio.sleep(relay.KEEPALIVE_INTERVAL)
+            await asyncio.sleep(RELAY_KEEPALIVE_INTERVAL)
 
     async def send(self, to: str, sent: OutgoingMessage) -> None:
         self._number += 1
@@ -222,7 +223,7 @@ async def _way(redis: Redis, relay_url: str | None, member: Member) -> AsyncIter
             await line.close()
         return
     async with connect(
-        relay_url.replace("http", "ws", 1) + relay.PATH,
+        relay_url.replace("http", "ws", 1) + relay.WEBSOCKET_PATH,
         additional_headers={"Authorization": f"Bearer {member.token}"},
         compression=None,
         proxy=None,

@@ -1,1 +1,1 @@
-"""Models on offer and their weights."""
+"""Models on offer, and their published weights."""

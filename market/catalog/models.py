@@ -37,7 +37,7 @@ class Model:
     config: dict[str, Any]
     """Its `config.json`."""
 
-    def takes(self, quantization: str, *, number_bytes: int) -> Footprint:
+    def footprint(self, quantization: str, *, number_bytes: int) -> Footprint:
         """Bytes of its parts, see :func:`mesh.model.memory_footprint.footprint`.
 
         Raises:
@@ -77,7 +77,7 @@ def load_model(model: ModelSettings) -> Model:
     config = named(written)
     tokenizer = Tokenizer.from_file(str(_file(path, "tokenizer.json")))
     layers: int = config["num_hidden_layers"]
-    takes = footprint(config)
+    parts = footprint(config)
     return Model(
         id=model.id,
         name=model.name or model.id,
@@ -89,7 +89,7 @@ def load_model(model: ModelSettings) -> Model:
         min_nodes=model.min_nodes,
         price_per_token=model.payment_per_token,
         edge_units=edge_units(config),
-        min_vram_gb=-(-(layers * takes.layer + takes.edge) // 10**9),
+        min_vram_gb=-(-(layers * parts.layer + parts.edge) // 10**9),
         tokenizer=tokenizer,
         config=written,
     )

@@ -24,12 +24,12 @@ log = structlog.get_logger()
 TIMEOUT = 10
 """Seconds for S3, or the operator's own server, to begin to answer."""
 
-RETRY_AFTER = 30
+RETRY_AFTER_SECONDS = 30
 """Seconds after which to ask again while they do not."""
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class HashedManifest:
     """A manifest and the SHA-256 of its bytes."""
 
     manifest: Manifest
@@ -37,7 +37,7 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class FileUrl:
+class WeightFile:
     """``size`` in bytes."""
 
     name: str
@@ -47,15 +47,15 @@ class FileUrl:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class WeightListing:
     """Files and their URLs, the manifest's among them."""
 
     manifest_sha256: str
-    files: list[FileUrl]
+    files: list[WeightFile]
 
 
 class PublishedWeights:
-    """Reads a manifest once while it is kept; signs URLs each time, which needs no network.
+    """Keeps manifests for a while; signs URLs each time, which needs no network.
 
     S3's credentials, region and endpoint are boto3's: the machine's role, or its usual variables.
     """
@@ -63,11 +63,11 @@ class PublishedWeights:
     def __init__(self, models: list[ModelSettings], settings: WeightSettings) -> None:
         self._models = {model.id: model for model in models}
         self._settings = settings
-        self._kept: dict[str, tuple[float, Published, int]] = {}
+        self._kept: dict[str, tuple[float, HashedManifest, int]] = {}
         self._reading = asyncio.Lock()
         self._client: Any = None
 
-    async def listing(self, model_id: str) -> Listing:
+    async def listing(self, model_id: str) -> WeightListing:
         """What a node needs to fetch a model.
 
         Raises:
@@ -81,32 +81,32 @@ class PublishedWeights:
             published, size = await self._published(model)
         return await asyncio.to_thread(self._list, model, published, size)
 
-    async def _published(self, model: ModelSettings) -> tuple[Published, int]:
+    async def _published(self, model: ModelSettings) -> tuple[HashedManifest, int]:
         read_at, published, size = self._kept.get(model.id, (0.0, None, 0))
         if published is not None and time.monotonic() - read_at < self._settings.manifest_ttl:
             return published, size
         try:
             content = await asyncio.to_thread(self._read, model)
-            found = Published(
+            found = HashedManifest(
                 await asyncio.to_thread(manifest.read_manifest, content),
                 hashlib.sha256(content).hexdigest(),
             )
         except (BotoCoreError, ClientError, httpx.HTTPError, WeightsRefused) as error:
             log.error("weights_manifest_unreadable", model_id=model.id, reason=str(error))
             raise Unavailable(
-                f"The manifest of {model.id} cannot be read now.", retry_after=RETRY_AFTER
+                f"The manifest of {model.id} cannot be read now.", retry_after=RETRY_AFTER_SECONDS
             ) from None
         self._kept[model.id] = (time.monotonic(), found, len(content))
         return found, len(content)
 
     def _read(self, model: ModelSettings) -> bytes:
         if model.s3 is not None:
-            bucket, key = _place(model.s3, manifest.NAME)
+            bucket, key = _bucket_and_key(model.s3, manifest.NAME)
             body = self._s3().get_object(Bucket=bucket, Key=key)["Body"]
             content: bytes = body.read(manifest.MAX_BYTES + 1)
         else:
             content = b""
-            url = _under(model, manifest.NAME)
+            url = _public_url(model, manifest.NAME)
             with httpx.stream("GET", url, timeout=TIMEOUT, follow_redirects=True) as answer:
                 answer.raise_for_status()
                 for piece in answer.iter_bytes():
@@ -117,18 +117,18 @@ class PublishedWeights:
             raise WeightsRefused("The manifest is larger than it may be.")
         return content
 
-    def _list(self, model: ModelSettings, published: Published, size: int) -> Listing:
-        own = FileUrl(manifest.NAME, size, published.sha256, self._url(model, manifest.NAME))
+    def _list(self, model: ModelSettings, published: HashedManifest, size: int) -> WeightListing:
+        own = WeightFile(manifest.NAME, size, published.sha256, self._url(model, manifest.NAME))
         files = [
-            FileUrl(name, file.size, file.sha256, self._url(model, name))
+            WeightFile(name, file.size, file.sha256, self._url(model, name))
             for name, file in published.manifest.files.items()
         ]
-        return Listing(published.sha256, [own, *files])
+        return WeightListing(published.sha256, [own, *files])
 
     def _url(self, model: ModelSettings, name: str) -> str:
         if model.s3 is None:
-            return _under(model, name)
-        bucket, key = _place(model.s3, name)
+            return _public_url(model, name)
+        bucket, key = _bucket_and_key(model.s3, name)
         url: str = self._s3().generate_presigned_url(
             "get_object",
             Params={"Bucket": bucket, "Key": key},
@@ -148,10 +148,10 @@ class PublishedWeights:
         return self._client
 
 
-def _place(s3: str, name: str) -> tuple[str, str]:
+def _bucket_and_key(s3: str, name: str) -> tuple[str, str]:
     bucket, _, prefix = s3.partition("/")
     return bucket, f"{prefix.rstrip('/')}/{name}".lstrip("/")
 
 
-def _under(model: ModelSettings, name: str) -> str:
+def _public_url(model: ModelSettings, name: str) -> str:
     return f"{(model.weights_url or '').rstrip('/')}/{quote(name)}"

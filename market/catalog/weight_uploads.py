@@ -9,22 +9,22 @@ from typing import Any
 import boto3
 from botocore.exceptions import ClientError
 
-HASH = "sha256"
+HASH_METADATA = "sha256"
 """Name of the metadata that keeps a file's hash, so that a second upload is none."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A place in a bucket. All methods raise boto3's errors."""
+    """Keys under a prefix of a bucket. All methods raise boto3's errors."""
 
     client: Any
     bucket: str
     prefix: str
 
     @classmethod
-    def at(cls, place: str) -> "Bucket":
-        """``place``: `BUCKET/PREFIX`."""
-        bucket, _, prefix = place.partition("/")
+    def at(cls, location: str) -> "Bucket":
+        """``location``: `BUCKET/PREFIX`."""
+        bucket, _, prefix = location.partition("/")
         return cls(boto3.client("s3"), bucket, prefix.strip("/"))
 
     def put(self, path: Path, sha256: str, progress: Callable[[int], None]) -> bool:
@@ -43,7 +43,11 @@ class Bucket:
             progress(size)
             return False
         self.client.upload_file(
-            str(path), self.bucket, key, ExtraArgs={"Metadata": {HASH: sha256}}, Callback=progress
+            str(path),
+            self.bucket,
+            key,
+            ExtraArgs={"Metadata": {HASH_METADATA: sha256}},
+            Callback=progress,
         )
         return True
 
@@ -57,7 +61,9 @@ class Bucket:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == HTTPStatus.NOT_FOUND:
                 return False
             raise
-        same: bool = found["ContentLength"] == size and found["Metadata"].get(HASH) == sha256
+        same: bool = (
+            found["ContentLength"] == size and found["Metadata"].get(HASH_METADATA) == sha256
+        )
         return same
 
     def _key(self, name: str) -> str:

@@ -1,1 +1,1 @@
-"""The DHT from the operator's side."""
+"""The DHT from the operator's side: his key, nodes' credentials, and what is announced."""

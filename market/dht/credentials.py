@@ -12,9 +12,9 @@ from mesh.dht.records import issue_credential
 from mesh.node_api import DhtAccess
 
 
-async def peers(redis: Redis, discovery: DiscoverySettings) -> list[str]:
+async def bootstrap_peers(redis: Redis, discovery: DiscoverySettings) -> list[str]:
     """Multiaddresses of the operator's DHT peers: those of the settings, and those that run."""
-    return sorted({*discovery.dht_bootstrap, *await directory.peers(redis)})
+    return sorted({*discovery.dht_bootstrap, *await directory.running_peers(redis)})
 
 
 async def dht_access(
@@ -51,5 +51,5 @@ async def dht_access(
         credential=credential.hex(),
         registration=registration,
         operator_key=operator.public.hex(),
-        peers=await peers(redis, settings.discovery),
+        peers=await bootstrap_peers(redis, settings.discovery),
     )

@@ -1,1 +1,1 @@
-"""Where nodes and users are."""
+"""Where nodes and users are, and how far apart."""

@@ -4,7 +4,7 @@ from math import asin, cos, radians, sin, sqrt
 from typing import NamedTuple
 
 EARTH_RADIUS_KM = 6371.0088
-HALF_ROUND_KM = 20_016.0
+MAX_DISTANCE_KM = 20_016.0
 """No two places are farther apart."""
 
 

@@ -8,8 +8,9 @@ from geoip2.errors import AddressNotFoundError
 from maxminddb import InvalidDatabaseError
 
 from market.geo.distance import Coordinates
+from mesh.node_api import MAX_LABEL
 
-NOWHERE = "192.0.2.1"
+TEST_ADDRESS = "192.0.2.1"
 """An address that documents use and nobody has."""
 
 
@@ -22,12 +23,12 @@ class GeoLocation:
 
 
 class GeoIp:
-    """A MaxMind database of cities, or none: then nobody's place is known."""
+    """A MaxMind database of cities, or none: then no location is known."""
 
     def __init__(self, path: Path | None) -> None:
         """
         Raises:
-            ValueError: the file is missing or damaged, or does not tell cities.
+            ValueError: the file is missing or damaged, or has no cities.
         """
         self._reader = None if path is None else _open(path)
 
@@ -43,14 +44,19 @@ class GeoIp:
         if latitude is None or longitude is None:
             return None
         names = (found.city.name, found.country.iso_code)
-        return GeoLocation(", ".join(filter(None, names))[:100], Coordinates(latitude, longitude))
+        return GeoLocation(
+            ", ".join(filter(None, names))[:MAX_LABEL], Coordinates(latitude, longitude)
+        )
 
-    def about(self, address: str) -> Coordinates | None:
-        """The same in whole degrees, about 100 km: enough to find nodes nearby, and no address."""
-        place = self.find(address)
-        if place is None:
+    def approximate(self, address: str) -> Coordinates | None:
+        """An IP address's location in whole degrees, about 100 km: enough to find nodes nearby, no
+        street."""
+        location = self.find(address)
+        if location is None:
             return None
-        return Coordinates(round(place.coordinates.latitude), round(place.coordinates.longitude))
+        return Coordinates(
+            round(location.coordinates.latitude), round(location.coordinates.longitude)
+        )
 
     def close(self) -> None:
         if self._reader is not None:
@@ -60,7 +66,7 @@ class GeoIp:
 def _open(path: Path) -> geoip2.database.Reader:
     try:
         reader = geoip2.database.Reader(path)
-        reader.city(NOWHERE)
+        reader.city(TEST_ADDRESS)
     except AddressNotFoundError:
         return reader
     except (InvalidDatabaseError, OSError, TypeError, ValueError) as error:

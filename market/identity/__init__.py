@@ -1,1 +1,1 @@
-"""Who calls: wallets, machines, nodes."""
+"""Who calls: wallets that log in, machines that they let in, nodes; and their tokens."""

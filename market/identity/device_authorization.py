@@ -1,4 +1,4 @@
-"""Device authorization (RFC 8628): machines that wait to be let in, in Redis while they do.
+"""Device authorization (RFC 8628): machines that ask to be let in, in Redis until they are.
 
 Codes are kept as keyed hashes: whoever reads Redis can neither fetch a machine's token nor let one
 in. Each code works once.
@@ -24,27 +24,27 @@ from market.identity.errors import (
 from market.settings import Settings
 from mesh import redis_keys, signed_texts
 
-LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
+USER_CODE_ALPHABET = "BCDFGHJKLMNPQRSTVWXZ"
 """Of user codes, as RFC 8628 recommends: no vowels, so no words, and nothing that looks like a
 digit. Eight of them are one of 2.6e10."""
 
-CODE_LENGTH = 8
+USER_CODE_LENGTH = 8
 
-SLOW_DOWN = 5
+SLOW_DOWN_SECONDS = 5
 """Seconds that a machine which asks too often has to wait longer from then on (RFC 8628, 3.5)."""
 
-_WAITS = """
+_IF_PENDING = """
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'decision') == 1 then
     return 'over'
 end
 """
 
-_ASK = f"""{_WAITS}
+_SET_MESSAGE = f"""{_IF_PENDING}
 redis.call('HSET', KEYS[1], unpack(ARGV))
 return 'asked'
 """
 
-_APPROVE = f"""{_WAITS}
+_APPROVE = f"""{_IF_PENDING}
 local asked = redis.call('HMGET', KEYS[1], 'wallet', 'nonce')
 if asked[1] ~= ARGV[1] or asked[2] ~= ARGV[2] then
     return 'replaced'
@@ -55,7 +55,7 @@ return 'decided'
 """By the wallet whose signature was checked, over the message that was checked: another one may
 have been asked for meanwhile."""
 
-_DENY = f"""{_WAITS}
+_DENY = f"""{_IF_PENDING}
 redis.call('HSET', KEYS[1], 'decision', 'denied')
 return 'decided'
 """
@@ -84,7 +84,7 @@ return {'pending'}
 
 
 @dataclass(frozen=True, slots=True)
-class Codes:
+class DeviceCodes:
     """What a machine gets: ``device_code`` to ask with, ``user_code`` to show."""
 
     device_code: str
@@ -103,7 +103,7 @@ class PendingDevice:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ApprovalMessage:
     """The text that a wallet is to sign, and what of it is not known beforehand."""
 
     text: str
@@ -121,12 +121,12 @@ class DeviceAuthorization:
         self._redis = redis
         self._settings = settings
 
-    async def issue_codes(self, machine: str, address: str) -> Codes:
+    async def issue_codes(self, machine: str, address: str) -> DeviceCodes:
         """Codes for a machine of this name that asks from this address."""
         auth = self._settings.auth
-        codes = Codes(
+        codes = DeviceCodes(
             device_code=secrets.token_urlsafe(32),
-            user_code="".join(secrets.choice(LETTERS) for _ in range(CODE_LENGTH)),
+            user_code="".join(secrets.choice(USER_CODE_ALPHABET) for _ in range(USER_CODE_LENGTH)),
         )
         digest = self._digest(codes.device_code)
         record = {
@@ -141,27 +141,25 @@ class DeviceAuthorization:
             await pipe.execute()
         user_key = redis_keys.user_code(self._digest(codes.user_code))
         await self._redis.set(user_key, digest, ex=auth.device_code_ttl)
-        return Codes(codes.device_code, format_user_code(codes.user_code))
+        return DeviceCodes(codes.device_code, hyphenated(codes.user_code))
 
     async def find(self, user_code: str) -> PendingDevice:
         """
         Raises:
             UserCodeUnknown: mistyped, expired, or decided about already.
         """
-        letters = "".join(letter for letter in user_code.upper() if letter in LETTERS)
+        letters = "".join(letter for letter in user_code.upper() if letter in USER_CODE_ALPHABET)
         digest = await self._redis.get(redis_keys.user_code(self._digest(letters)))
         if digest is not None:
             key = redis_keys.device_code(digest.decode())
             found = await self._redis.hmget(key, ["machine", "address", "decision"])  # type: ignore[misc]
             if found[0] is not None and found[2] is None:
-                return PendingDevice(
-                    key, found[0].decode(), found[1].decode(), format_user_code(letters)
-                )
+                return PendingDevice(key, found[0].decode(), found[1].decode(), hyphenated(letters))
         raise UserCodeUnknown(
             "No machine waits with this code. Compare it, or start the login again."
         )
 
-    async def message_for(self, pending: PendingDevice, wallet_address: str) -> Message:
+    async def issue_message(self, pending: PendingDevice, wallet_address: str) -> ApprovalMessage:
         """What the wallet is to sign. A newer one replaces it.
 
         Raises:
@@ -175,7 +173,7 @@ class DeviceAuthorization:
             "expires_at": _instant(issued + dt.timedelta(seconds=self._settings.auth.nonce_ttl)),
         }
         pairs = [part for pair in fields.items() for part in pair]
-        await self._run(_ASK, pending, *pairs)
+        await self._run(_SET_MESSAGE, pending, *pairs)
         return self._message(pending, fields)
 
     async def check_signature(
@@ -241,7 +239,7 @@ class DeviceAuthorization:
             CodeExpired: the time is up, or the code was redeemed.
         """
         key = redis_keys.device_code(self._digest(device_code))
-        script: Any = self._redis.eval(_POLL, 1, key, str(SLOW_DOWN))
+        script: Any = self._redis.eval(_POLL, 1, key, str(SLOW_DOWN_SECONDS))
         state, *values = [part.decode() for part in await script]
         match state:
             case "approved":
@@ -256,7 +254,7 @@ class DeviceAuthorization:
             case _:
                 raise CodeExpired("This code's time is up, or it was used. Start the login again.")
 
-    def _message(self, pending: PendingDevice, fields: dict[str, str]) -> Message:
+    def _message(self, pending: PendingDevice, fields: dict[str, str]) -> ApprovalMessage:
         uri = f"{self._settings.public_url}/link"
         text = signed_texts.machine_message(
             domain=self._settings.auth.domain,
@@ -268,7 +266,7 @@ class DeviceAuthorization:
             issued_at=fields["issued_at"],
             expires_at=fields["expires_at"],
         )
-        return Message(
+        return ApprovalMessage(
             text=text,
             domain=self._settings.auth.domain,
             uri=uri,
@@ -283,9 +281,9 @@ class DeviceAuthorization:
         return hmac.new(key, code.encode(), hashlib.sha256).hexdigest()
 
 
-def format_user_code(user_code: str) -> str:
+def hyphenated(user_code: str) -> str:
     """The code as people read it: BCDF-GHJK."""
-    half = CODE_LENGTH // 2
+    half = USER_CODE_LENGTH // 2
     return f"{user_code[:half]}-{user_code[half:]}"
 
 

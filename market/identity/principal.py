@@ -6,7 +6,7 @@ from typing import Literal
 
 from market.errors import Forbidden
 
-Kind = Literal["user", "node", "machine"]
+PrincipalKind = Literal["user", "node", "machine"]
 """A wallet that logged in; a node; a machine that may register nodes for a wallet."""
 
 
@@ -27,7 +27,7 @@ class Scope(StrEnum):
     """Fetch the weights of models."""
 
 
-SCOPES: dict[Kind, frozenset[Scope]] = {
+SCOPES: dict[PrincipalKind, frozenset[Scope]] = {
     "user": frozenset({Scope.INFERENCE, Scope.BILLING, Scope.MACHINES}),
     "machine": frozenset({Scope.REGISTER, Scope.WEIGHTS}),
     "node": frozenset({Scope.SERVE, Scope.WEIGHTS}),
@@ -43,7 +43,7 @@ class Principal:
         registration: Of a node: which of its registrations gave it its token.
     """
 
-    kind: Kind
+    kind: PrincipalKind
     subject: str
     scopes: frozenset[Scope]
     machine_id: str = ""

@@ -8,11 +8,14 @@ from redis.asyncio import Redis
 from market.jobs.live_session import block_ms
 from mesh import redis_keys, wire
 from mesh.errors import WireError
+from mesh.wire.limits import INBOX_TTL
 
 log = structlog.get_logger()
 
 
-async def publish_event(redis: Redis, message: wire.ControlMessage, *, ttl: int = 3600) -> None:
+async def publish_event(
+    redis: Redis, message: wire.ControlMessage, *, ttl: int = INBOX_TTL
+) -> None:
     """Append a message to the events of its generation, for its supervisor. ``ttl``: seconds for
     which events that nobody adds to are kept."""
     key = redis_keys.events(message.request_id)

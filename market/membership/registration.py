@@ -69,7 +69,7 @@ async def register(
             earlier_model = None if known is None else known.model_id
             if span is None:
                 await rebalances.lock(db, model.id)
-            ended = None if known is None else await assignments.begin_again(db, known, node)
+            ended = None if known is None else await assignments.record_restart(db, known, node)
             if span is None:
                 columns |= await newcomers.place(resources, db, model, node, known)
             row = _upsert(db, node, known, name, columns)

@@ -66,7 +66,7 @@ class Node:
         return Coordinates(self.latitude, self.longitude)
 
     def could_hold(self, positions: int) -> bool:
-        """Whether a generation of so many positions fits into an empty KV cache of the node."""
+        """Whether an empty KV cache of the node holds a generation of ``positions``."""
         return not self.kv_positions or self.kv_positions >= positions
 
     @property

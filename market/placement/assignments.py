@@ -1,4 +1,4 @@
-"""What a heartbeat is told: the span to serve, or to load."""
+"""The span in the answer to a heartbeat: to serve, or to load."""
 
 import time
 
@@ -18,14 +18,15 @@ from mesh.node_api import Heartbeat, HeartbeatReply, NodeRegistration
 log = structlog.get_logger()
 
 
-async def begin_again(
+async def record_restart(
     db: AsyncSession, known: RegisteredNode, node: NodeRegistration
 ) -> Rebalance | None:
-    """What a node's earlier process had loaded for a rebalance is gone with that process. If the
-    platform may not move the node any more, or it serves another model, the rebalance has failed.
+    """A node registers again: what its earlier process had loaded for a rebalance is gone with that
+    process. If the platform does not choose the node's span any more, or the node serves another
+    model, the rebalance has failed.
 
     Returns:
-        The rebalance that ended: its assignments are to be withdrawn after the transaction.
+        The rebalance if it failed, to withdraw its assignments after the transaction; else none.
     """
     rebalance = await _rebalance_of(db, known.node_id)
     await db.refresh(known)  # a rebalance may just have switched
@@ -45,7 +46,7 @@ async def begin_again(
 async def assignment_for(
     resources: Resources, node_id: str, heartbeat: Heartbeat
 ) -> HeartbeatReply:
-    """What a heartbeat is told. One round trip to Redis, unless the node is part of a rebalance."""
+    """The answer to a heartbeat. One round trip to Redis, unless a rebalance changes the node."""
     redis = resources.redis
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hmget(redis_keys.assignment(node_id), ["start", "end"])
@@ -53,42 +54,44 @@ async def assignment_for(
         assigned, current = (_span(pair) for pair in await pipe.execute())
     if assigned is None:
         return _reply(current or await _registered(resources, node_id))
-    first = await rebalances.note_asked(redis, node_id, time.time())
+    first = await rebalances.record_asked(redis, node_id, time.time())
     if not first and assigned not in heartbeat.serves and heartbeat.cannot_serve != assigned:
         return _reply(assigned, should_rebalance=True)
-    return await _go_on(resources, node_id, heartbeat, assigned)
+    return await _advance(resources, node_id, heartbeat, assigned)
 
 
-async def _go_on(
+async def _advance(
     resources: Resources, node_id: str, heartbeat: Heartbeat, assigned: Span
 ) -> HeartbeatReply:
-    """A node of a rebalance has begun to load, has loaded, or cannot."""
+    """Record that a node of a rebalance has begun to load, has loaded, or cannot load."""
     switches: list[rebalances.SpanSwitch] = []
     async with resources.sessions.begin() as db:
         rebalance = await _rebalance_of(db, node_id)
         if rebalance is not None and heartbeat.cannot_serve == assigned:
             await rebalances.fail(db, rebalance, f"{node_id} could not load its span")
         elif rebalance is not None and assigned in heartbeat.serves:
-            switches = await rebalances.loaded(db, rebalance, node_id)
+            switches = await rebalances.record_loaded(db, rebalance, node_id)
         elif rebalance is not None:
             rebalance.state = "loading"
-        still = rebalance is not None and rebalance.ended_at is None
-    if still:
+        under_way = rebalance is not None and rebalance.ended_at is None
+    if under_way:
         return _reply(assigned, should_rebalance=True)
     if rebalance is None:
         await resources.redis.delete(redis_keys.assignment(node_id))
     else:
         await rebalances.withdraw_assignments(resources.redis, rebalance)
-        await rebalances.announce(resources.redis, switches)
+        await rebalances.publish_switches(resources.redis, switches)
         _log_end(rebalance)
     span = await _registered(resources, node_id)
-    if span is not None and not switches:  # who switched did not live to tell the routes
+    if (
+        span is not None and not switches
+    ):  # whoever switched the spans may have ended before routes used them
         await live_registry.change_span(resources.redis, node_id, span, edge=span[0] == 0)
     return _reply(span)
 
 
 async def _rebalance_of(db: AsyncSession, node_id: str) -> Rebalance | None:
-    """The rebalance under way that changes a node."""
+    """The rebalance under way that changes a node; none if none does."""
     model_id = await db.scalar(
         select(RegisteredNode.model_id).where(RegisteredNode.node_id == node_id)
     )

@@ -1,4 +1,4 @@
-"""A model's nodes as placement sees them: what they measured, in placement's words."""
+"""A model's nodes in the solver's terms: what they measured, as candidates and spans."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,19 @@ from mesh.model.compute_cost import EDGE_UNITS_PER_LAYER
 from mesh.model.memory_footprint import Footprint
 
 ASSUMED_SPEED = 1.0
-"""Layers a second of nodes among which none has served yet: all alike, whatever the number."""
+"""Layers a second of nodes of which none has served yet. Only ratios of speeds matter: any number
+would do."""
 
 ASSUMED_LOAD_SPEED = 125e6
 """Bytes a second of a node that has not measured it: a gigabit."""
 
-CPU_NUMBER, GPU_NUMBER = 4, 2
+CPU_NUMBER_BYTES, GPU_NUMBER_BYTES = 4, 2
 """Bytes of a number on a node without and with a GPU, as nodes choose by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What :mod:`market.placement.solver` is asked about. ``spans``: what nodes serve, by node."""
+    """What :mod:`market.placement.solver` works on. ``spans``: what nodes serve, by node id."""
 
     candidates: list[Candidate]
     spans: dict[str, Span]
@@ -39,10 +40,10 @@ def shape_of(model: Model) -> ModelShape:
 
 
 def speed_of(node: Node, model: Model) -> float | None:
-    """Layers a second as its last heartbeat has it; none if it has not served yet.
+    """Layers a second of a node by its last heartbeat; none if it has not served yet.
 
-    No step is quicker than routes take one for: beside a node that says it needs a billionth of a
-    millisecond, all others would be nothing.
+    A step counts for at least what it counts for in routes: beside a node that says it needs a
+    billionth of a millisecond, the speeds of all others would be lost to rounding.
     """
     if node.latency_ms <= 0:
         return None
@@ -62,19 +63,19 @@ def cluster_of(
     """Nodes that serve something, and their spans.
 
     Args:
-        positions: KV room that each layer is to have, over all generations.
-        speeds: Layers a second, by node; the rest counts as quick as the median.
-        fixed: Nodes that are not to be moved now, besides those that never are: whose owners chose
-            the span, or whose memory is unknown.
+        positions: KV positions that each layer is to have, over all generations.
+        speeds: Layers a second, by node id; other nodes count as quick as the median.
+        fixed: Ids of nodes whose spans are not to be changed now, besides those whose spans never
+            are: their owners chose the span, or their memory is unknown.
     """
-    usual = usual_speed(speeds)
+    median_of_all = median_speed(speeds)
     serving = [node for node in nodes if node.start_layer or (node.edge and node.trusted)]
     candidates = [
         _candidate(
             node,
             model,
             positions=positions,
-            speed=speeds.get(node.node_id, usual),
+            speed=speeds.get(node.node_id, median_of_all),
             movable=node.placeable and node.memory_bytes > 0 and node.node_id not in fixed,
         )
         for node in serving
@@ -94,15 +95,15 @@ def newcomer(
     positions: int,
     speed: float,
 ) -> Candidate:
-    """A node that has served nothing yet.
+    """A node that has served nothing yet, as a candidate.
 
     Raises:
-        UnsupportedModel: the model cannot be quantized like this.
+        UnsupportedModel: the model cannot be quantized as given.
     """
     return candidate(
         node_id,
-        _takes(model, quantization, vram_gb),
-        room=memory_bytes,
+        _footprint(model, quantization, vram_gb),
+        memory_bytes=memory_bytes,
         positions=positions,
         speed=speed,
         load_speed=ASSUMED_LOAD_SPEED,
@@ -110,34 +111,36 @@ def newcomer(
     )
 
 
-def usual_speed(speeds: Mapping[str, float]) -> float:
-    """Layers a second of a node that has not been measured."""
+def median_speed(speeds: Mapping[str, float]) -> float:
+    """Layers a second that a node counts with that has not been measured."""
     return median(speeds.values()) if speeds else ASSUMED_SPEED
 
 
 def _candidate(
     node: Node, model: Model, *, positions: int, speed: float, movable: bool
 ) -> Candidate:
-    """What it serves it holds, whatever its memory is said to be."""
+    """A node as a candidate. It holds the span that it serves, whatever memory it reports."""
     try:
-        takes = _takes(model, node.quantization, node.vram_gb)
-    except UnsupportedModel:  # so it says
-        takes, movable = _takes(model, "none", node.vram_gb), False
-    layers, room = node.end_layer - node.start_layer, node.memory_bytes if movable else 0
-    beside_edge = takes.layers_within(room - takes.edge, positions=positions)
+        footprint = _footprint(model, node.quantization, node.vram_gb)
+    except UnsupportedModel:  # the node names a quantization that does not exist
+        footprint, movable = _footprint(model, "none", node.vram_gb), False
+    layers, memory_bytes = node.end_layer - node.start_layer, node.memory_bytes if movable else 0
+    beside_edge = footprint.layers_within(memory_bytes - footprint.edge, positions=positions)
     return Candidate(
         node_id=node.node_id,
         speed=speed,
-        capacity=max(layers, takes.layers_within(room, positions=positions)),
+        capacity=max(layers, footprint.layers_within(memory_bytes, positions=positions)),
         edge_capacity=max(
             beside_edge if node.trusted else 0, layers if node.start_layer == 0 else 0
         ),
-        layer_bytes=takes.layer,
-        edge_bytes=takes.edge,
+        layer_bytes=footprint.layer,
+        edge_bytes=footprint.edge,
         load_speed=node.load_bytes_per_second or ASSUMED_LOAD_SPEED,
         movable=movable,
     )
 
 
-def _takes(model: Model, quantization: str, vram_gb: int) -> Footprint:
-    return model.takes(quantization, number_bytes=GPU_NUMBER if vram_gb else CPU_NUMBER)
+def _footprint(model: Model, quantization: str, vram_gb: int) -> Footprint:
+    return model.footprint(
+        quantization, number_bytes=GPU_NUMBER_BYTES if vram_gb else CPU_NUMBER_BYTES
+    )

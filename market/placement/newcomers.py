@@ -25,16 +25,16 @@ async def place(
     node: NodeRegistration,
     known: RegisteredNode | None,
 ) -> dict[str, Any]:
-    """The columns that say where a node serves which leaves that to us: the span that it had, if it
-    comes back, else the one with which it helps most. The model is locked, so that two that come at
-    once do not get the same.
+    """The span of a node that leaves it to the platform, as columns of its row: the span that it
+    had, if it comes back, else the one with which it raises the throughput most. The caller has
+    locked the model, so that two nodes that register at once do not get one span.
 
     Args:
-        known: Its row, if it comes back.
+        known: The node's row, if it comes back.
 
     Raises:
-        InvalidRequest: it holds no layer of the model.
-        UnsupportedModel: the model cannot be quantized as it says.
+        InvalidRequest: the node holds no layer of the model.
+        UnsupportedModel: the model cannot be quantized as the node says.
     """
     placement = resources.settings.placement
     nodes = [
@@ -53,7 +53,7 @@ async def place(
         memory_bytes=node.memory_bytes,
         trusted=trusts(resources.settings.discovery, node.wallet_address),
         positions=placement.positions,
-        speed=cluster.usual_speed(speeds),
+        speed=cluster.median_speed(speeds),
     )
     span = (
         _as_before(newcomer, known, model)
@@ -72,7 +72,7 @@ async def place(
 async def _loading(
     resources: Resources, db: AsyncSession, model: Model, known: set[str]
 ) -> list[Node]:
-    """Nodes that have registered and not been heard yet: they count with the span that they got."""
+    """Nodes that have registered and sent no heartbeat yet: they count with the span they got."""
     limit = dt.timedelta(seconds=resources.settings.placement.loading_limit)
     rows = await db.scalars(
         select(RegisteredNode).where(
@@ -85,7 +85,8 @@ async def _loading(
 
 
 def _as_before(newcomer: Candidate, known: RegisteredNode | None, model: Model) -> Span | None:
-    """Its checkpoint is on its disk, and others count on its coming back."""
+    """The span that a node had, whose checkpoint is on its disk and beside which other spans were
+    chosen. None if the node served another model, or does not hold the span any more."""
     if known is None or known.model_id != model.id or not known.placeable:
         return None
     span = (known.start_layer, known.end_layer)
@@ -93,8 +94,8 @@ def _as_before(newcomer: Candidate, known: RegisteredNode | None, model: Model) 
 
 
 def _beside(newcomer: Candidate, present: cluster.Cluster) -> Span | None:
-    """For a node that raises the throughput nowhere: a replica of the slowest span that it holds,
-    else as many of the last layers as it holds, where a move may find it."""
+    """The span of a node that raises the throughput nowhere: that of the slowest replicas that it
+    holds, else as many of the last layers as it holds, which a later rebalance may change."""
     rates: dict[Span, float] = {}
     for node_id, span in present.spans.items():
         if newcomer.holds(span):

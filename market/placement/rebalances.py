@@ -1,8 +1,8 @@
-"""Moves of nodes to other spans, from the proposal to the switch. Postgres owns them.
+"""Rebalances: changes of nodes' spans, from the proposal to the switch. Postgres owns them.
 
-All nodes of a move load while they serve what they served. When the last has loaded, all spans
-change in one transaction, and routes count on them from then on: there is no moment with a hole
-between one node's new span and another's old one.
+All nodes of a rebalance load while they serve what they served. When the last has loaded, all spans
+change in one transaction, and routes use the new spans from then on: at no moment is a layer
+between one node's new span and another's old span without a node.
 """
 
 import datetime as dt
@@ -24,14 +24,14 @@ from mesh import redis_keys
 
 @dataclass(frozen=True, slots=True)
 class SpanSwitch:
-    """A node's new span, on which routes are to count."""
+    """A node's new span, which routes are to use."""
 
     node_id: str
     span: Span
 
     @property
     def edge(self) -> bool:
-        """Who serves layer 0 holds the edge."""
+        """Whether the node holds the edge: so does every node that serves layer 0."""
         return self.span[0] == 0
 
 
@@ -45,13 +45,14 @@ async def lock(db: AsyncSession, model_id: str) -> None:
 
 
 async def try_lock(db: AsyncSession, model_id: str) -> bool:
-    """The same; false if somebody else does already."""
-    taken = text("SELECT pg_try_advisory_xact_lock(:space, :model)")
-    return bool(await db.scalar(taken, _keys(model_id)))
+    """Let nobody else place the model's nodes until the transaction ends; false if another
+    transaction has locked them."""
+    query = text("SELECT pg_try_advisory_xact_lock(:space, :model)")
+    return bool(await db.scalar(query, _keys(model_id)))
 
 
 async def under_way(db: AsyncSession, model_id: str) -> Rebalance | None:
-    """The one move of a model that is, locked until the transaction ends."""
+    """The rebalance of a model that is under way, locked until the transaction ends; or none."""
     found: Rebalance | None = await db.scalar(
         select(Rebalance)
         .where(Rebalance.model_id == model_id, Rebalance.state.in_(UNDER_WAY))
@@ -60,13 +61,14 @@ async def under_way(db: AsyncSession, model_id: str) -> Rebalance | None:
     return found
 
 
-async def record(db: AsyncSession, model_id: str, move: RebalancePlan) -> Rebalance:
-    """Begin a move. Who loses its span to others goes on serving it; no route needs it.
+async def begin(db: AsyncSession, model_id: str, plan: RebalancePlan) -> Rebalance:
+    """Begin a rebalance. A node that is to have nothing to serve goes on serving its span, which no
+    route needs then.
 
     Raises:
-        IntegrityError: another move of the model is under way.
+        IntegrityError: another rebalance of the model is under way.
     """
-    changes = [change for change in move.changes if change.new is not None]
+    changes = [change for change in plan.changes if change.new is not None]
     row = Rebalance(
         model_id=model_id,
         changes=[
@@ -78,39 +80,43 @@ async def record(db: AsyncSession, model_id: str, move: RebalancePlan) -> Rebala
             }
             for change in changes
         ],
-        steps_before=move.before,
-        steps_after=move.after,
-        load_seconds=move.seconds,
+        steps_before=plan.before,
+        steps_after=plan.after,
+        load_seconds=plan.load_seconds,
     )
     db.add(row)
     await db.flush()
     return row
 
 
-async def loaded(db: AsyncSession, move: Rebalance, node_id: str) -> list[SpanSwitch]:
-    """A node has loaded its new span. What switches, if it was the last; else nothing.
+async def record_loaded(db: AsyncSession, rebalance: Rebalance, node_id: str) -> list[SpanSwitch]:
+    """Record that a node has loaded its new span. If it was the last, all nodes switch.
 
-    The move fails if one of its nodes is not there to be moved any more: none switches without it.
+    The rebalance fails, and no node switches, if the span of one of its nodes is not the platform's
+    to choose any more.
+
+    Returns:
+        The new spans of all nodes, if they switched; else nothing.
     """
-    move.changes = [
+    rebalance.changes = [
         change | {"loaded": change["loaded"] or change["node_id"] == node_id}
-        for change in move.changes
+        for change in rebalance.changes
     ]
-    if not all(change["loaded"] for change in move.changes):
+    if not all(change["loaded"] for change in rebalance.changes):
         return []
     movable = await db.scalars(
         select(RegisteredNode.node_id)
         .where(
-            RegisteredNode.node_id.in_(nodes_of(move)),
-            RegisteredNode.model_id == move.model_id,
+            RegisteredNode.node_id.in_(nodes_of(rebalance)),
+            RegisteredNode.model_id == rebalance.model_id,
             RegisteredNode.placeable,
         )
         .with_for_update()
     )
-    if left := set(nodes_of(move)).difference(movable):
-        await fail(db, move, f"not to be moved any more: {', '.join(sorted(left))}")
+    if left := set(nodes_of(rebalance)).difference(movable):
+        await fail(db, rebalance, f"not to be moved any more: {', '.join(sorted(left))}")
         return []
-    switches = [SpanSwitch(change["node_id"], tuple(change["new"])) for change in move.changes]
+    switches = [SpanSwitch(change["node_id"], tuple(change["new"])) for change in rebalance.changes]
     for switch in switches:
         start, end = switch.span
         await db.execute(
@@ -118,46 +124,48 @@ async def loaded(db: AsyncSession, move: Rebalance, node_id: str) -> list[SpanSw
             .where(RegisteredNode.node_id == switch.node_id)
             .values(start_layer=start, end_layer=end, edge=switch.edge)
         )
-    await _end(db, move, "switched")
+    await _end(db, rebalance, "switched")
     return switches
 
 
-async def fail(db: AsyncSession, move: Rebalance, reason: str, *, state: str = "failed") -> None:
-    """Nothing changes."""
-    move.reason = reason[:100]
-    await _end(db, move, state)
+async def fail(
+    db: AsyncSession, rebalance: Rebalance, reason: str, *, state: str = "failed"
+) -> None:
+    """End a rebalance; all nodes keep their spans."""
+    rebalance.reason = reason[:100]
+    await _end(db, rebalance, state)
 
 
-async def announce(redis: Redis, switches: Sequence[SpanSwitch]) -> None:
-    """Let routes count on the new spans. If this is lost, the nodes' next heartbeats do it."""
+async def publish_switches(redis: Redis, switches: Sequence[SpanSwitch]) -> None:
+    """Let routes use the new spans. If this is lost, the nodes' next heartbeats do it."""
     for switch in switches:
         await live_registry.change_span(redis, switch.node_id, switch.span, edge=switch.edge)
         await redis.delete(redis_keys.assignment(switch.node_id))
 
 
-async def publish_assignments(redis: Redis, move: Rebalance, *, ttl: float) -> None:
-    """Put down what each node of a move is to load, where its heartbeat looks. Again and again:
-    Redis may have lost it."""
-    for change in move.changes:
+async def publish_assignments(redis: Redis, rebalance: Rebalance, *, ttl: float) -> None:
+    """Write the span that each node of a rebalance is to load where its heartbeat reads it, for
+    ``ttl`` seconds. Called again and again, since Redis may have lost it."""
+    for change in rebalance.changes:
         key = redis_keys.assignment(change["node_id"])
         start, end = change["new"]
         await redis.hset(key, mapping={"start": start, "end": end})  # type: ignore[misc]
         await redis.pexpire(key, round(ttl * 1000))
 
 
-async def note_asked(redis: Redis, node_id: str, now: float) -> bool:
-    """A node has asked for its orders; whether that was the first time."""
+async def record_asked(redis: Redis, node_id: str, now: float) -> bool:
+    """Record that a node has asked for its assignment; true if it is the first time."""
     return bool(await redis.hset(redis_keys.assignment(node_id), "asked", str(now)))  # type: ignore[misc]
 
 
-async def withdraw_assignments(redis: Redis, move: Rebalance) -> None:
-    """Its nodes are not told any more."""
-    for node_id in nodes_of(move):
+async def withdraw_assignments(redis: Redis, rebalance: Rebalance) -> None:
+    """Let the heartbeats of a rebalance's nodes find no assignment any more."""
+    for node_id in nodes_of(rebalance):
         await redis.delete(redis_keys.assignment(node_id))
 
 
 async def asked_at(redis: Redis, node_id: str) -> float | None:
-    """When a node last asked for its orders (Unix time); none if it has not."""
+    """When a node last asked for its assignment (Unix time); none if it has not."""
     found = await redis.hget(redis_keys.assignment(node_id), "asked")  # type: ignore[misc]
     return None if found is None else float(found)
 
@@ -168,8 +176,8 @@ async def assigned_span(redis: Redis, node_id: str) -> tuple[int, int] | None:
     return None if start is None or end is None else (int(start), int(end))
 
 
-async def failed_lately(db: AsyncSession, model_id: str, seconds: float) -> set[str]:
-    """Nodes of moves that came to nothing within so many seconds."""
+async def failed_within(db: AsyncSession, model_id: str, seconds: float) -> set[str]:
+    """Ids of nodes of rebalances that failed or expired within the last ``seconds``."""
     rows = await db.scalars(
         select(Rebalance).where(
             Rebalance.model_id == model_id,
@@ -177,11 +185,11 @@ async def failed_lately(db: AsyncSession, model_id: str, seconds: float) -> set[
             Rebalance.ended_at > func.now() - dt.timedelta(seconds=seconds),
         )
     )
-    return {node_id for move in rows for node_id in nodes_of(move)}
+    return {node_id for rebalance in rows for node_id in nodes_of(rebalance)}
 
 
-async def ended_within(db: AsyncSession, model_id: str, seconds: float) -> bool:
-    """Whether a move of the model took effect so lately."""
+async def switched_within(db: AsyncSession, model_id: str, seconds: float) -> bool:
+    """Whether a rebalance of the model took effect within the last ``seconds``."""
     found = await db.scalar(
         select(Rebalance.id)
         .where(
@@ -194,15 +202,15 @@ async def ended_within(db: AsyncSession, model_id: str, seconds: float) -> bool:
     return found is not None
 
 
-def nodes_of(move: Rebalance) -> list[str]:
-    """Ids of the nodes that a move changes."""
-    return [change["node_id"] for change in move.changes]
+def nodes_of(rebalance: Rebalance) -> list[str]:
+    """Ids of the nodes that a rebalance changes."""
+    return [change["node_id"] for change in rebalance.changes]
 
 
-async def _end(db: AsyncSession, move: Rebalance, state: str) -> None:
-    move.state = state
-    move.ended_at = await db.scalar(select(func.now()))
-    metrics.placement_moves.labels(move.model_id, state).inc()
+async def _end(db: AsyncSession, rebalance: Rebalance, state: str) -> None:
+    rebalance.state = state
+    rebalance.ended_at = await db.scalar(select(func.now()))
+    metrics.placement_moves.labels(rebalance.model_id, state).inc()
 
 
 def _keys(model_id: str) -> dict[str, int]:

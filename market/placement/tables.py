@@ -1,4 +1,4 @@
-"""Moves of nodes to other spans."""
+"""Rebalances: changes of nodes' spans."""
 
 import datetime as dt
 from typing import Any
@@ -15,8 +15,8 @@ UNDER_WAY = ("proposed", "loading")
 class Rebalance(Base):
     """Spans of one model's nodes that change together. The database allows one under way a model.
 
-    ``proposed``: the nodes have yet to be told. ``loading``: one has been. ``switched``: all had
-    loaded, and routes count on the new spans since. ``failed``, ``expired``: nothing changed.
+    ``proposed``: no node has asked for its assignment yet. ``loading``: one has. ``switched``: all
+    had loaded, and routes use the new spans since. ``failed``, ``expired``: nothing changed.
     """
 
     __tablename__ = "placement_moves"
@@ -44,6 +44,6 @@ class Rebalance(Base):
     load_seconds: Mapped[float]
     state: Mapped[str] = mapped_column(String(20), server_default="proposed")
     reason: Mapped[str | None] = mapped_column(String(100))
-    """Why it came to nothing."""
+    """Why the rebalance failed or expired."""
     proposed_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
     ended_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)

@@ -1,7 +1,7 @@
-"""Can the nodes that are there serve a model for a price: what they lack, how far they reach."""
+"""Can the live nodes serve a model for a price: what they lack, and for how long a generation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from redis.asyncio import Redis
@@ -10,15 +10,16 @@ from market.catalog.models import Model
 from market.nodes import live_lookup
 from market.nodes.live_lookup import LiveNode
 from market.nodes.node import Node
-from market.routing import route_search, tiers
+from market.routing.request import RouteRequest
+from market.routing.route_search import cheapest_route
 from market.routing.skip_counts import SkipCounter
 from market.routing.skip_reasons import explain_skips
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """A model's nodes now, and the cheapest route among them, whatever a generation needs; none if
-    there is no route."""
+    """How the live nodes cover a model for a price. ``price``: FAR a generated token. ``route``:
+    the cheapest route for any generation, however short; none if there is no route."""
 
     model: Model
     price: Decimal
@@ -27,7 +28,7 @@ class Coverage:
 
     @property
     def nodes(self) -> list[Node]:
-        """Those that routes may use."""
+        """The nodes that routes may use."""
         return [each.node for each in self.live if each.available]
 
     @property
@@ -36,7 +37,7 @@ class Coverage:
         model = self.model
         if self.route is None:
             return f"Not every layer of {model.id} has a healthy node for its price right now."
-        if len(self.nodes) < model.min_nodes:
+        if not enough_nodes(model, self.live):
             return (
                 f"{model.id} is served by no fewer than {model.min_nodes} healthy nodes, and has "
                 f"{len(self.nodes)} right now."
@@ -46,26 +47,39 @@ class Coverage:
     @property
     def longest_servable(self) -> int:
         """Positions of the longest generation for which there is a route."""
-        rule = tiers.price_rule(self.price)
-        return route_search.longest_servable(self.nodes, self.model.layers, admits=rule)
+        return longest_servable(self.live, _request(self.model, self.price))
 
     def has_kv_for(self, positions: int) -> bool:
-        """Whether some route's whole KV caches hold a generation of so many positions."""
-        rule = tiers.price_rule(self.price)
-        layers = self.model.layers
-        route = route_search.cheapest_route(self.nodes, layers, admits=rule, positions=positions)
-        return route is not None
+        """Whether the whole KV caches of some route hold a generation of ``positions``."""
+        request = _request(self.model, self.price, positions)
+        return cheapest_route(self.live, request) is not None
 
     async def count_skips(self, skips: SkipCounter) -> None:
-        """Tell the nodes that are there why they do not serve; not every time."""
+        """Count for each live node why there is no route with it, as often as
+        :class:`SkipCounter` allows."""
         if skips.due:
-            rule = tiers.price_rule(self.price)
-            await skips.count(explain_skips(self.live, self.model.layers, [], fair=rule))
+            await skips.count(explain_skips(self.live, _request(self.model, self.price), []))
 
 
 async def coverage_of(redis: Redis, model: Model, price: Decimal) -> Coverage:
-    """How the nodes that are there now cover a model, for ``price`` FAR a generated token."""
+    """How the nodes that are live now cover a model, for ``price`` FAR a generated token."""
     live = await live_lookup.live_nodes(redis, model.id)
-    nodes = [each.node for each in live if each.available]
-    route = route_search.cheapest_route(nodes, model.layers, admits=tiers.price_rule(price))
-    return Coverage(model, price, live, route)
+    return Coverage(model, price, live, cheapest_route(live, _request(model, price)))
+
+
+def enough_nodes(model: Model, live: Sequence[LiveNode]) -> bool:
+    """Whether as many nodes are available as the model asks for at least."""
+    return sum(each.available for each in live) >= model.min_nodes
+
+
+def longest_servable(live: Sequence[LiveNode], request: RouteRequest) -> int:
+    """Positions of the longest generation for which the nodes make a route; 0 if there is none."""
+    capacities = {each.node.kv_positions for each in live if each.available}
+    for positions in sorted(capacities, reverse=True):
+        if cheapest_route(live, replace(request, positions=positions)) is not None:
+            return positions
+    return 0
+
+
+def _request(model: Model, price: Decimal, positions: int = 0) -> RouteRequest:
+    return RouteRequest(model.layers, positions=positions, price=price)

@@ -1,87 +1,74 @@
-"""Which nodes serve a generation: the cheapest chain of spans that covers the model.
+"""The cheapest chain of spans that covers the model, among the nodes that may serve.
 
 A route is a path through the layer graph: cuts between layers are its vertices, nodes its edges,
-each from where its span starts to where it ends. A node computes its whole span, so nobody enters
-one in the middle. All that a step costs belongs to single nodes (its messages go by way of the
-platform, not from node to node), so the cheapest path to each cut is enough to go on from there.
+each from where its span starts to where it ends. A node computes its whole span, so no route enters
+a span in the middle. All that a step costs belongs to single nodes (its messages go by way of the
+platform, not from node to node), so the cheapest path to each cut is enough to go on
+from there.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
+from operator import attrgetter
 
-from market.geo.distance import HALF_ROUND_KM, Coordinates, distance_km
+from market.nodes.live_lookup import LiveNode
 from market.nodes.node import MIN_STEP_MS, Node
-from market.routing.eligibility import has_free_kv
-from market.routing.request import NEAR_KM, NodeRule
+from market.routing.eligibility import ineligibility
+from market.routing.request import RouteRequest
 
 
-def cheapest_route(
-    nodes: Sequence[Node],
-    layers: int,
-    *,
-    avoid: Collection[str] = (),
-    prefer: Collection[str] = (),
-    admits: NodeRule | None = None,
-    positions: int = 0,
-    rooms: Mapping[str, int] | None = None,
-    near: Coordinates | None = None,
-    within_km: float = NEAR_KM,
-) -> list[Node] | None:
-    """The cheapest route through ``[0, layers)``, or none if some layer has no node.
+def cheapest_route(live: Sequence[LiveNode], request: RouteRequest) -> list[Node] | None:
+    """The cheapest route through ``[0, request.layers)`` over nodes that may serve the request;
+    none if some layer has no such node.
 
-    A route starts at a trusted node that holds the edge, and each span starts where the one
-    before it ends. A node costs what a message takes to it and back, and its measured step once for
-    each generation that it would then serve, so equal replicas share the load.
+    Each span starts where the one before it ends. A node costs the milliseconds that a message
+    takes to it and back, and its measured step once for each generation that it would then serve,
+    so that equal replicas share the load. Of equal nodes the first given serves.
 
-    Args:
-        avoid: Nodes that are not to serve.
-        prefer: Nodes that cost nothing, and whose room is reserved: they have computed a part of
-            this generation already.
-        admits: Says which nodes may serve at all.
-        positions: KV room that each node has to have.
-        rooms: Positions that each node has room for now. A node that is not in it does not run.
-            None: by what the nodes say their whole caches hold.
-        near: Where the user is. Nodes within ``within_km`` kilometres are asked first, then those
-            within twice as much, and so on; at last everybody, also those whose place is unknown.
+    Where the request tells the user's place, the route is one within the smallest of
+    :attr:`RouteRequest.radii` within which there is a route.
     """
-
-    def may_serve(node: Node) -> bool:
-        if node.node_id in avoid or not node.start_layer < node.end_layer <= layers:
-            return False
-        if node.start_layer == 0 and not (node.edge and node.trusted):
-            return False
-        return has_free_kv(node, positions, rooms, prefer) and (admits is None or admits(node))
-
-    usable = sorted(filter(may_serve, nodes), key=lambda node: node.start_layer)
-    if near is None:
-        return _cheapest(usable, layers, prefer)
-    away = {node.node_id: _away(node, near) for node in usable}
-    while within_km < HALF_ROUND_KM:
-        close = [node for node in usable if away[node.node_id] <= within_km]
-        route = _cheapest(close, layers, prefer)
+    nodes = sorted(live, key=attrgetter("node.start_layer"))
+    distances: dict[str, float] = {}
+    for radius in request.radii:
+        route = _cheapest_path(nodes, request, radius, distances)
         if route is not None:
             return route
-        within_km *= 2
-    return _cheapest(usable, layers, prefer)
+    return None
 
 
-def longest_servable(nodes: Sequence[Node], layers: int, *, admits: NodeRule | None = None) -> int:
-    """Positions of the longest generation for which these nodes make a route; 0 for none."""
-    for positions in sorted({node.kv_positions for node in nodes}, reverse=True):
-        if cheapest_route(nodes, layers, admits=admits, positions=positions) is not None:
-            return positions
-    return 0
+def _cheapest_path(
+    nodes: Sequence[LiveNode], request: RouteRequest, radius: float, distances: dict[str, float]
+) -> list[Node] | None:
+    """The cheapest route within a circle around the user.
 
+    Whether a node may serve is asked last: the answer is only needed for nodes that make a path
+    cheaper.
 
-def _cheapest(nodes: Sequence[Node], layers: int, prefer: Collection[str]) -> list[Node] | None:
-    """Of nodes in the order in which their spans start. Of equal ones the first."""
+    Args:
+        nodes: In the order in which their spans start, so that a cut's cheapest path is known
+            before a node that starts there is added to it.
+        radius: Of the circle in kilometres.
+        distances: The distances found so far, by node; those that are found are added.
+    """
     costs = {0: 0.0}
     last: dict[int, Node] = {}
-    for node in nodes:
-        if node.start_layer in costs:
-            cost = costs[node.start_layer] + (0.0 if node.node_id in prefer else _cost(node))
-            if cost < costs.get(node.end_layer, inf):
-                costs[node.end_layer], last[node.end_layer] = cost, node
+    for each in nodes:
+        node = each.node
+        if node.start_layer not in costs:
+            continue
+        cost = costs[node.start_layer] + (0.0 if node.node_id in request.prefer else _cost(node))
+        if (
+            cost < costs.get(node.end_layer, inf)
+            and (radius == inf or _distance(node, request, distances) <= radius)
+            and ineligibility(each, request) is None
+        ):
+            costs[node.end_layer], last[node.end_layer] = cost, node
+    return _backwards(last, request.layers)
+
+
+def _backwards(last: Mapping[int, Node], layers: int) -> list[Node] | None:
+    """The path to the last cut, by the last node of the cheapest path to each cut."""
     if layers not in last:
         return None
     route = [last[layers]]
@@ -90,11 +77,13 @@ def _cheapest(nodes: Sequence[Node], layers: int, prefer: Collection[str]) -> li
     return route[::-1]
 
 
-def _away(node: Node, near: Coordinates) -> float:
-    """Kilometres; beyond any distance where it is not known."""
-    return inf if node.coordinates is None else distance_km(node.coordinates, near)
+def _distance(node: Node, request: RouteRequest, distances: dict[str, float]) -> float:
+    if node.node_id not in distances:
+        distances[node.node_id] = request.distance_km(node)
+    return distances[node.node_id]
 
 
 def _cost(node: Node) -> float:
-    """Milliseconds a step."""
-    return node.hop_ms + max(node.latency_ms, MIN_STEP_MS) * (1 + node.current_requests)
+    """Milliseconds of a step through a node, with its hop and its queue."""
+    step_ms = node.latency_ms if node.latency_ms > MIN_STEP_MS else MIN_STEP_MS
+    return node.hop_ms + step_ms * (1 + node.current_requests)

@@ -10,16 +10,16 @@ from mesh import redis_keys
 
 HOUR = 3600
 
-KEPT = 2 * HOUR
-"""Seconds for which an hour's counts are kept from its last one on."""
+RETENTION = 2 * HOUR
+"""Seconds for which an hour's counts are kept after the last one was added."""
 
-RATE = 200
-"""Nodes a second whose reasons one process counts, at most. The rest of the choices is not looked
-at: reasons are the same for many of them."""
+MAX_NODES_PER_SECOND = 200
+"""Nodes whose reasons one process counts in a second, at most. Choices of a route beyond that are
+not counted: a sample tells a provider as much."""
 
 
 class SkipCounter:
-    """Counts for one process, never more than :data:`RATE`."""
+    """Counts for one process, no more than :data:`MAX_NODES_PER_SECOND` nodes."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -27,18 +27,18 @@ class SkipCounter:
 
     @property
     def due(self) -> bool:
-        """Whether the next choice may be looked at."""
+        """Whether the next choice of a route may be counted."""
         return time.monotonic() >= self._free_at
 
     async def count(self, reasons: Mapping[str, SkipReason]) -> None:
-        """One choice's reasons, by node."""
-        self._free_at = time.monotonic() + len(reasons) / RATE
+        """Count the reasons of one choice of a route, by node id."""
+        self._free_at = time.monotonic() + len(reasons) / MAX_NODES_PER_SECOND
         hour = int(time.time() // HOUR)
         async with self._redis.pipeline(transaction=False) as pipe:
             for node_id, reason in reasons.items():
                 key = redis_keys.skip_counts(node_id, hour)
                 pipe.hincrby(key, reason.value, 1)
-                pipe.expire(key, KEPT)
+                pipe.expire(key, RETENTION)
             await pipe.execute()
 
 

@@ -1,70 +1,52 @@
-"""Why a node was not on a route, or why there was none: what its provider wants to know when it
-earns nothing.
+"""Why each other node is not on a route, or why there is no route: what a provider wants to know
+whose node earns nothing.
 
-Pure, and apart from the choice itself, so that choosing costs no more for it.
+Apart from the search itself, so that choosing a route costs no more for it.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from math import inf
 
-from market.geo.distance import Coordinates, distance_km
 from market.nodes.live_lookup import LiveNode
 from market.nodes.node import Node
-from market.routing.eligibility import SkipReason
-from market.routing.request import NEAR_KM, NodeRule
+from market.routing.eligibility import SkipReason, ineligibility
+from market.routing.request import RouteRequest
 
 
 def explain_skips(
-    live: Sequence[LiveNode],
-    layers: int,
-    route: Sequence[Node],
-    *,
-    avoid: Collection[str] = (),
-    prefer: Collection[str] = (),
-    admits: NodeRule | None = None,
-    fair: NodeRule | None = None,
-    positions: int = 0,
-    rooms: Mapping[str, int] | None = None,
-    near: Coordinates | None = None,
+    live: Sequence[LiveNode], request: RouteRequest, route: Sequence[Node]
 ) -> dict[str, SkipReason]:
-    """The reason of each node that is not on the route that was chosen, by id.
+    """The reason of each node that is not on the route that was chosen, by node id.
 
     Args:
         live: All nodes of the model, healthy or not.
-        route: Empty if there was none.
-        fair: Whether a node serves for the price.
-
-    The rest as for :func:`market.routing.route_search.cheapest_route`.
+        request: The request for which the route was chosen.
+        route: The route; empty if there was none.
     """
     chosen = {node.node_id for node in route}
-    limit = _circle(route, near)
-
-    def faults(seen: LiveNode) -> Iterator[tuple[SkipReason, bool]]:
-        """In their order; each is only looked for if none before it holds."""
-        node = seen.node
-        yield SkipReason.UNHEALTHY, not node.is_healthy
-        yield SkipReason.COOLING_DOWN, seen.cooling_down or node.node_id in avoid
-        yield SkipReason.NOT_RUNNING, rooms is not None and node.node_id not in rooms
-        yield SkipReason.NOT_TRUSTED, node.start_layer == 0 and not (node.edge and node.trusted)
-        yield SkipReason.PRICE_ABOVE_MARKET, fair is not None and not fair(node)
-        yield SkipReason.NOT_ADMITTED, admits is not None and not admits(node)
-        yield (
-            SkipReason.NO_ROOM,
-            (rooms is not None and node.node_id not in prefer and rooms[node.node_id] < positions),
-        )
-        yield SkipReason.TOO_FAR, near is not None and _away(node, near) > limit
-
+    radius = _radius(request, route)
     reasons, usable = {}, []
-    for seen in live:
-        if seen.node.node_id not in chosen:
-            reason = next((fault for fault, holds in faults(seen) if holds), None)
-            if reason is None:
-                usable.append(seen.node)
-            else:
-                reasons[seen.node.node_id] = reason
+    for each in live:
+        node = each.node
+        if node.node_id in chosen:
+            continue
+        if reason := ineligibility(each, request):
+            reasons[node.node_id] = reason
+        elif radius < inf and request.distance_km(node) > radius:
+            reasons[node.node_id] = SkipReason.TOO_FAR
+        else:
+            usable.append(node)
+    return reasons | _beside_the_route(usable, request, route)
+
+
+def _beside_the_route(
+    nodes: Sequence[Node], request: RouteRequest, route: Sequence[Node]
+) -> dict[str, SkipReason]:
+    """The reasons of nodes that might have served on the route."""
     spans = {(node.start_layer, node.end_layer) for node in route}
-    reached, leads_on = _connected([*usable, *route], layers)
-    for node in usable:
+    reached, leads_on = _connected([*nodes, *route], request.layers)
+    reasons = {}
+    for node in nodes:
         if node.start_layer not in reached or node.end_layer not in leads_on:
             reasons[node.node_id] = SkipReason.SPAN_MEETS_NOBODY
         elif not route:
@@ -77,7 +59,7 @@ def explain_skips(
 
 
 def _connected(nodes: Sequence[Node], layers: int) -> tuple[set[int], set[int]]:
-    """Cuts to which nodes lead from the first layer, and from which they lead to the last."""
+    """Cuts to which nodes lead from the first layer, and cuts from which they lead to the last."""
     reached, leads_on = {0}, {layers}
     spans = {(node.start_layer, node.end_layer) for node in nodes}
     for start, end in sorted(spans):
@@ -89,15 +71,10 @@ def _connected(nodes: Sequence[Node], layers: int) -> tuple[set[int], set[int]]:
     return reached, leads_on
 
 
-def _circle(route: Sequence[Node], near: Coordinates | None) -> float:
-    """Kilometres: the circle around the user in which the route was found."""
-    if near is None or not route:
+def _radius(request: RouteRequest, route: Sequence[Node]) -> float:
+    """Kilometres: the circle around the user in which the route was found; infinite if it was
+    found among all nodes."""
+    if request.near is None or not route:
         return inf
-    farthest, radius = max(_away(node, near) for node in route), NEAR_KM
-    while radius < farthest < inf:
-        radius *= 2
-    return radius if farthest < inf else inf
-
-
-def _away(node: Node, near: Coordinates) -> float:
-    return inf if node.coordinates is None else distance_km(node.coordinates, near)
+    farthest = max(request.distance_km(node) for node in route)
+    return next(radius for radius in request.radii if farthest <= radius)

@@ -1,9 +1,9 @@
 """A peer of the DHT, by hivemind. Importing this imports torch.
 
 Strangers may join as full peers: keep records, and answer for them. So a record is checked wherever
-it is stored or read (`_Rules`), reads ask several peers and add up what each of them has, and the
-peers that we were given to start with (the operator's) are always among those that are asked and
-told. A stranger can then leave records out of its own answers, and nothing else.
+it is stored or read (`_RecordValidator`), reads ask several peers and add up what each of them has,
+and the peers that we were given to start with (the operator's) are always among those that are
+asked and stored at. A stranger can then leave records out of its own answers, and nothing else.
 
 hivemind's own reads stop at the first answer that claims to be new enough, and cache it. A stranger
 could answer with nothing, good for ever: `read` and `store` are therefore ours, over its calls.
@@ -27,19 +27,19 @@ from hivemind.utils import get_logger
 from hivemind.utils.multiaddr import Multiaddr
 
 from mesh.dht.records import (
+    ENDPOINTS_KEY,
+    ENDPOINTS_SUBKEY,
     MAX_RECORD_BYTES,
-    SIGNPOST_KEY,
-    SIGNPOST_SUBKEY,
+    announcements_key,
     read_announcement,
-    read_signpost,
-    spans_key,
+    read_endpoints,
 )
 from mesh.errors import RecordRefused
 
-SEARCH_LIMIT = 5.0
+SEARCH_TIMEOUT = 5.0
 """Seconds that looking for the peers nearest to a key may take; what is found until then counts."""
 
-CALL_LIMIT = 3.0
+CALL_TIMEOUT = 3.0
 """Seconds that one peer gets to answer."""
 
 REPLICAS = 5
@@ -48,7 +48,7 @@ REPLICAS = 5
 MAX_RECORDS = 10_000
 """Records that are taken of one key: what an answer of hivemind's 4 MiB has room for."""
 
-_COMMON = {
+_NODE_OPTIONS = {
     # Every port that is open is one that somebody decided to open.
     "auto_nat": False,
     "nat_port_map": False,
@@ -57,9 +57,9 @@ _COMMON = {
     "cache_locally": False,
     "cache_nearest": 0,
     "cache_on_store": False,
-    # A clock that is off is warned of; records tell by their expiry whether it is too far.
+    # A clock that is off is only warned of: a record's expiry shows whether it is too far off.
     "strict": False,
-    "wait_timeout": CALL_LIMIT,
+    "wait_timeout": CALL_TIMEOUT,
 }
 
 T = TypeVar("T")
@@ -84,14 +84,14 @@ class Peer:
         announced: Sequence[str] = (),
         bootstrap: Sequence[str] = (),
         ask: Sequence[str] = (),
-        refused: Callable[[str], None] = lambda _: None,
+        on_refused: Callable[[str], None] = lambda _: None,
     ) -> "Peer":
         """A full peer of the operator's: listens, keeps records and answers.
 
         ``announced``: multiaddresses to be known by, where ``host`` is not what others see.
         ``bootstrap``: peers of which at least one has to answer now. ``ask``: peers that are asked
-        and told always, whether they answer yet or not; those of ``bootstrap`` if none are given.
-        ``refused`` is told the reason of each record that is refused.
+        and stored at always, whether they answer yet or not; those of ``bootstrap`` if none are
+        given. ``on_refused`` is called with the reason of each record that is refused.
 
         Raises:
             Exception: the port is in use, or an address is none (whatever hivemind raises).
@@ -99,7 +99,7 @@ class Peer:
         kind = "ip6" if ":" in host else "ip4"
         node = await _open(
             operator,
-            refused,
+            on_refused,
             bootstrap,
             host_maddrs=[f"/{kind}/{host}/tcp/{port}"],
             announce_maddrs=list(announced) or None,
@@ -125,7 +125,7 @@ class Peer:
         return self._node.p2p._child.returncode is None
 
     @property
-    def known(self) -> int:
+    def known_peers(self) -> int:
         """How many full peers it knows."""
         return len(self._node.protocol.routing_table.peer_id_to_uid)
 
@@ -156,10 +156,10 @@ class Peer:
             *(protocol.call_find(peer, [key_id]) for peer in {*self._first, *nearest})
         )
         found: dict[str, tuple[float, bytes]] = {}
-        _add(found, protocol.storage.get(key_id))
+        _merge_newer(found, protocol.storage.get(key_id))
         for answer in answers:
             if answer:
-                _add(found, answer[key_id][0])
+                _merge_newer(found, answer[key_id][0])
         return {subkey: protocol.serializer.loads(value) for subkey, (_, value) in found.items()}
 
     async def close(self) -> None:
@@ -169,50 +169,53 @@ class Peer:
     async def _nearest(self, key_id: Any, count: int) -> list[Any]:
         search = self._node.find_nearest_nodes([key_id], k_nearest=count, exclude_self=True)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SEARCH_LIMIT):
+            async with asyncio.timeout(SEARCH_TIMEOUT):
                 return list((await search)[key_id].values())
         return []
 
 
-class _Rules(RecordValidatorBase):  # type: ignore[misc]
+class _RecordValidator(RecordValidatorBase):  # type: ignore[misc]
     """What hivemind asks of every record, before it is kept and after it is found."""
 
-    def __init__(self, operator: bytes, refused: Callable[[str], None]) -> None:
+    def __init__(self, operator: bytes, on_refused: Callable[[str], None]) -> None:
         self._operator = operator
-        self._refused = refused
-        self._signpost_id = _id(SIGNPOST_KEY)
+        self._on_refused = on_refused
+        self._endpoints_id = _id(ENDPOINTS_KEY)
 
     def validate(self, record: DHTRecord) -> bool:
         try:
             self._check(record)
         except RecordRefused as error:
-            self._refused(error.reason)
+            self._on_refused(error.reason)
             return False
         return True
 
     def _check(self, record: DHTRecord) -> None:
         value, subkey = _unpacked(record.value, bytes), _unpacked(record.subkey, str)
-        if record.key == self._signpost_id:
-            expires, place = read_signpost(value, self._operator).expires, SIGNPOST_SUBKEY
+        if record.key == self._endpoints_id:
+            expires, own_subkey = (
+                read_endpoints(value, self._operator).expires,
+                ENDPOINTS_SUBKEY,
+            )
         else:
             announcement = read_announcement(value, self._operator)
-            expires, place = announcement.expires, announcement.node_id
-            if record.key != _id(spans_key(announcement.model_id)):
+            expires, own_subkey = announcement.expires, announcement.node_id
+            if record.key != _id(announcements_key(announcement.model_id)):
                 raise RecordRefused("The record is another model's.", reason="key")
-        if subkey != place:
-            raise RecordRefused("The record belongs elsewhere.", reason="key")
+        if subkey != own_subkey:
+            raise RecordRefused("The record belongs under another subkey.", reason="key")
         if record.expiration_time != expires:
             raise RecordRefused("The record says another end than its owner.", reason="expiry")
 
 
 async def _open(
-    operator: bytes, refused: Callable[[str], None], peers: Sequence[str], **options: Any
+    operator: bytes, on_refused: Callable[[str], None], peers: Sequence[str], **options: Any
 ) -> Any:
     get_logger("hivemind").setLevel(logging.WARNING)
     return await DHTNode.create(
         initial_peers=list(peers) or None,
-        record_validator=_Rules(operator, refused),
-        **(_COMMON | options),
+        record_validator=_RecordValidator(operator, on_refused),
+        **(_NODE_OPTIONS | options),
     )
 
 
@@ -233,7 +236,7 @@ def _unpacked(packed: bytes, kind: type[T]) -> T:
     return value
 
 
-def _add(found: dict[str, tuple[float, bytes]], stored: Any) -> None:
+def _merge_newer(found: dict[str, tuple[float, bytes]], stored: Any) -> None:
     """Take what one peer has, where it is newer."""
     if stored is None or not isinstance(stored.value, DictionaryDHTValue):
         return

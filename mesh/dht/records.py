@@ -5,7 +5,7 @@ public key, without a database:
 
 - a **credential** is signed by the operator when a node registers: this key speaks for this node;
 - an **announcement** is signed by that key and carries the credential: this node serves this span;
-- a **signpost** is signed by the operator: the platform is at these URLs.
+- the **platform's endpoints** are signed by the operator: the platform is at these URLs.
 
 What a record says of its own end is signed, too. So nobody can write, replace or prolong another's
 record, and an old one cannot come back over a newer one.
@@ -18,29 +18,30 @@ from typing import Any, TypeVar, get_type_hints
 
 import msgpack
 
-from mesh.dht.signing_keys import KEY_BYTES, SIGNATURE_BYTES, SigningKey, signed
+from mesh.dht.signing_keys import KEY_BYTES, SIGNATURE_BYTES, SigningKey, verify
 from mesh.errors import RecordRefused
+from mesh.wire.limits import MAX_MODEL_ID
 
-SIGNPOST_KEY = "far-mesh/discovery"
-SIGNPOST_SUBKEY = "url"
+ENDPOINTS_KEY = "far-mesh/discovery"
+ENDPOINTS_SUBKEY = "url"
 
 MAX_RECORD_BYTES = 2048
 """An announcement has some 400 bytes."""
 
-MAX_AHEAD = 600.0
-"""Seconds ahead that an announcement or a signpost may expire: how long a node that is gone can go
-on being listed, and how far a clock may be wrong."""
+MAX_EXPIRY_AHEAD = 600.0
+"""Seconds ahead that an announcement or the endpoints may expire: how long a node that is gone can
+go on being listed, and how far a clock may be wrong."""
 
-MAX_TEXT = 255
-"""Characters of a node id, a model id or a URL."""
+MAX_TEXT = MAX_MODEL_ID
+"""Characters of a node id, a model id or a URL: a model id may be the longest of them."""
 
 MAX_URLS = 5
 
 _CREDENTIAL = b"far-mesh dht credential 1\0"
 _ANNOUNCEMENT = b"far-mesh dht announcement 1\0"
-_SIGNPOST = b"far-mesh dht signpost 1\0"
+_ENDPOINTS = b"far-mesh dht signpost 1\0"
 
-_LIMITS: dict[Any, tuple[float, float]] = {int: (0, 10**9), float: (0.0, 1e12)}
+_RANGES: dict[Any, tuple[float, float]] = {int: (0, 10**9), float: (0.0, 1e12)}
 """Figures beyond these are no node's, and could break sums."""
 
 T = TypeVar("T", "Credential", "Announcement", "PlatformEndpoints")
@@ -48,7 +49,7 @@ T = TypeVar("T", "Credential", "Announcement", "PlatformEndpoints")
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """The operator's word that a key speaks for a node of a model of so many layers, until
+    """The operator's word that a key speaks for a node of a model with that many layers, until
     ``expires`` (Unix time). ``registration``: how often the node has registered."""
 
     node_id: str
@@ -84,7 +85,7 @@ class PlatformEndpoints:
     expires: float
 
 
-def spans_key(model_id: str) -> str:
+def announcements_key(model_id: str) -> str:
     """The DHT's key of a model: a dictionary, node id to announcement."""
     return f"far-mesh/spans/{model_id}"
 
@@ -105,14 +106,14 @@ def issue_credential(
 
 
 def sign_announcement(key: SigningKey, credential: bytes, announcement: Announcement) -> bytes:
-    """A record for `spans_key`, under the node's id."""
+    """A record for `announcements_key`, under the node's id."""
     packed: bytes = msgpack.packb([_seal(key, _ANNOUNCEMENT, announcement), credential])
     return packed
 
 
-def sign_endpoints(operator: SigningKey, signpost: PlatformEndpoints) -> bytes:
-    """A record for `SIGNPOST_KEY`, under `SIGNPOST_SUBKEY`."""
-    return _seal(operator, _SIGNPOST, signpost)
+def sign_endpoints(operator: SigningKey, endpoints: PlatformEndpoints) -> bytes:
+    """A record for `ENDPOINTS_KEY`, under `ENDPOINTS_SUBKEY`."""
+    return _seal(operator, _ENDPOINTS, endpoints)
 
 
 def read_announcement(record: bytes, operator: bytes) -> Announcement:
@@ -124,7 +125,7 @@ def read_announcement(record: bytes, operator: bytes) -> Announcement:
     sealed, credential_record = _parts(record)
     credential = _credential(credential_record, operator)
     announcement = _open(sealed, credential.public_key, _ANNOUNCEMENT, Announcement)
-    if _subject(announcement) != _subject(credential):
+    if _registration_of(announcement) != _registration_of(credential):
         raise RecordRefused("This credential is another node's.", reason="credential")
     if announcement.expires > credential.expires:
         raise RecordRefused("The credential ends before the announcement.", reason="credential")
@@ -134,15 +135,15 @@ def read_announcement(record: bytes, operator: bytes) -> Announcement:
     return announcement
 
 
-def read_signpost(record: bytes, operator: bytes) -> PlatformEndpoints:
-    """The signpost, which may have expired: look at its ``expires``.
+def read_endpoints(record: bytes, operator: bytes) -> PlatformEndpoints:
+    """The platform's endpoints, which may have expired: look at their ``expires``.
 
     Raises:
         RecordRefused: by size, format, signature or expiry (too far ahead).
     """
-    signpost = _open(record, operator, _SIGNPOST, PlatformEndpoints)
-    _check_expiry(signpost.expires)
-    return signpost
+    endpoints = _open(record, operator, _ENDPOINTS, PlatformEndpoints)
+    _check_expiry(endpoints.expires)
+    return endpoints
 
 
 def _seal(key: SigningKey, purpose: bytes, content: Any) -> bytes:
@@ -153,20 +154,20 @@ def _seal(key: SigningKey, purpose: bytes, content: Any) -> bytes:
 
 def _open(sealed: bytes, public: bytes, purpose: bytes, kind: type[T]) -> T:
     body, signature = _parts(sealed)
-    if len(signature) != SIGNATURE_BYTES or not signed(public, signature, purpose, body):
+    if len(signature) != SIGNATURE_BYTES or not verify(public, signature, purpose, body):
         raise RecordRefused("The signature is not its owner's.", reason="signature")
     values = _unpack(body)
     types = get_type_hints(kind)
     if not isinstance(values, list) or len(values) != len(types):
         raise RecordRefused("The record has other fields.", reason="format")
-    if not all(map(_fits, values, types.values())):
+    if not all(map(_is_valid, values, types.values())):
         raise RecordRefused("A field's type or size is wrong.", reason="format")
     return kind(*values)
 
 
 @lru_cache(maxsize=4096)
 def _credential(record: bytes, operator: bytes) -> Credential:
-    """Kept, since a node carries the same credential in each of its announcements."""
+    """Cached, since all announcements of a node carry one credential."""
     return _open(record, operator, _CREDENTIAL, Credential)
 
 
@@ -189,7 +190,7 @@ def _unpack(packed: bytes) -> Any:
         raise RecordRefused("The record is no msgpack.", reason="format") from None
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def _is_valid(value: Any, kind: Any) -> bool:
     if kind is str:
         return isinstance(value, str) and 0 < len(value) <= MAX_TEXT
     if kind is bytes:
@@ -198,16 +199,18 @@ def _fits(value: Any, kind: Any) -> bool:
         return (
             isinstance(value, list)
             and 0 < len(value) <= MAX_URLS
-            and all(_fits(each, str) for each in value)
+            and all(_is_valid(each, str) for each in value)
         )
-    least, most = _LIMITS[kind]
+    least, most = _RANGES[kind]
     return type(value) is kind and least <= value <= most
 
 
-def _subject(record: Credential | Announcement) -> tuple[str, int, str]:
+def _registration_of(record: Credential | Announcement) -> tuple[str, int, str]:
     return record.node_id, record.registration, record.model_id
 
 
 def _check_expiry(expires: float) -> None:
-    if expires - time.time() > MAX_AHEAD:
-        raise RecordRefused(f"The record expires over {MAX_AHEAD:.0f} s ahead.", reason="expiry")
+    if expires - time.time() > MAX_EXPIRY_AHEAD:
+        raise RecordRefused(
+            f"The record expires over {MAX_EXPIRY_AHEAD:.0f} s ahead.", reason="expiry"
+        )

@@ -14,7 +14,7 @@ class SigningKey:
         self._key = key
 
     @classmethod
-    def new(cls) -> "SigningKey":
+    def generate(cls) -> "SigningKey":
         """A fresh key."""
         return cls(Ed25519PrivateKey.generate())
 
@@ -41,7 +41,7 @@ class SigningKey:
         return self._key.sign(purpose + body)
 
 
-def signed(public: bytes, signature: bytes, purpose: bytes, body: bytes) -> bool:
+def verify(public: bytes, signature: bytes, purpose: bytes, body: bytes) -> bool:
     """Whether the owner of the key signed exactly this, for this purpose."""
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, purpose + body)

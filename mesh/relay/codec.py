@@ -33,7 +33,7 @@ MAX_NUMBER = 2**53
 _CURSOR = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 
 
-# A kind's place is its number: add at the end.
+# A kind's index is its number: add at the end.
 _KINDS: tuple[type[Any], ...] = (
     Hello,
     Welcome,
@@ -94,22 +94,26 @@ def decode(data: bytes | bytearray) -> Frame:
 
 
 def cursor_order(cursor: str) -> tuple[int, int]:
-    """Cursors in their order."""
+    """A key by which cursors sort in the order of their entries."""
     milliseconds, _, sequence = cursor.partition("-")
     return int(milliseconds), int(sequence)
 
 
 def is_cursor(text: str) -> bool:
-    """Whether this names a place in an inbox."""
+    """Whether a text is a cursor: the ID of an inbox's entry."""
     return _CURSOR.fullmatch(text) is not None
 
 
 def unpack(data: bytes | bytearray) -> list[Any]:
-    """An array of no more, and no longer, things than a frame may have."""
+    """The array of these bytes, whose items are no more and no longer than a frame may have.
+
+    Raises:
+        WireError: too large, or not such an array.
+    """
     if len(data) > MAX_FRAME_BYTES:
         raise WireError(f"{len(data)} bytes; a frame has {MAX_FRAME_BYTES} at most.")
     try:
-        # Not only the bytes: an array's length is a promise, for which room is made at once.
+        # Not only the bytes: msgpack allocates for the length that an array claims.
         values = msgpack.unpackb(
             data, max_array_len=MAX_ITEMS, max_map_len=0, max_ext_len=0, max_str_len=MAX_TEXT
         )

@@ -3,71 +3,69 @@
 A frame is one msgpack array: its kind's number, then its fields. The messages in it stay as
 :mod:`mesh.wire` encodes them, so that the relay hands hidden states on without reading them.
 
-Delivery contract. *Down*: the node reads its inbox by cursor and names, in each pulse, up to where
-it has got; nothing is trimmed before that, so a cut loses nothing. *Up*: pushes are numbered within
-a session (one process of a node). The relay remembers in Redis the last one that it has forwarded,
-and says so in :class:`Welcome`; the node sends again only what came after. Only if the relay dies
-between forwarding and remembering does a push arrive twice, which positions make harmless.
+Delivery contract. *Down*: the node reads its inbox by cursor and says, in each keep-alive, up to
+where it has read; nothing is trimmed before that, so a lost connection loses nothing. *Up*: pushes
+are numbered within a session (one process of a node). The relay remembers in Redis the last one
+that it has forwarded, and says so in :class:`Welcome`; the node sends again only what came after.
+Only if the relay dies between forwarding and remembering does a push arrive twice, which positions
+make harmless.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mesh.wire.limits import MAX_NODE_HEADER_BYTES, MAX_TENSOR_BYTES
+
 VERSION = 1
 
-PATH = "/api/relay"
+WEBSOCKET_PATH = "/api/relay"
 
 
 EXCHANGE_PATH = "/api/relay/exchange"
 
-MAX_FRAME_BYTES = 2**25
-"""A prefill chunk of 512 positions at hidden size 16,384 in 16 bits, and as much again."""
+MAX_FRAME_BYTES = MAX_TENSOR_BYTES + 2 * MAX_NODE_HEADER_BYTES
+"""The largest message of hidden states and its header, with room for the frame's own fields."""
 
 CHUNK_BYTES = 2**17
-"""Longer frames travel in pieces on a WebSocket, between which pulses and their answers get
-through, and each of which shows that the other side lives."""
+"""Longer frames travel in pieces on a WebSocket, between which keep-alives and their answers
+get through, and each of which shows that the other side lives."""
 
 MAX_MESSAGE_BYTES = CHUNK_BYTES + 64
 """Of one WebSocket message: a piece and its header."""
 
 WINDOW_BYTES = 2**26
 """What a node has been sent and has not taken in yet; then the relay waits. Its connection is
-always read, so that pulses and answers never wait behind work."""
+always read, so that keep-alives and answers never wait behind work."""
 
 MAX_ITEMS = 1024
 """Messages of one frame, and frames of one body."""
 
 MAX_TEXT = 128
-"""Characters of an id, a cursor, a code."""
-
-
-KEEPALIVE_INTERVAL = 0.25
-"""Seconds between two pulses of a node: less often than beside Redis, since each crosses the
-internet."""
+"""Characters of an id, a cursor, a code: none of :mod:`mesh.wire.limits` is longer."""
 
 POLL_WAIT = 1.0
 """Seconds that a long poll waits for work at most."""
 
 GOODBYE = 1000
-"""WebSocket close code, registered: the node has done all it had to do."""
+"""WebSocket close code, registered: the node ends in order."""
 
-ABANDONED = 1001
-"""WebSocket close code, registered: the node comes back, here or elsewhere."""
+GOING_AWAY = 1001
+"""WebSocket close code, registered: the node comes back, to this replica or another."""
 
 SUPERSEDED = 4001
-"""WebSocket close code: the node has connected again, elsewhere. It should not come back at
+"""WebSocket close code: another process has connected as this node. It should not come back at
 once."""
 
-BROKEN = 4002
+PROTOCOL_ERROR = 4002
 """WebSocket close code: a frame breaks the protocol."""
 
-TRY_AGAIN = 1013
+TRY_AGAIN_LATER = 1013
 """WebSocket close code, registered: the relay cannot serve now."""
 
 
 class OutgoingMessage(NamedTuple):
     """A message on its way up. ``to``: the node whose inbox it is for; empty for tokens and events,
-    whose place follows from the message. ``header`` and ``tensor`` as in :mod:`mesh.wire`."""
+    whose stream follows from the message. ``header`` and ``tensor`` as in :mod:`mesh.wire`."""
 
     to: str
     header: bytes
@@ -111,15 +109,15 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """Node: results, to be forwarded together. Numbers grow by one, from 1."""
+    """Node: messages, to be forwarded together. Numbers grow by one, from 1."""
 
     number: int
-    sent: list[OutgoingMessage]
+    messages: list[OutgoingMessage]
 
 
 @dataclass(frozen=True, slots=True)
 class PushAck:
-    """Relay: the push is through, but for what was refused."""
+    """Relay: the push of that number has been forwarded, but for what was refused."""
 
     number: int
     refused: list[Refusal]
@@ -127,17 +125,17 @@ class PushAck:
 
 @dataclass(frozen=True, slots=True)
 class KeepAlive:
-    """Node: its process runs, has KV room for ``room`` positions, and has read its inbox up to
-    ``after``."""
+    """Node: its process runs, its KV cache has ``free_kv`` free positions, and it has read its
+    inbox up to ``after``."""
 
     number: int
-    room: int
+    free_kv: int
     after: str
 
 
 @dataclass(frozen=True, slots=True)
 class KeepAliveAck:
-    """Relay: the pulse of that number is known to all. The time between the two is what a message
+    """Relay: the keep-alive of that number is recorded. The time between the two is what a message
     takes to the relay and back."""
 
     number: int
@@ -145,7 +143,7 @@ class KeepAliveAck:
 
 @dataclass(frozen=True, slots=True)
 class InboxDelivery:
-    """Relay: what came for the node; go on after ``after``."""
+    """Relay: what came for the node; it reads on after ``after``."""
 
     after: str
     entries: list[InboxEntry]
@@ -153,8 +151,8 @@ class InboxDelivery:
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """Node, over HTTP: first frame of each body but the one that says hello. Waits up to ``wait``
-    milliseconds for what comes after the cursor; with 0 it does not read the inbox."""
+    """Node, over HTTP: first frame of each body but the one that says hello. The relay waits up to
+    ``wait`` milliseconds for what comes after the cursor; with 0 it does not read the inbox."""
 
     connection: str
     session: str

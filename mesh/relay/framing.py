@@ -73,21 +73,21 @@ def unbundle(body: bytes | bytearray) -> list[bytes]:
     return frames
 
 
-def batches(sent: Sequence[OutgoingMessage]) -> list[list[OutgoingMessage]]:
-    """The messages in their order, in as many lists as there have to be frames.
+def batches(messages: Sequence[OutgoingMessage]) -> list[list[OutgoingMessage]]:
+    """The messages in their order, in as few lists as fit a frame each.
 
     Raises:
         WireError: one of them alone is too large for a frame.
     """
     lists: list[list[OutgoingMessage]] = []
-    room = 0
-    for message in sent:
+    space = 0
+    for message in messages:
         size = len(message.header) + len(message.tensor) + 2 * MAX_TEXT
         if size > MAX_FRAME_BYTES - MAX_TEXT:
             raise WireError(f"A message of {size} bytes is too large for the relay.")
-        if not lists or size > room or len(lists[-1]) == MAX_ITEMS:
+        if not lists or size > space or len(lists[-1]) == MAX_ITEMS:
             lists.append([])
-            room = MAX_FRAME_BYTES - MAX_TEXT
+            space = MAX_FRAME_BYTES - MAX_TEXT
         lists[-1].append(message)
-        room -= size
+        space -= size
     return lists

@@ -1,9 +1,10 @@
-"""Messages between supervisors, nodes and readers, and their bytes."""
+"""Messages between supervisors, nodes and readers, their bytes, and their limits.
+
+:mod:`mesh.wire.limits` and :mod:`mesh.wire.refusal_codes` are imported by their own names.
+"""
 
 from mesh.wire.codec import (
     HEADER,
-    MAX_HEADER_BYTES,
-    MAX_TENSOR_BYTES,
     TENSOR,
     decode,
     encode,
@@ -37,8 +38,6 @@ __all__ = [
     "DTYPES",
     "HEADER",
     "INT8_BLOCK",
-    "MAX_HEADER_BYTES",
-    "MAX_TENSOR_BYTES",
     "TENSOR",
     "Cancel",
     "Close",

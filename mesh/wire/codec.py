@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 import msgpack
 
 from mesh.errors import WireError
+from mesh.wire.limits import MAX_HEADER_BYTES, MAX_STEPS, MAX_TENSOR_BYTES
 from mesh.wire.messages import (
     DTYPES,
     INT8_BLOCK,
@@ -30,13 +31,6 @@ from mesh.wire.messages import (
     Token,
 )
 
-MAX_TENSOR_BYTES = 64 * 2**20
-"""A prefill chunk of 1,024 positions at hidden size 16,384 in float32."""
-
-MAX_HEADER_BYTES = 4 * 2**20
-"""An open message carries the whole prompt, up to some hundred thousand token ids."""
-
-
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 HEADER = b"h"
@@ -45,7 +39,7 @@ HEADER = b"h"
 TENSOR = b"t"
 
 
-# A kind's place is its code: add at the end.
+# A kind's index is its code: add at the end.
 _KINDS: tuple[type[Any], ...] = (
     Open,
     OpenEdge,
@@ -99,7 +93,7 @@ def decode(entry: Mapping[bytes, bytes], *, max_items: int = MAX_HEADER_BYTES) -
 
     Args:
         entry: Its fields.
-        max_items: Of any array in the header; room for as many as it says is made at once.
+        max_items: Of any array in the header: msgpack allocates for as many as it claims.
 
     Raises:
         WireError: unknown kind, wrong field, dtype or size.
@@ -125,6 +119,8 @@ def _decode_steps(values: Sequence[Any], data: bytes) -> Steps:
         raise WireError(f"Unknown dtype {message.dtype!r}; known are {', '.join(DTYPES)}.")
     if message.width < 1 or not message.steps:
         raise WireError("Hidden states need at least one step and one column.")
+    if len(message.steps) > MAX_STEPS:
+        raise WireError(f"{len(message.steps)} steps; a message has {MAX_STEPS} at most.")
     for step in message.steps:
         if step.position < 0 or step.rows < 1 or not 0 <= step.wanted <= step.rows:
             raise WireError(

@@ -31,7 +31,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What only the edge is told: token ids, and how to continue them.
+    """What only the edge gets: token ids, and how to continue them.
 
     ``generated`` holds the tokens that readers have already (after a re-route); the edge
     prefills them again and continues after them.
@@ -48,7 +48,7 @@ class RoutePosition:
     """Where a node stands on a generation's route.
 
     ``capacity`` is in positions, ``expires_in`` in seconds. ``next_node`` is the next hop, from
-    the last stage the edge; ``previous_node`` sends the steps, and is to blame for bad ones.
+    the last stage the edge; ``previous_node`` sends the steps, and is refused for bad ones.
     ``start_layer`` and ``end_layer`` (not included) are the span that the route counts on: a node
     that serves another one refuses.
     """
@@ -66,7 +66,7 @@ class RoutePosition:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """How a node takes part in an epoch after the first.
+    """What of the epoch before a node goes on with.
 
     ``keep``: it served the epoch before, and its KV cache is still right. ``replay``: the next
     node is new, and is to be sent what this one computed before, marked as a replay. ``known``:
@@ -80,16 +80,16 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Supervisor to node: reserve KV room and expect steps of this generation.
+    """Supervisor to node: reserve KV blocks and expect steps of this generation.
 
     A repeated or older epoch is ignored. ``prefix`` names the prompt's beginnings, ever longer,
-    by hashes that tell nothing of it (:mod:`mesh.prefix_hashes`): a node that has computed one may
-    begin after it, and tells the edge so with :class:`Ready`.
+    by keyed hashes (:mod:`mesh.prefix_hashes`): a node that has computed one may begin after it,
+    and says so to the edge with :class:`Ready`.
     """
 
     request_id: str
     epoch: int
-    place: RoutePosition
+    route_position: RoutePosition
     resume: Resume
     prefix: list[bytes]
 
@@ -101,7 +101,7 @@ class OpenEdge:
 
     request_id: str
     epoch: int
-    place: RoutePosition
+    route_position: RoutePosition
     resume: Resume
     prefix: list[bytes]
     prompt: Prompt
@@ -119,7 +119,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Supervisor to node: the generation ended; free its KV room."""
+    """Supervisor to node: the generation ended; free its KV blocks."""
 
     request_id: str
     epoch: int
@@ -127,8 +127,8 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """Transport to its node: a token was refused, since the epoch is over. Work no more at it;
-    the next epoch, or the end, is on its way."""
+    """Transport to its node: a token was refused, since the epoch is over. Work no more at that
+    epoch; the next one, or the end, is on its way."""
 
     request_id: str
     epoch: int
@@ -136,7 +136,7 @@ class Halt:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Supervisor to node: are you alive? Answered by :class:`Pong`."""
+    """Supervisor to node: does it run? Answered by :class:`Pong`."""
 
     request_id: str
     epoch: int
@@ -199,7 +199,7 @@ class Ended:
 @dataclass(frozen=True, slots=True)
 class Refused:
     """Node to supervisor: this generation cannot go on here (``kv_full``, ``gap``, ``moved``, ...).
-    ``node_id`` is the node to blame: the sender of a bad step, else the one that refuses."""
+    ``node_id`` is the node at fault: the sender of a bad step, else the one that refuses."""
 
     request_id: str
     epoch: int
@@ -209,7 +209,8 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Node to supervisor: alive, and so many ``positions`` of the generation are computed here."""
+    """Node to supervisor: it runs, and has computed the first ``positions`` positions of the
+    generation."""
 
     request_id: str
     epoch: int

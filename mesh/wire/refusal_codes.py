@@ -1,25 +1,26 @@
 """What nodes say when they refuse a generation, and what of it is a name that we know.
 
-A node may say anything; what it says becomes a metric's label and a word in the log.
+A node may send any text; this becomes a metric's label and a word in the log.
 """
 
 from mesh.wire import Refused
 
-LOST = frozenset({"forgotten", "no_replay", "gap"})
+LOST_STATE = frozenset({"forgotten", "no_replay", "gap"})
 """What a node should have is not there. Messages get lost and processes start anew, so once in a
-generation a node is believed, and the next epoch begins afresh; a second time it is to blame."""
+generation that is nobody's fault, and the next epoch begins afresh; a second time it is the
+node's."""
 
-ITS_OWN = LOST | {"kv_full", "moved"}
-"""What a node can say of itself only."""
+OWN_FAULTS = LOST_STATE | {"kv_full", "moved"}
+"""Codes by which a node can refuse for itself only."""
 
-KNOWN = ITS_OWN | {"capacity", "flood", "not_finite", "wire_error"}
-"""What nodes say."""
+KNOWN_CODES = OWN_FAULTS | {"capacity", "flood", "not_finite", "wire_error"}
+"""Codes by which nodes refuse."""
 
 BROKEN_RULE = "broken_rule"
-"""Whatever else there is: what the relay objects to, whose own log and metric tell it, and what a
+"""Stands for all other codes: what the relay refuses, which its own log and metric have, and what a
 node made up."""
 
 
-def code_of(refused: Refused) -> str:
+def known_code(refused: Refused) -> str:
     """Why a generation was refused, by a name that we know."""
-    return refused.code if refused.code in KNOWN else BROKEN_RULE
+    return refused.code if refused.code in KNOWN_CODES else BROKEN_RULE

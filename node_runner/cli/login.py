@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.panel import Panel
 
+from mesh.node_api import MAX_MACHINE_NAME
 from node_runner.cli import credentials, options
 from node_runner.cli.console import console, fail
 from node_runner.machine import login_file
@@ -99,4 +100,4 @@ def _show(prompt: device_login.DevicePrompt) -> None:
 def _host_name() -> str:
     """The host's name, in the letters that a machine's may have."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname()).lstrip("._-")
-    return plain[:64] or "machine"
+    return plain[:MAX_MACHINE_NAME] or "machine"

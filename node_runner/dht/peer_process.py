@@ -31,7 +31,7 @@ class ReopeningPeer:
         )
         records.read_announcement(record, self._operator)  # else nobody would keep it
         stored = await (await self._opened()).store(
-            records.spans_key(announcement.model_id),
+            records.announcements_key(announcement.model_id),
             announcement.node_id,
             record,
             announcement.expires,
@@ -42,11 +42,11 @@ class ReopeningPeer:
 
     async def find(self, _: dict[str, Any]) -> dict[str, Any]:
         """The platform's URLs, as the operator signed them."""
-        found = await (await self._opened()).read(records.SIGNPOST_KEY)
-        signpost = found.get(records.SIGNPOST_SUBKEY)
-        if signpost is None:
+        found = await (await self._opened()).read(records.ENDPOINTS_KEY)
+        endpoints = found.get(records.ENDPOINTS_SUBKEY)
+        if endpoints is None:
             return {"urls": []}
-        return {"urls": records.read_signpost(signpost, self._operator).urls}
+        return {"urls": records.read_endpoints(endpoints, self._operator).urls}
 
     async def close(self) -> None:
         """Close the peer; the next command opens another."""

@@ -3,14 +3,11 @@
 import torch
 
 from mesh.wire import Step, Steps
+from mesh.wire.limits import MAX_STEPS
 from node_runner.engine.device.tensors import concatenated
 from node_runner.engine.generation import Generation
 from node_runner.engine.tensor_codec import to_bytes
 from node_runner.outputs import EngineOutput, NodeMessage
-
-MAX_ROWS = 256
-"""Rows of hidden states in one message, unless a single step has more: keeps a replay from making
-one huge message."""
 
 
 class OutputBatcher:
@@ -51,7 +48,7 @@ class OutputBatcher:
         step = Step(generation.request_id, generation.epoch, position, len(hidden), wanted, replay)
         node = generation.route_position.next_node
         waiting = self._steps.setdefault(node, [])
-        if sum(earlier.rows for earlier, _ in waiting) + step.rows > MAX_ROWS:
+        if sum(earlier.rows for earlier, _ in waiting) + step.rows > MAX_STEPS:
             self._flush(node)
         self._steps[node].append((step, hidden))
 

@@ -4,6 +4,7 @@ import torch
 
 from mesh.errors import WireError
 from mesh.wire import Close, Halt, Message, Open, OpenEdge, Ping, Pong, Ready, Step, Steps
+from mesh.wire.limits import MAX_STEP_ROWS
 from node_runner.engine.admission import Admission
 from node_runner.engine.device.tensors import is_finite
 from node_runner.engine.edge import Edge
@@ -12,7 +13,7 @@ from node_runner.engine.generation_table import GenerationTable
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.engine.output_batcher import OutputBatcher
 from node_runner.engine.refusals import refuse_sender
-from node_runner.engine.scheduler import PREFILL_CHUNK, Scheduler
+from node_runner.engine.scheduler import Scheduler
 from node_runner.engine.tensor_codec import from_steps
 
 
@@ -87,7 +88,7 @@ class Receiver:
         self, step: Step, generation: Generation, hidden: torch.Tensor, outputs: OutputBatcher
     ) -> None:
         waiting = self._scheduler.waiting_rows(generation)
-        if step.rows > PREFILL_CHUNK or waiting > 2 * generation.route_position.capacity:
+        if step.rows > MAX_STEP_ROWS or waiting > 2 * generation.route_position.capacity:
             outputs.add(refuse_sender(generation, "flood"))
         elif generation.decoding is None:
             item = WorkItem(generation, step.position, step.wanted, step.replay, hidden)

@@ -158,7 +158,7 @@ class EngineSet:
         outputs: list[EngineOutput] = []
         for message in messages:
             if isinstance(message, Open | OpenEdge):
-                span = (message.place.start_layer, message.place.end_layer)
+                span = (message.route_position.start_layer, message.route_position.end_layer)
                 if span in self.spans:
                     inboxes[span].open(message)
                 else:

@@ -88,7 +88,7 @@ class Node:
         self._failure: CannotServe | None = None
         self._goodbye: threading.Thread | None = None
         self._url, dht_endpoint = find_platform(options)
-        dht_key = SigningKey.new()
+        dht_key = SigningKey.generate()
         memory_bytes = memory_bytes_of(options, device)
         self._http = open_platform(self._url)
         loader = EngineLoader(options, device, self._url)

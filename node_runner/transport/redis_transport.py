@@ -14,11 +14,9 @@ from mesh.errors import WireError
 from mesh.keepalive import KEEPALIVE_INTERVAL, KEEPALIVE_TTL
 from mesh.token_stream import APPEND_TOKEN
 from mesh.wire import Halt, Message, Token
+from mesh.wire.limits import INBOX_TTL
 from node_runner.outputs import EngineOutput, NodeMessage, Report
 from node_runner.transport.interface import HopMeter, TransportUnreachable
-
-INBOX_TTL = 3600
-"""Seconds after which an inbox that nobody feeds or reads is gone."""
 
 TRIM_EVERY = 64
 """Exchanges between two trims of the part of the inbox that was read."""

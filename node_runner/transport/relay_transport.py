@@ -18,6 +18,7 @@ import structlog
 
 from mesh import relay, wire
 from mesh.errors import WireError
+from mesh.keepalive import RELAY_KEEPALIVE_INTERVAL
 from mesh.relay import (
     Frame,
     Hello,
@@ -30,6 +31,7 @@ from mesh.relay import (
     Refusal,
 )
 from mesh.wire import Halt, Message, Steps
+from mesh.wire.limits import MAX_TENSOR_BYTES
 from node_runner.outputs import EngineOutput, NodeMessage
 from node_runner.transport.carrier import (
     Carrier,
@@ -60,9 +62,6 @@ SUPERSEDED_DELAY = 30.0
 LOSSES_BEFORE_POLLING = 2
 """WebSockets that time out or break while they open, until long polls are tried: some firewalls
 swallow them without a word. Where one is refused outright, they are tried at once."""
-
-MAX_TENSOR_BYTES = relay.MAX_FRAME_BYTES - 2**17
-"""Of one message of hidden states, whose header is at most half of the rest."""
 
 WEBSOCKET_RETRY_DELAY = 60.0
 """Seconds of long polls until a WebSocket is tried again."""
@@ -271,7 +270,7 @@ class RelayTransport:
         """End the long polls, which go on meanwhile, as soon as a WebSocket gets through."""
         while not self._closing.wait(self._websocket_retry) and self._carrier is polling:
             with contextlib.suppress(ConnectionLost):
-                open_websocket(self._url, self._token).close(relay.ABANDONED)
+                open_websocket(self._url, self._token).close(relay.GOING_AWAY)
                 polling.abandon()
 
     def _drop(self, carrier: Carrier, error: ConnectionLost) -> None:
@@ -322,7 +321,7 @@ class RelayTransport:
     def _send_keepalives(self) -> None:
         """Say that this process runs, even while it computes for long, and how much KV is free."""
         number = 0
-        while not self._closing.wait(relay.KEEPALIVE_INTERVAL):
+        while not self._closing.wait(RELAY_KEEPALIVE_INTERVAL):
             carrier = self._carrier
             if carrier is None:
                 continue
@@ -337,7 +336,7 @@ class RelayTransport:
     def _watch(self) -> None:
         """Drop a connection on which nobody answers. The other threads may be stuck in it: a
         keep-alive, too, waits behind a large push that nobody takes."""
-        while not self._closed.wait(relay.KEEPALIVE_INTERVAL):
+        while not self._closed.wait(RELAY_KEEPALIVE_INTERVAL):
             carrier = self._carrier
             if carrier is not None and time.monotonic() - self._last_frame_at > SILENCE_TIMEOUT:
                 self._drop(carrier, ConnectionLost("The relay is silent."))

@@ -31,7 +31,7 @@ def open_websocket(url: str, token: str) -> ClientConnection:
     """
     try:
         return connect(
-            "ws" + url.rstrip("/").removeprefix("http") + relay.PATH,
+            "ws" + url.rstrip("/").removeprefix("http") + relay.WEBSOCKET_PATH,
             additional_headers={"Authorization": f"Bearer {token}"},
             compression=None,  # hidden states do not get shorter
             open_timeout=OPEN_TIMEOUT,

@@ -29,7 +29,8 @@ from market.nodes.node import Node
 from market.nodes.tables import RegisteredNode
 from market.outbox import Outbox
 from market.resources import Resources
-from market.routing import route_search
+from market.routing.request import RouteRequest
+from market.routing.route_search import cheapest_route
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
 from mesh import redis_keys, token_stream
@@ -282,9 +283,8 @@ class Job:
         taken = await lease.acquire(self._workers.sessions, self.id, 60)
         assert taken is not None
         self._lease = taken
-        route = route_search.cheapest_route(
-            await live_lookup.available_nodes(self._redis, MODEL_ID), LAYERS
-        )
+        nodes = await live_lookup.live_nodes(self._redis, MODEL_ID)
+        route = cheapest_route(nodes, RouteRequest(LAYERS))
         assert route is not None
         async with self._workers.sessions.begin() as db:
             for stage, each in enumerate(route):

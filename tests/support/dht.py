@@ -1,4 +1,4 @@
-"""A DHT on loopback, and who writes to it."""
+"""Peers of a DHT on loopback, and records of nodes."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ OPERATOR = SigningKey.from_hex("11" * 32)
 NODE_KEY = SigningKey.from_hex("22" * 32)
 STRANGER = SigningKey.from_hex("33" * 32)
 
-SPANS = records.spans_key(MODEL_ID)
+SPANS = records.announcements_key(MODEL_ID)
 
 PATIENCE = 60.0
 """Seconds: a process that imports torch starts in many on a busy machine."""
@@ -26,10 +26,10 @@ PATIENCE = 60.0
 T = TypeVar("T")
 
 
-async def soon(look: Callable[[], Awaitable[T]]) -> T:
-    """What ``look`` gives as soon as that is true."""
+async def soon(condition: Callable[[], Awaitable[T]]) -> T:
+    """What ``condition`` gives as soon as that is true."""
     give_up = time.monotonic() + PATIENCE
-    while not (found := await look()):
+    while not (found := await condition()):
         assert time.monotonic() < give_up, "it never became true"
         await asyncio.sleep(0.05)
     return found
@@ -74,27 +74,27 @@ def announcement(**changes: Any) -> records.Announcement:
 
 
 def record_of(
-    told: records.Announcement, key: SigningKey = NODE_KEY, operator: SigningKey = OPERATOR
+    announced: records.Announcement, key: SigningKey = NODE_KEY, operator: SigningKey = OPERATOR
 ) -> bytes:
     """The record that such a node writes, if it has a credential of such an operator."""
     credential = records.issue_credential(
         operator,
-        node_id=told.node_id,
-        registration=told.registration,
-        model_id=told.model_id,
+        node_id=announced.node_id,
+        registration=announced.registration,
+        model_id=announced.model_id,
         layers=LAYERS,
         public_key=key.public,
         expires=time.time() + 3600,
     )
-    return records.sign_announcement(key, credential, told)
+    return records.sign_announcement(key, credential, announced)
 
 
-async def announce(peer: Peer, told: records.Announcement, **by: SigningKey) -> int:
-    """How many peers have taken it."""
-    return await peer.store(SPANS, told.node_id, record_of(told, **by), told.expires)
+async def announce(peer: Peer, announced: records.Announcement, **by: SigningKey) -> int:
+    """How many peers have kept the record."""
+    return await peer.store(SPANS, announced.node_id, record_of(announced, **by), announced.expires)
 
 
-async def told_by(peer: Peer) -> dict[str, records.Announcement]:
+async def announcements_at(peer: Peer) -> dict[str, records.Announcement]:
     """What the peer reads of the demo model."""
     found = await peer.read(SPANS)
     return {

@@ -133,17 +133,17 @@ class Node:
     ) -> None:
         self.node_id = node_id
         self.socket: ClientConnection = connect(
-            f"ws://127.0.0.1:{at.port}{relay.PATH}",
-            additional_headers={"Authorization": f"Bearer {at.token(node_id)}"},
+            websocket_url(at),
+            additional_headers=bearer(at.token(node_id)),
             compression=None,
             ping_interval=None,
             proxy=None,
         )
         self._assembler = Assembler()
-        self._waiting: list[Frame] = []
+        self._pending: list[Frame] = []
         self._number = 0
-        self.say(Hello(relay.VERSION, session, after))
-        self.welcome = self.hear(Welcome)
+        self.send(Hello(relay.VERSION, session, after))
+        self.welcome = self.receive(Welcome)
         self.after = self.welcome.after
 
     def __enter__(self) -> "Node":
@@ -152,15 +152,15 @@ class Node:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
-    def say(self, frame: Frame) -> None:
+    def send(self, frame: Frame) -> None:
         for message in relay.chunks(relay.encode(frame)):
             self.socket.send(message)
 
-    def hear(self, kind: type[Any]) -> Any:
-        """The next frame of that kind; others wait."""
-        for place, frame in enumerate(self._waiting):
+    def receive(self, kind: type[Any]) -> Any:
+        """The next frame of that kind; others are kept for later."""
+        for index, frame in enumerate(self._pending):
             if isinstance(frame, kind):
-                return self._waiting.pop(place)
+                return self._pending.pop(index)
         while True:
             data = self.socket.recv(timeout=PATIENCE)
             assert isinstance(data, bytes)
@@ -168,26 +168,26 @@ class Node:
             if isinstance(found, kind):
                 return found
             if found is not None:
-                self._waiting.append(found)
+                self._pending.append(found)
 
     def push(self, *messages: tuple[str, Message], number: int | None = None) -> PushAck:
         self._number = self._number + 1 if number is None else number
-        self.say(Push(self._number, [sent(to, message) for to, message in messages]))
-        accepted: PushAck = self.hear(PushAck)
-        assert accepted.number == self._number
-        return accepted
+        self.send(Push(self._number, [outgoing(to, message) for to, message in messages]))
+        ack: PushAck = self.receive(PushAck)
+        assert ack.number == self._number
+        return ack
 
-    def pulse(self, room: int = 0) -> None:
-        self.say(KeepAlive(7, room, self.after))
-        assert self.hear(KeepAliveAck) == KeepAliveAck(7)
+    def keep_alive(self, free_kv: int = 0) -> None:
+        self.send(KeepAlive(7, free_kv, self.after))
+        assert self.receive(KeepAliveAck) == KeepAliveAck(7)
 
     def read(self) -> list[Message]:
-        inbox: InboxDelivery = self.hear(InboxDelivery)
+        inbox: InboxDelivery = self.receive(InboxDelivery)
         self.after = inbox.after
         return [wire.decode({wire.HEADER: e.header, wire.TENSOR: e.tensor}) for e in inbox.entries]
 
 
-def sent(to: str, message: Message) -> OutgoingMessage:
+def outgoing(to: str, message: Message) -> OutgoingMessage:
     fields = wire.encode(message)
     return OutgoingMessage(to, bytes(fields[wire.HEADER]), bytes(fields.get(wire.TENSOR, b"")))
 
@@ -222,3 +222,15 @@ def events(client: redis.Redis, name: str = "gen") -> list[Message]:
 
 def _messages(client: redis.Redis, stream: str) -> list[Message]:
     return [wire.decode(fields) for _, fields in client.xrange(stream)]
+
+
+def websocket_url(at: Replica) -> str:
+    return f"ws://127.0.0.1:{at.port}{relay.WEBSOCKET_PATH}"
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def dial(at: Replica, node_id: str) -> ClientConnection:
+    return connect(websocket_url(at), additional_headers=bearer(at.token(node_id)))

@@ -73,7 +73,12 @@ async def _end_if_stuck(
         await rebalances.fail(db, current, "not loaded in time", state="expired")
     else:
         return
-    log.warning("move_ended", model_id=current.model_id, state=current.state, reason=current.reason)
+    log.warning(
+        "rebalance_ended",
+        model_id=current.model_id,
+        state=current.state,
+        reason=current.reason,
+    )
 
 
 async def _propose(
@@ -93,12 +98,12 @@ async def _propose(
         model,
         positions=settings.positions,
         speeds=speeds,
-        fixed=await rebalances.failed_lately(db, model.id, settings.retry),
+        fixed=await rebalances.failed_within(db, model.id, settings.retry),
     )
     metrics.placement_throughput.labels(model.id).set(
         throughput(found.by_id, found.spans, found.shape)
     )
-    if await rebalances.ended_within(db, model.id, settings.pause):
+    if await rebalances.switched_within(db, model.id, settings.pause):
         return None
     began = time.perf_counter()
     plan = await asyncio.to_thread(  # half a second for a thousand nodes
@@ -111,13 +116,13 @@ async def _propose(
     metrics.placement_seconds.observe(time.perf_counter() - began)
     if plan is None or all(change.new is None for change in plan.changes):
         return None
-    recorded = await rebalances.record(db, model.id, plan)
+    begun = await rebalances.begin(db, model.id, plan)
     log.info(
-        "move_proposed",
+        "rebalance_proposed",
         model_id=model.id,
         changes=[[change.node_id, change.old, change.new] for change in plan.changes],
         steps_before=round(plan.before, 3),
         steps_after=round(plan.after, 3),
-        load_seconds=round(plan.seconds, 1),
+        load_seconds=round(plan.load_seconds, 1),
     )
-    return recorded
+    return begun

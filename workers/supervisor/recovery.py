@@ -8,7 +8,7 @@ import structlog
 from market.jobs import messaging
 from market.nodes import live_registry
 from mesh.wire import Ended, Ping, Pong, Refused
-from mesh.wire.refusal_codes import LOST, code_of
+from mesh.wire.refusal_codes import LOST_STATE, known_code
 from workers.supervisor import epochs
 from workers.supervisor.errors import GenerationOver
 from workers.supervisor.supervision import Supervision
@@ -34,7 +34,7 @@ class Recovery:
 
     async def recover_from_refusal(self, refused: Refused) -> None:
         """A node of the route says that the generation cannot go on at ``refused.node_id``."""
-        supervision, node_id, code = self._supervision, refused.node_id, code_of(refused)
+        supervision, node_id, code = self._supervision, refused.node_id, known_code(refused)
         if node_id not in supervision.node_ids:
             return  # a node off the route is not avoided for what another says of it
         if code == "kv_full":
@@ -45,14 +45,14 @@ class Recovery:
             moved = [hop for hop in supervision.route if hop.node_id == node_id]
             await epochs.close(supervision, moved, supervision.epoch)
             supervision.route = [hop for hop in supervision.route if hop not in moved]
-        elif code in LOST and node_id not in self._tolerated_once:
+        elif code in LOST_STATE and node_id not in self._tolerated_once:
             self._tolerated_once.add(node_id)
             log.warning("state_lost", request_id=supervision.id, node_id=node_id, code=code)
         elif code == "gap":  # a step did not arrive, or was not sent
             await self._penalise({node_id, supervision.previous_node(node_id)}, code)
         else:
             await self._penalise([node_id], code)
-        await epochs.open_next(supervision, code, keep_kv=code not in LOST)
+        await epochs.open_next(supervision, code, keep_kv=code not in LOST_STATE)
 
     async def recover_from_silence(self, responding: Collection[str]) -> bool:
         """Route around nodes whose keep-alive was missing at two polls in a row, if there is a way

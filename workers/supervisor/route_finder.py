@@ -1,8 +1,8 @@
 """The routes of one generation, and the nodes that it avoids for a while."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from market.catalog.models import Model
@@ -12,12 +12,15 @@ from market.nodes import kv_reservations, live_lookup
 from market.nodes.live_lookup import LiveNode
 from market.nodes.node import Node
 from market.resources import Resources
-from market.routing import route_search, tiers
+from market.routing import tiers
+from market.routing.coverage import enough_nodes
+from market.routing.request import RouteRequest
+from market.routing.route_search import cheapest_route
 from market.routing.skip_reasons import explain_skips
 
 
 class Hop(NamedTuple):
-    """A node and the span that it serves for a generation: with another span it is another hop."""
+    """A node and its span in a generation's route: a node with another span is another hop."""
 
     node_id: str
     start_layer: int
@@ -29,14 +32,12 @@ class Hop(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
-    """A route, empty if there was none, and what it was chosen from and by."""
+class _Search:
+    """What a search found, and among which nodes. ``route``: empty if there was none."""
 
     live: Sequence[LiveNode]
+    request: RouteRequest
     route: Sequence[Node]
-    avoid: Collection[str]
-    prefer: Collection[str]
-    free_kv: Mapping[str, int]
 
 
 class RouteFinder:
@@ -44,21 +45,20 @@ class RouteFinder:
 
     def __init__(self, resources: Resources, model: Model, job: Job) -> None:
         self._redis = resources.redis
-        self._model = model
-        self._positions = job.prompt_tokens + job.max_tokens
-        self._admits = tiers.tier_rule(job.tier)
-        self._fair = tiers.price_rule(job.price_per_token_far)
         self._skips = resources.skips
-        self._chosen: _Choice | None = None
-        self._near = (
-            None
-            if job.near_latitude is None or job.near_longitude is None
-            else Coordinates(job.near_latitude, job.near_longitude)
+        self._model = model
+        self._request = RouteRequest(
+            model.layers,
+            positions=job.prompt_tokens + job.max_tokens,
+            price=job.price_per_token_far,
+            tier_rule=tiers.tier_rule(job.tier),
+            near=_location(job),
         )
         self._avoid: dict[str, float] = {}
+        self._last_search: _Search | None = None
 
     def avoid(self, node_id: str, seconds: float) -> None:
-        """Leave a node out of this generation's routes for so many seconds."""
+        """Leave a node out of this generation's routes for ``seconds``."""
         self._avoid[node_id] = time.monotonic() + seconds
 
     async def find(self, serving: Collection[Hop]) -> list[Node] | None:
@@ -69,48 +69,36 @@ class RouteFinder:
                 span costs nothing.
         """
         live = await live_lookup.live_nodes(self._redis, self._model.id)
-        nodes = [live_node.node for live_node in live if live_node.available]
-        free_kv = await kv_reservations.free_kv_of(self._redis, [node.node_id for node in nodes])
+        available = [live_node.node for live_node in live if live_node.available]
+        free_kv = await kv_reservations.free_kv_of(self._redis, [n.node_id for n in available])
         now = time.monotonic()
-        avoid = [node_id for node_id, until in self._avoid.items() if until > now]
-        prefer = [node.node_id for node in nodes if Hop.of(node) in serving]
-        route = None
-        if len(nodes) >= self._model.min_nodes:
-            route = route_search.cheapest_route(
-                nodes,
-                self._model.layers,
-                avoid=avoid,
-                prefer=prefer,
-                admits=lambda node: self._fair(node) and self._admits(node),
-                positions=self._positions,
-                rooms=free_kv,
-                near=self._near,
-            )
-        self._chosen = _Choice(live, route or [], avoid, prefer, free_kv)
+        request = replace(
+            self._request,
+            free_kv=free_kv,
+            avoid={node_id for node_id, until in self._avoid.items() if until > now},
+            prefer={node.node_id for node in available if Hop.of(node) in serving},
+        )
+        route = cheapest_route(live, request) if enough_nodes(self._model, live) else None
+        self._last_search = _Search(live, request, route or [])
         return route
 
     async def count_skips(self) -> None:
         """Count why the other nodes are not on the route that was found last, or why there was no
-        route; but not every time, as :class:`SkipCounter` limits it."""
-        choice, self._chosen = self._chosen, None
-        if choice is None or not self._skips.due:
-            return
-        reasons = explain_skips(
-            choice.live,
-            self._model.layers,
-            choice.route,
-            avoid=choice.avoid,
-            prefer=choice.prefer,
-            admits=self._admits,
-            fair=self._fair,
-            positions=self._positions,
-            rooms=choice.free_kv,
-            near=self._near,
-        )
-        await self._skips.count(reasons)
+        route; as often as :class:`SkipCounter` allows."""
+        search, self._last_search = self._last_search, None
+        if search is not None and self._skips.due:
+            reasons = explain_skips(search.live, search.request, search.route)
+            await self._skips.count(reasons)
 
     async def reserve(self, route: Sequence[Node], serving: Collection[Hop]) -> bool:
-        """Reserve KV cache for the generation on a route's nodes, without the hops of ``serving``,
-        which have it; false if a node has too little."""
+        """Reserve KV cache for the generation on a route's nodes, except those of ``serving``,
+        which have reserved it already; false if a node has too little."""
         new = [node.node_id for node in route if Hop.of(node) not in serving]
-        return await kv_reservations.reserve_kv(self._redis, new, self._positions)
+        return await kv_reservations.reserve_kv(self._redis, new, self._request.positions)
+
+
+def _location(job: Job) -> Coordinates | None:
+    """Where the job's user is; none if that is not known."""
+    if job.near_latitude is None or job.near_longitude is None:
+        return None
+    return Coordinates(job.near_latitude, job.near_longitude)

@@ -1,1 +1,1 @@
-"""/api/discovery: who is there."""
+"""/api/discovery: active nodes, the DHT, and probes of a connection."""

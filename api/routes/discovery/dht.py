@@ -18,7 +18,7 @@ async def dht(services: WithServices) -> Dht:
     operator = operator_key(discovery)
     if operator is None:
         return Dht(operator_key=None, peers=[])
-    peers = await credentials.peers(services.redis, discovery)
+    peers = await credentials.bootstrap_peers(services.redis, discovery)
     return Dht(operator_key=operator.public.hex(), peers=peers)
 
 
@@ -26,13 +26,13 @@ async def dht(services: WithServices) -> Dht:
 async def announced(model_id: str, services: WithServices) -> AnnouncedNodes:
     """Nodes of a model that announce themselves in the DHT, with their own word for it."""
     services.catalog.get(model_id)
-    told = await directory.read(services.redis, model_id)
+    announcements = await directory.read_announcements(services.redis, model_id)
     on_routes = {
         node.node_id for node in await live_lookup.available_nodes(services.redis, model_id)
     }
     return AnnouncedNodes(
         model_id=model_id,
-        total_nodes=len(told),
+        total_nodes=len(announcements),
         nodes=[
             AnnouncedNode(
                 node_id=each.node_id,
@@ -42,6 +42,6 @@ async def announced(model_id: str, services: WithServices) -> AnnouncedNodes:
                 expires=each.expires,
                 on_routes=each.node_id in on_routes,
             )
-            for each in told
+            for each in announcements
         ],
     )

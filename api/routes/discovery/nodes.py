@@ -8,45 +8,48 @@ from fastapi import APIRouter, Query
 from api.http.services import Services, WithServices
 from api.routes import nodes
 from api.schemas.base import Label
-from api.schemas.discovery import ActiveNode, ActiveNodes, CountedNodes
+from api.schemas.discovery import ActiveNode, ActiveNodes, NodeList
 from market.nodes import live_lookup
 from market.nodes.node import Node
 
 router = APIRouter(tags=["discovery"])
 
-service = APIRouter(prefix="/nodes", tags=["discovery"])
-"""The paths that the specification's discovery service has. They do what the others do."""
+service_router = APIRouter(prefix="/nodes", tags=["discovery"])
+"""The paths that the specification's discovery service has, beside those under `/api`."""
 
-service.post("/register")(nodes.register)
+service_router.post("/register")(nodes.register)
 
 
-service.post("/heartbeat")(nodes.heartbeat)
+service_router.post("/heartbeat")(nodes.heartbeat)
 
 
 @router.get("/api/discovery/nodes/active/{model_id:path}")
 async def active_nodes(model_id: str, services: WithServices) -> ActiveNodes:
-    """Healthy nodes of a model, heard within the last two minutes."""
+    """Healthy nodes of a model, whose last heartbeat came within two minutes."""
     nodes = await _active(services, model_id)
     return ActiveNodes(model_id=model_id, total_nodes=len(nodes), nodes=nodes)
 
 
-@service.get("/active/{model_id:path}")
+@service_router.get("/active/{model_id:path}")
 async def active_nodes_of_service(
     model_id: str, services: WithServices, location: Annotated[Label | None, Query()] = None
-) -> CountedNodes:
-    """The same, as the specification's discovery service answers; of one location, if asked for."""
+) -> NodeList:
+    """Healthy nodes of a model, as the specification's discovery service answers; of one location,
+    if asked for."""
     nodes = await _active(services, model_id)
     if location is not None:
         nodes = [node for node in nodes if node.location == location]
-    return CountedNodes(nodes=nodes, count=len(nodes))
+    return NodeList(nodes=nodes, count=len(nodes))
 
 
 async def _active(services: Services, model_id: str) -> list[ActiveNode]:
     services.catalog.get(model_id)
-    return [_shown(node) for node in await live_lookup.available_nodes(services.redis, model_id)]
+    return [
+        _active_node(node) for node in await live_lookup.available_nodes(services.redis, model_id)
+    ]
 
 
-def _shown(node: Node) -> ActiveNode:
+def _active_node(node: Node) -> ActiveNode:
     """Without its address: nobody has to reach a node, and providers need not be found."""
     return ActiveNode(
         node_id=node.node_id,

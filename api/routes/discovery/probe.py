@@ -9,15 +9,15 @@ from fastapi.responses import StreamingResponse
 
 from api.http import rate_limits
 from api.http.services import WithServices
-from api.schemas.discovery import Received
+from api.schemas.discovery import ProbeAnswer
 
 router = APIRouter(prefix="/api/discovery", tags=["discovery"])
 
 MAX_BYTES = 4 * 2**20
 """Enough to measure 100 Mbit/s for a third of a second."""
 
-NOISE = os.urandom(2**16)
-"""What is sent: nothing that a proxy could compress."""
+RANDOM_BYTES = os.urandom(2**16)
+"""What is sent: no proxy can compress it."""
 
 
 @router.get("/probe", response_class=StreamingResponse)
@@ -26,20 +26,20 @@ async def download(
     services: WithServices,
     size: Annotated[int, Query(alias="bytes", ge=0, le=MAX_BYTES)] = 0,
 ) -> StreamingResponse:
-    """So many bytes of noise, to time. The answer's `Date` tells our clock."""
+    """Random bytes, as many as asked for, to time. The answer's `Date` is our clock's."""
     await rate_limits.PROBES.count_address(services, request)
     return StreamingResponse(
-        _noise(size),
+        _random_bytes(size),
         media_type="application/octet-stream",
         headers={"Content-Length": str(size), "Cache-Control": "no-store"},
     )
 
 
 @router.post("/probe")
-async def upload(request: Request, services: WithServices) -> Received:
+async def upload(request: Request, services: WithServices) -> ProbeAnswer:
     """Any body within the limit of all bodies, to time. It is thrown away."""
     await rate_limits.PROBES.count_address(services, request)
-    return Received(bytes=len(await request.body()))
+    return ProbeAnswer(bytes=len(await request.body()))
 
 
 @router.get("/config/{model_id:path}")
@@ -48,7 +48,7 @@ async def config(model_id: str, services: WithServices) -> dict[str, Any]:
     return services.catalog.get(model_id).config
 
 
-def _noise(size: int) -> Iterator[bytes]:
+def _random_bytes(size: int) -> Iterator[bytes]:
     while size > 0:
-        yield NOISE[:size]
-        size -= len(NOISE)
+        yield RANDOM_BYTES[:size]
+        size -= len(RANDOM_BYTES)

@@ -1,1 +1,1 @@
-"""/api/inference: submit, poll, stream, cancel."""
+"""/api/inference: models, generations as jobs, and their receipts."""

@@ -10,7 +10,7 @@ from api.http.authentication import InferenceCaller
 from api.http.rate_limits import address_of
 from api.http.services import Services, WithServices
 from api.http.sse import EVENT_STREAM, cancelling_stream
-from api.schemas.jobs import Accepted, Generate, JobView
+from api.schemas.jobs import AcceptedJob, GenerateBody, JobView
 from market.errors import InvalidRequest
 from market.jobs import cancellation, token_reader
 from market.jobs.errors import StreamExpired
@@ -21,7 +21,7 @@ from market.jobs.tables import Job, JobStatus
 
 router = APIRouter(prefix="/api/inference", tags=["inference"])
 
-MAX_KEY = 255
+MAX_IDEMPOTENCY_KEY = 255
 
 
 @router.post(
@@ -29,11 +29,11 @@ MAX_KEY = 255
     response_model=JobView,
     responses={
         200: {"content": EVENT_STREAM},
-        202: {"model": Accepted, "description": "With `Prefer: respond-async`."},
+        202: {"model": AcceptedJob, "description": "With `Prefer: respond-async`."},
     },
 )
 async def generate(
-    body: Generate,
+    body: GenerateBody,
     request: Request,
     caller: InferenceCaller,
     services: WithServices,
@@ -59,7 +59,7 @@ async def generate(
     job = await submit(
         services,
         caller.wallet,
-        body.job_request(near=services.geoip.about(address)),
+        body.job_request(near=services.geoip.approximate(address)),
         Idempotency(idempotency_key, digest),
     )
     if "respond-async" in [preference.strip().lower() for preference in prefer.split(",")]:
@@ -84,7 +84,7 @@ async def _wait_for_end(services: Services, request: Request, request_id: str) -
 
 
 def _accepted(job: Job) -> Response:
-    accepted = Accepted.of(job)
+    accepted = AcceptedJob.of(job)
     headers = {"Location": accepted.poll_url, "Preference-Applied": "respond-async"}
     return JSONResponse(accepted.model_dump(mode="json"), status_code=202, headers=headers)
 
@@ -101,12 +101,12 @@ def _check_key(key: str) -> None:
     reason = None
     if not key:
         reason = "empty"
-    elif len(key) > MAX_KEY:
+    elif len(key) > MAX_IDEMPOTENCY_KEY:
         reason = "too_long"
     elif not (key.isascii() and key.isprintable()):
         reason = "malformed"
     if reason is not None:
         raise InvalidRequest(
-            f"Idempotency-Key needs 1 to {MAX_KEY} printable ASCII characters.",
+            f"Idempotency-Key needs 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters.",
             code=f"idempotency_key_{reason}",
         )

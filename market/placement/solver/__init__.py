@@ -2,14 +2,16 @@
 
 ::
 
-    parts      what goes in and comes out, and its units
-    capacity   what a node could serve, from its memory and its measured step
-    filling    one pipeline: its layers over its nodes
-    crowd      one pipeline of many nodes, by replicas
-    pipelines  a swarm: its nodes over pipelines
-    flow       what spans that are there carry together, and where that is least
-    joining    a node more, and nobody moves
-    moving     one move, if it pays
+    types                what goes in and comes out, and its units
+    capacity             what a node could serve, from its memory and its measured step
+    water_filling        one pipeline: its layers over its nodes
+    replicated_pipeline  one pipeline whose stages have replicas
+    pipeline_grouping    a cluster: its nodes over pipelines
+    local_search         nodes exchanged between pipelines while that helps
+    max_flow             the throughput of the present spans, and its bottleneck
+    join                 the span of one more node, while no other span changes
+    rebalance_proposals  changes of spans that are worth evaluating
+    rebalance            the change that pays most, if one pays
 """
 
 from market.placement.solver.capacity import candidate, measured_speed

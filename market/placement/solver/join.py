@@ -1,4 +1,4 @@
-"""A node more, and nobody moves: it goes where the swarm is weakest."""
+"""The span of one more node, while no other span changes: it widens the cluster's bottleneck."""
 
 from collections.abc import Iterable, Mapping
 from itertools import product
@@ -6,8 +6,8 @@ from itertools import product
 from market.placement.solver.max_flow import Flow
 from market.placement.solver.types import Candidate, ModelShape, Span
 
-TRIES = 16
-"""Spans that are weighed for a node."""
+MAX_SPANS = 16
+"""Spans that are evaluated for a node."""
 
 
 def join(
@@ -16,37 +16,39 @@ def join(
     spans: Mapping[str, Span],
     model: ModelShape,
 ) -> Span | None:
-    """The span with which a node helps the others most, as they are; none if it cannot.
+    """The span with which a node raises the throughput most; none if it cannot raise it.
 
-    The span that raises the throughput most. While there is no throughput to raise, as in a young
-    swarm: layers that nobody serves, from the front for who can hold the edge, else from the back.
+    While there is no throughput, as in a new cluster: layers that no node serves, the first ones
+    for a node that can hold the edge, else the last ones.
 
     Args:
-        nodes: Those that are there, by id.
-        spans: What they serve.
+        node: The node that joins.
+        nodes: The nodes that are there, by id.
+        spans: What each of them serves, by id.
     """
     others = {node_id: span for node_id, span in spans.items() if node_id != node.node_id}
     nodes = {**nodes, node.node_id: node}
     flow = Flow(nodes, others, model)
-    best, steps = None, flow.steps
-    for span in bridges(node, flow, model):
-        if best is not None and flow.steps + node.rate(span, model) <= steps:
-            break  # bridges come by rate
-        gained = Flow(nodes, {**others, node.node_id: span}, model).steps
-        if gained > steps:
-            best, steps = span, gained
-    if best is None and flow.steps == 0:
+    best, most = None, flow.throughput
+    for span in augmenting_spans(node, flow, model):
+        if best is not None and flow.throughput + node.rate(span, model) <= most:
+            break  # the spans come by rate
+        throughput = Flow(nodes, {**others, node.node_id: span}, model).throughput
+        if throughput > most:
+            best, most = span, throughput
+    if best is None and flow.throughput == 0:
         served = {layer for other in others if other in nodes for layer in range(*others[other])}
         return _unserved(node, served, model)
     return best
 
 
-def bridges(node: Candidate, flow: Flow, model: ModelShape) -> list[Span]:
-    """Spans with which a node would lead around what holds the flow up; the quickest first."""
-    before, after = flow.weakest()
+def augmenting_spans(node: Candidate, flow: Flow, model: ModelShape) -> list[Span]:
+    """Spans with which a node would widen the bottleneck of a flow; those that it serves quickest
+    first, and no more than :data:`MAX_SPANS`."""
+    before, after = flow.bottleneck()
     spans = [span for span in product(before, after) if span[0] < span[1] and node.holds(span)]
     spans.sort(key=lambda span: (-node.rate(span, model), span))
-    return spans[:TRIES]
+    return spans[:MAX_SPANS]
 
 
 def _unserved(node: Candidate, served: Iterable[int], model: ModelShape) -> Span | None:

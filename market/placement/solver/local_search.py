@@ -1,25 +1,27 @@
-"""Many nodes over pipelines: like with like, and then whatever change of places helps."""
+"""Many nodes over pipelines: nodes that are alike together, and then exchanges of nodes while they
+raise the throughput."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
 
 from market.placement.solver.types import Candidate, ModelShape
-from market.placement.solver.water_filling import level_of, water_fill
+from market.placement.solver.water_filling import water_fill, water_level
 
-NEAR = 2
-"""How far apart in the order of likeness groups may be whose nodes change places."""
+MAX_DISTANCE = 2
+"""How far apart two groups may be, in the order in which they were made, to exchange nodes."""
 
-GAIN = 1e-9
-"""Share of the throughput below which a change is a rounding error."""
+MIN_GAIN = 1e-9
+"""Share of the throughput below which a gain is a rounding error."""
 
 
 def full_step(node: Candidate) -> float:
-    """Seconds of a step when a node is full: where those of a pipeline differ, the quicker wait."""
+    """Seconds of a step of a node that serves all the layers that it holds: in a pipeline of nodes
+    that differ in that, the quicker wait for the slower."""
     return node.capacity / node.speed
 
 
-def speed(node: Candidate) -> float:
-    """The quickest first: equal nodes share layers without a rest."""
+def quickest_first(node: Candidate) -> float:
+    """Nodes of equal speed divide layers evenly."""
     return -node.speed
 
 
@@ -27,51 +29,53 @@ def group_alike(
     nodes: Sequence[Candidate],
     count: int,
     model: ModelShape,
-    likeness: Callable[[Candidate], float],
+    sort_key: Callable[[Candidate], float],
 ) -> list[list[Candidate]]:
-    """So many groups of nodes that are alike. Each gets its share of the layers that the nodes
-    would serve if all pipelines were equally quick, and a node that can hold the edge while there
-    are any left over."""
-    speeds, depths = [n.speed for n in nodes], [min(n.capacity, model.layers) for n in nodes]
-    level = level_of(speeds, depths, [0.0] * len(nodes), count * (model.layers + model.edge_work))
+    """``count`` groups of nodes that are alike, which is: neighbours by ``sort_key``. The groups'
+    nodes would serve equally many layers if all pipelines were equally quick, and each group gets a
+    node that can hold the edge if there is one to spare."""
+    speeds, capacities = [n.speed for n in nodes], [min(n.capacity, model.layers) for n in nodes]
+    level = water_level(
+        speeds, capacities, [0.0] * len(nodes), count * (model.layers + model.edge_work)
+    )
     layers = {
-        node.node_id: min(depth, node.speed * level)
-        for node, depth in zip(nodes, depths, strict=True)
+        node.node_id: min(capacity, node.speed * level)
+        for node, capacity in zip(nodes, capacities, strict=True)
     }
     share = sum(layers.values()) / count
     groups: list[list[Candidate]] = [[] for _ in range(count)]
-    dealt_out = 0.0
-    for node in sorted(nodes, key=lambda node: (likeness(node), node.node_id)):
-        middle = dealt_out + layers[node.node_id] / 2
+    assigned = 0.0
+    for node in sorted(nodes, key=lambda node: (sort_key(node), node.node_id)):
+        middle = assigned + layers[node.node_id] / 2
         groups[min(count - 1, int(middle / share))].append(node)
-        dealt_out += layers[node.node_id]
+        assigned += layers[node.node_id]
     _share_edges(groups, layers)
     return groups
 
 
 def _share_edges(groups: list[list[Candidate]], layers: dict[str, float]) -> None:
-    """A group without an edge's node gets one from the group with the most, for the node of its
-    own that serves most nearly as many layers."""
+    """A group without a node that can hold the edge gets one from the group with the most of them,
+    in exchange for the node of its own that serves most nearly as many layers."""
     holders = [[node for node in group if node.edge_capacity > 0] for group in groups]
     for number, group in enumerate(groups):
         if holders[number]:
             continue
-        rich = max(range(len(groups)), key=lambda other: len(holders[other]))
-        if len(holders[rich]) < 2:
+        donor = max(range(len(groups)), key=lambda other: len(holders[other]))
+        if len(holders[donor]) < 2:
             return
-        given = max(holders[rich], key=lambda node: node.edge_capacity)
-        holders[rich].remove(given)
-        groups[rich].remove(given)
+        given = max(holders[donor], key=lambda node: node.edge_capacity)
+        holders[donor].remove(given)
+        groups[donor].remove(given)
         if group:
             back = min(group, key=lambda n: abs(layers[n.node_id] - layers[given.node_id]))
             group.remove(back)
-            groups[rich].append(back)
+            groups[donor].append(back)
         group.append(given)
         holders[number].append(given)
 
 
 class Groups:
-    """Nodes by pipeline, the idle last, and what each pipeline makes."""
+    """Nodes by pipeline, the idle ones last, and the rate of each pipeline."""
 
     def __init__(self, groups: Sequence[Sequence[Candidate]], model: ModelShape) -> None:
         self._model = model
@@ -84,42 +88,47 @@ class Groups:
         return sum(self._rates)
 
     def improve(self, budget: int) -> int:
-        """Let nodes change places while that helps, or until the budget is spent; what is left of
-        it. It counts the nodes of all the pipelines that are weighed.
+        """Exchange nodes while that raises the throughput, or until the budget is spent.
 
-        One node goes over to another group, or two change places; always the best of these for two
-        groups. The result depends on nothing but the start.
+        One node goes over to another group, or two nodes change places: for two groups always the
+        exchange that gains most. The result depends on nothing but the groups at the start.
+
+        Args:
+            budget: Nodes of all the pipelines that may be evaluated.
+
+        Returns:
+            What is left of the budget.
         """
-        better = True
-        while better:
-            better = False
+        improved = True
+        while improved:
+            improved = False
             for one, other in self._pairs():
                 found = True
                 while found:
                     budget -= self._cost(one, other)
                     if budget < 0:
                         return 0
-                    found = self._change_best(one, other)
-                    better = better or found
+                    found = self._exchange_best(one, other)
+                    improved = improved or found
         return budget
 
     def _pairs(self) -> Iterator[tuple[int, int]]:
         for one, other in combinations(range(len(self.members)), 2):
-            if other - one <= NEAR or other == len(self.members) - 1:
+            if other - one <= MAX_DISTANCE or other == len(self.members) - 1:
                 yield one, other
 
     def _cost(self, one: int, other: int) -> int:
-        here, there = len(self.members[one]), len(self.members[other])
-        return (here + 1) * (there + 1) * (here + there)
+        size, other_size = len(self.members[one]), len(self.members[other])
+        return (size + 1) * (other_size + 1) * (size + other_size)
 
-    def _change_best(self, one: int, other: int) -> bool:
-        """Make the change between two groups that helps most, if one does."""
-        best = (self._rates[one] + self._rates[other]) * (1 + GAIN)
+    def _exchange_best(self, one: int, other: int) -> bool:
+        """Make the exchange between two groups that gains most; false if none gains anything."""
+        best = (self._rates[one] + self._rates[other]) * (1 + MIN_GAIN)
         found = None
-        for leaves, comes in product((None, *self.members[one]), (None, *self.members[other])):
+        for leaving, coming in product((None, *self.members[one]), (None, *self.members[other])):
             changed = (
-                _exchanged(self.members[one], leaves, comes),
-                _exchanged(self.members[other], comes, leaves),
+                _exchanged(self.members[one], leaving, coming),
+                _exchanged(self.members[other], coming, leaving),
             )
             rates = (self._rate(changed[0]), self._rate(changed[1]))
             if sum(rates) > best:
@@ -136,7 +145,7 @@ class Groups:
 
 
 def _exchanged(
-    group: Sequence[Candidate], leaves: Candidate | None, comes: Candidate | None
+    group: Sequence[Candidate], leaving: Candidate | None, coming: Candidate | None
 ) -> list[Candidate]:
-    rest = [node for node in group if node is not leaves]
-    return rest if comes is None else [*rest, comes]
+    rest = [node for node in group if node is not leaving]
+    return rest if coming is None else [*rest, coming]

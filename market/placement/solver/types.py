@@ -1,9 +1,9 @@
-"""What placement is told and what it answers."""
+"""What the solver takes and what it returns: candidates and spans, stages and pipelines."""
 
 from dataclasses import dataclass
 
 Span = tuple[int, int]
-"""Layers ``[start, end)``. Who serves layer 0 holds the edge, too."""
+"""Layers ``[start, end)``. A node that serves layer 0 holds the edge, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +19,11 @@ class ModelShape:
 class Candidate:
     """A node, as far as it matters what it could serve.
 
-    ``speed``: layers a second. ``capacity``: layers that its memory holds, with their KV.
-    ``edge_capacity``: how many beside the edge; 0 where the edge has no room, or the node is not
-    trusted with it. ``layer_bytes``, ``edge_bytes``: what it loads for a layer and for the edge,
-    at ``load_speed`` bytes a second. ``movable``: whether it may be given another span than the one
-    that it serves.
+    ``speed``: layers a second. ``capacity``: layers that its memory holds, with their KV cache.
+    ``edge_capacity``: layers that its memory holds beside the edge; 0 where the edge does not fit,
+    or the node is not trusted with it. ``layer_bytes``, ``edge_bytes``: what the node loads for a
+    layer and for the edge, at ``load_speed`` bytes a second. ``movable``: whether the node may be
+    given another span than the one that it serves.
     """
 
     node_id: str
@@ -36,12 +36,12 @@ class Candidate:
     movable: bool = True
 
     def holds(self, span: Span) -> bool:
-        """Whether its memory has room for a span, and for the edge if it begins there."""
+        """Whether the node's memory holds a span, and the edge if the span begins at layer 0."""
         start, end = span
         return end - start <= (self.capacity if start else self.edge_capacity)
 
     def rate(self, span: Span, model: ModelShape) -> float:
-        """Steps a second through a span; 0 for one that it does not hold."""
+        """Steps a second through a span; 0 for a span that the node does not hold."""
         if not self.holds(span):
             return 0.0
         start, end = span
@@ -50,8 +50,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A pipeline's part that is served by one node, or by several: replicas. ``rate``: steps a
-    second of all of them."""
+    """A pipeline's part that is served by one node, or by several replicas. ``rate``: steps a
+    second of all replicas together."""
 
     node_ids: tuple[str, ...]
     span: Span
@@ -66,12 +66,12 @@ class Pipeline:
 
     @property
     def rate(self) -> float:
-        """Steps a second: those of the slowest stage."""
+        """Steps a second of the pipeline: those of its slowest stage."""
         return min(stage.rate for stage in self.stages)
 
     @property
     def spans(self) -> dict[str, Span]:
-        """By node."""
+        """The span of each node, by node id."""
         return {name: stage.span for stage in self.stages for name in stage.node_ids}
 
 
@@ -88,5 +88,5 @@ class Placement:
 
     @property
     def spans(self) -> dict[str, Span]:
-        """By node."""
+        """The span of each node, by node id."""
         return {name: span for pipeline in self.pipelines for name, span in pipeline.spans.items()}

@@ -1,4 +1,4 @@
-"""What operators look at, and what callers are told while a part of the mesh is down."""
+"""What operators look at, and what callers get while a part of the mesh is down."""
 
 import os
 import signal
@@ -141,7 +141,7 @@ async def test_a_redis_that_hangs_is_not_ready(
     own_redis: tuple[subprocess.Popen[bytes], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(health, "PATIENCE", 0.2)
+    monkeypatch.setattr(health, "PROBE_TIMEOUT", 0.2)
     os.kill(own_redis[0].pid, signal.SIGSTOP)
     ready = await fragile.client.get("/readyz")
     os.kill(own_redis[0].pid, signal.SIGCONT)
@@ -179,10 +179,10 @@ async def test_a_bug_is_told_without_its_details(
         raise RuntimeError("a detail that is nobody's business")
 
     monkeypatch.setattr(ledger, "hold", fail)
-    told: list[Any] = []
+    sent: list[Any] = []
 
     async def send(message: Any) -> None:
-        told.append(message)
+        sent.append(message)
 
     body = gateway.client.build_request("POST", GENERATE, json=request_body())
     received = [{"type": "http.request", "body": body.content, "more_body": False}]
@@ -199,9 +199,9 @@ async def test_a_bug_is_told_without_its_details(
     }
     with pytest.raises(RuntimeError):  # the server logs it; the caller has his answer by then
         await gateway.app(scope, receive, send)
-    assert told[0]["status"] == 500
-    assert b'"code":"internal_error"' in told[1]["body"]
-    assert b"business" not in told[1]["body"]
+    assert sent[0]["status"] == 500
+    assert b'"code":"internal_error"' in sent[1]["body"]
+    assert b"business" not in sent[1]["body"]
 
 
 async def test_metrics_have_the_specifications_names(gateway: Gateway) -> None:

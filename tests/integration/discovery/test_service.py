@@ -61,8 +61,8 @@ async def test_the_service_serves_dies_and_comes_back(
     service: tuple[subprocess.Popen[bytes], str], redis: Redis
 ) -> None:
     process, url = service
-    addresses = await soon(lambda: directory.peers(redis))
-    told = announcement(expires=time.time() + 100)
+    addresses = await soon(lambda: directory.running_peers(redis))
+    announced = announcement(expires=time.time() + 100)
     async with client(addresses) as node, httpx.AsyncClient(base_url=url) as http:
 
         async def listed() -> list[dict[str, object]]:
@@ -73,11 +73,11 @@ async def test_the_service_serves_dies_and_comes_back(
             nodes: list[dict[str, object]] = answer.json()["nodes"]
             return nodes
 
-        assert await announce(node, told) == 1
+        assert await announce(node, announced) == 1
         [found] = await soon(listed)
         assert (found["node_id"], found["on_routes"]) == ("node_0", False)
-        signpost = (await node.read(records.SIGNPOST_KEY))[records.SIGNPOST_SUBKEY]
-        assert records.read_signpost(signpost, OPERATOR.public).urls == ["http://127.0.0.1:8000"]
+        endpoints = (await node.read(records.ENDPOINTS_KEY))[records.ENDPOINTS_SUBKEY]
+        assert records.read_endpoints(endpoints, OPERATOR.public).urls == ["http://127.0.0.1:8000"]
 
         [dht] = [
             child
@@ -87,7 +87,7 @@ async def test_the_service_serves_dies_and_comes_back(
         dht.send_signal(signal.SIGKILL)
         await redis.flushall()
         # Started again, under the same address, with nothing in it until the node announces again.
-        assert await soon(lambda: directory.peers(redis)) == addresses
+        assert await soon(lambda: directory.running_peers(redis)) == addresses
 
         async def told_again() -> int:
             return await announce(node, announcement(expires=time.time() + 100))

@@ -22,7 +22,7 @@ from node_runner.dht.platform_lookup import PlatformNotFound, dht_endpoint, plat
 from stack.servers import free_port
 from tests.conftest import MODEL_ID
 from tests.support.api import LAYERS
-from tests.support.dht import NODE_KEY, OPERATOR, STRANGER, full_peer, soon, told_by
+from tests.support.dht import NODE_KEY, OPERATOR, STRANGER, announcements_at, full_peer, soon
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def test_a_node_announces_what_it_measured_and_its_process_may_be_killed(
     )
     node.start()
     try:
-        told = (await soon(lambda: told_by(peer)))["node_0"]
+        told = (await soon(lambda: announcements_at(peer)))["node_0"]
         assert (told.start_layer, told.end_layer, told.latency_ms) == (0, 2, 12.0)
         assert (told.throughput_tokens_per_sec, told.kv_positions) == (34.0, 678)
         first = node.peer_pid
@@ -66,7 +66,7 @@ async def test_a_node_announces_what_it_measured_and_its_process_may_be_killed(
         os.kill(first, signal.SIGKILL)
 
         async def announced_again() -> bool:
-            newer = (await told_by(peer))["node_0"].expires > time.time() + 119
+            newer = (await announcements_at(peer))["node_0"].expires > time.time() + 119
             return newer and node.peer_pid not in (None, first)
 
         await soon(announced_again)
@@ -77,7 +77,7 @@ async def test_a_node_announces_what_it_measured_and_its_process_may_be_killed(
         killed_at = time.time()
 
         async def announced_anew() -> bool:
-            return (await told_by(peer))["node_0"].expires > killed_at + 120.5
+            return (await announcements_at(peer))["node_0"].expires > killed_at + 120.5
 
         await soon(announced_anew)
         everybody = [*children, *psutil.Process(second).children(), psutil.Process(second)]
@@ -139,10 +139,10 @@ async def test_the_platform_is_found_in_the_dht_if_its_url_does_not_answer(
     peer, endpoint = served
     with platform() as url:
         expires = time.time() + 120
-        signpost = records.sign_endpoints(
+        endpoints = records.sign_endpoints(
             OPERATOR, records.PlatformEndpoints(["http://127.0.0.1:1", url], expires)
         )
-        await peer.store(records.SIGNPOST_KEY, records.SIGNPOST_SUBKEY, signpost, expires)
+        await peer.store(records.ENDPOINTS_KEY, records.ENDPOINTS_SUBKEY, endpoints, expires)
         nobody = f"http://127.0.0.1:{free_port()}"
         for given in (None, nobody):
             assert await asyncio.to_thread(platform_url, given, endpoint) == url

@@ -1,4 +1,4 @@
-"""What the API tells of the DHT, and what it hands a node that joins it."""
+"""What the API says of the DHT, and what it gives a node that joins it."""
 
 import asyncio
 import time
@@ -54,9 +54,9 @@ async def test_who_proves_a_wallet_gets_a_credential_for_his_key(
         assert isinstance(access, dict)
         assert access["operator_key"] == OPERATOR.public.hex()
         assert access["peers"] == [PEER]
-        told = announcement(node_id=joined["node_id"], end_layer=LAYERS)
-        record = records.sign_announcement(NODE_KEY, bytes.fromhex(access["credential"]), told)
-        assert records.read_announcement(record, OPERATOR.public) == told
+        announced = announcement(node_id=joined["node_id"], end_layer=LAYERS)
+        record = records.sign_announcement(NODE_KEY, bytes.fromhex(access["credential"]), announced)
+        assert records.read_announcement(record, OPERATOR.public) == announced
         assert "dht" not in await register(gateway)
         refusal = await register(gateway, dht_key="0x12")
         assert refusal["code"] == "dht_key_malformed"
@@ -72,27 +72,27 @@ async def test_without_an_operators_key_there_is_no_dht(
 
 
 async def test_addresses_of_our_peers_are_not_kept_beyond_their_time(redis: Redis) -> None:
-    await directory.note_peers(redis, ["old"], ttl=0.001)
+    await directory.record_peers(redis, ["old"], ttl=0.001)
     await asyncio.sleep(0.01)
     assert not await redis.exists(redis_keys.DHT_PEERS)
     await redis.hset(redis_keys.DHT_PEERS, "old", time.time() - 1)  # type: ignore[misc]
     for address in ("one", "another"):
-        await directory.note_peers(redis, [address], ttl=60)
+        await directory.record_peers(redis, [address], ttl=60)
     assert await redis.hkeys(redis_keys.DHT_PEERS) == [b"one", b"another"]  # type: ignore[misc]
     assert 50 < await redis.ttl(redis_keys.DHT_PEERS) <= 60
-    assert await directory.peers(redis) == ["another", "one"]
+    assert await directory.running_peers(redis) == ["another", "one"]
 
 
 async def test_the_phonebook_says_who_is_on_the_routes(settings: Settings, redis: object) -> None:
     async with open_gateway(settings) as gateway:
         other = "/ip4/192.0.2.7/tcp/31337/p2p/QmOther"
-        await directory.note_peers(gateway.redis, [other], ttl=60)
+        await directory.record_peers(gateway.redis, [other], ttl=60)
         found = (await gateway.client.get("/api/discovery/dht")).json()
         assert found == {"operator_key": OPERATOR.public.hex(), "peers": sorted([PEER, other])}
         await gateway.announce(node(0))
-        told = [announcement(), announcement(node_id="node_9", start_layer=2, end_layer=4)]
+        announced = [announcement(), announcement(node_id="node_9", start_layer=2, end_layer=4)]
         gone = announcement(node_id="node_8", expires=time.time() - 1)
-        await directory.write(gateway.redis, MODEL_ID, [*told, gone])
+        await directory.write_announcements(gateway.redis, MODEL_ID, [*announced, gone])
         page = (await gateway.client.get(f"/api/discovery/dht/{MODEL_ID}")).json()
         assert page["total_nodes"] == 2
         assert [(each["node_id"], each["on_routes"]) for each in page["nodes"]] == [
@@ -113,7 +113,7 @@ def test_a_bootstrap_peer_is_named_with_its_id() -> None:
 async def test_a_seed_that_is_none_is_refused_at_start(
     make_settings: Callable[..., Settings], redis: object
 ) -> None:
-    settings = make_settings(discovery={"dht_operator_key": SigningKey.new().seed[:-2]})
+    settings = make_settings(discovery={"dht_operator_key": SigningKey.generate().seed[:-2]})
     with pytest.raises(ValueError, match="32 bytes in hex"):
         async with open_gateway(settings):
             pass

@@ -1,4 +1,4 @@
-"""What the public is told: active nodes, models, earnings."""
+"""What anybody may see: active nodes, models, earnings."""
 
 import datetime as dt
 from collections.abc import Callable
@@ -116,7 +116,7 @@ async def test_a_node_lives_on_the_discovery_services_paths(
         )
         registered = answer.json()
         assert (registered["status"], registered["node_id"]) == ("registered", "0x1234-0")
-        beat = await client.post(
+        answer = await client.post(
             "/nodes/heartbeat",
             json={
                 "node_id": "0x1234-0",
@@ -128,7 +128,7 @@ async def test_a_node_lives_on_the_discovery_services_paths(
             },
             headers={"Authorization": f"Bearer {registered['node_token']}"},
         )
-        assert beat.json() == {
+        assert answer.json() == {
             "status": "ok",
             "should_rebalance": False,
             "start_layer": 2,
@@ -138,8 +138,8 @@ async def test_a_node_lives_on_the_discovery_services_paths(
         assert found["count"] == 1
         [listed] = found["nodes"]
         assert (listed["layers_served"], listed["avg_latency_ms"]) == ([2, 3], 50)
-        heard = dt.datetime.fromisoformat(listed["last_seen"])
-        assert abs(dt.datetime.now(dt.UTC) - heard) < dt.timedelta(minutes=1)
+        last_seen = dt.datetime.fromisoformat(listed["last_seen"])
+        assert abs(dt.datetime.now(dt.UTC) - last_seen) < dt.timedelta(minutes=1)
         assert (await client.post(GENERATE, json={})).status_code == 404
 
 
@@ -197,7 +197,7 @@ async def test_a_model_is_not_served_until_it_has_as_many_nodes_as_it_wants(
 
 
 async def know(gateway: Gateway, *nodes: Node) -> None:
-    """The nodes' rows in Postgres, half of whose time they have been heard."""
+    """The nodes' rows in Postgres, half of whose time they have been up."""
     then = dt.datetime.now(dt.UTC) - dt.timedelta(hours=2)
     async with gateway.sessions.begin() as db:
         for each in nodes:
@@ -270,7 +270,7 @@ async def test_what_was_paid_is_no_longer_pending(gateway: Gateway) -> None:
 
 
 async def test_earnings_by_day_go_from_old_to_new(gateway: Gateway) -> None:
-    """A day's earnings are one line; a year ago is not told any more."""
+    """A day's earnings are one line; a year ago is not listed any more."""
     noon = dt.datetime.now(dt.UTC).replace(hour=12) - dt.timedelta(days=1)
     for tokens, days_ago in [(1, 0), (2, 3), (3, 3), (4, 365)]:
         job = await gateway.submit(max_tokens=tokens)

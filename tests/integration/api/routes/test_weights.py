@@ -1,4 +1,4 @@
-"""Published weights: uploaded once, told of to nodes, and fetched by signed URLs that expire."""
+"""Published weights: uploaded once, listed for nodes, and fetched by signed URLs that expire."""
 
 import hashlib
 import shutil
@@ -117,16 +117,18 @@ async def test_a_node_fetches_its_span_from_s3(gateway: Gateway, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["machine", "node"])
-async def test_machines_and_nodes_are_told_with_their_tokens(gateway: Gateway, kind: str) -> None:
+async def test_machines_and_nodes_get_the_list_with_their_tokens(
+    gateway: Gateway, kind: str
+) -> None:
     headers_of = {"machine": gateway.machine, "node": gateway.node}[kind]
     answer = await gateway.client.get(PATH, headers=await headers_of(PROVIDER_WALLET))
-    told = answer.raise_for_status().json()
-    assert told["expires_in"] == 3600
-    by_name = {file["name"]: file for file in told["files"]}
+    listing = answer.raise_for_status().json()
+    assert listing["expires_in"] == 3600
+    by_name = {file["name"]: file for file in listing["files"]}
     assert by_name.keys() == {NAME, *(f.name for f in DEMO_MODEL.glob("*.json"))} | {
         f.name for f in DEMO_MODEL.glob("*.safetensors")
     }
-    assert by_name[NAME]["sha256"] == told["manifest_sha256"]
+    assert by_name[NAME]["sha256"] == listing["manifest_sha256"]
     url = urlsplit(by_name["model.safetensors"]["url"])
     assert url.path == f"/{BUCKET}/{PREFIX}/model.safetensors"
     assert "X-Amz-Expires=3600" in url.query

@@ -43,10 +43,10 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium o
 
 
 class Wallet:
-    """Signs as a wallet does; remembers what it was shown."""
+    """Signs as a wallet does; remembers what it was asked to sign."""
 
     def __init__(self, *, willing: bool = True) -> None:
-        self.shown: list[str] = []
+        self.requests: list[str] = []
         self._willing = willing
 
     async def attach(self, page: Page) -> None:
@@ -65,7 +65,7 @@ class Wallet:
     def _sign(self, message: str, wallet: str) -> str:
         assert wallet == PROVIDER.address
         text = bytes.fromhex(message.removeprefix("0x"))
-        self.shown.append(text.decode())
+        self.requests.append(text.decode())
         signed = PROVIDER.sign_message(encode_defunct(primitive=text))
         return "0x" + bytes(signed.signature).hex()
 
@@ -134,9 +134,9 @@ async def test_a_wallet_lets_a_machine_in(
     await page.get_by_role("button", name="Sign with my wallet").click()
     await page.get_by_text("attic PC is linked").wait_for()
     await picture(page, f"approved-{where}")
-    (shown,) = wallet.shown
-    assert codes["user_code"] in shown
-    assert "attic PC" in shown
+    (text,) = wallet.requests
+    assert codes["user_code"] in text
+    assert "attic PC" in text
     body = {"device_code": codes["device_code"]}
     token = (await gateway.client.post("/api/machines/token", json=body)).json()
     assert token["wallet_address"] == PROVIDER_WALLET

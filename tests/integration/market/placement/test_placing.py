@@ -1,4 +1,4 @@
-"""Placing nodes that leave it to the platform, and moving them: one move at a time, and no more."""
+"""Nodes that leave their span to the platform: placed, and rebalanced one rebalance at a time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +11,7 @@ from sqlalchemy import select
 from market.nodes import live_lookup, live_registry
 from market.nodes.tables import RegisteredNode
 from market.placement.tables import Rebalance
-from market.resources import Resources, open_resources
+from market.resources import Resources, open_services
 from market.routing.eligibility import SkipReason
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
@@ -30,7 +30,7 @@ from workers.crons import rebalance as crons_rebalance
 from workers.crons.rebalance import rebalance_model
 
 OTHER_MODEL = "far/other"
-ROOMY = 10**9
+MEMORY_BYTES = 10**9
 EAGER = {"half_life": 1e-3, "pause": 0, "positions": 1024, "threshold": 0.1}
 
 
@@ -52,7 +52,7 @@ async def gateway(settings: Settings, redis: Redis) -> AsyncIterator[Gateway]:
 
 @pytest.fixture
 async def resources(settings: Settings, redis: Redis) -> AsyncIterator[Resources]:
-    async with open_resources(settings) as opened:
+    async with open_services(settings) as opened:
         yield opened
 
 
@@ -89,7 +89,7 @@ class Provider:
             "location": "unknown",
             "placeable": pinned is None,
             "device_id": self._device,
-            "memory_bytes": ROOMY,
+            "memory_bytes": MEMORY_BYTES,
             "nonce": nonce,
             "signature": signed_texts.sign(message, self._signer.key),
         }
@@ -112,14 +112,14 @@ class Provider:
         model = self._gateway.services.catalog.get(MODEL_ID)
         return end - start + (0 if start else model.edge_units / 1000)
 
-    async def beat(self, *, ms: float = 0.0, **changes: Any) -> dict[str, Any]:
+    async def heartbeat(self, *, ms: float = 0.0, **changes: Any) -> dict[str, Any]:
         """A heartbeat of a node that needs so many milliseconds for a layer."""
         body = {
             "node_id": self.id,
             "is_healthy": True,
             "latency_ms": ms * self.work,
             "throughput_tokens_per_sec": 1,
-            "memory_bytes": ROOMY,
+            "memory_bytes": MEMORY_BYTES,
             "load_bytes_per_second": 1e9,
             "serves": [self.span],
         }
@@ -127,19 +127,19 @@ class Provider:
             "/api/nodes/heartbeat", json=body | changes, headers=self.headers
         )
         assert answer.status_code == 200, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
+        reply: dict[str, Any] = answer.json()
+        return reply
 
-    async def obey(self, told: dict[str, Any]) -> dict[str, Any]:
-        """Load what it is told to, and say so; the answer to that."""
-        new = (told["start_layer"], told["end_layer"])
-        answer = await self.beat(serves=[self.span, new])
+    async def load(self, reply: dict[str, Any]) -> dict[str, Any]:
+        """Load the span of a heartbeat's reply, and report it; the reply to that."""
+        new = (reply["start_layer"], reply["end_layer"])
+        answer = await self.heartbeat(serves=[self.span, new])
         if not answer["should_rebalance"]:
             self.span = (answer["start_layer"], answer["end_layer"])
         return answer
 
 
-async def moves(resources: Resources) -> list[Rebalance]:
+async def recorded(resources: Resources) -> list[Rebalance]:
     async with resources.sessions() as db:
         return list(await db.scalars(select(Rebalance).order_by(Rebalance.id)))
 
@@ -148,18 +148,18 @@ async def rebalance(resources: Resources) -> None:
     await rebalance_model(resources, resources.catalog.get(MODEL_ID))
 
 
-async def two(gateway: Gateway) -> tuple[Provider, Provider]:
-    """One that serves all, and one that came later and has nothing to do yet; both as quick."""
+async def two_nodes(gateway: Gateway) -> tuple[Provider, Provider]:
+    """A node that serves all layers, and one as quick that came later."""
     first, second = Provider(gateway, "a"), Provider(gateway, "b", STRANGER)
     await first.join()
-    await first.beat(ms=10)
+    await first.heartbeat(ms=10)
     await second.join()
-    await second.beat()
+    await second.heartbeat()
     return first, second
 
 
-async def test_young_swarms_are_covered_from_both_ends(gateway: Gateway) -> None:
-    """At once, and before anybody was heard."""
+async def test_new_clusters_are_covered_from_both_ends(gateway: Gateway) -> None:
+    """Both register at once, and before either has sent a heartbeat."""
     needs = {"memory_bytes": 30_000_000}
     stranger, trusted = Provider(gateway, "a", STRANGER), Provider(gateway, "b")
     answers = await asyncio.gather(stranger.join(**needs), trusted.join(**needs))
@@ -176,131 +176,135 @@ async def test_a_node_without_memory_is_refused(gateway: Gateway) -> None:
     assert refused["code"] == "memory_bytes_too_small"
 
 
-async def test_who_comes_back_serves_what_it_served(gateway: Gateway, resources: Resources) -> None:
-    first, second = await two(gateway)
+async def test_a_node_that_comes_back_serves_what_it_served(
+    gateway: Gateway, resources: Resources
+) -> None:
+    first, second = await two_nodes(gateway)
     await rebalance(resources)
     for node in (first, second):
-        await node.obey(await node.beat())
-    told = await first.beat()
-    first.span = (told["start_layer"], told["end_layer"])
+        await node.load(await node.heartbeat())
+    reply = await first.heartbeat()
+    first.span = (reply["start_layer"], reply["end_layer"])
     assert first.span[1] == second.span[0]
     spans = (first.span, second.span)
     for node in (first, second):
         await node.join()
-    again = (await first.beat(), await second.beat())
-    assert [(told["start_layer"], told["end_layer"]) for told in again] == list(spans)
+    again = (await first.heartbeat(), await second.heartbeat())
+    assert [(reply["start_layer"], reply["end_layer"]) for reply in again] == list(spans)
 
 
-async def test_who_comes_back_by_its_name_serves_what_it_served(gateway: Gateway) -> None:
+async def test_a_node_that_comes_back_by_its_name_serves_what_it_served(gateway: Gateway) -> None:
     named = {"device_id": None, "node_id": "attic", "memory_bytes": 12_000_000}
     node = Provider(gateway, "a")
     await node.join(**named)
     span = node.span
-    assert span[1] < LAYERS, "there is a weaker place, but for its own"
-    await node.beat(ms=10)
+    assert span[1] < LAYERS, "there is a slower span, but for its own"
+    await node.heartbeat(ms=10)
     await node.join(**named)
     assert (node.id, node.span) == ("attic", span)
 
 
-async def test_a_join_causes_one_move_that_takes_effect_when_all_have_loaded(
+async def test_a_join_causes_one_rebalance_that_takes_effect_when_all_have_loaded(
     gateway: Gateway, resources: Resources
 ) -> None:
-    first, second = await two(gateway)
+    first, second = await two_nodes(gateway)
     await rebalance(resources)
     await rebalance(resources)
-    [move] = await moves(resources)
-    assert move.state == "proposed"
-    assert {change["node_id"] for change in move.changes} == {first.id, second.id}
-    told = [await first.beat(ms=10), await second.beat()]
-    assert all(answer["should_rebalance"] for answer in told)
-    assert [move.state for move in await moves(resources)] == ["loading"]
-    waiting = await first.obey(told[0])
+    [found] = await recorded(resources)
+    assert found.state == "proposed"
+    assert {change["node_id"] for change in found.changes} == {first.id, second.id}
+    replies = [await first.heartbeat(ms=10), await second.heartbeat()]
+    assert all(answer["should_rebalance"] for answer in replies)
+    assert [found.state for found in await recorded(resources)] == ["loading"]
+    waiting = await first.load(replies[0])
     assert waiting["should_rebalance"]
     before = {
         n.node_id: n.layers_served
         for n in await live_lookup.available_nodes(gateway.redis, MODEL_ID)
     }
     assert before[first.id] == list(range(LAYERS)), "nothing changes until all can"
-    await second.obey(told[1])
-    await first.beat(ms=10)
-    assert [move.state for move in await moves(resources)] == ["switched"]
+    await second.load(replies[1])
+    await first.heartbeat(ms=10)
+    assert [found.state for found in await recorded(resources)] == ["switched"]
     nodes = {n.node_id: n for n in await live_lookup.available_nodes(gateway.redis, MODEL_ID)}
     assert nodes[first.id].end_layer == nodes[second.id].start_layer
     assert (nodes[first.id].start_layer, nodes[second.id].end_layer) == (0, LAYERS)
-    assert not (await first.beat())["should_rebalance"]
+    assert not (await first.heartbeat())["should_rebalance"]
     assert not await gateway.redis.exists(
         redis_keys.assignment(first.id), redis_keys.assignment(second.id)
     )
 
 
-async def test_noise_moves_nobody_and_drift_does(gateway: Gateway, resources: Resources) -> None:
-    first, second = await two(gateway)
+async def test_drift_causes_a_rebalance_and_noise_does_not(
+    gateway: Gateway, resources: Resources
+) -> None:
+    first, second = await two_nodes(gateway)
     await rebalance(resources)
     for node in (first, second):
-        await node.obey(await node.beat(ms=10))
-    told = await first.beat(ms=10)
-    first.span = (told["start_layer"], told["end_layer"])
+        await node.load(await node.heartbeat(ms=10))
+    reply = await first.heartbeat(ms=10)
+    first.span = (reply["start_layer"], reply["end_layer"])
     for ms in (10.0, 10.2, 9.8, 10.1, 9.9):
-        await first.beat(ms=ms)
-        await second.beat(ms=20 - ms)
+        await first.heartbeat(ms=ms)
+        await second.heartbeat(ms=20 - ms)
         await rebalance(resources)
-    assert len(await moves(resources)) == 1
-    await second.beat(ms=40)
+    assert len(await recorded(resources)) == 1
+    await second.heartbeat(ms=40)
     await rebalance(resources)
-    [_, drift] = await moves(resources)
+    [_, drift] = await recorded(resources)
     shorter = {change["node_id"]: change for change in drift.changes}[second.id]
     assert shorter["new"][1] - shorter["new"][0] < shorter["old"][1] - shorter["old"][0]
 
 
-async def test_who_cannot_load_stays_and_is_not_asked_again(
+async def test_a_node_that_cannot_load_stays_and_is_not_asked_again(
     gateway: Gateway, resources: Resources
 ) -> None:
-    first, second = await two(gateway)
+    first, second = await two_nodes(gateway)
     await rebalance(resources)
-    told = await second.beat()
-    span = [told["start_layer"], told["end_layer"]]
-    answer = await second.beat(cannot_serve=span)
+    reply = await second.heartbeat()
+    span = [reply["start_layer"], reply["end_layer"]]
+    answer = await second.heartbeat(cannot_serve=span)
     assert not answer["should_rebalance"]
-    assert not (await first.beat(ms=10))["should_rebalance"]
+    assert not (await first.heartbeat(ms=10))["should_rebalance"]
     await rebalance(resources)
-    [move] = await moves(resources)
-    assert (move.state, second.id in (move.reason or "")) == ("failed", True)
+    [found] = await recorded(resources)
+    assert (found.state, second.id in (found.reason or "")) == ("failed", True)
 
 
-async def test_a_move_of_a_node_that_is_gone_is_given_up(
+async def test_a_rebalance_of_a_node_that_is_gone_fails(
     gateway: Gateway, resources: Resources
 ) -> None:
-    first, second = await two(gateway)
+    first, second = await two_nodes(gateway)
     await rebalance(resources)
-    await first.beat(ms=10)
+    await first.heartbeat(ms=10)
     resources.settings.discovery.node_ttl = 0
     await live_registry.evict(resources.redis, second.id, MODEL_ID)
     await rebalance(resources)
-    [move] = await moves(resources)
-    assert move.state == "failed"
-    assert not (await first.beat(ms=10))["should_rebalance"]
+    [found] = await recorded(resources)
+    assert found.state == "failed"
+    assert not (await first.heartbeat(ms=10))["should_rebalance"]
 
 
 @pytest.mark.parametrize(
     "again", [{"pinned": (2, LAYERS)}, {"model_id": OTHER_MODEL}], ids=["pinned", "another model"]
 )
-async def test_who_comes_back_for_a_span_of_its_own_is_not_moved(
+async def test_a_node_that_comes_back_for_a_span_of_its_own_is_not_rebalanced(
     gateway: Gateway, resources: Resources, again: dict[str, Any]
 ) -> None:
-    """It had loaded already: the last of the others would have moved it."""
-    first, second = await two(gateway)
+    """The node had loaded already: when the last of the others had, all would have switched."""
+    first, second = await two_nodes(gateway)
     await rebalance(resources)
-    told = await first.beat(ms=10)
-    await second.obey(await second.beat())
+    reply = await first.heartbeat(ms=10)
+    await second.load(await second.heartbeat())
     await second.join(**again)
     chosen = second.span
-    [move] = await moves(resources)
-    assert (move.state, second.id in (move.reason or "")) == ("failed", True)
+    [found] = await recorded(resources)
+    assert (found.state, second.id in (found.reason or "")) == ("failed", True)
     assert not await gateway.redis.exists(
         redis_keys.assignment(first.id), redis_keys.assignment(second.id)
     )
-    assert not (await second.beat())["should_rebalance"]
-    stays = await first.obey(told)
+    assert not (await second.heartbeat())["should_rebalance"]
+    stays = await first.load(reply)
     assert (stays["should_rebalance"], first.span) == (False, (0, LAYERS))
     async with resources.sessions() as db:
         row = await db.get_one(RegisteredNode, second.id)
@@ -309,73 +313,73 @@ async def test_who_comes_back_for_a_span_of_its_own_is_not_moved(
         assert (await db.get_one(RegisteredNode, first.id)).end_layer == LAYERS
 
 
-async def test_nobody_switches_without_a_node_that_is_pinned_meanwhile(
+async def test_no_node_switches_without_one_that_is_pinned_meanwhile(
     gateway: Gateway, resources: Resources
 ) -> None:
-    first, second = await two(gateway)
+    first, second = await two_nodes(gateway)
     await rebalance(resources)
-    told = [await first.beat(ms=10), await second.beat()]
-    await first.obey(told[0])
+    replies = [await first.heartbeat(ms=10), await second.heartbeat()]
+    await first.load(replies[0])
     async with resources.sessions.begin() as db:
         (await db.get_one(RegisteredNode, first.id)).placeable = False
-    answer = await second.obey(told[1])
+    answer = await second.load(replies[1])
     assert not answer["should_rebalance"]
-    [move] = await moves(resources)
-    assert (move.state, first.id in (move.reason or "")) == ("failed", True)
+    [found] = await recorded(resources)
+    assert (found.state, first.id in (found.reason or "")) == ("failed", True)
     async with resources.sessions() as db:
         rows = [await db.get_one(RegisteredNode, node.id) for node in (first, second)]
     assert [(row.start_layer, row.end_layer) for row in rows] == [first.span, second.span]
 
 
-async def test_a_move_under_way_still_expires_where_none_are_begun_any_more(
+async def test_a_rebalance_under_way_expires_though_rebalancing_is_disabled(
     gateway: Gateway, resources: Resources
 ) -> None:
-    first, second = await two(gateway)
+    first, second = await two_nodes(gateway)
     await rebalance(resources)
     resources.settings.placement.enabled = False
     resources.settings.placement.move_limit = 1e-3
     await crons_rebalance.rebalance({"resources": resources})
     await crons_rebalance.rebalance({"resources": resources})
-    assert [move.state for move in await moves(resources)] == ["expired"]
+    assert [found.state for found in await recorded(resources)] == ["expired"]
     for node in (first, second):
-        assert not (await node.beat(ms=10))["should_rebalance"]
+        assert not (await node.heartbeat(ms=10))["should_rebalance"]
 
 
-async def test_orders_outlive_redis(gateway: Gateway, resources: Resources) -> None:
-    first, second = await two(gateway)
+async def test_assignments_outlive_redis(gateway: Gateway, resources: Resources) -> None:
+    first, second = await two_nodes(gateway)
     await rebalance(resources)
     await gateway.redis.flushall()
     for node in (first, second):
-        assert not (await node.beat(ms=10))["should_rebalance"]
+        assert not (await node.heartbeat(ms=10))["should_rebalance"]
     await rebalance(resources)
-    assert (await first.beat(ms=10))["should_rebalance"]
-    assert len(await moves(resources)) == 1
+    assert (await first.heartbeat(ms=10))["should_rebalance"]
+    assert len(await recorded(resources)) == 1
 
 
-async def test_a_fixed_span_is_never_moved(gateway: Gateway, resources: Resources) -> None:
-    first, second = await two(gateway)
+async def test_a_fixed_span_is_never_changed(gateway: Gateway, resources: Resources) -> None:
+    first, second = await two_nodes(gateway)
     async with resources.sessions.begin() as db:
         for node in (first, second):
             (await db.get_one(RegisteredNode, node.id)).placeable = False
     await gateway.redis.flushall()
-    await first.beat(ms=10)
-    await second.beat()
+    await first.heartbeat(ms=10)
+    await second.heartbeat()
     await rebalance(resources)
-    assert await moves(resources) == []
+    assert await recorded(resources) == []
 
 
-async def test_a_provider_sees_his_node_and_why_it_gets_no_work(
+async def test_a_provider_sees_a_node_and_why_it_gets_no_work(
     gateway: Gateway, resources: Resources
 ) -> None:
-    first, second = await two(gateway)
+    first, second = await two_nodes(gateway)
     skips = SkipCounter(resources.redis)
     for _ in range(2):
         await skips.count({second.id: SkipReason.SPAN_MEETS_NOBODY})
     url = f"/api/nodes/{second.id}"
-    seen = (await gateway.client.get(url, headers=second.headers)).json()
-    assert seen["skipped"] == {"span_meets_nobody": 2}
-    assert (seen["state"], seen["placeable"], seen["moving_to"]) == ("serving", True, None)
-    assert seen["layers_served"] == list(range(*second.span))
+    view = (await gateway.client.get(url, headers=second.headers)).json()
+    assert view["skipped"] == {"span_meets_nobody": 2}
+    assert (view["state"], view["placeable"], view["moving_to"]) == ("serving", True, None)
+    assert view["layers_served"] == list(range(*second.span))
     machine = await gateway.machine(STRANGER.address.lower())
     for headers in (gateway.login(STRANGER.address), machine):
         assert (await gateway.client.get(url, headers=headers)).json()["node_id"] == second.id
@@ -385,7 +389,7 @@ async def test_a_provider_sees_his_node_and_why_it_gets_no_work(
 
 
 async def test_a_providers_stats_and_history(gateway: Gateway) -> None:
-    first, _ = await two(gateway)
+    first, _ = await two_nodes(gateway)
     asked = {"wallet_address": PROVIDER_WALLET}
     stats = (await gateway.client.get("/api/provider/stats", params=asked)).json()
     assert stats["active_nodes"] == 1

@@ -1,4 +1,4 @@
-"""The registry's nodes in placement's words, and means over time."""
+"""The registry's nodes in the solver's terms, and averages over time."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from market.placement.solver import propose, throughput
 from market.placement.speed_averages import ewma
 from market.settings.models import ModelSettings
 from tests.conftest import DEMO_MODEL, MODEL_ID
-from tests.support.swarms import candidates, models
+from tests.support.clusters import candidates, models
 from tests.unit.market.routing.test_route_search import node
 
 MODEL = load_model(
@@ -21,27 +21,27 @@ MODEL = load_model(
         {"id": MODEL_ID, "path": str(DEMO_MODEL), "payment_per_token": "0.0001"}
     )
 )
-ROOMY = 10**9
+MEMORY_BYTES = 10**9
 
 
 def free(start: int, end: int, *, name: str, latency: float = 1.0) -> Node:
-    """A node that the platform may move."""
+    """A node whose span the platform chooses."""
     placed = node(start, end, name=name, latency=latency)
-    return replace(placed, placeable=True, memory_bytes=ROOMY)
+    return replace(placed, placeable=True, memory_bytes=MEMORY_BYTES)
 
 
-def swarm(*nodes: Node, fixed: tuple[str, ...] = ()) -> Cluster:
+def made(*nodes: Node, fixed: tuple[str, ...] = ()) -> Cluster:
     return cluster_of(nodes, MODEL, positions=256, speeds={}, fixed=fixed)
 
 
-def test_only_who_may_be_moved_and_says_its_memory_is_movable() -> None:
+def test_only_a_placeable_node_that_reports_its_memory_is_movable() -> None:
     nodes = [
         free(0, 3, name="free"),
         node(3, 6, name="pinned"),
         replace(free(3, 6, name="silent"), memory_bytes=0),
         free(3, 6, name="failed"),
     ]
-    found = swarm(*nodes, fixed=("failed",))
+    found = made(*nodes, fixed=("failed",))
     assert {c.node_id for c in found.candidates if c.movable} == {"free"}
     assert found.by_id["pinned"].capacity == 3
     assert found.by_id["free"].edge_capacity == 6 or found.by_id["free"].capacity > 6
@@ -49,23 +49,23 @@ def test_only_who_may_be_moved_and_says_its_memory_is_movable() -> None:
 
 def test_what_a_node_serves_it_holds() -> None:
     tiny = replace(free(0, 6, name="tiny"), memory_bytes=1)
-    found = swarm(tiny)
+    found = made(tiny)
     assert found.by_id["tiny"].holds((0, 6))
 
 
 def test_first_layers_without_the_edge_serve_nothing() -> None:
-    assert swarm(node(0, 3, trusted=False), node(0, 3, edge=False)).candidates == []
+    assert made(node(0, 3, trusted=False), node(0, 3, edge=False)).candidates == []
 
 
 def test_a_quantization_that_does_not_exist_pins_its_node() -> None:
-    [found] = swarm(replace(free(3, 6, name="odd"), quantization="int3")).candidates
+    [found] = made(replace(free(3, 6, name="odd"), quantization="int3")).candidates
     assert not found.movable
 
 
-def test_who_has_not_served_counts_as_the_median() -> None:
+def test_a_node_that_has_not_served_counts_as_the_median() -> None:
     assert speed_of(node(3, 6, latency=0.0), MODEL) is None
     assert speed_of(node(3, 6, latency=30.0), MODEL) == pytest.approx(100)
-    assert swarm(node(3, 6)).candidates[0].speed == ASSUMED_SPEED
+    assert made(node(3, 6)).candidates[0].speed == ASSUMED_SPEED
     found = cluster_of(
         [node(3, 6, name="a"), node(3, 6, name="b")], MODEL, positions=0, speeds={"a": 7.0}
     )
@@ -73,7 +73,7 @@ def test_who_has_not_served_counts_as_the_median() -> None:
 
 
 @pytest.mark.parametrize("latency", [1e-9, 5e-324])
-def test_no_nodes_word_makes_the_others_nothing(latency: float) -> None:
+def test_no_reported_latency_outweighs_all_other_nodes(latency: float) -> None:
     """It says that a step takes it next to no time."""
     nodes = [
         node(0, 3, name="first", latency=30.0),
@@ -88,7 +88,7 @@ def test_no_nodes_word_makes_the_others_nothing(latency: float) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(candidates(most=7), models, st.data())
-def test_a_move_never_changes_who_is_not_movable(nodes, model, data) -> None:  # type: ignore[no-untyped-def]
+def test_a_rebalance_never_changes_a_node_that_is_not_movable(nodes, model, data) -> None:  # type: ignore[no-untyped-def]
     nodes = [replace(n, movable=data.draw(st.booleans())) for n in nodes]
     spans = {}
     for n in nodes:
@@ -96,12 +96,12 @@ def test_a_move_never_changes_who_is_not_movable(nodes, model, data) -> None:  #
         start = data.draw(st.integers(0, model.layers - end))
         if n.holds((start, start + end)):
             spans[n.node_id] = (start, start + end)
-    move = propose(nodes, spans, model)
+    plan = propose(nodes, spans, model)
     pinned = {n.node_id for n in nodes if not n.movable}
-    assert move is None or not pinned & {change.node_id for change in move.changes}
+    assert plan is None or not pinned & {change.node_id for change in plan.changes}
 
 
-def test_a_mean_goes_half_the_way_in_its_half_life() -> None:
+def test_an_average_goes_half_the_way_in_its_half_life() -> None:
     assert ewma(10.0, 20.0, seconds=300, half_life=300) == pytest.approx(15)
     assert ewma(10.0, 20.0, seconds=0, half_life=300) == 10
     assert ewma(10.0, 20.0, seconds=1e6, half_life=300) == pytest.approx(20)

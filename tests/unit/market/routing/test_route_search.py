@@ -1,15 +1,19 @@
 """Routes: they cover every layer, begin at a trusted edge, and share the load."""
 
 import itertools
+from collections.abc import Iterable
 from math import inf
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market.geo.distance import Coordinates, distance_km
+from market.nodes.live_lookup import LiveNode
 from market.nodes.node import Node
-from market.routing.route_search import cheapest_route, longest_servable
+from market.routing.request import RouteRequest
+from market.routing.route_search import cheapest_route
 
 BERLIN, HAMBURG = Coordinates(52.52, 13.405), Coordinates(53.5511, 9.9937)
 LISBON, SYDNEY = Coordinates(38.7223, -9.1393), Coordinates(-33.8688, 151.2093)
@@ -26,7 +30,7 @@ def node(
     trusted: bool = True,
     latency: float = 1.0,
     requests: int = 0,
-    room: int = 0,
+    kv: int = 0,
     hop: float = 0.0,
     place: Coordinates | None = None,
 ) -> Node:
@@ -46,7 +50,7 @@ def node(
         latency_ms=latency,
         throughput_tokens_per_sec=0,
         current_requests=requests,
-        kv_positions=room,
+        kv_positions=kv,
         last_seen=0,
         hop_ms=hop,
         latitude=place.latitude if place else None,
@@ -54,9 +58,19 @@ def node(
     )
 
 
-def names(nodes: list[Node], layers: int, avoid: tuple[str, ...] = ()) -> list[str] | None:
-    route = cheapest_route(nodes, layers, avoid=avoid)
-    return None if route is None else [chosen.node_id for chosen in route]
+def live(nodes: Iterable[Node]) -> list[LiveNode]:
+    """Nodes of which none cools down."""
+    return [LiveNode(each, cooling_down=False) for each in nodes]
+
+
+def chosen(nodes: Iterable[Node], layers: int, **asked: Any) -> list[Node] | None:
+    """The route; ``asked``: fields of the request beside the layers."""
+    return cheapest_route(live(nodes), RouteRequest(layers, **asked))
+
+
+def names(nodes: Iterable[Node], layers: int, **asked: Any) -> list[str] | None:
+    route = chosen(nodes, layers, **asked)
+    return None if route is None else [node.node_id for node in route]
 
 
 def test_a_route_covers_the_model_in_order() -> None:
@@ -65,14 +79,14 @@ def test_a_route_covers_the_model_in_order() -> None:
 
 
 def test_no_route_where_a_layer_is_missing() -> None:
-    assert cheapest_route([node(0, 2), node(3, 6)], 6) is None
-    assert cheapest_route([], 6) is None
+    assert chosen([node(0, 2), node(3, 6)], 6) is None
+    assert chosen([], 6) is None
 
 
 def test_the_edge_must_be_trusted() -> None:
-    assert cheapest_route([node(0, 3, trusted=False), node(3, 6)], 6) is None
-    assert cheapest_route([node(0, 3, edge=False), node(3, 6)], 6) is None
-    assert cheapest_route([node(0, 3), node(3, 6, trusted=False)], 6) is not None
+    assert chosen([node(0, 3, trusted=False), node(3, 6)], 6) is None
+    assert chosen([node(0, 3, edge=False), node(3, 6)], 6) is None
+    assert chosen([node(0, 3), node(3, 6, trusted=False)], 6) is not None
 
 
 def test_the_cheapest_replica_serves() -> None:
@@ -91,22 +105,6 @@ def test_nodes_to_avoid_are_avoided() -> None:
     assert names(nodes, 6, avoid=("a", "b")) is None
 
 
-def test_the_longest_generation_fits_every_node_of_one_route() -> None:
-    small, large = node(0, 3, room=100), node(0, 3, room=300)
-    rest, edgeless = node(3, 6, room=200), node(0, 3, room=500, edge=False)
-    assert longest_servable([small, large, rest, edgeless], 6) == 200
-    assert longest_servable([small, rest], 6) == 100
-    assert longest_servable([small], 6) == 0
-    assert small.could_hold(100)
-    assert not small.could_hold(101)
-    assert node(0, 6, room=0).could_hold(10**6)
-
-
-def test_the_longest_generation_is_that_of_nodes_that_may_serve() -> None:
-    roomy, plain = node(0, 6, name="roomy", room=300), node(0, 6, name="plain", room=100)
-    assert longest_servable([roomy, plain], 6, admits=lambda each: each is plain) == 100
-
-
 def test_a_slow_link_costs_as_a_slow_device_does() -> None:
     nodes = [node(0, 6, name="far", latency=1, hop=9), node(0, 6, name="slow", latency=8)]
     assert names(nodes, 6) == ["slow"]
@@ -114,31 +112,28 @@ def test_a_slow_link_costs_as_a_slow_device_does() -> None:
 
 
 def test_a_span_is_not_entered_in_the_middle() -> None:
-    assert cheapest_route([node(0, 3), node(2, 6)], 6) is None
-    assert cheapest_route([node(0, 8)], 6) is None
+    assert chosen([node(0, 3), node(2, 6)], 6) is None
+    assert chosen([node(0, 8)], 6) is None
 
 
-def test_room_now_counts_where_it_is_known() -> None:
-    nodes = [node(0, 6, name="a", room=100), node(0, 6, name="b", room=100, latency=5)]
+def test_free_kv_counts_where_it_is_known() -> None:
+    nodes = [node(0, 6, name="a", kv=100), node(0, 6, name="b", kv=100, latency=5)]
 
-    def chosen(rooms: dict[str, int], prefer: tuple[str, ...] = ()) -> list[str] | None:
-        route = cheapest_route(nodes, 6, positions=60, rooms=rooms, prefer=prefer)
-        return None if route is None else [n.node_id for n in route]
+    def served_by(free_kv: dict[str, int], prefer: tuple[str, ...] = ()) -> list[str] | None:
+        return names(nodes, 6, positions=60, free_kv=free_kv, prefer=prefer)
 
-    assert chosen({"a": 60, "b": 60}) == ["a"]
-    assert chosen({"a": 59, "b": 60}) == ["b"]
-    assert chosen({"b": 60}) == ["b"]
-    assert chosen({"a": 59, "b": 59}) is None
-    assert chosen({"a": 59, "b": 59}, prefer=("a",)) == ["a"]  # its room is reserved
-    assert chosen({"b": 59}, prefer=("a",)) is None  # it does not run
+    assert served_by({"a": 60, "b": 60}) == ["a"]
+    assert served_by({"a": 59, "b": 60}) == ["b"]
+    assert served_by({"b": 60}) == ["b"]
+    assert served_by({"a": 59, "b": 59}) is None
+    assert served_by({"a": 59, "b": 59}, prefer=("a",)) == ["a"]  # its KV cache is reserved
+    assert served_by({"b": 59}, prefer=("a",)) is None  # it does not run
 
 
-def test_a_tier_admits_whom_it_wants() -> None:
+def test_a_tier_admits_the_nodes_that_it_asks_for() -> None:
     nodes = [node(0, 6, name="cheap"), node(0, 6, name="reliable", latency=5)]
-    route = cheapest_route(nodes, 6, admits=lambda n: n.node_id == "reliable")
-    assert route is not None
-    assert [n.node_id for n in route] == ["reliable"]
-    assert cheapest_route(nodes, 6, admits=lambda _: False) is None
+    assert names(nodes, 6, tier_rule=lambda n: n.node_id == "reliable") == ["reliable"]
+    assert chosen(nodes, 6, tier_rule=lambda _: False) is None
 
 
 class TestRegions:
@@ -147,25 +142,25 @@ class TestRegions:
     UNKNOWN = node(0, 6, name="unknown", latency=1)
     AWAY = node(0, 6, name="away", latency=1, place=SYDNEY)
 
-    def chosen(self, *nodes: Node, within_km: float = 1000) -> str | None:
-        route = cheapest_route(nodes, 6, near=BERLIN, within_km=within_km)
+    def serving(self, *nodes: Node, within_km: float = 1000) -> str | None:
+        route = chosen(nodes, 6, near=BERLIN, within_km=within_km)
         return None if route is None else route[0].node_id
 
     def test_near_nodes_come_first(self) -> None:
-        assert self.chosen(self.AWAY, self.UNKNOWN, self.ABROAD, self.HERE) == "here"
-        assert self.chosen(self.ABROAD, self.HERE, within_km=5000) == "abroad"
+        assert self.serving(self.AWAY, self.UNKNOWN, self.ABROAD, self.HERE) == "here"
+        assert self.serving(self.ABROAD, self.HERE, within_km=5000) == "abroad"
 
     def test_where_they_cover_not_all_layers_the_circle_grows(self) -> None:
         half = node(0, 3, latency=1, place=BERLIN)
-        assert self.chosen(half, self.ABROAD, self.AWAY) == "abroad"
+        assert self.serving(half, self.ABROAD, self.AWAY) == "abroad"
 
     def test_at_last_everybody_is_asked(self) -> None:
-        assert self.chosen(self.UNKNOWN) == "unknown"
-        assert self.chosen(self.AWAY, self.UNKNOWN) == "away"  # 16,000 km, but known
-        assert self.chosen() is None
+        assert self.serving(self.UNKNOWN) == "unknown"
+        assert self.serving(self.AWAY, self.UNKNOWN) == "away"  # 16,000 km, but known
+        assert self.serving() is None
 
     def test_without_a_place_of_the_user_all_are_alike(self) -> None:
-        route = cheapest_route([self.HERE, self.AWAY], 6)
+        route = chosen([self.HERE, self.AWAY], 6)
         assert route == [self.AWAY]
 
     def test_distances_are_those_of_an_atlas(self) -> None:
@@ -194,10 +189,8 @@ def test_no_path_of_all_is_cheaper(
     """Of all within the smallest circle in which there is a path."""
     layers = 5
     nodes = [
-        node(
-            start, end, latency=ms, requests=queue, hop=hop, room=room, trusted=trusted, place=place
-        )
-        for start, end, ms, queue, hop, room, trusted, place in drawn
+        node(start, end, latency=ms, requests=queue, hop=hop, kv=kv, trusted=trusted, place=place)
+        for start, end, ms, queue, hop, kv, trusted, place in drawn
         if start < end
     ]
 
@@ -222,7 +215,7 @@ def test_no_path_of_all_is_cheaper(
     ]
     found = next((all_ for group in [*in_circles, fitting] if (all_ := paths(group))), [])
     cheapest = min((sum(map(cost, path)) for path in found), default=inf)
-    route = cheapest_route(nodes, layers, positions=50, near=BERLIN)
+    route = chosen(nodes, layers, positions=50, near=BERLIN)
     if route is None:
         assert cheapest == inf
     else:
@@ -240,11 +233,11 @@ def test_the_route_is_the_cheapest_of_all(spans: list[tuple[int, int, int]]) -> 
         costs = [n.latency_ms + cheapest(n.end_layer) for n in nodes if n.start_layer == begin]
         return min(costs, default=float("inf"))
 
-    route = cheapest_route(nodes, 6)
+    route = chosen(nodes, 6)
     if route is None:
         assert cheapest(0) == float("inf")
         return
-    assert sum(chosen.latency_ms for chosen in route) == cheapest(0)
-    ends = [0, *(chosen.end_layer for chosen in route)]
-    assert [chosen.start_layer for chosen in route] == ends[:-1]
+    assert sum(each.latency_ms for each in route) == cheapest(0)
+    ends = [0, *(each.end_layer for each in route)]
+    assert [each.start_layer for each in route] == ends[:-1]
     assert ends[-1] == 6

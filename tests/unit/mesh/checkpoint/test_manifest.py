@@ -63,7 +63,7 @@ def test_what_is_no_checkpoint_is_refused(folder: Path) -> None:
         make_manifest(folder, MODEL_ID)
 
 
-def told() -> dict[str, Any]:
+def manifest_json() -> dict[str, Any]:
     tensor = {"dtype": "F32", "shape": [2], "start": 16, "end": 24, "sha256": "0" * 64}
     return {
         "version": 1,
@@ -93,8 +93,8 @@ def told() -> dict[str, Any]:
     ],
 )
 def test_a_manifest_that_lies_is_refused(path: str, value: object) -> None:
-    assert read_manifest(json.dumps(told()).encode()).tensors["weight"].end == 24
-    changed = told()
+    assert read_manifest(json.dumps(manifest_json()).encode()).tensors["weight"].end == 24
+    changed = manifest_json()
     *above, last = path.split()
     where = changed
     for name in above:

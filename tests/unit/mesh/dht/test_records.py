@@ -35,7 +35,7 @@ def credential(operator: SigningKey = OPERATOR, **changes: Any) -> bytes:
 
 
 def announcement(**changes: Any) -> records.Announcement:
-    told = records.Announcement(
+    announced = records.Announcement(
         node_id="node_1",
         registration=1,
         model_id="far/model",
@@ -47,7 +47,7 @@ def announcement(**changes: Any) -> records.Announcement:
         kv_positions=4096,
         expires=time.time() + 60,
     )
-    return dataclasses.replace(told, **changes)
+    return dataclasses.replace(announced, **changes)
 
 
 def refused(record: bytes) -> str:
@@ -58,10 +58,10 @@ def refused(record: bytes) -> str:
 
 
 def test_what_a_node_announces_is_read_by_whoever_knows_the_operators_key() -> None:
-    told = announcement()
-    record = records.sign_announcement(KEY, credential(), told)
+    announced = announcement()
+    record = records.sign_announcement(KEY, credential(), announced)
     assert len(record) < records.MAX_RECORD_BYTES / 4
-    assert records.read_announcement(record, OPERATOR.public) == told
+    assert records.read_announcement(record, OPERATOR.public) == announced
 
 
 def test_a_stranger_cannot_announce() -> None:
@@ -79,22 +79,22 @@ def test_a_node_speaks_for_itself_only() -> None:
 
 
 def test_a_signature_holds_for_its_purpose_only() -> None:
-    signpost = records.sign_endpoints(
+    endpoints = records.sign_endpoints(
         OPERATOR, records.PlatformEndpoints(["https://a.example"], time.time() + 60)
     )
     with pytest.raises(RecordRefused, match="signature"):
-        records.read_signpost(credential(), OPERATOR.public)
-    assert refused(msgpack.packb([signpost, credential()])) == "signature"
+        records.read_endpoints(credential(), OPERATOR.public)
+    assert refused(msgpack.packb([endpoints, credential()])) == "signature"
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, LAYERS + 1), (3, 3), (4, 3)])
 def test_a_span_is_within_the_model(start: int, end: int) -> None:
-    told = announcement(start_layer=start, end_layer=end)
-    assert refused(records.sign_announcement(KEY, credential(), told)) == "span"
+    announced = announcement(start_layer=start, end_layer=end)
+    assert refused(records.sign_announcement(KEY, credential(), announced)) == "span"
 
 
 def test_an_announcement_ends_soon_and_not_after_its_credential() -> None:
-    late = announcement(expires=time.time() + records.MAX_AHEAD + 5)
+    late = announcement(expires=time.time() + records.MAX_EXPIRY_AHEAD + 5)
     assert refused(records.sign_announcement(KEY, credential(), late)) == "expiry"
     short = credential(expires=time.time() + 30)
     assert refused(records.sign_announcement(KEY, short, announcement())) == "credential"
@@ -129,32 +129,34 @@ def test_noise_is_refused(noise: bytes) -> None:
     with pytest.raises(RecordRefused):
         records.read_announcement(noise, OPERATOR.public)
     with pytest.raises(RecordRefused):
-        records.read_signpost(noise, OPERATOR.public)
+        records.read_endpoints(noise, OPERATOR.public)
 
 
 @given(st.integers(min_value=0), st.integers(min_value=1, max_value=255))
 def test_no_byte_of_a_record_can_be_changed(place: int, by: int) -> None:
-    told = announcement()
-    record = bytearray(records.sign_announcement(KEY, credential(), told))
+    announced = announcement()
+    record = bytearray(records.sign_announcement(KEY, credential(), announced))
     record[place % len(record)] ^= by
     # Most are refused; a length may also be written in another way that means the same.
     with contextlib.suppress(RecordRefused):
-        assert records.read_announcement(bytes(record), OPERATOR.public) == told
+        assert records.read_announcement(bytes(record), OPERATOR.public) == announced
 
 
-def test_a_signpost_is_the_operators() -> None:
-    signpost = records.PlatformEndpoints(
+def test_endpoints_are_the_operators() -> None:
+    endpoints = records.PlatformEndpoints(
         ["https://a.example", "https://b.example"], time.time() + 60
     )
     assert (
-        records.read_signpost(records.sign_endpoints(OPERATOR, signpost), OPERATOR.public)
-        == signpost
+        records.read_endpoints(records.sign_endpoints(OPERATOR, endpoints), OPERATOR.public)
+        == endpoints
     )
     with pytest.raises(RecordRefused, match="signature"):
-        records.read_signpost(records.sign_endpoints(STRANGER, signpost), OPERATOR.public)
-    far = records.PlatformEndpoints(["https://a.example"], time.time() + records.MAX_AHEAD + 5)
+        records.read_endpoints(records.sign_endpoints(STRANGER, endpoints), OPERATOR.public)
+    far = records.PlatformEndpoints(
+        ["https://a.example"], time.time() + records.MAX_EXPIRY_AHEAD + 5
+    )
     with pytest.raises(RecordRefused, match="ahead"):
-        records.read_signpost(records.sign_endpoints(OPERATOR, far), OPERATOR.public)
+        records.read_endpoints(records.sign_endpoints(OPERATOR, far), OPERATOR.public)
 
 
 def test_a_key_is_32_bytes_in_hex() -> None:

@@ -84,11 +84,11 @@ def test_every_family_takes_what_its_configuration_tells(variant: str) -> None:
     family = FAMILIES[settings["model_type"]]
     layers = getattr(model.base_model, family.layers)
     heads, key_dim, value_dim = family.kv(config)
-    told = footprint(settings)
+    computed = footprint(settings)
     in_layers = bytes_of(layers.parameters())
-    assert told.layer == pytest.approx(in_layers / len(layers), rel=MARGIN)
-    assert told.edge == pytest.approx(bytes_of(model.parameters()) - in_layers, rel=MARGIN)
-    assert told.kv == heads * (key_dim + value_dim) * 2
+    assert computed.layer == pytest.approx(in_layers / len(layers), rel=MARGIN)
+    assert computed.edge == pytest.approx(bytes_of(model.parameters()) - in_layers, rel=MARGIN)
+    assert computed.kv == heads * (key_dim + value_dim) * 2
 
 
 def bytes_of(tensors: Any) -> int:
@@ -111,15 +111,15 @@ def test_a_loaded_span_takes_what_its_configuration_tells(
         quantization=quantization,
     )
     config = json.loads((DEMO_MODEL / "config.json").read_text())
-    told = footprint(config, quantization)
+    computed = footprint(config, quantization)
     hidden, wide = config["hidden_size"], config["intermediate_size"]
     keys = config["num_key_value_heads"] * config["head_dim"]
     not_there = 2 * (2 * hidden + (2 * hidden + 2 * keys) + (2 * wide + hidden))
-    expected = (layers[1] - layers[0]) * (told.layer - not_there)
+    expected = (layers[1] - layers[0]) * (computed.layer - not_there)
     if edge:
-        expected += told.edge - 2 * hidden
+        expected += computed.edge - 2 * hidden
     assert bytes_of(span.weights) == expected
-    assert told.kv * span.layers == span.kv_shape.bytes_per_position
+    assert computed.kv * span.layers == span.kv_shape.bytes_per_position
 
 
 def test_fewer_bits_leave_room_for_more_layers() -> None:
@@ -163,8 +163,8 @@ def test_what_cannot_be_quantized_is_refused(
 )
 def test_large_models_have_as_many_parameters_as_is_known(name: str, parameters: int) -> None:
     config = MODELS[name]
-    told = footprint(config)
-    total = config["num_hidden_layers"] * told.layer + told.edge
+    computed = footprint(config)
+    total = config["num_hidden_layers"] * computed.layer + computed.edge
     assert total == pytest.approx(2 * parameters, rel=MARGIN)
 
 

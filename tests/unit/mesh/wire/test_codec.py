@@ -31,6 +31,7 @@ from mesh.wire import (
     Steps,
     Token,
     codec,
+    limits,
 )
 
 PLACE = RoutePosition(1, 3, "edge", "previous", "next", 100, 60, 2, 4)
@@ -132,7 +133,7 @@ def test_a_tensor_over_the_cap_is_refused_although_its_size_is_right(
 
 def test_a_header_over_the_cap_is_not_even_parsed() -> None:
     with pytest.raises(WireError, match="Header of"):
-        wire.decode({wire.HEADER: bytes(wire.MAX_HEADER_BYTES + 1)})
+        wire.decode({wire.HEADER: bytes(limits.MAX_HEADER_BYTES + 1)})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Placement: full cover, nobody over his memory, the slowest stage as quick as can be."""
+"""Placement: full cover, no node over its memory, the slowest stage as quick as can be."""
 
 import random
 from itertools import combinations
@@ -19,7 +19,7 @@ from market.placement.solver import (
 )
 from market.placement.solver.water_filling import water_fill
 from mesh.model.memory_footprint import Footprint
-from tests.support.swarms import best_slowest, best_throughput, candidates, models, node
+from tests.support.clusters import best_slowest, best_throughput, candidates, models, node
 
 quick = settings(max_examples=50, deadline=None)
 NEAR_ENOUGH = 0.95
@@ -42,19 +42,19 @@ class TestCapacity:
     TAKES = Footprint(layer=100, edge=250, kv=2)
 
     def test_a_layer_takes_its_weights_and_its_kv(self) -> None:
-        found = self._candidate(room=1000)
+        found = self._candidate(memory_bytes=1000)
         assert (found.capacity, found.edge_capacity) == (6, 5)  # 1000 // 150, 750 // 150
 
-    def test_who_is_not_trusted_has_no_room_for_the_edge(self) -> None:
-        assert self._candidate(room=1000, trusted=False).edge_capacity == 0
+    def test_a_node_that_is_not_trusted_has_no_capacity_for_the_edge(self) -> None:
+        assert self._candidate(memory_bytes=1000, trusted=False).edge_capacity == 0
 
     def test_a_small_device_holds_nothing(self) -> None:
-        found = self._candidate(room=149)
+        found = self._candidate(memory_bytes=149)
         assert (found.capacity, found.edge_capacity) == (0, 0)
 
     def test_speed_is_positive(self) -> None:
         with pytest.raises(ValueError, match="positive"):
-            self._candidate(room=1000, speed=0.0)
+            self._candidate(memory_bytes=1000, speed=0.0)
         with pytest.raises(ValueError, match="time"):
             measured_speed(4, 0.0)
 
@@ -62,11 +62,13 @@ class TestCapacity:
         assert measured_speed(8, 4.0) == 2000
         assert measured_speed(8, 4.0, edge_work=1.0) == 2250
 
-    def _candidate(self, *, room: int, trusted: bool = True, speed: float = 1.0) -> Candidate:
+    def _candidate(
+        self, *, memory_bytes: int, trusted: bool = True, speed: float = 1.0
+    ) -> Candidate:
         return candidate(
             "a",
             self.TAKES,
-            room=room,
+            memory_bytes=memory_bytes,
             positions=25,
             speed=speed,
             load_speed=1.0,
@@ -80,7 +82,7 @@ class TestOnePipeline:
         assert filling is not None
         assert (filling.layers, filling.rate) == ((6, 2), 0.5)
 
-    def test_who_is_full_leaves_it_to_the_others(self) -> None:
+    def test_a_full_node_leaves_the_rest_to_the_others(self) -> None:
         filling = water_fill([node("a", 9.0, 2), node("b"), node("c")], 8, None)
         assert filling is not None
         assert filling.layers == (2, 3, 3)
@@ -88,9 +90,9 @@ class TestOnePipeline:
     def test_the_edge_is_work_too(self) -> None:
         filling = water_fill([node("a"), node("b", edge=0)], 8, 2.0)
         assert filling is not None
-        assert (filling.layers, filling.holder) == ((3, 5), 0)
+        assert (filling.layers, filling.edge_holder) == ((3, 5), 0)
 
-    def test_a_node_that_would_hold_up_all_others_serves_nothing(self) -> None:
+    def test_a_node_that_would_slow_all_others_down_serves_nothing(self) -> None:
         filling = water_fill([node("a", 100.0), node("b", 1.0)], 8, None)
         assert filling is not None
         assert filling.layers == (8, 0)
@@ -110,43 +112,43 @@ class TestOnePipeline:
 
     @quick
     @given(st.integers(0, 10**6), st.integers(20, 40))
-    def test_long_pipelines_are_as_good_as_giving_out_layer_by_layer(
+    def test_long_pipelines_are_as_good_as_assigning_layer_by_layer(
         self, seed: int, count: int
     ) -> None:
         rng = random.Random(seed)
         nodes = [node(f"n{n}", 10 ** rng.uniform(0, 3), rng.randint(1, 9)) for n in range(count)]
         layers = rng.randint(1, sum(n.capacity for n in nodes))
         filling = water_fill(nodes, layers, None)
-        given_out = [0] * count
+        assigned = [0] * count
         for _ in range(layers):
             place = min(
-                (p for p in range(count) if given_out[p] < nodes[p].capacity),
-                key=lambda p: (given_out[p] + 1) / nodes[p].speed,
+                (p for p in range(count) if assigned[p] < nodes[p].capacity),
+                key=lambda p: (assigned[p] + 1) / nodes[p].speed,
             )
-            given_out[place] += 1
-        slowest = max(layers / n.speed for layers, n in zip(given_out, nodes, strict=True))
+            assigned[place] += 1
+        slowest = max(layers / n.speed for layers, n in zip(assigned, nodes, strict=True))
         assert filling is not None
         assert sum(filling.layers) == layers
         assert 1 / filling.rate == pytest.approx(slowest)
 
 
-class TestSwarm:
+class TestPlacement:
     def test_one_node_does_it_alone(self) -> None:
         found = place([node("a", 18.0, 9)], ModelShape(8, 1.0))
         assert (found.spans, found.throughput) == ({"a": (0, 8)}, 2.0)
 
-    def test_without_room_or_trust_nothing_is_placed(self) -> None:
+    def test_without_memory_or_trust_nothing_is_placed(self) -> None:
         assert place([], ModelShape(8, 0.0)) == Placement(())
         assert place([node("a", 1.0, 7)], ModelShape(8, 0.0)).throughput == 0
         assert place([node("a", 1.0, 9, edge=0)], ModelShape(8, 0.0)).throughput == 0
 
-    def test_like_nodes_go_together(self) -> None:
-        """A slow one with much memory would hold up two quick ones with little."""
+    def test_nodes_that_are_alike_are_grouped(self) -> None:
+        """A slow node with much memory would slow down two quick ones with little."""
         nodes = [node("a", 100.0, 4, edge=4), node("b", 30.0, 9), node("c", 100.0, 4, edge=4)]
         found = place(nodes, ModelShape(8, 0.0))
         assert [set(pipeline.spans) for pipeline in found.pipelines] == [{"a", "c"}, {"b"}]
 
-    def test_a_crowd_shares_cuts(self) -> None:
+    def test_many_nodes_become_replicas_of_one_pipeline(self) -> None:
         nodes = [node(f"n{n:02}", 5.0 + n % 7, 4 + n % 3) for n in range(60)]
         found = place(nodes, ModelShape(8, 1.0))
         [pipeline] = found.pipelines
@@ -155,7 +157,7 @@ class TestSwarm:
         }
         assert found.throughput >= 0.95 * sum(n.speed for n in nodes) / 9
 
-    def test_in_a_crowd_only_the_trusted_have_the_edge(self) -> None:
+    def test_of_many_nodes_only_the_trusted_have_the_edge(self) -> None:
         nodes = [node(f"n{n:02}", 5.0, 6, edge=5 if n % 3 == 0 else 0) for n in range(60)]
         found = place(nodes, ModelShape(8, 1.0))
         check(found, nodes, ModelShape(8, 1.0))
@@ -173,7 +175,7 @@ class TestSwarm:
 
     @settings(max_examples=8, deadline=None)
     @given(candidates(least=9, most=24, layers=12), st.integers(4, 12))
-    def test_larger_swarms_cover_all_layers_if_they_can(
+    def test_larger_clusters_cover_all_layers_if_they_can(
         self, nodes: list[Candidate], layers: int
     ) -> None:
         model = ModelShape(layers, 0.9)
@@ -182,8 +184,8 @@ class TestSwarm:
         assert found == place(nodes[::-1], model)
         trusted = [n for n in nodes if n.edge_capacity]
         lost = min((n.capacity - n.edge_capacity for n in trusted), default=0)
-        room = sum(n.capacity for n in nodes) - lost
-        assert bool(found.pipelines) == bool(trusted and room >= layers)
+        together = sum(n.capacity for n in nodes) - lost
+        assert bool(found.pipelines) == bool(trusted and together >= layers)
 
 
 class TestFlow:

@@ -1,4 +1,4 @@
-"""Swarms to place: made by hand, or by hypothesis; and the best of all ways, by trying them all."""
+"""Clusters to place, made by hand or by hypothesis; and the best of all placements."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -14,7 +14,7 @@ GB = 10**9
 def node(
     name: str, speed: float = 1.0, capacity: int = 8, *, edge: int | None = None, load: float = GB
 ) -> Candidate:
-    """Trusted with the edge, and with room for it beside all its layers but one."""
+    """A node that is trusted with the edge, and holds it beside all its layers but one."""
     return Candidate(
         node_id=name,
         speed=speed,
@@ -28,7 +28,7 @@ def node(
 
 @st.composite
 def candidates(draw: st.DrawFn, least: int = 1, most: int = 5, layers: int = 6) -> list[Candidate]:
-    """Unlike nodes; about half of them are trusted with the edge."""
+    """Nodes that differ; about half of them are trusted with the edge."""
     found = []
     for number in range(draw(st.integers(least, most))):
         capacity = draw(st.integers(0, layers))
@@ -76,7 +76,7 @@ def best_throughput(nodes: Sequence[Candidate], model: ModelShape) -> float:
     return max(sum(map(rate, groups)) for groups in groupings(list(nodes)))
 
 
-def moved(spans: dict[str, Span], move: RebalancePlan) -> dict[str, Span]:
-    """What is served after a move."""
-    after: dict[str, Span | None] = {**spans, **{c.node_id: c.new for c in move.changes}}
+def rebalanced(spans: dict[str, Span], plan: RebalancePlan) -> dict[str, Span]:
+    """What is served after a rebalance."""
+    after: dict[str, Span | None] = {**spans, **{c.node_id: c.new for c in plan.changes}}
     return {name: span for name, span in after.items() if span is not None}
