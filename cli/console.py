@@ -1,4 +1,4 @@
-"""How the commands speak."""
+"""The console of the commands, and how a command fails."""
 
 from typing import NoReturn
 

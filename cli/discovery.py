@@ -13,16 +13,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-STOP_LIMIT = 15.0
+STOP_TIMEOUT = 15.0
 """Seconds that a process gets to end in order before it is killed."""
 
-LOOK = 0.2
-"""Seconds between looks for a process that died."""
+POLL_SECONDS = 0.2
+"""Seconds between polls for a process that died."""
 
-AGAIN = (0.5, 1.0, 2.0, 5.0, 10.0)
-"""Seconds before a process is started again; the last repeats, and a minute's life starts anew."""
+RESTART_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0)
+"""Seconds before a process is started again: after its first death, the second and so on; the last
+value repeats."""
 
-LONG_LIFE = 60.0
+STABLE_SECONDS = 60.0
+"""Seconds of life after which the deaths of a process are counted from zero again."""
 
 console = Console(highlight=False, stderr=True)
 
@@ -51,7 +53,7 @@ def discovery(
         keeper.start()
     for keeper in keepers:
         while keeper.is_alive():
-            keeper.join(LOOK)  # with a limit, so that signals are handled
+            keeper.join(POLL_SECONDS)  # with a limit, so that signals are handled
 
 
 def _keep(name: str, command: list[str], stop: threading.Event) -> None:
@@ -60,13 +62,13 @@ def _keep(name: str, command: list[str], stop: threading.Event) -> None:
     while not stop.is_set():
         began = time.monotonic()
         process = subprocess.Popen(command, start_new_session=True)
-        while process.poll() is None and not stop.wait(LOOK):
+        while process.poll() is None and not stop.wait(POLL_SECONDS):
             pass
         if stop.is_set():
             _end(process)
             return
-        deaths = 0 if time.monotonic() - began > LONG_LIFE else deaths
-        delay = AGAIN[min(deaths, len(AGAIN) - 1)]
+        deaths = 0 if time.monotonic() - began > STABLE_SECONDS else deaths
+        delay = RESTART_DELAYS[min(deaths, len(RESTART_DELAYS) - 1)]
         deaths += 1
         console.print(f"{name} ended (exit {process.returncode}); again in {delay:g} s.")
         stop.wait(delay)
@@ -75,7 +77,7 @@ def _keep(name: str, command: list[str], stop: threading.Event) -> None:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(STOP_LIMIT)
+        process.wait(STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -1,4 +1,4 @@
-"""Kinds of error that every domain raises."""
+"""Errors that any domain raises: invalid request, forbidden, rate limited, unavailable."""
 
 from mesh.errors import MeshError
 

@@ -108,13 +108,13 @@ chain_events = Counter(
 
 chain_events_reverted = Counter(
     "far_mesh_chain_events_reverted_total",
-    "Events that a reorganisation took back after they had counted",
+    "Events that a reorg took back after they had counted",
     ["name"],
 )
 
 
-chain_reorganisations = Counter(
-    "far_mesh_chain_reorganisations_total", "Reorganisations deeper than the confirmations"
+chain_reorgs = Counter(
+    "far_mesh_chain_reorganisations_total", "Reorgs deeper than the confirmations"
 )
 
 

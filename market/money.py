@@ -43,13 +43,13 @@ def floor_far(far: Decimal) -> Decimal:
     return far.quantize(Decimal(1).scaleb(-PLACES), rounding=ROUND_DOWN, context=EXACT)
 
 
-def plain(far: Decimal) -> str:
+def format_exact(far: Decimal) -> str:
     """The exact amount as people write it: no exponent, no trailing zeros."""
     text = f"{far:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def times(price: Decimal, count: int) -> Decimal:
+def multiply(price: Decimal, count: int) -> Decimal:
     """What ``count`` tokens cost at a price each. Python's own context would round long amounts."""
     return EXACT.multiply(price, Decimal(count))
 

@@ -42,17 +42,19 @@ class PromptVault:
             )
         self._cipher = AESGCM(self._key)
 
-    def seal(self, request_id: str, prompt: PromptText) -> bytes:
+    def encrypt(self, request_id: str, prompt: PromptText) -> bytes:
+        """The prompt's ciphertext, which only :meth:`decrypt` for the same request id reads."""
         nonce = os.urandom(NONCE_BYTES)
-        plain: bytes = msgpack.packb((prompt.token_ids, prompt.stop))
-        return nonce + self._cipher.encrypt(nonce, plain, request_id.encode())
+        plaintext: bytes = msgpack.packb((prompt.token_ids, prompt.stop))
+        return nonce + self._cipher.encrypt(nonce, plaintext, request_id.encode())
 
-    def open(self, request_id: str, sealed: bytes) -> PromptText:
-        """
+    def decrypt(self, request_id: str, ciphertext: bytes) -> PromptText:
+        """The prompt of a ciphertext.
+
         Raises:
             cryptography.exceptions.InvalidTag: another key, another job, or a changed byte.
         """
-        nonce, body = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
+        nonce, body = ciphertext[:NONCE_BYTES], ciphertext[NONCE_BYTES:]
         token_ids, stop = msgpack.unpackb(self._cipher.decrypt(nonce, body, request_id.encode()))
         return PromptText(token_ids=token_ids, stop=stop)
 

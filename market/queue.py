@@ -1,4 +1,4 @@
-"""The seam around arq, which only wakes workers: what must not be lost is in Postgres.
+"""The task queue (arq), which only wakes workers: what must not be lost is in Postgres.
 
 To enqueue a task twice is harmless: a task first asks Postgres whether there is anything to do.
 """
@@ -15,9 +15,9 @@ MAX_WAKEUPS = 100
 """Entries that the wake-up list keeps while no worker reads it."""
 
 
-def serialize(job: dict[str, Any]) -> bytes:
+def serialize(task: dict[str, Any]) -> bytes:
     """arq pickles by default; nothing here is ever unpickled."""
-    packed: bytes = msgpack.packb(job, default=_plain)
+    packed: bytes = msgpack.packb(task, default=_plain)
     return packed
 
 

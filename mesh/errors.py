@@ -44,7 +44,7 @@
     └── ChainError               502  the chain refused or did not answer
         ├── ChainUnreachable     503  no RPC endpoint answers, or none is fresh
         ├── AnswerTooLarge            an RPC endpoint answers with more than we take in
-        ├── Reorganised               a block that counted is not on the chain any more
+        ├── ChainReorg                a block that counted is not on the chain any more
         ├── ChainMoved                the chain moved while it was read, or the node is behind
         ├── SettlementMismatch        totals differ that have to be equal
         ├── SettlementRefused         the contract would revert a batch

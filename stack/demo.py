@@ -1,4 +1,4 @@
-"""What a user does: a wallet, a deposit, a login, a prompt; and what the providers get for it."""
+"""The demo, as a user sees it: a wallet, a deposit, a login, a prompt, and who is paid for it."""
 
 import datetime as dt
 import json
@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from siwe import SiweMessage
 
-from market.money import from_units, plain, to_units
+from market.money import format_exact, from_units, to_units
 from stack.development_stack import DevelopmentStack
 from stack.servers import StackError
 
 GIVEN = to_units(Decimal(10))
 DEPOSITED = to_units(Decimal(5))
 
-PATIENCE = 60.0
+DEMO_TIMEOUT = 60.0
 """Seconds to wait for a deposit or a settlement."""
 
 OK = "[green]✓[/]"
@@ -119,7 +119,7 @@ def generate(
 def _stream(
     http: httpx.Client, console: Console, body: dict[str, Any], prompt: str
 ) -> tuple[dict[str, Any], Timing]:
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + DEMO_TIMEOUT
     while True:
         began = time.monotonic()
         first, tokens = 0.0, 0
@@ -172,7 +172,7 @@ def _show_generation(console: Console, job: dict[str, Any], timing: Timing) -> N
 
 def _wait_for_settlement(stack: DevelopmentStack, http: httpx.Client) -> dict[str, Decimal]:
     """What the ledger says each provider was paid, once nothing is pending."""
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + DEMO_TIMEOUT
     while True:
         paid: dict[str, Decimal] = {}
         for wallet in stack.wallets:
@@ -194,7 +194,10 @@ def _show_settlement(stack: DevelopmentStack, console: Console, paid: dict[str, 
         credit = from_units(stack.chain.credit_of(stack.deployment, wallet))
         equal = equal and credit == amount
         table.add_row(
-            _short(wallet), plain(amount), plain(credit), OK if credit == amount else "[red]✗[/]"
+            _short(wallet),
+            format_exact(amount),
+            format_exact(credit),
+            OK if credit == amount else "[red]✗[/]",
         )
     console.print(table)
     if not equal:

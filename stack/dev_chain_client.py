@@ -14,14 +14,15 @@ from market.escrow.deploy import Roles, Terms, deploy
 from market.settings.deployment import Deployment
 from stack.dev_chain import MNEMONIC
 
-GAS_MONEY = Web3.to_wei(1, "ether")
+GAS_BALANCE = Web3.to_wei(1, "ether")
+"""Wei that an account is given for its gas."""
 
 CAP_LIFETIME = 3600
 """Seconds within which a signed cap has to be submitted."""
 
 
 def development_account(index: int) -> LocalAccount:
-    """An account that has gas money on the development chain.
+    """An account that has coins for gas on the development chain.
 
     0 settles, 1 holds the FAR supply, 2 is the escrow's admin, 3 its pauser.
     """
@@ -57,14 +58,14 @@ class DevChainClient:
         return deploy(self.web3, self.treasury, terms=terms or Terms(), roles=roles)
 
     def give(self, deployment: Deployment, wallet: str, units: int) -> None:
-        """Send FAR and some gas money from the treasury, as a faucet does."""
-        self.send_gas_money(self.treasury, wallet)
+        """Send FAR, and coins for gas, from the treasury, as a faucet does."""
+        self.fund_gas(self.treasury, wallet)
         token = self.contract("FarToken", deployment.token)
         self.call(self.treasury, token.functions.transfer(wallet, units))
 
-    def send_gas_money(self, sender: LocalAccount, wallet: str) -> None:
-        """Send gas money from one account to another."""
-        self._send(sender, {"to": wallet, "value": GAS_MONEY})
+    def fund_gas(self, sender: LocalAccount, wallet: str) -> None:
+        """Send coins for gas from one account to another."""
+        self._send(sender, {"to": wallet, "value": GAS_BALANCE})
 
     def deposit(self, deployment: Deployment, user: LocalAccount, units: int) -> str:
         """Approve and deposit, as the user's wallet does, and raise the cap by as much, so that

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from stack.servers import StackError
 
-STOP_LIMIT = 15.0
+STOP_TIMEOUT = 15.0
 """Seconds that a process gets to stop by itself."""
 
-LOOK = 0.5
-"""Seconds between looks for processes that died."""
+POLL_SECONDS = 0.5
+"""Seconds between polls for processes that died."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class ManagedProcess:
         """SIGTERM, and SIGKILL if that does not help."""
         self.process.terminate()
         try:
-            self.process.wait(timeout=STOP_LIMIT)
+            self.process.wait(timeout=STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -99,7 +99,7 @@ class Processes:
                     raise StackError(f"{child.name} died (exit {status}).\n{child.tail()}")
                 report(f"{child.name} died (exit {status}); starting it again. Log: {child.log}")
                 self.start(child.name, child.command, child.environment)
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
 
     def kill(self, name: str) -> None:
         """`kill -9`, as the world does."""

@@ -66,7 +66,7 @@ class WakeupWorker(Worker):
 
 
 async def run(settings: Settings) -> None:
-    """Work until SIGTERM; then leases are given back, so that others take over at once."""
+    """Work until SIGTERM; then leases are released, so that others take over at once."""
     log.configure(json=settings.log_json)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, addr="127.0.0.1")

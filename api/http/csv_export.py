@@ -1,4 +1,4 @@
-"""Tables as CSV_RESPONSE (RFC 4180), a page at a time."""
+"""Tables as CSV (RFC 4180), a page at a time."""
 
 import csv
 import io

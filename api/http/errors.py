@@ -1,4 +1,4 @@
-"""Errors of HTTP alone."""
+"""Errors of HTTP: malformed JSON, body too large."""
 
 from market.errors import InvalidRequest
 

@@ -11,9 +11,9 @@ from api.http.services import Services
 from market.errors import Unavailable
 from market.jobs import cancellation
 from market.jobs.errors import StreamExpired
-from market.jobs.live_session import EndEntry, TokenEntry
+from market.jobs.live_session import EndEntry, JobOutcome, TokenEntry
 from market.jobs.tables import Job, JobStatus
-from market.jobs.token_reader import NOT_THE_END, failure, follow
+from market.jobs.token_reader import RESUMABLE_ERRORS, failure, follow
 from market.outages import unavailable
 from mesh import token_stream
 from mesh.token_stream import token_count_at
@@ -67,13 +67,13 @@ async def _events(
                 yield {"id": f"{token_count_at(entry.entry_id)}-done", "data": json.dumps(done)}
     except StreamExpired as error:
         yield {"data": json.dumps({"done": True, "error": error.problem()})}
-    except NOT_THE_END as error:
+    except RESUMABLE_ERRORS as error:
         known = error if isinstance(error, Unavailable) else unavailable(error)
         yield {"data": json.dumps({"error": known.problem()})}
 
 
-def _done(request_id: str, outcome: dict[str, Any]) -> dict[str, Any]:
-    done = {"done": True, "request_id": request_id, **outcome}
+def _done(request_id: str, outcome: JobOutcome) -> dict[str, Any]:
+    done: dict[str, Any] = {"done": True, "request_id": request_id, **outcome}
     done["cost_far_exact"] = outcome["cost_far"]
     done["cost_far"] = float(outcome["cost_far"])
     if outcome["status"] == JobStatus.FAILED:

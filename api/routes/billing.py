@@ -25,7 +25,7 @@ async def own_balance(caller: BillingCaller, services: WithServices) -> Balance:
 async def usage(
     caller: BillingCaller, services: WithServices, since: From = None, to: To = None
 ) -> Response:
-    """Your jobs that ended in a span of time, as CSV_RESPONSE, the oldest first."""
+    """Your jobs that ended in a span of time, as CSV, the oldest first."""
     await rate_limits.TABLES.count(services, caller.wallet)
-    pages = statements.usage(services.sessions, caller.wallet, *time_range(since, to))
-    return await csv_response("usage.csv", statements.USAGE, pages)
+    pages = statements.user_statement(services.sessions, caller.wallet, *time_range(since, to))
+    return await csv_response("usage.csv", statements.USER_COLUMNS, pages)

@@ -46,10 +46,10 @@ async def history(
 async def earnings(
     caller: BillingCaller, services: WithServices, since: From = None, to: To = None
 ) -> Response:
-    """What your wallet's nodes earned with jobs that ended in a span of time, as CSV_RESPONSE."""
+    """What your wallet's nodes earned with jobs that ended in a span of time, as CSV."""
     await rate_limits.TABLES.count(services, caller.wallet)
-    pages = statements.earnings(services.sessions, caller.wallet, *time_range(since, to))
-    return await csv_response("earnings.csv", statements.EARNINGS, pages)
+    pages = statements.provider_statement(services.sessions, caller.wallet, *time_range(since, to))
+    return await csv_response("earnings.csv", statements.PROVIDER_COLUMNS, pages)
 
 
 def _own_wallet(bearer: Bearer, services: Services) -> str:

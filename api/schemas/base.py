@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from market.money import plain
+from market.money import format_exact
 from mesh.node_api import MAX_LABEL, MAX_MACHINE_NAME
 from mesh.wire.limits import MAX_MODEL_ID, MAX_NODE_ID
 
@@ -93,4 +93,4 @@ def as_float(amount: Decimal) -> float:
 def amounts_far(**amounts: Decimal) -> dict[str, Any]:
     """Each amount of FAR as the number ``name_far`` and the exact string ``name_far_exact``."""
     numbers = {f"{name}_far": as_float(amount) for name, amount in amounts.items()}
-    return numbers | {f"{name}_far_exact": plain(amount) for name, amount in amounts.items()}
+    return numbers | {f"{name}_far_exact": format_exact(amount) for name, amount in amounts.items()}

@@ -10,7 +10,7 @@ from market.geo.distance import Coordinates
 from market.jobs.request import JobRequest
 from market.jobs.snapshot import JobSnapshot
 from market.jobs.tables import Job, JobStatus, NodeContribution
-from market.money import ZERO, plain
+from market.money import ZERO, format_exact
 from market.routing.tiers import Tier
 from mesh.wire.limits import MAX_STOP_TEXT, MAX_STOP_TEXTS, MAX_TOKENS
 
@@ -79,9 +79,9 @@ class JobView(BaseModel):
             tokens_generated=snapshot.tokens_generated,
             prompt_tokens=job.prompt_tokens,
             **amounts_far(cost=job.total_cost_far or ZERO),
-            platform_fee_far_exact=None if job.fee_far is None else plain(job.fee_far),
-            price_per_token_far_exact=plain(job.price_per_token_far),
-            hold_far_exact=plain(job.hold_far),
+            platform_fee_far_exact=None if job.fee_far is None else format_exact(job.fee_far),
+            price_per_token_far_exact=format_exact(job.price_per_token_far),
+            hold_far_exact=format_exact(job.hold_far),
             latency_ms=job.latency_ms,
             time_to_first_token_ms=job.first_token_ms,
             finish_reason=job.finish_reason,

@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import BaseModel, Field
 
 from api.schemas.base import WalletAddress, amounts_far, as_float
-from market.money import plain
+from market.money import format_exact
 from market.providers import earnings
 
 
@@ -85,4 +85,6 @@ class EarningsPoint(BaseModel):
 
     @classmethod
     def of(cls, day: earnings.EarningsOfDay) -> Self:
-        return cls(date=day.date, amount=as_float(day.amount), amount_exact=plain(day.amount))
+        return cls(
+            date=day.date, amount=as_float(day.amount), amount_exact=format_exact(day.amount)
+        )

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from api.schemas.base import as_float
 from api.schemas.jobs import ContributionView
-from market.money import plain
+from market.money import format_exact
 from market.receipts import receipt
 from market.receipts.receipt import ReceiptStatus
 
@@ -90,8 +90,8 @@ class Receipt(BaseModel):
             prompt_tokens=given.prompt_tokens,
             tokens_generated=given.tokens_generated,
             cost_far=None if given.cost is None else as_float(given.cost),
-            cost_far_exact=None if given.cost is None else plain(given.cost),
-            platform_fee_far_exact=None if given.fee is None else plain(given.fee),
+            cost_far_exact=None if given.cost is None else format_exact(given.cost),
+            platform_fee_far_exact=None if given.fee is None else format_exact(given.fee),
             served=[ContributionView.of(part) for part in given.served],
             batch=None if given.batch is None else ReceiptBatch.of(given.batch),
         )

@@ -31,7 +31,7 @@ FEE = Decimal("0.05")
 
 WEIGHTS = {"hold": 40, "capture": 32, "release": 8, "deposit": 8, "refund": 6, "settle": 4}
 """How often each operation comes. A refund is a withdrawal: asked for, and then paid out. One in
-fifty deposits is undone by a reorganisation and comes again."""
+fifty deposits is undone by a reorg and comes again."""
 
 MODES = {"once": 81, "again": 10, "twice at once": 4, "killed": 1, "overdraft": 4}
 """How often an operation is done plainly; one done before is repeated; two connections do the same

@@ -12,7 +12,7 @@ from web3 import Web3
 
 from market.chain.keystore_signer import unlock_keystore
 from market.escrow.artifacts import artifact
-from market.money import from_units, plain
+from market.money import format_exact, from_units
 
 
 def main() -> None:
@@ -32,14 +32,14 @@ def main() -> None:
     if not credit:
         raise SystemExit(f"There is nothing to claim for {wallet.address}.")
     if not web3.eth.get_balance(wallet.address):
-        raise SystemExit(f"{wallet.address} has no gas money.")
+        raise SystemExit(f"{wallet.address} has no coins for gas.")
     transaction = escrow.functions.claimTo(wanted.to or wallet.address).build_transaction(
         {"from": wallet.address, "nonce": web3.eth.get_transaction_count(wallet.address)}
     )
     sent = web3.eth.send_raw_transaction(wallet.sign_transaction(transaction).raw_transaction)
     if web3.eth.wait_for_transaction_receipt(sent)["status"] != 1:
         raise SystemExit(f"The claim was reverted: transaction {sent.to_0x_hex()}.")
-    print(f"Claimed {plain(from_units(credit))} FAR: transaction {sent.to_0x_hex()}")
+    print(f"Claimed {format_exact(from_units(credit))} FAR: transaction {sent.to_0x_hex()}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""No such model."""
+"""Errors of the catalog: no such model."""
 
 from mesh.errors import NotFound
 

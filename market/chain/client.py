@@ -1,4 +1,4 @@
-"""What every contract needs of its chain: nonces, fees, sending, receipts, finality."""
+"""A client of an EVM chain: nonces, fees, sending, receipts, finality."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ class ChainClient:
         return int((await self.web3.eth.get_block("latest"))["timestamp"])
 
     async def final_block(self, *, tag: bool, depth: int) -> int:
-        """The newest block that will not be reorganized away.
+        """The newest block that no reorg takes away any more.
 
         Args:
             tag: Ask for the chain's own ``finalized`` block.

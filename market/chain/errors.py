@@ -1,4 +1,4 @@
-"""What can go wrong with a chain, whatever the contract."""
+"""Errors of a chain: unreachable, answer too large, reorg, chain changed while it was read."""
 
 from mesh.errors import MeshError
 
@@ -25,7 +25,7 @@ class AnswerTooLarge(ChainError):
     code = "answer_too_large"
 
 
-class Reorganised(ChainError):
+class ChainReorg(ChainError):
     """A block that was read and counted is not on the chain any more."""
 
     code = "chain_reorganised"

@@ -13,7 +13,7 @@ from market.chain.errors import ChainError
 from market.chain.signer import Signature
 
 
-class LocalSigner:
+class KeystoreSigner:
     """Signs with a key in this process's memory."""
 
     def __init__(self, account: LocalAccount) -> None:
@@ -21,7 +21,7 @@ class LocalSigner:
         self._address: ChecksumAddress = account.address
 
     @classmethod
-    async def open(cls, keyfile: Path, password: str) -> "LocalSigner":
+    async def open(cls, keyfile: Path, password: str) -> "KeystoreSigner":
         """The signer of a keystore file.
 
         Raises:

@@ -1,7 +1,7 @@
 """The signer that the settings name: a keystore file or a KMS key. No setting holds a key."""
 
 from market.chain.errors import ChainError
-from market.chain.keystore_signer import LocalSigner
+from market.chain.keystore_signer import KeystoreSigner
 from market.chain.signer import Signer
 from market.settings.payments import PaymentsSettings
 
@@ -25,7 +25,7 @@ async def open_signer(payments: PaymentsSettings) -> Signer:
         return await KmsSigner.open(payments.kms_key_id, region=payments.kms_region)
     if payments.signer == "keystore" and payments.operator_keyfile is not None:
         password = payments.operator_password.get_secret_value()
-        return await LocalSigner.open(payments.operator_keyfile, password)
+        return await KeystoreSigner.open(payments.operator_keyfile, password)
     raise ChainError(
         "No account to settle with is set (FAR_PAYMENTS__OPERATOR_KEYFILE, or "
         "FAR_PAYMENTS__SIGNER=kms and FAR_PAYMENTS__KMS_KEY_ID)."

@@ -1,4 +1,4 @@
-"""What a signer is: an account on the chain that can sign 32 bytes, wherever its key is."""
+"""The interface of signers: an account on the chain that can sign 32 bytes, wherever its key is."""
 
 from typing import NamedTuple, Protocol
 

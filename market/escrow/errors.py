@@ -1,4 +1,4 @@
-"""The contract would revert a call."""
+"""Errors of the escrow: the contract would revert a call."""
 
 from market.chain.errors import ChainError
 

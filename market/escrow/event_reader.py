@@ -1,4 +1,4 @@
-"""The escrow's events, read so that a reorganisation in the middle cannot slip through.
+"""The escrow's events, read so that a reorg in the middle cannot slip through.
 
 An endpoint may switch to another branch between two requests, and an answer about "blocks 5 to 9"
 does not say of which branch. Hashes do: a block's hash commits to everything below it. So the
@@ -16,7 +16,7 @@ from web3 import AsyncWeb3
 from web3.exceptions import BlockNotFound, Web3Exception, Web3RPCError
 
 from market.chain.client import ChainClient
-from market.chain.errors import AnswerTooLarge, ChainError, ChainMoved, Reorganised
+from market.chain.errors import AnswerTooLarge, ChainError, ChainMoved, ChainReorg
 from market.chain.failover_rpc import FailoverProvider
 from market.escrow.artifacts import artifact
 from market.escrow.reader import escrow_address
@@ -136,7 +136,7 @@ class EscrowEventReader:
         """The range of blocks that follows ``last_read``; none if there is no newer block.
 
         Raises:
-            Reorganised: ``last_read`` is not on the chain any more.
+            ChainReorg: ``last_read`` is not on the chain any more.
             ChainMoved: the chain moved meanwhile, and nothing can be said yet.
             ChainError: the endpoint refuses to answer.
         """
@@ -148,7 +148,7 @@ class EscrowEventReader:
         if edges[last_read.number] is None:
             raise ChainMoved(f"The node is behind block {last_read.number}, which it had before.")
         if edges[last_read.number] != last_read.hash:
-            raise Reorganised(f"Block {last_read.number} is not {last_read.hash} any more.")
+            raise ChainReorg(f"Block {last_read.number} is not {last_read.hash} any more.")
         if last <= last_read.number:
             return None
         events = await self._events(last_read.number + 1, last)

@@ -42,7 +42,7 @@ class EscrowReader:
         self.contract: AsyncContract = chain.web3.eth.contract(
             address=self.address, abi=artifact("InferenceEscrow")["abi"]
         )
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
+        self._call_limit = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
 
     @classmethod
     @asynccontextmanager
@@ -141,7 +141,7 @@ class EscrowReader:
     async def _call(self, function: str, *arguments: object, block: BlockIdentifier) -> Any:
         call = self.contract.functions[function](*arguments)
         try:
-            async with self._slots:
+            async with self._call_limit:
                 return await call.call(block_identifier=block)
         except BadFunctionCallOutput:
             raise ChainUnreachable(

@@ -27,7 +27,7 @@ class BatchTotals(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class SettlementBatch:
     """What each user pays and each provider gets: the arguments of one ``settle``.
 
     ``id`` and ``usage_root`` are 32 bytes as 0x-prefixed hex; amounts are base units by wallet.
@@ -47,7 +47,7 @@ class Batch:
 class SettleCall:
     """The call that settles one batch on one contract."""
 
-    def __init__(self, contract: AsyncContract, batch: Batch) -> None:
+    def __init__(self, contract: AsyncContract, batch: SettlementBatch) -> None:
         self.batch = batch
         self._contract = contract
         self._call = contract.functions.settle(

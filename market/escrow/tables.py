@@ -1,4 +1,4 @@
-"""What was read of the escrow's events: chain_events, chain_blocks, chain_cursors."""
+"""Tables of the escrow's events as they were read: chain_events, chain_blocks, chain_cursors."""
 
 import datetime as dt
 
@@ -19,7 +19,7 @@ class ChainEvent(Base):
     """An event of the escrow: ``pending`` → ``applied`` → ``reverted``.
 
     Pending until its block is confirmed, applied once it is in the ledger, reverted when a
-    reorganisation has undone it after that; an event that vanishes while pending is deleted.
+    reorg has undone it after that; an event that vanishes while pending is deleted.
     ``reference`` is that of its posting in the ledger; none for an event that moves no money.
     ``arguments`` are text, as :class:`market.escrow.event_reader.EscrowEvent` has them.
     """
@@ -48,7 +48,7 @@ class ChainEvent(Base):
 
 
 class ChainBlock(Base):
-    """An indexed block: if its hash is another one later, a reorganisation has undone it."""
+    """An indexed block: if its hash is another one later, a reorg has undone it."""
 
     __tablename__ = "chain_blocks"
 

@@ -1,4 +1,4 @@
-"""401s, device login (RFC 8628), unknown machine."""
+"""Errors of identity: not authenticated, machine login (RFC 8628), unknown machine."""
 
 from mesh.errors import MeshError, NotFound
 

@@ -1,1 +1,1 @@
-"""A generation as a job."""
+"""Jobs: generations from their submission to their outcome."""

@@ -1,11 +1,11 @@
-"""Who served which tokens, and what that was worth."""
+"""The bill of a generation: how many tokens each node served, and what each is paid for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 from market.jobs.tables import RouteHop
-from market.money import ZERO, fee_of, split, times
+from market.money import ZERO, fee_of, multiply, split
 from mesh.model.compute_cost import EDGE_UNITS_PER_LAYER
 
 
@@ -52,7 +52,7 @@ def make_bill(
         units += edge_units if hop.stage == 0 else 0
         weights[hop.node_id] = weights.get(hop.node_id, 0) + units * served[hop.epoch]
         counts[hop.node_id] = counts.get(hop.node_id, 0) + served[hop.epoch]
-    cost = times(price, tokens)
+    cost = multiply(price, tokens)
     if tokens == 0:
         return Bill(cost=ZERO, fee=ZERO, shares=[])
     fee = fee_of(cost, fee_rate)

@@ -1,4 +1,4 @@
-"""Asking for the end of a job."""
+"""Cancellation of a job: its supervisor is told, and ends it."""
 
 import asyncio
 from contextlib import suppress
@@ -31,7 +31,7 @@ async def cancel(resources: Resources, job: Job) -> None:
     try:
         await messaging.publish_event(resources.redis, Cancel(job.request_id, job.epoch))
     except (RedisError, OSError) as error:  # the supervisor sees it when it renews its lease
-        log.warning("cancel_not_told", request_id=job.request_id, error=type(error).__name__)
+        log.warning("cancel_notify_failed", request_id=job.request_id, error=type(error).__name__)
 
 
 async def cancel_and_wait(resources: Resources, job: Job) -> None:

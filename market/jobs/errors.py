@@ -1,4 +1,4 @@
-"""Unknown, expired, failed, key used twice."""
+"""Errors of jobs: unknown, tokens expired, failed, context exceeded, idempotency key used twice."""
 
 from market.errors import InvalidRequest
 from mesh.errors import MeshError, NotFound

@@ -7,7 +7,7 @@ epoch is refused, and so is a second copy.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import msgpack
 from redis.asyncio import Redis
@@ -32,12 +32,35 @@ class TokenEntry:
     text: str
 
 
+class ServedLayers(TypedDict):
+    """A node that served a generation, and the layers that it served."""
+
+    node_id: str
+    layers: list[int]
+
+
+class JobOutcome(TypedDict):
+    """How a job ended, as the last entry of its token stream has it (§7.1 of the specification).
+
+    ``cost_far``: exact, as text. ``error``: code of the failure; none if the job did not fail.
+    """
+
+    status: str
+    total_tokens: int
+    cost_far: str
+    latency_ms: int | None
+    time_to_first_token_ms: int | None
+    finish_reason: str | None
+    error: str | None
+    nodes_used: list[ServedLayers]
+
+
 @dataclass(frozen=True, slots=True)
 class EndEntry:
     """The last entry of a stream, under ``entry_id``: how the generation ended."""
 
     entry_id: str
-    outcome: dict[str, Any]
+    outcome: JobOutcome
 
 
 async def begin_epoch(
@@ -97,7 +120,7 @@ async def seal(redis: Redis, request_id: str, *, ttl: int) -> int:
     return count
 
 
-async def finish(redis: Redis, request_id: str, outcome: dict[str, Any], *, ttl: int) -> None:
+async def finish(redis: Redis, request_id: str, outcome: JobOutcome, *, ttl: int) -> None:
     """Write how the generation ended after its last token, unless that was done, and let its tokens
     and events expire after ``ttl`` seconds."""
     stream = redis_keys.tokens(request_id)

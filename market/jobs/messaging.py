@@ -1,4 +1,4 @@
-"""Session events and node inboxes."""
+"""Control messages in Redis streams: events of generations, and inboxes of nodes."""
 
 from collections.abc import Sequence
 

@@ -1,14 +1,14 @@
 """Jobs read from Postgres: one job, who served it, how it ended."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
+from market.jobs.live_session import JobOutcome
 from market.jobs.tables import Job, NodeContribution
-from market.money import ZERO, plain
+from market.money import ZERO, format_exact
 
 ENDED = ("completed", "failed")
 """States that a job does not leave."""
@@ -35,12 +35,12 @@ async def contributions(db: AsyncSession, job: Job) -> Sequence[NodeContribution
     return rows.all()
 
 
-async def outcome(db: AsyncSession, job: Job) -> dict[str, Any]:
-    """How a job ended, as the last event of its stream says it (§7.1 of the specification)."""
+async def outcome(db: AsyncSession, job: Job) -> JobOutcome:
+    """How a job ended, for the end of its token stream."""
     return {
         "status": job.status,
         "total_tokens": job.token_count,
-        "cost_far": plain(job.total_cost_far or ZERO),
+        "cost_far": format_exact(job.total_cost_far or ZERO),
         "latency_ms": job.latency_ms,
         "time_to_first_token_ms": job.first_token_ms,
         "finish_reason": job.finish_reason,

@@ -8,7 +8,7 @@ from market.catalog.models import Model
 from market.errors import InvalidRequest
 from market.jobs.errors import ContextExceeded
 from market.jobs.request import JobRequest
-from market.money import times
+from market.money import multiply
 from market.resources import Resources
 from market.routing.coverage import coverage_of
 from market.routing.errors import KvCapacityExceeded, NoRoute
@@ -56,7 +56,7 @@ async def quote_of(resources: Resources, request: JobRequest) -> Quote:
             f"{len(token_ids)} tokens of prompt and max_tokens {request.max_tokens} are more than "
             f"the nodes of {model.id} have memory for: {coverage.longest_servable} together."
         )
-    return Quote(model, token_ids, price, hold=times(price, request.max_tokens))
+    return Quote(model, token_ids, price, hold=multiply(price, request.max_tokens))
 
 
 def _check(request: JobRequest, max_prompt_chars: int) -> None:

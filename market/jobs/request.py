@@ -1,4 +1,4 @@
-"""What any HTTP shape of a generation comes down to."""
+"""A user's request for a generation, independent of the HTTP endpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

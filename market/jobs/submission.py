@@ -1,4 +1,4 @@
-"""Taking a generation in: check, quote, hold, and write it down in one transaction."""
+"""Submission of a job: quoted, then stored with the hold on its user's money in one transaction."""
 
 import datetime as dt
 import secrets
@@ -67,7 +67,7 @@ async def _wake_worker(resources: Resources, job: Job) -> None:
     try:
         await outbox.send_outbox(resources.sessions, resources.queue)
     except OUTAGES as error:
-        log.warning("outbox_kept", request_id=job.request_id, error=type(error).__name__)
+        log.warning("enqueue_failed", request_id=job.request_id, error=type(error).__name__)
 
 
 async def _earlier(resources: Resources, wallet: str, idempotency: Idempotency) -> Job | None:
@@ -102,7 +102,7 @@ async def _write(
         temperature=request.temperature,
         top_p=request.top_p,
         seed=secrets.randbits(63) if request.seed is None else request.seed,
-        request_cipher=resources.vault.seal(request_id, prompt),
+        request_cipher=resources.vault.encrypt(request_id, prompt),
         request_digest=idempotency.digest,
         idempotency_key=idempotency.key,
         price_per_token_far=quote.price,

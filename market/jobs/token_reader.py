@@ -18,14 +18,14 @@ from mesh.token_stream import token_count_at
 
 log = structlog.get_logger()
 
-POLL = 1.0
+POLL_SECONDS = 1.0
 """Seconds one read waits for a token before it looks whether the job is still alive."""
 
 
 DEADLINE_GRACE = dt.timedelta(minutes=1)
 """What a job may take to end after its deadline, before its readers are sent away."""
 
-NOT_THE_END: tuple[type[Exception], ...] = (Unavailable, *OUTAGES)
+RESUMABLE_ERRORS: tuple[type[Exception], ...] = (Unavailable, *OUTAGES)
 """What ends a stream but not its job: whoever comes back resumes after the last id."""
 
 FAILURES = {
@@ -64,10 +64,10 @@ async def follow(
         Unavailable: no worker is there to end the job, although its deadline has passed.
     """
     while True:
-        entries = await live_session.read(resources.redis, request_id, after, wait=POLL)
+        entries = await live_session.read(resources.redis, request_id, after, wait=POLL_SECONDS)
         for entry in entries:
             if isinstance(entry, EndEntry) and _lacks_tokens(entry):
-                raise _forgotten(request_id)
+                raise _stream_expired(request_id)
             after = entry.entry_id
             yield entry
             if isinstance(entry, EndEntry):
@@ -99,7 +99,7 @@ async def _ended(resources: Resources, request_id: str, after: str) -> EndEntry 
         if job.status == JobStatus.COMPLETED and token_count_at(after) < job.token_count:
             if await readable(resources, job):
                 return None  # the rest is there
-            raise _forgotten(request_id)
+            raise _stream_expired(request_id)
         return EndEntry(f"{token_count_at(after)}-1", await queries.outcome(db, job))
 
 
@@ -111,11 +111,10 @@ async def readable(resources: Resources, job: Job) -> bool:
 
 def _lacks_tokens(summary: EndEntry) -> bool:
     """Redis lost the tokens between the job's end and its summary."""
-    delivered: int = summary.outcome["total_tokens"]
-    return token_count_at(summary.entry_id) < delivered
+    return token_count_at(summary.entry_id) < summary.outcome["total_tokens"]
 
 
-def _forgotten(request_id: str) -> StreamExpired:
+def _stream_expired(request_id: str) -> StreamExpired:
     return StreamExpired(f"The tokens of {request_id} have been forgotten.")
 
 

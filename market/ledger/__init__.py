@@ -15,7 +15,7 @@ The way out::
     complete_withdrawal user.withdrawing → chain.clearing
 
 Each wallet has a spending cap that its owner signed: a hold commits to it, a release and what a
-capture leaves give it back. ``reverse`` undoes a posting whose event a reorganisation has undone.
+capture leaves give it back. ``reverse`` undoes a posting whose event a reorg has undone.
 
 The database enforces the rules, not this code: triggers refuse a statement whose entries do not sum
 to zero, and every UPDATE and DELETE; CHECKs refuse a balance below zero and a cap exceeded; and a

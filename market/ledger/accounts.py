@@ -59,7 +59,7 @@ def clearing() -> Account:
 
 
 def shortfall(wallet: str) -> Account:
-    """Minus what the contract paid out, or a reorganisation undid, after the user spent it: the
+    """Minus what the contract paid out, or a reorg undid, after the user spent it: the
     platform's loss, until the user's next deposit fills it."""
     return Account(wallet, "shortfall")
 

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market.escrow.tables import ChainCursor
 from market.ledger.accounts import PLATFORM
 from market.ledger.invariants import Finding
-from market.money import ZERO, from_units, plain, to_units
+from market.money import ZERO, format_exact, from_units, to_units
 
 
 class EscrowState(Protocol):
@@ -151,7 +151,7 @@ def _compare(
     check: str, expected: Mapping[str, Decimal], found: Mapping[str, int]
 ) -> list[Finding]:
     return [
-        Finding(check, subject, plain(amount), plain(from_units(found[subject])))
+        Finding(check, subject, format_exact(amount), format_exact(from_units(found[subject])))
         for subject, amount in sorted(expected.items())
         if to_units(amount) != found[subject]
     ]

@@ -1,4 +1,4 @@
-"""A user's balance or spending cap is too low."""
+"""Errors of the ledger: balance or spending cap too low."""
 
 from mesh.errors import MeshError
 

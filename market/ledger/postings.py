@@ -21,7 +21,7 @@ from market.ledger.accounts import (
     shortfall,
 )
 from market.ledger.errors import InsufficientBalance, SpendingCapExceeded
-from market.money import ZERO, plain
+from market.money import ZERO, format_exact
 
 POST = text(
     "SELECT ledger_post(:kind, :reference, CAST(:owners AS text[]), CAST(:kinds AS text[]), "
@@ -32,7 +32,7 @@ POST = text(
 async def deposit(db: AsyncSession, *, reference: str, wallet: str, amount: Decimal) -> bool:
     """Credit a confirmed deposit. ``reference``: transaction hash and log index.
 
-    A deposit first fills the wallet's shortfall. So one that was spent, undone by a reorganisation
+    A deposit first fills the wallet's shortfall. So one that was spent, undone by a reorg
     and is on the chain again is credited once.
     """
     await spending_caps.lock_wallet(db, wallet)
@@ -60,14 +60,14 @@ async def hold(db: AsyncSession, *, job: str, wallet: str, amount: Decimal) -> b
         refusal = str(error.orig)
         if "check_balance_not_negative" in refusal:
             raise InsufficientBalance(
-                f"This request may cost up to {plain(amount)} FAR, which is more than is "
+                f"This request may cost up to {format_exact(amount)} FAR, which is more than is "
                 "available. Deposit more, or lower max_tokens."
             ) from None
         if "check_within_spending_cap" in refusal:
             raise SpendingCapExceeded(
-                f"This request may cost up to {plain(amount)} FAR, which is more than is left of "
-                "your spending cap. Sign a higher cap for the escrow contract (raiseCap), or "
-                "lower max_tokens."
+                f"This request may cost up to {format_exact(amount)} FAR, which is more than is "
+                "left of your spending cap. Sign a higher cap for the escrow contract (raiseCap), "
+                "or lower max_tokens."
             ) from None
         raise
 
@@ -92,7 +92,9 @@ async def capture(
     """
     cost = sum(shares.values(), fee)
     if cost > held_amount:
-        raise ValueError(f"{job} cost {plain(cost)} FAR, and {plain(held_amount)} FAR were held.")
+        raise ValueError(
+            f"{job} cost {format_exact(cost)} FAR, and {format_exact(held_amount)} FAR were held."
+        )
     postings = {owed(provider): share for provider, share in shares.items()}
     postings[owed(PLATFORM)] = fee
     postings[held(wallet)] = -held_amount

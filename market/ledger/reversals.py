@@ -1,4 +1,4 @@
-"""Reversals of postings whose events a reorganisation has undone, deeper than we waited for."""
+"""Reversals of postings whose events a reorg has undone, deeper than we waited for."""
 
 from decimal import Decimal
 

@@ -57,7 +57,7 @@ class BalanceShard(Base):
 class LedgerTransaction(Base):
     """A set of entries that sums to zero. (``kind``, ``reference``) can be posted once.
 
-    ``occurrence`` counts the times that an event came onto the chain: after a reorganisation it may
+    ``occurrence`` counts the times that an event came onto the chain: after a reorg it may
     come again, and the database takes the next one only when the last was reversed.
     """
 

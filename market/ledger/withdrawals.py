@@ -1,4 +1,4 @@
-"""How money leaves: users ask the contract for it, wait, and take it.
+"""Withdrawals: users ask the contract for their money, wait, and take it.
 
 The contract knows nothing of holds. So what a user asks for is set aside here at once, as far as it
 is available, and the amount of the request is stored: until it is paid out or cancelled, a hold has
@@ -16,7 +16,7 @@ from market.ledger import spending_caps
 from market.ledger.accounts import available, balances_of, clearing, shortfall, withdrawing
 from market.ledger.postings import post
 from market.ledger.tables import SpendingCap
-from market.money import ZERO, plain
+from market.money import ZERO, format_exact
 
 log = structlog.get_logger()
 
@@ -98,5 +98,8 @@ def report_shortfall(missing: Decimal, *, reference: str, wallet: str) -> None:
     if missing > 0:
         metrics.shortfall.inc(float(missing))
         log.error(
-            "ledger_shortfall", user_wallet=wallet, amount_far=plain(missing), reference=reference
+            "ledger_shortfall",
+            user_wallet=wallet,
+            amount_far=format_exact(missing),
+            reference=reference,
         )

@@ -1,1 +1,1 @@
-"""A node joins, stays, and is sent away."""
+"""Registration, heartbeats and revocation of nodes."""

@@ -1,4 +1,4 @@
-"""A node stays: a heartbeat is one round trip to Redis, and a node's row is written when it comes,
+"""Heartbeats of nodes: each is one round trip to Redis; the node's row is written when it comes,
 when it leaves, and now and then."""
 
 import dataclasses

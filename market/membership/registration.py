@@ -1,5 +1,5 @@
-"""A node joins: whose it is, which span it serves, where it is. One row a node, however often it
-registers."""
+"""Registration of a node: whose it is, which span it serves, where it is. One row a node, however
+often it registers."""
 
 import secrets
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from market.resources import Resources
 from mesh import signed_texts
 from mesh.node_api import NodeRegistration, RegistrationReply
 
-UNSAID = ("", "unknown")
+UNSPECIFIED = ("", "unknown")
 """Locations that tell nothing."""
 
 
@@ -65,16 +65,16 @@ async def register(
         columns |= {"start_layer": span[0], "end_layer": span[1]}
     try:
         async with resources.sessions.begin() as db:
-            known = await _known(db, node, name)
+            known = await _existing_row(db, node, name)
             earlier_model = None if known is None else known.model_id
             if span is None:
                 await rebalances.lock(db, model.id)
             ended = None if known is None else await assignments.record_restart(db, known, node)
             if span is None:
                 columns |= await newcomers.place(resources, db, model, node, known)
-            row = _enter(db, node, known, name, columns)
+            row = _upsert(db, node, known, name, columns)
     except IntegrityError:
-        raise _taken(name) from None
+        raise _id_taken_error(name) from None
     if ended is not None:
         await rebalances.withdraw_assignments(resources.redis, ended)
     if earlier_model is not None:
@@ -175,7 +175,7 @@ def _location(node: NodeRegistration, found: GeoLocation | None) -> dict[str, An
     name, latitude, longitude = node.location, node.latitude, node.longitude
     if latitude is None or longitude is None:
         latitude = longitude = None
-    said = name.lower() not in UNSAID or latitude is not None
+    said = name.lower() not in UNSPECIFIED or latitude is not None
     located: LocationSource = "declared" if said else "unknown"
     if found is not None:
         name, located = found.name or name, "geoip"
@@ -183,7 +183,7 @@ def _location(node: NodeRegistration, found: GeoLocation | None) -> dict[str, An
     return {"location": name, "latitude": latitude, "longitude": longitude, "located": located}
 
 
-async def _known(
+async def _existing_row(
     db: AsyncSession, node: NodeRegistration, name: str | None
 ) -> RegisteredNode | None:
     """The row of a node that comes back. Nobody else registers a node of the wallet until the
@@ -207,11 +207,11 @@ async def _known(
     if row is None and name is not None:
         row = await db.get(RegisteredNode, name)
     if row is not None and row.wallet_address != wallet:
-        raise _taken(name)
+        raise _id_taken_error(name)
     return row
 
 
-def _enter(
+def _upsert(
     db: AsyncSession,
     node: NodeRegistration,
     known: RegisteredNode | None,
@@ -234,5 +234,5 @@ def _enter(
     return known
 
 
-def _taken(name: str | None) -> NodeIdTaken:
+def _id_taken_error(name: str | None) -> NodeIdTaken:
     return NodeIdTaken(f"{name} is a node of another wallet. Choose another node_id, or none.")

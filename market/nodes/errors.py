@@ -1,4 +1,4 @@
-"""No such node; its id is taken; it has registered again."""
+"""Errors of nodes: unknown, id taken, registered again elsewhere."""
 
 from mesh.errors import MeshError, NotFound
 

@@ -1,4 +1,4 @@
-"""Nodes that ever registered."""
+"""Table of all nodes that ever registered."""
 
 import datetime as dt
 from decimal import Decimal

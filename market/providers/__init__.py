@@ -1,1 +1,1 @@
-"""What a provider sees."""
+"""What providers are shown: their earnings, and the state of their nodes."""

@@ -1,4 +1,4 @@
-"""Time heard, in percent."""
+"""Uptime of nodes, in percent of the time since they registered."""
 
 import datetime as dt
 
@@ -17,6 +17,6 @@ def uptime_percent() -> ColumnElement[float]:
 def mean_uptime_percent(discovery: DiscoverySettings) -> ColumnElement[float]:
     """The mean of :func:`uptime_percent` over a wallet's active nodes."""
     # Rows are written now and then; one of a node that died silently stays as it was.
-    patience = discovery.row_interval + discovery.health_check_interval + discovery.node_ttl
-    heard = RegisteredNode.last_seen > func.now() - dt.timedelta(seconds=patience)
+    timeout = discovery.row_interval + discovery.health_check_interval + discovery.node_ttl
+    heard = RegisteredNode.last_seen > func.now() - dt.timedelta(seconds=timeout)
     return func.avg(uptime_percent()).filter(RegisteredNode.is_active, heard)

@@ -1,1 +1,1 @@
-"""What was paid, with proof."""
+"""Receipts of generations with their proofs, and statements of users and providers."""

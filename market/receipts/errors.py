@@ -1,4 +1,4 @@
-"""Not ready."""
+"""Errors of receipts: not ready yet."""
 
 from mesh.errors import MeshError
 

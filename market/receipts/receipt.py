@@ -18,7 +18,7 @@ from market.resources import Resources
 from market.settlement.errors import UsageUnproven
 from market.settlement.tables import Settlement
 from market.settlement.usage_lines import tree_of, usage_lines
-from market.settlement.usage_tree import Usage
+from market.settlement.usage_tree import UsageLine
 
 log = structlog.get_logger()
 
@@ -38,7 +38,7 @@ class ProvenLine:
     """One line of a batch, and its Merkle proof: the siblings' hashes, 32 bytes each, from the
     line's own up."""
 
-    line: Usage
+    line: UsageLine
     proof: Sequence[bytes]
 
 

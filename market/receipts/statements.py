@@ -1,4 +1,4 @@
-"""Usage and earnings as CSV, page by page: no table is ever whole in memory."""
+"""Statements of users and providers as CSV, page by page: no table is ever whole in memory."""
 
 import datetime as dt
 from collections.abc import AsyncIterator, Sequence
@@ -8,14 +8,14 @@ from sqlalchemy import Select, and_, select, tuple_
 
 from market.db import Sessions
 from market.jobs.tables import Job, NodeContribution
-from market.money import ZERO, plain
+from market.money import ZERO, format_exact
 from market.receipts.receipt import ReceiptStatus
 from market.settlement.tables import Settlement
 
 PAGE = 1000
 """Rows read at a time, each page in a transaction of its own: a slow reader holds none open."""
 
-USAGE = (
+USER_COLUMNS = (
     "ended_at",
     "request_id",
     "model_id",
@@ -33,7 +33,7 @@ USAGE = (
 )
 
 
-EARNINGS = (
+PROVIDER_COLUMNS = (
     "ended_at",
     "request_id",
     "model_id",
@@ -54,12 +54,12 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 Page = list[list[str]]
 
 
-async def usage(
+async def user_statement(
     sessions: Sessions, wallet: str, since: dt.datetime, until: dt.datetime
 ) -> AsyncIterator[Page]:
     """A user's jobs that ended from ``since`` on and before ``until``, oldest first."""
     job = Job
-    statement = (
+    query = (
         select(
             job.id,
             job.completed_at,
@@ -83,9 +83,7 @@ async def usage(
     )
     place = tuple_(job.completed_at, job.id)
     after: Any = None
-    while rows := await _rows(
-        sessions, statement if after is None else statement.where(place > after)
-    ):
+    while rows := await _rows(sessions, query if after is None else query.where(place > after)):
         after = (rows[-1].completed_at, rows[-1].id)
         yield [
             [
@@ -97,9 +95,9 @@ async def usage(
                 row.finish_reason or "",
                 str(row.prompt_tokens),
                 str(row.token_count),
-                plain(row.price_per_token_far),
-                plain(row.total_cost_far or ZERO),
-                plain(row.fee_far or ZERO),
+                format_exact(row.price_per_token_far),
+                format_exact(row.total_cost_far or ZERO),
+                format_exact(row.fee_far or ZERO),
                 _payment(row.total_cost_far or ZERO, row.settlement_status),
                 row.settlement_id or "",
                 row.transaction_hash or "",
@@ -108,13 +106,13 @@ async def usage(
         ]
 
 
-async def earnings(
+async def provider_statement(
     sessions: Sessions, wallet: str, since: dt.datetime, until: dt.datetime
 ) -> AsyncIterator[Page]:
     """What a wallet's nodes earned with jobs that ended in that span, in the order of their
     endings."""
     job, part = Job, NodeContribution
-    statement = (
+    query = (
         select(
             part.id,
             job.completed_at,
@@ -135,7 +133,7 @@ async def earnings(
         .order_by(part.id)
     )
     after = 0
-    while rows := await _rows(sessions, statement.where(part.id > after)):
+    while rows := await _rows(sessions, query.where(part.id > after)):
         after = rows[-1].id
         yield [
             [
@@ -146,7 +144,7 @@ async def earnings(
                 str(min(row.layers)),
                 str(max(row.layers)),
                 str(row.tokens_contributed),
-                plain(row.payment_far),
+                format_exact(row.payment_far),
                 _payment(row.payment_far, row.settlement_status),
                 "" if row.paid_at is None else _time(row.paid_at),
                 row.settlement_id or "",
@@ -156,9 +154,9 @@ async def earnings(
         ]
 
 
-async def _rows(sessions: Sessions, statement: Select[*tuple[Any, ...]]) -> Sequence[Any]:
+async def _rows(sessions: Sessions, query: Select[*tuple[Any, ...]]) -> Sequence[Any]:
     async with sessions() as db:
-        rows: Sequence[Any] = (await db.execute(statement.limit(PAGE))).all()
+        rows: Sequence[Any] = (await db.execute(query.limit(PAGE))).all()
     return rows
 
 

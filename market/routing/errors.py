@@ -1,4 +1,4 @@
-"""No route; longer than any KV cache."""
+"""Errors of routing: no route, request longer than any KV cache."""
 
 from market.errors import InvalidRequest, Unavailable
 

@@ -1,4 +1,4 @@
-"""Tokens, nonces, device codes."""
+"""Settings of authentication: tokens, nonces, device codes."""
 
 from pydantic import BaseModel, Field, SecretStr
 

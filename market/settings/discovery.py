@@ -1,4 +1,4 @@
-"""DHT, heartbeats, trusted wallets."""
+"""Settings of discovery: DHT, heartbeats, trusted wallets."""
 
 import re
 from pathlib import Path

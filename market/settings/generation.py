@@ -1,4 +1,4 @@
-"""Leases, stalls, deadlines."""
+"""Settings of generations: leases, stalls, deadlines."""
 
 from pydantic import BaseModel, Field, SecretStr
 

@@ -1,4 +1,4 @@
-"""Rate limits and body limits."""
+"""Settings of the API's limits: rates, and sizes of bodies."""
 
 from pydantic import BaseModel
 

@@ -1,4 +1,4 @@
-"""Models on offer and their weights."""
+"""Settings of a model: what is offered at which price, and where its weights are."""
 
 from decimal import Decimal
 

@@ -1,4 +1,4 @@
-"""Chain, signer, settlement."""
+"""Settings of payments: chain, signer, settlement."""
 
 from decimal import Decimal
 from pathlib import Path

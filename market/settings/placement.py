@@ -1,4 +1,4 @@
-"""When a rebalance pays."""
+"""Settings of placement: when a rebalance pays."""
 
 from pydantic import BaseModel, Field
 

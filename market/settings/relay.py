@@ -1,4 +1,4 @@
-"""Throughput and connections of the relay."""
+"""Settings of the relay: throughput and connections."""
 
 from pydantic import BaseModel, Field
 

@@ -1,4 +1,4 @@
-"""Why settlement stops, or a payment cannot be proved."""
+"""Errors of settlement: usage unproven, totals that differ, paused."""
 
 from market.chain.errors import ChainError
 from mesh.errors import MeshError

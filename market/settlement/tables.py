@@ -27,7 +27,7 @@ class Settlement(Base):
 
     ``id`` is the hash of the content, and the contract takes each id once. ``debits`` and
     ``credits`` map wallets to base units (as strings: JSON numbers are floats to some readers).
-    A reorganization brings ``mined`` back to ``signed``, and ``confirmed`` as well where it goes
+    A reorg brings ``mined`` back to ``signed``, and ``confirmed`` as well where it goes
     deeper than what counted as final. A batch that the contract would refuse is replaced: its
     generations go into other batches.
     """
@@ -67,7 +67,7 @@ class Settlement(Base):
     created_at: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
     confirmed_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
     undone_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
-    """When we saw that a reorganization had undone it although it was final; none once it is
+    """When we saw that a reorg had undone it although it was final; none once it is
     again."""
 
 

@@ -10,7 +10,7 @@ from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, to_units
 from market.settlement.errors import UsageUnproven
 from market.settlement.tables import Settlement, StoredUsageTree
-from market.settlement.usage_tree import Usage, UsageTree, request_id_of
+from market.settlement.usage_tree import UsageLine, UsageTree, request_id_of
 
 Contributions = Mapping[uuid.UUID, Sequence[NodeContribution]]
 """By generation, in the order in which they were written."""
@@ -18,7 +18,7 @@ Contributions = Mapping[uuid.UUID, Sequence[NodeContribution]]
 
 def usage_lines(
     jobs: Sequence[Job], contributions: Contributions, fee_recipient: str
-) -> list[Usage]:
+) -> list[UsageLine]:
     """One line for each contribution, and one for each generation's fee."""
     lines = []
     for job in jobs:
@@ -27,10 +27,10 @@ def usage_lines(
             units = to_units(contribution.payment_far)
             tokens = contribution.tokens_contributed
             lines.append(
-                Usage(request, job.user_wallet, contribution.wallet_address, tokens, units)
+                UsageLine(request, job.user_wallet, contribution.wallet_address, tokens, units)
             )
         fee = to_units(job.fee_far or ZERO)
-        lines.append(Usage(request, job.user_wallet, fee_recipient, 0, fee))
+        lines.append(UsageLine(request, job.user_wallet, fee_recipient, 0, fee))
     return lines
 
 

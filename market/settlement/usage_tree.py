@@ -21,7 +21,7 @@ HASH_BYTES = 32
 """Size of a node."""
 
 
-class Usage(NamedTuple):
+class UsageLine(NamedTuple):
     """One line: what one request paid one provider. The platform's fee is a line of no tokens."""
 
     request_id: bytes
@@ -45,7 +45,7 @@ class UsageTree:
         self.nodes = nodes
 
     @classmethod
-    def from_lines(cls, lines: Iterable[Usage]) -> "UsageTree":
+    def from_lines(cls, lines: Iterable[UsageLine]) -> "UsageTree":
         """The tree over these lines.
 
         Raises:
@@ -68,7 +68,7 @@ class UsageTree:
         """The batch's usage root."""
         return self._node(0)
 
-    def proof(self, line: Usage) -> list[bytes]:
+    def proof(self, line: UsageLine) -> list[bytes]:
         """The siblings on the way from a line to the root.
 
         Raises:
@@ -90,7 +90,7 @@ class UsageTree:
         return self.nodes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
 
 
-def verify_proof(root: bytes, line: Usage, proof: Sequence[bytes]) -> bool:
+def verify_proof(root: bytes, line: UsageLine, proof: Sequence[bytes]) -> bool:
     """Whether the line is under the root, as the contract would decide."""
     node = leaf_hash(line)
     for sibling in proof:
@@ -98,14 +98,14 @@ def verify_proof(root: bytes, line: Usage, proof: Sequence[bytes]) -> bool:
     return node == root
 
 
-def leaf_hash(line: Usage) -> bytes:
+def leaf_hash(line: UsageLine) -> bytes:
     """The tree's leaf for a line: its ABI encoding, hashed twice."""
     return keccak(keccak(encode(USAGE_TYPES, line)))
 
 
-def request_id_of(session: uuid.UUID) -> bytes:
+def request_id_of(job: uuid.UUID) -> bytes:
     """A generation's id on the chain: its UUID as 32 bytes."""
-    return session.int.to_bytes(32, "big")
+    return job.int.to_bytes(32, "big")
 
 
 def _pair(one: bytes, other: bytes) -> bytes:

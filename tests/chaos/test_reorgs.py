@@ -1,4 +1,4 @@
-"""Two hundred reorganisations, each depth from 1 to 64 blocks three times or more."""
+"""Two hundred reorgs, each depth from 1 to 64 blocks three times or more."""
 
 import pytest
 
@@ -9,20 +9,20 @@ from tests.support.chain.settled_reorgs import settle_on
 
 
 @pytest.mark.timeout(1800)
-async def test_the_ledger_survives_two_hundred_reorganisations(resources: Resources) -> None:
+async def test_the_ledger_survives_two_hundred_reorgs(resources: Resources) -> None:
     program = anvil()
     if program is None:
         pytest.skip("anvil is not there: run `npm ci` in contracts/")
     with running_anvil(program) as url:
-        tally = await survive(resources, url, reorganisations=200, deepest=64, seed=3)
-    assert tally.reorganisations == 200
+        tally = await survive(resources, url, reorgs=200, deepest=64, seed=3)
+    assert tally.reorgs == 200
     assert tally.deeper > 50
     assert tally.reversed > 0
     print(f"\n{tally}")
 
 
 @pytest.mark.timeout(3600)
-async def test_settlement_survives_two_hundred_reorganisations(
+async def test_settlement_survives_two_hundred_reorgs(
     resources: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = anvil()
@@ -30,7 +30,7 @@ async def test_settlement_survives_two_hundred_reorganisations(
         pytest.skip("anvil is not there: run `npm ci` in contracts/")
     monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
     with running_anvil(program) as url:
-        settled = await settle_on(resources, url, reorganisations=200, deepest=64, seed=4)
-    assert settled.reorganisations == 200
+        settled = await settle_on(resources, url, reorgs=200, deepest=64, seed=4)
+    assert settled.reorgs == 200
     assert settled.undone > 50
     print(f"\n{settled}")

@@ -1,4 +1,4 @@
-"""Brings stored events, cursor and ledger to the state of a range that was read."""
+"""Stores the events of a range of blocks, and brings cursor and ledger to its end."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 REORG_WINDOW = 20_000
 """Blocks below the last indexed one whose hashes are kept: several ranges, and hours on BSC. A
-deeper reorganisation is taken for another chain."""
+deeper reorg is taken for another chain."""
 
 
 async def last_indexed(resources: Resources, reader: EscrowEventReader) -> Block:

@@ -2,7 +2,7 @@
 
 An event is posted to the ledger once its block is confirmed: the ledger says what the contract said
 at the last indexed block, which is confirmed. All blocks above that one are read again in each
-pass, so a reorganisation among them needs no care: the new events replace the old ones. A deeper
+pass, so a reorg among them needs no care: the new events replace the old ones. A deeper
 one shows in the hash of the last indexed block. Then the index goes back to a block that both
 branches have, reverses what was posted above it, and reads on from there.
 
@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from web3.exceptions import Web3Exception
 
-from market.chain.errors import ChainError, ChainMoved, Reorganised
+from market.chain.errors import ChainError, ChainMoved, ChainReorg
 from market.escrow.event_reader import EscrowEventReader
 from market.resources import Resources
 from workers.chain_indexer.event_store import last_indexed, store_range
@@ -32,11 +32,11 @@ async def follow_chain(ctx: dict[str, Any]) -> None:
         async with EscrowEventReader.from_settings(resources.settings.payments) as reader:
             await index_events(resources, reader)
     except ChainMoved as error:
-        log.info("chain_moved", reason=error.detail)
+        log.info("chain_changed_during_read", reason=error.detail)
     except ChainError as error:
-        log.error("chain_unread", code=error.code, reason=error.detail)
+        log.error("indexing_failed", code=error.code, reason=error.detail)
     except Web3Exception as error:
-        log.error("chain_unread", code="chain_error", reason=str(error))
+        log.error("indexing_failed", code="chain_error", reason=str(error))
 
 
 async def index_events(resources: Resources, reader: EscrowEventReader) -> int:
@@ -51,7 +51,7 @@ async def index_events(resources: Resources, reader: EscrowEventReader) -> int:
         last = await last_indexed(resources, reader)
         try:
             event_range = await reader.read_after(last)
-        except Reorganised:
+        except ChainReorg:
             await rewind(resources, reader, last)
             continue
         if event_range is None:

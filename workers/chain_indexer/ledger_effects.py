@@ -11,7 +11,7 @@ from market.escrow.event_reader import EscrowEvent
 from market.escrow.settle_call import BatchTotals
 from market.escrow.tables import ChainEvent
 from market.money import from_units
-from market.settlement.batch_draft import stored_batch
+from market.settlement.planned_batch import stored_batch
 from market.settlement.tables import Settlement
 
 log = structlog.get_logger()
@@ -35,7 +35,7 @@ async def apply_event(db: AsyncSession, event: EscrowEvent) -> str | None:
         await _compare_batch(db, event)
     if event.name not in TRANSACTION_KINDS:
         return None
-    # With the block's hash: after a reorganisation one event may be in another block.
+    # With the block's hash: after a reorg one event may be in another block.
     reference = f"{event.transaction_hash}:{event.log_index}@{event.block_hash}"
     wallet = event.arguments["user"]
     match event.name:
@@ -108,7 +108,7 @@ async def _compare_batch(db: AsyncSession, event: EscrowEvent) -> None:
     if row is None or row.status == "replaced" or stored_batch(row).totals != settled:
         metrics.foreign_batches.inc()
         log.error(
-            "batch_not_ours",
+            "unknown_batch_settled",
             batch=event.arguments["batchId"],
             transaction=event.transaction_hash,
             known=row is not None,

@@ -1,4 +1,4 @@
-"""Goes back to a block that both branches have, after a deep reorganisation."""
+"""Goes back to a block that both branches have, after a deep reorg."""
 
 import structlog
 from sqlalchemy import delete, select
@@ -37,10 +37,8 @@ async def rewind(resources: Resources, reader: EscrowEventReader, last: Block) -
         )
         await move_cursor(db, contract, common)
         reverted = await _reverse_events(db, contract, common.number)
-    metrics.chain_reorganisations.inc()
-    log.error(
-        "chain_reorganised", counted_to=last.number, back_to=common.number, events=len(reverted)
-    )
+    metrics.chain_reorgs.inc()
+    log.error("chain_reorg", counted_to=last.number, back_to=common.number, events=len(reverted))
     for event in reverted:
         metrics.chain_events_reverted.labels(event.name).inc()
         log.error("chain_event_reverted", **log_fields(event))

@@ -1,1 +1,1 @@
-"""What runs now and then: the sweeper and the outbox, the ledger check, rebalances."""
+"""Cron tasks: the job sweeper, the outbox, the ledger check, rebalances."""

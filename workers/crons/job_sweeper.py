@@ -1,4 +1,4 @@
-"""Enqueues again what no worker does: generations without a supervisor, and the outbox."""
+"""Enqueues tasks that no worker has: generations without a supervisor, and those in the outbox."""
 
 from typing import Any
 

@@ -17,6 +17,6 @@ async def check_ledger(ctx: dict[str, Any]) -> None:
     try:
         report = await check_with_chain(resources.sessions, resources.settings.payments)
     except ChainError as error:  # the ledger can be checked without the chain
-        log.error("ledger_not_compared", reason=str(error))
+        log.error("reconciliation_skipped", reason=str(error))
         report = await check_integrity(resources.sessions)
     publish(report)

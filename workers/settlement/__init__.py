@@ -12,7 +12,7 @@
     submit       simulate, allocate a nonce, sign, persist, send, replace
     reconcile    what became of a signed batch: the contract first, then receipts
     finality     wait until a mined batch is final, then post it to the ledger
-    reorg        a confirmed batch that a deeper reorganization has undone: back to signed
+    reorg        a confirmed batch that a deeper reorg has undone: back to signed
     exclusions   a batch closed again without the generations that would revert it
     dormancy     an empty batch now and then, so that the contract is not dormant
     pauses       until an operator has looked

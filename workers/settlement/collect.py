@@ -11,39 +11,39 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger
 from market.jobs.tables import Job
-from market.money import from_units, plain
+from market.money import format_exact, from_units
 from market.settings.payments import PaymentsSettings
-from market.settlement.batch_draft import BatchDraft, draft_batch, within_line_limit
 from market.settlement.errors import SettlementMismatch
+from market.settlement.planned_batch import PlannedBatch, plan_batch, within_line_limit
 from market.settlement.tables import Settlement, StoredUsageTree
 from market.settlement.usage_lines import Contributions, contributions_of
+from workers.settlement.phases import PhaseResult, SettlementPhase, phase
 from workers.settlement.run_context import SettlementRun
-from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
 
-async def close_batch(run: SettlementRun) -> StepResult:
+async def close_batch(run: SettlementRun) -> PhaseResult:
     """Close what is due into a new batch; `STOPPED` if nothing is due.
 
     Raises:
         SettlementMismatch: the ledger does not owe what the batch would pay.
         ChainUnreachable: the contract cannot be asked for the fee's recipient.
     """
-    with step(Step.CLOSE):
+    with phase(SettlementPhase.CLOSE):
         if not await _anything_due(run):
-            return StepResult.STOPPED
+            return PhaseResult.STOPPED
         chain_id = await run.chain.chain_id()
         fee_recipient = await run.escrow.fee_recipient()
         async with run.sessions.begin() as db:
             jobs, contributions = await due_jobs(db, run.payments, lock=True)
             if not jobs:
-                return StepResult.STOPPED
-            draft = await draft_in_thread(run, jobs, contributions, chain_id, fee_recipient)
-            await check_owed(db, draft)
-            await store_batch(db, run.contract, draft)
-    log.info("settlement_closed", batch=draft.content.id, sessions=len(jobs))
-    return StepResult.ADVANCED
+                return PhaseResult.STOPPED
+            planned = await plan_in_thread(run, jobs, contributions, chain_id, fee_recipient)
+            await check_owed(db, planned)
+            await store_batch(db, run.contract, planned)
+    log.info("settlement_closed", batch=planned.content.id, sessions=len(jobs))
+    return PhaseResult.ADVANCED
 
 
 def due_conditions(payments: PaymentsSettings) -> Sequence[ColumnElement[bool]]:
@@ -77,16 +77,16 @@ async def due_jobs(
     return within_line_limit(jobs, contributions, payments.max_lines_per_batch), contributions
 
 
-async def draft_in_thread(
+async def plan_in_thread(
     run: SettlementRun,
     jobs: Sequence[Job],
     contributions: Contributions,
     chain_id: int,
     fee_recipient: str,
-) -> BatchDraft:
-    """`draft_batch` outside the event loop: ten thousand generations take a second to hash."""
+) -> PlannedBatch:
+    """`plan_batch` outside the event loop: ten thousand generations take a second to hash."""
     return await asyncio.to_thread(
-        draft_batch,
+        plan_batch,
         jobs,
         contributions,
         chain_id=chain_id,
@@ -96,7 +96,7 @@ async def draft_in_thread(
 
 
 async def store_batch(
-    db: AsyncSession, contract: str, draft: BatchDraft, *, undone_at: dt.datetime | None = None
+    db: AsyncSession, contract: str, planned: PlannedBatch, *, undone_at: dt.datetime | None = None
 ) -> None:
     """Write a batch with its usage tree, and put its generations into it.
 
@@ -106,7 +106,7 @@ async def store_batch(
     Args:
         undone_at: ``Settlement.undone_at`` of the batch that this one replaces.
     """
-    content = draft.content
+    content = planned.content
     await db.execute(
         insert(Settlement)
         .values(
@@ -116,7 +116,7 @@ async def store_batch(
             debits={wallet: str(units) for wallet, units in content.debits.items()},
             credits={wallet: str(units) for wallet, units in content.credits.items()},
             fee_units=content.fee,
-            fee_recipient=draft.fee_recipient,
+            fee_recipient=planned.fee_recipient,
             usage_root=content.usage_root,
         )
         .on_conflict_do_update(
@@ -127,29 +127,30 @@ async def store_batch(
     )
     await db.execute(
         insert(StoredUsageTree)
-        .values(settlement_id=content.id, nodes=draft.usage.nodes)
+        .values(settlement_id=content.id, nodes=planned.usage.nodes)
         .on_conflict_do_nothing()
     )
     await db.execute(
         update(Job)
-        .where(Job.id.in_([job.id for job in draft.jobs]))
+        .where(Job.id.in_([job.id for job in planned.jobs]))
         .values(settlement_id=content.id, withheld_until=None, withheld_reason=None)
         .execution_options(synchronize_session=False)
     )
 
 
-async def check_owed(db: AsyncSession, draft: BatchDraft) -> None:
+async def check_owed(db: AsyncSession, planned: PlannedBatch) -> None:
     """Check that the ledger owes at least what the batch pays.
 
     Raises:
         SettlementMismatch: the ledger owes somebody less.
     """
-    content = draft.content
+    content = planned.content
     for owner, units in {**content.credits, ledger.PLATFORM: content.fee}.items():
         amount, owed = from_units(units), await ledger.balance(db, ledger.owed(owner))
         if owed < amount:
             raise SettlementMismatch(
-                f"The batch would pay {owner} {plain(amount)} FAR, the ledger owes {plain(owed)}."
+                f"The batch would pay {owner} {format_exact(amount)} FAR, the ledger owes "
+                f"{format_exact(owed)}."
             )
 
 

@@ -18,10 +18,10 @@ from market.jobs.tables import Job
 from market.money import ZERO, to_units
 from market.settlement.tables import Settlement, SettlementTransaction
 from market.settlement.usage_lines import contributions_of
-from workers.settlement.collect import draft_in_thread, store_batch
+from workers.settlement.collect import plan_in_thread, store_batch
 from workers.settlement.pauses import AlertReason, alert
+from workers.settlement.phases import PhaseResult, SettlementPhase, phase
 from workers.settlement.run_context import OpenBatch, SettlementRun
-from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ ALREADY_SETTLED = "BatchAlreadySettled"
 """Names of the contract's errors, as `SettlementRefused.reason` has them."""
 
 
-async def exclude(run: SettlementRun, batch: OpenBatch, refusal: SettlementRefused) -> StepResult:
+async def exclude(run: SettlementRun, batch: OpenBatch, refusal: SettlementRefused) -> PhaseResult:
     """Close the batch again without what the contract refuses.
 
     Raises:
@@ -42,9 +42,9 @@ async def exclude(run: SettlementRun, batch: OpenBatch, refusal: SettlementRefus
     by_user = refusal.reason in SHORTFALL_REASONS and refusal.user in batch.content.debits
     if not by_user and refusal.reason != DAILY_CEILING:
         raise refusal
-    with step(Step.EXCLUDE):
+    with phase(SettlementPhase.EXCLUDE):
         if await can_still_be_mined(run, batch):
-            return StepResult.WAITING
+            return PhaseResult.WAITING
         jobs = await _jobs(run, batch)
         excluded: dict[str, list[Job]] = {}
         if by_user:
@@ -59,7 +59,7 @@ async def exclude(run: SettlementRun, batch: OpenBatch, refusal: SettlementRefus
             alert(AlertReason.DAILY_CEILING, refusal.detail)
             excluded[DAILY_CEILING] = over_ceiling(jobs, refusal.left or 0)
         await reclose(run, batch, excluded)
-        return StepResult.ADVANCED
+        return PhaseResult.ADVANCED
 
 
 async def can_still_be_mined(run: SettlementRun, batch: OpenBatch) -> bool:
@@ -118,12 +118,12 @@ async def reclose(
         )
         if rest:
             contributions = await contributions_of(db, rest)
-            draft = await draft_in_thread(run, rest, contributions, chain_id, fee_recipient)
-            await store_batch(db, run.contract, draft, undone_at=batch.row.undone_at)
+            planned = await plan_in_thread(run, rest, contributions, chain_id, fee_recipient)
+            await store_batch(db, run.contract, planned, undone_at=batch.row.undone_at)
     log.warning(
         "settlement_reclosed",
         batch=batch.id,
-        by=draft.content.id if rest else None,
+        by=planned.content.id if rest else None,
         excluded={reason: len(jobs) for reason, jobs in excluded.items()},
     )
 
@@ -141,16 +141,16 @@ def over_ceiling(jobs: Sequence[Job], left: int) -> list[Job]:
     return over
 
 
-async def _mark_signed(run: SettlementRun, batch: OpenBatch) -> StepResult:
+async def _mark_signed(run: SettlementRun, batch: OpenBatch) -> PhaseResult:
     """The contract has the batch, though we know of no transaction: reconciling finds out."""
-    with step(Step.EXCLUDE):
+    with phase(SettlementPhase.EXCLUDE):
         async with run.sessions.begin() as db:
             await db.execute(
                 update(Settlement)
                 .where(Settlement.id == batch.id, Settlement.status == "closed")
                 .values(status="signed")
             )
-    return StepResult.ADVANCED
+    return PhaseResult.ADVANCED
 
 
 async def _jobs(run: SettlementRun, batch: OpenBatch) -> list[Job]:

@@ -5,50 +5,50 @@ from sqlalchemy import func, select, update
 
 from market import ledger, metrics
 from market.jobs.tables import Job, NodeContribution
-from market.money import ZERO, from_units, plain
+from market.money import ZERO, format_exact, from_units
 from market.settlement.tables import Settlement
+from workers.settlement.phases import PhaseResult, SettlementPhase, phase
 from workers.settlement.reconcile import transaction_receipts
 from workers.settlement.run_context import OpenBatch, SettlementRun
-from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
 
-async def post_when_final(run: SettlementRun, batch: OpenBatch) -> StepResult:
-    """Post a mined batch that is final; one that a reorganization has undone is signed again."""
-    with step(Step.FINALITY):
+async def post_when_final(run: SettlementRun, batch: OpenBatch) -> PhaseResult:
+    """Post a mined batch that is final; one that a reorg has undone is signed again."""
+    with phase(SettlementPhase.FINALITY):
         if await run.escrow.usage_root_of(batch.id) is None:
             return await _back_to_signed(run, batch)
         receipts = await transaction_receipts(run, batch.transactions)
         mined = next((receipt for receipt in receipts if receipt.succeeded), None)
         final = await run.final_block()
         if mined is not None and mined.block_number > final:
-            return StepResult.WAITING
+            return PhaseResult.WAITING
         if await run.escrow.usage_root_of(batch.id, final) is None:
-            return StepResult.WAITING
+            return PhaseResult.WAITING
     if mined is None:  # the database has lost our transaction: only the contract knows of it
         return await _post(run, batch, None, final)
     return await _post(run, batch, mined.hash, mined.block_number)
 
 
-async def _back_to_signed(run: SettlementRun, batch: OpenBatch) -> StepResult:
+async def _back_to_signed(run: SettlementRun, batch: OpenBatch) -> PhaseResult:
     async with run.sessions.begin() as db:
         await db.execute(
             update(Settlement)
             .where(Settlement.id == batch.id, Settlement.status == "mined")
             .values(status="signed", transaction_hash=None, block_number=None)
         )
-    log.warning("settlement_reorganized", batch=batch.id, block=batch.row.block_number)
-    return StepResult.ADVANCED
+    log.warning("settlement_reorg", batch=batch.id, block=batch.row.block_number)
+    return PhaseResult.ADVANCED
 
 
 async def _post(
     run: SettlementRun, batch: OpenBatch, transaction: str | None, block: int
-) -> StepResult:
+) -> PhaseResult:
     """What was owed becomes paid. Once: the ledger posts each batch's id a single time."""
     paid = {wallet: from_units(units) for wallet, units in batch.content.credits.items()}
     fee = from_units(batch.content.fee)
-    with step(Step.POST):
+    with phase(SettlementPhase.POST):
         async with run.sessions.begin() as db:
             await ledger.settle(db, batch=batch.id, amounts={**paid, ledger.PLATFORM: fee})
             sessions = select(Job.id).where(Job.settlement_id == batch.id)
@@ -63,7 +63,7 @@ async def _post(
                 .where(Settlement.id == batch.id)
                 .values(
                     status="confirmed",
-                    # A reorganization may have moved it to another block since it was mined.
+                    # A reorg may have moved it to another block since it was mined.
                     transaction_hash=transaction,
                     block_number=block,
                     confirmed_at=func.now(),
@@ -79,7 +79,7 @@ async def _post(
         transaction=transaction,
         block=block,
         providers=len(paid),
-        amount_far=plain(total),
-        fee_far=plain(fee),
+        amount_far=format_exact(total),
+        fee_far=format_exact(fee),
     )
-    return StepResult.CONFIRMED
+    return PhaseResult.CONFIRMED

@@ -11,12 +11,12 @@ from sqlalchemy.dialects.postgresql import insert
 from market import metrics
 from market.chain.errors import ChainError
 from market.db import Sessions
-from market.money import PLACES, from_units, plain
+from market.money import PLACES, format_exact, from_units
 from market.settings.payments import PaymentsSettings
 from market.settlement.errors import SettlementPaused
 from market.settlement.tables import Settlement, SettlementPause
+from workers.settlement.phases import SettlementPhase, phase
 from workers.settlement.run_context import OpenBatch, SettlementRun
-from workers.settlement.steps import Step, step
 
 log = structlog.get_logger()
 
@@ -30,7 +30,7 @@ class AlertReason(StrEnum):
     Values are the label ``reason`` of the metric ``far_settlement_alerts_total``.
     """
 
-    LOW_GAS_MONEY = "low_gas_money"
+    LOW_GAS_BALANCE = "low_gas_money"
     MISMATCH = "mismatch"
     REVERTED = "reverted"
     FAILURES = "failures"
@@ -53,7 +53,7 @@ async def pause(sessions: Sessions, reason: AlertReason, detail: str) -> NoRetur
     Raises:
         SettlementPaused: always.
     """
-    with step(Step.PAUSE):
+    with phase(SettlementPhase.PAUSE):
         async with sessions.begin() as db:
             await db.execute(
                 insert(SettlementPause)
@@ -75,7 +75,7 @@ async def current_pause(sessions: Sessions) -> SettlementPause | None:
 
 async def resume(sessions: Sessions) -> SettlementPause | None:
     """End the pause in force, if one is, and return it; counts failures from zero again."""
-    with step(Step.PAUSE):
+    with phase(SettlementPhase.PAUSE):
         async with sessions.begin() as db:
             ended = await db.scalar(
                 update(SettlementPause)
@@ -94,7 +94,7 @@ async def count_failure(run: SettlementRun, batch: OpenBatch, error: ChainError)
     Raises:
         SettlementPaused: the batch was refused `MAX_FAILURES` times in a row.
     """
-    with step(Step.PAUSE):
+    with phase(SettlementPhase.PAUSE):
         async with run.sessions.begin() as db:
             failures = await db.scalar(
                 update(Settlement)
@@ -106,7 +106,7 @@ async def count_failure(run: SettlementRun, batch: OpenBatch, error: ChainError)
         await pause(run.sessions, AlertReason.FAILURES, f"Batch {batch.id}: {error.detail}")
 
 
-async def check_gas_money(run: SettlementRun, needed: int) -> None:
+async def check_gas_balance(run: SettlementRun, needed: int) -> None:
     """Check that the account has ``needed`` wei, and no less than `min_gas_money`.
 
     Raises:
@@ -117,7 +117,7 @@ async def check_gas_money(run: SettlementRun, needed: int) -> None:
     if balance < required:
         has, needs = format_coins(balance), format_coins(required)
         detail = f"{run.signer.address} has {has} coins and needs {needs}."
-        await pause(run.sessions, AlertReason.LOW_GAS_MONEY, detail)
+        await pause(run.sessions, AlertReason.LOW_GAS_BALANCE, detail)
 
 
 def gas_reserve(payments: PaymentsSettings) -> int:
@@ -127,4 +127,4 @@ def gas_reserve(payments: PaymentsSettings) -> int:
 
 def format_coins(wei: int) -> str:
     """Wei as coins of the chain, such as BNB."""
-    return plain(from_units(wei))
+    return format_exact(from_units(wei))

@@ -11,12 +11,12 @@ from market.chain.transactions import Fees
 from market.escrow.errors import SettlementRefused
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job
-from market.money import ZERO, from_units, plain
+from market.money import ZERO, format_exact, from_units
 from market.resources import Resources
-from market.settlement.batch_draft import BatchDraft
+from market.settlement.planned_batch import PlannedBatch
 from market.settlement.tables import SettlementPause
 from workers.settlement import pauses
-from workers.settlement.collect import draft_in_thread, due_conditions, due_jobs
+from workers.settlement.collect import due_conditions, due_jobs, plan_in_thread
 from workers.settlement.exclusions import DAILY_CEILING, SHORTFALL_REASONS, over_ceiling
 from workers.settlement.run_context import OpenBatch, SettlementRun
 
@@ -37,7 +37,7 @@ class BatchPreview:
 
     open_batch: OpenBatch | None = None
     pause: SettlementPause | None = None
-    draft: BatchDraft | None = None
+    planned: PlannedBatch | None = None
     """The next batch; none if nothing is due, or the contract would refuse it."""
     gas: int = 0
     """Its gas limit."""
@@ -70,11 +70,11 @@ async def make_preview(resources: Resources, escrow: EscrowReader, signer: Signe
         preview.excluded += await _beyond_limits(run, len(jobs))
     # Settling would meet the same refusals, one after the other.
     while jobs and preview.refusal is None:
-        draft = await draft_in_thread(run, jobs, contributions, chain_id, fee_recipient)
-        call = run.settle_call(draft.content)
+        planned = await plan_in_thread(run, jobs, contributions, chain_id, fee_recipient)
+        call = run.settle_call(planned.content)
         try:
             await call.simulate(run.account)
-            preview.draft, preview.gas = draft, await call.estimate_gas(run.account)
+            preview.planned, preview.gas = planned, await call.estimate_gas(run.account)
             break
         except SettlementRefused as refusal:
             excluded = _excluded_by(jobs, refusal)
@@ -96,37 +96,37 @@ def describe(preview: BatchPreview) -> list[str]:
     if preview.open_batch is not None:
         status = preview.open_batch.row.status
         lines.append(f"Batch {preview.open_batch.id} is {status}; the next closes after it.")
-    if preview.draft is None:
+    if preview.planned is None:
         lines.append(preview.refusal or "Nothing is due.")
     else:
-        lines += _describe_draft(preview, preview.draft)
+        lines += _describe_plan(preview, preview.planned)
     for each in preview.excluded:
-        amount = plain(each.amount)
+        amount = format_exact(each.amount)
         lines.append(f"excluded: {each.generations} generations, {amount} FAR: {each.reason}")
     return lines
 
 
-def _describe_draft(preview: BatchPreview, draft: BatchDraft) -> list[str]:
-    content, totals = draft.content, draft.content.totals
+def _describe_plan(preview: BatchPreview, planned: PlannedBatch) -> list[str]:
+    content, totals = planned.content, planned.content.totals
     lines = [
         f"batch {content.id}",
-        f"usage root {content.usage_root}, {len(draft.usage)} lines",
-        f"generations {len(draft.jobs)}",
-        f"users {len(content.debits)}, debited {plain(from_units(totals.debited))} FAR",
-        f"providers {len(content.credits)}, credited {plain(from_units(totals.credited))} FAR",
-        f"fee {plain(from_units(totals.fee))} FAR to {draft.fee_recipient}",
+        f"usage root {content.usage_root}, {len(planned.usage)} lines",
+        f"generations {len(planned.jobs)}",
+        f"users {len(content.debits)}, debited {_far(totals.debited)}",
+        f"providers {len(content.credits)}, credited {_far(totals.credited)}",
+        f"fee {_far(totals.fee)} to {planned.fee_recipient}",
     ]
     if preview.fees is not None:
         gas, price = preview.gas, preview.fees.maximum
         cost, balance = pauses.format_coins(gas * price), pauses.format_coins(preview.balance)
         lines.append(
-            f"gas at most {gas} ({gas // len(draft.jobs)} a generation) at {price} wei: at most "
+            f"gas at most {gas} ({gas // len(planned.jobs)} a generation) at {price} wei: at most "
             f"{cost} coins of {balance}"
         )
     for wallet, units in sorted(content.debits.items()):
-        lines.append(f"  user {wallet} pays {plain(from_units(units))} FAR")
+        lines.append(f"  user {wallet} pays {_far(units)}")
     for wallet, units in sorted(content.credits.items()):
-        lines.append(f"  provider {wallet} gets {plain(from_units(units))} FAR")
+        lines.append(f"  provider {wallet} gets {_far(units)}")
     return lines
 
 
@@ -186,3 +186,8 @@ async def _beyond_limits(run: SettlementRun, taken: int) -> list[Excluded]:
             await db.execute(select(func.count(), func.sum(rest.c.total_cost_far)))
         ).one()
     return [Excluded("for a later batch", count, amount)] if count else []
+
+
+def _far(units: int) -> str:
+    """Base units as exact FAR."""
+    return f"{format_exact(from_units(units))} FAR"

@@ -1,4 +1,4 @@
-"""What became of a signed batch: asked of the contract first, then of receipts."""
+"""Reconciles a signed batch with the chain: asks the contract first, then for receipts."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from market.settlement.errors import SettlementMismatch
 from market.settlement.tables import Settlement, SettlementTransaction
 from workers.settlement import submit
 from workers.settlement.pauses import AlertReason, pause
+from workers.settlement.phases import PhaseResult, SettlementPhase, phase
 from workers.settlement.run_context import OpenBatch, SettlementRun
-from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
 
-async def reconcile(run: SettlementRun, batch: OpenBatch) -> StepResult:
+async def reconcile(run: SettlementRun, batch: OpenBatch) -> PhaseResult:
     """Mark a batch mined or reverted, send its transaction, or sign it again where its nonce is
     lost.
 
@@ -25,7 +25,7 @@ async def reconcile(run: SettlementRun, batch: OpenBatch) -> StepResult:
         SettlementPaused: the transaction was mined and reverted.
         ChainError: the network refuses the transaction.
     """
-    with step(Step.RECONCILE):
+    with phase(SettlementPhase.RECONCILE):
         # In this order: what was mined when the nonce was read shows in root and receipts.
         mined = await run.chain.nonce(run.account)
         root = await run.escrow.usage_root_of(batch.id)
@@ -40,7 +40,7 @@ async def reconcile(run: SettlementRun, batch: OpenBatch) -> StepResult:
         detail = f"Batch {batch.id} was mined and reverted: {', '.join(sorted(reverted))}."
         await pause(run.sessions, AlertReason.REVERTED, detail)
     if any(receipt.succeeded for receipt in receipts):
-        return StepResult.WAITING  # for the endpoint that still answers from the block before
+        return PhaseResult.WAITING  # for the endpoint that still answers from the block before
     live = [
         transaction
         for transaction in batch.transactions
@@ -49,7 +49,7 @@ async def reconcile(run: SettlementRun, batch: OpenBatch) -> StepResult:
     if live:
         return await submit.send_or_replace(run, batch, live, mined)
     # Another transaction took the nonce: none of ours can be mined any more. Should one be mined
-    # all the same, after a reorganization, the contract refuses to settle the batch twice.
+    # all the same, after a reorg, the contract refuses to settle the batch twice.
     log.warning("settlement_nonce_lost", batch=batch.id, mined=mined)
     return await submit.sign(run, batch)
 
@@ -66,7 +66,7 @@ async def transaction_receipts(
 
 async def _mark_mined(
     run: SettlementRun, batch: OpenBatch, root: str, receipts: Sequence[TransactionReceipt]
-) -> StepResult:
+) -> PhaseResult:
     if root != batch.row.usage_root:
         raise SettlementMismatch(f"The contract holds usage root {root} for batch {batch.id}.")
     mined = next((receipt for receipt in receipts if receipt.succeeded), None)
@@ -84,7 +84,7 @@ async def _mark_mined(
             )
         )
     log.info("settlement_mined", batch=batch.id, transaction=mined.hash if mined else None)
-    return StepResult.ADVANCED
+    return PhaseResult.ADVANCED
 
 
 def _check_totals(batch: OpenBatch, mined: TransactionReceipt) -> None:

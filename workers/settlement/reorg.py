@@ -1,4 +1,4 @@
-"""A confirmed batch that a reorganization has undone: it went deeper than what counted as final.
+"""A confirmed batch that a reorg has undone: it went deeper than what counted as final.
 
 What the ledger has as paid is owed again, and the batch goes from `confirmed` back to `signed`.
 From there on it is like any other: its transaction is sent again, and it is posted once it is
@@ -11,8 +11,8 @@ from market import ledger
 from market.jobs.tables import Job, NodeContribution
 from market.settlement.tables import Settlement
 from workers.settlement.pauses import AlertReason, alert
+from workers.settlement.phases import SettlementPhase, phase
 from workers.settlement.run_context import SettlementRun
-from workers.settlement.steps import Step, step
 
 
 async def undo_reorged_batches(run: SettlementRun) -> None:
@@ -23,7 +23,7 @@ async def undo_reorged_batches(run: SettlementRun) -> None:
     Raises:
         ChainUnreachable: the contract cannot be asked. Nothing is undone on that.
     """
-    with step(Step.REORG):
+    with phase(SettlementPhase.REORG):
         while (batch := await _newest_confirmed(run)) is not None:
             final = await run.final_block()
             # A branch that does not reach the batch's block yet says nothing about the batch.

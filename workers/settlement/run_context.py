@@ -1,4 +1,4 @@
-"""What one run works with, and the batch that it has in hand."""
+"""The context of one settlement run: contract, signer, settings, and the batch that is open."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from market import db
 from market.chain.client import ChainClient
 from market.chain.signer import Signer
 from market.escrow.reader import EscrowReader
-from market.escrow.settle_call import Batch, SettleCall
+from market.escrow.settle_call import SettleCall, SettlementBatch
 from market.resources import Resources
 from market.settings.payments import PaymentsSettings
-from market.settlement.batch_draft import stored_batch
+from market.settlement.planned_batch import stored_batch
 from market.settlement.tables import Settlement, SettlementTransaction
 
 WEI_PER_GWEI = 10**9
@@ -33,7 +33,7 @@ class OpenBatch:
         return self.row.id
 
     @property
-    def content(self) -> Batch:
+    def content(self) -> SettlementBatch:
         """Debits, credits and fee, as the contract takes them."""
         return self.call.batch
 
@@ -74,18 +74,18 @@ class SettlementRun:
         return int(self.payments.max_fee_gwei * WEI_PER_GWEI)
 
     async def final_block(self) -> int:
-        """The newest block that will not be reorganized away."""
+        """The newest block that no reorg takes away any more."""
         payments = self.payments
         return await self.chain.final_block(
             tag=payments.finalized_tag, depth=payments.confirmations
         )
 
-    def settle_call(self, batch: Batch) -> SettleCall:
+    def settle_call(self, batch: SettlementBatch) -> SettleCall:
         """The call that settles a batch on this run's contract."""
         return SettleCall(self.escrow.contract, batch)
 
     async def open_batch(self) -> OpenBatch | None:
-        """The batch that is on its way, if there is one. Those that a reorganization has undone go
+        """The batch that is on its way, if there is one. Those that a reorg has undone go
         first: their nonces are the lower ones."""
         async with self.sessions() as db:
             row = await db.scalar(

@@ -14,22 +14,22 @@ from market.chain.transactions import Fees, SignedTransaction, sign_transaction
 from market.escrow.errors import SettlementRefused
 from market.settlement.tables import ChainNonce, Settlement, SettlementTransaction
 from workers.settlement import exclusions
-from workers.settlement.pauses import AlertReason, alert, check_gas_money
+from workers.settlement.pauses import AlertReason, alert, check_gas_balance
+from workers.settlement.phases import PhaseResult, SettlementPhase, phase
 from workers.settlement.run_context import OpenBatch, SettlementRun
-from workers.settlement.steps import Step, StepResult, step
 
 log = structlog.get_logger()
 
 
-async def sign(run: SettlementRun, batch: OpenBatch) -> StepResult:
+async def sign(run: SettlementRun, batch: OpenBatch) -> PhaseResult:
     """Sign the batch's call at a new nonce, and persist the bytes before anybody else sees them.
 
     Raises:
         SettlementRefused: the contract would revert the call, and excluding somebody does not help.
-        SettlementPaused: the account has too little gas money.
+        SettlementPaused: the account has too small a gas balance.
         ChainError: the signer does not sign, or another settler has replaced the batch.
     """
-    with step(Step.SIMULATE):
+    with phase(SettlementPhase.SIMULATE):
         refusal = None
         try:
             await batch.call.simulate(run.account)
@@ -38,10 +38,10 @@ async def sign(run: SettlementRun, batch: OpenBatch) -> StepResult:
             refusal = refused
     if refusal is not None:
         return await exclusions.exclude(run, batch, refusal)
-    with step(Step.SIGN):
+    with phase(SettlementPhase.SIGN):
         chain_id = await run.chain.chain_id()
         fees = (await run.chain.suggested_fees()).at_most(run.fee_ceiling)
-        await check_gas_money(run, gas * fees.maximum)
+        await check_gas_balance(run, gas * fees.maximum)
         mined = await run.chain.nonce(run.account)
         async with run.sessions.begin() as db:
             # The nonce and the bytes that use it are one transaction: no nonce is ever lost.
@@ -49,12 +49,12 @@ async def sign(run: SettlementRun, batch: OpenBatch) -> StepResult:
             nonce = await _allocate_nonce(db, run, chain_id, mined)
             signed = await _sign_at(db, run, batch, nonce, chain_id=chain_id, gas=gas, fees=fees)
     log.info("settlement_signed", batch=batch.id, transaction=signed.hash, nonce=nonce)
-    return StepResult.ADVANCED
+    return PhaseResult.ADVANCED
 
 
 async def send_or_replace(
     run: SettlementRun, batch: OpenBatch, live: Sequence[SettlementTransaction], mined: int
-) -> StepResult:
+) -> PhaseResult:
     """Send all transactions of the account that are not mined yet; replace the batch's newest where
     it is stuck.
 
@@ -66,21 +66,21 @@ async def send_or_replace(
         ChainError: the network refuses the transaction.
     """
     newest = live[-1]
-    with step(Step.SEND):
+    with phase(SettlementPhase.SEND):
         unmined = await _unmined(run, newest.chain_id, mined)
     gap = next((nonce for nonce in range(mined, newest.nonce) if nonce not in unmined), None)
     if gap is not None:
-        # A reorganization freed a nonce of a foreign transaction, or of a replaced batch, which
+        # A reorg freed a nonce of a foreign transaction, or of a replaced batch, which
         # must not be mined any more. All later nonces wait for that one.
         return await _replace_transaction(run, batch, newest, nonce=gap)
     stuck = _is_stuck(newest, run.payments.stuck_after)
     if (
         stuck
         and await _replace_transaction(run, batch, newest, nonce=newest.nonce)
-        is StepResult.ADVANCED
+        is PhaseResult.ADVANCED
     ):
-        return StepResult.ADVANCED
-    with step(Step.SEND):
+        return PhaseResult.ADVANCED
+    with phase(SettlementPhase.SEND):
         outcome = SendOutcome.ACCEPTED
         for _, transaction in sorted(unmined.items()):
             outcome = await run.chain.send(transaction.raw)
@@ -88,18 +88,18 @@ async def send_or_replace(
                 await _mark_sent(run, transaction)
     if outcome is SendOutcome.UNDERPRICED and not stuck:
         return await _replace_transaction(run, batch, newest, nonce=newest.nonce)
-    return StepResult.STOPPED if stuck else StepResult.WAITING
+    return PhaseResult.STOPPED if stuck else PhaseResult.WAITING
 
 
 async def _replace_transaction(
     run: SettlementRun, batch: OpenBatch, old: SettlementTransaction, *, nonce: int
-) -> StepResult:
+) -> PhaseResult:
     """Sign the batch's call with higher fees; `STOPPED` if they would be above the ceiling.
 
     At the nonce of ``old`` only one of the two can be mined; at another one the contract refuses
     the second.
     """
-    with step(Step.REPLACE):
+    with phase(SettlementPhase.REPLACE):
         priority = None if old.priority_fee_wei is None else int(old.priority_fee_wei)
         fees = Fees(int(old.max_fee_wei), priority).bumped(await run.chain.suggested_fees())
         if fees.maximum > run.fee_ceiling:
@@ -107,8 +107,8 @@ async def _replace_transaction(
                 AlertReason.FEE_CEILING,
                 f"Transaction {old.hash} is stuck, and {fees.maximum} wei a gas is too much.",
             )
-            return StepResult.STOPPED
-        await check_gas_money(run, old.gas * fees.maximum)
+            return PhaseResult.STOPPED
+        await check_gas_balance(run, old.gas * fees.maximum)
         async with run.sessions.begin() as db:
             await _lock_for_signing(db, batch)
             signed = await _sign_at(
@@ -121,7 +121,7 @@ async def _replace_transaction(
         nonce=nonce,
         max_fee_wei=fees.maximum,
     )
-    return StepResult.ADVANCED
+    return PhaseResult.ADVANCED
 
 
 async def _lock_for_signing(db: AsyncSession, batch: OpenBatch) -> None:

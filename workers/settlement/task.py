@@ -1,5 +1,5 @@
-"""One run: undo what a reorganization has undone, finish the open batch, close the next one, until
-nothing is due or the time is up."""
+"""One run of settlement: take back what a reorg has undone, finish the open batch, close the next
+one, until nothing is due or the time is up."""
 
 import asyncio
 import time
@@ -22,10 +22,10 @@ from workers.settlement.collect import close_batch
 from workers.settlement.dormancy import close_keepalive_batch
 from workers.settlement.finality import post_when_final
 from workers.settlement.pauses import AlertReason
+from workers.settlement.phases import PhaseResult
 from workers.settlement.reconcile import reconcile
 from workers.settlement.reorg import undo_reorged_batches
 from workers.settlement.run_context import OpenBatch, SettlementRun
-from workers.settlement.steps import StepResult
 
 log = structlog.get_logger()
 
@@ -82,11 +82,11 @@ async def _settle_until_stopped(run: SettlementRun) -> str | None:
     while time.monotonic() < deadline:
         batch = await run.open_batch()
         result = await _advance_or_pause(run, batch)
-        if result is StepResult.STOPPED:
+        if result is PhaseResult.STOPPED:
             break
-        if result is StepResult.CONFIRMED and batch is not None:
+        if result is PhaseResult.CONFIRMED and batch is not None:
             confirmed = batch.id
-        if result is StepResult.WAITING:
+        if result is PhaseResult.WAITING:
             await asyncio.sleep(wait)
             wait = min(2 * wait, MAX_POLL_SECONDS)
         else:
@@ -94,8 +94,8 @@ async def _settle_until_stopped(run: SettlementRun) -> str | None:
     return confirmed
 
 
-async def _advance_or_pause(run: SettlementRun, batch: OpenBatch | None) -> StepResult:
-    """Take one step; a failure is counted, or pauses settlement."""
+async def _advance_or_pause(run: SettlementRun, batch: OpenBatch | None) -> PhaseResult:
+    """Run one phase; a failure is counted, or pauses settlement."""
     try:
         return await (_close_next(run) if batch is None else _advance(run, batch))
     except (ChainUnreachable, SettlementPaused):
@@ -108,12 +108,12 @@ async def _advance_or_pause(run: SettlementRun, batch: OpenBatch | None) -> Step
         raise
 
 
-async def _close_next(run: SettlementRun) -> StepResult:
+async def _close_next(run: SettlementRun) -> PhaseResult:
     result = await close_batch(run)
-    return await close_keepalive_batch(run) if result is StepResult.STOPPED else result
+    return await close_keepalive_batch(run) if result is PhaseResult.STOPPED else result
 
 
-async def _advance(run: SettlementRun, batch: OpenBatch) -> StepResult:
+async def _advance(run: SettlementRun, batch: OpenBatch) -> PhaseResult:
     if batch.row.contract not in (None, run.contract):
         raise SettlementMismatch(
             f"Batch {batch.id} was closed for the contract {batch.row.contract}: let it be settled "

@@ -10,8 +10,9 @@ from market import ledger, metrics
 from market.catalog.models import Model
 from market.jobs import queries
 from market.jobs.bill import Bill, make_bill
+from market.jobs.live_session import JobOutcome
 from market.jobs.tables import Job, NodeContribution, RouteHop
-from market.money import plain
+from market.money import format_exact
 from market.resources import Resources
 from workers.supervisor.errors import LeaseLost
 from workers.supervisor.lease import Lease
@@ -41,7 +42,7 @@ async def complete(
     tokens: int,
     reason: str,
     first_token_at: float | None,
-) -> dict[str, object]:
+) -> JobOutcome:
     """End a generation that delivered ``tokens`` tokens: its user pays for them, and gets the rest
     of the hold back. Nobody pays for more tokens than asked for, whatever an edge has written.
 
@@ -96,13 +97,13 @@ async def complete(
         tokens_generated=tokens,
         latency_ms=job.latency_ms,
         nodes_used=len(bill.shares),
-        cost_far=plain(bill.cost),
+        cost_far=format_exact(bill.cost),
         finish_reason=reason,
     )
     return outcome
 
 
-async def fail(resources: Resources, lease: Lease, *, code: str) -> dict[str, object]:
+async def fail(resources: Resources, lease: Lease, *, code: str) -> JobOutcome:
     """End a generation that failed: its user gets the whole hold back. ``code``: why, for the user.
 
     Returns:

@@ -16,7 +16,7 @@ from mesh.wire import Close, Ended
 from workers.supervisor.errors import GenerationOver, LeaseLost
 from workers.supervisor.open_messages import open_messages
 from workers.supervisor.route_finder import Hop
-from workers.supervisor.session import Session
+from workers.supervisor.supervision import Supervision
 
 log = structlog.get_logger()
 
@@ -36,12 +36,12 @@ OPEN_GRACE_SECONDS = 60
 """Seconds for which a node keeps a generation beyond its deadline, if nobody closes it."""
 
 
-async def open_next(session: Session, reason: str, *, keep_kv: bool = True) -> None:
+async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = True) -> None:
     """Find a route, waiting for one if need be, and begin the next epoch on it. Nodes of the
     epoch before can no longer write from the moment the next begins.
 
     Args:
-        session: The supervision.
+        supervision: Of the generation.
         reason: Why, for metric and log: ``first``, ``taken_over``, ``redis_lost``, ``silent``,
             ``stalled``, or the code of a refusal.
         keep_kv: Whether nodes that stay on the route may go on with the KV cache they have.
@@ -50,81 +50,81 @@ async def open_next(session: Session, reason: str, *, keep_kv: bool = True) -> N
         GenerationOver: the end was reached, or no route found before the deadline.
         LeaseLost: another supervisor has taken over.
     """
-    route = await _wait_for_route(session)
+    route = await _wait_for_route(supervision)
     if reason != "first":
-        metrics.reroutes.labels(session.model.id, reason).inc()
-    job = session.job
-    session.epoch = await _claim_epoch(session)
-    session.computed = 0
+        metrics.reroutes.labels(supervision.model.id, reason).inc()
+    job = supervision.job
+    supervision.epoch = await _claim_epoch(supervision)
+    supervision.computed = 0
     positions = job.prompt_tokens + job.max_tokens
-    record = RouteRecord(session.model.width, positions, [node.node_id for node in route])
+    record = RouteRecord(supervision.model.width, positions, [node.node_id for node in route])
     await live_session.begin_epoch(
-        session.redis, session.id, session.epoch, record, ttl=session.live_ttl()
+        supervision.redis, supervision.id, supervision.epoch, record, ttl=supervision.live_ttl()
     )
-    generated = [token.token_id for token in await session.tokens()]
+    generated = [token.token_id for token in await supervision.tokens()]
     if len(generated) >= job.max_tokens:
         raise GenerationOver("length")
-    await _record_route(session, route, first_token=len(generated))
-    served, session.route = session.route, [Hop.of(node) for node in route]
-    kept = set(served) & set(session.route) if keep_kv and generated else set()
-    await close(session, set(served) - set(session.route), session.epoch - 1)
-    await _open_route(session, generated, kept)
+    await _record_route(supervision, route, first_token=len(generated))
+    served, supervision.route = supervision.route, [Hop.of(node) for node in route]
+    kept = set(served) & set(supervision.route) if keep_kv and generated else set()
+    await close(supervision, set(served) - set(supervision.route), supervision.epoch - 1)
+    await _open_route(supervision, generated, kept)
     log.info(
         "route_opened",
-        request_id=session.id,
-        epoch=session.epoch,
+        request_id=supervision.id,
+        epoch=supervision.epoch,
         reason=reason,
-        nodes=session.node_ids,
+        nodes=supervision.node_ids,
         kept=len(kept),
         tokens_so_far=len(generated),
     )
-    await session.route_finder.count_skips()
+    await supervision.route_finder.count_skips()
 
 
-async def free_kv(session: Session) -> None:
+async def free_kv(supervision: Supervision) -> None:
     """Let all nodes of the route free the generation's KV cache; the next epoch prefills anew."""
-    await close(session, session.route, session.epoch)
-    session.route = []
+    await close(supervision, supervision.route, supervision.epoch)
+    supervision.route = []
 
 
-async def close(session: Session, hops: Collection[Hop], epoch: int) -> None:
+async def close(supervision: Supervision, hops: Collection[Hop], epoch: int) -> None:
     """Tell nodes that the generation, as of an epoch, no longer needs them."""
     for hop in hops:
         await messaging.send_to_inbox(
-            session.redis,
+            supervision.redis,
             hop.node_id,
-            [Close(session.id, epoch)],
-            ttl=session.limits.stream_ttl,
+            [Close(supervision.id, epoch)],
+            ttl=supervision.generation_settings.stream_ttl,
         )
 
 
-async def _wait_for_route(session: Session) -> list[Node]:
+async def _wait_for_route(supervision: Supervision) -> list[Node]:
     """A route whose nodes have reserved KV cache, waiting for one until the job's deadline."""
     count_at = time.monotonic()
     free_kv_at = count_at + KEEP_KV_SECONDS
     while True:
-        route = await session.route_finder.find(session.route)
-        if route is not None and await session.route_finder.reserve(route, session.route):
+        route = await supervision.route_finder.find(supervision.route)
+        if route is not None and await supervision.route_finder.reserve(route, supervision.route):
             return route
         if route is None and time.monotonic() >= count_at:
-            await session.route_finder.count_skips()
+            await supervision.route_finder.count_skips()
             count_at += COUNT_SKIPS_SECONDS
-        for event in await session.read_events(POLL_SECONDS * random.uniform(0.5, 1.5)):
+        for event in await supervision.read_events(POLL_SECONDS * random.uniform(0.5, 1.5)):
             if isinstance(event, Ended):  # nodes of the epoch before write until the next begins
-                await session.check_ended(event)
-        session.check_time_and_cancel(late="no_route")
+                await supervision.check_ended(event)
+        supervision.check_time_and_cancel(late="no_route")
         if time.monotonic() > free_kv_at:
-            await free_kv(session)
+            await free_kv(supervision)
 
 
-async def _claim_epoch(session: Session) -> int:
+async def _claim_epoch(supervision: Supervision) -> int:
     """The next epoch's number, from Postgres, so that it outlives Redis."""
-    async with session.resources.sessions.begin() as db:
+    async with supervision.resources.sessions.begin() as db:
         epoch: int | None = await db.scalar(
             update(Job)
             .where(
-                Job.id == session.job.id,
-                Job.lease_counter == session.lease.counter,
+                Job.id == supervision.job.id,
+                Job.lease_counter == supervision.lease.counter,
             )
             .values(epoch=Job.epoch + 1)
             .returning(Job.epoch)
@@ -134,12 +134,14 @@ async def _claim_epoch(session: Session) -> int:
     return epoch
 
 
-async def _record_route(session: Session, route: Sequence[Node], *, first_token: int) -> None:
+async def _record_route(
+    supervision: Supervision, route: Sequence[Node], *, first_token: int
+) -> None:
     """Keep who serves the epoch, for the bill. ``first_token``: index of its first token."""
     rows = [
         {
-            "session_id": session.job.id,
-            "epoch": session.epoch,
+            "session_id": supervision.job.id,
+            "epoch": supervision.epoch,
             "stage": stage,
             "node_id": node.node_id,
             "wallet_address": node.wallet_address,
@@ -149,28 +151,30 @@ async def _record_route(session: Session, route: Sequence[Node], *, first_token:
         }
         for stage, node in enumerate(route)
     ]
-    async with session.resources.sessions.begin() as db:
+    async with supervision.resources.sessions.begin() as db:
         await db.execute(insert(RouteHop), rows)
 
 
-async def _open_route(session: Session, generated: list[int], kept: Collection[Hop]) -> None:
+async def _open_route(
+    supervision: Supervision, generated: list[int], kept: Collection[Hop]
+) -> None:
     """Send every node of the route its part of the epoch. ``kept``: hops that go on with the KV
     cache of the epoch before."""
-    job, vault = session.job, session.resources.vault
+    job, vault = supervision.job, supervision.resources.vault
     if job.request_cipher is None:
         raise GenerationOver("failed", "prompt_lost")
-    prompt = vault.open(session.id, job.request_cipher)
+    prompt = vault.decrypt(supervision.id, job.request_cipher)
     messages = open_messages(
         job,
         prompt,
         [] if generated else vault.prefix(job.user_wallet, prompt.token_ids),
-        session.route,
-        epoch=session.epoch,
+        supervision.route,
+        epoch=supervision.epoch,
         generated=generated,
         kept=kept,
-        expires_in=session.seconds_left() + OPEN_GRACE_SECONDS,
+        expires_in=supervision.seconds_left() + OPEN_GRACE_SECONDS,
     )
     for node_id, message in messages:
         await messaging.send_to_inbox(
-            session.redis, node_id, [message], ttl=session.limits.stream_ttl
+            supervision.redis, node_id, [message], ttl=supervision.generation_settings.stream_ttl
         )

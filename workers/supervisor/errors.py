@@ -1,4 +1,4 @@
-"""The generation is over; the lease is lost."""
+"""Errors of a supervision: the generation is over, the lease is lost."""
 
 
 class GenerationOver(Exception):

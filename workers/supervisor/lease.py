@@ -19,7 +19,7 @@ from workers.supervisor.errors import LeaseLost
 class Lease:
     """The right to write one generation's state.
 
-    ``job``: the row as it was when the lease was taken. ``counter``: fences what is written.
+    ``job``: the row as it was when the lease was acquired. ``counter``: fences what is written.
     ``cancel_requested``: as of the last renewal.
     """
 
@@ -46,7 +46,7 @@ class Lease:
             renewing.cancel()
             await asyncio.gather(working, renewing, return_exceptions=True)
 
-    async def give_back(self) -> None:
+    async def release(self) -> None:
         """Let another worker take the lease at once."""
         async with self._sessions.begin() as db:
             await db.execute(
@@ -79,9 +79,9 @@ class Lease:
         self.cancel_requested = cancel_requested
 
 
-async def take(sessions: Sessions, request_id: str, seconds: float) -> Lease | None:
-    """A lease of so many seconds on a generation; none if the generation has ended, or its lease is
-    held."""
+async def acquire(sessions: Sessions, request_id: str, seconds: float) -> Lease | None:
+    """Acquire a lease of ``seconds`` on a generation; none if the generation has ended, or the
+    lease is held."""
     async with sessions.begin() as db:
         job: Job | None = await db.scalar(
             update(Job)

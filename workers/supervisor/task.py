@@ -1,4 +1,4 @@
-"""The task that sees a generation through: take its lease, supervise it."""
+"""The arq task that supervises a generation: acquire its lease, see it through to its end."""
 
 import asyncio
 from typing import Any
@@ -8,7 +8,7 @@ import structlog
 from market.resources import Resources
 from workers.supervisor import lease
 from workers.supervisor.errors import LeaseLost
-from workers.supervisor.session import Session
+from workers.supervisor.supervision import Supervision
 from workers.supervisor.supervisor import Supervisor
 
 log = structlog.get_logger()
@@ -17,13 +17,13 @@ log = structlog.get_logger()
 async def supervise(ctx: dict[str, Any], request_id: str) -> None:
     """arq task: see a generation through to its end, unless another worker does already."""
     resources: Resources = ctx["resources"]
-    taken = await lease.take(resources.sessions, request_id, resources.settings.generation.lease)
-    if taken is None:
+    held = await lease.acquire(resources.sessions, request_id, resources.settings.generation.lease)
+    if held is None:
         return
     try:
-        await taken.renew_while(Supervisor(Session(resources, taken)).run())
+        await held.renew_while(Supervisor(Supervision(resources, held)).run())
     except LeaseLost:
-        log.warning("lease_lost", request_id=request_id, lease=taken.counter)
+        log.warning("lease_lost", request_id=request_id, lease=held.counter)
     except asyncio.CancelledError:
-        await taken.give_back()
+        await held.release()
         raise

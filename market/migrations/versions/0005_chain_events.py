@@ -1,4 +1,4 @@
-"""All events of the escrow, and the blocks by which a reorganisation is seen."""
+"""All events of the escrow, and the blocks by which a reorg is seen."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -18,7 +18,7 @@ from web3.types import RPCEndpoint
 from market.chain.client import ChainClient
 from market.chain.errors import ChainUnreachable
 from market.chain.failover_rpc import FailoverProvider
-from market.chain.keystore_signer import LocalSigner
+from market.chain.keystore_signer import KeystoreSigner
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, to_units
@@ -38,10 +38,18 @@ from tests.support.chain.settled_money import (
     served,
 )
 from workers.settlement import pauses, settle_due
-from workers.settlement.steps import Step, current_step
+from workers.settlement.phases import SettlementPhase, current_phase
 
 ALWAYS = frozenset(
-    {Step.CLOSE, Step.SIMULATE, Step.SIGN, Step.SEND, Step.RECONCILE, Step.FINALITY, Step.POST}
+    {
+        SettlementPhase.CLOSE,
+        SettlementPhase.SIMULATE,
+        SettlementPhase.SIGN,
+        SettlementPhase.SEND,
+        SettlementPhase.RECONCILE,
+        SettlementPhase.FINALITY,
+        SettlementPhase.POST,
+    }
 )
 
 RUNS = 200
@@ -56,23 +64,23 @@ DEEP = 20
 
 @dataclass(frozen=True)
 class Scenario:
-    """A way that a settlement takes, and the steps on it that no other scenario kills."""
+    """A way that a settlement takes, and the phases in it that no other scenario kills."""
 
-    steps: frozenset[Step]
+    phases: frozenset[SettlementPhase]
     poor_user: bool = False
     swallowed: bool = False
     """Endpoints take the first transaction of each batch, and forget it."""
-    no_gas_money: bool = False
+    low_gas_balance: bool = False
     undone: bool = False
-    """Something was posted, and a reorganization has undone it."""
+    """Something was posted, and a reorg has undone it."""
 
 
 SCENARIOS = {
     "plain": Scenario(ALWAYS),
-    "a user excluded": Scenario(frozenset({Step.EXCLUDE}), poor_user=True),
-    "a stuck transaction": Scenario(frozenset({Step.REPLACE}), swallowed=True),
-    "a pause": Scenario(frozenset({Step.PAUSE}), no_gas_money=True),
-    "a deep reorganization": Scenario(frozenset({Step.REORG}), undone=True),
+    "a user excluded": Scenario(frozenset({SettlementPhase.EXCLUDE}), poor_user=True),
+    "a stuck transaction": Scenario(frozenset({SettlementPhase.REPLACE}), swallowed=True),
+    "a pause": Scenario(frozenset({SettlementPhase.PAUSE}), low_gas_balance=True),
+    "a deep reorg": Scenario(frozenset({SettlementPhase.REORG}), undone=True),
 }
 
 
@@ -91,7 +99,7 @@ class ScenarioRun:
         await served(self.resources, self.user, 3)
         if self.scenario.poor_user:
             await served(self.resources, POOR, 2)
-        if self.scenario.no_gas_money:
+        if self.scenario.low_gas_balance:
             self.resources.settings.payments.min_gas_money = Decimal(10**12)
         if self.scenario.undone:
             place = self.ask("evm_snapshot")
@@ -174,14 +182,14 @@ async def scenario_run(
 
 
 async def kill_at_boundaries(run: ScenarioRun, escrow: EscrowReader, *, every: int) -> None:
-    """Kill a settlement at each boundary of the scenario's steps, or at one of ``every`` so many;
+    """Kill a settlement at each boundary of the scenario's phases, or at one of ``every`` so many;
     then everybody has been paid once."""
     swallow = swallowing() if run.scenario.swallowed else lambda _: None
     run.proxy.rule = swallow
     await run.prepare()
     await run.finish()  # the runs that follow have a posted batch to look at
-    boundaries = [name for name in await passed(run) if step_of(name) in run.scenario.steps]
-    assert {step_of(name) for name in boundaries} == run.scenario.steps
+    boundaries = [name for name in await passed(run) if phase_of(name) in run.scenario.phases]
+    assert {phase_of(name) for name in boundaries} == run.scenario.phases
     loses = lossy(seed=len(boundaries))
     for boundary in boundaries[::every]:
         run.proxy.rule = lambda call: swallow(call) or loses(call)
@@ -193,8 +201,8 @@ async def kill_at_boundaries(run: ScenarioRun, escrow: EscrowReader, *, every: i
     await assert_paid_once(run, escrow)
 
 
-def step_of(boundary: str) -> Step:
-    return Step(boundary.split(" ", maxsplit=1)[0])
+def phase_of(boundary: str) -> SettlementPhase:
+    return SettlementPhase(boundary.split(" ", maxsplit=1)[0])
 
 
 async def passed(run: ScenarioRun) -> list[str]:
@@ -228,15 +236,15 @@ async def kill_at(run: ScenarioRun, boundary: str) -> None:
 @contextmanager
 def watched(resources: Resources, visit: Callable[[str], None]) -> Iterator[None]:
     """Call ``visit`` before and after each commit, each question to the chain and each signature,
-    with its name: step, what, how often in this run, and which side."""
+    with its name: phase, what, how often in this run, and which side."""
     counts: Counter[str] = Counter()
 
     def pass_by(what: str, side: str) -> None:
-        step = current_step.get()
-        assert step is not None, f"{what} happens in no step"
-        kind = f"{step} {what} {side}"
+        phase = current_phase.get()
+        assert phase is not None, f"{what} happens in no phase"
+        kind = f"{phase} {what} {side}"
         counts[kind] += 1
-        visit(f"{step} {what} {counts[kind]} {side}")
+        visit(f"{phase} {what} {counts[kind]} {side}")
 
     def doubled(method: Any, name: Callable[..., str]) -> Callable[..., Awaitable[Any]]:
         async def call(self: Any, *args: Any) -> Any:
@@ -263,7 +271,7 @@ def watched(resources: Resources, visit: Callable[[str], None]) -> Iterator[None
             patch.setattr(
                 FailoverProvider, asks.__name__, doubled(asks, lambda method, _: str(method))
             )
-        patch.setattr(LocalSigner, "sign", doubled(LocalSigner.sign, lambda _: "signature"))
+        patch.setattr(KeystoreSigner, "sign", doubled(KeystoreSigner.sign, lambda _: "signature"))
         patch.setattr(dialect, "do_commit", do_commit)
         yield
 

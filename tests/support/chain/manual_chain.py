@@ -69,12 +69,12 @@ def mine(chain: Chain, blocks: int = 1) -> None:
 
 
 def snapshot(chain: Chain) -> str:
-    """The chain's present block, from which `reorganize` can begin another branch."""
+    """The chain's present block, from which `reorg` can begin another branch."""
     taken: str = ask(chain.actor, "evm_snapshot")
     return taken
 
 
-def reorganize(chain: Chain, fork: str, blocks: int = 0) -> None:
+def reorg(chain: Chain, fork: str, blocks: int = 0) -> None:
     """Begin another branch at a snapshot, with so many empty blocks. The endpoint forgets all
     transactions of the branch that is left."""
     assert ask(chain.actor, "evm_revert", fork)

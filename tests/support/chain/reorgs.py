@@ -1,4 +1,4 @@
-"""Many reorganisations in a row, and whether the ledger says what the chain says in the end."""
+"""Many reorgs in a row, and whether the ledger says what the chain says in the end."""
 
 import random
 from collections import Counter
@@ -23,14 +23,14 @@ from tests.support.chain.branching import Branching, Transaction, Users, open_br
 from workers.chain_indexer.indexer import index_events
 
 CONFIRMATIONS = 12
-"""So few that most of the reorganisations are deeper."""
+"""So few that most of the reorgs are deeper."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
     """What happened."""
 
-    reorganisations: int
+    reorgs: int
     deeper: int
     """Of them, those that were deeper than the confirmations, and seen."""
     events: Counter[str]
@@ -39,16 +39,14 @@ class Tally:
     """Transactions of the ledger that were reversed."""
 
 
-async def survive(
-    resources: Resources, url: str, *, reorganisations: int, deepest: int, seed: int
-) -> Tally:
+async def survive(resources: Resources, url: str, *, reorgs: int, deepest: int, seed: int) -> Tally:
     """Let users act, leave blocks for other branches, follow now and then; compare at the end."""
     dice = random.Random(seed)
     chain, deployment = open_branching(url)
     use_branching(resources, url, deployment)
     users = Users(chain, deployment, dice)
-    seen_before = _deep_reorganisations()
-    depths = shuffled_depths(dice, reorganisations, deepest)
+    seen_before = _deep_reorgs()
+    depths = shuffled_depths(dice, reorgs, deepest)
     async with EscrowEventReader.from_settings(resources.settings.payments) as reader:
         while chain.height <= deepest:
             chain.mine(*users.act(dice.randrange(3)))
@@ -68,8 +66,8 @@ async def survive(
     async with resources.sessions() as db:
         reversals = await _posted(db, "reverse")
     return Tally(
-        reorganisations=len(depths),
-        deeper=_deep_reorganisations() - seen_before,
+        reorgs=len(depths),
+        deeper=_deep_reorgs() - seen_before,
         events=names,
         reversed=reversals,
     )
@@ -83,11 +81,11 @@ def use_branching(resources: Resources, url: str, deployment: Deployment) -> Non
     payments.finalized_tag, payments.rpc_max_age = False, 0  # a development chain's mean nothing
 
 
-def shuffled_depths(dice: random.Random, reorganisations: int, deepest: int) -> list[int]:
-    """How many blocks each reorganisation leaves. Few are spread over all depths; of many, each
+def shuffled_depths(dice: random.Random, reorgs: int, deepest: int) -> list[int]:
+    """How many blocks each reorg leaves. Few are spread over all depths; of many, each
     depth comes as often as the others."""
-    step = max(1, deepest // reorganisations)
-    depths = [deepest - number * step % deepest for number in range(reorganisations)]
+    step = max(1, deepest // reorgs)
+    depths = [deepest - number * step % deepest for number in range(reorgs)]
     dice.shuffle(depths)
     return depths
 
@@ -167,7 +165,7 @@ async def _reversed(db: Any, kind: str) -> int:
     return found
 
 
-def _deep_reorganisations() -> int:
+def _deep_reorgs() -> int:
     return int(REGISTRY.get_sample_value("far_mesh_chain_reorganisations_total") or 0)
 
 

@@ -17,7 +17,7 @@ from market import ledger
 from market.chain.client import ChainClient
 from market.chain.errors import ChainUnreachable
 from market.chain.failover_rpc import FailoverProvider
-from market.chain.keystore_signer import LocalSigner
+from market.chain.keystore_signer import KeystoreSigner
 from market.escrow.deploy import DAY
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job, RouteHop
@@ -34,7 +34,7 @@ from workers.supervisor.lease import Lease
 
 PROVIDERS = [f"0x{digit * 40}" for digit in "bcd"]
 OPERATOR = development_account(0)
-SIGNER = LocalSigner(OPERATOR)
+SIGNER = KeystoreSigner(OPERATOR)
 POOR = "0x" + "ee" * 20
 """Has money in the ledger and none on the chain."""
 

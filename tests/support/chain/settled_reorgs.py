@@ -1,4 +1,4 @@
-"""Many reorganisations in a row under a settler, and whether everybody was paid once in the end."""
+"""Many reorgs in a row under a settler, and whether everybody was paid once in the end."""
 
 import random
 from dataclasses import dataclass
@@ -32,15 +32,15 @@ ENOUGH = 1000
 class Settled:
     """What happened."""
 
-    reorganisations: int
+    reorgs: int
     generations: int
     batches: int
     undone: int
-    """Batches that were posted, and undone by a reorganisation."""
+    """Batches that were posted, and undone by a reorg."""
 
 
 async def settle_on(
-    resources: Resources, url: str, *, reorganisations: int, deepest: int, seed: int
+    resources: Resources, url: str, *, reorgs: int, deepest: int, seed: int
 ) -> Settled:
     """Serve, settle, mine, and leave blocks for other branches; compare at the end."""
     dice = random.Random(seed)
@@ -52,7 +52,7 @@ async def settle_on(
     # The deposit is below every fork.
     for _ in range(deepest + CONFIRMATIONS):
         chain.mine()
-    depths = shuffled_depths(dice, reorganisations, deepest)
+    depths = shuffled_depths(dice, reorgs, deepest)
     generations = 0
     async with (
         EscrowEventReader.from_settings(payments) as reader,
@@ -96,7 +96,7 @@ def _rich(actor: DevChainClient, deployment: Deployment) -> LocalAccount:
 
 
 async def _finish(resources: Resources, escrow: EscrowReader, chain: Branching) -> None:
-    """No more reorganisations: mine and settle until nothing is due."""
+    """No more reorgs: mine and settle until nothing is due."""
     for _ in range(ENOUGH):
         await settle_due(resources, escrow, SIGNER)
         chain.mine()

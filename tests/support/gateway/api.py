@@ -280,7 +280,7 @@ class Job:
         """Take the lease and open the first epoch on live nodes, unless that was done."""
         if self._lease is not None:
             return self._lease
-        taken = await lease.take(self._workers.sessions, self.id, 60)
+        taken = await lease.acquire(self._workers.sessions, self.id, 60)
         assert taken is not None
         self._lease = taken
         nodes = await live_lookup.live_nodes(self._redis, MODEL_ID)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market.money import floor_far, from_units, plain, split, times, to_units
+from market.money import floor_far, format_exact, from_units, multiply, split, to_units
 
 UNITS = st.integers(min_value=0, max_value=10**30)
 
@@ -58,12 +58,12 @@ def test_largest_remainder_wins_the_odd_unit() -> None:
     [("1.50", "1.5"), ("100", "100"), ("0E-18", "0"), ("1E-18", f"0.{'0' * 17}1")],
 )
 def test_amounts_are_written_as_people_write_them(amount: str, text: str) -> None:
-    assert plain(Decimal(amount)) == text
+    assert format_exact(Decimal(amount)) == text
 
 
 @given(units=UNITS, count=st.integers(0, 10**6))
 def test_a_product_is_exact_however_long(units: int, count: int) -> None:
-    assert to_units(times(from_units(units), count)) == units * count
+    assert to_units(multiply(from_units(units), count)) == units * count
 
 
 def test_cutting_never_rounds_up() -> None:

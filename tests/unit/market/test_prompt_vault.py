@@ -8,18 +8,18 @@ from market.prompt_vault import PromptText, PromptVault
 KEY = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 
 
-def test_a_sealed_prompt_opens_only_for_its_own_job_and_key() -> None:
+def test_a_prompt_is_decrypted_only_for_its_own_job_and_key() -> None:
     vault = PromptVault(KEY)
     prompt = PromptText([1, 2, 300_000], ["stop"])
-    sealed = vault.seal("req_1", prompt)
-    assert vault.open("req_1", sealed) == prompt
-    assert vault.seal("req_1", prompt) != sealed
+    ciphertext = vault.encrypt("req_1", prompt)
+    assert vault.decrypt("req_1", ciphertext) == prompt
+    assert vault.encrypt("req_1", prompt) != ciphertext
     with pytest.raises(InvalidTag):
-        vault.open("req_2", sealed)
+        vault.decrypt("req_2", ciphertext)
     with pytest.raises(InvalidTag):
-        PromptVault(KEY.replace("A", "B", 1)).open("req_1", sealed)
+        PromptVault(KEY.replace("A", "B", 1)).decrypt("req_1", ciphertext)
     with pytest.raises(InvalidTag):
-        vault.open("req_1", sealed[:-1] + bytes([sealed[-1] ^ 1]))
+        vault.decrypt("req_1", ciphertext[:-1] + bytes([ciphertext[-1] ^ 1]))
 
 
 @pytest.mark.parametrize("key", ["", "AAAA", "not base64!"])

@@ -14,7 +14,7 @@ from market.chain.failover_rpc import FailoverProvider
 from market.settings.payments import PaymentsSettings
 from tests.support.chain.rpc_proxy import Call, Loss, Proxy
 
-NOBODY = "http://127.0.0.1:1"
+UNREACHABLE = "http://127.0.0.1:1"
 RAW = b"\x02\xc0"
 
 
@@ -28,7 +28,7 @@ class Node:
         self.refusal: dict[str, Any] | None = None
         self.silent = False
         self.chain_id = 56
-        self.proxy = Proxy(NOBODY, self._answer)
+        self.proxy = Proxy(UNREACHABLE, self._answer)
 
     def _answer(self, call: Call) -> Any:
         if self.silent:
@@ -79,7 +79,7 @@ async def test_the_next_answers_when_the_first_is_silent(
     assert await ask(rpc) == "first"
 
 
-async def test_one_that_falls_silent_between_looks_is_passed_over(
+async def test_one_that_falls_silent_between_polls_is_skipped(
     rpc: FailoverProvider, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("market.chain.failover_rpc.POLL_SECONDS", 3600.0)
@@ -116,21 +116,19 @@ async def test_one_that_is_too_far_behind_is_not_even_the_last_resort(
     assert "web3_clientVersion" not in nodes[0].asked
 
 
-async def test_a_busy_one_is_passed_over(rpc: FailoverProvider, nodes: list[Node]) -> None:
+async def test_a_rate_limited_one_is_skipped(rpc: FailoverProvider, nodes: list[Node]) -> None:
     nodes[0].refusal = {"code": -32005, "message": "limit exceeded"}
     assert await ask(rpc) == "second"
 
 
-async def test_what_the_chain_refuses_is_an_answer(
-    rpc: FailoverProvider, nodes: list[Node]
-) -> None:
+async def test_an_error_of_the_chain_is_an_answer(rpc: FailoverProvider, nodes: list[Node]) -> None:
     nodes[0].refusal = {"code": 3, "message": "execution reverted", "data": "0x"}
     answer = await rpc.make_request(RPCEndpoint("eth_call"), [])
     assert answer["error"]["code"] == 3
     assert "eth_call" not in nodes[1].asked
 
 
-async def test_stale_endpoints_alone_are_no_chain(rpc: FailoverProvider, nodes: list[Node]) -> None:
+async def test_stale_endpoints_alone_are_not_used(rpc: FailoverProvider, nodes: list[Node]) -> None:
     for node in nodes:
         node.age = 3600
     with pytest.raises(ChainUnreachable, match="fresh"):
@@ -140,8 +138,8 @@ async def test_stale_endpoints_alone_are_no_chain(rpc: FailoverProvider, nodes: 
     assert await ask(rpc) == "first"
 
 
-async def test_nobody_answers() -> None:
-    rpc = FailoverProvider([NOBODY], timeout=1)
+async def test_no_endpoint_answers() -> None:
+    rpc = FailoverProvider([UNREACHABLE], timeout=1)
     with pytest.raises(ChainUnreachable):
         await ask(rpc)
     await rpc.disconnect()
@@ -162,7 +160,7 @@ async def test_one_url_is_enough_and_needs_no_comparing(nodes: list[Node]) -> No
     await rpc.disconnect()
 
 
-async def test_one_of_another_chain_is_passed_over(nodes: list[Node]) -> None:
+async def test_one_of_another_chain_is_skipped(nodes: list[Node]) -> None:
     nodes[0].chain_id = 97
     rpc = FailoverProvider([node.proxy.url for node in nodes], chain_id=56)
     assert await ask(rpc) == "second"
@@ -202,7 +200,7 @@ BROKEN = {"code": -32000, "message": "insufficient funds for gas * price + value
         ([TOO_LOW, UNDERPRICED, UNDERPRICED], SendOutcome.NONCE_USED),
     ],
 )
-async def test_what_sending_came_to(
+async def test_outcomes_of_sending(
     rpc: FailoverProvider, nodes: list[Node], refusals: list[Any], outcome: SendOutcome
 ) -> None:
     for node, refusal in zip(nodes, refusals, strict=True):
@@ -219,7 +217,7 @@ async def test_a_transaction_that_all_refuse_is_an_error(
         await ChainClient(rpc).send(RAW)
 
 
-async def test_a_transaction_that_nobody_hears_may_be_sent_again(
+async def test_a_transaction_that_no_endpoint_receives_may_be_sent_again(
     rpc: FailoverProvider, nodes: list[Node]
 ) -> None:
     for node in nodes:

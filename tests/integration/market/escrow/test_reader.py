@@ -1,4 +1,4 @@
-"""What is read of the contract, on a real chain."""
+"""The reader of the escrow contract, on a real chain."""
 
 import pytest
 from eth_account import Account
@@ -8,7 +8,7 @@ from market.escrow.reader import EscrowReader
 from market.settings.payments import PaymentsSettings
 from tests.conftest import Chain
 
-NEVER = "0x" + "ab" * 32
+UNKNOWN_BATCH = "0x" + "ab" * 32
 
 
 def payments(chain: Chain) -> PaymentsSettings:
@@ -17,7 +17,7 @@ def payments(chain: Chain) -> PaymentsSettings:
     )
 
 
-async def test_it_says_what_the_contract_said_then(chain: Chain) -> None:
+async def test_a_block_gives_the_contracts_state_at_that_block(chain: Chain) -> None:
     user = Account.create()
     wallet = user.address.lower()
     chain.actor.give(chain.deployment, user.address, 5)
@@ -30,12 +30,12 @@ async def test_it_says_what_the_contract_said_then(chain: Chain) -> None:
         assert await escrow.total_deposits(block=after) == 5
         assert await escrow.total_deposits(block=before) == 0
         assert await escrow.earnings([wallet], block=after) == {wallet: 0}
-        assert await escrow.settled_batches([NEVER], block=after) == set()
+        assert await escrow.settled_batches([UNKNOWN_BATCH], block=after) == set()
         recipient = await escrow.fee_recipient(block=after)
         assert recipient == recipient.lower()
 
 
-async def test_without_a_block_it_says_what_the_contract_says_now(chain: Chain) -> None:
+async def test_without_a_block_the_state_is_the_newest(chain: Chain) -> None:
     users = [Account.create() for _ in range(2)]
     for user in users:
         chain.actor.give(chain.deployment, user.address, 5)
@@ -44,7 +44,7 @@ async def test_without_a_block_it_says_what_the_contract_says_now(chain: Chain) 
     async with EscrowReader.from_settings(payments(chain)) as escrow:
         assert await escrow.deposits([rich, poor]) == {rich: 5, poor: 5}
         assert await escrow.shortfalls({rich: 5, poor: 6}) == {poor: "InsufficientDeposit"}
-        assert await escrow.usage_root_of(NEVER) is None
+        assert await escrow.usage_root_of(UNKNOWN_BATCH) is None
 
 
 async def test_a_block_that_is_not_there_is_an_error(chain: Chain) -> None:

@@ -1,4 +1,4 @@
-"""What a user has, and has signed for."""
+"""A user's balance and spending cap, as the API shows them."""
 
 import time
 from collections.abc import AsyncIterator
@@ -56,7 +56,7 @@ async def test_money_is_held_and_spent(gateway: Gateway) -> None:
     assert balance["cap"]["lowering"] is None
 
 
-async def test_a_stranger_has_nothing(gateway: Gateway) -> None:
+async def test_an_unknown_wallet_has_nothing(gateway: Gateway) -> None:
     balance = await balance_of(gateway, OTHER_WALLET)
     assert balance["wallet_address"] == OTHER_WALLET
     assert amounts(balance) == ("0", "0", "0", "0")
@@ -74,7 +74,7 @@ async def move(sessions: Sessions, **changes: Any) -> None:
             await getattr(ledger, name)(db, wallet=WALLET, **arguments)
 
 
-async def test_what_was_asked_for_is_not_available(empty_gateway: Gateway) -> None:
+async def test_a_requested_withdrawal_is_not_available(empty_gateway: Gateway) -> None:
     """Also what of it is not free yet: then what a hold may take is exactly what is shown."""
     await empty_gateway.deposit("10")
     sessions = empty_gateway.sessions
@@ -92,7 +92,7 @@ async def test_what_was_asked_for_is_not_available(empty_gateway: Gateway) -> No
     assert amounts(await balance_of(empty_gateway))[:2] == ("0", "7")
 
 
-async def test_what_the_contract_let_out_is_told(empty_gateway: Gateway) -> None:
+async def test_a_shortfall_is_shown(empty_gateway: Gateway) -> None:
     await empty_gateway.deposit("10")
     async with empty_gateway.sessions.begin() as db:
         await ledger.hold(db, job="job", wallet=WALLET, amount=Decimal(4))
@@ -124,7 +124,7 @@ async def follow(resources: Resources) -> None:
         await index_events(resources, reader)
 
 
-async def test_what_is_on_its_way_is_told(
+async def test_pending_deposits_and_withdrawals_are_shown(
     chain_resources: Resources, chain: Chain, on_chain: Gateway
 ) -> None:
     payments = chain_resources.settings.payments
@@ -157,7 +157,7 @@ async def test_what_is_on_its_way_is_told(
     assert amounts(balance) == ("3", "0", "0", "3")
 
 
-async def test_what_is_shown_can_be_held(gateway: Gateway) -> None:
+async def test_the_whole_available_balance_can_be_held(gateway: Gateway) -> None:
     """And not one token more."""
     tokens = int(float((await balance_of(gateway))["available_far_exact"]) / 0.0001)
     assert tokens == 10_000

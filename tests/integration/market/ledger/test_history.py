@@ -99,7 +99,7 @@ class History:
                 )
 
 
-async def retold(url: str, steps: list[Step]) -> None:
+async def check_history(url: str, steps: list[Step]) -> None:
     engine, sessions = db.connect(url)
     try:
         history = History(sessions)
@@ -130,10 +130,10 @@ async def retold(url: str, steps: list[Step]) -> None:
 def test_every_past_state_of_a_random_history_is_rebuilt(
     database_url: str, steps: list[Step]
 ) -> None:
-    asyncio.run(retold(database_url, steps))
+    asyncio.run(check_history(database_url, steps))
 
 
-async def test_a_past_state_is_one_that_was(sessions: Sessions) -> None:
+async def test_a_past_state_has_no_uncommitted_entries(sessions: Sessions) -> None:
     """A hold in a transaction that began before the deposit it spends."""
     async with sessions.begin() as late:
         await late.scalar(select(func.now()))
@@ -152,7 +152,7 @@ async def test_before_the_first_entry_there_is_nothing(sessions: Sessions) -> No
         assert await ledger.balances_at(db, dt.datetime(2020, 1, 1, tzinfo=dt.UTC)) == {}
 
 
-async def test_an_index_alone_tells_one_owners_past(
+async def test_one_owners_past_is_read_from_an_index_alone(
     sessions: Sessions, engine: AsyncEngine
 ) -> None:
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""The check finds what is wrong, and nothing else.
+"""The ledger's integrity check finds what is wrong, and nothing else.
 
 Each test breaks one rule, with the database's own rules out of the way.
 """
@@ -345,7 +345,7 @@ async def test_a_batch_posted_beyond_the_block_counts_as_the_contract_had_it(
     }
 
 
-async def test_what_was_found_is_measured_and_logged(books: Sessions) -> None:
+async def test_violations_are_measured_and_logged(books: Sessions) -> None:
     async with books.begin() as db:
         await db.execute(text("UPDATE spending_caps SET committed = committed - 1"))
     with capture_logs() as logs:
@@ -361,7 +361,7 @@ async def test_what_was_found_is_measured_and_logged(books: Sessions) -> None:
     assert [(entry["event"], entry["subject"]) for entry in errors] == [("ledger_violation", USER)]
 
 
-async def test_what_was_not_compared_is_not_called_right(books: Sessions) -> None:
+async def test_a_skipped_reconciliation_is_not_called_right(books: Sessions) -> None:
     name = "far_mesh_ledger_violations"
     publish(await check_integrity(books, FakeContract()))
     assert REGISTRY.get_sample_value(name, {"check": "total_equals_chain"}) == 0

@@ -63,7 +63,7 @@ async def test_the_database_refuses_to_change_the_past(sessions: Sessions, state
     assert await balances(sessions) == before
 
 
-WAYS_ROUND = [
+BYPASSES = [
     *CHANGES,
     "ALTER TABLE ledger_entries DISABLE TRIGGER ALL",
     "ALTER TABLE ledger_parts DROP CONSTRAINT check_balance_not_negative",
@@ -74,8 +74,8 @@ WAYS_ROUND = [
 ]
 
 
-@pytest.mark.parametrize("statement", WAYS_ROUND)
-async def test_the_application_finds_no_way_round(
+@pytest.mark.parametrize("statement", BYPASSES)
+async def test_the_application_cannot_bypass_the_rules(
     sessions: Sessions, as_application: str, statement: str
 ) -> None:
     await deposit(sessions, "5")
@@ -97,7 +97,7 @@ UNDER_A_TRIGGER = [
 
 
 @pytest.mark.parametrize("statement", UNDER_A_TRIGGER)
-async def test_a_trigger_of_the_applications_own_is_no_way_round(
+async def test_a_trigger_of_the_application_cannot_bypass_the_rules(
     sessions: Sessions, as_application: str, statement: str
 ) -> None:
     """Anybody may make one, on a temporary table; what it does, a trigger does."""
@@ -134,7 +134,7 @@ async def test_the_application_can_do_what_it_should(
     assert (await balances(sessions))[ledger.held(USER)] == 1
 
 
-async def test_an_account_is_born_empty(sessions: Sessions) -> None:
+async def test_a_new_account_is_empty(sessions: Sessions) -> None:
     async with sessions.begin() as db:
         await db.execute(insert(LedgerAccount).values(owner=USER, kind="available"))
     assert await balances(sessions) == {ledger.available(USER): 0}

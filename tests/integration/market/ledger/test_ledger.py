@@ -1,4 +1,4 @@
-"""How money moves through a generation."""
+"""Postings of a generation: deposits, holds, captures, releases, spending caps."""
 
 import asyncio
 from decimal import Decimal
@@ -132,7 +132,7 @@ async def test_nobody_is_paid_more_than_is_owed(sessions: Sessions) -> None:
             await ledger.settle(db, batch="another", amounts={PROVIDER: Decimal("0.1")})
 
 
-async def test_a_hold_commits_to_the_cap_and_the_end_gives_back(sessions: Sessions) -> None:
+async def test_a_hold_commits_to_the_cap_until_the_generation_ends(sessions: Sessions) -> None:
     async with sessions.begin() as db:
         await fund(db, amount="10", maximum=Decimal(5))
         await ledger.hold(db, job="captured", wallet=USER, amount=Decimal(2))
@@ -170,7 +170,7 @@ async def test_without_a_signed_cap_nothing_can_be_held(sessions: Sessions) -> N
             await ledger.hold(db, job="job", wallet=USER, amount=Decimal(1))
 
 
-async def test_what_is_missing_is_told_before_what_is_not_signed(sessions: Sessions) -> None:
+async def test_a_low_balance_is_reported_before_a_low_spending_cap(sessions: Sessions) -> None:
     with pytest.raises(InsufficientBalance):
         async with sessions.begin() as db:
             await ledger.hold(db, job="job", wallet=USER, amount=Decimal(1))
@@ -184,7 +184,7 @@ async def test_a_hold_tried_again_commits_once(sessions: Sessions) -> None:
     assert (await cap(sessions))[1] == 2
 
 
-async def test_the_same_hold_from_many_sides_at_once_commits_once(sessions: Sessions) -> None:
+async def test_concurrent_copies_of_a_hold_commit_once(sessions: Sessions) -> None:
     await deposit(sessions, "5")
 
     async def hold() -> bool:

@@ -1,4 +1,4 @@
-"""Money on its way out, and what the chain takes back."""
+"""Postings of withdrawals, and reversals of what a reorg undoes."""
 
 from decimal import Decimal
 
@@ -56,7 +56,7 @@ async def lost(sessions: Sessions) -> Decimal:
     return -(await balances(sessions)).get(ledger.shortfall(USER), Decimal(0))
 
 
-async def test_what_is_asked_for_is_set_aside_and_leaves(sessions: Sessions) -> None:
+async def test_a_requested_withdrawal_is_set_aside_and_paid_out(sessions: Sessions) -> None:
     await deposit(sessions, "10")
     assert await request(sessions, "asked", "4")
     assert await user(sessions) == (6, 4)
@@ -76,7 +76,7 @@ async def test_a_request_replaces_the_one_before(sessions: Sessions) -> None:
     assert await user(sessions) == (5, 5)
 
 
-async def test_a_request_taken_back_is_available_again(sessions: Sessions) -> None:
+async def test_a_cancelled_withdrawal_is_available_again(sessions: Sessions) -> None:
     await deposit(sessions, "10")
     await request(sessions, "asked", "4")
     assert await cancel(sessions)
@@ -84,7 +84,7 @@ async def test_a_request_taken_back_is_available_again(sessions: Sessions) -> No
     assert await hold(sessions, "10")
 
 
-async def test_each_happens_once_however_often_it_is_tried(sessions: Sessions) -> None:
+async def test_each_posting_of_a_withdrawal_happens_once(sessions: Sessions) -> None:
     await deposit(sessions, "10")
     for expected in (True, False):
         assert await request(sessions, "asked", "4") is expected
@@ -97,7 +97,7 @@ async def test_each_happens_once_however_often_it_is_tried(sessions: Sessions) -
     assert await user(sessions) == (7, 0)
 
 
-async def test_what_the_contract_kept_returns(sessions: Sessions) -> None:
+async def test_what_was_requested_and_not_paid_out_is_available_again(sessions: Sessions) -> None:
     """Some of what was asked for has been debited before it was paid out."""
     await deposit(sessions, "10")
     await request(sessions, "asked", "4")
@@ -105,7 +105,7 @@ async def test_what_the_contract_kept_returns(sessions: Sessions) -> None:
     assert await user(sessions) == (7, 0)
 
 
-async def test_money_in_use_is_set_aside_when_it_is_free(sessions: Sessions) -> None:
+async def test_held_money_is_set_aside_when_it_is_released(sessions: Sessions) -> None:
     """Else a user could ask for everything, and spend what a running generation gives back."""
     await deposit(sessions, "10")
     await hold(sessions, "4")
@@ -119,7 +119,7 @@ async def test_money_in_use_is_set_aside_when_it_is_free(sessions: Sessions) -> 
     assert await lost(sessions) == 0
 
 
-async def test_a_deposit_does_not_free_what_was_asked_for(sessions: Sessions) -> None:
+async def test_a_deposit_does_not_free_a_requested_withdrawal(sessions: Sessions) -> None:
     await deposit(sessions, "10")
     await hold(sessions, "4")
     await request(sessions, "asked", "10")
@@ -129,7 +129,7 @@ async def test_a_deposit_does_not_free_what_was_asked_for(sessions: Sessions) ->
     assert await hold(sessions, "1", "within")
 
 
-async def test_what_was_held_and_let_out_is_a_shortfall(sessions: Sessions) -> None:
+async def test_held_money_that_was_paid_out_is_a_shortfall(sessions: Sessions) -> None:
     await deposit(sessions, "10")
     await hold(sessions, "4")
     await request(sessions, "asked", "8")

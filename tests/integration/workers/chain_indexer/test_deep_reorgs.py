@@ -1,4 +1,4 @@
-"""The indexer goes back where the chain does."""
+"""The indexer after reorgs deeper than the confirmations, and endpoints that look like one."""
 
 from decimal import Decimal
 from typing import Any
@@ -18,7 +18,7 @@ from tests.support.factories import session
 from workers.chain_indexer.indexer import follow_chain, index_events
 
 
-async def test_a_deposit_that_a_deep_reorganisation_takes_back(
+async def test_a_deposit_that_a_deep_reorg_takes_back(
     chain_resources: Resources, actions: Actions, reader: EscrowEventReader
 ) -> None:
     """It had counted, and was spent in part. When it comes again, what was spent stays spent."""
@@ -34,7 +34,7 @@ async def test_a_deposit_that_a_deep_reorganisation_takes_back(
     actions.pass_by(8)
     with capture_logs() as logs:
         await index_events(chain_resources, reader)
-    assert {"chain_reorganised", "chain_event_reverted"} <= {entry["event"] for entry in logs}
+    assert {"chain_reorg", "chain_event_reverted"} <= {entry["event"] for entry in logs}
     assert await left(chain_resources, user) == (0, 0, 0)
     async with chain_resources.sessions() as db:
         assert await ledger.balance(db, ledger.shortfall(wallet)) == -2
@@ -79,7 +79,9 @@ async def test_another_chain_reverses_nothing(
         await index_events(chain_resources, reader)
     with capture_logs() as logs:
         await follow_chain({"resources": chain_resources})
-    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["chain_unread"]
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == [
+        "indexing_failed"
+    ]
     assert await left(chain_resources, user) == (5, 0, 5)
 
 
@@ -95,7 +97,7 @@ async def test_a_node_that_is_behind_reverses_nothing(
     assert await left(chain_resources, user) == (5, 0, 5)
 
 
-async def test_a_chain_that_moves_while_it_is_read_is_read_again(
+async def test_a_chain_that_changes_while_it_is_read_is_read_again(
     chain_resources: Resources,
     actions: Actions,
     reader: EscrowEventReader,

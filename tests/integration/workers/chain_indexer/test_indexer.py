@@ -61,7 +61,7 @@ async def test_a_range_of_which_nothing_is_final_ends_the_pass(
     assert await left(chain_resources, user) == (1, 0, 1)
 
 
-async def test_what_is_on_its_way_out_is_set_aside_and_then_gone(
+async def test_a_requested_withdrawal_is_set_aside_until_it_is_paid(
     chain_resources: Resources, actions: Actions, reader: EscrowEventReader
 ) -> None:
     user = actions.user(far=5)
@@ -135,15 +135,15 @@ async def test_a_batch_that_we_did_not_close_raises_the_alarm(
     actions.call(thief, "settle", batch, debits, credits, 0, root)
     with capture_logs() as logs:
         await index_events(chain_resources, reader)
-    [alarm] = [entry for entry in logs if entry["event"] == "batch_not_ours"]
+    [alarm] = [entry for entry in logs if entry["event"] == "unknown_batch_settled"]
     assert alarm["batch"] == "0x" + batch.hex()
     assert alarm["log_level"] == "error"
 
 
-async def test_killed_anywhere_everything_counts_once(
+async def test_a_killed_indexer_counts_each_event_once(
     chain_resources: Resources, actions: Actions, reader: EscrowEventReader
 ) -> None:
-    """At each commit and each question to the chain, with a reorganisation on the way."""
+    """At each commit and each question to the chain, with a reorg on the way."""
     user = actions.user()
     await index_events(chain_resources, reader)
     boundary = 0

@@ -1,4 +1,4 @@
-"""Reorganisations up to 64 blocks deep; `make chaos` has two hundred of them."""
+"""Reorgs up to 64 blocks deep; `make chaos` has two hundred of them."""
 
 import pytest
 
@@ -8,28 +8,26 @@ from tests.support.chain.reorgs import survive
 from tests.support.chain.settled_reorgs import settle_on
 
 
-async def test_the_ledger_survives_reorganisations(resources: Resources, chain_url: str) -> None:
+async def test_the_ledger_survives_reorgs(resources: Resources, chain_url: str) -> None:
     """On anvil; on the development chain, which is far slower, where Node is missing."""
     program = anvil()
     if program is None:
-        tally = await survive(resources, chain_url, reorganisations=4, deepest=16, seed=2)
+        tally = await survive(resources, chain_url, reorgs=4, deepest=16, seed=2)
     else:
         with running_anvil(program) as url:
-            tally = await survive(resources, url, reorganisations=12, deepest=64, seed=1)
+            tally = await survive(resources, url, reorgs=12, deepest=64, seed=1)
     assert tally.deeper > 0
     assert tally.reversed > 0
 
 
-@pytest.mark.parametrize("reorganisations", [3, pytest.param(8, marks=pytest.mark.slow)])
-async def test_settlement_survives_reorganisations(
-    resources: Resources, monkeypatch: pytest.MonkeyPatch, reorganisations: int
+@pytest.mark.parametrize("reorgs", [3, pytest.param(8, marks=pytest.mark.slow)])
+async def test_settlement_survives_reorgs(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch, reorgs: int
 ) -> None:
     program = anvil()
     if program is None:
         pytest.skip("anvil is not there: run `npm ci` in contracts/")
     monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
     with running_anvil(program) as url:
-        settled = await settle_on(
-            resources, url, reorganisations=reorganisations, deepest=64, seed=1
-        )
+        settled = await settle_on(resources, url, reorgs=reorgs, deepest=64, seed=1)
     assert settled.undone > 0

@@ -66,7 +66,7 @@ async def test_a_user_without_a_deposit_is_excluded_and_the_others_are_paid(
     assert await settle_due(chain_resources, escrow, SIGNER) is None
 
 
-async def test_who_was_excluded_is_paid_for_later(
+async def test_an_excluded_generation_is_settled_later(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """The batch has the same content again then: it is the same batch."""
@@ -101,7 +101,7 @@ async def test_the_daily_ceiling_makes_a_batch_smaller(
     await assert_ledger_equals_chain(chain_resources, escrow, user.address)
 
 
-async def test_a_generation_above_the_daily_ceiling_is_in_nobodys_way(
+async def test_a_generation_above_the_daily_ceiling_delays_no_other(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_resources, chain)
@@ -149,7 +149,7 @@ async def test_an_endpoint_that_answers_with_an_error_is_one_that_does_not_answe
     await assert_ledger_equals_chain(chain_resources, escrow, user.address)
 
 
-async def test_an_endpoint_without_the_contract_takes_nothing_back(
+async def test_an_endpoint_without_the_contract_undoes_nothing(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """It is on another chain, perhaps."""
@@ -180,7 +180,7 @@ async def test_the_contract_does_not_go_dormant_while_nobody_uses_it(
     await assert_ledger_equals_chain(chain_resources, escrow, user.address)
 
 
-async def test_low_gas_money_pauses_until_an_operator_resumes(
+async def test_a_low_gas_balance_pauses_until_an_operator_resumes(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     payments = chain_resources.settings.payments
@@ -204,7 +204,7 @@ async def test_low_gas_money_pauses_until_an_operator_resumes(
     await assert_ledger_equals_chain(chain_resources, escrow, user.address)
 
 
-async def test_a_generation_whose_parts_are_not_its_cost_pauses(
+async def test_a_generation_whose_shares_do_not_sum_to_its_cost_pauses(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await rich_user(chain_resources, chain)

@@ -6,14 +6,14 @@ import pytest
 
 from market.escrow.reader import EscrowReader
 from tests.support.chain.kills import SCENARIOS, ScenarioRun, kill_at_boundaries, scenario_run
-from workers.settlement.steps import Step
+from workers.settlement.phases import SettlementPhase
 
 __all__ = ["scenario_run"]
 
 
-def test_every_step_is_killed_in_some_scenario() -> None:
-    covered = Counter(step for scenario in SCENARIOS.values() for step in scenario.steps)
-    assert covered == Counter(list(Step))
+def test_every_phase_is_killed_in_some_scenario() -> None:
+    covered = Counter(phase for scenario in SCENARIOS.values() for phase in scenario.phases)
+    assert covered == Counter(list(SettlementPhase))
 
 
 # What was killed closes no connection.
@@ -21,7 +21,7 @@ def test_every_step_is_killed_in_some_scenario() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("every", [30, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scenario_run", SCENARIOS, indirect=True)
-async def test_killed_here_and_there_each_provider_is_paid_once(
+async def test_a_killed_settler_pays_each_provider_once(
     scenario_run: ScenarioRun, escrow: EscrowReader, every: int
 ) -> None:
     await kill_at_boundaries(scenario_run, escrow, every=every)

@@ -40,12 +40,12 @@ async def test_a_dry_run_says_what_would_happen_and_does_nothing(
     assert f"user {user.address.lower()} pays 0.001 FAR" in said
     assert "excluded: 1 generations, 0.0007 FAR: InsufficientDeposit: " + POOR in said
     assert "excluded: 1 generations, 0.0003 FAR: withheld (audit)" in said
-    assert preview.draft is not None
+    assert preview.planned is not None
     assert await batches(chain_resources) == []
     assert chain.actor.web3.eth.block_number == height
     # What it foretold is what happens.
     batch = await settle_due(chain_resources, escrow, SIGNER)
-    assert batch == preview.draft.content.id
+    assert batch == preview.planned.content.id
     [signed] = await transactions(chain_resources)
     assert signed.gas == preview.gas
 

@@ -1,4 +1,4 @@
-"""Batches that a reorganization undoes, before they are final or after that, on anvil."""
+"""Batches that a reorg undoes, before they are final or after that, on anvil."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ from tests.support.chain.manual_chain import (
     mine,
     mining,
     needs_anvil,
-    reorganize,
+    reorg,
     short_runs,
     snapshot,
     something_due,
@@ -55,7 +55,7 @@ async def post(resources: Resources, escrow: EscrowReader, chain: Chain) -> str:
     return batch
 
 
-async def test_a_reorganization_unmarks_and_the_same_bytes_are_mined_again(
+async def test_after_a_reorg_the_same_bytes_are_mined_again(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await something_due(chain_resources, chain)
@@ -65,7 +65,7 @@ async def test_a_reorganization_unmarks_and_the_same_bytes_are_mined_again(
     await settle_due(chain_resources, escrow, SIGNER)
     first = await only_batch(chain_resources)
     assert first.status == "mined"
-    reorganize(chain, fork, 2)
+    reorg(chain, fork, 2)
     await settle_due(chain_resources, escrow, SIGNER)
     assert (await only_batch(chain_resources)).status == "signed"
     mine(chain, 1 + DEPTH)
@@ -77,7 +77,7 @@ async def test_a_reorganization_unmarks_and_the_same_bytes_are_mined_again(
     await assert_ledger_equals_chain(chain_resources, escrow, user)
 
 
-async def test_a_reorganization_in_which_somebody_takes_the_nonce(
+async def test_a_reorg_in_which_somebody_takes_the_nonce(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await something_due(chain_resources, chain)
@@ -85,9 +85,9 @@ async def test_a_reorganization_in_which_somebody_takes_the_nonce(
     fork = snapshot(chain)
     mine(chain)
     await settle_due(chain_resources, escrow, SIGNER)
-    reorganize(chain, fork)
+    reorg(chain, fork)
     with mining(chain.actor):
-        await asyncio.to_thread(chain.actor.send_gas_money, OPERATOR, user)
+        await asyncio.to_thread(chain.actor.fund_gas, OPERATOR, user)
     await settle_due(chain_resources, escrow, SIGNER)
     mine(chain, 1 + DEPTH)
     assert await settle_due(chain_resources, escrow, SIGNER) is not None
@@ -97,14 +97,14 @@ async def test_a_reorganization_in_which_somebody_takes_the_nonce(
     await assert_ledger_equals_chain(chain_resources, escrow, user)
 
 
-async def test_what_was_paid_is_owed_again_and_paid_again(
+async def test_a_payment_that_a_reorg_undoes_is_owed_and_paid_again(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await something_due(chain_resources, chain)
     fork = snapshot(chain)
     batch = await post(chain_resources, escrow, chain)
     [first] = await batches(chain_resources)
-    reorganize(chain, fork, 3 + 2 * DEPTH)
+    reorg(chain, fork, 3 + 2 * DEPTH)
     before = alerts("taken_back")
     assert await settle_due(chain_resources, escrow, SIGNER) is None
     assert alerts("taken_back") == before + 1
@@ -124,18 +124,18 @@ async def test_what_was_paid_is_owed_again_and_paid_again(
     await assert_ledger_equals_chain(chain_resources, escrow, user)
 
 
-async def test_a_branch_that_is_shorter_so_far_says_nothing(
+async def test_a_branch_that_is_shorter_so_far_undoes_nothing(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     await something_due(chain_resources, chain)
     fork = snapshot(chain)
     await post(chain_resources, escrow, chain)
-    reorganize(chain, fork, DEPTH)
+    reorg(chain, fork, DEPTH)
     assert await settle_due(chain_resources, escrow, SIGNER) is None
     assert await statuses(chain_resources) == ["confirmed"]
 
 
-async def test_several_are_undone_while_another_is_open(
+async def test_several_batches_are_undone_while_another_is_open(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """They come back in the order of their nonces."""
@@ -148,7 +148,7 @@ async def test_several_are_undone_while_another_is_open(
     await served(chain_resources, user, 5)
     await settle_due(chain_resources, escrow, SIGNER)
     assert await statuses(chain_resources) == ["confirmed", "confirmed", "signed"]
-    reorganize(chain, fork, 4 * DEPTH)
+    reorg(chain, fork, 4 * DEPTH)
     await settle_due(chain_resources, escrow, SIGNER)
     assert await statuses(chain_resources) == ["signed", "signed", "signed"]
     mine(chain, 1 + DEPTH)
@@ -170,12 +170,12 @@ async def test_the_bytes_of_a_replaced_batch_are_never_sent_again(
     await settle_through(chain_resources, chain, deafness)
     fork = snapshot(chain)
     with mining(chain.actor):
-        chain.actor.send_gas_money(OPERATOR, user.address)
+        chain.actor.fund_gas(OPERATOR, user.address)
         act(chain, development_account(2), "setDailyCeiling", 10**15)
     mine(chain, DEPTH)
     batch = await post(chain_resources, escrow, chain)
     assert await statuses(chain_resources) == ["replaced", "confirmed"]
-    reorganize(chain, fork, 4 + 4 * DEPTH)
+    reorg(chain, fork, 4 + 4 * DEPTH)
     await settle_due(chain_resources, escrow, SIGNER)
     mine(chain, 1 + DEPTH)
     assert await settle_due(chain_resources, escrow, SIGNER) == batch

@@ -120,7 +120,7 @@ async def test_a_batch_has_at_most_so_many_users_and_providers(
     await assert_ledger_equals_chain(chain_resources, escrow, first.address, second.address)
 
 
-async def test_money_in_custody_equals_what_the_ledger_gives_out(
+async def test_money_in_custody_equals_the_ledgers_balances(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Between capture and settlement the escrow still holds what providers are owed."""
@@ -139,7 +139,7 @@ async def test_a_nonce_taken_by_another_transaction_is_signed_anew(
     user = await rich_user(chain_resources, chain)
     await served(chain_resources, user, 9)
     await settle_through(chain_resources, chain, deafness)
-    chain.actor.send_gas_money(OPERATOR, user.address)  # takes the nonce
+    chain.actor.fund_gas(OPERATOR, user.address)  # takes the nonce
     assert await settle_due(chain_resources, escrow, SIGNER) is not None
     lost, mined = await transactions(chain_resources)
     assert mined.nonce == lost.nonce + 1
@@ -149,7 +149,7 @@ async def test_a_nonce_taken_by_another_transaction_is_signed_anew(
 async def test_nonces_that_were_signed_and_never_sent_leave_no_gap(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
-    """Our nonce is ahead of the chain's, as after a reorganization that took a foreign transaction
+    """Our nonce is ahead of the chain's, as after a reorg that took a foreign transaction
     back: what was signed for the nonces between is sent first."""
     user = await rich_user(chain_resources, chain)
     await served(chain_resources, user, 9)

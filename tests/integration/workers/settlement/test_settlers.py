@@ -6,7 +6,7 @@ import pytest
 from hexbytes import HexBytes
 
 from market.chain.errors import ChainError
-from market.chain.keystore_signer import LocalSigner
+from market.chain.keystore_signer import KeystoreSigner
 from market.chain.kms_signer import KmsSigner
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job
@@ -53,7 +53,7 @@ async def test_kms_settles(chain_resources: Resources, escrow: EscrowReader, cha
     await served(chain_resources, user, 9)
     with running_kms() as kms:
         signer = await KmsSigner.open(new_key(kms), region=REGION)
-        chain.actor.send_gas_money(chain.actor.treasury, signer.address)
+        chain.actor.fund_gas(chain.actor.treasury, signer.address)
         make_settler(chain, signer.address)
         assert await settle_due(chain_resources, escrow, signer) is not None
     [signed] = await transactions(chain_resources)
@@ -72,13 +72,13 @@ async def test_a_new_signer_takes_over_in_the_middle(
     await settle_through(chain_resources, chain, deafness)
     other = development_account(4)
     make_settler(chain, other.address)
-    assert await settle_due(chain_resources, escrow, LocalSigner(other)) is not None
+    assert await settle_due(chain_resources, escrow, KeystoreSigner(other)) is not None
     old, new = await transactions(chain_resources)
     assert (old.account, new.account) == (OPERATOR.address.lower(), other.address.lower())
     await assert_ledger_equals_chain(chain_resources, escrow, user.address)
 
 
-async def test_what_an_account_signed_that_is_no_settler_any_more_is_not_in_the_way(
+async def test_transactions_of_a_former_settler_delay_nothing(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """A stolen key: its role is taken away, its bytes are still about, and a user falls short."""
@@ -90,11 +90,11 @@ async def test_what_an_account_signed_that_is_no_settler_any_more_is_not_in_the_
     other = development_account(4)
     make_settler(chain, other.address)
     payments = chain_resources.settings.payments
-    patience, payments.confirmation_wait = payments.confirmation_wait, 1
-    assert await settle_due(chain_resources, escrow, LocalSigner(other)) is None
+    confirmation_wait_before, payments.confirmation_wait = payments.confirmation_wait, 1
+    assert await settle_due(chain_resources, escrow, KeystoreSigner(other)) is None
     take_role_away(chain, OPERATOR.address)
-    payments.confirmation_wait = patience
-    assert await settle_due(chain_resources, escrow, LocalSigner(other)) is not None
+    payments.confirmation_wait = confirmation_wait_before
+    assert await settle_due(chain_resources, escrow, KeystoreSigner(other)) is not None
     await assert_ledger_equals_chain(chain_resources, escrow, good.address, owing=True)
     assert await statuses(chain_resources) == ["replaced", "confirmed"]
 

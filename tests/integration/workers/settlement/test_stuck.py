@@ -32,7 +32,7 @@ __all__ = ["chain", "short_runs"]
 pytestmark = needs_anvil
 
 
-async def test_what_is_sent_twice_is_one_transaction(
+async def test_sending_twice_makes_one_transaction(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     user = await something_due(chain_resources, chain)
@@ -70,7 +70,7 @@ async def test_a_stuck_transaction_is_replaced_at_its_nonce(
     await assert_ledger_equals_chain(chain_resources, escrow, user)
 
 
-async def test_the_first_may_be_mined_although_it_was_replaced(
+async def test_a_replaced_transaction_may_be_mined(
     chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """A miner that never heard of the replacement: every hash is looked for."""

@@ -29,7 +29,7 @@ async def test_nobody_pays_for_more_than_he_asked_for(resources: Resources) -> N
         assert await ledger.balance(db, ledger.held(USER)) == 0
 
 
-async def test_endings_at_once_count_each_in_their_nodes(resources: Resources) -> None:
+async def test_generations_that_end_at_once_each_count_in_their_nodes(resources: Resources) -> None:
     """Whatever the order of the stages: none waits for another in a circle."""
     await fund_user(resources)
     async with resources.sessions.begin() as db:

@@ -20,7 +20,7 @@ from workers.supervisor.lease import Lease
 
 
 async def pending(resources: Resources) -> Job:
-    """A job as the gateway leaves it: paid for, held, not taken up."""
+    """A job as the gateway leaves it: its price is held, and no supervisor has it."""
     job = session(status="pending", lease_counter=0)
     job.lease_expires_at = None
     async with resources.sessions.begin() as db:
@@ -34,14 +34,14 @@ async def pending(resources: Resources) -> Job:
     return job
 
 
-async def taken(resources: Resources, job: Job, seconds: float = 60) -> Lease:
-    found = await lease.take(resources.sessions, job.request_id, seconds)
+async def acquired(resources: Resources, job: Job, seconds: float = 60) -> Lease:
+    found = await lease.acquire(resources.sessions, job.request_id, seconds)
     assert found is not None
     return found
 
 
-async def run_out(resources: Resources, job: Job) -> None:
-    """As if the holder had not renewed for its whole length."""
+async def expire(resources: Resources, job: Job) -> None:
+    """Make the lease look as if its holder had not renewed it in time."""
     async with resources.sessions.begin() as db:
         past = func.now() - dt.timedelta(seconds=1)
         await db.execute(update(Job).where(Job.id == job.id).values(lease_expires_at=past))
@@ -70,27 +70,27 @@ async def captures(resources: Resources) -> int:
 async def test_only_one_of_many_gets_the_lease(resources: Resources) -> None:
     job = await pending(resources)
     attempts = await asyncio.gather(
-        *(lease.take(resources.sessions, job.request_id, 60) for _ in range(8))
+        *(lease.acquire(resources.sessions, job.request_id, 60) for _ in range(8))
     )
     assert len([attempt for attempt in attempts if attempt is not None]) == 1
 
 
-async def test_a_lease_that_ran_out_goes_to_the_next_with_a_higher_counter(
+async def test_an_expired_lease_goes_to_the_next_with_a_higher_counter(
     resources: Resources,
 ) -> None:
     job = await pending(resources)
-    first = await taken(resources, job)
-    await run_out(resources, job)
-    second = await taken(resources, job)
+    first = await acquired(resources, job)
+    await expire(resources, job)
+    second = await acquired(resources, job)
     assert second.counter == first.counter + 1
 
 
-async def test_a_supervisor_that_was_overtaken_writes_nothing(resources: Resources) -> None:
+async def test_a_supervisor_that_lost_its_lease_writes_nothing(resources: Resources) -> None:
     """It was paused for longer than its lease, and wakes up at the end of its generation."""
     job = await pending(resources)
-    paused = await taken(resources, job)
-    await run_out(resources, job)
-    second = await taken(resources, job)
+    paused = await acquired(resources, job)
+    await expire(resources, job)
+    second = await acquired(resources, job)
     with pytest.raises(LeaseLost):
         await end(resources, paused)
     with pytest.raises(LeaseLost):
@@ -102,34 +102,34 @@ async def test_a_supervisor_that_was_overtaken_writes_nothing(resources: Resourc
 
 async def test_a_generation_ends_once(resources: Resources) -> None:
     job = await pending(resources)
-    held = await taken(resources, job)
+    held = await acquired(resources, job)
     await end(resources, held)
     with pytest.raises(LeaseLost):
         await end(resources, held)
     assert await captures(resources) == 1
-    assert await lease.take(resources.sessions, job.request_id, 60) is None
+    assert await lease.acquire(resources.sessions, job.request_id, 60) is None
 
 
 async def test_a_lease_is_renewed_while_the_work_runs(resources: Resources) -> None:
     job = await pending(resources)
-    held = await taken(resources, job, seconds=0.3)
+    held = await acquired(resources, job, seconds=0.3)
 
     async def work() -> None:
         for _ in range(10):
             await asyncio.sleep(0.1)
-            assert await lease.take(resources.sessions, job.request_id, 60) is None
+            assert await lease.acquire(resources.sessions, job.request_id, 60) is None
 
     await held.renew_while(work())
 
 
 async def test_losing_the_lease_stops_the_work(resources: Resources) -> None:
     job = await pending(resources)
-    held = await taken(resources, job, seconds=0.3)
+    held = await acquired(resources, job, seconds=0.3)
     stopped = asyncio.Event()
 
     async def work() -> None:
-        await run_out(resources, job)
-        await taken(resources, job)
+        await expire(resources, job)
+        await acquired(resources, job)
         try:
             await asyncio.sleep(30)
         except asyncio.CancelledError:
@@ -141,8 +141,8 @@ async def test_losing_the_lease_stops_the_work(resources: Resources) -> None:
     assert stopped.is_set()
 
 
-async def test_an_error_of_the_work_comes_out_as_it_is(resources: Resources) -> None:
-    held = await taken(resources, await pending(resources))
+async def test_an_error_of_the_work_is_raised_unchanged(resources: Resources) -> None:
+    held = await acquired(resources, await pending(resources))
 
     async def work() -> None:
         raise ZeroDivisionError
@@ -153,7 +153,7 @@ async def test_an_error_of_the_work_comes_out_as_it_is(resources: Resources) -> 
 
 async def test_a_cancel_reaches_the_supervisor_with_the_next_renewal(resources: Resources) -> None:
     job = await pending(resources)
-    held = await taken(resources, job, seconds=0.3)
+    held = await acquired(resources, job, seconds=0.3)
     async with resources.sessions.begin() as db:
         await db.execute(update(Job).values(cancel_requested=True))
 
@@ -165,14 +165,14 @@ async def test_a_cancel_reaches_the_supervisor_with_the_next_renewal(resources: 
     await held.renew_while(work())
 
 
-async def test_the_sweeper_enqueues_what_nobody_works_on(resources: Resources) -> None:
+async def test_the_sweeper_enqueues_jobs_without_a_lease(resources: Resources) -> None:
     held, lost, new = [await pending(resources) for _ in range(3)]
-    await taken(resources, held)
-    await taken(resources, lost)
-    await run_out(resources, lost)
+    await acquired(resources, held)
+    await acquired(resources, lost)
+    await expire(resources, lost)
     context = {"resources": resources}
     await sweep(context)
-    assert [job.args for job in await resources.queue.queued_jobs()] == [[lost.request_id]]
+    assert [task.args for task in await resources.queue.queued_jobs()] == [[lost.request_id]]
     await sweep(context)  # an attempt is enqueued once
     assert len(await resources.queue.queued_jobs()) == 1
     async with resources.sessions.begin() as db:
@@ -182,7 +182,7 @@ async def test_the_sweeper_enqueues_what_nobody_works_on(resources: Resources) -
             .values(started_at=func.now() - dt.timedelta(seconds=10))
         )
     await sweep(context)
-    queued = {job.args[0] for job in await resources.queue.queued_jobs()}
+    queued = {task.args[0] for task in await resources.queue.queued_jobs()}
     assert queued == {lost.request_id, new.request_id}
 
 
@@ -193,12 +193,12 @@ async def test_the_outbox_is_sent_once_and_nothing_in_it_is_lost(resources: Reso
         *(outbox.send_outbox(resources.sessions, resources.queue) for _ in range(4))
     )
     assert sum(sent) == 25
-    queued = sorted(job.args[0] for job in await resources.queue.queued_jobs())
+    queued = sorted(task.args[0] for task in await resources.queue.queued_jobs())
     assert queued == sorted(f"req_{n}" for n in range(25))
     assert await outbox.send_outbox(resources.sessions, resources.queue) == 0
 
 
-async def test_what_the_queue_holds_is_no_pickle(resources: Resources) -> None:
+async def test_queued_tasks_are_not_pickled(resources: Resources) -> None:
     await queue.enqueue(resources.queue, queries.SUPERVISE, "req_1", dedup_key="x")
     stored = await resources.redis.get("arq:job:x")
     assert queue.deserialize(stored)["a"] == ["req_1"]

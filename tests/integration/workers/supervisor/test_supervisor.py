@@ -31,11 +31,11 @@ POSITIONS = 103
 
 
 async def submit(resources: Resources, *, seconds: float = 60) -> Job:
-    """A job as the gateway leaves it, due in so many seconds."""
+    """A job as the gateway leaves it, with its deadline in ``seconds``."""
     job = session(status="pending", lease_counter=0)
     job.epoch, job.lease_expires_at = 0, None
     job.deadline_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
-    job.request_cipher = resources.vault.seal(job.request_id, PromptText([1, 2, 3], []))
+    job.request_cipher = resources.vault.encrypt(job.request_id, PromptText([1, 2, 3], []))
     async with resources.sessions.begin() as db:
         db.add(job)
         await fund(db, wallet=job.user_wallet, amount=job.hold_far)
@@ -61,13 +61,13 @@ async def supervised(resources: Resources, *jobs: Job) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def put_node(redis: Redis, *, free_kv: int) -> None:
+async def add_whole_node(redis: Redis, *, free_kv: int) -> None:
     """One node for all layers, with a keep-alive that lasts an hour."""
     await live_registry.put(redis, node(0, **WHOLE), ttl=3600)
     await redis.set(redis_keys.keepalive("node_0"), free_kv, ex=3600)
 
 
-async def opened(redis: Redis, node_id: str = "node_0") -> list[str]:
+async def opened_requests(redis: Redis, node_id: str = "node_0") -> list[str]:
     """Request ids that the node, an edge, was asked to open."""
     entries = await redis.xrange(redis_keys.inbox(node_id))
     messages = [wire.decode(fields) for _, fields in entries]
@@ -101,7 +101,7 @@ async def test_without_nodes_a_job_waits_until_its_deadline_and_is_refunded(
     assert await balances(resources, job) == (job.hold_far, 0)
 
 
-async def test_while_a_job_waits_the_nodes_that_are_there_are_told_why(
+async def test_while_a_job_waits_skip_reasons_of_live_nodes_are_counted(
     resources: Resources, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at each poll: a job may wait for a quarter of an hour."""
@@ -125,11 +125,11 @@ async def test_a_job_that_waits_is_served_when_a_node_comes(
     job = await submit(resources)
     async with supervised(resources, job):
         await asyncio.sleep(0.5)
-        assert await opened(redis) == []
-        await put_node(redis, free_kv=POSITIONS)
+        assert await opened_requests(redis) == []
+        await add_whole_node(redis, free_kv=POSITIONS)
 
         async def is_open() -> bool:
-            return await opened(redis) == [job.request_id]
+            return await opened_requests(redis) == [job.request_id]
 
         await wait_for(is_open)
     assert (await reload(resources, job)).epoch == 1
@@ -139,11 +139,11 @@ async def test_the_live_record_tells_the_route_with_the_epoch(
     resources: Resources, redis: Redis
 ) -> None:
     job = await submit(resources)
-    await put_node(redis, free_kv=POSITIONS)
+    await add_whole_node(redis, free_kv=POSITIONS)
     async with supervised(resources, job):
 
         async def is_open() -> bool:
-            return await opened(redis) == [job.request_id]
+            return await opened_requests(redis) == [job.request_id]
 
         await wait_for(is_open)
     written = await redis.hgetall(redis_keys.live_record(job.request_id))  # type: ignore[misc]
@@ -158,33 +158,33 @@ async def test_jobs_beyond_a_nodes_free_kv_queue_without_asking_it(
     """The KV cache holds two of six: two are opened, and each keep-alive with space for one more
     lets one more in."""
     jobs = [await submit(resources) for _ in range(6)]
-    await put_node(redis, free_kv=2 * POSITIONS)
+    await add_whole_node(redis, free_kv=2 * POSITIONS)
     async with supervised(resources, *jobs):
         for count in range(2, 7):
 
             async def are_open(count: int = count) -> bool:
-                return len(await opened(redis)) == count
+                return len(await opened_requests(redis)) == count
 
             await wait_for(are_open)
             await asyncio.sleep(1)
-            assert len(await opened(redis)) == count
+            assert len(await opened_requests(redis)) == count
             assert int(await redis.get(redis_keys.keepalive("node_0"))) < POSITIONS
             await redis.set(redis_keys.keepalive("node_0"), POSITIONS, ex=3600)
-    assert set(await opened(redis)) == {job.request_id for job in jobs}
+    assert set(await opened_requests(redis)) == {job.request_id for job in jobs}
     async with resources.sessions() as db:
         assert await db.scalar(select(func.max(RouteHop.epoch))) == 1  # nobody tried in vain
 
 
-async def completed(resources: Resources, job: Job) -> None:
+async def wait_for_completion(resources: Resources, job: Job) -> None:
     async def is_over() -> bool:
         return (await reload(resources, job)).status == "completed"
 
     await wait_for(is_over)
 
 
-async def first_epoch(resources: Resources, redis: Redis, job: Job) -> None:
+async def wait_for_first_epoch(resources: Resources, redis: Redis, job: Job) -> None:
     async def is_open() -> bool:
-        return job.request_id in await opened(redis)
+        return job.request_id in await opened_requests(redis)
 
     await wait_for(is_open)
 
@@ -193,9 +193,9 @@ async def first_epoch(resources: Resources, redis: Redis, job: Job) -> None:
 async def served(resources: Resources, redis: Redis) -> AsyncIterator[Job]:
     """A job under supervision, in its first epoch on the one node."""
     job = await submit(resources)
-    await put_node(redis, free_kv=POSITIONS)
+    await add_whole_node(redis, free_kv=POSITIONS)
     async with supervised(resources, job):
-        await first_epoch(resources, redis, job)
+        await wait_for_first_epoch(resources, redis, job)
         yield job
 
 
@@ -206,7 +206,7 @@ async def write(redis: Redis, job: Job, epoch: int, count: int) -> None:
         assert await redis.eval(token_stream.APPEND_TOKEN, 2, *keys, epoch, index, 7, "x") == 1
 
 
-async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
+async def test_a_generation_may_end_while_its_next_route_is_searched(
     resources: Resources, redis: Redis
 ) -> None:
     """The penalised node was only slow: its epoch lasts until the next begins."""
@@ -217,7 +217,7 @@ async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
         await asyncio.sleep(1)
         await write(redis, job, 1, 5)
         await messaging.publish_event(redis, wire.Ended(job.request_id, 1, "stop", 5))
-        await completed(resources, job)
+        await wait_for_completion(resources, job)
     assert (await reload(resources, job)).token_count == 5
 
 
@@ -228,11 +228,11 @@ async def test_a_full_node_is_not_asked_again_until_it_has_free_kv(
         await redis.set(redis_keys.keepalive("node_0"), 0, ex=3600)
         await messaging.publish_event(redis, wire.Refused(job.request_id, 1, "node_0", "kv_full"))
         await asyncio.sleep(2)
-        assert len(await opened(redis)) == 1
+        assert len(await opened_requests(redis)) == 1
         await redis.set(redis_keys.keepalive("node_0"), POSITIONS, ex=3600)
 
         async def is_open_again() -> bool:
-            return len(await opened(redis)) == 2
+            return len(await opened_requests(redis)) == 2
 
         await wait_for(is_open_again)
 
@@ -244,10 +244,10 @@ async def test_a_node_off_the_route_is_not_penalised(resources: Resources, redis
         )
         await asyncio.sleep(1)
         assert not await redis.exists(redis_keys.cooldown("node_elsewhere"))
-        assert len(await opened(redis)) == 1
+        assert len(await opened_requests(redis)) == 1
 
 
-async def join(redis: Redis, node_id: str, span: tuple[int, int], *, ms: float) -> None:
+async def add_node(redis: Redis, node_id: str, span: tuple[int, int], *, ms: float) -> None:
     """A node that needs ``ms`` for a step, with KV cache for any generation, for an hour."""
     start, end = span
     edge = start == 0
@@ -258,43 +258,43 @@ async def join(redis: Redis, node_id: str, span: tuple[int, int], *, ms: float) 
     await redis.set(redis_keys.keepalive(node_id), 10_000, ex=3600)
 
 
-async def refuse(resources: Resources, redis: Redis, job: Job, liar: str, code: str) -> None:
-    """Whatever the liar is asked to open it refuses, until another edge completes the job."""
+async def refuse(resources: Resources, redis: Redis, job: Job, node_id: str, code: str) -> None:
+    """``node_id`` refuses whatever is opened, until another edge completes the job."""
     refused = 0
-    while not await opened(redis, "honest"):
+    while not await opened_requests(redis, "honest"):
         epoch = (await reload(resources, job)).epoch
-        if epoch > refused and len(await opened(redis)) == epoch:
+        if epoch > refused and len(await opened_requests(redis)) == epoch:
             refused = epoch
-            await messaging.publish_event(redis, wire.Refused(job.request_id, epoch, liar, code))
+            await messaging.publish_event(redis, wire.Refused(job.request_id, epoch, node_id, code))
         await asyncio.sleep(0.02)
     epoch = (await reload(resources, job)).epoch
     await write(redis, job, epoch, 3)
     await messaging.publish_event(redis, wire.Ended(job.request_id, epoch, "stop", 3))
-    await completed(resources, job)
+    await wait_for_completion(resources, job)
 
 
 @pytest.mark.parametrize("code", ["gap", "forgotten", "no_replay"])
-async def test_who_loses_its_state_twice_is_gone_around(
+async def test_a_node_that_loses_its_state_twice_is_avoided(
     resources: Resources, redis: Redis, code: str
 ) -> None:
-    """The first time it is excused, since messages get lost. It would refuse for ever."""
-    await join(redis, "node_0", (0, LAYERS), ms=1)
-    await join(redis, "honest", (0, LAYERS), ms=50)
+    """The first loss is tolerated, since messages get lost. The node would refuse for ever."""
+    await add_node(redis, "node_0", (0, LAYERS), ms=1)
+    await add_node(redis, "honest", (0, LAYERS), ms=50)
     job = await submit(resources)
     async with supervised(resources, job):
         await asyncio.wait_for(refuse(resources, redis, job, "node_0", code), timeout=20)
-    assert len(await opened(redis)) == 2
+    assert len(await opened_requests(redis)) == 2
     assert await redis.exists(redis_keys.cooldown("node_0"))
     assert not await redis.exists(redis_keys.cooldown("honest"))
 
 
-async def test_for_steps_that_do_not_arrive_sender_and_receiver_are_penalised(
+async def test_sender_and_receiver_are_penalised_for_steps_that_do_not_arrive(
     resources: Resources, redis: Redis
 ) -> None:
-    await join(redis, "node_0", (0, 3), ms=1)
-    await join(redis, "middle", (3, 4), ms=1)
-    await join(redis, "receiver", (4, LAYERS), ms=1)
-    await join(redis, "honest", (0, LAYERS), ms=50)
+    await add_node(redis, "node_0", (0, 3), ms=1)
+    await add_node(redis, "middle", (3, 4), ms=1)
+    await add_node(redis, "receiver", (4, LAYERS), ms=1)
+    await add_node(redis, "honest", (0, LAYERS), ms=50)
     job = await submit(resources)
     async with supervised(resources, job):
         await asyncio.wait_for(refuse(resources, redis, job, "receiver", "gap"), timeout=20)
@@ -302,14 +302,16 @@ async def test_for_steps_that_do_not_arrive_sender_and_receiver_are_penalised(
     assert [await redis.exists(redis_keys.cooldown(each)) for each in nodes] == [0, 1, 1]
 
 
-async def test_what_a_node_makes_up_is_no_label(resources: Resources, redis: Redis) -> None:
+async def test_an_unknown_refusal_code_is_no_label_of_a_metric(
+    resources: Resources, redis: Redis
+) -> None:
     def rerouted(reason: str) -> float | None:
         labels = {"model_id": MODEL_ID, "reason": reason}
         return REGISTRY.get_sample_value("far_mesh_reroutes_total", labels)
 
     before = rerouted("broken_rule") or 0
-    await join(redis, "node_0", (0, LAYERS), ms=1)
-    await join(redis, "honest", (0, LAYERS), ms=50)
+    await add_node(redis, "node_0", (0, LAYERS), ms=1)
+    await add_node(redis, "honest", (0, LAYERS), ms=50)
     job = await submit(resources)
     async with supervised(resources, job):
         await asyncio.wait_for(refuse(resources, redis, job, "node_0", "x" * 64), timeout=20)
@@ -318,23 +320,25 @@ async def test_what_a_node_makes_up_is_no_label(resources: Resources, redis: Red
     assert await redis.exists(redis_keys.cooldown("node_0"))
 
 
-async def test_what_is_no_message_stops_nobody(resources: Resources, redis: Redis) -> None:
+async def test_a_malformed_event_is_ignored(resources: Resources, redis: Redis) -> None:
     async with served(resources, redis) as job:
         await redis.xadd(redis_keys.events(job.request_id), {"h": b"\xc1"})
         await write(redis, job, 1, 3)
         await messaging.publish_event(redis, wire.Ended(job.request_id, 1, "stop", 3))
-        await completed(resources, job)
+        await wait_for_completion(resources, job)
 
 
-@pytest.mark.parametrize("further", [True, False], ids=["further", "no further"])
-async def test_slow_is_not_stalled(resources: Resources, redis: Redis, further: bool) -> None:
-    """A node that answers, and has come further each time it is asked, keeps its generation."""
+@pytest.mark.parametrize("advancing", [True, False], ids=["advancing", "not advancing"])
+async def test_a_slow_node_is_not_taken_for_stalled(
+    resources: Resources, redis: Redis, advancing: bool
+) -> None:
+    """A node that answers, and has computed more each time it is asked, keeps its generation."""
     resources.settings.generation.stall = 0.5
     job = await submit(resources)
-    await put_node(redis, free_kv=POSITIONS)
+    await add_whole_node(redis, free_kv=POSITIONS)
     answered = 0
     async with supervised(resources, job):
-        await first_epoch(resources, redis, job)
+        await wait_for_first_epoch(resources, redis, job)
         after = "0-0"
         give_up = asyncio.get_running_loop().time() + 6
         while asyncio.get_running_loop().time() < give_up:
@@ -343,14 +347,14 @@ async def test_slow_is_not_stalled(resources: Resources, redis: Redis, further: 
                 after, message = entry.decode(), wire.decode(fields)
                 if isinstance(message, wire.Ping):
                     answered += 1
-                    positions = answered if further else 1
+                    positions = answered if advancing else 1
                     pong = wire.Pong(job.request_id, message.epoch, "node_0", positions)
                     await messaging.publish_event(redis, pong)
         assert answered > 2
-        assert (len(await opened(redis)) == 1) == further
+        assert (len(await opened_requests(redis)) == 1) == advancing
 
 
-async def test_a_successor_that_is_to_cancel_frees_the_route(
+async def test_a_successor_of_a_cancelled_generation_closes_its_route(
     resources: Resources, redis: Redis
 ) -> None:
     async with served(resources, redis) as job:
@@ -368,6 +372,6 @@ async def test_a_job_that_waits_can_be_cancelled(resources: Resources) -> None:
         await asyncio.sleep(0.3)
         async with resources.sessions.begin() as db:
             await db.execute(update(Job).where(Job.id == job.id).values(cancel_requested=True))
-        await completed(resources, job)
+        await wait_for_completion(resources, job)
     assert (await reload(resources, job)).finish_reason == "cancelled"
     assert await balances(resources, job) == (job.hold_far, 0)

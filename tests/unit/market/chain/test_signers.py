@@ -17,7 +17,7 @@ from hexbytes import HexBytes
 from moto.kms.utils import ECDSAPrivateKey
 
 from market.chain.errors import ChainError
-from market.chain.keystore_signer import LocalSigner
+from market.chain.keystore_signer import KeystoreSigner
 from market.chain.kms_signer import CURVE_ORDER, KmsSigner
 from market.chain.open_signer import open_signer
 from market.chain.signer import Signer
@@ -45,9 +45,9 @@ async def signed(signer: Signer, fees: Fees) -> bytes:
 
 
 @pytest.mark.parametrize("fees", [Fees(30, 2), Fees(30, None)])
-async def test_a_local_signer_signs_as_eth_account_does(fees: Fees) -> None:
+async def test_a_keystore_signer_signs_as_eth_account_does(fees: Fees) -> None:
     account = Account.create()
-    raw = await signed(LocalSigner(account), fees)
+    raw = await signed(KeystoreSigner(account), fees)
     fields = TypedTransaction.from_bytes(HexBytes(raw)).as_dict()
     unsigned = {name: value for name, value in fields.items() if name not in "vrs"}
     assert raw == bytes(account.sign_transaction(unsigned).raw_transaction)
@@ -136,5 +136,5 @@ async def test_a_wrong_password_is_refused_without_showing_it(tmp_path: Path) ->
     content = Account.create().encrypt("right", kdf="pbkdf2", iterations=1000)
     keyfile.write_text(json.dumps(content))
     with pytest.raises(ChainError, match="Cannot unlock") as refused:
-        await LocalSigner.open(keyfile, "wrong one")
+        await KeystoreSigner.open(keyfile, "wrong one")
     assert "wrong one" not in str(refused.value)

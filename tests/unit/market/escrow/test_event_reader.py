@@ -1,4 +1,4 @@
-"""Reading events from nodes that are not as they should be."""
+"""Reading the escrow's events from endpoints that refuse, lag, or change branches."""
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +11,7 @@ from web3.types import RPCEndpoint, RPCResponse
 
 from market.chain import bounded_http
 from market.chain.client import ChainClient
-from market.chain.errors import AnswerTooLarge, ChainError, ChainMoved, Reorganised
+from market.chain.errors import AnswerTooLarge, ChainError, ChainMoved, ChainReorg
 from market.chain.failover_rpc import FailoverProvider
 from market.escrow.event_reader import Block, EscrowEventReader, EventRange
 
@@ -19,7 +19,7 @@ ESCROW = "0x" + "11" * 20
 
 
 class Node(AsyncBaseProvider):
-    """A node of so many blocks that answers for at most ``most`` of them at once."""
+    """An endpoint with ``head`` blocks that answers for at most ``most`` of them at once."""
 
     def __init__(self, head: int, most: int = 10**9) -> None:
         super().__init__()
@@ -53,18 +53,18 @@ class Node(AsyncBaseProvider):
         """Nothing is open."""
 
 
-def source(node: Node, *, confirmations: int = 0) -> EscrowEventReader:
+def reader_of(node: Node, *, confirmations: int = 0) -> EscrowEventReader:
     return EscrowEventReader(
         ChainClient(cast(FailoverProvider, node)), ESCROW, confirmations=confirmations
     )
 
 
-def origin(node: Node) -> Block:
+def genesis(node: Node) -> Block:
     return Block(0, node.hash(0))
 
 
 async def read(node: Node, **values: int) -> EventRange:
-    reading = await source(node, **values).read_after(origin(node))
+    reading = await reader_of(node, **values).read_after(genesis(node))
     assert reading is not None
     return reading
 
@@ -87,7 +87,7 @@ async def test_a_reading_is_no_longer_than_a_range() -> None:
     assert (reading.last, reading.at_head, reading.confirmed.number) == (2000, False, 2000)
 
 
-async def test_what_is_not_deep_enough_is_read_and_does_not_count() -> None:
+async def test_unconfirmed_blocks_are_read_and_do_not_count() -> None:
     node = Node(head=100)
     reading = await read(node, confirmations=15)
     assert (reading.last, reading.confirmed) == (100, Block(85, node.hash(85)))
@@ -95,20 +95,20 @@ async def test_what_is_not_deep_enough_is_read_and_does_not_count() -> None:
     assert shallow.confirmed.number == 0, "nothing new counts"
 
 
-async def test_nothing_new_is_nothing() -> None:
+async def test_without_new_blocks_there_is_no_range() -> None:
     node = Node(head=7)
-    assert await source(node).read_after(Block(7, node.hash(7))) is None
+    assert await reader_of(node).read_after(Block(7, node.hash(7))) is None
 
 
-async def test_a_hash_that_changed_is_a_reorganisation() -> None:
+async def test_a_hash_that_changed_is_a_reorg() -> None:
     node = Node(head=7)
     known = Block(7, node.hash(7))
     node.branch = 2
-    with pytest.raises(Reorganised):
-        await source(node).read_after(known)
+    with pytest.raises(ChainReorg):
+        await reader_of(node).read_after(known)
 
 
-async def test_a_branch_that_changes_between_two_questions_is_noticed() -> None:
+async def test_a_reorg_between_two_requests_is_noticed() -> None:
     node = Node(head=100)
 
     def leave() -> None:
@@ -119,15 +119,15 @@ async def test_a_branch_that_changes_between_two_questions_is_noticed() -> None:
         await read(node)
 
 
-async def test_a_node_that_falls_behind_is_no_reorganisation() -> None:
+async def test_a_node_that_falls_behind_is_no_reorg() -> None:
     node = Node(head=7)
     known = Block(9, node.hash(9))
     with pytest.raises(ChainMoved, match="behind"):
-        await source(node).read_after(known)
+        await reader_of(node).read_after(known)
 
 
 @pytest.fixture
-def talkative() -> Iterator[str]:
+def large_answers() -> Iterator[str]:
     """A server whose answers are longer than a megabyte."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -149,10 +149,10 @@ def talkative() -> Iterator[str]:
     server.server_close()
 
 
-async def test_an_answer_that_is_too_large_is_not_taken_in(
-    talkative: str, monkeypatch: pytest.MonkeyPatch
+async def test_an_answer_that_is_too_large_is_not_read(
+    large_answers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rpc = FailoverProvider([talkative])
+    rpc = FailoverProvider([large_answers])
     assert len((await rpc.make_request(RPCEndpoint("web3_sha3"), []))["result"]) == 2**20
     monkeypatch.setattr(bounded_http, "MAX_ANSWER_BYTES", 2**16)
     with pytest.raises(AnswerTooLarge):

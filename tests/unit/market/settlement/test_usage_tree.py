@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market.settlement import usage_tree
-from market.settlement.usage_tree import Usage, UsageTree
+from market.settlement.usage_tree import UsageLine, UsageTree
 
 UINT256 = 2**256 - 1
 
 addresses = st.binary(min_size=20, max_size=20).map(lambda raw: "0x" + raw.hex())
 lines = st.builds(
-    Usage,
+    UsageLine,
     request_id=st.uuids().map(usage_tree.request_id_of),
     user=addresses,
     provider=addresses,
@@ -24,7 +24,7 @@ lines = st.builds(
 )
 batches = st.lists(lines, min_size=1, max_size=40)
 
-LINE = Usage(
+LINE = UsageLine(
     usage_tree.request_id_of(uuid.UUID(int=7)),
     "0x" + "aa" * 20,
     "0x" + "bb" * 20,
@@ -34,7 +34,7 @@ LINE = Usage(
 
 
 @given(batches)
-def test_every_line_has_a_proof(batch: list[Usage]) -> None:
+def test_every_line_has_a_proof(batch: list[UsageLine]) -> None:
     stored = UsageTree.from_lines(batch).nodes
     tree = UsageTree(stored)
     for line in batch:
@@ -43,11 +43,11 @@ def test_every_line_has_a_proof(batch: list[Usage]) -> None:
 
 @given(batches, lines, st.data())
 def test_no_line_that_is_not_there_has_one(
-    batch: list[Usage], other: Usage, data: st.DataObject
+    batch: list[UsageLine], other: UsageLine, data: st.DataObject
 ) -> None:
     """Neither another line nor one with a single field altered, by any line's proof."""
     line = data.draw(st.sampled_from(batch))
-    field = data.draw(st.sampled_from(Usage._fields))
+    field = data.draw(st.sampled_from(UsageLine._fields))
     altered = line._replace(**{field: getattr(other, field)})
     tree = UsageTree.from_lines(batch)
     proof = tree.proof(line)
@@ -58,7 +58,7 @@ def test_no_line_that_is_not_there_has_one(
 
 
 @given(batches, st.randoms())
-def test_the_order_of_the_lines_does_not_matter(batch: list[Usage], random: Random) -> None:
+def test_the_order_of_the_lines_does_not_matter(batch: list[UsageLine], random: Random) -> None:
     shuffled = list(batch)
     random.shuffle(shuffled)
     assert UsageTree.from_lines(shuffled).nodes == UsageTree.from_lines(batch).nodes

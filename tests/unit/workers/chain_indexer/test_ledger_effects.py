@@ -1,4 +1,4 @@
-"""What a user lets us debit, after what the contract told."""
+"""Spending caps after events of the contract."""
 
 import pytest
 

@@ -28,18 +28,18 @@ WRITTEN = re.compile(r"id: 2\r?\n")
 
 
 @pytest.fixture
-def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_cancel_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody works on these jobs, so there is no end to wait for."""
     monkeypatch.setattr(cancellation, "CANCEL_WAIT", 0.01)
 
 
-async def published_events(gateway: Gateway, job: Job) -> list[object]:
+async def events_of(gateway: Gateway, job: Job) -> list[object]:
     """The events that the job's supervisor reads."""
     _, events = await messaging.read_events(gateway.redis, job.id, token_stream.START, wait=0)
     return list(events)
 
 
-async def cancelled(job: Job) -> bool:
+async def is_cancel_requested(job: Job) -> bool:
     return (await job.row()).cancel_requested
 
 
@@ -64,17 +64,17 @@ async def test_cancelling_charges_for_delivered_tokens_only(gateway: Gateway) ->
     assert await gateway.balance(ledger.available(WALLET)) == Decimal("0.9997")
 
 
-@pytest.mark.usefixtures("no_patience")
-async def test_a_job_that_nobody_took_up_is_marked(gateway: Gateway) -> None:
+@pytest.mark.usefixtures("no_cancel_wait")
+async def test_a_job_without_a_supervisor_is_marked(gateway: Gateway) -> None:
     job = await gateway.submit()
-    assert not await cancelled(job)
+    assert not await is_cancel_requested(job)
     answer = await gateway.client.delete(job.url)
     assert (answer.status_code, answer.json()["status"]) == (200, "pending")
-    assert await cancelled(job)
-    assert await published_events(gateway, job) == [Cancel(job.id, 0)]
+    assert await is_cancel_requested(job)
+    assert await events_of(gateway, job) == [Cancel(job.id, 0)]
 
 
-@pytest.mark.usefixtures("no_patience")
+@pytest.mark.usefixtures("no_cancel_wait")
 async def test_a_job_is_marked_although_redis_does_not_answer(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +86,7 @@ async def test_a_job_is_marked_although_redis_does_not_answer(
     job = await gateway.submit()
     monkeypatch.setattr(messaging, "publish_event", fail)
     assert (await gateway.client.delete(job.url)).status_code == 200
-    assert await cancelled(job)
+    assert await is_cancel_requested(job)
 
 
 async def test_cancelling_an_ended_job_changes_nothing(gateway: Gateway) -> None:
@@ -97,24 +97,24 @@ async def test_cancelling_an_ended_job_changes_nothing(gateway: Gateway) -> None
     answer = await gateway.client.delete(job.url)
     assert (answer.status_code, answer.json()) == (200, before)
     assert await gateway.books() == books
-    assert not await cancelled(job)
-    assert await published_events(gateway, job) == []
+    assert not await is_cancel_requested(job)
+    assert await events_of(gateway, job) == []
 
 
-@pytest.mark.usefixtures("no_patience")
-async def test_cancelling_twice_is_cancelling_once(gateway: Gateway) -> None:
+@pytest.mark.usefixtures("no_cancel_wait")
+async def test_cancelling_twice_has_no_further_effect(gateway: Gateway) -> None:
     job = await gateway.submit()
     answers = [await gateway.client.delete(job.url) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 200]
-    assert await cancelled(job)
+    assert await is_cancel_requested(job)
 
 
 async def test_another_users_job_cannot_be_cancelled(gateway: Gateway) -> None:
     job = await gateway.submit()
     answer = await gateway.client.delete(job.url, headers=gateway.login(OTHER_WALLET))
     problem(answer, 404, "job_not_found")
-    assert not await cancelled(job)
-    assert await published_events(gateway, job) == []
+    assert not await is_cancel_requested(job)
+    assert await events_of(gateway, job) == []
 
 
 async def hang_up_on_stream(client: httpx.AsyncClient, gateway: Gateway) -> Job:
@@ -153,7 +153,7 @@ async def test_hanging_up_cancels(gateway: Gateway, hang_up: object) -> None:
         job = await hang_up(served.client, gateway)
 
         async def look() -> bool:
-            return await cancelled(job) and await published_events(gateway, job) == [
+            return await is_cancel_requested(job) and await events_of(gateway, job) == [
                 Cancel(job.id, (await job.row()).epoch)
             ]
 
@@ -168,7 +168,7 @@ async def test_hanging_up_on_an_asynchronous_job_does_not_cancel_it(gateway: Gat
             assert (await anext(answer.aiter_lines())) == "id: 1"
         await served.idle()
         await gateway.services.finish_background()
-    assert not await cancelled(job)
+    assert not await is_cancel_requested(job)
     await job.complete()
     assert (await job.poll())["text"] == "ab"
 
@@ -193,7 +193,7 @@ async def test_a_replica_that_stops_cancels_nothing(gateway: Gateway) -> None:
         await reading_on
         await served.idle()
     await gateway.services.finish_background()
-    assert not await cancelled(job)
+    assert not await is_cancel_requested(job)
 
 
 async def test_the_end_of_a_stream_is_no_hanging_up(gateway: Gateway) -> None:
@@ -205,5 +205,5 @@ async def test_the_end_of_a_stream_is_no_hanging_up(gateway: Gateway) -> None:
         assert (await asking).status_code == 200
         await served.idle()
     await gateway.services.finish_background()
-    assert not await cancelled(job)
-    assert await published_events(gateway, job) == []
+    assert not await is_cancel_requested(job)
+    assert await events_of(gateway, job) == []

@@ -56,7 +56,7 @@ async def decrypted(gateway: Gateway, job: Job) -> tuple[str, list[str]]:
     """Prompt and stop texts, as a worker opens them."""
     row = await job.row()
     assert row.request_cipher is not None
-    opened = gateway.services.vault.open(job.id, row.request_cipher)
+    opened = gateway.services.vault.decrypt(job.id, row.request_cipher)
     assert len(opened.token_ids) == row.prompt_tokens
     tokenizer = gateway.services.catalog.get(MODEL_ID).tokenizer
     return tokenizer.decode(opened.token_ids), opened.stop

@@ -33,7 +33,7 @@ TEXT = "".join(TOKENS)
 @pytest.fixture(autouse=True)
 def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers look more often whether a silent job has ended."""
-    monkeypatch.setattr(token_reader, "POLL", 0.05)
+    monkeypatch.setattr(token_reader, "POLL_SECONDS", 0.05)
 
 
 async def finished(gateway: Gateway) -> Job:

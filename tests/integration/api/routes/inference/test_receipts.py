@@ -19,7 +19,7 @@ from market.money import to_units
 from market.receipts import statements
 from market.resources import Resources
 from market.settlement import usage_tree
-from market.settlement.usage_tree import Usage
+from market.settlement.usage_tree import UsageLine
 from tests.conftest import MODEL_ID, Chain
 from tests.support.chain.settled_money import PROVIDERS, SIGNER, rich_user, served
 from tests.support.gateway.api import OTHER_WALLET, PROVIDER_WALLET, Gateway, open_gateway, problem
@@ -35,7 +35,7 @@ async def receipt_of(gateway: Gateway, request_id: str, wallet: str | None = Non
     return answer.json()
 
 
-async def table(gateway: Gateway, url: str, wallet: str | None = None) -> list[dict[str, str]]:
+async def statement(gateway: Gateway, url: str, wallet: str | None = None) -> list[dict[str, str]]:
     headers = {} if wallet is None else gateway.login(wallet)
     answer = await gateway.client.get(url, headers=headers)
     assert answer.status_code == 200, answer.text
@@ -141,10 +141,10 @@ async def test_the_contract_agrees_with_a_receipt(
         fields += [Web3.to_checksum_address(line[field]) for field in ("user", "provider")]
         proof = [HexBytes(node) for node in line["proof"]]
         for amount, agrees in ((int(line["amount"]), True), (int(line["amount"]) + 1, False)):
-            told = (*fields, line["tokens"], amount)
-            verify = contract.functions.verifyUsage(HexBytes(batch["batch_id"]), told, proof)
+            line_fields = (*fields, line["tokens"], amount)
+            verify = contract.functions.verifyUsage(HexBytes(batch["batch_id"]), line_fields, proof)
             assert verify.call() is agrees
-        ours = Usage(
+        ours = UsageLine(
             bytes(fields[0]), line["user"], line["provider"], line["tokens"], int(line["amount"])
         )
         assert usage_tree.verify_proof(HexBytes(batch["usage_root"]), ours, proof)
@@ -158,7 +158,7 @@ async def test_a_provider_gets_the_proof_of_his_lines(
     assert [line["provider"] for line in receipt["batch"]["lines"]] == [PROVIDERS[1]]
     [row] = [
         row
-        for row in await table(settled, EARNINGS, PROVIDERS[1])
+        for row in await statement(settled, EARNINGS, PROVIDERS[1])
         if row["request_id"] == job.request_id
     ]
     assert row["payment"] == "settled"
@@ -194,7 +194,7 @@ async def test_lines_that_were_altered_are_not_shown_as_proven(
     problem(answer, 500, "usage_unproven")
 
 
-async def test_usage_is_told_page_by_page(
+async def test_a_users_statement_is_read_page_by_page(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statements, "PAGE", 2)
@@ -207,26 +207,26 @@ async def test_usage_is_told_page_by_page(
     failed = await gateway.submit()
     await failed.fail()
     await gateway.submit()  # still runs
-    rows = await table(gateway, USAGE)
-    assert tuple(rows[0]) == statements.USAGE
+    rows = await statement(gateway, USAGE)
+    assert tuple(rows[0]) == statements.USER_COLUMNS
     assert [row["request_id"] for row in rows] == [*ended, failed.id]
     assert [row["tokens"] for row in rows] == ["0", "1", "2", "3", "4", "0"]
     assert rows[3]["cost_far"] == "0.0003"
     assert rows[3]["platform_fee_far"] == "0.000015"
     assert [row["payment"] for row in rows] == ["free", *["captured"] * 4, "free"]
     assert rows[5]["status"] == "failed"
-    assert await table(gateway, USAGE, OTHER_WALLET) == []
+    assert await statement(gateway, USAGE, OTHER_WALLET) == []
 
 
-async def test_earnings_are_told_page_by_page(
+async def test_a_providers_statement_is_read_page_by_page(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statements, "PAGE", 2)
     job = await gateway.submit()
     await job.write("one", " two")
     await job.complete()
-    rows = await table(gateway, EARNINGS, PROVIDER_WALLET)
-    assert tuple(rows[0]) == statements.EARNINGS
+    rows = await statement(gateway, EARNINGS, PROVIDER_WALLET)
+    assert tuple(rows[0]) == statements.PROVIDER_COLUMNS
     assert [(row["first_layer"], row["last_layer"]) for row in rows] == [
         ("0", "1"),
         ("2", "3"),
@@ -235,17 +235,17 @@ async def test_earnings_are_told_page_by_page(
     assert sum(Decimal(row["payment_far"]) for row in rows) == Decimal("0.00019")
     assert {row["payment"] for row in rows} == {"captured"}
     assert {row["model_id"] for row in rows} == {MODEL_ID}
-    assert await table(gateway, EARNINGS) == []
+    assert await statement(gateway, EARNINGS) == []
 
 
 async def test_a_span_of_time_is_kept_to(gateway: Gateway) -> None:
     job = await gateway.submit()
     await job.write("one")
     await job.complete()
-    assert len(await table(gateway, f"{USAGE}?from=2020-01-01&to=2999-01-01")) == 1
-    assert await table(gateway, f"{USAGE}?to=2020-01-01T00:00:00Z") == []
-    assert await table(gateway, f"{USAGE}?from=2999-01-01") == []
-    assert len(await table(gateway, f"{USAGE}?from=2020-01-01T00:00:00%2B02:00")) == 1
+    assert len(await statement(gateway, f"{USAGE}?from=2020-01-01&to=2999-01-01")) == 1
+    assert await statement(gateway, f"{USAGE}?to=2020-01-01T00:00:00Z") == []
+    assert await statement(gateway, f"{USAGE}?from=2999-01-01") == []
+    assert len(await statement(gateway, f"{USAGE}?from=2020-01-01T00:00:00%2B02:00")) == 1
 
 
 @pytest.mark.parametrize(
@@ -257,22 +257,22 @@ async def test_a_span_of_time_is_kept_to(gateway: Gateway) -> None:
         ("from=yesterday", "from_wrong_type"),
     ],
 )
-async def test_a_span_that_is_none_is_refused(gateway: Gateway, query: str, code: str) -> None:
+async def test_an_invalid_span_of_time_is_refused(gateway: Gateway, query: str, code: str) -> None:
     for url in (USAGE, EARNINGS):
         problem(await gateway.client.get(f"{url}?{query}"), 422, code)
 
 
-async def test_a_table_needs_a_login(gateway: Gateway) -> None:
+async def test_a_statement_needs_a_login(gateway: Gateway) -> None:
     for url in (USAGE, EARNINGS):
         answer = await gateway.client.get(url, headers={"Authorization": ""})
         problem(answer, 401, "token_missing")
 
 
-async def test_no_text_is_a_formula(gateway: Gateway) -> None:
+async def test_no_text_of_a_statement_is_a_formula(gateway: Gateway) -> None:
     job = await gateway.submit()
     await job.write("one")
     await job.complete()
     async with gateway.sessions.begin() as db:
         await db.execute(update(Job).values(model_id='=HYPERLINK("http://x","y")'))
-    [row] = await table(gateway, USAGE)
+    [row] = await statement(gateway, USAGE)
     assert row["model_id"] == '\'=HYPERLINK("http://x","y")'

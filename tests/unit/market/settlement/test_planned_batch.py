@@ -1,9 +1,9 @@
-"""A batch as it is drafted, stored, and read back."""
+"""A batch as it is planned, stored, and read back."""
 
 from decimal import Decimal
 
-from market.escrow.settle_call import Batch, BatchTotals
-from market.settlement.batch_draft import draft_keepalive_batch, stored_batch
+from market.escrow.settle_call import BatchTotals, SettlementBatch
+from market.settlement.planned_batch import plan_keepalive_batch, stored_batch
 from market.settlement.tables import Settlement
 
 CONTRACT, RECIPIENT, USER = ("0x" + digit * 40 for digit in "abc")
@@ -18,7 +18,7 @@ def test_a_stored_batch_is_what_the_contract_takes() -> None:
         usage_root="0x" + "22" * 32,
     )
     batch = stored_batch(row)
-    assert batch == Batch(
+    assert batch == SettlementBatch(
         id=row.id,
         debits={USER: 10**18 + 1},
         credits={RECIPIENT: 10**18},
@@ -30,7 +30,7 @@ def test_a_stored_batch_is_what_the_contract_takes() -> None:
 
 def test_each_keepalive_batch_has_an_id_of_its_own() -> None:
     first, again, later = (
-        draft_keepalive_batch(seconds, chain_id=1, contract=CONTRACT, fee_recipient=RECIPIENT)
+        plan_keepalive_batch(seconds, chain_id=1, contract=CONTRACT, fee_recipient=RECIPIENT)
         for seconds in (100, 100, 101)
     )
     assert first.content == again.content

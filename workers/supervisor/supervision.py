@@ -1,4 +1,4 @@
-"""What one supervision knows of its generation: job, epoch, route, events, tokens, time left."""
+"""The state of one supervision: job, lease, epoch, route, events, tokens, time left."""
 
 import datetime as dt
 import math
@@ -16,7 +16,7 @@ from workers.supervisor.lease import Lease
 from workers.supervisor.route_finder import Hop, RouteFinder
 
 
-class Session:
+class Supervision:
     """The state of one supervision, which a successor rebuilds from Postgres and Redis.
 
     ``epoch``: the newest that was claimed. ``route``: the hops that serve the generation, none
@@ -28,7 +28,7 @@ class Session:
         job = lease.job
         self.resources = resources
         self.redis = resources.redis
-        self.limits = resources.settings.generation
+        self.generation_settings = resources.settings.generation
         self.lease = lease
         self.job = job
         self.id = job.request_id
@@ -107,7 +107,7 @@ class Session:
 
     def live_ttl(self) -> int:
         """Seconds for which the live record and the streams of a running generation are kept."""
-        return self.seconds_left() + self.limits.stream_ttl
+        return self.seconds_left() + self.generation_settings.stream_ttl
 
     async def tokens(self) -> list[TokenEntry]:
         """All tokens that readers have."""

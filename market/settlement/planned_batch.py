@@ -1,37 +1,37 @@
-"""Generations netted into one batch. Pure: nothing is read or written."""
+"""Plans a settlement batch: generations netted by wallet. Pure: nothing is read or written."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from market.escrow.settle_call import Batch
+from market.escrow.settle_call import SettlementBatch
 from market.jobs.tables import Job
 from market.money import ZERO, to_units
 from market.settlement.errors import SettlementMismatch
 from market.settlement.tables import Settlement
 from market.settlement.usage_lines import Contributions, usage_lines
-from market.settlement.usage_tree import Usage, UsageTree
+from market.settlement.usage_tree import UsageLine, UsageTree
 
 
 @dataclass(frozen=True, slots=True)
-class BatchDraft:
+class PlannedBatch:
     """A batch that is not in the database yet, and what it was made from."""
 
     jobs: Sequence[Job]
     usage: UsageTree
     fee_recipient: str
-    content: Batch
+    content: SettlementBatch
 
 
-def draft_batch(
+def plan_batch(
     jobs: Sequence[Job],
     contributions: Contributions,
     *,
     chain_id: int,
     contract: str,
     fee_recipient: str,
-) -> BatchDraft:
+) -> PlannedBatch:
     """Net generations into one batch, whose id is the hash of its content.
 
     Raises:
@@ -59,23 +59,23 @@ def draft_batch(
             )
     usage = UsageTree.from_lines(usage_lines(jobs, contributions, fee_recipient))
     content = _content_addressed(chain_id, contract, debits, credits, fees, usage)
-    return BatchDraft(jobs=jobs, usage=usage, fee_recipient=fee_recipient, content=content)
+    return PlannedBatch(jobs=jobs, usage=usage, fee_recipient=fee_recipient, content=content)
 
 
-def draft_keepalive_batch(
+def plan_keepalive_batch(
     last_settled_at: int, *, chain_id: int, contract: str, fee_recipient: str
-) -> BatchDraft:
+) -> PlannedBatch:
     """A batch that pays nobody. Its one line names the time, in Unix seconds, at which the batch
     before it was settled, so that no two such batches have the same id."""
-    line = Usage(last_settled_at.to_bytes(32, "big"), fee_recipient, fee_recipient, 0, 0)
+    line = UsageLine(last_settled_at.to_bytes(32, "big"), fee_recipient, fee_recipient, 0, 0)
     usage = UsageTree.from_lines([line])
     content = _content_addressed(chain_id, contract, {}, {}, 0, usage)
-    return BatchDraft(jobs=(), usage=usage, fee_recipient=fee_recipient, content=content)
+    return PlannedBatch(jobs=(), usage=usage, fee_recipient=fee_recipient, content=content)
 
 
-def stored_batch(row: Settlement) -> Batch:
+def stored_batch(row: Settlement) -> SettlementBatch:
     """The batch of a row of the database."""
-    return Batch(
+    return SettlementBatch(
         id=row.id,
         debits={wallet: int(units) for wallet, units in row.debits.items()},
         credits={wallet: int(units) for wallet, units in row.credits.items()},
@@ -91,7 +91,7 @@ def _content_addressed(
     credits: Mapping[str, int],
     fee: int,
     usage: UsageTree,
-) -> Batch:
+) -> SettlementBatch:
     """A batch whose id is the hash of its content."""
     root = "0x" + usage.root.hex()
     content = {
@@ -103,7 +103,9 @@ def _content_addressed(
         "usageRoot": root,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return Batch(id=f"0x{digest}", debits=debits, credits=credits, fee=fee, usage_root=root)
+    return SettlementBatch(
+        id=f"0x{digest}", debits=debits, credits=credits, fee=fee, usage_root=root
+    )
 
 
 def within_line_limit(

@@ -1,4 +1,4 @@
-"""The steps of a settlement, by name. All writes, and all requests to the chain, are in one."""
+"""The phases of a settlement, by name. All writes, and all requests to the chain, are in one."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from enum import Enum, StrEnum, auto
 from market import metrics
 
 
-class Step(StrEnum):
+class SettlementPhase(StrEnum):
     """Where a run may be; a test kills it in each of them, around every commit and question.
 
     Values are the label ``step`` of the metric ``far_settlement_step_seconds``.
@@ -28,8 +28,8 @@ class Step(StrEnum):
     PAUSE = "pause"
 
 
-class StepResult(Enum):
-    """What a step has done for its batch, and so when the next step is due."""
+class PhaseResult(Enum):
+    """What a phase has done for its batch, and so when the next phase is due."""
 
     ADVANCED = auto()
     """The batch has another state: at once."""
@@ -41,16 +41,16 @@ class StepResult(Enum):
     """The batch is final and posted: at once."""
 
 
-current_step: ContextVar[Step | None] = ContextVar("settlement_step", default=None)
+current_phase: ContextVar[SettlementPhase | None] = ContextVar("settlement_phase", default=None)
 
 
 @contextmanager
-def step(name: Step) -> Iterator[None]:
-    """Names what happens inside, and measures how long it takes."""
-    token = current_step.set(name)
+def phase(name: SettlementPhase) -> Iterator[None]:
+    """Name the phase of what happens inside, and measure how long it takes."""
+    token = current_phase.set(name)
     began = time.monotonic()
     try:
         yield
     finally:
-        current_step.reset(token)
+        current_phase.reset(token)
         metrics.settlement_step.labels(name).observe(time.monotonic() - began)
