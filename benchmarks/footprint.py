@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mesh.model.config import named
-from mesh.model.memory_footprint import QUANTIZATIONS, Footprint, footprint, layer_products
+from mesh.model.config import normalize
+from mesh.model.memory_footprint import QUANTIZATIONS, Footprint, footprint, linear_shapes
 
 GB = 10**9
 DEVICES = (8, 12, 16, 24, 80)
@@ -116,9 +116,9 @@ def fits(takes: Footprint, layers: int, room: int, positions: int) -> str:
 
 def working_bytes(config: Mapping[str, Any], quantization: str) -> int:
     """What one forward takes beside weights and KV."""
-    products = layer_products(named(config))
-    rows = ROWS * sum(outputs for outputs, _ in products)
-    unpacked = max(outputs * inputs for outputs, inputs in products)
+    shapes = linear_shapes(normalize(config))
+    rows = ROWS * sum(outputs for outputs, _ in shapes)
+    unpacked = max(outputs * inputs for outputs, inputs in shapes)
     return (rows + (unpacked if quantization != "none" else 0)) * NUMBER
 
 

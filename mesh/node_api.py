@@ -10,6 +10,9 @@ NONCE_PATH = "/api/auth/nonce"
 REGISTRATION_PATH = "/api/nodes/register-distributed"
 HEARTBEAT_PATH = "/api/nodes/heartbeat"
 
+Span = tuple[int, int]
+"""Consecutive layers of a model: the first, and the one behind the last."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRegistration:
@@ -81,7 +84,7 @@ class RegistrationReply:
     dht: DhtAccess | None = None
 
     @property
-    def span(self) -> tuple[int, int]:
+    def span(self) -> Span:
         """Start and end (not included)."""
         return self.layers_served[0], self.layers_served[-1] + 1
 
@@ -107,8 +110,8 @@ class Heartbeat:
     load_bytes_per_second: float = 0.0
     gpu_utilization_percent: float = 0.0
     vram_used_gb: float = 0.0
-    serves: Sequence[tuple[int, int]] = ()
-    cannot_serve: tuple[int, int] | None = None
+    serves: Sequence[Span] = ()
+    cannot_serve: Span | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +124,7 @@ class HeartbeatReply:
     end_layer: int | None = None
 
     @property
-    def span(self) -> tuple[int, int] | None:
+    def span(self) -> Span | None:
         """Start and end (not included)."""
         if self.start_layer is None or self.end_layer is None:
             return None

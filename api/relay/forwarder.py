@@ -20,7 +20,7 @@ from mesh.errors import WireError
 from mesh.relay import MAX_ITEMS, OutgoingMessage, Push, PushAck, Refusal
 from mesh.route_record import RouteRecord
 from mesh.token_stream import APPEND_TOKEN
-from mesh.wire import Message, Ready, Refused, Step, Steps, Token
+from mesh.wire import GenerationRefused, Message, PrefixCached, Step, Steps, Token
 
 MAX_EVENTS = 1000
 """Of a generation, kept at a time, or a few more: a supervisor reads them as they come, and nodes
@@ -77,7 +77,7 @@ class Forwarding:
                 plan.refused.append(Refusal("", 0, "wire_error"))
             elif isinstance(message, Steps):
                 _plan_steps(node_id, sent, message, routes, plan)
-            elif isinstance(message, Ready | Event):
+            elif isinstance(message, PrefixCached | Event):
                 _plan_note(node_id, sent, message, routes, plan)
             else:
                 plan.refused.append(Refusal("", 0, "not_allowed"))
@@ -171,18 +171,18 @@ def _step_code(node_id: str, to: str, step: Step, width: int, routes: Routes) ->
 
 
 def _plan_note(
-    node_id: str, sent: OutgoingMessage, message: Ready | Event, routes: Routes, plan: _Plan
+    node_id: str, sent: OutgoingMessage, message: PrefixCached | Event, routes: Routes, plan: _Plan
 ) -> None:
     route = routes.get((message.request_id, message.epoch))
     if route is None:
         code: str | None = EPOCH_OVER
-    elif isinstance(message, Ready):
+    elif isinstance(message, PrefixCached):
         code = message_rules.check_ready(node_id, sent.to, message, route)
     else:
         code = message_rules.check_event(node_id, message, route) if not sent.to else MALFORMED
     if code is not None:
         plan.refused.append(Refusal(message.request_id, message.epoch, code))
-    elif isinstance(message, Ready):
+    elif isinstance(message, PrefixCached):
         _add_to_inbox(sent, plan)
     elif isinstance(message, Token):
         late = Refusal(message.request_id, message.epoch, EPOCH_OVER)
@@ -205,7 +205,7 @@ def _complaints(node_id: str, refused: list[Refusal], routes: Routes) -> list[Co
     }
     commands: list[Command] = []
     for (request_id, epoch), code in blamed.items():
-        entry = wire.encode(Refused(request_id, epoch, node_id, code))
+        entry = wire.encode(GenerationRefused(request_id, epoch, node_id, code))
         commands += _add_event(request_id, entry[wire.HEADER])
     return commands
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.route_record import RouteRecord
-from mesh.wire import Ended, Pong, Ready, Refused, Step, Steps, Token
-from mesh.wire.refusal_codes import ITS_OWN
+from mesh.wire import Ended, GenerationRefused, Pong, PrefixCached, Step, Steps, Token
+from mesh.wire.refusal_codes import SELF_INFLICTED
 
 EPOCH_OVER = "epoch_over"
 """The generation has ended or goes on with another epoch: nobody's fault."""
@@ -32,7 +32,7 @@ REASONS = ("stop", "length")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
-Event = Token | Ended | Refused | Pong
+Event = Token | Ended | GenerationRefused | Pong
 """What goes to readers and supervisors: at most one a message."""
 
 
@@ -67,7 +67,7 @@ def check_step(node_id: str, to: str, step: Step, width: int, route: RouteRecord
     return next((code for code, broken in rules.items() if broken), None)
 
 
-def check_ready(node_id: str, to: str, message: Ready, route: RouteRecord) -> str | None:
+def check_ready(node_id: str, to: str, message: PrefixCached, route: RouteRecord) -> str | None:
     """The same for the news that a prompt's beginning is in a node's cache."""
     stage = route.stage_of(node_id)
     if stage is None:
@@ -106,10 +106,12 @@ def _ended(node_id: str, stage: int, message: Ended, route: RouteRecord) -> str 
     return None if 0 <= message.count <= route.capacity else "out_of_capacity"
 
 
-def _refused(node_id: str, stage: int, message: Refused, route: RouteRecord) -> str | None:
+def _refused(
+    node_id: str, stage: int, message: GenerationRefused, route: RouteRecord
+) -> str | None:
     # A node may blame itself, or, for steps that cannot be right, who sends them.
     if message.node_id != node_id and (
-        message.node_id != route.previous_node(stage) or message.code in ITS_OWN
+        message.node_id != route.previous_node(stage) or message.code in SELF_INFLICTED
     ):
         return "wrong_node"
     return "too_long" if len(message.code) > MAX_CODE else None
@@ -124,6 +126,6 @@ def _pong(node_id: str, stage: int, message: Pong, route: RouteRecord) -> str | 
 _EVENT_RULES: dict[type, Callable[[str, int, Any, RouteRecord], str | None]] = {
     Token: _token,
     Ended: _ended,
-    Refused: _refused,
+    GenerationRefused: _refused,
     Pong: _pong,
 }

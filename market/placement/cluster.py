@@ -17,7 +17,7 @@ ASSUMED_SPEED = 1.0
 ASSUMED_LOAD_SPEED = 125e6
 """Bytes a second of a node that has not measured it: a gigabit."""
 
-CPU_NUMBER, GPU_NUMBER = 4, 2
+CPU_DTYPE_BYTES, GPU_DTYPE_BYTES = 4, 2
 """Bytes of a number on a node without and with a GPU, as nodes choose by themselves."""
 
 
@@ -140,4 +140,4 @@ def _candidate(
 
 
 def _takes(model: Model, quantization: str, vram_gb: int) -> Footprint:
-    return model.takes(quantization, number_bytes=GPU_NUMBER if vram_gb else CPU_NUMBER)
+    return model.takes(quantization, dtype_bytes=GPU_DTYPE_BYTES if vram_gb else CPU_DTYPE_BYTES)

@@ -44,8 +44,8 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class RoutePosition:
-    """Where a node stands on a generation's route.
+class StageAssignment:
+    """Which stage of a generation's route a node serves, and between which neighbours.
 
     ``capacity`` is in positions, ``expires_in`` in seconds. ``next_node`` is the next hop, from
     the last stage the edge; ``previous_node`` sends the steps, and is to blame for bad ones.
@@ -82,14 +82,14 @@ class Resume:
 class Open:
     """Supervisor to node: reserve KV room and expect steps of this generation.
 
-    A repeated or older epoch is ignored. ``prefix`` names the prompt's beginnings, ever longer,
-    by hashes that tell nothing of it (:mod:`mesh.prefix_hashes`): a node that has computed one may
-    begin after it, and tells the edge so with :class:`Ready`.
+    A repeated or older epoch is ignored. ``prefix``: hashes of the prompt's prefixes, ever longer,
+    which tell nothing of it (:mod:`mesh.prefix_hashes`): a node that has computed one may begin
+    after it, and tells the edge so with :class:`PrefixCached`.
     """
 
     request_id: str
     epoch: int
-    place: RoutePosition
+    stage_assignment: StageAssignment
     resume: Resume
     prefix: list[bytes]
 
@@ -101,15 +101,15 @@ class OpenEdge:
 
     request_id: str
     epoch: int
-    place: RoutePosition
+    stage_assignment: StageAssignment
     resume: Resume
     prefix: list[bytes]
     prompt: Prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """Node to edge: of the prompt's beginnings, ``positions`` are in its cache already."""
+class PrefixCached:
+    """Node to edge: its cache already holds the prompt's first ``positions`` positions."""
 
     request_id: str
     epoch: int
@@ -126,9 +126,9 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
-class Halt:
-    """Transport to its node: a token was refused, since the epoch is over. Work no more at it;
-    the next epoch, or the end, is on its way."""
+class StopEpoch:
+    """Transport to its own node: a token was refused, since the epoch is over. The node stops work
+    on that epoch; the next one, or the end, is on its way."""
 
     request_id: str
     epoch: int
@@ -197,7 +197,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class GenerationRefused:
     """Node to supervisor: this generation cannot go on here (``kv_full``, ``gap``, ``moved``, ...).
     ``node_id`` is the node to blame: the sender of a bad step, else the one that refuses."""
 
@@ -209,7 +209,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Node to supervisor: alive, and so many ``positions`` of the generation are computed here."""
+    """Node to supervisor: alive, with ``positions`` of the generation computed here."""
 
     request_id: str
     epoch: int
@@ -226,7 +226,17 @@ class Cancel:
 
 
 ControlMessage = (
-    Open | OpenEdge | Ready | Close | Halt | Ping | Token | Ended | Refused | Pong | Cancel
+    Open
+    | OpenEdge
+    | PrefixCached
+    | Close
+    | StopEpoch
+    | Ping
+    | Token
+    | Ended
+    | GenerationRefused
+    | Pong
+    | Cancel
 )
 """What is said of one generation: it has a ``request_id`` and an ``epoch``."""
 

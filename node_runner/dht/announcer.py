@@ -8,7 +8,7 @@ import structlog
 
 from mesh.dht.records import Announcement
 from mesh.dht.signing_keys import SigningKey
-from mesh.node_api import Heartbeat
+from mesh.node_api import Heartbeat, Span
 from node_runner import metrics
 from node_runner.dht.peer_client import DhtEndpoint, DhtUnavailable, PeerClient
 
@@ -42,7 +42,7 @@ class Announcer:
         self,
         endpoint: DhtEndpoint,
         credential: NodeCredential,
-        span: tuple[int, int],
+        span: Span,
         *,
         interval: float = INTERVAL,
     ) -> None:

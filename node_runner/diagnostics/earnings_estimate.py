@@ -10,7 +10,7 @@ import torch
 
 from mesh.errors import MeshError
 from mesh.model.compute_cost import edge_units
-from mesh.model.config import named
+from mesh.model.config import normalize
 from mesh.model.memory_footprint import footprint
 from node_runner.diagnostics import speed_test
 from node_runner.machine import devices
@@ -86,7 +86,7 @@ def _decode(
 
 def layers_that_fit(config: Mapping[str, Any], memory: int) -> dict[str, int]:
     """Layers within ``memory`` bytes, by quantization; at most all."""
-    layers: int = named(config)["num_hidden_layers"]
+    layers: int = normalize(config)["num_hidden_layers"]
     found = {}
     for quantization in ("none", "int8", "nf4"):
         try:
@@ -102,6 +102,6 @@ def per_hour(config: Mapping[str, Any], price: Decimal, layers_per_second: float
 
     A token is paid by layers, so it does not matter how many of them the device holds.
     """
-    settings = named(config)
+    settings = normalize(config)
     shares = Decimal(settings["num_hidden_layers"]) + Decimal(edge_units(settings)) / 1000
     return price * Decimal(layers_per_second) * HOUR / shares

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
-from mesh.model.config import named
+from mesh.model.config import normalize
 from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVBlockPool
 from node_runner.engine.attention.ragged_batch import RaggedBatch
@@ -54,7 +54,7 @@ class Speed:
 @contextmanager
 def random_checkpoint(config: Mapping[str, Any], layers: int) -> Iterator[Path]:
     """A folder with so many layers of random weights in a model's shape."""
-    settings = named(config) | {"num_hidden_layers": layers, "vocab_size": 8}
+    settings = normalize(config) | {"num_hidden_layers": layers, "vocab_size": 8}
     settings |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if isinstance(settings.get("layer_types"), list):
         settings["layer_types"] = settings["layer_types"][:layers]

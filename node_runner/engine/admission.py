@@ -2,7 +2,7 @@
 
 import time
 
-from mesh.wire import Ended, Open, OpenEdge, Ready
+from mesh.wire import Ended, Open, OpenEdge, PrefixCached
 from node_runner.engine.attention.kv_cache import KVCache
 from node_runner.engine.attention.prefix_cache import PrefixCache
 from node_runner.engine.edge import Edge
@@ -46,10 +46,13 @@ class Admission:
         if isinstance(message, OpenEdge):
             self._begin(generation, message, outputs)
         elif message.prefix:
-            ready = Ready(
-                message.request_id, message.epoch, message.place.stage, generation.cache.length
+            ready = PrefixCached(
+                message.request_id,
+                message.epoch,
+                message.stage_assignment.stage,
+                generation.cache.length,
             )
-            outputs.add(NodeMessage(message.place.edge_node, ready))
+            outputs.add(NodeMessage(message.stage_assignment.edge_node, ready))
         if message.resume.keep and message.resume.replay:
             self._replay(generation, outputs)
 
@@ -67,12 +70,12 @@ class Admission:
             self._generations.close(known)
         if self._generations.full:
             return None
-        cache = self._prefix_cache.reserve(message.place.capacity, message.prefix)
+        cache = self._prefix_cache.reserve(message.stage_assignment.capacity, message.prefix)
         return None if cache is None else _generation(message, cache, ReplayBuffer())
 
     def _begin(self, generation: Generation, message: OpenEdge, outputs: OutputBatcher) -> None:
         """At the edge: the prompt is there to be fed, once all nodes are ready."""
-        stages = range(1, message.place.stages) if message.prefix else ()
+        stages = range(1, message.stage_assignment.stages) if message.prefix else ()
         decoding = self._edge.open(message.request_id, message.prompt, not_ready=set(stages))
         decoding.fed = min(generation.cache.length, len(decoding.tokens) - 1)
         generation.decoding = decoding
@@ -102,11 +105,11 @@ def _generation(
     return Generation(
         request_id=message.request_id,
         epoch=message.epoch,
-        route_position=message.place,
+        route_position=message.stage_assignment,
         resume=message.resume,
         prefix=message.prefix,
         cache=cache,
-        expires_at=time.monotonic() + message.place.expires_in,
+        expires_at=time.monotonic() + message.stage_assignment.expires_in,
         decoding=None,
         replay_buffer=replay_buffer,
     )

@@ -59,7 +59,7 @@ class Generation:
 
     request_id: str
     epoch: int
-    route_position: wire.RoutePosition
+    route_position: wire.StageAssignment
     resume: wire.Resume
     prefix: list[bytes]
     """Hashes of the prompt's beginnings (:mod:`mesh.prefix_hashes`)."""

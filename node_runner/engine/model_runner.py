@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mesh.wire import Refused
+from mesh.wire import GenerationRefused
 from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.device.tensors import concatenated, is_finite
@@ -20,7 +20,7 @@ class ModelOutput:
     refusals of generations whose inputs or outputs were not finite."""
 
     items: list[tuple[WorkItem, torch.Tensor]] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[GenerationRefused] = field(default_factory=list)
 
 
 class ModelRunner:
@@ -71,7 +71,9 @@ class ModelRunner:
             )
         return concatenated([item.hidden for item in batch if item.hidden is not None])
 
-    def _finite(self, batch: Sequence[WorkItem], refused: list[Refused]) -> list[WorkItem]:
+    def _finite(
+        self, batch: Sequence[WorkItem], refused: list[GenerationRefused]
+    ) -> list[WorkItem]:
         """The items whose inputs are finite; senders of the others are refused."""
         kept = []
         for item in batch:
@@ -81,7 +83,7 @@ class ModelRunner:
                 refused.append(refuse_sender(item.generation, "not_finite"))
         return kept
 
-    def _refuse_output(self, item: WorkItem) -> Refused:
+    def _refuse_output(self, item: WorkItem) -> GenerationRefused:
         generation = item.generation
         generation.over = True
         generation.cache.pool.zero(generation.cache)

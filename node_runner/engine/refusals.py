@@ -1,15 +1,15 @@
 """Why a generation cannot go on at this node, and which node is to blame."""
 
-from mesh.wire import Open, OpenEdge, Refused
+from mesh.wire import GenerationRefused, Open, OpenEdge
 from node_runner.engine.generation import Generation, WorkItem
 
 
-def refuse(what: Open | OpenEdge | Generation, code: str, *, node_id: str) -> Refused:
+def refuse(what: Open | OpenEdge | Generation, code: str, *, node_id: str) -> GenerationRefused:
     """A refusal for which this node, ``node_id``, is answerable."""
-    return Refused(what.request_id, what.epoch, node_id, code)
+    return GenerationRefused(what.request_id, what.epoch, node_id, code)
 
 
-def refuse_sender(generation: Generation, code: str) -> Refused:
+def refuse_sender(generation: Generation, code: str) -> GenerationRefused:
     """Stop a generation whose previous node sent a step that cannot be right.
 
     The KV cache holds nothing of that step, so the next epoch may keep it.
@@ -18,7 +18,7 @@ def refuse_sender(generation: Generation, code: str) -> Refused:
     return refuse(generation, code, node_id=generation.route_position.previous_node)
 
 
-def check_position(item: WorkItem, *, node_id: str) -> Refused | None:
+def check_position(item: WorkItem, *, node_id: str) -> GenerationRefused | None:
     """Stop a generation whose next positions do not fit its KV cache.
 
     Positions that the cache has already are a repeated step, and fit. Positions that begin behind

@@ -12,15 +12,15 @@ import torch
 from mesh import wire
 from mesh.errors import MeshError
 from mesh.model.memory_footprint import QUANTIZATIONS, footprint
-from node_runner.engine.decoding.draft_model import load_draft
+from mesh.node_api import Span
+from node_runner.engine.decoding.draft_model import load_draft_span
 from node_runner.engine.engine import Engine
 from node_runner.engine.model.acceleration import capture_decoding, enable_paged_attention
 from node_runner.engine.model.span_checkpoint import SpanSpec, prepare_span
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.machine import devices
-from node_runner.node.engine_set import Span
 from node_runner.node.options import CannotServe, NodeOptions
-from node_runner.platform_client.weight_listing import ListingRequest, Wallet
+from node_runner.platform_client.weight_listing import ListingRequest, WalletKey
 from node_runner.weights.source import Source
 from node_runner.weights.source_selection import select_source
 
@@ -125,7 +125,7 @@ class EngineLoader:
                 opened=self._open_source,
             )
             sizes = footprint(
-                _config(folder), self._options.quantization, number_bytes=self._dtype.itemsize
+                _config(folder), self._options.quantization, dtype_bytes=self._dtype.itemsize
             )
         except MeshError as error:
             raise CannotServe(error.detail) from None
@@ -193,7 +193,7 @@ class EngineLoader:
     def _load_drafter(self, model: SpanModel) -> SpanModel | None:
         if self._options.draft is None or not self._options.speculate or not model.edge:
             return None
-        return load_draft(self._options.draft, model, cache=self._options.cache)
+        return load_draft_span(self._options.draft, model, cache=self._options.cache)
 
     def _kv_budget(self, model: SpanModel) -> int:
         least = model.kv_shape.bytes_per_block
@@ -207,7 +207,7 @@ class EngineLoader:
 def _listing_request(options: NodeOptions, platform: str) -> ListingRequest:
     """With the credential that the node registers with."""
     secret = options.credential
-    credential = secret if isinstance(secret, str) else Wallet(options.wallet, secret)
+    credential = secret if isinstance(secret, str) else WalletKey(options.wallet, secret)
     return ListingRequest(platform, options.model, credential)
 
 

@@ -9,12 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from mesh.wire import Message, Open, OpenEdge, Refused, Steps
+from mesh.node_api import Span
+from mesh.wire import GenerationRefused, Message, Open, OpenEdge, Steps
 from node_runner.engine.engine import Engine
 from node_runner.outputs import EngineOutput
-
-Span = tuple[int, int]
-"""A span: start and end (not included)."""
 
 SPAN_DRAIN_TIMEOUT = 300.0
 """Seconds that generations get to end in an engine that drains. Then their supervisors are told,
@@ -158,11 +156,13 @@ class EngineSet:
         outputs: list[EngineOutput] = []
         for message in messages:
             if isinstance(message, Open | OpenEdge):
-                span = (message.place.start_layer, message.place.end_layer)
+                span = (message.stage_assignment.start_layer, message.stage_assignment.end_layer)
                 if span in self.spans:
                     inboxes[span].open(message)
                 else:
-                    refused = Refused(message.request_id, message.epoch, self._node_id, MOVED)
+                    refused = GenerationRefused(
+                        message.request_id, message.epoch, self._node_id, MOVED
+                    )
                     outputs.append(refused)
                 continue
             for inbox in _addressed(message, list(inboxes.values())):

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 import structlog
 import torch
 
+from mesh.node_api import Span
 from node_runner.node.engine_loader import EngineLoader, PreparedSpan, SpanInfo
-from node_runner.node.engine_set import EngineSet, Span
+from node_runner.node.engine_set import EngineSet
 from node_runner.weights.checkpoint_cache import release
 
 log = structlog.get_logger()
@@ -137,7 +138,7 @@ class Rebalancer:
     def _unload(self, spans: Sequence[Span]) -> None:
         """Take no new generations, wait until those that run have ended or were abandoned, and give
         the memory back."""
-        log.info("span_drains", layers=spans)
+        log.info("span_draining", layers=spans)
         for span in spans:
             self._engines.drain_span(span)
         self._request_heartbeat()

@@ -66,7 +66,7 @@ class Updater:
         self._poll_at = time.monotonic() + POLL_SECONDS
         command = [sys.executable, "-m", "pip", "install", "--upgrade", "--no-input"]
         command += ["--index-url", self._index, f"{SERVE}=={newer}"]
-        log.info("update_installs", version=str(newer))
+        log.info("update_installing", version=str(newer))
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, check=False

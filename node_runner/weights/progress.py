@@ -68,8 +68,8 @@ class _LogLines:
             self._logged_at = now
             rate = self._fetched / (now - self._began)
             log.info(
-                "weights_fetching",
-                span=self._label,
+                "weights_download_progress",
+                checkpoint=self._label,
                 bytes=self._done,
                 of_bytes=self._total,
                 mb_per_s=round(rate / 1e6, 1),

@@ -13,14 +13,14 @@ from mesh import wire
 from mesh.wire import (
     Close,
     Ended,
+    GenerationRefused,
     Message,
     Open,
     OpenEdge,
     Prompt,
-    Refused,
     Resume,
-    RoutePosition,
     SamplingParams,
+    StageAssignment,
     Step,
     Steps,
     Token,
@@ -73,7 +73,7 @@ class Pipeline:
     engines: list[Engine]
     written: dict[str, list[Token]] = field(default_factory=dict)
     ended: dict[str, Ended] = field(default_factory=dict)
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[GenerationRefused] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -127,7 +127,7 @@ class Pipeline:
         """``resumes``: by stage, those that do not begin from the prompt."""
         stages = len(self.engines)
         for stage in reversed(range(stages)):
-            route_position = RoutePosition(
+            route_position = StageAssignment(
                 stage=stage,
                 stages=stages,
                 edge_node="0",
@@ -195,5 +195,5 @@ class Pipeline:
                 tokens.append(output)
             case Ended():
                 self.ended[output.request_id] = output
-            case Refused():
+            case GenerationRefused():
                 self.refused.append(output)

@@ -7,8 +7,8 @@ import structlog
 
 from market.jobs import messaging
 from market.nodes import live_registry
-from mesh.wire import Ended, Ping, Pong, Refused
-from mesh.wire.refusal_codes import LOST, code_of
+from mesh.wire import Ended, GenerationRefused, Ping, Pong
+from mesh.wire.refusal_codes import STATE_LOST, code_of
 from workers.supervisor import epochs
 from workers.supervisor.errors import GenerationOver
 from workers.supervisor.session import Session
@@ -32,7 +32,7 @@ class Recovery:
         self._silent_before: set[str] = set()
         self._failures = 0
 
-    async def recover_from_refusal(self, refused: Refused) -> None:
+    async def recover_from_refusal(self, refused: GenerationRefused) -> None:
         """A node of the route says that the generation cannot go on at ``refused.node_id``."""
         session, node_id, code = self._session, refused.node_id, code_of(refused)
         if node_id not in session.node_ids:
@@ -45,14 +45,14 @@ class Recovery:
             moved = [hop for hop in session.route if hop.node_id == node_id]
             await epochs.close(session, moved, session.epoch)
             session.route = [hop for hop in session.route if hop not in moved]
-        elif code in LOST and node_id not in self._excused_once:
+        elif code in STATE_LOST and node_id not in self._excused_once:
             self._excused_once.add(node_id)
             log.warning("state_lost", request_id=session.id, node_id=node_id, code=code)
         elif code == "gap":  # a step did not arrive, or was not sent
             await self._penalise({node_id, session.previous_node(node_id)}, code)
         else:
             await self._penalise([node_id], code)
-        await epochs.open_next(session, code, keep_kv=code not in LOST)
+        await epochs.open_next(session, code, keep_kv=code not in STATE_LOST)
 
     async def recover_from_silence(self, responding: Collection[str]) -> bool:
         """Route around nodes whose keep-alive was missing at two polls in a row, if there is a way

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from mesh.prefix_hashes import EVERY
+from mesh.prefix_hashes import BLOCK_TOKENS
 from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
 
 
@@ -64,7 +64,7 @@ class PrefixCache:
         The cache is kept under the hashes of its prompt's beginnings, as far as they are computed,
         and freed if there are none or the longest is kept already.
         """
-        hashes = prefix[: cache.length // EVERY]
+        hashes = prefix[: cache.length // BLOCK_TOKENS]
         if not hashes or hashes[-1] in self._index:
             self._pool.free(cache)
             return
@@ -72,7 +72,7 @@ class PrefixCache:
         self._kept[owner] = cache
         self._kept_blocks += len(cache.blocks)
         for number, prefix_hash in enumerate(hashes, start=1):
-            self._index[prefix_hash] = (owner, number * EVERY)
+            self._index[prefix_hash] = (owner, number * BLOCK_TOKENS)
 
     def _evict(self, owner: bytes) -> None:
         cache = self._kept.pop(owner)

@@ -41,7 +41,7 @@ class DraftRequest:
     sampling_params: SamplingParams
 
 
-def load_draft(
+def load_draft_span(
     source: str, target: SpanModel, *, cache: Path, cache_bytes: int | None = None
 ) -> SpanModel:
     """All layers of a small model that is to draft the target's tokens.
@@ -68,7 +68,7 @@ class DraftModel:
     """Drafts for many generations in the same forward passes.
 
     Args:
-        span: What :func:`load_draft` gave.
+        span: What :func:`load_draft_span` gave.
         positions: Capacity of its KV caches, all together.
     """
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mesh.errors import UnsupportedModel
 from mesh.wire import SamplingParams
 from node_runner.engine.decoding import draft_model
-from node_runner.engine.decoding.draft_model import DraftModel, DraftRequest, load_draft
+from node_runner.engine.decoding.draft_model import DraftModel, DraftRequest, load_draft_span
 from node_runner.engine.decoding.speculation import SpeculationPolicy
 from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
@@ -42,7 +42,7 @@ def edge(cache: Path) -> SpanModel:
 @pytest.fixture(scope="module")
 def twin(edge: SpanModel, cache: Path) -> SpanModel:
     """The model itself."""
-    return load_draft(str(DEMO_MODEL), edge, cache=cache)
+    return load_draft_span(str(DEMO_MODEL), edge, cache=cache)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def stranger(edge: SpanModel, cache: Path, tmp_path_factory: pytest.TempPathFact
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings)).save_pretrained(folder)
     shutil.copy(DEMO_MODEL / "tokenizer.json", folder)
-    return load_draft(str(folder), edge, cache=cache)
+    return load_draft_span(str(folder), edge, cache=cache)
 
 
 def generated(
@@ -127,4 +127,4 @@ def test_another_vocabulary_is_refused(edge: SpanModel, cache: Path, tmp_path: P
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UnsupportedModel, match="another vocabulary"):
-        load_draft(str(folder), edge, cache=cache)
+        load_draft_span(str(folder), edge, cache=cache)
