@@ -1,4 +1,4 @@
-"""Opening a generation: KV reserved, or taken over from the epoch before."""
+"""Opens generations: their KV is reserved, or taken over from the epoch before."""
 
 import time
 
@@ -46,13 +46,13 @@ class Admission:
         if isinstance(message, OpenEdge):
             self._begin(generation, message, outputs)
         elif message.prefix:
-            ready = PrefixCached(
+            cached = PrefixCached(
                 message.request_id,
                 message.epoch,
                 message.stage_assignment.stage,
                 generation.cache.length,
             )
-            outputs.add(NodeMessage(message.stage_assignment.edge_node, ready))
+            outputs.add(NodeMessage(message.stage_assignment.edge_node, cached))
         if message.resume.keep and message.resume.replay:
             self._replay(generation, outputs)
 
@@ -60,7 +60,7 @@ class Admission:
         """The next epoch on the KV cache of the one before; none if that is not here."""
         if known is None or known.cache.length < message.resume.known:
             return None
-        known.over = True
+        known.halted = True
         return _generation(message, known.cache, known.replay_buffer)
 
     def _fresh(self, message: Open | OpenEdge) -> Generation | None:
@@ -74,10 +74,10 @@ class Admission:
         return None if cache is None else _generation(message, cache, ReplayBuffer())
 
     def _begin(self, generation: Generation, message: OpenEdge, outputs: OutputBatcher) -> None:
-        """At the edge: the prompt is there to be fed, once all nodes are ready."""
+        """At the edge: the prompt can be scheduled, once all nodes are ready."""
         stages = range(1, message.stage_assignment.stages) if message.prefix else ()
-        decoding = self._edge.open(message.request_id, message.prompt, not_ready=set(stages))
-        decoding.fed = min(generation.cache.length, len(decoding.tokens) - 1)
+        decoding = self._edge.open(message.request_id, message.prompt, stages_not_ready=set(stages))
+        decoding.num_scheduled_tokens = min(generation.cache.length, len(decoding.tokens) - 1)
         generation.decoding = decoding
         if decoding.stopped:
             # The tokens that readers have are all there are: only the message of the end was lost.
@@ -93,9 +93,10 @@ class Admission:
                 chunk = hidden[position : position + PREFILL_CHUNK]
                 outputs.send(generation, position, chunk, replay=True)
         elif generation.decoding is not None:
-            generation.decoding.fed = 0  # the edge has the tokens, and computes all of them again
+            # The edge has the tokens, and computes all of them again.
+            generation.decoding.num_scheduled_tokens = 0
         else:
-            generation.over = True
+            generation.halted = True
             outputs.add(refuse(generation, "no_replay", node_id=self._node_id))
 
 
@@ -105,7 +106,7 @@ def _generation(
     return Generation(
         request_id=message.request_id,
         epoch=message.epoch,
-        route_position=message.stage_assignment,
+        stage_assignment=message.stage_assignment,
         resume=message.resume,
         prefix=message.prefix,
         cache=cache,

@@ -1,4 +1,4 @@
-"""A batch through the span's layers, and values that are not finite kept out of it."""
+"""Runs a batch through a span's layers, and keeps values that are not finite out of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class ModelOutput:
 
 
 class ModelRunner:
-    """Runs batches through a span; ``node_id`` is the node's that does."""
+    """Runs batches through a span on the node ``node_id``."""
 
     def __init__(self, span: SpanModel, node_id: str) -> None:
         self._span = span
@@ -55,10 +55,10 @@ class ModelRunner:
                 output.refused.append(self._refuse_output(item))
         return output
 
-    def take_forwards(self) -> list[tuple[int, int]]:
+    def pop_forwards(self) -> list[tuple[int, int]]:
         """Generations and positions of each forward pass since the last call."""
-        taken, self._forwards = self._forwards, []
-        return taken
+        forwards, self._forwards = self._forwards, []
+        return forwards
 
     def _inputs(self, batch: Sequence[WorkItem]) -> torch.Tensor | None:
         """``[rows, hidden]`` of all items, embedded at the edge; none if there are no items."""
@@ -85,6 +85,6 @@ class ModelRunner:
 
     def _refuse_output(self, item: WorkItem) -> GenerationRefused:
         generation = item.generation
-        generation.over = True
+        generation.halted = True
         generation.cache.pool.zero(generation.cache)
         return refuse(generation, "not_finite", node_id=self._node_id)

@@ -35,7 +35,7 @@ class OutputBatcher:
         generation: Generation,
         position: int,
         hidden: torch.Tensor,
-        wanted: int = 0,
+        rows_to_sample: int = 0,
         *,
         replay: bool = False,
     ) -> None:
@@ -45,17 +45,19 @@ class OutputBatcher:
             generation: Whose they are.
             position: The first row's.
             hidden: ``[rows, hidden]``, one row a position.
-            wanted: After how many of the last rows the edge samples.
+            rows_to_sample: Rows at the end after each of which the edge samples a token.
             replay: Whether they rebuild a new node's KV cache.
         """
-        step = Step(generation.request_id, generation.epoch, position, len(hidden), wanted, replay)
-        node = generation.route_position.next_node
+        step = Step(
+            generation.request_id, generation.epoch, position, len(hidden), rows_to_sample, replay
+        )
+        node = generation.stage_assignment.next_node
         waiting = self._steps.setdefault(node, [])
         if sum(earlier.rows for earlier, _ in waiting) + step.rows > MAX_ROWS:
             self._flush(node)
         self._steps[node].append((step, hidden))
 
-    def take(self) -> list[EngineOutput]:
+    def pop_outputs(self) -> list[EngineOutput]:
         """All outputs: hidden states for other nodes first, then the others in their order."""
         for node in self._steps:
             self._flush(node)

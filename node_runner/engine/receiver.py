@@ -71,7 +71,7 @@ class Receiver:
             case Close() if generation.epoch <= message.epoch:
                 self._generations.close(generation)
             case StopEpoch() if generation.epoch == message.epoch:
-                generation.over = True
+                generation.halted = True
             case PrefixCached() if (
                 generation.epoch == message.epoch and generation.decoding is not None
             ):
@@ -100,7 +100,7 @@ class Receiver:
         self, step: Step, generation: Generation, hidden: torch.Tensor, outputs: OutputBatcher
     ) -> None:
         waiting = self._scheduler.waiting_rows(generation)
-        if step.rows > PREFILL_CHUNK or waiting > 2 * generation.route_position.capacity:
+        if step.rows > PREFILL_CHUNK or waiting > 2 * generation.stage_assignment.capacity:
             outputs.add(refuse_sender(generation, "flood"))
         elif generation.decoding is None:
             item = WorkItem(generation, step.position, step.wanted, step.replay, hidden)

@@ -14,8 +14,8 @@ def refuse_sender(generation: Generation, code: str) -> GenerationRefused:
 
     The KV cache holds nothing of that step, so the next epoch may keep it.
     """
-    generation.over = True
-    return refuse(generation, code, node_id=generation.route_position.previous_node)
+    generation.halted = True
+    return refuse(generation, code, node_id=generation.stage_assignment.previous_node)
 
 
 def check_position(item: WorkItem, *, node_id: str) -> GenerationRefused | None:
@@ -29,9 +29,9 @@ def check_position(item: WorkItem, *, node_id: str) -> GenerationRefused | None:
         The refusal; none if the positions fit.
     """
     generation = item.generation
-    if item.end > generation.route_position.capacity:
+    if item.end > generation.stage_assignment.capacity:
         return refuse_sender(generation, "capacity")
     if item.position > generation.cache.length:
-        generation.over = True
+        generation.halted = True
         return refuse(generation, "gap", node_id=node_id)
     return None

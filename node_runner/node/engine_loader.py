@@ -61,7 +61,7 @@ class LoadedSpan:
 
     info: SpanInfo
     model: SpanModel
-    drafter: SpanModel | None
+    draft_span: SpanModel | None
 
 
 class EngineLoader:
@@ -153,11 +153,11 @@ class EngineLoader:
             )
             seconds = time.monotonic() - began
             model.warm_up()
-            drafter = self._load_drafter(model)
+            draft_span = self._load_draft_span(model)
             if self._options.paged and self._device.type == "cuda":
                 enable_paged_attention(model)
-                if drafter is not None:
-                    enable_paged_attention(drafter)
+                if draft_span is not None:
+                    enable_paged_attention(draft_span)
         except MeshError as error:
             raise CannotServe(error.detail) from None
         info = SpanInfo(
@@ -167,7 +167,7 @@ class EngineLoader:
             weight_bytes=sum(weight.nbytes for weight in model.weights),
             seconds=seconds,
         )
-        return LoadedSpan(info, model, drafter)
+        return LoadedSpan(info, model, draft_span)
 
     def make_engine(self, loaded: LoadedSpan, node_id: str) -> Engine:
         """
@@ -180,7 +180,7 @@ class EngineLoader:
             kv_budget_bytes=self._kv_budget(loaded.model),
             wire_dtype=self._wire_dtype,
             speculate=self._options.speculate,
-            draft_model=loaded.drafter,
+            draft_span=loaded.draft_span,
             max_generations=self._options.max_sessions,
         )
         if loaded.model.kv_shape.paged:
@@ -190,7 +190,7 @@ class EngineLoader:
     def _open_source(self) -> Source:
         return select_source(self._options.path, self._options.model, self._listing.send)
 
-    def _load_drafter(self, model: SpanModel) -> SpanModel | None:
+    def _load_draft_span(self, model: SpanModel) -> SpanModel | None:
         if self._options.draft is None or not self._options.speculate or not model.edge:
             return None
         return load_draft_span(self._options.draft, model, cache=self._options.cache)

@@ -79,7 +79,7 @@ class SpeculationPolicy:
         """Take a step's measurement in.
 
         Args:
-            seconds: From feeding the step to sampling what came back.
+            seconds: From scheduling the step to sampling what came back.
             drafted: Draft tokens that it verified.
             generated: Tokens that it gave: the accepted draft tokens and one more.
         """
