@@ -1,4 +1,4 @@
-"""What an engine's step gives to a transport."""
+"""Outputs of an engine's step, for a transport."""
 
 from dataclasses import dataclass
 

@@ -105,7 +105,7 @@ def check_quantization(config: Mapping[str, Any], quantization: str) -> None:
     """
     Raises:
         UnsupportedModel: no such quantization; a family whose weights it would leave as they
-            are; or products that do not divide into its blocks.
+            are; or linear layers that do not divide into its blocks.
     """
     if quantization not in QUANTIZATIONS:
         raise UnsupportedModel(

@@ -1,4 +1,4 @@
-"""Keeps the announcement fresh, in a thread beside the serving."""
+"""Keeps the node's announcement in the DHT fresh, in a thread beside the serving."""
 
 import threading
 import time
@@ -36,7 +36,8 @@ class NodeCredential:
 
 
 class Announcer:
-    """Announces until closed. A failure is logged and tried again: nothing waits for it."""
+    """Announces the node in the DHT until closed. A failure is logged and tried again: nothing
+    waits for it."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ HOUR = 3600
 MODELS_PATH = "/api/inference/models"
 
 POSITIONS = 8 * 2048
-"""Of each layer's KV cache: eight generations of 2,048 positions."""
+"""Positions of each layer's KV cache: eight generations of 2,048."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,9 @@ class EarningsEstimate:
 def estimates(
     http: httpx.Client, device: torch.device, dtype: torch.dtype, *, seconds: float
 ) -> Iterator[EarningsEstimate]:
-    """Each model of the platform. ``seconds``: to measure its speed in; 0 for not at all.
+    """Estimates for each model of the platform.
+
+    ``seconds``: in which the speed at each model is measured; 0 for not at all.
 
     Raises:
         PlatformError: the platform does not tell.

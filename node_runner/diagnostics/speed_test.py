@@ -36,10 +36,11 @@ OnProgress = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Layers a second; ``batch`` and ``prefill`` count a layer once for each position."""
+    """Measured speed in layers a second; ``batch`` and ``prefill`` count a layer once for each
+    position."""
 
     layers: int
-    """That were loaded to measure."""
+    """Layers that were loaded to measure."""
     decode: float
     batch: float
     prefill: float
@@ -47,13 +48,13 @@ class Speed:
     weight_bytes: int
 
     def tokens(self, layers: int) -> tuple[float, float]:
-        """Tokens a second through so many layers: of one generation, and of several at once."""
+        """Tokens a second through ``layers``: of one generation, and of several at once."""
         return self.decode / layers, self.batch / layers
 
 
 @contextmanager
 def random_checkpoint(config: Mapping[str, Any], layers: int) -> Iterator[Path]:
-    """A folder with so many layers of random weights in a model's shape."""
+    """A checkpoint's folder with ``layers`` of random weights in a model's shape."""
     settings = normalize(config) | {"num_hidden_layers": layers, "vocab_size": 8}
     settings |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if isinstance(settings.get("layer_types"), list):

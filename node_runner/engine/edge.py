@@ -21,7 +21,7 @@ from node_runner.engine.scheduler import PREFILL_CHUNK
 
 
 class Edge:
-    """Not thread-safe, as the engine that owns it.
+    """Tokens in and tokens out at the first span of a model. Not thread-safe.
 
     Args:
         span: The engine's span. Only the first span of a model has the embedding and the LM head;
@@ -77,7 +77,7 @@ class Edge:
         )
 
     def receive(self, generation: Generation, position: int, hidden: torch.Tensor) -> None:
-        """Hidden states from the last span, to be sampled in the next step.
+        """Take hidden states from the last span, to be sampled in the next step.
 
         Args:
             generation: Whose they are.

@@ -1,4 +1,4 @@
-"""What comes out of one step of the engine; hidden states for one node batched in one message."""
+"""Collects the outputs of one engine step; hidden states for one node go in one message."""
 
 import torch
 
@@ -27,7 +27,7 @@ class OutputBatcher:
         self._others: list[EngineOutput] = []
 
     def add(self, *outputs: EngineOutput) -> None:
-        """Outputs that are not hidden states."""
+        """Add outputs that are not hidden states."""
         self._others += outputs
 
     def send(
@@ -39,7 +39,7 @@ class OutputBatcher:
         *,
         replay: bool = False,
     ) -> None:
-        """Hidden states for the generation's next node.
+        """Add hidden states for the generation's next node.
 
         Args:
             generation: Whose they are.

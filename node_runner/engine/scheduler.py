@@ -30,7 +30,7 @@ class Scheduler:
         self._waiting_rows: Counter[Generation] = Counter()
 
     def __bool__(self) -> bool:
-        """Whether anything waits."""
+        """Whether any position waits."""
         return bool(self._decode or self._prefill)
 
     def is_waiting(self, generation: Generation) -> bool:
@@ -70,8 +70,8 @@ class Scheduler:
         max_rows: int | None = None,
         beside: Collection[WorkItem] = (),
     ) -> list[WorkItem]:
-        """From the queue's front, past generations that are in the batch already. The first item is
-        taken even if it has more than ``max_rows``."""
+        """Items from the queue's front, past generations that are in the batch already. The first
+        item is taken even if it has more than ``max_rows``."""
         taken: list[WorkItem] = []
         later: list[WorkItem] = []
         generations = {item.generation for item in beside}

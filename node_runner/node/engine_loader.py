@@ -205,7 +205,7 @@ class EngineLoader:
 
 
 def _listing_request(options: NodeOptions, platform: str) -> ListingRequest:
-    """With the credential that the node registers with."""
+    """Asks for weights with the credential that the node registers with."""
     secret = options.credential
     credential = secret if isinstance(secret, str) else WalletKey(options.wallet, secret)
     return ListingRequest(platform, options.model, credential)

@@ -163,7 +163,7 @@ class Node:
         self._http.close()
 
     def describe(self) -> dict[str, Any]:
-        """For `far-node status`."""
+        """The part of the status that changes, for `far-node status`."""
         spans = self.engines.spans
         return {
             "phase": "draining" if self._loop.draining else "serving",

@@ -1,4 +1,4 @@
-"""Exchange with the platform, step the engines, until drained."""
+"""The serving loop: exchange with the platform, step the engines, until drained."""
 
 import threading
 import time
@@ -55,7 +55,7 @@ class ServingLoop:
         self._draining.set()
 
     def run(self) -> None:
-        """Returns when drained."""
+        """Serve; returns when drained."""
         outputs: list[EngineOutput] = []
         deadline = None
         expire_at = time.perf_counter() + EXPIRE_INTERVAL

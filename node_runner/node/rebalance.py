@@ -1,4 +1,4 @@
-"""Loads another span while the old one serves."""
+"""Loads another span while the present one serves."""
 
 import gc
 import os
@@ -85,7 +85,7 @@ class Rebalancer:
 
     @property
     def load_bytes_per_second(self) -> float:
-        """Weights, as the last span was loaded."""
+        """Bytes of weights a second, as the last span was loaded."""
         return self._last_loaded.weight_bytes / max(self._last_loaded.seconds, 1e-9)
 
     @property

@@ -109,8 +109,8 @@ class RedisTransport:
         return [("XTRIM", self._inbox, "MINID", unread), ("EXPIRE", self._inbox, INBOX_TTL)]
 
     def _call(self, commands: Sequence[Command]) -> list[Any]:
-        """One answer a command. After an error the connection begins anew: it holds answers that
-        nobody will read."""
+        """Send commands; returns one answer for each. After an error the connection begins anew: it
+        holds answers that nobody will read."""
         connection = self._connection
         try:
             connection.send_packed_command(connection.pack_commands(commands))
@@ -159,7 +159,7 @@ def _add(stream: str, message: Message) -> Command:
 
 
 def _report(report: Report) -> Command:
-    """Exactly one command."""
+    """Exactly one Redis command for a report."""
     if isinstance(report, Token):
         stream = redis_keys.tokens(report.request_id)
         token = (report.epoch, report.index, report.token_id, report.text)

@@ -103,7 +103,7 @@ class RelayTransport:
         self._sending = threading.Lock()
         """Pushes go out in order: held from numbering to sending."""
         guard = threading.RLock()
-        """Of what follows."""
+        """Guards the conditions and fields below."""
         self._changed = threading.Condition(guard)
         """There is work, or another connection."""
         self._accepted = threading.Condition(guard)

@@ -1,4 +1,4 @@
-"""A bar on a terminal, elsewhere a line in the log now and then."""
+"""Progress of a download: a bar on a terminal, elsewhere a line in the log now and then."""
 
 import threading
 import time
@@ -48,7 +48,7 @@ def show_progress(label: str, total: int, already: int) -> Iterator[Callable[[in
 
 
 class _LogLines:
-    """May be called by several threads."""
+    """Logs progress now and then. May be called by several threads."""
 
     def __init__(self, label: str, total: int, already: int) -> None:
         self._label = label

@@ -1,4 +1,4 @@
-"""What the operator published: files that the platform lists, or under one URL."""
+"""Weights that the operator published: files that the platform lists, or under one URL."""
 
 import contextlib
 import hashlib

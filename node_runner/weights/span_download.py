@@ -27,7 +27,7 @@ alone."""
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRequest:
-    """Which checkpoint to make.
+    """A request for a checkpoint that is to be made.
 
     ``label``: its name for people. ``asked``: what it is for, by which it is found again when its
     source does not answer. ``settings``: its `config.json`. ``renamed``: a tensor's name in it;

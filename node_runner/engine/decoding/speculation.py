@@ -76,7 +76,7 @@ class SpeculationPolicy:
         return self._draft_length
 
     def observe(self, seconds: float, drafted: int, generated: int) -> None:
-        """Take a step's measurement in.
+        """Count the measurement of a step.
 
         Args:
             seconds: From scheduling the step to sampling what came back.

@@ -41,9 +41,9 @@ def engine(folder: Path, max_generations: int | None = None) -> Engine:
 
 
 def open_edge(request_id: str, layers: Span, *, epoch: int = 1, tokens: int = 8) -> OpenEdge:
-    place = StageAssignment(0, 1, "node", "node", "node", 100, 60, *layers)
+    assignment = StageAssignment(0, 1, "node", "node", "node", 100, 60, *layers)
     prompt = Prompt([1, 2, 3], [], tokens, GREEDY)
-    return OpenEdge(request_id, epoch, place, AFRESH, [], prompt)
+    return OpenEdge(request_id, epoch, assignment, AFRESH, [], prompt)
 
 
 def run(engines: EngineSet, *messages: Message, steps: int = 100) -> list[EngineOutput]:

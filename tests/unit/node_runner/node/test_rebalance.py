@@ -158,9 +158,9 @@ def test_a_node_takes_as_many_generations_as_it_was_told(tmp_path: Path) -> None
     """`--max-sessions` reaches the engine."""
     loader = WatchedLoader(tmp_path, max_sessions=1)
     engine = loader.make_engine(loader.load(loader.prepare(OLD, edge=True)), "node")
-    place = StageAssignment(0, 1, "node", "node", "node", 100, 60, *OLD)
+    assignment = StageAssignment(0, 1, "node", "node", "node", 100, 60, *OLD)
     openings = [
-        OpenEdge(name, 1, place, AFRESH, [], Prompt([1, 2], [], 8, GREEDY)) for name in "ab"
+        OpenEdge(name, 1, assignment, AFRESH, [], Prompt([1, 2], [], 8, GREEDY)) for name in "ab"
     ]
     results = engine.step(openings)
     assert [r.request_id for r in results if isinstance(r, GenerationRefused)] == ["b"]
