@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mesh.model.config import named
-from mesh.model.memory_footprint import QUANTIZATIONS, Footprint, footprint, layer_products
+from mesh.model.config import normalize
+from mesh.model.memory_footprint import QUANTIZATIONS, Footprint, footprint, linear_shapes
 
 GB = 10**9
 DEVICES = (8, 12, 16, 24, 80)
@@ -132,7 +132,7 @@ def fits(takes: Footprint, layers: int, free_bytes: int, positions: int) -> str:
 
 def working_bytes(config: Mapping[str, Any], quantization: str) -> int:
     """Bytes that one forward takes besides weights and KV cache."""
-    products = layer_products(named(config))
+    products = linear_shapes(normalize(config))
     rows = ROWS * sum(outputs for outputs, _ in products)
     unpacked = max(outputs * inputs for outputs, inputs in products)
     return (rows + (unpacked if quantization != "none" else 0)) * NUMBER

@@ -138,7 +138,7 @@ def _effects(
     routes: Sequence[QuantizedRoute], unseen: list[list[int]], learned: list[list[int]]
 ) -> Table:
     config = json.loads((DEMO_MODEL / "config.json").read_text())
-    edge = footprint(config, number_bytes=4).edge
+    edge = footprint(config, dtype_bytes=4).edge
     table = Table("spans", "layers, MB", "logits off by", "perplexity: unseen", "learned")
     exact = [routes[0].logits(text) for text in unseen]
     for route, quantizations in zip(routes, ROUTES, strict=True):

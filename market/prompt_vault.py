@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgpack
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from mesh import prefix_hashes
+from mesh.prefix_hashes import prefix_hashes
 
 NONCE_BYTES = 12
 
@@ -64,4 +64,4 @@ class PromptVault:
 
     def prefix(self, user: str, token_ids: list[int]) -> list[bytes]:
         """Keyed hashes of the prompt's prefixes (:mod:`mesh.prefix_hashes`)."""
-        return prefix_hashes.chain(token_ids, key=self._key, user=user)
+        return prefix_hashes(token_ids, key=self._key, user=user)

@@ -16,6 +16,9 @@ MAX_LABEL = 100
 MAX_MACHINE_NAME = 64
 """Characters of what a provider calls a machine that logs in."""
 
+Span = tuple[int, int]
+"""Consecutive layers of a model: the first, and the one behind the last."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRegistration:
@@ -87,7 +90,7 @@ class RegistrationReply:
     dht: DhtAccess | None = None
 
     @property
-    def span(self) -> tuple[int, int]:
+    def span(self) -> Span:
         """Start and end (not included)."""
         return self.layers_served[0], self.layers_served[-1] + 1
 
@@ -113,8 +116,8 @@ class Heartbeat:
     load_bytes_per_second: float = 0.0
     gpu_utilization_percent: float = 0.0
     vram_used_gb: float = 0.0
-    serves: Sequence[tuple[int, int]] = ()
-    cannot_serve: tuple[int, int] | None = None
+    serves: Sequence[Span] = ()
+    cannot_serve: Span | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +130,7 @@ class HeartbeatReply:
     end_layer: int | None = None
 
     @property
-    def span(self) -> tuple[int, int] | None:
+    def span(self) -> Span | None:
         """Start and end (not included)."""
         if self.start_layer is None or self.end_layer is None:
             return None

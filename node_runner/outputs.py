@@ -1,8 +1,8 @@
-"""What an engine's step gives to a transport."""
+"""Outputs of an engine's step, for a transport."""
 
 from dataclasses import dataclass
 
-from mesh.wire import Ended, Pong, Ready, Refused, Steps, Token
+from mesh.wire import Ended, GenerationRefused, Pong, PrefixCached, Steps, Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,10 +10,10 @@ class NodeMessage:
     """A message for another node's inbox."""
 
     to: str
-    message: Steps | Ready
+    message: Steps | PrefixCached
 
 
-Report = Token | Ended | Refused | Pong
+Report = Token | Ended | GenerationRefused | Pong
 """What readers or the supervisor get."""
 
 EngineOutput = NodeMessage | Report

@@ -20,7 +20,7 @@ from mesh.errors import WireError
 from mesh.relay import MAX_ITEMS, OutgoingMessage, Push, PushAck, Refusal
 from mesh.route_record import RouteRecord
 from mesh.token_stream import APPEND_TOKEN
-from mesh.wire import Message, Ready, Refused, Step, Steps, Token
+from mesh.wire import GenerationRefused, Message, PrefixCached, Step, Steps, Token
 from mesh.wire.limits import INBOX_TTL, MAX_NODE_HEADER_BYTES, MAX_STEPS
 
 MAX_EVENTS_PER_GENERATION = 1000
@@ -83,7 +83,7 @@ class Forwarder:
                 plan.refused.append(Refusal("", 0, "wire_error"))
             elif isinstance(message, Steps):
                 _plan_steps(node_id, outgoing, message, routes, plan)
-            elif isinstance(message, Ready | Event):
+            elif isinstance(message, PrefixCached | Event):
                 _plan_control(node_id, outgoing, message, routes, plan)
             else:
                 plan.refused.append(Refusal("", 0, "not_allowed"))
@@ -179,20 +179,20 @@ def _step_code(node_id: str, to: str, step: Step, width: int, routes: RoutesByKe
 def _plan_control(
     node_id: str,
     outgoing: OutgoingMessage,
-    message: Ready | Event,
+    message: PrefixCached | Event,
     routes: RoutesByKey,
     plan: _Plan,
 ) -> None:
     route = routes.get((message.request_id, message.epoch))
     if route is None:
         code: str | None = EPOCH_OVER
-    elif isinstance(message, Ready):
+    elif isinstance(message, PrefixCached):
         code = message_rules.check_ready(node_id, outgoing.to, message, route)
     else:
         code = message_rules.check_event(node_id, message, route) if not outgoing.to else MALFORMED
     if code is not None:
         plan.refused.append(Refusal(message.request_id, message.epoch, code))
-    elif isinstance(message, Ready):
+    elif isinstance(message, PrefixCached):
         _add_to_inbox(outgoing, plan)
     elif isinstance(message, Token):
         late = Refusal(message.request_id, message.epoch, EPOCH_OVER)
@@ -215,7 +215,7 @@ def _reports(node_id: str, refused: list[Refusal], routes: RoutesByKey) -> list[
     }
     commands: list[Command] = []
     for (request_id, epoch), code in broken.items():
-        entry = wire.encode(Refused(request_id, epoch, node_id, code))
+        entry = wire.encode(GenerationRefused(request_id, epoch, node_id, code))
         commands += _add_event(request_id, entry[wire.HEADER])
     return commands
 

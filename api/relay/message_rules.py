@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.route_record import RouteRecord
-from mesh.wire import Ended, Pong, Ready, Refused, Step, Token
+from mesh.wire import Ended, GenerationRefused, Pong, PrefixCached, Step, Token
 from mesh.wire.limits import (
     MAX_REFUSAL_CODE,
     MAX_REQUEST_ID,
@@ -29,7 +29,7 @@ FINISH_REASONS = ("stop", "length")
 
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_REQUEST_ID}}}", re.ASCII)
 
-Event = Token | Ended | Refused | Pong
+Event = Token | Ended | GenerationRefused | Pong
 """What goes to readers and supervisors."""
 
 
@@ -54,7 +54,7 @@ def check_step(node_id: str, to: str, step: Step, width: int, route: RouteRecord
     return next((code for code, broken in rules.items() if broken), None)
 
 
-def check_ready(node_id: str, to: str, message: Ready, route: RouteRecord) -> str | None:
+def check_ready(node_id: str, to: str, message: PrefixCached, route: RouteRecord) -> str | None:
     """Why a node may not say that a prompt's prefix is in its cache; none if it may."""
     stage = route.stage_of(node_id)
     if stage is None:
@@ -93,7 +93,9 @@ def _ended(node_id: str, stage: int, message: Ended, route: RouteRecord) -> str 
     return None if 0 <= message.count <= route.capacity else "out_of_capacity"
 
 
-def _refused(node_id: str, stage: int, message: Refused, route: RouteRecord) -> str | None:
+def _refused(
+    node_id: str, stage: int, message: GenerationRefused, route: RouteRecord
+) -> str | None:
     # A node may name itself, or, for steps that cannot be right, who sends them.
     if message.node_id != node_id and (
         message.node_id != route.previous_node(stage) or message.code in OWN_FAULTS
@@ -111,6 +113,6 @@ def _pong(node_id: str, stage: int, message: Pong, route: RouteRecord) -> str | 
 _EVENT_RULES: dict[type, Callable[[str, int, Any, RouteRecord], str | None]] = {
     Token: _token,
     Ended: _ended,
-    Refused: _refused,
+    GenerationRefused: _refused,
     Pong: _pong,
 }

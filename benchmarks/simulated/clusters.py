@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.footprint import DEVICES, GB, MODELS, working_bytes
 from market.placement.solver import Candidate, ModelShape, candidate, measured_speed
-from mesh.model.config import named
-from mesh.model.memory_footprint import QUANTIZATIONS, footprint, layer_products
+from mesh.model.config import normalize
+from mesh.model.memory_footprint import QUANTIZATIONS, footprint, linear_shapes
 
 MODEL = "Llama-2-7B"
 LARGE_MODEL = "Llama-2-70B"
@@ -30,7 +30,7 @@ LOAD_SPEED = 125e6
 
 def model_shape(name: str) -> ModelShape:
     config = MODELS[name]
-    weights = sum(outputs * inputs for outputs, inputs in layer_products(named(config)))
+    weights = sum(outputs * inputs for outputs, inputs in linear_shapes(normalize(config)))
     head: int = config["vocab_size"] * config["hidden_size"]
     return ModelShape(config["num_hidden_layers"], head / weights)
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from market.catalog.errors import ModelNotFound
 from market.settings.models import ModelSettings
 from mesh.model.compute_cost import edge_units
-from mesh.model.config import named
+from mesh.model.config import normalize
 from mesh.model.memory_footprint import Footprint, footprint
 
 
@@ -37,13 +37,13 @@ class Model:
     config: dict[str, Any]
     """Its `config.json`."""
 
-    def footprint(self, quantization: str, *, number_bytes: int) -> Footprint:
+    def footprint(self, quantization: str, *, dtype_bytes: int) -> Footprint:
         """Bytes of its parts, see :func:`mesh.model.memory_footprint.footprint`.
 
         Raises:
             UnsupportedModel: it cannot be quantized like this.
         """
-        return footprint(self.config, quantization, number_bytes=number_bytes)
+        return footprint(self.config, quantization, dtype_bytes=dtype_bytes)
 
 
 class Catalog:
@@ -74,7 +74,7 @@ def load_model(model: ModelSettings) -> Model:
     """Read a model's configuration and tokenizer, from a folder or a hub."""
     path = model.path or model.id
     written = json.loads(_file(path, "config.json").read_text())
-    config = named(written)
+    config = normalize(written)
     tokenizer = Tokenizer.from_file(str(_file(path, "tokenizer.json")))
     layers: int = config["num_hidden_layers"]
     parts = footprint(config)

@@ -43,7 +43,7 @@ def _decode(fields: dict[bytes, bytes]) -> list[wire.ControlMessage]:
     try:
         message = wire.decode(fields)
     except WireError as error:
-        log.warning("message_refused", code=error.code, reason=error.detail)
+        log.warning("message_undecodable", code=error.code, reason=error.detail)
         return []
     return [] if isinstance(message, wire.Steps) else [message]
 

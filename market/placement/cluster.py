@@ -18,7 +18,7 @@ would do."""
 ASSUMED_LOAD_SPEED = 125e6
 """Bytes a second of a node that has not measured it: a gigabit."""
 
-CPU_NUMBER_BYTES, GPU_NUMBER_BYTES = 4, 2
+CPU_DTYPE_BYTES, GPU_DTYPE_BYTES = 4, 2
 """Bytes of a number on a node without and with a GPU, as nodes choose by themselves."""
 
 
@@ -142,5 +142,5 @@ def _candidate(
 
 def _footprint(model: Model, quantization: str, vram_gb: int) -> Footprint:
     return model.footprint(
-        quantization, number_bytes=GPU_NUMBER_BYTES if vram_gb else CPU_NUMBER_BYTES
+        quantization, dtype_bytes=GPU_DTYPE_BYTES if vram_gb else CPU_DTYPE_BYTES
     )

@@ -1,1 +1,1 @@
-"""What a config.json tells."""
+"""What a model's config.json tells: its sizes in memory and its cost in work."""

@@ -1,4 +1,4 @@
-"""What serving counts for, in layers: the edge's part, by a model's configuration."""
+"""The edge's work for a token in thousandths of a layer's, by a model's configuration."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ def edge_units(config: Mapping[str, Any]) -> int:
     """The edge's work for a token, in thousandths of a layer's.
 
     Args:
-        config: As :func:`mesh.model.memory_footprint.named` gives it.
+        config: As :func:`mesh.model.config.normalize` gives it.
     """
     head: int = config["vocab_size"] * config["hidden_size"]
     return round(head * EDGE_UNITS_PER_LAYER / layer_parameters(config))

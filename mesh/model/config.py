@@ -1,4 +1,4 @@
-"""A config.json under the names that most families use."""
+"""A model's config.json, normalized to the names that most families use."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,11 +18,12 @@ ALIASES = {
 """What gpt2, bloom, falcon and others call their settings."""
 
 DEFAULT_CONTEXT = 2048
-"""Positions, where a configuration names no limit (falcon and bloom were trained on so many)."""
+"""Positions, where a configuration names no limit: as many as falcon and bloom were trained on."""
 
 
-def named(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration under the names that most families use, with what older ones leave out."""
+def normalize(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration under the names that most families use, with the defaults that older families
+    leave out."""
     config = {ALIASES.get(name, name): value for name, value in config.items()}
     config.setdefault("max_position_embeddings", DEFAULT_CONTEXT)
     if config.get("intermediate_size") is None:

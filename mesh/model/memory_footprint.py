@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mesh.errors import UnsupportedModel
-from mesh.model.config import named
+from mesh.model.config import normalize
 
 QUANTIZATIONS = ("none", "int8", "nf4")
 """How a node may keep its layers' weights: as the model has them, in 8 or in 4 bits."""
@@ -20,7 +20,7 @@ NF4_LEVELS = 16
 
 
 UNGATED = {"bloom", "falcon", "gpt2", "gpt_neox", "phi", "starcoder2"}
-"""Families whose MLP is two products; that of all others is three."""
+"""Families whose MLP has two linear layers; that of all others has three."""
 
 TIED = {
     "bloom",
@@ -62,42 +62,42 @@ class Footprint:
     edge: int
     kv: int
 
-    def layers_within(self, room: int, *, positions: int) -> int:
-        """How many layers fit in ``room`` bytes, each with KV for so many positions."""
-        return max(0, room) // (self.layer + positions * self.kv)
+    def layers_within(self, memory_bytes: int, *, positions: int) -> int:
+        """How many layers fit in ``memory_bytes``, each with KV for ``positions``."""
+        return max(0, memory_bytes) // (self.layer + positions * self.kv)
 
 
 def footprint(
-    config: Mapping[str, Any], quantization: str = "none", *, number_bytes: int = 2
+    config: Mapping[str, Any], quantization: str = "none", *, dtype_bytes: int = 2
 ) -> Footprint:
     """What a model takes, from its `config.json`.
 
     Norms and biases, a thousandth of a layer, are counted as four vectors a layer and one a
-    product.
+    linear layer.
 
     Args:
         config: With any family's names for its settings.
         quantization: One of :data:`QUANTIZATIONS`, for the layers.
-        number_bytes: Bytes of a number that is not quantized, and of one in the KV cache.
+        dtype_bytes: Of the dtype that weights which are not quantized have, and the KV cache.
 
     Raises:
         UnsupportedModel: see :func:`check_quantization`.
     """
-    config = named(config)
+    config = normalize(config)
     check_quantization(config, quantization)
     hidden, vocab = config["hidden_size"], config["vocab_size"]
-    products = layer_products(config)
-    vectors = 4 * hidden + sum(outputs for outputs, _ in products)
+    shapes = linear_shapes(config)
+    vectors = 4 * hidden + sum(outputs for outputs, _ in shapes)
     layer = vectors + _expert_parameters(config)
     tied = config.get("tie_word_embeddings", config.get("model_type") in TIED)
     edge = (1 if tied else 2) * vocab * hidden + 2 * hidden
     if config.get("model_type") == "gpt2":
         edge += config["max_position_embeddings"] * hidden
     return Footprint(
-        layer=layer * number_bytes
-        + sum(product_bytes(product, quantization, number_bytes) for product in products),
-        edge=edge * number_bytes,
-        kv=_kv_numbers(config) * number_bytes,
+        layer=layer * dtype_bytes
+        + sum(linear_bytes(shape, quantization, dtype_bytes) for shape in shapes),
+        edge=edge * dtype_bytes,
+        kv=_kv_numbers(config) * dtype_bytes,
     )
 
 
@@ -105,7 +105,7 @@ def check_quantization(config: Mapping[str, Any], quantization: str) -> None:
     """
     Raises:
         UnsupportedModel: no such quantization; a family whose weights it would leave as they
-            are; or products that do not divide into its blocks.
+            are; or linear layers that do not divide into its blocks.
     """
     if quantization not in QUANTIZATIONS:
         raise UnsupportedModel(
@@ -113,14 +113,14 @@ def check_quantization(config: Mapping[str, Any], quantization: str) -> None:
         )
     if quantization == "none":
         return
-    config = named(config)
+    config = normalize(config)
     family = config.get("model_type", "")
     if family in WHOLE:
         raise UnsupportedModel(
             f"Models of family {family!r} cannot be quantized: their {WHOLE[family]} are in no "
             "linear layers that a quantizer knows, and would take as much memory as before."
         )
-    widths = {inputs for _, inputs in layer_products(config) if inputs % NF4_BLOCK}
+    widths = {inputs for _, inputs in linear_shapes(config) if inputs % NF4_BLOCK}
     if quantization == "nf4" and widths:
         raise UnsupportedModel(
             f"nf4 takes weights in blocks of {NF4_BLOCK}: a product of width "
@@ -128,28 +128,36 @@ def check_quantization(config: Mapping[str, Any], quantization: str) -> None:
         )
 
 
-def layer_products(config: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Outputs and inputs of each product of a decoder layer, without those of experts that not
-    every token meets. Of the configuration as :func:`named` gives it."""
+def linear_shapes(config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Outputs and inputs of each linear layer in a decoder layer, without those of experts that not
+    every token meets.
+
+    Args:
+        config: As :func:`mesh.model.config.normalize` gives it.
+    """
     hidden: int = config["hidden_size"]
-    products = _attention(config)
+    shapes = _attention(config)
     width = _mlp_width(config)
     inward = 1 if config.get("model_type") in UNGATED else 2
     if width:
-        products += [(width, hidden)] * inward + [(hidden, width)]
-    return products
+        shapes += [(width, hidden)] * inward + [(hidden, width)]
+    return shapes
 
 
-def product_bytes(product: tuple[int, int], quantization: str, number_bytes: int) -> int:
-    """Of a product's weights, with the scales that it needs to be read."""
-    outputs, inputs = product
+def linear_bytes(shape: tuple[int, int], quantization: str, dtype_bytes: int) -> int:
+    """Bytes of a linear layer's weights, with the scales that a quantized one has.
+
+    Args:
+        shape: Outputs and inputs.
+    """
+    outputs, inputs = shape
     numbers = outputs * inputs
     if quantization == "int8":
         return numbers + outputs * FP32_BYTES
     if quantization == "nf4":
         scales = -(-numbers // NF4_BLOCK) + NF4_LEVELS
         return numbers // 2 + scales * FP32_BYTES
-    return numbers * number_bytes
+    return numbers * dtype_bytes
 
 
 def _attention(config: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -175,7 +183,7 @@ def _attention(config: Mapping[str, Any]) -> list[tuple[int, int]]:
 
 
 def _mlp_width(config: Mapping[str, Any]) -> int:
-    """Of the MLP that every token meets: beside experts, that of the shared ones."""
+    """Width of the MLP that every token meets; where there are experts, of the shared ones."""
     if not config.get("num_experts"):
         width: int = config["intermediate_size"]
         return width

@@ -14,20 +14,20 @@ from mesh.wire.messages import (
     Cancel,
     Close,
     Ended,
-    Halt,
+    GenerationRefused,
     Message,
     Open,
     OpenEdge,
     Ping,
     Pong,
+    PrefixCached,
     Prompt,
-    Ready,
-    Refused,
     Resume,
-    RoutePosition,
     SamplingParams,
+    StageAssignment,
     Step,
     Steps,
+    StopEpoch,
     Token,
 )
 
@@ -43,20 +43,20 @@ TENSOR = b"t"
 _KINDS: tuple[type[Any], ...] = (
     Open,
     OpenEdge,
-    Ready,
+    PrefixCached,
     Close,
-    Halt,
+    StopEpoch,
     Ping,
     Steps,
     Token,
     Ended,
-    Refused,
+    GenerationRefused,
     Pong,
     Cancel,
 )
 
 
-_PARTS = (RoutePosition, Resume, Prompt, SamplingParams)
+_PARTS = (StageAssignment, Resume, Prompt, SamplingParams)
 
 
 _CODE_OF = {kind: code for code, kind in enumerate(_KINDS)}

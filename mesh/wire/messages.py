@@ -44,8 +44,8 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class RoutePosition:
-    """Where a node stands on a generation's route.
+class StageAssignment:
+    """Which stage of a generation's route a node serves, and between which neighbours.
 
     ``capacity`` is in positions, ``expires_in`` in seconds. ``next_node`` is the next hop, from
     the last stage the edge; ``previous_node`` sends the steps, and is refused for bad ones.
@@ -84,12 +84,12 @@ class Open:
 
     A repeated or older epoch is ignored. ``prefix`` names the prompt's beginnings, ever longer,
     by keyed hashes (:mod:`mesh.prefix_hashes`): a node that has computed one may begin after it,
-    and says so to the edge with :class:`Ready`.
+    and says so to the edge with :class:`PrefixCached`.
     """
 
     request_id: str
     epoch: int
-    route_position: RoutePosition
+    stage_assignment: StageAssignment
     resume: Resume
     prefix: list[bytes]
 
@@ -101,15 +101,15 @@ class OpenEdge:
 
     request_id: str
     epoch: int
-    route_position: RoutePosition
+    stage_assignment: StageAssignment
     resume: Resume
     prefix: list[bytes]
     prompt: Prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """Node to edge: of the prompt's beginnings, ``positions`` are in its cache already."""
+class PrefixCached:
+    """Node to edge: its cache already holds the prompt's first ``positions`` positions."""
 
     request_id: str
     epoch: int
@@ -126,7 +126,7 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
-class Halt:
+class StopEpoch:
     """Transport to its node: a token was refused, since the epoch is over. Work no more at that
     epoch; the next one, or the end, is on its way."""
 
@@ -197,7 +197,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class GenerationRefused:
     """Node to supervisor: this generation cannot go on here (``kv_full``, ``gap``, ``moved``, ...).
     ``node_id`` is the node at fault: the sender of a bad step, else the one that refuses."""
 
@@ -227,7 +227,17 @@ class Cancel:
 
 
 ControlMessage = (
-    Open | OpenEdge | Ready | Close | Halt | Ping | Token | Ended | Refused | Pong | Cancel
+    Open
+    | OpenEdge
+    | PrefixCached
+    | Close
+    | StopEpoch
+    | Ping
+    | Token
+    | Ended
+    | GenerationRefused
+    | Pong
+    | Cancel
 )
 """What is said of one generation: it has a ``request_id`` and an ``epoch``."""
 

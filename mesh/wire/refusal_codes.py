@@ -3,7 +3,7 @@
 A node may send any text; this becomes a metric's label and a word in the log.
 """
 
-from mesh.wire import Refused
+from mesh.wire import GenerationRefused
 
 LOST_STATE = frozenset({"forgotten", "no_replay", "gap"})
 """What a node should have is not there. Messages get lost and processes start anew, so once in a
@@ -21,6 +21,6 @@ BROKEN_RULE = "broken_rule"
 node made up."""
 
 
-def known_code(refused: Refused) -> str:
+def known_code(refused: GenerationRefused) -> str:
     """Why a generation was refused, by a name that we know."""
     return refused.code if refused.code in KNOWN_CODES else BROKEN_RULE

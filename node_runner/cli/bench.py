@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mesh.errors import MeshError
-from mesh.model.config import named
+from mesh.model.config import normalize
 from node_runner.cli import credentials, options
 from node_runner.cli.console import console, errors, fail
 from node_runner.platform_client.errors import PlatformError
@@ -53,7 +53,7 @@ def bench(
     except (ValueError, PlatformError) as error:
         raise fail(str(error)) from None
     torch.set_num_threads(threads)
-    total = named(config)["num_hidden_layers"]
+    total = normalize(config)["num_hidden_layers"]
     layers = min(layers, total)
     local = path is not None and Path(path).is_dir()
     with ExitStack() as stack:

@@ -56,7 +56,7 @@ def _known(context: typer.Context) -> dict[str, bool]:
 
 
 def _typed(text: str) -> settings.Value:
-    """What TOML should have: a number or a truth where the text is one."""
+    """The value that TOML should have: a number or a boolean where the text is one."""
     if text in ("true", "false"):
         return text == "true"
     for kind in (int, float):

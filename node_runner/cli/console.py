@@ -1,4 +1,4 @@
-"""How the commands speak: to standard output what was asked for, to standard error the rest."""
+"""The commands' output: what was asked for on standard output, the rest on standard error."""
 
 import sys
 

@@ -24,7 +24,7 @@ class WalletProof:
 def choose(
     wallet: str | None, discovery: str | None, keyfile: Path | None, *, lookup: bool = False
 ) -> WalletProof:
-    """What to register with. A key file outweighs a login.
+    """The credential to register with. A key file outweighs a login.
 
     ``lookup``: the platform's URL need not be known, since the DHT has it.
     """
@@ -70,8 +70,8 @@ def platform_of(discovery: str | None, login: login_file.MachineLogin | None) ->
 
 
 def unlock(keyfile: Path) -> bytes:
-    """The private key. Asks for the password, where the environment has none and there is a
-    terminal; keeps it in the environment, for the nodes that this process starts."""
+    """A key file's private key. Asks for the password, where the environment has none and there is
+    a terminal; keeps it in the environment, for the nodes that this process starts."""
     password = os.environ.get("FAR_NODE_PASSWORD")
     if password is None and sys.stdin.isatty():
         password = typer.prompt(f"Password of {keyfile}", hide_input=True, err=True)

@@ -98,6 +98,6 @@ def _show(prompt: device_login.DevicePrompt) -> None:
 
 
 def _host_name() -> str:
-    """The host's name, in the letters that a machine's may have."""
+    """The host's name, in the letters that a machine's name may have."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname()).lstrip("._-")
     return plain[:MAX_MACHINE_NAME] or "machine"

@@ -79,7 +79,7 @@ Device = Annotated[
         panel=SPAN_PANEL,
     ),
 ]
-Span = Annotated[
+Layers = Annotated[
     str | None,
     option(
         "Layers to serve, as START:END (end not included). Without it the platform chooses, and "

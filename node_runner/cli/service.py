@@ -62,8 +62,8 @@ def install(
 def _folders(
     root: Any, service: systemd.Service, settings: Path | None, given: list[str]
 ) -> list[Path]:
-    """What such nodes write to beside what all do: by their options, and by what the service's user
-    has in variables and settings."""
+    """Folders that nodes with these options write to, beside what all do: by their options, and by
+    what the service's user has in variables and settings."""
     command, variables = root.commands["start"], service.variables()
     file = settings or Path(variables.get("FAR_NODE_CONFIG", service.settings))
     values = config_file.read(file, start.known_settings(command))

@@ -10,6 +10,7 @@ import typer
 
 from mesh import log as logging
 from mesh.errors import WeightsChanged, WeightsUnreachable
+from mesh.node_api import Span
 from node_runner.cli import credentials, options
 from node_runner.cli.console import errors, fail
 from node_runner.service import device_processes, exit_codes
@@ -32,7 +33,7 @@ def start(
     keyfile: options.Keyfile = None,
     gpu: options.Gpu = None,
     device: options.Device = None,
-    span: options.Span = None,
+    span: options.Layers = None,
     quantization: options.Quantization = "none",
     memory_gb: options.MemoryGb = None,
     kv_gb: options.KvGb = 1.0,
@@ -199,7 +200,7 @@ def _devices(gpus: list[int], devices: list[str]) -> list[str]:
     return chosen
 
 
-def _span(text: str | None) -> tuple[int, int] | None:
+def _span(text: str | None) -> Span | None:
     if text is None:
         return None
     begin, _, end = text.partition(":")

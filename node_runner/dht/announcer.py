@@ -1,4 +1,4 @@
-"""Keeps the announcement fresh, in a thread beside the serving."""
+"""Keeps the node's announcement in the DHT fresh, in a thread beside the serving."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ import structlog
 
 from mesh.dht.records import Announcement
 from mesh.dht.signing_keys import SigningKey
-from mesh.node_api import Heartbeat
+from mesh.node_api import Heartbeat, Span
 from node_runner import metrics
 from node_runner.dht.peer_client import DhtEndpoint, DhtUnavailable, PeerClient
 
@@ -36,13 +36,14 @@ class NodeCredential:
 
 
 class Announcer:
-    """Announces until closed. A failure is logged and tried again: nothing waits for it."""
+    """Announces the node in the DHT until closed. A failure is logged and tried again: nothing
+    waits for it."""
 
     def __init__(
         self,
         endpoint: DhtEndpoint,
         credential: NodeCredential,
-        span: tuple[int, int],
+        span: Span,
         *,
         interval: float = INTERVAL,
     ) -> None:

@@ -1,4 +1,4 @@
-"""The peer's process from outside: started when it is needed, and asked with a time limit."""
+"""A client of the DHT peer's process, which it starts when needed and asks with a time limit."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ class DhtEndpoint:
 
 
 class PeerClient:
-    """One process of `peer_process`, or none. Not for several threads at once."""
+    """A client of the DHT peer's process, which it starts when needed. Not thread-safe."""
 
     def __init__(self, endpoint: DhtEndpoint) -> None:
         self._endpoint = endpoint
@@ -40,11 +40,11 @@ class PeerClient:
 
     @property
     def pid(self) -> int | None:
-        """Of the process, while there is one."""
+        """The process's id, while there is one."""
         return None if self._process is None else self._process.pid
 
     def ask(self, command: dict[str, Any], *, timeout: float = ANSWER_TIMEOUT) -> dict[str, Any]:
-        """Have a command carried out; its answer.
+        """Have the DHT peer carry a command out; returns the peer's answer.
 
         Raises:
             DhtUnavailable: no answer within ``timeout`` seconds, the process died, or it failed.

@@ -24,7 +24,7 @@ class ReopeningPeer:
         self._peer: Peer | None = None
 
     async def announce(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Put an announcement into the DHT; how many peers have it."""
+        """Put an announcement into the DHT; says how many peers have it."""
         announcement = records.Announcement(**command["announcement"])
         record = records.sign_announcement(
             SigningKey.from_hex(command["key"]), bytes.fromhex(command["credential"]), announcement

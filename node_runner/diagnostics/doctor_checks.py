@@ -47,7 +47,7 @@ class Check:
 
 
 def machine(cache: Path) -> Iterator[Check]:
-    """What needs no network: GPU, memory, torch, disk."""
+    """Checks that need no network: GPU, memory, torch, disk."""
     gpus = devices.gpus()
     yield Check("torch", *_torch(bool(gpus)))
     for gpu in gpus:
@@ -103,7 +103,8 @@ def login(saved: MachineLogin | None) -> Check:
 
 
 def network(http: httpx.Client) -> Iterator[Check]:
-    """The platform: whether it answers, how far it is, what the line carries, the clock."""
+    """Checks of the platform: whether it answers, how far it is, what the line carries, the
+    clock."""
     try:
         trips, skew = _round_trips(http)
     except httpx.HTTPError as error:

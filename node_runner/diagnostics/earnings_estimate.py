@@ -10,7 +10,7 @@ import torch
 
 from mesh.errors import MeshError
 from mesh.model.compute_cost import edge_units
-from mesh.model.config import named
+from mesh.model.config import normalize
 from mesh.model.memory_footprint import footprint
 from node_runner.diagnostics import speed_test
 from node_runner.machine import devices
@@ -22,7 +22,7 @@ HOUR = 3600
 MODELS_PATH = "/api/inference/models"
 
 POSITIONS = 8 * 2048
-"""Of each layer's KV cache: eight generations of 2,048 positions."""
+"""Positions of each layer's KV cache: eight generations of 2,048."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,9 @@ class EarningsEstimate:
 def estimates(
     http: httpx.Client, device: torch.device, dtype: torch.dtype, *, seconds: float
 ) -> Iterator[EarningsEstimate]:
-    """Each model of the platform. ``seconds``: to measure its speed in; 0 for not at all.
+    """Estimates for each model of the platform.
+
+    ``seconds``: in which the speed at each model is measured; 0 for not at all.
 
     Raises:
         PlatformError: the platform does not tell.
@@ -86,7 +88,7 @@ def _decode(
 
 def layers_that_fit(config: Mapping[str, Any], memory: int) -> dict[str, int]:
     """Layers within ``memory`` bytes, by quantization; at most all."""
-    layers: int = named(config)["num_hidden_layers"]
+    layers: int = normalize(config)["num_hidden_layers"]
     found = {}
     for quantization in ("none", "int8", "nf4"):
         try:
@@ -102,6 +104,6 @@ def per_hour(config: Mapping[str, Any], price: Decimal, layers_per_second: float
 
     A token is paid by layers, so it does not matter how many of them the device holds.
     """
-    settings = named(config)
+    settings = normalize(config)
     shares = Decimal(settings["num_hidden_layers"]) + Decimal(edge_units(settings)) / 1000
     return price * Decimal(layers_per_second) * HOUR / shares

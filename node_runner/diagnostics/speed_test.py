@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
-from mesh.model.config import named
+from mesh.model.config import normalize
 from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVBlockPool
 from node_runner.engine.attention.ragged_batch import RaggedBatch
@@ -36,10 +36,11 @@ OnProgress = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Layers a second; ``batch`` and ``prefill`` count a layer once for each position."""
+    """Measured speed in layers a second; ``batch`` and ``prefill`` count a layer once for each
+    position."""
 
     layers: int
-    """That were loaded to measure."""
+    """Layers that were loaded to measure."""
     decode: float
     batch: float
     prefill: float
@@ -47,14 +48,14 @@ class Speed:
     weight_bytes: int
 
     def tokens(self, layers: int) -> tuple[float, float]:
-        """Tokens a second through so many layers: of one generation, and of several at once."""
+        """Tokens a second through ``layers``: of one generation, and of several at once."""
         return self.decode / layers, self.batch / layers
 
 
 @contextmanager
 def random_checkpoint(config: Mapping[str, Any], layers: int) -> Iterator[Path]:
-    """A folder with so many layers of random weights in a model's shape."""
-    settings = named(config) | {"num_hidden_layers": layers, "vocab_size": 8}
+    """A checkpoint's folder with ``layers`` of random weights in a model's shape."""
+    settings = normalize(config) | {"num_hidden_layers": layers, "vocab_size": 8}
     settings |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if isinstance(settings.get("layer_types"), list):
         settings["layer_types"] = settings["layer_types"][:layers]

@@ -1,8 +1,8 @@
-"""Opening a generation: KV reserved, or taken over from the epoch before."""
+"""Opens generations: their KV is reserved, or taken over from the epoch before."""
 
 import time
 
-from mesh.wire import Ended, Open, OpenEdge, Ready
+from mesh.wire import Ended, Open, OpenEdge, PrefixCached
 from node_runner.engine.attention.kv_cache import KVCache
 from node_runner.engine.attention.prefix_cache import PrefixCache
 from node_runner.engine.edge import Edge
@@ -46,13 +46,13 @@ class Admission:
         if isinstance(message, OpenEdge):
             self._begin(generation, message, outputs)
         elif message.prefix:
-            ready = Ready(
+            cached = PrefixCached(
                 message.request_id,
                 message.epoch,
-                message.route_position.stage,
+                message.stage_assignment.stage,
                 generation.cache.length,
             )
-            outputs.add(NodeMessage(message.route_position.edge_node, ready))
+            outputs.add(NodeMessage(message.stage_assignment.edge_node, cached))
         if message.resume.keep and message.resume.replay:
             self._replay(generation, outputs)
 
@@ -60,7 +60,7 @@ class Admission:
         """The next epoch on the KV cache of the one before; none if that is not here."""
         if known is None or known.cache.length < message.resume.known:
             return None
-        known.over = True
+        known.halted = True
         return _generation(message, known.cache, known.replay_buffer)
 
     def _fresh(self, message: Open | OpenEdge) -> Generation | None:
@@ -70,14 +70,14 @@ class Admission:
             self._generations.close(known)
         if self._generations.full:
             return None
-        cache = self._prefix_cache.reserve(message.route_position.capacity, message.prefix)
+        cache = self._prefix_cache.reserve(message.stage_assignment.capacity, message.prefix)
         return None if cache is None else _generation(message, cache, ReplayBuffer())
 
     def _begin(self, generation: Generation, message: OpenEdge, outputs: OutputBatcher) -> None:
-        """At the edge: the prompt is there to be fed, once all nodes are ready."""
-        stages = range(1, message.route_position.stages) if message.prefix else ()
-        decoding = self._edge.open(message.request_id, message.prompt, not_ready=set(stages))
-        decoding.fed = min(generation.cache.length, len(decoding.tokens) - 1)
+        """At the edge: the prompt can be scheduled, once all nodes are ready."""
+        stages = range(1, message.stage_assignment.stages) if message.prefix else ()
+        decoding = self._edge.open(message.request_id, message.prompt, stages_not_ready=set(stages))
+        decoding.num_scheduled_tokens = min(generation.cache.length, len(decoding.tokens) - 1)
         generation.decoding = decoding
         if decoding.stopped:
             # The tokens that readers have are all there are: only the message of the end was lost.
@@ -93,9 +93,10 @@ class Admission:
                 chunk = hidden[position : position + PREFILL_CHUNK]
                 outputs.send(generation, position, chunk, replay=True)
         elif generation.decoding is not None:
-            generation.decoding.fed = 0  # the edge has the tokens, and computes all of them again
+            # The edge has the tokens, and computes all of them again.
+            generation.decoding.num_scheduled_tokens = 0
         else:
-            generation.over = True
+            generation.halted = True
             outputs.add(refuse(generation, "no_replay", node_id=self._node_id))
 
 
@@ -105,11 +106,11 @@ def _generation(
     return Generation(
         request_id=message.request_id,
         epoch=message.epoch,
-        route_position=message.route_position,
+        stage_assignment=message.stage_assignment,
         resume=message.resume,
         prefix=message.prefix,
         cache=cache,
-        expires_at=time.monotonic() + message.route_position.expires_in,
+        expires_at=time.monotonic() + message.stage_assignment.expires_in,
         decoding=None,
         replay_buffer=replay_buffer,
     )

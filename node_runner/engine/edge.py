@@ -1,6 +1,6 @@
 """What the edge does beside its span: tokens in, tokens out.
 
-The edge feeds prompts and sampled tokens into the first span, samples from the hidden states that
+The edge puts prompts and sampled tokens into the first span, samples from the hidden states that
 the last span returns, and drafts tokens ahead (speculative decoding) where that pays.
 """
 
@@ -21,19 +21,19 @@ from node_runner.engine.scheduler import PREFILL_CHUNK
 
 
 class Edge:
-    """Not thread-safe, as the engine that owns it.
+    """Tokens in and tokens out at the first span of a model. Not thread-safe.
 
     Args:
         span: The engine's span. Only the first span of a model has the embedding and the LM head;
             with any other, an edge has no generations.
         speculate: Whether to draft tokens.
-        drafter: Drafts where the text itself gives nothing to look up.
+        draft_model: Drafts tokens where the text itself gives nothing to look up.
     """
 
-    def __init__(self, span: SpanModel, *, speculate: bool, drafter: DraftModel | None) -> None:
+    def __init__(self, span: SpanModel, *, speculate: bool, draft_model: DraftModel | None) -> None:
         self._span = span
         self._speculate = speculate
-        self.drafter = drafter
+        self.draft_model = draft_model
         # By request id: an answer that arrives twice is sampled once.
         self._returned: dict[str, tuple[Generation, torch.Tensor]] = {}
         self._draft_counts = (0, 0)
@@ -43,26 +43,27 @@ class Edge:
         """Whether hidden states wait to be sampled."""
         return bool(self._returned)
 
-    def take_draft_counts(self) -> tuple[int, int]:
+    def pop_draft_counts(self) -> tuple[int, int]:
         """Tokens drafted since the last call, and how many of them were accepted."""
-        taken, self._draft_counts = self._draft_counts, (0, 0)
-        return taken
+        counts, self._draft_counts = self._draft_counts, (0, 0)
+        return counts
 
-    def open(self, request_id: str, prompt: wire.Prompt, *, not_ready: set[int]) -> Decoding:
+    def open(self, request_id: str, prompt: wire.Prompt, *, stages_not_ready: set[int]) -> Decoding:
         """Begin a generation, or continue it after the tokens that readers have.
 
         Args:
             request_id: The generation's.
             prompt: Its prompt, and the tokens of earlier epochs.
-            not_ready: Stages whose nodes have to be ready before tokens are fed.
+            stages_not_ready: Stages whose nodes have to say how much of the prompt they hold
+                before tokens are scheduled.
         """
         detokenizer = Detokenizer(self._span.tokenizer, prompt.token_ids, prompt.sampling.stop)
         stopped = False
         for token_id in prompt.generated:  # what the detokenizer holds back depends on them
             stopped = detokenizer.push(token_id)[1] or token_id in self._span.end_tokens
         tokens = [*prompt.token_ids, *prompt.generated]
-        if self.drafter is not None:
-            self.drafter.truncate(request_id, len(tokens) - 1)
+        if self.draft_model is not None:
+            self.draft_model.truncate(request_id, len(tokens) - 1)
         return Decoding(
             tokens=tokens,
             prompt_length=len(prompt.token_ids),
@@ -72,11 +73,11 @@ class Edge:
             stopped=stopped,
             prompt_lookup=PromptLookup(),
             speculation=SpeculationPolicy(),
-            not_ready=not_ready,
+            stages_not_ready=stages_not_ready,
         )
 
     def receive(self, generation: Generation, position: int, hidden: torch.Tensor) -> None:
-        """Hidden states from the last span, to be sampled in the next step.
+        """Take hidden states from the last span, to be sampled in the next step.
 
         Args:
             generation: Whose they are.
@@ -99,7 +100,7 @@ class Edge:
         returned = [
             (generation, generation.decoding, hidden)
             for generation, hidden in self._returned.values()
-            if generation.decoding is not None and not generation.over
+            if generation.decoding is not None and not generation.halted
         ]
         self._returned = {}
         if not returned:
@@ -121,19 +122,21 @@ class Edge:
             at += len(hidden)
         return outcomes
 
-    def feed(self, generations: Iterable[Generation]) -> list[WorkItem]:
+    def next_inputs(self, generations: Iterable[Generation]) -> list[WorkItem]:
         """The next tokens of each generation that has any: a chunk of its prompt, or the token that
         was just sampled, with draft tokens behind it."""
         began = time.monotonic()
         items, complete = [], []
         for generation in generations:
             decoding = generation.decoding
-            if decoding is None or not decoding.feedable:
+            if decoding is None or not decoding.schedulable:
                 continue
-            begin = decoding.fed
+            begin = decoding.num_scheduled_tokens
             end = min(begin + PREFILL_CHUNK, len(decoding.tokens))
-            decoding.fed = end
-            item = WorkItem(generation, begin, wanted=0, token_ids=decoding.tokens[begin:end])
+            decoding.num_scheduled_tokens = end
+            item = WorkItem(
+                generation, begin, rows_to_sample=0, token_ids=decoding.tokens[begin:end]
+            )
             if end == len(decoding.tokens):
                 complete.append((item, decoding))
             else:
@@ -143,17 +146,17 @@ class Edge:
         now = time.monotonic()
         for item, decoding in complete:
             alone = item.rows == 1
-            item.wanted = 1 + len(decoding.draft_tokens)
+            item.rows_to_sample = 1 + len(decoding.draft_tokens)
             item.token_ids += decoding.draft_tokens
             # Drafting counts as part of the step that it is for.
             started = began if decoding.draft_tokens else now
-            decoding.fed_at = started if alone else None
+            decoding.scheduled_at = started if alone else None
         return items
 
     def close(self, generation: Generation) -> None:
         """Free what the draft model keeps of a generation."""
-        if self.drafter is not None:
-            self.drafter.close(generation.request_id)
+        if self.draft_model is not None:
+            self.draft_model.close(generation.request_id)
 
     def _draft(self, steps: Sequence[tuple[WorkItem, Decoding]]) -> None:
         """Draft tokens for decode steps: looked up in the text itself, else by the draft model, all
@@ -164,17 +167,17 @@ class Edge:
             count = min(decoding.speculation.draft_length(), left)
             if count > 0:
                 decoding.draft_tokens = decoding.prompt_lookup.draft(decoding.tokens, count)
-            if count > 0 and not decoding.draft_tokens and self.drafter is not None:
+            if count > 0 and not decoding.draft_tokens and self.draft_model is not None:
                 request = DraftRequest(
                     item.generation.request_id,
                     decoding.tokens,
                     count,
-                    item.generation.route_position.capacity,
+                    item.generation.stage_assignment.capacity,
                     decoding.sampling_params,
                 )
                 requests.append((decoding, request))
-        if requests and self.drafter is not None:
-            drafts = self.drafter.draft([request for _, request in requests])
+        if requests and self.draft_model is not None:
+            drafts = self.draft_model.draft([request for _, request in requests])
             for (decoding, _), draft in zip(requests, drafts, strict=True):
                 decoding.draft_tokens = draft
 
@@ -198,13 +201,13 @@ class Edge:
                 break
         drafted, accepted = self._draft_counts
         self._draft_counts = (drafted + len(drafts), accepted + len(tokens) - 1)
-        if decoding.fed_at is not None:
-            seconds = time.monotonic() - decoding.fed_at
+        if decoding.scheduled_at is not None:
+            seconds = time.monotonic() - decoding.scheduled_at
             decoding.speculation.observe(seconds, len(drafts), len(tokens))
-        decoding.fed = len(decoding.tokens) - 1
+        decoding.num_scheduled_tokens = len(decoding.tokens) - 1
         decoding.draft_tokens = []
-        if self.drafter is not None:
-            self.drafter.truncate(generation.request_id, decoding.fed)
+        if self.draft_model is not None:
+            self.draft_model.truncate(generation.request_id, decoding.num_scheduled_tokens)
         if reason is None:
             return tokens, None
         return tokens, Ended(generation.request_id, generation.epoch, reason, decoding.generated)

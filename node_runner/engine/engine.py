@@ -33,7 +33,7 @@ class Engine:
         wire_dtype: The dtype in which hidden states are sent (:data:`mesh.wire.DTYPES`); the
             model's own if not given.
         speculate: Whether the edge drafts tokens (speculative decoding) where that pays.
-        draft_model: All layers of a small model that drafts tokens on the edge.
+        draft_span: All layers of a small model that drafts tokens on the edge.
         max_generations: Generations that the node admits at once; limited by the KV budget alone
             if not given.
     """
@@ -46,18 +46,18 @@ class Engine:
         kv_budget_bytes: int,
         wire_dtype: str | None = None,
         speculate: bool = True,
-        draft_model: SpanModel | None = None,
+        draft_span: SpanModel | None = None,
         max_generations: int | None = None,
     ) -> None:
         self.span = span
         self._node_id = node_id
         self._wire_dtype = wire_dtype or NAMES[span.dtype]
-        spans = [span] if draft_model is None else [span, draft_model]
+        spans = [span] if draft_span is None else [span, draft_span]
         positions = kv_budget_bytes // sum(each.kv_shape.bytes_per_position for each in spans)
-        drafter = None if draft_model is None else DraftModel(draft_model, positions=positions)
+        draft_model = None if draft_span is None else DraftModel(draft_span, positions=positions)
         self.pool = KVBlockPool(span.kv_shape, positions * span.kv_shape.bytes_per_position)
         self.prefix_cache = PrefixCache(self.pool)
-        self.edge = Edge(span, speculate=speculate, drafter=drafter)
+        self.edge = Edge(span, speculate=speculate, draft_model=draft_model)
         limit = sys.maxsize if max_generations is None else max_generations
         self.generations = GenerationTable(self.prefix_cache, self.edge, limit=limit)
         self._scheduler = Scheduler()
@@ -83,13 +83,13 @@ class Engine:
         batch = self._schedule(outputs)
         computed = self._runner.run(batch)
         self._emit(computed, outputs)
-        return outputs.take()
+        return outputs.pop_outputs()
 
     @property
     def busy(self) -> bool:
         """Whether another step has something to do without new messages."""
         waiting = bool(self._scheduler) or self.edge.busy
-        return waiting or any(g.feedable for g in self.generations.running())
+        return waiting or any(g.schedulable for g in self.generations.running())
 
     def free_kv(self) -> int:
         """Positions for which there is free KV; 0 while the node admits no more generations. Safe
@@ -104,9 +104,9 @@ class Engine:
         thread."""
         return self.pool.budget_bytes // self.pool.shape.bytes_per_position
 
-    def take_forwards(self) -> list[tuple[int, int]]:
+    def pop_forwards(self) -> list[tuple[int, int]]:
         """Generations and positions of each forward pass since the last call."""
-        return self._runner.take_forwards()
+        return self._runner.pop_forwards()
 
     def abort_all(self, code: str) -> list[EngineOutput]:
         """End all generations here, and refuse them with ``code``, so that their supervisors move
@@ -139,7 +139,7 @@ class Engine:
     def _schedule(self, outputs: OutputBatcher) -> list[WorkItem]:
         """The next batch: at the edge, next tokens join what waits; then the scheduler chooses."""
         running = self.generations.running()
-        for item in self.edge.feed(g for g in running if not self._scheduler.is_waiting(g)):
+        for item in self.edge.next_inputs(g for g in running if not self._scheduler.is_waiting(g)):
             self._scheduler.add(item)
         batch = []
         for item in self._scheduler.schedule(running):
@@ -159,10 +159,12 @@ class Engine:
             if not generation.last:
                 generation.replay_buffer.put(position, hidden)
                 if generation.resume.replay or not item.replay:
-                    outputs.send(generation, position, hidden, item.wanted, replay=item.replay)
-            elif item.wanted:
-                position, wanted = item.end - item.wanted, hidden[-item.wanted :]
+                    outputs.send(
+                        generation, position, hidden, item.rows_to_sample, replay=item.replay
+                    )
+            elif item.rows_to_sample:
+                position, last = item.end - item.rows_to_sample, hidden[-item.rows_to_sample :]
                 if generation.first:
-                    self.edge.receive(generation, position, wanted)
+                    self.edge.receive(generation, position, last)
                 else:
-                    outputs.send(generation, position, wanted, item.wanted)
+                    outputs.send(generation, position, last, item.rows_to_sample)

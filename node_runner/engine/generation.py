@@ -25,15 +25,15 @@ class Decoding:
     """Whether the tokens of earlier epochs end with a stop string or an end token."""
     prompt_lookup: PromptLookup
     speculation: SpeculationPolicy
-    not_ready: set[int]
+    stages_not_ready: set[int]
     """Stages whose nodes have not said yet how much of the prompt their KV caches hold."""
-    fed: int = 0
-    """Tokens that have been put into the first span; draft tokens do not count."""
+    num_scheduled_tokens: int = 0
+    """Tokens that were scheduled for the first span; draft tokens do not count."""
     draft_tokens: list[int] = field(default_factory=list)
-    """What was put into the first span behind the last token, to be verified."""
-    fed_at: float | None = None
-    """When the last token was put in, monotonic seconds; none if a chunk of the prompt came with
-    it, whose time is not that of a decode step."""
+    """Tokens that were scheduled behind the last one, to be verified."""
+    scheduled_at: float | None = None
+    """When the last token was scheduled, monotonic seconds; none if a chunk of the prompt was
+    scheduled with it, whose time is not that of a decode step."""
 
     @property
     def generated(self) -> int:
@@ -41,16 +41,16 @@ class Decoding:
         return len(self.tokens) - self.prompt_length
 
     @property
-    def feedable(self) -> bool:
-        """Whether there are tokens to put into the first span, and all nodes are ready."""
-        return not self.not_ready and self.fed < len(self.tokens)
+    def schedulable(self) -> bool:
+        """Whether there are tokens to schedule for the first span, and all nodes are ready."""
+        return not self.stages_not_ready and self.num_scheduled_tokens < len(self.tokens)
 
     def mark_ready(self, stage: int, positions: int) -> None:
-        """A stage's node has the prompt's first ``positions`` in its KV cache: feeding begins where
-        the node that has fewest ends."""
-        if stage in self.not_ready:
-            self.not_ready.discard(stage)
-            self.fed = max(0, min(self.fed, positions))
+        """A stage's node has the prompt's first ``positions`` in its KV cache. The first token to
+        schedule is that which not all nodes have."""
+        if stage in self.stages_not_ready:
+            self.stages_not_ready.discard(stage)
+            self.num_scheduled_tokens = max(0, min(self.num_scheduled_tokens, positions))
 
 
 @dataclass(slots=True, eq=False)
@@ -59,33 +59,33 @@ class Generation:
 
     request_id: str
     epoch: int
-    route_position: wire.RoutePosition
+    stage_assignment: wire.StageAssignment
     resume: wire.Resume
     prefix: list[bytes]
-    """Hashes of the prompt's beginnings (:mod:`mesh.prefix_hashes`)."""
+    """Hashes of the prompt's prefixes (:mod:`mesh.prefix_hashes`)."""
     cache: KVCache
     expires_at: float
     """When to close it if its supervisor has not, monotonic seconds."""
     decoding: Decoding | None
     """At the edge only."""
-    over: bool = False
-    """Whether this epoch is worked at no more."""
+    halted: bool = False
+    """Whether work on this epoch has ended: it was refused, stopped, or followed by another."""
     replay_buffer: ReplayBuffer = field(default_factory=ReplayBuffer)
 
     @property
     def first(self) -> bool:
         """Whether the node is the first stage of the route, and so the edge."""
-        return self.route_position.stage == 0
+        return self.stage_assignment.stage == 0
 
     @property
     def last(self) -> bool:
         """Whether the node is the last stage of the route."""
-        return self.route_position.stage == self.route_position.stages - 1
+        return self.stage_assignment.stage == self.stage_assignment.stages - 1
 
     @property
-    def feedable(self) -> bool:
-        """Whether the edge has next tokens to put into the first span."""
-        return self.decoding is not None and self.decoding.feedable
+    def schedulable(self) -> bool:
+        """Whether the edge has tokens to schedule for the first span."""
+        return self.decoding is not None and self.decoding.schedulable
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class WorkItem:
     Args:
         generation: Whose they are.
         position: The first of them.
-        wanted: After how many of the last positions the edge samples.
+        rows_to_sample: Positions at the end after each of which the edge samples a token.
         replay: Whether they rebuild a new node's KV cache.
         hidden: ``[rows, hidden]``, in the model's dtype; at the edge none.
         token_ids: At the edge, one a position.
@@ -103,7 +103,7 @@ class WorkItem:
 
     generation: Generation
     position: int
-    wanted: int
+    rows_to_sample: int
     replay: bool = False
     hidden: torch.Tensor | None = None
     token_ids: list[int] = field(default_factory=list)

@@ -42,16 +42,16 @@ class GenerationTable(Mapping[str, Generation]):
     def at_epoch(self, request_id: str, epoch: int) -> Generation | None:
         """The generation, if it runs at just this epoch."""
         generation = self._by_id.get(request_id)
-        if generation is None or generation.epoch != epoch or generation.over:
+        if generation is None or generation.epoch != epoch or generation.halted:
             return None
         return generation
 
     def running(self) -> list[Generation]:
-        """Those that are worked at: neither halted nor refused at their newest epoch."""
-        return [generation for generation in self._by_id.values() if not generation.over]
+        """Generations that are not halted at their newest epoch."""
+        return [generation for generation in self._by_id.values() if not generation.halted]
 
     def expired(self) -> list[Generation]:
-        """Those that should have been closed by now."""
+        """Generations that should have been closed by now."""
         now = time.monotonic()
         return [generation for generation in self._by_id.values() if generation.expires_at < now]
 
@@ -61,7 +61,7 @@ class GenerationTable(Mapping[str, Generation]):
 
     def close(self, generation: Generation) -> None:
         """Drop a generation and free its KV; nothing if a newer epoch has taken its place."""
-        generation.over = True
+        generation.halted = True
         if self._by_id.get(generation.request_id) is generation:
             del self._by_id[generation.request_id]
             self._prefix_cache.release(generation.cache, generation.prefix)

@@ -1,11 +1,11 @@
-"""A batch through the span's layers, and values that are not finite kept out of it."""
+"""Runs a batch through a span's layers, and keeps values that are not finite out of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from mesh.wire import Refused
+from mesh.wire import GenerationRefused
 from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.device.tensors import concatenated, is_finite
@@ -20,11 +20,11 @@ class ModelOutput:
     refusals of generations whose inputs or outputs were not finite."""
 
     items: list[tuple[WorkItem, torch.Tensor]] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[GenerationRefused] = field(default_factory=list)
 
 
 class ModelRunner:
-    """Runs batches through a span; ``node_id`` is the node's that does."""
+    """Runs batches through a span on the node ``node_id``."""
 
     def __init__(self, span: SpanModel, node_id: str) -> None:
         self._span = span
@@ -55,10 +55,10 @@ class ModelRunner:
                 output.refused.append(self._refuse_output(item))
         return output
 
-    def take_forwards(self) -> list[tuple[int, int]]:
+    def pop_forwards(self) -> list[tuple[int, int]]:
         """Generations and positions of each forward pass since the last call."""
-        taken, self._forwards = self._forwards, []
-        return taken
+        forwards, self._forwards = self._forwards, []
+        return forwards
 
     def _inputs(self, batch: Sequence[WorkItem]) -> torch.Tensor | None:
         """``[rows, hidden]`` of all items, embedded at the edge; none if there are no items."""
@@ -71,7 +71,9 @@ class ModelRunner:
             )
         return concatenated([item.hidden for item in batch if item.hidden is not None])
 
-    def _finite(self, batch: Sequence[WorkItem], refused: list[Refused]) -> list[WorkItem]:
+    def _finite(
+        self, batch: Sequence[WorkItem], refused: list[GenerationRefused]
+    ) -> list[WorkItem]:
         """The items whose inputs are finite; senders of the others are refused."""
         kept = []
         for item in batch:
@@ -81,8 +83,8 @@ class ModelRunner:
                 refused.append(refuse_sender(item.generation, "not_finite"))
         return kept
 
-    def _refuse_output(self, item: WorkItem) -> Refused:
+    def _refuse_output(self, item: WorkItem) -> GenerationRefused:
         generation = item.generation
-        generation.over = True
+        generation.halted = True
         generation.cache.pool.zero(generation.cache)
         return refuse(generation, "not_finite", node_id=self._node_id)

@@ -1,4 +1,4 @@
-"""What comes out of one step of the engine; hidden states for one node batched in one message."""
+"""Collects the outputs of one engine step; hidden states for one node go in one message."""
 
 import torch
 
@@ -24,7 +24,7 @@ class OutputBatcher:
         self._others: list[EngineOutput] = []
 
     def add(self, *outputs: EngineOutput) -> None:
-        """Outputs that are not hidden states."""
+        """Add outputs that are not hidden states."""
         self._others += outputs
 
     def send(
@@ -32,27 +32,29 @@ class OutputBatcher:
         generation: Generation,
         position: int,
         hidden: torch.Tensor,
-        wanted: int = 0,
+        rows_to_sample: int = 0,
         *,
         replay: bool = False,
     ) -> None:
-        """Hidden states for the generation's next node.
+        """Add hidden states for the generation's next node.
 
         Args:
             generation: Whose they are.
             position: The first row's.
             hidden: ``[rows, hidden]``, one row a position.
-            wanted: After how many of the last rows the edge samples.
+            rows_to_sample: Rows at the end after each of which the edge samples a token.
             replay: Whether they rebuild a new node's KV cache.
         """
-        step = Step(generation.request_id, generation.epoch, position, len(hidden), wanted, replay)
-        node = generation.route_position.next_node
+        step = Step(
+            generation.request_id, generation.epoch, position, len(hidden), rows_to_sample, replay
+        )
+        node = generation.stage_assignment.next_node
         waiting = self._steps.setdefault(node, [])
         if sum(earlier.rows for earlier, _ in waiting) + step.rows > MAX_STEPS:
             self._flush(node)
         self._steps[node].append((step, hidden))
 
-    def take(self) -> list[EngineOutput]:
+    def pop_outputs(self) -> list[EngineOutput]:
         """All outputs: hidden states for other nodes first, then the others in their order."""
         for node in self._steps:
             self._flush(node)

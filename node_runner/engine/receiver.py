@@ -3,7 +3,18 @@
 import torch
 
 from mesh.errors import WireError
-from mesh.wire import Close, Halt, Message, Open, OpenEdge, Ping, Pong, Ready, Step, Steps
+from mesh.wire import (
+    Close,
+    Message,
+    Open,
+    OpenEdge,
+    Ping,
+    Pong,
+    PrefixCached,
+    Step,
+    Steps,
+    StopEpoch,
+)
 from mesh.wire.limits import MAX_STEP_ROWS
 from node_runner.engine.admission import Admission
 from node_runner.engine.device.tensors import is_finite
@@ -46,7 +57,7 @@ class Receiver:
                 self._admission.open(message, outputs)
             case Ping():
                 outputs.add(self._pong(message))
-            case Close() | Halt() | Ready():
+            case Close() | StopEpoch() | PrefixCached():
                 generation = self._generations.get(message.request_id)
                 if generation is not None:
                     self._apply(message, generation)
@@ -56,13 +67,15 @@ class Receiver:
         computed = 0 if generation is None else generation.cache.length
         return Pong(message.request_id, message.epoch, self._node_id, computed)
 
-    def _apply(self, message: Close | Halt | Ready, generation: Generation) -> None:
+    def _apply(self, message: Close | StopEpoch | PrefixCached, generation: Generation) -> None:
         match message:
             case Close() if generation.epoch <= message.epoch:
                 self._generations.close(generation)
-            case Halt() if generation.epoch == message.epoch:
-                generation.over = True
-            case Ready() if generation.epoch == message.epoch and generation.decoding is not None:
+            case StopEpoch() if generation.epoch == message.epoch:
+                generation.halted = True
+            case PrefixCached() if (
+                generation.epoch == message.epoch and generation.decoding is not None
+            ):
                 generation.decoding.mark_ready(message.stage, message.positions)
 
     def _take_steps(self, message: Steps, outputs: OutputBatcher) -> None:
@@ -88,7 +101,7 @@ class Receiver:
         self, step: Step, generation: Generation, hidden: torch.Tensor, outputs: OutputBatcher
     ) -> None:
         waiting = self._scheduler.waiting_rows(generation)
-        if step.rows > MAX_STEP_ROWS or waiting > 2 * generation.route_position.capacity:
+        if step.rows > MAX_STEP_ROWS or waiting > 2 * generation.stage_assignment.capacity:
             outputs.add(refuse_sender(generation, "flood"))
         elif generation.decoding is None:
             item = WorkItem(generation, step.position, step.wanted, step.replay, hidden)

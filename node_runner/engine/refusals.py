@@ -1,24 +1,24 @@
 """Why a generation cannot go on at this node, and which node is to blame."""
 
-from mesh.wire import Open, OpenEdge, Refused
+from mesh.wire import GenerationRefused, Open, OpenEdge
 from node_runner.engine.generation import Generation, WorkItem
 
 
-def refuse(what: Open | OpenEdge | Generation, code: str, *, node_id: str) -> Refused:
+def refuse(what: Open | OpenEdge | Generation, code: str, *, node_id: str) -> GenerationRefused:
     """A refusal for which this node, ``node_id``, is answerable."""
-    return Refused(what.request_id, what.epoch, node_id, code)
+    return GenerationRefused(what.request_id, what.epoch, node_id, code)
 
 
-def refuse_sender(generation: Generation, code: str) -> Refused:
+def refuse_sender(generation: Generation, code: str) -> GenerationRefused:
     """Stop a generation whose previous node sent a step that cannot be right.
 
     The KV cache holds nothing of that step, so the next epoch may keep it.
     """
-    generation.over = True
-    return refuse(generation, code, node_id=generation.route_position.previous_node)
+    generation.halted = True
+    return refuse(generation, code, node_id=generation.stage_assignment.previous_node)
 
 
-def check_position(item: WorkItem, *, node_id: str) -> Refused | None:
+def check_position(item: WorkItem, *, node_id: str) -> GenerationRefused | None:
     """Stop a generation whose next positions do not fit its KV cache.
 
     Positions that the cache has already are a repeated step, and fit. Positions that begin behind
@@ -29,9 +29,9 @@ def check_position(item: WorkItem, *, node_id: str) -> Refused | None:
         The refusal; none if the positions fit.
     """
     generation = item.generation
-    if item.end > generation.route_position.capacity:
+    if item.end > generation.stage_assignment.capacity:
         return refuse_sender(generation, "capacity")
     if item.position > generation.cache.length:
-        generation.over = True
+        generation.halted = True
         return refuse(generation, "gap", node_id=node_id)
     return None

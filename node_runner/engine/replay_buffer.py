@@ -46,7 +46,7 @@ class ReplayBuffer:
         return self._parts[0][:end]
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Drop all hidden states."""
         self._parts.clear()
         self.length = 0
 

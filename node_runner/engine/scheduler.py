@@ -30,7 +30,7 @@ class Scheduler:
         self._waiting_rows: Counter[Generation] = Counter()
 
     def __bool__(self) -> bool:
-        """Whether anything waits."""
+        """Whether any position waits."""
         return bool(self._decode or self._prefill)
 
     def is_waiting(self, generation: Generation) -> bool:
@@ -43,7 +43,7 @@ class Scheduler:
 
     def add(self, item: WorkItem) -> None:
         """Queue an item. Items of one generation are scheduled in the order of their adding."""
-        decode = item.rows <= MAX_GROUPED_ROWS and item.wanted > 0
+        decode = item.rows <= MAX_GROUPED_ROWS and item.rows_to_sample > 0
         if decode and not self.is_waiting(item.generation):
             self._decode.append(item)
         else:
@@ -51,13 +51,13 @@ class Scheduler:
         self._waiting_rows[item.generation] += item.rows
 
     def schedule(self, running: Collection[Generation]) -> list[WorkItem]:
-        """The next batch: at most one item of each generation. Items of generations that are over
+        """The next batch: at most one item of each generation. Items of generations that are halted
         are dropped.
 
         Args:
-            running: All generations that are not over, waiting or not.
+            running: All generations that are not halted, waiting or not.
         """
-        stages = max((generation.route_position.stages for generation in running), default=1)
+        stages = max((generation.stage_assignment.stages for generation in running), default=1)
         micro_batch = -(-len(running) // stages)
         batch = self._take(self._decode, max_items=max(micro_batch, MIN_DECODE_BATCH))
         return batch + self._take(self._prefill, max_rows=PREFILL_CHUNK, beside=batch)
@@ -70,15 +70,15 @@ class Scheduler:
         max_rows: int | None = None,
         beside: Collection[WorkItem] = (),
     ) -> list[WorkItem]:
-        """From the queue's front, past generations that are in the batch already. The first item is
-        taken even if it has more than ``max_rows``."""
+        """Items from the queue's front, past generations that are in the batch already. The first
+        item is taken even if it has more than ``max_rows``."""
         taken: list[WorkItem] = []
         later: list[WorkItem] = []
         generations = {item.generation for item in beside}
         rows = 0
         while queue and (max_items is None or len(taken) < max_items):
             item = queue.popleft()
-            if item.generation.over:
+            if item.generation.halted:
                 self._dequeued(item)
             elif item.generation in generations:
                 later.append(item)

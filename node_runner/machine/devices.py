@@ -1,4 +1,4 @@
-"""What computes here, and how much it holds."""
+"""The devices that this machine computes on, and the memory of each."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ GPU_RESERVE = 10**9
 """Bytes of a GPU that stay free beside weights and KV: the driver's, torch's, what a step needs."""
 
 MAIN_MEMORY_SHARE = 0.5
-"""Of main memory, what a node on a CPU may take: there it is not alone."""
+"""Share of main memory that a node on a CPU may take: other programs need the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuInfo:
-    """Bytes of memory, in all and free."""
+    """A GPU. ``memory``: bytes in all; ``free``: bytes that nothing uses."""
 
     index: int
     name: str
@@ -35,7 +35,7 @@ def gpus() -> list[GpuInfo]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` is a GPU, if there is one.
+    """The torch device called ``name``; ``auto`` is a GPU, if there is one.
 
     Raises:
         ValueError: there is no such device here; the message says what to do.
@@ -54,7 +54,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """What to compute in; ``auto``: float32 on a CPU, else bfloat16.
+    """The torch dtype called ``name``; ``auto``: float32 on a CPU, else bfloat16.
 
     Raises:
         ValueError: not one of ours.

@@ -8,19 +8,19 @@ from pathlib import Path
 
 
 def config() -> Path:
-    """For what the owner chose: `config.toml`, `login.json`."""
+    """The folder for what the owner chose: `config.toml`, `login.json`."""
     return _base("XDG_CONFIG_HOME", ".config") / "far-node"
 
 
 def state() -> Path:
-    """For what this machine is. FAR_NODE_STATE names another folder."""
+    """The folder for what identifies this machine. FAR_NODE_STATE names another folder."""
     chosen = os.environ.get("FAR_NODE_STATE")
     return Path(chosen) if chosen else _base("XDG_STATE_HOME", ".local/state") / "far-node"
 
 
 def sockets() -> Path:
-    """For one socket a running node. Not under XDG_RUNTIME_DIR, which a system service of the same
-    user does not see."""
+    """The folder of the sockets, one for each running node. Not under XDG_RUNTIME_DIR, which a
+    system service of the same user does not see."""
     return state() / "run"
 
 

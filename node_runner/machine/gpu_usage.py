@@ -15,21 +15,21 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class GpuUsage:
-    """Of all processes on the GPU: percent of the last moments, and 10⁹ bytes. Zeros where nothing
-    is known."""
+    """Usage of a GPU by all processes: percent of the last moments, and 10⁹ bytes. Zeros where
+    nothing is known."""
 
     utilization_percent: float = 0.0
     vram_used_gb: float = 0.0
 
 
 class GpuMonitor:
-    """Reads a GPU's usage by NVML, the driver's library. Of another device it is zero."""
+    """Reads a GPU's usage by NVML, the driver's library. For other devices the usage is zero."""
 
     def __init__(self, device: "torch.device") -> None:
         self._nvml, self._handle = _open(device)
 
     def read(self) -> GpuUsage:
-        """The usage now."""
+        """The GPU's usage now."""
         if self._nvml is None:
             return GpuUsage()
         try:

@@ -9,7 +9,7 @@ FILE_NAME = "login.json"
 
 
 class LoginFailed(Exception):
-    """No token; the message says why."""
+    """There is no token to use; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def load() -> MachineLogin | None:
 
 
 def save(login: MachineLogin) -> None:
-    """Keep it for later starts, with mode 0600."""
+    """Keep the login for later starts, with mode 0600."""
     directories.write_secret(directories.config() / FILE_NAME, json.dumps(asdict(login)))
 
 

@@ -12,15 +12,15 @@ import torch
 from mesh import wire
 from mesh.errors import MeshError
 from mesh.model.memory_footprint import QUANTIZATIONS, footprint
-from node_runner.engine.decoding.draft_model import load_draft
+from mesh.node_api import Span
+from node_runner.engine.decoding.draft_model import load_draft_span
 from node_runner.engine.engine import Engine
 from node_runner.engine.model.acceleration import capture_decoding, enable_paged_attention
 from node_runner.engine.model.span_checkpoint import SpanSpec, prepare_span
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.machine import devices
-from node_runner.node.engine_set import Span
 from node_runner.node.options import CannotServe, NodeOptions
-from node_runner.platform_client.weight_listing import ListingRequest, Wallet
+from node_runner.platform_client.weight_listing import ListingRequest, WalletKey
 from node_runner.weights.source import Source
 from node_runner.weights.source_selection import select_source
 
@@ -61,7 +61,7 @@ class LoadedSpan:
 
     info: SpanInfo
     model: SpanModel
-    drafter: SpanModel | None
+    draft_span: SpanModel | None
 
 
 class EngineLoader:
@@ -125,7 +125,7 @@ class EngineLoader:
                 opened=self._open_source,
             )
             sizes = footprint(
-                _config(folder), self._options.quantization, number_bytes=self._dtype.itemsize
+                _config(folder), self._options.quantization, dtype_bytes=self._dtype.itemsize
             )
         except MeshError as error:
             raise CannotServe(error.detail) from None
@@ -153,11 +153,11 @@ class EngineLoader:
             )
             seconds = time.monotonic() - began
             model.warm_up()
-            drafter = self._load_drafter(model)
+            draft_span = self._load_draft_span(model)
             if self._options.paged and self._device.type == "cuda":
                 enable_paged_attention(model)
-                if drafter is not None:
-                    enable_paged_attention(drafter)
+                if draft_span is not None:
+                    enable_paged_attention(draft_span)
         except MeshError as error:
             raise CannotServe(error.detail) from None
         info = SpanInfo(
@@ -167,7 +167,7 @@ class EngineLoader:
             weight_bytes=sum(weight.nbytes for weight in model.weights),
             seconds=seconds,
         )
-        return LoadedSpan(info, model, drafter)
+        return LoadedSpan(info, model, draft_span)
 
     def make_engine(self, loaded: LoadedSpan, node_id: str) -> Engine:
         """
@@ -180,7 +180,7 @@ class EngineLoader:
             kv_budget_bytes=self._kv_budget(loaded.model),
             wire_dtype=self._wire_dtype,
             speculate=self._options.speculate,
-            draft_model=loaded.drafter,
+            draft_span=loaded.draft_span,
             max_generations=self._options.max_sessions,
         )
         if loaded.model.kv_shape.paged:
@@ -190,10 +190,10 @@ class EngineLoader:
     def _open_source(self) -> Source:
         return select_source(self._options.path, self._options.model, self._listing.send)
 
-    def _load_drafter(self, model: SpanModel) -> SpanModel | None:
+    def _load_draft_span(self, model: SpanModel) -> SpanModel | None:
         if self._options.draft is None or not self._options.speculate or not model.edge:
             return None
-        return load_draft(self._options.draft, model, cache=self._options.cache)
+        return load_draft_span(self._options.draft, model, cache=self._options.cache)
 
     def _kv_budget(self, model: SpanModel) -> int:
         least = model.kv_shape.bytes_per_block
@@ -205,9 +205,9 @@ class EngineLoader:
 
 
 def _listing_request(options: NodeOptions, platform: str) -> ListingRequest:
-    """With the credential that the node registers with."""
+    """Asks for weights with the credential that the node registers with."""
     secret = options.credential
-    credential = secret if isinstance(secret, str) else Wallet(options.wallet, secret)
+    credential = secret if isinstance(secret, str) else WalletKey(options.wallet, secret)
     return ListingRequest(platform, options.model, credential)
 
 

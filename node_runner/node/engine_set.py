@@ -9,12 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from mesh.wire import Message, Open, OpenEdge, Refused, Steps
+from mesh.node_api import Span
+from mesh.wire import GenerationRefused, Message, Open, OpenEdge, Steps
 from node_runner.engine.engine import Engine
 from node_runner.outputs import EngineOutput
-
-Span = tuple[int, int]
-"""A span: start and end (not included)."""
 
 SPAN_DRAIN_TIMEOUT = 300.0
 """Seconds that generations get to end in an engine that drains. Then their supervisors are told,
@@ -72,8 +70,10 @@ def _addressed(message: Message, inboxes: list[_Inbox]) -> list[_Inbox]:
 
 
 class EngineSet:
-    """What the serving loop steps. One thread calls `step`, `expire` and both `take_` methods; all
-    else may be called from any thread.
+    """A node's engines as one, which the serving loop steps.
+
+    One thread calls `step`, `expire` and both `pop_` methods; all else may be called from any
+    thread.
 
     Args:
         node_id: This node.
@@ -120,7 +120,7 @@ class EngineSet:
 
     @property
     def generations(self) -> int:
-        """How many hold KV now."""
+        """How many generations hold KV now."""
         return sum(len(engine.generations) for engine in dict(self._engines).values())
 
     def free_kv(self) -> int:
@@ -135,12 +135,12 @@ class EngineSet:
 
     @property
     def kv_budget_bytes(self) -> int:
-        """Of all engines."""
+        """Bytes of KV cache of all engines."""
         return sum(engine.pool.budget_bytes for engine in dict(self._engines).values())
 
     @property
     def kv_used_bytes(self) -> int:
-        """That generations hold, in all engines."""
+        """Bytes of KV cache that generations hold, over all engines."""
         return sum(
             engine.pool.used_bytes - engine.prefix_cache.evictable_bytes
             for engine in dict(self._engines).values()
@@ -158,11 +158,13 @@ class EngineSet:
         outputs: list[EngineOutput] = []
         for message in messages:
             if isinstance(message, Open | OpenEdge):
-                span = (message.route_position.start_layer, message.route_position.end_layer)
+                span = (message.stage_assignment.start_layer, message.stage_assignment.end_layer)
                 if span in self.spans:
                     inboxes[span].open(message)
                 else:
-                    refused = Refused(message.request_id, message.epoch, self._node_id, MOVED)
+                    refused = GenerationRefused(
+                        message.request_id, message.epoch, self._node_id, MOVED
+                    )
                     outputs.append(refused)
                 continue
             for inbox in _addressed(message, list(inboxes.values())):
@@ -182,14 +184,14 @@ class EngineSet:
         for engine in self._engines.values():
             engine.expire()
 
-    def take_forwards(self) -> list[tuple[int, int]]:
+    def pop_forwards(self) -> list[tuple[int, int]]:
         """Generations and positions of each forward since the last call."""
-        return [taken for engine in self._engines.values() for taken in engine.take_forwards()]
+        return [each for engine in self._engines.values() for each in engine.pop_forwards()]
 
-    def take_drafts(self) -> tuple[int, int]:
+    def pop_draft_counts(self) -> tuple[int, int]:
         """Draft tokens since the last call, and how many of them were accepted."""
-        taken = [engine.edge.take_draft_counts() for engine in self._engines.values()]
-        return sum(drafted for drafted, _ in taken), sum(accepted for _, accepted in taken)
+        counts = [engine.edge.pop_draft_counts() for engine in self._engines.values()]
+        return sum(drafted for drafted, _ in counts), sum(accepted for _, accepted in counts)
 
     def _run_commands(self) -> None:
         while True:

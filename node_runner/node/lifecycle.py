@@ -32,7 +32,7 @@ from node_runner.node.startup import (
 )
 from node_runner.node.step_meter import StepMeter
 from node_runner.platform_client import registration
-from node_runner.platform_client.errors import NodeForgotten, NodeSuperseded, PlatformError
+from node_runner.platform_client.errors import NodeNotRegistered, NodeSuperseded, PlatformError
 from node_runner.platform_client.heartbeats import Heartbeats
 from node_runner.service.control_socket import ControlSocket
 
@@ -43,7 +43,8 @@ def serve(options: NodeOptions) -> None:
     """Run a node until SIGTERM or Ctrl-C has drained it.
 
     Raises:
-        CannotServe: an option is wrong, the platform refuses the node, or has forgotten it.
+        CannotServe: an option is wrong, or the platform refuses the node or does not know it any
+            more.
     """
     identity = {
         "kind": "node",
@@ -66,7 +67,8 @@ def serve(options: NodeOptions) -> None:
 
 
 class Node:
-    """What a start puts together, and what goes on between its parts while it serves.
+    """A running node: its engines, transport, heartbeats and rebalancer, and the callbacks between
+    them.
 
     Raises:
         CannotServe: an option is wrong, or the platform refuses the node.
@@ -86,7 +88,7 @@ class Node:
         self._gpu = gpu
         self._heartbeat = Heartbeat()
         self._failure: CannotServe | None = None
-        self._goodbye: threading.Thread | None = None
+        self._deregistration: threading.Thread | None = None
         self._url, dht_endpoint = find_platform(options)
         dht_key = SigningKey.generate()
         memory_bytes = memory_bytes_of(options, device)
@@ -149,8 +151,8 @@ class Node:
         self._loop.run()
         if self._announcer is not None:
             self._announcer.close()
-        if self._goodbye is not None:
-            self._goodbye.join()
+        if self._deregistration is not None:
+            self._deregistration.join()
         self._heartbeats.join()
         if self._failure is not None:
             raise self._failure
@@ -161,7 +163,7 @@ class Node:
         self._http.close()
 
     def describe(self) -> dict[str, Any]:
-        """For `far-node status`."""
+        """The part of the status that changes, for `far-node status`."""
         spans = self.engines.spans
         return {
             "phase": "draining" if self._loop.draining else "serving",
@@ -186,19 +188,19 @@ class Node:
         options = self._options
         log.info("node_starting", model_id=options.model)
         if options.span is not None:
-            self._enter("loading")
+            self._set_phase("loading")
             loaded = load_span(loader, loader.prepare(options.span, edge=options.edge))
             return self._register(facts), loaded
         loader.check_config()
         node = self._register(facts)
-        self._enter("loading")
+        self._set_phase("loading")
         return node, load_span(loader, loader.prepare(node.span, edge=node.edge))
 
-    def _enter(self, phase: str) -> None:
+    def _set_phase(self, phase: str) -> None:
         self._control.describe = lambda: {"phase": phase, "discovery": self._url}
 
     def _register(self, facts: NodeRegistration) -> RegistrationReply:
-        self._enter("registering")
+        self._set_phase("registering")
         try:
             node = registration.register(self._http, facts, self._options.credential)
         except PlatformError as error:
@@ -208,9 +210,9 @@ class Node:
 
     def _drain(self, *_: object) -> None:
         self._loop.drain()
-        if self._goodbye is None:  # a signal handler must not wait for HTTP
-            self._goodbye = threading.Thread(target=self._heartbeats.say_goodbye)
-            self._goodbye.start()
+        if self._deregistration is None:  # a signal handler must not wait for HTTP
+            self._deregistration = threading.Thread(target=self._heartbeats.deregister)
+            self._deregistration.start()
 
     def _measure(self) -> Heartbeat:
         latency_ms, rate = self._meter.read()
@@ -239,7 +241,7 @@ class Node:
         if self._announcer is not None and not reply.should_rebalance:
             self._announcer.span = reply.span
 
-    def _on_heartbeats_end(self, error: NodeForgotten | NodeSuperseded) -> None:
+    def _on_heartbeats_end(self, error: NodeNotRegistered | NodeSuperseded) -> None:
         if isinstance(error, NodeSuperseded):
             self._fail(
                 CannotServe(

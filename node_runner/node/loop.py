@@ -1,4 +1,4 @@
-"""Exchange with the platform, step the engines, until drained."""
+"""The serving loop: exchange with the platform, step the engines, until drained."""
 
 import threading
 import time
@@ -55,7 +55,7 @@ class ServingLoop:
         self._draining.set()
 
     def run(self) -> None:
-        """Returns when drained."""
+        """Serve; returns when drained."""
         outputs: list[EngineOutput] = []
         deadline = None
         expire_at = time.perf_counter() + EXPIRE_INTERVAL
@@ -91,11 +91,11 @@ class ServingLoop:
                     return None
 
     def _measure(self, seconds: float) -> None:
-        for generations, positions in self._engines.take_forwards():
+        for generations, positions in self._engines.pop_forwards():
             metrics.forward_batch_size.observe(generations)
             metrics.forward_seconds.observe(seconds)
             metrics.positions_total.inc(positions)
             self._meter.observe(seconds, positions)
-        drafted, accepted = self._engines.take_drafts()
+        drafted, accepted = self._engines.pop_draft_counts()
         metrics.draft_tokens_total.inc(drafted)
         metrics.accepted_tokens_total.inc(accepted)

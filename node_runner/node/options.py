@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mesh.node_api import Span
+
 
 class CannotServe(Exception):
     """The node does not start, or has to end; the message says what to change."""
@@ -26,7 +28,7 @@ class NodeOptions:
     """The wallet's private key, or the token of a machine that it let in."""
     redis: str | None
     path: str | None
-    span: tuple[int, int] | None
+    span: Span | None
     edge: bool
     device: str
     dtype: str

@@ -1,4 +1,4 @@
-"""Loads another span while the old one serves."""
+"""Loads another span while the present one serves."""
 
 import gc
 import os
@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 import structlog
 import torch
 
+from mesh.node_api import Span
 from node_runner.node.engine_loader import EngineLoader, PreparedSpan, SpanInfo
-from node_runner.node.engine_set import EngineSet, Span
+from node_runner.node.engine_set import EngineSet
 from node_runner.weights.checkpoint_cache import release
 
 log = structlog.get_logger()
@@ -84,7 +85,7 @@ class Rebalancer:
 
     @property
     def load_bytes_per_second(self) -> float:
-        """Weights, as the last span was loaded."""
+        """Bytes of weights a second, as the last span was loaded."""
         return self._last_loaded.weight_bytes / max(self._last_loaded.seconds, 1e-9)
 
     @property
@@ -137,7 +138,7 @@ class Rebalancer:
     def _unload(self, spans: Sequence[Span]) -> None:
         """Take no new generations, wait until those that run have ended or were abandoned, and give
         the memory back."""
-        log.info("span_drains", layers=spans)
+        log.info("span_draining", layers=spans)
         for span in spans:
             self._engines.drain_span(span)
         self._request_heartbeat()

@@ -106,7 +106,8 @@ def open_platform(url: str) -> httpx.Client:
 def make_announcer(
     options: NodeOptions, node: RegistrationReply, key: SigningKey, own: DhtEndpoint | None
 ) -> Announcer | None:
-    """None where the platform has no DHT, or its key is not the one that the options name.
+    """The announcer; none where the platform has no DHT, or its key is not the one that the options
+    name.
 
     Args:
         own: Where the DHT is by the node's own options.
@@ -130,7 +131,7 @@ def make_announcer(
 def open_transport(
     redis: str | None, url: str, node: RegistrationReply, free_kv: Callable[[], int]
 ) -> Transport:
-    """Redis where the options name one, else the platform's relay."""
+    """The transport: Redis where the options name one, else the platform's relay."""
     try:
         if redis:
             return RedisTransport(redis, node.node_id, free_kv)

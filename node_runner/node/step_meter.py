@@ -1,4 +1,4 @@
-"""Step latency and positions a second."""
+"""Measures a step's latency, and positions a second."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""RFC 8628 from the machine's side."""
+"""Device login (RFC 8628) from the machine's side."""
 
 import time
 from collections.abc import Callable
@@ -36,7 +36,7 @@ NO_SUCH_TOKEN = (401, 403, 404)
 
 @dataclass(frozen=True, slots=True)
 class DevicePrompt:
-    """What the owner is shown. ``expires_in``: seconds."""
+    """The code and the URL that the owner is shown. ``expires_in``: seconds."""
 
     url: str
     url_with_code: str
@@ -142,7 +142,7 @@ def approve(http: httpx.Client, user_code: str, machine: str, private_key: bytes
 
 
 def revoke(login: MachineLogin, http: httpx.Client) -> bool:
-    """Have the platform take the token back. Whether it was valid until now.
+    """Have the platform take a machine's token back. Returns whether the token was valid until now.
 
     Raises:
         PlatformError: the token is as good as before.

@@ -5,7 +5,7 @@
     PlatformError
     ├── PlatformUnreachable   no answer now, or somebody else's: worth another try
     ├── PlatformRefused       the platform says no, and why
-    ├── NodeForgotten         to a heartbeat: the platform does not know the node
+    ├── NodeNotRegistered     to a heartbeat: the platform does not know the node
     └── NodeSuperseded        to a heartbeat: another process is the node now
 """
 
@@ -45,7 +45,7 @@ class PlatformRefused(PlatformError):
         self.status = status
 
 
-class NodeForgotten(PlatformError):
+class NodeNotRegistered(PlatformError):
     """The platform knows neither the node nor its token any more: register again."""
 
 

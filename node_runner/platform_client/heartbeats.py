@@ -1,4 +1,4 @@
-"""Heartbeats in a thread, and the goodbye."""
+"""Heartbeats in a thread, the last of which deregisters the node."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import structlog
 
 from mesh.node_api import HEARTBEAT_PATH, Heartbeat, HeartbeatReply, RegistrationReply
 from node_runner.platform_client.errors import (
-    NodeForgotten,
+    NodeNotRegistered,
     NodeSuperseded,
     PlatformError,
     PlatformRefused,
@@ -27,7 +27,8 @@ REPLY_FIELDS = ("should_rebalance", "start_layer", "end_layer")
 
 
 class Heartbeats:
-    """Tells the platform how a node is: now, then at the platform's interval, until the goodbye.
+    """Tells the platform how a node is: now, then at the platform's interval, until
+    :meth:`deregister`.
 
     Args:
         http: A client of the platform.
@@ -47,7 +48,7 @@ class Heartbeats:
         *,
         measure: Callable[[], Heartbeat],
         on_reply: Callable[[HeartbeatReply], None],
-        on_end: Callable[[NodeForgotten | NodeSuperseded], None],
+        on_end: Callable[[NodeNotRegistered | NodeSuperseded], None],
     ) -> None:
         self._http = http
         self._node = node
@@ -56,7 +57,7 @@ class Heartbeats:
         self._on_end = on_end
         self._stop = threading.Event()
         self._due = threading.Event()
-        self._sending = threading.Lock()  # the goodbye is the last that the platform hears
+        self._sending = threading.Lock()  # the deregistration is the last that the platform hears
         self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
 
     def start(self) -> None:
@@ -66,7 +67,7 @@ class Heartbeats:
         """Send the next heartbeat now instead of at the interval."""
         self._due.set()
 
-    def say_goodbye(self) -> None:
+    def deregister(self) -> None:
         """End the heartbeats with an unhealthy one, which takes the node off the routes at once."""
         self._stop.set()
         self._due.set()
@@ -74,7 +75,7 @@ class Heartbeats:
             with self._sending:
                 self._send(Heartbeat(is_healthy=False))
         except PlatformError as error:
-            log.warning("goodbye_failed", reason=str(error))
+            log.warning("deregistration_failed", reason=str(error))
 
     def join(self) -> None:
         """Wait for the end of the thread, at most as long as one answer may take."""
@@ -93,8 +94,8 @@ class Heartbeats:
                         return
                     reply = self._send(self._measure())
                 self._on_reply(reply)
-            except (NodeForgotten, NodeSuperseded) as error:
-                log.error("node_forgotten", reason=str(error))
+            except (NodeNotRegistered, NodeSuperseded) as error:
+                log.error("node_not_registered", reason=str(error))
                 self._on_end(error)
                 return
             except PlatformUnreachable as error:
@@ -117,7 +118,7 @@ class Heartbeats:
             )
         except PlatformRefused as error:
             if error.status in (httpx.codes.UNAUTHORIZED, httpx.codes.NOT_FOUND):
-                raise NodeForgotten(str(error)) from error
+                raise NodeNotRegistered(str(error)) from error
             if error.status == httpx.codes.CONFLICT:
                 raise NodeSuperseded(str(error)) from error
             raise

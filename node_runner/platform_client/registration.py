@@ -1,4 +1,4 @@
-"""Prove the wallet, get a node id and token."""
+"""Registers a node: proves the wallet, and gets the node's id and token."""
 
 import time
 from collections.abc import Mapping

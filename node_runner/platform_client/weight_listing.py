@@ -1,4 +1,4 @@
-"""Where a model's weights are."""
+"""Asks the platform where a model's weights are."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ from mesh.errors import WeightsError, WeightsNotPublished, WeightsRefused, Weigh
 from mesh.node_api import NONCE_PATH
 from node_runner.platform_client.errors import PlatformRefused, PlatformUnreachable
 from node_runner.platform_client.http import client, request
-from node_runner.weights.published_source import Listing
+from node_runner.weights.published_source import WeightListing
 
 TIMEOUT = 20.0
 """Seconds without a byte: the platform signs a URL for each file."""
@@ -20,8 +20,8 @@ NOT_PUBLISHED = (WeightsNotPublished.code, "not_found")
 
 
 @dataclass(frozen=True, slots=True)
-class Wallet:
-    """Proves itself over a nonce of the platform's."""
+class WalletKey:
+    """A wallet's key, with which it signs a nonce of the platform's."""
 
     address: str
     private_key: bytes = field(repr=False)
@@ -36,9 +36,9 @@ class ListingRequest:
 
     platform: str
     model_id: str
-    credential: str | Wallet = field(repr=False)
+    credential: str | WalletKey = field(repr=False)
 
-    def send(self) -> Listing:
+    def send(self) -> WeightListing:
         """
         Raises:
             WeightsNotPublished: the platform has no weights of this model; look elsewhere.
@@ -59,7 +59,7 @@ class ListingRequest:
             urls = {file["name"]: file["url"] for file in answer["files"]}
         except (KeyError, TypeError):
             raise WeightsRefused(f"{self.platform} answered without a list of files.") from None
-        return Listing(self.model_id, urls, answer["manifest_sha256"])
+        return WeightListing(self.model_id, urls, answer["manifest_sha256"])
 
     def _ask(self) -> dict[str, Any]:
         path = f"/api/models/{self.model_id}/files"

@@ -60,13 +60,13 @@ class Updater:
         return self._newer is not None and self._idle
 
     def install(self) -> bool:
-        """Install the newer version and its dependencies. Whether that succeeded; if not, that
-        version is not tried again, and the old one goes on."""
+        """Install the newer version and its dependencies. Returns whether that succeeded; if not,
+        that version is not tried again, and the old one goes on."""
         newer, self._newer = self._newer, None
         self._poll_at = time.monotonic() + POLL_SECONDS
         command = [sys.executable, "-m", "pip", "install", "--upgrade", "--no-input"]
         command += ["--index-url", self._index, f"{SERVE}=={newer}"]
-        log.info("update_installs", version=str(newer))
+        log.info("update_installing", version=str(newer))
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, check=False

@@ -29,7 +29,7 @@ Describe = Callable[[], dict[str, Any]]
 
 
 class ControlSocket:
-    """This process's socket. Use as a context manager."""
+    """The Unix socket of this process. Use as a context manager."""
 
     def __init__(self, identity: dict[str, Any], drain: Callable[[], None]) -> None:
         """
@@ -89,7 +89,8 @@ class ControlSocket:
 
 @contextlib.contextmanager
 def _address(path: Path) -> Iterator[str]:
-    """By way of its folder: a socket's address has 107 bytes at most, which a path may exceed."""
+    """A socket's address by way of its folder: an address has 107 bytes at most, which a path may
+    exceed."""
     folder = os.open(path.parent, os.O_PATH)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"

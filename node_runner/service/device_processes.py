@@ -130,7 +130,7 @@ class DeviceProcesses:
         self.stopping = True
 
     def describe(self) -> dict[str, Any]:
-        """For `far-node status`."""
+        """The part of the status that changes, for `far-node status`."""
         now = dt.datetime.now().astimezone()
         change = self._schedule and self._schedule.next_change(now).strftime("%H:%M")
         phase = "draining" if self.stopping else "serving" if self._serving else "waiting"
@@ -240,7 +240,8 @@ def _start(child: DeviceProcess) -> None:
 
 
 def _environment(child: DeviceProcess) -> dict[str, str]:
-    """Of this process, without what the child's flags say, and with what they should not say."""
+    """A child's environment: this process's, without what the child's flags say, and with what they
+    should not say."""
     inherited = {
         name: value
         for name, value in os.environ.items()

@@ -1,4 +1,4 @@
-"""Exit statuses of `far-node`: whether to start it again as it was.
+"""Exit statuses of `far-node`, which say whether to start it again unchanged.
 
 0 is an end as it was asked for. Python itself ends with 1 after a crash, which may be worth another
 try, and the parser of the command line with 2 at a flag that there is not.

@@ -73,7 +73,8 @@ class ServiceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Where the unit goes, and for whom it runs. ``system``: at boot, also if nobody logs in."""
+    """A systemd service: where its unit lies, and for whom it runs. ``system``: at boot, also if
+    nobody logs in."""
 
     system: bool
     user: str
@@ -97,11 +98,11 @@ class Service:
 
     @property
     def folders(self) -> list[Path]:
-        """What any node writes to."""
+        """Folders that any node writes to."""
         return [self.home / each for each in (".cache", ".config/far-node", ".local/state")]
 
     def variables(self) -> dict[str, str]:
-        """What the file of variables says; nothing if it is not there.
+        """The variables that the service has from :attr:`environment`; none if that is not there.
 
         Raises:
             ServiceError: it cannot be read.
@@ -150,7 +151,7 @@ def render(
     settings: Path | None = None,
     folders: Sequence[Path] = (),
 ) -> str:
-    """The unit's text.
+    """The text of the systemd unit.
 
     Args:
         options: Of `far-node start`.
@@ -239,12 +240,12 @@ def _make_folders(user: str, folders: Sequence[Path]) -> None:
 
 
 def _argument(word: str) -> str:
-    """Of a command, where systemd puts variables in."""
+    """A word of a command, where systemd puts variables in."""
     return _quoted(word.replace("$", "$$"))
 
 
 def _quoted(word: str) -> str:
-    """As systemd reads it: quoted, its specifiers escaped."""
+    """A word as systemd reads it: quoted, with specifiers escaped."""
     if any(ord(letter) < 32 for letter in word):
         raise ServiceError(f"A unit's option is one line; got {word!r}.")
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")

@@ -1,4 +1,4 @@
-"""Pull and push; the hop's round trip."""
+"""What every transport can do, and the round trip that it measures."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,7 +12,7 @@ class TransportUnreachable(Exception):
     harm."""
 
 
-class HopMeter:
+class RoundTripMeter:
     """Milliseconds that a message takes to the platform and back, as a moving average.
 
     Written by one thread, read by others.
@@ -25,7 +25,7 @@ class HopMeter:
         self.milliseconds = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count one message, which was answered after so many seconds."""
+        """Count one message, which was answered after ``seconds``."""
         weight = self.SMOOTHING if self.milliseconds else 1.0
         self.milliseconds += weight * (1000 * seconds - self.milliseconds)
 
@@ -45,7 +45,7 @@ class Transport(Protocol):
     def exchange(self, outputs: Sequence[EngineOutput], *, wait: float) -> list[Message]:
         """Push, then pull. Waits up to ``wait`` seconds for the first message.
 
-        A token that was refused, since its epoch is over, comes back as a ``Halt``.
+        A token that was refused, since its epoch is over, comes back as a ``StopEpoch``.
 
         Raises:
             TransportUnreachable: exchange the same outputs again, a little later.

@@ -1,4 +1,4 @@
-"""Straight to Redis: for nodes that the operator runs beside it."""
+"""The transport straight to Redis, for nodes that the operator runs beside it."""
 
 import contextlib
 import threading
@@ -13,10 +13,10 @@ from mesh import redis_keys, wire
 from mesh.errors import WireError
 from mesh.keepalive import KEEPALIVE_INTERVAL, KEEPALIVE_TTL
 from mesh.token_stream import APPEND_TOKEN
-from mesh.wire import Halt, Message, Token
+from mesh.wire import Message, StopEpoch, Token
 from mesh.wire.limits import INBOX_TTL
 from node_runner.outputs import EngineOutput, NodeMessage, Report
-from node_runner.transport.interface import HopMeter, TransportUnreachable
+from node_runner.transport.interface import RoundTripMeter, TransportUnreachable
 
 TRIM_EVERY = 64
 """Exchanges between two trims of the part of the inbox that was read."""
@@ -38,7 +38,8 @@ log = structlog.get_logger()
 
 
 class RedisTransport:
-    """One connection, one round trip an exchange: all pushes and the blocking read go out together.
+    """Exchanges messages with Redis in one round trip: all pushes and the blocking read go out
+    together on one connection.
 
     Commands are packed and answers parsed by redis-py's connection; its client and pipeline, which
     do the same, would cost a hop half as much again.
@@ -59,18 +60,18 @@ class RedisTransport:
         [newest] = self._call([("XREVRANGE", self._inbox, "+", "-", "COUNT", 1)])
         self._after: bytes = newest[0][0] if newest else b"0-0"
         self._exchanges = 0
-        self._hop = HopMeter()
+        self._round_trip = RoundTripMeter()
         self._stop = threading.Event()
         self._keepalives = threading.Thread(
             target=_send_keepalives,
-            args=(url, node_id, free_kv, self._hop, self._stop),
+            args=(url, node_id, free_kv, self._round_trip, self._stop),
             daemon=True,
         )
         self._keepalives.start()
 
     @property
     def hop_ms(self) -> float:
-        return self._hop.milliseconds
+        return self._round_trip.milliseconds
 
     def exchange(self, outputs: Sequence[EngineOutput], *, wait: float) -> list[Message]:
         # Steps first: the next node works while Redis takes in what readers want.
@@ -87,7 +88,10 @@ class RedisTransport:
         entries = _entries(answers.pop())
         if entries:
             self._after = entries[-1][0]
-        return [*_halts(reports, answers[len(answers) - len(reports) :]), *_decoded(entries)]
+        return [
+            *_stopped_epochs(reports, answers[len(answers) - len(reports) :]),
+            *_decoded(entries),
+        ]
 
     def close(self) -> None:
         self._stop.set()
@@ -103,8 +107,8 @@ class RedisTransport:
         return [("XTRIM", self._inbox, "MINID", unread), ("EXPIRE", self._inbox, INBOX_TTL)]
 
     def _call(self, commands: Sequence[Command]) -> list[Any]:
-        """One answer a command. After an error the connection begins anew: it holds answers that
-        nobody will read."""
+        """Send commands; returns one answer for each. After an error the connection begins anew: it
+        holds answers that nobody will read."""
         connection = self._connection
         try:
             connection.send_packed_command(connection.pack_commands(commands))
@@ -124,7 +128,11 @@ class RedisTransport:
 
 
 def _send_keepalives(
-    url: str, node_id: str, free_kv: Callable[[], int], hop: HopMeter, stop: threading.Event
+    url: str,
+    node_id: str,
+    free_kv: Callable[[], int],
+    round_trip: RoundTripMeter,
+    stop: threading.Event,
 ) -> None:
     """Say that this process runs, even while it computes for long, and how much KV is free; on a
     connection of its own."""
@@ -135,7 +143,7 @@ def _send_keepalives(
             try:
                 free, began = free_kv(), time.perf_counter()
                 client.set(key, free, px=ttl)
-                hop.observe(time.perf_counter() - began)
+                round_trip.observe(time.perf_counter() - began)
                 delay = KEEPALIVE_INTERVAL
             except redis.RedisError:
                 delay = KEEPALIVE_RETRY_DELAY
@@ -149,7 +157,7 @@ def _add(stream: str, message: Message) -> Command:
 
 
 def _report(report: Report) -> Command:
-    """Exactly one command."""
+    """Exactly one Redis command for a report."""
     if isinstance(report, Token):
         stream = redis_keys.tokens(report.request_id)
         token = (report.epoch, report.index, report.token_id, report.text)
@@ -167,10 +175,10 @@ def _entries(answer: list[Any] | None) -> list[Entry]:
     return answer[0][1] if answer else []
 
 
-def _halts(reports: Sequence[Report], answers: Sequence[object]) -> list[Message]:
-    """For tokens that came too late: their epoch is over."""
+def _stopped_epochs(reports: Sequence[Report], answers: Sequence[object]) -> list[Message]:
+    """A :class:`StopEpoch` for each token that came too late: its epoch is over."""
     return [
-        Halt(report.request_id, report.epoch)
+        StopEpoch(report.request_id, report.epoch)
         for report, answer in zip(reports, answers, strict=True)
         if isinstance(report, Token) and answer == -1
     ]
@@ -182,5 +190,5 @@ def _decoded(entries: Sequence[Entry]) -> list[Message]:
         try:
             messages.append(wire.decode(dict(zip(fields[::2], fields[1::2], strict=True))))
         except WireError as error:
-            log.warning("message_refused", code=error.code, reason=error.detail)
+            log.warning("message_undecodable", code=error.code, reason=error.detail)
     return messages

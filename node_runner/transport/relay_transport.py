@@ -1,4 +1,4 @@
-"""Over the relay: resend, keep alive, reconnect.
+"""The transport over the relay, which resends, keeps alive and reconnects.
 
 One connection, which the node opens. Nothing waits for an answer: outputs go up as they come, work
 comes down as it comes, and keep-alives go between them. After a reconnect each side sends again
@@ -30,18 +30,18 @@ from mesh.relay import (
     PushAck,
     Refusal,
 )
-from mesh.wire import Halt, Message, Steps
+from mesh.wire import Message, Steps, StopEpoch
 from mesh.wire.limits import MAX_TENSOR_BYTES
 from node_runner.outputs import EngineOutput, NodeMessage
-from node_runner.transport.carrier import (
-    Carrier,
+from node_runner.transport.interface import RoundTripMeter, TransportUnreachable
+from node_runner.transport.polling_connection import PollingConnection
+from node_runner.transport.relay_connection import (
     ConnectionLost,
     ConnectionSuperseded,
+    RelayConnection,
     WebSocketBlocked,
 )
-from node_runner.transport.interface import HopMeter, TransportUnreachable
-from node_runner.transport.polling_carrier import PollingCarrier
-from node_runner.transport.websocket_carrier import WebSocketCarrier, open_websocket
+from node_runner.transport.websocket_connection import WebSocketConnection, open_websocket
 
 START_TIMEOUT = 20.0
 """Seconds that the first connection may take."""
@@ -70,8 +70,8 @@ log = structlog.get_logger()
 
 
 class RelayTransport:
-    """One thread keeps the connection open, one sends keep-alives, and one watches that somebody
-    answers."""
+    """Exchanges messages over the relay. One thread keeps the connection open, one sends
+    keep-alives, and one watches that somebody answers."""
 
     def __init__(
         self,
@@ -96,24 +96,24 @@ class RelayTransport:
         self._free_kv = free_kv
         self._websocket_retry = websocket_retry
         self._session = secrets.token_hex(8)
-        self._hop = HopMeter()
+        self._round_trip = RoundTripMeter()
         self._closing = threading.Event()
         self._closed = threading.Event()
         self._sending = threading.Lock()
         """Pushes go out in order: held from numbering to sending."""
         guard = threading.RLock()
-        """Of what follows."""
+        """Guards the conditions and fields below."""
         self._changed = threading.Condition(guard)
         """There is work, or another connection."""
         self._accepted = threading.Condition(guard)
         """The outbox is shorter."""
-        self._carrier: Carrier | None = None
+        self._connection: RelayConnection | None = None
         self._reason = "no connection yet"
         self._outbox: deque[Push] = deque()
         self._pushed = 0
         self._inbox: list[relay.InboxEntry] = []
         self._inbox_bytes = 0
-        self._halts: list[Message] = []
+        self._stopped_epochs: list[Message] = []
         self._after = self._taken = ""
         self._last_frame_at = 0.0
         self._last_keepalive: tuple[int, float] = (0, 0.0)
@@ -124,33 +124,33 @@ class RelayTransport:
         self._watchdog = threading.Thread(target=self._watch, daemon=True)
         for thread in (*self._threads, self._watchdog):
             thread.start()
-        if not self._wait_for_carrier(START_TIMEOUT):
+        if not self._wait_for_connection(START_TIMEOUT):
             self.close()
             raise TransportUnreachable(f"The relay at {url} cannot be reached: {self._reason}.")
 
     @property
     def hop_ms(self) -> float:
-        return self._hop.milliseconds
+        return self._round_trip.milliseconds
 
     @property
-    def carrier(self) -> str:
-        """What carries the connection now: ``websocket``, ``long poll``, or an empty text."""
-        carrier = self._carrier
-        return "" if carrier is None else carrier.name
+    def connection_kind(self) -> str:
+        """``websocket`` or ``long poll``, as the relay is connected now; else an empty text."""
+        connection = self._connection
+        return "" if connection is None else connection.kind
 
     def exchange(self, outputs: Sequence[EngineOutput], *, wait: float) -> list[Message]:
-        if not self._wait_for_carrier(RECONNECT_TIMEOUT):
+        if not self._wait_for_connection(RECONNECT_TIMEOUT):
             raise TransportUnreachable(f"The relay cannot be reached: {self._reason}.")
         if outputs:
             self._push(outputs)
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self._inbox or self._halts, timeout=wait)
+                self._changed.wait_for(lambda: self._inbox or self._stopped_epochs, timeout=wait)
             entries, self._inbox, self._inbox_bytes = self._inbox, [], 0
-            halts, self._halts = self._halts, []
+            stopped, self._stopped_epochs = self._stopped_epochs, []
             self._taken = self._after
             self._changed.notify_all()
-        return [*halts, *_decoded(entries)]
+        return [*stopped, *_decoded(entries)]
 
     def close(self) -> None:
         if self._closed.is_set():
@@ -158,9 +158,9 @@ class RelayTransport:
         with self._accepted:  # what was pushed last has to get there
             self._accepted.wait_for(lambda: not self._outbox, timeout=RECONNECT_TIMEOUT)
         self._closing.set()
-        carrier = self._carrier
-        if carrier is not None:
-            carrier.say_goodbye()
+        connection = self._connection
+        if connection is not None:
+            connection.say_goodbye()
         with self._changed:
             self._changed.notify_all()
         for thread in self._threads:
@@ -168,9 +168,9 @@ class RelayTransport:
         self._closed.set()
         self._watchdog.join()
 
-    def _wait_for_carrier(self, seconds: float) -> bool:
+    def _wait_for_connection(self, seconds: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: self._carrier is not None, timeout=seconds)
+            return self._changed.wait_for(lambda: self._connection is not None, timeout=seconds)
 
     def _push(self, outputs: Sequence[EngineOutput]) -> None:
         # Steps first: the next node works while Redis takes in what readers want.
@@ -185,9 +185,9 @@ class RelayTransport:
                     self._pushed += 1
                     pushes.append(Push(self._pushed, batch))
                 self._outbox += pushes
-                carrier = self._carrier
-            if carrier is not None:
-                self._send_all(carrier, pushes)
+                connection = self._connection
+            if connection is not None:
+                self._send_all(connection, pushes)
 
     def _fits(self, output: NodeMessage) -> bool:
         """Whether the relay takes a message; if not, its generations end here."""
@@ -196,16 +196,18 @@ class RelayTransport:
             return True
         log.error("message_too_large", bytes=len(message.data), most=MAX_TENSOR_BYTES)
         with self._changed:
-            self._halts += [Halt(step.request_id, step.epoch) for step in message.steps]
+            self._stopped_epochs += [
+                StopEpoch(step.request_id, step.epoch) for step in message.steps
+            ]
         return False
 
-    def _send_all(self, carrier: Carrier, pushes: Sequence[Push]) -> None:
+    def _send_all(self, connection: RelayConnection, pushes: Sequence[Push]) -> None:
         """Send in order; what cannot be sent stays in the outbox."""
         try:
             for push in pushes:
-                carrier.send(relay.encode(push))
+                connection.send(relay.encode(push))
         except ConnectionLost as error:
-            self._drop(carrier, error)
+            self._drop(connection, error)
 
     def _stay_connected(self) -> None:
         """Connect, listen, and connect again, until closed."""
@@ -213,9 +215,9 @@ class RelayTransport:
         while not self._closing.is_set():
             pause = delay * random.uniform(0.5, 1.5)
             try:
-                carrier = self._connect(losses)
+                connection = self._connect(losses)
                 delay, losses = FIRST_DELAY, 0
-                self._serve(carrier)
+                self._serve(connection)
             except ConnectionSuperseded as error:
                 self._set_reason(error)
                 pause = SUPERSEDED_DELAY * random.uniform(0.5, 1.5)
@@ -226,34 +228,34 @@ class RelayTransport:
                 log.warning("relay_unreachable", reason=self._reason, retry_in=round(pause, 2))
                 self._closing.wait(pause)
 
-    def _connect(self, losses: int) -> Carrier:
+    def _connect(self, losses: int) -> RelayConnection:
         hello = Hello(relay.VERSION, self._session, self._after)
         try:
-            return WebSocketCarrier(self._url, self._token, hello, self._on_frame)
+            return WebSocketConnection(self._url, self._token, hello, self._on_frame)
         except ConnectionLost as error:
             if not isinstance(error, WebSocketBlocked) and losses < LOSSES_BEFORE_POLLING:
                 raise
             log.info("websocket_blocked", reason=str(error))
-        return PollingCarrier(self._url, self._token, hello, self._on_frame, self._cursor)
+        return PollingConnection(self._url, self._token, hello, self._on_frame, self._cursor)
 
-    def _serve(self, carrier: Carrier) -> None:
+    def _serve(self, connection: RelayConnection) -> None:
         """Use a connection until it is lost.
 
         Raises:
             ConnectionLost: then.
         """
-        self._open(carrier)
-        if isinstance(carrier, PollingCarrier):
-            threading.Thread(target=self._retry_websocket, args=[carrier], daemon=True).start()
+        self._open(connection)
+        if isinstance(connection, PollingConnection):
+            threading.Thread(target=self._retry_websocket, args=[connection], daemon=True).start()
         try:
-            carrier.listen()
+            connection.listen()
         except ConnectionLost as error:
-            self._drop(carrier, error)
+            self._drop(connection, error)
             raise
 
-    def _open(self, carrier: Carrier) -> None:
+    def _open(self, connection: RelayConnection) -> None:
         """Send again what the relay does not have, and let all threads use the connection."""
-        welcome = carrier.welcome
+        welcome = connection.welcome
         with self._sending:
             with self._changed:
                 self._after = self._after or welcome.after
@@ -261,24 +263,24 @@ class RelayTransport:
                 self._accept(welcome.number)
                 waiting = list(self._outbox)
                 self._last_frame_at = time.monotonic()
-                self._carrier = carrier
+                self._connection = connection
                 self._changed.notify_all()
-            log.info("relay_connected", carrier=carrier.name, again=len(waiting))
-            self._send_all(carrier, waiting)
+            log.info("relay_connected", connection=connection.kind, resent=len(waiting))
+            self._send_all(connection, waiting)
 
-    def _retry_websocket(self, polling: PollingCarrier) -> None:
+    def _retry_websocket(self, polling: PollingConnection) -> None:
         """End the long polls, which go on meanwhile, as soon as a WebSocket gets through."""
-        while not self._closing.wait(self._websocket_retry) and self._carrier is polling:
+        while not self._closing.wait(self._websocket_retry) and self._connection is polling:
             with contextlib.suppress(ConnectionLost):
                 open_websocket(self._url, self._token).close(relay.GOING_AWAY)
-                polling.abandon()
+                polling.abort()
 
-    def _drop(self, carrier: Carrier, error: ConnectionLost) -> None:
+    def _drop(self, connection: RelayConnection, error: ConnectionLost) -> None:
         with self._changed:
-            if self._carrier is carrier:
-                self._carrier = None
+            if self._connection is connection:
+                self._connection = None
         self._set_reason(error)
-        carrier.abandon()
+        connection.abort()
 
     def _set_reason(self, error: ConnectionLost) -> None:
         self._reason = str(error).rstrip(".")
@@ -299,10 +301,10 @@ class RelayTransport:
             elif isinstance(frame, PushAck):
                 self._accept(frame.number)
                 if frame.refused:
-                    self._halts += map(_halt, frame.refused)
+                    self._stopped_epochs += map(_stop_epoch, frame.refused)
                     self._changed.notify_all()
             elif isinstance(frame, KeepAliveAck) and frame.number == self._last_keepalive[0]:
-                self._hop.observe(time.perf_counter() - self._last_keepalive[1])
+                self._round_trip.observe(time.perf_counter() - self._last_keepalive[1])
 
     def _take_in(self, frame: InboxDelivery) -> None:
         # A poll that was under way when its connection was lost may bring things twice.
@@ -322,24 +324,24 @@ class RelayTransport:
         """Say that this process runs, even while it computes for long, and how much KV is free."""
         number = 0
         while not self._closing.wait(RELAY_KEEPALIVE_INTERVAL):
-            carrier = self._carrier
-            if carrier is None:
+            connection = self._connection
+            if connection is None:
                 continue
             number += 1
             self._last_keepalive = (number, time.perf_counter())
             frame = KeepAlive(number, max(0, self._free_kv()), self._taken)
             try:
-                carrier.send(relay.encode(frame))
+                connection.send(relay.encode(frame))
             except ConnectionLost as error:
-                self._drop(carrier, error)
+                self._drop(connection, error)
 
     def _watch(self) -> None:
         """Drop a connection on which nobody answers. The other threads may be stuck in it: a
         keep-alive, too, waits behind a large push that nobody takes."""
         while not self._closed.wait(RELAY_KEEPALIVE_INTERVAL):
-            carrier = self._carrier
-            if carrier is not None and time.monotonic() - self._last_frame_at > SILENCE_TIMEOUT:
-                self._drop(carrier, ConnectionLost("The relay is silent."))
+            connection = self._connection
+            if connection is not None and time.monotonic() - self._last_frame_at > SILENCE_TIMEOUT:
+                self._drop(connection, ConnectionLost("The relay is silent."))
 
 
 def _outgoing(to: str, message: Message) -> OutgoingMessage:
@@ -347,10 +349,10 @@ def _outgoing(to: str, message: Message) -> OutgoingMessage:
     return OutgoingMessage(to, bytes(fields[wire.HEADER]), bytes(fields.get(wire.TENSOR, b"")))
 
 
-def _halt(refusal: Refusal) -> Message:
+def _stop_epoch(refusal: Refusal) -> Message:
     if refusal.code != "epoch_over":
         log.warning("push_refused", code=refusal.code, request_id=refusal.request_id)
-    return Halt(refusal.request_id, refusal.epoch)
+    return StopEpoch(refusal.request_id, refusal.epoch)
 
 
 def _decoded(entries: Sequence[relay.InboxEntry]) -> list[Message]:
@@ -359,5 +361,5 @@ def _decoded(entries: Sequence[relay.InboxEntry]) -> list[Message]:
         try:
             messages.append(wire.decode({wire.HEADER: entry.header, wire.TENSOR: entry.tensor}))
         except WireError as error:
-            log.warning("message_refused", code=error.code, reason=error.detail)
+            log.warning("message_undecodable", code=error.code, reason=error.detail)
     return messages

@@ -1,4 +1,4 @@
-"""From where weights lie to a checkpoint of the span on this machine's disk.
+"""Fetches weights from where they lie into a span's checkpoint on this machine's disk.
 
 Knows files, ranges of bytes and hashes; nothing of torch, and nothing of models but their tensors'
 names. All sources (a folder, a hub, URLs that the platform signs) have one interface; a span's

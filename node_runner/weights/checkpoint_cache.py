@@ -1,4 +1,4 @@
-"""Checkpoints on disk, locked, within a limit.
+"""Spans' checkpoints on disk, locked, within a limit of bytes.
 
 Each is made once and used by several processes. It has two locks, which the system releases when a
 process ends, however it ends: *making*, exclusive, while one process checks, fetches or removes it;
@@ -30,7 +30,7 @@ RECORD_FILE = "span.json"
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """What is kept beside a checkpoint, as JSON. ``asked``: which request it was made for.
+    """What the cache keeps beside a checkpoint, as JSON. ``asked``: which request it was made for.
     ``checked``: what its tensors were compared with, `manifest`, or `sizes` where nobody published
     hashes. ``size`` (bytes), ``mtime_ns`` and ``sha256``: of its weights' file."""
 
@@ -41,8 +41,8 @@ class CheckpointRecord:
     sha256: str
 
 
-class SpanCache:
-    """A folder of spans' checkpoints.
+class CheckpointCache:
+    """A folder of spans' checkpoints, with a limit of bytes.
 
     Args:
         folder: Made if it is not there. What others keep in it is neither counted nor removed.
@@ -107,7 +107,7 @@ class SpanCache:
             return True
         if stat.st_size == record.size and hash_of(file) == record.sha256:
             return True
-        log.warning("weights_damaged", span=entry.name)
+        log.warning("weights_damaged", checkpoint=entry.name)
         return False
 
     def _evict(self, key: str, size: int, partial: Path) -> None:
@@ -127,7 +127,7 @@ class SpanCache:
                 removed = next((entry for entry in sizes if self._remove(entry)), None)
                 if removed is None:
                     break
-                log.info("weights_removed", span=removed.name, bytes=sizes.pop(removed))
+                log.info("weights_removed", checkpoint=removed.name, bytes=sizes.pop(removed))
         if to_come > free:
             raise DiskFull(
                 f"The span needs {to_come / GB:.1f} GB more; the disk of {self._folder} has "
@@ -167,7 +167,9 @@ class SpanCache:
             try:
                 stack.enter_context(_locked(path, wait=False))
             except BlockingIOError:
-                log.info("weights_awaited", span=key, reason="another process fetches them")
+                log.info(
+                    "weights_lock_waiting", checkpoint=key, reason="another process fetches them"
+                )
                 stack.enter_context(_locked(path))
             yield
 
@@ -180,7 +182,8 @@ _held_lock = threading.Lock()
 
 
 def release(entry: Path) -> None:
-    """Stop using a checkpoint that :meth:`SpanCache.obtain` gave: it may be removed from now on."""
+    """Stop using a checkpoint that :meth:`CheckpointCache.obtain` gave: from now on it may be
+    removed."""
     with _held_lock:
         descriptors = _held.get(entry, [])
         if descriptors:
@@ -230,7 +233,7 @@ def _key(entry: Path) -> str:
 
 
 def _bytes_below(folder: Path) -> int:
-    """Of its files, as they will be when they are whole."""
+    """Bytes of the files below a folder, each as large as it will be when it is whole."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 

@@ -62,7 +62,7 @@ class DownloadPlan:
 
 
 def plan_download(source: Source, renamed: Callable[[str], str | None]) -> DownloadPlan:
-    """Plan a span's file.
+    """Plan the download of a span's file.
 
     Args:
         source: A checkpoint, in one file or in several with an index.
@@ -123,7 +123,7 @@ def _find(
 def _from_manifest(
     source: Source, renamed: Callable[[str], str | None]
 ) -> tuple[dict[str, SourceTensor], dict[str, Version]]:
-    """By the manifest: no header has to be fetched."""
+    """The span's tensors by the manifest, for which no header has to be fetched."""
     assert source.manifest is not None
     wanted = {
         name: SourceTensor(one.file, Tensor(one.dtype, one.shape, one.start, one.end), one.sha256)
@@ -146,7 +146,7 @@ def _read_header(source: Source, file: str) -> tuple[Version, dict[str, Tensor]]
 
 
 def _chunks(wanted: Mapping[str, SourceTensor], at: Mapping[str, int], longest: int) -> list[Chunk]:
-    """Neighbours in one request, and none longer than it may be."""
+    """The requests: neighbours in one, none with more than ``longest`` bytes."""
     chunks: list[Chunk] = []
     file, start, end, parts = "", 0, 0, list[Part]()
 

@@ -222,7 +222,7 @@ class _Retries:
         self.reset()
 
     def reset(self) -> None:
-        """Count anew: bytes came."""
+        """Count failures anew, since bytes came."""
         self._failures, self._renewed = 0, False
 
     def __enter__(self) -> None:
@@ -296,11 +296,11 @@ def _content_range(answer: httpx.Response, name: str) -> tuple[int, int, int]:
 
 
 def _body(answer: httpx.Response, length: int) -> Iterator[bytes]:
-    """Exactly so many bytes.
+    """Exactly ``length`` bytes of an answer's body.
 
     Raises:
         WeightsRefused: more came than was asked for.
-        _Again: fewer.
+        _Retryable: fewer.
     """
     got = 0
     for piece in answer.iter_raw(BUFFER):

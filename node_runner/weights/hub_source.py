@@ -16,7 +16,7 @@ COMMIT_HEADER = "X-Repo-Commit"
 
 
 class HubUrls:
-    """Of a repository's files at one commit: the one that `main` names at the first answer.
+    """URLs of a repository's files at one commit: the one that `main` names at the first answer.
 
     Large files are redirected to a storage, whose signed URL is used until it has expired. The
     hub's token goes to the hub only.

@@ -1,4 +1,4 @@
-"""A bar on a terminal, elsewhere a line in the log now and then."""
+"""Progress of a download: a bar on a terminal, elsewhere a line in the log now and then."""
 
 import threading
 import time
@@ -48,7 +48,7 @@ def show_progress(label: str, total: int, already: int) -> Iterator[Callable[[in
 
 
 class _LogLines:
-    """May be called by several threads."""
+    """Logs progress now and then. May be called by several threads."""
 
     def __init__(self, label: str, total: int, already: int) -> None:
         self._label = label
@@ -68,8 +68,8 @@ class _LogLines:
             self._logged_at = now
             rate = self._fetched / (now - self._began)
             log.info(
-                "weights_fetching",
-                span=self._label,
+                "weights_download_progress",
+                checkpoint=self._label,
                 bytes=self._done,
                 of_bytes=self._total,
                 mb_per_s=round(rate / 1e6, 1),

@@ -1,4 +1,4 @@
-"""What the operator published: files that the platform lists, or under one URL."""
+"""Weights that the operator published: files that the platform lists, or under one URL."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from node_runner.weights.http_source import HttpSource
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class WeightListing:
     """The platform's list of a model's files. ``urls``: by the file's name, each valid for a while,
     the manifest's among them. ``manifest_sha256``: of the manifest's bytes."""
 
@@ -27,7 +27,7 @@ class Listing:
 class SignedUrls:
     """The URLs of a listing; ``fetch_listing`` gives others when they have expired."""
 
-    def __init__(self, fetch_listing: Callable[[], Listing]) -> None:
+    def __init__(self, fetch_listing: Callable[[], WeightListing]) -> None:
         self._fetch_listing = fetch_listing
         self._listing = fetch_listing()
         self._lock = threading.Lock()
@@ -73,7 +73,7 @@ class BaseUrl:
         return False
 
 
-def open_published(fetch_listing: Callable[[], Listing]) -> HttpSource:
+def open_published(fetch_listing: Callable[[], WeightListing]) -> HttpSource:
     """The files that the platform lists, with their manifest.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Ranges in any order into one file; resumes.
+"""Writes ranges, which come in any order, into one file; resumes after a kill.
 
 A range is complete once its bytes are on the disk and its number is in the journal beside the file.
 What a killed process had not noted is fetched again: at most a few requests' worth.

@@ -1,4 +1,4 @@
-"""What every source can do; a folder."""
+"""The interface of every source of weights, and the source that is a folder."""
 
 import os
 from collections.abc import Iterator

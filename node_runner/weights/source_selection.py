@@ -7,14 +7,16 @@ import structlog
 
 from mesh.errors import WeightsNotPublished
 from node_runner.weights.hub_source import open_hub
-from node_runner.weights.published_source import Listing, open_published
+from node_runner.weights.published_source import WeightListing, open_published
 from node_runner.weights.source import Source
 from node_runner.weights.span_download import open_source
 
 log = structlog.get_logger()
 
 
-def select_source(path: str | None, model_id: str, fetch_listing: Callable[[], Listing]) -> Source:
+def select_source(
+    path: str | None, model_id: str, fetch_listing: Callable[[], WeightListing]
+) -> Source:
     """A model's files.
 
     Args:

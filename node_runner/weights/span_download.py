@@ -1,4 +1,4 @@
-"""From a source to the folder of a span's checkpoint."""
+"""Makes the folder of a span's checkpoint from a source of weights."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from mesh.errors import UnsupportedModel, WeightsCorrupt, WeightsMissing
-from node_runner.weights.checkpoint_cache import CheckpointRecord, SpanCache
+from node_runner.weights.checkpoint_cache import CheckpointCache, CheckpointRecord
 from node_runner.weights.download_plan import DownloadPlan, plan_download
 from node_runner.weights.hub_source import open_hub
 from node_runner.weights.published_source import open_url
@@ -21,16 +21,17 @@ from node_runner.weights.source import FolderSource, Source
 log = structlog.get_logger()
 
 MANIFEST, SIZES = "manifest", "sizes"
-"""What a span was checked against: published hashes of its tensors, or lengths and header alone."""
+"""What a checkpoint was compared with: published hashes of its tensors, or sizes and header
+alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRequest:
-    """Which checkpoint to make.
+    """A request for a checkpoint that is to be made.
 
     ``label``: its name for people. ``asked``: what it is for, by which it is found again when its
     source does not answer. ``settings``: its `config.json`. ``renamed``: a tensor's name in it;
-    none if it is not the span's. ``required`` and ``optional``: small files that are copied.
+    none if it is not to be in it. ``required`` and ``optional``: small files that are copied.
     """
 
     label: str
@@ -61,42 +62,44 @@ def open_source(path: str) -> Source:
     return open_hub(path)
 
 
-def obtain(source: Source, span: CheckpointRequest, cache: SpanCache) -> Path:
-    """The folder of a span's checkpoint; fetched if the cache has no good one.
+def obtain(source: Source, request: CheckpointRequest, cache: CheckpointCache) -> Path:
+    """The folder of the checkpoint that is asked for; fetched if the cache has no good one.
 
     Raises:
         WeightsError: it cannot be had.
     """
-    plan = plan_download(source, span.renamed)
-    key = f"{span.label}-{_fingerprint(source, span, plan)}"
-    return cache.obtain(key, plan.size, lambda folder: _make(source, span, plan, folder))
+    plan = plan_download(source, request.renamed)
+    key = f"{request.label}-{_fingerprint(source, request, plan)}"
+    return cache.obtain(key, plan.size, lambda folder: _make(source, request, plan, folder))
 
 
 def _make(
-    source: Source, span: CheckpointRequest, plan: DownloadPlan, folder: Path
+    source: Source, request: CheckpointRequest, plan: DownloadPlan, folder: Path
 ) -> CheckpointRecord:
-    assemble(source, plan, folder, label=span.label)
+    assemble(source, plan, folder, label=request.label)
     file = folder / WEIGHTS
     try:
         sha256 = verify(file, plan)
     except WeightsCorrupt:
         shutil.rmtree(folder)  # which of its ranges are good is not known
         raise
-    (folder / "config.json").write_text(span.settings)
-    for name in (*span.required, *span.optional):
+    (folder / "config.json").write_text(request.settings)
+    for name in (*request.required, *request.optional):
         try:
             (folder / name).write_bytes(source.read_small(name))
         except WeightsMissing:
-            if name in span.required:
+            if name in request.required:
                 raise
     (folder / JOURNAL).unlink()
     checked = MANIFEST if source.manifest is not None else SIZES
-    log.info("weights_ready", span=span.label, bytes=plan.size, checked=checked, sha256=sha256)
+    log.info(
+        "weights_ready", checkpoint=request.label, bytes=plan.size, checked=checked, sha256=sha256
+    )
     stat = file.stat()
-    return CheckpointRecord(span.asked, checked, stat.st_size, stat.st_mtime_ns, sha256)
+    return CheckpointRecord(request.asked, checked, stat.st_size, stat.st_mtime_ns, sha256)
 
 
-def _fingerprint(source: Source, span: CheckpointRequest, plan: DownloadPlan) -> str:
+def _fingerprint(source: Source, request: CheckpointRequest, plan: DownloadPlan) -> str:
     versions = sorted((file, one.size, one.tag) for file, one in plan.versions.items())
-    content = json.dumps([source.name, span.label, span.settings, versions])
+    content = json.dumps([source.name, request.label, request.settings, versions])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -88,7 +88,7 @@ def test_a_node_behind_a_router_serves(
     prompt = "The lambda expression"
     answer = user.generate(prompt)
     assert answer["text"] == reference.text(prompt)
-    assert '"carrier": "websocket"' in provider.log.read_text()
+    assert '"connection": "websocket"' in provider.log.read_text()
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from market.jobs.tables import Job
 from market.prompt_vault import PromptText
-from mesh.wire import Open, OpenEdge, Prompt, Resume, RoutePosition, SamplingParams
+from mesh.wire import Open, OpenEdge, Prompt, Resume, SamplingParams, StageAssignment
 from workers.supervisor.route_finder import Hop
 
 
@@ -42,7 +42,7 @@ def open_messages(
     messages: list[tuple[str, Open | OpenEdge]] = []
     for stage in order:
         hop, next_hop = route[stage], route[(stage + 1) % len(route)]
-        position = RoutePosition(
+        position = StageAssignment(
             stage=stage,
             stages=len(route),
             edge_node=route[0].node_id,

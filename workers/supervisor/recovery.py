@@ -7,7 +7,7 @@ import structlog
 
 from market.jobs import messaging
 from market.nodes import live_registry
-from mesh.wire import Ended, Ping, Pong, Refused
+from mesh.wire import Ended, GenerationRefused, Ping, Pong
 from mesh.wire.refusal_codes import LOST_STATE, known_code
 from workers.supervisor import epochs
 from workers.supervisor.errors import GenerationOver
@@ -32,7 +32,7 @@ class Recovery:
         self._silent_before: set[str] = set()
         self._failures = 0
 
-    async def recover_from_refusal(self, refused: Refused) -> None:
+    async def recover_from_refusal(self, refused: GenerationRefused) -> None:
         """A node of the route says that the generation cannot go on at ``refused.node_id``."""
         supervision, node_id, code = self._supervision, refused.node_id, known_code(refused)
         if node_id not in supervision.node_ids:

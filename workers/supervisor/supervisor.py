@@ -9,7 +9,7 @@ import time
 import structlog
 
 from market.jobs import live_session
-from mesh.wire import ControlMessage, Ended, Refused
+from mesh.wire import ControlMessage, Ended, GenerationRefused
 from workers.supervisor import completion, epochs
 from workers.supervisor.errors import GenerationOver
 from workers.supervisor.recovery import Recovery
@@ -97,7 +97,7 @@ class Supervisor:
             case Ended():
                 await self._supervision.check_ended(event)
                 await epochs.open_next(self._supervision, "redis_lost")
-            case Refused():
+            case GenerationRefused():
                 await self._recovery.recover_from_refusal(event)
 
     async def _end(self, over: GenerationOver) -> None:

@@ -67,7 +67,7 @@ class GatheredGroup:
         return attended.transpose(1, 2).reshape(self.rows, heads, -1)
 
     def _gathered(self, pooled: torch.Tensor) -> torch.Tensor:
-        """What the segments' caches hold: ``[count, kv_heads, length, width]``."""
+        """Keys or values that the segments' caches hold: ``[count, kv_heads, length, width]``."""
         if self._count > 1:
             own = pooled.view(-1, self._block, *pooled.shape[1:]).index_select(0, self._tables)
         else:
@@ -79,7 +79,8 @@ class GatheredGroup:
         return own.view(self._count, self._length, *pooled.shape[1:]).transpose(1, 2)
 
     def _bias(self, score: ScoreModifier) -> torch.Tensor | None:
-        """What is added to the scores, ``[count, 1 or heads, each, length]``; made once a batch."""
+        """The bias that is added to the scores, ``[count, 1 or heads, each, length]``; made once a
+        batch."""
         window = score.window if score.window and score.window < self._length else None
         # The kernel masks a prompt from its beginning by itself; one row sees all of one segment.
         plain = score.softcap is None and score.sinks is None

@@ -38,12 +38,12 @@ class KVShape:
 
     @property
     def bytes_per_position(self) -> int:
-        """Keys and values of all layers."""
+        """Bytes of the keys and values of all layers."""
         return self.layers * self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
 
     @property
     def bytes_per_block(self) -> int:
-        """Keys and values of all layers."""
+        """Bytes of the keys and values of all layers."""
         return self.block_size * self.bytes_per_position
 
 

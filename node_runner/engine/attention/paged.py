@@ -53,7 +53,7 @@ class BlockTables:
         """Positions of the longest generation, those of its rows included."""
 
     def fill(self, segments: "Sequence[Segment]") -> None:
-        """Write a batch's tables. If there are fewer segments than ``count``, the remaining
+        """Fill the tables for a batch. If there are fewer segments than ``count``, the remaining
         generations read nothing."""
         device = self.starts.device
         used = [-(-segment.end // PAGED_BLOCK_SIZE) for segment in segments]

@@ -1,9 +1,9 @@
-"""KV caches of generations that have ended, kept for others whose prompts begin alike."""
+"""KV caches of ended generations, kept for others whose prompts have a prefix in common."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from mesh.prefix_hashes import EVERY
+from mesh.prefix_hashes import BLOCK_TOKENS
 from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
 
 
@@ -16,9 +16,9 @@ class PrefixCache:
 
     def __init__(self, pool: KVBlockPool) -> None:
         self._pool = pool
-        # By the hash of the longest beginning that a cache holds; least recently used first.
+        # By the hash of the longest prefix that a cache holds; least recently used first.
         self._kept: OrderedDict[bytes, KVCache] = OrderedDict()
-        # By the hash of each beginning: its key in `_kept`, and its positions.
+        # By the hash of each prefix: its key in `_kept`, and its positions.
         self._index: dict[bytes, tuple[bytes, int]] = {}
         self._kept_blocks = 0
 
@@ -37,10 +37,10 @@ class PrefixCache:
 
         Args:
             capacity: Positions that the generation has at most.
-            prefix: Hashes of its prompt's beginnings, ever longer (:mod:`mesh.prefix_hashes`).
+            prefix: Hashes of its prompt's prefixes, ever longer (:mod:`mesh.prefix_hashes`).
 
         Returns:
-            A cache that holds the longest of these beginnings that is kept, its ``length``
+            A cache that holds the longest of these prefixes that is kept, its ``length``
             saying how much that is; none if there are not enough blocks.
         """
         longest = next((known for known in reversed(prefix) if known in self._index), None)
@@ -61,10 +61,10 @@ class PrefixCache:
     def release(self, cache: KVCache, prefix: Sequence[bytes]) -> None:
         """Take back the cache of a generation that has ended.
 
-        The cache is kept under the hashes of its prompt's beginnings, as far as they are computed,
+        The cache is kept under the hashes of its prompt's prefixes, as far as they are computed,
         and freed if there are none or the longest is kept already.
         """
-        hashes = prefix[: cache.length // EVERY]
+        hashes = prefix[: cache.length // BLOCK_TOKENS]
         if not hashes or hashes[-1] in self._index:
             self._pool.free(cache)
             return
@@ -72,7 +72,7 @@ class PrefixCache:
         self._kept[owner] = cache
         self._kept_blocks += len(cache.blocks)
         for number, prefix_hash in enumerate(hashes, start=1):
-            self._index[prefix_hash] = (owner, number * EVERY)
+            self._index[prefix_hash] = (owner, number * BLOCK_TOKENS)
 
     def _evict(self, owner: bytes) -> None:
         cache = self._kept.pop(owner)

@@ -24,7 +24,7 @@ DRAFT_PREFILL_CHUNK = 512
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
-    """Draft tokens are wanted for one generation.
+    """A request for draft tokens of one generation.
 
     Args:
         request_id: The generation's.
@@ -41,7 +41,7 @@ class DraftRequest:
     sampling_params: SamplingParams
 
 
-def load_draft(
+def load_draft_span(
     source: str, target: SpanModel, *, cache: Path, cache_bytes: int | None = None
 ) -> SpanModel:
     """All layers of a small model that is to draft the target's tokens.
@@ -68,7 +68,7 @@ class DraftModel:
     """Drafts for many generations in the same forward passes.
 
     Args:
-        span: What :func:`load_draft` gave.
+        span: All layers of the small model, as :func:`load_draft_span` gives them.
         positions: Capacity of its KV caches, all together.
     """
 
@@ -119,18 +119,18 @@ class DraftModel:
         for others, a chunk of the text."""
         caches = [self._caches[request.request_id] for request, _ in unfinished]
         lengths = [len(request.tokens) + len(draft) for request, draft in unfinished]
-        fed = [
+        inputs = [
             [*request.tokens[cache.length : cache.length + DRAFT_PREFILL_CHUNK], *draft[-1:]]
             for cache, (request, draft) in zip(caches, unfinished, strict=True)
         ]
         segments = [
             Segment(cache, len(tokens), cache.length)
-            for cache, tokens in zip(caches, fed, strict=True)
+            for cache, tokens in zip(caches, inputs, strict=True)
         ]
         positions = [p for segment in segments for p in range(segment.position, segment.end)]
-        hidden = self._span.embed([token for tokens in fed for token in tokens], positions)
+        hidden = self._span.embed([token for tokens in inputs for token in tokens], positions)
         output = self._span.forward(hidden, RaggedBatch(segments))
-        last = on_device([len(tokens) for tokens in fed], output.device).cumsum(0) - 1
+        last = on_device([len(tokens) for tokens in inputs], output.device).cumsum(0) - 1
         sampled = sample(
             self._span.logits(output[last]),
             [request.sampling_params for request, _ in unfinished],

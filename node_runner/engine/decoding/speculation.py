@@ -76,10 +76,10 @@ class SpeculationPolicy:
         return self._draft_length
 
     def observe(self, seconds: float, drafted: int, generated: int) -> None:
-        """Take a step's measurement in.
+        """Count the measurement of a step.
 
         Args:
-            seconds: From feeding the step to sampling what came back.
+            seconds: From scheduling the step to sampling what came back.
             drafted: Draft tokens that it verified.
             generated: Tokens that it gave: the accepted draft tokens and one more.
         """

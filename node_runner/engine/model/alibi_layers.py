@@ -38,14 +38,15 @@ class AlibiLayers:
 
 
 class _Attention(nn.Module):
-    """In place of `BloomAttention`, which adds the residual itself, and of `FalconAttention`."""
+    """Attention in place of `FalconAttention`, and of `BloomAttention`, which adds the residual
+    itself."""
 
     def __init__(
-        self, theirs: Any, index: int, shape: tuple[int, int, int], score: ScoreModifier
+        self, original: Any, index: int, shape: tuple[int, int, int], score: ScoreModifier
     ) -> None:
         super().__init__()
-        self.query_key_value = theirs.query_key_value
-        self.dense = theirs.dense
+        self.query_key_value = original.query_key_value
+        self.dense = original.dense
         self._index = index
         self._kv_heads, self._head_dim, _ = shape
         self._score = score
@@ -72,7 +73,7 @@ class _Attention(nn.Module):
 
 
 def _score(config: Config, device: torch.device) -> ScoreModifier:
-    """How all layers score."""
+    """How the attention of all layers scores."""
     slopes = _slopes(config.num_attention_heads).to(device)
     if config.model_type == "bloom":
         return ScoreModifier(slopes=slopes)

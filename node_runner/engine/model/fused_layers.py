@@ -151,7 +151,7 @@ class _Angles:
         self._table = self._make(1)
 
     def of(self, batch: RaggedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of a batch's rows, each ``[rows, 1, head_dim]``."""
+        """Cosines and sines of a batch's rows, each ``[rows, 1, head_dim]``."""
         end = max(segment.end for segment in batch.segments)
         if end > self._table.shape[1]:
             self._table = self._make(2 * end)

@@ -82,14 +82,14 @@ class Int8Linear(nn.Module):
     the whole batch (LLM.int8(), Dettmers et al. 2022), and is slower on most CPUs.
     """
 
-    def __init__(self, theirs: Any) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
-        self.in_features: int = theirs.in_features
-        self.out_features: int = theirs.out_features
-        scales = theirs.weight.SCB * (HEADROOM / LEVELS)
-        self.weight = nn.Parameter(theirs.weight.CB, requires_grad=False)
+        self.in_features: int = original.in_features
+        self.out_features: int = original.out_features
+        scales = original.weight.SCB * (HEADROOM / LEVELS)
+        self.weight = nn.Parameter(original.weight.CB, requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
-        self.bias = theirs.bias
+        self.bias = original.bias
         chunk = CPU_CHUNK if self.weight.device.type == "cpu" else GPU_CHUNK
         self._rows = max(1, chunk // self.in_features)
 

@@ -21,7 +21,7 @@ from transformers import AutoConfig
 from mesh.errors import UnsupportedModel, WeightsRefused, WeightsUnreachable
 from node_runner.engine.model.families import PER_LAYER_SETTINGS, Config, check_settings, family_of
 from node_runner.weights import span_download as weights
-from node_runner.weights.checkpoint_cache import SpanCache
+from node_runner.weights.checkpoint_cache import CheckpointCache
 from node_runner.weights.source import Source
 
 log = structlog.get_logger()
@@ -70,7 +70,7 @@ def prepare_span(
             that the model does not have.
         WeightsError: the weights cannot be had.
     """
-    kept = SpanCache(cache, limit=cache_bytes, verify=verify)
+    kept = CheckpointCache(cache, limit=cache_bytes, verify=verify)
     asked = json.dumps([source, layers, edge])
     try:
         files = opened() if opened is not None else weights.open_source(source)
@@ -78,7 +78,7 @@ def prepare_span(
             config = _config(files)
             spec = SpanSpec(*(layers or (0, config.num_hidden_layers)), edge)
             _check_span(spec, config.num_hidden_layers)
-            folder = weights.obtain(files, _span(source, asked, config, spec), kept)
+            folder = weights.obtain(files, _request(source, asked, config, spec), kept)
     except WeightsUnreachable as error:
         latest = kept.latest(asked)
         if latest is None:
@@ -89,7 +89,7 @@ def prepare_span(
     return folder, spec
 
 
-def _span(source: str, asked: str, config: Config, spec: SpanSpec) -> weights.CheckpointRequest:
+def _request(source: str, asked: str, config: Config, spec: SpanSpec) -> weights.CheckpointRequest:
     edge = "-edge" if spec.edge else ""
     return weights.CheckpointRequest(
         label=f"{Path(source).name}-{spec.start}-{spec.end}{edge}",

@@ -13,11 +13,11 @@ import torch
 from redis.asyncio import Redis
 
 from market.settings import Settings
+from mesh.node_api import Span
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.machine import device_claim
 from node_runner.machine.gpu_usage import GpuMonitor
 from node_runner.node import startup
-from node_runner.node.engine_set import Span
 from node_runner.node.lifecycle import Node
 from node_runner.node.options import NodeOptions
 from node_runner.service.control_socket import ControlSocket

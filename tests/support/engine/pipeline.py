@@ -13,14 +13,14 @@ from mesh import wire
 from mesh.wire import (
     Close,
     Ended,
+    GenerationRefused,
     Message,
     Open,
     OpenEdge,
     Prompt,
-    Refused,
     Resume,
-    RoutePosition,
     SamplingParams,
+    StageAssignment,
     Step,
     Steps,
     Token,
@@ -73,7 +73,7 @@ class Pipeline:
     engines: list[Engine]
     written: dict[str, list[Token]] = field(default_factory=dict)
     ended: dict[str, Ended] = field(default_factory=dict)
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[GenerationRefused] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class Pipeline:
         cache: Path,
         *,
         speculate: bool = True,
-        draft_model: SpanModel | None = None,
+        draft_span: SpanModel | None = None,
         quantizations: Sequence[str] = (),
     ) -> Self:
         """Spans between the cuts, which begin with 0 and end with the number of layers.
@@ -106,7 +106,7 @@ class Pipeline:
                     node_id=str(stage),
                     kv_budget_bytes=KV_BUDGET,
                     speculate=speculate,
-                    draft_model=draft_model if span.edge else None,
+                    draft_span=draft_span if span.edge else None,
                 )
                 for stage, span in enumerate(spans)
             ]
@@ -127,7 +127,7 @@ class Pipeline:
         """``resumes``: by stage, those that do not begin from the prompt."""
         stages = len(self.engines)
         for stage in reversed(range(stages)):
-            route_position = RoutePosition(
+            stage_assignment = StageAssignment(
                 stage=stage,
                 stages=stages,
                 edge_node="0",
@@ -140,7 +140,7 @@ class Pipeline:
             )
             prompt = Prompt(token_ids, list(generated), max_tokens, sampling)
             resume = resumes.get(stage, AFRESH)
-            opening = (request_id, epoch, route_position, resume, list(prefix))
+            opening = (request_id, epoch, stage_assignment, resume, list(prefix))
             message = Open(*opening) if stage else OpenEdge(*opening, prompt)
             self.send(stage, message)
 
@@ -169,7 +169,7 @@ class Pipeline:
         messages, self.inboxes[stage] = self.inboxes[stage], []
         engine = self.engines[stage]
         outputs = engine.step(messages)
-        for generations, positions in engine.take_forwards():
+        for generations, positions in engine.pop_forwards():
             self.batches.append(generations)
             self.positions[stage] += positions
         for output in outputs:
@@ -195,5 +195,5 @@ class Pipeline:
                 tokens.append(output)
             case Ended():
                 self.ended[output.request_id] = output
-            case Refused():
+            case GenerationRefused():
                 self.refused.append(output)

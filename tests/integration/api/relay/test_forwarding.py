@@ -19,15 +19,15 @@ from mesh.relay import (
 from mesh.wire import (
     Close,
     Ended,
+    GenerationRefused,
     Message,
     OpenEdge,
     Pong,
+    PrefixCached,
     Prompt,
-    Ready,
-    Refused,
     Resume,
-    RoutePosition,
     SamplingParams,
+    StageAssignment,
     Step,
     Steps,
     Token,
@@ -55,7 +55,7 @@ GOOD = {
     "result to the edge": ("last", "edge", steps()),
     "prefill": ("edge", "middle", steps(rows=64, wanted=0)),
     "replay": ("edge", "middle", steps(rows=64, wanted=0, replay=True)),
-    "ready": ("last", "edge", Ready("gen", 1, 2, 8)),
+    "ready": ("last", "edge", PrefixCached("gen", 1, 2, 8)),
 }
 
 
@@ -84,7 +84,10 @@ def test_nodes_answer_pings_and_refuse_for_their_senders(
     here: Replica, client: redis.Redis
 ) -> None:
     begin(client)
-    sent: list[Message] = [Pong("gen", 1, "middle", 5), Refused("gen", 1, "edge", "not_finite")]
+    sent: list[Message] = [
+        Pong("gen", 1, "middle", 5),
+        GenerationRefused("gen", 1, "edge", "not_finite"),
+    ]
     with Node(here, "middle") as node:
         assert node.push(*(("", message) for message in sent)).refused == []
     assert events(client) == sent
@@ -105,18 +108,23 @@ BAD: dict[str, tuple[str, str, Message, str]] = {
     "too long": ("edge", "middle", steps(rows=513, wanted=0), "wrong_rows"),
     "rows nobody wants": ("last", "edge", steps(rows=2), "wrong_rows"),
     "a replay to the edge": ("last", "edge", steps(replay=True), "wrong_stage"),
-    "ready, of another stage": ("last", "edge", Ready("gen", 1, 1, 8), "wrong_stage"),
-    "ready, to another": ("last", "middle", Ready("gen", 1, 2, 8), "wrong_receiver"),
-    "ready with too much": ("last", "edge", Ready("gen", 1, 2, 101), "out_of_capacity"),
+    "ready, of another stage": ("last", "edge", PrefixCached("gen", 1, 1, 8), "wrong_stage"),
+    "ready, to another": ("last", "middle", PrefixCached("gen", 1, 2, 8), "wrong_receiver"),
+    "ready with too much": ("last", "edge", PrefixCached("gen", 1, 2, 101), "out_of_capacity"),
     "a token not of the edge": ("middle", "", Token("gen", 1, 0, 7, "x"), "not_the_edge"),
     "a token of an old epoch": ("edge", "", Token("gen", 0, 0, 7, "x"), "epoch_over"),
     "a token beyond the end": ("edge", "", Token("gen", 1, 100, 7, "x"), "out_of_capacity"),
     "a long token": ("edge", "", Token("gen", 1, 0, 7, "x" * 5000), "too_long"),
     "the end, not of the edge": ("last", "", Ended("gen", 1, "stop", 1), "not_the_edge"),
     "the end, for a reason": ("edge", "", Ended("gen", 1, "bored", 1), "malformed"),
-    "a gap of another's": ("middle", "", Refused("gen", 1, "edge", "gap"), "wrong_node"),
-    "refused for the next node": ("edge", "", Refused("gen", 1, "middle", "gap"), "wrong_node"),
-    "a long code": ("edge", "", Refused("gen", 1, "edge", "x" * 65), "too_long"),
+    "a gap of another's": ("middle", "", GenerationRefused("gen", 1, "edge", "gap"), "wrong_node"),
+    "refused for the next node": (
+        "edge",
+        "",
+        GenerationRefused("gen", 1, "middle", "gap"),
+        "wrong_node",
+    ),
+    "a long code": ("edge", "", GenerationRefused("gen", 1, "edge", "x" * 65), "too_long"),
     "another's pong": ("edge", "", Pong("gen", 1, "middle", 1), "wrong_node"),
     "a pong to a node": ("edge", "middle", Pong("gen", 1, "edge", 1), "malformed"),
 }
@@ -138,12 +146,12 @@ def test_what_the_route_does_not_say_is_refused(
     assert not client.exists(redis_keys.tokens("gen"))
     # An event for the supervisor of a node on the route that breaks its rules; of nobody else.
     reported = code not in ("epoch_over", "not_on_route")
-    assert events(client) == ([Refused("gen", 1, sender, code)] if reported else [])
+    assert events(client) == ([GenerationRefused("gen", 1, sender, code)] if reported else [])
 
 
 def opening() -> OpenEdge:
     prompt = Prompt([1], [], 5, SamplingParams(0.0, 1.0, 0, []))
-    position = RoutePosition(0, 3, "edge", "last", "middle", 100, 60, 0, 2)
+    position = StageAssignment(0, 3, "edge", "last", "middle", 100, 60, 0, 2)
     return OpenEdge("gen", 1, position, Resume(False, False, 0), [], prompt)
 
 
@@ -213,7 +221,7 @@ def test_one_wrong_step_stops_those_beside_it(here: Replica, client: redis.Redis
             ("other_route", 1, "wrong_receiver"),
         ]
     assert inbox(client, "middle") == []
-    assert events(client) == [Refused("gen", 1, "edge", "in_bad_company")]
+    assert events(client) == [GenerationRefused("gen", 1, "edge", "in_bad_company")]
 
 
 def test_the_next_epoch_counts_from_the_moment_it_begins(

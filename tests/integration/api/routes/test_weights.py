@@ -21,7 +21,7 @@ from mesh import signed_texts
 from mesh.checkpoint.manifest import NAME, read_manifest
 from mesh.errors import WeightsNotPublished
 from node_runner.engine.model.span_checkpoint import prepare_span
-from node_runner.platform_client.weight_listing import ListingRequest, Wallet
+from node_runner.platform_client.weight_listing import ListingRequest, WalletKey
 from node_runner.weights import published_source
 from node_runner.weights.source_selection import select_source
 from tests.conftest import DEMO_MODEL, MODEL_ID
@@ -38,7 +38,7 @@ from tests.support.network.file_server import serving
 
 BUCKET, PREFIX = "weights", "models/pydoc"
 PATH = f"/api/models/{MODEL_ID}/files"
-WALLET = Wallet(PROVIDER.address, bytes(PROVIDER.key))
+WALLET = WalletKey(PROVIDER.address, bytes(PROVIDER.key))
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +99,12 @@ async def gateway(
 
 
 def listing_of(
-    served: Served, credential: str | Wallet = WALLET
-) -> Callable[[], published_source.Listing]:
+    served: Served, credential: str | WalletKey = WALLET
+) -> Callable[[], published_source.WeightListing]:
     return ListingRequest(str(served.client.base_url), MODEL_ID, credential).send
 
 
-def span_of(fetch_listing: Callable[[], published_source.Listing], cache: Path) -> Path:
+def span_of(fetch_listing: Callable[[], published_source.WeightListing], cache: Path) -> Path:
     made, _ = prepare_span(
         MODEL_ID,
         layers=(2, 4),
@@ -218,12 +218,12 @@ def test_urls_that_expire_are_asked_for_anew(checkpoint: Path, tmp_path: Path) -
     with serving(checkpoint) as web:
         web.tokens = {"key=0"}
 
-        def listing() -> published_source.Listing:
+        def listing() -> published_source.WeightListing:
             asked.append(None)
             key = f"key={len(asked) - 1}"
             web.tokens = {key}
             urls = {file.name: f"{web.url}/{file.name}?{key}" for file in checkpoint.iterdir()}
-            return published_source.Listing(MODEL_ID, urls, manifest_sha256)
+            return published_source.WeightListing(MODEL_ID, urls, manifest_sha256)
 
         expired = threading.Event()
 

@@ -11,7 +11,7 @@ import redis
 
 from mesh import redis_keys, token_stream, wire
 from mesh.keepalive import KEEPALIVE_TTL
-from mesh.wire import Halt, Ping, Step, Steps, Token
+from mesh.wire import Ping, Step, Steps, StopEpoch, Token
 from node_runner.engine.engine import Engine
 from node_runner.node.engine_set import EngineSet
 from node_runner.node.loop import ServingLoop
@@ -116,7 +116,7 @@ def test_a_token_of_an_older_epoch_comes_back_as_a_halt(
     transport = connect(server, "a")
     late, due = Token("gen", 1, 0, 7, "late"), Token("gen", 2, 0, 7, "due")
     answers = transport.exchange([late, NodeMessage("b", step("gen")), due], wait=0)
-    assert answers == [Halt("gen", 1)]
+    assert answers == [StopEpoch("gen", 1)]
     [(entry, fields)] = client.xrange(redis_keys.tokens("gen"))
     assert token_stream.token_count_at(entry.decode()) == 1
     assert fields[b"t"] == b"due"

@@ -13,7 +13,7 @@ from structlog.testing import LogCapture
 
 from market.settings import Settings
 from mesh import redis_keys
-from mesh.wire import Ended, Halt, Message, Token
+from mesh.wire import Ended, Message, StopEpoch, Token
 from node_runner.outputs import NodeMessage
 from node_runner.transport.interface import TransportUnreachable
 from node_runner.transport.relay_transport import SILENCE_TIMEOUT, RelayTransport
@@ -103,7 +103,7 @@ def test_a_push_wakes_a_node_that_waits(here: Replica, client: redis.Redis) -> N
         sender.exchange([NodeMessage("middle", steps())], wait=0)
         waiting.join()
         assert received == [[steps()]]
-        assert sender.carrier == receiver.carrier == "websocket"
+        assert sender.connection_kind == receiver.connection_kind == "websocket"
         wait_until(lambda: sender.hop_ms > 0)
         assert client.get(redis_keys.keepalive("edge")) == b"64"
     wait_until(lambda: not client.exists(redis_keys.keepalive("edge")))
@@ -114,8 +114,8 @@ def test_what_is_too_late_comes_back_as_a_halt(here: Replica, client: redis.Redi
         late, due = Token("gen", 0, 0, 7, "late"), Token("gen", 1, 0, 7, "due")
         edge.exchange([late, due, NodeMessage("stranger", steps())], wait=0)
         assert sorted(read(edge, 2), key=lambda halt: halt.epoch) == [
-            Halt("gen", 0),
-            Halt("gen", 1),
+            StopEpoch("gen", 0),
+            StopEpoch("gen", 1),
         ]
     assert client.xlen(redis_keys.tokens("gen")) == 1
 
@@ -139,7 +139,7 @@ def test_a_cut_loses_nothing_and_repeats_nothing(
             door.silence()
             put(client, "edge", steps(position=51))
             edge.exchange([NodeMessage("middle", steps(position=1))], wait=0)
-            wait_until(lambda: not edge.carrier)  # within SILENCE_TIMEOUT
+            wait_until(lambda: not edge.connection_kind)  # within SILENCE_TIMEOUT
             door.resume()
         elif cut == "severed":
             door.sever()
@@ -166,7 +166,7 @@ def test_where_websockets_are_blocked_it_polls_and_tries_again(
 ) -> None:
     door.refuses_websockets = True
     with closing(node(here, "edge", door.url, retry=0.3)) as edge:
-        assert edge.carrier == "long poll"
+        assert edge.connection_kind == "long poll"
         for position in range(3):
             put(client, "edge", steps(position=position))
             assert read(edge, 1) == [steps(position=position)]
@@ -174,9 +174,9 @@ def test_where_websockets_are_blocked_it_polls_and_tries_again(
         wait_until(lambda: client.get(redis_keys.keepalive("edge")) == b"64")
         wait_until(lambda: edge.hop_ms > 0)
         wait_until(lambda: door.upgrades >= 2)
-        assert edge.carrier == "long poll"
+        assert edge.connection_kind == "long poll"
         door.refuses_websockets = False
-        wait_until(lambda: edge.carrier == "websocket")
+        wait_until(lambda: edge.connection_kind == "websocket")
         put(client, "edge", steps(position=3))
         assert read(edge, 1) == [steps(position=3)]
         push(edge, 3)
@@ -205,7 +205,7 @@ def impatient() -> Iterator[None]:
 
 def test_a_second_process_with_the_token_takes_over(here: Replica, client: redis.Redis) -> None:
     with closing(node(here, "edge")) as first, closing(node(here, "edge")) as second:
-        wait_until(lambda: not first.carrier)
+        wait_until(lambda: not first.connection_kind)
         put(client, "edge", steps())
         assert read(second, 1) == [steps()]
         with pytest.raises(TransportUnreachable, match="Another process"):
@@ -216,7 +216,7 @@ def test_a_silent_relay_is_noticed(here: Replica, door: Gate, client: redis.Redi
     with closing(node(here, "edge", door.url)) as edge:
         door.silence()
         began = time.monotonic()
-        wait_until(lambda: not edge.carrier)
+        wait_until(lambda: not edge.connection_kind)
         assert time.monotonic() - began < SILENCE_TIMEOUT + 3
         door.resume()
 
@@ -230,7 +230,7 @@ def test_a_relay_that_falls_silent_within_a_push_is_noticed(
         began = time.monotonic()
         edge.exchange([NodeMessage("middle", steps(rows=LARGE))], wait=0)
         assert time.monotonic() - began < SILENCE_TIMEOUT + 3
-        assert not edge.carrier
+        assert not edge.connection_kind
         door.resume()
         push(edge, 1)
         wait_until(lambda: steps(position=1) in inbox(client, "middle"))
@@ -255,7 +255,7 @@ def test_by_tls_and_a_proxy(
             node(there, "edge", "https://relay.example")
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
         with closing(node(there, "edge", f"https://localhost:{there.port}")) as edge:
-            assert edge.carrier == ("websocket" if websockets else "long poll")
+            assert edge.connection_kind == ("websocket" if websockets else "long poll")
             put(client, "edge", steps(position=7))
             assert read(edge, 1) == [steps(position=7)]
             push(edge, 1)

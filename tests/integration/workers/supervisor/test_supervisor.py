@@ -212,7 +212,7 @@ async def test_a_generation_may_end_while_its_next_route_is_searched(
     """The penalised node was only slow: its epoch lasts until the next begins."""
     async with served(resources, redis) as job:
         await messaging.publish_event(
-            redis, wire.Refused(job.request_id, 1, "node_0", "not_finite")
+            redis, wire.GenerationRefused(job.request_id, 1, "node_0", "not_finite")
         )
         await asyncio.sleep(1)
         await write(redis, job, 1, 5)
@@ -226,7 +226,9 @@ async def test_a_full_node_is_not_asked_again_until_it_has_free_kv(
 ) -> None:
     async with served(resources, redis) as job:
         await redis.set(redis_keys.keepalive("node_0"), 0, ex=3600)
-        await messaging.publish_event(redis, wire.Refused(job.request_id, 1, "node_0", "kv_full"))
+        await messaging.publish_event(
+            redis, wire.GenerationRefused(job.request_id, 1, "node_0", "kv_full")
+        )
         await asyncio.sleep(2)
         assert len(await opened_requests(redis)) == 1
         await redis.set(redis_keys.keepalive("node_0"), POSITIONS, ex=3600)
@@ -240,7 +242,7 @@ async def test_a_full_node_is_not_asked_again_until_it_has_free_kv(
 async def test_a_node_off_the_route_is_not_penalised(resources: Resources, redis: Redis) -> None:
     async with served(resources, redis) as job:
         await messaging.publish_event(
-            redis, wire.Refused(job.request_id, 1, "node_elsewhere", "not_finite")
+            redis, wire.GenerationRefused(job.request_id, 1, "node_elsewhere", "not_finite")
         )
         await asyncio.sleep(1)
         assert not await redis.exists(redis_keys.cooldown("node_elsewhere"))
@@ -265,7 +267,9 @@ async def refuse(resources: Resources, redis: Redis, job: Job, node_id: str, cod
         epoch = (await reload(resources, job)).epoch
         if epoch > refused and len(await opened_requests(redis)) == epoch:
             refused = epoch
-            await messaging.publish_event(redis, wire.Refused(job.request_id, epoch, node_id, code))
+            await messaging.publish_event(
+                redis, wire.GenerationRefused(job.request_id, epoch, node_id, code)
+            )
         await asyncio.sleep(0.02)
     epoch = (await reload(resources, job)).epoch
     await write(redis, job, epoch, 3)

@@ -15,13 +15,13 @@ from mesh.keepalive import (
 from mesh.relay import OutgoingMessage, Push
 from mesh.route_record import RouteRecord
 from mesh.wire import (
+    GenerationRefused,
     Open,
     OpenEdge,
     Prompt,
-    Refused,
     Resume,
-    RoutePosition,
     SamplingParams,
+    StageAssignment,
     Step,
     Steps,
     limits,
@@ -44,8 +44,8 @@ def middle(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return Engine(span, node_id="middle", kv_budget_bytes=KV_BUDGET)
 
 
-def position(stage: int = 1) -> RoutePosition:
-    return RoutePosition(stage, 3, "first", "first", "last", CAPACITY, 60, stage, stage + 1)
+def position(stage: int = 1) -> StageAssignment:
+    return StageAssignment(stage, 3, "first", "first", "last", CAPACITY, 60, stage, stage + 1)
 
 
 def step_of(rows: int) -> Step:
@@ -68,7 +68,7 @@ def test_a_receiver_takes_the_longest_step_that_the_relay_lets_pass(
     step = step._replace(epoch=1 + more)
     [answer] = middle.step([Steps([step], "float32", ROUTE.width, data)])
     if more:
-        assert isinstance(answer, Refused)
+        assert isinstance(answer, GenerationRefused)
         assert (answer.code, answer.node_id) == ("flood", "first")
     else:
         assert isinstance(answer, NodeMessage)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mesh.wire import Ready, Resume, SamplingParams, Token
+from mesh.wire import PrefixCached, Resume, SamplingParams, Token
 from node_runner.engine.engine import Engine
 from node_runner.engine.replay_buffer import ReplayBuffer
 from node_runner.engine.scheduler import PREFILL_CHUNK
@@ -190,9 +190,9 @@ def test_a_wrong_number_of_ready_positions_is_harmless(
     """And a message of readiness that is repeated, in the middle, begins nothing anew."""
     mesh = Mesh.cut(DEMO_MODEL, CUTS, cache)
     mesh.open("job", PROMPT, max_tokens=TOKENS, sampling=sampling, prefix=[b"a name"])
-    mesh.send(0, Ready("job", 1, 1, positions))
+    mesh.send(0, PrefixCached("job", 1, 1, positions))
     mesh.run_until(3)
-    mesh.send(0, Ready("job", 1, 1, 0))
+    mesh.send(0, PrefixCached("job", 1, 1, 0))
     mesh.run()
     assert mesh.tokens("job") == undisturbed
     assert sum(mesh.positions) < 3 * TOKENS * 2

@@ -5,21 +5,22 @@ from pathlib import Path
 
 import pytest
 
+from mesh.node_api import Span
 from mesh.wire import (
     Close,
     Ended,
+    GenerationRefused,
     Message,
     OpenEdge,
     Ping,
     Pong,
     Prompt,
-    Refused,
-    RoutePosition,
+    StageAssignment,
     Token,
 )
 from node_runner.engine.engine import Engine
 from node_runner.node import engine_set as module
-from node_runner.node.engine_set import EngineSet, Span
+from node_runner.node.engine_set import EngineSet
 from node_runner.outputs import EngineOutput, NodeMessage
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.pipeline import AFRESH, GREEDY, load_span
@@ -40,9 +41,9 @@ def engine(folder: Path, max_generations: int | None = None) -> Engine:
 
 
 def open_edge(request_id: str, layers: Span, *, epoch: int = 1, tokens: int = 8) -> OpenEdge:
-    place = RoutePosition(0, 1, "node", "node", "node", 100, 60, *layers)
+    assignment = StageAssignment(0, 1, "node", "node", "node", 100, 60, *layers)
     prompt = Prompt([1, 2, 3], [], tokens, GREEDY)
-    return OpenEdge(request_id, epoch, place, AFRESH, [], prompt)
+    return OpenEdge(request_id, epoch, assignment, AFRESH, [], prompt)
 
 
 def run(engines: EngineSet, *messages: Message, steps: int = 100) -> list[EngineOutput]:
@@ -83,7 +84,7 @@ def test_until_routes_use_the_new_span_both_are_served(engines: EngineSet, tmp_p
 
 def test_a_span_that_is_not_served_is_refused(engines: EngineSet) -> None:
     results = engines.step([open_edge("lost", OTHER)])
-    assert results == [Refused("lost", 1, "node", "moved")]
+    assert results == [GenerationRefused("lost", 1, "node", "moved")]
 
 
 def test_messages_follow_an_opening_of_the_same_exchange(
@@ -92,7 +93,7 @@ def test_messages_follow_an_opening_of_the_same_exchange(
     engines.add(OTHER, engine(tmp_path))
     results = engines.step([open_edge("short", WHOLE), Close("short", 1)])
     assert engines.generations == 0
-    assert not any(isinstance(result, NodeMessage | Refused) for result in results)
+    assert not any(isinstance(result, NodeMessage | GenerationRefused) for result in results)
 
 
 def test_a_span_that_drains_takes_nothing_new_and_ends_what_runs(
@@ -101,7 +102,7 @@ def test_a_span_that_drains_takes_nothing_new_and_ends_what_runs(
     run(engines, open_edge("running", WHOLE), steps=1)
     engines.drain_span(WHOLE)
     results = run(engines, open_edge("late", WHOLE))
-    assert Refused("late", 1, "node", "moved") in results
+    assert GenerationRefused("late", 1, "node", "moved") in results
     assert any(isinstance(r, Ended) and r.request_id == "running" for r in results)
     run(engines)
     assert engines.loaded == []
@@ -115,7 +116,7 @@ def test_who_does_not_end_in_time_is_told(
     monkeypatch.setattr(module, "SPAN_DRAIN_TIMEOUT", 0.0)
     run(engines, open_edge("long", WHOLE, tokens=90), steps=1)
     engines.drain_span(WHOLE)
-    assert Refused("long", 1, "node", "moved") in run(engines)
+    assert GenerationRefused("long", 1, "node", "moved") in run(engines)
     assert engines.loaded == []
 
 
@@ -125,7 +126,7 @@ def test_both_spans_together_take_no_more_generations_than_the_node_may(tmp_path
     engines.set_routed_span(OTHER)
     engines.step([open_edge("first", WHOLE), open_edge("second", OTHER)])
     results = engines.step([open_edge("third", OTHER), open_edge("fourth", WHOLE)])
-    refused = {r.request_id: r.code for r in results if isinstance(r, Refused)}
+    refused = {r.request_id: r.code for r in results if isinstance(r, GenerationRefused)}
     assert refused == {"third": "kv_full", "fourth": "kv_full"}
     assert (engines.generations, engines.free_kv()) == (2, 0)
     run(engines)

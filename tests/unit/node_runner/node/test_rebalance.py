@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mesh.wire import OpenEdge, Prompt, Refused, RoutePosition
+from mesh.node_api import Span
+from mesh.wire import GenerationRefused, OpenEdge, Prompt, StageAssignment
 from node_runner.engine.engine import Engine
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.node import rebalance
 from node_runner.node.engine_loader import EngineLoader, LoadedSpan, PreparedSpan
-from node_runner.node.engine_set import EngineSet, Span
+from node_runner.node.engine_set import EngineSet
 from node_runner.node.options import CannotServe
 from node_runner.node.rebalance import Rebalancer
 from tests.support.engine.pipeline import AFRESH, GREEDY
@@ -157,10 +158,10 @@ def test_a_node_takes_as_many_generations_as_it_was_told(tmp_path: Path) -> None
     """`--max-sessions` reaches the engine."""
     loader = WatchedLoader(tmp_path, max_sessions=1)
     engine = loader.make_engine(loader.load(loader.prepare(OLD, edge=True)), "node")
-    place = RoutePosition(0, 1, "node", "node", "node", 100, 60, *OLD)
+    assignment = StageAssignment(0, 1, "node", "node", "node", 100, 60, *OLD)
     openings = [
-        OpenEdge(name, 1, place, AFRESH, [], Prompt([1, 2], [], 8, GREEDY)) for name in "ab"
+        OpenEdge(name, 1, assignment, AFRESH, [], Prompt([1, 2], [], 8, GREEDY)) for name in "ab"
     ]
     results = engine.step(openings)
-    assert [r.request_id for r in results if isinstance(r, Refused)] == ["b"]
+    assert [r.request_id for r in results if isinstance(r, GenerationRefused)] == ["b"]
     assert (list(engine.generations), engine.free_kv()) == (["a"], 0)

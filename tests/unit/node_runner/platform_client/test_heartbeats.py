@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from mesh.node_api import HEARTBEAT_PATH, Heartbeat, HeartbeatReply, RegistrationReply
-from node_runner.platform_client.errors import NodeForgotten, NodeSuperseded, PlatformError
+from node_runner.platform_client.errors import NodeNotRegistered, NodeSuperseded, PlatformError
 from node_runner.platform_client.heartbeats import Heartbeats
 from tests.support.gateway.platform_server import (
     ACKNOWLEDGED,
@@ -54,7 +54,7 @@ def start(http: httpx.Client) -> Iterator[Start]:
 
     yield begin
     for heartbeats in running:
-        heartbeats.say_goodbye()
+        heartbeats.deregister()
         heartbeats.join()
 
 
@@ -93,8 +93,8 @@ def test_heartbeats_outlive_a_figure_that_cannot_be_had(
 @pytest.mark.parametrize(
     ("status", "code", "kind"),
     [
-        (401, "token_invalid", NodeForgotten),
-        (404, "node_not_found", NodeForgotten),
+        (401, "token_invalid", NodeNotRegistered),
+        (404, "node_not_found", NodeNotRegistered),
         (409, "node_superseded", NodeSuperseded),
     ],
 )
@@ -119,7 +119,7 @@ def test_after_a_trouble_the_next_heartbeat_comes_early(
     until(lambda: listener.replies)
 
 
-def test_the_goodbye_is_the_last_that_the_platform_hears(
+def test_the_deregistration_is_the_last_that_the_platform_hears(
     server: PlatformServer, http: httpx.Client
 ) -> None:
     listener = Listener()
@@ -132,7 +132,7 @@ def test_the_goodbye_is_the_last_that_the_platform_hears(
     )
     heartbeats.start()
     until(lambda: listener.replies)
-    heartbeats.say_goodbye()
+    heartbeats.deregister()
     heartbeats.join()
     healthy = [request.body["is_healthy"] for request in server.requests]
     assert healthy == [True] * (len(healthy) - 1) + [False]

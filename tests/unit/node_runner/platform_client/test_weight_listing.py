@@ -7,16 +7,16 @@ from eth_account import Account
 
 from mesh.errors import WeightsError, WeightsNotPublished, WeightsRefused, WeightsUnreachable
 from mesh.node_api import NONCE_PATH
-from node_runner.platform_client.weight_listing import ListingRequest, Wallet
-from node_runner.weights.published_source import Listing
+from node_runner.platform_client.weight_listing import ListingRequest, WalletKey
+from node_runner.weights.published_source import WeightListing
 from tests.support.gateway.platform_server import TEMPORARY, Answer, PlatformServer, problem
 
 PATH = "/api/models/far/m/files"
 FILES = {"files": [{"name": "a", "url": "https://a"}], "manifest_sha256": "ab"}
-EXPECTED = Listing("far/m", {"a": "https://a"}, "ab")
+EXPECTED = WeightListing("far/m", {"a": "https://a"}, "ab")
 
 
-def ask(server: PlatformServer, credential: str | Wallet = "a token") -> Listing:
+def ask(server: PlatformServer, credential: str | WalletKey = "a token") -> WeightListing:
     return ListingRequest(server.url, "far/m", credential).send()
 
 
@@ -25,7 +25,7 @@ def test_a_token_is_sent_and_a_wallet_signs(server: PlatformServer) -> None:
     server.answers[NONCE_PATH] = [Answer(200, {"nonce": "once"})]
     assert ask(server) == EXPECTED
     account = Account.create()
-    assert ask(server, Wallet(account.address, bytes(account.key))) == EXPECTED
+    assert ask(server, WalletKey(account.address, bytes(account.key))) == EXPECTED
     first, _, last = server.requests
     assert (first.method, first.token) == ("GET", "a token")
     assert (last.method, last.token, last.body["nonce"]) == ("POST", None, "once")

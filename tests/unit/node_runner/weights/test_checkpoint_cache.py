@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import DiskFull
-from node_runner.weights.checkpoint_cache import RECORD_FILE, CheckpointRecord, SpanCache, release
+from node_runner.weights.checkpoint_cache import (
+    RECORD_FILE,
+    CheckpointCache,
+    CheckpointRecord,
+    release,
+)
 from node_runner.weights.range_assembly import WEIGHTS
 
 SIZE = 1000
@@ -25,7 +30,7 @@ def make(folder: Path) -> CheckpointRecord:
     return CheckpointRecord("asked", "sizes", SIZE, stat.st_mtime_ns, "0" * 64)
 
 
-def obtain(cache: SpanCache, *keys: str, used: bool = False) -> list[Path]:
+def obtain(cache: CheckpointCache, *keys: str, used: bool = False) -> list[Path]:
     """One after the other; each is let go of unless it is used."""
     entries = []
     for key in keys:
@@ -45,7 +50,7 @@ def age(folder: Path, key: str, seconds: int) -> None:
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
-    cache = SpanCache(tmp_path, limit=3 * (SIZE + RECORD_ROOM))
+    cache = CheckpointCache(tmp_path, limit=3 * (SIZE + RECORD_ROOM))
     obtain(cache, "one", "two", "three")
     for number, key in enumerate(("two", "three", "one")):
         age(tmp_path, key, 100 - number)
@@ -54,7 +59,7 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
 
 
 def test_using_it_makes_it_young(tmp_path: Path) -> None:
-    cache = SpanCache(tmp_path, limit=2 * (SIZE + RECORD_ROOM))
+    cache = CheckpointCache(tmp_path, limit=2 * (SIZE + RECORD_ROOM))
     obtain(cache, "one", "two")
     age(tmp_path, "one", 200)
     age(tmp_path, "two", 100)
@@ -63,7 +68,7 @@ def test_using_it_makes_it_young(tmp_path: Path) -> None:
 
 
 def test_what_is_in_use_stays(tmp_path: Path) -> None:
-    cache = SpanCache(tmp_path, limit=2 * (SIZE + RECORD_ROOM))
+    cache = CheckpointCache(tmp_path, limit=2 * (SIZE + RECORD_ROOM))
     (one,) = obtain(cache, "one", used=True)
     obtain(cache, "two")
     age(tmp_path, "one", 200)
@@ -84,7 +89,7 @@ def test_what_is_half_made_is_not_taken_for_whole_and_goes_too(tmp_path: Path) -
         make(folder)
         raise Killed
 
-    cache = SpanCache(tmp_path, limit=2 * (SIZE + RECORD_ROOM))
+    cache = CheckpointCache(tmp_path, limit=2 * (SIZE + RECORD_ROOM))
     with pytest.raises(Killed):
         cache.obtain("half", SIZE, die)
     assert there(tmp_path) == set()
@@ -99,7 +104,7 @@ def test_what_others_keep_in_the_folder_is_not_touched(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "one.jpg").write_bytes(bytes(50 * SIZE))
         os.utime(tmp_path / name, (0, 0))
-    cache = SpanCache(tmp_path, limit=2 * (SIZE + RECORD_ROOM))
+    cache = CheckpointCache(tmp_path, limit=2 * (SIZE + RECORD_ROOM))
     obtain(cache, "one", "two", "three")
     assert {"photos", "two", "three"} <= there(tmp_path)
     with pytest.raises(DiskFull):
@@ -111,7 +116,7 @@ def test_what_others_keep_in_the_folder_is_not_touched(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_before_anything_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = SpanCache(tmp_path, limit=10**15)
+    cache = CheckpointCache(tmp_path, limit=10**15)
     free = Usage(10**12, 10**12 - 3 * 10**9, 3 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with pytest.raises(DiskFull, match=r"needs 14.2 GB more; the disk of .* has 3.0 GB left"):
@@ -122,13 +127,13 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
 def test_what_counts_is_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: set[str] = set()
     monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.readlink(f"/proc/self/fd/{file}")))
-    obtain(SpanCache(tmp_path), "one")
+    obtain(CheckpointCache(tmp_path), "one")
     made = tmp_path / ".making-one"
     assert synced == {str(made), str(made / WEIGHTS), str(made / RECORD_FILE)}
 
 
 def test_the_latest_for_the_same_is_found(tmp_path: Path) -> None:
-    cache = SpanCache(tmp_path)
+    cache = CheckpointCache(tmp_path)
     obtain(cache, "one", "two")
     age(tmp_path, "two", 100)
     age(tmp_path, "one", 50)

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh import prefix_hashes
-from mesh.prefix_hashes import EVERY
+from mesh.prefix_hashes import BLOCK_TOKENS, prefix_hashes
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.pipeline import Pipeline
 
@@ -18,29 +17,29 @@ SYSTEM = list(range(100, 200))
 tokens = st.lists(st.integers(0, 2**20), max_size=200)
 
 
-def chain(token_ids: list[int], user: str = "0xa") -> list[bytes]:
-    return prefix_hashes.chain(token_ids, key=KEY, user=user)
+def hashes_of(token_ids: list[int], user: str = "0xa") -> list[bytes]:
+    return prefix_hashes(token_ids, key=KEY, user=user)
 
 
 @given(tokens, tokens, tokens)
 def test_prompts_share_hashes_as_far_as_they_begin_alike(
     start: list[int], one: list[int], other: list[int]
 ) -> None:
-    first, second = chain([*start, 1, *one]), chain([*start, 2, *other])
+    first, second = hashes_of([*start, 1, *one]), hashes_of([*start, 2, *other])
     shared = sum(a == b for a, b in zip(first, second, strict=False))
-    assert shared == min(len(start) // EVERY, len(first), len(second))
+    assert shared == min(len(start) // BLOCK_TOKENS, len(first), len(second))
     assert first[:shared] == second[:shared]
 
 
 def test_the_last_token_is_in_no_hash() -> None:
-    assert chain(list(range(EVERY))) == []
-    assert len(chain(list(range(EVERY + 1)))) == 1
+    assert hashes_of(list(range(BLOCK_TOKENS))) == []
+    assert len(hashes_of(list(range(BLOCK_TOKENS + 1)))) == 1
 
 
 def test_another_user_or_key_has_other_hashes() -> None:
-    hashes = chain(SYSTEM)
-    assert set(hashes).isdisjoint(chain(SYSTEM, user="0xb"))
-    assert set(hashes).isdisjoint(prefix_hashes.chain(SYSTEM, key=b"x" * 32, user="0xa"))
+    hashes = hashes_of(SYSTEM)
+    assert set(hashes).isdisjoint(hashes_of(SYSTEM, user="0xb"))
+    assert set(hashes).isdisjoint(prefix_hashes(SYSTEM, key=b"x" * 32, user="0xa"))
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def pipeline(tmp_path: Path) -> Pipeline:
 
 def generate(pipeline: Pipeline, request_id: str, prompt: list[int], hashed: bool) -> list[int]:
     """Its tokens; the pipeline's ``positions`` are those computed for it."""
-    prefix = chain(prompt) if hashed else []
+    prefix = hashes_of(prompt) if hashed else []
     pipeline.open(request_id, prompt, max_tokens=8, prefix=prefix)
     pipeline.positions = [0, 0, 0]
     while request_id not in pipeline.ended:
@@ -68,7 +67,7 @@ def test_a_second_prompt_begins_where_the_first_is_left(pipeline: Pipeline) -> N
     generate(pipeline, "first", first, hashed=True)
     again = generate(pipeline, "second", second, hashed=True)
     assert again == fresh
-    shared = len(SYSTEM) // EVERY * EVERY
+    shared = len(SYSTEM) // BLOCK_TOKENS * BLOCK_TOKENS
     assert pipeline.positions == [len(second) - shared + 7] * 3
 
 
@@ -88,7 +87,7 @@ def test_kept_blocks_are_evicted_for_what_runs(tmp_path: Path) -> None:
     engine = pipeline.engines[0]
     for number in range(4):
         prompt = [number, *SYSTEM]
-        pipeline.open(f"{number}", prompt, max_tokens=2, prefix=chain(prompt))
+        pipeline.open(f"{number}", prompt, max_tokens=2, prefix=hashes_of(prompt))
         pipeline.run()
     kept = engine.prefix_cache.evictable_bytes
     assert kept == engine.pool.used_bytes > 0

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mesh.errors import UnsupportedModel
 from mesh.wire import SamplingParams
 from node_runner.engine.decoding import draft_model
-from node_runner.engine.decoding.draft_model import DraftModel, DraftRequest, load_draft
+from node_runner.engine.decoding.draft_model import DraftModel, DraftRequest, load_draft_span
 from node_runner.engine.decoding.speculation import SpeculationPolicy
 from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
@@ -42,7 +42,7 @@ def edge(cache: Path) -> SpanModel:
 @pytest.fixture(scope="module")
 def twin(edge: SpanModel, cache: Path) -> SpanModel:
     """The model itself."""
-    return load_draft(str(DEMO_MODEL), edge, cache=cache)
+    return load_draft_span(str(DEMO_MODEL), edge, cache=cache)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +53,13 @@ def stranger(edge: SpanModel, cache: Path, tmp_path_factory: pytest.TempPathFact
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings)).save_pretrained(folder)
     shutil.copy(DEMO_MODEL / "tokenizer.json", folder)
-    return load_draft(str(folder), edge, cache=cache)
+    return load_draft_span(str(folder), edge, cache=cache)
 
 
 def generated(
     cache: Path, sampling: SamplingParams, draft: SpanModel | None, prompts: list[list[int]]
 ) -> tuple[list[list[int]], Pipeline]:
-    pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, speculate=draft is not None, draft_model=draft)
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, speculate=draft is not None, draft_span=draft)
     pipeline.engines[0].span.end_tokens = frozenset()
     for number, prompt in enumerate(prompts):
         pipeline.open(f"{number}", prompt, max_tokens=TOKENS, sampling=sampling)
@@ -76,7 +76,7 @@ def test_drafts_of_the_model_itself_are_accepted(
     drafted, pipeline = generated(cache, sampling, twin, PROMPTS)
     assert drafted == plain
     assert len(pipeline.batches) < len(without.batches) / 2
-    draft_tokens, accepted = pipeline.engines[0].edge.take_draft_counts()
+    draft_tokens, accepted = pipeline.engines[0].edge.pop_draft_counts()
     assert accepted > 0.8 * draft_tokens  # those looked up in the text are not its own
 
 
@@ -97,7 +97,7 @@ def test_a_long_prompt_is_read_in_chunks(
     plain, _ = generated(cache, GREEDY, None, prompts)
     drafted, pipeline = generated(cache, GREEDY, twin, prompts)
     assert drafted == plain
-    assert pipeline.engines[0].edge.take_draft_counts()[1] > 0
+    assert pipeline.engines[0].edge.pop_draft_counts()[1] > 0
 
 
 def test_kv_is_bounded_and_freed(twin: SpanModel) -> None:
@@ -109,13 +109,13 @@ def test_kv_is_bounded_and_freed(twin: SpanModel) -> None:
 
 
 def test_the_node_keeps_within_its_budget(cache: Path, twin: SpanModel) -> None:
-    pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, draft_model=twin)
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, draft_span=twin)
     edge = pipeline.engines[0]
-    drafter = edge.edge.drafter
-    assert drafter is not None
-    together = edge.pool.budget_bytes + drafter.pool.budget_bytes
+    drafts = edge.edge.draft_model
+    assert drafts is not None
+    together = edge.pool.budget_bytes + drafts.pool.budget_bytes
     assert 0.99e8 < together <= 1e8
-    assert edge.pool.num_blocks == drafter.pool.num_blocks
+    assert edge.pool.num_blocks == drafts.pool.num_blocks
 
 
 def test_another_vocabulary_is_refused(edge: SpanModel, cache: Path, tmp_path: Path) -> None:
@@ -127,4 +127,4 @@ def test_another_vocabulary_is_refused(edge: SpanModel, cache: Path, tmp_path: P
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UnsupportedModel, match="another vocabulary"):
-        load_draft(str(folder), edge, cache=cache)
+        load_draft_span(str(folder), edge, cache=cache)

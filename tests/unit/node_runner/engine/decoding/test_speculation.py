@@ -96,7 +96,7 @@ def test_tokens_are_those_without_drafts(cache: Path, sampling: SamplingParams) 
         pipeline.open("job", REPEATING, max_tokens=80, sampling=sampling)
         pipeline.run()
         texts.append(pipeline.tokens("job"))
-        drafted, accepted = pipeline.engines[0].edge.take_draft_counts()
+        drafted, accepted = pipeline.engines[0].edge.pop_draft_counts()
         assert (drafted > 0) == speculate
         assert 0 <= accepted <= drafted
     assert texts[0] == texts[1]
@@ -136,7 +136,7 @@ def test_the_distribution_of_sampled_tokens_is_the_models(cache: Path) -> None:
         sampling = SamplingParams(1.0, 1.0, int(seed), [])
         pipeline.open(seed, prompt, max_tokens=3, sampling=sampling)
     pipeline.run()
-    drafted, accepted = pipeline.engines[0].edge.take_draft_counts()
+    drafted, accepted = pipeline.engines[0].edge.pop_draft_counts()
     assert 0 < accepted < drafted
     drawn = [tokens[1] for seed in seeds if (tokens := pipeline.tokens(seed))[0] == first]
     assert len(drawn) > 200

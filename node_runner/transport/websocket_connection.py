@@ -1,4 +1,4 @@
-"""A WebSocket."""
+"""The relay connection over one WebSocket."""
 
 import contextlib
 import socket
@@ -9,7 +9,7 @@ from websockets.sync.client import ClientConnection, connect
 from mesh import relay
 from mesh.errors import WireError
 from mesh.relay import Assembler, Hello, Welcome
-from node_runner.transport.carrier import (
+from node_runner.transport.relay_connection import (
     ConnectionLost,
     ConnectionSuperseded,
     OnFrame,
@@ -46,8 +46,8 @@ def open_websocket(url: str, token: str) -> ClientConnection:
         raise ConnectionLost(f"{type(error).__name__}: {error}") from error
 
 
-class WebSocketCarrier:
-    """Both directions at once.
+class WebSocketConnection:
+    """The relay connection over one WebSocket, in both directions at once.
 
     Args:
         url: Of the platform.
@@ -60,7 +60,7 @@ class WebSocketCarrier:
         WebSocketBlocked: the relay, or a proxy before it, refuses.
     """
 
-    name = "websocket"
+    kind = "websocket"
 
     def __init__(self, url: str, token: str, hello: Hello, on_frame: OnFrame) -> None:
         self._on_frame = on_frame
@@ -70,10 +70,10 @@ class WebSocketCarrier:
             self._connection.send(relay.encode(hello))
             frame = relay.decode(_binary(self._connection.recv(timeout=OPEN_TIMEOUT)))
         except (OSError, WebSocketException, WireError) as error:
-            self.abandon()
+            self.abort()
             raise ConnectionLost(f"No welcome ({type(error).__name__}).") from error
         if not isinstance(frame, Welcome):
-            self.abandon()
+            self.abort()
             raise ConnectionLost("No welcome.")
         self.welcome = frame
 
@@ -98,7 +98,7 @@ class WebSocketCarrier:
         except (OSError, WebSocketException, WireError) as error:
             raise ConnectionLost(f"The connection is lost ({type(error).__name__}).") from error
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         # Not close(): it would wait for whoever is sending into the void.
         with contextlib.suppress(OSError):  # it is closed already
             self._connection.socket.shutdown(socket.SHUT_RDWR)

@@ -1,5 +1,4 @@
-"""A connection to the relay, whatever carries it: a WebSocket, or long polls where those are
-blocked."""
+"""A connection to the relay: what WebSocket and HTTP long polls have in common."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -24,11 +23,14 @@ class ConnectionSuperseded(ConnectionLost):
     """Another process has connected as this node."""
 
 
-class Carrier(Protocol):
-    """An open connection. Methods may be called from several threads."""
+class RelayConnection(Protocol):
+    """An open connection to the relay. Methods may be called from several threads."""
 
-    name: str
+    kind: str
+    """``websocket`` or ``long poll``."""
+
     welcome: Welcome
+    """The relay's answer to what the connection began with."""
 
     def send(self, frame: bytes) -> None:
         """
@@ -45,10 +47,10 @@ class Carrier(Protocol):
         """
         ...
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """End the connection at once, also while other threads send. Never raises."""
         ...
 
     def say_goodbye(self) -> None:
-        """End the connection in order: the node leaves. Never raises."""
+        """End the connection in order, since the node leaves the relay. Never raises."""
         ...

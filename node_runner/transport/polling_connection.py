@@ -1,4 +1,4 @@
-"""Long polls."""
+"""The relay connection over HTTP long polls."""
 
 import threading
 from collections.abc import Callable
@@ -8,17 +8,18 @@ import httpx
 from mesh import relay
 from mesh.errors import WireError
 from mesh.relay import Frame, Hello, Poll, Superseded, Welcome
-from node_runner.transport.carrier import (
+from node_runner.transport.relay_connection import (
     ANSWER_TIMEOUT,
     ConnectionLost,
     ConnectionSuperseded,
     OnFrame,
 )
-from node_runner.transport.websocket_carrier import OPEN_TIMEOUT
+from node_runner.transport.websocket_connection import OPEN_TIMEOUT
 
 
-class PollingCarrier:
-    """Requests: one that waits for work, and others beside it that carry outputs.
+class PollingConnection:
+    """The relay connection over HTTP long polls: one request waits for work, others beside it carry
+    outputs.
 
     Args:
         url: Of the platform.
@@ -31,7 +32,7 @@ class PollingCarrier:
         ConnectionLost: the relay cannot be reached, or refuses.
     """
 
-    name = "long poll"
+    kind = "long poll"
 
     def __init__(
         self, url: str, token: str, hello: Hello, on_frame: OnFrame, cursor: Callable[[], str]
@@ -68,7 +69,7 @@ class PollingCarrier:
             self._http.close()
         raise ConnectionLost("The polling was ended.")
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         self._closed.set()
 
     def say_goodbye(self) -> None:
