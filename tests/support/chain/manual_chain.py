@@ -43,7 +43,7 @@ def chain(tmp_path: Path) -> Iterator[Chain]:
 def short_runs(chain_resources: Resources) -> None:
     """A run that has to wait for a block ends soon; a block is final below `DEPTH` others."""
     payments = chain_resources.settings.payments
-    payments.confirmation_wait = 0.5
+    payments.confirmation_wait = 1.5
     payments.finalized_tag, payments.confirmations = False, DEPTH
 
 

@@ -65,7 +65,7 @@ def test_the_command_is_the_packages(
     monkeypatch.setattr("sys.argv", ["far-node"])
     with pytest.raises(SystemExit) as ended:
         found.load()()
-    assert ended.value.code == exit_codes.USAGE
+    assert ended.value.code == exit_codes.USAGE_ERROR
     assert app.info.no_args_is_help
     assert "Serve layers of a model" in "".join(capsys.readouterr())
 
