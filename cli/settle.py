@@ -8,7 +8,7 @@ import typer
 from cli.console import console
 from market.chain.open_signer import open_signer
 from market.escrow.reader import EscrowReader
-from market.resources import open_services
+from market.resources import open_resources
 from market.settings import Settings
 from mesh import log
 from mesh.errors import MeshError
@@ -46,13 +46,13 @@ async def _preview(settings: Settings) -> list[str]:
     """
     async with EscrowReader.from_settings(settings.payments) as escrow:
         signer = await open_signer(settings.payments)
-        async with open_services(settings) as services:
-            return describe(await make_preview(services, escrow, signer))
+        async with open_resources(settings) as resources:
+            return describe(await make_preview(resources, escrow, signer))
 
 
 async def _resume(settings: Settings) -> list[str]:
-    async with open_services(settings) as services:
-        ended = await pauses.resume(services.sessions)
+    async with open_resources(settings) as resources:
+        ended = await pauses.resume(resources.sessions)
     if ended is None:
         return ["Settlement was not paused."]
     return [f"Settlement goes on. It was paused ({ended.reason}): {ended.detail}"]

@@ -70,8 +70,3 @@ async def open_resources(
         await pool.aclose()
         await redis.aclose()
         await engine.dispose()
-
-
-# Until the workers' own names follow.
-Services = Resources
-open_services = open_resources

@@ -34,6 +34,9 @@ DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 MODEL_ID = "far/pydoc-llama"
 
 
+STACKS_OF_THEIR_OWN = ("test_far_mesh.py", "test_moving.py")
+"""Files of `tests/e2e` that do not use the running mesh."""
+
 _configure = structlog.configure
 
 
@@ -51,7 +54,7 @@ class ByFile(LoadFileScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
-        shares_mesh = file.startswith("tests/e2e/") and not file.endswith("test_far_mesh.py")
+        shares_mesh = file.startswith("tests/e2e/") and not file.endswith(STACKS_OF_THEIR_OWN)
         return "the running mesh" if shares_mesh else file
 
 
@@ -80,7 +83,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _left and terminalreporter.config.option.markexpr == "not slow":
-        terminalreporter.section(f"{len(_left)} slow tests are left to `make test-all`")
+        terminalreporter.section(f"Slow tests left to `make test-all`: {len(_left)}")
         for file, count in sorted(Counter(test.partition("::")[0] for test in _left).items()):
             terminalreporter.line(f"{count:3d}  {file}")
 

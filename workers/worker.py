@@ -12,7 +12,7 @@ from prometheus_client import start_http_server
 from redis.exceptions import RedisError
 
 from market import queue
-from market.resources import open_services
+from market.resources import open_resources
 from market.settings import Settings
 from mesh import log
 from mesh.redis_keys import WORKER_QUEUE
@@ -58,7 +58,7 @@ class WakeupWorker(Worker):
     async def _poll_at_wakeups(self) -> None:
         while True:
             try:
-                if await queue.wait_for_wakeup(self.ctx["services"].queue, WAKEUP_WAIT_SECONDS):
+                if await queue.wait_for_wakeup(self.ctx["resources"].queue, WAKEUP_WAIT_SECONDS):
                     await self._poll_iteration()
             except RedisError as error:
                 events.warning("redis_unreachable", error=type(error).__name__)
@@ -71,7 +71,7 @@ async def run(settings: Settings) -> None:
     if settings.metrics_port:
         start_http_server(settings.metrics_port, addr="127.0.0.1")
     payments = settings.payments
-    async with open_services(settings) as services:
+    async with open_resources(settings) as resources:
         worker = WakeupWorker(
             functions=[
                 func(
@@ -96,7 +96,7 @@ async def run(settings: Settings) -> None:
             max_jobs=settings.generation.supervisors_per_worker,
             allow_abort_jobs=False,
             keep_result=0,
-            ctx={"services": services},
+            ctx={"resources": resources},
         )
         events.info("worker_started")
         try:

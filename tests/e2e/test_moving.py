@@ -12,6 +12,8 @@ from stack.servers import free_port
 from tests.e2e.conftest import FAST, Reference, User, at_once, query, wait_until
 from tests.support.folders import server_folder
 
+pytestmark = pytest.mark.slow
+
 LONG = 700
 SMALL = ("--memory-gb", "0.3", "--kv-gb", "0.1")
 """Room for all layers of the demo model, also twice."""

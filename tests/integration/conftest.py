@@ -6,24 +6,26 @@ import pytest
 from redis.asyncio import Redis
 
 from market.escrow.reader import EscrowReader
-from market.resources import Services, open_services
+from market.resources import Resources, open_resources
 from market.settings import Settings
 from tests.conftest import OPERATOR_PASSWORD, Chain
 from tests.support.api import Gateway, all_nodes, open_gateway
 
 
 @pytest.fixture
-async def services(make_settings: Callable[..., Settings], redis: Redis) -> AsyncIterator[Services]:
-    """A worker's services, without a chain."""
-    async with open_services(make_settings()) as opened:
+async def resources(
+    make_settings: Callable[..., Settings], redis: Redis
+) -> AsyncIterator[Resources]:
+    """A worker's resources, without a chain."""
+    async with open_resources(make_settings()) as opened:
         yield opened
 
 
 @pytest.fixture
-async def chain_services(
+async def chain_resources(
     make_settings: Callable[..., Settings], redis: Redis, chain: Chain
-) -> AsyncIterator[Services]:
-    """A worker's services, with contracts deployed and no delays."""
+) -> AsyncIterator[Resources]:
+    """A worker's resources, with contracts deployed and no delays."""
     payments = {
         "escrow_contract": chain.deployment.escrow,
         "rpc_urls": [chain.url],
@@ -33,17 +35,17 @@ async def chain_services(
         "release_delay": 0,
         "confirmations": 0,
     }
-    async with open_services(make_settings(payments=payments)) as opened:
+    async with open_resources(make_settings(payments=payments)) as opened:
         yield opened
 
 
 @pytest.fixture
 async def escrow(
-    chain_services: Services, monkeypatch: pytest.MonkeyPatch
+    chain_resources: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[EscrowReader]:
-    """The contract that those services settle on; a development chain has blocks at once."""
+    """The contract that those resources settle on; a development chain has blocks at once."""
     monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
-    async with EscrowReader.from_settings(chain_services.settings.payments) as opened:
+    async with EscrowReader.from_settings(chain_resources.settings.payments) as opened:
         yield opened
 
 

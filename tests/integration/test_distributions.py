@@ -18,6 +18,8 @@ import pytest
 import mesh
 from node_runner.service.exit_codes import CONFIG_ERROR
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 PROJECTS = {"far-node": REPOSITORY / "far-node", "far-mesh": REPOSITORY}
 PACKAGES = {

@@ -28,7 +28,7 @@ from market.nodes import live_lookup, live_registry
 from market.nodes.node import Node
 from market.nodes.tables import RegisteredNode
 from market.outbox import Outbox
-from market.resources import Services as WorkerServices
+from market.resources import Resources
 from market.routing import route_search
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
@@ -257,7 +257,7 @@ class Job:
         made = gateway.services
         engine = made.sessions.kw["bind"]
         assert isinstance(engine, AsyncEngine)
-        self._workers = WorkerServices(
+        self._workers = Resources(
             settings=made.settings,
             engine=engine,
             sessions=made.sessions,

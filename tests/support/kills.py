@@ -22,7 +22,7 @@ from market.chain.keystore_signer import LocalSigner
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, to_units
-from market.resources import Services
+from market.resources import Resources
 from market.settlement.errors import SettlementPaused
 from market.settlement.tables import Settlement
 from tests.conftest import Chain
@@ -83,7 +83,7 @@ SCENARIOS = {
 class ScenarioRun:
     """Where a scenario is played."""
 
-    services: Services
+    resources: Resources
     proxy: Proxy
     scenario: Scenario
     user: Any
@@ -91,11 +91,11 @@ class ScenarioRun:
 
     async def prepare(self) -> None:
         """Something to settle."""
-        await served(self.services, self.user, 3)
+        await served(self.resources, self.user, 3)
         if self.scenario.poor_user:
-            await served(self.services, POOR, 2)
+            await served(self.resources, POOR, 2)
         if self.scenario.no_gas_money:
-            self.services.settings.payments.min_gas_money = Decimal(10**12)
+            self.resources.settings.payments.min_gas_money = Decimal(10**12)
         if self.scenario.undone:
             place = self.ask("evm_snapshot")
             await self.finish()
@@ -112,7 +112,7 @@ class ScenarioRun:
         """One run, as cron starts it. What a lost answer ends, the next run takes up."""
         escrow = self.open()
         try:
-            await settle_due(self.services, escrow, SIGNER)
+            await settle_due(self.resources, escrow, SIGNER)
         except ChainUnreachable:
             pass
         except SettlementPaused:
@@ -122,18 +122,18 @@ class ScenarioRun:
 
     def open(self) -> EscrowReader:
         """The contract, seen through the proxy."""
-        contract = self.services.settings.payments.escrow_contract
+        contract = self.resources.settings.payments.escrow_contract
         assert contract is not None
         return EscrowReader(ChainClient(FailoverProvider([self.proxy.url])), contract)
 
     async def end_pause(self) -> None:
         """What an operator does."""
-        self.services.settings.payments.min_gas_money = ZERO
-        await pauses.resume(self.services.sessions)
+        self.resources.settings.payments.min_gas_money = ZERO
+        await pauses.resume(self.resources.sessions)
 
     async def nothing_due(self) -> bool:
         """Whether all that may be paid is paid."""
-        async with self.services.sessions() as db:
+        async with self.resources.sessions() as db:
             unpaid = await db.scalar(
                 select(func.count())
                 .select_from(Job)
@@ -148,7 +148,7 @@ class ScenarioRun:
     async def finish(self, watch: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Run until nothing is due, each run within ``watch``."""
         for _ in range(RUNS):
-            if await pauses.current_pause(self.services.sessions):
+            if await pauses.current_pause(self.resources.sessions):
                 await self.end_pause()
             with watch():
                 await self.attempt()
@@ -159,21 +159,21 @@ class ScenarioRun:
 
 @pytest.fixture
 async def scenario_run(
-    chain_services: Services,
+    chain_resources: Resources,
     chain: Chain,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> Any:
     scenario = SCENARIOS[request.param]
     monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
-    payments = chain_services.settings.payments
+    payments = chain_resources.settings.payments
     payments.min_gas_money, payments.stuck_after = ZERO, 0
-    user = await rich_user(chain_services, chain)
+    user = await rich_user(chain_resources, chain)
     if scenario.poor_user:
-        await poor_user(chain_services)
+        await poor_user(chain_resources)
     proxy = Proxy(chain.url)
     with proxy.serving():
-        yield ScenarioRun(chain_services, proxy, scenario, user, chain)
+        yield ScenarioRun(chain_resources, proxy, scenario, user, chain)
 
 
 async def kill_at_boundaries(run: ScenarioRun, escrow: EscrowReader, *, every: int) -> None:
@@ -204,7 +204,7 @@ async def passed(run: ScenarioRun) -> list[str]:
     """The boundaries of a settlement's runs in which nothing is lost, in their order."""
     names: list[str] = []
     await run.prepare()
-    await run.finish(lambda: watched(run.services, names.append))
+    await run.finish(lambda: watched(run.resources, names.append))
     return list(dict.fromkeys(names))
 
 
@@ -218,7 +218,7 @@ async def kill_at(run: ScenarioRun, boundary: str) -> None:
     for _ in range(TRIES):
         await run.prepare()
         for _ in range(RUNS):
-            with watched(run.services, kill):
+            with watched(run.resources, kill):
                 try:
                     await run.attempt()
                 except Killed:
@@ -229,7 +229,7 @@ async def kill_at(run: ScenarioRun, boundary: str) -> None:
 
 
 @contextmanager
-def watched(services: Services, visit: Callable[[str], None]) -> Iterator[None]:
+def watched(resources: Resources, visit: Callable[[str], None]) -> Iterator[None]:
     """Call ``visit`` before and after each commit, each question to the chain and each signature,
     with its name: step, what, how often in this run, and which side."""
     counts: Counter[str] = Counter()
@@ -253,7 +253,7 @@ def watched(services: Services, visit: Callable[[str], None]) -> Iterator[None]:
 
         return call
 
-    dialect = services.engine.sync_engine.dialect
+    dialect = resources.engine.sync_engine.dialect
     commit = dialect.do_commit
 
     def do_commit(connection: Any) -> None:
@@ -294,9 +294,9 @@ def nonce_of(raw: str) -> int:
 async def assert_paid_once(run: ScenarioRun, escrow: EscrowReader) -> None:
     """What providers earned on the chain is what they were due in batches that are confirmed."""
     await assert_ledger_equals_chain(
-        run.services, escrow, run.user.address, owing=run.scenario.poor_user
+        run.resources, escrow, run.user.address, owing=run.scenario.poor_user
     )
-    async with run.services.sessions() as db:
+    async with run.resources.sessions() as db:
         for provider in PROVIDERS:
             due = await db.scalar(
                 select(func.sum(NodeContribution.payment_far))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from web3.types import RPCEndpoint
 
-from market.resources import Services
+from market.resources import Resources
 from stack.dev_chain_client import DevChainClient, development_account, write_keystore
 from tests.conftest import OPERATOR_PASSWORD, Chain
 from tests.support.branching import anvil, running_anvil
@@ -40,9 +40,9 @@ def chain(tmp_path: Path) -> Iterator[Chain]:
 
 
 @pytest.fixture(autouse=True)
-def short_runs(chain_services: Services) -> None:
+def short_runs(chain_resources: Resources) -> None:
     """A run that has to wait for a block ends soon; a block is final below `DEPTH` others."""
-    payments = chain_services.settings.payments
+    payments = chain_resources.settings.payments
     payments.confirmation_wait = 0.5
     payments.finalized_tag, payments.confirmations = False, DEPTH
 
@@ -82,9 +82,9 @@ def reorganize(chain: Chain, fork: str, blocks: int = 0) -> None:
     mine(chain, blocks)
 
 
-async def something_due(services: Services, chain: Chain) -> str:
+async def something_due(resources: Resources, chain: Chain) -> str:
     """The user who will pay."""
     with mining(chain.actor):
-        user = await rich_user(services, chain)
-    await served(services, user, 5)
+        user = await rich_user(resources, chain)
+    await served(resources, user, 5)
     return user.address

@@ -17,7 +17,7 @@ from market.escrow.tables import ChainEvent
 from market.ledger.integrity_check import check_integrity
 from market.ledger.tables import LedgerTransaction, SpendingCap
 from market.money import from_units, to_units
-from market.resources import Services
+from market.resources import Resources
 from market.settings.deployment import Deployment
 from tests.support.branching import Branching, Transaction, Users, open_branching, scattered
 from workers.chain_indexer.indexer import index_events
@@ -40,32 +40,32 @@ class Tally:
 
 
 async def survive(
-    services: Services, url: str, *, reorganisations: int, deepest: int, seed: int
+    resources: Resources, url: str, *, reorganisations: int, deepest: int, seed: int
 ) -> Tally:
     """Let users act, leave blocks for other branches, follow now and then; compare at the end."""
     dice = random.Random(seed)
     chain, deployment = open_branching(url)
-    use_branching(services, url, deployment)
+    use_branching(resources, url, deployment)
     users = Users(chain, deployment, dice)
     seen_before = _deep_reorganisations()
     depths = shuffled_depths(dice, reorganisations, deepest)
-    async with EscrowEventReader.from_settings(services.settings.payments) as reader:
+    async with EscrowEventReader.from_settings(resources.settings.payments) as reader:
         while chain.height <= deepest:
             chain.mine(*users.act(dice.randrange(3)))
-        await index_events(services, reader)
+        await index_events(resources, reader)
         for depth in depths:
             for _ in range(dice.randrange(1, 4)):
                 chain.mine(*users.act(dice.randrange(3)))
             if dice.random() < 0.7:
-                await index_events(services, reader)
+                await index_events(resources, reader)
             left = chain.leave(depth)
-            await _build_another(services, reader, chain, users, dice, depth, left)
-            await index_events(services, reader)
+            await _build_another(resources, reader, chain, users, dice, depth, left)
+            await index_events(resources, reader)
         for _ in range(CONFIRMATIONS + 1):
             chain.mine()
-        await index_events(services, reader)
-        names = await _compare(services, users, reader)
-    async with services.sessions() as db:
+        await index_events(resources, reader)
+        names = await _compare(resources, users, reader)
+    async with resources.sessions() as db:
         reversals = await _posted(db, "reverse")
     return Tally(
         reorganisations=len(depths),
@@ -75,9 +75,9 @@ async def survive(
     )
 
 
-def use_branching(services: Services, url: str, deployment: Deployment) -> None:
-    """Let these services work on a chain with a block confirmed below `CONFIRMATIONS` others."""
-    payments = services.settings.payments
+def use_branching(resources: Resources, url: str, deployment: Deployment) -> None:
+    """Let these resources work on a chain with a block confirmed below `CONFIRMATIONS` others."""
+    payments = resources.settings.payments
     payments.escrow_contract, payments.rpc_urls = deployment.escrow, [url]
     payments.first_block, payments.confirmations = deployment.block, CONFIRMATIONS
     payments.finalized_tag, payments.rpc_max_age = False, 0  # a development chain's mean nothing
@@ -93,7 +93,7 @@ def shuffled_depths(dice: random.Random, reorganisations: int, deepest: int) -> 
 
 
 async def _build_another(
-    services: Services,
+    resources: Resources,
     reader: EscrowEventReader,
     chain: Branching,
     users: Users,
@@ -108,15 +108,15 @@ async def _build_another(
         chain.mine(*old, *fresh)
         if dice.random() < 0.02:
             with suppress(ChainMoved):  # the branch is still shorter than what was read
-                await index_events(services, reader)
+                await index_events(resources, reader)
 
 
-async def _compare(services: Services, users: Users, reader: EscrowEventReader) -> Counter[str]:
+async def _compare(resources: Resources, users: Users, reader: EscrowEventReader) -> Counter[str]:
     """Ledger and chain, to the last base unit; returns the chain's events by name."""
     confirmed = await reader.chain.head() - CONFIRMATIONS
-    first = services.settings.payments.first_block
+    first = resources.settings.payments.first_block
     on_chain = _logs(users, first, confirmed)
-    async with services.sessions() as db:
+    async with resources.sessions() as db:
         rows = await db.execute(
             select(ChainEvent.name, ChainEvent.transaction_hash, ChainEvent.log_index).where(
                 ChainEvent.status == "applied"
@@ -130,7 +130,7 @@ async def _compare(services: Services, users: Users, reader: EscrowEventReader) 
         assert posted - reversed_deposits == names["Deposited"]
         for account in users.accounts:
             await _compare_user(db, users, account.address)
-    report = await check_integrity(services.sessions, EscrowReader(reader.chain, reader.address))
+    report = await check_integrity(resources.sessions, EscrowReader(reader.chain, reader.address))
     assert report.violations == 0, report.findings
     return names
 

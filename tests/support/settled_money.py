@@ -22,7 +22,7 @@ from market.escrow.deploy import DAY
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job, RouteHop
 from market.money import from_units, to_units
-from market.resources import Services
+from market.resources import Resources
 from market.settlement.tables import Settlement, SettlementTransaction
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
@@ -42,12 +42,12 @@ PRICE = Decimal("0.0001")
 """FAR a token, as `tests.factories.session` has it."""
 
 
-async def rich_user(services: Services, chain: Chain, units: int = 10**18) -> LocalAccount:
+async def rich_user(resources: Resources, chain: Chain, units: int = 10**18) -> LocalAccount:
     """A user whose deposit, and as high a cap, is on the chain and in the ledger."""
     user: LocalAccount = Account.create()
     chain.actor.give(chain.deployment, user.address, units)
     transaction = chain.actor.deposit(chain.deployment, user, units)
-    async with services.sessions.begin() as db:
+    async with resources.sessions.begin() as db:
         await ledger.deposit(
             db, reference=transaction, wallet=user.address.lower(), amount=from_units(units)
         )
@@ -56,7 +56,7 @@ async def rich_user(services: Services, chain: Chain, units: int = 10**18) -> Lo
 
 
 async def served(
-    services: Services,
+    resources: Resources,
     user: LocalAccount | str,
     tokens: int,
     providers: Sequence[str] = PROVIDERS,
@@ -64,7 +64,7 @@ async def served(
     """A generation by these providers, ended and captured."""
     wallet = user if isinstance(user, str) else user.address
     job = session(user=wallet.lower(), price=PRICE)
-    async with services.sessions.begin() as db:
+    async with resources.sessions.begin() as db:
         db.add(job)
         await db.flush()
         await ledger.hold(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
@@ -81,10 +81,10 @@ async def served(
                     first_token=0,
                 )
             )
-    model = services.catalog.get(job.model_id)
+    model = resources.catalog.get(job.model_id)
     await completion.complete(
-        services,
-        Lease(services.sessions, job, seconds=60),
+        resources,
+        Lease(resources.sessions, job, seconds=60),
         model,
         tokens=tokens,
         reason="length",
@@ -94,13 +94,13 @@ async def served(
 
 
 async def assert_ledger_equals_chain(
-    services: Services, escrow: EscrowReader, *users: str, owing: bool = False
+    resources: Resources, escrow: EscrowReader, *users: str, owing: bool = False
 ) -> None:
     """To the last unit: what providers and platform were paid, and what the users have left.
 
     ``owing``: something is owed still.
     """
-    async with services.sessions() as db:
+    async with resources.sessions() as db:
         for provider in PROVIDERS:
             paid = await ledger.balance(db, ledger.paid(provider))
             assert to_units(paid) == await escrow.credit_of(provider)
@@ -113,40 +113,40 @@ async def assert_ledger_equals_chain(
             assert to_units(left) == await escrow.deposit_of(user)
 
 
-async def batches(services: Services) -> list[Settlement]:
+async def batches(resources: Resources) -> list[Settlement]:
     """All batches that were ever closed, the oldest first."""
-    async with services.sessions() as db:
+    async with resources.sessions() as db:
         return list(await db.scalars(select(Settlement).order_by(Settlement.created_at)))
 
 
-async def only_batch(services: Services) -> Settlement:
+async def only_batch(resources: Resources) -> Settlement:
     """The one batch that was ever closed."""
-    [only] = await batches(services)
+    [only] = await batches(resources)
     return only
 
 
-async def statuses(services: Services) -> list[str]:
+async def statuses(resources: Resources) -> list[str]:
     """Of all batches that were ever closed, the oldest first."""
-    return [batch.status for batch in await batches(services)]
+    return [batch.status for batch in await batches(resources)]
 
 
-async def transactions(services: Services) -> list[SettlementTransaction]:
+async def transactions(resources: Resources) -> list[SettlementTransaction]:
     """All transactions that were ever signed, the oldest first."""
-    async with services.sessions() as db:
+    async with resources.sessions() as db:
         return list(
             await db.scalars(select(SettlementTransaction).order_by(SettlementTransaction.id))
         )
 
 
-async def session_of(services: Services, job: Job) -> Job:
+async def session_of(resources: Resources, job: Job) -> Job:
     """The generation as it is now."""
-    async with services.sessions() as db:
+    async with resources.sessions() as db:
         return await db.get_one(Job, job.id)
 
 
-async def poor_user(services: Services) -> str:
+async def poor_user(resources: Resources) -> str:
     """Somebody whom the ledger lets spend what the contract does not have."""
-    async with services.sessions.begin() as db:
+    async with resources.sessions.begin() as db:
         await fund(db, wallet=POOR)
     return POOR
 
@@ -156,9 +156,9 @@ def ago(seconds: float) -> dt.datetime:
     return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds)
 
 
-async def change(services: Services, job: Job, **values: object) -> None:
+async def change(resources: Resources, job: Job, **values: object) -> None:
     """Set columns of a generation."""
-    async with services.sessions.begin() as db:
+    async with resources.sessions.begin() as db:
         await db.execute(update(Job).where(Job.id == job.id).values(**values))
 
 
@@ -184,11 +184,11 @@ async def seen_through(chain: Chain, rule: Rule) -> AsyncIterator[EscrowReader]:
             await escrow.close()
 
 
-async def settle_through(services: Services, chain: Chain, rule: Rule) -> None:
+async def settle_through(resources: Resources, chain: Chain, rule: Rule) -> None:
     """A run that an endpoint which does what the rule says brings to its end."""
     async with seen_through(chain, rule) as escrow:
         with pytest.raises(ChainUnreachable):
-            await settle_due(services, escrow, SIGNER)
+            await settle_due(resources, escrow, SIGNER)
 
 
 def make_settler(chain: Chain, account: str) -> None:
@@ -197,9 +197,9 @@ def make_settler(chain: Chain, account: str) -> None:
     act(chain, development_account(2), "grantRole", role, account)
 
 
-async def pause_reason(services: Services) -> str:
+async def pause_reason(resources: Resources) -> str:
     """Why settlement is paused."""
-    pause = await pauses.current_pause(services.sessions)
+    pause = await pauses.current_pause(resources.sessions)
     assert pause is not None
     return pause.reason
 

@@ -13,7 +13,7 @@ from market.jobs.tables import Job, NodeContribution
 from market.ledger.integrity_check import check_integrity
 from market.ledger.tables import LedgerTransaction
 from market.money import ZERO, to_units
-from market.resources import Services
+from market.resources import Resources
 from market.settings.deployment import Deployment
 from market.settlement.tables import Settlement
 from stack.dev_chain_client import DevChainClient, development_account
@@ -40,13 +40,13 @@ class Settled:
 
 
 async def settle_on(
-    services: Services, url: str, *, reorganisations: int, deepest: int, seed: int
+    resources: Resources, url: str, *, reorganisations: int, deepest: int, seed: int
 ) -> Settled:
     """Serve, settle, mine, and leave blocks for other branches; compare at the end."""
     dice = random.Random(seed)
     chain, deployment = open_branching(url)
-    use_branching(services, url, deployment)
-    payments = services.settings.payments
+    use_branching(resources, url, deployment)
+    payments = resources.settings.payments
     payments.release_delay, payments.stuck_after, payments.confirmation_wait = 0, 3600, 0.2
     user = _rich(DevChainClient(url), deployment)
     # The deposit is below every fork.
@@ -58,26 +58,26 @@ async def settle_on(
         EscrowEventReader.from_settings(payments) as reader,
         EscrowReader.from_settings(payments) as escrow,
     ):
-        await index_events(services, reader)
+        await index_events(resources, reader)
         for depth in depths:
             for _ in range(dice.randrange(1, 3)):
-                await served(services, user, dice.randrange(1, 9))
+                await served(resources, user, dice.randrange(1, 9))
                 generations += 1
-                await settle_due(services, escrow, SIGNER)
+                await settle_due(resources, escrow, SIGNER)
                 for _ in range(dice.choice([1, CONFIRMATIONS + 1])):
                     chain.mine()
-                await settle_due(services, escrow, SIGNER)
-            await index_events(services, reader)
+                await settle_due(resources, escrow, SIGNER)
+            await index_events(resources, reader)
             chain.leave(depth)
             for _ in range(depth + dice.randrange(CONFIRMATIONS)):
                 chain.mine()
-            await settle_due(services, escrow, SIGNER)
-        await _finish(services, escrow, chain)
+            await settle_due(resources, escrow, SIGNER)
+        await _finish(resources, escrow, chain)
         for _ in range(CONFIRMATIONS + 1):
             chain.mine()
-        await index_events(services, reader)
-        await _compare(services, escrow)
-    async with services.sessions() as db:
+        await index_events(resources, reader)
+        await _compare(resources, escrow)
+    async with resources.sessions() as db:
         batches = await db.scalar(select(func.count()).select_from(Settlement))
         reversals = await db.scalar(
             select(func.count())
@@ -95,12 +95,12 @@ def _rich(actor: DevChainClient, deployment: Deployment) -> LocalAccount:
     return user
 
 
-async def _finish(services: Services, escrow: EscrowReader, chain: Branching) -> None:
+async def _finish(resources: Resources, escrow: EscrowReader, chain: Branching) -> None:
     """No more reorganisations: mine and settle until nothing is due."""
     for _ in range(ENOUGH):
-        await settle_due(services, escrow, SIGNER)
+        await settle_due(resources, escrow, SIGNER)
         chain.mine()
-        async with services.sessions() as db:
+        async with resources.sessions() as db:
             unpaid = await db.scalar(
                 select(func.count())
                 .select_from(Job)
@@ -112,9 +112,9 @@ async def _finish(services: Services, escrow: EscrowReader, chain: Branching) ->
     raise AssertionError("Settlement never comes to its end.")
 
 
-async def _compare(services: Services, escrow: EscrowReader) -> None:
+async def _compare(resources: Resources, escrow: EscrowReader) -> None:
     """Each provider was paid once, and ledger and chain agree to the last base unit."""
-    async with services.sessions() as db:
+    async with resources.sessions() as db:
         for provider in PROVIDERS:
             due = await db.scalar(
                 select(func.sum(NodeContribution.payment_far)).where(
@@ -125,5 +125,5 @@ async def _compare(services: Services, escrow: EscrowReader) -> None:
             assert await ledger.balance(db, ledger.owed(provider)) == 0
         unmarked = select(func.count()).where(NodeContribution.paid_at.is_(None))
         assert await db.scalar(unmarked) == 0
-    report = await check_integrity(services.sessions, escrow)
+    report = await check_integrity(resources.sessions, escrow)
     assert report.violations == 0, report.findings

@@ -11,7 +11,7 @@ from market import metrics
 from market.chain.errors import ChainMoved
 from market.escrow.event_reader import Block, EscrowEvent, EscrowEventReader, EventRange
 from market.escrow.tables import ChainBlock, ChainCursor, ChainEvent
-from market.resources import Services
+from market.resources import Resources
 from workers.chain_indexer import ledger_effects
 
 log = structlog.get_logger()
@@ -22,15 +22,15 @@ REORG_WINDOW = 20_000
 deeper reorganisation is taken for another chain."""
 
 
-async def last_indexed(services: Services, reader: EscrowEventReader) -> Block:
+async def last_indexed(resources: Resources, reader: EscrowEventReader) -> Block:
     """The last block whose events are in the ledger; at first, the one before the escrow's first.
 
     Raises:
         ChainMoved: the endpoint does not have that first block.
     """
     contract = reader.address.lower()
-    before = max(services.settings.payments.first_block - 1, 0)
-    async with services.sessions() as db:
+    before = max(resources.settings.payments.first_block - 1, 0)
+    async with resources.sessions() as db:
         cursor = await db.get(ChainCursor, contract)
         number = before if cursor is None else cursor.next_block - 1
         stored = await db.get(ChainBlock, (contract, number))
@@ -39,7 +39,7 @@ async def last_indexed(services: Services, reader: EscrowEventReader) -> Block:
     found = (await reader.hashes([number]))[number]
     if found is None:
         raise ChainMoved(f"The node does not have block {number}.")
-    async with services.sessions.begin() as db:
+    async with resources.sessions.begin() as db:
         await db.execute(
             insert(ChainCursor)
             .values(contract=contract, next_block=number + 1)
@@ -54,7 +54,7 @@ async def last_indexed(services: Services, reader: EscrowEventReader) -> Block:
 
 
 async def store_range(
-    services: Services, contract: str, last: Block, event_range: EventRange
+    resources: Resources, contract: str, last: Block, event_range: EventRange
 ) -> int | None:
     """Store the events of a range, and apply to the ledger those that are confirmed.
 
@@ -63,7 +63,7 @@ async def store_range(
 
     Returns how many events were applied; none if another process has indexed meanwhile.
     """
-    async with services.sessions.begin() as db:
+    async with resources.sessions.begin() as db:
         if not await is_last_indexed(db, contract, last):
             return None
         replaced = await _replace_pending(db, contract, event_range)

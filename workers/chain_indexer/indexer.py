@@ -16,7 +16,7 @@ from web3.exceptions import Web3Exception
 
 from market.chain.errors import ChainError, ChainMoved, Reorganised
 from market.escrow.event_reader import EscrowEventReader
-from market.resources import Services
+from market.resources import Resources
 from workers.chain_indexer.event_store import last_indexed, store_range
 from workers.chain_indexer.reorg import rewind
 
@@ -25,12 +25,12 @@ log = structlog.get_logger()
 
 async def follow_chain(ctx: dict[str, Any]) -> None:
     """arq cron: read on from where the last run stopped."""
-    services: Services = ctx["services"]
-    if not services.settings.payments.escrow_contract:
+    resources: Resources = ctx["resources"]
+    if not resources.settings.payments.escrow_contract:
         return
     try:
-        async with EscrowEventReader.from_settings(services.settings.payments) as reader:
-            await index_events(services, reader)
+        async with EscrowEventReader.from_settings(resources.settings.payments) as reader:
+            await index_events(resources, reader)
     except ChainMoved as error:
         log.info("chain_moved", reason=error.detail)
     except ChainError as error:
@@ -39,7 +39,7 @@ async def follow_chain(ctx: dict[str, Any]) -> None:
         log.error("chain_unread", code="chain_error", reason=str(error))
 
 
-async def index_events(services: Services, reader: EscrowEventReader) -> int:
+async def index_events(resources: Resources, reader: EscrowEventReader) -> int:
     """Read to the chain's newest block; returns how many events were applied to the ledger.
 
     Raises:
@@ -48,15 +48,15 @@ async def index_events(services: Services, reader: EscrowEventReader) -> int:
     """
     applied = 0
     while True:
-        last = await last_indexed(services, reader)
+        last = await last_indexed(resources, reader)
         try:
             event_range = await reader.read_after(last)
         except Reorganised:
-            await rewind(services, reader, last)
+            await rewind(resources, reader, last)
             continue
         if event_range is None:
             return applied
-        stored = await store_range(services, reader.address.lower(), last, event_range)
+        stored = await store_range(resources, reader.address.lower(), last, event_range)
         if stored is None:
             return applied
         applied += stored

@@ -8,14 +8,14 @@ from market import metrics
 from market.chain.errors import ChainError
 from market.escrow.event_reader import Block, EscrowEvent, EscrowEventReader
 from market.escrow.tables import ChainBlock, ChainEvent
-from market.resources import Services
+from market.resources import Resources
 from workers.chain_indexer import ledger_effects
 from workers.chain_indexer.event_store import as_event, is_last_indexed, log_fields, move_cursor
 
 log = structlog.get_logger()
 
 
-async def rewind(services: Services, reader: EscrowEventReader, last: Block) -> None:
+async def rewind(resources: Resources, reader: EscrowEventReader, last: Block) -> None:
     """Make the newest stored block that is still on the chain the last indexed one, and reverse
     what was applied above it.
 
@@ -26,8 +26,8 @@ async def rewind(services: Services, reader: EscrowEventReader, last: Block) -> 
         ChainError: no stored block is on the chain: the endpoint is on another one.
     """
     contract = reader.address.lower()
-    common = await _common_block(services, reader, last)
-    async with services.sessions.begin() as db:
+    common = await _common_block(resources, reader, last)
+    async with resources.sessions.begin() as db:
         if not await is_last_indexed(db, contract, last):
             return
         await db.execute(
@@ -46,8 +46,8 @@ async def rewind(services: Services, reader: EscrowEventReader, last: Block) -> 
         log.error("chain_event_reverted", **log_fields(event))
 
 
-async def _common_block(services: Services, reader: EscrowEventReader, last: Block) -> Block:
-    async with services.sessions() as db:
+async def _common_block(resources: Resources, reader: EscrowEventReader, last: Block) -> Block:
+    async with resources.sessions() as db:
         stored = await db.scalars(
             select(ChainBlock)
             .where(ChainBlock.contract == reader.address.lower(), ChainBlock.number < last.number)

@@ -6,7 +6,7 @@ import structlog
 
 from market import outbox, queue
 from market.jobs import queries
-from market.resources import Services
+from market.resources import Resources
 from workers.supervisor import lease
 
 log = structlog.get_logger()
@@ -24,16 +24,16 @@ async def sweep(ctx: dict[str, Any]) -> None:
     arq itself would keep a failed worker's task locked for the whole task time-out, and a lost
     Redis forgets all tasks. The lease counter in the deduplication key tells attempts apart.
     """
-    services: Services = ctx["services"]
-    found = await lease.abandoned(services.sessions, grace=NEW_JOB_GRACE_SECONDS, limit=MAX_JOBS)
+    resources: Resources = ctx["resources"]
+    found = await lease.abandoned(resources.sessions, grace=NEW_JOB_GRACE_SECONDS, limit=MAX_JOBS)
     for request_id, counter in found:
         key = f"sweep:{request_id}:{counter}"
-        await queue.enqueue(services.queue, queries.SUPERVISE, request_id, dedup_key=key)
+        await queue.enqueue(resources.queue, queries.SUPERVISE, request_id, dedup_key=key)
     if found:
         log.info("jobs_swept", count=len(found))
 
 
 async def send_outbox(ctx: dict[str, Any]) -> None:
     """arq cron: send the outbox rows that the gateway wrote but did not come to send."""
-    services: Services = ctx["services"]
-    await outbox.send_outbox(services.sessions, services.queue)
+    resources: Resources = ctx["resources"]
+    await outbox.send_outbox(resources.sessions, resources.queue)

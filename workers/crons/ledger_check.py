@@ -6,17 +6,17 @@ import structlog
 
 from market.chain.errors import ChainError
 from market.ledger.integrity_check import check_integrity, check_with_chain, publish
-from market.resources import Services
+from market.resources import Resources
 
 log = structlog.get_logger()
 
 
 async def check_ledger(ctx: dict[str, Any]) -> None:
     """arq cron: check the ledger, and reconcile it with the contract, if there is one."""
-    services: Services = ctx["services"]
+    resources: Resources = ctx["resources"]
     try:
-        report = await check_with_chain(services.sessions, services.settings.payments)
+        report = await check_with_chain(resources.sessions, resources.settings.payments)
     except ChainError as error:  # the ledger can be checked without the chain
         log.error("ledger_not_compared", reason=str(error))
-        report = await check_integrity(services.sessions)
+        report = await check_integrity(resources.sessions)
     publish(report)

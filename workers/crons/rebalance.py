@@ -21,55 +21,55 @@ from market.nodes.node import Node
 from market.placement import cluster, rebalances, speed_averages
 from market.placement.solver import Policy, propose, throughput
 from market.placement.tables import UNDER_WAY, Rebalance
-from market.resources import Services
+from market.resources import Resources
 
 log = structlog.get_logger()
 
 
 async def rebalance(ctx: dict[str, Any]) -> None:
     """arq cron: rebalance each model."""
-    services: Services = ctx["services"]
-    for model in services.catalog:
-        await rebalance_model(services, model)
+    resources: Resources = ctx["resources"]
+    for model in resources.catalog:
+        await rebalance_model(resources, model)
 
 
-async def rebalance_model(services: Services, model: Model) -> None:
+async def rebalance_model(resources: Resources, model: Model) -> None:
     """End a model's rebalance that cannot complete; or, if none is under way and rebalancing is
     enabled, begin one that pays. Nothing is done while another worker places the model's nodes."""
-    live = await live_lookup.live_nodes(services.redis, model.id)
-    async with services.sessions.begin() as db:
+    live = await live_lookup.live_nodes(resources.redis, model.id)
+    async with resources.sessions.begin() as db:
         if not await rebalances.try_lock(db, model.id):
             return
         current = await rebalances.under_way(db, model.id)
         if current is not None:
             live_ids = {live_node.node.node_id for live_node in live}
-            await _end_if_stuck(services, db, current, live_ids)
-        elif services.settings.placement.enabled:
+            await _end_if_stuck(resources, db, current, live_ids)
+        elif resources.settings.placement.enabled:
             healthy = [live_node.node for live_node in live if live_node.node.is_healthy]
-            current = await _propose(services, db, model, healthy)
+            current = await _propose(resources, db, model, healthy)
     if current is not None and current.state in UNDER_WAY:
-        limit = services.settings.placement.move_limit
-        await rebalances.publish_assignments(services.redis, current, ttl=limit)
+        limit = resources.settings.placement.move_limit
+        await rebalances.publish_assignments(resources.redis, current, ttl=limit)
     elif current is not None:
-        await rebalances.withdraw_assignments(services.redis, current)
+        await rebalances.withdraw_assignments(resources.redis, current)
 
 
 async def _end_if_stuck(
-    services: Services, db: AsyncSession, current: Rebalance, live: Collection[str]
+    resources: Resources, db: AsyncSession, current: Rebalance, live: Collection[str]
 ) -> None:
     """Let a rebalance fail if a node of it is gone, or loading takes too long."""
-    ttl = services.settings.discovery.node_ttl
+    ttl = resources.settings.discovery.node_ttl
     gone = []
     for node_id in set(rebalances.nodes_of(current)) - set(live):
         asked = (
-            await rebalances.asked_at(services.redis, node_id) or current.proposed_at.timestamp()
+            await rebalances.asked_at(resources.redis, node_id) or current.proposed_at.timestamp()
         )
         if time.time() - asked > ttl:  # while it loads, a node may be off the routes
             gone.append(node_id)
     age = (dt.datetime.now(dt.UTC) - current.proposed_at).total_seconds()
     if gone:
         await rebalances.fail(db, current, f"gone: {', '.join(sorted(gone))}")
-    elif age > services.settings.placement.move_limit:
+    elif age > resources.settings.placement.move_limit:
         await rebalances.fail(db, current, "not loaded in time", state="expired")
     else:
         return
@@ -77,12 +77,12 @@ async def _end_if_stuck(
 
 
 async def _propose(
-    services: Services, db: AsyncSession, model: Model, nodes: Sequence[Node]
+    resources: Resources, db: AsyncSession, model: Model, nodes: Sequence[Node]
 ) -> Rebalance | None:
     """Begin the rebalance that pays most, if one pays enough and none took effect too lately."""
-    settings = services.settings.placement
+    settings = resources.settings.placement
     speeds = await speed_averages.update_averages(
-        services.redis,
+        resources.redis,
         model.id,
         {node.node_id: speed for node in nodes if (speed := cluster.speed_of(node, model))},
         now=time.time(),

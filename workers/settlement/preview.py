@@ -12,7 +12,7 @@ from market.escrow.errors import SettlementRefused
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job
 from market.money import ZERO, from_units, plain
-from market.resources import Services
+from market.resources import Resources
 from market.settlement.batch_draft import BatchDraft
 from market.settlement.tables import SettlementPause
 from workers.settlement import pauses
@@ -49,17 +49,17 @@ class BatchPreview:
     excluded: list[Excluded] = field(default_factory=list)
 
 
-async def make_preview(services: Services, escrow: EscrowReader, signer: Signer) -> BatchPreview:
+async def make_preview(resources: Resources, escrow: EscrowReader, signer: Signer) -> BatchPreview:
     """Draft a batch of what is due, and simulate it, until the contract would settle it.
 
     Raises:
         ChainUnreachable: no endpoint answers.
         SettlementMismatch: a generation's shares and fee do not sum to its cost.
     """
-    run = SettlementRun(services, escrow, signer)
+    run = SettlementRun(resources, escrow, signer)
     preview = BatchPreview(
         open_batch=await run.open_batch(),
-        pause=await pauses.current_pause(services.sessions),
+        pause=await pauses.current_pause(resources.sessions),
         balance=await run.chain.balance(run.account),
         fees=(await run.chain.suggested_fees()).at_most(run.fee_ceiling),
         excluded=await _not_due(run),

@@ -10,7 +10,7 @@ from market.chain.client import ChainClient
 from market.chain.signer import Signer
 from market.escrow.reader import EscrowReader
 from market.escrow.settle_call import Batch, SettleCall
-from market.resources import Services
+from market.resources import Resources
 from market.settings.payments import PaymentsSettings
 from market.settlement.batch_draft import stored_batch
 from market.settlement.tables import Settlement, SettlementTransaction
@@ -42,17 +42,17 @@ class OpenBatch:
 class SettlementRun:
     """One settler at work."""
 
-    services: Services
+    resources: Resources
     escrow: EscrowReader
     signer: Signer
 
     @property
     def sessions(self) -> db.Sessions:
-        return self.services.sessions
+        return self.resources.sessions
 
     @property
     def payments(self) -> PaymentsSettings:
-        return self.services.settings.payments
+        return self.resources.settings.payments
 
     @property
     def chain(self) -> ChainClient:

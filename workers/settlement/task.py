@@ -15,7 +15,7 @@ from market.chain.errors import ChainError, ChainUnreachable
 from market.chain.open_signer import open_signer, signer_configured
 from market.chain.signer import Signer
 from market.escrow.reader import EscrowReader
-from market.resources import Services
+from market.resources import Resources
 from market.settlement.errors import SettlementMismatch, SettlementPaused
 from workers.settlement import pauses, submit
 from workers.settlement.collect import close_batch
@@ -40,20 +40,20 @@ MAX_POLL_SECONDS = 4.0
 
 async def settle(ctx: dict[str, Any]) -> None:
     """arq cron: one run. What stops a run is logged, and the next run goes on from there."""
-    services: Services = ctx["services"]
-    payments = services.settings.payments
+    resources: Resources = ctx["resources"]
+    payments = resources.settings.payments
     if not payments.escrow_contract or not signer_configured(payments):
         return
     try:
         async with EscrowReader.from_settings(payments) as escrow:
-            await settle_due(services, escrow, await open_signer(payments))
+            await settle_due(resources, escrow, await open_signer(payments))
     except ChainUnreachable as error:
         pauses.alert(AlertReason.UNREACHABLE, error.detail)
     except ChainError as error:
         log.error("settlement_stopped", code=error.code, reason=error.detail)
 
 
-async def settle_due(services: Services, escrow: EscrowReader, signer: Signer) -> str | None:
+async def settle_due(resources: Resources, escrow: EscrowReader, signer: Signer) -> str | None:
     """Settle what is due, for as long as a run may wait for the chain.
 
     Returns the id of the last batch that was confirmed; none if no batch was, if another process
@@ -64,10 +64,10 @@ async def settle_due(services: Services, escrow: EscrowReader, signer: Signer) -
         ChainUnreachable: no endpoint answers. Nothing is lost.
         ChainError: the contract, the network or the signer refuses the batch.
     """
-    async with _settler_lock(services) as acquired:
-        if not acquired or await pauses.current_pause(services.sessions):
+    async with _settler_lock(resources) as acquired:
+        if not acquired or await pauses.current_pause(resources.sessions):
             return None
-        run = SettlementRun(services, escrow, signer)
+        run = SettlementRun(resources, escrow, signer)
         try:
             await undo_reorged_batches(run)
             return await _settle_until_stopped(run)
@@ -127,10 +127,10 @@ async def _advance(run: SettlementRun, batch: OpenBatch) -> StepResult:
 
 
 @asynccontextmanager
-async def _settler_lock(services: Services) -> AsyncIterator[bool]:
+async def _settler_lock(resources: Resources) -> AsyncIterator[bool]:
     """Whether this process may sign inside the ``with`` block. The lock is released with its
     database transaction, however that ends."""
-    async with services.engine.connect() as connection:
+    async with resources.engine.connect() as connection:
         acquired = await connection.scalar(
             text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": SETTLER_LOCK}
         )

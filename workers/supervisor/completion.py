@@ -12,7 +12,7 @@ from market.jobs import queries
 from market.jobs.bill import Bill, make_bill
 from market.jobs.tables import Job, NodeContribution, RouteHop
 from market.money import plain
-from market.resources import Services
+from market.resources import Resources
 from workers.supervisor.errors import LeaseLost
 from workers.supervisor.lease import Lease
 
@@ -34,7 +34,7 @@ _CREDIT_NODES = text(
 
 
 async def complete(
-    services: Services,
+    resources: Resources,
     lease: Lease,
     model: Model,
     *,
@@ -46,7 +46,7 @@ async def complete(
     of the hold back. Nobody pays for more tokens than asked for, whatever an edge has written.
 
     Args:
-        services: The database and the settings.
+        resources: The database and the settings.
         lease: The lease under which the generation ends.
         model: Its model.
         tokens: How many tokens were written.
@@ -59,13 +59,13 @@ async def complete(
     Raises:
         LeaseLost: another supervisor has taken over; nothing was written.
     """
-    async with services.sessions.begin() as db:
+    async with resources.sessions.begin() as db:
         job = await _locked(db, lease)
         bill = make_bill(
             await _hops(db, job),
             tokens=min(tokens, job.max_tokens),
             price=job.price_per_token_far,
-            fee_rate=services.settings.payments.platform_fee,
+            fee_rate=resources.settings.payments.platform_fee,
             edge_units=model.edge_units,
         )
         job.status, job.finish_reason = "completed", reason
@@ -102,7 +102,7 @@ async def complete(
     return outcome
 
 
-async def fail(services: Services, lease: Lease, *, code: str) -> dict[str, object]:
+async def fail(resources: Resources, lease: Lease, *, code: str) -> dict[str, object]:
     """End a generation that failed: its user gets the whole hold back. ``code``: why, for the user.
 
     Returns:
@@ -111,7 +111,7 @@ async def fail(services: Services, lease: Lease, *, code: str) -> dict[str, obje
     Raises:
         LeaseLost: another supervisor has taken over; nothing was written.
     """
-    async with services.sessions.begin() as db:
+    async with resources.sessions.begin() as db:
         job = await _locked(db, lease)
         job.status, job.error_code = "failed", code
         _close(job)

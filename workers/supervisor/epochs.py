@@ -119,7 +119,7 @@ async def _wait_for_route(session: Session) -> list[Node]:
 
 async def _claim_epoch(session: Session) -> int:
     """The next epoch's number, from Postgres, so that it outlives Redis."""
-    async with session.services.sessions.begin() as db:
+    async with session.resources.sessions.begin() as db:
         epoch: int | None = await db.scalar(
             update(Job)
             .where(
@@ -149,14 +149,14 @@ async def _record_route(session: Session, route: Sequence[Node], *, first_token:
         }
         for stage, node in enumerate(route)
     ]
-    async with session.services.sessions.begin() as db:
+    async with session.resources.sessions.begin() as db:
         await db.execute(insert(RouteHop), rows)
 
 
 async def _open_route(session: Session, generated: list[int], kept: Collection[Hop]) -> None:
     """Send every node of the route its part of the epoch. ``kept``: hops that go on with the KV
     cache of the epoch before."""
-    job, vault = session.job, session.services.vault
+    job, vault = session.job, session.resources.vault
     if job.request_cipher is None:
         raise GenerationOver("failed", "prompt_lost")
     prompt = vault.open(session.id, job.request_cipher)

@@ -114,7 +114,7 @@ class Recovery:
             GenerationOver: the generation has failed as often as it may.
         """
         session = self._session
-        cooldown = session.services.settings.discovery.cooldown
+        cooldown = session.resources.settings.discovery.cooldown
         for node_id in node_ids:
             session.route_finder.avoid(node_id, cooldown)
             await live_registry.cool_down(session.redis, node_id, seconds=cooldown)

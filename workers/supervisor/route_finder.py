@@ -11,7 +11,7 @@ from market.jobs.tables import Job
 from market.nodes import kv_reservations, live_lookup
 from market.nodes.live_lookup import LiveNode
 from market.nodes.node import Node
-from market.resources import Services
+from market.resources import Resources
 from market.routing import route_search, tiers
 from market.routing.skip_reasons import explain_skips
 
@@ -42,13 +42,13 @@ class _Choice:
 class RouteFinder:
     """The routes of one generation."""
 
-    def __init__(self, services: Services, model: Model, job: Job) -> None:
-        self._redis = services.redis
+    def __init__(self, resources: Resources, model: Model, job: Job) -> None:
+        self._redis = resources.redis
         self._model = model
         self._positions = job.prompt_tokens + job.max_tokens
         self._admits = tiers.tier_rule(job.tier)
         self._fair = tiers.price_rule(job.price_per_token_far)
-        self._skips = services.skips
+        self._skips = resources.skips
         self._chosen: _Choice | None = None
         self._near = (
             None

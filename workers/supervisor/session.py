@@ -8,7 +8,7 @@ from sqlalchemy import select
 from market.jobs import live_session, messaging
 from market.jobs.live_session import TokenEntry
 from market.jobs.tables import RouteHop
-from market.resources import Services
+from market.resources import Resources
 from mesh import token_stream
 from mesh.wire import Cancel, ControlMessage, Ended
 from workers.supervisor.errors import GenerationOver
@@ -24,16 +24,16 @@ class Session:
     when they last answered in this epoch.
     """
 
-    def __init__(self, services: Services, lease: Lease) -> None:
+    def __init__(self, resources: Resources, lease: Lease) -> None:
         job = lease.job
-        self.services = services
-        self.redis = services.redis
-        self.limits = services.settings.generation
+        self.resources = resources
+        self.redis = resources.redis
+        self.limits = resources.settings.generation
         self.lease = lease
         self.job = job
         self.id = job.request_id
-        self.model = services.catalog.get(job.model_id)
-        self.route_finder = RouteFinder(services, self.model, job)
+        self.model = resources.catalog.get(job.model_id)
+        self.route_finder = RouteFinder(resources, self.model, job)
         self.epoch = job.epoch
         self.route: list[Hop] = []
         self.computed = 0
@@ -53,7 +53,7 @@ class Session:
         recorded for; none if no route was."""
         if self.epoch == 0:
             return None
-        async with self.services.sessions() as db:
+        async with self.resources.sessions() as db:
             rows = await db.execute(
                 select(RouteHop.epoch, RouteHop.node_id, RouteHop.start_layer, RouteHop.end_layer)
                 .where(RouteHop.session_id == self.job.id)

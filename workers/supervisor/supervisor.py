@@ -100,7 +100,7 @@ class Supervisor:
         tokens = await live_session.seal(session.redis, session.id, ttl=ttl)
         if over.code is None:
             outcome = await completion.complete(
-                session.services,
+                session.resources,
                 session.lease,
                 session.model,
                 tokens=tokens,
@@ -108,6 +108,6 @@ class Supervisor:
                 first_token_at=await live_session.first_token_at(session.redis, session.id),
             )
         else:
-            outcome = await completion.fail(session.services, session.lease, code=over.code)
+            outcome = await completion.fail(session.resources, session.lease, code=over.code)
         await live_session.finish(session.redis, session.id, outcome, ttl=ttl)
         await epochs.close(session, session.route, session.epoch)

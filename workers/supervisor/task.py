@@ -5,7 +5,7 @@ from typing import Any
 
 import structlog
 
-from market.resources import Services
+from market.resources import Resources
 from workers.supervisor import lease
 from workers.supervisor.errors import LeaseLost
 from workers.supervisor.session import Session
@@ -16,12 +16,12 @@ log = structlog.get_logger()
 
 async def supervise(ctx: dict[str, Any], request_id: str) -> None:
     """arq task: see a generation through to its end, unless another worker does already."""
-    services: Services = ctx["services"]
-    taken = await lease.take(services.sessions, request_id, services.settings.generation.lease)
+    resources: Resources = ctx["resources"]
+    taken = await lease.take(resources.sessions, request_id, resources.settings.generation.lease)
     if taken is None:
         return
     try:
-        await taken.renew_while(Supervisor(Session(services, taken)).run())
+        await taken.renew_while(Supervisor(Session(resources, taken)).run())
     except LeaseLost:
         log.warning("lease_lost", request_id=request_id, lease=taken.counter)
     except asyncio.CancelledError:

@@ -56,6 +56,7 @@ async def service(
     await asyncio.to_thread(process.wait, 60)
 
 
+@pytest.mark.slow
 async def test_the_service_serves_dies_and_comes_back(
     service: tuple[subprocess.Popen[bytes], str], redis: Redis
 ) -> None:

@@ -254,6 +254,7 @@ async def test_several_devices_under_one_command(machine: Machine) -> None:
             os.kill(each["pid"], 0)
 
 
+@pytest.mark.slow
 async def test_children_do_not_outlive_their_parent(machine: Machine) -> None:
     await machine.login()
     parent = await machine.serve("--device", "cpu", "--device", "cpu", "--span", "2:4")

@@ -12,10 +12,10 @@ from market.db import Sessions
 from market.escrow.event_reader import EscrowEventReader
 from market.ledger.postings import post
 from market.money import from_units
-from market.resources import Services
+from market.resources import Resources
 from tests.conftest import Chain
-from tests.integration.workers.chain_indexer.test_indexer import FAR, Actions
 from tests.support.api import OTHER_WALLET, WALLET, Gateway, open_gateway, problem, request_body
+from tests.support.escrow import FAR, Actions
 from tests.support.factories import fund
 from workers.chain_indexer.indexer import index_events
 
@@ -106,36 +106,36 @@ async def test_no_figure_is_rounded(empty_gateway: Gateway) -> None:
 
 
 @pytest.fixture
-async def on_chain(chain_services: Services) -> AsyncIterator[Gateway]:
-    async with open_gateway(chain_services.settings) as opened:
+async def on_chain(chain_resources: Resources) -> AsyncIterator[Gateway]:
+    async with open_gateway(chain_resources.settings) as opened:
         yield opened
 
 
-async def follow(services: Services) -> None:
+async def follow(resources: Resources) -> None:
     """Index the chain with the confirmations that the settings have now."""
-    async with EscrowEventReader.from_settings(services.settings.payments) as reader:
-        await index_events(services, reader)
+    async with EscrowEventReader.from_settings(resources.settings.payments) as reader:
+        await index_events(resources, reader)
 
 
 async def test_what_is_on_its_way_is_told(
-    chain_services: Services, chain: Chain, on_chain: Gateway
+    chain_resources: Resources, chain: Chain, on_chain: Gateway
 ) -> None:
-    payments = chain_services.settings.payments
-    payments.finalized_tag = False
+    payments = chain_resources.settings.payments
+    payments.finalized_tag, payments.first_block = False, chain.deployment.block
     actions = Actions(chain)
     user = actions.user(far=3)
     wallet = user.address.lower()
     payments.confirmations = 10**6
-    await follow(chain_services)
+    await follow(chain_resources)
     balance = await balance_of(on_chain, wallet)
     assert (balance["incoming_far_exact"], amounts(balance)) == ("3", ("0", "0", "0", "0"))
     payments.confirmations = 0
-    await follow(chain_services)
+    await follow(chain_resources)
     balance = await balance_of(on_chain, wallet)
     assert (balance["incoming_far_exact"], amounts(balance)) == ("0", ("3", "0", "0", "3"))
     actions.call(user, "requestWithdrawal", 2 * FAR)
     actions.call(user, "requestCapLowering", FAR)
-    await follow(chain_services)
+    await follow(chain_resources)
     balance = await balance_of(on_chain, wallet)
     assert amounts(balance) == ("1", "0", "0", "1")
     lowering, withdrawal = balance["cap"]["lowering"], balance["withdrawal"]
@@ -144,7 +144,7 @@ async def test_what_is_on_its_way_is_told(
     assert withdrawal["ready_at"] > now < lowering["ready_at"]
     actions.call(user, "cancelCapLowering")
     actions.call(user, "cancelWithdrawal")
-    await follow(chain_services)
+    await follow(chain_resources)
     balance = await balance_of(on_chain, wallet)
     assert (balance["withdrawal"], balance["cap"]["lowering"]) == (None, None)
     assert amounts(balance) == ("3", "0", "0", "3")

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from market.nodes import live_lookup, live_registry
 from market.nodes.tables import RegisteredNode
 from market.placement.tables import Rebalance
-from market.resources import Services, open_services
+from market.resources import Resources, open_resources
 from market.routing.eligibility import SkipReason
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
@@ -51,8 +51,8 @@ async def gateway(settings: Settings, redis: Redis) -> AsyncIterator[Gateway]:
 
 
 @pytest.fixture
-async def services(settings: Settings, redis: Redis) -> AsyncIterator[Services]:
-    async with open_services(settings) as opened:
+async def resources(settings: Settings, redis: Redis) -> AsyncIterator[Resources]:
+    async with open_resources(settings) as opened:
         yield opened
 
 
@@ -139,13 +139,13 @@ class Provider:
         return answer
 
 
-async def moves(services: Services) -> list[Rebalance]:
-    async with services.sessions() as db:
+async def moves(resources: Resources) -> list[Rebalance]:
+    async with resources.sessions() as db:
         return list(await db.scalars(select(Rebalance).order_by(Rebalance.id)))
 
 
-async def rebalance(services: Services) -> None:
-    await rebalance_model(services, services.catalog.get(MODEL_ID))
+async def rebalance(resources: Resources) -> None:
+    await rebalance_model(resources, resources.catalog.get(MODEL_ID))
 
 
 async def two(gateway: Gateway) -> tuple[Provider, Provider]:
@@ -176,9 +176,9 @@ async def test_a_node_without_memory_is_refused(gateway: Gateway) -> None:
     assert refused["code"] == "memory_bytes_too_small"
 
 
-async def test_who_comes_back_serves_what_it_served(gateway: Gateway, services: Services) -> None:
+async def test_who_comes_back_serves_what_it_served(gateway: Gateway, resources: Resources) -> None:
     first, second = await two(gateway)
-    await rebalance(services)
+    await rebalance(resources)
     for node in (first, second):
         await node.obey(await node.beat())
     told = await first.beat()
@@ -203,17 +203,17 @@ async def test_who_comes_back_by_its_name_serves_what_it_served(gateway: Gateway
 
 
 async def test_a_join_causes_one_move_that_takes_effect_when_all_have_loaded(
-    gateway: Gateway, services: Services
+    gateway: Gateway, resources: Resources
 ) -> None:
     first, second = await two(gateway)
-    await rebalance(services)
-    await rebalance(services)
-    [move] = await moves(services)
+    await rebalance(resources)
+    await rebalance(resources)
+    [move] = await moves(resources)
     assert move.state == "proposed"
     assert {change["node_id"] for change in move.changes} == {first.id, second.id}
     told = [await first.beat(ms=10), await second.beat()]
     assert all(answer["should_rebalance"] for answer in told)
-    assert [move.state for move in await moves(services)] == ["loading"]
+    assert [move.state for move in await moves(resources)] == ["loading"]
     waiting = await first.obey(told[0])
     assert waiting["should_rebalance"]
     before = {
@@ -223,7 +223,7 @@ async def test_a_join_causes_one_move_that_takes_effect_when_all_have_loaded(
     assert before[first.id] == list(range(LAYERS)), "nothing changes until all can"
     await second.obey(told[1])
     await first.beat(ms=10)
-    assert [move.state for move in await moves(services)] == ["switched"]
+    assert [move.state for move in await moves(resources)] == ["switched"]
     nodes = {n.node_id: n for n in await live_lookup.available_nodes(gateway.redis, MODEL_ID)}
     assert nodes[first.id].end_layer == nodes[second.id].start_layer
     assert (nodes[first.id].start_layer, nodes[second.id].end_layer) == (0, LAYERS)
@@ -233,9 +233,9 @@ async def test_a_join_causes_one_move_that_takes_effect_when_all_have_loaded(
     )
 
 
-async def test_noise_moves_nobody_and_drift_does(gateway: Gateway, services: Services) -> None:
+async def test_noise_moves_nobody_and_drift_does(gateway: Gateway, resources: Resources) -> None:
     first, second = await two(gateway)
-    await rebalance(services)
+    await rebalance(resources)
     for node in (first, second):
         await node.obey(await node.beat(ms=10))
     told = await first.beat(ms=10)
@@ -243,40 +243,40 @@ async def test_noise_moves_nobody_and_drift_does(gateway: Gateway, services: Ser
     for ms in (10.0, 10.2, 9.8, 10.1, 9.9):
         await first.beat(ms=ms)
         await second.beat(ms=20 - ms)
-        await rebalance(services)
-    assert len(await moves(services)) == 1
+        await rebalance(resources)
+    assert len(await moves(resources)) == 1
     await second.beat(ms=40)
-    await rebalance(services)
-    [_, drift] = await moves(services)
+    await rebalance(resources)
+    [_, drift] = await moves(resources)
     shorter = {change["node_id"]: change for change in drift.changes}[second.id]
     assert shorter["new"][1] - shorter["new"][0] < shorter["old"][1] - shorter["old"][0]
 
 
 async def test_who_cannot_load_stays_and_is_not_asked_again(
-    gateway: Gateway, services: Services
+    gateway: Gateway, resources: Resources
 ) -> None:
     first, second = await two(gateway)
-    await rebalance(services)
+    await rebalance(resources)
     told = await second.beat()
     span = [told["start_layer"], told["end_layer"]]
     answer = await second.beat(cannot_serve=span)
     assert not answer["should_rebalance"]
     assert not (await first.beat(ms=10))["should_rebalance"]
-    await rebalance(services)
-    [move] = await moves(services)
+    await rebalance(resources)
+    [move] = await moves(resources)
     assert (move.state, second.id in (move.reason or "")) == ("failed", True)
 
 
 async def test_a_move_of_a_node_that_is_gone_is_given_up(
-    gateway: Gateway, services: Services
+    gateway: Gateway, resources: Resources
 ) -> None:
     first, second = await two(gateway)
-    await rebalance(services)
+    await rebalance(resources)
     await first.beat(ms=10)
-    services.settings.discovery.node_ttl = 0
-    await live_registry.evict(services.redis, second.id, MODEL_ID)
-    await rebalance(services)
-    [move] = await moves(services)
+    resources.settings.discovery.node_ttl = 0
+    await live_registry.evict(resources.redis, second.id, MODEL_ID)
+    await rebalance(resources)
+    [move] = await moves(resources)
     assert move.state == "failed"
     assert not (await first.beat(ms=10))["should_rebalance"]
 
@@ -285,16 +285,16 @@ async def test_a_move_of_a_node_that_is_gone_is_given_up(
     "again", [{"pinned": (2, LAYERS)}, {"model_id": OTHER_MODEL}], ids=["pinned", "another model"]
 )
 async def test_who_comes_back_for_a_span_of_its_own_is_not_moved(
-    gateway: Gateway, services: Services, again: dict[str, Any]
+    gateway: Gateway, resources: Resources, again: dict[str, Any]
 ) -> None:
     """It had loaded already: the last of the others would have moved it."""
     first, second = await two(gateway)
-    await rebalance(services)
+    await rebalance(resources)
     told = await first.beat(ms=10)
     await second.obey(await second.beat())
     await second.join(**again)
     chosen = second.span
-    [move] = await moves(services)
+    [move] = await moves(resources)
     assert (move.state, second.id in (move.reason or "")) == ("failed", True)
     assert not await gateway.redis.exists(
         redis_keys.assignment(first.id), redis_keys.assignment(second.id)
@@ -302,73 +302,73 @@ async def test_who_comes_back_for_a_span_of_its_own_is_not_moved(
     assert not (await second.beat())["should_rebalance"]
     stays = await first.obey(told)
     assert (stays["should_rebalance"], first.span) == (False, (0, LAYERS))
-    async with services.sessions() as db:
+    async with resources.sessions() as db:
         row = await db.get_one(RegisteredNode, second.id)
     assert (row.start_layer, row.end_layer) == chosen
-    async with services.sessions() as db:
+    async with resources.sessions() as db:
         assert (await db.get_one(RegisteredNode, first.id)).end_layer == LAYERS
 
 
 async def test_nobody_switches_without_a_node_that_is_pinned_meanwhile(
-    gateway: Gateway, services: Services
+    gateway: Gateway, resources: Resources
 ) -> None:
     first, second = await two(gateway)
-    await rebalance(services)
+    await rebalance(resources)
     told = [await first.beat(ms=10), await second.beat()]
     await first.obey(told[0])
-    async with services.sessions.begin() as db:
+    async with resources.sessions.begin() as db:
         (await db.get_one(RegisteredNode, first.id)).placeable = False
     answer = await second.obey(told[1])
     assert not answer["should_rebalance"]
-    [move] = await moves(services)
+    [move] = await moves(resources)
     assert (move.state, first.id in (move.reason or "")) == ("failed", True)
-    async with services.sessions() as db:
+    async with resources.sessions() as db:
         rows = [await db.get_one(RegisteredNode, node.id) for node in (first, second)]
     assert [(row.start_layer, row.end_layer) for row in rows] == [first.span, second.span]
 
 
 async def test_a_move_under_way_still_expires_where_none_are_begun_any_more(
-    gateway: Gateway, services: Services
+    gateway: Gateway, resources: Resources
 ) -> None:
     first, second = await two(gateway)
-    await rebalance(services)
-    services.settings.placement.enabled = False
-    services.settings.placement.move_limit = 1e-3
-    await crons_rebalance.rebalance({"services": services})
-    await crons_rebalance.rebalance({"services": services})
-    assert [move.state for move in await moves(services)] == ["expired"]
+    await rebalance(resources)
+    resources.settings.placement.enabled = False
+    resources.settings.placement.move_limit = 1e-3
+    await crons_rebalance.rebalance({"resources": resources})
+    await crons_rebalance.rebalance({"resources": resources})
+    assert [move.state for move in await moves(resources)] == ["expired"]
     for node in (first, second):
         assert not (await node.beat(ms=10))["should_rebalance"]
 
 
-async def test_orders_outlive_redis(gateway: Gateway, services: Services) -> None:
+async def test_orders_outlive_redis(gateway: Gateway, resources: Resources) -> None:
     first, second = await two(gateway)
-    await rebalance(services)
+    await rebalance(resources)
     await gateway.redis.flushall()
     for node in (first, second):
         assert not (await node.beat(ms=10))["should_rebalance"]
-    await rebalance(services)
+    await rebalance(resources)
     assert (await first.beat(ms=10))["should_rebalance"]
-    assert len(await moves(services)) == 1
+    assert len(await moves(resources)) == 1
 
 
-async def test_a_fixed_span_is_never_moved(gateway: Gateway, services: Services) -> None:
+async def test_a_fixed_span_is_never_moved(gateway: Gateway, resources: Resources) -> None:
     first, second = await two(gateway)
-    async with services.sessions.begin() as db:
+    async with resources.sessions.begin() as db:
         for node in (first, second):
             (await db.get_one(RegisteredNode, node.id)).placeable = False
     await gateway.redis.flushall()
     await first.beat(ms=10)
     await second.beat()
-    await rebalance(services)
-    assert await moves(services) == []
+    await rebalance(resources)
+    assert await moves(resources) == []
 
 
 async def test_a_provider_sees_his_node_and_why_it_gets_no_work(
-    gateway: Gateway, services: Services
+    gateway: Gateway, resources: Resources
 ) -> None:
     first, second = await two(gateway)
-    skips = SkipCounter(services.redis)
+    skips = SkipCounter(resources.redis)
     for _ in range(2):
         await skips.count({second.id: SkipReason.SPAN_MEETS_NOBODY})
     url = f"/api/nodes/{second.id}"

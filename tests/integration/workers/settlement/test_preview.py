@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from market.escrow.reader import EscrowReader
-from market.resources import Services
+from market.resources import Resources
 from market.settlement.tables import SettlementPause
 from tests.conftest import OPERATOR_PASSWORD, Chain
 from tests.support.settled_money import (
@@ -25,37 +25,37 @@ from workers.settlement.preview import describe, make_preview
 
 
 async def test_a_dry_run_says_what_would_happen_and_does_nothing(
-    chain_services: Services, escrow: EscrowReader, chain: Chain
+    chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
-    user = await rich_user(chain_services, chain)
+    user = await rich_user(chain_resources, chain)
     for _ in range(2):
-        await served(chain_services, user, 5)
-    await served(chain_services, await poor_user(chain_services), 7)
-    held = await served(chain_services, user, 3)
-    await change(chain_services, held, withheld_until=ago(-60), withheld_reason="audit")
+        await served(chain_resources, user, 5)
+    await served(chain_resources, await poor_user(chain_resources), 7)
+    held = await served(chain_resources, user, 3)
+    await change(chain_resources, held, withheld_until=ago(-60), withheld_reason="audit")
     height = chain.actor.web3.eth.block_number
-    preview = await make_preview(chain_services, escrow, SIGNER)
+    preview = await make_preview(chain_resources, escrow, SIGNER)
     said = "\n".join(describe(preview))
     assert "generations 2" in said
     assert f"user {user.address.lower()} pays 0.001 FAR" in said
     assert "excluded: 1 generations, 0.0007 FAR: InsufficientDeposit: " + POOR in said
     assert "excluded: 1 generations, 0.0003 FAR: withheld (audit)" in said
     assert preview.draft is not None
-    assert await batches(chain_services) == []
+    assert await batches(chain_resources) == []
     assert chain.actor.web3.eth.block_number == height
     # What it foretold is what happens.
-    batch = await settle_due(chain_services, escrow, SIGNER)
+    batch = await settle_due(chain_resources, escrow, SIGNER)
     assert batch == preview.draft.content.id
-    [signed] = await transactions(chain_services)
+    [signed] = await transactions(chain_resources)
     assert signed.gas == preview.gas
 
 
 async def test_the_command_line_plans_and_resumes(
-    chain_services: Services, chain: Chain, database_url: str, redis_url: str
+    chain_resources: Resources, chain: Chain, database_url: str, redis_url: str
 ) -> None:
-    user = await rich_user(chain_services, chain)
-    await served(chain_services, user, 5)
-    async with chain_services.sessions.begin() as db:
+    user = await rich_user(chain_resources, chain)
+    await served(chain_resources, user, 5)
+    async with chain_resources.sessions.begin() as db:
         db.add(SettlementPause(reason="reverted", detail="by a test"))
     environment = os.environ | {
         "FAR_CONFIG": os.devnull,
@@ -82,6 +82,6 @@ async def test_the_command_line_plans_and_resumes(
     assert "generations 1" in planned.stdout
     resumed = await asyncio.to_thread(far_mesh, "--resume")
     assert "Settlement goes on. It was paused (reverted): by a test" in resumed.stdout
-    assert await pauses.current_pause(chain_services.sessions) is None
+    assert await pauses.current_pause(chain_resources.sessions) is None
     neither = await asyncio.to_thread(far_mesh)
     assert neither.returncode == 2

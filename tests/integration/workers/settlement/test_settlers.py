@@ -10,7 +10,7 @@ from market.chain.keystore_signer import LocalSigner
 from market.chain.kms_signer import KmsSigner
 from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job
-from market.resources import Services
+from market.resources import Resources
 from market.settlement.errors import SettlementPaused
 from market.settlement.tables import SettlementTransaction
 from stack.dev_chain_client import development_account
@@ -38,70 +38,70 @@ from workers.settlement.run_context import OpenBatch, SettlementRun
 
 
 async def test_two_settlers_at_once_are_one(
-    chain_services: Services, escrow: EscrowReader, chain: Chain
+    chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
-    user = await rich_user(chain_services, chain)
-    await served(chain_services, user, 9)
-    runs = await asyncio.gather(*(settle_due(chain_services, escrow, SIGNER) for _ in range(4)))
+    user = await rich_user(chain_resources, chain)
+    await served(chain_resources, user, 9)
+    runs = await asyncio.gather(*(settle_due(chain_resources, escrow, SIGNER) for _ in range(4)))
     assert len([batch for batch in runs if batch is not None]) == 1
-    await assert_ledger_equals_chain(chain_services, escrow, user.address)
+    await assert_ledger_equals_chain(chain_resources, escrow, user.address)
 
 
-async def test_kms_settles(chain_services: Services, escrow: EscrowReader, chain: Chain) -> None:
+async def test_kms_settles(chain_resources: Resources, escrow: EscrowReader, chain: Chain) -> None:
     """A real transaction, signed by a key that this process never sees."""
-    user = await rich_user(chain_services, chain)
-    await served(chain_services, user, 9)
+    user = await rich_user(chain_resources, chain)
+    await served(chain_resources, user, 9)
     with running_kms() as kms:
         signer = await KmsSigner.open(new_key(kms), region=REGION)
         chain.actor.send_gas_money(chain.actor.treasury, signer.address)
         make_settler(chain, signer.address)
-        assert await settle_due(chain_services, escrow, signer) is not None
-    [signed] = await transactions(chain_services)
+        assert await settle_due(chain_resources, escrow, signer) is not None
+    [signed] = await transactions(chain_resources)
     assert signed.account == signer.address.lower()
     mined = chain.actor.web3.eth.get_transaction(HexBytes(signed.hash))
     assert mined["from"] == signer.address
-    await assert_ledger_equals_chain(chain_services, escrow, user.address)
+    await assert_ledger_equals_chain(chain_resources, escrow, user.address)
 
 
 async def test_a_new_signer_takes_over_in_the_middle(
-    chain_services: Services, escrow: EscrowReader, chain: Chain
+    chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """What the old one signed and nobody mined is not in the way."""
-    user = await rich_user(chain_services, chain)
-    await served(chain_services, user, 9)
-    await settle_through(chain_services, chain, deafness)
+    user = await rich_user(chain_resources, chain)
+    await served(chain_resources, user, 9)
+    await settle_through(chain_resources, chain, deafness)
     other = development_account(4)
     make_settler(chain, other.address)
-    assert await settle_due(chain_services, escrow, LocalSigner(other)) is not None
-    old, new = await transactions(chain_services)
+    assert await settle_due(chain_resources, escrow, LocalSigner(other)) is not None
+    old, new = await transactions(chain_resources)
     assert (old.account, new.account) == (OPERATOR.address.lower(), other.address.lower())
-    await assert_ledger_equals_chain(chain_services, escrow, user.address)
+    await assert_ledger_equals_chain(chain_resources, escrow, user.address)
 
 
 async def test_what_an_account_signed_that_is_no_settler_any_more_is_not_in_the_way(
-    chain_services: Services, escrow: EscrowReader, chain: Chain
+    chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """A stolen key: its role is taken away, its bytes are still about, and a user falls short."""
-    good, bad = [await rich_user(chain_services, chain) for _ in range(2)]
+    good, bad = [await rich_user(chain_resources, chain) for _ in range(2)]
     for user in (good, bad):
-        await served(chain_services, user, 5)
-    await settle_through(chain_services, chain, deafness)
+        await served(chain_resources, user, 5)
+    await settle_through(chain_resources, chain, deafness)
     lower_cap(chain, bad, 0)
     other = development_account(4)
     make_settler(chain, other.address)
-    payments = chain_services.settings.payments
+    payments = chain_resources.settings.payments
     patience, payments.confirmation_wait = payments.confirmation_wait, 1
-    assert await settle_due(chain_services, escrow, LocalSigner(other)) is None
+    assert await settle_due(chain_resources, escrow, LocalSigner(other)) is None
     take_role_away(chain, OPERATOR.address)
     payments.confirmation_wait = patience
-    assert await settle_due(chain_services, escrow, LocalSigner(other)) is not None
-    await assert_ledger_equals_chain(chain_services, escrow, good.address, owing=True)
-    assert await statuses(chain_services) == ["replaced", "confirmed"]
+    assert await settle_due(chain_resources, escrow, LocalSigner(other)) is not None
+    await assert_ledger_equals_chain(chain_resources, escrow, good.address, owing=True)
+    assert await statuses(chain_resources) == ["replaced", "confirmed"]
 
 
 async def one_closed(run: SettlementRun, chain: Chain) -> tuple[Job, OpenBatch]:
     """A generation, and the batch that it is in, which nobody has signed yet."""
-    job = await served(run.services, await rich_user(run.services, chain), 5)
+    job = await served(run.resources, await rich_user(run.resources, chain), 5)
     await collect.close_batch(run)
     closed = await run.open_batch()
     assert closed is not None
@@ -109,55 +109,55 @@ async def one_closed(run: SettlementRun, chain: Chain) -> tuple[Job, OpenBatch]:
 
 
 async def test_a_batch_that_another_settler_has_posted_is_not_replaced(
-    chain_services: Services, escrow: EscrowReader, chain: Chain
+    chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Also where nobody knows of a transaction of it."""
-    run = SettlementRun(chain_services, escrow, SIGNER)
+    run = SettlementRun(chain_resources, escrow, SIGNER)
     job, closed = await one_closed(run, chain)
-    await settle_due(chain_services, escrow, SIGNER)
-    async with chain_services.sessions.begin() as db:
+    await settle_due(chain_resources, escrow, SIGNER)
+    async with chain_resources.sessions.begin() as db:
         await db.execute(SettlementTransaction.__table__.delete())
     with pytest.raises(ChainError, match="another settler"):
         await exclusions.reclose(run, closed, {"CapExceeded": [job]})
-    assert await statuses(chain_services) == ["confirmed"]
+    assert await statuses(chain_resources) == ["confirmed"]
 
 
 async def test_a_batch_that_another_settler_has_signed_is_not_replaced(
-    chain_services: Services, escrow: EscrowReader, chain: Chain
+    chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """The one way to pay twice: the generation in two batches that can both be mined."""
-    run = SettlementRun(chain_services, escrow, SIGNER)
+    run = SettlementRun(chain_resources, escrow, SIGNER)
     job, closed = await one_closed(run, chain)
     await submit.sign(run, closed)
     with pytest.raises(ChainError, match="another settler"):
         await exclusions.reclose(run, closed, {"CapExceeded": [job]})
-    assert (await session_of(chain_services, job)).settlement_id == closed.id
-    assert await statuses(chain_services) == ["signed"]
+    assert (await session_of(chain_resources, job)).settlement_id == closed.id
+    assert await statuses(chain_resources) == ["signed"]
 
 
 async def test_a_batch_that_another_settler_has_replaced_is_not_signed(
-    chain_services: Services, escrow: EscrowReader, chain: Chain
+    chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
-    run = SettlementRun(chain_services, escrow, SIGNER)
+    run = SettlementRun(chain_resources, escrow, SIGNER)
     job, closed = await one_closed(run, chain)
     await exclusions.reclose(run, closed, {"CapExceeded": [job]})
     with pytest.raises(ChainError, match="another settler"):
         await submit.sign(run, closed)
-    assert await transactions(chain_services) == []
+    assert await transactions(chain_resources) == []
 
 
 async def test_a_batch_for_another_contract_is_not_sent_to_this_one(
-    chain_services: Services, escrow: EscrowReader, chain: Chain
+    chain_resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> None:
     """Settings that change while a batch is on its way: it may be mined on the old contract."""
-    user = await rich_user(chain_services, chain)
-    await served(chain_services, user, 5)
-    await settle_through(chain_services, chain, deafness)
+    user = await rich_user(chain_resources, chain)
+    await served(chain_resources, user, 5)
+    await settle_through(chain_resources, chain, deafness)
     other = EscrowReader(escrow.chain, chain.actor.deploy(OPERATOR.address).escrow)
     with pytest.raises(SettlementPaused):
-        await settle_due(chain_services, other, SIGNER)
-    assert await pause_reason(chain_services) == "mismatch"
-    assert len(await transactions(chain_services)) == 1
+        await settle_due(chain_resources, other, SIGNER)
+    assert await pause_reason(chain_resources) == "mismatch"
+    assert len(await transactions(chain_resources)) == 1
 
 
 def take_role_away(chain: Chain, account: str) -> None:

@@ -16,7 +16,7 @@ from market.jobs import messaging
 from market.jobs.tables import Job, RouteHop
 from market.nodes import live_registry
 from market.prompt_vault import PromptText
-from market.resources import Services
+from market.resources import Resources
 from market.routing.skip_counts import skips_of
 from mesh import redis_keys, token_stream, wire
 from mesh.route_record import RouteRecord
@@ -30,27 +30,29 @@ POSITIONS = 103
 """Of one generation: the prompt's 3 and 100 new ones."""
 
 
-async def submit(services: Services, *, seconds: float = 60) -> Job:
+async def submit(resources: Resources, *, seconds: float = 60) -> Job:
     """A job as the gateway leaves it, due in so many seconds."""
     job = session(status="pending", lease_counter=0)
     job.epoch, job.lease_expires_at = 0, None
     job.deadline_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
-    job.request_cipher = services.vault.seal(job.request_id, PromptText([1, 2, 3], []))
-    async with services.sessions.begin() as db:
+    job.request_cipher = resources.vault.seal(job.request_id, PromptText([1, 2, 3], []))
+    async with resources.sessions.begin() as db:
         db.add(job)
         await fund(db, wallet=job.user_wallet, amount=job.hold_far)
         await ledger.hold(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
     return job
 
 
-async def reload(services: Services, job: Job) -> Job:
-    async with services.sessions() as db:
+async def reload(resources: Resources, job: Job) -> Job:
+    async with resources.sessions() as db:
         return await db.get_one(Job, job.id)
 
 
 @asynccontextmanager
-async def supervised(services: Services, *jobs: Job) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(supervise({"services": services}, job.request_id)) for job in jobs]
+async def supervised(resources: Resources, *jobs: Job) -> AsyncIterator[None]:
+    tasks = [
+        asyncio.create_task(supervise({"resources": resources}, job.request_id)) for job in jobs
+    ]
     try:
         yield
     finally:
@@ -79,9 +81,9 @@ async def wait_for(condition: Callable[[], Awaitable[bool]], seconds: float = 20
         await asyncio.sleep(0.02)
 
 
-async def balances(services: Services, job: Job) -> tuple[Decimal, Decimal]:
+async def balances(resources: Resources, job: Job) -> tuple[Decimal, Decimal]:
     """What the job's wallet may spend, and what is held."""
-    async with services.sessions() as db:
+    async with resources.sessions() as db:
         return (
             await ledger.balance(db, ledger.available(job.user_wallet)),
             await ledger.balance(db, ledger.held(job.user_wallet)),
@@ -89,25 +91,25 @@ async def balances(services: Services, job: Job) -> tuple[Decimal, Decimal]:
 
 
 async def test_without_nodes_a_job_waits_until_its_deadline_and_is_refunded(
-    services: Services,
+    resources: Resources,
 ) -> None:
-    job = await submit(services, seconds=2.5)
-    await asyncio.wait_for(supervise({"services": services}, job.request_id), timeout=20)
-    ended = await reload(services, job)
+    job = await submit(resources, seconds=2.5)
+    await asyncio.wait_for(supervise({"resources": resources}, job.request_id), timeout=20)
+    ended = await reload(resources, job)
     assert dt.datetime.now(dt.UTC) >= job.deadline_at
     assert (ended.status, ended.error_code) == ("failed", "no_route")
-    assert await balances(services, job) == (job.hold_far, 0)
+    assert await balances(resources, job) == (job.hold_far, 0)
 
 
 async def test_while_a_job_waits_the_nodes_that_are_there_are_told_why(
-    services: Services, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    resources: Resources, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at each poll: a job may wait for a quarter of an hour."""
     monkeypatch.setattr("workers.supervisor.epochs.COUNT_SKIPS_SECONDS", 2.0)
-    job = await submit(services)
+    job = await submit(resources)
     await live_registry.put(redis, node(0), ttl=3600)
     await redis.set(redis_keys.keepalive("node_0"), POSITIONS, ex=3600)
-    async with supervised(services, job):
+    async with supervised(resources, job):
         await asyncio.sleep(1.5)
         assert await skips_of(redis, "node_0") == {"span_meets_nobody": 1}
 
@@ -118,10 +120,10 @@ async def test_while_a_job_waits_the_nodes_that_are_there_are_told_why(
 
 
 async def test_a_job_that_waits_is_served_when_a_node_comes(
-    services: Services, redis: Redis
+    resources: Resources, redis: Redis
 ) -> None:
-    job = await submit(services)
-    async with supervised(services, job):
+    job = await submit(resources)
+    async with supervised(resources, job):
         await asyncio.sleep(0.5)
         assert await opened(redis) == []
         await put_node(redis, free_kv=POSITIONS)
@@ -130,34 +132,34 @@ async def test_a_job_that_waits_is_served_when_a_node_comes(
             return await opened(redis) == [job.request_id]
 
         await wait_for(is_open)
-    assert (await reload(services, job)).epoch == 1
+    assert (await reload(resources, job)).epoch == 1
 
 
 async def test_the_live_record_tells_the_route_with_the_epoch(
-    services: Services, redis: Redis
+    resources: Resources, redis: Redis
 ) -> None:
-    job = await submit(services)
+    job = await submit(resources)
     await put_node(redis, free_kv=POSITIONS)
-    async with supervised(services, job):
+    async with supervised(resources, job):
 
         async def is_open() -> bool:
             return await opened(redis) == [job.request_id]
 
         await wait_for(is_open)
     written = await redis.hgetall(redis_keys.live_record(job.request_id))  # type: ignore[misc]
-    width = services.catalog.get(job.model_id).width
+    width = resources.catalog.get(job.model_id).width
     assert written[b"epoch"] == b"1"
     assert RouteRecord.unpack(written[b"route"]) == RouteRecord(width, POSITIONS, ["node_0"])
 
 
 async def test_jobs_beyond_a_nodes_free_kv_queue_without_asking_it(
-    services: Services, redis: Redis
+    resources: Resources, redis: Redis
 ) -> None:
     """The KV cache holds two of six: two are opened, and each keep-alive with space for one more
     lets one more in."""
-    jobs = [await submit(services) for _ in range(6)]
+    jobs = [await submit(resources) for _ in range(6)]
     await put_node(redis, free_kv=2 * POSITIONS)
-    async with supervised(services, *jobs):
+    async with supervised(resources, *jobs):
         for count in range(2, 7):
 
             async def are_open(count: int = count) -> bool:
@@ -169,18 +171,18 @@ async def test_jobs_beyond_a_nodes_free_kv_queue_without_asking_it(
             assert int(await redis.get(redis_keys.keepalive("node_0"))) < POSITIONS
             await redis.set(redis_keys.keepalive("node_0"), POSITIONS, ex=3600)
     assert set(await opened(redis)) == {job.request_id for job in jobs}
-    async with services.sessions() as db:
+    async with resources.sessions() as db:
         assert await db.scalar(select(func.max(RouteHop.epoch))) == 1  # nobody tried in vain
 
 
-async def completed(services: Services, job: Job) -> None:
+async def completed(resources: Resources, job: Job) -> None:
     async def is_over() -> bool:
-        return (await reload(services, job)).status == "completed"
+        return (await reload(resources, job)).status == "completed"
 
     await wait_for(is_over)
 
 
-async def first_epoch(services: Services, redis: Redis, job: Job) -> None:
+async def first_epoch(resources: Resources, redis: Redis, job: Job) -> None:
     async def is_open() -> bool:
         return job.request_id in await opened(redis)
 
@@ -188,12 +190,12 @@ async def first_epoch(services: Services, redis: Redis, job: Job) -> None:
 
 
 @asynccontextmanager
-async def served(services: Services, redis: Redis) -> AsyncIterator[Job]:
+async def served(resources: Resources, redis: Redis) -> AsyncIterator[Job]:
     """A job under supervision, in its first epoch on the one node."""
-    job = await submit(services)
+    job = await submit(resources)
     await put_node(redis, free_kv=POSITIONS)
-    async with supervised(services, job):
-        await first_epoch(services, redis, job)
+    async with supervised(resources, job):
+        await first_epoch(resources, redis, job)
         yield job
 
 
@@ -205,24 +207,24 @@ async def write(redis: Redis, job: Job, epoch: int, count: int) -> None:
 
 
 async def test_an_answer_that_ends_while_a_route_is_sought_is_complete(
-    services: Services, redis: Redis
+    resources: Resources, redis: Redis
 ) -> None:
     """The penalised node was only slow: its epoch lasts until the next begins."""
-    async with served(services, redis) as job:
+    async with served(resources, redis) as job:
         await messaging.publish_event(
             redis, wire.Refused(job.request_id, 1, "node_0", "not_finite")
         )
         await asyncio.sleep(1)
         await write(redis, job, 1, 5)
         await messaging.publish_event(redis, wire.Ended(job.request_id, 1, "stop", 5))
-        await completed(services, job)
-    assert (await reload(services, job)).token_count == 5
+        await completed(resources, job)
+    assert (await reload(resources, job)).token_count == 5
 
 
 async def test_a_full_node_is_not_asked_again_until_it_has_free_kv(
-    services: Services, redis: Redis
+    resources: Resources, redis: Redis
 ) -> None:
-    async with served(services, redis) as job:
+    async with served(resources, redis) as job:
         await redis.set(redis_keys.keepalive("node_0"), 0, ex=3600)
         await messaging.publish_event(redis, wire.Refused(job.request_id, 1, "node_0", "kv_full"))
         await asyncio.sleep(2)
@@ -235,8 +237,8 @@ async def test_a_full_node_is_not_asked_again_until_it_has_free_kv(
         await wait_for(is_open_again)
 
 
-async def test_a_node_off_the_route_is_not_penalised(services: Services, redis: Redis) -> None:
-    async with served(services, redis) as job:
+async def test_a_node_off_the_route_is_not_penalised(resources: Resources, redis: Redis) -> None:
+    async with served(resources, redis) as job:
         await messaging.publish_event(
             redis, wire.Refused(job.request_id, 1, "node_elsewhere", "not_finite")
         )
@@ -256,51 +258,51 @@ async def join(redis: Redis, node_id: str, span: tuple[int, int], *, ms: float) 
     await redis.set(redis_keys.keepalive(node_id), 10_000, ex=3600)
 
 
-async def refuse(services: Services, redis: Redis, job: Job, liar: str, code: str) -> None:
+async def refuse(resources: Resources, redis: Redis, job: Job, liar: str, code: str) -> None:
     """Whatever the liar is asked to open it refuses, until another edge completes the job."""
     refused = 0
     while not await opened(redis, "honest"):
-        epoch = (await reload(services, job)).epoch
+        epoch = (await reload(resources, job)).epoch
         if epoch > refused and len(await opened(redis)) == epoch:
             refused = epoch
             await messaging.publish_event(redis, wire.Refused(job.request_id, epoch, liar, code))
         await asyncio.sleep(0.02)
-    epoch = (await reload(services, job)).epoch
+    epoch = (await reload(resources, job)).epoch
     await write(redis, job, epoch, 3)
     await messaging.publish_event(redis, wire.Ended(job.request_id, epoch, "stop", 3))
-    await completed(services, job)
+    await completed(resources, job)
 
 
 @pytest.mark.parametrize("code", ["gap", "forgotten", "no_replay"])
 async def test_who_loses_its_state_twice_is_gone_around(
-    services: Services, redis: Redis, code: str
+    resources: Resources, redis: Redis, code: str
 ) -> None:
     """The first time it is excused, since messages get lost. It would refuse for ever."""
     await join(redis, "node_0", (0, LAYERS), ms=1)
     await join(redis, "honest", (0, LAYERS), ms=50)
-    job = await submit(services)
-    async with supervised(services, job):
-        await asyncio.wait_for(refuse(services, redis, job, "node_0", code), timeout=20)
+    job = await submit(resources)
+    async with supervised(resources, job):
+        await asyncio.wait_for(refuse(resources, redis, job, "node_0", code), timeout=20)
     assert len(await opened(redis)) == 2
     assert await redis.exists(redis_keys.cooldown("node_0"))
     assert not await redis.exists(redis_keys.cooldown("honest"))
 
 
 async def test_for_steps_that_do_not_arrive_sender_and_receiver_are_penalised(
-    services: Services, redis: Redis
+    resources: Resources, redis: Redis
 ) -> None:
     await join(redis, "node_0", (0, 3), ms=1)
     await join(redis, "middle", (3, 4), ms=1)
     await join(redis, "receiver", (4, LAYERS), ms=1)
     await join(redis, "honest", (0, LAYERS), ms=50)
-    job = await submit(services)
-    async with supervised(services, job):
-        await asyncio.wait_for(refuse(services, redis, job, "receiver", "gap"), timeout=20)
+    job = await submit(resources)
+    async with supervised(resources, job):
+        await asyncio.wait_for(refuse(resources, redis, job, "receiver", "gap"), timeout=20)
     nodes = ("node_0", "middle", "receiver")
     assert [await redis.exists(redis_keys.cooldown(each)) for each in nodes] == [0, 1, 1]
 
 
-async def test_what_a_node_makes_up_is_no_label(services: Services, redis: Redis) -> None:
+async def test_what_a_node_makes_up_is_no_label(resources: Resources, redis: Redis) -> None:
     def rerouted(reason: str) -> float | None:
         labels = {"model_id": MODEL_ID, "reason": reason}
         return REGISTRY.get_sample_value("far_mesh_reroutes_total", labels)
@@ -308,31 +310,31 @@ async def test_what_a_node_makes_up_is_no_label(services: Services, redis: Redis
     before = rerouted("broken_rule") or 0
     await join(redis, "node_0", (0, LAYERS), ms=1)
     await join(redis, "honest", (0, LAYERS), ms=50)
-    job = await submit(services)
-    async with supervised(services, job):
-        await asyncio.wait_for(refuse(services, redis, job, "node_0", "x" * 64), timeout=20)
+    job = await submit(resources)
+    async with supervised(resources, job):
+        await asyncio.wait_for(refuse(resources, redis, job, "node_0", "x" * 64), timeout=20)
     assert rerouted("broken_rule") == before + 1
     assert rerouted("x" * 64) is None
     assert await redis.exists(redis_keys.cooldown("node_0"))
 
 
-async def test_what_is_no_message_stops_nobody(services: Services, redis: Redis) -> None:
-    async with served(services, redis) as job:
+async def test_what_is_no_message_stops_nobody(resources: Resources, redis: Redis) -> None:
+    async with served(resources, redis) as job:
         await redis.xadd(redis_keys.events(job.request_id), {"h": b"\xc1"})
         await write(redis, job, 1, 3)
         await messaging.publish_event(redis, wire.Ended(job.request_id, 1, "stop", 3))
-        await completed(services, job)
+        await completed(resources, job)
 
 
 @pytest.mark.parametrize("further", [True, False], ids=["further", "no further"])
-async def test_slow_is_not_stalled(services: Services, redis: Redis, further: bool) -> None:
+async def test_slow_is_not_stalled(resources: Resources, redis: Redis, further: bool) -> None:
     """A node that answers, and has come further each time it is asked, keeps its generation."""
-    services.settings.generation.stall = 0.5
-    job = await submit(services)
+    resources.settings.generation.stall = 0.5
+    job = await submit(resources)
     await put_node(redis, free_kv=POSITIONS)
     answered = 0
-    async with supervised(services, job):
-        await first_epoch(services, redis, job)
+    async with supervised(resources, job):
+        await first_epoch(resources, redis, job)
         after = "0-0"
         give_up = asyncio.get_running_loop().time() + 6
         while asyncio.get_running_loop().time() < give_up:
@@ -349,23 +351,23 @@ async def test_slow_is_not_stalled(services: Services, redis: Redis, further: bo
 
 
 async def test_a_successor_that_is_to_cancel_frees_the_route(
-    services: Services, redis: Redis
+    resources: Resources, redis: Redis
 ) -> None:
-    async with served(services, redis) as job:
+    async with served(resources, redis) as job:
         pass
-    async with services.sessions.begin() as db:
+    async with resources.sessions.begin() as db:
         await db.execute(update(Job).where(Job.id == job.id).values(cancel_requested=True))
-    await supervise({"services": services}, job.request_id)
+    await supervise({"resources": resources}, job.request_id)
     entries = await redis.xrange(redis_keys.inbox("node_0"))
     assert isinstance(wire.decode(entries[-1][1]), wire.Close)
 
 
-async def test_a_job_that_waits_can_be_cancelled(services: Services) -> None:
-    job = await submit(services)
-    async with supervised(services, job):
+async def test_a_job_that_waits_can_be_cancelled(resources: Resources) -> None:
+    job = await submit(resources)
+    async with supervised(resources, job):
         await asyncio.sleep(0.3)
-        async with services.sessions.begin() as db:
+        async with resources.sessions.begin() as db:
             await db.execute(update(Job).where(Job.id == job.id).values(cancel_requested=True))
-        await completed(services, job)
-    assert (await reload(services, job)).finish_reason == "cancelled"
-    assert await balances(services, job) == (job.hold_far, 0)
+        await completed(resources, job)
+    assert (await reload(resources, job)).finish_reason == "cancelled"
+    assert await balances(resources, job) == (job.hold_far, 0)

@@ -17,7 +17,7 @@ from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job, NodeContribution
 from market.money import to_units
 from market.receipts import statements
-from market.resources import Services
+from market.resources import Resources
 from market.settlement import usage_tree
 from market.settlement.usage_tree import Usage
 from tests.conftest import MODEL_ID, Chain
@@ -104,28 +104,28 @@ async def test_a_provider_sees_his_part_alone(gateway: Gateway) -> None:
 
 
 @pytest.fixture
-async def settled(chain_services: Services) -> AsyncIterator[Gateway]:
+async def settled(chain_resources: Resources) -> AsyncIterator[Gateway]:
     """The gateway beside a chain on which batches are settled."""
-    async with open_gateway(chain_services.settings) as opened:
+    async with open_gateway(chain_resources.settings) as opened:
         yield opened
 
 
 async def settled_job(
-    services: Services, escrow: EscrowReader, chain: Chain
+    resources: Resources, escrow: EscrowReader, chain: Chain
 ) -> tuple[LocalAccount, Job]:
     """One of three that were settled together."""
-    user, other = await rich_user(services, chain), await rich_user(services, chain)
-    job = await served(services, user, 7)
-    await served(services, other, 5)
-    await served(services, user, 1)
-    assert await settle_due(services, escrow, SIGNER) is not None
+    user, other = await rich_user(resources, chain), await rich_user(resources, chain)
+    job = await served(resources, user, 7)
+    await served(resources, other, 5)
+    await served(resources, user, 1)
+    assert await settle_due(resources, escrow, SIGNER) is not None
     return user, job
 
 
 async def test_the_contract_agrees_with_a_receipt(
-    chain_services: Services, escrow: EscrowReader, chain: Chain, settled: Gateway
+    chain_resources: Resources, escrow: EscrowReader, chain: Chain, settled: Gateway
 ) -> None:
-    user, job = await settled_job(chain_services, escrow, chain)
+    user, job = await settled_job(chain_resources, escrow, chain)
     receipt = await receipt_of(settled, job.request_id, user.address.lower())
     assert receipt["status"] == "settled"
     batch = receipt["batch"]
@@ -151,9 +151,9 @@ async def test_the_contract_agrees_with_a_receipt(
 
 
 async def test_a_provider_gets_the_proof_of_his_lines(
-    chain_services: Services, escrow: EscrowReader, chain: Chain, settled: Gateway
+    chain_resources: Resources, escrow: EscrowReader, chain: Chain, settled: Gateway
 ) -> None:
-    _, job = await settled_job(chain_services, escrow, chain)
+    _, job = await settled_job(chain_resources, escrow, chain)
     receipt = await receipt_of(settled, job.request_id, PROVIDERS[1])
     assert [line["provider"] for line in receipt["batch"]["lines"]] == [PROVIDERS[1]]
     [row] = [
@@ -178,9 +178,13 @@ ALTERATIONS = {
 
 @pytest.mark.parametrize("alteration", ALTERATIONS.values(), ids=ALTERATIONS)
 async def test_lines_that_were_altered_are_not_shown_as_proven(
-    chain_services: Services, escrow: EscrowReader, chain: Chain, settled: Gateway, alteration: str
+    chain_resources: Resources,
+    escrow: EscrowReader,
+    chain: Chain,
+    settled: Gateway,
+    alteration: str,
 ) -> None:
-    user, job = await settled_job(chain_services, escrow, chain)
+    user, job = await settled_job(chain_resources, escrow, chain)
     async with settled.sessions.begin() as db:
         await db.execute(text(alteration))
     answer = await settled.client.get(
