@@ -43,37 +43,37 @@ $(VENV)/.dev: $(VENV)/.stack
 demo: $(VENV)/.stack ## The whole path once: prompt, tokens, split, settlement (PROMPT="...")
 	@$(BIN)/far-mesh demo $(if $(PROMPT),--prompt "$$PROMPT")
 
-up: $(VENV)/.stack ## The same stack, until Ctrl-C
+up: $(VENV)/.stack ## The same stack as demo, until Ctrl-C
 	@$(BIN)/far-mesh up
 
-test: $(NODE_PACKAGES) lint types imports ## For every save: lint, types, import contract, and all tests but the slow ones
+test: $(NODE_PACKAGES) lint types imports ## For every save: lint, types, import contracts, and all tests but the slow ones
 	@$(PYTEST) -m "not slow"
 
 test-all: $(NODE_PACKAGES) $(VENV)/.dev ## The slow tests that `make test` leaves out
 	@$(PYTEST) -m slow
 
-lint: $(VENV)/.dev ## ruff
+lint: $(VENV)/.dev ## ruff: rules and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: $(VENV)/.dev ## mypy --strict on mesh, api, workers
+types: $(VENV)/.dev ## mypy --strict on all packages but the node's engine
 	@$(BIN)/mypy
 
 imports: $(VENV)/.dev ## Who may import whom (import-linter)
 	@$(BIN)/lint-imports
 
-format: $(VENV)/.dev ## Format the code
+format: $(VENV)/.dev ## Fix and format the code (ruff)
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-chaos: $(NODE_PACKAGES) $(VENV)/.dev ## What takes too long for `make test-all`: full nodes, cut links, draft models
+chaos: $(NODE_PACKAGES) $(VENV)/.dev ## What takes too long for `make test-all`: full nodes, interrupted links, draft models, killed settlers
 	@$(BIN)/pytest tests/chaos
 
 contracts/node_modules: contracts/package-lock.json
 	@cd contracts && npm ci --no-audit --no-fund
 	@touch $@
 
-fuzz: contracts/node_modules ## The contracts' fuzz tests and invariants, ten times as long as in `make test`
+fuzz: contracts/node_modules ## The contracts' fuzz tests and invariants, ten times as long as in `make test-all`
 	@cd contracts && npm run --silent fuzz
 
 mutate: contracts/node_modules ## Mutation testing of the escrow contract (ten minutes)
@@ -82,7 +82,7 @@ mutate: contracts/node_modules ## Mutation testing of the escrow contract (ten m
 slither: contracts/node_modules $(VENV)/.dev ## Static analysis of the contracts
 	@cd contracts && npm run --silent slither:build && PATH="$$PWD/node_modules/.bin:$$PATH" ../$(BIN)/slither . --foundry-ignore-compile
 
-bench: $(VENV)/.stack ## Speed of the mesh beside plain transformers
+bench: $(VENV)/.stack ## Speed of the mesh, compared with plain transformers
 	@$(BIN)/python -m benchmarks.speed
 
 train: $(VENV)/.stack ## Train the demo model again (half an hour on two cores)
