@@ -1,1 +1,1 @@
-"""What tests share: factories, servers that fail on purpose, chains that branch."""
+"""What test modules share, one folder a subject."""

@@ -1,4 +1,4 @@
-"""Shared by the ledger's tests."""
+"""Balances and spending caps, as the tests of the ledger read and set them."""
 
 from decimal import Decimal
 

@@ -1,4 +1,4 @@
-"""The ledger's benchmark as a test."""
+"""The random operations of the ledger benchmark, as a test."""
 
 from benchmarks.ledger import measure
 from market.ledger.chain_reconciliation import COMPARISONS
