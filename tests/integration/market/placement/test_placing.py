@@ -15,7 +15,7 @@ from market.resources import Resources, open_resources
 from market.routing.eligibility import SkipReason
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
-from mesh import redis_keys, signed_texts
+from mesh import redis_keys
 from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.support.gateway.api import (
     LAYERS,
@@ -26,11 +26,13 @@ from tests.support.gateway.api import (
     open_gateway,
     problem,
 )
+from tests.support.market.provider import Provider
 from workers.crons import rebalance as crons_rebalance
 from workers.crons.rebalance import rebalance_model
 
 OTHER_MODEL = "far/other"
-MEMORY_BYTES = 10**9
+
+
 EAGER = {"half_life": 1e-3, "pause": 0, "positions": 1024, "threshold": 0.1}
 
 
@@ -54,89 +56,6 @@ async def gateway(settings: Settings, redis: Redis) -> AsyncIterator[Gateway]:
 async def resources(settings: Settings, redis: Redis) -> AsyncIterator[Resources]:
     async with open_resources(settings) as opened:
         yield opened
-
-
-class Provider:
-    """A node that the test plays."""
-
-    def __init__(self, gateway: Gateway, device: str, signer: Any = PROVIDER) -> None:
-        self._gateway = gateway
-        self._device = device
-        self._signer = signer
-        self.span = (0, 0)
-
-    async def join(
-        self, pinned: tuple[int, int] | None = None, model_id: str = MODEL_ID, **changes: Any
-    ) -> dict[str, Any]:
-        """Register, and leave the span to the platform, unless one is pinned."""
-        start, end = pinned or (None, None)
-        edge = start == 0
-        nonce = (await self._gateway.client.get("/api/auth/nonce")).json()["nonce"]
-        message = signed_texts.registration_message(
-            wallet_address=self._signer.address,
-            model_id=model_id,
-            start_layer=start,
-            end_layer=end,
-            edge=edge,
-            nonce=nonce,
-        )
-        body = {
-            "wallet_address": self._signer.address,
-            "model_id": model_id,
-            "gpu_model": "CPU",
-            "vram_gb": 0,
-            "public_addr": "192.0.2.1:31330",
-            "location": "unknown",
-            "placeable": pinned is None,
-            "device_id": self._device,
-            "memory_bytes": MEMORY_BYTES,
-            "nonce": nonce,
-            "signature": signed_texts.sign(message, self._signer.key),
-        }
-        if pinned is not None:
-            body |= {"start_layer": start, "end_layer": end, "edge": edge}
-        answer = await self._gateway.client.post(
-            "/api/nodes/register-distributed", json=body | changes
-        )
-        node: dict[str, Any] = answer.json()
-        if answer.status_code == 200:
-            self.id, token = node["node_id"], node["node_token"]
-            self.headers = {"Authorization": f"Bearer {token}"}
-            self.span = (node["layers_served"][0], node["layers_served"][-1] + 1)
-        return node
-
-    @property
-    def work(self) -> float:
-        """Of a step, in layers, with the edge's."""
-        start, end = self.span
-        model = self._gateway.services.catalog.get(MODEL_ID)
-        return end - start + (0 if start else model.edge_units / 1000)
-
-    async def heartbeat(self, *, ms: float = 0.0, **changes: Any) -> dict[str, Any]:
-        """A heartbeat of a node that needs so many milliseconds for a layer."""
-        body = {
-            "node_id": self.id,
-            "is_healthy": True,
-            "latency_ms": ms * self.work,
-            "throughput_tokens_per_sec": 1,
-            "memory_bytes": MEMORY_BYTES,
-            "load_bytes_per_second": 1e9,
-            "serves": [self.span],
-        }
-        answer = await self._gateway.client.post(
-            "/api/nodes/heartbeat", json=body | changes, headers=self.headers
-        )
-        assert answer.status_code == 200, answer.text
-        reply: dict[str, Any] = answer.json()
-        return reply
-
-    async def load(self, reply: dict[str, Any]) -> dict[str, Any]:
-        """Load the span of a heartbeat's reply, and report it; the reply to that."""
-        new = (reply["start_layer"], reply["end_layer"])
-        answer = await self.heartbeat(serves=[self.span, new])
-        if not answer["should_rebalance"]:
-            self.span = (answer["start_layer"], answer["end_layer"])
-        return answer
 
 
 async def recorded(resources: Resources) -> list[Rebalance]:
