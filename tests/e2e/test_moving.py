@@ -23,6 +23,8 @@ EAGER = {
     "FAR_PLACEMENT__PAUSE": "0",
     "FAR_PLACEMENT__HALF_LIFE": "1",
     "FAR_PLACEMENT__POSITIONS": "4096",
+    # A rebalance that is under way when a node is killed fails: the node that is left may not wait.
+    "FAR_PLACEMENT__RETRY": "2",
 }
 
 
