@@ -21,7 +21,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One environment in two steps: each target installs what it needs of both distributions, again
-# whenever one of these files has changed. They are built by the pinned hatchling.
+# whenever one of these files has changed.
 PROJECT := pyproject.toml far-node/pyproject.toml hatch_build.py constraints.txt mesh/__init__.py
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 $(VENV)/.made:
@@ -31,13 +31,12 @@ $(VENV)/.made:
 
 $(VENV)/.stack: $(VENV)/.made $(PROJECT)
 	@echo "Installing the pinned packages (a minute or two, once)"
-	@$(INSTALL) hatchling
-	@$(INSTALL) --no-build-isolation --editable ./far-node --editable '.[stack]'
+	@$(INSTALL) --editable ./far-node --editable '.[stack]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.stack
 	@echo "Installing the pinned development tools"
-	@$(INSTALL) --no-build-isolation --editable ./far-node --editable '.[dev]'
+	@$(INSTALL) --editable ./far-node --editable '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.stack ## The whole path once: prompt, tokens, split, settlement (PROMPT="...")
