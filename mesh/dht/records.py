@@ -102,18 +102,18 @@ def issue_credential(
 ) -> bytes:
     """A credential, for a node that has proved its wallet."""
     credential = Credential(node_id, registration, model_id, layers, public_key, expires)
-    return _seal(operator, _CREDENTIAL, credential)
+    return _signed(operator, _CREDENTIAL, credential)
 
 
 def sign_announcement(key: SigningKey, credential: bytes, announcement: Announcement) -> bytes:
     """A record for `announcements_key`, under the node's id."""
-    packed: bytes = msgpack.packb([_seal(key, _ANNOUNCEMENT, announcement), credential])
+    packed: bytes = msgpack.packb([_signed(key, _ANNOUNCEMENT, announcement), credential])
     return packed
 
 
 def sign_endpoints(operator: SigningKey, endpoints: PlatformEndpoints) -> bytes:
     """A record for `ENDPOINTS_KEY`, under `ENDPOINTS_SUBKEY`."""
-    return _seal(operator, _ENDPOINTS, endpoints)
+    return _signed(operator, _ENDPOINTS, endpoints)
 
 
 def read_announcement(record: bytes, operator: bytes) -> Announcement:
@@ -122,9 +122,9 @@ def read_announcement(record: bytes, operator: bytes) -> Announcement:
     Raises:
         RecordRefused: by size, format, signature, credential, expiry (too far ahead) or span.
     """
-    sealed, credential_record = _parts(record)
+    signed, credential_record = _parts(record)
     credential = _credential(credential_record, operator)
-    announcement = _open(sealed, credential.public_key, _ANNOUNCEMENT, Announcement)
+    announcement = _verified(signed, credential.public_key, _ANNOUNCEMENT, Announcement)
     if _registration_of(announcement) != _registration_of(credential):
         raise RecordRefused("This credential is another node's.", reason="credential")
     if announcement.expires > credential.expires:
@@ -141,19 +141,19 @@ def read_endpoints(record: bytes, operator: bytes) -> PlatformEndpoints:
     Raises:
         RecordRefused: by size, format, signature or expiry (too far ahead).
     """
-    endpoints = _open(record, operator, _ENDPOINTS, PlatformEndpoints)
+    endpoints = _verified(record, operator, _ENDPOINTS, PlatformEndpoints)
     _check_expiry(endpoints.expires)
     return endpoints
 
 
-def _seal(key: SigningKey, purpose: bytes, content: Any) -> bytes:
+def _signed(key: SigningKey, purpose: bytes, content: Any) -> bytes:
     body = msgpack.packb(list(astuple(content)))
     packed: bytes = msgpack.packb([body, key.sign(purpose, body)])
     return packed
 
 
-def _open(sealed: bytes, public: bytes, purpose: bytes, kind: type[T]) -> T:
-    body, signature = _parts(sealed)
+def _verified(signed: bytes, public: bytes, purpose: bytes, kind: type[T]) -> T:
+    body, signature = _parts(signed)
     if len(signature) != SIGNATURE_BYTES or not verify(public, signature, purpose, body):
         raise RecordRefused("The signature is not its owner's.", reason="signature")
     values = _unpack(body)
@@ -168,7 +168,7 @@ def _open(sealed: bytes, public: bytes, purpose: bytes, kind: type[T]) -> T:
 @lru_cache(maxsize=4096)
 def _credential(record: bytes, operator: bytes) -> Credential:
     """Cached, since all announcements of a node carry one credential."""
-    return _open(record, operator, _CREDENTIAL, Credential)
+    return _verified(record, operator, _CREDENTIAL, Credential)
 
 
 def _parts(record: bytes) -> tuple[bytes, bytes]:
