@@ -30,6 +30,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         auth.router,
         machines.router,
         nodes.router,
+        nodes.status_router,
         weights.router,
         relay.router,
         provider.router,

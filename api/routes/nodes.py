@@ -27,6 +27,8 @@ from market.providers.earnings import earnings_of
 from market.providers.node_status import node_status
 
 router = APIRouter(prefix="/api/nodes", tags=["nodes"])
+status_router = APIRouter(prefix="/api/nodes", tags=["nodes"])
+"""The gateway's alone."""
 
 
 @router.post("/register-distributed", response_model_exclude_none=True)
@@ -71,7 +73,7 @@ async def earnings(wallet_address: WalletAddress, services: WithServices) -> Ear
     return Earnings.of(await earnings_of(services, wallet_address))
 
 
-@router.get("/{node_id}")
+@status_router.get("/{node_id}")
 async def node(node_id: str, bearer: Bearer, services: WithServices) -> NodeView:
     """A node's state, and why it gets no work: for the node itself, its wallet, and the wallet's
     machines. To others it is not there."""

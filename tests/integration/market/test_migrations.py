@@ -1,6 +1,10 @@
 """The migrated schema and the one in code are the same, and what is there comes through."""
 
 import asyncio
+import importlib
+import pkgutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from decimal import Decimal
 
@@ -12,6 +16,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+import market
 from market import db, ledger
 from market.db import Base
 from market.escrow.tables import ChainEvent
@@ -30,6 +35,18 @@ async def test_migrations_build_the_schema_in_code(engine: AsyncEngine) -> None:
 
     async with engine.connect() as connection:
         assert await connection.run_sync(differences) == []
+
+
+def test_alembic_sees_every_table() -> None:
+    """In a process that has imported nothing else."""
+    tables = "from market.migrations.tables import METADATA; print(*sorted(METADATA.tables))"
+    seen = subprocess.run(
+        [sys.executable, "-c", tables], capture_output=True, text=True, check=True
+    ).stdout.split()
+    for module in pkgutil.walk_packages(market.__path__, "market."):
+        if not module.name.startswith("market.migrations."):
+            importlib.import_module(module.name)
+    assert seen == sorted(Base.metadata.tables)
 
 
 def test_there_is_no_way_back() -> None:

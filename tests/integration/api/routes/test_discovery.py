@@ -81,6 +81,14 @@ async def test_the_discovery_service_answers_with_the_same_nodes(gateway: Gatewa
         assert answer.json()["count"] == count
 
 
+def test_what_a_node_is_told_of_itself_is_the_gateways_alone(
+    make_settings: Callable[..., Settings],
+) -> None:
+    assert (
+        "/api/nodes/{node_id}" not in discovery_app.create_app(make_settings()).openapi()["paths"]
+    )
+
+
 async def test_a_node_lives_on_the_discovery_services_paths(
     make_settings: Callable[..., Settings], redis: Redis
 ) -> None:
