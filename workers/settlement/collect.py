@@ -57,6 +57,7 @@ def due_conditions(payments: PaymentsSettings) -> Sequence[ColumnElement[bool]]:
     released = _released(payments)
     if payments.settle_amount == 0:
         return released
+    oldest_may_be_from = func.now() - dt.timedelta(seconds=payments.settle_age)
     worth_a_line = (
         select(Job.user_wallet)
         .outerjoin(SpendingCap, SpendingCap.wallet == Job.user_wallet)
