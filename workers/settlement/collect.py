@@ -66,8 +66,7 @@ def due_conditions(payments: PaymentsSettings) -> Sequence[ColumnElement[bool]]:
         .having(
             or_(
                 func.sum(Job.total_cost_far) >= payments.settle_amount,
-                func.min(Job.completed_at)
-                <= func.now() - dt.timedelta(seconds=payments.settle_age),
+                func.min(Job.completed_at) <= oldest_may_be_from,
                 func.max(SpendingCap.withdrawal) > 0,
             )
         )
