@@ -8,6 +8,7 @@ from market.resources import Resources
 from tests.conftest import Chain
 from tests.support.chain.settled_money import SIGNER, ago, batches, change, rich_user, served
 from workers.settlement import settle_due
+from workers.settlement.preview import describe, make_preview
 
 
 async def test_dust_waits_until_it_is_old(
@@ -20,6 +21,8 @@ async def test_dust_waits_until_it_is_old(
         jobs.append(await served(chain_resources, await rich_user(chain_resources, chain), 1))
     assert await settle_due(chain_resources, escrow, SIGNER) is None
     assert await batches(chain_resources) == []
+    said = describe(await make_preview(chain_resources, escrow, SIGNER))
+    assert "excluded: 3 generations, 0.0003 FAR: less than 1 FAR a user, and not 3600 s old" in said
     await change(chain_resources, jobs[0], completed_at=ago(3601))
     assert await settle_due(chain_resources, escrow, SIGNER) is not None
     [batch] = await batches(chain_resources)
