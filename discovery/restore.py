@@ -16,7 +16,7 @@ from sqlalchemy import select
 from market import db
 from market.nodes import live_registry
 from market.nodes.node import Node
-from market.nodes.registered_node import node_of
+from market.nodes.registered_node import admits, node_of
 from market.nodes.tables import RegisteredNode
 from market.settings.discovery import DiscoverySettings
 from mesh import redis_keys
@@ -45,7 +45,9 @@ async def restore(
             )
         )
         nodes = [
-            node_of(row, discovery) for row in rows if _as_registered(row, missing[row.node_id])
+            node_of(row, discovery)
+            for row in rows
+            if _as_registered(row, missing[row.node_id]) and admits(discovery, row.wallet_address)
         ]
     now = time.time()
     restored = []

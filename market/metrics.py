@@ -52,6 +52,18 @@ settlement_alerts = Counter(
 )
 
 
+unsettled_withdrawals = Gauge(
+    "far_settlement_unsettled_withdrawals_far",
+    "FAR not settled yet of users who have asked the contract for a withdrawal",
+)
+
+
+next_unsettled_withdrawal = Gauge(
+    "far_settlement_next_unsettled_withdrawal_timestamp_seconds",
+    "When the first of those withdrawals can run; 0 if there is none",
+)
+
+
 settlement_step = Histogram(
     "far_settlement_step_seconds",
     "Time of one step of a settlement",

@@ -288,6 +288,7 @@ class DevelopmentStack:
             "models": [{"id": plan.model_id, "path": plan.model, "payment_per_token": plan.price}],
             "discovery": {
                 "trusted_wallets": [self.wallets[0].address],
+                "admission": "anyone",
                 "dht_host": "127.0.0.1",
                 "dht_port": self.dht_port,
                 "dht_identity": str(plan.folder / "dht_identity.key"),

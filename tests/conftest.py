@@ -176,6 +176,7 @@ def make_settings(
 ) -> Callable[..., Settings]:
     """Settings for this test's servers; keyword arguments override whole sections."""
     monkeypatch.setenv("FAR_CONFIG", os.devnull)
+    monkeypatch.setenv("FAR_DISCOVERY__ADMISSION", "anyone")
 
     def make(**sections: object) -> Settings:
         values: dict[str, object] = {

@@ -11,7 +11,7 @@ from sqlalchemy import func, select, update
 from market.nodes import live_registry
 from market.nodes.errors import NodeNotFound, NodeSuperseded
 from market.nodes.node import NodeIncarnation
-from market.nodes.registered_node import node_of, not_revoked, trusts
+from market.nodes.registered_node import admits, check_admission, node_of, not_revoked, trusts
 from market.nodes.tables import RegisteredNode
 from market.outages import OUTAGES, unavailable
 from market.resources import Resources
@@ -26,6 +26,7 @@ async def accept(resources: Resources, caller: NodeIncarnation, heartbeat: Heart
     Raises:
         NodeNotFound: it is not registered here, or not any more.
         NodeSuperseded: it has registered again: the caller is an earlier process of it.
+        WalletNotAdmitted: its wallet is not among those that the operator lets in, or not any more.
     """
     discovery = resources.settings.discovery
     measured = _measured(heartbeat)
@@ -35,6 +36,9 @@ async def accept(resources: Resources, caller: NodeIncarnation, heartbeat: Heart
     )
     if result.state == "superseded":
         raise _superseded(caller)
+    if result.state == "kept" and not admits(discovery, result.wallet_address):
+        await live_registry.evict(resources.redis, caller.node_id, result.model_id, caller.number)
+        check_admission(discovery, result.wallet_address)
     kept = result.state == "kept" and heartbeat.is_healthy
     due = result.uptime >= discovery.row_interval
     if kept and not due and result.trusted == trusts(discovery, result.wallet_address):
@@ -49,6 +53,7 @@ async def accept(resources: Resources, caller: NodeIncarnation, heartbeat: Heart
     if not heartbeat.is_healthy:
         await live_registry.evict(resources.redis, row.node_id, row.model_id, caller.number)
         return
+    check_admission(discovery, row.wallet_address)
     node = node_of(row, discovery)
     node = dataclasses.replace(node, **measured, last_seen=now)
     if not await live_registry.put(resources.redis, node, ttl=discovery.node_ttl):

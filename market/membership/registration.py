@@ -20,6 +20,7 @@ from market.identity.tokens import issue_node_token
 from market.nodes import live_registry
 from market.nodes.errors import NodeIdTaken
 from market.nodes.node import LocationSource
+from market.nodes.registered_node import check_admission
 from market.nodes.tables import RegisteredNode
 from market.placement import assignments, newcomers, rebalances
 from market.resources import Resources
@@ -54,11 +55,13 @@ async def register(
         location: By the address from which it calls, which it cannot make up.
 
     Raises:
-        MeshError: the span is not the model's, the wallet is not proved, or the name is taken.
+        MeshError: the span is not the model's, the wallet is not proved or not admitted, or the
+            name is taken.
     """
     model = resources.catalog.get(node.model_id)
     span = None if node.placeable else checked_span(node.start_layer, node.end_layer, model.layers)
     machine_id = await _check_proof(resources, node, span, proof)
+    check_admission(resources.settings.discovery, node.wallet_address)
     columns = _columns(node) | _location(node, location)
     columns |= {"machine_id": machine_id, "is_active": True}
     if span is not None:

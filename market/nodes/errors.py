@@ -1,5 +1,6 @@
-"""Errors of nodes: unknown, id taken, registered again elsewhere."""
+"""Errors of nodes: unknown, id taken, registered again elsewhere, wallet not admitted."""
 
+from market.errors import Forbidden
 from mesh.errors import MeshError, NotFound
 
 
@@ -17,3 +18,8 @@ class NodeSuperseded(MeshError):
     code = "node_superseded"
     status = 409
     title = "Registered again elsewhere"
+
+
+class WalletNotAdmitted(Forbidden):
+    code = "wallet_not_admitted"
+    title = "Wallet not admitted"

@@ -4,6 +4,7 @@ from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market.identity.tables import Machine
+from market.nodes.errors import WalletNotAdmitted
 from market.nodes.node import Node, NodeIncarnation
 from market.nodes.tables import RegisteredNode
 from market.settings.discovery import DiscoverySettings
@@ -44,6 +45,27 @@ def node_of(row: RegisteredNode, discovery: DiscoverySettings) -> Node:
 def trusts(discovery: DiscoverySettings, wallet: str) -> bool:
     """Whether the operator trusts a wallet's nodes with the edge."""
     return wallet.lower() in {each.lower() for each in discovery.trusted_wallets}
+
+
+def admits(discovery: DiscoverySettings, wallet: str) -> bool:
+    """Whether the operator lets a wallet's nodes serve at all."""
+    return (
+        discovery.admission == "anyone"
+        or trusts(discovery, wallet)
+        or wallet.lower() in {each.lower() for each in discovery.allowed_wallets}
+    )
+
+
+def check_admission(discovery: DiscoverySettings, wallet: str) -> None:
+    """
+    Raises:
+        WalletNotAdmitted: the operator does not let this wallet's nodes serve.
+    """
+    if not admits(discovery, wallet):
+        raise WalletNotAdmitted(
+            f"This mesh admits only nodes of wallets that its operator has listed, and {wallet} is "
+            "not among them. Ask the operator to add it to discovery.allowed_wallets."
+        )
 
 
 def not_revoked() -> ColumnElement[bool]:

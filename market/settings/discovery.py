@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import (
@@ -43,6 +43,11 @@ class DiscoverySettings(BaseModel):
     """MaxMind database of cities (.mmdb) that tells where an address is: GeoLite2-City, say."""
     trusted_wallets: list[str] = []
     """Wallets whose nodes may hold the edge: they see prompts, so the operator names them."""
+    admission: Literal["allow_list", "anyone"] = "allow_list"
+    """Whose nodes are admitted: those of `allowed_wallets` and `trusted_wallets`, or anyone's.
+    Nobody checks yet that a node computes what it should, so strangers are a risk to every text."""
+    allowed_wallets: list[str] = []
+    """Wallets whose nodes are admitted although they may not hold the edge."""
     cooldown: float = 30
     """Seconds for which a node that failed a generation gets no new one."""
 

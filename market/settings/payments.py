@@ -23,6 +23,15 @@ class PaymentsSettings(BaseModel):
     this is not set, endpoints are not asked."""
     release_delay: float = Field(3600, ge=0)
     """Seconds that a captured payment waits before it may be settled."""
+    settle_amount: Decimal = Field(Decimal(1), ge=0)
+    """FAR that a user owes for released payments before they are settled; 0 to settle any amount.
+    Less is settled once it is `settle_age` old, or its user has asked the contract for money."""
+    settle_age: float = Field(6 * 3600, ge=0)
+    """Seconds after which a payment is settled however small it is: with `release_delay` well below
+    the contract's withdrawal delay. Each user of a batch costs some 7,000 gas."""
+    withdrawal_alert: float = Field(12 * 3600, ge=0)
+    """Seconds before a withdrawal can run at which an alert is raised, if its user's payments are
+    not settled by then. While settlement is paused the alert comes with the request."""
     platform_fee: Decimal = Field(Decimal("0.05"), ge=0, lt=1, decimal_places=18)
     """The platform's part of each cost."""
     rpc_urls: Annotated[list[str], NoDecode, Field(min_length=1)] = ["http://127.0.0.1:8545"]

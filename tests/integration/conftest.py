@@ -33,6 +33,7 @@ async def chain_resources(
         "operator_keyfile": str(chain.keyfile),
         "operator_password": OPERATOR_PASSWORD,
         "release_delay": 0,
+        "settle_amount": 0,
         "confirmations": 0,
     }
     async with open_resources(make_settings(payments=payments)) as opened:

@@ -16,6 +16,7 @@
     exclusions   a batch closed again without the generations that would revert it
     dormancy     an empty batch now and then, so that the contract is not dormant
     pauses       until an operator has looked
+    withdrawal_alerts   users who could withdraw what they owe
     preview      what the next batch would be, shown to an operator
 
 A batch's id is the hash of its content, a generation belongs to one batch at a time, and the

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger
 from market.jobs.tables import Job
+from market.ledger.tables import SpendingCap
 from market.money import format_exact, from_units
 from market.settings.payments import PaymentsSettings
 from market.settlement.errors import SettlementMismatch
@@ -47,8 +48,35 @@ async def close_batch(run: SettlementRun) -> PhaseResult:
 
 
 def due_conditions(payments: PaymentsSettings) -> Sequence[ColumnElement[bool]]:
-    """Conditions of a generation that is due: ended, charged, in no batch, past the release delay,
-    and not withheld."""
+    """Conditions of a generation that is due: released, and its user's released generations are
+    worth a line in a batch: by their amount, by the age of one of them, or because the user has
+    asked for a withdrawal, before which they have to be settled.
+
+    So wallets that spend next to nothing do not cost a line each time.
+    """
+    released = _released(payments)
+    if payments.settle_amount == 0:
+        return released
+    oldest_may_be_from = func.now() - dt.timedelta(seconds=payments.settle_age)
+    worth_a_line = (
+        select(Job.user_wallet)
+        .outerjoin(SpendingCap, SpendingCap.wallet == Job.user_wallet)
+        .where(*released)
+        .group_by(Job.user_wallet)
+        .having(
+            or_(
+                func.sum(Job.total_cost_far) >= payments.settle_amount,
+                func.min(Job.completed_at) <= oldest_may_be_from,
+                func.max(SpendingCap.withdrawal) > 0,
+            )
+        )
+    )
+    return (*released, Job.user_wallet.in_(worth_a_line))
+
+
+def _released(payments: PaymentsSettings) -> Sequence[ColumnElement[bool]]:
+    """Conditions of a generation that may be settled: ended, charged, in no batch, past the release
+    delay, and not withheld."""
     return (
         Job.settlement_id.is_(None),
         Job.total_cost_far > 0,

@@ -39,6 +39,7 @@ class AlertReason(StrEnum):
     EXCLUDED = "left_out"
     REORG = "taken_back"
     UNREACHABLE = "unreachable"
+    WITHDRAWAL = "withdrawal"
 
 
 def alert(reason: AlertReason, detail: str) -> None:

@@ -1,5 +1,6 @@
 """What the next batch would be, shown to an operator. Nothing is written, signed or sent."""
 
+import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -145,11 +146,14 @@ def _summed_up(reason: str, jobs: Sequence[Job]) -> Excluded:
 
 
 async def _not_due(run: SettlementRun) -> list[Excluded]:
-    """What was charged and is in no batch, but is withheld or too recent."""
+    """What was charged and is in no batch, but is withheld, too recent, or too little so far."""
     withheld = Job.withheld_until > func.now()
+    delay = dt.timedelta(seconds=run.payments.release_delay)
+    recent = Job.completed_at > func.now() - delay
     query = (
         select(
             withheld.label("withheld"),
+            recent.label("recent"),
             Job.withheld_reason,
             func.count(),
             func.sum(Job.total_cost_far),
@@ -159,17 +163,22 @@ async def _not_due(run: SettlementRun) -> list[Excluded]:
             Job.total_cost_far > 0,
             Job.id.not_in(select(Job.id).where(*due_conditions(run.payments))),
         )
-        .group_by("withheld", Job.withheld_reason)
+        .group_by("withheld", "recent", Job.withheld_reason)
     )
     async with run.sessions() as db:
         return [
-            Excluded(
-                f"withheld ({reason or 'no reason'})" if held else "before the release delay",
-                count,
-                amount or ZERO,
-            )
-            for held, reason, count, amount in await db.execute(query)
+            Excluded(_why_not_due(run, held, recent, reason), count, amount or ZERO)
+            for held, recent, reason, count, amount in await db.execute(query)
         ]
+
+
+def _why_not_due(run: SettlementRun, held: bool, recent: bool, reason: str | None) -> str:
+    if held:
+        return f"withheld ({reason or 'no reason'})"
+    if recent:
+        return "before the release delay"
+    least = format_exact(run.payments.settle_amount)
+    return f"less than {least} FAR a user, and not {run.payments.settle_age:g} s old"
 
 
 async def _beyond_limits(run: SettlementRun, taken: int) -> list[Excluded]:

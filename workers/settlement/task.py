@@ -26,6 +26,7 @@ from workers.settlement.phases import PhaseResult
 from workers.settlement.reconcile import reconcile
 from workers.settlement.reorg import undo_reorged_batches
 from workers.settlement.run_context import OpenBatch, SettlementRun
+from workers.settlement.withdrawal_alerts import alert_of_withdrawals
 
 log = structlog.get_logger()
 
@@ -42,7 +43,10 @@ async def settle(ctx: dict[str, Any]) -> None:
     """arq cron: one run. What stops a run is logged, and the next run goes on from there."""
     resources: Resources = ctx["resources"]
     payments = resources.settings.payments
-    if not payments.escrow_contract or not signer_configured(payments):
+    if not payments.escrow_contract:
+        return
+    await alert_of_withdrawals(resources)
+    if not signer_configured(payments):
         return
     try:
         async with EscrowReader.from_settings(payments) as escrow:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from decimal import Decimal
 
 from eth_account.signers.local import LocalAccount
 from sqlalchemy import func, select
@@ -48,6 +49,7 @@ async def settle_on(
     use_branching(resources, url, deployment)
     payments = resources.settings.payments
     payments.release_delay, payments.stuck_after, payments.confirmation_wait = 0, 3600, 0.2
+    payments.settle_amount = Decimal(0)
     user = _rich(DevChainClient(url), deployment)
     # The deposit is below every fork.
     for _ in range(deepest + CONFIRMATIONS):

@@ -66,6 +66,7 @@ async def test_the_command_line_plans_and_resumes(
         "FAR_PAYMENTS__RPC_URLS": chain.url,
         "FAR_PAYMENTS__RPC_MAX_AGE": "0",
         "FAR_PAYMENTS__RELEASE_DELAY": "0",
+        "FAR_PAYMENTS__SETTLE_AMOUNT": "0",
         "FAR_PAYMENTS__OPERATOR_KEYFILE": str(chain.keyfile),
         "FAR_PAYMENTS__OPERATOR_PASSWORD": OPERATOR_PASSWORD,
     }
