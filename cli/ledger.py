@@ -9,6 +9,7 @@ from rich.table import Table
 from cli.console import console, fail
 from market import db
 from market.chain.errors import ChainError
+from market.clients.postgres import LONG
 from market.ledger.integrity_check import IntegrityReport, check_integrity, check_with_chain
 from market.settings import Settings
 
@@ -39,7 +40,7 @@ def check_ledger(
 
 
 async def _checked(settings: Settings, *, chain: bool) -> IntegrityReport:
-    engine, sessions = db.connect(settings.database_url)
+    engine, sessions = db.connect(settings.database_url, limits=LONG)
     try:
         if not chain:
             return await check_integrity(sessions)

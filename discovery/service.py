@@ -9,20 +9,17 @@ import signal
 
 import structlog
 from prometheus_client import start_http_server
-from redis.asyncio import Redis
 
 from discovery import metrics
 from discovery.mirror import Mirror
 from market import db
 from market.catalog.models import Catalog
+from market.clients.redis_client import open_redis
 from market.dht.operator_key import operator_key
 from market.settings import Settings
 from market.settings.discovery import DiscoverySettings
 from mesh.dht.peer import Peer
 from mesh.dht.signing_keys import SigningKey
-
-REDIS_TIMEOUT = 5.0
-"""Seconds after which a Redis that says nothing counts as unreachable."""
 
 PASS_TIMEOUT = 60.0
 """Seconds after which a pass is given up: something does not answer."""
@@ -49,9 +46,7 @@ async def serve(settings: Settings) -> int:
         start_http_server(settings.metrics_port, addr="127.0.0.1")
     peer = await open_peer(settings.discovery, operator)
     engine, sessions = db.connect(settings.database_url)
-    redis = Redis.from_url(
-        settings.redis_url, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT
-    )
+    redis = open_redis(settings.redis_url)
     mirror = Mirror(
         peer, operator, redis, sessions, settings.discovery, model_ids, settings.public_url
     )

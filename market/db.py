@@ -1,15 +1,10 @@
 """Types of columns, the base of all tables, and the one way to open a transaction."""
 
-from asyncpg.exceptions import InterfaceError, PostgresError
-from sqlalchemy import AdaptedConnection, DateTime, MetaData, Numeric, String, event
-from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.ext.asyncio import (
-    AsyncEngine,
-    AsyncSession,
-    async_sessionmaker,
-    create_async_engine,
-)
+from sqlalchemy import DateTime, MetaData, Numeric, String
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
+
+from market.clients.postgres import QUICK, TimeLimits, open_engine
 
 AMOUNT = Numeric(38, 18)
 WALLET = String(42)
@@ -31,25 +26,9 @@ class Base(DeclarativeBase):
     )
 
 
-def connect(database_url: str, *, pool_size: int = 10) -> tuple[AsyncEngine, Sessions]:
+def connect(
+    database_url: str, *, pool_size: int = 10, limits: TimeLimits = QUICK
+) -> tuple[AsyncEngine, Sessions]:
     """An engine and its transaction factory. Dispose of the engine when done."""
-    engine = create_async_engine(
-        database_url,
-        pool_size=pool_size,
-        max_overflow=pool_size,
-        hide_parameters=True,  # an error message must not quote a row
-    )
-    event.listen(engine.sync_engine, "checkout", _refuse_lost)
+    engine = open_engine(database_url, limits, pool_size=pool_size, max_overflow=pool_size)
     return engine, async_sessionmaker(engine, expire_on_commit=False)
-
-
-def _refuse_lost(connection: AdaptedConnection, record: object, proxy: object) -> None:
-    """A restarted Postgres costs no request: a lost connection is made anew.
-
-    One round trip. SQLAlchemy's own way, ``pool_pre_ping``, takes three, before a transaction that
-    may be three itself.
-    """
-    try:
-        connection.run_async(lambda driver: driver.execute("SELECT 1"))
-    except (PostgresError, InterfaceError, OSError) as error:
-        raise DisconnectionError from error

@@ -20,13 +20,19 @@ OUTAGE_RETRY = 5
 OUTAGES: tuple[type[Exception], ...] = (
     redis.exceptions.ConnectionError,
     redis.exceptions.TimeoutError,
+    redis.exceptions.WatchError,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.OutOfMemoryError,
     sqlalchemy.exc.DBAPIError,
     sqlalchemy.exc.TimeoutError,
     OSError,
 )
-"""What may be raised while Redis or Postgres cannot be reached, fails over, or is full."""
+"""What may be raised while Redis or Postgres cannot be reached, fails over, or is full. redis-py
+raises its WatchError also where a connection is lost between a WATCH and its transaction."""
+
+TOO_SLOW = ("57014", "55P03", "25P03")
+"""Postgres' codes of its time limits: of a statement, a lock, a transaction that nobody goes on
+with."""
 
 
 def unavailable(error: Exception) -> Unavailable:
@@ -37,11 +43,16 @@ def unavailable(error: Exception) -> Unavailable:
     """
     lost = (sqlalchemy.exc.InterfaceError, sqlalchemy.exc.OperationalError)
     if isinstance(error, sqlalchemy.exc.DBAPIError) and not (
-        error.connection_invalidated or isinstance(error, lost)
+        error.connection_invalidated or isinstance(error, lost) or _sqlstate(error) in TOO_SLOW
     ):
         raise error
     log.warning("outage", error=type(error).__name__)
     return Unavailable("A part of the mesh cannot be reached now.", retry_after=OUTAGE_RETRY)
+
+
+def _sqlstate(error: sqlalchemy.exc.DBAPIError) -> str | None:
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    return state
 
 
 async def postgres_answers(sessions: Sessions, *, within: float) -> bool:

@@ -6,10 +6,15 @@ To enqueue a task twice is harmless: a task first asks Postgres whether there is
 from typing import Any
 
 import msgpack
-from arq import create_pool
-from arq.connections import ArqRedis, RedisSettings
+from arq.connections import ArqRedis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
 
+from market.clients.redis_client import MAX_BLOCK, open_pool
 from mesh.redis_keys import WORKER_QUEUE, WORKER_WAKEUPS
+
+START_TRIES, START_DELAY = 5, 1
+"""Further tries to reach Redis when a process starts, and the seconds between them."""
 
 MAX_WAKEUPS = 100
 """Entries that the wake-up list keeps while no worker reads it."""
@@ -31,13 +36,31 @@ def _plain(value: object) -> object:
 
 
 async def connect(redis_url: str) -> ArqRedis:
-    """A connection to the workers' queue."""
-    return await create_pool(
-        RedisSettings.from_dsn(redis_url),
+    """A connection to the workers' queue, once Redis answers.
+
+    arq's own way to connect, ``create_pool``, has no limit of the time that Redis may be silent.
+
+    Raises:
+        RedisError: Redis does not answer.
+    """
+    queue = ArqRedis(
+        open_pool(redis_url),
         job_serializer=serialize,
         job_deserializer=deserialize,
         default_queue_name=WORKER_QUEUE,
     )
+    queue.auto_close_connection_pool = True
+    retry = Retry(ConstantBackoff(START_DELAY), START_TRIES)  # type: ignore[no-untyped-call]
+    try:
+        await retry.call_with_retry(queue.ping, _ignore)
+    except BaseException:
+        await queue.aclose()
+        raise
+    return queue
+
+
+async def _ignore(error: Exception) -> None:
+    pass
 
 
 async def enqueue(
@@ -55,7 +78,7 @@ async def enqueue(
         await pipe.execute()
 
 
-async def wait_for_wakeup(queue: ArqRedis, seconds: int) -> bool:
-    """Whether a task was enqueued within so many seconds. One task wakes one of the workers that
-    wait; the others find it by polling the queue."""
-    return await queue.blpop([WORKER_WAKEUPS], timeout=seconds) is not None  # type: ignore[misc]
+async def wait_for_wakeup(queue: ArqRedis) -> bool:
+    """Whether a task was enqueued within :data:`MAX_BLOCK` seconds. One task wakes one of the
+    workers that wait; the others find it by polling the queue."""
+    return await queue.blpop([WORKER_WAKEUPS], timeout=MAX_BLOCK) is not None  # type: ignore[misc]

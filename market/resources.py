@@ -10,12 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from market import db, queue
 from market.catalog.models import Catalog
+from market.clients.postgres import LONG
+from market.clients.redis_client import open_redis
 from market.prompt_vault import PromptVault
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
 
 MAX_REDIS_CONNECTIONS = 2000
 """Each reader that waits for a token, and each supervisor that waits for an event, holds one."""
+
+LONG_POOL_SIZE = 2
+"""Transactions of minutes at a time in one process, and as many again in a rush."""
 
 
 @dataclass
@@ -25,6 +30,8 @@ class Resources:
     settings: Settings
     engine: AsyncEngine
     sessions: db.Sessions
+    long_sessions: db.Sessions
+    """For statements that may take minutes."""
     redis: Redis
     queue: ArqRedis
     catalog: Catalog
@@ -33,33 +40,26 @@ class Resources:
 
 
 @asynccontextmanager
-async def open_resources(
-    settings: Settings, *, redis_timeout: float | None = None
-) -> AsyncIterator[Resources]:
+async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     """Connect to everything; closes it all again at the end.
-
-    Args:
-        redis_timeout: Seconds after which a Redis that says nothing counts as unreachable; none
-            to wait for as long as a command takes.
 
     Raises:
         ValueError: the prompt key is no key, or a model cannot be read.
     """
     vault = PromptVault(settings.generation.prompt_key.get_secret_value())
     catalog = Catalog(settings.models)
-    engine, sessions = db.connect(settings.database_url)
-    redis = Redis.from_url(
-        settings.redis_url,
-        max_connections=MAX_REDIS_CONNECTIONS,
-        socket_connect_timeout=redis_timeout,
-        socket_timeout=redis_timeout,
-    )
     pool = await queue.connect(settings.redis_url)
+    redis = open_redis(settings.redis_url, max_connections=MAX_REDIS_CONNECTIONS)
+    engine, sessions = db.connect(settings.database_url)
+    long_engine, long_sessions = db.connect(
+        settings.database_url, pool_size=LONG_POOL_SIZE, limits=LONG
+    )
     try:
         yield Resources(
             settings=settings,
             engine=engine,
             sessions=sessions,
+            long_sessions=long_sessions,
             redis=redis,
             queue=pool,
             catalog=catalog,
@@ -70,3 +70,4 @@ async def open_resources(
         await pool.aclose()
         await redis.aclose()
         await engine.dispose()
+        await long_engine.dispose()

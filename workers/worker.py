@@ -1,17 +1,18 @@
 """A worker process: `python -m workers`. Run as many as there is work for."""
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import structlog
 import uvloop
-from arq.connections import RedisSettings
 from arq.cron import CronJob, cron
 from arq.typing import WorkerCoroutine
 from arq.worker import Worker, func
 from prometheus_client import start_http_server
-from redis.exceptions import RedisError
 
 from market import queue
+from market.outages import OUTAGES
 from market.resources import open_resources
 from market.settings import Settings
 from mesh import log
@@ -25,8 +26,8 @@ from workers.supervisor.task import supervise
 
 events = structlog.get_logger()
 
-WAKEUP_WAIT_SECONDS = 5
-"""Seconds of one wait for a wake-up; a lost connection is noticed after that."""
+OUTAGE_WAIT_SECONDS = 1.0
+"""Seconds before Redis is asked again that does not answer."""
 
 TASK_MARGIN_SECONDS = 300
 """Seconds that a supervision may run past its generation's deadline, to end it properly."""
@@ -48,7 +49,22 @@ class WakeupWorker(Worker):
     """arq's worker, which polls its queue every half second, and at once at a wake-up.
 
     Polling fifty times a second instead costs a tenth of a core and is still slower.
+
+    It goes on when Redis does not answer: arq's own would end, and all its supervisors with it.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._polling = asyncio.Lock()
+        self._started = self._ended = 0
+
+    def run_job(self, job_id: str, score: int) -> Coroutine[Any, Any, None]:
+        self._started += 1
+        return super().run_job(job_id, score)
+
+    def _release_sem_dec_counter_on_complete(self) -> None:
+        self._ended += 1
+        super()._release_sem_dec_counter_on_complete()
 
     async def main(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -58,11 +74,25 @@ class WakeupWorker(Worker):
     async def _poll_at_wakeups(self) -> None:
         while True:
             try:
-                if await queue.wait_for_wakeup(self.ctx["resources"].queue, WAKEUP_WAIT_SECONDS):
+                if await queue.wait_for_wakeup(self.ctx["resources"].queue):
                     await self._poll_iteration()
-            except RedisError as error:
+            except OUTAGES as error:
                 events.warning("redis_unreachable", error=type(error).__name__)
-                await asyncio.sleep(WAKEUP_WAIT_SECONDS)
+                await asyncio.sleep(OUTAGE_WAIT_SECONDS)
+
+    async def _poll_iteration(self) -> None:
+        async with self._polling:
+            try:
+                await super()._poll_iteration()
+            except OUTAGES as error:
+                events.warning("redis_unreachable", error=type(error).__name__)
+                self._free_unused_slots()
+
+    def _free_unused_slots(self) -> None:
+        """arq takes a slot before it asks Redis for the job, and keeps it if that fails."""
+        while self.job_counter > self._started - self._ended:
+            self.job_counter -= 1
+            self.sem.release()
 
 
 async def run(settings: Settings) -> None:
@@ -72,6 +102,7 @@ async def run(settings: Settings) -> None:
         start_http_server(settings.metrics_port, addr="127.0.0.1")
     payments = settings.payments
     async with open_resources(settings) as resources:
+        pool = await queue.connect(settings.redis_url)
         worker = WakeupWorker(
             functions=[
                 func(
@@ -89,7 +120,7 @@ async def run(settings: Settings) -> None:
                 every(payments.check_interval, check_ledger),
                 every(settings.placement.interval, rebalance),
             ],
-            redis_settings=RedisSettings.from_dsn(settings.redis_url),
+            redis_pool=pool,
             queue_name=WORKER_QUEUE,
             job_serializer=queue.serialize,
             job_deserializer=queue.deserialize,

@@ -20,10 +20,6 @@ from market.settings import Settings
 
 log = structlog.get_logger()
 
-REDIS_TIMEOUT = 5.0
-"""Seconds after which a Redis that says nothing counts as unreachable; longer than any read here
-waits for a token."""
-
 
 @dataclass(kw_only=True)
 class Services(Resources):
@@ -61,7 +57,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     startup_checks.check(settings)
     geoip = GeoIp(settings.discovery.geoip_database)
     try:
-        async with open_resources(settings, redis_timeout=REDIS_TIMEOUT) as resources:
+        async with open_resources(settings) as resources:
             storage = RedisStorage(
                 f"async+{settings.redis_url}",
                 implementation="redispy",

@@ -14,6 +14,7 @@ from api.relay.connection_slots import ConnectionSlots
 from api.relay.forwarder import Forwarder
 from api.relay.pipelined_connection import PipelinedConnection
 from api.relay.throttle import NodeThrottle
+from market.clients.redis_client import block_ms
 from market.nodes.node import NodeIncarnation
 from market.settings.relay import RelaySettings
 from mesh import redis_keys, wire
@@ -176,7 +177,7 @@ class RelayHub:
     ) -> list[InboxDelivery]:
         """What came for a node after the cursor, in as many deliveries as there have to be frames.
         Waits up to ``wait`` seconds if there is nothing yet."""
-        inbox, block = redis_keys.inbox(node_id), max(1, round(1000 * wait))
+        inbox, block = redis_keys.inbox(node_id), block_ms(wait) or 1
         command = ("XREAD", "COUNT", ENTRIES_PER_READ, "BLOCK", block, "STREAMS", inbox, after)
         [answer] = await connection.call([command])
         if isinstance(answer, ResponseError):

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-import boto3
 import httpx
 import structlog
-from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from market.clients.aws import open_s3
+from market.clients.http_reader import read_url
 from market.errors import Unavailable
 from market.settings.models import ModelSettings, WeightSettings
 from mesh.checkpoint import manifest
@@ -21,11 +21,8 @@ from mesh.errors import WeightsNotPublished, WeightsRefused
 
 log = structlog.get_logger()
 
-TIMEOUT = 10
-"""Seconds for S3, or the operator's own server, to begin to answer."""
-
 RETRY_AFTER_SECONDS = 30
-"""Seconds after which to ask again while they do not."""
+"""Seconds after which to ask again while S3, or the operator's own server, does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +102,7 @@ class PublishedWeights:
             body = self._s3().get_object(Bucket=bucket, Key=key)["Body"]
             content: bytes = body.read(manifest.MAX_BYTES + 1)
         else:
-            content = b""
-            url = _public_url(model, manifest.NAME)
-            with httpx.stream("GET", url, timeout=TIMEOUT, follow_redirects=True) as answer:
-                answer.raise_for_status()
-                for piece in answer.iter_bytes():
-                    content += piece
-                    if len(content) > manifest.MAX_BYTES:
-                        break
+            content = read_url(_public_url(model, manifest.NAME), most=manifest.MAX_BYTES)
         if len(content) > manifest.MAX_BYTES:
             raise WeightsRefused("The manifest is larger than it may be.")
         return content
@@ -138,13 +128,7 @@ class PublishedWeights:
 
     def _s3(self) -> Any:
         if self._client is None:
-            config = Config(
-                signature_version="s3v4",
-                connect_timeout=TIMEOUT,
-                read_timeout=TIMEOUT,
-                retries={"max_attempts": 2},
-            )
-            self._client = boto3.client("s3", config=config)
+            self._client = open_s3()
         return self._client
 
 

@@ -6,8 +6,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import boto3
 from botocore.exceptions import ClientError
+
+from market.clients.aws import UPLOAD_ATTEMPTS, open_s3
 
 HASH_METADATA = "sha256"
 """Name of the metadata that keeps a file's hash, so that a second upload is none."""
@@ -25,7 +26,7 @@ class Bucket:
     def at(cls, location: str) -> "Bucket":
         """``location``: `BUCKET/PREFIX`."""
         bucket, _, prefix = location.partition("/")
-        return cls(boto3.client("s3"), bucket, prefix.strip("/"))
+        return cls(open_s3(attempts=UPLOAD_ATTEMPTS), bucket, prefix.strip("/"))
 
     def put(self, path: Path, sha256: str, progress: Callable[[int], None]) -> bool:
         """Upload a file in parts, unless it is there already.

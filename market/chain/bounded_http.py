@@ -1,7 +1,6 @@
 """A JSON-RPC endpoint over HTTP that is not ours, and whose answers are bounded in size."""
 
-from typing import Any
-
+from aiohttp import ClientTimeout
 from eth_typing import URI
 from web3 import AsyncHTTPProvider
 from web3.types import RPCEndpoint
@@ -12,18 +11,24 @@ MAX_ANSWER_BYTES = 16 * 2**20
 """Bytes that an endpoint may answer with: some 20,000 events."""
 
 
+CONNECT_TIMEOUT = 3.0
+"""Seconds for TCP and TLS."""
+
+
 class BoundedProvider(AsyncHTTPProvider):
-    """web3's HTTP provider without retries, reading at most ``MAX_ANSWER_BYTES`` of an answer.
+    """web3's HTTP provider without retries, reading at most ``MAX_ANSWER_BYTES`` of an answer. Each
+    request has a connection of its own, so none is silent since an earlier one.
 
     Args:
-        request_kwargs: Of aiohttp's request; its ``timeout`` bounds the time of one request.
+        timeout: Seconds that one request may take, from the connection to the answer's last byte.
 
     Raises:
         AnswerTooLarge: from a request whose answer is longer.
     """
 
-    def __init__(self, url: str, request_kwargs: dict[str, Any]) -> None:
-        super().__init__(url, request_kwargs, exception_retry_configuration=None)
+    def __init__(self, url: str, timeout: float) -> None:
+        limits = ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT)
+        super().__init__(url, {"timeout": limits}, exception_retry_configuration=None)
         self._url = URI(url)
 
     async def _make_request(self, method: RPCEndpoint, request_data: bytes) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
-from aiohttp import ClientError, ClientTimeout
+from aiohttp import ClientError
 from web3.providers import AsyncBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
@@ -21,6 +21,9 @@ from market.chain.errors import ChainError, ChainUnreachable
 from market.settings.payments import PaymentsSettings
 
 log = structlog.get_logger()
+
+TRIES = 2
+"""Connections on which a silent endpoint is asked; they share the time of a request."""
 
 POLL_SECONDS = 5.0
 """Seconds between polls of the endpoints' heads."""
@@ -36,7 +39,7 @@ class Endpoint:
     """One URL, and the newest block that it has shown.
 
     Args:
-        timeout: Seconds that one request may take.
+        timeout: Seconds that one request may take, its second try included.
         chain_id: EIP-155 id that the endpoint has to show before it is asked anything else.
     """
 
@@ -48,8 +51,7 @@ class Endpoint:
         self.head_age = 0.0
         """Seconds since the time of that block, when it was polled."""
         self._unverified_chain_id = chain_id
-        # Without retries: the next endpoint is the retry.
-        self._http = BoundedProvider(url, {"timeout": ClientTimeout(total=timeout)})
+        self._http = BoundedProvider(url, timeout / TRIES)
 
     async def request(self, method: str, params: Any) -> RPCResponse:
         """The endpoint's answer, which may be an error of the chain's.
@@ -70,7 +72,7 @@ class Endpoint:
 
     async def _send(self, method: str, params: Any) -> RPCResponse:
         try:
-            answer = await self._http.make_request(RPCEndpoint(method), params)
+            answer = await self._try_twice(RPCEndpoint(method), params)
         except TRANSPORT_ERRORS as error:
             # Not the error's text: aiohttp quotes the URL.
             raise ChainUnreachable(f"{self.name}: {type(error).__name__}") from None
@@ -78,6 +80,15 @@ class Endpoint:
         if _error_code(answer) == LIMIT_EXCEEDED and method != "eth_getLogs":
             raise ChainUnreachable(f"{self.name}: too many requests")
         return answer
+
+    async def _try_twice(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        """Ask again on a new connection where the first was silent: it may be the connection, not
+        the endpoint. Nothing that we ask for does harm when it is done twice. Any other failure is
+        left to the next endpoint."""
+        try:
+            return await self._http.make_request(method, params)
+        except TimeoutError:
+            return await self._http.make_request(method, params)
 
     async def poll_head(self) -> None:
         """Ask for the newest block."""

@@ -3,7 +3,6 @@
 import asyncio
 from typing import Any
 
-import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256K1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -15,6 +14,7 @@ from eth_typing import ChecksumAddress
 
 from market.chain.errors import ChainError
 from market.chain.signer import Signature
+from market.clients.aws import open_kms
 
 CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 """Order of secp256k1 (SEC 2). To ECDSA, s and CURVE_ORDER - s are the same signature."""
@@ -51,7 +51,7 @@ class KmsSigner:
     @classmethod
     def _open(cls, key_id: str, region: str | None) -> "KmsSigner":
         try:
-            client = boto3.client("kms", region_name=region)
+            client = open_kms(region)
             der = client.get_public_key(KeyId=key_id)["PublicKey"]
         except (BotoCoreError, ClientError) as error:
             raise ChainError(f"KMS does not give the public key of {key_id}: {error}") from None

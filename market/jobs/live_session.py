@@ -12,6 +12,7 @@ from typing import TypedDict
 import msgpack
 from redis.asyncio import Redis
 
+from market.clients.redis_client import block_ms
 from mesh import redis_keys
 from mesh.route_record import EPOCH, ROUTE, RouteRecord, epoch_of
 from mesh.token_stream import START, token_count_at
@@ -154,8 +155,3 @@ def _entry(entry_id: str, fields: dict[bytes, bytes]) -> TokenEntry | EndEntry:
     if b"s" in fields:
         return EndEntry(entry_id, msgpack.unpackb(fields[b"s"]))
     return TokenEntry(entry_id, int(fields[b"i"]), fields[b"t"].decode())
-
-
-def block_ms(wait: float) -> int | None:
-    """``wait`` seconds for BLOCK, for which 0 would mean for ever; none if there is no wait."""
-    return max(1, round(wait * 1000)) if wait else None

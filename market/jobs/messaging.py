@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import structlog
 from redis.asyncio import Redis
 
-from market.jobs.live_session import block_ms
+from market.clients.redis_client import block_ms
 from mesh import redis_keys, wire
 from mesh.errors import WireError
 from mesh.wire.limits import INBOX_TTL

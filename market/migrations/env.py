@@ -4,9 +4,9 @@ import asyncio
 
 from alembic import context
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from market.clients.postgres import MIGRATION, open_engine
 from market.migrations.tables import METADATA
 from market.settings import settings
 
@@ -19,7 +19,7 @@ def _migrate(connection: Connection) -> None:
 
 async def _run() -> None:
     url = context.config.get_main_option("sqlalchemy.url") or settings().database_url
-    engine = create_async_engine(url, poolclass=NullPool)
+    engine = open_engine(url, MIGRATION, poolclass=NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(_migrate)
         await connection.commit()

@@ -42,6 +42,12 @@ SEARCH_TIMEOUT = 5.0
 CALL_TIMEOUT = 3.0
 """Seconds that one peer gets to answer."""
 
+OPEN_TIMEOUT = 60.0
+"""Seconds for hivemind's daemon to start, and for the first peers to answer."""
+
+CLOSE_TIMEOUT = 10.0
+"""Seconds for the daemon to stop."""
+
 REPLICAS = 5
 """Nearest peers that get a record, beside those that we started with."""
 
@@ -131,7 +137,8 @@ class Peer:
 
     async def addresses(self) -> list[str]:
         """Multiaddresses to hand out."""
-        return [str(address) for address in await self._node.get_visible_maddrs()]
+        async with asyncio.timeout(CALL_TIMEOUT):
+            return [str(address) for address in await self._node.get_visible_maddrs()]
 
     async def store(self, key: str, subkey: str, record: bytes, expires: float) -> int:
         """Give a record to the peers that should keep it; how many have it then."""
@@ -164,7 +171,8 @@ class Peer:
 
     async def close(self) -> None:
         """Stop the peer and its daemon."""
-        await self._node.shutdown()
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await self._node.shutdown()
 
     async def _nearest(self, key_id: Any, count: int) -> list[Any]:
         search = self._node.find_nearest_nodes([key_id], k_nearest=count, exclude_self=True)
@@ -212,11 +220,12 @@ async def _open(
     operator: bytes, on_refused: Callable[[str], None], peers: Sequence[str], **options: Any
 ) -> Any:
     get_logger("hivemind").setLevel(logging.WARNING)
-    return await DHTNode.create(
-        initial_peers=list(peers) or None,
-        record_validator=_RecordValidator(operator, on_refused),
-        **(_NODE_OPTIONS | options),
-    )
+    async with asyncio.timeout(OPEN_TIMEOUT):
+        return await DHTNode.create(
+            initial_peers=list(peers) or None,
+            record_validator=_RecordValidator(operator, on_refused),
+            **(_NODE_OPTIONS | options),
+        )
 
 
 def _id(key: str) -> bytes:

@@ -5,6 +5,7 @@ import structlog
 
 from mesh.dht.signing_keys import public_from_hex
 from node_runner.dht.peer_client import DhtEndpoint, DhtUnavailable, find_urls
+from node_runner.http_client import open_client
 
 PROBE_TIMEOUT = 10.0
 """Seconds that a URL gets to answer."""
@@ -72,7 +73,8 @@ def platform_url(given: str | None, endpoint: DhtEndpoint | None) -> str:
 
 def _answers(url: str) -> bool:
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/healthz", timeout=PROBE_TIMEOUT)
+        with open_client(silence=PROBE_TIMEOUT, total=PROBE_TIMEOUT) as http:
+            answer = http.get(f"{url.rstrip('/')}/healthz")
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
     return answer.is_success

@@ -6,11 +6,15 @@ from typing import Any
 
 import httpx
 
+from node_runner.http_client import open_client
 from node_runner.platform_client.errors import PlatformError, PlatformRefused, PlatformUnreachable
 from node_runner.retry_after import retry_after
 
 TIMEOUT = 15.0
 """Seconds without a byte, while a person waits."""
+
+TOTAL_TIMEOUT = 120.0
+"""Seconds for one request: the largest, of `far-node doctor`, over a line of 1 Mbit/s."""
 
 MAX_ANSWER = 4 * 2**20
 """Bytes of an answer; the largest has a signed URL for each of some thousand files."""
@@ -27,7 +31,7 @@ def client(url: str, *, timeout: float = TIMEOUT) -> httpx.Client:
     """
     if not url.startswith(("http://", "https://")):
         raise PlatformError(f"The platform's URL begins with https:// (or http://); got {url!r}.")
-    return httpx.Client(base_url=url.rstrip("/"), timeout=timeout)
+    return open_client(url.rstrip("/"), silence=timeout, total=TOTAL_TIMEOUT)
 
 
 def request(

@@ -21,6 +21,7 @@ from packaging.utils import (
 )
 from packaging.version import InvalidVersion, Version
 
+from node_runner.http_client import open_client
 from node_runner.installation import PACKAGE, SERVE
 from node_runner.service import control_socket
 
@@ -33,6 +34,7 @@ IDLE_POLL_SECONDS = 5.0
 """Seconds between two checks whether the nodes are idle, once there is something to install."""
 
 TIMEOUT = 30.0
+TOTAL_TIMEOUT = 120.0
 INSTALL_TIMEOUT = 1800.0
 
 
@@ -104,12 +106,10 @@ def released_versions(index: str) -> list[Version]:
     Raises:
         httpx.HTTPError: the index does not answer.
     """
-    answer = httpx.get(
-        f"{index}{PACKAGE}/",
-        headers={"Accept": "application/vnd.pypi.simple.v1+json"},
-        timeout=TIMEOUT,
-        follow_redirects=True,
-    )
+    with open_client(silence=TIMEOUT, total=TOTAL_TIMEOUT, follow_redirects=True) as http:
+        answer = http.get(
+            f"{index}{PACKAGE}/", headers={"Accept": "application/vnd.pypi.simple.v1+json"}
+        )
     answer.raise_for_status()
     try:
         files = answer.json()["files"]

@@ -8,8 +8,10 @@ import httpx
 from mesh import relay
 from mesh.errors import WireError
 from mesh.relay import Frame, Hello, Poll, Superseded, Welcome
+from node_runner.http_client import open_client
 from node_runner.transport.relay_connection import (
     ANSWER_TIMEOUT,
+    EXCHANGE_TIMEOUT,
     ConnectionLost,
     ConnectionSuperseded,
     OnFrame,
@@ -41,10 +43,12 @@ class PollingConnection:
         self._cursor = cursor
         self._session = hello.session
         self._closed = threading.Event()
-        self._http = httpx.Client(
-            base_url=url,
+        self._http = open_client(
+            url,
+            silence=ANSWER_TIMEOUT,
+            total=EXCHANGE_TIMEOUT,
+            connect=OPEN_TIMEOUT,
             headers={"Authorization": f"Bearer {token}", "Content-Type": "application/msgpack"},
-            timeout=httpx.Timeout(ANSWER_TIMEOUT, connect=OPEN_TIMEOUT),
         )
         try:
             [frame] = self._post(relay.encode(hello))

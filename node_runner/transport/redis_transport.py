@@ -12,6 +12,7 @@ import structlog
 from mesh import redis_keys, wire
 from mesh.errors import WireError
 from mesh.keepalive import KEEPALIVE_INTERVAL, KEEPALIVE_TTL
+from mesh.tcp_keepalive import TCP_OPTIONS
 from mesh.token_stream import APPEND_TOKEN
 from mesh.wire import Message, StopEpoch, Token
 from mesh.wire.limits import INBOX_TTL
@@ -22,7 +23,10 @@ TRIM_EVERY = 64
 """Exchanges between two trims of the part of the inbox that was read."""
 
 SILENCE_TIMEOUT = 5.0
-"""Seconds without an answer after which Redis counts as gone. Longer than any wait for work."""
+"""Seconds without an answer after which Redis counts as gone."""
+
+MAX_WAIT = 2.0
+"""Seconds that one read waits for work, at most: well below :data:`SILENCE_TIMEOUT`."""
 
 KEEPALIVE_RETRY_DELAY = 1.0
 """Seconds until a lost connection for keep-alives is tried again."""
@@ -53,9 +57,7 @@ class RedisTransport:
         Raises:
             TransportUnreachable: Redis does not answer.
         """
-        self._connection: Any = redis.ConnectionPool.from_url(
-            url, socket_connect_timeout=SILENCE_TIMEOUT, socket_timeout=SILENCE_TIMEOUT
-        ).make_connection()
+        self._connection: Any = _open_pool(url, SILENCE_TIMEOUT).make_connection()
         self._inbox = redis_keys.inbox(node_id)
         [newest] = self._call([("XREVRANGE", self._inbox, "+", "-", "COUNT", 1)])
         self._after: bytes = newest[0][0] if newest else b"0-0"
@@ -127,6 +129,21 @@ class RedisTransport:
         return answers
 
 
+def _open_pool(url: str, silence: float) -> redis.ConnectionPool:
+    """Connections to Redis: the one place here that opens them.
+
+    Args:
+        silence: Seconds without an answer after which Redis counts as gone.
+    """
+    tcp = {"socket_keepalive": True, "socket_keepalive_options": TCP_OPTIONS}
+    return redis.ConnectionPool.from_url(
+        url,
+        socket_connect_timeout=silence,
+        socket_timeout=silence,
+        **({} if url.startswith("unix:") else tcp),
+    )
+
+
 def _send_keepalives(
     url: str,
     node_id: str,
@@ -137,7 +154,7 @@ def _send_keepalives(
     """Say that this process runs, even while it computes for long, and how much KV is free; on a
     connection of its own."""
     key, ttl = redis_keys.keepalive(node_id), round(KEEPALIVE_TTL * 1000)
-    with redis.Redis.from_url(url, socket_timeout=KEEPALIVE_RETRY_DELAY) as client:
+    with redis.Redis.from_pool(_open_pool(url, KEEPALIVE_RETRY_DELAY)) as client:
         delay = 0.0
         while not stop.wait(delay):
             try:
@@ -166,7 +183,7 @@ def _report(report: Report) -> Command:
 
 
 def _read(inbox: str, after: bytes, wait: float) -> Command:
-    block = ("BLOCK", max(1, round(wait * 1000))) if wait else ()
+    block = ("BLOCK", max(1, round(1000 * min(wait, MAX_WAIT)))) if wait else ()
     return ("XREAD", *block, "STREAMS", inbox, after)
 
 

@@ -8,6 +8,9 @@ from mesh.relay import Frame, Welcome
 ANSWER_TIMEOUT = 5.0
 """Seconds of silence in one exchange over HTTP."""
 
+EXCHANGE_TIMEOUT = 60.0
+"""Seconds for one exchange over HTTP: the largest frame over a slow line."""
+
 OnFrame = Callable[[Frame], None]
 
 

@@ -24,6 +24,7 @@ from mesh.errors import (
     WeightsRefused,
     WeightsUnreachable,
 )
+from node_runner.http_client import open_client
 from node_runner.retry_after import retry_after
 from node_runner.weights.source import BUFFER, MAX_SMALL_FILE, Version
 
@@ -31,7 +32,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+SILENCE = 30.0
 """Seconds; without a byte for that long, a connection counts as cut."""
 
 
@@ -96,7 +97,7 @@ class HttpSource:
         self.name = urls.name
         self.manifest = manifest
         self._urls = urls
-        self._http = httpx.Client(timeout=TIMEOUT, follow_redirects=True)
+        self._http = open_client(silence=SILENCE, total=None, follow_redirects=True)
         self._closed = threading.Event()
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._sockets_lock = threading.Lock()

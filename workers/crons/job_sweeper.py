@@ -1,5 +1,6 @@
 """Enqueues tasks that no worker has: generations without a supervisor, and those in the outbox."""
 
+import time
 from typing import Any
 
 import structlog
@@ -14,6 +15,9 @@ log = structlog.get_logger()
 NEW_JOB_GRACE_SECONDS = 2.0
 """Seconds that a new job gets to be taken up before the sweeper enqueues it again."""
 
+ATTEMPT_SECONDS = 10
+"""Seconds after which a job that nobody has taken up is enqueued once more."""
+
 MAX_JOBS = 1000
 """Jobs enqueued in one run."""
 
@@ -22,12 +26,14 @@ async def sweep(ctx: dict[str, Any]) -> None:
     """arq cron: enqueue every job whose supervisor no longer holds the lease.
 
     arq itself would keep a failed worker's task locked for the whole task time-out, and a lost
-    Redis forgets all tasks. The lease counter in the deduplication key tells attempts apart.
+    Redis forgets all tasks. The lease counter in the deduplication key tells attempts apart, and so
+    does the time: arq would keep an attempt locked, too, whose worker failed before it had a lease.
     """
     resources: Resources = ctx["resources"]
+    attempt = int(time.time() / ATTEMPT_SECONDS)
     found = await lease.abandoned(resources.sessions, grace=NEW_JOB_GRACE_SECONDS, limit=MAX_JOBS)
     for request_id, counter in found:
-        key = f"sweep:{request_id}:{counter}"
+        key = f"sweep:{request_id}:{counter}:{attempt}"
         await queue.enqueue(resources.queue, queries.SUPERVISE, request_id, dedup_key=key)
     if found:
         log.info("jobs_swept", count=len(found))

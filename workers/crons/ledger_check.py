@@ -15,8 +15,8 @@ async def check_ledger(ctx: dict[str, Any]) -> None:
     """arq cron: check the ledger, and reconcile it with the contract, if there is one."""
     resources: Resources = ctx["resources"]
     try:
-        report = await check_with_chain(resources.sessions, resources.settings.payments)
+        report = await check_with_chain(resources.long_sessions, resources.settings.payments)
     except ChainError as error:  # the ledger can be checked without the chain
         log.error("reconciliation_skipped", reason=str(error))
-        report = await check_integrity(resources.sessions)
+        report = await check_integrity(resources.long_sessions)
     publish(report)

@@ -1,7 +1,7 @@
 """The context of one settlement run: contract, signer, settings, and the batch that is open."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import select
 
@@ -14,8 +14,13 @@ from market.resources import Resources
 from market.settings.payments import PaymentsSettings
 from market.settlement.planned_batch import stored_batch
 from market.settlement.tables import Settlement, SettlementTransaction
+from workers.exclusive import Progress
 
 WEI_PER_GWEI = 10**9
+
+STALLED_SECONDS = 120
+"""Seconds that one phase may take: the largest batch on a slow database, and endpoints that are
+asked one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +51,13 @@ class SettlementRun:
     escrow: EscrowReader
     signer: Signer
 
+    progress: Progress = field(default_factory=lambda: Progress(STALLED_SECONDS))
+    """Marked with each phase: a run that hangs is ended."""
+
     @property
     def sessions(self) -> db.Sessions:
-        return self.resources.sessions
+        """For statements that may take minutes: a batch has up to thousands of generations."""
+        return self.resources.long_sessions
 
     @property
     def payments(self) -> PaymentsSettings:

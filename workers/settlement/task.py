@@ -5,10 +5,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 from web3.exceptions import Web3Exception
 
 from market.chain.errors import ChainError, ChainUnreachable
@@ -17,6 +18,7 @@ from market.chain.signer import Signer
 from market.escrow.reader import EscrowReader
 from market.resources import Resources
 from market.settlement.errors import SettlementMismatch, SettlementPaused
+from workers.exclusive import Progress, run_while
 from workers.settlement import pauses, submit
 from workers.settlement.collect import close_batch
 from workers.settlement.dormancy import close_keepalive_batch
@@ -37,6 +39,9 @@ POLL_SECONDS = 0.25
 """Seconds before the first poll of the chain; each later wait is twice as long."""
 
 MAX_POLL_SECONDS = 4.0
+
+LOCK_INTERVAL, LOCK_TIMEOUT = 2.0, 2.0
+"""Seconds between two statements that keep the lock, and for the answer to one."""
 
 
 async def settle(ctx: dict[str, Any]) -> None:
@@ -68,22 +73,23 @@ async def settle_due(resources: Resources, escrow: EscrowReader, signer: Signer)
         ChainUnreachable: no endpoint answers. Nothing is lost.
         ChainError: the contract, the network or the signer refuses the batch.
     """
-    async with _settler_lock(resources) as acquired:
-        if not acquired or await pauses.current_pause(resources.sessions):
+    run = SettlementRun(resources, escrow, signer)
+    async with _settler_lock(resources) as lock:
+        if lock is None or await pauses.current_pause(resources.sessions):
             return None
-        run = SettlementRun(resources, escrow, signer)
         try:
-            await undo_reorged_batches(run)
-            return await _settle_until_stopped(run)
+            return await run_while(_settle_until_stopped(run), _keep_lock(lock, run.progress))
         except Web3Exception as error:
             raise ChainUnreachable(f"An endpoint answers with an error: {error}") from error
 
 
 async def _settle_until_stopped(run: SettlementRun) -> str | None:
+    await undo_reorged_batches(run)
     confirmed = None
     wait = POLL_SECONDS
     deadline = time.monotonic() + run.payments.confirmation_wait
     while time.monotonic() < deadline:
+        run.progress.mark()
         batch = await run.open_batch()
         result = await _advance_or_pause(run, batch)
         if result is PhaseResult.STOPPED:
@@ -131,11 +137,27 @@ async def _advance(run: SettlementRun, batch: OpenBatch) -> PhaseResult:
 
 
 @asynccontextmanager
-async def _settler_lock(resources: Resources) -> AsyncIterator[bool]:
-    """Whether this process may sign inside the ``with`` block. The lock is released with its
-    database transaction, however that ends."""
+async def _settler_lock(resources: Resources) -> AsyncIterator[AsyncConnection | None]:
+    """The connection whose transaction has the lock, by which this process may sign inside the
+    ``with`` block; none if another process has the lock. It is released with the transaction,
+    however that ends: Postgres ends one that nobody goes on with (`QUICK.idle`)."""
     async with resources.engine.connect() as connection:
         acquired = await connection.scalar(
             text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": SETTLER_LOCK}
         )
-        yield bool(acquired)
+        yield connection if acquired else None
+
+
+async def _keep_lock(lock: AsyncConnection, progress: Progress) -> NoReturn:
+    """Keep the lock's transaction alive, as long as the run makes progress. This side gives up
+    before Postgres does.
+
+    Raises:
+        Stalled: the run makes no progress.
+        OSError, SQLAlchemyError: the lock is lost, or nobody knows whether it is.
+    """
+    while True:
+        await asyncio.sleep(LOCK_INTERVAL)
+        progress.check()
+        async with asyncio.timeout(LOCK_TIMEOUT):
+            await lock.execute(text("SELECT 1"))

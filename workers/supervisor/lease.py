@@ -1,7 +1,8 @@
 """A lease on a generation: short, renewed, and fenced by a counter.
 
 Whoever holds the newest counter may write. A supervisor that was paused for longer than its lease
-finds on its next write that the counter has moved on, and stops.
+finds on its next write that the counter has moved on, and stops. One that hangs renews nothing: it
+has to mark its progress (:meth:`Lease.progressed`).
 """
 
 import asyncio
@@ -9,11 +10,20 @@ import datetime as dt
 from collections.abc import Coroutine
 from typing import Any
 
+import structlog
 from sqlalchemy import ColumnElement, func, or_, select, update
 
 from market.db import Sessions
 from market.jobs.tables import Job
+from market.outages import OUTAGES
+from workers.exclusive import Progress, run_while
 from workers.supervisor.errors import LeaseLost
+
+STALLED_LEASES = 2
+"""Lease periods without progress after which a supervisor counts as stalled: with leases of 6 s
+longer than the time limit of any one request to Redis or Postgres."""
+
+log = structlog.get_logger()
 
 
 class Lease:
@@ -29,22 +39,21 @@ class Lease:
         self.job = job
         self.counter = job.lease_counter
         self.cancel_requested = job.cancel_requested
+        self._progress = Progress(STALLED_LEASES * seconds)
+
+    def progressed(self) -> None:
+        """Mark that the supervisor's loop has passed through."""
+        self._progress.mark()
 
     async def renew_while(self, work: Coroutine[Any, Any, None]) -> None:
-        """Renew the lease as long as the work runs; cancel the work if the lease is lost.
+        """Renew the lease as long as the work runs and makes progress; cancel the work if the lease
+        is lost.
 
         Raises:
             LeaseLost: another worker has the lease.
+            Stalled: the work made no progress; the lease is still held.
         """
-        working = asyncio.ensure_future(work)
-        renewing = asyncio.ensure_future(self._renew_forever())
-        try:
-            await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
-            await (working if working.done() else renewing)
-        finally:
-            working.cancel()
-            renewing.cancel()
-            await asyncio.gather(working, renewing, return_exceptions=True)
+        await run_while(work, self._renew_forever())
 
     async def release(self) -> None:
         """Let another worker take the lease at once."""
@@ -61,7 +70,15 @@ class Lease:
     async def _renew_forever(self) -> None:
         while True:
             await asyncio.sleep(self._seconds / 3)
-            await self._renew()
+            self._progress.check()
+            try:
+                await self._renew()
+            except OUTAGES as error:  # nobody else gets the lease either, while nobody answers
+                log.warning(
+                    "lease_not_renewed",
+                    request_id=self.job.request_id,
+                    error=type(error).__name__,
+                )
 
     async def _renew(self) -> None:
         async with self._sessions.begin() as db:

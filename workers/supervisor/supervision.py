@@ -65,7 +65,7 @@ class Supervision:
 
     async def read_events(self, wait: float) -> list[ControlMessage]:
         """Events of this epoch that came since the last call; waits up to ``wait`` seconds if there
-        are none yet.
+        are none yet. Every loop of a supervision comes by here: that is its progress.
 
         Raises:
             GenerationOver: the user has cancelled.
@@ -73,6 +73,7 @@ class Supervision:
         self._last_event, events = await messaging.read_events(
             self.redis, self.id, self._last_event, wait=wait
         )
+        self.lease.progressed()
         if any(isinstance(event, Cancel) for event in events):
             raise GenerationOver("cancelled")
         return [event for event in events if event.epoch == self.epoch]

@@ -103,6 +103,7 @@ class Supervisor:
     async def _end(self, over: GenerationOver) -> None:
         supervision, ttl = self._supervision, self._supervision.generation_settings.stream_ttl
         tokens = await live_session.seal(supervision.redis, supervision.id, ttl=ttl)
+        supervision.lease.progressed()
         if over.code is None:
             outcome = await completion.complete(
                 supervision.resources,
@@ -116,5 +117,6 @@ class Supervisor:
             outcome = await completion.fail(
                 supervision.resources, supervision.lease, code=over.code
             )
+        supervision.lease.progressed()
         await live_session.finish(supervision.redis, supervision.id, outcome, ttl=ttl)
         await epochs.close(supervision, supervision.route, supervision.epoch)

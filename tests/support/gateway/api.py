@@ -262,6 +262,7 @@ class Job:
             settings=made.settings,
             engine=engine,
             sessions=made.sessions,
+            long_sessions=made.long_sessions,
             redis=made.redis,
             queue=made.queue,
             catalog=made.catalog,

@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 
 import pytest
+from redis.exceptions import TimeoutError as RedisTimeout
 from sqlalchemy import func, select, update
 
 from market import ledger, outbox, queue
@@ -14,9 +15,12 @@ from market.outbox import Outbox
 from market.resources import Resources
 from tests.support.factories import fund, hop, session
 from workers.crons.job_sweeper import sweep
+from workers.exclusive import Stalled
 from workers.supervisor import completion, lease
 from workers.supervisor.errors import LeaseLost
 from workers.supervisor.lease import Lease
+from workers.supervisor.supervisor import Supervisor
+from workers.supervisor.task import supervise
 
 
 async def pending(resources: Resources) -> Job:
@@ -110,7 +114,7 @@ async def test_a_generation_ends_once(resources: Resources) -> None:
     assert await lease.acquire(resources.sessions, job.request_id, 60) is None
 
 
-async def test_a_lease_is_renewed_while_the_work_runs(resources: Resources) -> None:
+async def test_a_lease_is_renewed_while_the_work_makes_progress(resources: Resources) -> None:
     job = await pending(resources)
     held = await acquired(resources, job, seconds=0.3)
 
@@ -118,8 +122,83 @@ async def test_a_lease_is_renewed_while_the_work_runs(resources: Resources) -> N
         for _ in range(10):
             await asyncio.sleep(0.1)
             assert await lease.acquire(resources.sessions, job.request_id, 60) is None
+            held.progressed()
 
     await held.renew_while(work())
+
+
+async def test_work_that_makes_no_progress_is_stopped(resources: Resources) -> None:
+    job = await pending(resources)
+    held = await acquired(resources, job, seconds=0.3)
+    stopped = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            stopped.set()
+            raise
+
+    with pytest.raises(Stalled):
+        await held.renew_while(work())
+    assert stopped.is_set()
+
+
+async def test_a_supervisor_that_hangs_gives_its_generation_to_another(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await pending(resources)
+    resources.settings.generation.lease = 0.3
+
+    async def hang(_: Supervisor) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Supervisor, "run", hang)
+    async with asyncio.timeout(20):
+        await supervise({"resources": resources}, job.request_id)
+    second = await lease.acquire(resources.sessions, job.request_id, 60)
+    assert second is not None, "it has released the lease"
+
+
+async def test_work_goes_on_while_postgres_does_not_answer(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else can take the lease meanwhile."""
+    job = await pending(resources)
+    held = await acquired(resources, job, seconds=0.3)
+    renew, failures = Lease._renew, 0
+
+    async def fail_at_first(self: Lease) -> None:
+        nonlocal failures
+        if failures < 3:
+            failures += 1
+            raise TimeoutError
+        await renew(self)
+
+    monkeypatch.setattr(Lease, "_renew", fail_at_first)
+
+    async def work() -> None:
+        while failures < 3 or await lease.acquire(resources.sessions, job.request_id, 60):
+            held.progressed()
+            await asyncio.sleep(0.02)
+
+    async with asyncio.timeout(20):
+        await held.renew_while(work())
+
+
+async def test_an_outage_gives_the_generation_to_another_at_once(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a command that Redis did not answer nobody knows what this supervisor has done."""
+    job = await pending(resources)
+
+    async def time_out(_: Supervisor) -> None:
+        raise RedisTimeout
+
+    monkeypatch.setattr(Supervisor, "run", time_out)
+    with pytest.raises(RedisTimeout):
+        await supervise({"resources": resources}, job.request_id)
+    assert await lease.acquire(resources.sessions, job.request_id, 60) is not None
 
 
 async def test_losing_the_lease_stops_the_work(resources: Resources) -> None:
