@@ -171,8 +171,12 @@ class Peer:
 
     async def close(self) -> None:
         """Stop the peer and its daemon."""
-        async with asyncio.timeout(CLOSE_TIMEOUT):
-            await self._node.shutdown()
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._node.shutdown()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._node.p2p._child.kill()
 
     async def _nearest(self, key_id: Any, count: int) -> list[Any]:
         search = self._node.find_nearest_nodes([key_id], k_nearest=count, exclude_self=True)

@@ -41,7 +41,7 @@ from tests.support.chain.settled_money import (
     statuses,
 )
 from tests.support.gateway.api import GENERATE, Gateway, all_nodes, open_gateway, request_body
-from tests.support.network.firewall import Firewall, firewall
+from tests.support.network.gate import Gate, gate
 from tests.support.worker_process import worker_process
 from workers.chain_indexer.indexer import index_events
 from workers.exclusive import Progress, Stalled
@@ -55,25 +55,25 @@ TOKENS = 5
 
 
 @pytest.fixture
-def before_redis(redis_url: str) -> Iterator[Firewall]:
+def before_redis(redis_url: str) -> Iterator[Gate]:
     port = urlsplit(redis_url).port
     assert port is not None
-    with firewall(port) as made:
+    with gate(port) as made:
         yield made
 
 
 @pytest.fixture
-def before_postgres(database_url: str) -> Iterator[Firewall]:
+def before_postgres(database_url: str) -> Iterator[Gate]:
     [folder] = parse_qs(urlsplit(database_url).query)["host"]
-    with firewall(Path(folder) / ".s.PGSQL.5432") as made:
+    with gate(Path(folder) / ".s.PGSQL.5432") as made:
         yield made
 
 
 @pytest.fixture
 def behind(
     make_settings: Callable[..., Settings],
-    before_redis: Firewall,
-    before_postgres: Firewall,
+    before_redis: Gate,
+    before_postgres: Gate,
     database_url: str,
 ) -> Settings:
     """Settings by which everything goes through the firewalls."""
@@ -117,8 +117,8 @@ async def accepted(gateway: Gateway) -> bool:
 async def test_the_gateway_is_back_soon(
     behind: Settings,
     redis: Redis,
-    before_redis: Firewall,
-    before_postgres: Firewall,
+    before_redis: Gate,
+    before_postgres: Gate,
     silent: str,
 ) -> None:
     wall = before_redis if silent == "redis" else before_postgres
@@ -136,8 +136,8 @@ async def test_the_gateway_is_back_soon(
 async def test_the_gateway_is_back_after_nothing_got_through_for_a_while(
     behind: Settings,
     redis: Redis,
-    before_redis: Firewall,
-    before_postgres: Firewall,
+    before_redis: Gate,
+    before_postgres: Gate,
     silent: str,
 ) -> None:
     wall = before_redis if silent == "redis" else before_postgres
@@ -160,8 +160,8 @@ async def test_a_worker_is_back_soon_and_loses_no_job(
     behind: Settings,
     resources: Resources,
     redis: Redis,
-    before_redis: Firewall,
-    before_postgres: Firewall,
+    before_redis: Gate,
+    before_postgres: Gate,
     tmp_path: Path,
     silent: str,
     for_a_while: bool,
@@ -225,7 +225,7 @@ async def end(resources: Resources, redis: Redis, job: Job) -> None:
 
 
 async def test_a_command_without_an_answer_is_not_sent_again(
-    before_redis: Firewall, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    before_redis: Gate, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may have been done. One more would count twice."""
     monkeypatch.setattr("market.clients.redis_client.SILENCE_TIMEOUT", 0.5)
@@ -239,7 +239,7 @@ async def test_a_command_without_an_answer_is_not_sent_again(
 
 
 async def test_connections_that_were_idle_cost_a_short_wait_and_no_error(
-    before_redis: Firewall, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    before_redis: Gate, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("market.clients.redis_client.PING_AFTER", 0.2)
     monkeypatch.setattr("market.clients.redis_client.PING_TIMEOUT", 0.2)
@@ -256,7 +256,7 @@ async def test_connections_that_were_idle_cost_a_short_wait_and_no_error(
 
 
 async def test_a_statement_that_nobody_answers_ends_and_so_do_its_locks(
-    behind: Settings, before_postgres: Firewall, sessions: db.Sessions
+    behind: Settings, before_postgres: Gate, sessions: db.Sessions
 ) -> None:
     limits = TimeLimits(statement=1, lock=0.5, idle=1)
     engine, silent = db.connect(behind.database_url, limits=limits)
@@ -281,11 +281,11 @@ async def test_a_statement_that_nobody_answers_ends_and_so_do_its_locks(
 @pytest.fixture
 async def walled(
     make_settings: Callable[..., Settings], redis: Redis, chain: Chain
-) -> AsyncIterator[tuple[Resources, Firewall]]:
+) -> AsyncIterator[tuple[Resources, Gate]]:
     """A worker's resources, and the firewall before their chain."""
     port = urlsplit(chain.url).port
     assert port is not None
-    with firewall(port) as wall:
+    with gate(port) as wall:
         payments = {
             "escrow_contract": chain.deployment.escrow,
             "rpc_urls": [f"http://127.0.0.1:{wall.port}"],
@@ -303,7 +303,7 @@ async def walled(
 
 
 async def test_deposits_are_credited_although_the_chain_fell_silent(
-    walled: tuple[Resources, Firewall], chain: Chain
+    walled: tuple[Resources, Gate], chain: Chain
 ) -> None:
     resources, wall = walled
     user = Actions(chain).user(far=3)
@@ -324,7 +324,7 @@ async def test_deposits_are_credited_although_the_chain_fell_silent(
 
 
 async def test_settlement_pays_once_although_the_chain_fell_silent(
-    walled: tuple[Resources, Firewall], chain: Chain, monkeypatch: pytest.MonkeyPatch
+    walled: tuple[Resources, Gate], chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within each of its requests, one after the other: the transaction, too, is sent twice."""
     monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
@@ -353,7 +353,7 @@ async def test_settlement_pays_once_although_the_chain_fell_silent(
 
 @pytest.mark.slow
 async def test_a_settler_that_is_cut_off_loses_the_lock_and_ends_before(
-    behind: Settings, resources: Resources, before_postgres: Firewall
+    behind: Settings, resources: Resources, before_postgres: Gate
 ) -> None:
     """Two that sign at once is what the lock is for."""
     async with open_resources(behind) as cut_off:

@@ -1,24 +1,31 @@
-"""TCP proxies between a node and the relay: one that a test may cut, silence, or teach to refuse
-WebSockets, and one that has to be asked for each connection."""
+"""TCP proxies before a server: one that a test may cut, silence, let forget its connections, or
+teach to refuse WebSockets, and one that has to be asked for each connection."""
 
 import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Gate:
-    """Listens on ``port`` of loopback until closed."""
+    """Listens on ``port`` of loopback until closed.
 
-    def __init__(self, target_port: int) -> None:
+    Args:
+        target_port: Port on loopback, or Unix socket, of the server.
+    """
+
+    def __init__(self, target_port: int | Path) -> None:
         self.refuses_websockets = False
         self.upgrades = 0
         self.target_port = target_port
         self._flows = threading.Event()
         self._flows.set()
         self._sockets: list[socket.socket] = []
+        self._forgotten: set[socket.socket] = set()
+        self._blocks = False
         self._threads: list[threading.Thread] = []
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
@@ -34,6 +41,27 @@ class Gate:
 
     def resume(self) -> None:
         self._flows.set()
+
+    def forget(self) -> None:
+        """Take and drop whatever is sent over the connections that are open now, their ends
+        included, as a firewall does that has forgotten them. New ones get through."""
+        self._forgotten |= set(self._sockets)
+
+    def block(self) -> None:
+        """Forget the connections that are open now, and those that are opened from now on."""
+        self._blocks = True
+        self.forget()
+
+    def unblock(self) -> None:
+        """Let new connections through. Those that were forgotten stay so."""
+        if self._blocks:
+            self.forget()
+        self._blocks = False
+
+    @property
+    def opened(self) -> int:
+        """Connections that were opened since the beginning."""
+        return len(self._sockets) // 2
 
     def sever(self) -> None:
         """All connections break."""
@@ -70,19 +98,27 @@ class Gate:
 
     def _open(self, near: socket.socket) -> socket.socket:
         """The other side of a new connection."""
-        return socket.create_connection(("127.0.0.1", self.target_port))
+        if isinstance(self.target_port, int):
+            return socket.create_connection(("127.0.0.1", self.target_port))
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(str(self.target_port))
+        return far
 
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(2**16):
                 self._flows.wait()
+                if self._blocks:
+                    self._forgotten |= {source, sink}
+                if source in self._forgotten:
+                    continue
                 if b"upgrade: websocket" in data.lower():
                     self.upgrades += 1
                     if self.refuses_websockets:
                         source.sendall(FORBIDDEN)
                         break
                 sink.sendall(data)
-        for each in (source, sink):
+        for each in () if source in self._forgotten else (source, sink):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
@@ -106,7 +142,7 @@ class Tunnel(Gate):
 
 
 @contextlib.contextmanager
-def gate(target_port: int) -> Iterator[Gate]:
+def gate(target_port: int | Path) -> Iterator[Gate]:
     made = Gate(target_port)
     try:
         yield made

@@ -126,7 +126,7 @@ def test_the_last_words_arrive(here: Replica, client: redis.Redis) -> None:
     assert client.xlen(redis_keys.events("gen")) == 1
 
 
-@pytest.mark.parametrize("cut", ["silent", "severed", "the replica ends"])
+@pytest.mark.parametrize("cut", ["silent", "forgotten", "severed", "the replica ends"])
 def test_a_cut_loses_nothing_and_repeats_nothing(
     here: Replica, door: Gate, client: redis.Redis, settings: Settings, cut: str
 ) -> None:
@@ -141,6 +141,11 @@ def test_a_cut_loses_nothing_and_repeats_nothing(
             edge.exchange([NodeMessage("middle", steps(position=1))], wait=0)
             wait_until(lambda: not edge.connection_kind)  # within SILENCE_TIMEOUT
             door.resume()
+        elif cut == "forgotten":  # by a home router: new connections get through
+            door.forget()
+            put(client, "edge", steps(position=51))
+            edge.exchange([NodeMessage("middle", steps(position=1))], wait=0)
+            wait_until(lambda: not edge.connection_kind)
         elif cut == "severed":
             door.sever()
             put(client, "edge", steps(position=51))
@@ -182,6 +187,24 @@ def test_where_websockets_are_blocked_it_polls_and_tries_again(
         push(edge, 3)
         wait_until(lambda: len(inbox(client, "middle")) == 4)
     assert inbox(client, "middle") == [steps(position=position) for position in range(4)]
+
+
+def test_long_polls_that_a_router_forgets_begin_anew(
+    here: Replica, door: Gate, client: redis.Redis
+) -> None:
+    door.refuses_websockets = True
+    with closing(node(here, "edge", door.url)) as edge:
+        push(edge, 0)
+        put(client, "edge", steps(position=50))
+        assert read(edge, 1) == [steps(position=50)]
+        door.forget()
+        put(client, "edge", steps(position=51))
+        came = push(edge, 1)
+        came += read(edge, 1 - len(came))
+        assert came == [steps(position=51)]
+        wait_until(lambda: len(inbox(client, "middle")) == 2)
+        assert edge.connection_kind == "long poll"
+    assert inbox(client, "middle") == [steps(position=position) for position in range(2)]
 
 
 def test_while_the_relay_is_away_it_says_so(here: Replica, client: redis.Redis) -> None:

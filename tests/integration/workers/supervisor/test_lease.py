@@ -166,7 +166,7 @@ async def test_work_goes_on_while_postgres_does_not_answer(
     """Nobody else can take the lease meanwhile."""
     job = await pending(resources)
     held = await acquired(resources, job, seconds=0.3)
-    renew, failures = Lease._renew, 0
+    renew, failures, renewed = Lease._renew, 0, asyncio.Event()
 
     async def fail_at_first(self: Lease) -> None:
         nonlocal failures
@@ -174,11 +174,12 @@ async def test_work_goes_on_while_postgres_does_not_answer(
             failures += 1
             raise TimeoutError
         await renew(self)
+        renewed.set()
 
     monkeypatch.setattr(Lease, "_renew", fail_at_first)
 
     async def work() -> None:
-        while failures < 3 or await lease.acquire(resources.sessions, job.request_id, 60):
+        while not renewed.is_set():
             held.progressed()
             await asyncio.sleep(0.02)
 
