@@ -175,8 +175,9 @@ class Peer:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._node.shutdown()
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._node.p2p._child.kill()
+            daemon = self._node.p2p._child
+            if daemon is not None and daemon.returncode is None:
+                daemon.kill()
 
     async def _nearest(self, key_id: Any, count: int) -> list[Any]:
         search = self._node.find_nearest_nodes([key_id], k_nearest=count, exclude_self=True)
