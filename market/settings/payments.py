@@ -42,7 +42,7 @@ class PaymentsSettings(BaseModel):
     rpc_max_lag: int = Field(20, ge=0)
     """Blocks that an endpoint may be behind the best one."""
     rpc_timeout: float = Field(10, gt=0)
-    """Seconds that one request may take. After half of them it is sent again, on a new connection."""
+    """Seconds that one request may take. After half of them it is sent a second time."""
     signer: Literal["keystore", "kms"] = "keystore"
     """Where the key of the account that settles is."""
     operator_keyfile: Path | None = None

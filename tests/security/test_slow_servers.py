@@ -53,9 +53,12 @@ def server(*, drips: bool) -> Iterator[str]:
 
 def test_a_node_does_not_wait_for_an_answer_without_end() -> None:
     began = time.monotonic()
-    with server(drips=True) as url, open_client(url, silence=5, total=TOTAL) as http:
-        with pytest.raises(PlatformUnreachable):
-            request(http, "GET", "/api/machines")
+    with (
+        server(drips=True) as url,
+        open_client(url, silence=5, total=TOTAL) as http,
+        pytest.raises(PlatformUnreachable),
+    ):
+        request(http, "GET", "/api/machines")
     assert TOTAL <= time.monotonic() - began < PATIENCE
 
 
