@@ -8,6 +8,7 @@ all.
 """
 
 import math
+from asyncio import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from asyncpg.exceptions import InterfaceError, PostgresError
 from sqlalchemy import AdaptedConnection, ExceptionContext, event
 from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from mesh.tcp_keepalive import PROBE_AFTER, PROBE_INTERVAL, PROBES, UNACKNOWLEDGED_MS
 
@@ -26,6 +28,9 @@ PING_TIMEOUT = 2.0
 
 POOL_TIMEOUT = 5.0
 """Seconds that a transaction waits for a connection of the pool."""
+
+CANCELLED = "cancelled"
+"""Of a pooled connection's `info`: whoever waited for its last statement was cancelled."""
 
 SILENCE_MARGIN = 1.0
 """Seconds from the server's limit of a statement to the client's."""
@@ -116,8 +121,12 @@ def _give_up_silent(context: ExceptionContext) -> None:
     """After a statement that was not answered, all connections of the pool are made anew."""
     if isinstance(context.original_exception, TimeoutError):
         context.is_disconnect = True
+    elif isinstance(context.original_exception, CancelledError) and context.connection is not None:
+        context.connection.info[CANCELLED] = True
 
 
-def _close_at_once(connection: AdaptedConnection, record: object) -> None:
-    """asyncpg waits for the server to close, 2 s for each connection that is silent."""
-    connection.driver_connection.terminate()
+def _close_at_once(connection: AdaptedConnection, record: ConnectionPoolEntry) -> None:
+    """asyncpg waits for the server to close, 2 s for each connection that is silent. Only after a
+    cancelled statement it should, since then it tells the server."""
+    if CANCELLED not in record.info:
+        connection.driver_connection.terminate()
