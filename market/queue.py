@@ -50,7 +50,7 @@ async def connect(redis_url: str) -> ArqRedis:
         default_queue_name=WORKER_QUEUE,
     )
     queue.auto_close_connection_pool = True
-    retry = Retry(ConstantBackoff(START_DELAY), START_TRIES)  # type: ignore[no-untyped-call]
+    retry = Retry(ConstantBackoff(START_DELAY), START_TRIES)
     try:
         await retry.call_with_retry(queue.ping, _ignore)
     except BaseException:

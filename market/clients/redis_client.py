@@ -13,6 +13,8 @@ from redis.asyncio import UnixDomainSocketConnection as UnixConnection
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from mesh.tcp_keepalive import TCP_OPTIONS
 
@@ -28,9 +30,13 @@ PING_AFTER = 5.0
 PING_TIMEOUT = 2.0
 """Seconds for the answer to that ping."""
 
-MAX_BLOCK = 2.0
+MAX_BLOCK = 2
 """Seconds that a command may block at most: well below :data:`SILENCE_TIMEOUT`, so that nothing to
 say is never taken for silence."""
+
+BEFORE_COMMANDS: Any = (RedisConnectionError, RedisTimeout, OSError)
+"""Errors after which connecting and pinging are tried once more. redis-py tries a command once more
+after those of `retry_on_error`, which are none."""
 
 
 def block_ms(wait: float) -> int | None:
@@ -46,14 +52,14 @@ def open_redis(url: str, *, max_connections: int | None = None) -> Redis:
 
 def open_pool(url: str, *, max_connections: int | None = None) -> ConnectionPool:
     """The connections of a client, for one that is not redis-py's own."""
-    pool = _Pool.from_url(  # type: ignore[no-untyped-call]
+    pool = _Pool.from_url(
         url,
         max_connections=max_connections,
         # A URL's query string would win over these: a limit that it sets is the operator's word.
         socket_timeout=SILENCE_TIMEOUT,
         socket_connect_timeout=CONNECT_TIMEOUT,
         health_check_interval=PING_AFTER,
-        retry=Retry(NoBackoff(), 1),  # type: ignore[no-untyped-call]
+        retry=Retry(NoBackoff(), 1, BEFORE_COMMANDS),
     )
     pool.connection_class = _PINGED[pool.connection_class]
     if issubclass(pool.connection_class, Connection):

@@ -121,6 +121,8 @@ def opened(module: ast.Module) -> set[str]:
     for node in ast.walk(module):
         called = isinstance(node, ast.Call)
         name = qualified(node.func if isinstance(node, ast.Call) else node, names)
+        if not name:
+            continue
         found |= {
             opener
             for opener in OPENERS

@@ -26,6 +26,9 @@ class Gate:
         self._sockets: list[socket.socket] = []
         self._forgotten: set[socket.socket] = set()
         self._blocks = False
+        self.forgets_after: bytes | None = None
+        """What lets the gate forget the connection over which it is sent, once: it arrives, and no
+        answer comes."""
         self._threads: list[threading.Thread] = []
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
@@ -112,6 +115,9 @@ class Gate:
                     self._forgotten |= {source, sink}
                 if source in self._forgotten:
                     continue
+                if self.forgets_after is not None and self.forgets_after in data:
+                    self._forgotten.add(sink)
+                    self.forgets_after = None
                 if b"upgrade: websocket" in data.lower():
                     self.upgrades += 1
                     if self.refuses_websockets:
