@@ -258,7 +258,7 @@ def watched(resources: Resources, visit: Callable[[str], None]) -> Iterator[None
 
         return call
 
-    dialect = resources.engine.sync_engine.dialect
+    dialect = resources.long_sessions.kw["bind"].sync_engine.dialect
     commit = dialect.do_commit
 
     def do_commit(connection: Any) -> None:
