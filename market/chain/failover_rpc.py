@@ -22,8 +22,8 @@ from market.settings.payments import PaymentsSettings
 
 log = structlog.get_logger()
 
-TRIES = 2
-"""Connections on which a silent endpoint is asked; they share the time of a request."""
+SECOND_AFTER = 0.5
+"""Part of a request's time after which it is sent again on a new connection."""
 
 POLL_SECONDS = 5.0
 """Seconds between polls of the endpoints' heads."""
@@ -39,7 +39,7 @@ class Endpoint:
     """One URL, and the newest block that it has shown.
 
     Args:
-        timeout: Seconds that one request may take, its second try included.
+        timeout: Seconds that one request may take.
         chain_id: EIP-155 id that the endpoint has to show before it is asked anything else.
     """
 
@@ -51,7 +51,8 @@ class Endpoint:
         self.head_age = 0.0
         """Seconds since the time of that block, when it was polled."""
         self._unverified_chain_id = chain_id
-        self._http = BoundedProvider(url, timeout / TRIES)
+        self._timeout = timeout
+        self._http = BoundedProvider(url, timeout)
 
     async def request(self, method: str, params: Any) -> RPCResponse:
         """The endpoint's answer, which may be an error of the chain's.
@@ -72,7 +73,7 @@ class Endpoint:
 
     async def _send(self, method: str, params: Any) -> RPCResponse:
         try:
-            answer = await self._try_twice(RPCEndpoint(method), params)
+            answer = await self._ask(RPCEndpoint(method), params)
         except TRANSPORT_ERRORS as error:
             # Not the error's text: aiohttp quotes the URL.
             raise ChainUnreachable(f"{self.name}: {type(error).__name__}") from None
@@ -81,14 +82,26 @@ class Endpoint:
             raise ChainUnreachable(f"{self.name}: too many requests")
         return answer
 
-    async def _try_twice(self, method: RPCEndpoint, params: Any) -> RPCResponse:
-        """Ask again on a new connection where the first was silent: it may be the connection, not
-        the endpoint. Nothing that we ask for does harm when it is done twice. Any other failure is
-        left to the next endpoint."""
+    async def _ask(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        """Ask a second time, on a new connection, where the first is silent for long: it may be the
+        connection, not the endpoint. Whichever answers first counts; nothing that we ask for does
+        harm when it is done twice. Any other failure is left to the next endpoint."""
+
+        def ask() -> asyncio.Task[RPCResponse]:
+            return asyncio.create_task(self._http.make_request(method, params))
+
+        asked = [ask()]
         try:
-            return await self._http.make_request(method, params)
-        except TimeoutError:
-            return await self._http.make_request(method, params)
+            async with asyncio.timeout(self._timeout):
+                await asyncio.wait(asked, timeout=SECOND_AFTER * self._timeout)
+                if not asked[0].done():
+                    asked.append(ask())
+                ended, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                return ended.pop().result()
+        finally:
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
     async def poll_head(self) -> None:
         """Ask for the newest block."""
