@@ -46,7 +46,7 @@ def verify_token(auth: AuthSettings, token: str) -> Principal:
         )
     except jwt.ExpiredSignatureError:
         raise TokenExpired("This token has expired. Log in or register again.") from None
-    except jwt.InvalidTokenError:
+    except (jwt.InvalidTokenError, RecursionError):  # its header is JSON, as deep as it likes
         raise TokenInvalid("This token is not one of ours.") from None
     kind = claims["kind"]
     return Principal(

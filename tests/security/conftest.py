@@ -1,0 +1,5 @@
+"""A worker's resources and the gateway, as integration tests have them."""
+
+from tests.integration.conftest import chain_resources, empty_gateway, escrow, gateway, resources
+
+__all__ = ["chain_resources", "empty_gateway", "escrow", "gateway", "resources"]
