@@ -43,6 +43,34 @@ def connect(database_url: str, *, pool_size: int = 10) -> tuple[AsyncEngine, Ses
     return engine, async_sessionmaker(engine, expire_on_commit=False)
 
 
+READS_AT_ONCE = 4
+"""Connections of a process for what strangers may read: as few as leave jobs and money the rest."""
+
+READ_WAIT = 2.0
+"""Seconds that a read waits for one of them; then the caller is told to come back."""
+
+
+def connect_reads(database_url: str, *, timeout: float) -> tuple[AsyncEngine, Sessions]:
+    """An engine of its own for reads, and its transaction factory: a few connections that cannot
+    write, and on which Postgres ends a statement after ``timeout`` seconds. Dispose of the engine
+    when done."""
+    engine = create_async_engine(
+        database_url,
+        pool_size=READS_AT_ONCE,
+        max_overflow=0,
+        pool_timeout=READ_WAIT,
+        hide_parameters=True,
+        connect_args={
+            "server_settings": {
+                "statement_timeout": str(round(timeout * 1000)),
+                "default_transaction_read_only": "on",
+            }
+        },
+    )
+    event.listen(engine.sync_engine, "checkout", _refuse_lost)
+    return engine, async_sessionmaker(engine, expire_on_commit=False)
+
+
 def _refuse_lost(connection: AdaptedConnection, record: object, proxy: object) -> None:
     """A restarted Postgres costs no request: a lost connection is made anew.
 

@@ -25,6 +25,8 @@ class Resources:
     settings: Settings
     engine: AsyncEngine
     sessions: db.Sessions
+    reads: db.Sessions
+    """For what strangers may read: few connections, short statements, no writing."""
     redis: Redis
     queue: ArqRedis
     catalog: Catalog
@@ -48,6 +50,9 @@ async def open_resources(
     vault = PromptVault(settings.generation.prompt_key.get_secret_value())
     catalog = Catalog(settings.models)
     engine, sessions = db.connect(settings.database_url)
+    read_engine, reads = db.connect_reads(
+        settings.database_url, timeout=settings.limits.read_timeout
+    )
     redis = Redis.from_url(
         settings.redis_url,
         max_connections=MAX_REDIS_CONNECTIONS,
@@ -60,6 +65,7 @@ async def open_resources(
             settings=settings,
             engine=engine,
             sessions=sessions,
+            reads=reads,
             redis=redis,
             queue=pool,
             catalog=catalog,
@@ -70,3 +76,4 @@ async def open_resources(
         await pool.aclose()
         await redis.aclose()
         await engine.dispose()
+        await read_engine.dispose()

@@ -42,7 +42,7 @@ async def upload(request: Request, services: WithServices) -> ProbeAnswer:
     return ProbeAnswer(bytes=len(await request.body()))
 
 
-@router.get("/config/{model_id:path}")
+@router.get("/config/{model_id:path}", dependencies=[rate_limits.READS.by_address()])
 async def config(model_id: str, services: WithServices) -> dict[str, Any]:
     """A model's `config.json`: what a machine needs to know how many layers it could hold."""
     return services.catalog.get(model_id).config

@@ -262,6 +262,7 @@ class Job:
             settings=made.settings,
             engine=engine,
             sessions=made.sessions,
+            reads=made.reads,
             redis=made.redis,
             queue=made.queue,
             catalog=made.catalog,
