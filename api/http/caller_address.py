@@ -21,6 +21,9 @@ UNKNOWN = "unknown"
 MAX_ENTRY = 100
 """Characters of one proxy's word for a caller, with port, zone and quotes."""
 
+MAX_FORWARDED = 4096
+"""Characters of `Forwarded`, from the right, that are looked at: sixteen proxies' words."""
+
 NETWORK_BITS = 64
 """What a provider gives one household at least: all of its addresses are one caller."""
 
@@ -104,7 +107,8 @@ def _x_forwarded_for(header: str, number: int) -> str:
 
 def _forwarded(header: str, number: int) -> str:
     """The ``for`` of the element of that number from the right; empty if there is not one."""
-    element = next(islice(_split_from_right(header, ","), number - 1, None), "")
+    elements = _split_from_right(header[-MAX_FORWARDED:], ",")
+    element = next(islice(elements, number - 1, None), "")
     pairs = (pair.strip().partition("=") for pair in _split_from_right(element, ";"))
     named = [value for name, _, value in pairs if name.lower() == "for"]
     return named[0].replace("\\", "") if len(named) == 1 else ""

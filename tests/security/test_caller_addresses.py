@@ -7,7 +7,6 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.http.rate_limits import address_of
 from market.settings import Settings
 from tests.support.gateway.api import Gateway, open_gateway
 
@@ -150,7 +149,8 @@ async def test_where_a_caller_is_looked_up_by_the_address_that_limits_count(
         "vram_gb": 0,
         "public_addr": "a:1",
         "location": "",
+        "nonce": "n",
+        "signature": "0x",
     }
     await proxied.client.post("/api/nodes/register-distributed", json=body, headers=[given])
     assert asked == [seen]
-    assert address_of.__module__ == "api.http.rate_limits"

@@ -18,12 +18,13 @@ RESOURCES = "\nResources:" + "\n- a://b:" * 40
 
 MESSAGES = {
     "resources": login_message("f" * 32) + RESOURCES,
-    "resources, and something wrong at the end": login_message("f" * 32) + RESOURCES + "\n- \n",
+    "resources, and a space at the end": login_message("f" * 32) + RESOURCES + " ",
+    "resources, and a line too many": login_message("f" * 32) + RESOURCES + "\n- \n",
     "resources with all that a URI may have": (
         login_message("f" * 32) + "\nResources:" + "\n- a://b:/?a:b?c#:/?" * 40
     ),
     "a statement of colons": login_message("f" * 32, statement="a://" * 900),
-    "a domain of schemes": "a://" * 1000 + login_message("f" * 32),
+    "a domain of schemes": "a://" * 900 + login_message("f" * 32),
     "as many lines as fit": "\n" * MAX_MESSAGE,
     "a time of digits": login_message("f" * 32, **{"Not Before": "2" * 3000}),
     "a chain of digits": login_message("f" * 32).replace("ID: 56", "ID: " + "9" * 3000),

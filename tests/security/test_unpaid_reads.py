@@ -29,6 +29,7 @@ from tests.support.gateway.api import (
     problem,
     request_body,
 )
+from tests.support.gateway.routes import routes_of
 
 Request = tuple[str, str, dict[str, Any]]
 
@@ -123,7 +124,7 @@ async def strict(make_settings: Callable[..., Settings], redis: Redis) -> AsyncI
 def routes(gateway: Gateway) -> dict[str, Any]:
     """All that the application has, by method and path."""
     found: dict[str, Any] = {}
-    for route in gateway.app.routes:
+    for route in routes_of(gateway.app):
         if isinstance(route, Mount):
             found[route.path] = route
         elif isinstance(route, WebSocketRoute):

@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from re import _constants, _parser  # type: ignore[attr-defined]
 from typing import Any
@@ -26,11 +27,14 @@ class Pattern:
     text: str
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
+@cache
+def sources() -> list[tuple[str, ast.Module]]:
     """The files of our packages, by their path in the repository."""
-    for package in PACKAGES:
-        for file in sorted((REPOSITORY / package).rglob("*.py")):
-            yield str(file.relative_to(REPOSITORY)), ast.parse(file.read_text())
+    return [
+        (str(file.relative_to(REPOSITORY)), ast.parse(file.read_text()))
+        for package in PACKAGES
+        for file in sorted((REPOSITORY / package).rglob("*.py"))
+    ]
 
 
 def patterns() -> list[Pattern]:

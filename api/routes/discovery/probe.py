@@ -13,6 +13,9 @@ from api.schemas.discovery import ProbeAnswer
 
 router = APIRouter(prefix="/api/discovery", tags=["discovery"])
 
+PATH = f"{router.prefix}/probe"
+"""Where bodies are measured, and not parsed."""
+
 MAX_BYTES = 4 * 2**20
 """Enough to measure 100 Mbit/s for a third of a second."""
 
