@@ -68,6 +68,7 @@ def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) 
         BodyLimit,
         max_bytes=settings.limits.max_body_bytes,
         unlimited={EXCHANGE_PATH},  # hidden states; it reads them itself, of nodes only
+        never_parsed={probe.PATH},
     )
     for router in routers:
         app.include_router(router)

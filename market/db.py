@@ -1,5 +1,7 @@
 """Types of columns, the base of all tables, and the one way to open a transaction."""
 
+from dataclasses import replace
+
 from sqlalchemy import DateTime, MetaData, Numeric, String
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
@@ -31,4 +33,26 @@ def connect(
 ) -> tuple[AsyncEngine, Sessions]:
     """An engine and its transaction factory. Dispose of the engine when done."""
     engine = open_engine(database_url, limits, pool_size=pool_size, max_overflow=pool_size)
+    return engine, async_sessionmaker(engine, expire_on_commit=False)
+
+
+READS_AT_ONCE = 4
+"""Connections of a process for what strangers may read: as few as leave jobs and money the rest."""
+
+READ_WAIT = 2.0
+"""Seconds that a read waits for one of them; then the caller is told to come back."""
+
+
+def connect_reads(database_url: str, *, timeout: float) -> tuple[AsyncEngine, Sessions]:
+    """An engine of its own for reads, and its transaction factory: a few connections that cannot
+    write, and on which Postgres ends a statement after ``timeout`` seconds. Dispose of the engine
+    when done."""
+    engine = open_engine(
+        database_url,
+        replace(QUICK, statement=timeout),
+        read_only=True,
+        pool_size=READS_AT_ONCE,
+        max_overflow=0,
+        pool_timeout=READ_WAIT,
+    )
     return engine, async_sessionmaker(engine, expire_on_commit=False)

@@ -17,6 +17,9 @@ log = structlog.get_logger()
 OUTAGE_RETRY = 5
 """Seconds: about what a restart of Redis or a failover of Postgres takes."""
 
+QUERY_CANCELED = "57014"
+"""Postgres' word that a statement took longer than its limit."""
+
 OUTAGES: tuple[type[Exception], ...] = (
     redis.exceptions.ConnectionError,
     redis.exceptions.TimeoutError,
@@ -41,6 +44,9 @@ def unavailable(error: Exception) -> Unavailable:
     Raises:
         DBAPIError: the error itself, if it is Postgres' word on a statement, so a bug of ours.
     """
+    if getattr(getattr(error, "orig", None), "sqlstate", None) == QUERY_CANCELED:
+        log.warning("statement_timeout")
+        return Unavailable("This takes too long now.", retry_after=OUTAGE_RETRY)
     lost = (sqlalchemy.exc.InterfaceError, sqlalchemy.exc.OperationalError)
     if isinstance(error, sqlalchemy.exc.DBAPIError) and not (
         error.connection_invalidated or isinstance(error, lost) or _sqlstate(error) in TOO_SLOW

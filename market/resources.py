@@ -32,6 +32,8 @@ class Resources:
     sessions: db.Sessions
     long_sessions: db.Sessions
     """For statements that may take minutes."""
+    reads: db.Sessions
+    """For what strangers may read: few connections, short statements, no writing."""
     redis: Redis
     queue: ArqRedis
     catalog: Catalog
@@ -54,12 +56,16 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     long_engine, long_sessions = db.connect(
         settings.database_url, pool_size=LONG_POOL_SIZE, limits=LONG
     )
+    read_engine, reads = db.connect_reads(
+        settings.database_url, timeout=settings.limits.read_timeout
+    )
     try:
         yield Resources(
             settings=settings,
             engine=engine,
             sessions=sessions,
             long_sessions=long_sessions,
+            reads=reads,
             redis=redis,
             queue=pool,
             catalog=catalog,
@@ -71,3 +77,4 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         await redis.aclose()
         await engine.dispose()
         await long_engine.dispose()
+        await read_engine.dispose()

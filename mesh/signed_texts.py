@@ -1,5 +1,5 @@
-"""What a provider's wallet signs to register a node or to get weights: every fact that matters, and
-a nonce."""
+"""What wallets sign to log in, to register a node or to get weights: every fact that matters, and a
+nonce."""
 
 from eth_account import Account
 from eth_account.messages import encode_defunct
@@ -56,11 +56,39 @@ def machine_message(
         user_code: What the machine shows.
         issued_at: RFC 3339, as is ``expires_at``.
     """
+    return sign_in_message(
+        domain=domain,
+        uri=uri,
+        wallet_address=wallet_address,
+        statement=(
+            f"Let the machine {machine}, which shows {user_code}, register nodes that earn for me."
+        ),
+        nonce=nonce,
+        issued_at=issued_at,
+        expires_at=expires_at,
+    )
+
+
+def sign_in_message(
+    *,
+    domain: str,
+    uri: str,
+    wallet_address: str,
+    statement: str,
+    nonce: str,
+    issued_at: str,
+    expires_at: str,
+) -> str:
+    """A text of EIP-4361, which wallets compare with the page that asks.
+
+    Args:
+        issued_at: RFC 3339, as is ``expires_at``.
+    """
     return (
         f"{domain} wants you to sign in with your Ethereum account:\n"
         f"{to_checksum_address(wallet_address)}\n"
         "\n"
-        f"Let the machine {machine}, which shows {user_code}, register nodes that earn for me.\n"
+        f"{statement}\n"
         "\n"
         f"URI: {uri}\n"
         "Version: 1\n"

@@ -13,9 +13,9 @@ from eth_account.messages import encode_defunct
 from eth_account.signers.local import LocalAccount
 from rich.console import Console
 from rich.table import Table
-from siwe import SiweMessage
 
 from market.money import format_exact, from_units, to_units
+from mesh.signed_texts import sign_in_message
 from stack.development_stack import DevelopmentStack
 from stack.servers import StackError
 
@@ -72,17 +72,15 @@ def login(http: httpx.Client, user: LocalAccount) -> None:
     """Sign in with the wallet; the client is authenticated from then on."""
     challenge = http.get("/api/auth/nonce").raise_for_status().json()
     now = dt.datetime.now(dt.UTC)
-    message = SiweMessage(
+    message = sign_in_message(
         domain=challenge["domain"],
-        address=user.address,
-        statement="Log in to Far Mesh.",
         uri=str(http.base_url),
-        version="1",
-        chain_id=1,
+        wallet_address=user.address,
+        statement="Log in to Far Mesh.",
         nonce=challenge["nonce"],
         issued_at=now.isoformat(timespec="seconds"),
-        expiration_time=(now + dt.timedelta(minutes=5)).isoformat(timespec="seconds"),
-    ).prepare_message()
+        expires_at=(now + dt.timedelta(minutes=5)).isoformat(timespec="seconds"),
+    )
     signed = user.sign_message(encode_defunct(text=message))
     answer = http.post(
         "/api/auth/login",

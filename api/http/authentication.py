@@ -7,6 +7,7 @@ from fastapi import Depends
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from api.http import rate_limits
 from api.http.services import Services, WithServices
 from market.identity import machines
 from market.identity.errors import TokenInvalid, TokenMissing
@@ -41,10 +42,13 @@ async def authenticate_current(
     Raises:
         NotAuthenticated: no token, or none that is good.
         Forbidden: the caller lacks the scope.
+        RateLimited: the caller has asked too often.
     """
     principal = authenticate(bearer, services)
     if scope is not None:
         principal.require(scope)
+    # Before any row is read: a token that is not good any more costs no more than one that is.
+    await rate_limits.REQUESTS_OF_WALLET.count(services, principal.subject)
     if principal.kind == "machine":
         async with services.sessions.begin() as db:
             wallet = await machines.mark_used(db, principal.machine_id)
@@ -78,6 +82,7 @@ def _caller_with(scope: Scope) -> Dependency:
     async def caller(bearer: Bearer, services: WithServices) -> Principal:
         principal = authenticate(bearer, services)
         principal.require(scope)
+        await rate_limits.REQUESTS_OF_WALLET.count(services, principal.subject)
         return principal
 
     dependency: Dependency = Depends(caller)

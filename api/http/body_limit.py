@@ -1,20 +1,33 @@
-"""Bodies over a size are refused before anything parses them."""
+"""Bodies over a size, and JSON over a depth, are refused before anything parses them."""
 
 from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.errors import BodyTooLarge
+from api.http.errors import BodyTooLarge, MalformedJson
 from api.http.problem_details import render
+from mesh import json_text
 
 
 class BodyLimit:
-    """Takes a body in before anything parses it, and refuses one over the limit."""
+    """Takes a body in before anything parses it, and refuses one over the limits."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, unlimited: Collection[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        unlimited: Collection[str] = (),
+        never_parsed: Collection[str] = (),
+    ) -> None:
+        """
+        Args:
+            unlimited: Paths whose bodies are left to their routes.
+            never_parsed: Paths whose bodies are not JSON.
+        """
         self._app = app
         self._max = max_bytes
         self._unlimited = unlimited
+        self._never_parsed = never_parsed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in self._unlimited:
@@ -28,6 +41,12 @@ class BodyLimit:
             refusal = BodyTooLarge(f"A body may have {self._max} bytes at most.")
             await render(refusal)(scope, receive, send)
             return
+        if scope["path"] not in self._never_parsed:
+            try:
+                json_text.check(body.get("body", b""))
+            except json_text.MalformedJson as error:
+                await render(MalformedJson(str(error)))(scope, receive, send)
+                return
         unread = [body]
 
         async def replay() -> Message:

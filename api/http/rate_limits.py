@@ -1,13 +1,17 @@
-"""Every rate limit: a moving window in Redis, shared by all replicas."""
+"""Every rate limit: a window in Redis, shared by all replicas."""
 
 import math
 import time
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 
-from fastapi import Request
-from limits import parse
+from fastapi import Depends, Request
+from fastapi.params import Depends as Dependency
+from limits import RateLimitItem, parse
 
-from api.http.services import Services
+from api.http import caller_address
+from api.http.caller_address import NETWORK_BITS, SITE_BITS, UNKNOWN, network_of
+from api.http.services import Services, WithServices
 from market.errors import RateLimited
 
 
@@ -17,32 +21,58 @@ class RateLimit:
     Attributes:
         name: Part of the window's key in Redis.
         setting: The rule's name in :class:`market.settings.limits.LimitSettings`.
+        exact: Count by a moving window, which keeps an entry of each request, rather than by two
+            counters.
     """
 
     name: str
     setting: str
+    exact: bool = True
 
     async def count(self, services: Services, who: str) -> None:
-        """Count one request of an address, a wallet or a node.
+        """Count one request of a wallet or a node.
 
         Raises:
             RateLimited: the rule is exhausted; says when to come back.
         """
-        rule: str = getattr(services.settings.limits, self.setting)
-        item = parse(rule)
-        if await services.limiter.hit(item, self.name, who):
-            return
-        window = await services.limiter.get_window_stats(item, self.name, who)
-        wait = max(1, math.ceil(window.reset_time - time.time()))
-        raise RateLimited(f"At most {rule}. Try again in {wait} seconds.", retry_after=wait)
+        await self._hit(services, self._rule(services), who)
 
     async def count_address(self, services: Services, request: Request) -> None:
-        """Count one request of the caller's address.
+        """Count one request of the caller's address; of an IPv6 address, one of its household, and
+        one of its site, which may ask more.
 
         Raises:
             RateLimited: as :meth:`count`.
         """
-        await self.count(services, address_of(request, services))
+        limits, rule = services.settings.limits, self._rule(services)
+        address = caller_address.address_of(request, limits)
+        if address is None:
+            await self._hit(services, rule, UNKNOWN)
+            return
+        await self._hit(services, rule, network_of(address, NETWORK_BITS))
+        if isinstance(address, IPv6Address):
+            of_site = type(rule)(rule.amount * limits.ipv6_site_factor, rule.multiples)
+            await self._hit(services, of_site, network_of(address, SITE_BITS))
+
+    def by_address(self) -> Dependency:
+        """A dependency of a route, which counts its requests by the caller's address."""
+
+        async def count(request: Request, services: WithServices) -> None:
+            await self.count_address(services, request)
+
+        dependency: Dependency = Depends(count)
+        return dependency
+
+    def _rule(self, services: Services) -> RateLimitItem:
+        return parse(getattr(services.settings.limits, self.setting))
+
+    async def _hit(self, services: Services, rule: RateLimitItem, who: str) -> None:
+        limiter = services.limiter if self.exact else services.counting_limiter
+        if await limiter.hit(rule, self.name, who):
+            return
+        window = await limiter.get_window_stats(rule, self.name, who)
+        wait = max(1, math.ceil(window.reset_time - time.time()))
+        raise RateLimited(f"At most {rule}. Try again in {wait} seconds.", retry_after=wait)
 
 
 GENERATIONS_OF_ADDRESS = RateLimit("generate", "generations_per_ip")
@@ -59,14 +89,10 @@ HEARTBEATS = RateLimit("heartbeat", "heartbeats_per_node")
 RELAY_CONNECTIONS = RateLimit("relay", "relay_connections_per_node")
 WEIGHTS = RateLimit("weights", "weights_per_wallet")
 PROBES = RateLimit("probe", "probes_per_ip")
+READS = RateLimit("read", "reads_per_ip", exact=False)
+REQUESTS_OF_WALLET = RateLimit("request", "requests_per_wallet", exact=False)
 
 
 def address_of(request: Request, services: Services) -> str:
-    """The caller's IP address; behind a trusted proxy, the one that the proxy saw."""
-    if services.settings.limits.trust_forwarded_for:
-        # A proxy may add a header of its own after one that the client made up: the last counts.
-        forwarded = ",".join(request.headers.getlist("x-forwarded-for"))
-        nearest = forwarded.rpartition(",")[2].strip()
-        if nearest:
-            return nearest
-    return request.client.host if request.client else "unknown"
+    """The caller's address in its one spelling, or :data:`UNKNOWN`."""
+    return str(caller_address.address_of(request, services.settings.limits) or UNKNOWN)

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import structlog
 from fastapi import Depends, Request
 from limits.aio.storage import RedisStorage
-from limits.aio.strategies import MovingWindowRateLimiter
+from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from api.http import startup_checks
+from api.http.read_cache import ReadCache
 from api.relay.hub import RelayHub
 from market.catalog.published_weights import PublishedWeights
 from market.geo.geoip import GeoIp
@@ -26,6 +27,8 @@ class Services(Resources):
     """The domain's resources, and what only the gateway has."""
 
     limiter: MovingWindowRateLimiter
+    counting_limiter: SlidingWindowCounterRateLimiter
+    read_cache: ReadCache
     geoip: GeoIp
     relay: RelayHub
     published_weights: PublishedWeights
@@ -66,6 +69,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             services = Services(
                 **vars(resources),
                 limiter=MovingWindowRateLimiter(storage),
+                counting_limiter=SlidingWindowCounterRateLimiter(storage),
+                read_cache=ReadCache(settings.limits.read_cache),
                 geoip=geoip,
                 relay=RelayHub(resources.redis.connection_pool, settings.relay),
                 published_weights=PublishedWeights(settings.models, settings.weights),
@@ -73,6 +78,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             try:
                 yield services
             finally:
+                await services.read_cache.close()
                 await services.finish_background()
                 await services.relay.close()
     finally:

@@ -2,15 +2,18 @@
 
 from contextlib import suppress
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
-from api.http.services import WithServices
+from api.http import caller_address
+from api.http.services import Services, WithServices
 from market import metrics
+from market.errors import Forbidden
 from market.nodes import live_lookup
 from market.outages import postgres_answers, redis_answers
+from market.settings.limits import LimitSettings
 
 router = APIRouter(tags=["health"])
 
@@ -27,10 +30,15 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz")
 async def readyz(services: WithServices) -> JSONResponse:
     """The process reaches Postgres and Redis: 200 if so, 503 if not."""
-    reached = {
-        "postgres": await postgres_answers(services.sessions, within=PROBE_TIMEOUT),
-        "redis": await redis_answers(services.redis, within=PROBE_TIMEOUT),
-    }
+
+    async def probe() -> dict[str, bool]:
+        return {
+            "postgres": await postgres_answers(services.sessions, within=PROBE_TIMEOUT),
+            "redis": await redis_answers(services.redis, within=PROBE_TIMEOUT),
+        }
+
+    # One probe at a time, however many ask; no answer outlives it.
+    reached = await services.read_cache.get("readyz", probe, seconds=0)
     ready = all(reached.values())
     return JSONResponse(
         {"status": "ready" if ready else "not ready", **reached}, status_code=200 if ready else 503
@@ -38,10 +46,29 @@ async def readyz(services: WithServices) -> JSONResponse:
 
 
 @router.get("/metrics")
-async def prometheus(services: WithServices) -> Response:
-    """Metrics of this process (text format)."""
+async def prometheus(request: Request, services: WithServices) -> Response:
+    """Metrics of this process (text format), for the operator's networks."""
+    if not _may_read_metrics(request, services.settings.limits):
+        raise Forbidden(
+            "Metrics are for the operator's networks: FAR_LIMITS__METRICS_NETWORKS names them."
+        )
+
+    async def read() -> bytes:
+        await _count_active_nodes(services)
+        return generate_latest()
+
+    return Response(
+        await services.read_cache.get("metrics", read, seconds=0), media_type=CONTENT_TYPE_LATEST
+    )
+
+
+async def _count_active_nodes(services: Services) -> None:
     with suppress(RedisError, OSError):  # without Redis the other metrics matter all the more
         for model in services.catalog:
             nodes = await live_lookup.available_nodes(services.redis, model.id)
             metrics.active_nodes.labels(model.id).set(len(nodes))
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _may_read_metrics(request: Request, limits: LimitSettings) -> bool:
+    address = caller_address.certain_address(request, limits)
+    return address is not None and any(address in network for network in limits.metrics_networks)

@@ -33,8 +33,8 @@ router = APIRouter(prefix="/api/machines", tags=["machines"])
 @router.post("/device")
 async def begin(body: DeviceBody, request: Request, services: WithServices) -> DeviceCodes:
     """Codes for a machine that wants to be let in: one to ask with, one to show its owner."""
+    await rate_limits.DEVICE_CODES.count_address(services, request)
     address = address_of(request, services)
-    await rate_limits.DEVICE_CODES.count(services, address)
     codes = await _authorization(services).issue_codes(body.machine, address)
     auth, uri = services.settings.auth, f"{services.settings.public_url}/link"
     return DeviceCodes(
@@ -101,7 +101,7 @@ async def deny(body: UserCodeBody, request: Request, services: WithServices) -> 
 @router.get("")
 async def machines(caller: MachinesCaller, services: WithServices) -> Machines:
     """The machines that may register nodes for the caller's wallet, the newest first."""
-    async with services.sessions() as db:
+    async with services.reads() as db:
         return Machines.of(await machines_of(db, caller.wallet))
 
 
@@ -110,6 +110,7 @@ async def revoke(machine_id: str, bearer: Bearer, services: WithServices) -> Non
     """Take a machine's token back: by its wallet, or by the machine itself. Its nodes leave the
     routes at once, and their next heartbeat is refused."""
     caller = authenticate(bearer, services)
+    await rate_limits.REQUESTS_OF_WALLET.count(services, caller.subject)
     if not caller.may_revoke(machine_id):
         raise Forbidden("Only its wallet, or the machine itself, may do this.")
     await revoke_machine(services, caller.wallet, machine_id)

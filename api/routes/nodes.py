@@ -1,5 +1,7 @@
 """Nodes: registration, heartbeats, earnings (§7.2), and why a node gets no work."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request
 from fastapi.security import HTTPAuthorizationCredentials
 
@@ -42,14 +44,13 @@ async def register(
     wallet, `device_id` and `gpu_index` again is the same node; its earlier process is off the
     routes.
     """
-    address = address_of(request, services)
-    await rate_limits.REGISTRATIONS.count(services, address)
+    await rate_limits.REGISTRATIONS.count_address(services, request)
     reply = await registration.register(
         services,
         body.registration(services.catalog.get(body.model_id).layers),
         proof=await _proof(body, bearer, services),
         name=body.node_id,
-        location=services.geoip.find(address),
+        location=services.geoip.find(address_of(request, services)),
     )
     return RegistrationAnswer.of(reply, services.settings.public_url)
 
@@ -67,10 +68,13 @@ async def heartbeat(
     return HeartbeatAnswer.of(await assignment_for(services, caller.node_id, figures))
 
 
-@router.get("/earnings/{wallet_address}")
+@router.get("/earnings/{wallet_address}", dependencies=[rate_limits.READS.by_address()])
 async def earnings(wallet_address: WalletAddress, services: WithServices) -> Earnings:
     """What a provider has earned: settled and pending."""
-    return Earnings.of(await earnings_of(services, wallet_address))
+    found = await services.read_cache.get(
+        ("earnings", wallet_address), partial(earnings_of, services, wallet_address)
+    )
+    return Earnings.of(found)
 
 
 @status_router.get("/{node_id}")
@@ -78,7 +82,7 @@ async def node(node_id: str, bearer: Bearer, services: WithServices) -> NodeView
     """A node's state, and why it gets no work: for the node itself, its wallet, and the wallet's
     machines. To others it is not there."""
     caller = await authenticate_current(bearer, services)
-    async with services.sessions() as db:
+    async with services.reads() as db:
         row = await db.get(RegisteredNode, node_id)
     if row is None or not caller.may_see(node_id, row.wallet_address):
         raise NodeNotFound(f"You have no node {node_id} here.")

@@ -1,5 +1,6 @@
 """For providers: their earnings and nodes at a glance (§4.2, §8.3)."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -23,23 +24,26 @@ Wallet = Annotated[
 Days = Annotated[int, Query(ge=1, le=365, description="How far back.")]
 
 
-@router.get("/stats")
+@router.get("/stats", dependencies=[rate_limits.READS.by_address()])
 async def stats(
     bearer: Bearer, services: WithServices, wallet_address: Wallet = None
 ) -> ProviderStats:
     """A provider at a glance. As his earnings, everybody may see it."""
     wallet = wallet_address or _own_wallet(bearer, services)
-    return ProviderStats.of(await stats_of(services, wallet))
+    stats = await services.read_cache.get(("stats", wallet), partial(stats_of, services, wallet))
+    return ProviderStats.of(stats)
 
 
-@router.get("/earnings/history")
+@router.get("/earnings/history", dependencies=[rate_limits.READS.by_address()])
 async def history(
     bearer: Bearer, services: WithServices, wallet_address: Wallet = None, days: Days = 90
 ) -> list[EarningsPoint]:
     """What a provider earned, by day, as a list that a chart takes."""
     wallet = wallet_address or _own_wallet(bearer, services)
-    async with services.sessions() as db:
-        return [EarningsPoint.of(day) for day in await history_of(db, wallet, days)]
+    found = await services.read_cache.get(
+        ("history", wallet, days), partial(history_of, services, wallet, days)
+    )
+    return [EarningsPoint.of(day) for day in found]
 
 
 @router.get("/earnings.csv", response_class=Response, responses=CSV_RESPONSE)
@@ -48,7 +52,7 @@ async def earnings(
 ) -> Response:
     """What your wallet's nodes earned with jobs that ended in a span of time, as CSV."""
     await rate_limits.TABLES.count(services, caller.wallet)
-    pages = statements.provider_statement(services.sessions, caller.wallet, *time_range(since, to))
+    pages = statements.provider_statement(services.reads, caller.wallet, *time_range(since, to))
     return await csv_response("earnings.csv", statements.PROVIDER_COLUMNS, pages)
 
 

@@ -10,13 +10,14 @@ from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import ClientDisconnect
 
 from api.http import rate_limits
-from api.http.authentication import Bearer, CallingNode, current_node
+from api.http.authentication import Bearer, CallingNode, authenticate, current_node
 from api.http.errors import BodyTooLarge
 from api.http.problem_details import render
 from api.http.services import Services, WithServices
 from api.relay import metrics
 from api.relay.long_poll import exchange
 from api.relay.websocket import NodeWebSocket
+from market.identity.principal import Scope
 from market.nodes.node import NodeIncarnation
 from market.outages import OUTAGES, unavailable
 from mesh import relay
@@ -72,9 +73,10 @@ async def _admit(websocket: WebSocket, services: Services) -> NodeIncarnation:
     bearer = None
     if scheme.lower() == "bearer" and token:
         bearer = HTTPAuthorizationCredentials(scheme=scheme, credentials=token)
-    node = await current_node(bearer, services)
-    await rate_limits.RELAY_CONNECTIONS.count(services, node.node_id)
-    return node
+    claimed = authenticate(bearer, services)
+    claimed.require(Scope.SERVE)
+    await rate_limits.RELAY_CONNECTIONS.count(services, claimed.subject)
+    return await current_node(bearer, services)
 
 
 async def _read(request: Request, idle: float) -> bytearray:

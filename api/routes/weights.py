@@ -22,7 +22,7 @@ async def files(model_id: ModelId, bearer: Bearer, services: WithServices) -> Mo
     return await _files(model_id, caller.subject, services)
 
 
-@router.post("/{model_id:path}/files")
+@router.post("/{model_id:path}/files", dependencies=[rate_limits.READS.by_address()])
 async def files_for_wallet(
     model_id: ModelId, body: SignedRequestBody, services: WithServices
 ) -> ModelFiles:

@@ -3,6 +3,7 @@
 from pydantic import BaseModel, Field
 
 from api.schemas.base import RequestBody, WalletAddress
+from market.identity.login_message import MAX_MESSAGE
 
 
 class Nonce(BaseModel):
@@ -14,7 +15,7 @@ class Nonce(BaseModel):
 
 class LoginBody(RequestBody):
     wallet_address: WalletAddress
-    message: str = Field(max_length=4096)
+    message: str = Field(max_length=MAX_MESSAGE)
     signature: str = Field(max_length=1024)
 
 

@@ -42,17 +42,22 @@ MachineName = Annotated[
 """What a provider calls a machine. It stands in a text that his wallet shows him: so it is one
 line, in letters that EIP-4361 allows."""
 
-HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*\.?")
+HOST_LABEL = re.compile(r"[A-Za-z0-9-]{1,63}")
 
 
 def _address(value: str) -> str:
     """``host:port``, the host an IPv4 address, an IPv6 address in brackets, or a name."""
     host, _, port = value.rpartition(":")
-    if not (_is_ipv6(host) if host.startswith("[") else HOST_NAME.fullmatch(host)):
+    if not (_is_ipv6(host) if host.startswith("[") else _is_host_name(host)):
         raise ValueError("the host is no name or address")
     if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16):
         raise ValueError("the port is not within 1 to 65535")
     return value
+
+
+def _is_host_name(host: str) -> bool:
+    labels = host.removesuffix(".").split(".")
+    return not host.startswith("-") and all(map(HOST_LABEL.fullmatch, labels))
 
 
 def _is_ipv6(host: str) -> bool:

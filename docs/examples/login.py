@@ -15,10 +15,10 @@ import httpx
 from eth_account import Account
 from eth_account.messages import encode_defunct
 from eth_account.signers.local import LocalAccount
-from siwe import SiweMessage
 
 from market.money import to_units
 from market.settings.deployment import Deployment
+from mesh.signed_texts import sign_in_message
 from stack.dev_chain_client import DevChainClient
 
 
@@ -34,17 +34,15 @@ def login(api_url: str, user: LocalAccount) -> str:
     with httpx.Client(base_url=api_url) as http:
         challenge = http.get("/api/auth/nonce").raise_for_status().json()
         now = datetime.now(UTC)
-        message = SiweMessage(
+        message = sign_in_message(
             domain=challenge["domain"],
-            address=user.address,
-            statement="Log in to Far Mesh.",
             uri=api_url,
-            version="1",
-            chain_id=1,
+            wallet_address=user.address,
+            statement="Log in to Far Mesh.",
             nonce=challenge["nonce"],
             issued_at=now.isoformat(timespec="seconds"),
-            expiration_time=(now + timedelta(minutes=5)).isoformat(timespec="seconds"),
-        ).prepare_message()
+            expires_at=(now + timedelta(minutes=5)).isoformat(timespec="seconds"),
+        )
         signature = user.sign_message(encode_defunct(text=message)).signature.to_0x_hex()
         answer = http.post(
             "/api/auth/login",

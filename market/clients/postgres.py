@@ -59,15 +59,18 @@ MIGRATION = TimeLimits(statement=None, lock=None, idle=None)
 who looks on."""
 
 
-def open_engine(database_url: str, limits: TimeLimits = QUICK, **options: Any) -> AsyncEngine:
+def open_engine(
+    database_url: str, limits: TimeLimits = QUICK, *, read_only: bool = False, **options: Any
+) -> AsyncEngine:
     """An engine, to be disposed of after use; connects when first used.
 
     Args:
         limits: Of its connections.
+        read_only: Whether Postgres refuses to write.
         options: Of SQLAlchemy's engine, such as the sizes or the class of its pool.
     """
     if "poolclass" not in options:
-        options["pool_timeout"] = POOL_TIMEOUT
+        options.setdefault("pool_timeout", POOL_TIMEOUT)
     silence = None if limits.statement is None else limits.statement + SILENCE_MARGIN
     engine = create_async_engine(
         database_url,
@@ -75,7 +78,8 @@ def open_engine(database_url: str, limits: TimeLimits = QUICK, **options: Any) -
         connect_args={
             "timeout": CONNECT_TIMEOUT,
             "command_timeout": silence,
-            "server_settings": _server_settings(limits),
+            "server_settings": _server_settings(limits)
+            | {"default_transaction_read_only": "on" if read_only else "off"},
         },
         **options,
     )

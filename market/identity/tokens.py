@@ -11,6 +11,9 @@ from market.settings.auth import AuthSettings
 
 ALGORITHM = "HS256"
 
+MAX_TOKEN = 2048
+"""Characters. Ours have some 250; a longer one may have a header of JSON as deep as it likes."""
+
 
 def issue_user_token(auth: AuthSettings, wallet: str) -> str:
     """A signed token for a wallet that has logged in."""
@@ -37,6 +40,8 @@ def verify_token(auth: AuthSettings, token: str) -> Principal:
         TokenExpired: it was one of ours.
         TokenInvalid: it is not one of ours.
     """
+    if len(token) > MAX_TOKEN:
+        raise TokenInvalid("This token is not one of ours.")
     try:
         claims = jwt.decode(
             token,
@@ -46,7 +51,7 @@ def verify_token(auth: AuthSettings, token: str) -> Principal:
         )
     except jwt.ExpiredSignatureError:
         raise TokenExpired("This token has expired. Log in or register again.") from None
-    except jwt.InvalidTokenError:
+    except (jwt.InvalidTokenError, RecursionError):
         raise TokenInvalid("This token is not one of ours.") from None
     kind = claims["kind"]
     return Principal(

@@ -70,16 +70,16 @@ class ProviderStats:
 
 async def earnings_of(resources: Resources, wallet: str) -> Earnings:
     """A provider's earnings, and their last :data:`HISTORY_DAYS` days."""
-    async with resources.sessions() as db:
+    async with resources.reads() as db:
         totals = await _totals(db, wallet, resources.settings.discovery)
-        days = await history_of(db, wallet, HISTORY_DAYS)
+        days = await _history(db, wallet, HISTORY_DAYS)
         nodes = await _nodes_on_routes(resources.redis, db, wallet)
     return Earnings(wallet, totals, len(nodes), days)
 
 
 async def stats_of(resources: Resources, wallet: str) -> ProviderStats:
     """A provider at a glance."""
-    async with resources.sessions() as db:
+    async with resources.reads() as db:
         totals = await _totals(db, wallet, resources.settings.discovery)
         served = await db.scalar(
             select(func.count(NodeContribution.session_id.distinct())).where(
@@ -103,8 +103,13 @@ async def stats_of(resources: Resources, wallet: str) -> ProviderStats:
     )
 
 
-async def history_of(db: AsyncSession, wallet: str, days: int) -> list[EarningsOfDay]:
+async def history_of(resources: Resources, wallet: str, days: int) -> list[EarningsOfDay]:
     """Earnings by day (UTC) of the last so many days, oldest first; days without are missing."""
+    async with resources.reads() as db:
+        return await _history(db, wallet, days)
+
+
+async def _history(db: AsyncSession, wallet: str, days: int) -> list[EarningsOfDay]:
     day = func.date(Job.completed_at)
     rows = await db.execute(
         select(day, func.sum(NodeContribution.payment_far))

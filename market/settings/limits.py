@@ -1,6 +1,12 @@
 """Settings of the API's limits: rates, and sizes of bodies."""
 
-from pydantic import BaseModel
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated
+
+from pydantic import BaseModel, Field, IPvAnyNetwork, field_validator
+from pydantic_settings import NoDecode
+
+from market.settings.lists import split
 
 
 class LimitSettings(BaseModel):
@@ -24,7 +30,35 @@ class LimitSettings(BaseModel):
     """Usage and earnings as CSV, which may be long."""
     weights_per_wallet: str = "600/hour"
     """Requests for a model's files, by a wallet's machines, or by one node."""
+    reads_per_ip: str = "1200/minute"
+    """What everybody may read: models, nodes, earnings; kept for ``read_cache`` seconds."""
+    requests_per_wallet: str = "6000/minute"
+    """All that a wallet asks with its token, or its machines with theirs."""
+    read_cache: float = Field(2, ge=0, le=60)
+    """Seconds for which one answer serves all who read the same."""
+    read_timeout: float = Field(3, gt=0)
+    """Seconds after which Postgres gives a read up."""
+    metrics_networks: Annotated[list[IPvAnyNetwork], NoDecode] = [
+        IPv4Network("127.0.0.0/8"),
+        IPv6Network("::1/128"),
+    ]
+    """Networks whose callers may read /metrics; as text, separated by commas."""
     max_body_bytes: int = 2**20
     max_prompt_chars: int = 200_000
+    trusted_proxies: int = Field(0, ge=0, le=16)
+    """How many proxies stand before the gateway, each of which adds the address that it saw to
+    X-Forwarded-For or Forwarded: that of the outermost counts. 0: the headers are not believed."""
     trust_forwarded_for: bool = False
-    """Take the caller's address from X-Forwarded-For: only behind a proxy that sets it."""
+    """As ``trusted_proxies: 1``."""
+    ipv6_site_factor: int = Field(16, ge=1, le=65536)
+    """A limit of an address holds for an IPv6 /64, and this many times as much for its /48."""
+
+    @property
+    def proxies(self) -> int:
+        """Proxies whose word for a caller's address counts."""
+        return max(self.trusted_proxies, int(self.trust_forwarded_for))
+
+    @field_validator("metrics_networks", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return split(value)

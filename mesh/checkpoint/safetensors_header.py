@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mesh import json_text
 from mesh.errors import WeightsRefused
 
 LENGTH_BYTES = 8
@@ -83,10 +84,10 @@ def parse_header(header: bytes, file_size: int) -> dict[str, Tensor]:
         WeightsRefused: not a header, or one whose tensors do not fill a file of this size exactly.
     """
     try:
-        entries: dict[str, Any] = json.loads(header)
+        entries: dict[str, Any] = json_text.loads(header)
         entries.pop("__metadata__", None)
         tensors = {name: _tensor(entry, len(header)) for name, entry in entries.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WeightsRefused(f"A safetensors header is broken ({type(error).__name__}).") from None
     end = LENGTH_BYTES + len(header)
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end)):

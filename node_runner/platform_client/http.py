@@ -1,11 +1,11 @@
 """One request to the platform: bearer token, limits of time and size, and what its answer means."""
 
-import json
 from collections.abc import Collection
 from typing import Any
 
 import httpx
 
+from mesh import json_text
 from node_runner.http_client import open_client
 from node_runner.platform_client.errors import PlatformError, PlatformRefused, PlatformUnreachable
 from node_runner.retry_after import retry_after
@@ -90,7 +90,7 @@ def _document(response: httpx.Response) -> dict[str, Any] | None:
         if len(content) > MAX_ANSWER:
             return None
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
+        found = json_text.loads(content)
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None

@@ -1,9 +1,9 @@
 """Which bytes of which files a span needs, and where they go in its own file."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from mesh import json_text
 from mesh.checkpoint.manifest import is_safe_name
 from mesh.checkpoint.safetensors_header import (
     LENGTH_BYTES,
@@ -97,7 +97,7 @@ def _find(
     if source.manifest is not None:
         return _from_manifest(source, renamed)
     try:
-        index = json.loads(source.read_small(INDEX))["weight_map"]
+        index = json_text.loads(source.read_small(INDEX))["weight_map"]
         shards = {name: shard for name, shard in index.items() if renamed(name)}
         files = sorted(set(shards.values()))
         if not all(isinstance(file, str) and is_safe_name(file) for file in files):

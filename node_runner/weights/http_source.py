@@ -44,7 +44,7 @@ RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 DENIED_STATUSES = (401, 403)
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
 @dataclass(frozen=True, slots=True)

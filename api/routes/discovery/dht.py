@@ -1,8 +1,11 @@
 """What the DHT says of nodes. Who is paid, and who is on the routes, stands in `discovery`."""
 
+from functools import partial
+
 from fastapi import APIRouter
 
-from api.http.services import WithServices
+from api.http import rate_limits
+from api.http.services import Services, WithServices
 from api.schemas.discovery import AnnouncedNode, AnnouncedNodes, Dht
 from market.dht import credentials, directory
 from market.dht.operator_key import operator_key
@@ -11,21 +14,29 @@ from market.nodes import live_lookup
 router = APIRouter(prefix="/api/discovery/dht", tags=["discovery"])
 
 
-@router.get("")
+@router.get("", dependencies=[rate_limits.READS.by_address()])
 async def dht(services: WithServices) -> Dht:
     """Where the DHT is, and the key that its records go back to."""
     discovery = services.settings.discovery
     operator = operator_key(discovery)
     if operator is None:
         return Dht(operator_key=None, peers=[])
-    peers = await credentials.bootstrap_peers(services.redis, discovery)
+    peers = await services.read_cache.get(
+        "dht", partial(credentials.bootstrap_peers, services.redis, discovery)
+    )
     return Dht(operator_key=operator.public.hex(), peers=peers)
 
 
-@router.get("/{model_id:path}")
+@router.get("/{model_id:path}", dependencies=[rate_limits.READS.by_address()])
 async def announced(model_id: str, services: WithServices) -> AnnouncedNodes:
     """Nodes of a model that announce themselves in the DHT, with their own word for it."""
     services.catalog.get(model_id)
+    return await services.read_cache.get(
+        ("announced", model_id), partial(_announced, services, model_id)
+    )
+
+
+async def _announced(services: Services, model_id: str) -> AnnouncedNodes:
     announcements = await directory.read_announcements(services.redis, model_id)
     on_routes = {
         node.node_id for node in await live_lookup.available_nodes(services.redis, model_id)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from api.http import rate_limits
 from api.http.services import Services, WithServices
 from api.routes import nodes
 from api.schemas.base import Label
@@ -23,14 +24,16 @@ service_router.post("/register")(nodes.register)
 service_router.post("/heartbeat")(nodes.heartbeat)
 
 
-@router.get("/api/discovery/nodes/active/{model_id:path}")
+@router.get(
+    "/api/discovery/nodes/active/{model_id:path}", dependencies=[rate_limits.READS.by_address()]
+)
 async def active_nodes(model_id: str, services: WithServices) -> ActiveNodes:
     """Healthy nodes of a model, whose last heartbeat came within two minutes."""
     nodes = await _active(services, model_id)
     return ActiveNodes(model_id=model_id, total_nodes=len(nodes), nodes=nodes)
 
 
-@service_router.get("/active/{model_id:path}")
+@service_router.get("/active/{model_id:path}", dependencies=[rate_limits.READS.by_address()])
 async def active_nodes_of_service(
     model_id: str, services: WithServices, location: Annotated[Label | None, Query()] = None
 ) -> NodeList:
@@ -44,9 +47,12 @@ async def active_nodes_of_service(
 
 async def _active(services: Services, model_id: str) -> list[ActiveNode]:
     services.catalog.get(model_id)
-    return [
-        _active_node(node) for node in await live_lookup.available_nodes(services.redis, model_id)
-    ]
+
+    async def read() -> list[ActiveNode]:
+        nodes = await live_lookup.available_nodes(services.redis, model_id)
+        return [_active_node(node) for node in nodes]
+
+    return await services.read_cache.get(("active", model_id), read)
 
 
 def _active_node(node: Node) -> ActiveNode:

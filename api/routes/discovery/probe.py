@@ -13,6 +13,9 @@ from api.schemas.discovery import ProbeAnswer
 
 router = APIRouter(prefix="/api/discovery", tags=["discovery"])
 
+PATH = f"{router.prefix}/probe"
+"""Where bodies are measured, and not parsed."""
+
 MAX_BYTES = 4 * 2**20
 """Enough to measure 100 Mbit/s for a third of a second."""
 
@@ -42,7 +45,7 @@ async def upload(request: Request, services: WithServices) -> ProbeAnswer:
     return ProbeAnswer(bytes=len(await request.body()))
 
 
-@router.get("/config/{model_id:path}")
+@router.get("/config/{model_id:path}", dependencies=[rate_limits.READS.by_address()])
 async def config(model_id: str, services: WithServices) -> dict[str, Any]:
     """A model's `config.json`: what a machine needs to know how many layers it could hold."""
     return services.catalog.get(model_id).config

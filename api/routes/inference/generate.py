@@ -50,8 +50,7 @@ async def generate(
     A client that goes away before the end of the first two cancels the generation, and pays for
     what was delivered; an asynchronous job goes on. The same `Idempotency-Key` gives the same job.
     """
-    address = address_of(request, services)
-    await rate_limits.GENERATIONS_OF_ADDRESS.count(services, address)
+    await rate_limits.GENERATIONS_OF_ADDRESS.count_address(services, request)
     await rate_limits.GENERATIONS_OF_WALLET.count(services, caller.wallet)
     if idempotency_key is not None:
         _check_key(idempotency_key)
@@ -59,7 +58,7 @@ async def generate(
     job = await submit(
         services,
         caller.wallet,
-        body.job_request(near=services.geoip.approximate(address)),
+        body.job_request(near=services.geoip.approximate(address_of(request, services))),
         Idempotency(idempotency_key, digest),
     )
     if "respond-async" in [preference.strip().lower() for preference in prefer.split(",")]:

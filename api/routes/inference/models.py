@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from api.http import rate_limits
 from api.http.services import WithServices
 from api.schemas.models import ModelOnOffer, Models
 from market.routing.coverage import coverage_of
@@ -9,12 +10,16 @@ from market.routing.coverage import coverage_of
 router = APIRouter(prefix="/api/inference", tags=["discovery"])
 
 
-@router.get("/models")
+@router.get("/models", dependencies=[rate_limits.READS.by_address()])
 async def models(services: WithServices) -> Models:
     """Models on offer, with their price now."""
-    return Models(
-        models=[
-            ModelOnOffer.of(await coverage_of(services.redis, model, model.price_per_token))
-            for model in services.catalog
-        ]
-    )
+
+    async def read() -> Models:
+        return Models(
+            models=[
+                ModelOnOffer.of(await coverage_of(services.redis, model, model.price_per_token))
+                for model in services.catalog
+            ]
+        )
+
+    return await services.read_cache.get("models", read)

@@ -8,8 +8,7 @@ them.
 
 import copy
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from pathlib import Path
 import structlog
 from transformers import AutoConfig
 
+from mesh import json_text
 from mesh.errors import UnsupportedModel, WeightsRefused, WeightsUnreachable
 from node_runner.engine.model.families import PER_LAYER_SETTINGS, Config, check_settings, family_of
 from node_runner.weights import span_download as weights
@@ -28,7 +28,10 @@ log = structlog.get_logger()
 
 TOKENIZER, GENERATION_CONFIG = "tokenizer.json", "generation_config.json"
 
-_LAYER = re.compile(r"^(?P<before>(?:.*?\.)?(?:layers|h)\.)(?P<index>\d+)(?P<after>\..*)$")
+MAX_LAYER_DIGITS = 9
+
+LAYERS = ("layers", "h")
+"""What families call the list of their layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ def _config(files: Source) -> Config:
         UnsupportedModel: a family or a setting that the engine is not tested for.
     """
     try:
-        settings = json.loads(files.read_small("config.json"))
+        settings = json_text.loads(files.read_small("config.json"))
         model_type = settings.get("model_type")
     except (ValueError, AttributeError):
         raise WeightsRefused(
@@ -138,13 +141,23 @@ def _check_span(spec: SpanSpec, layers: int) -> None:
 
 def _renamed(name: str, spec: SpanSpec) -> str | None:
     """The tensor's name in the span's checkpoint; none if it is not the span's."""
-    match = _LAYER.match(name)
-    if match is None:
+    parts = name.split(".")
+    place = _place_of_layer(parts)
+    if place is None:
         return name if spec.edge else None
-    layer = int(match["index"])
+    layer = int(parts[place])
     if not spec.start <= layer < spec.end:
         return None
-    return f"{match['before']}{layer - spec.start}{match['after']}"
+    return ".".join([*parts[:place], str(layer - spec.start), *parts[place + 1 :]])
+
+
+def _place_of_layer(parts: Sequence[str]) -> int | None:
+    """Which part of a tensor's name is its layer's number; none if it is of no layer."""
+    for place in range(1, len(parts) - 1):
+        number = parts[place]
+        if parts[place - 1] in LAYERS and number.isascii() and number.isdigit():
+            return place if len(number) <= MAX_LAYER_DIGITS else None
+    return None
 
 
 def _cut(config: Config, spec: SpanSpec) -> Config:

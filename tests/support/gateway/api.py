@@ -263,6 +263,7 @@ class Job:
             engine=engine,
             sessions=made.sessions,
             long_sessions=made.long_sessions,
+            reads=made.reads,
             redis=made.redis,
             queue=made.queue,
             catalog=made.catalog,

@@ -25,7 +25,7 @@ NOT_FOR_NODES = {
     "uvicorn",
     "web3",
 }
-MODULES = ["alembic", "arq", "asyncpg", "boto3", "fastapi", "pydantic_settings", "siwe"]
+MODULES = ["alembic", "arq", "asyncpg", "boto3", "fastapi", "pydantic_settings"]
 MODULES += ["sqlalchemy", "starlette", "uvicorn", "web3"]
 MODULES += ["api", "cli", "discovery", "market", "stack", "workers"]
 

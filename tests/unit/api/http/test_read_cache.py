@@ -1,0 +1,98 @@
+"""Reads that many ask for at once."""
+
+import asyncio
+
+import pytest
+
+from api.http import read_cache
+from api.http.read_cache import ReadCache
+from market.errors import Unavailable
+
+
+class Counted:
+    """A read that waits until it may end, and counts how often it was begun."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.may_end = asyncio.Event()
+
+    async def __call__(self) -> int:
+        self.begun += 1
+        number = self.begun
+        await self.may_end.wait()
+        return number
+
+
+async def test_a_thousand_at_once_are_one_read() -> None:
+    cache, read = ReadCache(60), Counted()
+    asking = [asyncio.create_task(cache.get("k", read)) for _ in range(1000)]
+    await asyncio.sleep(0)
+    read.may_end.set()
+    assert set(await asyncio.gather(*asking)) == {1}
+    assert await cache.get("k", read) == 1
+    assert await cache.get("other", read) == 2
+
+
+async def test_it_is_read_anew_after_its_time() -> None:
+    cache, read = ReadCache(0), Counted()
+    read.may_end.set()
+    assert [await cache.get("k", read) for _ in range(3)] == [1, 2, 3]
+    kept = ReadCache(60)
+    assert [await kept.get("k", read, seconds=0) for _ in range(2)] == [4, 5]
+
+
+async def test_one_that_goes_away_does_not_end_the_others_read() -> None:
+    cache, read = ReadCache(60), Counted()
+    first, second = (asyncio.create_task(cache.get("k", read)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)
+    read.may_end.set()
+    assert await second == 1
+    assert first.cancelled()
+
+
+async def test_an_error_goes_to_all_who_wait_and_is_not_kept() -> None:
+    cache, calls = ReadCache(60), 0
+
+    async def fail() -> None:
+        nonlocal calls
+        calls += 1
+        raise ValueError(str(calls))
+
+    both = await asyncio.gather(cache.get("k", fail), cache.get("k", fail), return_exceptions=True)
+    assert [str(error) for error in both] == ["1", "1"]
+    with pytest.raises(ValueError, match="2"):
+        await cache.get("k", fail)
+
+
+async def test_it_does_not_grow_with_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_cache, "MAX_ENTRIES", 10)
+    cache, read = ReadCache(60), Counted()
+    read.may_end.set()
+    for number in range(100):
+        await cache.get(number, read)
+    assert len(cache._entries) == 10
+    assert await cache.get(99, read) == 100
+
+
+async def test_only_so_many_reads_are_under_way() -> None:
+    cache, read = ReadCache(60), Counted()
+    asking = [
+        asyncio.create_task(cache.get(number, read)) for number in range(read_cache.MAX_READING)
+    ]
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await cache.get("one more", read)
+    read.may_end.set()
+    await asyncio.gather(*asking)
+    assert await cache.get("one more", read)
+
+
+async def test_what_is_read_ends_with_the_process() -> None:
+    cache, read = ReadCache(60), Counted()
+    asking = asyncio.create_task(cache.get("k", read))
+    await asyncio.sleep(0)
+    await cache.close()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
