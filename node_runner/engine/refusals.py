@@ -18,6 +18,17 @@ def refuse_sender(generation: Generation, code: str) -> GenerationRefused:
     return refuse(generation, code, node_id=generation.stage_assignment.previous_node)
 
 
+def refuse_output(generation: Generation, code: str, *, node_id: str) -> GenerationRefused:
+    """Stop a generation whose computation has failed here.
+
+    Zeros take the place of its KV cache: values in it that are not finite would spoil those of the
+    next generation.
+    """
+    generation.halted = True
+    generation.cache.pool.zero(generation.cache)
+    return refuse(generation, code, node_id=node_id)
+
+
 def check_position(item: WorkItem, *, node_id: str) -> GenerationRefused | None:
     """Stop a generation whose next positions do not fit its KV cache.
 
