@@ -22,7 +22,6 @@ from node_runner.engine.generation import Decoding, FailGeneration, Generation, 
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.engine.scheduler import PREFILL_CHUNK
 
-
 _Returned = tuple[Generation, Decoding, torch.Tensor]
 """A generation, and the hidden states ``[rows, hidden]`` from which its next tokens are sampled."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import structlog
 import torch
 
-from mesh.wire import GenerationRefused, Message, Open, OpenEdge, Steps
+from mesh.wire import Message, Open, OpenEdge, Steps
 from mesh.wire.refusal_codes import GENERATION_FAILED
 from node_runner.engine.admission import Admission
 from node_runner.engine.attention.kv_cache import KVBlockPool
@@ -15,13 +15,18 @@ from node_runner.engine.decoding.draft_model import DraftModel
 from node_runner.engine.device.isolation import described, each_isolated
 from node_runner.engine.device.tensors import NAMES
 from node_runner.engine.edge import Edge, Sampled
-from node_runner.engine.generation import Generation, WorkItem
+from node_runner.engine.generation import WorkItem
 from node_runner.engine.generation_table import GenerationTable
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.engine.model_runner import ModelOutput, ModelRunner
 from node_runner.engine.output_batcher import OutputBatcher
 from node_runner.engine.receiver import Receiver
-from node_runner.engine.refusals import check_position, refuse, refuse_output
+from node_runner.engine.refusals import (
+    FailedGenerations,
+    check_position,
+    refuse,
+    refuse_output,
+)
 from node_runner.engine.scheduler import Scheduler
 from node_runner.outputs import EngineOutput
 
@@ -68,16 +73,17 @@ class Engine:
         draft_model = None if draft_span is None else DraftModel(draft_span, positions=positions)
         self.pool = KVBlockPool(span.kv_shape, positions * span.kv_shape.bytes_per_position)
         self.prefix_cache = PrefixCache(self.pool)
-        self._failed: list[GenerationRefused] = []
-        self.edge = Edge(span, speculate=speculate, draft_model=draft_model, fail=self._fail)
+        self._failed = FailedGenerations()
+        fail = self._failed.add
+        self.edge = Edge(span, speculate=speculate, draft_model=draft_model, fail=fail)
         limit = sys.maxsize if max_generations is None else max_generations
         self.generations = GenerationTable(self.prefix_cache, self.edge, limit=limit)
         self._scheduler = Scheduler()
         admission = Admission(span, self.generations, self.prefix_cache, self.edge, node_id)
         self._receiver = Receiver(
-            span, self.generations, self._scheduler, self.edge, admission, node_id, self._fail
+            span, self.generations, self._scheduler, self.edge, admission, node_id, fail
         )
-        self._runner = ModelRunner(span, node_id, self._fail)
+        self._runner = ModelRunner(span, node_id, fail)
 
     def step(self, messages: Iterable[Message]) -> list[EngineOutput]:
         """Receive messages, sample tokens, schedule a batch, run it through the span, emit outputs.
@@ -89,15 +95,13 @@ class Engine:
             Hidden states for other nodes first; then tokens, ends, refusals and answers, in the
             order of the phases; then refusals of what raised an exception.
         """
-        outputs = OutputBatcher(self._wire_dtype, self._fail)
+        outputs = OutputBatcher(self._wire_dtype, self._failed.add)
         self._receive(messages, outputs)
         self._sample(outputs)
         batch = self._schedule(outputs)
         computed = self._runner.run(batch)
         self._emit(computed, outputs)
-        emitted = outputs.pop_outputs()
-        failed, self._failed = self._failed, []
-        return emitted + failed
+        return outputs.pop_outputs() + self._refuse_failed()
 
     @property
     def busy(self) -> bool:
@@ -126,52 +130,49 @@ class Engine:
         """End all generations here, and refuse them with ``code``, so that their supervisors move
         them to other nodes."""
         ended = list(self.generations.values())
-        each_isolated(self.generations.close, ended, self._fail)
+        each_isolated(self.generations.close, ended, self._failed.add)
         return [refuse(generation, code, node_id=self._node_id) for generation in ended]
 
     def expire(self) -> None:
         """Close generations that their supervisors have not closed in time."""
-        each_isolated(self.generations.close, self.generations.expired(), self._fail)
+        each_isolated(self.generations.close, self.generations.expired(), self._failed.add)
 
-    def _fail(self, generation: Generation, error: BaseException) -> None:
-        """End a generation in whose work an exception was raised; nothing if it is here no more."""
-        if self.generations.get(generation.request_id) is not generation:
-            return
-        log.error(
-            "generation_failed",
-            request_id=generation.request_id,
-            epoch=generation.epoch,
-            position=generation.cache.length,
-            **described(error),
-        )
-        refused = refuse_output(generation, GENERATION_FAILED, node_id=self._node_id)
-        self._failed.append(refused)
-
-    def _fail_message(self, message: Message, error: BaseException) -> None:
-        """End the generations that a message is about."""
-        parts = message.steps if isinstance(message, Steps) else [message]
-        about = dict.fromkeys((part.request_id, part.epoch) for part in parts)
-        here = [self.generations.at_epoch(*each) for each in about]
-        for generation in here:
-            if generation is not None:
-                self._fail(generation, error)
-        if isinstance(message, Open | OpenEdge) and not any(here):
-            log.error("generation_failed", request_id=message.request_id, **described(error))
-            self._failed.append(refuse(message, GENERATION_FAILED, node_id=self._node_id))
+    def _refuse_failed(self) -> list[EngineOutput]:
+        """Refusals of generations that have failed, unless they are here no more."""
+        return [
+            refuse_output(generation, GENERATION_FAILED, node_id=self._node_id)
+            for generation in self._failed.pop()
+            if self.generations.get(generation.request_id) is generation
+        ]
 
     def _receive(self, messages: Iterable[Message], outputs: OutputBatcher) -> None:
         """Messages open and close generations; hidden states wait for a batch, or at the edge for
         the sampler."""
         each_isolated(
-            lambda message: self._receiver.receive(message, outputs), messages, self._fail_message
+            lambda message: self._receiver.receive(message, outputs),
+            messages,
+            lambda message, error: self._fail_message(message, error, outputs),
         )
+
+    def _fail_message(self, message: Message, error: BaseException, outputs: OutputBatcher) -> None:
+        """Stop the generations that a message is about; of one that it could not even open, it is
+        refused."""
+        parts = message.steps if isinstance(message, Steps) else [message]
+        about = dict.fromkeys((part.request_id, part.epoch) for part in parts)
+        here = [self.generations.at_epoch(*each) for each in about]
+        for generation in here:
+            if generation is not None:
+                self._failed.add(generation, error)
+        if isinstance(message, Open | OpenEdge) and not any(here):
+            log.error("generation_failed", request_id=message.request_id, **described(error))
+            outputs.add(refuse(message, GENERATION_FAILED, node_id=self._node_id))
 
     def _sample(self, outputs: OutputBatcher) -> None:
         """At the edge: hidden states that came back from the last span become tokens."""
         each_isolated(
             lambda sampled: self._finish(sampled, outputs),
             self.edge.sample(),
-            lambda sampled, error: self._fail(sampled.generation, error),
+            lambda sampled, error: self._failed.add(sampled.generation, error),
         )
 
     def _finish(self, sampled: Sampled, outputs: OutputBatcher) -> None:
@@ -180,9 +181,7 @@ class Engine:
             outputs.add(sampled.ended)
             self.generations.close(sampled.generation)
         elif not sampled.finite:
-            outputs.add(
-                refuse_output(sampled.generation, "not_finite", node_id=self._node_id)
-            )
+            outputs.add(refuse_output(sampled.generation, "not_finite", node_id=self._node_id))
 
     def _schedule(self, outputs: OutputBatcher) -> list[WorkItem]:
         """The next batch: at the edge, next tokens join what waits; then the scheduler chooses."""
@@ -205,7 +204,7 @@ class Engine:
         each_isolated(
             lambda computed: self._forward(*computed, outputs),
             computed.items,
-            lambda computed, error: self._fail(computed[0].generation, error),
+            lambda computed, error: self._failed.add(computed[0].generation, error),
         )
 
     def _forward(self, item: WorkItem, hidden: torch.Tensor, outputs: OutputBatcher) -> None:

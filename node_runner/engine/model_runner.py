@@ -9,8 +9,8 @@ import torch
 from mesh.wire import GenerationRefused
 from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.ragged_batch import RaggedBatch
-from node_runner.engine.device.tensors import concatenated, is_finite
 from node_runner.engine.device.isolation import isolated
+from node_runner.engine.device.tensors import concatenated, is_finite
 from node_runner.engine.generation import FailGeneration, WorkItem
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.engine.refusals import refuse_output, refuse_sender

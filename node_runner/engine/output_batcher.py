@@ -13,7 +13,6 @@ from node_runner.engine.generation import FailGeneration, Generation
 from node_runner.engine.tensor_codec import to_bytes
 from node_runner.outputs import EngineOutput, NodeMessage
 
-
 _Waiting = tuple[Generation, Step, torch.Tensor]
 
 

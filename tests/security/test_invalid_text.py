@@ -1,5 +1,6 @@
-"""Prompts that make a model write bytes which are no text, or which readers would get back whole."""
+"""Prompts that make a model write bytes which are no text, or that readers would get back whole."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ ATTACK = [*(FIRST_BYTE + byte for byte in BROKEN), A, B]
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with Llama 2's tokenizer that writes the attack after J, and one c after another."""
-    successors = {J: ATTACK[0], **dict(zip(ATTACK, ATTACK[1:], strict=False)), C: C}
+    successors = {J: ATTACK[0], **dict(itertools.pairwise(ATTACK)), C: C}
     return save_chain(tmp_path_factory.mktemp("chain"), LLAMA, successors)
 
 

@@ -54,9 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("token", [VOCABULARY, 2**31, 2**63, 2**64 - 1, -1, -(2**63)])
 @pytest.mark.parametrize("generated", [False, True])
-def test_the_edge_refuses_them(
-    model: Path, tmp_path: Path, token: int, generated: bool
-) -> None:
+def test_the_edge_refuses_them(model: Path, tmp_path: Path, token: int, generated: bool) -> None:
     """In a prompt, and among the tokens of an earlier edge; a bystander gets his tokens."""
     pipeline = Pipeline.cut(model, [0, 2, 4], tmp_path)
     pipeline.open("alone", PROMPT, max_tokens=9)

@@ -1,6 +1,7 @@
 """Token ids to text as they come: the pieces add up to what decoding all ids at once gives."""
 
 import codecs
+import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
@@ -26,6 +27,8 @@ KEPT_WINDOW = 8
 MAX_ID = 2**32 - 1
 """Tokenizers take no larger ids."""
 
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+
 
 class TextDecoder:
     """Decodes one text, token by token, in constant time a token. Raises for no ids.
@@ -49,25 +52,51 @@ class TextDecoder:
         self._context = 0  # ids at the window's beginning whose text was shown
         self._shown = ""  # what was shown of the window's text
         self._end_run()
-        for token_id in prompt[-PROMPT_CONTEXT:]:
+        for token_id in self._tail(prompt):
             self.push(token_id)
         self.flush()
 
     def push(self, token_id: int) -> str:
         """Add a token; returns the text that is settled now and was not shown before."""
-        token = self._tokenizer.id_to_token(token_id) if 0 <= token_id <= MAX_ID else None
-        if token is None or token in self._special:
+        token = self._token(token_id)
+        if token is None:
             return ""
         self._window.append(token_id)
-        byte = _byte(token) if self._byte_fallback else None
+        byte = self._byte(token)
         if byte is not None:
             return self._push_byte(byte)
-        self._end_run()
+        if self._run:
+            self._end_run()
         return self._advance()
 
     def flush(self) -> str:
         """The rest of the text, if no more tokens come."""
         return self._advance(settled=True)
+
+    def _token(self, token_id: int) -> str | None:
+        """The token of an id; none if it has no text."""
+        token = self._tokenizer.id_to_token(token_id) if 0 <= token_id <= MAX_ID else None
+        return None if token in self._special else token
+
+    def _byte(self, token: str) -> bytes | None:
+        """The byte that a token stands for, such as ``<0x0A>``; none if it is text."""
+        if not self._byte_fallback or _BYTE.fullmatch(token) is None:
+            return None
+        return bytes.fromhex(token[3:5])
+
+    def _tail(self, prompt: Sequence[int]) -> list[int]:
+        """The prompt's last ids that have text; a run of byte tokens whole, if it is not long."""
+        tail: list[int] = []
+        for token_id in reversed(prompt):
+            token = self._token(token_id)
+            if token is None:
+                continue
+            tail.append(token_id)
+            if len(tail) >= MAX_HELD_BYTES + PROMPT_CONTEXT:
+                break
+            if len(tail) >= PROMPT_CONTEXT and self._byte(token) is None:
+                break
+        return tail[::-1]
 
     def _push_byte(self, byte: bytes) -> str:
         """The token that was added last stands for a byte."""
@@ -131,13 +160,3 @@ class TextDecoder:
     def _decode(self, token_ids: list[int]) -> str:
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         return text
-
-
-def _byte(token: str) -> bytes | None:
-    """The byte that a token stands for, such as ``<0x0A>``."""
-    if len(token) != 6 or not token.startswith("<0x") or not token.endswith(">"):
-        return None
-    try:
-        return bytes([int(token[3:5], 16)])
-    except ValueError:
-        return None

@@ -72,18 +72,6 @@ def without_decoder() -> Tokenizer:
     return _with_special(tokenizer)
 
 
-TOKENIZERS = {
-    "byte fallback": byte_fallback_bpe(),
-    "byte fallback without strip": byte_fallback_bpe(strip=False),
-    "byte fallback unigram": byte_fallback_unigram(),
-    "byte level": byte_level(),
-    "metaspace": metaspace(),
-    "word piece": word_piece(),
-    "suffixed": suffixed_bpe(),
-    "no decoder": without_decoder(),
-}
-
-
 def _fallback(tokenizer: Tokenizer, *, strip: bool) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -98,3 +86,15 @@ def _fallback(tokenizer: Tokenizer, *, strip: bool) -> Tokenizer:
 def _with_special(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     return tokenizer
+
+
+TOKENIZERS = {
+    "byte fallback": byte_fallback_bpe(),
+    "byte fallback without strip": byte_fallback_bpe(strip=False),
+    "byte fallback unigram": byte_fallback_unigram(),
+    "byte level": byte_level(),
+    "metaspace": metaspace(),
+    "word piece": word_piece(),
+    "suffixed": suffixed_bpe(),
+    "no decoder": without_decoder(),
+}

@@ -1,7 +1,7 @@
 """Pieces of text add up to what decoding all tokens at once gives, whatever the decoder."""
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
 
@@ -28,6 +28,19 @@ def decoded(tokenizer: Tokenizer, token_ids: list[int], prompt: list[int] | None
     return "".join([*map(decoder.push, token_ids), decoder.flush()])
 
 
+def has_long_run(token_ids: list[int]) -> bool:
+    """Whether so many byte tokens come in a row that some are shown before the last one."""
+    run = 0
+    for token in token_ids:
+        if FIRST_BYTE <= token < FIRST_PIECE:
+            run += 1
+        elif FIRST_PIECE <= token < LLAMA.get_vocab_size():
+            run = 0
+        if run >= MAX_HELD_BYTES:
+            return True
+    return False
+
+
 def whole(tokenizer: Tokenizer, token_ids: list[int]) -> str:
     text: str = tokenizer.decode(token_ids, skip_special_tokens=True)
     return text
@@ -43,11 +56,12 @@ TOKENS = st.lists(
 @pytest.mark.parametrize("name", NAMES)
 @given(TOKENS)
 @example(ids("你".encode()) + ids(b"\xff") + [LETTER])
-@example(ids("你é".encode()) + [1] + ids(b"\xff\xff") + [LETTER])
+@example([*ids("你é".encode()), 1, *ids(b"\xff\xff"), LETTER])
 @example([FIRST_PIECE] * 3 + ids(b"  ") + [LETTER])
 @example(ids(b"\xe4\xbd"))
 def test_pieces_add_up_to_the_text(name: str, token_ids: list[int]) -> None:
     tokenizer = TOKENIZERS[name]
+    assume("byte fallback" not in name or not has_long_run(token_ids))
     assert decoded(tokenizer, token_ids) == whole(tokenizer, token_ids)
 
 
@@ -56,6 +70,7 @@ def test_pieces_add_up_to_the_text(name: str, token_ids: list[int]) -> None:
 def test_after_a_prompt_too(name: str, prompt: list[int], token_ids: list[int]) -> None:
     """Where its text is a beginning of the whole."""
     tokenizer = TOKENIZERS[name]
+    assume("byte fallback" not in name or not has_long_run(prompt + token_ids))
     before, both = whole(tokenizer, prompt), whole(tokenizer, prompt + token_ids)
     text = decoded(tokenizer, token_ids, prompt)
     if both.startswith(before) and not before.endswith(REPLACEMENT):
@@ -96,7 +111,7 @@ def test_a_long_run_of_bytes_is_shown_by_characters(text: str) -> None:
 def test_a_long_run_that_turns_out_to_be_no_text() -> None:
     """What was shown stays; every byte after it is one replacement character."""
     decoder = TextDecoder(LLAMA, [])
-    pieces = [decoder.push(token) for token in ids("你".encode() * 20 + b"\xff\xfe") + [LETTER]]
+    pieces = [decoder.push(token) for token in [*ids("你".encode() * 20 + b"\xff\xfe"), LETTER]]
     assert "".join(pieces) == "你" * 20 + "��a"
 
 
