@@ -72,9 +72,21 @@ def _check(request: JobRequest, max_prompt_chars: int) -> None:
 
 
 async def _tokenize(model: Model, prompt: str) -> list[int]:
-    # Of the tokenizer's calls this one lets go of the interpreter while it works.
-    [encoded] = await asyncio.to_thread(model.tokenizer.encode_batch_fast, [prompt])
+    try:
+        # Of the tokenizer's calls this one lets go of the interpreter while it works.
+        [encoded] = await asyncio.to_thread(model.tokenizer.encode_batch_fast, [prompt])
+    except Exception:  # it raises nothing more special
+        raise InvalidRequest(
+            f"prompt: the tokenizer of {model.id} cannot read it.", code="prompt_malformed"
+        ) from None
     token_ids: list[int] = encoded.ids
     if not token_ids:
         raise InvalidRequest("prompt: there is nothing in it to continue.", code="prompt_empty")
+    highest = max(token_ids)
+    if highest >= model.vocab:
+        raise InvalidRequest(
+            f"prompt: {model.id} has no embedding for its token "
+            f"{model.tokenizer.id_to_token(highest)!r}; leave it out.",
+            code="prompt_token_unknown",
+        )
     return token_ids

@@ -10,7 +10,16 @@ LOST_STATE = frozenset({"forgotten", "no_replay", "gap"})
 generation that is nobody's fault, and the next epoch begins afresh; a second time it is the
 node's."""
 
-OWN_FAULTS = LOST_STATE | {"kv_full", "moved"}
+INVALID_REQUEST = "invalid_request"
+"""What the opening message asks for cannot be computed by any node: a token id that has no
+embedding, no token at all, more positions than the model has. No other node need be asked."""
+
+GENERATION_FAILED = "generation_failed"
+"""Computing this generation raised an exception, at the position that the node's log has. Its KV
+cache is gone. Either the node is broken or what the generation consists of breaks nodes: if another
+node fails at the same number of tokens too, no third one need be asked."""
+
+OWN_FAULTS = LOST_STATE | {"kv_full", "moved", INVALID_REQUEST, GENERATION_FAILED}
 """Codes by which a node can refuse for itself only."""
 
 KNOWN_CODES = OWN_FAULTS | {"capacity", "flood", "not_finite", "wire_error"}

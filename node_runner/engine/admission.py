@@ -1,13 +1,17 @@
 """Opens generations: their KV is reserved, or taken over from the epoch before."""
 
+import math
 import time
 
-from mesh.wire import Ended, Open, OpenEdge, PrefixCached
+from mesh.wire import Ended, Open, OpenEdge, PrefixCached, Prompt, SamplingParams
+from mesh.wire.limits import MAX_LAYERS, MAX_STOP_TEXT, MAX_STOP_TEXTS
+from mesh.wire.refusal_codes import INVALID_REQUEST
 from node_runner.engine.attention.kv_cache import KVCache
 from node_runner.engine.attention.prefix_cache import PrefixCache
 from node_runner.engine.edge import Edge
 from node_runner.engine.generation import Generation
 from node_runner.engine.generation_table import GenerationTable
+from node_runner.engine.model.span_model import SpanModel
 from node_runner.engine.output_batcher import OutputBatcher
 from node_runner.engine.refusals import refuse
 from node_runner.engine.replay_buffer import ReplayBuffer
@@ -20,8 +24,14 @@ class Admission:
     have is set aside before it begins."""
 
     def __init__(
-        self, generations: GenerationTable, prefix_cache: PrefixCache, edge: Edge, node_id: str
+        self,
+        span: SpanModel,
+        generations: GenerationTable,
+        prefix_cache: PrefixCache,
+        edge: Edge,
+        node_id: str,
     ) -> None:
+        self._span = span
         self._generations = generations
         self._prefix_cache = prefix_cache
         self._edge = edge
@@ -30,12 +40,16 @@ class Admission:
     def open(self, message: Open | OpenEdge, outputs: OutputBatcher) -> None:
         """Admit a generation, or its next epoch; a repeated or older epoch is ignored.
 
-        Refused are a generation for which there is no free KV (``kv_full``), an epoch that is to
-        keep a KV cache which is not here (``forgotten``), and one that is to replay hidden states
-        which were not kept (``no_replay``).
+        Refused are a generation that the span cannot compute (``invalid_request``), one for which
+        there is no free KV (``kv_full``), an epoch that is to keep a KV cache which is not here
+        (``forgotten``), and one that is to replay hidden states which were not kept
+        (``no_replay``).
         """
         known = self._generations.get(message.request_id)
         if known is not None and known.epoch >= message.epoch:
+            return
+        if not _is_valid(message, self._span):
+            outputs.add(refuse(message, INVALID_REQUEST, node_id=self._node_id))
             return
         generation = self._resumed(known, message) if message.resume.keep else self._fresh(message)
         if generation is None:
@@ -53,12 +67,14 @@ class Admission:
                 generation.cache.length,
             )
             outputs.add(NodeMessage(message.stage_assignment.edge_node, cached))
-        if message.resume.keep and message.resume.replay:
+        if message.resume.keep and message.resume.replay and not generation.halted:
             self._replay(generation, outputs)
 
     def _resumed(self, known: Generation | None, message: Open | OpenEdge) -> Generation | None:
         """The next epoch on the KV cache of the one before; none if that is not here."""
         if known is None or known.cache.length < message.resume.known:
+            return None
+        if known.cache.capacity < message.stage_assignment.capacity:
             return None
         known.halted = True
         return _generation(message, known.cache, known.replay_buffer)
@@ -79,10 +95,10 @@ class Admission:
         decoding = self._edge.open(message.request_id, message.prompt, stages_not_ready=set(stages))
         decoding.num_scheduled_tokens = min(generation.cache.length, len(decoding.tokens) - 1)
         generation.decoding = decoding
-        if decoding.stopped:
+        if decoding.stopped or decoding.generated >= decoding.max_tokens:
             # The tokens that readers have are all there are: only the message of the end was lost.
-            ended = Ended(message.request_id, message.epoch, "stop", decoding.generated)
-            outputs.add(ended)
+            reason = "stop" if decoding.stopped else "length"
+            outputs.add(Ended(message.request_id, message.epoch, reason, decoding.generated))
             self._generations.close(generation)
 
     def _replay(self, generation: Generation, outputs: OutputBatcher) -> None:
@@ -98,6 +114,41 @@ class Admission:
         else:
             generation.halted = True
             outputs.add(refuse(generation, "no_replay", node_id=self._node_id))
+
+
+def _is_valid(message: Open | OpenEdge, span: SpanModel) -> bool:
+    """Whether a span can compute what a message asks for. All that later work counts on is checked
+    here: a token id without a row of the embedding would end the process on a GPU."""
+    own = message.stage_assignment
+    if not 0 <= own.stage < own.stages <= MAX_LAYERS or message.resume.known < 0:
+        return False
+    if not 1 <= own.capacity <= span.max_positions:
+        return False
+    if not isinstance(message, OpenEdge):
+        return own.stage > 0 and not span.edge
+    return own.stage == 0 and span.edge and _is_valid_prompt(message.prompt, own.capacity, span)
+
+
+def _is_valid_prompt(prompt: Prompt, capacity: int, span: SpanModel) -> bool:
+    lowest = min(min(ids, default=0) for ids in (prompt.token_ids, prompt.generated))
+    highest = max(max(ids, default=0) for ids in (prompt.token_ids, prompt.generated))
+    return (
+        len(prompt.token_ids) >= 1
+        and lowest >= 0
+        and highest < span.vocab_size
+        and prompt.max_tokens >= max(1, len(prompt.generated))
+        and len(prompt.token_ids) + prompt.max_tokens <= capacity
+        and _is_valid_sampling(prompt.sampling)
+    )
+
+
+def _is_valid_sampling(params: SamplingParams) -> bool:
+    return (
+        0 <= params.temperature < math.inf
+        and 0 < params.top_p <= 1
+        and len(params.stop) <= MAX_STOP_TEXTS
+        and all(len(text) <= MAX_STOP_TEXT for text in params.stop)
+    )
 
 
 def _generation(

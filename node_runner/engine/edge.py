@@ -6,18 +6,35 @@ the last span returns, and drafts tokens ahead (speculative decoding) where that
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from mesh import wire
 from mesh.wire import Ended, Token
+from mesh.wire.limits import MAX_TOKEN_TEXT
 from node_runner.engine.decoding.detokenizer import Detokenizer
 from node_runner.engine.decoding.draft_model import DraftModel, DraftRequest
-from node_runner.engine.decoding.sampler import sample
+from node_runner.engine.decoding.sampler import NOT_FINITE, sample
 from node_runner.engine.decoding.speculation import PromptLookup, SpeculationPolicy
-from node_runner.engine.generation import Decoding, Generation, WorkItem
+from node_runner.engine.device.isolation import each_isolated, isolated
+from node_runner.engine.generation import Decoding, FailGeneration, Generation, WorkItem
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.engine.scheduler import PREFILL_CHUNK
+
+_Returned = tuple[Generation, Decoding, torch.Tensor]
+"""A generation, and the hidden states ``[rows, hidden]`` from which its next tokens are sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """New tokens of a generation, and its end if they end it. ``finite``: whether there were logits
+    to sample from after them, if there is no end."""
+
+    generation: Generation
+    tokens: list[Token]
+    ended: Ended | None
+    finite: bool
 
 
 class Edge:
@@ -28,10 +45,19 @@ class Edge:
             with any other, an edge has no generations.
         speculate: Whether to draft tokens.
         draft_model: Drafts tokens where the text itself gives nothing to look up.
+        fail: Ends a generation.
     """
 
-    def __init__(self, span: SpanModel, *, speculate: bool, draft_model: DraftModel | None) -> None:
+    def __init__(
+        self,
+        span: SpanModel,
+        *,
+        speculate: bool,
+        draft_model: DraftModel | None,
+        fail: FailGeneration,
+    ) -> None:
         self._span = span
+        self._fail = fail
         self._speculate = speculate
         self.draft_model = draft_model
         # By request id: an answer that arrives twice is sampled once.
@@ -91,20 +117,25 @@ class Edge:
         if len(hidden) == 1 + len(decoding.draft_tokens):
             self._returned[generation.request_id] = (generation, hidden)
 
-    def sample(self) -> list[tuple[Generation, list[Token], Ended | None]]:
-        """Choose the next tokens of every generation whose hidden states came back.
-
-        Returns:
-            For each, its new tokens, at least one, and its end if they end it.
-        """
-        returned = [
+    def sample(self) -> list[Sampled]:
+        """Choose the next tokens of every generation whose hidden states came back."""
+        returned: list[_Returned] = [
             (generation, generation.decoding, hidden)
             for generation, hidden in self._returned.values()
             if generation.decoding is not None and not generation.halted
         ]
         self._returned = {}
-        if not returned:
-            return []
+        chosen = isolated(self._choose, returned, lambda item, error: self._fail(item[0], error))
+        return each_isolated(
+            lambda item: self._accept(*item),
+            chosen,
+            lambda item, error: self._fail(item[0], error),
+        )
+
+    def _choose(
+        self, returned: Sequence[_Returned]
+    ) -> list[tuple[Generation, Decoding, list[int]]]:
+        """A token id after each row, or :data:`NOT_FINITE`."""
         logits = self._span.logits(torch.cat([hidden for _, _, hidden in returned]))
         sampled = sample(
             logits,
@@ -115,33 +146,24 @@ class Edge:
                 for row in range(len(hidden))
             ],
         )
-        outcomes, at = [], 0
+        chosen, at = [], 0
         for generation, decoding, hidden in returned:
-            tokens, ended = self._accept(generation, decoding, sampled[at : at + len(hidden)])
-            outcomes.append((generation, tokens, ended))
+            chosen.append((generation, decoding, sampled[at : at + len(hidden)]))
             at += len(hidden)
-        return outcomes
+        return chosen
 
     def next_inputs(self, generations: Iterable[Generation]) -> list[WorkItem]:
         """The next tokens of each generation that has any: a chunk of its prompt, or the token that
         was just sampled, with draft tokens behind it."""
         began = time.monotonic()
-        items, complete = [], []
-        for generation in generations:
-            decoding = generation.decoding
-            if decoding is None or not decoding.schedulable:
-                continue
-            begin = decoding.num_scheduled_tokens
-            end = min(begin + PREFILL_CHUNK, len(decoding.tokens))
-            decoding.num_scheduled_tokens = end
-            item = WorkItem(
-                generation, begin, rows_to_sample=0, token_ids=decoding.tokens[begin:end]
-            )
-            if end == len(decoding.tokens):
-                complete.append((item, decoding))
-            else:
-                item.replay = end <= generation.resume.known
-            items.append(item)
+        waiting = [g for g in generations if g.decoding is not None and g.decoding.schedulable]
+        items = each_isolated(_next_input, waiting, self._fail)
+        complete = [
+            (item, decoding)
+            for item in items
+            if (decoding := item.generation.decoding) is not None
+            and decoding.num_scheduled_tokens == len(decoding.tokens)
+        ]
         self._draft([(item, d) for item, d in complete if d.generated and item.rows == 1])
         now = time.monotonic()
         for item, decoding in complete:
@@ -161,46 +183,64 @@ class Edge:
     def _draft(self, steps: Sequence[tuple[WorkItem, Decoding]]) -> None:
         """Draft tokens for decode steps: looked up in the text itself, else by the draft model, all
         in the same forward passes."""
-        requests = []
-        for item, decoding in steps if self._speculate else ():
-            left = decoding.max_tokens - decoding.generated - 1
-            count = min(decoding.speculation.draft_length(), left)
-            if count > 0:
-                decoding.draft_tokens = decoding.prompt_lookup.draft(decoding.tokens, count)
-            if count > 0 and not decoding.draft_tokens and self.draft_model is not None:
-                request = DraftRequest(
-                    item.generation.request_id,
-                    decoding.tokens,
-                    count,
-                    item.generation.stage_assignment.capacity,
-                    decoding.sampling_params,
-                )
-                requests.append((decoding, request))
-        if requests and self.draft_model is not None:
-            drafts = self.draft_model.draft([request for _, request in requests])
-            for (decoding, _), draft in zip(requests, drafts, strict=True):
-                decoding.draft_tokens = draft
+        if not self._speculate:
+            return
+        looked_up = each_isolated(
+            self._look_up, steps, lambda step, error: self._fail(step[0].generation, error)
+        )
+        requests = [request for request in looked_up if request is not None]
+        isolated(self._ask, requests, lambda request, error: self._fail(request[0], error))
 
-    def _accept(
-        self, generation: Generation, decoding: Decoding, sampled: list[int]
-    ) -> tuple[list[Token], Ended | None]:
+    def _look_up(
+        self, step: tuple[WorkItem, Decoding]
+    ) -> tuple[Generation, Decoding, DraftRequest] | None:
+        """Draft tokens from the text; if it has none, what to ask the draft model for."""
+        item, decoding = step
+        left = decoding.max_tokens - decoding.generated - 1
+        count = min(decoding.speculation.draft_length(), left)
+        if count <= 0:
+            return None
+        decoding.draft_tokens = decoding.prompt_lookup.draft(decoding.tokens, count)
+        if decoding.draft_tokens or self.draft_model is None:
+            return None
+        request = DraftRequest(
+            item.generation.request_id,
+            decoding.tokens,
+            count,
+            item.generation.stage_assignment.capacity,
+            decoding.sampling_params,
+        )
+        return item.generation, decoding, request
+
+    def _ask(self, requests: Sequence[tuple[Generation, Decoding, DraftRequest]]) -> list[None]:
+        """Draft tokens from the draft model."""
+        if self.draft_model is not None:
+            drafts = self.draft_model.draft([request for _, _, request in requests])
+            for (_, decoding, _), draft in zip(requests, drafts, strict=True):
+                decoding.draft_tokens = draft
+        return []
+
+    def _accept(self, generation: Generation, decoding: Decoding, sampled: list[int]) -> Sampled:
         """The sampled tokens, up to the first that differs from its draft token."""
         drafts = decoding.draft_tokens
         tokens: list[Token] = []
-        reason = None
+        reason, finite = None, True
         for row, token_id in enumerate(sampled):
+            if token_id == NOT_FINITE:
+                finite = False
+                break
             text, stopped = decoding.detokenizer.push(token_id)
             stopped = stopped or token_id in self._span.end_tokens
             index = decoding.generated
             decoding.tokens.append(token_id)
             if stopped or decoding.generated >= decoding.max_tokens:
                 reason = "stop" if stopped else "length"
-                text += decoding.detokenizer.flush()
+                text = (text + decoding.detokenizer.flush())[:MAX_TOKEN_TEXT]
             tokens.append(Token(generation.request_id, generation.epoch, index, token_id, text))
             if reason or row == len(drafts) or token_id != drafts[row]:
                 break
         drafted, accepted = self._draft_counts
-        self._draft_counts = (drafted + len(drafts), accepted + len(tokens) - 1)
+        self._draft_counts = (drafted + len(drafts), accepted + max(0, len(tokens) - 1))
         if decoding.scheduled_at is not None:
             seconds = time.monotonic() - decoding.scheduled_at
             decoding.speculation.observe(seconds, len(drafts), len(tokens))
@@ -208,6 +248,19 @@ class Edge:
         decoding.draft_tokens = []
         if self.draft_model is not None:
             self.draft_model.truncate(generation.request_id, decoding.num_scheduled_tokens)
-        if reason is None:
-            return tokens, None
-        return tokens, Ended(generation.request_id, generation.epoch, reason, decoding.generated)
+        ended = None
+        if reason is not None:
+            ended = Ended(generation.request_id, generation.epoch, reason, decoding.generated)
+        return Sampled(generation, tokens, ended, finite)
+
+
+def _next_input(generation: Generation) -> WorkItem:
+    """A chunk of the prompt, or the last token."""
+    decoding = generation.decoding
+    begin = decoding.num_scheduled_tokens
+    end = min(begin + PREFILL_CHUNK, len(decoding.tokens))
+    decoding.num_scheduled_tokens = end
+    item = WorkItem(generation, begin, rows_to_sample=0, token_ids=decoding.tokens[begin:end])
+    if end < len(decoding.tokens):
+        item.replay = end <= generation.resume.known
+    return item

@@ -3,27 +3,43 @@
 import sys
 from collections.abc import Iterable
 
-from mesh.wire import Message
+import structlog
+import torch
+
+from mesh.wire import Message, Open, OpenEdge, Steps
+from mesh.wire.refusal_codes import GENERATION_FAILED
 from node_runner.engine.admission import Admission
 from node_runner.engine.attention.kv_cache import KVBlockPool
 from node_runner.engine.attention.prefix_cache import PrefixCache
 from node_runner.engine.decoding.draft_model import DraftModel
+from node_runner.engine.device.isolation import described, each_isolated
 from node_runner.engine.device.tensors import NAMES
-from node_runner.engine.edge import Edge
+from node_runner.engine.edge import Edge, Sampled
 from node_runner.engine.generation import WorkItem
 from node_runner.engine.generation_table import GenerationTable
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.engine.model_runner import ModelOutput, ModelRunner
 from node_runner.engine.output_batcher import OutputBatcher
 from node_runner.engine.receiver import Receiver
-from node_runner.engine.refusals import check_position, refuse
+from node_runner.engine.refusals import (
+    FailedGenerations,
+    check_position,
+    refuse,
+    refuse_output,
+)
 from node_runner.engine.scheduler import Scheduler
 from node_runner.outputs import EngineOutput
+
+log = structlog.get_logger()
 
 
 class Engine:
     """Turns the messages that a node receives into its outputs. Not thread-safe: one thread calls
     `step`.
+
+    No phase of a step calls anything that works for a generation but by
+    :mod:`node_runner.engine.device.isolation`: an exception ends the generation whose work raises,
+    and no other. An error of the device, or a lack of memory, is raised.
 
     Args:
         span: The layers that it runs.
@@ -57,15 +73,17 @@ class Engine:
         draft_model = None if draft_span is None else DraftModel(draft_span, positions=positions)
         self.pool = KVBlockPool(span.kv_shape, positions * span.kv_shape.bytes_per_position)
         self.prefix_cache = PrefixCache(self.pool)
-        self.edge = Edge(span, speculate=speculate, draft_model=draft_model)
+        self._failed = FailedGenerations()
+        fail = self._failed.add
+        self.edge = Edge(span, speculate=speculate, draft_model=draft_model, fail=fail)
         limit = sys.maxsize if max_generations is None else max_generations
         self.generations = GenerationTable(self.prefix_cache, self.edge, limit=limit)
         self._scheduler = Scheduler()
-        admission = Admission(self.generations, self.prefix_cache, self.edge, node_id)
+        admission = Admission(span, self.generations, self.prefix_cache, self.edge, node_id)
         self._receiver = Receiver(
-            span, self.generations, self._scheduler, self.edge, admission, node_id
+            span, self.generations, self._scheduler, self.edge, admission, node_id, fail
         )
-        self._runner = ModelRunner(span, node_id)
+        self._runner = ModelRunner(span, node_id, fail)
 
     def step(self, messages: Iterable[Message]) -> list[EngineOutput]:
         """Receive messages, sample tokens, schedule a batch, run it through the span, emit outputs.
@@ -75,15 +93,15 @@ class Engine:
 
         Returns:
             Hidden states for other nodes first; then tokens, ends, refusals and answers, in the
-            order of the phases.
+            order of the phases; then refusals of what raised an exception.
         """
-        outputs = OutputBatcher(self._wire_dtype)
+        outputs = OutputBatcher(self._wire_dtype, self._failed.add)
         self._receive(messages, outputs)
         self._sample(outputs)
         batch = self._schedule(outputs)
         computed = self._runner.run(batch)
         self._emit(computed, outputs)
-        return outputs.pop_outputs()
+        return outputs.pop_outputs() + self._refuse_failed()
 
     @property
     def busy(self) -> bool:
@@ -111,30 +129,59 @@ class Engine:
     def abort_all(self, code: str) -> list[EngineOutput]:
         """End all generations here, and refuse them with ``code``, so that their supervisors move
         them to other nodes."""
-        refused: list[EngineOutput] = []
-        for generation in list(self.generations.values()):
-            refused.append(refuse(generation, code, node_id=self._node_id))
-            self.generations.close(generation)
-        return refused
+        ended = list(self.generations.values())
+        each_isolated(self.generations.close, ended, self._failed.add)
+        return [refuse(generation, code, node_id=self._node_id) for generation in ended]
 
     def expire(self) -> None:
         """Close generations that their supervisors have not closed in time."""
-        for generation in self.generations.expired():
-            self.generations.close(generation)
+        each_isolated(self.generations.close, self.generations.expired(), self._failed.add)
+
+    def _refuse_failed(self) -> list[EngineOutput]:
+        """Refusals of generations that have failed, unless they are here no more."""
+        return [
+            refuse_output(generation, GENERATION_FAILED, node_id=self._node_id)
+            for generation in self._failed.pop()
+            if self.generations.get(generation.request_id) is generation
+        ]
 
     def _receive(self, messages: Iterable[Message], outputs: OutputBatcher) -> None:
         """Messages open and close generations; hidden states wait for a batch, or at the edge for
         the sampler."""
-        for message in messages:
-            self._receiver.receive(message, outputs)
+        each_isolated(
+            lambda message: self._receiver.receive(message, outputs),
+            messages,
+            lambda message, error: self._fail_message(message, error, outputs),
+        )
+
+    def _fail_message(self, message: Message, error: BaseException, outputs: OutputBatcher) -> None:
+        """Stop the generations that a message is about; of one that it could not even open, it is
+        refused."""
+        parts = message.steps if isinstance(message, Steps) else [message]
+        about = dict.fromkeys((part.request_id, part.epoch) for part in parts)
+        here = [self.generations.at_epoch(*each) for each in about]
+        for generation in here:
+            if generation is not None:
+                self._failed.add(generation, error)
+        if isinstance(message, Open | OpenEdge) and not any(here):
+            log.error("generation_failed", request_id=message.request_id, **described(error))
+            outputs.add(refuse(message, GENERATION_FAILED, node_id=self._node_id))
 
     def _sample(self, outputs: OutputBatcher) -> None:
         """At the edge: hidden states that came back from the last span become tokens."""
-        for generation, tokens, ended in self.edge.sample():
-            outputs.add(*tokens)
-            if ended is not None:
-                outputs.add(ended)
-                self.generations.close(generation)
+        each_isolated(
+            lambda sampled: self._finish(sampled, outputs),
+            self.edge.sample(),
+            lambda sampled, error: self._failed.add(sampled.generation, error),
+        )
+
+    def _finish(self, sampled: Sampled, outputs: OutputBatcher) -> None:
+        outputs.add(*sampled.tokens)
+        if sampled.ended is not None:
+            outputs.add(sampled.ended)
+            self.generations.close(sampled.generation)
+        elif not sampled.finite:
+            outputs.add(refuse_output(sampled.generation, "not_finite", node_id=self._node_id))
 
     def _schedule(self, outputs: OutputBatcher) -> list[WorkItem]:
         """The next batch: at the edge, next tokens join what waits; then the scheduler chooses."""
@@ -154,17 +201,22 @@ class Engine:
     def _emit(self, computed: ModelOutput, outputs: OutputBatcher) -> None:
         """Hidden states go to the next node; behind the last span, those to sample to the edge."""
         outputs.add(*computed.refused)
-        for item, hidden in computed.items:
-            generation, position = item.generation, item.position
-            if not generation.last:
-                generation.replay_buffer.put(position, hidden)
-                if generation.resume.replay or not item.replay:
-                    outputs.send(
-                        generation, position, hidden, item.rows_to_sample, replay=item.replay
-                    )
-            elif item.rows_to_sample:
-                position, last = item.end - item.rows_to_sample, hidden[-item.rows_to_sample :]
-                if generation.first:
-                    self.edge.receive(generation, position, last)
-                else:
-                    outputs.send(generation, position, last, item.rows_to_sample)
+        each_isolated(
+            lambda computed: self._forward(*computed, outputs),
+            computed.items,
+            lambda computed, error: self._failed.add(computed[0].generation, error),
+        )
+
+    def _forward(self, item: WorkItem, hidden: torch.Tensor, outputs: OutputBatcher) -> None:
+        """Where the hidden states of an item go."""
+        generation, position = item.generation, item.position
+        if not generation.last:
+            generation.replay_buffer.put(position, hidden)
+            if generation.resume.replay or not item.replay:
+                outputs.send(generation, position, hidden, item.rows_to_sample, replay=item.replay)
+        elif item.rows_to_sample:
+            position, last = item.end - item.rows_to_sample, hidden[-item.rows_to_sample :]
+            if generation.first:
+                self.edge.receive(generation, position, last)
+            else:
+                outputs.send(generation, position, last, item.rows_to_sample)

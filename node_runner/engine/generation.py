@@ -1,5 +1,6 @@
 """One generation on this node, and its positions that wait for a forward pass."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -86,6 +87,10 @@ class Generation:
     def schedulable(self) -> bool:
         """Whether the edge has tokens to schedule for the first span."""
         return self.decoding is not None and self.decoding.schedulable
+
+
+FailGeneration = Callable[[Generation, BaseException], None]
+"""Ends a generation in whose work an exception was raised, and no other."""
 
 
 @dataclass(slots=True)

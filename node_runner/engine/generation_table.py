@@ -60,7 +60,8 @@ class GenerationTable(Mapping[str, Generation]):
         self._by_id[generation.request_id] = generation
 
     def close(self, generation: Generation) -> None:
-        """Drop a generation and free its KV; nothing if a newer epoch has taken its place."""
+        """Drop a generation and free its KV; nothing if a newer epoch has taken its place, or it
+        is closed already."""
         generation.halted = True
         if self._by_id.get(generation.request_id) is generation:
             del self._by_id[generation.request_id]

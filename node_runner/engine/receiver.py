@@ -17,9 +17,10 @@ from mesh.wire import (
 )
 from mesh.wire.limits import MAX_STEP_ROWS
 from node_runner.engine.admission import Admission
+from node_runner.engine.device.isolation import each_isolated
 from node_runner.engine.device.tensors import is_finite
 from node_runner.engine.edge import Edge
-from node_runner.engine.generation import Generation, WorkItem
+from node_runner.engine.generation import FailGeneration, Generation, WorkItem
 from node_runner.engine.generation_table import GenerationTable
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.engine.output_batcher import OutputBatcher
@@ -30,7 +31,7 @@ from node_runner.engine.tensor_codec import from_steps
 
 class Receiver:
     """Takes messages in, one after the other. Messages of generations or epochs that are not here
-    are ignored."""
+    are ignored. ``fail`` ends a generation."""
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class Receiver:
         edge: Edge,
         admission: Admission,
         node_id: str,
+        fail: FailGeneration,
     ) -> None:
         self._span = span
         self._generations = generations
@@ -47,6 +49,7 @@ class Receiver:
         self._edge = edge
         self._admission = admission
         self._node_id = node_id
+        self._fail = fail
 
     def receive(self, message: Message, outputs: OutputBatcher) -> None:
         """Do what a message asks for; answers and refusals go to ``outputs``."""
@@ -90,16 +93,22 @@ class Receiver:
                 message, width=span.hidden_size, dtype=span.dtype, device=span.device
             )
         except WireError as error:
-            outputs.add(*(refuse_sender(each, error.code) for each in generations if each))
+            concerned = dict.fromkeys(each for each in generations if each is not None)
+            outputs.add(*(refuse_sender(each, error.code) for each in concerned))
             return
         rows = hidden.split_with_sizes([step.rows for step in message.steps])
-        for step, generation, own in zip(message.steps, generations, rows, strict=True):
-            if generation is not None:
-                self._take_step(step, generation, own, outputs)
+        here = [each for each in zip(message.steps, generations, rows, strict=True) if each[1]]
+        each_isolated(
+            lambda each: self._take_step(*each, outputs),
+            here,
+            lambda each, error: self._fail(each[1], error),
+        )
 
     def _take_step(
         self, step: Step, generation: Generation, hidden: torch.Tensor, outputs: OutputBatcher
     ) -> None:
+        if generation.halted:  # for an earlier step of the message
+            return
         waiting = self._scheduler.waiting_rows(generation)
         if step.rows > MAX_STEP_ROWS or waiting > 2 * generation.stage_assignment.capacity:
             outputs.add(refuse_sender(generation, "flood"))

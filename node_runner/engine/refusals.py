@@ -1,7 +1,36 @@
 """Why a generation cannot go on at this node, and which node is to blame."""
 
+import structlog
+
 from mesh.wire import GenerationRefused, Open, OpenEdge
+from node_runner.engine.device.isolation import described
 from node_runner.engine.generation import Generation, WorkItem
+
+log = structlog.get_logger()
+
+
+class FailedGenerations:
+    """Generations in whose work an exception was raised, until the end of a step."""
+
+    def __init__(self) -> None:
+        self._failed: dict[Generation, None] = {}
+
+    def add(self, generation: Generation, error: BaseException) -> None:
+        """Stop a generation, and log the exception."""
+        generation.halted = True
+        self._failed[generation] = None
+        log.error(
+            "generation_failed",
+            request_id=generation.request_id,
+            epoch=generation.epoch,
+            position=generation.cache.length,
+            **described(error),
+        )
+
+    def pop(self) -> list[Generation]:
+        """The generations that were added since the last call."""
+        failed, self._failed = list(self._failed), {}
+        return failed
 
 
 def refuse(what: Open | OpenEdge | Generation, code: str, *, node_id: str) -> GenerationRefused:
@@ -16,6 +45,17 @@ def refuse_sender(generation: Generation, code: str) -> GenerationRefused:
     """
     generation.halted = True
     return refuse(generation, code, node_id=generation.stage_assignment.previous_node)
+
+
+def refuse_output(generation: Generation, code: str, *, node_id: str) -> GenerationRefused:
+    """Stop a generation whose computation has failed here.
+
+    Zeros take the place of its KV cache: values in it that are not finite would spoil those of the
+    next generation.
+    """
+    generation.halted = True
+    generation.cache.pool.zero(generation.cache)
+    return refuse(generation, code, node_id=node_id)
 
 
 def check_position(item: WorkItem, *, node_id: str) -> GenerationRefused | None:

@@ -43,7 +43,7 @@ class PrefixCache:
             A cache that holds the longest of these prefixes that is kept, its ``length``
             saying how much that is; none if there are not enough blocks.
         """
-        longest = next((known for known in reversed(prefix) if known in self._index), None)
+        longest = next((known for known in reversed(prefix) if self._fits(known, capacity)), None)
         if longest is not None:
             self._kept.move_to_end(self._index[longest][0])
         if not self._pool.fits(capacity, evictable=self._kept_blocks):
@@ -65,7 +65,7 @@ class PrefixCache:
         and freed if there are none or the longest is kept already.
         """
         hashes = prefix[: cache.length // BLOCK_TOKENS]
-        if not hashes or hashes[-1] in self._index:
+        if not hashes or hashes[-1] in self._index or hashes[-1] in self._kept:
             self._pool.free(cache)
             return
         owner = hashes[-1]
@@ -73,6 +73,10 @@ class PrefixCache:
         self._kept_blocks += len(cache.blocks)
         for number, prefix_hash in enumerate(hashes, start=1):
             self._index[prefix_hash] = (owner, number * BLOCK_TOKENS)
+
+    def _fits(self, prefix_hash: bytes, capacity: int) -> bool:
+        """Whether a prefix is kept, and fits into a cache for ``capacity`` positions."""
+        return prefix_hash in self._index and self._index[prefix_hash][1] <= capacity
 
     def _evict(self, owner: bytes) -> None:
         cache = self._kept.pop(owner)

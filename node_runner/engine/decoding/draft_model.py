@@ -13,7 +13,7 @@ from mesh.wire import SamplingParams
 from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
 from node_runner.engine.attention.ragged_batch import RaggedBatch
-from node_runner.engine.decoding.sampler import sample
+from node_runner.engine.decoding.sampler import NOT_FINITE, sample
 from node_runner.engine.device.tensors import on_device
 from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.engine.model.span_model import SpanModel
@@ -87,8 +87,7 @@ class DraftModel:
             if self._admit(request)
         ]
         while unfinished:
-            self._extend(unfinished)
-            unfinished = [(r, draft) for r, draft in unfinished if 0 < len(draft) < r.count]
+            unfinished = self._extend(unfinished)
         return drafts
 
     def truncate(self, request_id: str, length: int) -> None:
@@ -114,9 +113,11 @@ class DraftModel:
         self.truncate(request.request_id, len(request.tokens) - 1)
         return True
 
-    def _extend(self, unfinished: Sequence[tuple[DraftRequest, list[int]]]) -> None:
+    def _extend(
+        self, unfinished: Sequence[tuple[DraftRequest, list[int]]]
+    ) -> list[tuple[DraftRequest, list[int]]]:
         """One forward pass: one more draft token for each request whose text is in its KV cache;
-        for others, a chunk of the text."""
+        for others, a chunk of the text. Returns requests that want one more."""
         caches = [self._caches[request.request_id] for request, _ in unfinished]
         lengths = [len(request.tokens) + len(draft) for request, draft in unfinished]
         inputs = [
@@ -136,8 +137,15 @@ class DraftModel:
             [request.sampling_params for request, _ in unfinished],
             lengths,
         )
-        for (_, draft), cache, length, token in zip(
+        wanting = []
+        for (request, draft), cache, length, token in zip(
             unfinished, caches, lengths, sampled, strict=True
         ):
-            if cache.length == length:
+            if token == NOT_FINITE:
+                self.pool.zero(cache)
+                self.close(request.request_id)
+            elif cache.length == length:
                 draft.append(token)
+                if len(draft) < request.count:
+                    wanting.append((request, draft))
+        return wanting

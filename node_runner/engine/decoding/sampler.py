@@ -10,6 +10,13 @@ import torch
 
 from mesh.wire import SamplingParams
 
+NOT_FINITE = -1
+"""In place of a token id where logits have NaN or infinity."""
+
+MIN_TEMPERATURE = 1e-10
+"""Divided by less, logits would overflow float64. The likeliest token has all the probability long
+before."""
+
 
 def sample(
     logits: torch.Tensor, params: Sequence[SamplingParams], positions: Sequence[int]
@@ -23,13 +30,16 @@ def sample(
         positions: Index in the text (prompt included) of the token to be sampled, by row.
 
     Returns:
-        Token ids, by row.
+        Token ids, by row; :data:`NOT_FINITE` where none can be chosen.
     """
-    chosen: list[int] = logits.argmax(dim=-1).tolist()
-    drawn = [row for row, own in enumerate(params) if own.temperature > 0]
+    likeliest = logits.argmax(dim=-1)  # NaN counts as the largest, and infinity is
+    finite = logits.gather(1, likeliest[:, None])[:, 0].isfinite()
+    chosen: list[int] = likeliest.where(finite, NOT_FINITE).tolist()
+    drawn = [row for row, own in enumerate(params) if own.temperature > 0 <= chosen[row]]
     if not drawn:
         return chosen
     temperature = _column([params[row].temperature for row in drawn], logits)
+    temperature = temperature.clamp(min=MIN_TEMPERATURE)
     top_p = _column([params[row].top_p for row in drawn], logits)
     draw = _column([uniform(params[row].seed, positions[row]) for row in drawn], logits)
     probabilities = torch.softmax(logits[drawn].double() / temperature, dim=-1)
