@@ -49,10 +49,10 @@ class Coverage:
         """Positions of the longest generation for which there is a route."""
         return longest_servable(self.live, _request(self.model, self.price))
 
-    def has_kv_for(self, positions: int) -> bool:
-        """Whether the whole KV caches of some route hold a generation of ``positions``."""
-        request = _request(self.model, self.price, positions)
-        return cheapest_route(self.live, request) is not None
+    def route_for(self, positions: int) -> Sequence[Node] | None:
+        """The cheapest route whose whole KV caches hold a generation of ``positions``; none if
+        there is none."""
+        return cheapest_route(self.live, _request(self.model, self.price, positions))
 
     async def count_skips(self, skips: SkipCounter) -> None:
         """Count for each live node why there is no route with it, as often as

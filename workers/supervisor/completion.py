@@ -34,24 +34,27 @@ _CREDIT_NODES = text(
 )
 
 
-async def complete(
+async def end(
     resources: Resources,
     lease: Lease,
     model: Model,
     *,
-    tokens: int,
     reason: str,
+    code: str | None,
+    tokens: int,
     first_token_at: float | None,
 ) -> JobOutcome:
-    """End a generation that delivered ``tokens`` tokens: its user pays for them, and gets the rest
-    of the hold back. Nobody pays for more tokens than asked for, whatever an edge has written.
+    """End a generation that delivered ``tokens`` tokens, however it ended: its user pays for them,
+    and gets the rest of the hold back. Nobody pays for more tokens than asked for, whatever an edge
+    has written.
 
     Args:
         resources: The database and the settings.
         lease: The lease under which the generation ends.
         model: Its model.
-        tokens: How many tokens were written.
-        reason: ``stop``, ``length`` or ``cancelled``.
+        reason: ``stop``, ``length``, ``cancelled`` or ``failed``.
+        code: Why it failed, for the user; none if it did not.
+        tokens: How many tokens were written, after which nobody can write any more.
         first_token_at: Unix time of the first token; none if there was none.
 
     Returns:
@@ -69,57 +72,26 @@ async def complete(
             fee_rate=resources.settings.payments.platform_fee,
             edge_units=model.edge_units,
         )
-        job.status, job.finish_reason = "completed", reason
+        job.error_code = code
+        if code is None:
+            job.status, job.finish_reason = "completed", reason
+        else:
+            job.status = "failed"
         job.token_count, job.total_cost_far, job.fee_far = tokens, bill.cost, bill.fee
         if first_token_at is not None:
             waited = first_token_at - job.started_at.timestamp()
             job.first_token_ms = max(0, round(waited * 1000))
         _close(job)
         db.add_all(_contributions(job, bill))
-        await ledger.capture(
-            db,
-            job=job.request_id,
-            wallet=job.user_wallet,
-            held_amount=job.hold_far,
-            shares=bill.by_wallet(),
-            fee=bill.fee,
-        )
+        await _post(db, job, bill)
         outcome = await queries.outcome(db, job)
         await _credit_nodes(db, bill)
-    _record_metrics(job, "cancelled" if reason == "cancelled" else "completed")
+    _record_metrics(job)
     if tokens > job.max_tokens:
         log.error(
             "too_many_tokens", request_id=job.request_id, tokens=tokens, asked_for=job.max_tokens
         )
-    log.info(
-        "inference_completed",
-        request_id=job.request_id,
-        tokens_generated=tokens,
-        latency_ms=job.latency_ms,
-        nodes_used=len(bill.shares),
-        cost_far=format_exact(bill.cost),
-        finish_reason=reason,
-    )
-    return outcome
-
-
-async def fail(resources: Resources, lease: Lease, *, code: str) -> JobOutcome:
-    """End a generation that failed: its user gets the whole hold back. ``code``: why, for the user.
-
-    Returns:
-        The outcome, for the end of the token stream.
-
-    Raises:
-        LeaseLost: another supervisor has taken over; nothing was written.
-    """
-    async with resources.sessions.begin() as db:
-        job = await _locked(db, lease)
-        job.status, job.error_code = "failed", code
-        _close(job)
-        await ledger.release(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
-        outcome = await queries.outcome(db, job)
-    _record_metrics(job, "failed")
-    log.warning("inference_failed", request_id=job.request_id, code=code)
+    _log_end(job, bill)
     return outcome
 
 
@@ -141,6 +113,21 @@ async def _locked(db: AsyncSession, lease: Lease) -> Job:
     if job is None:
         raise LeaseLost
     return job
+
+
+async def _post(db: AsyncSession, job: Job, bill: Bill) -> None:
+    """Take the cost from the hold; all of the hold goes back if a failure delivered nothing."""
+    if job.status == "failed" and not bill.cost:
+        await ledger.release(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
+        return
+    await ledger.capture(
+        db,
+        job=job.request_id,
+        wallet=job.user_wallet,
+        held_amount=job.hold_far,
+        shares=bill.by_wallet(),
+        fee=bill.fee,
+    )
 
 
 def _close(job: Job) -> None:
@@ -191,7 +178,22 @@ async def _credit_nodes(db: AsyncSession, bill: Bill) -> None:
     )
 
 
-def _record_metrics(job: Job, status: str) -> None:
+def _log_end(job: Job, bill: Bill) -> None:
+    ended: dict[str, object] = {
+        "request_id": job.request_id,
+        "tokens_generated": job.token_count,
+        "latency_ms": job.latency_ms,
+        "nodes_used": len(bill.shares),
+        "cost_far": format_exact(bill.cost),
+    }
+    if job.status == "failed":
+        log.warning("inference_failed", **ended, code=job.error_code)
+    else:
+        log.info("inference_completed", **ended, finish_reason=job.finish_reason)
+
+
+def _record_metrics(job: Job) -> None:
+    status = "cancelled" if job.finish_reason == "cancelled" else job.status
     metrics.inference_requests.labels(job.model_id, job.tier, status).inc()
     if job.status == "completed" and job.latency_ms is not None:
         labels = (job.model_id, job.tier)

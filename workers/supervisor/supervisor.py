@@ -102,19 +102,14 @@ class Supervisor:
 
     async def _end(self, over: GenerationOver) -> None:
         supervision, ttl = self._supervision, self._supervision.generation_settings.stream_ttl
-        tokens = await live_session.seal(supervision.redis, supervision.id, ttl=ttl)
-        if over.code is None:
-            outcome = await completion.complete(
-                supervision.resources,
-                supervision.lease,
-                supervision.model,
-                tokens=tokens,
-                reason=over.reason,
-                first_token_at=await live_session.first_token_at(supervision.redis, supervision.id),
-            )
-        else:
-            outcome = await completion.fail(
-                supervision.resources, supervision.lease, code=over.code
-            )
+        outcome = await completion.end(
+            supervision.resources,
+            supervision.lease,
+            supervision.model,
+            reason=over.reason,
+            code=over.code,
+            tokens=await live_session.seal(supervision.redis, supervision.id, ttl=ttl),
+            first_token_at=await live_session.first_token_at(supervision.redis, supervision.id),
+        )
         await live_session.finish(supervision.redis, supervision.id, outcome, ttl=ttl)
         await epochs.close(supervision, supervision.route, supervision.epoch)

@@ -66,13 +66,21 @@ async def test_a_job_that_runs_has_no_receipt_yet(gateway: Gateway) -> None:
     assert answer.headers["retry-after"] == "5"
 
 
-async def test_a_job_that_failed_was_free(gateway: Gateway) -> None:
+async def test_a_job_that_failed_before_its_first_token_was_free(gateway: Gateway) -> None:
     job = await gateway.submit()
-    await job.write("one")
     await job.fail()
     receipt = await receipt_of(gateway, job.id)
     assert (receipt["status"], receipt["cost_far_exact"]) == ("free", "0")
     assert receipt["served"] == []
+
+
+async def test_a_job_that_failed_later_has_a_receipt_as_any_other(gateway: Gateway) -> None:
+    job = await gateway.submit()
+    await job.write("one", " two")
+    await job.fail()
+    receipt = await receipt_of(gateway, job.id)
+    assert (receipt["status"], receipt["cost_far_exact"]) == ("captured", "0.0002")
+    assert [part["tokens_contributed"] for part in receipt["served"]] == [2, 2, 2]
 
 
 async def test_strangers_see_no_receipt(gateway: Gateway) -> None:
@@ -205,16 +213,17 @@ async def test_a_users_statement_is_read_page_by_page(
         await job.complete()
         ended.append(job.id)
     failed = await gateway.submit()
+    await failed.write("word")
     await failed.fail()
     await gateway.submit()  # still runs
     rows = await statement(gateway, USAGE)
     assert tuple(rows[0]) == statements.USER_COLUMNS
     assert [row["request_id"] for row in rows] == [*ended, failed.id]
-    assert [row["tokens"] for row in rows] == ["0", "1", "2", "3", "4", "0"]
+    assert [row["tokens"] for row in rows] == ["0", "1", "2", "3", "4", "1"]
     assert rows[3]["cost_far"] == "0.0003"
     assert rows[3]["platform_fee_far"] == "0.000015"
-    assert [row["payment"] for row in rows] == ["free", *["captured"] * 4, "free"]
-    assert rows[5]["status"] == "failed"
+    assert [row["payment"] for row in rows] == ["free", *["captured"] * 5]
+    assert (rows[5]["status"], rows[5]["cost_far"]) == ("failed", "0.0001")
     assert await statement(gateway, USAGE, OTHER_WALLET) == []
 
 
