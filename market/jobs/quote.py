@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from market.catalog.models import Model
+from market.catalog.prices import Prices
 from market.errors import InvalidRequest
 from market.jobs.errors import ContextExceeded
 from market.jobs.request import JobRequest
-from market.money import multiply
 from market.nodes.node import Node
 from market.resources import Resources
 from market.routing.coverage import coverage_of
@@ -24,12 +24,11 @@ NO_ROUTE_RETRY = 30
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A request that can be served. ``price``: FAR a generated token. ``hold``: FAR that it may
-    cost at most."""
+    """A request that can be served. ``hold``: FAR that it may cost at most."""
 
     model: Model
     token_ids: list[int]
-    price: Decimal
+    prices: Prices
     hold: Decimal
 
 
@@ -51,8 +50,8 @@ async def quote_of(resources: Resources, request: JobRequest) -> Quote:
             f"{len(token_ids)} tokens of prompt and max_tokens {request.max_tokens} exceed the "
             f"model's context of {model.context} tokens."
         )
-    price = model.price_per_token
-    coverage = await coverage_of(resources.redis, model, price)
+    prices = model.prices
+    coverage = await coverage_of(resources.redis, model)
     if coverage.missing:
         await coverage.count_skips(resources.skips)
         raise NoRoute(coverage.missing, retry_after=NO_ROUTE_RETRY)
@@ -63,7 +62,8 @@ async def quote_of(resources: Resources, request: JobRequest) -> Quote:
             f"the nodes of {model.id} have memory for: {coverage.longest_servable} together."
         )
     _check_speed(route, len(token_ids), request.max_tokens, resources.settings.generation)
-    return Quote(model, token_ids, price, hold=multiply(price, request.max_tokens))
+    hold = prices.most(len(token_ids), request.max_tokens)
+    return Quote(model, token_ids, prices, hold)
 
 
 def _check(request: JobRequest, max_prompt_chars: int) -> None:

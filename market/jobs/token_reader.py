@@ -134,4 +134,7 @@ def failure(request_id: str, code: str | None, tokens: int, cost_far: str) -> Ge
 def _charged(tokens: int, cost_far: str) -> str:
     if not tokens:
         return "Nothing was charged."
-    return f"You pay {cost_far} FAR for the {tokens} tokens delivered before; the job has them."
+    return (
+        f"You pay {cost_far} FAR for the prompt and the {tokens} tokens delivered before; the job "
+        "has them."
+    )

@@ -2,7 +2,7 @@
 
 import time
 
-from mesh.wire import Ended, Open, OpenEdge, PrefixCached
+from mesh.wire import Ended, Open, OpenEdge, PrefixCached, PrefixReused
 from node_runner.engine.attention.kv_cache import KVCache
 from node_runner.engine.attention.prefix_cache import PrefixCache
 from node_runner.engine.edge import Edge
@@ -79,6 +79,8 @@ class Admission:
         decoding = self._edge.open(message.request_id, message.prompt, stages_not_ready=set(stages))
         decoding.num_scheduled_tokens = min(generation.cache.length, len(decoding.tokens) - 1)
         generation.decoding = decoding
+        if message.prefix and not stages:  # the edge alone serves all layers
+            outputs.add(*prefix_reused(generation))
         if decoding.stopped:
             # The tokens that readers have are all there are: only the message of the end was lost.
             ended = Ended(message.request_id, message.epoch, "stop", decoding.generated)
@@ -98,6 +100,15 @@ class Admission:
         else:
             generation.halted = True
             outputs.add(refuse(generation, "no_replay", node_id=self._node_id))
+
+
+def prefix_reused(generation: Generation) -> list[PrefixReused]:
+    """At the edge, when all nodes are ready: what they have of the prompt, if they have any."""
+    decoding = generation.decoding
+    if decoding is None or not decoding.num_scheduled_tokens:
+        return []
+    positions = decoding.num_scheduled_tokens
+    return [PrefixReused(generation.request_id, generation.epoch, positions)]
 
 
 def _generation(

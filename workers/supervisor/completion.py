@@ -1,6 +1,8 @@
 """The end of a generation: status, counts, contributions and money in one transaction."""
 
 import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import structlog
 from sqlalchemy import select, text
@@ -9,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market import ledger, metrics
 from market.catalog.models import Model
 from market.jobs import queries
-from market.jobs.bill import Bill, make_bill
+from market.jobs.bill import Bill, PromptUse, make_bill
 from market.jobs.live_session import JobOutcome
 from market.jobs.tables import Job, NodeContribution, RouteHop
 from market.money import format_exact
@@ -34,6 +36,22 @@ _CREDIT_NODES = text(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a generation came.
+
+    ``tokens``: how many were written, after which nobody can write any more. ``first_token_at``:
+    Unix time of the first; none if there was none. ``cached``: tokens at the prompt's beginning
+    that all nodes had in their caches. ``positions``: tokens of the prompt that each node of the
+    route says that it has computed.
+    """
+
+    tokens: int
+    first_token_at: float | None = None
+    cached: int = 0
+    positions: Mapping[str, int] = field(default_factory=dict)
+
+
 async def end(
     resources: Resources,
     lease: Lease,
@@ -41,12 +59,12 @@ async def end(
     *,
     reason: str,
     code: str | None,
-    tokens: int,
-    first_token_at: float | None,
+    progress: Progress,
 ) -> JobOutcome:
-    """End a generation that delivered ``tokens`` tokens, however it ended: its user pays for them,
-    and gets the rest of the hold back. Nobody pays for more tokens than asked for, whatever an edge
-    has written.
+    """End a generation, however it ended: its user pays for its prompt and for the tokens that were
+    delivered, and gets the rest of the hold back. Nobody pays for more tokens than asked for,
+    whatever an edge has written. Before the first token, a failure costs nothing, and a cancelled
+    generation what was computed of its prompt.
 
     Args:
         resources: The database and the settings.
@@ -54,8 +72,7 @@ async def end(
         model: Its model.
         reason: ``stop``, ``length``, ``cancelled`` or ``failed``.
         code: Why it failed, for the user; none if it did not.
-        tokens: How many tokens were written, after which nobody can write any more.
-        first_token_at: Unix time of the first token; none if there was none.
+        progress: How far it came.
 
     Returns:
         The outcome, for the end of the token stream.
@@ -67,8 +84,9 @@ async def end(
         job = await _locked(db, lease)
         bill = make_bill(
             await _hops(db, job),
-            tokens=min(tokens, job.max_tokens),
-            price=job.price_per_token_far,
+            tokens=min(progress.tokens, job.max_tokens),
+            prompt=_prompt_use(job, reason, progress),
+            prices=queries.prices_of(job),
             fee_rate=resources.settings.payments.platform_fee,
             edge_units=model.edge_units,
         )
@@ -77,9 +95,10 @@ async def end(
             job.status, job.finish_reason = "completed", reason
         else:
             job.status = "failed"
-        job.token_count, job.total_cost_far, job.fee_far = tokens, bill.cost, bill.fee
-        if first_token_at is not None:
-            waited = first_token_at - job.started_at.timestamp()
+        job.token_count = progress.tokens
+        job.total_cost_far, job.prompt_cost_far, job.fee_far = bill.cost, bill.prompt_cost, bill.fee
+        if progress.first_token_at is not None:
+            waited = progress.first_token_at - job.started_at.timestamp()
             job.first_token_ms = max(0, round(waited * 1000))
         _close(job)
         db.add_all(_contributions(job, bill))
@@ -87,9 +106,12 @@ async def end(
         outcome = await queries.outcome(db, job)
         await _credit_nodes(db, bill)
     _record_metrics(job)
-    if tokens > job.max_tokens:
+    if job.token_count > job.max_tokens:
         log.error(
-            "too_many_tokens", request_id=job.request_id, tokens=tokens, asked_for=job.max_tokens
+            "too_many_tokens",
+            request_id=job.request_id,
+            tokens=job.token_count,
+            asked_for=job.max_tokens,
         )
     _log_end(job, bill)
     return outcome
@@ -130,6 +152,15 @@ async def _post(db: AsyncSession, job: Job, bill: Bill) -> None:
     )
 
 
+def _prompt_use(job: Job, reason: str, progress: Progress) -> PromptUse:
+    """What the prompt's part of the bill goes by; the count of cached tokens is kept."""
+    job.cached_prompt_tokens = min(
+        job.prompt_tokens, max(job.cached_prompt_tokens, progress.cached)
+    )
+    reported = progress.positions if reason == "cancelled" else {}
+    return PromptUse(job.prompt_tokens, job.cached_prompt_tokens, reported)
+
+
 def _close(job: Job) -> None:
     job.completed_at = dt.datetime.now(dt.UTC)
     job.latency_ms = round((job.completed_at - job.started_at).total_seconds() * 1000)
@@ -152,6 +183,7 @@ def _contributions(job: Job, bill: Bill) -> list[NodeContribution]:
             node_id=share.node_id,
             wallet_address=share.wallet,
             tokens_contributed=share.tokens,
+            prompt_tokens_contributed=share.prompt_tokens,
             layers=share.layers,
             payment_far=share.payment,
         )

@@ -11,10 +11,9 @@ router = APIRouter(prefix="/api/inference", tags=["discovery"])
 
 @router.get("/models")
 async def models(services: WithServices) -> Models:
-    """Models on offer, with their price now."""
+    """Models on offer, with their prices now."""
     return Models(
         models=[
-            ModelOnOffer.of(await coverage_of(services.redis, model, model.price_per_token))
-            for model in services.catalog
+            ModelOnOffer.of(await coverage_of(services.redis, model)) for model in services.catalog
         ]
     )

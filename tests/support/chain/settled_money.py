@@ -86,10 +86,9 @@ async def served(
         resources,
         Lease(resources.sessions, job, seconds=60),
         model,
-        tokens=tokens,
         reason="length",
         code=None,
-        first_token_at=None,
+        progress=completion.Progress(tokens),
     )
     return job
 

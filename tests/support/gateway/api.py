@@ -330,8 +330,10 @@ class Job:
             self._workers.catalog.get(MODEL_ID),
             reason=reason,
             code=code,
-            tokens=await live_session.seal(self._redis, self.id, ttl=3600),
-            first_token_at=await live_session.first_token_at(self._redis, self.id),
+            progress=completion.Progress(
+                tokens=await live_session.seal(self._redis, self.id, ttl=3600),
+                first_token_at=await live_session.first_token_at(self._redis, self.id),
+            ),
         )
         if summary:
             await self.summarize()

@@ -49,9 +49,8 @@ async def expire(resources: Resources, job: Job) -> None:
 
 async def end(resources: Resources, held: Lease, tokens: int = 10) -> None:
     model = resources.catalog.get(held.job.model_id)
-    await completion.end(
-        resources, held, model, reason="length", code=None, tokens=tokens, first_token_at=None
-    )
+    progress = completion.Progress(tokens)
+    await completion.end(resources, held, model, reason="length", code=None, progress=progress)
 
 
 async def captures(resources: Resources) -> int:
