@@ -61,7 +61,7 @@ async def assert_paid(resources: Resources, job: Job, *, tokens: int, error: str
         assert (earned or 0) + (ended.fee_far or 0) == cost
         ends = select(LedgerTransaction.kind).where(LedgerTransaction.kind != "hold")
         posted = [kind for kind in await db.scalars(ends) if kind in ("capture", "release")]
-        assert posted == ["capture" if tokens else "release"]
+        assert posted == ["release" if error and not tokens else "capture"]
     assert (await check_integrity(resources.sessions)).findings == []
 
 
@@ -112,6 +112,27 @@ async def test_a_job_whose_nodes_are_gone_costs_what_was_delivered(
         await redis.delete(redis_keys.live_record(job.request_id))  # another epoch is needed
         await ended(resources, job)
     await assert_paid(resources, job, tokens=5, error="no_route")
+
+
+async def test_tokens_that_redis_lost_are_not_charged(resources: Resources, redis: Redis) -> None:
+    """Nobody can read them any more. What is written again is charged once."""
+    job = await submit(resources)
+    await add_whole_node(redis, free_kv=2 * POSITIONS)
+    async with supervised(resources, job):
+        await wait_for_first_epoch(resources, redis, job)
+        await write(redis, job, 1, 5)
+        keys = (redis_keys.live_record(job.request_id), redis_keys.tokens(job.request_id))
+        await redis.delete(*keys)
+
+        async def begun_again() -> bool:
+            return (await reload(resources, job)).epoch == 2
+
+        await wait_for(begun_again)
+        async with resources.sessions.begin() as db:
+            await db.execute(update(Job).values(cancel_requested=True))
+        await messaging.publish_event(redis, wire.Cancel(job.request_id, 2))
+        await ended(resources, job)
+    await assert_paid(resources, job, tokens=0, error=None)
 
 
 async def test_a_job_whose_prompt_was_erased_costs_what_was_delivered(

@@ -27,6 +27,6 @@ async def stop(supervision: Supervision) -> None:
         if wait <= 0:
             break
         with suppress(GenerationOver):  # cancelled once more
-            await supervision.read_events(wait)
+            await supervision.read_events(min(wait, settings.ping / 4))
     for node_id, positions in before.items():
         supervision.positions[node_id] = max(supervision.positions.get(node_id, 0), positions)
