@@ -7,7 +7,8 @@
     │   ├── MalformedJson        400
     │   ├── BodyTooLarge         413
     │   ├── ContextExceeded      422  prompt and max_tokens do not fit the model's context
-    │   └── KvCapacityExceeded   422  nor any node's KV cache, however empty
+    │   ├── KvCapacityExceeded   422  nor any node's KV cache, however empty
+    │   └── DeadlineUnreachable  422  it could not end in time at the measured speed
     ├── NotAuthenticated         401
     │   ├── TokenMissing, TokenInvalid, TokenExpired
     │   ├── NonceUnknown              never handed out, used already, or too old
@@ -30,7 +31,7 @@
     ├── RateLimited              429  carries Retry-After
     ├── Unavailable              503  carries Retry-After
     │   └── NoRoute                   some layer of the model has no healthy node
-    ├── GenerationFailed         502  the mesh could not finish; the hold was returned whole
+    ├── GenerationFailed         502  the mesh could not finish; only what was delivered is charged
     ├── WireError                400  a message between nodes breaks the protocol
     ├── RecordRefused            400  a record in the DHT is not its owner's, or breaks a rule
     ├── UnsupportedModel         422  no engine support for this family

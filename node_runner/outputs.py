@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mesh.wire import Ended, GenerationRefused, Pong, PrefixCached, Steps, Token
+from mesh.wire import Ended, GenerationRefused, Pong, PrefixCached, PrefixReused, Steps, Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,7 @@ class NodeMessage:
     message: Steps | PrefixCached
 
 
-Report = Token | Ended | GenerationRefused | Pong
+Report = Token | Ended | GenerationRefused | Pong | PrefixReused
 """What readers or the supervisor get."""
 
 EngineOutput = NodeMessage | Report

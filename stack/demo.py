@@ -148,8 +148,9 @@ def _show_generation(console: Console, job: dict[str, Any], timing: Timing) -> N
         f"{timing.tokens_per_second:.0f} tokens/s"
     )
     console.print(
-        f"{OK} price {job['price_per_token_far_exact']} FAR a token: cost "
-        f"{job['cost_far_exact']} FAR (held {job['hold_far_exact']}, the rest returned)\n"
+        f"{OK} price {job['price_per_token_far_exact']} FAR a token, "
+        f"{job['price_per_prompt_token_far_exact']} FAR a token of the prompt\n"
+        f"{OK} cost {job['cost_far_exact']} FAR (held {job['hold_far_exact']}, the rest returned)\n"
     )
     table = Table("node", "layers", "tokens", "share in FAR", title="Who served it")
     for part in job["nodes_used"]:

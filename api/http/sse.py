@@ -77,7 +77,9 @@ def _done(request_id: str, outcome: JobOutcome) -> dict[str, Any]:
     done["cost_far_exact"] = outcome["cost_far"]
     done["cost_far"] = float(outcome["cost_far"])
     if outcome["status"] == JobStatus.FAILED:
-        done["error"] = failure(outcome["error"]).problem()
+        done["error"] = failure(
+            request_id, outcome["error"], outcome["total_tokens"], outcome["cost_far"]
+        ).problem()
     return done
 
 

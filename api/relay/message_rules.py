@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.route_record import RouteRecord
-from mesh.wire import Ended, GenerationRefused, Pong, PrefixCached, Step, Token
+from mesh.wire import Ended, GenerationRefused, Pong, PrefixCached, PrefixReused, Step, Token
 from mesh.wire.limits import (
     MAX_REFUSAL_CODE,
     MAX_REQUEST_ID,
@@ -29,7 +29,7 @@ FINISH_REASONS = ("stop", "length")
 
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_REQUEST_ID}}}", re.ASCII)
 
-Event = Token | Ended | GenerationRefused | Pong
+Event = Token | Ended | GenerationRefused | Pong | PrefixReused
 """What goes to readers and supervisors."""
 
 
@@ -110,9 +110,16 @@ def _pong(node_id: str, stage: int, message: Pong, route: RouteRecord) -> str | 
     return None if 0 <= message.positions <= route.capacity else "out_of_capacity"
 
 
+def _reused(node_id: str, stage: int, message: PrefixReused, route: RouteRecord) -> str | None:
+    if stage != 0:
+        return "not_the_edge"
+    return None if 0 <= message.positions <= route.capacity else "out_of_capacity"
+
+
 _EVENT_RULES: dict[type, Callable[[str, int, Any, RouteRecord], str | None]] = {
     Token: _token,
     Ended: _ended,
     GenerationRefused: _refused,
     Pong: _pong,
+    PrefixReused: _reused,
 }

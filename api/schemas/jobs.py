@@ -27,6 +27,8 @@ class ContributionView(NodeUse):
 
     wallet_address: str
     tokens_contributed: int
+    prompt_tokens_contributed: int
+    """Positions of the prompt that the node is paid for, cached ones included."""
     payment_far: float
     payment_far_exact: str
 
@@ -37,6 +39,7 @@ class ContributionView(NodeUse):
             layers=part.layers,
             wallet_address=part.wallet_address,
             tokens_contributed=part.tokens_contributed,
+            prompt_tokens_contributed=part.prompt_tokens_contributed,
             **amounts_far(payment=part.payment_far),
         )
 
@@ -54,10 +57,16 @@ class JobView(BaseModel):
     """What has been generated so far; none once the tokens have been forgotten."""
     tokens_generated: int
     prompt_tokens: int
+    cached_prompt_tokens: int
+    """Of these, all nodes had computed so many before."""
     cost_far: float
     cost_far_exact: str
+    prompt_cost_far_exact: str
+    """The prompt's part of the cost."""
     platform_fee_far_exact: str | None
     price_per_token_far_exact: str
+    price_per_prompt_token_far_exact: str
+    price_per_cached_prompt_token_far_exact: str
     hold_far_exact: str
     latency_ms: int | None
     time_to_first_token_ms: int | None
@@ -78,9 +87,15 @@ class JobView(BaseModel):
             text=snapshot.text,
             tokens_generated=snapshot.tokens_generated,
             prompt_tokens=job.prompt_tokens,
+            cached_prompt_tokens=job.cached_prompt_tokens,
             **amounts_far(cost=job.total_cost_far or ZERO),
+            prompt_cost_far_exact=format_exact(job.prompt_cost_far),
             platform_fee_far_exact=None if job.fee_far is None else format_exact(job.fee_far),
             price_per_token_far_exact=format_exact(job.price_per_token_far),
+            price_per_prompt_token_far_exact=format_exact(job.price_per_prompt_token_far),
+            price_per_cached_prompt_token_far_exact=format_exact(
+                job.price_per_cached_prompt_token_far
+            ),
             hold_far_exact=format_exact(job.hold_far),
             latency_ms=job.latency_ms,
             time_to_first_token_ms=job.first_token_ms,
@@ -113,7 +128,7 @@ StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_TE
 
 
 class GenerateBody(RequestBody):
-    """A request to generate text (§7.1). Priced by generated token; the prompt is free."""
+    """A request to generate text (§7.1). Priced by token of the prompt and by generated token."""
 
     model_id: ModelId
     prompt: str = Field(min_length=1)

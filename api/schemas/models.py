@@ -18,6 +18,11 @@ class ModelOnOffer(BaseModel):
     """Of one token along the best route, with its hops; none while there is no route."""
     price_per_token_far: float
     price_per_token_far_exact: str
+    price_per_prompt_token_far: float
+    price_per_prompt_token_far_exact: str
+    price_per_cached_prompt_token_far: float
+    """Of a prompt's beginning that all nodes have computed before."""
+    price_per_cached_prompt_token_far_exact: str
     min_vram_gb: int
     layers: int
     context_tokens: int
@@ -31,7 +36,11 @@ class ModelOnOffer(BaseModel):
             active_nodes=len(coverage.nodes),
             available=coverage.missing is None,
             avg_latency_ms=sum(node.latency_ms + node.hop_ms for node in route) if route else None,
-            **amounts_far(price_per_token=coverage.price),
+            **amounts_far(
+                price_per_token=model.prices.token,
+                price_per_prompt_token=model.prices.prompt_token,
+                price_per_cached_prompt_token=model.prices.cached_prompt_token,
+            ),
             min_vram_gb=model.min_vram_gb,
             layers=model.layers,
             context_tokens=model.context,

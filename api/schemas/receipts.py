@@ -1,6 +1,7 @@
 """Receipt, batch, usage line."""
 
 import datetime as dt
+from decimal import Decimal
 from typing import Self
 
 from pydantic import BaseModel
@@ -72,9 +73,15 @@ class Receipt(BaseModel):
     user_wallet: str
     completed_at: dt.datetime
     prompt_tokens: int
+    cached_prompt_tokens: int
     tokens_generated: int
+    price_per_token_far_exact: str
+    price_per_prompt_token_far_exact: str
+    price_per_cached_prompt_token_far_exact: str
     cost_far: float | None
     cost_far_exact: str | None
+    prompt_cost_far_exact: str | None
+    """The prompt's part of the cost."""
     platform_fee_far_exact: str | None
     served: list[ContributionView]
     batch: ReceiptBatch | None
@@ -88,10 +95,19 @@ class Receipt(BaseModel):
             user_wallet=given.user_wallet,
             completed_at=given.completed_at,
             prompt_tokens=given.prompt_tokens,
+            cached_prompt_tokens=given.cached_prompt_tokens,
             tokens_generated=given.tokens_generated,
+            price_per_token_far_exact=format_exact(given.prices.token),
+            price_per_prompt_token_far_exact=format_exact(given.prices.prompt_token),
+            price_per_cached_prompt_token_far_exact=format_exact(given.prices.cached_prompt_token),
             cost_far=None if given.cost is None else as_float(given.cost),
-            cost_far_exact=None if given.cost is None else format_exact(given.cost),
-            platform_fee_far_exact=None if given.fee is None else format_exact(given.fee),
+            cost_far_exact=_exact(given.cost),
+            prompt_cost_far_exact=_exact(given.prompt_cost),
+            platform_fee_far_exact=_exact(given.fee),
             served=[ContributionView.of(part) for part in given.served],
             batch=None if given.batch is None else ReceiptBatch.of(given.batch),
         )
+
+
+def _exact(amount: Decimal | None) -> str | None:
+    return None if amount is None else format_exact(amount)

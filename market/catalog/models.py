@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer
 
 from market.catalog.errors import ModelNotFound
+from market.catalog.prices import Prices
 from market.settings.models import ModelSettings
 from mesh.model.compute_cost import edge_units
 from mesh.model.config import normalize
@@ -30,7 +30,7 @@ class Model:
     context: int
     vocab: int
     min_nodes: int
-    price_per_token: Decimal
+    prices: Prices
     edge_units: int
     min_vram_gb: int
     tokenizer: Tokenizer
@@ -87,7 +87,7 @@ def load_model(model: ModelSettings) -> Model:
         context=config["max_position_embeddings"],
         vocab=config["vocab_size"],
         min_nodes=model.min_nodes,
-        price_per_token=model.payment_per_token,
+        prices=Prices.of(model),
         edge_units=edge_units(config),
         min_vram_gb=-(-(layers * parts.layer + parts.edge) // 10**9),
         tokenizer=tokenizer,

@@ -26,6 +26,15 @@ class StreamExpired(MeshError):
 
 
 class GenerationFailed(MeshError):
+    """``delivered``: what readers have of it, and what it cost; members of the problem document."""
+
     code = "generation_failed"
     status = 502
     title = "Generation failed"
+
+    def __init__(self, detail: str, **delivered: object) -> None:
+        super().__init__(detail)
+        self.delivered = delivered
+
+    def problem(self) -> dict[str, object]:
+        return super().problem() | self.delivered

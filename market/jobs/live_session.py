@@ -47,6 +47,8 @@ class JobOutcome(TypedDict):
     """
 
     status: str
+    prompt_tokens: int
+    cached_prompt_tokens: int
     total_tokens: int
     cost_far: str
     latency_ms: int | None

@@ -6,6 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
+from market.catalog.prices import Prices
 from market.jobs.live_session import JobOutcome
 from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, format_exact
@@ -25,6 +26,15 @@ async def find(db: AsyncSession, request_id: str) -> Job | None:
     )
 
 
+def prices_of(job: Job) -> Prices:
+    """The prices that were agreed on with the job's user."""
+    return Prices(
+        token=job.price_per_token_far,
+        prompt_token=job.price_per_prompt_token_far,
+        cached_prompt_token=job.price_per_cached_prompt_token_far,
+    )
+
+
 async def contributions(db: AsyncSession, job: Job) -> Sequence[NodeContribution]:
     """Who served an ended generation, in the order of the layers."""
     rows = await db.scalars(
@@ -39,6 +49,8 @@ async def outcome(db: AsyncSession, job: Job) -> JobOutcome:
     """How a job ended, for the end of its token stream."""
     return {
         "status": job.status,
+        "prompt_tokens": job.prompt_tokens,
+        "cached_prompt_tokens": job.cached_prompt_tokens,
         "total_tokens": job.token_count,
         "cost_far": format_exact(job.total_cost_far or ZERO),
         "latency_ms": job.latency_ms,

@@ -1,18 +1,22 @@
 """What a request may cost, and whether it can be served."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 from market.catalog.models import Model
+from market.catalog.prices import Prices
 from market.errors import InvalidRequest
 from market.jobs.errors import ContextExceeded
 from market.jobs.request import JobRequest
-from market.money import multiply
+from market.nodes.node import Node
 from market.resources import Resources
 from market.routing.coverage import coverage_of
-from market.routing.errors import KvCapacityExceeded, NoRoute
+from market.routing.errors import DeadlineUnreachable, KvCapacityExceeded, NoRoute
+from market.routing.speed import speed_of
 from market.routing.tiers import Tier
+from market.settings.generation import GenerationSettings
 
 NO_ROUTE_RETRY = 30
 """Seconds: a heartbeat interval, after which a node that comes back is known."""
@@ -20,12 +24,11 @@ NO_ROUTE_RETRY = 30
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A request that can be served. ``price``: FAR a generated token. ``hold``: FAR that it may
-    cost at most."""
+    """A request that can be served. ``hold``: FAR that it may cost at most."""
 
     model: Model
     token_ids: list[int]
-    price: Decimal
+    prices: Prices
     hold: Decimal
 
 
@@ -36,6 +39,7 @@ async def quote_of(resources: Resources, request: JobRequest) -> Quote:
         ContextExceeded: prompt and answer are longer than the model's context.
         NoRoute: not every layer has a node for the price.
         KvCapacityExceeded: prompt and answer are longer than any route's KV caches.
+        DeadlineUnreachable: at the speed measured now the answer would not end in time.
     """
     model = resources.catalog.get(request.model_id)
     _check(request, resources.settings.limits.max_prompt_chars)
@@ -46,17 +50,20 @@ async def quote_of(resources: Resources, request: JobRequest) -> Quote:
             f"{len(token_ids)} tokens of prompt and max_tokens {request.max_tokens} exceed the "
             f"model's context of {model.context} tokens."
         )
-    price = model.price_per_token
-    coverage = await coverage_of(resources.redis, model, price)
+    prices = model.prices
+    coverage = await coverage_of(resources.redis, model)
     if coverage.missing:
         await coverage.count_skips(resources.skips)
         raise NoRoute(coverage.missing, retry_after=NO_ROUTE_RETRY)
-    if not coverage.has_kv_for(positions):
+    route = coverage.route_for(positions)
+    if route is None:
         raise KvCapacityExceeded(
             f"{len(token_ids)} tokens of prompt and max_tokens {request.max_tokens} are more than "
             f"the nodes of {model.id} have memory for: {coverage.longest_servable} together."
         )
-    return Quote(model, token_ids, price, hold=multiply(price, request.max_tokens))
+    _check_speed(route, len(token_ids), request.max_tokens, resources.settings.generation)
+    hold = prices.most(len(token_ids), request.max_tokens)
+    return Quote(model, token_ids, prices, hold)
 
 
 def _check(request: JobRequest, max_prompt_chars: int) -> None:
@@ -69,6 +76,23 @@ def _check(request: JobRequest, max_prompt_chars: int) -> None:
         raise InvalidRequest(
             f"tier: {request.tier} is not offered here yet; use standard.", code="tier_unavailable"
         )
+
+
+def _check_speed(
+    route: Sequence[Node], prompt_tokens: int, max_tokens: int, settings: GenerationSettings
+) -> None:
+    speed = speed_of(route)
+    if speed is None:
+        return
+    seconds = speed.seconds(prompt_tokens, max_tokens)
+    if seconds <= settings.deadline * settings.deadline_slack:
+        return
+    raise DeadlineUnreachable(
+        f"{prompt_tokens} tokens of prompt and max_tokens {max_tokens} would take "
+        f"{seconds:.0f} s at the speed measured now, and a "
+        f"generation has {settings.deadline:.0f} s, in which "
+        f"{speed.tokens_within(settings.deadline, prompt_tokens)} tokens fit: lower max_tokens."
+    )
 
 
 async def _tokenize(model: Model, prompt: str) -> list[int]:

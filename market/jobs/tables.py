@@ -78,6 +78,12 @@ class Job(Base):
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
 
     price_per_token_far: Mapped[Decimal] = mapped_column(AMOUNT)
+    price_per_prompt_token_far: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
+    price_per_cached_prompt_token_far: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
+    cached_prompt_tokens: Mapped[int] = mapped_column(server_default="0")
+    """How many of the prompt's tokens all nodes copied from their prefix caches."""
+    prompt_cost_far: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
+    """The prompt's part of ``total_cost_far``."""
     hold_far: Mapped[Decimal] = mapped_column(AMOUNT)
     fee_far: Mapped[Decimal | None] = mapped_column(AMOUNT)
     settlement_id: Mapped[str | None] = mapped_column(
@@ -127,6 +133,8 @@ class NodeContribution(Base):
     node_id: Mapped[str] = mapped_column(String(255))
     wallet_address: Mapped[str] = mapped_column(WALLET)
     tokens_contributed: Mapped[int]
+    prompt_tokens_contributed: Mapped[int] = mapped_column(server_default="0")
+    """Positions of the prompt that the node is paid for, copied ones included."""
     layers: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     payment_far: Mapped[Decimal] = mapped_column(AMOUNT)
     paid_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)

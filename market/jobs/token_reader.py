@@ -10,7 +10,7 @@ from market.errors import Unavailable
 from market.jobs import live_session, queries
 from market.jobs.errors import GenerationFailed, JobNotFound, StreamExpired
 from market.jobs.live_session import EndEntry, TokenEntry
-from market.jobs.tables import Job, JobStatus
+from market.jobs.tables import Job
 from market.outages import OUTAGES
 from market.resources import Resources
 from mesh import token_stream
@@ -34,7 +34,7 @@ FAILURES = {
     "prompt_lost": "The prompt was erased before the generation could go on.",
     "stalled": "Every route that was tried stopped answering.",
 }
-"""What a failed job's code means, for people. Nothing was charged in any of these."""
+"""What a failed job's code means, for people."""
 
 
 async def find(resources: Resources, wallet: str, request_id: str) -> Job:
@@ -96,7 +96,7 @@ async def _ended(resources: Resources, request_id: str, after: str) -> EndEntry 
             return None
         job = await queries.find(db, request_id)
         assert job is not None
-        if job.status == JobStatus.COMPLETED and token_count_at(after) < job.token_count:
+        if token_count_at(after) < job.token_count:
             if await readable(resources, job):
                 return None  # the rest is there
             raise _stream_expired(request_id)
@@ -104,7 +104,7 @@ async def _ended(resources: Resources, request_id: str, after: str) -> EndEntry 
 
 
 async def readable(resources: Resources, job: Job) -> bool:
-    """Whether Redis still has all tokens of a completed job."""
+    """Whether Redis still has all tokens of a job that has ended."""
     newest = await live_session.last_entry_id(resources.redis, job.request_id)
     return token_count_at(newest) >= job.token_count
 
@@ -118,8 +118,23 @@ def _stream_expired(request_id: str) -> StreamExpired:
     return StreamExpired(f"The tokens of {request_id} have been forgotten.")
 
 
-def failure(code: str | None) -> GenerationFailed:
-    """The error of a failed job."""
-    error = GenerationFailed(FAILURES.get(code or "", "The mesh could not finish.") + " Refunded.")
+def failure(request_id: str, code: str | None, tokens: int, cost_far: str) -> GenerationFailed:
+    """The error of a failed job, which delivered ``tokens`` tokens for ``cost_far`` FAR."""
+    why = FAILURES.get(code or "", "The mesh could not finish.")
+    error = GenerationFailed(
+        f"{why} {_charged(tokens, cost_far)}",
+        request_id=request_id,
+        tokens_generated=tokens,
+        cost_far_exact=cost_far,
+    )
     error.code = code or error.code
     return error
+
+
+def _charged(tokens: int, cost_far: str) -> str:
+    if not tokens:
+        return "Nothing was charged."
+    return (
+        f"You pay {cost_far} FAR for the prompt and the {tokens} tokens delivered before; the job "
+        "has them."
+    )

@@ -5,7 +5,7 @@ The flow of one generation::
     deposit   chain.clearing  → user.available
     hold      user.available  → user.held
     capture   user.held       → providers' and platform's owed, the rest back to user.available
-    release   user.held       → user.available                     (a failure of ours)
+    release   user.held       → user.available                     (nothing was delivered)
     settle    owed            → paid                               (confirmed on-chain)
 
 The way out::

@@ -87,8 +87,9 @@ WITH postings AS (
     SELECT reference, string_agg(kind, ', ' ORDER BY kind) AS kinds FROM ledger_transactions
     WHERE kind IN ('hold', 'capture', 'release') GROUP BY reference
 ), jobs AS (
-    SELECT request_id AS reference, CASE status
-        WHEN 'completed' THEN 'capture, hold' WHEN 'failed' THEN 'hold, release' ELSE 'hold'
+    SELECT request_id AS reference, CASE
+        WHEN status = 'completed' OR status = 'failed' AND total_cost_far > 0 THEN 'capture, hold'
+        WHEN status = 'failed' THEN 'hold, release' ELSE 'hold'
     END AS kinds FROM inference_sessions
 )
 SELECT reference AS subject, coalesce(jobs.kinds, 'nothing') AS expected,
@@ -113,11 +114,13 @@ COSTS_ARE_CAPTURED = f"""
         coalesce(sum(amount) FILTER (WHERE kind = 'owed' AND owner = 'platform'), 0) AS fee
     FROM captured GROUP BY reference
 )
-SELECT request_id AS subject, total_cost_far || ', of it fee ' || fee_far AS expected,
+SELECT request_id AS subject,
+    coalesce(total_cost_far, 0) || ', of it fee ' || coalesce(fee_far, 0) AS expected,
     coalesce(cost, 0) || ', of it fee ' || coalesce(fee, 0) AS found
 FROM inference_sessions LEFT JOIN costs ON reference = request_id
-WHERE status = 'completed'
-    AND (coalesce(cost, 0) <> total_cost_far OR coalesce(fee, 0) <> fee_far)
+WHERE status IN ('completed', 'failed') AND (
+    coalesce(cost, 0) <> coalesce(total_cost_far, 0) OR coalesce(fee, 0) <> coalesce(fee_far, 0)
+)
 """
 
 SHARES_ARE_CAPTURED = f"""

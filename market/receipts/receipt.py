@@ -9,6 +9,7 @@ from enum import StrEnum
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from market.catalog.prices import Prices
 from market.jobs import queries
 from market.jobs.errors import JobNotFound
 from market.jobs.tables import Job, NodeContribution
@@ -60,7 +61,8 @@ class ReceiptBatch:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a generation cost and who got it. ``cost`` and ``fee``: FAR, for its user only."""
+    """What a generation cost and who got it. ``cost``, ``prompt_cost`` (its part for the prompt)
+    and ``fee``: FAR, for its user only."""
 
     request_id: str
     status: ReceiptStatus
@@ -68,8 +70,11 @@ class Receipt:
     user_wallet: str
     completed_at: dt.datetime
     prompt_tokens: int
+    cached_prompt_tokens: int
     tokens_generated: int
+    prices: Prices
     cost: Decimal | None
+    prompt_cost: Decimal | None
     fee: Decimal | None
     served: list[NodeContribution]
     batch: ReceiptBatch | None
@@ -100,8 +105,11 @@ async def receipt_of(resources: Resources, wallet: str, request_id: str) -> Rece
         user_wallet=job.user_wallet,
         completed_at=job.completed_at,
         prompt_tokens=job.prompt_tokens,
+        cached_prompt_tokens=job.cached_prompt_tokens,
         tokens_generated=job.token_count,
+        prices=queries.prices_of(job),
         cost=job.total_cost_far or ZERO if is_user else None,
+        prompt_cost=job.prompt_cost_far if is_user else None,
         fee=job.fee_far or ZERO if is_user else None,
         served=[part for part in parts if is_user or part.wallet_address == wallet],
         batch=None

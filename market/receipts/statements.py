@@ -30,6 +30,10 @@ USER_COLUMNS = (
     "payment",
     "batch_id",
     "transaction_hash",
+    "cached_prompt_tokens",
+    "price_per_prompt_token_far",
+    "price_per_cached_prompt_token_far",
+    "prompt_cost_far",
 )
 
 
@@ -46,6 +50,7 @@ PROVIDER_COLUMNS = (
     "settled_at",
     "batch_id",
     "transaction_hash",
+    "prompt_tokens",
 )
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -74,6 +79,10 @@ async def user_statement(
             job.total_cost_far,
             job.fee_far,
             job.settlement_id,
+            job.cached_prompt_tokens,
+            job.price_per_prompt_token_far,
+            job.price_per_cached_prompt_token_far,
+            job.prompt_cost_far,
             Settlement.status.label("settlement_status"),
             Settlement.transaction_hash,
         )
@@ -101,6 +110,10 @@ async def user_statement(
                 _payment(row.total_cost_far or ZERO, row.settlement_status),
                 row.settlement_id or "",
                 row.transaction_hash or "",
+                str(row.cached_prompt_tokens),
+                format_exact(row.price_per_prompt_token_far),
+                format_exact(row.price_per_cached_prompt_token_far),
+                format_exact(row.prompt_cost_far),
             ]
             for row in rows
         ]
@@ -121,6 +134,7 @@ async def provider_statement(
             part.node_id,
             part.layers,
             part.tokens_contributed,
+            part.prompt_tokens_contributed,
             part.payment_far,
             part.paid_at,
             job.settlement_id,
@@ -149,6 +163,7 @@ async def provider_statement(
                 "" if row.paid_at is None else _time(row.paid_at),
                 row.settlement_id or "",
                 row.transaction_hash or "",
+                str(row.prompt_tokens_contributed),
             ]
             for row in rows
         ]

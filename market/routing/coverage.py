@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 
 from redis.asyncio import Redis
 
@@ -18,11 +17,10 @@ from market.routing.skip_reasons import explain_skips
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How the live nodes cover a model for a price. ``price``: FAR a generated token. ``route``:
-    the cheapest route for any generation, however short; none if there is no route."""
+    """How the live nodes cover a model for its price of a generated token. ``route``: the cheapest
+    route for any generation, however short; none if there is no route."""
 
     model: Model
-    price: Decimal
     live: Sequence[LiveNode]
     route: Sequence[Node] | None
 
@@ -47,24 +45,24 @@ class Coverage:
     @property
     def longest_servable(self) -> int:
         """Positions of the longest generation for which there is a route."""
-        return longest_servable(self.live, _request(self.model, self.price))
+        return longest_servable(self.live, _request(self.model))
 
-    def has_kv_for(self, positions: int) -> bool:
-        """Whether the whole KV caches of some route hold a generation of ``positions``."""
-        request = _request(self.model, self.price, positions)
-        return cheapest_route(self.live, request) is not None
+    def route_for(self, positions: int) -> Sequence[Node] | None:
+        """The cheapest route whose whole KV caches hold a generation of ``positions``; none if
+        there is none."""
+        return cheapest_route(self.live, _request(self.model, positions))
 
     async def count_skips(self, skips: SkipCounter) -> None:
         """Count for each live node why there is no route with it, as often as
         :class:`SkipCounter` allows."""
         if skips.due:
-            await skips.count(explain_skips(self.live, _request(self.model, self.price), []))
+            await skips.count(explain_skips(self.live, _request(self.model), []))
 
 
-async def coverage_of(redis: Redis, model: Model, price: Decimal) -> Coverage:
-    """How the nodes that are live now cover a model, for ``price`` FAR a generated token."""
+async def coverage_of(redis: Redis, model: Model) -> Coverage:
+    """How the nodes that are live now cover a model, for its price of a generated token."""
     live = await live_lookup.live_nodes(redis, model.id)
-    return Coverage(model, price, live, cheapest_route(live, _request(model, price)))
+    return Coverage(model, live, cheapest_route(live, _request(model)))
 
 
 def enough_nodes(model: Model, live: Sequence[LiveNode]) -> bool:
@@ -81,5 +79,5 @@ def longest_servable(live: Sequence[LiveNode], request: RouteRequest) -> int:
     return 0
 
 
-def _request(model: Model, price: Decimal, positions: int = 0) -> RouteRequest:
-    return RouteRequest(model.layers, positions=positions, price=price)
+def _request(model: Model, positions: int = 0) -> RouteRequest:
+    return RouteRequest(model.layers, positions=positions, price=model.prices.token)

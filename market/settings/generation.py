@@ -17,8 +17,12 @@ class GenerationSettings(BaseModel):
     max_failures: int = 4
     """Routes that may fail one generation before it fails itself."""
     deadline: float = Field(900.0, gt=0, le=3600)
-    """Seconds after which a generation ends in failure, whatever happens. Until then a job waits
-    for nodes that cover its layers and have room for it."""
+    """Seconds after which a generation ends in failure, whatever happens, and its user pays for
+    what was delivered. Until then a job waits for nodes that cover its layers and have room for
+    it."""
+    deadline_slack: float = Field(1.5, ge=1)
+    """Multiples of `deadline`: a request is refused whose answer would take longer at the measured
+    speed. Above 1, since that speed is of nodes under load, and draft tokens may save steps."""
     stream_ttl: int = 3600
     """Seconds for which a finished generation's tokens can be read."""
     supervisors_per_worker: int = 200

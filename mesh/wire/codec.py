@@ -21,6 +21,7 @@ from mesh.wire.messages import (
     Ping,
     Pong,
     PrefixCached,
+    PrefixReused,
     Prompt,
     Resume,
     SamplingParams,
@@ -53,6 +54,7 @@ _KINDS: tuple[type[Any], ...] = (
     GenerationRefused,
     Pong,
     Cancel,
+    PrefixReused,
 )
 
 

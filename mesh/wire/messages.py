@@ -118,6 +118,16 @@ class PrefixCached:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixReused:
+    """Edge to supervisor: all nodes' caches held the prompt's first ``positions`` positions, and
+    the prompt is computed from there on. Not said if there are none."""
+
+    request_id: str
+    epoch: int
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Supervisor to node: the generation ended; free its KV blocks."""
 
@@ -230,6 +240,7 @@ ControlMessage = (
     Open
     | OpenEdge
     | PrefixCached
+    | PrefixReused
     | Close
     | StopEpoch
     | Ping

@@ -3,7 +3,7 @@
 import math
 import time
 
-from mesh.wire import Ended, Open, OpenEdge, PrefixCached, Prompt, SamplingParams
+from mesh.wire import Ended, Open, OpenEdge, PrefixCached, PrefixReused, Prompt, SamplingParams
 from mesh.wire.limits import MAX_LAYERS, MAX_STOP_TEXT, MAX_STOP_TEXTS
 from mesh.wire.refusal_codes import INVALID_REQUEST
 from node_runner.engine.attention.kv_cache import KVCache
@@ -95,6 +95,8 @@ class Admission:
         decoding = self._edge.open(message.request_id, message.prompt, stages_not_ready=set(stages))
         decoding.num_scheduled_tokens = min(generation.cache.length, len(decoding.tokens) - 1)
         generation.decoding = decoding
+        if message.prefix and not stages:  # the edge alone serves all layers
+            outputs.add(*prefix_reused(generation))
         if decoding.stopped or decoding.generated >= decoding.max_tokens:
             # The tokens that readers have are all there are: only the message of the end was lost.
             reason = "stop" if decoding.stopped else "length"
@@ -114,6 +116,15 @@ class Admission:
         else:
             generation.halted = True
             outputs.add(refuse(generation, "no_replay", node_id=self._node_id))
+
+
+def prefix_reused(generation: Generation) -> list[PrefixReused]:
+    """At the edge, when all nodes are ready: what they have of the prompt, if they have any."""
+    decoding = generation.decoding
+    if decoding is None or not decoding.num_scheduled_tokens:
+        return []
+    positions = decoding.num_scheduled_tokens
+    return [PrefixReused(generation.request_id, generation.epoch, positions)]
 
 
 def _is_valid(message: Open | OpenEdge, span: SpanModel) -> bool:

@@ -46,12 +46,14 @@ class Decoding:
         """Whether there are tokens to schedule for the first span, and all nodes are ready."""
         return not self.stages_not_ready and self.num_scheduled_tokens < len(self.tokens)
 
-    def mark_ready(self, stage: int, positions: int) -> None:
+    def mark_ready(self, stage: int, positions: int) -> bool:
         """A stage's node has the prompt's first ``positions`` in its KV cache. The first token to
-        schedule is that which not all nodes have."""
-        if stage in self.stages_not_ready:
-            self.stages_not_ready.discard(stage)
-            self.num_scheduled_tokens = max(0, min(self.num_scheduled_tokens, positions))
+        schedule is that which not all nodes have. Whether all nodes are ready by this."""
+        if stage not in self.stages_not_ready:
+            return False
+        self.stages_not_ready.discard(stage)
+        self.num_scheduled_tokens = max(0, min(self.num_scheduled_tokens, positions))
+        return not self.stages_not_ready
 
 
 @dataclass(slots=True, eq=False)

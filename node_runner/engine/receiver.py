@@ -16,7 +16,7 @@ from mesh.wire import (
     StopEpoch,
 )
 from mesh.wire.limits import MAX_STEP_ROWS
-from node_runner.engine.admission import Admission
+from node_runner.engine.admission import Admission, prefix_reused
 from node_runner.engine.device.isolation import each_isolated
 from node_runner.engine.device.tensors import is_finite
 from node_runner.engine.edge import Edge
@@ -63,14 +63,19 @@ class Receiver:
             case Close() | StopEpoch() | PrefixCached():
                 generation = self._generations.get(message.request_id)
                 if generation is not None:
-                    self._apply(message, generation)
+                    self._apply(message, generation, outputs)
 
     def _pong(self, message: Ping) -> Pong:
         generation = self._generations.get(message.request_id)
         computed = 0 if generation is None else generation.cache.length
         return Pong(message.request_id, message.epoch, self._node_id, computed)
 
-    def _apply(self, message: Close | StopEpoch | PrefixCached, generation: Generation) -> None:
+    def _apply(
+        self,
+        message: Close | StopEpoch | PrefixCached,
+        generation: Generation,
+        outputs: OutputBatcher,
+    ) -> None:
         match message:
             case Close() if generation.epoch <= message.epoch:
                 self._generations.close(generation)
@@ -79,7 +84,8 @@ class Receiver:
             case PrefixCached() if (
                 generation.epoch == message.epoch and generation.decoding is not None
             ):
-                generation.decoding.mark_ready(message.stage, message.positions)
+                if generation.decoding.mark_ready(message.stage, message.positions):
+                    outputs.add(*prefix_reused(generation))
 
     def _take_steps(self, message: Steps, outputs: OutputBatcher) -> None:
         """Hidden states from the previous node: into the scheduler's queues, or at the edge to the

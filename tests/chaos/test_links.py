@@ -13,10 +13,10 @@ from mesh import redis_keys
 from stack.development_stack import DevelopmentStack
 from tests.e2e.conftest import (
     LONG,
-    PRICE,
     Reference,
     User,
     balance,
+    cost_of,
     tokens_so_far,
     wait_until,
     worker_lines,
@@ -75,7 +75,7 @@ def test_a_cut_of_five_seconds_costs_no_token(
         assert job["text"] == reference.text(prompt, LONG)
         ids = [event_id for event_id, _ in user.events(request_id)][:-1]
         assert ids == [str(number + 1) for number in range(job["tokens_generated"])]
-        paid = PRICE * job["tokens_generated"]
+        paid = cost_of(job)
         assert balance(stack, user.account, "available") == 1 - paid
         assert worker_lines(stack, "node_penalised", request_id)
         _, again, *_ = worker_lines(stack, "route_opened", request_id)

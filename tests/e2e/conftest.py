@@ -31,6 +31,7 @@ LONG = 700
 """Tokens of a generation that is interrupted before its end."""
 
 PRICE = Decimal("0.0001")
+PROMPT_PRICE, CACHED_PRICE = PRICE / 10, PRICE / 100
 """FAR for each token."""
 
 FAST = {
@@ -186,6 +187,13 @@ def balance(stack: DevelopmentStack, account: LocalAccount, kind: str) -> Decima
         f"AND kind = '{kind}'",
     )
     return Decimal(found[0]) if found else Decimal(0)
+
+
+def cost_of(job: dict[str, Any]) -> Decimal:
+    """What a job costs that delivered a token: its tokens, and its prompt once."""
+    cached = job["cached_prompt_tokens"]
+    prompt = PROMPT_PRICE * (job["prompt_tokens"] - cached) + CACHED_PRICE * cached
+    return PRICE * job["tokens_generated"] + prompt
 
 
 def query(stack: DevelopmentStack, statement: str) -> list[str]:

@@ -4,6 +4,7 @@ get, and nothing hangs."""
 import json
 import signal
 import time
+from typing import Any
 
 import pytest
 import redis
@@ -13,10 +14,10 @@ from node_runner.service.exit_codes import TEMPORARY_FAILURE
 from stack.development_stack import DevelopmentStack
 from tests.e2e.conftest import (
     LONG,
-    PRICE,
     Reference,
     User,
     balance,
+    cost_of,
     kv_used,
     query,
     tokens_so_far,
@@ -25,9 +26,9 @@ from tests.e2e.conftest import (
 )
 
 
-def assert_paid_exactly(stack: DevelopmentStack, user: User, *tokens: int) -> None:
+def assert_paid_exactly(stack: DevelopmentStack, user: User, *jobs: dict[str, Any]) -> None:
     """The wallet began with 1 FAR."""
-    assert balance(stack, user.account, "available") == 1 - PRICE * sum(tokens)
+    assert balance(stack, user.account, "available") == 1 - sum(map(cost_of, jobs))
     assert balance(stack, user.account, "held") == 0
 
 
@@ -41,7 +42,7 @@ def test_cancel_charges_for_delivered_tokens_only(stack: DevelopmentStack, user:
     assert 3 < job["tokens_generated"] < LONG
     events = user.events(request_id)
     assert len(events) - 1 == job["tokens_generated"]
-    assert_paid_exactly(stack, user, job["tokens_generated"])
+    assert_paid_exactly(stack, user, job)
 
 
 def test_hanging_up_on_a_stream_cancels_it(
@@ -62,7 +63,7 @@ def test_hanging_up_on_a_stream_cancels_it(
     assert job["finish_reason"] == "cancelled"
     wait_until(lambda: kv_used(stack) == 0, "every node's KV room", seconds=5)
     assert job["tokens_generated"] < LONG
-    assert_paid_exactly(stack, user, job["tokens_generated"])
+    assert_paid_exactly(stack, user, job)
 
 
 def test_closing_a_reader_does_not_cancel_an_asynchronous_job(user: User) -> None:
@@ -93,7 +94,7 @@ def test_a_killed_worker_is_replaced_within_ten_seconds(
         stack.start_worker(int(holder.removeprefix("worker-")))
     assert job["status"] == "completed"
     assert job["text"] == reference.text(prompt, LONG)
-    assert_paid_exactly(stack, user, job["tokens_generated"])
+    assert_paid_exactly(stack, user, job)
     captures = query(stack, f"SELECT id FROM ledger_transactions WHERE reference = '{request_id}'")
     assert len(captures) == 2  # one hold, one capture
 
@@ -131,7 +132,7 @@ def test_a_flushed_redis_loses_no_job(
     ended = [user.ended(job) for job in jobs]
     assert [job["status"] for job in ended] == ["completed"] * len(jobs)
     assert [job["text"] for job in ended] == [reference.text(prompt, 120) for prompt in prompts]
-    assert_paid_exactly(stack, user, *(job["tokens_generated"] for job in ended))
+    assert_paid_exactly(stack, user, *ended)
 
 
 def test_a_reader_does_not_notice_that_redis_was_flushed(
@@ -170,7 +171,7 @@ def test_a_generation_waits_for_a_killed_node_without_a_replica(
     job = user.ended(request_id)
     assert job["status"] == "completed"
     assert job["text"] == reference.text(prompt, LONG)
-    assert_paid_exactly(stack, user, job["tokens_generated"])
+    assert_paid_exactly(stack, user, job)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_a_node_with_a_replica_is_replaced(
         assert job["status"] == "completed"
         assert job["text"] == reference.text(prompt, LONG)
         assert len(job["nodes_used"]) == 4
-        assert_paid_exactly(stack, user, job["tokens_generated"])
+        assert_paid_exactly(stack, user, job)
         opened = worker_lines(stack, "route_opened", request_id)
         assert '"reason": "silent"' in opened[-1]
         assert '"kept": 2' in opened[-1]

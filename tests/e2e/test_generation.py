@@ -10,9 +10,7 @@ import redis
 
 from mesh import redis_keys
 from stack.development_stack import DevelopmentStack
-from tests.e2e.conftest import Reference, User, at_once, balance, wait_until
-
-PRICE = Decimal("0.0001")
+from tests.e2e.conftest import Reference, User, at_once, balance, cost_of, wait_until
 
 
 def test_the_answer_is_what_transformers_gives(user: User, reference: Reference) -> None:
@@ -30,9 +28,14 @@ def test_a_prompt_that_begins_as_the_last_one_goes_on_from_there(
 ) -> None:
     """The first one is computed whole; the second one copies what they share. Same tokens."""
     system = "The return value is the string itself. An exception is raised if it is not. " * 8
+    cached = []
     for question in ("When", "The for statement", "When"):
         prompt = system + question
-        assert user.generate(prompt)["text"] == reference.text(prompt)
+        result = user.generate(prompt)
+        assert result["text"] == reference.text(prompt)
+        assert Decimal(result["cost_far_exact"]) == cost_of(result)
+        cached.append(result["cached_prompt_tokens"])
+    assert cached[0] == 0 < cached[1] <= cached[2]
 
 
 def test_sixteen_at_once_are_each_exact_and_share_forwards(
@@ -128,7 +131,7 @@ def test_a_job_is_readable_for_an_hour_and_then_gone_from_redis(
 
 def test_the_user_pays_for_what_was_generated(stack: DevelopmentStack, user: User) -> None:
     result = user.generate("In Python")
-    cost = PRICE * result["tokens_generated"]
+    cost = cost_of(result)
     assert Decimal(result["cost_far_exact"]) == cost
     assert balance(stack, user.account, "available") == 1 - cost
     assert balance(stack, user.account, "held") == 0
@@ -140,7 +143,7 @@ def test_32_requests_at_once_never_overdraw_a_wallet(
     stack: DevelopmentStack, make_user: Callable[..., User]
 ) -> None:
     """Money for ten."""
-    user = make_user(far="0.01")
+    user = make_user(far="0.0104")  # the prompt has four tokens
     body = user.body("Numbers", max_tokens=10)
 
     def ask(_: int) -> int:

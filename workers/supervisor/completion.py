@@ -1,6 +1,8 @@
 """The end of a generation: status, counts, contributions and money in one transaction."""
 
 import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import structlog
 from sqlalchemy import select, text
@@ -9,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market import ledger, metrics
 from market.catalog.models import Model
 from market.jobs import queries
-from market.jobs.bill import Bill, make_bill
+from market.jobs.bill import Bill, PromptUse, make_bill
 from market.jobs.live_session import JobOutcome
 from market.jobs.tables import Job, NodeContribution, RouteHop
 from market.money import format_exact
@@ -34,25 +36,43 @@ _CREDIT_NODES = text(
 )
 
 
-async def complete(
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a generation came.
+
+    ``tokens``: how many were written, after which nobody can write any more. ``first_token_at``:
+    Unix time of the first; none if there was none. ``cached``: tokens at the prompt's beginning
+    that all nodes had in their caches. ``positions``: tokens of the prompt that each node of the
+    route says that it has computed.
+    """
+
+    tokens: int
+    first_token_at: float | None = None
+    cached: int = 0
+    positions: Mapping[str, int] = field(default_factory=dict)
+
+
+async def end(
     resources: Resources,
     lease: Lease,
     model: Model,
     *,
-    tokens: int,
     reason: str,
-    first_token_at: float | None,
+    code: str | None,
+    progress: Progress,
 ) -> JobOutcome:
-    """End a generation that delivered ``tokens`` tokens: its user pays for them, and gets the rest
-    of the hold back. Nobody pays for more tokens than asked for, whatever an edge has written.
+    """End a generation, however it ended: its user pays for its prompt and for the tokens that were
+    delivered, and gets the rest of the hold back. Nobody pays for more tokens than asked for,
+    whatever an edge has written. Before the first token, a failure costs nothing, and a cancelled
+    generation what was computed of its prompt.
 
     Args:
         resources: The database and the settings.
         lease: The lease under which the generation ends.
         model: Its model.
-        tokens: How many tokens were written.
-        reason: ``stop``, ``length`` or ``cancelled``.
-        first_token_at: Unix time of the first token; none if there was none.
+        reason: ``stop``, ``length``, ``cancelled`` or ``failed``.
+        code: Why it failed, for the user; none if it did not.
+        progress: How far it came.
 
     Returns:
         The outcome, for the end of the token stream.
@@ -64,62 +84,36 @@ async def complete(
         job = await _locked(db, lease)
         bill = make_bill(
             await _hops(db, job),
-            tokens=min(tokens, job.max_tokens),
-            price=job.price_per_token_far,
+            tokens=min(progress.tokens, job.max_tokens),
+            prompt=_prompt_use(job, reason, progress),
+            prices=queries.prices_of(job),
             fee_rate=resources.settings.payments.platform_fee,
             edge_units=model.edge_units,
         )
-        job.status, job.finish_reason = "completed", reason
-        job.token_count, job.total_cost_far, job.fee_far = tokens, bill.cost, bill.fee
-        if first_token_at is not None:
-            waited = first_token_at - job.started_at.timestamp()
+        job.error_code = code
+        if code is None:
+            job.status, job.finish_reason = "completed", reason
+        else:
+            job.status = "failed"
+        job.token_count = progress.tokens
+        job.total_cost_far, job.prompt_cost_far, job.fee_far = bill.cost, bill.prompt_cost, bill.fee
+        if progress.first_token_at is not None:
+            waited = progress.first_token_at - job.started_at.timestamp()
             job.first_token_ms = max(0, round(waited * 1000))
         _close(job)
         db.add_all(_contributions(job, bill))
-        await ledger.capture(
-            db,
-            job=job.request_id,
-            wallet=job.user_wallet,
-            held_amount=job.hold_far,
-            shares=bill.by_wallet(),
-            fee=bill.fee,
-        )
+        await _post(db, job, bill)
         outcome = await queries.outcome(db, job)
         await _credit_nodes(db, bill)
-    _record_metrics(job, "cancelled" if reason == "cancelled" else "completed")
-    if tokens > job.max_tokens:
+    _record_metrics(job)
+    if job.token_count > job.max_tokens:
         log.error(
-            "too_many_tokens", request_id=job.request_id, tokens=tokens, asked_for=job.max_tokens
+            "too_many_tokens",
+            request_id=job.request_id,
+            tokens=job.token_count,
+            asked_for=job.max_tokens,
         )
-    log.info(
-        "inference_completed",
-        request_id=job.request_id,
-        tokens_generated=tokens,
-        latency_ms=job.latency_ms,
-        nodes_used=len(bill.shares),
-        cost_far=format_exact(bill.cost),
-        finish_reason=reason,
-    )
-    return outcome
-
-
-async def fail(resources: Resources, lease: Lease, *, code: str) -> JobOutcome:
-    """End a generation that failed: its user gets the whole hold back. ``code``: why, for the user.
-
-    Returns:
-        The outcome, for the end of the token stream.
-
-    Raises:
-        LeaseLost: another supervisor has taken over; nothing was written.
-    """
-    async with resources.sessions.begin() as db:
-        job = await _locked(db, lease)
-        job.status, job.error_code = "failed", code
-        _close(job)
-        await ledger.release(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
-        outcome = await queries.outcome(db, job)
-    _record_metrics(job, "failed")
-    log.warning("inference_failed", request_id=job.request_id, code=code)
+    _log_end(job, bill)
     return outcome
 
 
@@ -141,6 +135,30 @@ async def _locked(db: AsyncSession, lease: Lease) -> Job:
     if job is None:
         raise LeaseLost
     return job
+
+
+async def _post(db: AsyncSession, job: Job, bill: Bill) -> None:
+    """Take the cost from the hold; all of the hold goes back if a failure delivered nothing."""
+    if job.status == "failed" and not bill.cost:
+        await ledger.release(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
+        return
+    await ledger.capture(
+        db,
+        job=job.request_id,
+        wallet=job.user_wallet,
+        held_amount=job.hold_far,
+        shares=bill.by_wallet(),
+        fee=bill.fee,
+    )
+
+
+def _prompt_use(job: Job, reason: str, progress: Progress) -> PromptUse:
+    """What the prompt's part of the bill goes by; the count of cached tokens is kept."""
+    job.cached_prompt_tokens = min(
+        job.prompt_tokens, max(job.cached_prompt_tokens, progress.cached)
+    )
+    reported = progress.positions if reason == "cancelled" else {}
+    return PromptUse(job.prompt_tokens, job.cached_prompt_tokens, reported)
 
 
 def _close(job: Job) -> None:
@@ -165,6 +183,7 @@ def _contributions(job: Job, bill: Bill) -> list[NodeContribution]:
             node_id=share.node_id,
             wallet_address=share.wallet,
             tokens_contributed=share.tokens,
+            prompt_tokens_contributed=share.prompt_tokens,
             layers=share.layers,
             payment_far=share.payment,
         )
@@ -191,7 +210,22 @@ async def _credit_nodes(db: AsyncSession, bill: Bill) -> None:
     )
 
 
-def _record_metrics(job: Job, status: str) -> None:
+def _log_end(job: Job, bill: Bill) -> None:
+    ended: dict[str, object] = {
+        "request_id": job.request_id,
+        "tokens_generated": job.token_count,
+        "latency_ms": job.latency_ms,
+        "nodes_used": len(bill.shares),
+        "cost_far": format_exact(bill.cost),
+    }
+    if job.status == "failed":
+        log.warning("inference_failed", **ended, code=job.error_code)
+    else:
+        log.info("inference_completed", **ended, finish_reason=job.finish_reason)
+
+
+def _record_metrics(job: Job) -> None:
+    status = "cancelled" if job.finish_reason == "cancelled" else job.status
     metrics.inference_requests.labels(job.model_id, job.tier, status).inc()
     if job.status == "completed" and job.latency_ms is not None:
         labels = (job.model_id, job.tier)

@@ -55,7 +55,7 @@ async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = Tr
         metrics.reroutes.labels(supervision.model.id, reason).inc()
     job = supervision.job
     supervision.epoch = await _claim_epoch(supervision)
-    supervision.computed = 0
+    supervision.computed, supervision.positions = 0, {}
     positions = job.prompt_tokens + job.max_tokens
     record = RouteRecord(supervision.model.width, positions, [node.node_id for node in route])
     await live_session.begin_epoch(
@@ -126,7 +126,7 @@ async def _claim_epoch(supervision: Supervision) -> int:
                 Job.id == supervision.job.id,
                 Job.lease_counter == supervision.lease.counter,
             )
-            .values(epoch=Job.epoch + 1)
+            .values(epoch=Job.epoch + 1, cached_prompt_tokens=supervision.cached)
             .returning(Job.epoch)
         )
     if epoch is None:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import math
+from collections.abc import Sequence
 
 from sqlalchemy import select
 
@@ -10,7 +11,7 @@ from market.jobs.live_session import TokenEntry
 from market.jobs.tables import RouteHop
 from market.resources import Resources
 from mesh import token_stream
-from mesh.wire import Cancel, ControlMessage, Ended
+from mesh.wire import Cancel, ControlMessage, Ended, Pong, PrefixReused
 from workers.supervisor.errors import GenerationOver
 from workers.supervisor.lease import Lease
 from workers.supervisor.route_finder import Hop, RouteFinder
@@ -21,7 +22,9 @@ class Supervision:
 
     ``epoch``: the newest that was claimed. ``route``: the hops that serve the generation, none
     before the first epoch. ``computed``: positions that the route's nodes had computed together
-    when they last answered in this epoch.
+    when they last answered in this epoch. ``positions``: the most that each of them has said in
+    this epoch. ``cached``: tokens at the prompt's beginning that all nodes copied from their
+    caches.
     """
 
     def __init__(self, resources: Resources, lease: Lease) -> None:
@@ -37,6 +40,8 @@ class Supervision:
         self.epoch = job.epoch
         self.route: list[Hop] = []
         self.computed = 0
+        self.positions: dict[str, int] = {}
+        self.cached = job.cached_prompt_tokens
         self._last_event = token_stream.START
 
     @property
@@ -74,9 +79,21 @@ class Supervision:
             self.redis, self.id, self._last_event, wait=wait
         )
         self.lease.progressed()
+        current = [event for event in events if event.epoch == self.epoch]
+        self._note(current)
         if any(isinstance(event, Cancel) for event in events):
             raise GenerationOver("cancelled")
-        return [event for event in events if event.epoch == self.epoch]
+        return current
+
+    def _note(self, events: Sequence[ControlMessage]) -> None:
+        """Keep what nodes report of the prompt, for the bill."""
+        for event in events:
+            match event:
+                case Pong():
+                    known = self.positions.get(event.node_id, 0)
+                    self.positions[event.node_id] = max(known, event.positions)
+                case PrefixReused():
+                    self.cached = max(self.cached, event.positions)
 
     async def check_ended(self, event: Ended) -> None:
         """Check what the edge says of the end against what readers have.

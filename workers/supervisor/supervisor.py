@@ -10,7 +10,7 @@ import structlog
 
 from market.jobs import live_session
 from mesh.wire import ControlMessage, Ended, GenerationRefused
-from workers.supervisor import completion, epochs
+from workers.supervisor import completion, epochs, prefill
 from workers.supervisor.errors import GenerationOver
 from workers.supervisor.recovery import Recovery
 from workers.supervisor.supervision import Supervision
@@ -102,21 +102,23 @@ class Supervisor:
 
     async def _end(self, over: GenerationOver) -> None:
         supervision, ttl = self._supervision, self._supervision.generation_settings.stream_ttl
+        if over.reason == "cancelled" and not await supervision.token_count():
+            await prefill.stop(supervision)
         tokens = await live_session.seal(supervision.redis, supervision.id, ttl=ttl)
         supervision.lease.progressed()
-        if over.code is None:
-            outcome = await completion.complete(
-                supervision.resources,
-                supervision.lease,
-                supervision.model,
+        outcome = await completion.end(
+            supervision.resources,
+            supervision.lease,
+            supervision.model,
+            reason=over.reason,
+            code=over.code,
+            progress=completion.Progress(
                 tokens=tokens,
-                reason=over.reason,
                 first_token_at=await live_session.first_token_at(supervision.redis, supervision.id),
-            )
-        else:
-            outcome = await completion.fail(
-                supervision.resources, supervision.lease, code=over.code
-            )
+                cached=supervision.cached,
+                positions=supervision.positions,
+            ),
+        )
         supervision.lease.progressed()
         await live_session.finish(supervision.redis, supervision.id, outcome, ttl=ttl)
         await epochs.close(supervision, supervision.route, supervision.epoch)

@@ -18,6 +18,7 @@ from market.jobs.request import Idempotency
 from market.jobs.snapshot import snapshot_of
 from market.jobs.submission import submit
 from market.jobs.tables import Job, JobStatus
+from market.money import ZERO, format_exact
 
 router = APIRouter(prefix="/api/inference", tags=["inference"])
 
@@ -91,7 +92,8 @@ def _accepted(job: Job) -> Response:
 async def _result(services: Services, job: Job) -> Response:
     ended = await token_reader.find(services, job.user_wallet, job.request_id)
     if ended.status == JobStatus.FAILED:
-        raise token_reader.failure(ended.error_code)
+        cost = format_exact(ended.total_cost_far or ZERO)
+        raise token_reader.failure(ended.request_id, ended.error_code, ended.token_count, cost)
     result = JobView.of(await snapshot_of(services, ended))
     return JSONResponse(result.model_dump(mode="json"))
 

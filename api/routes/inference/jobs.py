@@ -13,7 +13,7 @@ from market.errors import InvalidRequest
 from market.jobs import cancellation, queries, token_reader
 from market.jobs.errors import StreamExpired
 from market.jobs.snapshot import snapshot_of
-from market.jobs.tables import Job, JobStatus
+from market.jobs.tables import Job
 from mesh import token_stream
 
 router = APIRouter(prefix="/api/inference", tags=["inference"])
@@ -43,7 +43,7 @@ async def events(
     """
     job = await token_reader.find(services, caller.wallet, request_id)
     after = _entry_after(last_event_id, job)
-    if job.status == JobStatus.COMPLETED and not await token_reader.readable(services, job):
+    if job.status in queries.ENDED and not await token_reader.readable(services, job):
         raise StreamExpired(f"The tokens of {request_id} have been forgotten.")
     return job_stream(services, request_id, after)
 

@@ -12,12 +12,12 @@ router = APIRouter(prefix="/api/inference", tags=["discovery"])
 
 @router.get("/models", dependencies=[rate_limits.READS.by_address()])
 async def models(services: WithServices) -> Models:
-    """Models on offer, with their price now."""
+    """Models on offer, with their prices now."""
 
     async def read() -> Models:
         return Models(
             models=[
-                ModelOnOffer.of(await coverage_of(services.redis, model, model.price_per_token))
+                ModelOnOffer.of(await coverage_of(services.redis, model))
                 for model in services.catalog
             ]
         )

@@ -18,8 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 import market
 from market import db, ledger
+from market.catalog.prices import Prices
 from market.db import Base
 from market.escrow.tables import ChainEvent
+from market.jobs import queries
 from market.ledger.integrity_check import check_integrity
 from market.ledger.tables import SpendingCap
 from market.migrations import config, upgrade
@@ -126,6 +128,9 @@ async def test_old_books_come_through(bare_url: str) -> None:
         assert then is not None
         past = await ledger.balances_at(session, then, owner=USER)
         assert past == {ledger.available(USER): 3, ledger.held(USER): 2}
+        runs = await queries.find(session, "runs")
+        assert runs is not None
+        assert queries.prices_of(runs) == Prices(Decimal(1), Decimal(0), Decimal(0))
         assert await ledger.release(session, job="runs", wallet=USER, amount=Decimal(1))
     assert (await balances(sessions))[ledger.available(USER)] == 4
     await engine.dispose()

@@ -82,13 +82,13 @@ async def served(
                 )
             )
     model = resources.catalog.get(job.model_id)
-    await completion.complete(
+    await completion.end(
         resources,
         Lease(resources.sessions, job, seconds=60),
         model,
-        tokens=tokens,
         reason="length",
-        first_token_at=None,
+        code=None,
+        progress=completion.Progress(tokens),
     )
     return job
 

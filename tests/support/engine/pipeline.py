@@ -17,6 +17,7 @@ from mesh.wire import (
     Message,
     Open,
     OpenEdge,
+    PrefixReused,
     Prompt,
     Resume,
     SamplingParams,
@@ -68,6 +69,7 @@ class Pipeline:
     """Engines in the order of their layers, and what they gave.
 
     ``batches``: generations of each forward pass. ``positions``: by stage, how many were computed.
+    ``reused``: by generation, what the edge says that was copied of its prompt.
     """
 
     engines: list[Engine]
@@ -75,6 +77,7 @@ class Pipeline:
     ended: dict[str, Ended] = field(default_factory=dict)
     refused: list[GenerationRefused] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
+    reused: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.inboxes: list[list[Message]] = [[] for _ in self.engines]
@@ -197,3 +200,5 @@ class Pipeline:
                 self.ended[output.request_id] = output
             case GenerationRefused():
                 self.refused.append(output)
+            case PrefixReused():
+                self.reused[output.request_id] = output.positions

@@ -319,22 +319,24 @@ class Job:
 
     async def complete(self, reason: str = "length", *, summary: bool = True) -> None:
         """End it as its supervisor would; without ``summary``, as one that died before that."""
-        outcome = await completion.complete(
-            self._workers,
-            await self.start(),
-            self._workers.catalog.get(MODEL_ID),
-            tokens=await live_session.seal(self._redis, self.id, ttl=3600),
-            reason=reason,
-            first_token_at=await live_session.first_token_at(self._redis, self.id),
-        )
-        self._outcome = outcome
-        if summary:
-            await self.summarize()
+        await self._end(reason, None, summary=summary)
 
     async def fail(self, code: str = "stalled", *, summary: bool = True) -> None:
         """A failure of the mesh."""
-        outcome = await completion.fail(self._workers, await self.start(), code=code)
-        self._outcome = outcome
+        await self._end("failed", code, summary=summary)
+
+    async def _end(self, reason: str, code: str | None, *, summary: bool) -> None:
+        self._outcome = await completion.end(
+            self._workers,
+            await self.start(),
+            self._workers.catalog.get(MODEL_ID),
+            reason=reason,
+            code=code,
+            progress=completion.Progress(
+                tokens=await live_session.seal(self._redis, self.id, ttl=3600),
+                first_token_at=await live_session.first_token_at(self._redis, self.id),
+            ),
+        )
         if summary:
             await self.summarize()
 

@@ -24,6 +24,7 @@ from mesh.wire import (
     OpenEdge,
     Pong,
     PrefixCached,
+    PrefixReused,
     Prompt,
     Resume,
     SamplingParams,
@@ -72,12 +73,13 @@ def test_tokens_and_events_of_the_edge_get_to_readers(here: Replica, client: red
     begin(client)
     with Node(here, "edge") as node:
         written = [("", Token("gen", 1, 0, 7, "first")), ("", Token("gen", 1, 1, 8, "second"))]
-        assert node.push(*written, ("", Ended("gen", 1, "stop", 2))).refused == []
+        told = [("", PrefixReused("gen", 1, 8)), ("", Ended("gen", 1, "stop", 2))]
+        assert node.push(*written, *told).refused == []
     assert [fields[b"t"] for _, fields in client.xrange(redis_keys.tokens("gen"))] == [
         b"first",
         b"second",
     ]
-    assert events(client) == [Ended("gen", 1, "stop", 2)]
+    assert events(client) == [PrefixReused("gen", 1, 8), Ended("gen", 1, "stop", 2)]
 
 
 def test_nodes_answer_pings_and_refuse_for_their_senders(
@@ -111,6 +113,8 @@ BAD: dict[str, tuple[str, str, Message, str]] = {
     "ready, of another stage": ("last", "edge", PrefixCached("gen", 1, 1, 8), "wrong_stage"),
     "ready, to another": ("last", "middle", PrefixCached("gen", 1, 2, 8), "wrong_receiver"),
     "ready with too much": ("last", "edge", PrefixCached("gen", 1, 2, 101), "out_of_capacity"),
+    "a cached prefix, not of the edge": ("last", "", PrefixReused("gen", 1, 8), "not_the_edge"),
+    "a longer cached prefix": ("edge", "", PrefixReused("gen", 1, 101), "out_of_capacity"),
     "a token not of the edge": ("middle", "", Token("gen", 1, 0, 7, "x"), "not_the_edge"),
     "a token of an old epoch": ("edge", "", Token("gen", 0, 0, 7, "x"), "epoch_over"),
     "a token beyond the end": ("edge", "", Token("gen", 1, 100, 7, "x"), "out_of_capacity"),

@@ -173,6 +173,10 @@ async def test_models_have_the_specifications_fields(gateway: Gateway) -> None:
         "avg_latency_ms": 15,
         "price_per_token_far": 0.0001,
         "price_per_token_far_exact": "0.0001",
+        "price_per_prompt_token_far": 0.00001,
+        "price_per_prompt_token_far_exact": "0.00001",
+        "price_per_cached_prompt_token_far": 0.000001,
+        "price_per_cached_prompt_token_far_exact": "0.000001",
         "min_vram_gb": 1,
         "layers": LAYERS,
         "context_tokens": 1024,
@@ -231,7 +235,8 @@ async def earnings(gateway: Gateway, wallet: str) -> dict[str, object]:
 
 
 async def test_earnings_are_the_ledgers(gateway: Gateway) -> None:
-    """Two nodes of one provider and one of another serve ten tokens for 0.001 FAR."""
+    """Two nodes of one provider and one of another serve ten tokens for 0.001 FAR, and their prompt
+    of twelve for 0.00012."""
     nodes = [node(0), node(1), node(2, wallet_address=OTHER_WALLET)]
     await gateway.announce(*nodes)
     await know(gateway, *nodes)
@@ -241,9 +246,9 @@ async def test_earnings_are_the_ledgers(gateway: Gateway) -> None:
 
     first, second = [await earnings(gateway, each) for each in (PROVIDER_WALLET, OTHER_WALLET)]
     fee = await gateway.balance(ledger.owed(ledger.PLATFORM))
-    assert fee == Decimal("0.00005")
+    assert fee == Decimal("0.000056")
     owed = [Decimal(str(each["pending_payout_far_exact"])) for each in (first, second)]
-    assert sum(owed) + fee == Decimal("0.001")
+    assert sum(owed) + fee == Decimal("0.00112")
     assert owed[0] == await gateway.balance(ledger.owed(PROVIDER_WALLET))
     assert owed[0] > 2 * owed[1]  # twice the layers, and the edge
     assert first == {
@@ -288,13 +293,13 @@ async def test_earnings_by_day_go_from_old_to_new(gateway: Gateway) -> None:
             row = await db.merge(await job.row())
             row.completed_at = noon - dt.timedelta(days=days_ago)
     history = (await earnings(gateway, PROVIDER_WALLET))["earnings_history"]
-    per_token = 0.0001 * 0.95
+    per_token, prompt = 0.0001 * 0.95, 0.00012 * 0.95
     assert history == [
         {
             "date": (noon - dt.timedelta(days=days_ago)).date().isoformat(),
-            "amount_far": pytest.approx(tokens * per_token),
+            "amount_far": pytest.approx(tokens * per_token + jobs * prompt),
         }
-        for tokens, days_ago in [(5, 3), (1, 0)]
+        for tokens, jobs, days_ago in [(5, 2, 3), (1, 1, 0)]
     ]
 
 

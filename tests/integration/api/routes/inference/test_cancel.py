@@ -59,9 +59,9 @@ async def test_cancelling_charges_for_delivered_tokens_only(gateway: Gateway) ->
     result = answer.json()
     assert (result["status"], result["finish_reason"]) == ("completed", "cancelled")
     assert (result["text"], result["tokens_generated"]) == ("abc", 3)
-    assert result["cost_far_exact"] == "0.0003"
+    assert result["cost_far_exact"] == "0.00042", "and the prompt"
     assert await gateway.balance(ledger.held(WALLET)) == 0
-    assert await gateway.balance(ledger.available(WALLET)) == Decimal("0.9997")
+    assert await gateway.balance(ledger.available(WALLET)) == Decimal("0.99958")
 
 
 @pytest.mark.usefixtures("no_cancel_wait")

@@ -33,6 +33,9 @@ from tests.support.gateway.api import (
     request_body,
 )
 
+HOLD = Decimal("0.00092")
+"""Of a request for 8 tokens, with 12 tokens of prompt."""
+
 NASTY_PROMPTS = {
     "NUL": "\x00 and \x00",
     "control characters": "\x01\x1b[31m\x7f",
@@ -68,9 +71,11 @@ async def test_session_hold_and_outbox_are_written_and_a_worker_is_woken(gateway
     assert row.status == "pending"
     assert (row.user_wallet, row.model_id, row.tier) == (WALLET, MODEL_ID, "standard")
     assert (row.max_tokens, row.temperature, row.top_p, row.seed) == (8, 0.5, 0.8, 7)
-    assert row.hold_far == Decimal("0.0008")
-    assert await gateway.balance(ledger.held(WALLET)) == Decimal("0.0008")
-    assert await gateway.balance(ledger.available(WALLET)) == Decimal("0.9992")
+    assert row.price_per_prompt_token_far == Decimal("0.00001")
+    assert row.price_per_cached_prompt_token_far == Decimal("0.000001")
+    assert row.hold_far == HOLD == Decimal("0.0008") + row.prompt_tokens * Decimal("0.00001")
+    assert await gateway.balance(ledger.held(WALLET)) == HOLD
+    assert await gateway.balance(ledger.available(WALLET)) == 1 - HOLD
     async with gateway.sessions() as db:
         sent = (await db.scalars(select(Outbox))).one()
     assert (sent.task, sent.argument) == ("supervise", job.id)
@@ -170,13 +175,13 @@ async def test_a_job_is_accepted_although_nobody_can_be_woken(
 
 
 async def test_a_wallet_cannot_spend_more_than_it_has_at_once(gateway: Gateway) -> None:
-    """1 FAR, and 32 requests of up to 0.1 FAR."""
+    """1 FAR, and 32 requests of up to 0.1 FAR and the prompt's 0.00012."""
     answers = await asyncio.gather(*(ask(gateway, max_tokens=1000) for _ in range(32)))
-    assert sorted(answer.status_code for answer in answers) == [202] * 10 + [402] * 22
+    assert sorted(answer.status_code for answer in answers) == [202] * 9 + [402] * 23
     counts, balances = await gateway.books()
-    assert balances[ledger.available(WALLET)] == 0
-    assert balances[ledger.held(WALLET)] == 1
-    assert (counts["inference_sessions"], counts["outbox"]) == (10, 10)
+    assert balances[ledger.available(WALLET)] == Decimal("0.09892")
+    assert balances[ledger.held(WALLET)] == 9 * Decimal("0.10012")
+    assert (counts["inference_sessions"], counts["outbox"]) == (9, 9)
 
 
 async def test_a_key_gives_the_same_job_again(gateway: Gateway) -> None:
@@ -194,7 +199,7 @@ async def test_a_key_gives_the_same_job_to_requests_at_once(gateway: Gateway) ->
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["request_id"] for answer in answers}) == 1
     counts, balances = await gateway.books()
-    assert balances[ledger.held(WALLET)] == Decimal("0.0008")
+    assert balances[ledger.held(WALLET)] == HOLD
     assert counts == {"inference_sessions": 1, "ledger_transactions": 2, "outbox": 1}
 
 
@@ -211,7 +216,7 @@ async def test_a_key_is_for_one_request(gateway: Gateway, change: dict[str, obje
 async def test_a_key_is_for_one_of_the_requests_at_once(gateway: Gateway) -> None:
     answers = await asyncio.gather(*(ask(gateway, "key", seed=seed) for seed in range(8)))
     assert sorted(answer.status_code for answer in answers) == [202] + [409] * 7
-    assert await gateway.balance(ledger.held(WALLET)) == Decimal("0.0008")
+    assert await gateway.balance(ledger.held(WALLET)) == HOLD
 
 
 async def test_defaults_written_out_are_the_same_request(gateway: Gateway) -> None:

@@ -29,6 +29,9 @@ TOKENS = ("The", " benefits", "", " of", " caf", "é\n\n\u2028", "data: x")
 
 TEXT = "".join(TOKENS)
 
+COST = "0.00082"
+"""Seven tokens, and the prompt's twelve at a tenth of their price."""
+
 
 @pytest.fixture(autouse=True)
 def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +60,9 @@ def check_done(event: Event, job: Job) -> None:
     assert event.data["done"] is True
     assert event.data["request_id"] == job.id
     assert event.data["total_tokens"] == len(TOKENS)
-    assert event.data["cost_far"] == pytest.approx(0.0007)
-    assert event.data["cost_far_exact"] == "0.0007"
+    assert event.data["prompt_tokens"] == 12
+    assert event.data["cost_far"] == pytest.approx(float(COST))
+    assert event.data["cost_far_exact"] == COST
     assert event.data["latency_ms"] >= 0
     assert event.data["finish_reason"] == "stop"
 
@@ -103,7 +107,7 @@ async def test_a_json_answer_has_the_specifications_fields(gateway: Gateway) -> 
     assert result["request_id"] == job.id
     assert result["text"] == TEXT
     assert result["tokens_generated"] == len(TOKENS)
-    assert result["cost_far"] == pytest.approx(0.0007)
+    assert result["cost_far"] == pytest.approx(float(COST))
     assert result["latency_ms"] >= 0
     nodes = [(used["node_id"], used["layers"]) for used in result["nodes_used"]]
     assert nodes == [("node_0", [0, 1]), ("node_1", [2, 3]), ("node_2", [4, 5])]
@@ -226,16 +230,40 @@ async def test_a_failed_job(gateway: Gateway, code: str) -> None:
     assert token.data["token"] == "The"
     assert done.id == "1-done"
     assert done.data["error"]["code"] == code
-    assert done.data["error"]["detail"].endswith("Refunded.")
-    assert (done.data["done"], done.data["status"], done.data["cost_far"]) == (True, "failed", 0)
+    assert "You pay 0.00022 FAR for the prompt and the 1 tokens" in done.data["error"]["detail"]
+    assert (done.data["done"], done.data["status"]) == (True, "failed")
+    assert (done.data["total_tokens"], done.data["cost_far_exact"]) == (1, "0.00022")
     polled = await job.poll()
-    assert (polled["status"], polled["error"], polled["cost_far_exact"]) == ("failed", code, "0")
+    assert (polled["status"], polled["error"]) == ("failed", code)
+    assert (polled["text"], polled["cost_far_exact"]) == ("The", "0.00022")
+
+
+async def test_a_job_that_fails_before_its_first_token_says_that_it_is_free(
+    gateway: Gateway,
+) -> None:
+    job = await gateway.submit()
+    await job.fail("no_route")
+    [done] = await job.events()
+    assert done.data["error"]["detail"].endswith("Nothing was charged.")
+    assert done.data["cost_far_exact"] == "0"
+
+
+async def test_a_failed_job_is_forgotten_as_any_other(gateway: Gateway) -> None:
+    job = await gateway.submit()
+    await job.write("The")
+    await job.fail()
+    await job.forget()
+    assert (await job.poll())["text"] is None
+    problem(await gateway.client.get(job.url + "/events"), 410, "stream_expired")
 
 
 async def test_a_failed_job_as_json_is_a_problem(gateway: Gateway) -> None:
     asking, job = await gateway.begin()
+    await job.write("The")
     await job.fail("stalled")
-    assert "Refunded" in problem(await asking, 502, "stalled")["detail"]
+    said = problem(await asking, 502, "stalled")
+    assert (said["request_id"], said["tokens_generated"]) == (job.id, 1)
+    assert said["cost_far_exact"] == "0.00022"
 
 
 async def test_a_failed_job_as_a_stream_ends_with_the_error(gateway: Gateway) -> None:
@@ -253,11 +281,9 @@ async def failed(job: Job) -> None:
     await job.fail(summary=False)
 
 
-@pytest.mark.parametrize(
-    ("end", "status", "kept"), [(completed, "completed", 2), (failed, "failed", 0)]
-)
+@pytest.mark.parametrize(("end", "status"), [(completed, "completed"), (failed, "failed")])
 async def test_a_reader_ends_although_the_summary_was_lost(
-    gateway: Gateway, end: Callable[[Job], Awaitable[None]], status: str, kept: int
+    gateway: Gateway, end: Callable[[Job], Awaitable[None]], status: str
 ) -> None:
     """The worker died between its last transaction and the last entry of the stream."""
     asking, job = await gateway.begin(stream=True)
@@ -266,7 +292,7 @@ async def test_a_reader_ends_although_the_summary_was_lost(
     *tokens, done = parse_events((await asking).text)
     assert texts(tokens) == "ab"
     assert done.id == "2-done"
-    assert (done.data["status"], done.data["total_tokens"]) == (status, kept)
+    assert (done.data["status"], done.data["total_tokens"]) == (status, 2)
 
 
 @pytest.mark.parametrize("after", [None, "2"])

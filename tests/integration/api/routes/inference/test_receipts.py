@@ -51,11 +51,16 @@ async def test_a_receipt_says_what_was_paid_to_whom(gateway: Gateway) -> None:
     assert receipt["status"] == "captured"
     assert receipt["batch"] is None
     assert receipt["tokens_generated"] == 2
-    assert receipt["cost_far_exact"] == "0.0002"
+    assert (receipt["prompt_tokens"], receipt["cached_prompt_tokens"]) == (12, 0)
+    assert receipt["price_per_token_far_exact"] == "0.0001"
+    assert receipt["price_per_prompt_token_far_exact"] == "0.00001"
+    assert receipt["price_per_cached_prompt_token_far_exact"] == "0.000001"
+    assert (receipt["cost_far_exact"], receipt["prompt_cost_far_exact"]) == ("0.00032", "0.00012")
     assert [part["layers"] for part in receipt["served"]] == [[0, 1], [2, 3], [4, 5]]
     assert all(part["tokens_contributed"] == 2 for part in receipt["served"])
     parts = [Decimal(part["payment_far_exact"]) for part in receipt["served"]]
-    assert sum(parts) + Decimal(receipt["platform_fee_far_exact"]) == Decimal("0.0002")
+    assert sum(parts) + Decimal(receipt["platform_fee_far_exact"]) == Decimal("0.00032")
+    assert all(part["prompt_tokens_contributed"] == 12 for part in receipt["served"])
 
 
 async def test_a_job_that_runs_has_no_receipt_yet(gateway: Gateway) -> None:
@@ -66,13 +71,21 @@ async def test_a_job_that_runs_has_no_receipt_yet(gateway: Gateway) -> None:
     assert answer.headers["retry-after"] == "5"
 
 
-async def test_a_job_that_failed_was_free(gateway: Gateway) -> None:
+async def test_a_job_that_failed_before_its_first_token_was_free(gateway: Gateway) -> None:
     job = await gateway.submit()
-    await job.write("one")
     await job.fail()
     receipt = await receipt_of(gateway, job.id)
     assert (receipt["status"], receipt["cost_far_exact"]) == ("free", "0")
     assert receipt["served"] == []
+
+
+async def test_a_job_that_failed_later_has_a_receipt_as_any_other(gateway: Gateway) -> None:
+    job = await gateway.submit()
+    await job.write("one", " two")
+    await job.fail()
+    receipt = await receipt_of(gateway, job.id)
+    assert (receipt["status"], receipt["cost_far_exact"]) == ("captured", "0.00032")
+    assert [part["tokens_contributed"] for part in receipt["served"]] == [2, 2, 2]
 
 
 async def test_strangers_see_no_receipt(gateway: Gateway) -> None:
@@ -99,8 +112,8 @@ async def test_a_provider_sees_his_part_alone(gateway: Gateway) -> None:
         )
     receipt = await receipt_of(gateway, job.id, OTHER_WALLET)
     assert [part["node_id"] for part in receipt["served"]] == ["node_1"]
-    hidden = ("cost_far", "cost_far_exact", "platform_fee_far_exact")
-    assert [receipt[field] for field in hidden] == [None, None, None]
+    hidden = ("cost_far", "cost_far_exact", "prompt_cost_far_exact", "platform_fee_far_exact")
+    assert [receipt[field] for field in hidden] == [None] * 4
 
 
 @pytest.fixture
@@ -205,16 +218,19 @@ async def test_a_users_statement_is_read_page_by_page(
         await job.complete()
         ended.append(job.id)
     failed = await gateway.submit()
+    await failed.write("word")
     await failed.fail()
     await gateway.submit()  # still runs
     rows = await statement(gateway, USAGE)
     assert tuple(rows[0]) == statements.USER_COLUMNS
     assert [row["request_id"] for row in rows] == [*ended, failed.id]
-    assert [row["tokens"] for row in rows] == ["0", "1", "2", "3", "4", "0"]
-    assert rows[3]["cost_far"] == "0.0003"
-    assert rows[3]["platform_fee_far"] == "0.000015"
-    assert [row["payment"] for row in rows] == ["free", *["captured"] * 4, "free"]
-    assert rows[5]["status"] == "failed"
+    assert [row["tokens"] for row in rows] == ["0", "1", "2", "3", "4", "1"]
+    assert (rows[3]["cost_far"], rows[3]["prompt_cost_far"]) == ("0.00042", "0.00012")
+    assert (rows[3]["prompt_tokens"], rows[3]["cached_prompt_tokens"]) == ("12", "0")
+    assert rows[3]["price_per_prompt_token_far"] == "0.00001"
+    assert rows[3]["platform_fee_far"] == "0.000021"
+    assert [row["payment"] for row in rows] == ["free", *["captured"] * 5]
+    assert (rows[5]["status"], rows[5]["cost_far"]) == ("failed", "0.00022")
     assert await statement(gateway, USAGE, OTHER_WALLET) == []
 
 
@@ -232,7 +248,8 @@ async def test_a_providers_statement_is_read_page_by_page(
         ("2", "3"),
         ("4", "5"),
     ]
-    assert sum(Decimal(row["payment_far"]) for row in rows) == Decimal("0.00019")
+    assert sum(Decimal(row["payment_far"]) for row in rows) == Decimal("0.000304")
+    assert {row["prompt_tokens"] for row in rows} == {"12"}
     assert {row["payment"] for row in rows} == {"captured"}
     assert {row["model_id"] for row in rows} == {MODEL_ID}
     assert await statement(gateway, EARNINGS) == []

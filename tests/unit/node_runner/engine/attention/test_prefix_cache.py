@@ -69,6 +69,7 @@ def test_a_second_prompt_begins_where_the_first_is_left(pipeline: Pipeline) -> N
     assert again == fresh
     shared = len(SYSTEM) // BLOCK_TOKENS * BLOCK_TOKENS
     assert pipeline.positions == [len(second) - shared + 7] * 3
+    assert pipeline.reused == {"second": shared}
 
 
 def test_it_begins_where_the_node_with_least_of_it_ends(pipeline: Pipeline) -> None:
@@ -80,6 +81,15 @@ def test_it_begins_where_the_node_with_least_of_it_ends(pipeline: Pipeline) -> N
     again = generate(pipeline, "second", prompt, hashed=True)
     assert again == fresh
     assert pipeline.positions == [len(prompt) + 7] * 3
+    assert pipeline.reused == {}
+
+
+def test_an_edge_that_serves_all_layers_says_what_it_copied(tmp_path: Path) -> None:
+    pipeline = Pipeline.cut(DEMO_MODEL, [0, 6], tmp_path, speculate=False)
+    for name in ("first", "second"):
+        pipeline.open(name, SYSTEM, max_tokens=2, prefix=hashes_of(SYSTEM))
+        pipeline.run()
+    assert pipeline.reused == {"second": len(SYSTEM) // BLOCK_TOKENS * BLOCK_TOKENS}
 
 
 def test_kept_blocks_are_evicted_for_what_runs(tmp_path: Path) -> None:
