@@ -65,6 +65,23 @@ def cooldown(node_id: str) -> str:
     return f"node:{{{node_id}}}:cooldown"
 
 
+def disputes(node_id: str) -> str:
+    """Sorted set that expires: wallets that the node is in dispute with, by the time of the newest
+    dispute."""
+    return f"node:{{{node_id}}}:disputes"
+
+
+def refusals(node_id: str) -> str:
+    """Number that expires: how often the node has refused what it offered since it last served a
+    generation to its end."""
+    return f"node:{{{node_id}}}:refusals"
+
+
+def refusal_pause(node_id: str) -> str:
+    """Flag that expires: what the node says of its free KV does not count now."""
+    return f"node:{{{node_id}}}:paused"
+
+
 def model_nodes(model_id: str) -> str:
     """Set: the nodes that have announced a span of the model; the expired are dropped on read."""
     return f"model_nodes:{{{model_id}}}"

@@ -201,7 +201,7 @@ def _plan_control(
         token = (message.epoch, message.index, message.token_id, message.text)
         plan.commands.append(("EVAL", APPEND_TOKEN, 2, *keys, *token))
     else:
-        plan.commands += _add_event(message.request_id, outgoing.header)
+        plan.commands += _add_event(message.request_id, outgoing.header, sender=node_id)
 
 
 def _reports(node_id: str, refused: list[Refusal], routes: RoutesByKey) -> list[Command]:
@@ -216,7 +216,7 @@ def _reports(node_id: str, refused: list[Refusal], routes: RoutesByKey) -> list[
     commands: list[Command] = []
     for (request_id, epoch), code in broken.items():
         entry = wire.encode(GenerationRefused(request_id, epoch, node_id, code))
-        commands += _add_event(request_id, entry[wire.HEADER])
+        commands += _add_event(request_id, entry[wire.HEADER], sender=wire.PLATFORM)
     return commands
 
 
@@ -228,10 +228,10 @@ def _add_to_inbox(outgoing: OutgoingMessage, plan: _Plan) -> None:
     plan.inbox_bytes[outgoing.to] += len(outgoing.header) + len(outgoing.tensor) + ENTRY_OVERHEAD
 
 
-def _add_event(request_id: str, header: Any) -> list[Command]:
-    events = redis_keys.events(request_id)
+def _add_event(request_id: str, header: Any, *, sender: str) -> list[Command]:
+    events, limit = redis_keys.events(request_id), ("MAXLEN", "~", MAX_EVENTS_PER_GENERATION)
     return [
-        ("XADD", events, "MAXLEN", "~", MAX_EVENTS_PER_GENERATION, "*", wire.HEADER, header),
+        ("XADD", events, *limit, "*", wire.HEADER, header, wire.SENDER, sender),
         ("EXPIRE", events, INBOX_TTL),
     ]
 

@@ -12,7 +12,7 @@ from market.jobs.errors import StreamExpired
 from market.jobs.tables import Job
 from market.jobs.token_reader import follow
 from market.resources import Resources
-from mesh.wire import Cancel
+from mesh.wire import PLATFORM, Cancel
 
 log = structlog.get_logger()
 
@@ -29,7 +29,8 @@ async def cancel(resources: Resources, job: Job) -> None:
             return
         row.cancel_requested = True
     try:
-        await messaging.publish_event(resources.redis, Cancel(job.request_id, job.epoch))
+        message = Cancel(job.request_id, job.epoch)
+        await messaging.publish_event(resources.redis, message, sender=PLATFORM)
     except (RedisError, OSError) as error:  # the supervisor sees it when it renews its lease
         log.warning("cancel_notify_failed", request_id=job.request_id, error=type(error).__name__)
 

@@ -1,6 +1,7 @@
 """Control messages in Redis streams: events of generations, and inboxes of nodes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import structlog
 from redis.asyncio import Redis
@@ -13,21 +14,36 @@ from mesh.wire.limits import INBOX_TTL
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What was said of a generation, and who said it. ``sender``: the node, as the relay or its
+    own transport has written it; or :data:`mesh.wire.PLATFORM`."""
+
+    message: wire.ControlMessage
+    sender: str
+
+
 async def publish_event(
-    redis: Redis, message: wire.ControlMessage, *, ttl: int = INBOX_TTL
+    redis: Redis, message: wire.ControlMessage, *, sender: str, ttl: int = INBOX_TTL
 ) -> None:
-    """Append a message to the events of its generation, for its supervisor. ``ttl``: seconds for
-    which events that nobody adds to are kept."""
+    """Append a message to the events of its generation, for its supervisor.
+
+    Args:
+        redis: Where the events are.
+        message: What is said.
+        sender: Who says it: see :class:`Event`.
+        ttl: Seconds for which events that nobody adds to are kept.
+    """
     key = redis_keys.events(message.request_id)
     async with redis.pipeline(transaction=True) as pipe:
-        pipe.xadd(key, wire.encode(message))  # type: ignore[arg-type]
+        pipe.xadd(key, wire.encode(message) | {wire.SENDER: sender})  # type: ignore[arg-type]
         pipe.expire(key, ttl)
         await pipe.execute()
 
 
 async def read_events(
     redis: Redis, request_id: str, after: str, *, wait: float
-) -> tuple[str, Sequence[wire.ControlMessage]]:
+) -> tuple[str, Sequence[Event]]:
     """The ID to go on from, and the events after the ID ``after``; waits up to ``wait`` seconds if
     there are none yet."""
     answer = await redis.xread({redis_keys.events(request_id): after}, block=block_ms(wait))
@@ -37,15 +53,18 @@ async def read_events(
     return entries[-1][0].decode(), [event for _, fields in entries for event in _decode(fields)]
 
 
-def _decode(fields: dict[bytes, bytes]) -> list[wire.ControlMessage]:
-    """An entry's message; nothing for what another version or a stranger wrote, which must not stop
-    the reader."""
+def _decode(fields: dict[bytes, bytes]) -> list[Event]:
+    """An entry's event; nothing for what another version or a stranger wrote, which must not stop
+    the reader, and nothing that nobody has signed for."""
     try:
-        message = wire.decode(fields)
+        message, sender = wire.decode(fields), fields[wire.SENDER].decode()
     except WireError as error:
         log.warning("message_undecodable", code=error.code, reason=error.detail)
         return []
-    return [] if isinstance(message, wire.Steps) else [message]
+    except (KeyError, UnicodeDecodeError):
+        log.warning("message_without_sender")
+        return []
+    return [] if isinstance(message, wire.Steps) else [Event(message, sender)]
 
 
 async def send_to_inbox(

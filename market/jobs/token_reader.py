@@ -33,6 +33,7 @@ FAILURES = {
     "deadline_exceeded": "The generation did not end before its deadline.",
     "prompt_lost": "The prompt was erased before the generation could go on.",
     "stalled": "Every route that was tried stopped answering.",
+    "generation_failed": "Two nodes failed at the same point of it, so no third one was tried.",
 }
 """What a failed job's code means, for people."""
 

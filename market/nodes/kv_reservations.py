@@ -8,17 +8,21 @@ from mesh import redis_keys
 
 
 async def free_kv_of(redis: Redis, node_ids: Sequence[str]) -> dict[str, int]:
-    """Free positions in each node's KV cache, without the nodes whose process does not run.
+    """Free positions in each node's KV cache, without the nodes whose process does not run; 0 for
+    nodes that have just refused what they offered (:mod:`market.nodes.refusals`).
 
     Unlike a heartbeat, a keep-alive tells within a second that a process has ended.
     """
     async with redis.pipeline(transaction=False) as pipe:
         for node_id in node_ids:
             pipe.get(redis_keys.keepalive(node_id))
+        for node_id in node_ids:
+            pipe.exists(redis_keys.refusal_pause(node_id))
         answers = await pipe.execute()
+    offered, paused = answers[: len(node_ids)], answers[len(node_ids) :]
     return {
-        node_id: int(free)
-        for node_id, free in zip(node_ids, answers, strict=True)
+        node_id: 0 if pause else int(free)
+        for node_id, free, pause in zip(node_ids, offered, paused, strict=True)
         if free is not None
     }
 

@@ -166,8 +166,3 @@ async def change_span(redis: Redis, node_id: str, span: tuple[int, int], *, edge
     await redis.eval(  # type: ignore[misc]
         _CHANGE_SPAN, 1, redis_keys.node(node_id), str(start), str(end), str(int(edge))
     )
-
-
-async def cool_down(redis: Redis, node_id: str, *, seconds: float) -> None:
-    """Give a node that has failed no new generation for so many seconds."""
-    await redis.set(redis_keys.cooldown(node_id), 1, px=max(1, round(seconds * 1000)))

@@ -50,6 +50,11 @@ class DiscoverySettings(BaseModel):
     """Wallets whose nodes are admitted although they may not hold the edge."""
     cooldown: float = 30
     """Seconds for which a node that failed a generation gets no new one."""
+    disputes: int = Field(3, ge=1)
+    """Different wallets with which a node is in dispute, until it gets no new generation for its
+    cooldown. One alone would let any node take its neighbours from all others."""
+    dispute_window: float = Field(600, gt=0)
+    """Seconds for which a dispute counts, and a refusal of what a node's keep-alives offered."""
 
     @field_validator("dht_bootstrap", "dht_announced", mode="before")
     @classmethod

@@ -13,9 +13,20 @@ class GenerationSettings(BaseModel):
     stall: float = 10.0
     """Seconds without a new token after which a route's nodes are asked whether they live."""
     ping: float = 5.0
-    """Seconds they have to answer: longer than any one forward, between two of which they do."""
+    """Seconds they have to answer; after that, those without a keep-alive count as gone, and the
+    others as in a forward pass, between two of which nodes answer."""
+    forward: float = Field(30.0, gt=0)
+    """Seconds that one forward pass may take at most: how long a node with a keep-alive may not
+    answer."""
+    prefill_rate: float = Field(20.0, gt=0)
+    """Positions a second that a route computes of a prompt at the least, beside other generations.
+    With ``stall`` and ``forward`` it bounds how long nodes may say that they advance without a
+    token."""
     max_failures: int = 4
     """Routes that may fail one generation before it fails itself."""
+    max_rounds: int = Field(12, ge=1)
+    """Routes in a row without a new token between them, whatever the reason, after which a
+    generation fails."""
     deadline: float = Field(900.0, gt=0, le=3600)
     """Seconds after which a generation ends in failure, whatever happens, and its user pays for
     what was delivered. Until then a job waits for nodes that cover its layers and have room for

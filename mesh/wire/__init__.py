@@ -5,6 +5,8 @@
 
 from mesh.wire.codec import (
     HEADER,
+    PLATFORM,
+    SENDER,
     TENSOR,
     decode,
     encode,
@@ -39,6 +41,8 @@ __all__ = [
     "DTYPES",
     "HEADER",
     "INT8_BLOCK",
+    "PLATFORM",
+    "SENDER",
     "TENSOR",
     "Cancel",
     "Close",

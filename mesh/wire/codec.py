@@ -40,6 +40,15 @@ HEADER = b"h"
 TENSOR = b"t"
 
 
+SENDER = b"s"
+"""Field of a generation's event: the node that says it, or :data:`PLATFORM`. Written by whoever
+knows the node, which is never asked for it."""
+
+
+PLATFORM = ""
+"""In the place of a node: the gateway or the relay says it, of what it has seen itself."""
+
+
 # A kind's index is its code: add at the end.
 _KINDS: tuple[type[Any], ...] = (
     Open,

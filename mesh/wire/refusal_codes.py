@@ -1,4 +1,4 @@
-"""What nodes say when they refuse a generation, and what of it is a name that we know.
+"""What nodes say when they refuse a generation, whom each code accuses, and which are known names.
 
 A node may send any text; this becomes a metric's label and a word in the log.
 """
@@ -7,8 +7,12 @@ from mesh.wire import GenerationRefused
 
 LOST_STATE = frozenset({"forgotten", "no_replay", "gap"})
 """What a node should have is not there. Messages get lost and processes start anew, so once in a
-generation that is nobody's fault, and the next epoch begins afresh; a second time it is the
-node's."""
+generation that is nobody's fault, and the next epoch begins afresh; a second time the node is
+avoided, or for a ``gap`` the node and who should have sent the step."""
+
+NOT_NOW = frozenset({"kv_full", "moved"})
+"""The node does not take the generation now: its KV cache is full, or the route's span is not
+served."""
 
 INVALID_REQUEST = "invalid_request"
 """What the opening message asks for cannot be computed by any node: a token id that has no
@@ -19,10 +23,17 @@ GENERATION_FAILED = "generation_failed"
 cache is gone. Either the node is broken or what the generation consists of breaks nodes: if another
 node fails at the same number of tokens too, no third one need be asked."""
 
-OWN_FAULTS = LOST_STATE | {"kv_full", "moved", INVALID_REQUEST, GENERATION_FAILED}
+OWN_FAULTS = LOST_STATE | NOT_NOW | {INVALID_REQUEST, GENERATION_FAILED}
 """Codes by which a node can refuse for itself only."""
 
-KNOWN_CODES = OWN_FAULTS | {"capacity", "flood", "not_finite", "wire_error"}
+SENDER_FAULTS = frozenset({"capacity", "flood", "not_finite", "wire_error"})
+"""Codes by which a node accuses who sends its steps."""
+
+INPUT_FAULTS = frozenset({INVALID_REQUEST, GENERATION_FAILED, "not_finite"})
+"""Codes of what may come from the prompt, or from any node that has computed before, whichever
+node computes it."""
+
+KNOWN_CODES = OWN_FAULTS | SENDER_FAULTS
 """Codes by which nodes refuse."""
 
 BROKEN_RULE = "broken_rule"

@@ -119,7 +119,9 @@ class Receiver:
         if step.rows > MAX_STEP_ROWS or waiting > 2 * generation.stage_assignment.capacity:
             outputs.add(refuse_sender(generation, "flood"))
         elif generation.decoding is None:
-            item = WorkItem(generation, step.position, step.wanted, step.replay, hidden)
+            # Replays are not passed on: only the supervisor says up to where there are any.
+            replay = step.replay and step.position + step.rows <= generation.resume.known
+            item = WorkItem(generation, step.position, step.wanted, replay, hidden)
             self._scheduler.add(item)
         elif is_finite(hidden):
             self._edge.receive(generation, step.position, hidden)

@@ -58,6 +58,7 @@ class RedisTransport:
             TransportUnreachable: Redis does not answer.
         """
         self._connection: Any = _open_pool(url, SILENCE_TIMEOUT).make_connection()
+        self._node_id = node_id
         self._inbox = redis_keys.inbox(node_id)
         [newest] = self._call([("XREVRANGE", self._inbox, "+", "-", "COUNT", 1)])
         self._after: bytes = newest[0][0] if newest else b"0-0"
@@ -83,7 +84,7 @@ class RedisTransport:
             [
                 *self._trim(),
                 *(_add(redis_keys.inbox(each.to), each.message) for each in forwarded),
-                *map(_report, reports),
+                *(_report(report, self._node_id) for report in reports),
                 _read(self._inbox, self._after, wait),
             ]
         )
@@ -173,13 +174,13 @@ def _add(stream: str, message: Message) -> Command:
     return ("XADD", stream, "*", *(part for field in fields.items() for part in field))
 
 
-def _report(report: Report) -> Command:
-    """Exactly one Redis command for a report."""
+def _report(report: Report, node_id: str) -> Command:
+    """Exactly one Redis command for a report of this node."""
     if isinstance(report, Token):
         stream = redis_keys.tokens(report.request_id)
         token = (report.epoch, report.index, report.token_id, report.text)
         return ("EVAL", APPEND_TOKEN, 2, redis_keys.live_record(report.request_id), stream, *token)
-    return _add(redis_keys.events(report.request_id), report)
+    return (*_add(redis_keys.events(report.request_id), report), wire.SENDER, node_id)
 
 
 def _read(inbox: str, after: bytes, wait: float) -> Command:

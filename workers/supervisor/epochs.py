@@ -55,7 +55,7 @@ async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = Tr
         metrics.reroutes.labels(supervision.model.id, reason).inc()
     job = supervision.job
     supervision.epoch = await _claim_epoch(supervision)
-    supervision.computed, supervision.positions = 0, {}
+    supervision.positions = {}
     positions = job.prompt_tokens + job.max_tokens
     record = RouteRecord(supervision.model.width, positions, [node.node_id for node in route])
     await live_session.begin_epoch(
@@ -66,6 +66,7 @@ async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = Tr
         raise GenerationOver("length")
     await _record_route(supervision, route, first_token=len(generated))
     served, supervision.route = supervision.route, [Hop.of(node) for node in route]
+    supervision.speakers, supervision.first_token = supervision.node_ids, len(generated)
     kept = set(served) & set(supervision.route) if keep_kv and generated else set()
     await close(supervision, set(served) - set(supervision.route), supervision.epoch - 1)
     await _open_route(supervision, generated, kept)
@@ -167,7 +168,9 @@ async def _open_route(
     messages = open_messages(
         job,
         prompt,
-        [] if generated else vault.prefix(job.user_wallet, prompt.token_ids),
+        vault.prefix(job.user_wallet, prompt.token_ids)
+        if supervision.use_prefix and not generated
+        else [],
         supervision.route,
         epoch=supervision.epoch,
         generated=generated,

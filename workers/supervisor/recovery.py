@@ -1,26 +1,43 @@
 """Recovery from refusals, silence and stalls: nodes to avoid, and the epoch that follows."""
 
-import time
+from collections import Counter
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import structlog
 
-from market.jobs import messaging
-from market.nodes import live_registry
-from mesh.wire import Ended, GenerationRefused, Ping, Pong
-from mesh.wire.refusal_codes import LOST_STATE, known_code
+from market.nodes import cooldowns, live_registry, refusals
+from market.nodes.registered_node import trusts
+from mesh.wire.refusal_codes import GENERATION_FAILED, INPUT_FAULTS, LOST_STATE, NOT_NOW
 from workers.supervisor import epochs
+from workers.supervisor.claims import Dispute, Failure, Fault, OwnFault
 from workers.supervisor.errors import GenerationOver
+from workers.supervisor.route_finder import Hop
 from workers.supervisor.supervision import Supervision
 
 log = structlog.get_logger()
 
 KV_FULL_SECONDS = 0.5
-"""Seconds for which a generation does not ask a node again whose KV cache was full."""
+"""Seconds for which a generation does not ask a node again whose KV cache was full; each time the
+node says so again, twice as long."""
 
 MOVED_SECONDS = 5.0
 """Seconds for which a generation does not ask a node again that no longer serves the span which its
-route counted on: until the registry has the new span."""
+route counted on: until the registry has the new span. Each time again, twice as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """What counts against a node for all generations once this one has more than ``tokens`` tokens,
+    which shows that another route could do it, and that the prompt is not at fault.
+
+    ``opponent``: the wallet that the node is in dispute with; none if it failed by its own word.
+    """
+
+    tokens: int
+    node_id: str
+    wallet: str
+    opponent: str | None
 
 
 class Recovery:
@@ -28,31 +45,44 @@ class Recovery:
 
     def __init__(self, supervision: Supervision) -> None:
         self._supervision = supervision
-        self._tolerated_once: set[str] = set()
+        self._tolerated_once: set[tuple[str, str]] = set()
         self._silent_before: set[str] = set()
+        self._refusals: Counter[str] = Counter()
+        self._pending: list[_Pending] = []
+        self._input_faults: list[tuple[int, Hop]] = []
         self._failures = 0
+        self._rounds = 0
+        self._tokens_before = -1
+        """Tokens when the newest epoch was begun here."""
 
-    async def recover_from_refusal(self, refused: GenerationRefused) -> None:
-        """A node of the route says that the generation cannot go on at ``refused.node_id``."""
-        supervision, node_id, code = self._supervision, refused.node_id, known_code(refused)
-        if node_id not in supervision.node_ids:
-            return  # a node off the route is not avoided for what another says of it
-        if code == "kv_full":
-            supervision.route_finder.avoid(node_id, KV_FULL_SECONDS)
-            await epochs.free_kv(supervision)
-        elif code == "moved":
-            supervision.route_finder.avoid(node_id, MOVED_SECONDS)
-            moved = [hop for hop in supervision.route if hop.node_id == node_id]
-            await epochs.close(supervision, moved, supervision.epoch)
-            supervision.route = [hop for hop in supervision.route if hop not in moved]
-        elif code in LOST_STATE and node_id not in self._tolerated_once:
-            self._tolerated_once.add(node_id)
-            log.warning("state_lost", request_id=supervision.id, node_id=node_id, code=code)
-        elif code == "gap":  # a step did not arrive, or was not sent
-            await self._penalise({node_id, supervision.previous_node(node_id)}, code)
-        else:
-            await self._penalise([node_id], code)
-        await epochs.open_next(supervision, code, keep_kv=code not in LOST_STATE)
+    async def recover_from_fault(self, fault: Fault) -> None:
+        """The generation cannot go on on its route.
+
+        Raises:
+            GenerationOver: it cannot go on at all.
+        """
+        supervision, code = self._supervision, fault.code
+        tokens = await supervision.token_count()
+        match fault:
+            case OwnFault() if code in NOT_NOW:
+                await self._accept_refusal(fault, tokens)
+            case _ if code in LOST_STATE and self._tolerates(fault.node_id, "lost state"):
+                log.warning(
+                    "state_lost", request_id=supervision.id, node_id=fault.node_id, code=code
+                )
+            case Failure(node_id=node_id):
+                if code in INPUT_FAULTS:
+                    self._note_input_fault(node_id, tokens)
+                await self._pend(tokens, {node_id: None})
+                self._avoid_dispute(node_id, fault.before, code)
+            case Dispute(node_id=node_id, accused=accused):
+                if code in INPUT_FAULTS:
+                    self._note_input_fault(accused, tokens)
+                await self._pend(tokens, {node_id: accused, accused: node_id})
+                self._avoid_dispute(node_id, accused, code)
+            case _:
+                await self._penalise([fault.node_id], code)
+        await self._open_next(code, tokens, keep_kv=code not in LOST_STATE)
 
     async def recover_from_silence(self, responding: Collection[str]) -> bool:
         """Route around nodes whose keep-alive was missing at two polls in a row, if there is a way
@@ -69,60 +99,159 @@ class Recovery:
             return False
         await self._evict(failed)
         await self._penalise(failed, "silent")
-        await epochs.open_next(supervision, "silent")
+        await self._open_next("silent", await supervision.token_count())
         return True
 
-    async def recover_from_stall(self) -> None:
-        """No token for too long. The route stays if all its nodes answer, and have computed more
-        than when they were last asked: a long prompt takes long, and so do many generations at
-        once. Else the nodes that do not answer are avoided."""
-        supervision = self._supervision
-        answers = await self._ping()
-        unanswered = [node_id for node_id in supervision.node_ids if node_id not in answers]
-        await self._evict(unanswered)
-        before, supervision.computed = supervision.computed, sum(answers.values())
-        if supervision.computed > before and not unanswered:
-            return
-        await self._penalise(unanswered, "stalled")
-        await epochs.open_next(supervision, "stalled")
+    async def recover_from_no_answer(self, node_ids: Collection[str], gone: set[str]) -> None:
+        """Nodes have not answered for longer than they may. ``gone``: those of them whose
+        keep-alive is missing, too."""
+        await self._evict(gone)
+        await self._penalise(node_ids, "stalled")
+        await self._open_next("stalled", await self._supervision.token_count())
 
-    async def _ping(self) -> dict[str, int]:
-        """Positions that each node of the route has computed; without those that do not answer."""
+    async def recover_from_stall(self, node_id: str, before: str | None, *, certain: bool) -> None:
+        """There is no token for too long, and ``node_id`` is the first that lags behind.
+
+        Messages get lost, so the first time that is nobody's fault.
+
+        Args:
+            node_id: Has not got on.
+            before: Should have sent it what it needs; none if it needs nothing of others.
+            certain: Whether it can be nobody but these two.
+        """
         supervision = self._supervision
-        settings = supervision.generation_settings
-        for node_id in supervision.node_ids:
-            await messaging.send_to_inbox(
-                supervision.redis,
-                node_id,
-                [Ping(supervision.id, supervision.epoch)],
-                ttl=settings.stream_ttl,
-            )
-        answers: dict[str, int] = {}
-        give_up = time.monotonic() + settings.ping
-        while len(answers) < len(set(supervision.node_ids)) and time.monotonic() < give_up:
-            for event in await supervision.read_events(settings.ping / 4):
-                if isinstance(event, Pong):
-                    answers[event.node_id] = event.positions
-                elif isinstance(event, Ended):
-                    await supervision.check_ended(event)
-        return answers
+        tokens = await supervision.token_count()
+        supervision.use_prefix = False
+        if self._tolerates(node_id, "stall"):
+            self._count_failure()
+        elif before is None:
+            await self._penalise([node_id], "stalled")
+        else:
+            if certain:
+                await self._pend(tokens, {node_id: before, before: node_id})
+            self._avoid_dispute(node_id, before, "stalled")
+        await self._open_next("stalled", tokens)
+
+    async def recover_from_wrong_end(self) -> None:
+        """The edge says that it wrote more tokens than readers have: Redis has lost some, or the
+        second time the edge is wrong."""
+        edge = self._supervision.speakers[0]
+        if not self._tolerates(edge, "wrong end"):
+            await self._penalise([edge], "wrong_end")
+        await self._open_next("redis_lost", await self._supervision.token_count())
+
+    async def settle(self, tokens: int) -> None:
+        """Let count for all generations what this one, at so many tokens, has got past."""
+        supervision = self._supervision
+        if not self._pending:
+            return
+        redis, discovery = supervision.redis, supervision.resources.settings.discovery
+        due = [each for each in self._pending if each.tokens < tokens]
+        self._pending = [each for each in self._pending if each.tokens >= tokens]
+        for each in due:
+            if trusts(discovery, each.wallet):
+                continue
+            if each.opponent is None:
+                await refusals.record(redis, discovery, each.node_id)
+            elif await cooldowns.record_dispute(redis, discovery, each.node_id, each.opponent):
+                log.warning("node_penalised", node_id=each.node_id, code="disputes")
+
+    def _tolerates(self, node_id: str, what: str) -> bool:
+        """Whether this is the first time in the generation that this befalls the node."""
+        known = (node_id, what) in self._tolerated_once
+        self._tolerated_once.add((node_id, what))
+        return not known
+
+    async def _accept_refusal(self, refused: OwnFault, tokens: int) -> None:
+        """A node that offered free KV, or a span, does not take the generation now: the generation
+        asks it again later each time, and for others, too, its offer counts as none for a while."""
+        supervision, node_id = self._supervision, refused.node_id
+        discovery = supervision.resources.settings.discovery
+        if refused.code == "kv_full" and tokens > supervision.first_token:
+            await self._penalise([node_id], refused.code)  # it has reserved the KV
+            return
+        first = KV_FULL_SECONDS if refused.code == "kv_full" else MOVED_SECONDS
+        longest = max(first, discovery.cooldown)
+        seconds = min(first * 2.0 ** self._refusals[node_id], longest)
+        self._refusals[node_id] += 1
+        supervision.route_finder.avoid(node_id, seconds)
+        await refusals.record(supervision.redis, discovery, node_id)
+        if refused.code == "kv_full":
+            await epochs.free_kv(supervision)
+        else:
+            moved = [hop for hop in supervision.route if hop.node_id == node_id]
+            await epochs.close(supervision, moved, supervision.epoch)
+            supervision.route = [hop for hop in supervision.route if hop not in moved]
+
+    def _note_input_fault(self, node_id: str, tokens: int) -> None:
+        """An error that the prompt may have caused, at a node. What has failed twice at one point
+        is not tried a third time, and costs no node anything.
+
+        Raises:
+            GenerationOver: the error came at the same token and the same layers before.
+        """
+        [hop] = [hop for hop in self._supervision.route if hop.node_id == node_id]
+        for at, other in self._input_faults:
+            overlap = hop.start_layer < other.end_layer and other.start_layer < hop.end_layer
+            if at == tokens and overlap:
+                raise GenerationOver("failed", GENERATION_FAILED)
+        self._input_faults.append((tokens, hop))
+
+    async def _pend(self, tokens: int, opponents: dict[str, str | None]) -> None:
+        """Note against whom this counts, if the generation gets past it: nodes, and the nodes that
+        they are in dispute with."""
+        wallets = await self._supervision.wallets()
+        self._pending += [
+            _Pending(tokens, node_id, wallets[node_id], opponent and wallets[opponent])
+            for node_id, opponent in opponents.items()
+            if {node_id, opponent or node_id} <= wallets.keys()
+        ]
+
+    def _avoid_dispute(self, node_id: str, other: str | None, code: str) -> None:
+        """Nobody knows which of two nodes is at fault, or whether a node is: this generation
+        avoids them, as far as there is a route without."""
+        supervision = self._supervision
+        cooldown = supervision.resources.settings.discovery.cooldown
+        supervision.route_finder.avoid_dispute(node_id, other, cooldown)
+        log.warning(
+            "nodes_in_dispute", request_id=supervision.id, node_id=node_id, other=other, code=code
+        )
+        self._count_failure()
 
     async def _evict(self, node_ids: Collection[str]) -> None:
         for node_id in node_ids:
             await live_registry.evict(self._supervision.redis, node_id, self._supervision.model.id)
 
     async def _penalise(self, node_ids: Collection[str], code: str) -> None:
-        """Give nodes no generation for a while, and count a failure of this generation.
-
-        Raises:
-            GenerationOver: the generation has failed as often as it may.
-        """
+        """Give nodes no generation for a while, for what the platform saw of them or they said of
+        themselves, and count a failure of this generation."""
         supervision = self._supervision
         cooldown = supervision.resources.settings.discovery.cooldown
         for node_id in node_ids:
             supervision.route_finder.avoid(node_id, cooldown)
-            await live_registry.cool_down(supervision.redis, node_id, seconds=cooldown)
+            await cooldowns.cool_down(supervision.redis, node_id, seconds=cooldown)
             log.warning("node_penalised", request_id=supervision.id, node_id=node_id, code=code)
+        self._count_failure()
+
+    def _count_failure(self) -> None:
+        """Count a failure of this generation.
+
+        Raises:
+            GenerationOver: the generation has failed as often as it may.
+        """
         self._failures += 1
-        if self._failures >= supervision.generation_settings.max_failures:
+        if self._failures >= self._supervision.generation_settings.max_failures:
             raise GenerationOver("failed", "stalled")
+
+    async def _open_next(self, reason: str, tokens: int, *, keep_kv: bool = True) -> None:
+        """Begin the next epoch.
+
+        Raises:
+            GenerationOver: too many routes in a row have brought no token.
+        """
+        supervision = self._supervision
+        self._rounds = self._rounds + 1 if tokens == self._tokens_before else 1
+        self._tokens_before = tokens
+        if self._rounds >= supervision.generation_settings.max_rounds:
+            raise GenerationOver("failed", "stalled")
+        await epochs.open_next(supervision, reason, keep_kv=keep_kv)

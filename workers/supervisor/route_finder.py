@@ -1,7 +1,8 @@
 """The routes of one generation, and the nodes that it avoids for a while."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -40,6 +41,16 @@ class _Search:
     route: Sequence[Node]
 
 
+@dataclass(frozen=True, slots=True)
+class _Dispute:
+    """Nodes of which one has failed the generation, nobody knows which. ``until``: monotonic
+    seconds."""
+
+    node_id: str
+    other: str | None
+    until: float
+
+
 class RouteFinder:
     """The routes of one generation."""
 
@@ -55,11 +66,18 @@ class RouteFinder:
             near=_location(job),
         )
         self._avoid: dict[str, float] = {}
+        self._disputes: list[_Dispute] = []
         self._last_search: _Search | None = None
 
     def avoid(self, node_id: str, seconds: float) -> None:
         """Leave a node out of this generation's routes for ``seconds``."""
         self._avoid[node_id] = time.monotonic() + seconds
+
+    def avoid_dispute(self, node_id: str, other: str | None, seconds: float) -> None:
+        """Leave two nodes, of which one has failed the generation, out of its routes for
+        ``seconds``; or one of them, where there is no route without both, at first the node itself.
+        ``other``: none if there is no other; then the node serves where no other can."""
+        self._disputes.append(_Dispute(node_id, other, time.monotonic() + seconds))
 
     async def find(self, serving: Collection[Hop]) -> list[Node] | None:
         """The cheapest route now; none if there is none.
@@ -71,16 +89,34 @@ class RouteFinder:
         live = await live_lookup.live_nodes(self._redis, self._model.id)
         available = [live_node.node for live_node in live if live_node.available]
         free_kv = await kv_reservations.free_kv_of(self._redis, [n.node_id for n in available])
-        now = time.monotonic()
         request = replace(
             self._request,
             free_kv=free_kv,
-            avoid={node_id for node_id, until in self._avoid.items() if until > now},
             prefer={node.node_id for node in available if Hop.of(node) in serving},
         )
-        route = cheapest_route(live, request) if enough_nodes(self._model, live) else None
+        route = None
+        for avoid in self._avoided():
+            request = replace(request, avoid=avoid)
+            route = cheapest_route(live, request) if enough_nodes(self._model, live) else None
+            if route is not None:
+                break
         self._last_search = _Search(live, request, route or [])
         return route
+
+    def _avoided(self) -> Iterator[set[str]]:
+        """Nodes to leave out: at first all that are avoided or in dispute; then of each dispute
+        one side, and who is in several; at last one side alone."""
+        now = time.monotonic()
+        disputes = [each for each in self._disputes if each.until > now]
+        never = {node_id for node_id, until in self._avoid.items() if until > now}
+        ones = {each.node_id for each in disputes}
+        others = {each.other for each in disputes if each.other is not None}
+        yield never | ones | others
+        if disputes:
+            count = Counter(n for each in disputes for n in {each.node_id, each.other})
+            several = {node_id for node_id, times in count.items() if node_id and times > 1}
+            yield from (never | several | side for side in (ones, others))
+            yield from (never | side for side in (ones, others) if several)
 
     async def count_skips(self) -> None:
         """Count why the other nodes are not on the route that was found last, or why there was no

@@ -11,7 +11,8 @@ from market.jobs.live_session import TokenEntry
 from market.jobs.tables import RouteHop
 from market.resources import Resources
 from mesh import token_stream
-from mesh.wire import Cancel, ControlMessage, Ended, Pong, PrefixReused
+from mesh.wire import Cancel, Ended, Pong, PrefixReused
+from workers.supervisor.claims import Claim, claim_of
 from workers.supervisor.errors import GenerationOver
 from workers.supervisor.lease import Lease
 from workers.supervisor.route_finder import Hop, RouteFinder
@@ -21,10 +22,11 @@ class Supervision:
     """The state of one supervision, which a successor rebuilds from Postgres and Redis.
 
     ``epoch``: the newest that was claimed. ``route``: the hops that serve the generation, none
-    before the first epoch. ``computed``: positions that the route's nodes had computed together
-    when they last answered in this epoch. ``positions``: the most that each of them has said in
-    this epoch. ``cached``: tokens at the prompt's beginning that all nodes copied from their
-    caches.
+    before the first epoch. ``speakers``: ids of the nodes of the epoch's route, which may report
+    as long as the epoch lasts, also while the next route is searched. ``first_token``: tokens when
+    the epoch began. ``use_prefix``: whether the edge may wait for what the others say of the
+    prompt's prefixes. ``positions``: the most that each node has said it computed in this epoch.
+    ``cached``: tokens at the prompt's beginning that all nodes copied from their caches.
     """
 
     def __init__(self, resources: Resources, lease: Lease) -> None:
@@ -39,7 +41,9 @@ class Supervision:
         self.route_finder = RouteFinder(resources, self.model, job)
         self.epoch = job.epoch
         self.route: list[Hop] = []
-        self.computed = 0
+        self.speakers: list[str] = []
+        self.first_token = 0
+        self.use_prefix = True
         self.positions: dict[str, int] = {}
         self.cached = job.cached_prompt_tokens
         self._last_event = token_stream.START
@@ -49,10 +53,6 @@ class Supervision:
         """The route's nodes in the order of their layers, the edge's first."""
         return [hop.node_id for hop in self.route]
 
-    def previous_node(self, node_id: str) -> str:
-        """The node that sends a node of the route its steps; the edge gets them from the last."""
-        return self.node_ids[self.node_ids.index(node_id) - 1]
-
     async def load_route(self) -> int | None:
         """Take over the newest route that a predecessor recorded, and return the epoch that it was
         recorded for; none if no route was."""
@@ -60,17 +60,37 @@ class Supervision:
             return None
         async with self.resources.sessions() as db:
             rows = await db.execute(
-                select(RouteHop.epoch, RouteHop.node_id, RouteHop.start_layer, RouteHop.end_layer)
+                select(
+                    RouteHop.epoch,
+                    RouteHop.first_token,
+                    RouteHop.node_id,
+                    RouteHop.start_layer,
+                    RouteHop.end_layer,
+                )
                 .where(RouteHop.session_id == self.job.id)
                 .order_by(RouteHop.epoch.desc(), RouteHop.stage)
             )
             hops = rows.all()
-        self.route = [Hop(*hop[1:]) for hop in hops if hop.epoch == hops[0].epoch]
+        newest = [hop for hop in hops if hop.epoch == hops[0].epoch]
+        self.route = [Hop(hop.node_id, hop.start_layer, hop.end_layer) for hop in newest]
+        self.speakers = self.node_ids
+        self.first_token = max((hop.first_token for hop in newest), default=0)
         return hops[0].epoch if hops else None
 
-    async def read_events(self, wait: float) -> list[ControlMessage]:
-        """Events of this epoch that came since the last call; waits up to ``wait`` seconds if there
-        are none yet. Every loop of a supervision comes by here: that is its progress.
+    async def wallets(self) -> dict[str, str]:
+        """Whose the nodes of this epoch's route are, by node id."""
+        async with self.resources.sessions() as db:
+            rows = await db.execute(
+                select(RouteHop.node_id, RouteHop.wallet_address).where(
+                    RouteHop.session_id == self.job.id, RouteHop.epoch == self.epoch
+                )
+            )
+            return {row.node_id: row.wallet_address for row in rows}
+
+    async def read_events(self, wait: float) -> list[Claim]:
+        """What was claimed of this epoch since the last call, by those who may; waits up to
+        ``wait`` seconds if there is nothing yet. Every loop of a supervision comes by here: that is
+        its progress.
 
         Raises:
             GenerationOver: the user has cancelled.
@@ -79,21 +99,22 @@ class Supervision:
             self.redis, self.id, self._last_event, wait=wait
         )
         self.lease.progressed()
-        current = [event for event in events if event.epoch == self.epoch]
+        claims = [claim_of(event, self.speakers) for event in events]
+        current = [each for each in claims if each is not None and each.epoch == self.epoch]
         self._note(current)
-        if any(isinstance(event, Cancel) for event in events):
+        if any(isinstance(claim, Cancel) for claim in claims):
             raise GenerationOver("cancelled")
         return current
 
-    def _note(self, events: Sequence[ControlMessage]) -> None:
+    def _note(self, claims: Sequence[Claim]) -> None:
         """Keep what nodes report of the prompt, for the bill."""
-        for event in events:
-            match event:
+        for claim in claims:
+            match claim:
                 case Pong():
-                    known = self.positions.get(event.node_id, 0)
-                    self.positions[event.node_id] = max(known, event.positions)
+                    known = self.positions.get(claim.node_id, 0)
+                    self.positions[claim.node_id] = max(known, claim.positions)
                 case PrefixReused():
-                    self.cached = max(self.cached, event.positions)
+                    self.cached = max(self.cached, claim.positions)
 
     async def check_ended(self, event: Ended) -> None:
         """Check what the edge says of the end against what readers have.

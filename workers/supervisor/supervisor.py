@@ -9,10 +9,13 @@ import time
 import structlog
 
 from market.jobs import live_session
-from mesh.wire import ControlMessage, Ended, GenerationRefused
+from market.nodes import refusals
+from mesh.wire import Cancel, Ended, Pong, PrefixReused
 from workers.supervisor import completion, epochs, prefill
+from workers.supervisor.claims import Claim
 from workers.supervisor.errors import GenerationOver
 from workers.supervisor.recovery import Recovery
+from workers.supervisor.stalls import StallWatch
 from workers.supervisor.supervision import Supervision
 
 log = structlog.get_logger()
@@ -27,6 +30,7 @@ class Supervisor:
     def __init__(self, supervision: Supervision) -> None:
         self._supervision = supervision
         self._recovery = Recovery(supervision)
+        self._stalls = StallWatch(supervision, self._recovery)
 
     async def run(self) -> None:
         """Supervise until the generation ends, however it does.
@@ -64,8 +68,7 @@ class Supervisor:
             await epochs.open_next(supervision, "first" if supervision.epoch == 0 else "taken_over")
 
     async def _watch(self) -> None:
-        supervision = self._supervision
-        tokens, progressed_at = await supervision.token_count(), time.monotonic()
+        supervision, tokens = self._supervision, 0
         poll_at = time.monotonic() + POLL_SECONDS
         while True:
             for event in await supervision.read_events(max(poll_at - time.monotonic(), 0.001)):
@@ -76,29 +79,28 @@ class Supervisor:
             progress = await live_session.progress(
                 supervision.redis, supervision.id, supervision.node_ids
             )
-            progressed = True
+            if progress.tokens != tokens:
+                tokens = progress.tokens
+                await self._recovery.settle(tokens)
             if progress.epoch != supervision.epoch:
                 await epochs.open_next(supervision, "redis_lost")
-            elif await self._recovery.recover_from_silence(progress.responding):
-                pass
-            elif time.monotonic() - progressed_at > supervision.generation_settings.stall:
-                await self._recovery.recover_from_stall()
-            else:
-                progressed = progress.tokens != tokens
-                tokens = progress.tokens
+            elif not await self._recovery.recover_from_silence(progress.responding):
+                await self._stalls.check(tokens, progress.responding)
             poll_at = time.monotonic() + POLL_SECONDS
-            if progressed:
-                progressed_at = time.monotonic()
 
-    async def _act(self, event: ControlMessage) -> None:
-        if event.epoch != self._supervision.epoch:
-            return  # an event before this one has begun a new epoch
-        match event:
+    async def _act(self, claim: Claim) -> None:
+        if claim.epoch != self._supervision.epoch:
+            return  # a claim before this one has begun a new epoch
+        match claim:
             case Ended():
-                await self._supervision.check_ended(event)
-                await epochs.open_next(self._supervision, "redis_lost")
-            case GenerationRefused():
-                await self._recovery.recover_from_refusal(event)
+                await self._supervision.check_ended(claim)
+                await self._recovery.recover_from_wrong_end()
+            case Pong() | PrefixReused():
+                self._stalls.hear(claim)
+            case Cancel():
+                raise GenerationOver("cancelled")
+            case fault:
+                await self._recovery.recover_from_fault(fault)
 
     async def _end(self, over: GenerationOver) -> None:
         supervision, ttl = self._supervision, self._supervision.generation_settings.stream_ttl
@@ -122,3 +124,7 @@ class Supervisor:
         supervision.lease.progressed()
         await live_session.finish(supervision.redis, supervision.id, outcome, ttl=ttl)
         await epochs.close(supervision, supervision.route, supervision.epoch)
+        served = over.code is None and over.reason != "cancelled"
+        await self._recovery.settle(tokens + served)
+        if served:
+            await refusals.forget(supervision.redis, supervision.node_ids)

@@ -220,6 +220,12 @@ def events(client: redis.Redis, name: str = "gen") -> list[Message]:
     return _messages(client, redis_keys.events(name))
 
 
+def senders(client: redis.Redis, name: str = "gen") -> list[str]:
+    """Who says each event of a generation, as its supervisor reads it."""
+    entries = client.xrange(redis_keys.events(name))
+    return [fields[wire.SENDER].decode() for _, fields in entries]
+
+
 def _messages(client: redis.Redis, stream: str) -> list[Message]:
     return [wire.decode(fields) for _, fields in client.xrange(stream)]
 

@@ -17,6 +17,7 @@ from mesh.relay import (
     PushAck,
 )
 from mesh.wire import (
+    PLATFORM,
     Close,
     Ended,
     GenerationRefused,
@@ -42,6 +43,7 @@ from tests.support.gateway.relay import (
     inbox,
     outgoing,
     replica,
+    senders,
     steps,
     wait_until,
 )
@@ -93,6 +95,7 @@ def test_nodes_answer_pings_and_refuse_for_their_senders(
     with Node(here, "middle") as node:
         assert node.push(*(("", message) for message in sent)).refused == []
     assert events(client) == sent
+    assert senders(client) == ["middle", "middle"]
 
 
 BAD: dict[str, tuple[str, str, Message, str]] = {
@@ -151,6 +154,7 @@ def test_what_the_route_does_not_say_is_refused(
     # An event for the supervisor of a node on the route that breaks its rules; of nobody else.
     reported = code not in ("epoch_over", "not_on_route")
     assert events(client) == ([GenerationRefused("gen", 1, sender, code)] if reported else [])
+    assert senders(client) == ([PLATFORM] if reported else [])  # the relay saw it
 
 
 def opening() -> OpenEdge:

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from api import discovery_app
 from market import ledger
-from market.nodes import live_registry
+from market.nodes import cooldowns, live_registry
 from market.nodes.node import Node
 from market.nodes.tables import RegisteredNode
 from market.routing.skip_counts import skips_of
@@ -154,7 +154,7 @@ async def test_a_node_lives_on_the_discovery_services_paths(
 async def test_nodes_that_are_off_the_routes_are_not_listed(gateway: Gateway) -> None:
     await live_registry.evict(gateway.redis, node(0).node_id, node(0).model_id)
     await gateway.announce(node(1, is_healthy=False))
-    await live_registry.cool_down(gateway.redis, "node_2", seconds=60)
+    await cooldowns.cool_down(gateway.redis, "node_2", seconds=60)
     assert (await gateway.client.get(NODES)).json()["nodes"] == []
 
 

@@ -36,7 +36,7 @@ def no_cancel_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 async def events_of(gateway: Gateway, job: Job) -> list[object]:
     """The events that the job's supervisor reads."""
     _, events = await messaging.read_events(gateway.redis, job.id, token_stream.START, wait=0)
-    return list(events)
+    return [event.message for event in events]
 
 
 async def is_cancel_requested(job: Job) -> bool:
@@ -49,7 +49,7 @@ async def test_cancelling_charges_for_delivered_tokens_only(gateway: Gateway) ->
 
     async def supervise() -> None:
         _, events = await messaging.read_events(gateway.redis, job.id, token_stream.START, wait=10)
-        assert [type(event) for event in events] == [Cancel]
+        assert [type(event.message) for event in events] == [Cancel]
         await job.complete("cancelled")
 
     supervising = asyncio.create_task(supervise())

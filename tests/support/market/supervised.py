@@ -1,0 +1,176 @@
+"""A generation under supervision, whose nodes the test plays."""
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from redis.asyncio import Redis
+from sqlalchemy import select
+
+from market import ledger
+from market.jobs import messaging
+from market.jobs.tables import Job, RouteHop
+from market.nodes import live_registry
+from market.prompt_vault import PromptText
+from market.resources import Resources
+from mesh import redis_keys, token_stream, wire
+from tests.support.factories import USER, fund, session
+from tests.support.gateway.api import LAYERS, node
+from workers.supervisor.task import supervise
+
+PATIENCE = 20.0
+"""Seconds."""
+
+
+async def wait_for(condition: Callable[[], Awaitable[bool]]) -> None:
+    give_up = asyncio.get_running_loop().time() + PATIENCE
+    while not await condition():
+        assert asyncio.get_running_loop().time() < give_up, "it never became true"
+        await asyncio.sleep(0.02)
+
+
+async def join(
+    redis: Redis,
+    node_id: str,
+    span: tuple[int, int] = (0, LAYERS),
+    *,
+    wallet: str = "",
+    ms: float = 1.0,
+    free_kv: int = 10_000,
+) -> None:
+    """A node that needs ``ms`` for a step, for an hour; its wallet is its own unless given."""
+    start, end = span
+    edge = start == 0
+    joined = node(
+        0,
+        node_id=node_id,
+        wallet_address=wallet or f"wallet of {node_id}"[:42],
+        start_layer=start,
+        end_layer=end,
+        edge=edge,
+        trusted=edge,
+        latency_ms=ms,
+    )
+    await live_registry.put(redis, joined, ttl=3600)
+    await redis.set(redis_keys.keepalive(node_id), free_kv, ex=3600)
+
+
+async def cools_down(redis: Redis, *node_ids: str) -> list[bool]:
+    """Whether each node gets no new generation."""
+    return [bool(await redis.exists(redis_keys.cooldown(each))) for each in node_ids]
+
+
+class Generation:
+    """A supervised generation. ``epoch``: the newest whose route the test has seen."""
+
+    def __init__(self, resources: Resources, job: Job) -> None:
+        self._resources, self._redis = resources, resources.redis
+        self.id, self.job, self.epoch = job.request_id, job, 0
+        self._read: dict[str, str] = {}
+
+    async def row(self) -> Job:
+        async with self._resources.sessions() as db:
+            return await db.get_one(Job, self.job.id)
+
+    async def next_route(self) -> list[str]:
+        """Nodes of the next epoch's route, once it has been opened on them."""
+        epoch = self.epoch + 1
+
+        async def is_open() -> bool:
+            route = await self._route(epoch)
+            return bool(route) and epoch in [each.epoch for each in await self.opened(route[0])]
+
+        await wait_for(is_open)
+        self.epoch = epoch
+        return await self._route(epoch)
+
+    async def say(self, sender: str, message: wire.ControlMessage) -> None:
+        """What the relay writes when a node sends an event, or sees something itself."""
+        await messaging.publish_event(self._redis, message, sender=sender)
+
+    async def accuse(self, sender: str, accused: str, code: str) -> None:
+        refusal = wire.GenerationRefused(self.id, self.epoch, accused, code)
+        await self.say(sender, refusal)
+
+    async def refuse(self, sender: str, code: str) -> None:
+        await self.accuse(sender, sender, code)
+
+    async def write(self, first: int, count: int) -> None:
+        """Tokens, as the edge writes them."""
+        keys = (redis_keys.live_record(self.id), redis_keys.tokens(self.id))
+        for index in range(first, first + count):
+            written = await self._redis.eval(  # type: ignore[misc]
+                token_stream.APPEND_TOKEN,
+                2,
+                *keys,
+                str(self.epoch),
+                str(index),
+                "7",
+                "x",
+            )
+            assert written == 1
+
+    async def finish(self, tokens: int = 1, *, first: int = 0) -> None:
+        """The edge of the newest route completes the generation."""
+        route = await self._route(self.epoch)
+        await self.write(first, tokens)
+        await self.say(route[0], wire.Ended(self.id, self.epoch, "stop", first + tokens))
+        await self.ended()
+
+    async def ended(self) -> Job:
+        async def is_over() -> bool:
+            return (await self.row()).status in ("completed", "failed")
+
+        await wait_for(is_over)
+        return await self.row()
+
+    async def pings(self, node_id: str) -> list[int]:
+        """Epochs of the pings that came to a node since this was asked last."""
+        inbox, after = redis_keys.inbox(node_id), self._read.get(node_id, "-")
+        entries = await self._redis.xrange(inbox, after)
+        if entries:
+            self._read[node_id] = "(" + entries[-1][0].decode()
+        messages = [wire.decode(fields) for _, fields in entries]
+        pings = (each for each in messages if isinstance(each, wire.Ping))
+        return [each.epoch for each in pings if each.request_id == self.id]
+
+    async def _route(self, epoch: int) -> list[str]:
+        async with self._resources.sessions() as db:
+            hops = await db.scalars(
+                select(RouteHop)
+                .where(RouteHop.session_id == self.job.id, RouteHop.epoch == epoch)
+                .order_by(RouteHop.stage)
+            )
+            return [hop.node_id for hop in hops]
+
+    async def opened(self, node_id: str) -> list[wire.OpenEdge]:
+        """What an edge was asked to open of this generation."""
+        entries = await self._redis.xrange(redis_keys.inbox(node_id))
+        messages = [wire.decode(fields) for _, fields in entries]
+        opened = (each for each in messages if isinstance(each, wire.OpenEdge))
+        return [each for each in opened if each.request_id == self.id]
+
+
+@asynccontextmanager
+async def generation(
+    resources: Resources, *, prompt_tokens: int = 3, user: str = USER
+) -> AsyncIterator[Generation]:
+    """A generation of up to 100 tokens, and its supervisor for as long."""
+    job = session(status="pending", lease_counter=0, user=user)
+    job.epoch, job.lease_expires_at, job.prompt_tokens = 0, None, prompt_tokens
+    job.deadline_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=300)
+    prompt = PromptText(list(range(1, prompt_tokens + 1)), [])
+    job.request_cipher = resources.vault.encrypt(job.request_id, prompt)
+    async with resources.sessions.begin() as db:
+        db.add(job)
+        await fund(db, wallet=job.user_wallet, amount=job.hold_far)
+        await ledger.hold(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
+    task = asyncio.create_task(supervise({"resources": resources}, job.request_id))
+    try:
+        yield Generation(resources, job)
+    finally:
+        task.cancel()
+        [error] = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(error, Exception):
+            raise error
