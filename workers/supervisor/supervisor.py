@@ -95,8 +95,10 @@ class Supervisor:
             case Ended():
                 await self._supervision.check_ended(claim)
                 await self._recovery.recover_from_wrong_end()
-            case Pong() | PrefixReused():
+            case Pong():
                 self._stalls.hear(claim)
+            case PrefixReused():
+                pass  # noted for the bill
             case Cancel():
                 raise GenerationOver("cancelled")
             case fault:
