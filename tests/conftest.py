@@ -187,6 +187,7 @@ def make_settings(
             ],
             "auth": {"jwt_secret": "a secret for the tests, long enough", "domain": "test"},
             "generation": generation(),
+            "limits": {"read_cache": 0},  # what a test has changed it reads at once
         }
         return Settings.model_validate(values | sections)
 

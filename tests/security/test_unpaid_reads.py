@@ -231,7 +231,7 @@ AT_ONCE = 1000
 @pytest.fixture
 async def busy(make_settings: Callable[..., Settings], redis: Redis) -> AsyncIterator[Gateway]:
     """The gateway, whose limits are not what stops these strangers: they have many addresses."""
-    limits = RULES | dict.fromkeys(RULES, "1000000/hour") | {"read_timeout": 0.5}
+    limits = dict.fromkeys(RULES, "1000000/hour") | {"read_timeout": 0.5, "read_cache": 60}
     async with open_gateway(make_settings(limits=limits)) as opened:
         await opened.announce(*all_nodes())
         await opened.deposit("1")

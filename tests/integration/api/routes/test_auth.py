@@ -175,7 +175,10 @@ WRONG_MESSAGES = {
     "expiry without zone": ({"Expiration Time": "2035-01-01T00:00:00"}, "login_message_invalid"),
     "odd zone": ({"Expiration Time": "2035-01-01T00:00:00|01:00"}, "login_message_invalid"),
     "not valid yet": ({"Not Before": instant(minutes=24 * 60)}, "login_message_invalid"),
-    "address without checksum": ({"address": WALLET}, "login_message_invalid"),
+    "address with a wrong checksum": (
+        {"address": "0x" + USER.address[2:].swapcase()},
+        "login_message_invalid",
+    ),
     "short nonce": ({"Nonce": "abc"}, "login_message_invalid"),
 }
 
