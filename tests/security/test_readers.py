@@ -1,4 +1,4 @@
-"""A stranger opens very many streams of its job, or many times the same job, to starve all others of
+"""A stranger opens very many streams of its job, or polls it very often, to starve all others of
 the gateway's connections, queries and time."""
 
 import asyncio
@@ -22,7 +22,6 @@ from tests.support.gateway.api import (
     all_nodes,
     eventually,
     open_gateway,
-    parse_events,
     problem,
     request_body,
     texts,
