@@ -194,8 +194,13 @@ class TokenHub:
             job = jobs.get(raw_key.decode())
             if job is None:
                 self._wakeup_id = entries[-1][0].decode()
-            else:
+                continue
+            try:
                 await self._take(job, live_session.entries_of(entries))
+            except (
+                Exception
+            ) as error:  # of this job; the others' readers have nothing to do with it
+                await self._fail([job], error)
 
     async def _take(self, job: FollowedJob, entries: Sequence[TokenEntry | EndEntry]) -> None:
         job.heard_at = asyncio.get_running_loop().time()

@@ -9,7 +9,7 @@ from market.errors import Unavailable
 from market.jobs.live_session import EndEntry
 from market.jobs.reading import followed_job, token_hub
 from market.jobs.reading.token_hub import TokenHub
-from mesh import token_stream
+from mesh import redis_keys, token_stream
 from tests.support.gateway.api import PATIENCE, Gateway, Job, eventually
 
 
@@ -127,6 +127,24 @@ async def test_readers_of_a_lost_redis_are_sent_away_and_come_back(
     await job.complete()
     await again.task
     assert again.end is not None
+
+
+async def test_a_stream_that_cannot_be_read_is_one_jobs_trouble(
+    gateway: Gateway, hub: TokenHub, redis: Redis
+) -> None:
+    broken, whole = await gateway.submit(), await gateway.submit()
+    readers = Reader(hub, broken), Reader(hub, whole)
+    await broken.write("a")
+    await whole.write("a")
+    for reader in readers:
+        await reader.has(["a"])
+    await redis.xadd(redis_keys.tokens(broken.id), {"i": "x", "t": b"\xff"}, id="2-0")
+    with pytest.raises(Unavailable):
+        await readers[0].task
+    await whole.write("b")
+    await whole.complete()
+    await readers[1].task
+    assert readers[1].data == rendered(["a", "b"])
 
 
 async def test_who_leaves_is_not_followed(gateway: Gateway, hub: TokenHub) -> None:
