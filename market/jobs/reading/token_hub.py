@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import sqlalchemy.exc
 import structlog
@@ -184,11 +185,10 @@ class TokenHub:
 
     async def _read_once(self, jobs: Mapping[str, FollowedJob]) -> None:
         """Wait for entries of any of the jobs, by their streams, and fan them out."""
-        streams = {key: f"{job.newest}-0" for key, job in jobs.items()}
+        after: dict[Any, Any] = {key: f"{job.newest}-0" for key, job in jobs.items()}
+        after[self._wakeup_key] = self._wakeup_id
         answer = await self._redis.xread(
-            {**streams, self._wakeup_key: self._wakeup_id},
-            count=ENTRIES_PER_READ,
-            block=block_ms(POLL_SECONDS),
+            after, count=ENTRIES_PER_READ, block=block_ms(POLL_SECONDS)
         )
         for raw_key, entries in answer:
             job = jobs.get(raw_key.decode())
