@@ -334,7 +334,7 @@ def _figures(load: ReadingLoad, result: ReadersResult) -> dict[str, str]:
 
 
 def _at(milliseconds: Sequence[float]) -> float:
-    return quantiles(milliseconds, n=100)[98]
+    return quantiles(milliseconds, n=100, method="inclusive")[98]
 
 
 def _percentiles(milliseconds: Sequence[float]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from sse_starlette import EventSourceResponse
-from starlette.types import Message
+from starlette.types import Message, Send
 
 from api.http.services import Services
 from api.schemas.job_events import end_event, expired_event, interruption_event
@@ -64,10 +64,18 @@ async def _events(
         yield interruption_event(error if isinstance(error, Unavailable) else unavailable(error))
 
 
+class _EventStream(EventSourceResponse):
+    """Without the library's time limit for each piece, which takes longer than all else here:
+    :class:`api.http.connection.ClientConnection` ends a connection whose client does not read."""
+
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        await send(message)
+
+
 def _response(
     events: AsyncIterator[bytes],
     client_disconnected: Callable[[Message], Awaitable[None]] | None = None,
 ) -> EventSourceResponse:
-    return EventSourceResponse(
+    return _EventStream(
         events, ping=PING_SECONDS, client_close_handler_callable=client_disconnected
     )

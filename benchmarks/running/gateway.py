@@ -76,6 +76,7 @@ def gateway_servers(
                 ),
                 "FAR_AUTH__JWT_SECRET": JWT_SECRET,
                 "FAR_GENERATION__PROMPT_KEY": base64.b64encode(bytes(32)).decode(),
+                "FAR_DISCOVERY__ADMISSION": "anyone",
                 "PYTHONPATH": str(checkout),
                 **settings,
             }

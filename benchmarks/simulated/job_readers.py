@@ -61,8 +61,7 @@ class Reader(asyncio.Protocol):
         self._notes_times = notes_times
         self._rest = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:

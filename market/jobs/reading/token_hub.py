@@ -37,7 +37,7 @@ PAUSE_PER_JOB = 2e-5
 """Seconds between two reads for each job that is followed, so that reading for many takes in
 several tokens at once instead of all of the process's time: 20 ms at a thousand."""
 
-TURN = 32
+TURN = 16
 """Readers woken, or tokens taken in, before all else in the process has its turn: about a
 millisecond's work."""
 
