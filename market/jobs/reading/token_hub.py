@@ -41,6 +41,9 @@ TURN = 16
 """Readers woken, or tokens taken in, before all else in the process has its turn: about a
 millisecond's work."""
 
+WORK_OF_AN_END = 8
+"""What the end of a reader's answer takes, in readers that are given a token."""
+
 Render = Callable[[str, TokenEntry], bytes]
 """A job's token as its readers get it."""
 
@@ -216,11 +219,11 @@ class TokenHub:
         for waiter in job.take_waiting():
             if not waiter.done():
                 waiter.set_result(None)
-            await self._give_turn()
+            await self._give_turn(WORK_OF_AN_END if job.over.is_set() else 1)
 
-    async def _give_turn(self) -> None:
+    async def _give_turn(self, work: int = 1) -> None:
         """Let all else in this process run, now and then."""
-        self._done_in_turn += 1
+        self._done_in_turn += work
         if self._done_in_turn >= TURN:
             self._done_in_turn = 0
             await asyncio.sleep(0)
