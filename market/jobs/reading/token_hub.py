@@ -8,11 +8,11 @@ from typing import Any
 
 import sqlalchemy.exc
 import structlog
-from redis.asyncio import ConnectionPool, Redis
 
+from market.clients.redis_client import block_ms, open_redis
 from market.errors import Unavailable
 from market.jobs import live_session
-from market.jobs.live_session import EndEntry, JobOutcome, TokenEntry, block_ms
+from market.jobs.live_session import EndEntry, JobOutcome, TokenEntry
 from market.jobs.reading.ends import find_ends
 from market.jobs.reading.followed_job import FollowedJob
 from market.jobs.token_reader import stream_expired
@@ -62,12 +62,8 @@ class TokenHub:
     def __init__(self, resources: Resources, render: Render) -> None:
         self._resources = resources
         self._render = render
-        shared = resources.redis.connection_pool
-        # Opened like all others, but apart: what waits here is in nobody's way.
-        self._pool = ConnectionPool(
-            connection_class=shared.connection_class, max_connections=1, **shared.connection_kwargs
-        )
-        self._redis = Redis(connection_pool=self._pool)
+        # Apart from all others' connections: what waits here is in nobody's way.
+        self._redis = open_redis(resources.settings.redis_url, max_connections=1)
         self._jobs: dict[str, FollowedJob] = {}
         self._any_job = asyncio.Event()
         self._wakeup_key = redis_keys.readers_wakeup(secrets.token_hex(8))
@@ -84,7 +80,7 @@ class TokenHub:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._pool.disconnect()
+            await self._redis.aclose()
 
     async def follow(self, request_id: str, after: str = START) -> AsyncIterator[bytes | EndEntry]:
         """Each token after an entry, rendered, once and in order, and the summary last. Tokens that
