@@ -17,6 +17,7 @@ from tests.support.gateway.api import (
     ASYNC,
     GENERATE,
     OTHER_WALLET,
+    Event,
     Gateway,
     Job,
     all_nodes,
@@ -28,6 +29,7 @@ from tests.support.gateway.api import (
 )
 
 READERS = 60
+OPENING_AT_ONCE = 10
 
 TOKENS = [f"token {number} " for number in range(30)]
 
@@ -37,14 +39,19 @@ class Readers:
 
     def __init__(self, gateway: Gateway, job: Job, number: int = READERS) -> None:
         self._slots = gateway.services.reader_slots
+        self._job = job
         self._number = number
-        self._tasks = [asyncio.create_task(job.events()) for _ in range(number)]
+        self._tasks: list[asyncio.Task[list[Event]]] = []
 
-    async def are_there(self) -> None:
-        async def look() -> bool:
-            return self._slots.in_use == self._number
+    async def open(self) -> None:
+        """Open all streams, some at a time."""
+        for number in range(1, self._number + 1):
+            self._tasks.append(asyncio.create_task(self._job.events()))
+            if number % OPENING_AT_ONCE == 0 or number == self._number:
+                await eventually(self._all_hold_slots)
 
-        await eventually(look)
+    async def _all_hold_slots(self) -> bool:
+        return self._slots.in_use == len(self._tasks)
 
     async def texts(self) -> list[str]:
         """What each got; the events' ids are checked."""
@@ -75,7 +82,7 @@ async def calls(redis: Redis, command: str) -> int:
 async def test_readers_leave_connections_to_logins(small_gateway: Gateway) -> None:
     job = await small_gateway.submit(max_tokens=100)
     readers = Readers(small_gateway, job)
-    await readers.are_there()
+    await readers.open()
     await job.write("a")
     for _ in range(10):
         answer = await small_gateway.client.get("/api/auth/nonce")
@@ -87,7 +94,7 @@ async def test_readers_leave_connections_to_logins(small_gateway: Gateway) -> No
 async def test_a_job_is_read_once_however_many_follow_it(gateway: Gateway, redis: Redis) -> None:
     job = await gateway.submit(max_tokens=100)
     readers = Readers(gateway, job)
-    await readers.are_there()
+    await readers.open()
 
     async def look() -> bool:
         found: dict[str, int] = await redis.info("clients")
@@ -109,7 +116,7 @@ async def test_readers_who_wait_do_not_ask_postgres_each(
     monkeypatch.setattr(token_hub, "POLL_SECONDS", 0.05)
     job = await gateway.submit(max_tokens=100)
     readers = Readers(gateway, job)
-    await readers.are_there()
+    await readers.open()
     statements: list[str] = []
 
     def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
@@ -183,7 +190,7 @@ async def test_too_many_readers_are_refused_before_their_streams_begin(
     gateway = narrow_gateway
     job, other = await gateway.submit(), await gateway.submit()
     readers = Readers(gateway, job, 3)
-    await readers.are_there()
+    await readers.open()
     check_retry(await gateway.client.get(f"{job.url}/events"), 429, "rate_limited")
     one_more = asyncio.create_task(other.events())
 
@@ -219,7 +226,7 @@ async def test_a_process_that_is_full_says_when_to_come_back(
         await gateway.deposit("1", OTHER_WALLET)
         job = await gateway.submit()
         readers = Readers(gateway, job, 2)
-        await readers.are_there()
+        await readers.open()
         check_retry(await gateway.client.get(f"{job.url}/events"), 503, "unavailable")
         stranger = gateway.login(OTHER_WALLET)  # one wallet does not take all
         answer = await gateway.client.get(f"{job.url}/events", headers=stranger)
