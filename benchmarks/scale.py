@@ -1,10 +1,6 @@
 """Load test of a thousand nodes' heartbeats: `python -m benchmarks.scale --help`."""
 
 import asyncio
-import base64
-import json
-import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,32 +10,19 @@ from random import Random
 from statistics import median, quantiles
 from typing import Annotated
 
-import httpx
-import psutil
 import typer
 from redis.asyncio import Redis
 from rich.table import Table
 
 from benchmarks.common.machine import OtherCpuMeter, tree_seconds
 from benchmarks.common.output import console, exit_on_stack_error, write_results
+from benchmarks.running.gateway import DATABASE, MODEL_ID, GatewayServers, gateway_servers
 from benchmarks.simulated.heartbeats import NodeFleet
-from market.migrations import upgrade
 from market.nodes import live_lookup
 from mesh import redis_keys
-from stack.processes import Processes
-from stack.servers import (
-    Postgres,
-    StackError,
-    free_port,
-    gateway_command,
-    redis_command,
-    wait_for_redis,
-)
+from stack.servers import Postgres
 
-MODEL_ID = "far/pydoc-llama"
-MODEL = Path(__file__).parent.parent / "demo" / "model"
 LAYERS = 6
-DATABASE = "scale"
 
 REGISTERING_AT_ONCE = 32
 """Nodes that register at the same time."""
@@ -48,7 +31,6 @@ POLL_SECONDS = 1.0
 """Seconds between polls of the nodes on the routes: how exact a removal's time is."""
 
 LISTINGS = 20
-START_LIMIT = 60.0
 MAX_NODES, MAX_SECONDS = 5000, 3600
 
 
@@ -90,79 +72,24 @@ class FleetResult:
     listing_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Servers:
-    api_url: str
-    redis_url: str
-    postgres: Postgres
-    api: psutil.Process
-
-
 @contextmanager
-def servers(load: FleetLoad) -> Iterator[Servers]:
+def servers(load: FleetLoad) -> Iterator[GatewayServers]:
     """Redis, Postgres and the gateway, each a real one.
 
     Raises:
         StackError: one of them does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="far-scale-") as made:
-        folder = Path(made)
-        folder.chmod(0o755)
-        postgres = Postgres(folder / "postgres")
-        postgres.start()
-        processes = Processes(folder)
-        try:
-            postgres.execute(f"CREATE DATABASE {DATABASE}")
-            asyncio.run(upgrade(postgres.url(DATABASE)))
-            redis_port, api_port = free_port(), free_port()
-            processes.start("redis", redis_command(redis_port, folder), {})
-            wait_for_redis(redis_port)
-            redis_url = f"redis://127.0.0.1:{redis_port}/0"
-            environment = _environment(load, postgres.url(DATABASE), redis_url)
-            child = processes.start_python("api", gateway_command(api_port), environment)
-            url = f"http://127.0.0.1:{api_port}"
-            _wait_for_api(url, processes)
-            yield Servers(url, redis_url, postgres, psutil.Process(child.process.pid))
-        except Exception:
-            for child in processes.children.values():
-                console.print(child.tail(), soft_wrap=True, markup=False)
-            raise
-        finally:
-            processes.stop(last=("redis",))
-            postgres.stop()
-
-
-def _environment(load: FleetLoad, database_url: str, redis_url: str) -> dict[str, str]:
-    model = {"id": MODEL_ID, "path": str(MODEL), "payment_per_token": "0.0001"}
-    return {
-        "FAR_CONFIG": os.devnull,
-        "FAR_DATABASE_URL": database_url,
-        "FAR_REDIS_URL": redis_url,
-        "FAR_MODELS": json.dumps([model]),
-        "FAR_AUTH__JWT_SECRET": "a secret for this benchmark, long enough",
-        "FAR_GENERATION__PROMPT_KEY": base64.b64encode(bytes(32)).decode(),
+    settings = {
         "FAR_DISCOVERY__HEALTH_CHECK_INTERVAL": str(load.interval),
         "FAR_DISCOVERY__NODE_TTL": str(load.ttl),
         "FAR_DISCOVERY__ROW_INTERVAL": str(load.ttl),
         "FAR_LIMITS__TRUST_FORWARDED_FOR": "true",
     }
+    with gateway_servers(settings) as made:
+        yield made
 
 
-def _wait_for_api(url: str, processes: Processes) -> None:
-    deadline = time.monotonic() + START_LIMIT
-    while True:
-        processes.check()
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        if time.monotonic() > deadline:
-            raise StackError(f"The gateway does not answer after {START_LIMIT:.0f} s.")
-        time.sleep(0.1)
-
-
-async def run(load: FleetLoad, on: Servers) -> FleetResult:
+async def run(load: FleetLoad, on: GatewayServers) -> FleetResult:
     """Run the load on running servers."""
     rng = Random(load.seed)
     redis = Redis.from_url(on.redis_url)
@@ -209,7 +136,12 @@ async def _record_bytes(redis: Redis, fleet: NodeFleet) -> float:
 
 
 async def _run_churn(
-    fleet: NodeFleet, load: FleetLoad, result: FleetResult, redis: Redis, on: Servers, rng: Random
+    fleet: NodeFleet,
+    load: FleetLoad,
+    result: FleetResult,
+    redis: Redis,
+    on: GatewayServers,
+    rng: Random,
 ) -> None:
     """Heartbeats for the load's seconds, while nodes leave at random and for each another joins:
     one that was registered before, or a new one."""

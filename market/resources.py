@@ -17,7 +17,8 @@ from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
 
 MAX_REDIS_CONNECTIONS = 2000
-"""Each reader that waits for a token, and each supervisor that waits for an event, holds one."""
+"""Each supervisor that waits for an event, and each node that the relay serves, holds one. All
+readers of a process share one of their own."""
 
 LONG_POOL_SIZE = 2
 """Transactions of minutes at a time in one process, and as many again in a rush."""

@@ -124,3 +124,9 @@ WORKER_QUEUE = "far_mesh:queue"
 WORKER_WAKEUPS = "far_mesh:bell"
 """List: an entry for each enqueued task, on which idle workers block instead of polling the
 queue."""
+
+
+def readers_wakeup(process: str) -> str:
+    """Stream that expires: an entry whenever a gateway process has a further job to follow, so that
+    its blocking read of all followed token streams ends and begins again with that job."""
+    return f"far_mesh:readers:{process}"

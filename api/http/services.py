@@ -13,9 +13,13 @@ from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterR
 
 from api.http import startup_checks
 from api.http.read_cache import ReadCache
+from api.http.reader_slots import ReaderSlots
 from api.relay.hub import RelayHub
+from api.schemas.job_events import token_event
 from market.catalog.published_weights import PublishedWeights
 from market.geo.geoip import GeoIp
+from market.jobs.reading.token_hub import TokenHub
+from market.jobs.snapshot import JobSnapshots
 from market.resources import Resources, open_resources
 from market.settings import Settings
 
@@ -32,6 +36,9 @@ class Services(Resources):
     geoip: GeoIp
     relay: RelayHub
     published_weights: PublishedWeights
+    tokens: TokenHub
+    snapshots: JobSnapshots
+    reader_slots: ReaderSlots
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -60,7 +67,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     startup_checks.check(settings)
     geoip = GeoIp(settings.discovery.geoip_database)
     try:
-        async with open_resources(settings) as resources:
+        async with (
+            open_resources(settings) as resources,
+            TokenHub(resources, token_event).running() as tokens,
+        ):
             storage = RedisStorage(
                 f"async+{settings.redis_url}",
                 implementation="redispy",
@@ -74,6 +84,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 geoip=geoip,
                 relay=RelayHub(resources.redis.connection_pool, settings.relay),
                 published_weights=PublishedWeights(settings.models, settings.weights),
+                tokens=tokens,
+                snapshots=JobSnapshots(resources),
+                reader_slots=ReaderSlots(settings.limits),
             )
             try:
                 yield services

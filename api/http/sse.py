@@ -1,22 +1,20 @@
 """A job as server-sent events."""
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from sse_starlette import EventSourceResponse
-from starlette.types import Message
+from starlette.types import Message, Send
 
 from api.http.services import Services
+from api.schemas.job_events import end_event, expired_event, interruption_event
 from market.errors import Unavailable
 from market.jobs import cancellation
 from market.jobs.errors import StreamExpired
-from market.jobs.live_session import EndEntry, JobOutcome, TokenEntry
-from market.jobs.tables import Job, JobStatus
-from market.jobs.token_reader import RESUMABLE_ERRORS, failure, follow
+from market.jobs.tables import Job
+from market.jobs.token_reader import RESUMABLE_ERRORS
 from market.outages import unavailable
 from mesh import token_stream
-from mesh.token_stream import token_count_at
 
 PING_SECONDS = 15
 """Seconds between comments on a silent stream, so that proxies keep it open."""
@@ -40,7 +38,7 @@ def cancelling_stream(services: Services, job: Job) -> EventSourceResponse:
     """
     over = False
 
-    async def events() -> AsyncIterator[dict[str, str]]:
+    async def events() -> AsyncIterator[bytes]:
         nonlocal over
         async for event in _events(services, job.request_id):
             yield event
@@ -55,38 +53,29 @@ def cancelling_stream(services: Services, job: Job) -> EventSourceResponse:
 
 async def _events(
     services: Services, request_id: str, after: str = token_stream.START
-) -> AsyncIterator[dict[str, str]]:
-    """A generation as server-sent events (§7.1), each with the id to resume after."""
+) -> AsyncIterator[bytes]:
+    """A generation as server-sent events, those that have come meanwhile in one piece."""
     try:
-        async for entry in follow(services, request_id, after):
-            if isinstance(entry, TokenEntry):
-                data: dict[str, Any] = {"token": entry.text, "request_id": request_id}
-                yield {"id": str(token_count_at(entry.entry_id)), "data": json.dumps(data)}
-            elif isinstance(entry, EndEntry):
-                done = _done(request_id, entry.outcome)
-                yield {"id": f"{token_count_at(entry.entry_id)}-done", "data": json.dumps(done)}
+        async for piece in services.tokens.follow(request_id, after):
+            yield piece if isinstance(piece, bytes) else end_event(request_id, piece)
     except StreamExpired as error:
-        yield {"data": json.dumps({"done": True, "error": error.problem()})}
+        yield expired_event(error)
     except RESUMABLE_ERRORS as error:
-        known = error if isinstance(error, Unavailable) else unavailable(error)
-        yield {"data": json.dumps({"error": known.problem()})}
+        yield interruption_event(error if isinstance(error, Unavailable) else unavailable(error))
 
 
-def _done(request_id: str, outcome: JobOutcome) -> dict[str, Any]:
-    done: dict[str, Any] = {"done": True, "request_id": request_id, **outcome}
-    done["cost_far_exact"] = outcome["cost_far"]
-    done["cost_far"] = float(outcome["cost_far"])
-    if outcome["status"] == JobStatus.FAILED:
-        done["error"] = failure(
-            request_id, outcome["error"], outcome["total_tokens"], outcome["cost_far"]
-        ).problem()
-    return done
+class _EventStream(EventSourceResponse):
+    """Without the library's time limit for each piece, which takes longer than all else here:
+    :class:`api.http.connection.ClientConnection` ends a connection whose client does not read."""
+
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        await send(message)
 
 
 def _response(
-    events: AsyncIterator[dict[str, str]],
+    events: AsyncIterator[bytes],
     client_disconnected: Callable[[Message], Awaitable[None]] | None = None,
 ) -> EventSourceResponse:
-    return EventSourceResponse(
+    return _EventStream(
         events, ping=PING_SECONDS, client_close_handler_callable=client_disconnected
     )

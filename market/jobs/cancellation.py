@@ -7,10 +7,9 @@ import structlog
 from redis.exceptions import RedisError
 
 from market.errors import Unavailable
-from market.jobs import live_session, messaging, queries
-from market.jobs.errors import StreamExpired
+from market.jobs import messaging, queries
+from market.jobs.reading.token_hub import TokenHub
 from market.jobs.tables import Job
-from market.jobs.token_reader import follow
 from market.resources import Resources
 from mesh.wire import PLATFORM, Cancel
 
@@ -35,11 +34,9 @@ async def cancel(resources: Resources, job: Job) -> None:
         log.warning("cancel_notify_failed", request_id=job.request_id, error=type(error).__name__)
 
 
-async def cancel_and_wait(resources: Resources, job: Job) -> None:
+async def cancel_and_wait(resources: Resources, job: Job, hub: TokenHub) -> None:
     """As :func:`cancel`, and give the supervisor a moment to end the job."""
     await cancel(resources, job)
-    with suppress(TimeoutError, StreamExpired, Unavailable):
+    with suppress(TimeoutError, Unavailable):
         async with asyncio.timeout(CANCEL_WAIT):
-            after = await live_session.last_entry_id(resources.redis, job.request_id)
-            async for _ in follow(resources, job.request_id, after):
-                pass
+            await hub.wait_for_end(job.request_id)

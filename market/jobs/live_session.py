@@ -5,7 +5,7 @@ stream ID ``i+1-0``, by a script that first compares the epoch and the length. A
 epoch is refused, and so is a second copy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -139,21 +139,33 @@ async def finish(redis: Redis, request_id: str, outcome: JobOutcome, *, ttl: int
 
 async def last_entry_id(redis: Redis, request_id: str) -> str:
     """ID of the newest entry of the token stream, ``0-0`` if there is none."""
+    newest = await last_entry(redis, request_id)
+    return newest.entry_id if newest else START
+
+
+async def last_entry(redis: Redis, request_id: str) -> TokenEntry | EndEntry | None:
+    """The newest entry of the token stream; none if there is none."""
     newest = await redis.xrevrange(redis_keys.tokens(request_id), count=1)
-    return newest[0][0].decode() if newest else START
+    return _entry(*newest[0]) if newest else None
 
 
 async def read(
-    redis: Redis, request_id: str, after: str, *, wait: float = 0
+    redis: Redis, request_id: str, after: str, *, wait: float = 0, count: int | None = None
 ) -> list[TokenEntry | EndEntry]:
-    """Entries after the ID ``after``; waits up to ``wait`` seconds if there are none yet."""
-    answer = await redis.xread({redis_keys.tokens(request_id): after}, block=block_ms(wait))
-    if not answer:
-        return []
-    return [_entry(entry_id.decode(), fields) for entry_id, fields in answer[0][1]]
+    """Entries after the ID ``after``, at most ``count`` of them; waits up to ``wait`` seconds if
+    there are none yet."""
+    stream = redis_keys.tokens(request_id)
+    answer = await redis.xread({stream: after}, count=count, block=block_ms(wait))
+    return entries_of(answer[0][1]) if answer else []
 
 
-def _entry(entry_id: str, fields: dict[bytes, bytes]) -> TokenEntry | EndEntry:
+def entries_of(raw: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[TokenEntry | EndEntry]:
+    """Entries of a token stream as Redis gives them, parsed."""
+    return [_entry(entry_id, fields) for entry_id, fields in raw]
+
+
+def _entry(raw_id: bytes, fields: dict[bytes, bytes]) -> TokenEntry | EndEntry:
+    entry_id = raw_id.decode()
     if b"s" in fields:
         return EndEntry(entry_id, msgpack.unpackb(fields[b"s"]))
     return TokenEntry(entry_id, int(fields[b"i"]), fields[b"t"].decode())

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from market.jobs import live_session, queries
-from market.jobs.live_session import TokenEntry
+from market.jobs import queries
+from market.jobs.errors import JobNotFound
+from market.jobs.reading.shared_answers import SharedAnswers
+from market.jobs.reading.texts import JobTexts
 from market.jobs.tables import Job, NodeContribution
 from market.resources import Resources
-from mesh import token_stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +21,51 @@ class JobSnapshot:
     contributions: Sequence[NodeContribution]
 
 
-async def snapshot_of(resources: Resources, job: Job) -> JobSnapshot:
-    """The job now, with all text so far."""
-    entries = await live_session.read(resources.redis, job.request_id, token_stream.START)
-    tokens = [entry for entry in entries if isinstance(entry, TokenEntry)]
-    async with resources.sessions() as db:
-        parts = await queries.contributions(db, job)
-    ended = job.status in queries.ENDED
-    forgotten = ended and len(tokens) < job.token_count
-    return JobSnapshot(
-        job=job,
-        text=None if forgotten else "".join(token.text for token in tokens),
-        tokens_generated=job.token_count if ended else len(tokens),
-        contributions=parts,
-    )
+class JobSnapshots:
+    """One a process: what many ask of one job at a time is asked of Postgres and Redis once."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._texts = JobTexts(resources.redis)
+        self._jobs = SharedAnswers(self._find)
+        self._snapshots = SharedAnswers(self._make)
+
+    async def find(self, wallet: str, request_id: str) -> Job:
+        """The user's own job.
+
+        Raises:
+            JobNotFound: no such job, or another user's.
+        """
+        return await self._jobs.get((wallet, request_id))
+
+    async def get(self, wallet: str, request_id: str) -> JobSnapshot:
+        """The user's own job now, with all text so far.
+
+        Raises:
+            JobNotFound: no such job, or another user's.
+        """
+        return await self._snapshots.get((wallet, request_id))
+
+    async def _find(self, key: tuple[str, str]) -> Job:
+        wallet, request_id = key
+        job = None
+        if request_id.isprintable():  # Postgres has no NUL in a text
+            async with self._resources.sessions() as db:
+                job = await queries.find(db, request_id)
+        if job is None or job.user_wallet != wallet:
+            raise JobNotFound("You have no job of this id.")
+        return job
+
+    async def _make(self, key: tuple[str, str]) -> JobSnapshot:
+        job = await self._find(key)
+        found = await self._texts.read(job.request_id)
+        async with self._resources.sessions() as db:
+            parts = await queries.contributions(db, job)
+        ended = job.status in queries.ENDED
+        forgotten = ended and found.tokens < job.token_count
+        return JobSnapshot(
+            job=job,
+            text=None if forgotten else found.text,
+            tokens_generated=job.token_count if ended else found.tokens,
+            contributions=parts,
+        )

@@ -43,6 +43,13 @@ class LimitSettings(BaseModel):
         IPv6Network("::1/128"),
     ]
     """Networks whose callers may read /metrics; as text, separated by commas."""
+    readers_per_job: int = 1000
+    """Open streams of one job, at one gateway process."""
+    readers_per_wallet: int = 2000
+    """Open streams, and requests that wait for a whole answer, of one wallet at one process."""
+    readers_per_process: int = 4000
+    """Of all wallets at one process. Each takes some 50 kB, and what its client has not read yet. A
+    wallet gets no more than are still free."""
     max_body_bytes: int = 2**20
     max_prompt_chars: int = 200_000
     trusted_proxies: int = Field(0, ge=0, le=16)

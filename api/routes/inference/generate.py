@@ -1,5 +1,6 @@
 """Ask for text."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
@@ -8,14 +9,13 @@ from fastapi.responses import JSONResponse
 from api.http import rate_limits
 from api.http.authentication import InferenceCaller
 from api.http.rate_limits import address_of
+from api.http.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
 from api.http.sse import EVENT_STREAM, cancelling_stream
 from api.schemas.jobs import AcceptedJob, GenerateBody, JobView
 from market.errors import InvalidRequest
 from market.jobs import cancellation, token_reader
-from market.jobs.errors import StreamExpired
 from market.jobs.request import Idempotency
-from market.jobs.snapshot import snapshot_of
 from market.jobs.submission import submit
 from market.jobs.tables import Job, JobStatus
 from market.money import ZERO, format_exact
@@ -23,6 +23,9 @@ from market.money import ZERO, format_exact
 router = APIRouter(prefix="/api/inference", tags=["inference"])
 
 MAX_IDEMPOTENCY_KEY = 255
+
+DISCONNECT_POLL_SECONDS = 0.5
+"""Seconds between looks whether a client that waits for a whole answer is still there."""
 
 
 @router.post(
@@ -38,6 +41,7 @@ async def generate(
     request: Request,
     caller: InferenceCaller,
     services: WithServices,
+    held: HeldForAnswer,
     prefer: Annotated[str, Header()] = "",
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -55,6 +59,9 @@ async def generate(
     await rate_limits.GENERATIONS_OF_WALLET.count(services, caller.wallet)
     if idempotency_key is not None:
         _check_key(idempotency_key)
+    waits = "respond-async" not in [preference.strip().lower() for preference in prefer.split(",")]
+    if waits:
+        held.enter_context(services.reader_slots.hold(caller.wallet))
     digest = services.vault.digest(body.model_dump_json().encode())
     job = await submit(
         services,
@@ -62,25 +69,26 @@ async def generate(
         body.job_request(near=services.geoip.approximate(address_of(request, services))),
         Idempotency(idempotency_key, digest),
     )
-    if "respond-async" in [preference.strip().lower() for preference in prefer.split(",")]:
+    if not waits:
         return _accepted(job)
     if body.stream:
         return cancelling_stream(services, job)
-    try:
-        ended = await _wait_for_end(services, request, job.request_id)
-    except StreamExpired:  # a job repeated by its key, long ended
-        ended = True
-    if not ended:
+    if not await _ended_first(services, request, job.request_id):
         await cancellation.cancel(services, job)
     return await _result(services, job)
 
 
-async def _wait_for_end(services: Services, request: Request, request_id: str) -> bool:
+async def _ended_first(services: Services, request: Request, request_id: str) -> bool:
     """Wait until the job ends; false if the client went away first."""
-    async for _ in token_reader.follow(services, request_id):
-        if await request.is_disconnected():
-            return False
-    return True
+    end = asyncio.create_task(services.tokens.wait_for_end(request_id))
+    try:
+        while not (await asyncio.wait([end], timeout=DISCONNECT_POLL_SECONDS))[0]:
+            if await request.is_disconnected():
+                return False
+        await end
+        return True
+    finally:
+        end.cancel()
 
 
 def _accepted(job: Job) -> Response:
@@ -90,11 +98,12 @@ def _accepted(job: Job) -> Response:
 
 
 async def _result(services: Services, job: Job) -> Response:
-    ended = await token_reader.find(services, job.user_wallet, job.request_id)
-    if ended.status == JobStatus.FAILED:
+    snapshot = await services.snapshots.get(job.user_wallet, job.request_id)
+    if snapshot.job.status == JobStatus.FAILED:
+        ended = snapshot.job
         cost = format_exact(ended.total_cost_far or ZERO)
         raise token_reader.failure(ended.request_id, ended.error_code, ended.token_count, cost)
-    result = JobView.of(await snapshot_of(services, ended))
+    result = JobView.of(snapshot)
     return JSONResponse(result.model_dump(mode="json"))
 
 

@@ -6,13 +6,12 @@ from fastapi import APIRouter, Header, Response
 from sse_starlette import EventSourceResponse
 
 from api.http.authentication import InferenceCaller
+from api.http.reader_slots import HeldForAnswer
 from api.http.services import WithServices
 from api.http.sse import EVENT_STREAM, job_stream
 from api.schemas.jobs import JobView
 from market.errors import InvalidRequest
 from market.jobs import cancellation, queries, token_reader
-from market.jobs.errors import StreamExpired
-from market.jobs.snapshot import snapshot_of
 from market.jobs.tables import Job
 from mesh import token_stream
 
@@ -22,8 +21,7 @@ router = APIRouter(prefix="/api/inference", tags=["inference"])
 @router.get("/jobs/{request_id}")
 async def poll(request_id: str, caller: InferenceCaller, services: WithServices) -> JobView:
     """The job now: its status, and the text so far. The text is forgotten after an hour."""
-    job = await token_reader.find(services, caller.wallet, request_id)
-    return JobView.of(await snapshot_of(services, job))
+    return JobView.of(await services.snapshots.get(caller.wallet, request_id))
 
 
 @router.get(
@@ -35,16 +33,18 @@ async def events(
     request_id: str,
     caller: InferenceCaller,
     services: WithServices,
+    held: HeldForAnswer,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The job's tokens as server-sent events, from the first, or after `Last-Event-ID`.
 
     Closing this stream does not cancel the job.
     """
-    job = await token_reader.find(services, caller.wallet, request_id)
+    held.enter_context(services.reader_slots.hold(caller.wallet, request_id))
+    job = await services.snapshots.find(caller.wallet, request_id)
     after = _entry_after(last_event_id, job)
     if job.status in queries.ENDED and not await token_reader.readable(services, job):
-        raise StreamExpired(f"The tokens of {request_id} have been forgotten.")
+        raise token_reader.stream_expired(request_id)
     return job_stream(services, request_id, after)
 
 
@@ -54,11 +54,10 @@ async def cancel(request_id: str, caller: InferenceCaller, services: WithService
 
     Cancelling a job that has ended changes nothing.
     """
-    job = await token_reader.find(services, caller.wallet, request_id)
+    job = await services.snapshots.find(caller.wallet, request_id)
     if job.status not in queries.ENDED:
-        await cancellation.cancel_and_wait(services, job)
-    job = await token_reader.find(services, caller.wallet, request_id)
-    return JobView.of(await snapshot_of(services, job))
+        await cancellation.cancel_and_wait(services, job, services.tokens)
+    return JobView.of(await services.snapshots.get(caller.wallet, request_id))
 
 
 def _entry_after(last_event_id: str | None, job: Job) -> str:

@@ -8,19 +8,26 @@ from contextlib import asynccontextmanager
 import httpx
 import uvicorn
 
+from api.http.connection import ClientConnection
 from tests.support.gateway.api import PATIENCE, Gateway, eventually
 
 
 class Served:
     """The application behind uvicorn, and a client that can hang up."""
 
-    def __init__(self, server: uvicorn.Server, client: httpx.AsyncClient) -> None:
+    def __init__(self, server: uvicorn.Server, client: httpx.AsyncClient, port: int) -> None:
         self.client = client
+        self.port = port
         self._server = server
 
     def stop(self) -> None:
         """What SIGTERM does."""
         self._server.should_exit = True
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._server.server_state.connections)
 
     async def idle(self) -> None:
         """Wait until the server is through with all requests."""
@@ -36,7 +43,14 @@ async def serve(gateway: Gateway, *, port: int = 0) -> AsyncIterator[Served]:
     """The same application behind a real server, on a port of its own unless one is given."""
     listening = socket.create_server(("127.0.0.1", port))
     server = uvicorn.Server(
-        uvicorn.Config(gateway.app, lifespan="off", log_config=None, ws="none", access_log=False)
+        uvicorn.Config(
+            gateway.app,
+            http=ClientConnection,
+            lifespan="off",
+            log_config=None,
+            ws="none",
+            access_log=False,
+        )
     )
     serving = asyncio.create_task(server.serve(sockets=[listening]))
 
@@ -50,7 +64,7 @@ async def serve(gateway: Gateway, *, port: int = 0) -> AsyncIterator[Served]:
             headers=gateway.login(),
             timeout=PATIENCE,
         ) as client:
-            yield Served(server, client)
+            yield Served(server, client, listening.getsockname()[1])
     finally:
         server.should_exit = True
         await serving

@@ -2,14 +2,12 @@
 
 import datetime as dt
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
-from market.jobs import live_session, token_reader
-from mesh import token_stream
+from market.jobs.reading import token_hub
+from market.jobs.reading.token_hub import TokenHub
 from tests.conftest import MODEL_ID
 from tests.support.gateway.api import (
     GENERATE,
@@ -36,7 +34,7 @@ COST = "0.00082"
 @pytest.fixture(autouse=True)
 def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers look more often whether a silent job has ended."""
-    monkeypatch.setattr(token_reader, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(token_hub, "POLL_SECONDS", 0.05)
 
 
 async def finished(gateway: Gateway) -> Job:
@@ -314,17 +312,14 @@ async def test_a_stream_that_loses_redis_can_be_resumed(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends with an error that is not the job's, and cancels nothing."""
-    read = live_session.read
 
-    async def read_from_start_only(redis: Redis, request_id: str, after: str, **wait: float) -> Any:
-        if after != token_stream.START or request_id != job.id:
-            raise ConnectionError
-        return await read(redis, request_id, after, **wait)
+    async def lose_redis(hub: TokenHub, jobs: object) -> None:
+        raise ConnectionError
 
     job = await gateway.submit()
     await job.write("a")
     with monkeypatch.context() as broken:
-        broken.setattr(live_session, "read", read_from_start_only)
+        broken.setattr(TokenHub, "_read_once", lose_redis)
         token, error = await job.events()
         waiting = await gateway.client.post(GENERATE, json=request_body())
     assert (token.data["token"], error.id) == ("a", None)

@@ -1,0 +1,1 @@
+"""Reading of jobs by many at once: tokens as they come, snapshots, and the end."""
