@@ -126,11 +126,7 @@ class Edge:
         ]
         self._returned = {}
         chosen = isolated(self._choose, returned, lambda item, error: self._fail(item[0], error))
-        return each_isolated(
-            lambda item: self._accept(*item),
-            chosen,
-            lambda item, error: self._fail(item[0], error),
-        )
+        return each_isolated(self._accept, chosen, lambda item, error: self._fail(item[0], error))
 
     def _choose(
         self, returned: Sequence[_Returned]
@@ -220,8 +216,9 @@ class Edge:
                 decoding.draft_tokens = draft
         return []
 
-    def _accept(self, generation: Generation, decoding: Decoding, sampled: list[int]) -> Sampled:
+    def _accept(self, chosen: tuple[Generation, Decoding, list[int]]) -> Sampled:
         """The sampled tokens, up to the first that differs from its draft token."""
+        generation, decoding, sampled = chosen
         drafts = decoding.draft_tokens
         tokens: list[Token] = []
         reason, finite = None, True

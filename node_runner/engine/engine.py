@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from functools import partial
 
 import structlog
 import torch
@@ -149,7 +150,7 @@ class Engine:
         """Messages open and close generations; hidden states wait for a batch, or at the edge for
         the sampler."""
         each_isolated(
-            lambda message: self._receiver.receive(message, outputs),
+            partial(self._receiver.receive, outputs=outputs),
             messages,
             lambda message, error: self._fail_message(message, error, outputs),
         )
@@ -170,7 +171,7 @@ class Engine:
     def _sample(self, outputs: OutputBatcher) -> None:
         """At the edge: hidden states that came back from the last span become tokens."""
         each_isolated(
-            lambda sampled: self._finish(sampled, outputs),
+            partial(self._finish, outputs=outputs),
             self.edge.sample(),
             lambda sampled, error: self._failed.add(sampled.generation, error),
         )
@@ -202,13 +203,14 @@ class Engine:
         """Hidden states go to the next node; behind the last span, those to sample to the edge."""
         outputs.add(*computed.refused)
         each_isolated(
-            lambda computed: self._forward(*computed, outputs),
+            partial(self._forward, outputs=outputs),
             computed.items,
             lambda computed, error: self._failed.add(computed[0].generation, error),
         )
 
-    def _forward(self, item: WorkItem, hidden: torch.Tensor, outputs: OutputBatcher) -> None:
+    def _forward(self, computed: tuple[WorkItem, torch.Tensor], outputs: OutputBatcher) -> None:
         """Where the hidden states of an item go."""
+        item, hidden = computed
         generation, position = item.generation, item.position
         if not generation.last:
             generation.replay_buffer.put(position, hidden)

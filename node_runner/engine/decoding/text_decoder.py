@@ -43,7 +43,8 @@ class TextDecoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
+        self._to_token = tokenizer.id_to_token
+        self._decode = tokenizer.decode  # which leaves special tokens out
         added = tokenizer.get_added_tokens_decoder().values()
         self._special = {token.content for token in added if token.special}
         decoder = tokenizer.decoder
@@ -58,11 +59,11 @@ class TextDecoder:
 
     def push(self, token_id: int) -> str:
         """Add a token; returns the text that is settled now and was not shown before."""
-        token = self._token(token_id)
-        if token is None:
+        token = self._to_token(token_id) if 0 <= token_id <= MAX_ID else None
+        if token is None or token in self._special:
             return ""
         self._window.append(token_id)
-        byte = self._byte(token)
+        byte = self._byte(token) if self._byte_fallback else None
         if byte is not None:
             return self._push_byte(byte)
         if self._run:
@@ -75,7 +76,7 @@ class TextDecoder:
 
     def _token(self, token_id: int) -> str | None:
         """The token of an id; none if it has no text."""
-        token = self._tokenizer.id_to_token(token_id) if 0 <= token_id <= MAX_ID else None
+        token = self._to_token(token_id) if 0 <= token_id <= MAX_ID else None
         return None if token in self._special else token
 
     def _byte(self, token: str) -> bytes | None:
@@ -132,7 +133,10 @@ class TextDecoder:
             settled: Whether its last character is complete in any case.
         """
         text, shown = self._decode(self._window), self._shown
-        safe = text if settled else text.removesuffix(REPLACEMENT)
+        safe = text if settled or text[-1:] != REPLACEMENT else text[:-1]
+        if safe == text and text.startswith(shown):  # nearly always
+            self._begin_window(len(self._window) - self._context)
+            return text[len(shown) :]
         if not safe.startswith(shown) and not shown.startswith(safe):
             # What ended the prompt as an incomplete character has become a complete one.
             shown = shown.removesuffix(REPLACEMENT)
@@ -156,7 +160,3 @@ class TextDecoder:
         self._window = self._window[-count:] if count else self._window[-1:]
         self._context = len(self._window)
         self._shown = self._decode(self._window)
-
-    def _decode(self, token_ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
-        return text

@@ -275,6 +275,14 @@ def test_an_end_that_was_lost_is_sent_again(cache: Path, prompts: list[list[int]
     assert (pipeline.ended["job"].reason, pipeline.ended["job"].count) == ("stop", 3)
 
 
+def test_nor_is_one_more_where_all_were_written(cache: Path) -> None:
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache)
+    pipeline.open("job", [5], max_tokens=3, epoch=2, generated=[5, 6, 7])
+    pipeline.run()
+    assert pipeline.tokens("job") == []
+    assert (pipeline.ended["job"].reason, pipeline.ended["job"].count) == ("length", 3)
+
+
 def test_text_pieces_add_up_to_the_decoded_text(
     cache: Path, tokenizer: Tokenizer, prompts: list[list[int]], expected: list[list[int]]
 ) -> None:

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.prefix_hashes import BLOCK_TOKENS, prefix_hashes
+from node_runner.engine.attention.kv_cache import KVBlockPool
+from node_runner.engine.attention.prefix_cache import PrefixCache
 from tests.conftest import DEMO_MODEL
-from tests.support.engine.pipeline import Pipeline
+from tests.support.engine.pipeline import Pipeline, load_span
 
 KEY = b"k" * 32
 CUTS = [0, 2, 4, 6]
@@ -105,3 +107,22 @@ def test_kept_blocks_are_evicted_for_what_runs(tmp_path: Path) -> None:
     assert engine.prefix_cache.reserve(whole, []) is not None
     assert engine.prefix_cache.evictable_bytes == 0
     assert engine.prefix_cache.reserve(1, []) is None
+
+
+def test_no_block_is_lost_whatever_the_hashes_are(tmp_path: Path) -> None:
+    """Also if two caches are kept by the same one, or a prefix is longer than what is reserved."""
+    shape = load_span(DEMO_MODEL, (0, 1), tmp_path).kv_shape
+    pool = KVBlockPool(shape, 64 * shape.bytes_per_block)
+    cache = PrefixCache(pool)
+    first, shared, other = (bytes([letter]) * 16 for letter in range(3))
+    for prefix in ([first, shared], [shared, other], [other, shared]):
+        kept = cache.reserve(2 * BLOCK_TOKENS, [])
+        assert kept is not None
+        kept.length = 2 * BLOCK_TOKENS
+        cache.release(kept, prefix)
+    short = cache.reserve(BLOCK_TOKENS, [first, shared])
+    assert short is not None
+    assert short.length <= BLOCK_TOKENS
+    cache.release(short, [])
+    cache.evict_all()
+    assert pool.used_bytes == 0
