@@ -14,6 +14,7 @@ from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterR
 from api.http import startup_checks
 from api.http.read_cache import ReadCache
 from api.relay.hub import RelayHub
+from api.server.transfers import TransferBudget
 from market.catalog.published_weights import PublishedWeights
 from market.geo.geoip import GeoIp
 from market.resources import Resources, open_resources
@@ -51,8 +52,14 @@ class Services(Resources):
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
+async def open_services(
+    settings: Settings, transfers: TransferBudget | None = None
+) -> AsyncIterator[Services]:
     """Connect to everything; closes it all again at the end.
+
+    Args:
+        settings: Of the process.
+        transfers: The process's budget; one of its own if not given.
 
     Raises:
         ValueError: a setting is missing or wrong, or a model cannot be read.
@@ -72,7 +79,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 counting_limiter=SlidingWindowCounterRateLimiter(storage),
                 read_cache=ReadCache(settings.limits.read_cache),
                 geoip=geoip,
-                relay=RelayHub(resources.redis.connection_pool, settings.relay),
+                relay=RelayHub(
+                    resources.redis.connection_pool,
+                    settings.relay,
+                    transfers or TransferBudget(settings.limits),
+                    resources.sessions,
+                ),
                 published_weights=PublishedWeights(settings.models, settings.weights),
             )
             try:

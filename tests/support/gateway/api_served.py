@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import httpx
 import uvicorn
 
+from api.server.http_protocol import LimitedHttpProtocol
 from tests.support.gateway.api import PATIENCE, Gateway, eventually
 
 
@@ -36,7 +37,14 @@ async def serve(gateway: Gateway, *, port: int = 0) -> AsyncIterator[Served]:
     """The same application behind a real server, on a port of its own unless one is given."""
     listening = socket.create_server(("127.0.0.1", port))
     server = uvicorn.Server(
-        uvicorn.Config(gateway.app, lifespan="off", log_config=None, ws="none", access_log=False)
+        uvicorn.Config(
+            gateway.app,
+            lifespan="off",
+            log_config=None,
+            http=LimitedHttpProtocol,
+            ws="none",
+            access_log=False,
+        )
     )
     serving = asyncio.create_task(server.serve(sockets=[listening]))
 
