@@ -5,15 +5,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
+from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
 from api import web
 from api.http import problem_details
 from api.http.body_limit import BodyLimit
+from api.http.caller_address import SITE_BITS, UNKNOWN, address_of, network_of
 from api.http.services import open_services
 from api.routes import auth, billing, health, machines, nodes, provider, relay, weights
 from api.routes.discovery import dht, probe
 from api.routes.discovery import nodes as discovery_nodes
 from api.routes.inference import generate, jobs, models, receipts
+from api.server.transfers import TransferBudget
 from market.settings import Settings
 from mesh import __version__, log
 from mesh.relay import EXCHANGE_PATH
@@ -53,12 +57,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) -> FastAPI:
     """An application of these routers, with our errors and services."""
 
+    transfers = TransferBudget(settings.limits)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log.configure(json=settings.log_json)
-        async with open_services(settings) as services:
+        async with open_services(settings, transfers) as services:
             app.state.services = services
             yield
+
+    def owner_of(scope: Scope) -> str:
+        address = address_of(HTTPConnection(scope), settings.limits)
+        return UNKNOWN if address is None else network_of(address, SITE_BITS)
 
     app = FastAPI(
         title=title,
@@ -73,6 +83,8 @@ def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) 
         max_bytes=settings.limits.max_body_bytes,
         unlimited={EXCHANGE_PATH},  # hidden states; it reads them itself, of nodes only
         never_parsed={probe.PATH},
+        transfers=transfers,
+        owner_of=owner_of,
     )
     for router in routers:
         app.include_router(router)

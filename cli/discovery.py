@@ -42,7 +42,7 @@ def discovery(
         raise typer.Exit(subprocess.run([*dht, "--print-peers"], check=False).returncode)
     api = [sys.executable, "-m", "uvicorn", "--factory", "api.discovery_app:create_app"]
     api += ["--host", host, "--port", str(port), "--no-access-log", "--log-level", "warning"]
-    api += ["--http", "api.http.connection:ClientConnection"]
+    api += ["--http", "api.server.http_protocol:LimitedHttpProtocol", "--ws", "none"]
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

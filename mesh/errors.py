@@ -6,6 +6,7 @@
     ├── InvalidRequest           422  <field>_<reason>: a field of the request is wrong
     │   ├── MalformedJson        400
     │   ├── BodyTooLarge         413
+    │   ├── TransferTooSlow      408  a body, or the reading of an answer, makes no headway
     │   ├── ContextExceeded      422  prompt and max_tokens do not fit the model's context
     │   ├── KvCapacityExceeded   422  nor any node's KV cache, however empty
     │   └── DeadlineUnreachable  422  it could not end in time at the measured speed
@@ -30,7 +31,8 @@
     ├── UsageUnproven            500  the lines that we have are not those of the batch's root
     ├── RateLimited              429  carries Retry-After
     ├── Unavailable              503  carries Retry-After
-    │   └── NoRoute                   some layer of the model has no healthy node
+    │   ├── NoRoute                   some layer of the model has no healthy node
+    │   └── TransfersFull             a process holds as many unfinished bodies as it may
     ├── GenerationFailed         502  the mesh could not finish; only what was delivered is charged
     ├── WireError                400  a message between nodes breaks the protocol
     ├── RecordRefused            400  a record in the DHT is not its owner's, or breaks a rule

@@ -49,6 +49,16 @@ def unsaved_uptime(node_id: str) -> str:
     return f"node:{{{node_id}}}:uptime"
 
 
+INBOX_SIZES = "far_mesh:{inboxes}:sizes"
+"""Sorted set: bytes of the inboxes that were measured, by node."""
+
+INBOX_EXPIRIES = "far_mesh:{inboxes}:expiries"
+"""Sorted set: until when (Unix time) each of these sizes counts, by node."""
+
+INBOXES_TOTAL = "far_mesh:{inboxes}:total"
+"""Number that expires: the sum of these sizes."""
+
+
 def relay_connection(node_id: str) -> str:
     """Hash: the node's newest connection to the relay, and the last push that was forwarded."""
     return f"node:{{{node_id}}}:link"

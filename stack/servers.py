@@ -58,10 +58,12 @@ def gateway_command(port: int, host: str = "127.0.0.1") -> list[str]:
     """Python's arguments that start a gateway. It closes connections whose clients do not read. Of
     a WebSocket it takes in no more at once than the relay's longest message, and nothing
     compressed, which might be a thousand times as long."""
+    http = "api.server.http_protocol:LimitedHttpProtocol"
+    websockets = "api.server.websocket_protocol:LimitedWebSocketProtocol"
     return [
         *("-m", "uvicorn", "--factory", "api.app:create_app", "--host", host, "--port", str(port)),
         *("--no-access-log", "--log-level", "warning", "--no-proxy-headers"),
-        *("--http", "api.http.connection:ClientConnection"),
+        *("--http", http, "--ws", websockets),
         *("--ws-max-size", str(relay.MAX_MESSAGE_BYTES), "--ws-per-message-deflate", "false"),
     ]
 

@@ -1,12 +1,16 @@
-"""Bodies over a size, and JSON over a depth, are refused before anything parses them."""
+"""Bodies over a size, JSON over a depth, and bodies that do not come to an end, are refused before
+anything parses them."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.errors import BodyTooLarge, MalformedJson
 from api.http.problem_details import render
+from api.server.errors import TransfersFull, TransferTooSlow
+from api.server.transfers import TransferBudget
 from mesh import json_text
+from mesh.errors import MeshError
 
 
 class BodyLimit:
@@ -16,16 +20,24 @@ class BodyLimit:
         self,
         app: ASGIApp,
         max_bytes: int,
+        transfers: TransferBudget,
+        owner_of: Callable[[Scope], str],
         unlimited: Collection[str] = (),
         never_parsed: Collection[str] = (),
     ) -> None:
         """
         Args:
+            app: What gets the body.
+            max_bytes: Of a body.
+            transfers: Counts the bodies that are half here.
+            owner_of: Whose body the request's is, by its scope.
             unlimited: Paths whose bodies are left to their routes.
             never_parsed: Paths whose bodies are not JSON.
         """
         self._app = app
         self._max = max_bytes
+        self._transfers = transfers
+        self._owner_of = owner_of
         self._unlimited = unlimited
         self._never_parsed = never_parsed
 
@@ -33,13 +45,13 @@ class BodyLimit:
         if scope["type"] != "http" or scope["path"] in self._unlimited:
             await self._app(scope, receive, send)
             return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        body = None
-        if declared.isdigit() and len(declared) < 16 and int(declared) <= self._max:
-            body = await self._read(receive)
-        if body is None:
-            refusal = BodyTooLarge(f"A body may have {self._max} bytes at most.")
-            await render(refusal)(scope, receive, send)
+        try:
+            body = await self._read(scope, receive)
+        except BodyTooLarge as error:  # whose rest the server drops, so that this gets through
+            await render(error)(scope, receive, send)
+            return
+        except (TransferTooSlow, TransfersFull) as error:
+            await _closing(error)(scope, receive, send)
             return
         if scope["path"] not in self._never_parsed:
             try:
@@ -54,15 +66,37 @@ class BodyLimit:
 
         await self._app(scope, replay, send)
 
-    async def _read(self, receive: Receive) -> Message | None:
-        """The whole body as one message; none if it is too large."""
+    async def _read(self, scope: Scope, receive: Receive) -> Message:
+        """The whole body as one message; or that the client went away.
+
+        Raises:
+            BodyTooLarge: it is, or says so.
+            TransferTooSlow: it does not come.
+            TransfersFull: others are on their way.
+        """
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if not declared.isdigit() or len(declared) >= 16 or int(declared) > self._max:
+            raise self._too_large()
         body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return message  # the client went away
-            body += message.get("body", b"")
-            if len(body) > self._max:
-                return None
-            if not message.get("more_body", False):
-                return {"type": "http.request", "body": bytes(body), "more_body": False}
+        with self._transfers.open(self._owner_of(scope)) as transfer:
+            while True:
+                message = await transfer.wait(receive())
+                if message["type"] != "http.request":
+                    return message
+                piece = message.get("body", b"")
+                if len(body) + len(piece) > self._max:
+                    raise self._too_large()
+                transfer.add(len(piece))
+                body += piece
+                if not message.get("more_body", False):
+                    return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"A body may have {self._max} bytes at most.")
+
+
+def _closing(error: MeshError) -> ASGIApp:
+    """The answer to a body whose rest is not waited for."""
+    response = render(error)
+    response.headers["Connection"] = "close"
+    return response

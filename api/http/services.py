@@ -16,6 +16,7 @@ from api.http.read_cache import ReadCache
 from api.http.reader_slots import ReaderSlots
 from api.relay.hub import RelayHub
 from api.schemas.job_events import token_event
+from api.server.transfers import TransferBudget
 from market.catalog.published_weights import PublishedWeights
 from market.geo.geoip import GeoIp
 from market.jobs.reading.token_hub import TokenHub
@@ -58,8 +59,14 @@ class Services(Resources):
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
+async def open_services(
+    settings: Settings, transfers: TransferBudget | None = None
+) -> AsyncIterator[Services]:
     """Connect to everything; closes it all again at the end.
+
+    Args:
+        settings: Of the process.
+        transfers: The process's budget; one of its own if not given.
 
     Raises:
         ValueError: a setting is missing or wrong, or a model cannot be read.
@@ -82,7 +89,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 counting_limiter=SlidingWindowCounterRateLimiter(storage),
                 read_cache=ReadCache(settings.limits.read_cache),
                 geoip=geoip,
-                relay=RelayHub(resources.redis.connection_pool, settings.relay),
+                relay=RelayHub(
+                    resources.redis.connection_pool,
+                    settings.relay,
+                    transfers or TransferBudget(settings.limits),
+                    resources.sessions,
+                ),
                 published_weights=PublishedWeights(settings.models, settings.weights),
                 tokens=tokens,
                 snapshots=JobSnapshots(resources),

@@ -10,11 +10,16 @@ import structlog
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ResponseError
 
-from api.relay.connection_slots import ConnectionSlots
 from api.relay.forwarder import Forwarder
 from api.relay.pipelined_connection import PipelinedConnection
-from api.relay.throttle import NodeThrottle
+from api.relay.quotas.connection_slots import ConnectionSlots
+from api.relay.quotas.delivered_nodes import DeliveredNodes
+from api.relay.quotas.inbox_sizes import UNREAD_TTL, InboxSize, InboxSizes
+from api.relay.quotas.throttle import NodeThrottle
+from api.relay.quotas.wallets import NodeWallets
+from api.server.transfers import TransferBudget
 from market.clients.redis_client import block_ms
+from market.db import Sessions
 from market.nodes.node import NodeIncarnation
 from market.settings.relay import RelaySettings
 from mesh import redis_keys, wire
@@ -22,6 +27,7 @@ from mesh.errors import WireError
 from mesh.relay import (
     MAX_FRAME_BYTES,
     VERSION,
+    Frame,
     Hello,
     InboxDelivery,
     InboxEntry,
@@ -36,6 +42,12 @@ from mesh.wire.limits import INBOX_TTL
 log = structlog.get_logger()
 
 ENTRIES_PER_READ = 16
+
+READ_BYTES = 2**22
+"""Of the entries that are read at once, if there are several."""
+
+MAX_IDLE_CONNECTIONS = 64
+"""To Redis, kept for commands that block: more than nodes come and go at once."""
 
 DELIVERY_OVERHEAD = 1024
 """Bytes of a delivery beside its entries' headers and tensors."""
@@ -59,27 +71,27 @@ or nothing: a later registration of the node has connected."""
 
 _KEEP_ALIVE = """
 local owner = redis.call('HGET', KEYS[1], 'connection')
-if owner and owner ~= ARGV[1] then return 0 end
+if owner and owner ~= ARGV[1] then return {0, 0} end
 if not owner then redis.call('HSET', KEYS[1], 'connection', ARGV[1]) end
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
-if redis.call('XLEN', KEYS[3]) > 0 then
-    redis.call('XTRIM', KEYS[3], 'MINID', ARGV[5])
+if redis.call('XLEN', KEYS[3]) == 0 then return {1, 0} end
+redis.call('XTRIM', KEYS[3], 'MINID', ARGV[5])
+if redis.call('XLEN', KEYS[3]) == 0 then
     redis.call('EXPIRE', KEYS[3], ARGV[4])
-    for _, samples in ipairs({1, 0}) do
-        local bytes = redis.call('MEMORY', 'USAGE', KEYS[3], 'SAMPLES', samples)
-        if not bytes or bytes <= tonumber(ARGV[6]) then return 1 end
-    end
-    redis.call('XTRIM', KEYS[3], 'MAXLEN', 0)
-    return 2
+    return {1, 0}
 end
-return 1
+redis.call('EXPIRE', KEYS[3], ARGV[7])
+local bytes = redis.call('MEMORY', 'USAGE', KEYS[3], 'SAMPLES', 0) or 0
+if bytes <= tonumber(ARGV[6]) then return {1, bytes} end
+redis.call('XTRIM', KEYS[3], 'MAXLEN', 0)
+return {2, 0}
 """
 """1: alive. 0: another connection is the node's by now. 2: alive, and its inbox, which it does not
-read, was emptied: its bytes are estimated first, and counted where that says too many. Keys: relay
-connection, keep-alive, inbox. Arguments: connection, free positions of the KV cache, milliseconds
-to live of the keep-alive, seconds to live of the inbox, first entry to keep, bytes of the inbox at
-most."""
+read, was emptied. And the bytes of what it has not read. Keys: relay connection, keep-alive, inbox.
+Arguments: connection, free positions of the KV cache, milliseconds to live of the keep-alive,
+seconds to live of the inbox, first entry to keep, bytes of the inbox at most, seconds to live of
+the inbox while something in it is unread."""
 
 _GOODBYE = """
 if redis.call('HGET', KEYS[1], 'connection') == ARGV[1] then redis.call('DEL', KEYS[2]) end
@@ -91,14 +103,24 @@ class RelayHub:
     """One a process. All methods raise ``RedisError`` if Redis does not answer; the node then tries
     again, at any replica."""
 
-    def __init__(self, pool: ConnectionPool, settings: RelaySettings) -> None:
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        settings: RelaySettings,
+        transfers: TransferBudget,
+        sessions: Sessions,
+    ) -> None:
         self.settings = settings
+        self.transfers = transfers
         self.throttle = NodeThrottle(settings.messages_per_second, settings.bytes_per_second)
-        self.slots = ConnectionSlots(settings.max_connections)
         self._pool = pool
         self._connection = PipelinedConnection(pool)
+        self.delivered = DeliveredNodes(self._connection)
+        self.slots = ConnectionSlots(settings, self.delivered)
+        self.wallets = NodeWallets(sessions)
         self._idle: list[PipelinedConnection] = []
-        self._forwarder = Forwarder(self._connection, settings.max_inbox_bytes)
+        self._inboxes = InboxSizes(self._connection, settings)
+        self._forwarder = Forwarder(self._connection, settings, self._inboxes)
 
     async def close(self) -> None:
         for connection in (self._connection, *self._idle):
@@ -139,7 +161,7 @@ class RelayHub:
             redis_keys.keepalive(node_id),
             redis_keys.inbox(node_id),
         )
-        state = await self._do(
+        state, unread = await self._do(
             "EVAL",
             _KEEP_ALIVE,
             3,
@@ -150,9 +172,11 @@ class RelayHub:
             INBOX_TTL,
             _next_entry_id(frame.after),
             self.settings.max_inbox_bytes,
+            UNREAD_TTL,
         )
         if state == 2:
-            log.warning("inbox_emptied", node_id=node_id)
+            log.warning("inbox_emptied", node_id=node_id, reason="inbox_full")
+        await self._inboxes.note(InboxSize(node_id, unread))
         return bool(state)
 
     async def goodbye(self, node_id: str, connection: str) -> None:
@@ -170,25 +194,60 @@ class RelayHub:
         except BaseException:  # also if the caller is cancelled: an answer is still to come
             await connection.close()
             raise
-        self._idle.append(connection)
+        if len(self._idle) < MAX_IDLE_CONNECTIONS:
+            self._idle.append(connection)
+        else:
+            await connection.close()
 
     async def read_inbox(
-        self, connection: PipelinedConnection, node_id: str, after: str, wait: float
+        self,
+        connection: PipelinedConnection,
+        node_id: str,
+        after: str,
+        wait: float,
+        *,
+        count: int = ENTRIES_PER_READ,
     ) -> list[InboxDelivery]:
         """What came for a node after the cursor, in as many deliveries as there have to be frames.
-        Waits up to ``wait`` seconds if there is nothing yet."""
+        Waits up to ``wait`` seconds if there is nothing yet. ``count``: entries at most, see
+        :func:`next_count`."""
         inbox, block = redis_keys.inbox(node_id), block_ms(wait) or 1
-        command = ("XREAD", "COUNT", ENTRIES_PER_READ, "BLOCK", block, "STREAMS", inbox, after)
+        command = ("XREAD", "COUNT", count, "BLOCK", block, "STREAMS", inbox, after)
         [answer] = await connection.call([command])
         if isinstance(answer, ResponseError):
             raise answer
-        return _deliveries(answer[0][1]) if answer else []
+        if not answer:
+            return []
+        self.delivered.add(node_id)
+        return _deliveries(answer[0][1])
 
     async def _do(self, *command: Any) -> Any:
         [answer] = await self._connection.call([command])
         if isinstance(answer, ResponseError):
             raise answer
         return answer
+
+
+def message_count(frame: Frame) -> int:
+    """How many messages a frame of a node counts for: one at least, whatever is in it."""
+    return max(1, len(frame.messages)) if isinstance(frame, Push) else 1
+
+
+def size_of(delivery: InboxDelivery) -> int:
+    """Bytes that a delivery takes up until its node has read it."""
+    return DELIVERY_OVERHEAD + sum(
+        len(entry.header) + len(entry.tensor) for entry in delivery.entries
+    )
+
+
+def next_count(deliveries: Sequence[InboxDelivery]) -> int:
+    """How many entries to read next, by the longest of those that were read: a node that takes in
+    little has to leave what is long in Redis."""
+    longest = max(
+        (len(entry.header) + len(entry.tensor) for each in deliveries for entry in each.entries),
+        default=0,
+    )
+    return max(1, min(ENTRIES_PER_READ, READ_BYTES // max(1, longest)))
 
 
 def _deliveries(entries: Sequence[tuple[bytes, list[bytes]]]) -> list[InboxDelivery]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from api.relay.hub import RelayHub
+from api.relay.hub import RelayHub, message_count, next_count
 from market.nodes.node import NodeIncarnation
 from mesh import relay
 from mesh.errors import WireError
@@ -10,6 +10,7 @@ from mesh.keepalive import POLLING_KEEPALIVE_TTL
 from mesh.relay import (
     Frame,
     Hello,
+    InboxDelivery,
     KeepAlive,
     KeepAliveAck,
     Poll,
@@ -33,7 +34,7 @@ async def exchange(
         raise WireError("A body has a frame at least.")
     node_id = node.node_id
     first, *others = frames
-    await hub.throttle.acquire(node_id, 1 + len(others), len(body))
+    await hub.throttle.acquire(node_id, sum(map(message_count, frames)), len(body))
     if isinstance(first, Hello) and not others:
         await admit()
         return _bundled([await hub.hello(node, first) or Superseded()])
@@ -53,10 +54,20 @@ async def exchange(
             raise WireError(f"A node does not send {type(frame).__name__}.")
     wait = min(first.wait / 1000, relay.POLL_WAIT)
     if wait > 0:
-        async with hub.blocking_connection() as redis:
-            # One delivery: the next poll's cursor brings the rest.
-            answers += (await hub.read_inbox(redis, node_id, first.after or "0-0", wait))[:1]
+        answers += await _read_inbox(hub, node_id, first.after or "0-0", wait)
     return _bundled(answers)
+
+
+async def _read_inbox(
+    hub: RelayHub, node_id: str, after: str, wait: float
+) -> Sequence[InboxDelivery]:
+    """One delivery, if there is any: the next poll's cursor brings the rest."""
+    async with hub.blocking_connection() as redis:
+        found = await hub.read_inbox(redis, node_id, after, wait, count=1)
+        count = next_count(found)
+        if not found or count == 1:
+            return found
+        return (await hub.read_inbox(redis, node_id, after, wait, count=count))[:1]
 
 
 def _bundled(frames: Sequence[Frame]) -> bytes:

@@ -25,6 +25,9 @@ EPOCH_OVER = "epoch_over"
 NOT_ON_ROUTE = "not_on_route"
 MALFORMED = "malformed"
 
+FLOOD = "flood"
+"""More than a stage has to say of a generation: see :mod:`api.relay.quotas.message_counts`."""
+
 FINISH_REASONS = ("stop", "length")
 
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_REQUEST_ID}}}", re.ASCII)

@@ -9,8 +9,11 @@ import structlog
 from redis.exceptions import RedisError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from api.relay.hub import RelayHub
+from api.relay.hub import RelayHub, message_count, next_count, size_of
 from api.relay.keepalive_ttl import AdaptiveTtl
+from api.relay.quotas.connection_slots import ConnectionSlot
+from api.server.errors import TransfersFull, TransferTooSlow
+from api.server.transfers import Transfer
 from market.nodes.node import NodeIncarnation
 from mesh import relay
 from mesh.errors import WireError
@@ -50,11 +53,22 @@ class NodeWebSocket:
     """One accepted WebSocket of a node, from its hello to its end. Deliveries go out until
     ``WINDOW_BYTES`` of them have not been read by the node."""
 
-    def __init__(self, hub: RelayHub, websocket: WebSocket, node: NodeIncarnation) -> None:
+    def __init__(
+        self,
+        hub: RelayHub,
+        websocket: WebSocket,
+        node: NodeIncarnation,
+        wallet: str,
+        slot: ConnectionSlot,
+    ) -> None:
         self._hub = hub
         self._websocket = websocket
         self._node = node
         self._node_id = node.node_id
+        self._wallet = wallet
+        self._slot = slot
+        self._unfinished: Transfer | None = None
+        """The long frame of which pieces are here."""
         self._adaptive_ttl = AdaptiveTtl()
         self._assembler = Assembler()
         self._connection = ""
@@ -76,6 +90,8 @@ class NodeWebSocket:
         except WireError as error:
             log.warning("frame_refused", node_id=self._node_id, reason=error.detail)
             code = relay.PROTOCOL_ERROR
+        except (TransferTooSlow, TransfersFull) as error:
+            log.warning("transfer_ended", node_id=self._node_id, reason=error.code)
         except _ConnectionOver as over:
             code = over.code
         except WebSocketDisconnect:
@@ -106,6 +122,7 @@ class NodeWebSocket:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._finish_frame()
         return relay.TRY_AGAIN_LATER
 
     async def _receive_hello(self) -> Hello:
@@ -167,30 +184,43 @@ class NodeWebSocket:
             raise _ConnectionOver(relay.SUPERSEDED)
 
     async def _deliver_inbox(self, after: str) -> None:
+        count = 1
         async with self._hub.blocking_connection() as redis:
             while True:
-                for delivery in await self._hub.read_inbox(
-                    redis, self._node_id, after, INBOX_WAIT_SECONDS
-                ):
-                    after = delivery.after
-                    size = sum(len(entry.header) + len(entry.tensor) for entry in delivery.entries)
-                    self._unread.append((after, size))
-                    self._unread_bytes += size
-                    await self._send(delivery)
-                    while self._unread_bytes > relay.WINDOW_BYTES:
-                        self._read_on.clear()
-                        await self._read_on.wait()
+                deliveries = await self._hub.read_inbox(
+                    redis, self._node_id, after, INBOX_WAIT_SECONDS, count=count
+                )
+                if not deliveries:
+                    continue
+                self._hub.slots.served(self._slot)
+                count = next_count(deliveries)
+                with self._hub.transfers.open(self._wallet) as transfer:
+                    transfer.add(sum(map(size_of, deliveries)))
+                    for delivery in deliveries:
+                        after = delivery.after
+                        self._unread.append((after, size_of(delivery)))
+                        self._unread_bytes += size_of(delivery)
+                        await self._send(delivery, transfer)
+                del deliveries, delivery  # they are not to wait here for the window
+                while self._unread_bytes > relay.WINDOW_BYTES:
+                    self._read_on.clear()
+                    await self._read_on.wait()
 
     async def _receive(self) -> Frame:
         """The next frame.
 
         Raises:
             WireError: not a frame.
+            TransferTooSlow: a long frame does not come to its end.
+            TransfersFull: other long frames have to be finished first.
         """
+        if not self._assembler.size:
+            self._finish_frame()
         while True:
             data = await self._message()
             frame = self._assembler.add(data)
-            messages = len(frame.messages) if isinstance(frame, Push) else 1
+            await self._count_unfinished()
+            messages = 1 if frame is None else message_count(frame)
             await self._hub.throttle.acquire(self._node_id, messages, len(data))
             if frame is not None:
                 return frame
@@ -200,15 +230,36 @@ class NodeWebSocket:
                     self._record_keep_alive()
                 )  # its keep-alives are behind a long message on a slow link
 
+    async def _count_unfinished(self) -> None:
+        """Count the pieces of a long frame, which only a node that is on a route has to send."""
+        if not self._assembler.size:
+            return
+        if self._unfinished is None:
+            if not self._slot.serves:
+                if not await self._hub.delivered.look_up(self._node_id):
+                    log.warning("frame_refused", node_id=self._node_id, reason="not_on_route")
+                    raise _ConnectionOver(relay.TRY_AGAIN_LATER)
+                self._hub.slots.served(self._slot)
+            self._unfinished = self._hub.transfers.open(self._wallet, grace=self._hub.settings.idle)
+        self._unfinished.add(self._assembler.size - self._unfinished.size)
+
+    def _finish_frame(self) -> None:
+        """The long frame was handled, or will not be."""
+        if self._unfinished is not None:
+            self._unfinished.close()
+            self._unfinished = None
+
     async def _message(self) -> bytes:
+        coming = self._websocket.receive_bytes()
         try:
-            data = await self._websocket.receive_bytes()
+            data = await (coming if self._unfinished is None else self._unfinished.wait(coming))
         except KeyError:
             raise WireError("A frame is binary.") from None
         if len(data) > relay.MAX_MESSAGE_BYTES:  # the server has other limits than it should
             raise WireError(f"A message has {relay.MAX_MESSAGE_BYTES} bytes at most.")
         return data
 
-    async def _send(self, frame: Frame) -> None:
+    async def _send(self, frame: Frame, transfer: Transfer | None = None) -> None:
         for message in relay.chunks(relay.encode(frame)):
-            await self._websocket.send_bytes(message)
+            sending = self._websocket.send_bytes(message)
+            await (sending if transfer is None else transfer.wait(sending))

@@ -1,10 +1,12 @@
 """The relay's two endpoints: how nodes that are not beside Redis get their work (DESIGN §6)."""
 
-import asyncio
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response, WebSocket
+from fastapi import APIRouter, Depends, Request, Response, WebSocket
 from fastapi.security import HTTPAuthorizationCredentials
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import ClientDisconnect
@@ -15,8 +17,13 @@ from api.http.errors import BodyTooLarge
 from api.http.problem_details import render
 from api.http.services import Services, WithServices
 from api.relay import metrics
+from api.relay.hub import RelayHub
 from api.relay.long_poll import exchange
+from api.relay.quotas.connection_slots import ConnectionSlot
 from api.relay.websocket import NodeWebSocket
+from api.server.paced_response import PacedResponse
+from api.server.transfers import Transfer
+from market.errors import Unavailable
 from market.identity.principal import Scope
 from market.nodes.node import NodeIncarnation
 from market.outages import OUTAGES, unavailable
@@ -33,10 +40,14 @@ async def connect(websocket: WebSocket) -> None:
     """A node's connection. Refused before it is accepted if the token is not a node's, or not good
     any more."""
     services: Services = websocket.app.state.services
-    with ExitStack() as stack:
+    hub = services.relay
+    async with AsyncExitStack() as stack:
         try:
             node = await _admit(websocket, services)
-            stack.enter_context(services.relay.slots.acquire(node.node_id, "websocket"))
+            wallet = await hub.wallets.find(node.node_id)
+            slot = await stack.enter_async_context(
+                hub.slots.acquire(node.node_id, wallet, "websocket")
+            )
         except MeshError as error:
             await websocket.send_denial_response(render(error))
             return
@@ -45,7 +56,28 @@ async def connect(websocket: WebSocket) -> None:
             return
         await websocket.accept()
         stack.enter_context(metrics.relay_connections.track_inprogress())
-        await NodeWebSocket(services.relay, websocket, node).serve()
+        await NodeWebSocket(hub, websocket, node, wallet, slot).serve()
+
+
+@dataclass(frozen=True, slots=True)
+class _Poll:
+    """What a request of a node holds until its answer is sent, however slowly it is taken."""
+
+    slot: ConnectionSlot
+    incoming: Transfer
+    outgoing: Transfer
+
+
+async def _begin_poll(node: CallingNode, services: WithServices) -> AsyncIterator[_Poll]:
+    hub = services.relay
+    wallet = await hub.wallets.find(node.node_id)
+    async with hub.slots.acquire(node.node_id, wallet, "poll") as slot:
+        with (
+            metrics.relay_polls.track_inprogress(),
+            hub.transfers.open(wallet, grace=hub.settings.idle) as incoming,
+            hub.transfers.open(wallet) as outgoing,
+        ):
+            yield _Poll(slot, incoming, outgoing)
 
 
 @router.post(
@@ -56,16 +88,22 @@ async def connect(websocket: WebSocket) -> None:
     },
 )
 async def long_poll(
-    request: Request, bearer: Bearer, node: CallingNode, services: WithServices
+    request: Request,
+    bearer: Bearer,
+    node: CallingNode,
+    services: WithServices,
+    poll: Annotated[_Poll, Depends(_begin_poll)],
 ) -> Response:
     """A node's connection by long polls, for nodes behind proxies that let no WebSocket through:
     frames as msgpack in the body, and in the answer."""
     hub = services.relay
-    with hub.slots.acquire(node.node_id, "poll"), metrics.relay_polls.track_inprogress():
-        body = await _read(request, hub.settings.idle)
+    with poll.incoming:
+        body = await _read(request, hub, node.node_id, poll)
         admit = partial(current_node, bearer, services)
         answer = await exchange(hub, node, body, admit)
-    return Response(answer, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
+    poll.outgoing.begin(len(answer))
+    headers = {"Cache-Control": "no-store"}
+    return PacedResponse(answer, poll.outgoing, media_type=MEDIA_TYPE, headers=headers)
 
 
 async def _admit(websocket: WebSocket, services: Services) -> NodeIncarnation:
@@ -79,21 +117,41 @@ async def _admit(websocket: WebSocket, services: Services) -> NodeIncarnation:
     return await current_node(bearer, services)
 
 
-async def _read(request: Request, idle: float) -> bytearray:
+async def _read(request: Request, hub: RelayHub, node_id: str, poll: _Poll) -> bytearray:
     """The body of an authenticated node: nobody else may send one as long as a frame. Empty if the
-    node goes, or sends nothing for ``idle`` seconds.
+    node goes.
 
     Raises:
         BodyTooLarge: longer than a frame.
+        Unavailable: longer than what a node has to say that is on no route.
+        TransferTooSlow: it does not come.
+        TransfersFull: other bodies have to be finished first.
     """
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and len(declared) < 16 and int(declared) > relay.MAX_FRAME_BYTES:
+        raise _too_large()
     body = bytearray()
+    pieces = aiter(request.stream())
     try:
-        async with asyncio.timeout(idle) as silence:
-            async for chunk in request.stream():
-                silence.reschedule(asyncio.get_running_loop().time() + idle)
-                body += chunk
-                if len(body) > relay.MAX_FRAME_BYTES:
-                    raise BodyTooLarge(f"A body may have {relay.MAX_FRAME_BYTES} bytes at most.")
-    except (ClientDisconnect, TimeoutError):
+        while True:
+            piece = await poll.incoming.wait(anext(pieces))
+            if len(body) + len(piece) > relay.MAX_FRAME_BYTES:
+                raise _too_large()
+            poll.incoming.add(len(piece))
+            body += piece
+            if len(body) > relay.MAX_MESSAGE_BYTES and not poll.slot.serves:
+                if not await hub.delivered.look_up(node_id):
+                    raise Unavailable(
+                        "Only a node that is on a route may send more than "
+                        f"{relay.MAX_MESSAGE_BYTES} bytes at once.",
+                        retry_after=1,
+                    )
+                hub.slots.served(poll.slot)
+    except StopAsyncIteration:
+        return body
+    except ClientDisconnect:
         return bytearray()
-    return body
+
+
+def _too_large() -> BodyTooLarge:
+    return BodyTooLarge(f"A body may have {relay.MAX_FRAME_BYTES} bytes at most.")

@@ -92,6 +92,9 @@ async def run_echo(
             await redis.hset(
                 redis_keys.live_record(name), mapping={"epoch": 1, "route": route.pack()}
             )
+            # As if each step had its token: the relay counts them.
+            await redis.delete(redis_keys.tokens(name))
+            await redis.xadd(redis_keys.tokens(name), {"i": 0, "t": ""}, id=f"{CAPACITY}-0")
             channels = [
                 await stack.enter_async_context(_open_channel(redis, relay_url, each))
                 for each in (edge, node)

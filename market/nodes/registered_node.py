@@ -84,3 +84,11 @@ async def is_current(db: AsyncSession, registration: NodeIncarnation) -> bool:
         )
     )
     return found is not None
+
+
+async def wallet_of(db: AsyncSession, node_id: str) -> str | None:
+    """The wallet of a node, in lower case; none if there is no such node."""
+    wallet: str | None = await db.scalar(
+        select(RegisteredNode.wallet_address).where(RegisteredNode.node_id == node_id)
+    )
+    return wallet

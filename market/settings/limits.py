@@ -51,6 +51,15 @@ class LimitSettings(BaseModel):
     """Of all wallets at one process. Each takes some 50 kB, and what its client has not read yet. A
     wallet gets no more than are still free."""
     max_body_bytes: int = 2**20
+    max_transfer_bytes: int = Field(2**28, ge=2**16)
+    """Of bodies and frames that are half here, and of answers to nodes that are half taken, in one
+    process. Above it, whoever has the most of them loses one."""
+    transfer_grace: float = Field(15, gt=0)
+    """Seconds that a body may take however short it is, and stand still however long it is."""
+    transfer_rate: float = Field(2**14, gt=0)
+    """Bytes a second that each transfer has to make beyond that: an eighth of a slow uplink."""
+    transfer_seconds: float = Field(120, gt=0)
+    """For a whole body, frame or answer, however long it is."""
     max_prompt_chars: int = 200_000
     trusted_proxies: int = Field(0, ge=0, le=16)
     """How many proxies stand before the gateway, each of which adds the address that it saw to

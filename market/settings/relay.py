@@ -1,4 +1,4 @@
-"""Settings of the relay: throughput and connections."""
+"""Settings of the relay: throughput, connections, inboxes."""
 
 from pydantic import BaseModel, Field
 
@@ -14,6 +14,14 @@ class RelaySettings(BaseModel):
     max_connections: int = Field(2000, ge=1)
     """WebSockets, and long polls under way, of all nodes at one process: each holds a connection to
     Redis. Above it nodes go elsewhere."""
+    kept_for_routes: float = Field(0.25, ge=0, lt=1)
+    """Share of the connections that only nodes on routes may take: anybody can register more nodes
+    than one process serves."""
+    max_connections_per_wallet: int = Field(200, ge=1)
+    """WebSockets, and long polls under way, of a wallet's nodes at one process."""
     max_inbox_bytes: int = Field(2**30, ge=2**20)
     """Unread messages of one node that Redis keeps. Then they are dropped, and their generations
     routed anew: a node that does not read may not fill Redis."""
+    max_inboxes_bytes: int = Field(2**32, ge=2**20)
+    """Unread messages of all nodes together that Redis keeps; well below its own limit. Above it
+    the longest inbox is emptied."""

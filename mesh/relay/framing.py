@@ -31,12 +31,19 @@ class Assembler:
 
     def __init__(self) -> None:
         self._pieces = bytearray()
+        self._rest = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that are here of a frame whose end is not."""
+        return len(self._pieces)
 
     def add(self, message: bytes) -> Frame | None:
         """The frame that this message is, or completes; none if there is more to come.
 
         Raises:
-            WireError: not a frame, or one that grows too large, or by less than a whole piece.
+            WireError: not a frame; or one that grows too large, or by less than a whole piece, or
+                is not as long as its pieces say.
         """
         frame = decode(message)
         if not isinstance(frame, Chunk):
@@ -45,6 +52,9 @@ class Assembler:
             raise WireError("Only the last piece of a frame may be short.")
         if len(self._pieces) + len(frame.data) + frame.rest > MAX_FRAME_BYTES:
             raise WireError(f"A frame has {MAX_FRAME_BYTES} bytes at most.")
+        if self._pieces and frame.rest != self._rest - len(frame.data):
+            raise WireError("The pieces of a frame do not add up.")
+        self._rest = frame.rest
         self._pieces += frame.data
         if frame.rest:
             return None

@@ -13,6 +13,11 @@ MAX_STEPS = 256
 """Steps of one message of hidden states. An engine gathers no more rows than that in a message of
 several steps, each of which has one row at least."""
 
+MAX_DRAFT_TOKENS = 12
+"""Draft tokens of one step. An edge drafts no more ahead (:mod:`node_runner.engine.decoding`), so a
+stage sends, of each position that is sampled, one row and as many draft rows at most; the relay
+counts that."""
+
 MAX_NODE_HEADER_BYTES = 2**16
 """Header of a message that a node sends: only what a supervisor sends carries prompts."""
 
@@ -30,6 +35,15 @@ MAX_TOKEN_ID = 2**31 - 1
 
 MAX_TOKEN_TEXT = 4096
 """Characters that readers get with one token."""
+
+TOKEN_TEXT_ON_AVERAGE = 256
+"""Characters of all tokens of a generation, by their number: vocabularies have tokens of up to some
+hundred spaces."""
+
+EVENT_BURST = 16
+EVENTS_PER_SECOND = 1.0
+"""What a node says of one generation in one epoch besides steps and tokens (that a prefix is there,
+answers to pings, a refusal, the end): few at once, and as often as a supervisor asks."""
 
 MAX_STOP_TEXTS = 4
 MAX_STOP_TEXT = 64

@@ -7,6 +7,7 @@ step.
 """
 
 import contextlib
+import math
 import random
 import secrets
 import threading
@@ -51,6 +52,10 @@ RECONNECT_TIMEOUT = 1.0
 
 SILENCE_TIMEOUT = 3.0
 """Seconds without any answer, twelve keep-alives, after which a connection counts as half open."""
+
+STABLE_SECONDS = 1.0
+"""Seconds after which a connection was a good one: the relay did not end it for what it was sent
+first, which it will be sent again."""
 
 FIRST_DELAY, MAX_DELAY = 0.1, 10.0
 """Seconds between tries to connect, doubled each time, by the half more or less: so that a relay
@@ -214,16 +219,20 @@ class RelayTransport:
         delay, losses = FIRST_DELAY, 0
         while not self._closing.is_set():
             pause = delay * random.uniform(0.5, 1.5)
+            connected_at = math.inf
             try:
                 connection = self._connect(losses)
-                delay, losses = FIRST_DELAY, 0
+                losses, connected_at = 0, time.monotonic()
                 self._serve(connection)
             except ConnectionSuperseded as error:
                 self._set_reason(error)
                 pause = SUPERSEDED_DELAY * random.uniform(0.5, 1.5)
             except ConnectionLost as error:
                 self._set_reason(error)
-                delay, losses = min(2 * delay, MAX_DELAY), losses + 1
+                losses += 1
+                delay = min(2 * delay, MAX_DELAY)
+                if time.monotonic() - connected_at > STABLE_SECONDS:
+                    delay, pause = FIRST_DELAY, FIRST_DELAY * random.uniform(0.5, 1.5)
             if not self._closing.is_set():
                 log.warning("relay_unreachable", reason=self._reason, retry_in=round(pause, 2))
                 self._closing.wait(pause)

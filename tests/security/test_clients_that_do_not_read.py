@@ -7,7 +7,6 @@ from contextlib import suppress
 
 import pytest
 
-from api.http import connection
 from stack.servers import gateway_command
 from tests.support.gateway.api import Gateway, eventually
 from tests.support.gateway.api_served import Served, serve
@@ -35,7 +34,7 @@ async def ask(gateway: Gateway, served: Served, path: str) -> socket.socket:
 async def test_such_a_client_is_sent_away(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, path: str, trickle: bool
 ) -> None:
-    monkeypatch.setattr(connection, "UNREAD_SECONDS", 0.5)
+    monkeypatch.setattr(client_connection, "UNREAD_SECONDS", 0.5)
     job = await gateway.submit(max_tokens=8)
     for _ in range(ENTRIES // 100):
         await job.write(*[LONG] * 100)
@@ -64,4 +63,4 @@ async def test_such_a_client_is_sent_away(
 
 def test_the_gateway_is_started_with_this_limit() -> None:
     command = gateway_command(8000)
-    assert command[command.index("--http") + 1] == "api.http.connection:ClientConnection"
+    assert command[command.index("--http") + 1] == "api.server.http_protocol:LimitedHttpProtocol"

@@ -6,7 +6,6 @@ from contextlib import suppress
 
 import pytest
 
-from api.http import connection
 from tests.support.gateway.api import Gateway, eventually
 from tests.support.gateway.api_served import serve
 
@@ -18,7 +17,7 @@ async def test_such_a_connection_is_closed(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, first: bytes
 ) -> None:
     """Nothing sent, a head that is begun, or a second one after a whole request."""
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(client_connection, "HEAD_SECONDS", 0.5)
     async with serve(gateway) as served:
         _, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(first)
@@ -43,7 +42,7 @@ async def test_a_connection_with_requests_is_kept(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while its request takes longer than a head may."""
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(client_connection, "HEAD_SECONDS", 0.2)
     job = await gateway.submit()
     async with serve(gateway) as served:
         following = asyncio.create_task(served.client.get(f"{job.url}/events"))

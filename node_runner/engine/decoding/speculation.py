@@ -9,11 +9,13 @@ trip changes.
 
 from collections.abc import Sequence
 
+from mesh.wire.limits import MAX_DRAFT_TOKENS
+
 LONG_NGRAM, SHORT_NGRAM = 3, 2
 """Tokens that have to stand in the text before: the last three, or the last two if three do not."""
 
 FIRST_DRAFT_LENGTH = 4
-MAX_DRAFT_LENGTH = 12
+MAX_DRAFT_LENGTH = MAX_DRAFT_TOKENS
 """Tokens of a draft. With the token before it, they are few enough rows to attend together
 (`attention.interface.MAX_GROUPED_ROWS`)."""
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import httpx
 import uvicorn
 
-from api.http.connection import ClientConnection
+from api.server.http_protocol import LimitedHttpProtocol
 from tests.support.gateway.api import PATIENCE, Gateway, eventually
 
 
@@ -45,9 +45,9 @@ async def serve(gateway: Gateway, *, port: int = 0) -> AsyncIterator[Served]:
     server = uvicorn.Server(
         uvicorn.Config(
             gateway.app,
-            http=ClientConnection,
             lifespan="off",
             log_config=None,
+            http=LimitedHttpProtocol,
             ws="none",
             access_log=False,
         )

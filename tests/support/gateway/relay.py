@@ -16,6 +16,8 @@ from sqlalchemy.dialects.postgresql import insert
 from websockets.sync.client import ClientConnection, connect
 
 from api.app import create_app
+from api.server.http_protocol import LimitedHttpProtocol
+from api.server.websocket_protocol import LimitedWebSocketProtocol
 from market import db
 from market.nodes.tables import RegisteredNode
 from market.settings import Settings
@@ -33,7 +35,7 @@ from mesh.relay import (
     Welcome,
 )
 from mesh.route_record import RouteRecord
-from mesh.wire import Message, Step, Steps
+from mesh.wire import Close, Message, Step, Steps
 from tests.conftest import MODEL_ID
 from tests.support.gateway.api import WALLET
 from tests.support.network.tls import Certificate
@@ -68,13 +70,15 @@ class Replica:
         self._scheme = "http" if certificate is None else "https"
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
+        self.app = create_app(settings)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                create_app(settings),
+                self.app,
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=2,
-                ws="websockets-sansio" if websockets else "none",
+                http=LimitedHttpProtocol,
+                ws=LimitedWebSocketProtocol if websockets else "none",
                 ws_max_size=max_message_bytes,
                 ws_per_message_deflate=False,
                 ssl_certfile=None if certificate is None else certificate.certificate,
@@ -89,10 +93,16 @@ class Replica:
     def url(self) -> str:
         return f"{self._scheme}://127.0.0.1:{self.port}"
 
-    def token(self, subject: str, kind: str = "node") -> str:
+    @property
+    def transfer_bytes(self) -> int:
+        """Bytes of bodies and frames that are half here, and of answers that are half taken."""
+        used: int = self.app.state.services.relay.transfers.used
+        return used
+
+    def token(self, subject: str, kind: str = "node", *, wallet: str = WALLET) -> str:
         """Of a node that is registered, or of somebody else."""
         if kind == "node":
-            row = {"wallet_address": WALLET, "model_id": MODEL_ID, "start_layer": 0, "end_layer": 1}
+            row = {"wallet_address": wallet, "model_id": MODEL_ID, "start_layer": 0, "end_layer": 1}
             new = insert(RegisteredNode).values(node_id=subject, **row).on_conflict_do_nothing()
             asyncio.run(self._write(new))
         claims = {"sub": subject, "kind": kind, "exp": int(time.time()) + 3600}
@@ -129,12 +139,18 @@ class Node:
     """A WebSocket of a node, without a runner behind it."""
 
     def __init__(
-        self, at: Replica, node_id: str, *, session: str = "session", after: str = ""
+        self,
+        at: Replica,
+        node_id: str,
+        *,
+        session: str = "session",
+        after: str = "",
+        wallet: str = WALLET,
     ) -> None:
         self.node_id = node_id
         self.socket: ClientConnection = connect(
             websocket_url(at),
-            additional_headers=bearer(at.token(node_id)),
+            additional_headers=bearer(at.token(node_id, wallet=wallet)),
             compression=None,
             ping_interval=None,
             proxy=None,
@@ -193,10 +209,14 @@ def outgoing(to: str, message: Message) -> OutgoingMessage:
 
 
 def begin(
-    client: redis.Redis, epoch: int = 1, route: Sequence[str] = ROUTE, name: str = "gen"
+    client: redis.Redis,
+    epoch: int = 1,
+    route: Sequence[str] = ROUTE,
+    name: str = "gen",
+    capacity: int = CAPACITY,
 ) -> None:
     """The live record, as a worker writes it."""
-    packed = RouteRecord(WIDTH, CAPACITY, list(route)).pack()
+    packed = RouteRecord(WIDTH, capacity, list(route)).pack()
     client.hset(redis_keys.live_record(name), mapping={"epoch": epoch, "route": packed})
 
 
@@ -205,6 +225,12 @@ def steps(*, name: str = "gen", epoch: int = 1, width: int = WIDTH, **changes: A
     values = {"position": 0, "rows": 1, "wanted": 1, "replay": False} | changes
     step = Step(name, epoch, **values)
     return Steps([step], "float32", width, bytes(4 * width * step.rows))
+
+
+def on_route(client: redis.Redis, *node_ids: str) -> None:
+    """Nodes that a supervisor has sent something."""
+    for node_id in node_ids:
+        put(client, node_id, Close("earlier", 1))
 
 
 def put(client: redis.Redis, node_id: str, *messages: Message) -> None:
@@ -238,5 +264,6 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def dial(at: Replica, node_id: str) -> ClientConnection:
-    return connect(websocket_url(at), additional_headers=bearer(at.token(node_id)))
+def dial(at: Replica, node_id: str, *, wallet: str = WALLET) -> ClientConnection:
+    headers = bearer(at.token(node_id, wallet=wallet))
+    return connect(websocket_url(at), additional_headers=headers)

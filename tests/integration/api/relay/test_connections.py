@@ -11,7 +11,7 @@ import redis
 from prometheus_client import REGISTRY
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from api.relay.connection_slots import MAX_PER_NODE
+from api.relay.quotas.connection_slots import MAX_PER_NODE
 from market.settings import Settings
 from mesh import redis_keys, relay
 from mesh.relay import (
@@ -27,6 +27,7 @@ from tests.support.gateway.relay import (
     Replica,
     bearer,
     dial,
+    on_route,
     put,
     replica,
     steps,
@@ -101,6 +102,7 @@ def test_the_pieces_of_a_long_frame_are_signs_of_life(
 ) -> None:
     impatient = make_settings(relay={"idle": 0.5})
     long = relay.encode(Push(1, [OutgoingMessage("middle", b"", bytes(8 * relay.CHUNK_BYTES))]))
+    on_route(client, "edge")
     with replica(impatient) as here, Node(here, "edge") as node:
         for message in relay.chunks(long):
             node.socket.send(message)

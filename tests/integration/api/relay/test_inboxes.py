@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable
 
 import msgpack
+import pytest
 import redis
 
 from api.relay.forwarder import MAX_EVENTS_PER_GENERATION
@@ -21,6 +22,7 @@ from tests.support.gateway.relay import (
     Replica,
     begin,
     inbox,
+    on_route,
     put,
     replica,
     steps,
@@ -47,6 +49,7 @@ def test_work_wakes_a_node_that_waits_at_another_replica(
 def test_long_messages_travel_in_pieces(here: Replica, client: redis.Redis) -> None:
     begin(client)
     client.hset(redis_keys.live_record("gen"), "route", wide_route())
+    on_route(client, "edge")
     long = steps(rows=64, wanted=0, width=4096)
     assert len(long.data) > 4 * relay.CHUNK_BYTES
     with Node(here, "edge") as edge, Node(here, "middle") as middle:
@@ -54,8 +57,8 @@ def test_long_messages_travel_in_pieces(here: Replica, client: redis.Redis) -> N
         assert middle.read() == [long]
 
 
-def wide_route() -> bytes:
-    return bytes(msgpack.packb([4096, CAPACITY, ["edge", "middle", "last"]]))
+def wide_route(capacity: int = CAPACITY) -> bytes:
+    return bytes(msgpack.packb([4096, capacity, ["edge", "middle", "last"]]))
 
 
 def test_a_connection_resumes_at_its_cursor_at_another_replica(
@@ -113,7 +116,8 @@ def test_an_inbox_does_not_fill_redis_though_its_node_is_away(
     make_settings: Callable[..., Settings], client: redis.Redis
 ) -> None:
     begin(client)
-    client.hset(redis_keys.live_record("gen"), "route", wide_route())
+    client.hset(redis_keys.live_record("gen"), "route", wide_route(8 * 80))
+    on_route(client, "edge")
     client.xadd(redis_keys.inbox("middle"), {"h": b"short"})  # by which Redis estimates the others
     limit, lengths = 2**22, []
     with (
@@ -141,7 +145,10 @@ def test_an_inbox_is_not_taken_for_longer_than_it_is(
         assert client.xlen(redis_keys.inbox("middle")) == 21
 
 
-def test_a_generation_keeps_so_many_events(here: Replica, client: redis.Redis) -> None:
+def test_a_generation_keeps_so_many_events(
+    here: Replica, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.relay.quotas.message_counts.EVENT_BURST", 10_000)
     begin(client)
     pongs = [("", Pong("gen", 1, "middle", 5))] * 500
     with Node(here, "middle") as node:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import redis
 
-from api.relay.connection_slots import MAX_PER_NODE
+from api.relay.quotas.connection_slots import MAX_PER_NODE
 from market.settings import Settings
 from mesh import redis_keys, relay
 from mesh.relay import (
@@ -94,11 +94,12 @@ def test_a_body_is_read_up_to_a_limit(here: Replica, client: redis.Redis) -> Non
 def test_a_node_has_few_requests_under_way(
     make_settings: Callable[..., Settings], client: redis.Redis
 ) -> None:
-    impatient = make_settings(relay={"idle": 0.5})
+    impatient = make_settings(relay={"idle": 2.0})
     with replica(impatient) as here, contextlib.ExitStack() as several:
+        half = begun(here, "middle")
         for _ in range(MAX_PER_NODE):  # of each, half of the body is to come, and never does
             request = several.enter_context(socket.create_connection(("127.0.0.1", here.port)))
-            request.sendall(begun(here, "middle"))
+            request.sendall(half)
         url, headers = here.url + relay.EXCHANGE_PATH, bearer(here.token("middle"))
 
         def status() -> int:

@@ -79,6 +79,8 @@ def test_the_gateway_is_started_with_these_limits() -> None:
     started = uvicorn.main.make_context("uvicorn", options).params
     assert started["ws_max_size"] == relay.MAX_MESSAGE_BYTES
     assert started["ws_per_message_deflate"] is False
+    assert started["http"] == "api.server.http_protocol:LimitedHttpProtocol"
+    assert started["ws"] == "api.server.websocket_protocol:LimitedWebSocketProtocol"
 
 
 def test_another_version_is_turned_away(here: Replica, client: redis.Redis) -> None:

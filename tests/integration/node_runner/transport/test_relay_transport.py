@@ -25,6 +25,7 @@ from tests.support.gateway.relay import (
     Replica,
     begin,
     inbox,
+    on_route,
     put,
     replica,
     steps,
@@ -248,6 +249,7 @@ def test_a_relay_that_falls_silent_within_a_push_is_noticed(
     here: Replica, door: Gate, client: redis.Redis
 ) -> None:
     """One that fills all buffers on the way, so that sending it never ends."""
+    on_route(client, "edge")
     with closing(node(here, "edge", door.url)) as edge:
         door.silence()
         began = time.monotonic()

@@ -16,8 +16,7 @@ _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux has it
 
 
 class ClientConnection(HttpToolsProtocol):
-    """Uvicorn's HTTP connection with the time limits that it lacks
-    (``--http api.http.connection:ClientConnection``).
+    """Uvicorn's HTTP connection with the time limits that it lacks.
 
     Uvicorn waits without limit for a client that does not read: while its answer is sent, and when
     the connection is closed. Here the kernel ends a connection on which nothing is taken in any

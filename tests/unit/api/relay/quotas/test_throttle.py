@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.relay.throttle import NodeThrottle
+from api.relay.quotas.throttle import NodeThrottle
 
 
 async def test_a_burst_gets_through_and_what_comes_after_it_waits(
@@ -13,7 +13,7 @@ async def test_a_burst_gets_through_and_what_comes_after_it_waits(
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("api.relay.throttle.asyncio.sleep", sleep)
+    monkeypatch.setattr("api.relay.quotas.throttle.asyncio.sleep", sleep)
     throttle = NodeThrottle(messages_per_second=10, bytes_per_second=1e9)
     for _ in range(20):
         await throttle.acquire("node", 1, 0)

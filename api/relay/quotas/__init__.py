@@ -1,0 +1,1 @@
+"""How much a node may send, hold and leave behind at the relay."""
