@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 
+from api.server import client_connection
 from stack.servers import gateway_command
 from tests.support.gateway.api import Gateway, eventually
 from tests.support.gateway.api_served import Served, serve
