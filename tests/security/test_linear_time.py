@@ -269,7 +269,7 @@ def test_this_list_has_what_is_parsed_of_strangers() -> None:
 
 
 JSON_OF_OUR_OWN = {
-    "api/http/sse.py",
+    "api/routes/inference/sse.py",
     "market/catalog/models.py",
     "market/chain/keystore_signer.py",
     "market/dht/directory.py",

@@ -11,7 +11,7 @@ from api.http.authentication import InferenceCaller
 from api.http.rate_limits import address_of
 from api.http.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
-from api.http.sse import EVENT_STREAM, cancelling_stream
+from api.routes.inference.sse import EVENT_STREAM, cancelling_stream
 from api.schemas.jobs import AcceptedJob, GenerateBody, JobView
 from market.errors import InvalidRequest
 from market.jobs import cancellation, token_reader

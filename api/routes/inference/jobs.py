@@ -8,7 +8,7 @@ from sse_starlette import EventSourceResponse
 from api.http.authentication import InferenceCaller
 from api.http.reader_slots import HeldForAnswer
 from api.http.services import WithServices
-from api.http.sse import EVENT_STREAM, job_stream
+from api.routes.inference.sse import EVENT_STREAM, job_stream
 from api.schemas.jobs import JobView
 from market.errors import InvalidRequest
 from market.jobs import cancellation, queries, token_reader

@@ -66,7 +66,8 @@ async def _events(
 
 class _EventStream(EventSourceResponse):
     """Without the library's time limit for each piece, which takes longer than all else here:
-    :class:`api.server.client_connection.ClientConnection` ends a connection whose client does not read."""
+    :class:`api.server.client_connection.ClientConnection` ends a connection whose client does not
+    read."""
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
         await send(message)
