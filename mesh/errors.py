@@ -19,6 +19,7 @@
     ├── DeviceLoginError         400  what a machine that polls is told (RFC 8628)
     │   └── AuthorizationPending, SlowDown, CodeExpired, AccessDenied
     ├── Forbidden                403
+    │   └── WalletNotAdmitted         the operator has not listed the node's wallet
     ├── InsufficientBalance      402
     ├── SpendingCapExceeded      402  the user has not signed for so much
     ├── NotFound                 404  ModelNotFound, JobNotFound, NodeNotFound, MachineNotFound,
