@@ -35,10 +35,10 @@ WALLETS = [f"0x{number:040x}" for number in range(1, 21)]
 @pytest.fixture
 async def small(empty_gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Gateway:
     """A gateway in front of one route for few jobs; it admits a new one if its start is expected
-    within ten seconds. Each wallet has money, and what is measured stays as it is."""
+    within ten seconds and a half. Each wallet has money, and what is measured stays as it is."""
     monkeypatch.setattr(throughput, "HALF_LIFE", 1e9)
     settings = empty_gateway.services.settings.generation
-    settings.jobs_per_route, settings.max_start_wait = JOBS_AT_ONCE, 10
+    settings.jobs_per_route, settings.max_start_wait = JOBS_AT_ONCE, 10.5
     await empty_gateway.announce(node(0, start_layer=0, end_layer=LAYERS))
     for wallet in (WALLET, OTHER_WALLET, *WALLETS):
         await empty_gateway.deposit(wallet=wallet)
