@@ -55,7 +55,7 @@ class Coverage:
 
     def serving(self, positions: int) -> list[Node]:
         """The nodes that may serve a generation of ``positions``, each in a span of the model."""
-        request = _request(self.model, self.price, positions)
+        request = _request(self.model, positions)
         return [each.node for each in self.live if ineligibility(each, request) is None]
 
     async def count_skips(self, skips: SkipCounter) -> None:

@@ -29,6 +29,7 @@ from workers.crons.job_sweeper import sweep
 from workers.dispatch.dispatcher import Dispatcher
 from workers.supervisor import epochs
 from workers.supervisor.task import supervise
+from workers.supervisor.waiting_state import WaitingState
 
 OTHER = "0x" + "77" * 20
 
@@ -178,8 +179,8 @@ async def lose_route(resources: Resources, redis: Redis, job: Job, tokens: int =
     await until(lambda: is_open(redis, job))
     if tokens:
         await write_tokens(redis, job, 1, tokens)
-    refusal = wire.GenerationRefused(job.request_id, 1, "node_0", "not_finite")
-    await messaging.publish_event(redis, refusal)
+    refusal = wire.GenerationRefused(job.request_id, 1, "node_0", "flood")
+    await messaging.publish_event(redis, refusal, sender="node_0")
     await until(lambda: waits(resources, job))
 
 
@@ -213,7 +214,7 @@ async def test_what_led_to_the_wait_is_acted_on_once(resources: Resources, redis
         state = (await reload(resources, job)).waiting_state
         assert state is not None
         assert state["failures"] == 1
-        assert set(state["avoid"]) == {"node_0"}
+        assert set(state["avoidance"]["nodes"]) == {"node_0"}
         await redis.delete(redis_keys.cooldown("node_0"))
         await asyncio.sleep(1)
         assert await is_open(redis, job), "the job itself still avoids it"
@@ -256,7 +257,8 @@ async def test_a_route_that_keeps_kv_cache_may_complete_the_job_meanwhile(
     async with supervised(resources, job):
         await lose_route(resources, redis, job)
         await write_tokens(redis, job, 1, 5)
-        await messaging.publish_event(redis, wire.Ended(job.request_id, 1, "stop", 5))
+        ended = wire.Ended(job.request_id, 1, "stop", 5)
+        await messaging.publish_event(redis, ended, sender="node_0")
 
         async def is_completed() -> bool:
             return (await reload(resources, job)).status == "completed"
@@ -279,14 +281,7 @@ async def test_jobs_that_have_had_a_route_come_first(resources: Resources, redis
                 epoch=1,
                 status="active",
                 waiting_since=func.now(),
-                waiting_state={
-                    "last_event": "0-0",
-                    "reason": "silent",
-                    "hops": [],
-                    "avoid": {},
-                    "failures": 1,
-                    "tolerated": [],
-                },
+                waiting_state=WaitingState(reason="silent").to_json(),
             )
         )
     await add_whole_node(redis, free_kv=POSITIONS)
