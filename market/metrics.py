@@ -29,6 +29,11 @@ time_to_first_token = Histogram(
 )
 
 
+waiting_jobs = Gauge(
+    "far_mesh_waiting_jobs", "Jobs that wait for a route without a supervisor", ["model_id"]
+)
+
+
 active_nodes = Gauge(
     "far_mesh_active_nodes", "Nodes on the routes (healthy, heard within the TTL)", ["model_id"]
 )

@@ -1,8 +1,9 @@
 """What the domain works with, opened once a process: settings, Postgres, Redis, queue, catalog."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from arq.connections import ArqRedis
 from redis.asyncio import Redis
@@ -15,6 +16,11 @@ from market.clients.redis_client import open_redis
 from market.prompt_vault import PromptVault
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
+
+MAX_SUBMISSIONS = 8
+"""Submissions of one process that are under way at once. They wait for each other's locks in
+Postgres, and would otherwise do so on all of the pool's connections, which everything else needs.
+"""
 
 MAX_REDIS_CONNECTIONS = 2000
 """Each supervisor that waits for an event, and each node that the relay serves, holds one. All
@@ -40,6 +46,9 @@ class Resources:
     catalog: Catalog
     vault: PromptVault
     skips: SkipCounter
+    submissions: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(MAX_SUBMISSIONS)
+    )
 
 
 @asynccontextmanager

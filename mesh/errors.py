@@ -31,9 +31,11 @@
     ├── StreamExpired            410
     ├── UsageUnproven            500  the lines that we have are not those of the batch's root
     ├── RateLimited              429  carries Retry-After
+    │   └── TooManyInFlight           jobs of the wallet that have not ended
     ├── Unavailable              503  carries Retry-After
     │   ├── NoRoute                   some layer of the model has no healthy node
-    │   └── TransfersFull             a process holds as many unfinished bodies as it may
+    │   ├── TransfersFull             a process holds as many unfinished bodies as it may
+    │   └── Overloaded                a new job would wait too long for its start
     ├── GenerationFailed         502  the mesh could not finish; only what was delivered is charged
     ├── WireError                400  a message between nodes breaks the protocol
     ├── RecordRefused            400  a record in the DHT is not its owner's, or breaks a rule

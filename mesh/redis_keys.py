@@ -102,6 +102,22 @@ def node_speeds(model_id: str) -> str:
     return f"node_speeds:{{{model_id}}}"
 
 
+def throughput(model_id: str, slot: int) -> str:
+    """Number that expires: positions of the model that all nodes together computed within a slot
+    of time. ``slot``: slots since 1970."""
+    return f"throughput:{{{model_id}}}:{slot}"
+
+
+def overloaded(model_id: str) -> str:
+    """Seconds, which expire: when to ask again for a model that admits nobody at the moment."""
+    return f"overloaded:{{{model_id}}}"
+
+
+def overload_checked(model_id: str) -> str:
+    """Flag that expires: it was checked a moment ago that the model admits nobody."""
+    return f"overloaded:{{{model_id}}}:checked"
+
+
 def dht_directory(model_id: str) -> str:
     """Hash that expires: announcements of a model's nodes in the DHT, each as JSON under its id."""
     return f"phonebook:{{{model_id}}}"
@@ -130,6 +146,9 @@ def user_code(digest: str) -> str:
 
 WORKER_QUEUE = "far_mesh:queue"
 """arq's queue: tasks for the workers, each of which Postgres could repeat."""
+
+CRON_QUEUE = "far_mesh:crons"
+"""arq's queue of what the workers do at times: no generation can take its slots."""
 
 WORKER_WAKEUPS = "far_mesh:bell"
 """List: an entry for each enqueued task, on which idle workers block instead of polling the

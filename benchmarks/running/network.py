@@ -14,8 +14,10 @@ from stack.servers import free_port
 SETTINGS = {
     "FAR_LIMITS__GENERATIONS_PER_IP": "1000000/hour",
     "FAR_LIMITS__GENERATIONS_PER_WALLET": "1000000/hour",
+    "FAR_LIMITS__JOBS_IN_FLIGHT_PER_WALLET": "1000000",
+    "FAR_GENERATION__JOBS_PER_ROUTE": "1000",
 }
-"""Rate limits that let one user send more than the defaults allow; all else is the default."""
+"""Limits that let one user send more than the defaults allow; all else is the default."""
 
 
 def plan(

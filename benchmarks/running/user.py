@@ -85,6 +85,13 @@ class User:
             request_id: str = answer.raise_for_status().json()["request_id"]
             return request_id
 
+    async def ask(self, http: httpx.AsyncClient, prompt: str, new_tokens: int) -> httpx.Response:
+        """Submit a generation as an asynchronous job by a client that many users share; the answer
+        may be a refusal."""
+        headers = {"Authorization": self._headers["authorization"], "Prefer": "respond-async"}
+        body = self._body(prompt, new_tokens, GREEDY)
+        return await http.post(GENERATE, json=body, headers=headers)
+
     @contextmanager
     def streaming(self, prompt: str, new_tokens: int) -> Iterator[Iterator[str]]:
         """The events of one generation, whose connection closes on leaving."""

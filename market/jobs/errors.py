@@ -1,6 +1,7 @@
-"""Errors of jobs: unknown, tokens expired, failed, context exceeded, idempotency key used twice."""
+"""Errors of jobs: unknown, tokens expired, failed, context exceeded, idempotency key used twice,
+too many in flight, too many waiting."""
 
-from market.errors import InvalidRequest
+from market.errors import InvalidRequest, RateLimited, Unavailable
 from mesh.errors import MeshError, NotFound
 
 
@@ -17,6 +18,20 @@ class IdempotencyConflict(MeshError):
     code = "idempotency_conflict"
     status = 409
     title = "Idempotency key used for another request"
+
+
+class TooManyInFlight(RateLimited):
+    """The wallet has as many jobs, or positions, in flight as it may."""
+
+    code = "too_many_in_flight"
+    title = "Too many jobs in flight"
+
+
+class Overloaded(Unavailable):
+    """A new job would wait too long for its start."""
+
+    code = "overloaded"
+    title = "Overloaded"
 
 
 class StreamExpired(MeshError):

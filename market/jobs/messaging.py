@@ -53,6 +53,15 @@ async def read_events(
     return entries[-1][0].decode(), [event for _, fields in entries for event in _decode(fields)]
 
 
+async def newest_events(redis: Redis, request_ids: Sequence[str]) -> list[str | None]:
+    """ID of the newest event of each generation, none where there is none, in one round trip."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for request_id in request_ids:
+            pipe.xrevrange(redis_keys.events(request_id), count=1)
+        found = await pipe.execute()
+    return [entries[0][0].decode() if entries else None for entries in found]
+
+
 def _decode(fields: dict[bytes, bytes]) -> list[Event]:
     """An entry's event; nothing for what another version or a stranger wrote, which must not stop
     the reader, and nothing that nobody has signed for."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
@@ -16,6 +16,11 @@ ENDED = ("completed", "failed")
 
 SUPERVISE = "supervise"
 """The workers' task that takes a generation up, or takes it over."""
+
+
+def in_flight() -> ColumnElement[bool]:
+    """SQL: the job has not ended."""
+    return Job.status.in_(("pending", "active"))
 
 
 async def find(db: AsyncSession, request_id: str) -> Job | None:

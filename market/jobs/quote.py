@@ -12,7 +12,7 @@ from market.jobs.errors import ContextExceeded
 from market.jobs.request import JobRequest
 from market.nodes.node import Node
 from market.resources import Resources
-from market.routing.coverage import coverage_of
+from market.routing.coverage import Coverage, coverage_of
 from market.routing.errors import DeadlineUnreachable, KvCapacityExceeded, NoRoute
 from market.routing.speed import speed_of
 from market.routing.tiers import Tier
@@ -24,12 +24,14 @@ NO_ROUTE_RETRY = 30
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A request that can be served. ``hold``: FAR that it may cost at most."""
+    """A request that can be served. ``hold``: FAR that it may cost at most. ``coverage``: by which
+    nodes."""
 
     model: Model
     token_ids: list[int]
     prices: Prices
     hold: Decimal
+    coverage: Coverage
 
 
 async def quote_of(resources: Resources, request: JobRequest) -> Quote:
@@ -63,7 +65,7 @@ async def quote_of(resources: Resources, request: JobRequest) -> Quote:
         )
     _check_speed(route, len(token_ids), request.max_tokens, resources.settings.generation)
     hold = prices.most(len(token_ids), request.max_tokens)
-    return Quote(model, token_ids, prices, hold)
+    return Quote(model, token_ids, prices, hold, coverage)
 
 
 def _check(request: JobRequest, max_prompt_chars: int) -> None:

@@ -9,8 +9,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger, metrics, outbox
-from market.jobs import queries
-from market.jobs.errors import IdempotencyConflict
+from market.jobs import admission, queries
+from market.jobs.errors import IdempotencyConflict, Overloaded, TooManyInFlight
 from market.jobs.quote import Quote, quote_of
 from market.jobs.request import Idempotency, JobRequest
 from market.jobs.tables import Job
@@ -29,17 +29,23 @@ async def submit(
     """The job of a request: a new one, or the one that the same key made before.
 
     Raises:
-        MeshError: whatever is wrong with the request; then nothing is held.
+        TooManyInFlight: the wallet has too many jobs that have not ended.
+        Overloaded: the job would start too late.
+        MeshError: whatever else is wrong with the request; in all cases nothing is held.
     """
     earlier = await _earlier(resources, wallet, idempotency)
     if earlier is not None:
         return earlier
     try:
-        quote = await quote_of(resources, request)
-        job = await _write(resources, wallet, request, quote, idempotency)
+        job = await _submit(resources, wallet, request, idempotency)
+    except (TooManyInFlight, Overloaded):
+        earlier = await _earlier(resources, wallet, idempotency)  # accepted in the meantime
+        if earlier is not None:
+            return earlier
+        _count_rejected(resources, request)
+        raise
     except MeshError:
-        model_id = request.model_id if request.model_id in resources.catalog else "unknown"
-        metrics.inference_requests.labels(model_id, request.tier, "rejected").inc()
+        _count_rejected(resources, request)
         raise
     except IntegrityError as error:
         if "uq_sessions_idempotency" not in str(error.orig):
@@ -62,10 +68,29 @@ async def submit(
     return job
 
 
+async def _submit(
+    resources: Resources, wallet: str, request: JobRequest, idempotency: Idempotency
+) -> Job:
+    """A new job. Whoever is refused because nobody is admitted costs hardly anything, also of many
+    who ask at once: most of them are refused while they wait for their turn."""
+    checks = await admission.check_remembered(resources.redis, request.model_id)
+    async with resources.submissions:
+        if not checks:
+            await admission.check_remembered(resources.redis, request.model_id)
+        quote = await quote_of(resources, request)
+        return await _write(resources, wallet, request, quote, idempotency)
+
+
+def _count_rejected(resources: Resources, request: JobRequest) -> None:
+    model_id = request.model_id if request.model_id in resources.catalog else "unknown"
+    metrics.inference_requests.labels(model_id, request.tier, "rejected").inc()
+
+
 async def _wake_worker(resources: Resources, job: Job) -> None:
     """The job is accepted whether this succeeds or not: the outbox has it."""
     try:
-        await outbox.send_outbox(resources.sessions, resources.queue)
+        async with resources.submissions:
+            await outbox.send_outbox(resources.sessions, resources.queue)
     except OUTAGES as error:
         log.warning("enqueue_failed", request_id=job.request_id, error=type(error).__name__)
 
@@ -113,6 +138,7 @@ async def _write(
         near_longitude=None if request.near is None else int(request.near.longitude),
     )
     async with resources.sessions.begin() as db:
+        await admission.admit(resources, db, wallet, quote, job.prompt_tokens + job.max_tokens)
         await _insert(db, job, wallet)
     return job
 

@@ -4,6 +4,7 @@ import datetime as dt
 import uuid
 from decimal import Decimal
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -19,7 +20,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from market.db import AMOUNT, INSTANT, WALLET, Base
@@ -40,6 +41,12 @@ class Job(Base):
         ),
         Index("idx_sessions_user", "user_wallet", "completed_at", "id"),
         Index("idx_sessions_status", "status"),
+        Index(
+            "idx_sessions_in_flight",
+            "user_wallet",
+            "model_id",
+            postgresql_where=text("status IN ('pending', 'active')"),
+        ),
         Index(
             "idx_sessions_unsettled",
             "completed_at",
@@ -96,6 +103,12 @@ class Job(Base):
     epoch: Mapped[int] = mapped_column(server_default="0")
     lease_counter: Mapped[int] = mapped_column(BigInteger, server_default="0")
     lease_expires_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    waiting_since: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+    """When a supervisor that found no route gave the lease back; none if a route was found since.
+    No supervisor has such a job, and the dispatcher wakes one for it."""
+    waiting_state: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    """What the next supervisor has to know of a job that waits
+    (:class:`workers.supervisor.waiting_state.WaitingState`)."""
     near_latitude: Mapped[int | None] = mapped_column(SmallInteger)
     near_longitude: Mapped[int | None] = mapped_column(SmallInteger)
     """About where the user was, in whole degrees; none where that is not known."""

@@ -9,6 +9,7 @@ from market.catalog.models import Model
 from market.nodes import live_lookup
 from market.nodes.live_lookup import LiveNode
 from market.nodes.node import Node
+from market.routing.eligibility import ineligibility
 from market.routing.request import RouteRequest
 from market.routing.route_search import cheapest_route
 from market.routing.skip_counts import SkipCounter
@@ -51,6 +52,11 @@ class Coverage:
         """The cheapest route whose whole KV caches hold a generation of ``positions``; none if
         there is none."""
         return cheapest_route(self.live, _request(self.model, positions))
+
+    def serving(self, positions: int) -> list[Node]:
+        """The nodes that may serve a generation of ``positions``, each in a span of the model."""
+        request = _request(self.model, positions)
+        return [each.node for each in self.live if ineligibility(each, request) is None]
 
     async def count_skips(self, skips: SkipCounter) -> None:
         """Count for each live node why there is no route with it, as often as

@@ -34,6 +34,15 @@ class GenerationSettings(BaseModel):
     deadline_slack: float = Field(1.5, ge=1)
     """Multiples of `deadline`: a request is refused whose answer would take longer at the measured
     speed. Above 1, since that speed is of nodes under load, and draft tokens may save steps."""
+    max_start_wait: float = Field(20.0, gt=0)
+    """Seconds that a new job may be expected to wait for its start; beyond that it is refused,
+    before anything is held."""
+    jobs_per_route: int = Field(32, ge=1)
+    """Generations that one route computes at once without any of them waiting for the others: what
+    a forward pass takes for little more than one. As many are admitted for each route whatever was
+    measured."""
     stream_ttl: int = 3600
     """Seconds for which a finished generation's tokens can be read."""
     supervisors_per_worker: int = 200
+    """Generations with a route that one worker supervises at once. Those that wait for a route
+    have no supervisor."""

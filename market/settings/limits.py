@@ -12,6 +12,11 @@ from market.settings.lists import split
 class LimitSettings(BaseModel):
     generations_per_ip: str = "100/hour"
     generations_per_wallet: str = "1000/hour"
+    jobs_in_flight_per_wallet: int = Field(100, ge=1)
+    """Jobs of a wallet that have not ended."""
+    positions_in_flight_per_wallet: int = Field(2**18, ge=1)
+    """KV positions that a wallet's jobs reserve, prompts and answers together: 128 jobs of 2,048. A
+    single job may have more."""
     logins_per_ip: str = "100/hour"
     registrations_per_ip: str = "100/hour"
     device_codes_per_ip: str = "60/hour"

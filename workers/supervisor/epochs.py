@@ -8,12 +8,12 @@ import structlog
 from sqlalchemy import insert, update
 
 from market import metrics
-from market.jobs import live_session, messaging
+from market.jobs import live_session, messaging, waiting
 from market.jobs.tables import Job, RouteHop
 from market.nodes.node import Node
 from mesh.route_record import RouteRecord
 from mesh.wire import Close, Ended
-from workers.supervisor.errors import GenerationOver, LeaseLost
+from workers.supervisor.errors import GenerationOver, LeaseLost, NoRouteNow
 from workers.supervisor.open_messages import open_messages
 from workers.supervisor.route_finder import Hop
 from workers.supervisor.supervision import Supervision
@@ -24,21 +24,17 @@ POLL_SECONDS = 0.4
 """Seconds between searches for a route while there is none, give or take half, so that those
 who wait do not all search at once."""
 
-COUNT_SKIPS_SECONDS = 30.0
-"""Seconds after which a generation without a route is counted again for the nodes that are there:
-about when a client would ask again that is told that there is none."""
-
-KEEP_KV_SECONDS = 15.0
-"""Seconds for which a generation without a route keeps its KV cache on the nodes that are left.
-Then others get the memory, who may wait for it while they occupy what this generation needs."""
+SEARCH_SECONDS = 1.0
+"""Seconds for which a supervisor looks for a route before the generation waits without it: what a
+node needs to free the KV cache that its last keep-alive still counts as used."""
 
 OPEN_GRACE_SECONDS = 60
 """Seconds for which a node keeps a generation beyond its deadline, if nobody closes it."""
 
 
 async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = True) -> None:
-    """Find a route, waiting for one if need be, and begin the next epoch on it. Nodes of the
-    epoch before can no longer write from the moment the next begins.
+    """Find a route and begin the next epoch on it. Nodes of the epoch before can no longer write
+    from the moment the next begins.
 
     Args:
         supervision: Of the generation.
@@ -48,9 +44,16 @@ async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = Tr
 
     Raises:
         GenerationOver: the end was reached, or no route found before the deadline.
+        NoRouteNow: the generation has to wait for a route.
         LeaseLost: another supervisor has taken over.
     """
-    route = await _wait_for_route(supervision)
+    supervision.state.reason = reason
+    try:
+        route = await _search_route(supervision)
+    except NoRouteNow:
+        if not keep_kv:
+            await free_kv(supervision)
+        raise
     if reason != "first":
         metrics.reroutes.labels(supervision.model.id, reason).inc()
     job = supervision.job
@@ -99,23 +102,37 @@ async def close(supervision: Supervision, hops: Collection[Hop], epoch: int) -> 
         )
 
 
-async def _wait_for_route(supervision: Supervision) -> list[Node]:
-    """A route whose nodes have reserved KV cache, waiting for one until the job's deadline."""
-    count_at = time.monotonic()
-    free_kv_at = count_at + KEEP_KV_SECONDS
+async def _search_route(supervision: Supervision) -> list[Node]:
+    """A route whose nodes have reserved KV cache.
+
+    Raises:
+        NoRouteNow: there was none for :data:`SEARCH_SECONDS`, or it is the turn of others.
+    """
+    if await _others_first(supervision):
+        raise NoRouteNow
+    give_up = time.monotonic() + SEARCH_SECONDS
+    counted = supervision.has_waited
     while True:
         route = await supervision.route_finder.find(supervision.route)
         if route is not None and await supervision.route_finder.reserve(route, supervision.route):
             return route
-        if route is None and time.monotonic() >= count_at:
+        if route is None and not counted:
             await supervision.route_finder.count_skips()
-            count_at += COUNT_SKIPS_SECONDS
+            counted = True
         for event in await supervision.read_events(POLL_SECONDS * random.uniform(0.5, 1.5)):
             if isinstance(event, Ended):  # nodes of the epoch before write until the next begins
                 await supervision.check_ended(event)
         supervision.check_time_and_cancel(late="no_route")
-        if time.monotonic() > free_kv_at:
-            await free_kv(supervision)
+        if time.monotonic() > give_up:
+            raise NoRouteNow
+
+
+async def _others_first(supervision: Supervision) -> bool:
+    """Whether a new generation would take what others wait for already."""
+    if supervision.epoch > 0 or supervision.has_waited:
+        return False
+    async with supervision.resources.sessions() as db:
+        return await waiting.any_before(db, supervision.job)
 
 
 async def _claim_epoch(supervision: Supervision) -> int:
@@ -127,7 +144,12 @@ async def _claim_epoch(supervision: Supervision) -> int:
                 Job.id == supervision.job.id,
                 Job.lease_counter == supervision.lease.counter,
             )
-            .values(epoch=Job.epoch + 1, cached_prompt_tokens=supervision.cached)
+            .values(
+                epoch=Job.epoch + 1,
+                cached_prompt_tokens=supervision.cached,
+                waiting_since=None,
+                waiting_state=None,
+            )
             .returning(Job.epoch)
         )
     if epoch is None:
@@ -169,7 +191,7 @@ async def _open_route(
         job,
         prompt,
         vault.prefix(job.user_wallet, prompt.token_ids)
-        if supervision.use_prefix and not generated
+        if supervision.state.use_prefix and not generated
         else [],
         supervision.route,
         epoch=supervision.epoch,

@@ -1,4 +1,4 @@
-"""Errors of a supervision: the generation is over, the lease is lost."""
+"""What ends a supervision: the generation is over, has to wait, or the lease is lost."""
 
 
 class GenerationOver(Exception):
@@ -8,6 +8,10 @@ class GenerationOver(Exception):
         super().__init__(reason)
         self.reason = reason
         self.code = code
+
+
+class NoRouteNow(Exception):
+    """No route was found in a short time: the generation waits for one without a supervisor."""
 
 
 class LeaseLost(Exception):

@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy import ColumnElement, func, or_, select, update
 
 from market.db import Sessions
+from market.jobs import queries
 from market.jobs.tables import Job
 from market.outages import OUTAGES
 from workers.exclusive import Progress, run_while
@@ -67,6 +68,30 @@ class Lease:
                 .values(lease_expires_at=func.now())
             )
 
+    async def wait(self, state: dict[str, Any]) -> None:
+        """Give the lease back with the job waiting for a route, until the dispatcher wakes a
+        supervisor for it. The work has to have ended: a renewal would take the lease again.
+
+        Args:
+            state: What the next supervisor has to know.
+
+        Raises:
+            LeaseLost: another worker has the lease.
+        """
+        async with self._sessions.begin() as db:
+            given_back = await db.scalar(
+                update(Job)
+                .where(Job.id == self.job.id, Job.lease_counter == self.counter)
+                .values(
+                    lease_expires_at=func.now(),
+                    waiting_since=func.coalesce(Job.waiting_since, func.now()),
+                    waiting_state=state,
+                )
+                .returning(Job.id)
+            )
+        if given_back is None:
+            raise LeaseLost
+
     async def _renew_forever(self) -> None:
         while True:
             await asyncio.sleep(self._seconds / 3)
@@ -104,7 +129,7 @@ async def acquire(sessions: Sessions, request_id: str, seconds: float) -> Lease 
             update(Job)
             .where(
                 Job.request_id == request_id,
-                Job.status.in_(("pending", "active")),
+                queries.in_flight(),
                 not_held(),
             )
             .values(
@@ -118,8 +143,8 @@ async def acquire(sessions: Sessions, request_id: str, seconds: float) -> Lease 
 
 
 async def abandoned(sessions: Sessions, *, grace: float, limit: int) -> list[tuple[str, int]]:
-    """Request ids and lease counters of generations that have not ended and whose lease nobody
-    holds, the oldest first.
+    """Request ids and lease counters of generations that have not ended, whose lease nobody holds
+    and that do not wait for a route, the oldest first.
 
     Args:
         sessions: The database.
@@ -130,8 +155,9 @@ async def abandoned(sessions: Sessions, *, grace: float, limit: int) -> list[tup
         rows = await db.execute(
             select(Job.request_id, Job.lease_counter)
             .where(
-                Job.status.in_(("pending", "active")),
+                queries.in_flight(),
                 not_held(),
+                Job.waiting_since.is_(None),
                 or_(
                     Job.lease_expires_at.is_not(None),
                     Job.started_at < _in(-grace),

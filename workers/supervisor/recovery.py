@@ -1,8 +1,6 @@
 """Recovery from refusals, silence and stalls: nodes to avoid, and the epoch that follows."""
 
-from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import structlog
 
@@ -12,8 +10,8 @@ from mesh.wire.refusal_codes import GENERATION_FAILED, INPUT_FAULTS, LOST_STATE,
 from workers.supervisor import epochs
 from workers.supervisor.claims import Dispute, Failure, Fault, OwnFault
 from workers.supervisor.errors import GenerationOver
-from workers.supervisor.route_finder import Hop
 from workers.supervisor.supervision import Supervision
+from workers.supervisor.waiting_state import Pending
 
 log = structlog.get_logger()
 
@@ -26,34 +24,13 @@ MOVED_SECONDS = 5.0
 route counted on: until the registry has the new span. Each time again, twice as long."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """What counts against a node for all generations once this one has more than ``tokens`` tokens,
-    which shows that another route could do it, and that the prompt is not at fault.
-
-    ``opponent``: the wallet that the node is in dispute with; none if it failed by its own word.
-    """
-
-    tokens: int
-    node_id: str
-    wallet: str
-    opponent: str | None
-
-
 class Recovery:
     """Decides for one generation which nodes its next route avoids, and begins the next epoch."""
 
     def __init__(self, supervision: Supervision) -> None:
         self._supervision = supervision
-        self._tolerated_once: set[tuple[str, str]] = set()
         self._silent_before: set[str] = set()
-        self._refusals: Counter[str] = Counter()
-        self._pending: list[_Pending] = []
-        self._input_faults: list[tuple[int, Hop]] = []
-        self._failures = 0
-        self._rounds = 0
-        self._tokens_before = -1
-        """Tokens when the newest epoch was begun here."""
+        self._state = supervision.state
 
     async def recover_from_fault(self, fault: Fault) -> None:
         """The generation cannot go on on its route.
@@ -121,7 +98,7 @@ class Recovery:
         """
         supervision = self._supervision
         tokens = await supervision.token_count()
-        supervision.use_prefix = False
+        self._state.use_prefix = False
         if self._tolerates(node_id, "stall"):
             self._count_failure()
         elif before is None:
@@ -143,11 +120,11 @@ class Recovery:
     async def settle(self, tokens: int) -> None:
         """Let count for all generations what this one, at so many tokens, has got past."""
         supervision = self._supervision
-        if not self._pending:
+        if not self._state.pending:
             return
         redis, discovery = supervision.redis, supervision.resources.settings.discovery
-        due = [each for each in self._pending if each.tokens < tokens]
-        self._pending = [each for each in self._pending if each.tokens >= tokens]
+        due = [each for each in self._state.pending if each.tokens < tokens]
+        self._state.pending = [each for each in self._state.pending if each.tokens >= tokens]
         for each in due:
             if trusts(discovery, each.wallet):
                 continue
@@ -158,8 +135,8 @@ class Recovery:
 
     def _tolerates(self, node_id: str, what: str) -> bool:
         """Whether this is the first time in the generation that this befalls the node."""
-        known = (node_id, what) in self._tolerated_once
-        self._tolerated_once.add((node_id, what))
+        known = (node_id, what) in self._state.tolerated
+        self._state.tolerated.add((node_id, what))
         return not known
 
     async def _accept_refusal(self, refused: OwnFault, tokens: int) -> None:
@@ -172,8 +149,8 @@ class Recovery:
             return
         first = KV_FULL_SECONDS if refused.code == "kv_full" else MOVED_SECONDS
         longest = max(first, discovery.cooldown)
-        seconds = min(first * 2.0 ** self._refusals[node_id], longest)
-        self._refusals[node_id] += 1
+        seconds = min(first * 2.0 ** self._state.refusals[node_id], longest)
+        self._state.refusals[node_id] += 1
         supervision.route_finder.avoid(node_id, seconds)
         await refusals.record(supervision.redis, discovery, node_id)
         if refused.code == "kv_full":
@@ -191,18 +168,18 @@ class Recovery:
             GenerationOver: the error came at the same token and the same layers before.
         """
         [hop] = [hop for hop in self._supervision.route if hop.node_id == node_id]
-        for at, other in self._input_faults:
+        for at, other in self._state.input_faults:
             overlap = hop.start_layer < other.end_layer and other.start_layer < hop.end_layer
             if at == tokens and overlap:
                 raise GenerationOver("failed", GENERATION_FAILED)
-        self._input_faults.append((tokens, hop))
+        self._state.input_faults.append((tokens, hop))
 
     async def _pend(self, tokens: int, opponents: dict[str, str | None]) -> None:
         """Note against whom this counts, if the generation gets past it: nodes, and the nodes that
         they are in dispute with."""
         wallets = await self._supervision.wallets()
-        self._pending += [
-            _Pending(tokens, node_id, wallets[node_id], opponent and wallets[opponent])
+        self._state.pending += [
+            Pending(tokens, node_id, wallets[node_id], opponent and wallets[opponent])
             for node_id, opponent in opponents.items()
             if {node_id, opponent or node_id} <= wallets.keys()
         ]
@@ -239,8 +216,8 @@ class Recovery:
         Raises:
             GenerationOver: the generation has failed as often as it may.
         """
-        self._failures += 1
-        if self._failures >= self._supervision.generation_settings.max_failures:
+        self._state.failures += 1
+        if self._state.failures >= self._supervision.generation_settings.max_failures:
             raise GenerationOver("failed", "stalled")
 
     async def _open_next(self, reason: str, tokens: int, *, keep_kv: bool = True) -> None:
@@ -250,8 +227,9 @@ class Recovery:
             GenerationOver: too many routes in a row have brought no token.
         """
         supervision = self._supervision
-        self._rounds = self._rounds + 1 if tokens == self._tokens_before else 1
-        self._tokens_before = tokens
-        if self._rounds >= supervision.generation_settings.max_rounds:
+        state = self._state
+        state.rounds = state.rounds + 1 if tokens == state.tokens_before else 1
+        state.tokens_before = tokens
+        if state.rounds >= supervision.generation_settings.max_rounds:
             raise GenerationOver("failed", "stalled")
         await epochs.open_next(supervision, reason, keep_kv=keep_kv)

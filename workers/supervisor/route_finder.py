@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from market.catalog.models import Model
@@ -41,20 +41,42 @@ class _Search:
     route: Sequence[Node]
 
 
-@dataclass(frozen=True, slots=True)
-class _Dispute:
-    """Nodes of which one has failed the generation, nobody knows which. ``until``: monotonic
-    seconds."""
+class AvoidedDispute(NamedTuple):
+    """Nodes of which one has failed the generation, nobody knows which. ``until``: Unix time."""
 
     node_id: str
     other: str | None
     until: float
 
 
+@dataclass(slots=True)
+class Avoidance:
+    """Nodes that one generation avoids. ``nodes``: their ids, and until when (Unix time) each is
+    avoided."""
+
+    nodes: dict[str, float] = field(default_factory=dict)
+    disputes: list[AvoidedDispute] = field(default_factory=list)
+
+    def in_turn(self) -> Iterator[frozenset[str]]:
+        """Nodes to leave out: at first all that are avoided or in dispute; then of each dispute
+        one side, and who is in several; at last one side alone."""
+        now = time.time()
+        disputes = [each for each in self.disputes if each.until > now]
+        never = frozenset(node_id for node_id, until in self.nodes.items() if until > now)
+        ones = {each.node_id for each in disputes}
+        others = {each.other for each in disputes if each.other is not None}
+        yield never | ones | others
+        if disputes:
+            count = Counter(n for each in disputes for n in {each.node_id, each.other})
+            several = {node_id for node_id, times in count.items() if node_id and times > 1}
+            yield from (never | several | side for side in (ones, others))
+            yield from (never | side for side in (ones, others) if several)
+
+
 class RouteFinder:
     """The routes of one generation."""
 
-    def __init__(self, resources: Resources, model: Model, job: Job) -> None:
+    def __init__(self, resources: Resources, model: Model, job: Job, avoidance: Avoidance) -> None:
         self._redis = resources.redis
         self._skips = resources.skips
         self._model = model
@@ -65,19 +87,18 @@ class RouteFinder:
             tier_rule=tiers.tier_rule(job.tier),
             near=_location(job),
         )
-        self._avoid: dict[str, float] = {}
-        self._disputes: list[_Dispute] = []
+        self._avoidance = avoidance
         self._last_search: _Search | None = None
 
     def avoid(self, node_id: str, seconds: float) -> None:
         """Leave a node out of this generation's routes for ``seconds``."""
-        self._avoid[node_id] = time.monotonic() + seconds
+        self._avoidance.nodes[node_id] = time.time() + seconds
 
     def avoid_dispute(self, node_id: str, other: str | None, seconds: float) -> None:
         """Leave two nodes, of which one has failed the generation, out of its routes for
         ``seconds``; or one of them, where there is no route without both, at first the node itself.
         ``other``: none if there is no other; then the node serves where no other can."""
-        self._disputes.append(_Dispute(node_id, other, time.monotonic() + seconds))
+        self._avoidance.disputes.append(AvoidedDispute(node_id, other, time.time() + seconds))
 
     async def find(self, serving: Collection[Hop]) -> list[Node] | None:
         """The cheapest route now; none if there is none.
@@ -95,28 +116,13 @@ class RouteFinder:
             prefer={node.node_id for node in available if Hop.of(node) in serving},
         )
         route = None
-        for avoid in self._avoided():
+        for avoid in self._avoidance.in_turn():
             request = replace(request, avoid=avoid)
             route = cheapest_route(live, request) if enough_nodes(self._model, live) else None
             if route is not None:
                 break
         self._last_search = _Search(live, request, route or [])
         return route
-
-    def _avoided(self) -> Iterator[set[str]]:
-        """Nodes to leave out: at first all that are avoided or in dispute; then of each dispute
-        one side, and who is in several; at last one side alone."""
-        now = time.monotonic()
-        disputes = [each for each in self._disputes if each.until > now]
-        never = {node_id for node_id, until in self._avoid.items() if until > now}
-        ones = {each.node_id for each in disputes}
-        others = {each.other for each in disputes if each.other is not None}
-        yield never | ones | others
-        if disputes:
-            count = Counter(n for each in disputes for n in {each.node_id, each.other})
-            several = {node_id for node_id, times in count.items() if node_id and times > 1}
-            yield from (never | several | side for side in (ones, others))
-            yield from (never | side for side in (ones, others) if several)
 
     async def count_skips(self) -> None:
         """Count why the other nodes are not on the route that was found last, or why there was no

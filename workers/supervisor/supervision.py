@@ -2,11 +2,12 @@
 
 import datetime as dt
 import math
+import time
 from collections.abc import Sequence
 
 from sqlalchemy import select
 
-from market.jobs import live_session, messaging
+from market.jobs import live_session, messaging, throughput
 from market.jobs.live_session import TokenEntry
 from market.jobs.tables import RouteHop
 from market.resources import Resources
@@ -16,6 +17,10 @@ from workers.supervisor.claims import Claim, claim_of
 from workers.supervisor.errors import GenerationOver
 from workers.supervisor.lease import Lease
 from workers.supervisor.route_finder import Hop, RouteFinder
+from workers.supervisor.waiting_state import WaitingState
+
+COUNT_SECONDS = 1.0
+"""Seconds between two counts of what one generation has computed, at least."""
 
 
 class Supervision:
@@ -24,9 +29,9 @@ class Supervision:
     ``epoch``: the newest that was claimed. ``route``: the hops that serve the generation, none
     before the first epoch. ``speakers``: ids of the nodes of the epoch's route, which may report
     as long as the epoch lasts, also while the next route is searched. ``first_token``: tokens when
-    the epoch began. ``use_prefix``: whether the edge may wait for what the others say of the
-    prompt's prefixes. ``positions``: the most that each node has said it computed in this epoch.
+    the epoch began. ``positions``: the most that each node has said it computed in this epoch.
     ``cached``: tokens at the prompt's beginning that all nodes copied from their caches.
+    ``state``: what a successor cannot rebuild, and is told if the generation waits for a route.
     """
 
     def __init__(self, resources: Resources, lease: Lease) -> None:
@@ -38,15 +43,22 @@ class Supervision:
         self.job = job
         self.id = job.request_id
         self.model = resources.catalog.get(job.model_id)
-        self.route_finder = RouteFinder(resources, self.model, job)
+        waiting = job.waiting_state if job.waiting_since is not None else None
+        self.state = WaitingState() if waiting is None else WaitingState.from_json(waiting)
+        self.route_finder = RouteFinder(resources, self.model, job, self.state.avoidance)
         self.epoch = job.epoch
         self.route: list[Hop] = []
         self.speakers: list[str] = []
         self.first_token = 0
-        self.use_prefix = True
-        self.positions: dict[str, int] = {}
+        self.positions = self.state.positions
         self.cached = job.cached_prompt_tokens
-        self._last_event = token_stream.START
+        self._counted: int | None = None
+        self._count_at = 0.0
+
+    @property
+    def has_waited(self) -> bool:
+        """Whether the generation has waited for a route until now, without a supervisor."""
+        return self.job.waiting_since is not None
 
     @property
     def node_ids(self) -> list[str]:
@@ -55,7 +67,8 @@ class Supervision:
 
     async def load_route(self) -> int | None:
         """Take over the newest route that a predecessor recorded, and return the epoch that it was
-        recorded for; none if no route was."""
+        recorded for; none if no route was. Of a generation that has waited, the route is what has
+        kept its KV cache."""
         if self.epoch == 0:
             return None
         async with self.resources.sessions() as db:
@@ -75,6 +88,8 @@ class Supervision:
         self.route = [Hop(hop.node_id, hop.start_layer, hop.end_layer) for hop in newest]
         self.speakers = self.node_ids
         self.first_token = max((hop.first_token for hop in newest), default=0)
+        if self.has_waited:
+            self.route = self.state.hops
         return hops[0].epoch if hops else None
 
     async def wallets(self) -> dict[str, str]:
@@ -95,8 +110,8 @@ class Supervision:
         Raises:
             GenerationOver: the user has cancelled.
         """
-        self._last_event, events = await messaging.read_events(
-            self.redis, self.id, self._last_event, wait=wait
+        self.state.last_event, events = await messaging.read_events(
+            self.redis, self.id, self.state.last_event, wait=wait
         )
         self.lease.progressed()
         claims = [claim_of(event, self.speakers) for event in events]
@@ -124,6 +139,17 @@ class Supervision:
         """
         if await self.token_count() >= event.count:
             raise GenerationOver(event.reason)
+
+    async def count_progress(self, tokens: int, *, now: bool = False) -> None:
+        """Count what was computed since this was last called toward the model's throughput, as
+        often as :data:`COUNT_SECONDS` allows, or ``now``. ``tokens``: how many readers have."""
+        if self._counted is None:
+            self._counted = 0 if self.job.epoch == 0 else tokens
+        if tokens <= self._counted or (not now and time.monotonic() < self._count_at):
+            return
+        prompt = 0 if self._counted else self.job.prompt_tokens
+        await throughput.count(self.redis, self.model.id, prompt + tokens - self._counted)
+        self._counted, self._count_at = tokens, time.monotonic() + COUNT_SECONDS
 
     def check_time_and_cancel(self, late: str = "deadline_exceeded") -> None:
         """Check whether the generation may go on.

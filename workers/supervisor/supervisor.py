@@ -36,6 +36,7 @@ class Supervisor:
         """Supervise until the generation ends, however it does.
 
         Raises:
+            NoRouteNow: the generation has to wait for a route, without a supervisor.
             LeaseLost: another supervisor has taken over.
         """
         supervision = self._supervision
@@ -57,6 +58,9 @@ class Supervisor:
         """Go on where a predecessor stopped, or begin."""
         supervision = self._supervision
         recorded = await supervision.load_route()
+        if supervision.has_waited:
+            await self._resume_after_wait()
+            return
         supervision.check_time_and_cancel()
         for event in await supervision.read_events(0):  # that a predecessor did not live to act on
             await self._act(event)
@@ -67,8 +71,17 @@ class Supervisor:
         ):
             await epochs.open_next(supervision, "first" if supervision.epoch == 0 else "taken_over")
 
+    async def _resume_after_wait(self) -> None:
+        supervision = self._supervision
+        supervision.check_time_and_cancel(late="no_route")
+        for event in await supervision.read_events(0):
+            if isinstance(event, Ended):  # nodes of the epoch before write until the next begins
+                await supervision.check_ended(event)
+        await epochs.open_next(supervision, supervision.state.reason)
+
     async def _watch(self) -> None:
         supervision, tokens = self._supervision, 0
+        await supervision.count_progress(await supervision.token_count())
         poll_at = time.monotonic() + POLL_SECONDS
         while True:
             for event in await supervision.read_events(max(poll_at - time.monotonic(), 0.001)):
@@ -81,6 +94,7 @@ class Supervisor:
             )
             if progress.tokens != tokens:
                 tokens = progress.tokens
+                await supervision.count_progress(tokens)
                 await self._recovery.settle(tokens)
             if progress.epoch != supervision.epoch:
                 await epochs.open_next(supervision, "redis_lost")
@@ -110,6 +124,7 @@ class Supervisor:
             await prefill.stop(supervision)
         tokens = await live_session.seal(supervision.redis, supervision.id, ttl=ttl)
         supervision.lease.progressed()
+        await supervision.count_progress(tokens, now=True)
         outcome = await completion.end(
             supervision.resources,
             supervision.lease,

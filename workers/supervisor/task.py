@@ -9,8 +9,9 @@ import structlog
 from market.outages import OUTAGES
 from market.resources import Resources
 from workers.exclusive import Stalled
-from workers.supervisor import lease
-from workers.supervisor.errors import LeaseLost
+from workers.supervisor import epochs, lease
+from workers.supervisor.errors import LeaseLost, NoRouteNow
+from workers.supervisor.lease import Lease
 from workers.supervisor.supervision import Supervision
 from workers.supervisor.supervisor import Supervisor
 
@@ -18,13 +19,14 @@ log = structlog.get_logger()
 
 
 async def supervise(ctx: dict[str, Any], request_id: str) -> None:
-    """arq task: see a generation through to its end, unless another worker does already."""
+    """arq task: see a generation through to its end, unless another worker does already, or to
+    where it has to wait for a route."""
     resources: Resources = ctx["resources"]
     held = await lease.acquire(resources.sessions, request_id, resources.settings.generation.lease)
     if held is None:
         return
     try:
-        await held.renew_while(Supervisor(Supervision(resources, held)).run())
+        await _supervise(Supervision(resources, held), held)
     except LeaseLost:
         log.warning("lease_lost", request_id=request_id, lease=held.counter)
     except Stalled as error:
@@ -39,8 +41,39 @@ async def supervise(ctx: dict[str, Any], request_id: str) -> None:
         raise
 
 
-async def _release(held: lease.Lease) -> None:
+async def _release(held: Lease) -> None:
     """Let another worker go on at once: the sweeper enqueues the generation again. If Postgres does
     not answer, the lease runs out."""
     with contextlib.suppress(*OUTAGES):
         await held.release()
+
+
+async def _supervise(supervision: Supervision, held: Lease) -> None:
+    try:
+        await held.renew_while(Supervisor(supervision).run())
+    except NoRouteNow:
+        await _let_wait(supervision, held)
+
+
+async def free_kv(resources: Resources, request_id: str) -> None:
+    """Let a generation that waits for a route give back the KV cache that it has kept, unless a
+    supervisor has it."""
+    held = await lease.acquire(resources.sessions, request_id, resources.settings.generation.lease)
+    if held is None:
+        return
+    supervision = Supervision(resources, held)
+    await supervision.load_route()
+    await epochs.free_kv(supervision)
+    await _let_wait(supervision, held)
+
+
+async def _let_wait(supervision: Supervision, held: Lease) -> None:
+    supervision.state.hops, supervision.state.positions = supervision.route, supervision.positions
+    await held.wait(supervision.state.to_json())
+    log.info(
+        "waits_for_route",
+        request_id=supervision.id,
+        epoch=supervision.epoch,
+        reason=supervision.state.reason,
+        keeps_kv=bool(supervision.route),
+    )

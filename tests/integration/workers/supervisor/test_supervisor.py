@@ -23,6 +23,7 @@ from mesh.route_record import RouteRecord
 from tests.conftest import MODEL_ID
 from tests.support.factories import fund, session
 from tests.support.gateway.api import LAYERS, node
+from tests.support.working import dispatching
 from workers.supervisor.task import supervise
 
 WHOLE = {"start_layer": 0, "end_layer": LAYERS}
@@ -56,7 +57,8 @@ async def supervised(resources: Resources, *jobs: Job) -> AsyncIterator[None]:
         asyncio.create_task(supervise({"resources": resources}, job.request_id)) for job in jobs
     ]
     try:
-        yield
+        async with dispatching(resources):
+            yield
     finally:
         for task in tasks:
             task.cancel()
@@ -96,7 +98,12 @@ async def test_without_nodes_a_job_waits_until_its_deadline_and_is_refunded(
     resources: Resources,
 ) -> None:
     job = await submit(resources, seconds=2.5)
-    await asyncio.wait_for(supervise({"resources": resources}, job.request_id), timeout=20)
+    async with supervised(resources, job):
+
+        async def has_failed() -> bool:
+            return (await reload(resources, job)).status == "failed"
+
+        await wait_for(has_failed)
     ended = await reload(resources, job)
     assert dt.datetime.now(dt.UTC) >= job.deadline_at
     assert (ended.status, ended.error_code) == ("failed", "no_route")
@@ -107,7 +114,7 @@ async def test_while_a_job_waits_skip_reasons_of_live_nodes_are_counted(
     resources: Resources, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at each poll: a job may wait for a quarter of an hour."""
-    monkeypatch.setattr("workers.supervisor.epochs.COUNT_SKIPS_SECONDS", 2.0)
+    monkeypatch.setattr("workers.dispatch.dispatcher.COUNT_SKIPS_SECONDS", 2.0)
     job = await submit(resources)
     await live_registry.put(redis, node(0), ttl=3600)
     await redis.set(redis_keys.keepalive("node_0"), POSITIONS, ex=3600)

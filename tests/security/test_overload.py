@@ -1,0 +1,178 @@
+"""Strangers submit many times more than the nodes can serve, all at once, so that every job is
+accepted and waits, and whoever comes after them waits longest."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from market.jobs import admission, throughput
+from market.resources import MAX_SUBMISSIONS
+from mesh import redis_keys
+from tests.conftest import MODEL_ID
+from tests.support.gateway.api import (
+    ASYNC,
+    GENERATE,
+    LAYERS,
+    OTHER_WALLET,
+    WALLET,
+    Gateway,
+    Job,
+    eventually,
+    node,
+    problem,
+    request_body,
+)
+
+JOBS_AT_ONCE = 4
+"""What the nodes compute at once."""
+
+WALLETS = [f"0x{number:040x}" for number in range(1, 21)]
+
+
+@pytest.fixture
+async def small(empty_gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    """A gateway in front of one route for few jobs; it admits a new one if its start is expected
+    within ten seconds and a half. Each wallet has money, and what is measured stays as it is."""
+    monkeypatch.setattr(throughput, "HALF_LIFE", 1e9)
+    settings = empty_gateway.services.settings.generation
+    settings.jobs_per_route, settings.max_start_wait = JOBS_AT_ONCE, 10.5
+    await empty_gateway.announce(node(0, start_layer=0, end_layer=LAYERS))
+    for wallet in (WALLET, OTHER_WALLET, *WALLETS):
+        await empty_gateway.deposit(wallet=wallet)
+    return empty_gateway
+
+
+async def submit(gateway: Gateway, wallet: str = WALLET, **changes: object) -> httpx.Response:
+    return await gateway.client.post(
+        GENERATE, json=request_body(**changes), headers=ASYNC | gateway.login(wallet)
+    )
+
+
+async def measured(gateway: Gateway, jobs_a_second: float) -> None:
+    """The nodes have computed so many jobs a second, each as large as those of these tests."""
+    positions = await positions_of_one(gateway)
+    count = round(jobs_a_second * positions * throughput.SLOT_SECONDS)
+    await throughput.count(gateway.redis, MODEL_ID, count)
+
+
+async def positions_of_one(gateway: Gateway) -> int:
+    tokenizer = gateway.services.catalog.get(MODEL_ID).tokenizer
+    body = request_body()
+    max_tokens = body["max_tokens"]
+    assert isinstance(max_tokens, int)
+    return len(tokenizer.encode(str(body["prompt"])).ids) + max_tokens
+
+
+async def forget_refusals(gateway: Gateway) -> None:
+    await gateway.redis.delete(redis_keys.overloaded(MODEL_ID))
+
+
+async def forget_check(gateway: Gateway) -> None:
+    await gateway.redis.delete(redis_keys.overload_checked(MODEL_ID))
+
+
+async def test_beyond_what_starts_at_once_nothing_is_accepted_while_the_speed_is_unknown(
+    small: Gateway,
+) -> None:
+    answers = await asyncio.gather(*(submit(small, wallet) for wallet in WALLETS))
+    accepted = [answer for answer in answers if answer.status_code == 202]
+    assert len(accepted) == JOBS_AT_ONCE
+    for answer in answers:
+        if answer not in accepted:
+            problem(answer, 503, "overloaded")
+            assert int(answer.headers["Retry-After"]) > 0
+
+
+async def test_kv_cache_bounds_what_starts_at_once(small: Gateway) -> None:
+    positions = await positions_of_one(small)
+    await small.announce(node(0, start_layer=0, end_layer=LAYERS, kv_positions=2 * positions))
+    answers = await asyncio.gather(*(submit(small, wallet) for wallet in WALLETS))
+    assert sum(answer.status_code == 202 for answer in answers) == 2
+
+
+async def test_those_who_would_start_too_late_are_refused_although_all_come_at_once(
+    small: Gateway,
+) -> None:
+    """At one job a second, ten wait their ten seconds, beside those that start at once."""
+    await measured(small, jobs_a_second=1)
+    answers = await asyncio.gather(*(submit(small, wallet) for wallet in WALLETS))
+    assert sum(answer.status_code == 202 for answer in answers) == JOBS_AT_ONCE + 10
+    refused = next(answer for answer in answers if answer.status_code == 503)
+    assert 6 <= int(refused.headers["Retry-After"]) <= 8, "until half of those ten have started"
+
+
+async def test_a_refusal_holds_nothing(small: Gateway) -> None:
+    for wallet in WALLETS[:JOBS_AT_ONCE]:
+        assert (await submit(small, wallet)).status_code == 202
+    before = await small.books()
+    problem(await submit(small), 503, "overloaded")
+    await forget_refusals(small)
+    problem(await submit(small), 503, "overloaded")
+    assert await small.books() == before
+
+
+async def test_after_a_burst_the_model_admits_again_as_soon_as_jobs_end(small: Gateway) -> None:
+    """Nothing has to be given back: what counts are the jobs that have not ended."""
+    answers = [await submit(small, wallet) for wallet in WALLETS[:JOBS_AT_ONCE]]
+    problem(await submit(small), 503, "overloaded")
+    for answer in answers:
+        await Job(small, answer.json()["request_id"]).fail()
+
+    async def is_admitted() -> bool:
+        return (await submit(small)).status_code == 202
+
+    await eventually(is_admitted)
+
+
+async def test_while_nobody_is_admitted_few_requests_reach_postgres(
+    small: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wallet in WALLETS[:JOBS_AT_ONCE]:
+        assert (await submit(small, wallet)).status_code == 202
+    problem(await submit(small), 503, "overloaded")
+    checks = 0
+    admit = admission.admit
+
+    async def count(*arguments: Any) -> None:
+        nonlocal checks
+        checks += 1
+        await admit(*arguments)
+
+    monkeypatch.setattr(admission, "admit", count)
+    await forget_check(small)
+    answers = await asyncio.gather(*(submit(small, wallet) for wallet in WALLETS))
+    assert {answer.status_code for answer in answers} == {503}
+    assert 1 <= checks < len(WALLETS) / 2
+
+
+async def test_one_wallets_flood_refuses_that_wallet_and_no_other(small: Gateway) -> None:
+    """Jobs are served in turns, wallet by wallet, so another wallet's job starts soon."""
+    await measured(small, jobs_a_second=1)
+    flood = [await submit(small) for _ in range(JOBS_AT_ONCE + 11)]
+    assert [answer.status_code for answer in flood] == [202] * (JOBS_AT_ONCE + 10) + [503]
+    assert (await submit(small, OTHER_WALLET)).status_code == 202
+
+
+async def test_a_flood_of_submissions_leaves_connections_for_everybody_else(
+    small: Gateway,
+) -> None:
+    """They wait for each other's locks, and may not do so on every connection to Postgres."""
+    engine = small.sessions.kw["bind"]
+    assert isinstance(engine, AsyncEngine)
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, engine.pool.checkedout())  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
+
+    await measured(small, jobs_a_second=100)
+    watching = asyncio.create_task(watch())
+    answers = await asyncio.gather(*(submit(small, wallet) for wallet in 5 * WALLETS))
+    watching.cancel()
+    assert {answer.status_code for answer in answers} == {202}
+    assert 0 < most <= MAX_SUBMISSIONS

@@ -1,0 +1,1 @@
+"""Jobs that no supervisor has and that wait for a route: woken, or ended, in order."""

@@ -1,0 +1,65 @@
+"""What a supervision remembers while its generation waits for a route without a supervisor."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter
+
+from mesh import token_stream
+from workers.supervisor.route_finder import Avoidance, Hop
+
+
+class Pending(NamedTuple):
+    """What counts against a node for all generations once this one has more than ``tokens`` tokens,
+    which shows that another route could do it, and that the prompt is not at fault.
+
+    ``opponent``: the wallet that the node is in dispute with; none if it failed by its own word.
+    """
+
+    tokens: int
+    node_id: str
+    wallet: str
+    opponent: str | None
+
+
+@dataclass(slots=True)
+class WaitingState:
+    """What a supervision knows that is neither in the job's row nor in Redis.
+
+    ``last_event``: id of the last event that was read; what it says has been acted on. ``reason``:
+    why the next epoch begins. ``hops``: the route that keeps the generation's KV cache, none if no
+    node does. ``positions``: what each node has said it computed in the epoch. ``avoidance``: nodes
+    that the generation avoids. ``use_prefix``: whether the edge may wait for what the others say of
+    the prompt's prefixes.
+
+    Of recovery: ``tolerated``: what was tolerated once of each node; ``refusals``: how often each
+    has refused; ``pending``, ``input_faults``: tokens and hops at which the prompt may have caused
+    an error; ``failures``, ``rounds``: how many routes have failed, and how many in a row brought
+    no token; ``tokens_before``: tokens when the newest epoch was begun.
+    """
+
+    last_event: str = token_stream.START
+    reason: str = "first"
+    hops: list[Hop] = field(default_factory=list)
+    positions: dict[str, int] = field(default_factory=dict)
+    avoidance: Avoidance = field(default_factory=Avoidance)
+    use_prefix: bool = True
+    tolerated: set[tuple[str, str]] = field(default_factory=set)
+    refusals: Counter[str] = field(default_factory=Counter)
+    pending: list[Pending] = field(default_factory=list)
+    input_faults: list[tuple[int, Hop]] = field(default_factory=list)
+    failures: int = 0
+    rounds: int = 0
+    tokens_before: int = -1
+
+    def to_json(self) -> dict[str, Any]:
+        state: dict[str, Any] = _STATE.dump_python(self, mode="json")
+        return state
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "WaitingState":
+        return _STATE.validate_python(state)
+
+
+_STATE = TypeAdapter(WaitingState)
