@@ -12,7 +12,7 @@ from market.resources import open_resources
 from market.settings import Settings
 from mesh import log
 from mesh.errors import MeshError
-from workers.settlement import pauses
+from workers.settlement.alerts import pauses
 from workers.settlement.preview import describe, make_preview
 
 

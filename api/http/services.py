@@ -19,8 +19,8 @@ from api.schemas.job_events import token_event
 from api.server.transfers import TransferBudget
 from market.catalog.published_weights import PublishedWeights
 from market.geo.geoip import GeoIp
+from market.jobs.reading.snapshot import JobSnapshots
 from market.jobs.reading.token_hub import TokenHub
-from market.jobs.snapshot import JobSnapshots
 from market.resources import Resources, open_resources
 from market.settings import Settings
 

@@ -6,8 +6,8 @@ from typing import Any
 from sse_starlette import ServerSentEvent
 
 from market.jobs.live_session import EndEntry, TokenEntry
+from market.jobs.reading.reader_errors import failure
 from market.jobs.tables import JobStatus
-from market.jobs.token_reader import failure
 from mesh.errors import MeshError
 from mesh.token_stream import token_count_at
 

@@ -7,8 +7,8 @@ from pydantic import BaseModel, Field, StringConstraints
 
 from api.schemas.base import ModelId, RequestBody, amounts_far
 from market.geo.distance import Coordinates
+from market.jobs.reading.snapshot import JobSnapshot
 from market.jobs.request import JobRequest
-from market.jobs.snapshot import JobSnapshot
 from market.jobs.tables import Job, JobStatus, NodeContribution
 from market.money import ZERO, format_exact
 from market.routing.tiers import Tier

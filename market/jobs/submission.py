@@ -9,7 +9,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger, metrics, outbox
-from market.jobs import admission, queries
+from market.jobs import queries
+from market.jobs.admission import decision
 from market.jobs.errors import IdempotencyConflict, Overloaded, TooManyInFlight
 from market.jobs.quote import Quote, quote_of
 from market.jobs.request import Idempotency, JobRequest
@@ -73,10 +74,10 @@ async def _submit(
 ) -> Job:
     """A new job. Whoever is refused because nobody is admitted costs hardly anything, also of many
     who ask at once: most of them are refused while they wait for their turn."""
-    checks = await admission.check_remembered(resources.redis, request.model_id)
+    checks = await decision.check_remembered(resources.redis, request.model_id)
     async with resources.submissions:
         if not checks:
-            await admission.check_remembered(resources.redis, request.model_id)
+            await decision.check_remembered(resources.redis, request.model_id)
         quote = await quote_of(resources, request)
         return await _write(resources, wallet, request, quote, idempotency)
 
@@ -138,7 +139,7 @@ async def _write(
         near_longitude=None if request.near is None else int(request.near.longitude),
     )
     async with resources.sessions.begin() as db:
-        await admission.admit(resources, db, wallet, quote, job.prompt_tokens + job.max_tokens)
+        await decision.admit(resources, db, wallet, quote, job.prompt_tokens + job.max_tokens)
         await _insert(db, job, wallet)
     return job
 

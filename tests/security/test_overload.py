@@ -8,7 +8,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from market.jobs import admission, throughput
+from market.jobs.admission import decision, throughput
 from market.resources import MAX_SUBMISSIONS
 from mesh import redis_keys
 from tests.conftest import MODEL_ID
@@ -134,14 +134,14 @@ async def test_while_nobody_is_admitted_few_requests_reach_postgres(
         assert (await submit(small, wallet)).status_code == 202
     problem(await submit(small), 503, "overloaded")
     checks = 0
-    admit = admission.admit
+    admit = decision.admit
 
     async def count(*arguments: Any) -> None:
         nonlocal checks
         checks += 1
         await admit(*arguments)
 
-    monkeypatch.setattr(admission, "admit", count)
+    monkeypatch.setattr(decision, "admit", count)
     await forget_check(small)
     answers = await asyncio.gather(*(submit(small, wallet) for wallet in WALLETS))
     assert {answer.status_code for answer in answers} == {503}

@@ -14,8 +14,8 @@ from workers.supervisor.route_finder import RouteFinder
 async def test_a_generation_that_is_refused_for_ever_ends_after_bounded_rounds(
     resources: Resources, redis: Redis, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    monkeypatch.setattr("workers.supervisor.recovery.KV_FULL_SECONDS", 0.01)
-    monkeypatch.setattr("workers.supervisor.recovery.MOVED_SECONDS", 0.01)
+    monkeypatch.setattr("workers.supervisor.faults.recovery.KV_FULL_SECONDS", 0.01)
+    monkeypatch.setattr("workers.supervisor.faults.recovery.MOVED_SECONDS", 0.01)
     monkeypatch.setattr(refusals, "FIRST_PAUSE", 0.01)
     resources.settings.generation.max_rounds = 5
     await join(redis, "node")

@@ -13,7 +13,7 @@ from market.settlement.tables import SettlementPause
 from tests.conftest import Chain
 from tests.support.chain.settled_money import rich_user, served
 from workers.settlement import settle
-from workers.settlement.withdrawal_alerts import unsettled_withdrawals
+from workers.settlement.alerts.withdrawal_alerts import unsettled_withdrawals
 
 HOUR = 3600
 

@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import and_, extract, func, not_, or_, select
 
 from market.db import Sessions
-from market.jobs import queries, waiting
+from market.jobs import queries
+from market.jobs.admission import waiting
 from market.jobs.tables import Job
 from workers.supervisor import lease
 from workers.supervisor.waiting_state import WaitingState
@@ -40,8 +41,8 @@ async def find(sessions: Sessions, *, limit: int) -> Sequence[WaitingJob]:
     """The jobs that wait for a route, and those that are over although no supervisor has them.
 
     First those that are over, then those that have had a route, then by turn
-    (:func:`market.jobs.waiting.turns`), and of equal turns the oldest. ``limit``: how many are
-    returned at most.
+    (:func:`market.jobs.admission.waiting.turns`), and of equal turns the oldest. ``limit``: how
+    many are returned at most.
     """
     turns = waiting.turns()
     is_over = or_(Job.cancel_requested, Job.deadline_at <= func.now())

@@ -18,8 +18,8 @@ from market.jobs.tables import Job
 from market.money import ZERO, to_units
 from market.settlement.tables import Settlement, SettlementTransaction
 from market.settlement.usage_lines import contributions_of
+from workers.settlement.alerts.pauses import AlertReason, alert
 from workers.settlement.collect import plan_in_thread, store_batch
-from workers.settlement.pauses import AlertReason, alert
 from workers.settlement.phases import PhaseResult, SettlementPhase, phase
 from workers.settlement.run_context import OpenBatch, SettlementRun
 

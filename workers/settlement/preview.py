@@ -16,7 +16,7 @@ from market.money import ZERO, format_exact, from_units
 from market.resources import Resources
 from market.settlement.planned_batch import PlannedBatch
 from market.settlement.tables import SettlementPause
-from workers.settlement import pauses
+from workers.settlement.alerts import pauses
 from workers.settlement.collect import due_conditions, due_jobs, plan_in_thread
 from workers.settlement.exclusions import DAILY_CEILING, SHORTFALL_REASONS, over_ceiling
 from workers.settlement.run_context import OpenBatch, SettlementRun

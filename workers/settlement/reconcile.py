@@ -9,7 +9,7 @@ from market.chain.client import TransactionReceipt
 from market.settlement.errors import SettlementMismatch
 from market.settlement.tables import Settlement, SettlementTransaction
 from workers.settlement import submit
-from workers.settlement.pauses import AlertReason, pause
+from workers.settlement.alerts.pauses import AlertReason, pause
 from workers.settlement.phases import PhaseResult, SettlementPhase, phase
 from workers.settlement.run_context import OpenBatch, SettlementRun
 

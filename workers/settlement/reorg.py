@@ -10,7 +10,7 @@ from sqlalchemy import func, select, update
 from market import ledger
 from market.jobs.tables import Job, NodeContribution
 from market.settlement.tables import Settlement
-from workers.settlement.pauses import AlertReason, alert
+from workers.settlement.alerts.pauses import AlertReason, alert
 from workers.settlement.phases import SettlementPhase, phase
 from workers.settlement.run_context import SettlementRun
 

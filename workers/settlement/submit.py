@@ -14,7 +14,7 @@ from market.chain.transactions import Fees, SignedTransaction, sign_transaction
 from market.escrow.errors import SettlementRefused
 from market.settlement.tables import ChainNonce, Settlement, SettlementTransaction
 from workers.settlement import exclusions
-from workers.settlement.pauses import AlertReason, alert, check_gas_balance
+from workers.settlement.alerts.pauses import AlertReason, alert, check_gas_balance
 from workers.settlement.phases import PhaseResult, SettlementPhase, phase
 from workers.settlement.run_context import OpenBatch, SettlementRun
 

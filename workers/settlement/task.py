@@ -19,16 +19,17 @@ from market.escrow.reader import EscrowReader
 from market.resources import Resources
 from market.settlement.errors import SettlementMismatch, SettlementPaused
 from workers.exclusive import Progress, run_while
-from workers.settlement import pauses, submit
+from workers.settlement import submit
+from workers.settlement.alerts import pauses
+from workers.settlement.alerts.pauses import AlertReason
+from workers.settlement.alerts.withdrawal_alerts import alert_of_withdrawals
 from workers.settlement.collect import close_batch
 from workers.settlement.dormancy import close_keepalive_batch
 from workers.settlement.finality import post_when_final
-from workers.settlement.pauses import AlertReason
 from workers.settlement.phases import PhaseResult
 from workers.settlement.reconcile import reconcile
 from workers.settlement.reorg import undo_reorged_batches
 from workers.settlement.run_context import OpenBatch, SettlementRun
-from workers.settlement.withdrawal_alerts import alert_of_withdrawals
 
 log = structlog.get_logger()
 

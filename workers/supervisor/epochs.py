@@ -8,7 +8,8 @@ import structlog
 from sqlalchemy import insert, update
 
 from market import metrics
-from market.jobs import live_session, messaging, waiting
+from market.jobs import live_session, messaging
+from market.jobs.admission import waiting
 from market.jobs.tables import Job, RouteHop
 from market.nodes.node import Node
 from mesh.route_record import RouteRecord

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from sqlalchemy import select
 
-from market.jobs import live_session, messaging, throughput
+from market.jobs import live_session, messaging
+from market.jobs.admission import throughput
 from market.jobs.live_session import TokenEntry
 from market.jobs.tables import RouteHop
 from market.resources import Resources

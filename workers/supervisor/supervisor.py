@@ -14,8 +14,8 @@ from mesh.wire import Cancel, Ended, Pong, PrefixReused
 from workers.supervisor import completion, epochs, prefill
 from workers.supervisor.claims import Claim
 from workers.supervisor.errors import GenerationOver
-from workers.supervisor.recovery import Recovery
-from workers.supervisor.stalls import StallWatch
+from workers.supervisor.faults.recovery import Recovery
+from workers.supervisor.faults.stalls import StallWatch
 from workers.supervisor.supervision import Supervision
 
 log = structlog.get_logger()

@@ -14,7 +14,8 @@ from api.http.services import Services, WithServices
 from api.routes.inference.sse import EVENT_STREAM, cancelling_stream
 from api.schemas.jobs import AcceptedJob, GenerateBody, JobView
 from market.errors import InvalidRequest
-from market.jobs import cancellation, token_reader
+from market.jobs import cancellation
+from market.jobs.reading import reader_errors
 from market.jobs.request import Idempotency
 from market.jobs.submission import submit
 from market.jobs.tables import Job, JobStatus
@@ -102,7 +103,7 @@ async def _result(services: Services, job: Job) -> Response:
     if snapshot.job.status == JobStatus.FAILED:
         ended = snapshot.job
         cost = format_exact(ended.total_cost_far or ZERO)
-        raise token_reader.failure(ended.request_id, ended.error_code, ended.token_count, cost)
+        raise reader_errors.failure(ended.request_id, ended.error_code, ended.token_count, cost)
     result = JobView.of(snapshot)
     return JSONResponse(result.model_dump(mode="json"))
 

@@ -11,7 +11,8 @@ from api.http.services import WithServices
 from api.routes.inference.sse import EVENT_STREAM, job_stream
 from api.schemas.jobs import JobView
 from market.errors import InvalidRequest
-from market.jobs import cancellation, queries, token_reader
+from market.jobs import cancellation, queries
+from market.jobs.reading import reader_errors
 from market.jobs.tables import Job
 from mesh import token_stream
 
@@ -43,8 +44,8 @@ async def events(
     held.enter_context(services.reader_slots.hold(caller.wallet, request_id))
     job = await services.snapshots.find(caller.wallet, request_id)
     after = _entry_after(last_event_id, job)
-    if job.status in queries.ENDED and not await token_reader.readable(services, job):
-        raise token_reader.stream_expired(request_id)
+    if job.status in queries.ENDED and not await reader_errors.readable(services, job):
+        raise reader_errors.stream_expired(request_id)
     return job_stream(services, request_id, after)
 
 

@@ -11,8 +11,8 @@ from api.schemas.job_events import end_event, expired_event, interruption_event
 from market.errors import Unavailable
 from market.jobs import cancellation
 from market.jobs.errors import StreamExpired
+from market.jobs.reading.reader_errors import RESUMABLE_ERRORS
 from market.jobs.tables import Job
-from market.jobs.token_reader import RESUMABLE_ERRORS
 from market.outages import unavailable
 from mesh import token_stream
 

@@ -15,7 +15,7 @@ from market.jobs import live_session
 from market.jobs.live_session import EndEntry, JobOutcome, TokenEntry
 from market.jobs.reading.ends import find_ends
 from market.jobs.reading.followed_job import FollowedJob
-from market.jobs.token_reader import stream_expired
+from market.jobs.reading.reader_errors import stream_expired
 from market.outages import OUTAGE_RETRY, OUTAGES, unavailable
 from market.resources import Resources
 from mesh import redis_keys

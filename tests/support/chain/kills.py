@@ -37,7 +37,8 @@ from tests.support.chain.settled_money import (
     rich_user,
     served,
 )
-from workers.settlement import pauses, settle_due
+from workers.settlement import settle_due
+from workers.settlement.alerts import pauses
 from workers.settlement.phases import SettlementPhase, current_phase
 
 ALWAYS = frozenset(

@@ -28,7 +28,8 @@ from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.support.chain.rpc_proxy import Proxy, Rule
 from tests.support.factories import fund, session
-from workers.settlement import pauses, settle_due
+from workers.settlement import settle_due
+from workers.settlement.alerts import pauses
 from workers.supervisor import completion
 from workers.supervisor.lease import Lease
 

@@ -42,7 +42,8 @@ from tests.support.chain.settled_money import (
     statuses,
     transactions,
 )
-from workers.settlement import pauses, settle_due
+from workers.settlement import settle_due
+from workers.settlement.alerts import pauses
 
 
 async def test_a_user_without_a_deposit_is_excluded_and_the_others_are_paid(

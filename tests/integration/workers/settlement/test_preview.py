@@ -20,7 +20,8 @@ from tests.support.chain.settled_money import (
     served,
     transactions,
 )
-from workers.settlement import pauses, settle_due
+from workers.settlement import settle_due
+from workers.settlement.alerts import pauses
 from workers.settlement.preview import describe, make_preview
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from market.jobs import messaging
 from market.settings.generation import GenerationSettings
 from mesh.wire import Ping, Pong
-from workers.supervisor.recovery import Recovery
+from workers.supervisor.faults.recovery import Recovery
 from workers.supervisor.supervision import Supervision
 
 

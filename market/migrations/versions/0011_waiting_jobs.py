@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-revision = "0010_waiting_jobs"
-down_revision = "0010_prompt_prices"
+revision = "0011"
+down_revision = "0010"
 
 
 def upgrade() -> None:

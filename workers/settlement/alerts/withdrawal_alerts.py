@@ -15,8 +15,8 @@ from market.ledger.tables import SpendingCap
 from market.money import ZERO, format_exact
 from market.resources import Resources
 from market.settlement.tables import Settlement
-from workers.settlement import pauses
-from workers.settlement.pauses import AlertReason
+from workers.settlement.alerts import pauses
+from workers.settlement.alerts.pauses import AlertReason
 
 
 @dataclass(frozen=True, slots=True)

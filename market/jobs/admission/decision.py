@@ -12,12 +12,13 @@ from redis.asyncio import Redis
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from market.jobs import queries, waiting
-from market.jobs.capacity import Capacity, capacity_of
+from market.jobs import queries
+from market.jobs.admission import waiting
+from market.jobs.admission.capacity import Capacity, capacity_of
+from market.jobs.admission.throughput import throughput
 from market.jobs.errors import Overloaded, TooManyInFlight
 from market.jobs.quote import Quote
 from market.jobs.tables import Job
-from market.jobs.throughput import throughput
 from market.resources import Resources
 from market.settings.generation import GenerationSettings
 from market.settings.limits import LimitSettings

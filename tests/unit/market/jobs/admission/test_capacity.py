@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from market.jobs.capacity import Capacity, capacity_of
+from market.jobs.admission.capacity import Capacity, capacity_of
 from market.nodes.node import Node
 from tests.support.gateway.api import node
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.supervisor.stalls import RouteWork
+from workers.supervisor.faults.stalls import RouteWork
 
 NODES = ["edge", "middle", "last"]
 

@@ -3,8 +3,8 @@
 import pytest
 from redis.asyncio import Redis
 
-from market.jobs import throughput
-from market.jobs.throughput import HALF_LIFE, SLOT_SECONDS, SLOTS
+from market.jobs.admission import throughput
+from market.jobs.admission.throughput import HALF_LIFE, SLOT_SECONDS, SLOTS
 from mesh import redis_keys
 
 

@@ -1,0 +1,1 @@
+"""Whether a new job may start, and when: jobs in flight, capacity, measured throughput, turns."""

@@ -1,0 +1,1 @@
+"""What an operator has to look at, and pauses until he has."""
