@@ -16,8 +16,9 @@ from market.nodes import live_registry
 from market.resources import Resources
 from mesh import redis_keys, token_stream, wire
 from tests.conftest import MODEL_ID
-from tests.integration.workers.supervisor.test_lease import expire
-from tests.integration.workers.supervisor.test_supervisor import (
+from tests.support.gateway.api import GENERATE, Gateway, all_nodes, node, problem, request_body
+from tests.support.market.leases import expire
+from tests.support.market.supervision import (
     POSITIONS,
     add_whole_node,
     reload,
@@ -27,7 +28,6 @@ from tests.integration.workers.supervisor.test_supervisor import (
     wait_for_first_epoch,
     write,
 )
-from tests.support.gateway.api import GENERATE, Gateway, all_nodes, node, problem, request_body
 from workers.crons.job_sweeper import sweep
 from workers.supervisor import completion
 from workers.supervisor.task import supervise

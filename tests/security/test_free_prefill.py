@@ -16,8 +16,10 @@ from market.ledger.integrity_check import check_integrity
 from market.prompt_vault import PromptText
 from market.resources import Resources
 from mesh import redis_keys, token_stream, wire
-from tests.integration.workers.supervisor.test_lease import expire
-from tests.integration.workers.supervisor.test_supervisor import (
+from tests.support.factories import fund, session
+from tests.support.gateway.api import LAYERS, Gateway
+from tests.support.market.leases import expire
+from tests.support.market.supervision import (
     add_node,
     reload,
     supervised,
@@ -25,8 +27,6 @@ from tests.integration.workers.supervisor.test_supervisor import (
     wait_for_first_epoch,
     write,
 )
-from tests.support.factories import fund, session
-from tests.support.gateway.api import LAYERS, Gateway
 from workers.supervisor import completion
 from workers.supervisor.task import supervise
 

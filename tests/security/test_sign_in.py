@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from market.identity.login_message import MAX_MESSAGE
-from tests.integration.api.routes.test_auth import fresh_nonce, login, login_message, signed
 from tests.support.gateway.api import WALLET, Gateway, problem
+from tests.support.gateway.login import fresh_nonce, login, login_message, signed
 
 LIMIT = 0.05
 """Seconds: the best of several tries, since this machine does other things, too."""

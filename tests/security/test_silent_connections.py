@@ -23,15 +23,6 @@ from market.resources import Resources, open_resources
 from market.settings import Settings
 from mesh import redis_keys, wire
 from tests.conftest import OPERATOR_PASSWORD, Chain
-from tests.integration.workers.supervisor.test_supervisor import (
-    POSITIONS,
-    add_whole_node,
-    balances,
-    opened_requests,
-    reload,
-    submit,
-    write,
-)
 from tests.support.chain.escrow import Actions, left
 from tests.support.chain.settled_money import (
     SIGNER,
@@ -41,6 +32,15 @@ from tests.support.chain.settled_money import (
     statuses,
 )
 from tests.support.gateway.api import GENERATE, Gateway, all_nodes, open_gateway, request_body
+from tests.support.market.supervision import (
+    POSITIONS,
+    add_whole_node,
+    balances,
+    opened_requests,
+    reload,
+    submit,
+    write,
+)
 from tests.support.network.gate import Gate, gate
 from tests.support.worker_process import worker_process
 from workers.chain_indexer.indexer import index_events

@@ -75,13 +75,16 @@ class Dispatcher:
             return
         idle = [job for job in jobs if not job.is_held]
         await self._for_each([job for job in idle if job.is_over], self._end)
-        await self._for_each([job for job in idle if _keeps_kv_too_long(job)], self._free_kv)
+        await self._for_each([job for job in idle if self._may_free_kv(job)], self._free_kv)
         waiting = [job for job in jobs if not job.is_over and not _keeps_kv_too_long(job)]
         await self._wake(await self._reported(waiting))
         by_model = sorted(waiting, key=lambda job: job.model_id)  # stable: the order is kept
         for model_id, of_model in groupby(by_model, key=lambda job: job.model_id):
             if model_id in self._resources.catalog:
                 await self._wake_for_routes(model_id, list(of_model))
+
+    def _may_free_kv(self, job: WaitingJob) -> bool:
+        return _keeps_kv_too_long(job) and job.model_id in self._resources.catalog
 
     def _show(self, jobs: Sequence[WaitingJob]) -> None:
         by_model = Counter(job.model_id for job in jobs)

@@ -9,7 +9,6 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger, metrics
-from market.catalog.models import Model
 from market.jobs import queries
 from market.jobs.bill import Bill, PromptUse, make_bill
 from market.jobs.live_session import JobOutcome
@@ -55,8 +54,8 @@ class Progress:
 async def end(
     resources: Resources,
     lease: Lease,
-    model: Model,
     *,
+    edge_units: int,
     reason: str,
     code: str | None,
     progress: Progress,
@@ -69,7 +68,8 @@ async def end(
     Args:
         resources: The database and the settings.
         lease: The lease under which the generation ends.
-        model: Its model.
+        edge_units: The edge's work for a token of its model
+            (:mod:`mesh.model.compute_cost`).
         reason: ``stop``, ``length``, ``cancelled`` or ``failed``.
         code: Why it failed, for the user; none if it did not.
         progress: How far it came.
@@ -88,7 +88,7 @@ async def end(
             prompt=_prompt_use(job, reason, progress),
             prices=queries.prices_of(job),
             fee_rate=resources.settings.payments.platform_fee,
-            edge_units=model.edge_units,
+            edge_units=edge_units,
         )
         job.error_code = code
         if code is None:

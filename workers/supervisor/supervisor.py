@@ -128,7 +128,7 @@ class Supervisor:
         outcome = await completion.end(
             supervision.resources,
             supervision.lease,
-            supervision.model,
+            edge_units=supervision.model.edge_units,
             reason=over.reason,
             code=over.code,
             progress=completion.Progress(

@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
+import datetime as dt
 from typing import Any
 
 import structlog
 
+from market.jobs import live_session
 from market.outages import OUTAGES
 from market.resources import Resources
 from workers.exclusive import Stalled
-from workers.supervisor import epochs, lease
+from workers.supervisor import completion, epochs, lease
 from workers.supervisor.errors import LeaseLost, NoRouteNow
 from workers.supervisor.lease import Lease
 from workers.supervisor.supervision import Supervision
@@ -26,7 +28,10 @@ async def supervise(ctx: dict[str, Any], request_id: str) -> None:
     if held is None:
         return
     try:
-        await _supervise(Supervision(resources, held), held)
+        if held.job.model_id in resources.catalog:
+            await _supervise(Supervision(resources, held), held)
+        else:
+            await _end_without_model(resources, held)
     except LeaseLost:
         log.warning("lease_lost", request_id=request_id, lease=held.counter)
     except Stalled as error:
@@ -39,6 +44,31 @@ async def supervise(ctx: dict[str, Any], request_id: str) -> None:
     except asyncio.CancelledError:
         await _release(held)
         raise
+
+
+async def _end_without_model(resources: Resources, held: Lease) -> None:
+    """End a generation whose model is not on offer any more, if it is cancelled or its deadline is
+    over; until then a worker with other settings may go on. What the edge did beside its layers is
+    known no more, so that its part of the payment is that of its layers."""
+    job, ttl = held.job, resources.settings.generation.stream_ttl
+    if not held.cancel_requested and job.deadline_at > dt.datetime.now(dt.UTC):
+        log.error("model_not_on_offer", request_id=job.request_id, model_id=job.model_id)
+        await _release(held)
+        return
+    tokens = await live_session.seal(resources.redis, job.request_id, ttl=ttl)
+    outcome = await completion.end(
+        resources,
+        held,
+        edge_units=0,
+        reason="cancelled" if held.cancel_requested else "failed",
+        code=None if held.cancel_requested else "deadline_exceeded",
+        progress=completion.Progress(
+            tokens=tokens,
+            first_token_at=await live_session.first_token_at(resources.redis, job.request_id),
+            cached=job.cached_prompt_tokens,
+        ),
+    )
+    await live_session.finish(resources.redis, job.request_id, outcome, ttl=ttl)
 
 
 async def _release(held: Lease) -> None:

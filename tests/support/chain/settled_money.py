@@ -86,7 +86,7 @@ async def served(
     await completion.end(
         resources,
         Lease(resources.sessions, job, seconds=60),
-        model,
+        edge_units=model.edge_units,
         reason="length",
         code=None,
         progress=completion.Progress(tokens),

@@ -329,7 +329,7 @@ class Job:
         self._outcome = await completion.end(
             self._workers,
             await self.start(),
-            self._workers.catalog.get(MODEL_ID),
+            edge_units=self._workers.catalog.get(MODEL_ID).edge_units,
             reason=reason,
             code=code,
             progress=completion.Progress(

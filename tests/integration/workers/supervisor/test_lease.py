@@ -14,6 +14,7 @@ from market.ledger.tables import LedgerTransaction
 from market.outbox import Outbox
 from market.resources import Resources
 from tests.support.factories import fund, hop, session
+from tests.support.market.leases import acquired, expire
 from workers.crons.job_sweeper import sweep
 from workers.exclusive import Stalled
 from workers.supervisor import completion, lease
@@ -38,23 +39,16 @@ async def pending(resources: Resources) -> Job:
     return job
 
 
-async def acquired(resources: Resources, job: Job, seconds: float = 60) -> Lease:
-    found = await lease.acquire(resources.sessions, job.request_id, seconds)
-    assert found is not None
-    return found
-
-
-async def expire(resources: Resources, job: Job) -> None:
-    """Make the lease look as if its holder had not renewed it in time."""
-    async with resources.sessions.begin() as db:
-        past = func.now() - dt.timedelta(seconds=1)
-        await db.execute(update(Job).where(Job.id == job.id).values(lease_expires_at=past))
-
-
 async def end(resources: Resources, held: Lease, tokens: int = 10) -> None:
     model = resources.catalog.get(held.job.model_id)
-    progress = completion.Progress(tokens)
-    await completion.end(resources, held, model, reason="length", code=None, progress=progress)
+    await completion.end(
+        resources,
+        held,
+        edge_units=model.edge_units,
+        reason="length",
+        code=None,
+        progress=completion.Progress(tokens),
+    )
 
 
 async def captures(resources: Resources) -> int:
