@@ -7,8 +7,9 @@ or does nothing, and gives the job back if there is no route.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import groupby
+from typing import Any
 
 import structlog
 
@@ -37,7 +38,7 @@ MAX_JOBS = 500
 """Jobs that one look is about."""
 
 AT_ONCE = 10
-"""Jobs that one look ends at once: each takes a connection to Postgres for a moment."""
+"""Jobs that are ended at once: each takes a connection to Postgres for a moment."""
 
 KEEP_KV_SECONDS = 15.0
 """Seconds for which a generation without a route keeps its KV cache on the nodes that are left.
@@ -54,18 +55,28 @@ class Dispatcher:
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._count_skips_at: dict[str, float] = {}
+        self._acting: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Look for jobs to wake or end until cancelled."""
-        while True:
-            began = time.monotonic()
-            try:
-                await self.dispatch()
-                wait = max(DISPATCH_SECONDS, IDLE_SHARE * (time.monotonic() - began))
-            except outages.OUTAGES as error:
-                log.warning("dispatch_outage", error=type(error).__name__)
-                wait = OUTAGE_SECONDS
-            await asyncio.sleep(wait)
+        try:
+            while True:
+                began = time.monotonic()
+                try:
+                    await self.dispatch()
+                    wait = max(DISPATCH_SECONDS, IDLE_SHARE * (time.monotonic() - began))
+                except outages.OUTAGES as error:
+                    log.warning("dispatch_outage", error=type(error).__name__)
+                    wait = OUTAGE_SECONDS
+                await asyncio.sleep(wait)
+        finally:
+            for acting in self._acting.values():
+                acting.cancel()
+            await self.finish()
+
+    async def finish(self) -> None:
+        """Wait until the jobs that are being ended have ended."""
+        await asyncio.gather(*self._acting.values(), return_exceptions=True)
 
     async def dispatch(self) -> None:
         """Look once."""
@@ -74,8 +85,8 @@ class Dispatcher:
         if not jobs:
             return
         idle = [job for job in jobs if not job.is_held]
-        await self._for_each([job for job in idle if job.is_over], self._end)
-        await self._for_each([job for job in idle if self._may_free_kv(job)], self._free_kv)
+        self._begin([job for job in idle if job.is_over], self._end)
+        self._begin([job for job in idle if self._may_free_kv(job)], self._free_kv)
         waiting = [job for job in jobs if not job.is_over and not _keeps_kv_too_long(job)]
         await self._wake(await self._reported(waiting))
         by_model = sorted(waiting, key=lambda job: job.model_id)  # stable: the order is kept
@@ -99,20 +110,25 @@ class Dispatcher:
     async def _free_kv(self, job: WaitingJob) -> None:
         await task.free_kv(self._resources, job.request_id)
 
-    async def _for_each(
-        self, jobs: Sequence[WaitingJob], act: Callable[[WaitingJob], Awaitable[None]]
+    def _begin(
+        self, jobs: Sequence[WaitingJob], act: Callable[[WaitingJob], Coroutine[Any, Any, None]]
     ) -> None:
-        """Act on each job; what goes wrong with one is logged and keeps no other from its turn."""
-        slots = asyncio.Semaphore(AT_ONCE)
+        """Begin to act on jobs, as many as may be at once. Nobody waits for it: a node that does
+        not answer may delay the end of its job, and of no other."""
+        for job in jobs:
+            if job.request_id not in self._acting and len(self._acting) < AT_ONCE:
+                acting = asyncio.create_task(self._act(job, act))
+                self._acting[job.request_id] = acting
 
-        async def act_in_slot(job: WaitingJob) -> None:
-            async with slots:
-                await act(job)
-
-        results = await asyncio.gather(*map(act_in_slot, jobs), return_exceptions=True)
-        for job, result in zip(jobs, results, strict=True):
-            if isinstance(result, Exception):
-                log.error("dispatch_failed", request_id=job.request_id, error=type(result).__name__)
+    async def _act(
+        self, job: WaitingJob, act: Callable[[WaitingJob], Coroutine[Any, Any, None]]
+    ) -> None:
+        try:
+            await act(job)
+        except Exception as error:  # the next look tries again
+            log.error("dispatch_failed", request_id=job.request_id, error=type(error).__name__)
+        finally:
+            del self._acting[job.request_id]
 
     async def _reported(self, jobs: Sequence[WaitingJob]) -> list[WaitingJob]:
         """The jobs of which a node has reported something since: the route that keeps their KV

@@ -170,7 +170,9 @@ async def test_what_goes_wrong_with_one_job_keeps_no_other_from_ending(
     monkeypatch.setattr("workers.supervisor.task.supervise", fail)
     async with resources.sessions.begin() as db:
         await db.execute(update(Job).values(cancel_requested=True))
-    await Dispatcher(resources).dispatch()
+    dispatcher = Dispatcher(resources)
+    await dispatcher.dispatch()
+    await dispatcher.finish()
     assert (await reload(resources, honest)).finish_reason == "cancelled"
 
 
