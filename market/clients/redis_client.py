@@ -95,9 +95,20 @@ class _Pool(ConnectionPool):
 
 
 class _PingedConnection(AbstractConnection):
-    """Pings within :data:`PING_TIMEOUT`."""
+    """Pings within :data:`PING_TIMEOUT`, and loses no cancellation."""
 
     pool: _Pool | None = None
+
+    async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+        """As redis-py's, which waits by `asyncio.wait_for`. In Python 3.11 that returns as if
+        nothing had happened when its task is cancelled at the moment in which it ends; then a
+        process that is told to stop goes on."""
+        task = asyncio.current_task()
+        asked = task.cancelling() if task else 0
+        await super().send_packed_command(*arguments, **options)
+        if task and task.cancelling() > asked:
+            await self.disconnect(nowait=True)  # the answer to the command is nobody's
+            raise asyncio.CancelledError
 
     async def _send_ping(self) -> None:
         async with asyncio.timeout(PING_TIMEOUT):
