@@ -10,7 +10,7 @@ import httpx
 import pytest
 import redis
 
-from api.server.http_protocol import MAX_HEAD_BYTES, MAX_PIPELINED
+from api.server.http_protocol import MAX_FIELDS, MAX_HEAD_BYTES, MAX_PIPELINED
 from market.settings import Settings
 from tests.support.gateway.relay import PATIENCE, Replica, replica, wait_until
 
@@ -156,3 +156,25 @@ def test_requests_do_not_pile_up_behind_one(here: Replica) -> None:
         connection.sendall(one * 1000)
         received = answer(connection)
     assert received.count(b"HTTP/1.1 ") <= MAX_PIPELINED + 1
+
+
+LIST = b"GET /healthz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n"
+TRAILERS = (
+    b"POST /api/discovery/probe HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
+)
+
+
+@pytest.mark.parametrize("start", [LIST, TRAILERS], ids=["headers", "trailers"])
+@pytest.mark.parametrize("end", [b"\r\n", b""], ids=["complete", "not complete"])
+def test_short_header_fields_are_counted(here: Replica, start: bytes, end: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", here.port), timeout=PATIENCE) as connection:
+        connection.sendall(start + b"a:\r\n" * (MAX_FIELDS + 1) + end)
+        assert answer(connection).split()[1] == b"400"
+
+
+@pytest.mark.parametrize("start", [LIST, TRAILERS], ids=["headers", "trailers"])
+def test_some_header_fields_are_not_too_many(here: Replica, start: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", here.port), timeout=PATIENCE) as connection:
+        connection.sendall(start + b"a:\r\n" * (MAX_FIELDS - 10) + b"\r\n")
+        assert answer(connection).split()[1] == b"200"
