@@ -10,9 +10,11 @@ from starlette.types import Scope
 
 from api import web
 from api.http import problem_details
-from api.http.body_limit import BodyLimit
 from api.http.caller_address import SITE_BITS, UNKNOWN, address_of, network_of
 from api.http.services import open_services
+from api.middleware.body_limit import BodyLimit
+from api.middleware.body_sizes import SMALL_BODY_BYTES, BodySizes
+from api.middleware.request_limit import RequestLimit
 from api.routes import auth, billing, health, machines, nodes, provider, relay, weights
 from api.routes.discovery import dht, probe
 from api.routes.discovery import nodes as discovery_nodes
@@ -78,13 +80,24 @@ def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) 
         responses=problem_details.RESPONSES,
     )
     problem_details.install(app)
+    large = settings.limits.max_body_bytes
+    sizes = BodySizes(
+        routers, min(SMALL_BODY_BYTES, large), dict.fromkeys((generate.PATH, probe.PATH), large)
+    )
     app.add_middleware(
         BodyLimit,
-        max_bytes=settings.limits.max_body_bytes,
+        sizes=sizes,
         unlimited={EXCHANGE_PATH},  # hidden states; it reads them itself, of nodes only
         never_parsed={probe.PATH},
         transfers=transfers,
         owner_of=owner_of,
+    )
+    app.add_middleware(
+        RequestLimit,
+        auth=settings.auth,
+        sizes=sizes,
+        uncounted={EXCHANGE_PATH},
+        with_token={generate.PATH},
     )
     for router in routers:
         app.include_router(router)

@@ -39,7 +39,10 @@ LINK_MEGABITS = (50, 100, 500, 1000)
 TARGET_SECONDS = 15 * 60
 """Seconds from nothing to the first token that the specification allows."""
 
-SETTINGS = {"FAR_LIMITS__REGISTRATIONS_PER_IP": "100000/hour"}
+SETTINGS = {
+    "FAR_LIMITS__REGISTRATIONS_PER_IP": "100000/hour",
+    "FAR_LIMITS__BODIES_PER_IP": "100000/hour",
+}
 
 
 @dataclass(slots=True)

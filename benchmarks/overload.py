@@ -66,6 +66,8 @@ def measure(
     report_progress("starting a mesh")
     settings = {
         "FAR_GENERATION__JOBS_PER_ROUTE": str(GenerationSettings().jobs_per_route),
+        "FAR_LIMITS__BODIES_PER_IP": "1000000/hour",
+        "FAR_LIMITS__REQUESTS_PER_IP": "100000000/hour",
         "FAR_LIMITS__LOGINS_PER_IP": "1000000/hour",
     }
     plan = network.plan(model, folder, nodes=load.nodes, settings=settings)

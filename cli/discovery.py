@@ -13,6 +13,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from stack import servers
+
 STOP_TIMEOUT = 15.0
 """Seconds that a process gets to end in order before it is killed."""
 
@@ -40,9 +42,7 @@ def discovery(
     dht = [sys.executable, "-m", "discovery"]
     if print_peers:
         raise typer.Exit(subprocess.run([*dht, "--print-peers"], check=False).returncode)
-    api = [sys.executable, "-m", "uvicorn", "--factory", "api.discovery_app:create_app"]
-    api += ["--host", host, "--port", str(port), "--no-access-log", "--log-level", "warning"]
-    api += ["--http", "api.server.http_protocol:LimitedHttpProtocol", "--ws", "none"]
+    api = [sys.executable, *servers.api_command("api.discovery_app:create_app", port, host)]
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

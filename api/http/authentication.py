@@ -6,6 +6,8 @@ from typing import Annotated
 from fastapi import Depends
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
+from starlette.requests import HTTPConnection
 
 from api.http import rate_limits
 from api.http.services import Services, WithServices
@@ -22,6 +24,17 @@ Bearer = Annotated[
 ]
 
 
+LOG_IN = "Log in at /api/auth/login and send 'Authorization: Bearer <token>'."
+
+
+def bearer_of(connection: HTTPConnection) -> HTTPAuthorizationCredentials | None:
+    """The token that a request has, where no route reads it."""
+    scheme, token = get_authorization_scheme_param(connection.headers.get("authorization"))
+    if scheme.lower() != "bearer" or not token:
+        return None
+    return HTTPAuthorizationCredentials(scheme=scheme, credentials=token)
+
+
 def authenticate(bearer: HTTPAuthorizationCredentials | None, services: Services) -> Principal:
     """Who holds the token, by its signature alone.
 
@@ -29,7 +42,7 @@ def authenticate(bearer: HTTPAuthorizationCredentials | None, services: Services
         NotAuthenticated: no token, or none of ours.
     """
     if bearer is None:
-        raise TokenMissing("Log in at /api/auth/login and send 'Authorization: Bearer <token>'.")
+        raise TokenMissing(LOG_IN)
     return verify_token(services.settings.auth, bearer.credentials)
 
 

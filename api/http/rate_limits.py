@@ -89,7 +89,9 @@ HEARTBEATS = RateLimit("heartbeat", "heartbeats_per_node")
 RELAY_CONNECTIONS = RateLimit("relay", "relay_connections_per_node")
 WEIGHTS = RateLimit("weights", "weights_per_wallet")
 PROBES = RateLimit("probe", "probes_per_ip")
+BODIES = RateLimit("body", "bodies_per_ip", exact=False)
 READS = RateLimit("read", "reads_per_ip", exact=False)
+REQUESTS_OF_ADDRESS = RateLimit("request-address", "requests_per_ip", exact=False)
 REQUESTS_OF_WALLET = RateLimit("request", "requests_per_wallet", exact=False)
 
 

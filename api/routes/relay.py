@@ -7,12 +7,10 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response, WebSocket
-from fastapi.security import HTTPAuthorizationCredentials
-from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import ClientDisconnect
 
 from api.http import rate_limits
-from api.http.authentication import Bearer, CallingNode, authenticate, current_node
+from api.http.authentication import Bearer, CallingNode, authenticate, bearer_of, current_node
 from api.http.errors import BodyTooLarge
 from api.http.problem_details import render
 from api.http.services import Services, WithServices
@@ -107,10 +105,7 @@ async def long_poll(
 
 
 async def _admit(websocket: WebSocket, services: Services) -> NodeIncarnation:
-    scheme, token = get_authorization_scheme_param(websocket.headers.get("authorization"))
-    bearer = None
-    if scheme.lower() == "bearer" and token:
-        bearer = HTTPAuthorizationCredentials(scheme=scheme, credentials=token)
+    bearer = bearer_of(websocket)
     claimed = authenticate(bearer, services)
     claimed.require(Scope.SERVE)
     await rate_limits.RELAY_CONNECTIONS.count(services, claimed.subject)

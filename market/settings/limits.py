@@ -37,6 +37,10 @@ class LimitSettings(BaseModel):
     """Requests for a model's files, by a wallet's machines, or by one node."""
     reads_per_ip: str = "1200/minute"
     """What everybody may read: models, nodes, earnings; kept for ``read_cache`` seconds."""
+    bodies_per_ip: str = "1200/minute"
+    """Requests with a body and no token, malformed ones too, before the body is read."""
+    requests_per_ip: str = "30000/minute"
+    """All that is asked with whatever tokens, but the relay's polls: of a house full of nodes."""
     requests_per_wallet: str = "6000/minute"
     """All that a wallet asks with its token, or its machines with theirs."""
     read_cache: float = Field(2, ge=0, le=60)
@@ -56,6 +60,7 @@ class LimitSettings(BaseModel):
     """Of all wallets at one process. Each takes some 50 kB, and what its client has not read yet. A
     wallet gets no more than are still free."""
     max_body_bytes: int = 2**20
+    """Of a generation or a bandwidth probe; others have 16 KiB at most."""
     max_transfer_bytes: int = Field(2**28, ge=2**16)
     """Of bodies and frames that are half here, and of answers to nodes that are half taken, in one
     process. Above it, whoever has the most of them loses one."""

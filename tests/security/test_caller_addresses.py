@@ -1,14 +1,21 @@
 """A caller changes, or makes up, the address that limits count him by."""
 
+import asyncio
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
 import httpx
 import pytest
+import uvicorn
 from redis.asyncio import Redis
 
+from cli import discovery
 from market.settings import Settings
-from tests.support.gateway.api import Gateway, open_gateway
+from stack.servers import gateway_command
+from tests.support.gateway.api import PATIENCE, Gateway, open_gateway
+from tests.support.gateway.api_served import serve
 
 NONCE = "/api/auth/nonce"
 
@@ -154,3 +161,45 @@ async def test_where_a_caller_is_looked_up_by_the_address_that_limits_count(
     }
     await proxied.client.post("/api/nodes/register-distributed", json=body, headers=[given])
     assert asked == [seen]
+
+
+async def test_a_trailer_is_no_header(opened: Opened) -> None:
+    async with (
+        opened(trusted_proxies=1, probes_per_ip="2/hour") as gateway,
+        serve(gateway) as served,
+    ):
+        answers = [await _with_trailer(served.port, f"198.51.100.{number}") for number in range(4)]
+        assert answers == [200, 200, 429, 429]
+
+
+async def _with_trailer(port: int, made_up: str) -> int:
+    """The status of a request that names a caller behind its body, too."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = ["POST /api/discovery/probe HTTP/1.1", "Host: gateway", "Connection: close"]
+    head += ["X-Forwarded-For: 203.0.113.9", "Transfer-Encoding: chunked", ""]
+    body = ["1", "x", "0", f"X-Forwarded-For: {made_up}", "", ""]
+    writer.write("\r\n".join(head + body).encode())
+    answer = await asyncio.wait_for(reader.read(), PATIENCE)
+    writer.close()
+    return int(answer.split()[1])
+
+
+def test_no_api_is_started_with_the_servers_own_belief_in_headers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[list[str]] = []
+
+    def keep(name: str, command: list[str], stop: threading.Event) -> None:
+        started.append(command)
+
+    monkeypatch.setattr(discovery, "_keep", keep)
+    monkeypatch.setattr(discovery.signal, "signal", lambda *_: None)
+    discovery.discovery(print_peers=False)
+    commands = [command[1:] for command in started if "uvicorn" in command]
+    assert len(commands) == 1
+    assert all(command[0] == sys.executable for command in started)
+    for module, *options in (gateway_command(8000)[1:], commands[0][1:]):
+        assert module == "uvicorn"
+        params = uvicorn.main.make_context("uvicorn", options).params
+        assert params["proxy_headers"] is False
+        assert params["http"] == "api.server.http_protocol:LimitedHttpProtocol"

@@ -10,11 +10,12 @@ import httpx
 import pytest
 import redis
 
-from api.server.http_protocol import MAX_HEAD_BYTES, MAX_PIPELINED
+from api.server.http_protocol import MAX_FIELDS, MAX_HEAD_BYTES, MAX_PIPELINED
 from market.settings import Settings
 from tests.support.gateway.relay import PATIENCE, Replica, replica, wait_until
 
-LOGIN = "/api/auth/login"
+PROBE = "/api/discovery/probe"
+"""Takes long bodies of anybody."""
 
 
 def begun(at: Replica, *headers: str, address: str = "127.0.0.1") -> socket.socket:
@@ -22,7 +23,7 @@ def begun(at: Replica, *headers: str, address: str = "127.0.0.1") -> socket.sock
     connection = socket.create_connection(
         ("127.0.0.1", at.port), timeout=PATIENCE, source_address=(address, 0)
     )
-    lines = [f"POST {LOGIN} HTTP/1.1", "Host: gateway", "Content-Type: application/json", *headers]
+    lines = [f"POST {PROBE} HTTP/1.1", "Host: gateway", "Content-Type: application/json", *headers]
     connection.sendall("\r\n".join([*lines, "", ""]).encode())
     return connection
 
@@ -100,8 +101,8 @@ def test_who_fills_the_budget_stops_himself(
             greedy.append(connection)
         wait_until(lambda: here.transfer_bytes > 300_000)
         assert here.transfer_bytes <= 2**19
-        honest = httpx.post(here.url + LOGIN, content=b" " * 250_000, timeout=PATIENCE)
-        assert honest.status_code == 422  # it was read to its end
+        honest = httpx.post(here.url + PROBE, content=b" " * 250_000, timeout=PATIENCE)
+        assert honest.json() == {"bytes": 250_000}
         assert here.transfer_bytes <= 2**19
         sent_away = [connection for connection in greedy if is_closed(connection)]
         assert len(sent_away) >= 7
@@ -127,9 +128,9 @@ def is_closed(connection: socket.socket) -> bool:
     [
         b"GET / HTTP/1.1\r\nHost: gateway\r\nX-Long: ",
         b"GET /" + b"u" * 100,
-        b"POST /api/auth/nonce HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"POST /api/discovery/probe HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"0\r\nX-Trailer: ",
-        b"POST /api/auth/nonce HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"POST /api/discovery/probe HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"1;extension=",
     ],
     ids=["header", "path", "trailer", "chunk extension"],
@@ -156,3 +157,25 @@ def test_requests_do_not_pile_up_behind_one(here: Replica) -> None:
         connection.sendall(one * 1000)
         received = answer(connection)
     assert received.count(b"HTTP/1.1 ") <= MAX_PIPELINED + 1
+
+
+LIST = b"GET /healthz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n"
+TRAILERS = (
+    b"POST /api/discovery/probe HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
+)
+
+
+@pytest.mark.parametrize("start", [LIST, TRAILERS], ids=["headers", "trailers"])
+@pytest.mark.parametrize("end", [b"\r\n", b""], ids=["complete", "not complete"])
+def test_short_header_fields_are_counted(here: Replica, start: bytes, end: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", here.port), timeout=PATIENCE) as connection:
+        connection.sendall(start + b"a:\r\n" * (MAX_FIELDS + 1) + end)
+        assert answer(connection).split()[1] == b"400"
+
+
+@pytest.mark.parametrize("start", [LIST, TRAILERS], ids=["headers", "trailers"])
+def test_some_header_fields_are_not_too_many(here: Replica, start: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", here.port), timeout=PATIENCE) as connection:
+        connection.sendall(start + b"a:\r\n" * (MAX_FIELDS - 10) + b"\r\n")
+        assert answer(connection).split()[1] == b"200"

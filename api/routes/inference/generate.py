@@ -23,6 +23,9 @@ from market.money import ZERO, format_exact
 
 router = APIRouter(prefix="/api/inference", tags=["inference"])
 
+PATH = f"{router.prefix}/distributed/generate"
+"""Where bodies may be as long as a prompt."""
+
 MAX_IDEMPOTENCY_KEY = 255
 
 DISCONNECT_POLL_SECONDS = 0.5

@@ -59,3 +59,15 @@ def test_whatever_is_not_too_deep(content: str) -> None:
 def test_what_is_not_json(content: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         loads(content)
+
+
+@pytest.mark.parametrize("part", ["[],", '{"a":[]},', "{},"])
+def test_more_parts_than_it_may_have(part: str) -> None:
+    few, many = (f"[{part * times}0]".encode() for times in (300, 1001))
+    check(few, max_brackets=1000)
+    with pytest.raises(MalformedJson, match="1000 arrays"):
+        check(many, max_brackets=1000)
+
+
+def test_brackets_in_a_text_are_no_parts() -> None:
+    check(json.dumps({"prompt": '[{"\\' * 10_000}).encode(), max_brackets=1000)

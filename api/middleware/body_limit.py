@@ -1,5 +1,5 @@
-"""Bodies over a size, JSON over a depth, and bodies that do not come to an end, are refused before
-anything parses them."""
+"""Bodies over a size, JSON over a depth or of too many parts, and bodies that do not come to an
+end, are refused before anything parses them."""
 
 from collections.abc import Callable, Collection
 
@@ -7,10 +7,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.errors import BodyTooLarge, MalformedJson
 from api.http.problem_details import render
+from api.middleware.body_sizes import BodySizes
 from api.server.errors import TransfersFull, TransferTooSlow
 from api.server.transfers import TransferBudget
 from mesh import json_text
 from mesh.errors import MeshError
+
+MAX_BRACKETS = 1000
+"""Arrays and objects of a body; ours have some ten."""
 
 
 class BodyLimit:
@@ -19,7 +23,7 @@ class BodyLimit:
     def __init__(
         self,
         app: ASGIApp,
-        max_bytes: int,
+        sizes: BodySizes,
         transfers: TransferBudget,
         owner_of: Callable[[Scope], str],
         unlimited: Collection[str] = (),
@@ -28,14 +32,14 @@ class BodyLimit:
         """
         Args:
             app: What gets the body.
-            max_bytes: Of a body.
+            sizes: How long a body may be.
             transfers: Counts the bodies that are half here.
             owner_of: Whose body the request's is, by its scope.
             unlimited: Paths whose bodies are left to their routes.
             never_parsed: Paths whose bodies are not JSON.
         """
         self._app = app
-        self._max = max_bytes
+        self._sizes = sizes
         self._transfers = transfers
         self._owner_of = owner_of
         self._unlimited = unlimited
@@ -55,11 +59,12 @@ class BodyLimit:
             return
         if scope["path"] not in self._never_parsed:
             try:
-                json_text.check(body.get("body", b""))
+                json_text.check(body.get("body", b""), MAX_BRACKETS)
             except json_text.MalformedJson as error:
                 await render(MalformedJson(str(error)))(scope, receive, send)
                 return
         unread = [body]
+        del body  # the route's alone from now on, however long its answer takes
 
         async def replay() -> Message:
             return unread.pop() if unread else await receive()
@@ -74,9 +79,10 @@ class BodyLimit:
             TransferTooSlow: it does not come.
             TransfersFull: others are on their way.
         """
+        limit = self._sizes.of(scope)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or len(declared) >= 16 or int(declared) > self._max:
-            raise self._too_large()
+        if not declared.isdigit() or len(declared) >= 16 or int(declared) > limit:
+            raise _too_large(limit)
         body = bytearray()
         with self._transfers.open(self._owner_of(scope)) as transfer:
             while True:
@@ -84,15 +90,18 @@ class BodyLimit:
                 if message["type"] != "http.request":
                     return message
                 piece = message.get("body", b"")
-                if len(body) + len(piece) > self._max:
-                    raise self._too_large()
+                if len(body) + len(piece) > limit:
+                    raise _too_large(limit)
                 transfer.add(len(piece))
                 body += piece
                 if not message.get("more_body", False):
                     return {"type": "http.request", "body": bytes(body), "more_body": False}
 
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"A body may have {self._max} bytes at most.")
+
+def _too_large(limit: int) -> BodyTooLarge:
+    if not limit:
+        return BodyTooLarge("A request like this has no body.")
+    return BodyTooLarge(f"A body may have {limit} bytes at most.")
 
 
 def _closing(error: MeshError) -> ASGIApp:
