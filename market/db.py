@@ -37,7 +37,8 @@ def connect(
 
 
 READS_AT_ONCE = 4
-"""Connections of a process for what strangers may read: as few as leave jobs and money the rest."""
+"""Connections of a process for what strangers may read, and as many for what those who are logged
+in read of their own: as few as leave jobs and money the rest."""
 
 READ_WAIT = 2.0
 """Seconds that a read waits for one of them; then the caller is told to come back."""

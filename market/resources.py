@@ -41,6 +41,9 @@ class Resources:
     """For statements that may take minutes."""
     reads: db.Sessions
     """For what strangers may read: few connections, short statements, no writing."""
+    own_reads: db.Sessions
+    """For what those who are logged in read of their own: as many connections again, which no
+    stranger's slow read takes."""
     redis: Redis
     queue: ArqRedis
     catalog: Catalog
@@ -66,9 +69,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     long_engine, long_sessions = db.connect(
         settings.database_url, pool_size=LONG_POOL_SIZE, limits=LONG
     )
-    read_engine, reads = db.connect_reads(
-        settings.database_url, timeout=settings.limits.read_timeout
-    )
+    read_timeout = settings.limits.read_timeout
+    read_engine, reads = db.connect_reads(settings.database_url, timeout=read_timeout)
+    own_engine, own_reads = db.connect_reads(settings.database_url, timeout=read_timeout)
     try:
         yield Resources(
             settings=settings,
@@ -76,6 +79,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             sessions=sessions,
             long_sessions=long_sessions,
             reads=reads,
+            own_reads=own_reads,
             redis=redis,
             queue=pool,
             catalog=catalog,
@@ -88,3 +92,4 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         await engine.dispose()
         await long_engine.dispose()
         await read_engine.dispose()
+        await own_engine.dispose()

@@ -18,7 +18,7 @@ router = APIRouter(prefix="/api/billing", tags=["billing"])
 async def own_balance(caller: BillingCaller, services: WithServices) -> Balance:
     """Your money: available, held, on its way in and out, and what is left of your spending cap."""
     contract = services.settings.payments.escrow_contract
-    return Balance.of(await balance_of(services.reads, caller.wallet, contract))
+    return Balance.of(await balance_of(services.own_reads, caller.wallet, contract))
 
 
 @router.get("/usage.csv", response_class=Response, responses=CSV_RESPONSE)
@@ -27,5 +27,5 @@ async def usage(
 ) -> Response:
     """Your jobs that ended in a span of time, as CSV, the oldest first."""
     await rate_limits.TABLES.count(services, caller.wallet)
-    pages = statements.user_statement(services.reads, caller.wallet, *time_range(since, to))
+    pages = statements.user_statement(services.own_reads, caller.wallet, *time_range(since, to))
     return await csv_response("usage.csv", statements.USER_COLUMNS, pages)

@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
 from api.http import caller_address
+from api.http.reading.public_reads import WithReads
 from api.http.services import Services, WithServices
 from market import metrics
 from market.errors import Forbidden
@@ -28,7 +29,7 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz")
-async def readyz(services: WithServices) -> JSONResponse:
+async def readyz(services: WithServices, reads: WithReads) -> JSONResponse:
     """The process reaches Postgres and Redis: 200 if so, 503 if not."""
 
     async def probe() -> dict[str, bool]:
@@ -38,7 +39,7 @@ async def readyz(services: WithServices) -> JSONResponse:
         }
 
     # One probe at a time, however many ask; no answer outlives it.
-    reached = await services.read_cache.get("readyz", probe, seconds=0)
+    reached = await reads.get(("readyz",), probe, seconds=0)
     ready = all(reached.values())
     return JSONResponse(
         {"status": "ready" if ready else "not ready", **reached}, status_code=200 if ready else 503
@@ -46,7 +47,7 @@ async def readyz(services: WithServices) -> JSONResponse:
 
 
 @router.get("/metrics")
-async def prometheus(request: Request, services: WithServices) -> Response:
+async def prometheus(request: Request, services: WithServices, reads: WithReads) -> Response:
     """Metrics of this process (text format), for the operator's networks."""
     if not _may_read_metrics(request, services.settings.limits):
         raise Forbidden(
@@ -57,9 +58,7 @@ async def prometheus(request: Request, services: WithServices) -> Response:
         await _count_active_nodes(services)
         return generate_latest()
 
-    return Response(
-        await services.read_cache.get("metrics", read, seconds=0), media_type=CONTENT_TYPE_LATEST
-    )
+    return Response(await reads.get(("metrics",), read, seconds=0), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _count_active_nodes(services: Services) -> None:

@@ -101,7 +101,7 @@ async def deny(body: UserCodeBody, request: Request, services: WithServices) -> 
 @router.get("")
 async def machines(caller: MachinesCaller, services: WithServices) -> Machines:
     """The machines that may register nodes for the caller's wallet, the newest first."""
-    async with services.reads() as db:
+    async with services.own_reads() as db:
         return Machines.of(await machines_of(db, caller.wallet))
 
 

@@ -1,13 +1,12 @@
 """Nodes: registration, heartbeats, earnings (§7.2), and why a node gets no work."""
 
-from functools import partial
-
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials
 
 from api.http import rate_limits
 from api.http.authentication import Bearer, CallingNode, authenticate_current
 from api.http.rate_limits import address_of
+from api.http.reading.public_reads import WithReads
 from api.http.services import Services, WithServices
 from api.schemas.base import WalletAddress
 from api.schemas.nodes import (
@@ -68,13 +67,20 @@ async def heartbeat(
     return HeartbeatAnswer.of(await assignment_for(services, caller.node_id, figures))
 
 
-@router.get("/earnings/{wallet_address}", dependencies=[rate_limits.READS.by_address()])
-async def earnings(wallet_address: WalletAddress, services: WithServices) -> Earnings:
+@router.get(
+    "/earnings/{wallet_address}",
+    response_model=Earnings,
+    dependencies=[rate_limits.READS.by_address()],
+)
+async def earnings(
+    wallet_address: WalletAddress, services: WithServices, reads: WithReads
+) -> Response:
     """What a provider has earned: settled and pending."""
-    found = await services.read_cache.get(
-        ("earnings", wallet_address), partial(earnings_of, services, wallet_address)
-    )
-    return Earnings.of(found)
+
+    async def read() -> Earnings:
+        return Earnings.of(await earnings_of(services, wallet_address))
+
+    return await reads.answer(("earnings", wallet_address), read)
 
 
 @status_router.get("/{node_id}")
@@ -82,7 +88,7 @@ async def node(node_id: str, bearer: Bearer, services: WithServices) -> NodeView
     """A node's state, and why it gets no work: for the node itself, its wallet, and the wallet's
     machines. To others it is not there."""
     caller = await authenticate_current(bearer, services)
-    async with services.reads() as db:
+    async with services.own_reads() as db:
         row = await db.get(RegisteredNode, node_id)
     if row is None or not caller.may_see(node_id, row.wallet_address):
         raise NodeNotFound(f"You have no node {node_id} here.")

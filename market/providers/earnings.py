@@ -21,6 +21,8 @@ from market.settings.discovery import DiscoverySettings
 HISTORY_DAYS = 90
 """How far back a provider's earnings are told by day, where he does not say."""
 
+MAX_HISTORY_DAYS = 365
+
 
 @dataclass(frozen=True, slots=True)
 class EarningsOfDay:
@@ -103,10 +105,11 @@ async def stats_of(resources: Resources, wallet: str) -> ProviderStats:
     )
 
 
-async def history_of(resources: Resources, wallet: str, days: int) -> list[EarningsOfDay]:
-    """Earnings by day (UTC) of the last so many days, oldest first; days without are missing."""
+async def history_of(resources: Resources, wallet: str) -> list[EarningsOfDay]:
+    """Earnings by day (UTC) of the last :data:`MAX_HISTORY_DAYS` days, oldest first; days without
+    are missing."""
     async with resources.reads() as db:
-        return await _history(db, wallet, days)
+        return await _history(db, wallet, MAX_HISTORY_DAYS)
 
 
 async def _history(db: AsyncSession, wallet: str, days: int) -> list[EarningsOfDay]:

@@ -61,7 +61,7 @@ async def node_status(resources: Resources, row: RegisteredNode) -> NodeStatus:
     """What there is to know of a registered node."""
     redis = resources.redis
     live_node = await live_lookup.live_node(redis, row.node_id)
-    async with resources.reads() as db:
+    async with resources.own_reads() as db:
         uptime = await db.scalar(
             select(uptime_percent()).where(RegisteredNode.node_id == row.node_id)
         )

@@ -88,7 +88,7 @@ async def receipt_of(resources: Resources, wallet: str, request_id: str) -> Rece
         ReceiptNotReady: it has not ended.
         UsageUnproven: what is stored does not give the batch's root.
     """
-    async with resources.reads() as db:
+    async with resources.own_reads() as db:
         # One snapshot: settlement may put the job into another batch meanwhile.
         await db.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         job, parts = await _find(db, wallet, request_id)

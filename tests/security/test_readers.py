@@ -10,8 +10,10 @@ from redis.asyncio import Redis
 from sqlalchemy import event
 
 from market import resources
+from market.jobs.live_session import TokenEntry
+from market.jobs.reading import pages, token_hub
 from market.jobs.reading import texts as reading_texts
-from market.jobs.reading import token_hub
+from market.jobs.reading.pages import Pages
 from market.settings import Settings
 from tests.support.gateway.api import (
     ASYNC,
@@ -49,6 +51,10 @@ class Readers:
             self._tasks.append(asyncio.create_task(self._job.events()))
             if number % OPENING_AT_ONCE == 0 or number == self._number:
                 await eventually(self._all_hold_slots)
+
+    def replay(self) -> None:
+        """Open all streams at once, of a job that has ended."""
+        self._tasks = [asyncio.create_task(self._job.events()) for _ in range(self._number)]
 
     async def _all_hold_slots(self) -> bool:
         return self._slots.in_use == len(self._tasks)
@@ -137,6 +143,74 @@ async def test_readers_who_wait_do_not_ask_postgres_each(
     assert 1 <= len(asked) < READERS / 2
     await job.complete(summary=False)  # so that Postgres alone knows of the end
     assert await readers.texts() == [""] * READERS
+
+
+async def test_a_finished_job_is_rendered_once_however_many_replay_it(
+    gateway: Gateway, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, rendered = gateway.services.tokens, 0
+    render = hub._render
+
+    def counted(request_id: str, entry: TokenEntry) -> bytes:
+        nonlocal rendered
+        rendered += 1
+        return render(request_id, entry)
+
+    monkeypatch.setattr(hub, "_render", counted)
+    monkeypatch.setattr(hub._pages, "_render", counted)
+    monkeypatch.setattr(pages, "TOKENS_PER_PAGE", 10)
+    monkeypatch.setattr(pages, "KEPT_SECONDS", 60)
+    job = await gateway.submit(max_tokens=100)
+    await job.write(*TOKENS, "and the end")
+    await job.complete()
+    before = await calls(redis, "xread")
+    readers = Readers(gateway, job)
+    readers.replay()
+    assert await readers.texts() == ["".join(TOKENS) + "and the end"] * READERS
+    assert rendered == len(TOKENS) + 1
+    assert await calls(redis, "xread") - before == 4
+    assert texts(await job.events(after="25")) == "".join(TOKENS[25:]) + "and the end"
+
+
+async def test_replays_leave_turns_to_all_else_and_to_other_wallets(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await gateway.submit(max_tokens=100)
+    await job.write(*TOKENS)
+    hub = gateway.services.tokens
+    of_hub = Pages(gateway.redis, hub._render)
+    await of_hub.after(job.id, 0, "attacker")
+    given: list[str] = []
+
+    async def replay(owner: str) -> None:
+        assert (await of_hub.after(job.id, 0, owner))[1] == len(TOKENS)
+        given.append(owner)
+
+    replays = [asyncio.create_task(replay("attacker")) for _ in range(READERS)]
+    replays.append(asyncio.create_task(replay("honest")))
+    most = before = 0
+    while not all(task.done() for task in replays):
+        await asyncio.sleep(0)
+        most, before = max(most, len(given) - before), len(given)
+    assert 1 <= most <= pages.PAGES_AT_ONCE
+    assert given.index("honest") <= pages.PAGES_AT_ONCE
+
+
+async def test_pages_are_forgotten(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "TOKENS_PER_PAGE", 1)
+    monkeypatch.setattr(pages, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(pages, "KEPT_SECONDS", 0.2)
+    job = await gateway.submit(max_tokens=100)
+    await job.write(*TOKENS)
+    kept = Pages(gateway.redis, gateway.services.tokens._render)
+    for position in range(len(TOKENS)):
+        assert (await kept.after(job.id, position, "w"))[1] == 1
+        assert kept._bytes == sum(len(page.data) for page, _ in kept._kept.values()) <= 1000
+
+    async def nothing_is_kept() -> bool:
+        return not kept._kept and not kept._bytes
+
+    await eventually(nothing_is_kept)
 
 
 async def test_many_polls_of_one_job_are_few_questions(

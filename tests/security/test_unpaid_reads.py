@@ -1,19 +1,23 @@
 """A stranger reads what is free, again and again, until nobody else is served."""
 
 import asyncio
+import datetime as dt
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import fastapi.routing
 import httpx
 import pytest
+from pydantic import BaseModel
 from redis.asyncio import Redis
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.routing import Mount, Route, WebSocketRoute
 
+from api.http.reading import read_cache
 from market import db
 from market.settings import Settings
 from market.settings.limits import LimitSettings
@@ -25,6 +29,7 @@ from tests.support.gateway.api import (
     WALLET,
     Gateway,
     all_nodes,
+    eventually,
     open_gateway,
     problem,
     request_body,
@@ -310,6 +315,92 @@ async def test_slow_reads_of_many_wallets_leave_everybody_else_served(busy: Gate
         assert (await busy.client.get("/api/auth/nonce")).status_code == 200
         assert {answer.status_code for answer in await asyncio.gather(*reading)} == {503}
     assert (await busy.client.get(paths[0])).status_code == 200
+
+
+@asynccontextmanager
+async def client_at(gateway: Gateway, address: str) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(gateway.app, client=(address, 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+async def test_slow_reads_of_strangers_keep_nobody_from_what_is_not_theirs(
+    busy: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here from many addresses, and slow since somebody holds the table."""
+    monkeypatch.setattr(read_cache, "MAX_READING", 8)
+    monkeypatch.setattr(read_cache, "MAX_READING_OF_CALLER", 2)
+
+    async def ask(number: int) -> int:
+        path = f"/api/provider/earnings/history?wallet_address=0x{number:040x}"
+        async with client_at(busy, f"198.51.100.{number % 50}") as client:
+            return (await client.get(path)).status_code
+
+    async with busy.sessions() as holding:
+        await holding.execute(text("LOCK TABLE node_contributions IN ACCESS EXCLUSIVE MODE"))
+        reading = [asyncio.create_task(ask(number)) for number in range(100)]
+        await eventually(lambda: under_way(busy, "history", 8))
+        ours = ("/readyz", METRICS, "/api/inference/models", "/api/billing/balance")
+        for path in ours:
+            answer = await busy.client.get(path)
+            assert answer.status_code == 200, (path, answer.text)
+        assert set(await asyncio.gather(*reading)) == {503}
+
+
+async def test_one_address_has_few_reads_under_way(
+    busy: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_cache, "MAX_READING_OF_CALLER", 2)
+    paths = [f"/api/provider/stats?wallet_address=0x{number:040x}" for number in range(20)]
+    async with busy.sessions() as holding:
+        await holding.execute(text("LOCK TABLE node_contributions IN ACCESS EXCLUSIVE MODE"))
+        reading = [asyncio.create_task(busy.client.get(path)) for path in paths]
+        await eventually(lambda: under_way(busy, "stats", 2))
+        for answer in await asyncio.gather(*reading):
+            problem(answer, 503, "unavailable")
+            assert int(answer.headers["retry-after"]) > 0
+    assert (await busy.client.get(paths[0])).status_code == 200
+
+
+async def under_way(gateway: Gateway, kind: str, number: int) -> bool:
+    kinds = gateway.services.read_cache._kinds
+    return kind in kinds and len(kinds[kind].reading) == number
+
+
+async def test_the_history_of_a_wallet_is_one_read_for_all_spans(busy: Gateway) -> None:
+    noon = dt.datetime.now(dt.UTC).replace(hour=12)
+    for days_ago in (0, 3, 200):
+        job = await busy.submit(max_tokens=1)
+        await job.write("a")
+        await job.complete()
+        async with busy.sessions.begin() as session:
+            row = await session.merge(await job.row())
+            row.completed_at = noon - dt.timedelta(days=days_ago)
+    path = f"/api/provider/earnings/history?wallet_address={PROVIDER_WALLET}&days="
+    with statements(busy.services.reads) as asked:
+        found = {days: (await busy.client.get(f"{path}{days}")).json() for days in range(1, 366)}
+    assert len([each for each in asked if "node_contributions" in each]) == 1
+    dates = [(noon - dt.timedelta(days=days_ago)).date().isoformat() for days_ago in (200, 3, 0)]
+    for days, first in {1: 2, 2: 2, 3: 1, 199: 1, 200: 0, 365: 0}.items():
+        assert [each["date"] for each in found[days]] == dates[first:]
+    assert all(float(each["amount_exact"]) == each["amount"] > 0 for each in found[365])
+
+
+@pytest.mark.parametrize("path", [*FREE, *LIVE, "/api/discovery/dht"])
+async def test_an_answer_is_encoded_once(
+    busy: Gateway, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await busy.client.get(path)
+
+    def again(*_: Any, **__: Any) -> None:
+        raise AssertionError("validated or encoded again")
+
+    monkeypatch.setattr(fastapi.routing, "serialize_response", again)
+    monkeypatch.setattr(BaseModel, "model_dump_json", again)
+    second = await busy.client.get(path)
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert second.content == first.content
+    assert second.headers["content-type"] == "application/json"
 
 
 async def test_a_read_cannot_write(busy: Gateway) -> None:

@@ -1,10 +1,9 @@
 """What the DHT says of nodes. Who is paid, and who is on the routes, stands in `discovery`."""
 
-from functools import partial
-
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from api.http import rate_limits
+from api.http.reading.public_reads import WithReads
 from api.http.services import Services, WithServices
 from api.schemas.discovery import AnnouncedNode, AnnouncedNodes, Dht
 from market.dht import credentials, directory
@@ -14,26 +13,34 @@ from market.nodes import live_lookup
 router = APIRouter(prefix="/api/discovery/dht", tags=["discovery"])
 
 
-@router.get("", dependencies=[rate_limits.READS.by_address()])
-async def dht(services: WithServices) -> Dht:
+@router.get("", response_model=Dht, dependencies=[rate_limits.READS.by_address()])
+async def dht(services: WithServices, reads: WithReads) -> Response:
     """Where the DHT is, and the key that its records go back to."""
     discovery = services.settings.discovery
-    operator = operator_key(discovery)
-    if operator is None:
-        return Dht(operator_key=None, peers=[])
-    peers = await services.read_cache.get(
-        "dht", partial(credentials.bootstrap_peers, services.redis, discovery)
-    )
-    return Dht(operator_key=operator.public.hex(), peers=peers)
+
+    async def read() -> Dht:
+        operator = operator_key(discovery)
+        if operator is None:
+            return Dht(operator_key=None, peers=[])
+        peers = await credentials.bootstrap_peers(services.redis, discovery)
+        return Dht(operator_key=operator.public.hex(), peers=peers)
+
+    return await reads.answer(("dht",), read)
 
 
-@router.get("/{model_id:path}", dependencies=[rate_limits.READS.by_address()])
-async def announced(model_id: str, services: WithServices) -> AnnouncedNodes:
+@router.get(
+    "/{model_id:path}",
+    response_model=AnnouncedNodes,
+    dependencies=[rate_limits.READS.by_address()],
+)
+async def announced(model_id: str, services: WithServices, reads: WithReads) -> Response:
     """Nodes of a model that announce themselves in the DHT, with their own word for it."""
     services.catalog.get(model_id)
-    return await services.read_cache.get(
-        ("announced", model_id), partial(_announced, services, model_id)
-    )
+
+    async def read() -> AnnouncedNodes:
+        return await _announced(services, model_id)
+
+    return await reads.answer(("announced", model_id), read)
 
 
 async def _announced(services: Services, model_id: str) -> AnnouncedNodes:

@@ -1,11 +1,15 @@
 """Who serves what: active nodes (§7.3, and §3.2.3's paths) and models (§7.1)."""
 
 import datetime as dt
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
 from api.http import rate_limits
+from api.http.reading.public_reads import PublicReads, WithReads, encoded, json_response
 from api.http.services import Services, WithServices
 from api.routes import nodes
 from api.schemas.base import Label
@@ -24,35 +28,59 @@ service_router.post("/register")(nodes.register)
 service_router.post("/heartbeat")(nodes.heartbeat)
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedNode:
+    """An active node as its callers get it, and where it is."""
+
+    location: str
+    json: bytes
+
+
 @router.get(
-    "/api/discovery/nodes/active/{model_id:path}", dependencies=[rate_limits.READS.by_address()]
+    "/api/discovery/nodes/active/{model_id:path}",
+    response_model=ActiveNodes,
+    dependencies=[rate_limits.READS.by_address()],
 )
-async def active_nodes(model_id: str, services: WithServices) -> ActiveNodes:
+async def active_nodes(model_id: str, services: WithServices, reads: WithReads) -> Response:
     """Healthy nodes of a model, whose last heartbeat came within two minutes."""
-    nodes = await _active(services, model_id)
-    return ActiveNodes(model_id=model_id, total_nodes=len(nodes), nodes=nodes)
+    nodes = await _active(services, reads, model_id)
+    name = json.dumps(model_id).encode()
+    return json_response(
+        b'{"model_id":%b,"total_nodes":%d,"nodes":%b}' % (name, len(nodes), _list(nodes))
+    )
 
 
-@service_router.get("/active/{model_id:path}", dependencies=[rate_limits.READS.by_address()])
+@service_router.get(
+    "/active/{model_id:path}",
+    response_model=NodeList,
+    dependencies=[rate_limits.READS.by_address()],
+)
 async def active_nodes_of_service(
-    model_id: str, services: WithServices, location: Annotated[Label | None, Query()] = None
-) -> NodeList:
+    model_id: str,
+    services: WithServices,
+    reads: WithReads,
+    location: Annotated[Label | None, Query()] = None,
+) -> Response:
     """Healthy nodes of a model, as the specification's discovery service answers; of one location,
     if asked for."""
-    nodes = await _active(services, model_id)
+    nodes = await _active(services, reads, model_id)
     if location is not None:
         nodes = [node for node in nodes if node.location == location]
-    return NodeList(nodes=nodes, count=len(nodes))
+    return json_response(b'{"nodes":%b,"count":%d}' % (_list(nodes), len(nodes)))
 
 
-async def _active(services: Services, model_id: str) -> list[ActiveNode]:
+async def _active(services: Services, reads: PublicReads, model_id: str) -> list[EncodedNode]:
     services.catalog.get(model_id)
 
-    async def read() -> list[ActiveNode]:
+    async def read() -> list[EncodedNode]:
         nodes = await live_lookup.available_nodes(services.redis, model_id)
-        return [_active_node(node) for node in nodes]
+        return [EncodedNode(node.location, encoded(_active_node(node))) for node in nodes]
 
-    return await services.read_cache.get(("active", model_id), read)
+    return await reads.get(("active", model_id), read)
+
+
+def _list(nodes: Iterable[EncodedNode]) -> bytes:
+    return b"[%b]" % b",".join(node.json for node in nodes)
 
 
 def _active_node(node: Node) -> ActiveNode:

@@ -46,7 +46,7 @@ async def events(
     after = _entry_after(last_event_id, job)
     if job.status in queries.ENDED and not await reader_errors.readable(services, job):
         raise reader_errors.stream_expired(request_id)
-    return job_stream(services, request_id, after)
+    return job_stream(services, job, after)
 
 
 @router.delete("/jobs/{request_id}")

@@ -1,8 +1,9 @@
 """Models on offer (§7.1)."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from api.http import rate_limits
+from api.http.reading.public_reads import WithReads
 from api.http.services import WithServices
 from api.schemas.models import ModelOnOffer, Models
 from market.routing.coverage import coverage_of
@@ -10,8 +11,8 @@ from market.routing.coverage import coverage_of
 router = APIRouter(prefix="/api/inference", tags=["discovery"])
 
 
-@router.get("/models", dependencies=[rate_limits.READS.by_address()])
-async def models(services: WithServices) -> Models:
+@router.get("/models", response_model=Models, dependencies=[rate_limits.READS.by_address()])
+async def models(services: WithServices, reads: WithReads) -> Response:
     """Models on offer, with their prices now."""
 
     async def read() -> Models:
@@ -22,4 +23,4 @@ async def models(services: WithServices) -> Models:
             ]
         )
 
-    return await services.read_cache.get("models", read)
+    return await reads.answer(("models",), read)

@@ -24,10 +24,10 @@ EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string
 
 
 def job_stream(
-    services: Services, request_id: str, after: str = token_stream.START
+    services: Services, job: Job, after: str = token_stream.START
 ) -> EventSourceResponse:
     """The job's events after an entry. A client that disconnects may come back for the rest."""
-    return _response(_events(services, request_id, after))
+    return _response(_events(services, job, after))
 
 
 def cancelling_stream(services: Services, job: Job) -> EventSourceResponse:
@@ -40,7 +40,7 @@ def cancelling_stream(services: Services, job: Job) -> EventSourceResponse:
 
     async def events() -> AsyncIterator[bytes]:
         nonlocal over
-        async for event in _events(services, job.request_id):
+        async for event in _events(services, job):
             yield event
         over = True
 
@@ -52,11 +52,12 @@ def cancelling_stream(services: Services, job: Job) -> EventSourceResponse:
 
 
 async def _events(
-    services: Services, request_id: str, after: str = token_stream.START
+    services: Services, job: Job, after: str = token_stream.START
 ) -> AsyncIterator[bytes]:
     """A generation as server-sent events, those that have come meanwhile in one piece."""
+    request_id = job.request_id
     try:
-        async for piece in services.tokens.follow(request_id, after):
+        async for piece in services.tokens.follow(request_id, after, owner=job.user_wallet):
             yield piece if isinstance(piece, bytes) else end_event(request_id, piece)
     except StreamExpired as error:
         yield expired_event(error)

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ from market.jobs import live_session
 from market.jobs.live_session import EndEntry, JobOutcome, TokenEntry
 from market.jobs.reading.ends import find_ends
 from market.jobs.reading.followed_job import FollowedJob
+from market.jobs.reading.pages import Pages, Render
 from market.jobs.reading.reader_errors import stream_expired
 from market.outages import OUTAGE_RETRY, OUTAGES, unavailable
 from market.resources import Resources
@@ -44,16 +45,13 @@ millisecond's work."""
 WORK_OF_AN_END = 8
 """What the end of a reader's answer takes, in readers that are given a token."""
 
-Render = Callable[[str, TokenEntry], bytes]
-"""A job's token as its readers get it."""
-
 
 class TokenHub:
     """One a process. However many read, each token is read from Redis and rendered once.
 
     A reader holds a position, not tokens: a slow one takes no memory, and gets all that has come in
     one piece when it is ready. What is not kept in memory any more, or came before the first
-    reader, is read from Redis by the reader that lacks it.
+    reader, is read from Redis for those that lack it (:class:`market.jobs.reading.pages.Pages`).
 
     Args:
         render: Makes of a token the bytes that readers share.
@@ -64,6 +62,7 @@ class TokenHub:
         self._render = render
         # Apart from all others' connections: what waits here is in nobody's way.
         self._redis = open_redis(resources.settings.redis_url, max_connections=1)
+        self._pages = Pages(resources.redis, render)
         self._jobs: dict[str, FollowedJob] = {}
         self._any_job = asyncio.Event()
         self._wakeup_key = redis_keys.readers_wakeup(secrets.token_hex(8))
@@ -82,9 +81,14 @@ class TokenHub:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._redis.aclose()
 
-    async def follow(self, request_id: str, after: str = START) -> AsyncIterator[bytes | EndEntry]:
+    async def follow(
+        self, request_id: str, after: str = START, *, owner: str | None = None
+    ) -> AsyncIterator[bytes | EndEntry]:
         """Each token after an entry, rendered, once and in order, and the summary last. Tokens that
         have come meanwhile are one piece.
+
+        Args:
+            owner: Whose readers take turns where much has come before; this job's if not given.
 
         Raises:
             StreamExpired: the job ended long ago and its tokens are forgotten.
@@ -94,9 +98,14 @@ class TokenHub:
         position = token_count_at(after)
         async with self._followed(request_id) as job:
             while True:
-                if position < job.oldest and (page := await self._page(request_id, position)):
-                    position += len(page)
-                    yield b"".join(page)
+                data, tokens = b"", 0
+                if position < job.oldest:
+                    data, tokens = await self._pages.after(
+                        request_id, position, owner or request_id
+                    )
+                if tokens:
+                    position += tokens
+                    yield data
                 elif job.oldest <= position < job.newest:
                     data, position = job.after(position), job.newest
                     yield data
@@ -159,15 +168,6 @@ class TokenHub:
             pipe.xadd(self._wakeup_key, {"": ""}, maxlen=1, approximate=False)
             pipe.expire(self._wakeup_key, WAKEUP_TTL)
             await pipe.execute()
-
-    async def _page(self, request_id: str, position: int) -> list[bytes]:
-        """Some tokens after so many, rendered; none if Redis does not have them."""
-        entries = await live_session.read(
-            self._resources.redis, request_id, f"{position}-0", count=ENTRIES_PER_READ
-        )
-        return [
-            self._render(request_id, entry) for entry in entries if isinstance(entry, TokenEntry)
-        ]
 
     async def _read(self) -> None:
         while True:

@@ -264,6 +264,7 @@ class Job:
             sessions=made.sessions,
             long_sessions=made.long_sessions,
             reads=made.reads,
+            own_reads=made.own_reads,
             redis=made.redis,
             queue=made.queue,
             catalog=made.catalog,

@@ -6,8 +6,8 @@ import pytest
 from redis.asyncio import Redis
 
 from market.errors import Unavailable
-from market.jobs.live_session import EndEntry
-from market.jobs.reading import followed_job, token_hub
+from market.jobs.live_session import EndEntry, TokenEntry
+from market.jobs.reading import followed_job, pages, token_hub
 from market.jobs.reading.token_hub import TokenHub
 from mesh import redis_keys, token_stream
 from tests.support.gateway.api import PATIENCE, Gateway, Job, eventually
@@ -20,9 +20,12 @@ def rendered(texts: list[str]) -> bytes:
 @pytest.fixture
 def hub(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> TokenHub:
     """The gateway's, with tokens as short as a test wants them."""
-    monkeypatch.setattr(
-        gateway.services.tokens, "_render", lambda request_id, entry: entry.text.encode() + b";"
-    )
+
+    def render(request_id: str, entry: TokenEntry) -> bytes:
+        return entry.text.encode() + b";"
+
+    monkeypatch.setattr(gateway.services.tokens, "_render", render)
+    monkeypatch.setattr(gateway.services.tokens._pages, "_render", render)
     return gateway.services.tokens
 
 
@@ -72,6 +75,7 @@ async def test_a_reader_that_lags_reads_what_is_not_kept(
 ) -> None:
     monkeypatch.setattr(followed_job, "KEPT_BYTES", 10)
     monkeypatch.setattr(token_hub, "ENTRIES_PER_READ", 7)
+    monkeypatch.setattr(pages, "TOKENS_PER_PAGE", 7)
     job = await gateway.submit(max_tokens=100)
     texts = [str(number) for number in range(60)]
     quick = Reader(hub, job)
