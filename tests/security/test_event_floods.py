@@ -117,7 +117,7 @@ async def test_a_reorg_takes_back_a_block_that_is_applied_in_part(
     before = await applied(chain_resources)
     mark = actions.ask("evm_snapshot")
     flood.run()
-    with pytest.raises(Killed), ended_after(chain_resources, 150):
+    with pytest.raises(Killed), ended_after(chain_resources, 80):
         await index_events(chain_resources, reader)
     assert before < await applied(chain_resources) < before + 200
     actions.ask("evm_revert", mark)

@@ -17,7 +17,6 @@ from workers.chain_indexer.event_store import (
     is_last_indexed,
     log_fields,
     move_cursor,
-    set_indexed_until,
 )
 
 log = structlog.get_logger()
@@ -62,8 +61,6 @@ async def apply_confirmed(
                 whole[confirmed.number] = confirmed.hash
             if whole:
                 last = await _index_blocks(db, contract, whole)
-            if not rest:
-                await set_indexed_until(db, contract, event_range.confirmed_at)
         for event in applied:
             metrics.chain_events.labels(event.name).inc()
             log.info("chain_event_applied", **log_fields(event))

@@ -19,7 +19,7 @@ from web3.exceptions import Web3Exception
 
 from market import metrics
 from market.chain.errors import ChainError, ChainMoved, ChainReorg
-from market.escrow.event_reader import EscrowEventReader
+from market.escrow.event_reader import EscrowEventReader, EventRange
 from market.jobs.admission.chain_index import index_age
 from market.resources import Resources
 from workers.chain_indexer.confirmed_events import apply_confirmed
@@ -76,7 +76,8 @@ async def index_events(resources: Resources, reader: EscrowEventReader) -> int:
         try:
             event_range = await reader.read_after(last)
             if event_range is None:
-                break
+                await _note_progress(resources, contract, None)
+                return applied
             if not await store_pending(resources, contract, last, event_range):
                 return applied
         except ChainReorg:
@@ -86,13 +87,20 @@ async def index_events(resources: Resources, reader: EscrowEventReader) -> int:
         applied += count
         if not complete:
             return applied
-        if event_range.at_head:
-            break
+        await _note_progress(resources, contract, event_range)
         # Where none of a range is confirmed yet, the next pass reads the range again.
-        if event_range.confirmed == last:
+        if event_range.at_head or event_range.confirmed == last:
             return applied
-    if not resources.settings.payments.rpc_max_age:
-        # The chain makes blocks for transactions alone: the age of its newest says nothing.
-        async with resources.sessions.begin() as db:
-            await set_indexed_until(db, contract)
-    return applied
+
+
+async def _note_progress(
+    resources: Resources, contract: str, event_range: EventRange | None
+) -> None:
+    """Store until when all events are in the ledger, after a range, or where there is no newer
+    block. On a chain that makes blocks for transactions alone, that is now."""
+    aging = bool(resources.settings.payments.rpc_max_age)
+    if event_range is None and aging:
+        return
+    instant = event_range.confirmed_at if event_range is not None and aging else None
+    async with resources.sessions.begin() as db:
+        await set_indexed_until(db, contract, instant)

@@ -94,11 +94,12 @@ async def _last_whole_block(db: AsyncSession, contract: str, common: int) -> int
     )
     if newest is None:
         return common
-    return await db.scalar(
+    whole = await db.scalar(
         select(func.max(ChainBlock.number)).where(
             ChainBlock.contract == contract, ChainBlock.number < newest
         )
     )
+    return common if whole is None else whole
 
 
 def _applied(contract: str, above: int) -> tuple[ColumnElement[bool], ...]:
