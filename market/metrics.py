@@ -138,3 +138,9 @@ chain_reorgs = Counter(
 foreign_batches = Counter(
     "far_mesh_foreign_batches_total", "Batches on the chain that are not as we closed them"
 )
+
+
+chain_index_age = Gauge(
+    "far_mesh_chain_index_age_seconds",
+    "Seconds since the last indexed block; grows where no run of this process ends",
+)

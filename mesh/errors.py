@@ -35,7 +35,8 @@
     ├── Unavailable              503  carries Retry-After
     │   ├── NoRoute                   some layer of the model has no healthy node
     │   ├── TransfersFull             a process holds as many unfinished bodies as it may
-    │   └── Overloaded                a new job would wait too long for its start
+    │   ├── Overloaded                a new job would wait too long for its start
+    │   └── ChainIndexBehind          what happened on the chain lately is not known
     ├── GenerationFailed         502  the mesh could not finish; only what was delivered is charged
     ├── WireError                400  a message between nodes breaks the protocol
     ├── RecordRefused            400  a record in the DHT is not its owner's, or breaks a rule

@@ -40,6 +40,10 @@ EVENTS = (
 MAX_BLOCK_RANGE = 2000
 """Blocks in one range: as many as public BSC nodes allow for eth_getLogs."""
 
+MAX_RANGE_EVENTS = 5000
+"""Events after which a range ends, at the end of the request that brought them: so a flood is read
+in pieces, each of which counts before the next is read."""
+
 
 @dataclass(frozen=True, slots=True)
 class EscrowEvent:
@@ -83,6 +87,8 @@ class EventRange:
     """Whether ``last`` was the chain's newest block."""
     confirmed: Block
     """The newest confirmed block up to ``last``; before ``first`` if none of the range is."""
+    confirmed_at: int
+    """That block's own time, in Unix seconds."""
     events: list[EscrowEvent]
 
 
@@ -130,7 +136,8 @@ class EscrowEventReader:
 
     async def hashes(self, numbers: Collection[int]) -> dict[int, str | None]:
         """The hashes of blocks by number; none for a block that the endpoint does not have."""
-        return {number: await self._hash(number) for number in sorted(set(numbers))}
+        blocks = {number: await self._block(number) for number in sorted(set(numbers))}
+        return {number: block and _hash(block) for number, block in blocks.items()}
 
     async def read_after(self, last_read: Block) -> EventRange | None:
         """The range of blocks that follows ``last_read``; none if there is no newer block.
@@ -143,42 +150,67 @@ class EscrowEventReader:
         head = await self.chain.head()
         last = min(head, last_read.number + MAX_BLOCK_RANGE)
         final = await self.chain.final_block(tag=self._finalized, depth=self._confirmations)
-        confirmed = max(last_read.number, min(last, final))
-        edges = await self.hashes([last_read.number, confirmed, last])
+        edges = await self.hashes([last_read.number, last])
         if edges[last_read.number] is None:
             raise ChainMoved(f"The node is behind block {last_read.number}, which it had before.")
         if edges[last_read.number] != last_read.hash:
             raise ChainReorg(f"Block {last_read.number} is not {last_read.hash} any more.")
         if last <= last_read.number:
             return None
-        events = await self._events(last_read.number + 1, last)
-        if None in edges.values() or await self.hashes(edges) != edges:
+        events, read_to = await self._events(last_read.number + 1, last)
+        confirmed = await self._block(max(last_read.number, min(read_to, final)))
+        # Below ``last``, whose hash stays, all that was read in between is of its branch.
+        if confirmed is None or None in edges.values() or await self.hashes(edges) != edges:
             raise ChainMoved(f"The chain moved while blocks up to {last} were read.")
-        confirmed_hash = edges[confirmed]
-        assert confirmed_hash is not None
         return EventRange(
             first=last_read.number + 1,
-            last=last,
-            at_head=last == head,
-            confirmed=Block(confirmed, confirmed_hash),
+            last=read_to,
+            at_head=read_to == head,
+            confirmed=Block(int(confirmed["number"]), _hash(confirmed)),
+            confirmed_at=int(confirmed["timestamp"]),
             events=events,
         )
 
-    async def _events(self, first: int, last: int) -> list[EscrowEvent]:
-        """The events of these blocks, in as many requests as the endpoint makes necessary."""
+    async def _events(self, first: int, last: int) -> tuple[list[EscrowEvent], int]:
+        """The events of these blocks, in as many requests as the endpoint makes necessary, until
+        there are `MAX_RANGE_EVENTS`; and the block up to which these are all."""
         events: list[EscrowEvent] = []
-        while first <= last:
+        while first <= last and len(events) < MAX_RANGE_EVENTS:
             until = min(last, first + self._blocks_per_request - 1)
             try:
                 events += await self._get_logs(first, until)
             except (Web3RPCError, AnswerTooLarge) as error:
-                if until == first:
-                    raise ChainError(f"The node refuses block {first}'s events: {error}") from error
-                self._blocks_per_request = (until - first + 1) // 2
-                continue
+                if until > first:
+                    self._blocks_per_request = (until - first + 1) // 2
+                    continue
+                events += await self._block_events(first, error)
             first = until + 1
             self._blocks_per_request = min(2 * self._blocks_per_request, MAX_BLOCK_RANGE)
-        return sorted(events, key=lambda event: (event.block_number, event.log_index))
+        return sorted(events, key=lambda event: (event.block_number, event.log_index)), first - 1
+
+    async def _block_events(self, number: int, refusal: Exception) -> list[EscrowEvent]:
+        """The events of one block that is too large for an answer, by its transactions' receipts.
+
+        Raises:
+            ChainError: the endpoint does not show these either.
+        """
+        block = await self._block(number)
+        if block is None or "transactions" not in block:
+            raise ChainError(f"The node refuses block {number}'s events: {refusal}") from refusal
+        events = []
+        for transaction in block["transactions"]:
+            try:
+                receipt = await self.chain.web3.eth.get_transaction_receipt(transaction)
+            except (Web3Exception, AnswerTooLarge) as error:
+                raise ChainError(f"The node refuses block {number}'s events: {error}") from error
+            events += [
+                self._decode(entry)
+                for entry in receipt["logs"]
+                if entry["address"] == self.address
+                and entry["topics"]
+                and HexBytes(entry["topics"][0]) in self._decoders
+            ]
+        return events
 
     async def _get_logs(self, first: int, last: int) -> list[EscrowEvent]:
         found = await self.chain.web3.eth.get_logs(
@@ -207,12 +239,16 @@ class EscrowEventReader:
             arguments={name: _text(value) for name, value in decoded["args"].items()},
         )
 
-    async def _hash(self, number: int) -> str | None:
+    async def _block(self, number: int) -> Any:
+        """web3's block; none for one that the endpoint does not have."""
         try:
-            block = await self.chain.web3.eth.get_block(number)
+            return await self.chain.web3.eth.get_block(number)
         except BlockNotFound:
             return None
-        return HexBytes(block["hash"]).to_0x_hex()
+
+
+def _hash(block: Any) -> str:
+    return HexBytes(block["hash"]).to_0x_hex()
 
 
 def _text(value: Any) -> str:

@@ -29,8 +29,8 @@ class ChainEvent(Base):
         CheckConstraint(
             "status IN ('pending', 'applied', 'reverted')", name="check_chain_event_status"
         ),
-        Index("idx_chain_events_block", "contract", "block_number"),
-        Index("idx_chain_events_wallet", "wallet_address", "name"),
+        Index("idx_chain_events_block", "contract", "block_number", "log_index"),
+        Index("idx_chain_events_wallet", "wallet_address", "name", "block_number", "log_index"),
     )
 
     transaction_hash: Mapped[str] = mapped_column(String(66), primary_key=True)
@@ -59,9 +59,13 @@ class ChainBlock(Base):
 
 class ChainCursor(Base):
     """How far the events of a contract are indexed: the block before ``next_block`` is the last
-    indexed one, and is in chain_blocks."""
+    indexed one, and is in chain_blocks. Of the first block with events after it some may be
+    applied, from the block's beginning on; of later ones none."""
 
     __tablename__ = "chain_cursors"
 
     contract: Mapped[str] = mapped_column(WALLET, primary_key=True)
     next_block: Mapped[int] = mapped_column(BigInteger)
+    indexed_until: Mapped[dt.datetime] = mapped_column(INSTANT, server_default=func.now())
+    """Until when the ledger knows all events that are confirmed: the last indexed block's own
+    time."""

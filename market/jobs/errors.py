@@ -1,5 +1,5 @@
 """Errors of jobs: unknown, tokens expired, failed, context exceeded, idempotency key used twice,
-too many in flight, too many waiting."""
+too many in flight, too many waiting, chain not known."""
 
 from market.errors import InvalidRequest, RateLimited, Unavailable
 from mesh.errors import MeshError, NotFound
@@ -32,6 +32,13 @@ class Overloaded(Unavailable):
 
     code = "overloaded"
     title = "Overloaded"
+
+
+class ChainIndexBehind(Unavailable):
+    """Deposits and withdrawals of the last hours are not known."""
+
+    code = "chain_index_behind"
+    title = "Chain index behind"
 
 
 class StreamExpired(MeshError):

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market import ledger, metrics, outbox
 from market.jobs import queries
 from market.jobs.admission import decision
+from market.jobs.admission.chain_index import check_index
 from market.jobs.errors import IdempotencyConflict, Overloaded, TooManyInFlight
 from market.jobs.quote import Quote, quote_of
 from market.jobs.request import Idempotency, JobRequest
@@ -32,6 +33,7 @@ async def submit(
     Raises:
         TooManyInFlight: the wallet has too many jobs that have not ended.
         Overloaded: the job would start too late.
+        ChainIndexBehind: it is not known who has withdrawn lately.
         MeshError: whatever else is wrong with the request; in all cases nothing is held.
     """
     earlier = await _earlier(resources, wallet, idempotency)
@@ -139,6 +141,7 @@ async def _write(
         near_longitude=None if request.near is None else int(request.near.longitude),
     )
     async with resources.sessions.begin() as db:
+        await check_index(db, resources.settings.payments)
         await decision.admit(resources, db, wallet, quote, job.prompt_tokens + job.max_tokens)
         await _insert(db, job, wallet)
     return job

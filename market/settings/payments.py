@@ -61,6 +61,10 @@ class PaymentsSettings(BaseModel):
     """Seconds between settlements."""
     deposit_interval: int = Field(10, ge=1)
     """Seconds between looks at the chain for deposits."""
+    index_max_age: float = Field(6 * 3600, ge=0)
+    """Seconds since the last indexed block after which nothing is held for new jobs, since who has
+    withdrawn meanwhile could spend it again: about a quarter of the contract's withdrawal delay.
+    0 for no limit."""
     check_interval: int = Field(900, ge=1)
     """Seconds between checks of the ledger, which read all of it."""
     confirmation_wait: float = 120

@@ -2,14 +2,17 @@
 
 from tests.integration.api.relay.conftest import client, here, settings
 from tests.integration.conftest import chain_resources, empty_gateway, escrow, gateway, resources
+from tests.integration.workers.chain_indexer.conftest import actions, reader
 
 __all__ = [
+    "actions",
     "chain_resources",
     "client",
     "empty_gateway",
     "escrow",
     "gateway",
     "here",
+    "reader",
     "resources",
     "settings",
 ]

@@ -1,21 +1,20 @@
-"""Stores the events of a range of blocks, and brings cursor and ledger to its end."""
+"""How far the chain is indexed, and the events as they are stored."""
 
+import datetime as dt
 from typing import Any
 
-import structlog
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from market import metrics
 from market.chain.errors import ChainMoved
-from market.escrow.event_reader import Block, EscrowEvent, EscrowEventReader, EventRange
+from market.escrow.event_reader import Block, EscrowEvent, EscrowEventReader
 from market.escrow.tables import ChainBlock, ChainCursor, ChainEvent
 from market.resources import Resources
-from workers.chain_indexer import ledger_effects
 
-log = structlog.get_logger()
-
+EVENTS_AT_ONCE = 100
+"""Events that one database transaction stores, applies or reverses: a second or two, for which the
+money of their wallets is locked. A run that is ended loses no more than that."""
 
 REORG_WINDOW = 20_000
 """Blocks below the last indexed one whose hashes are kept: several ranges, and hours on BSC. A
@@ -53,98 +52,6 @@ async def last_indexed(resources: Resources, reader: EscrowEventReader) -> Block
     return Block(number, found)
 
 
-async def store_range(
-    resources: Resources, contract: str, last: Block, event_range: EventRange
-) -> int | None:
-    """Store the events of a range, and apply to the ledger those that are confirmed.
-
-    Args:
-        last: The last indexed block when the range was read.
-
-    Returns how many events were applied; none if another process has indexed meanwhile.
-    """
-    async with resources.sessions.begin() as db:
-        if not await is_last_indexed(db, contract, last):
-            return None
-        replaced = await _replace_pending(db, contract, event_range)
-        applied = await _apply_confirmed(db, contract, event_range.confirmed.number)
-        await ledger_effects.sync_caps(db, contract, [*replaced, *event_range.events])
-        if event_range.confirmed != last:
-            # The blocks of events as well: so a rewind reverses nothing that is below the fork.
-            hashes = {event.block_number: event.block_hash for event in applied}
-            hashes[event_range.confirmed.number] = event_range.confirmed.hash
-            await db.execute(
-                insert(ChainBlock),
-                [{"contract": contract, "number": n, "hash": h} for n, h in hashes.items()],
-            )
-            await move_cursor(db, contract, event_range.confirmed)
-    for event in applied:
-        metrics.chain_events.labels(event.name).inc()
-        log.info("chain_event_applied", **log_fields(event))
-    return len(applied)
-
-
-async def _replace_pending(
-    db: AsyncSession, contract: str, event_range: EventRange
-) -> list[EscrowEvent]:
-    """Store a range's events in the place of the pending ones; returns those."""
-    old = delete(ChainEvent).where(
-        ChainEvent.contract == contract,
-        ChainEvent.status == "pending",
-        ChainEvent.block_number >= event_range.first,
-    )
-    if not event_range.at_head:
-        old = old.where(ChainEvent.block_number <= event_range.last)
-    replaced = [as_event(row) for row in await db.scalars(old.returning(ChainEvent))]
-    for event in event_range.events:
-        row = insert(ChainEvent).values(
-            transaction_hash=event.transaction_hash,
-            log_index=event.log_index,
-            contract=contract,
-            block_number=event.block_number,
-            block_hash=event.block_hash,
-            name=event.name,
-            wallet_address=event.wallet,
-            arguments=event.arguments,
-        )
-        # An event that was reverted may be on the chain again, in its block or another one.
-        renewed = {
-            column.name: row.excluded[column.name]
-            for column in ChainEvent.__table__.columns
-            if not column.primary_key
-        }
-        await db.execute(
-            row.on_conflict_do_update(
-                index_elements=[ChainEvent.transaction_hash, ChainEvent.log_index],
-                set_=renewed,
-                where=ChainEvent.status == "reverted",
-            )
-        )
-    return replaced
-
-
-async def _apply_confirmed(db: AsyncSession, contract: str, confirmed: int) -> list[EscrowEvent]:
-    """Apply to the ledger the pending events up to block ``confirmed``, in the chain's order."""
-    rows = await db.scalars(
-        select(ChainEvent)
-        .where(
-            ChainEvent.contract == contract,
-            ChainEvent.status == "pending",
-            ChainEvent.block_number <= confirmed,
-        )
-        .order_by(ChainEvent.block_number, ChainEvent.log_index)
-        .execution_options(populate_existing=True)
-    )
-    applied = []
-    for row in rows:
-        event = as_event(row)
-        row.reference = await ledger_effects.apply_event(db, event)
-        row.status = "applied"
-        applied.append(event)
-    await db.flush()
-    return applied
-
-
 async def is_last_indexed(db: AsyncSession, contract: str, block: Block) -> bool:
     """Whether a block is still the last indexed one. Locks the cursor: until the transaction ends,
     no other process moves it."""
@@ -157,17 +64,23 @@ async def is_last_indexed(db: AsyncSession, contract: str, block: Block) -> bool
     return stored is not None and stored.hash == block.hash
 
 
-async def move_cursor(db: AsyncSession, contract: str, last: Block) -> None:
+async def move_cursor(db: AsyncSession, contract: str, last: int) -> None:
     """Make a block the last indexed one, and forget the hashes below `REORG_WINDOW`."""
     await db.execute(
-        update(ChainCursor)
-        .where(ChainCursor.contract == contract)
-        .values(next_block=last.number + 1)
+        update(ChainCursor).where(ChainCursor.contract == contract).values(next_block=last + 1)
     )
     await db.execute(
         delete(ChainBlock).where(
-            ChainBlock.contract == contract, ChainBlock.number < last.number - REORG_WINDOW
+            ChainBlock.contract == contract, ChainBlock.number < last - REORG_WINDOW
         )
+    )
+
+
+async def set_indexed_until(db: AsyncSession, contract: str, instant: int | None = None) -> None:
+    """Store until when all events are in the ledger: a Unix time, or now."""
+    until = func.now() if instant is None else dt.datetime.fromtimestamp(instant, dt.UTC)
+    await db.execute(
+        update(ChainCursor).where(ChainCursor.contract == contract).values(indexed_until=until)
     )
 
 

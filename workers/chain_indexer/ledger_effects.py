@@ -1,15 +1,15 @@
 """What a confirmed event of the escrow means for the ledger."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger, metrics
 from market.escrow.event_reader import EscrowEvent
 from market.escrow.settle_call import BatchTotals
-from market.escrow.tables import ChainEvent
 from market.money import from_units
 from market.settlement.planned_batch import stored_batch
 from market.settlement.tables import Settlement
@@ -26,6 +26,29 @@ TRANSACTION_KINDS = {
 }
 """The kind of ledger transaction for each event that moves a user's money. ``Claimed`` moves none:
 to the ledger a provider is paid once the contract has credited him."""
+
+
+REQUESTS = {"WithdrawalRequested", "WithdrawalCancelled"}
+"""Events after which the ledger is the same whatever earlier ones of them said."""
+
+NEWEST_CAP_EVENTS = text(
+    """
+    SELECT wallet, only_applied, newest.name, newest.maximum
+    FROM unnest(CAST(:wallets AS varchar[])) AS wallet
+    CROSS JOIN unnest(CAST(:names AS varchar[])) AS event_name
+    CROSS JOIN (VALUES (true), (false)) AS counted (only_applied)
+    CROSS JOIN LATERAL (
+        SELECT name, arguments->>'maximum' AS maximum, block_number, log_index FROM chain_events
+        WHERE contract = :contract AND wallet_address = wallet AND name = event_name
+            AND (status = 'applied' OR status = 'pending' AND NOT only_applied)
+        ORDER BY block_number DESC, log_index DESC LIMIT 1
+    ) AS newest
+    ORDER BY newest.block_number, newest.log_index
+    """
+)
+"""The newest event of each kind, by wallet, in the chain's order. They are all that
+`effective_cap` depends on, however many there are: the newest of all, and the newest that sets the
+cap."""
 
 
 async def apply_event(db: AsyncSession, event: EscrowEvent) -> str | None:
@@ -59,25 +82,48 @@ async def reverse_event(db: AsyncSession, event: EscrowEvent, reference: str | N
         await ledger.reverse(db, kind=TRANSACTION_KINDS[event.name], reference=reference)
 
 
+def superseded_requests(events: Sequence[EscrowEvent]) -> set[int]:
+    """Which of these events, by position, need no posting: requests of withdrawals and their
+    cancellations that the same wallet's next event in the same block replaces. A contract makes
+    thousands of them in one transaction.
+
+    A reorg takes a block back whole, so the posting of the last one is all that it may have to
+    reverse.
+    """
+    superseded = set()
+    following: dict[str, EscrowEvent] = {}
+    for number in reversed(range(len(events))):
+        event = events[number]
+        if event.name not in TRANSACTION_KINDS:
+            continue
+        wallet = event.arguments["user"]
+        after = following.get(wallet)
+        if (
+            after is not None
+            and after.block_hash == event.block_hash
+            and {event.name, after.name} <= REQUESTS
+        ):
+            superseded.add(number)
+        following[wallet] = event
+    return superseded
+
+
 async def sync_caps(db: AsyncSession, contract: str, events: Iterable[EscrowEvent]) -> None:
-    """Set the spending caps of all users whose caps these events change."""
-    wallets = {event.arguments["user"] for event in events if event.name in CAP_EVENTS}
-    for wallet in sorted(wallets):
-        rows = await db.execute(
-            select(ChainEvent.name, ChainEvent.arguments, ChainEvent.status)
-            .where(
-                ChainEvent.contract == contract,
-                ChainEvent.wallet_address == wallet,
-                ChainEvent.name.in_(CAP_EVENTS),
-                ChainEvent.status != "reverted",
-            )
-            .order_by(ChainEvent.block_number, ChainEvent.log_index)
-        )
-        history = [(name, arguments, status) for name, arguments, status in rows]
-        applied = [(name, arguments) for name, arguments, status in history if status == "applied"]
-        seen = [(name, arguments) for name, arguments, _ in history]
+    """Set the spending caps of all users whose caps these events change, each once."""
+    wallets = sorted({event.arguments["user"] for event in events if event.name in CAP_EVENTS})
+    if not wallets:
+        return
+    found = await db.execute(
+        NEWEST_CAP_EVENTS, {"contract": contract, "wallets": wallets, "names": list(CAP_EVENTS)}
+    )
+    newest: dict[tuple[str, bool], list[tuple[str, dict[str, str]]]] = defaultdict(list)
+    for row in found:
+        newest[row.wallet, row.only_applied].append((row.name, {"maximum": row.maximum}))
+    for wallet in wallets:
         # A raise binds once it is confirmed, a lowering as soon as it is seen.
-        maximum = from_units(min(effective_cap(applied), effective_cap(seen)))
+        maximum = from_units(
+            min(effective_cap(newest[wallet, True]), effective_cap(newest[wallet, False]))
+        )
         await ledger.raise_cap(db, wallet=wallet, maximum=maximum)
         await ledger.lower_cap(db, wallet=wallet, maximum=maximum)
 

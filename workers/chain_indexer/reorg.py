@@ -1,7 +1,7 @@
 """Goes back to a block that both branches have, after a deep reorg."""
 
 import structlog
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import metrics
@@ -9,18 +9,19 @@ from market.chain.errors import ChainError
 from market.escrow.event_reader import Block, EscrowEvent, EscrowEventReader
 from market.escrow.tables import ChainBlock, ChainEvent
 from market.resources import Resources
-from workers.chain_indexer import ledger_effects
+from workers.chain_indexer import event_store, ledger_effects
 from workers.chain_indexer.event_store import as_event, is_last_indexed, log_fields, move_cursor
 
 log = structlog.get_logger()
 
 
 async def rewind(resources: Resources, reader: EscrowEventReader, last: Block) -> None:
-    """Make the newest stored block that is still on the chain the last indexed one, and reverse
-    what was applied above it.
+    """Go back towards the newest stored block that is still on the chain, and reverse what was
+    applied above it: at most `EVENTS_AT_ONCE` events, the newest first. The cursor goes back to the
+    last block of which all events are still applied; so the next pass goes on with the rest.
 
     Args:
-        last: The last indexed block, which is not on the chain any more.
+        last: The last indexed block. It, or an event after it, is not on the chain any more.
 
     Raises:
         ChainError: no stored block is on the chain: the endpoint is on another one.
@@ -30,15 +31,15 @@ async def rewind(resources: Resources, reader: EscrowEventReader, last: Block) -
     async with resources.sessions.begin() as db:
         if not await is_last_indexed(db, contract, last):
             return
+        reverted = await _reverse_newest(db, contract, common.number)
+        back_to = await _last_whole_block(db, contract, common.number)
         await db.execute(
-            delete(ChainBlock).where(
-                ChainBlock.contract == contract, ChainBlock.number > common.number
-            )
+            delete(ChainBlock).where(ChainBlock.contract == contract, ChainBlock.number > back_to)
         )
-        await move_cursor(db, contract, common)
-        reverted = await _reverse_events(db, contract, common.number)
-    metrics.chain_reorgs.inc()
-    log.error("chain_reorg", counted_to=last.number, back_to=common.number, events=len(reverted))
+        await move_cursor(db, contract, back_to)
+    if back_to == common.number:
+        metrics.chain_reorgs.inc()
+    log.error("chain_reorg", counted_to=last.number, back_to=back_to, events=len(reverted))
     for event in reverted:
         metrics.chain_events_reverted.labels(event.name).inc()
         log.error("chain_event_reverted", **log_fields(event))
@@ -48,7 +49,7 @@ async def _common_block(resources: Resources, reader: EscrowEventReader, last: B
     async with resources.sessions() as db:
         stored = await db.scalars(
             select(ChainBlock)
-            .where(ChainBlock.contract == reader.address.lower(), ChainBlock.number < last.number)
+            .where(ChainBlock.contract == reader.address.lower(), ChainBlock.number <= last.number)
             .order_by(ChainBlock.number)
         )
         blocks = [Block(block.number, block.hash) for block in stored]
@@ -66,16 +67,13 @@ async def _common_block(resources: Resources, reader: EscrowEventReader, last: B
     return blocks[low - 1]
 
 
-async def _reverse_events(db: AsyncSession, contract: str, above: int) -> list[EscrowEvent]:
-    """Reverse the events that were applied above a block, the newest first."""
+async def _reverse_newest(db: AsyncSession, contract: str, above: int) -> list[EscrowEvent]:
+    """Reverse the newest of the events that were applied above a block."""
     rows = await db.scalars(
         select(ChainEvent)
-        .where(
-            ChainEvent.contract == contract,
-            ChainEvent.status == "applied",
-            ChainEvent.block_number > above,
-        )
+        .where(*_applied(contract, above))
         .order_by(ChainEvent.block_number.desc(), ChainEvent.log_index.desc())
+        .limit(event_store.EVENTS_AT_ONCE)
     )
     reverted = []
     for row in rows:
@@ -86,3 +84,27 @@ async def _reverse_events(db: AsyncSession, contract: str, above: int) -> list[E
     await db.flush()
     await ledger_effects.sync_caps(db, contract, reverted)
     return reverted
+
+
+async def _last_whole_block(db: AsyncSession, contract: str, common: int) -> int:
+    """``common``, or else the last stored block before the one whose events were the next to be
+    reversed."""
+    newest = await db.scalar(
+        select(func.max(ChainEvent.block_number)).where(*_applied(contract, common))
+    )
+    if newest is None:
+        return common
+    whole = await db.scalar(
+        select(func.max(ChainBlock.number)).where(
+            ChainBlock.contract == contract, ChainBlock.number < newest
+        )
+    )
+    return common if whole is None else whole
+
+
+def _applied(contract: str, above: int) -> tuple[ColumnElement[bool], ...]:
+    return (
+        ChainEvent.contract == contract,
+        ChainEvent.status == "applied",
+        ChainEvent.block_number > above,
+    )
