@@ -66,9 +66,10 @@ async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = Tr
     supervision.positions = {}
     positions = job.prompt_tokens + job.max_tokens
     record = RouteRecord(supervision.model.width, positions, [node.node_id for node in route])
-    await live_session.begin_epoch(
+    if not await live_session.begin_epoch(
         supervision.redis, supervision.id, supervision.epoch, record, ttl=supervision.live_ttl()
-    )
+    ):
+        raise LeaseLost
     generated = [token.token_id for token in await supervision.tokens()]
     if len(generated) >= job.max_tokens:
         raise GenerationOver("length")

@@ -58,7 +58,7 @@ async def _end_without_model(resources: Resources, held: Lease) -> None:
         log.error("model_not_on_offer", request_id=job.request_id, model_id=job.model_id)
         await _release(held)
         return
-    tokens = await live_session.seal(resources.redis, job.request_id, ttl=ttl)
+    tokens = await live_session.seal(resources.redis, job.request_id, job.epoch, ttl=ttl)
     outcome = await completion.end(
         resources,
         held,
