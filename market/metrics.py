@@ -59,7 +59,7 @@ settlement_alerts = Counter(
 
 unsettled_withdrawals = Gauge(
     "far_settlement_unsettled_withdrawals_far",
-    "FAR not settled yet of users who have asked the contract for a withdrawal",
+    "FAR not settled yet of users whose withdrawal would take it",
 )
 
 

@@ -38,15 +38,32 @@ TOO_SLOW = ("57014", "55P03", "25P03")
 with."""
 
 
+DATA_CLASSES = ("22", "23")
+"""Classes of Postgres' codes: of a value that a column cannot hold, and of a broken constraint."""
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error may be over when the same is tried again: it is one of :data:`OUTAGES`, and
+    not Postgres' or its driver's word on a value, which stays as it is."""
+    if not isinstance(error, OUTAGES):
+        return False
+    if not isinstance(error, sqlalchemy.exc.DBAPIError):
+        return True
+    return (_sqlstate(error) or "")[:2] not in DATA_CLASSES
+
+
 def unavailable(error: Exception) -> Unavailable:
     """What a caller is told of an outage.
 
     Raises:
-        DBAPIError: the error itself, if it is Postgres' word on a statement, so a bug of ours.
+        DBAPIError: the error itself, if it is Postgres' word on a statement or a value, so a bug of
+            ours.
     """
     if getattr(getattr(error, "orig", None), "sqlstate", None) == QUERY_CANCELED:
         log.warning("statement_timeout")
         return Unavailable("This takes too long now.", retry_after=OUTAGE_RETRY)
+    if not is_outage(error):
+        raise error
     lost = (sqlalchemy.exc.InterfaceError, sqlalchemy.exc.OperationalError)
     if isinstance(error, sqlalchemy.exc.DBAPIError) and not (
         error.connection_invalidated or isinstance(error, lost) or _sqlstate(error) in TOO_SLOW

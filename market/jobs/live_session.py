@@ -14,12 +14,29 @@ from redis.asyncio import Redis
 
 from market.clients.redis_client import block_ms
 from mesh import redis_keys
-from mesh.route_record import EPOCH, ROUTE, RouteRecord, epoch_of
+from mesh.route_record import EPOCH, RouteRecord, epoch_of
 from mesh.token_stream import START, token_count_at
 
-_SEAL = """
-redis.call('HSET', KEYS[1], 'epoch', 'sealed')
-redis.call('EXPIRE', KEYS[1], ARGV[1])
+_NEWEST = """
+local newest = redis.call('HGET', KEYS[1], 'newest') or redis.call('HGET', KEYS[1], 'epoch')
+newest = tonumber(newest) or -1
+"""
+"""The newest epoch that was begun or sealed; -1 if the record is gone. Epochs are claimed in
+Postgres under the newest lease, so that whoever has an older one has lost his lease since."""
+
+_BEGIN = f"""{_NEWEST}
+if tonumber(ARGV[1]) <= newest then return 0 end
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'newest', ARGV[1], 'route', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return 1
+"""
+
+_SEAL = f"""{_NEWEST}
+if tonumber(ARGV[1]) >= newest then
+    redis.call('HSET', KEYS[1], 'epoch', 'sealed', 'newest', ARGV[1])
+    redis.call('EXPIRE', KEYS[1], ARGV[2])
+end
 return redis.call('XLEN', KEYS[2])
 """
 
@@ -68,14 +85,20 @@ class EndEntry:
 
 async def begin_epoch(
     redis: Redis, request_id: str, epoch: int, route: RouteRecord, *, ttl: int
-) -> None:
-    """Let only the nodes of this epoch append tokens and send each other steps from now on.
-    ``ttl``: seconds for which the generation's record and tokens are kept."""
-    async with redis.pipeline(transaction=True) as pipe:
-        pipe.hset(redis_keys.live_record(request_id), mapping={EPOCH: epoch, ROUTE: route.pack()})
-        pipe.expire(redis_keys.live_record(request_id), ttl)
-        pipe.expire(redis_keys.tokens(request_id), ttl)
-        await pipe.execute()
+) -> bool:
+    """Let only the nodes of this epoch append tokens and send each other steps from now on, unless
+    this epoch or a newer one was begun or sealed before. ``ttl``: seconds for which the
+    generation's record and tokens are kept. Returns whether the epoch has begun."""
+    begun: int = await redis.eval(  # type: ignore[misc]
+        _BEGIN,
+        2,
+        redis_keys.live_record(request_id),
+        redis_keys.tokens(request_id),
+        str(epoch),
+        route.pack(),
+        str(ttl),
+    )
+    return bool(begun)
 
 
 async def current_epoch(redis: Redis, request_id: str) -> int | None:
@@ -114,11 +137,18 @@ async def first_token_at(redis: Redis, request_id: str) -> float | None:
     return None if value is None else float(value)
 
 
-async def seal(redis: Redis, request_id: str, *, ttl: int) -> int:
-    """Let nobody append tokens any more; returns their number, which is now final. ``ttl``: seconds
-    for which the record is kept."""
+async def seal(redis: Redis, request_id: str, epoch: int, *, ttl: int) -> int:
+    """Let nobody append tokens any more until a newer epoch begins; returns their number, which is
+    final if the job ends now. Does nothing if a newer epoch has begun: then the caller has lost his
+    lease. ``epoch``: the newest that the caller knows. ``ttl``: seconds for which the record is
+    kept."""
     count: int = await redis.eval(  # type: ignore[misc]
-        _SEAL, 2, redis_keys.live_record(request_id), redis_keys.tokens(request_id), str(ttl)
+        _SEAL,
+        2,
+        redis_keys.live_record(request_id),
+        redis_keys.tokens(request_id),
+        str(epoch),
+        str(ttl),
     )
     return count
 

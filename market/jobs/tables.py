@@ -4,7 +4,7 @@ import datetime as dt
 import uuid
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import (
     BigInteger,
@@ -151,6 +151,10 @@ class NodeContribution(Base):
     layers: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     payment_far: Mapped[Decimal] = mapped_column(AMOUNT)
     paid_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
+
+
+EndReason = Literal["stop", "length", "cancelled", "failed"]
+"""How a generation ends: by its text, by its length, by its user, or not as it should."""
 
 
 class JobStatus(StrEnum):

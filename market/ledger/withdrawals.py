@@ -8,12 +8,19 @@ to leave that much, also of money that a release or a deposit brings meanwhile.
 from decimal import Decimal
 
 import structlog
-from sqlalchemy import update
+from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import metrics
 from market.ledger import spending_caps
-from market.ledger.accounts import available, balances_of, clearing, shortfall, withdrawing
+from market.ledger.accounts import (
+    BALANCES,
+    available,
+    balances_of,
+    clearing,
+    shortfall,
+    withdrawing,
+)
 from market.ledger.postings import post
 from market.ledger.tables import SpendingCap
 from market.money import ZERO, format_exact
@@ -76,6 +83,22 @@ async def complete_withdrawal(
         await set_requested_amount(db, wallet, ZERO)
         report_shortfall(missing, reference=reference, wallet=wallet)
     return posted
+
+
+def exceeds_balance() -> ColumnElement[bool]:
+    """SQL: the owner of a row of spending caps has asked the contract for more than is available
+    and set aside, so that it would pay out what is held or owed. Where less was asked for, a hold
+    leaves that much, and the request endangers nothing however long it stands."""
+    has = (
+        select(func.coalesce(func.sum(BALANCES.c.balance), 0))
+        .where(
+            BALANCES.c.owner == SpendingCap.wallet,
+            BALANCES.c.kind.in_(("available", "withdrawing")),
+        )
+        .correlate(SpendingCap)
+        .scalar_subquery()
+    )
+    return and_(SpendingCap.withdrawal > 0, SpendingCap.withdrawal > has)
 
 
 async def lock_balances(db: AsyncSession, wallet: str) -> tuple[Decimal, Decimal]:

@@ -25,7 +25,8 @@ class PaymentsSettings(BaseModel):
     """Seconds that a captured payment waits before it may be settled."""
     settle_amount: Decimal = Field(Decimal(1), ge=0)
     """FAR that a user owes for released payments before they are settled; 0 to settle any amount.
-    Less is settled once it is `settle_age` old, or its user has asked the contract for money."""
+    Less is settled once it is `settle_age` old, or its user has asked the contract for so much that
+    a withdrawal would take it."""
     settle_age: float = Field(6 * 3600, ge=0)
     """Seconds after which a payment is settled however small it is: with `release_delay` well below
     the contract's withdrawal delay. Each user of a batch costs some 7,000 gas."""

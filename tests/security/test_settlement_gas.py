@@ -4,6 +4,7 @@ from decimal import Decimal
 
 from market import ledger
 from market.escrow.reader import EscrowReader
+from market.money import from_units
 from market.resources import Resources
 from tests.conftest import Chain
 from tests.support.chain.settled_money import SIGNER, ago, batches, change, rich_user, served
@@ -53,6 +54,21 @@ async def test_dust_is_settled_before_its_user_can_withdraw_it(
     assert await settle_due(chain_resources, escrow, SIGNER) is None
     async with chain_resources.sessions.begin() as db:
         await ledger.request_withdrawal(
-            db, reference="0xaa:0", wallet=user.address.lower(), amount=Decimal("0.5")
+            db, reference="0xaa:0", wallet=user.address.lower(), amount=Decimal(1)
         )
     assert await settle_due(chain_resources, escrow, SIGNER) is not None
+
+
+async def test_a_request_that_leaves_the_debt_lets_dust_wait(
+    chain_resources: Resources, escrow: EscrowReader, chain: Chain
+) -> None:
+    """It may stand for ever, and of 1 wei: holds leave that much, and so the debt."""
+    chain_resources.settings.payments.settle_amount = Decimal(1)
+    user = await rich_user(chain_resources, chain)
+    async with chain_resources.sessions.begin() as db:
+        await ledger.request_withdrawal(
+            db, reference="0xaa:0", wallet=user.address.lower(), amount=from_units(1)
+        )
+    await served(chain_resources, user, 1)
+    assert await settle_due(chain_resources, escrow, SIGNER) is None
+    assert await batches(chain_resources) == []

@@ -35,7 +35,7 @@ OUTAGE_SECONDS = 2.0
 """Seconds until the next look while Postgres or Redis cannot be reached."""
 
 MAX_JOBS = 500
-"""Jobs that one look is about."""
+"""Jobs of each model that one look is about."""
 
 AT_ONCE = 10
 """Jobs that are ended at once: each takes a connection to Postgres for a moment."""
@@ -65,8 +65,9 @@ class Dispatcher:
                 try:
                     await self.dispatch()
                     wait = max(DISPATCH_SECONDS, IDLE_SHARE * (time.monotonic() - began))
-                except outages.OUTAGES as error:
-                    log.warning("dispatch_outage", error=type(error).__name__)
+                except Exception as error:  # whatever it is, other jobs need the next look
+                    say = log.warning if outages.is_outage(error) else log.error
+                    say("look_failed", error=type(error).__name__)
                     wait = OUTAGE_SECONDS
                 await asyncio.sleep(wait)
         finally:
@@ -92,7 +93,7 @@ class Dispatcher:
         by_model = sorted(waiting, key=lambda job: job.model_id)  # stable: the order is kept
         for model_id, of_model in groupby(by_model, key=lambda job: job.model_id):
             if model_id in self._resources.catalog:
-                await self._wake_for_routes(model_id, list(of_model))
+                await self._try_wake_for_routes(model_id, list(of_model))
 
     def _may_free_kv(self, job: WaitingJob) -> bool:
         return _keeps_kv_too_long(job) and job.model_id in self._resources.catalog
@@ -142,6 +143,15 @@ class Dispatcher:
             for job, event in zip(kept, newest, strict=True)
             if event not in (None, job.state.last_event)
         ]
+
+    async def _try_wake_for_routes(self, model_id: str, jobs: Sequence[WaitingJob]) -> None:
+        """What fails for one model concerns no other."""
+        try:
+            await self._wake_for_routes(model_id, jobs)
+        except Exception as error:
+            if outages.is_outage(error):
+                raise
+            log.error("dispatch_failed", model_id=model_id, error=type(error).__name__)
 
     async def _wake_for_routes(self, model_id: str, jobs: Sequence[WaitingJob]) -> None:
         """Wake supervisors for as many of a model's jobs as there are routes now, beside those that

@@ -42,7 +42,7 @@ async def find(sessions: Sessions, *, limit: int) -> Sequence[WaitingJob]:
 
     First those that are over, then those that have had a route, then by turn
     (:func:`market.jobs.admission.waiting.turns`), and of equal turns the oldest. ``limit``: how
-    many are returned at most.
+    many of each model are returned at most, so that those of one model hide no other's.
     """
     turns = waiting.turns()
     is_over = or_(Job.cancel_requested, Job.deadline_at <= func.now())
@@ -58,25 +58,37 @@ async def find(sessions: Sessions, *, limit: int) -> Sequence[WaitingJob]:
         extract("epoch", func.now() - Job.waiting_since).label("waited"),
         Job.waiting_state.label("state"),
     )
+    order = (is_over.desc(), Job.epoch == 0, turns.c.turn, Job.started_at, Job.id)
+    found = (
+        select(
+            *columns,
+            func.row_number().over(order_by=order).label("place"),
+            func.row_number().over(partition_by=Job.model_id, order_by=order).label("of_model"),
+        )
+        .join(turns, turns.c.id == Job.id)
+        .where(
+            queries.in_flight(),
+            or_(Job.waiting_since.is_not(None), and_(is_over, lease.not_held())),
+        )
+        .subquery()
+    )
     async with sessions() as db:
         rows = await db.execute(
-            select(*columns)
-            .join(turns, turns.c.id == Job.id)
-            .where(
-                queries.in_flight(),
-                or_(Job.waiting_since.is_not(None), and_(is_over, lease.not_held())),
-            )
-            .order_by(is_over.desc(), Job.epoch == 0, turns.c.turn, Job.started_at, Job.id)
-            .limit(limit)
+            select(found).where(found.c.of_model <= limit).order_by(found.c.place)
         )
         return [_waiting_job(**row) for row in rows.mappings()]
 
 
 def _waiting_job(
-    *, waited: Decimal | None, state: dict[str, Any] | None, **fields: Any
+    *,
+    waited: Decimal | None,
+    state: dict[str, Any] | None,
+    place: int,
+    of_model: int,
+    **fields: Any,
 ) -> WaitingJob:
     return WaitingJob(
         waited=None if waited is None else float(waited),
-        state=WaitingState() if state is None else WaitingState.from_json(state),
+        state=WaitingState.from_json(state),
         **fields,
     )

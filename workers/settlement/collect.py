@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger
 from market.jobs.tables import Job
+from market.ledger import withdrawals
 from market.ledger.tables import SpendingCap
 from market.money import format_exact, from_units
 from market.settings.payments import PaymentsSettings
@@ -50,7 +51,7 @@ async def close_batch(run: SettlementRun) -> PhaseResult:
 def due_conditions(payments: PaymentsSettings) -> Sequence[ColumnElement[bool]]:
     """Conditions of a generation that is due: released, and its user's released generations are
     worth a line in a batch: by their amount, by the age of one of them, or because the user has
-    asked for a withdrawal, before which they have to be settled.
+    asked for a withdrawal that would take what they cost, before which they have to be settled.
 
     So wallets that spend next to nothing do not cost a line each time.
     """
@@ -60,14 +61,15 @@ def due_conditions(payments: PaymentsSettings) -> Sequence[ColumnElement[bool]]:
     oldest_may_be_from = func.now() - dt.timedelta(seconds=payments.settle_age)
     worth_a_line = (
         select(Job.user_wallet)
-        .outerjoin(SpendingCap, SpendingCap.wallet == Job.user_wallet)
         .where(*released)
         .group_by(Job.user_wallet)
         .having(
             or_(
                 func.sum(Job.total_cost_far) >= payments.settle_amount,
                 func.min(Job.completed_at) <= oldest_may_be_from,
-                func.max(SpendingCap.withdrawal) > 0,
+                Job.user_wallet.in_(
+                    select(SpendingCap.wallet).where(withdrawals.exceeds_balance())
+                ),
             )
         )
     )

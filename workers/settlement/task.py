@@ -16,6 +16,7 @@ from market.chain.errors import ChainError, ChainUnreachable
 from market.chain.open_signer import open_signer, signer_configured
 from market.chain.signer import Signer
 from market.escrow.reader import EscrowReader
+from market.outages import OUTAGES
 from market.resources import Resources
 from market.settlement.errors import SettlementMismatch, SettlementPaused
 from workers.exclusive import Progress, run_while
@@ -51,7 +52,10 @@ async def settle(ctx: dict[str, Any]) -> None:
     payments = resources.settings.payments
     if not payments.escrow_contract:
         return
-    await alert_of_withdrawals(resources)
+    try:
+        await alert_of_withdrawals(resources)
+    except OUTAGES as error:  # what is settled needs no alert, so settlement goes on
+        log.error("withdrawals_not_checked", error=type(error).__name__)
     if not signer_configured(payments):
         return
     try:

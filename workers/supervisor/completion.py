@@ -12,13 +12,16 @@ from market import ledger, metrics
 from market.jobs import queries
 from market.jobs.bill import Bill, PromptUse, make_bill
 from market.jobs.live_session import JobOutcome
-from market.jobs.tables import Job, NodeContribution, RouteHop
+from market.jobs.tables import EndReason, Job, NodeContribution, RouteHop
 from market.money import format_exact
 from market.resources import Resources
 from workers.supervisor.errors import LeaseLost
 from workers.supervisor.lease import Lease
 
 log = structlog.get_logger()
+
+MAX_MILLISECONDS = 2**31 - 1
+"""The longest time that the columns take: 24 days. A job that was left for longer ends as well."""
 
 _CREDIT_NODES = text(
     """
@@ -56,7 +59,7 @@ async def end(
     lease: Lease,
     *,
     edge_units: int,
-    reason: str,
+    reason: EndReason,
     code: str | None,
     progress: Progress,
 ) -> JobOutcome:
@@ -98,8 +101,7 @@ async def end(
         job.token_count = progress.tokens
         job.total_cost_far, job.prompt_cost_far, job.fee_far = bill.cost, bill.prompt_cost, bill.fee
         if progress.first_token_at is not None:
-            waited = progress.first_token_at - job.started_at.timestamp()
-            job.first_token_ms = max(0, round(waited * 1000))
+            job.first_token_ms = _milliseconds(progress.first_token_at - job.started_at.timestamp())
         _close(job)
         db.add_all(_contributions(job, bill))
         await _post(db, job, bill)
@@ -163,8 +165,12 @@ def _prompt_use(job: Job, reason: str, progress: Progress) -> PromptUse:
 
 def _close(job: Job) -> None:
     job.completed_at = dt.datetime.now(dt.UTC)
-    job.latency_ms = round((job.completed_at - job.started_at).total_seconds() * 1000)
+    job.latency_ms = _milliseconds((job.completed_at - job.started_at).total_seconds())
     job.request_cipher = None
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(max(0, round(seconds * 1000)), MAX_MILLISECONDS)
 
 
 async def _hops(db: AsyncSession, job: Job) -> list[RouteHop]:

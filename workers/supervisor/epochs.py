@@ -5,6 +5,7 @@ import time
 from collections.abc import Collection, Sequence
 
 import structlog
+from cryptography.exceptions import InvalidTag
 from sqlalchemy import insert, update
 
 from market import metrics
@@ -12,6 +13,7 @@ from market.jobs import live_session, messaging
 from market.jobs.admission import waiting
 from market.jobs.tables import Job, RouteHop
 from market.nodes.node import Node
+from market.prompt_vault import PromptText
 from mesh.route_record import RouteRecord
 from mesh.wire import Close, Ended
 from workers.supervisor.errors import GenerationOver, LeaseLost, NoRouteNow
@@ -44,11 +46,13 @@ async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = Tr
         keep_kv: Whether nodes that stay on the route may go on with the KV cache they have.
 
     Raises:
-        GenerationOver: the end was reached, or no route found before the deadline.
+        GenerationOver: the end was reached, no route found before the deadline, or the prompt
+            cannot be read any more.
         NoRouteNow: the generation has to wait for a route.
         LeaseLost: another supervisor has taken over.
     """
     supervision.state.reason = reason
+    prompt = _prompt(supervision)  # first: without it a route would be of no use
     try:
         route = await _search_route(supervision)
     except NoRouteNow:
@@ -62,9 +66,10 @@ async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = Tr
     supervision.positions = {}
     positions = job.prompt_tokens + job.max_tokens
     record = RouteRecord(supervision.model.width, positions, [node.node_id for node in route])
-    await live_session.begin_epoch(
+    if not await live_session.begin_epoch(
         supervision.redis, supervision.id, supervision.epoch, record, ttl=supervision.live_ttl()
-    )
+    ):
+        raise LeaseLost
     generated = [token.token_id for token in await supervision.tokens()]
     if len(generated) >= job.max_tokens:
         raise GenerationOver("length")
@@ -73,7 +78,7 @@ async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = Tr
     supervision.speakers, supervision.first_token = supervision.node_ids, len(generated)
     kept = set(served) & set(supervision.route) if keep_kv and generated else set()
     await close(supervision, set(served) - set(supervision.route), supervision.epoch - 1)
-    await _open_route(supervision, generated, kept)
+    await _open_route(supervision, prompt, generated, kept)
     log.info(
         "route_opened",
         request_id=supervision.id,
@@ -179,15 +184,28 @@ async def _record_route(
         await db.execute(insert(RouteHop), rows)
 
 
+def _prompt(supervision: Supervision) -> PromptText:
+    """The prompt in clear.
+
+    Raises:
+        GenerationOver: it was erased, or stored under another key.
+    """
+    cipher = supervision.job.request_cipher
+    if cipher is None:
+        raise GenerationOver("failed", "prompt_lost")
+    try:
+        return supervision.resources.vault.decrypt(supervision.id, cipher)
+    except InvalidTag:
+        log.error("prompt_key_changed", request_id=supervision.id)
+        raise GenerationOver("failed", "prompt_lost") from None
+
+
 async def _open_route(
-    supervision: Supervision, generated: list[int], kept: Collection[Hop]
+    supervision: Supervision, prompt: PromptText, generated: list[int], kept: Collection[Hop]
 ) -> None:
     """Send every node of the route its part of the epoch. ``kept``: hops that go on with the KV
     cache of the epoch before."""
     job, vault = supervision.job, supervision.resources.vault
-    if job.request_cipher is None:
-        raise GenerationOver("failed", "prompt_lost")
-    prompt = vault.decrypt(supervision.id, job.request_cipher)
     messages = open_messages(
         job,
         prompt,

@@ -1,10 +1,12 @@
 """What ends a supervision: the generation is over, has to wait, or the lease is lost."""
 
+from market.jobs.tables import EndReason
+
 
 class GenerationOver(Exception):
     """The generation has ended: ``reason``, and for a failure its ``code``."""
 
-    def __init__(self, reason: str, code: str | None = None) -> None:
+    def __init__(self, reason: EndReason, code: str | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.code = code

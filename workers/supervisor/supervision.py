@@ -44,8 +44,9 @@ class Supervision:
         self.job = job
         self.id = job.request_id
         self.model = resources.catalog.get(job.model_id)
-        waiting = job.waiting_state if job.waiting_since is not None else None
-        self.state = WaitingState() if waiting is None else WaitingState.from_json(waiting)
+        self.state = WaitingState.from_json(
+            None if job.waiting_since is None else job.waiting_state
+        )
         self.route_finder = RouteFinder(resources, self.model, job, self.state.avoidance)
         self.epoch = job.epoch
         self.route: list[Hop] = []
@@ -130,7 +131,8 @@ class Supervision:
                     known = self.positions.get(claim.node_id, 0)
                     self.positions[claim.node_id] = max(known, claim.positions)
                 case PrefixReused():
-                    self.cached = max(self.cached, claim.positions)
+                    said = min(claim.positions, self.job.prompt_tokens)
+                    self.cached = max(self.cached, said)
 
     async def check_ended(self, event: Ended) -> None:
         """Check what the edge says of the end against what readers have.
@@ -139,16 +141,18 @@ class Supervision:
             GenerationOver: readers have all the tokens that the edge wrote.
         """
         if await self.token_count() >= event.count:
-            raise GenerationOver(event.reason)
+            # An edge may write any word, and the reason is kept.
+            raise GenerationOver("stop" if event.reason == "stop" else "length")
 
     async def count_progress(self, tokens: int, *, now: bool = False) -> None:
         """Count what was computed since this was last called toward the model's throughput, as
-        often as :data:`COUNT_SECONDS` allows, or ``now``. ``tokens``: how many readers have."""
+        often as :data:`COUNT_SECONDS` allows, or ``now``. What of the prompt was copied from caches
+        was not computed. ``tokens``: how many readers have."""
         if self._counted is None:
             self._counted = 0 if self.job.epoch == 0 else tokens
         if tokens <= self._counted or (not now and time.monotonic() < self._count_at):
             return
-        prompt = 0 if self._counted else self.job.prompt_tokens
+        prompt = 0 if self._counted else self.job.prompt_tokens - self.cached
         await throughput.count(self.redis, self.model.id, prompt + tokens - self._counted)
         self._counted, self._count_at = tokens, time.monotonic() + COUNT_SECONDS
 

@@ -122,7 +122,9 @@ class Supervisor:
         supervision, ttl = self._supervision, self._supervision.generation_settings.stream_ttl
         if over.reason == "cancelled" and not await supervision.token_count():
             await prefill.stop(supervision)
-        tokens = await live_session.seal(supervision.redis, supervision.id, ttl=ttl)
+        tokens = await live_session.seal(
+            supervision.redis, supervision.id, supervision.epoch, ttl=ttl
+        )
         supervision.lease.progressed()
         await supervision.count_progress(tokens, now=True)
         outcome = await completion.end(

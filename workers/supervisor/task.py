@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from market.jobs import live_session
-from market.outages import OUTAGES
+from market.outages import OUTAGES, is_outage
 from market.resources import Resources
 from workers.exclusive import Stalled
 from workers.supervisor import completion, epochs, lease
@@ -38,6 +38,9 @@ async def supervise(ctx: dict[str, Any], request_id: str) -> None:
         log.error("supervision_stalled", request_id=request_id, reason=str(error))
         await _release(held)
     except OUTAGES as error:
+        if not is_outage(error):  # a bug of ours: not tried again before the lease has run out
+            log.error("supervision_failed", request_id=request_id, error=type(error).__name__)
+            raise
         log.warning("supervision_interrupted", request_id=request_id, error=type(error).__name__)
         await _release(held)
         raise
@@ -55,7 +58,7 @@ async def _end_without_model(resources: Resources, held: Lease) -> None:
         log.error("model_not_on_offer", request_id=job.request_id, model_id=job.model_id)
         await _release(held)
         return
-    tokens = await live_session.seal(resources.redis, job.request_id, ttl=ttl)
+    tokens = await live_session.seal(resources.redis, job.request_id, job.epoch, ttl=ttl)
     outcome = await completion.end(
         resources,
         held,

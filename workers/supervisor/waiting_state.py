@@ -4,10 +4,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter
+import structlog
+from pydantic import TypeAdapter, ValidationError
 
 from mesh import token_stream
 from workers.supervisor.route_finder import Avoidance, Hop
+
+log = structlog.get_logger()
 
 
 class Pending(NamedTuple):
@@ -58,8 +61,14 @@ class WaitingState:
         return state
 
     @classmethod
-    def from_json(cls, state: dict[str, Any]) -> "WaitingState":
-        return _STATE.validate_python(state)
+    def from_json(cls, state: dict[str, Any] | None) -> "WaitingState":
+        """The state as it was stored; a fresh one where none was, or what was stored is not valid:
+        what it remembers helps a generation, and none may be lost for it."""
+        try:
+            return cls() if state is None else _STATE.validate_python(state)
+        except ValidationError as error:
+            log.error("waiting_state_invalid", errors=error.error_count())
+            return cls()
 
 
 _STATE = TypeAdapter(WaitingState)

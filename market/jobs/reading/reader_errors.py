@@ -14,7 +14,7 @@ RESUMABLE_ERRORS: tuple[type[Exception], ...] = (Unavailable, *OUTAGES)
 FAILURES = {
     "no_route": "No route could be found in time: some layer had no healthy node.",
     "deadline_exceeded": "The generation did not end before its deadline.",
-    "prompt_lost": "The prompt was erased before the generation could go on.",
+    "prompt_lost": "The prompt could not be read any more before the generation could go on.",
     "stalled": "Every route that was tried stopped answering.",
     "generation_failed": "Two nodes failed at the same point of it, so no third one was tried.",
 }

@@ -334,7 +334,7 @@ class Job:
             reason=reason,
             code=code,
             progress=completion.Progress(
-                tokens=await live_session.seal(self._redis, self.id, ttl=3600),
+                tokens=await live_session.seal(self._redis, self.id, 1, ttl=3600),
                 first_token_at=await live_session.first_token_at(self._redis, self.id),
             ),
         )
