@@ -23,7 +23,7 @@ class BodySizes:
             large: Those of the routes that take other bodies, by path.
         """
         self._routes = [
-            (route.methods & WITH_BODY, route.path_regex)
+            ((route.methods or set()) & WITH_BODY, route.path_regex)
             for router in routers
             for route in router.routes
             if isinstance(route, APIRoute)

@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
 from api.http import caller_address
-from api.http.reading.public_reads import WithReads
+from api.http.public_reads import WithReads
 from api.http.services import Services, WithServices
 from market import metrics
 from market.errors import Forbidden

@@ -5,8 +5,8 @@ from fastapi.security import HTTPAuthorizationCredentials
 
 from api.http import rate_limits
 from api.http.authentication import Bearer, CallingNode, authenticate_current
+from api.http.public_reads import WithReads
 from api.http.rate_limits import address_of
-from api.http.reading.public_reads import WithReads
 from api.http.services import Services, WithServices
 from api.schemas.base import WalletAddress
 from api.schemas.nodes import (

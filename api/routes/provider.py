@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 from api.http import rate_limits
 from api.http.authentication import Bearer, BillingCaller, authenticate
 from api.http.csv_export import CSV_RESPONSE, csv_response
-from api.http.reading.public_reads import WithReads, encoded, json_response
+from api.http.public_reads import WithReads, encoded, json_response
 from api.http.services import Services, WithServices
 from api.http.time_range import From, To, time_range
 from api.schemas.base import WalletAddress

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.routing import Mount, Route, WebSocketRoute
 
-from api.http.reading import read_cache
+from api.http import read_cache
 from market import db
 from market.settings import Settings
 from market.settings.limits import LimitSettings

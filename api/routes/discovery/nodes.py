@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from api.http import rate_limits
-from api.http.reading.public_reads import PublicReads, WithReads, encoded, json_response
+from api.http.public_reads import PublicReads, WithReads, encoded, json_response
 from api.http.services import Services, WithServices
 from api.routes import nodes
 from api.schemas.base import Label

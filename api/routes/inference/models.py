@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 
 from api.http import rate_limits
-from api.http.reading.public_reads import WithReads
+from api.http.public_reads import WithReads
 from api.http.services import WithServices
 from api.schemas.models import ModelOnOffer, Models
 from market.routing.coverage import coverage_of

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from api.http.reading import read_cache
-from api.http.reading.read_cache import ReadCache
+from api.http import read_cache
+from api.http.read_cache import ReadCache
 from market.errors import Unavailable
 
 ME, YOU = "192.0.2.1", "192.0.2.2"
