@@ -4,10 +4,12 @@ import math
 import time
 from dataclasses import dataclass
 from ipaddress import IPv6Address
+from typing import NoReturn
 
 from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
 from limits import RateLimitItem, parse
+from limits.aio.strategies import RateLimiter
 
 from api.http import caller_address
 from api.http.caller_address import NETWORK_BITS, SITE_BITS, UNKNOWN, network_of
@@ -49,10 +51,14 @@ class RateLimit:
         if address is None:
             await self._hit(services, rule, UNKNOWN)
             return
-        await self._hit(services, rule, network_of(address, NETWORK_BITS))
+        household = network_of(address, NETWORK_BITS)
         if isinstance(address, IPv6Address):
             of_site = type(rule)(rule.amount * limits.ipv6_site_factor, rule.multiples)
-            await self._hit(services, of_site, network_of(address, SITE_BITS))
+            site = network_of(address, SITE_BITS)
+            # What one of the windows refuses takes nothing from the other.
+            await self._check(services, rule, household)
+            await self._hit(services, of_site, site)
+        await self._hit(services, rule, household)
 
     def by_address(self) -> Dependency:
         """A dependency of a route, which counts its requests by the caller's address."""
@@ -67,9 +73,19 @@ class RateLimit:
         return parse(getattr(services.settings.limits, self.setting))
 
     async def _hit(self, services: Services, rule: RateLimitItem, who: str) -> None:
-        limiter = services.limiter if self.exact else services.counting_limiter
-        if await limiter.hit(rule, self.name, who):
-            return
+        limiter = self._limiter(services)
+        if not await limiter.hit(rule, self.name, who):
+            await self._refuse(services, rule, who)
+
+    async def _check(self, services: Services, rule: RateLimitItem, who: str) -> None:
+        if not await self._limiter(services).test(rule, self.name, who):
+            await self._refuse(services, rule, who)
+
+    def _limiter(self, services: Services) -> RateLimiter:
+        return services.limiter if self.exact else services.counting_limiter
+
+    async def _refuse(self, services: Services, rule: RateLimitItem, who: str) -> NoReturn:
+        limiter = self._limiter(services)
         window = await limiter.get_window_stats(rule, self.name, who)
         wait = max(1, math.ceil(window.reset_time - time.time()))
         raise RateLimited(f"At most {rule}. Try again in {wait} seconds.", retry_after=wait)

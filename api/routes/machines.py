@@ -8,6 +8,7 @@ from api.http import rate_limits
 from api.http.authentication import Bearer, MachinesCaller, authenticate
 from api.http.rate_limits import address_of
 from api.http.services import Services, WithServices
+from api.schemas.base import PathId
 from api.schemas.machines import (
     ApprovalBody,
     Decision,
@@ -106,7 +107,7 @@ async def machines(caller: MachinesCaller, services: WithServices) -> Machines:
 
 
 @router.delete("/{machine_id}", status_code=status.HTTP_204_NO_CONTENT)
-async def revoke(machine_id: str, bearer: Bearer, services: WithServices) -> None:
+async def revoke(machine_id: PathId, bearer: Bearer, services: WithServices) -> None:
     """Take a machine's token back: by its wallet, or by the machine itself. Its nodes leave the
     routes at once, and their next heartbeat is refused."""
     caller = authenticate(bearer, services)

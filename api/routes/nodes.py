@@ -8,7 +8,7 @@ from api.http.authentication import Bearer, CallingNode, authenticate_current
 from api.http.public_reads import WithReads
 from api.http.rate_limits import address_of
 from api.http.services import Services, WithServices
-from api.schemas.base import WalletAddress
+from api.schemas.base import PathId, WalletAddress
 from api.schemas.nodes import (
     HeartbeatAnswer,
     HeartbeatBody,
@@ -84,7 +84,7 @@ async def earnings(
 
 
 @status_router.get("/{node_id}")
-async def node(node_id: str, bearer: Bearer, services: WithServices) -> NodeView:
+async def node(node_id: PathId, bearer: Bearer, services: WithServices) -> NodeView:
     """A node's state, and why it gets no work: for the node itself, its wallet, and the wallet's
     machines. To others it is not there."""
     caller = await authenticate_current(bearer, services)

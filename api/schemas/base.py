@@ -28,6 +28,9 @@ WalletAddress = Annotated[str, StringConstraints(pattern=r"^0x[a-fA-F0-9]{40}$",
 
 ModelId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_MODEL_ID)]
 
+PathId = Annotated[str, StringConstraints(max_length=255, pattern=r"^[\x21-\x7e]+$")]
+"""What a path names: Postgres, for one, has no NUL."""
+
 Label = Annotated[str, StringConstraints(max_length=MAX_LABEL, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line of text for people, without control characters (Postgres, for one, has no NUL)."""
 

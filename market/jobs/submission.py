@@ -15,6 +15,7 @@ from market.jobs.admission.chain_index import check_index
 from market.jobs.errors import IdempotencyConflict, Overloaded, TooManyInFlight
 from market.jobs.quote import Quote, quote_of
 from market.jobs.request import Idempotency, JobRequest
+from market.jobs.request_id import new_request_id
 from market.jobs.tables import Job
 from market.outages import OUTAGES
 from market.outbox import Outbox
@@ -115,7 +116,7 @@ async def _earlier(resources: Resources, wallet: str, idempotency: Idempotency) 
 async def _write(
     resources: Resources, wallet: str, request: JobRequest, quote: Quote, idempotency: Idempotency
 ) -> Job:
-    request_id = f"req_{secrets.token_hex(12)}"
+    request_id = new_request_id()
     now = dt.datetime.now(dt.UTC)
     prompt = PromptText(quote.token_ids, list(request.stop))
     job = Job(

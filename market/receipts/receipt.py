@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market.catalog.prices import Prices
 from market.jobs import queries
 from market.jobs.errors import JobNotFound
+from market.jobs.request_id import is_request_id
 from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO
 from market.receipts.errors import ReceiptNotReady
@@ -129,8 +130,7 @@ async def _find(
     db: AsyncSession, wallet: str, request_id: str
 ) -> tuple[Job, Sequence[NodeContribution]]:
     """The job and all who served it, if the wallet is one of those that it concerns."""
-    printable = request_id.isprintable()  # Postgres has no NUL in a text
-    job = await queries.find(db, request_id) if printable else None
+    job = await queries.find(db, request_id) if is_request_id(request_id) else None
     parts = [] if job is None else await queries.contributions(db, job)
     if job is None or wallet not in {job.user_wallet, *(part.wallet_address for part in parts)}:
         raise JobNotFound("You have no job of this id.")

@@ -66,6 +66,15 @@ async def test_a_household_that_is_refused_takes_nothing_from_its_site(opened: O
         assert await ask(gateway, "2001:db8:1:2::1") == 200
 
 
+async def test_a_site_that_is_refused_takes_nothing_from_its_households(opened: Opened) -> None:
+    async with opened(ipv6_site_factor=1) as gateway:
+        answers = [await ask(gateway, f"2001:db8:1:{number:x}::1") for number in (1, 1, 2, 2, 2)]
+        assert answers == [200, 200, 429, 429, 429]
+        windows = [key.decode() async for key in gateway.redis.scan_iter("*nonce*")]
+        assert not any("2001:db8:1:2::/64" in window for window in windows)
+        assert any("2001:db8:1:1::/64" in window for window in windows)
+
+
 async def test_ipv4_within_ipv6_is_ipv4(opened: Opened) -> None:
     async with opened() as gateway:
         peers = ["192.0.2.7", "::ffff:192.0.2.7", "::ffff:c000:207"]

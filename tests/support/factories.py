@@ -68,7 +68,7 @@ def session(
     now = dt.datetime.now(dt.UTC)
     return Job(
         id=uuid.uuid4(),
-        request_id=f"req_{next(_numbers)}",
+        request_id=f"req_{next(_numbers):024x}",
         user_wallet=user,
         model_id="far/pydoc-llama",
         tier="standard",

@@ -7,6 +7,7 @@ from market.jobs import queries
 from market.jobs.errors import JobNotFound
 from market.jobs.reading.shared_answers import SharedAnswers
 from market.jobs.reading.texts import JobTexts
+from market.jobs.request_id import is_request_id
 from market.jobs.tables import Job, NodeContribution
 from market.resources import Resources
 
@@ -49,7 +50,7 @@ class JobSnapshots:
     async def _find(self, key: tuple[str, str]) -> Job:
         wallet, request_id = key
         job = None
-        if request_id.isprintable():  # Postgres has no NUL in a text
+        if is_request_id(request_id):
             async with self._resources.sessions() as db:
                 job = await queries.find(db, request_id)
         if job is None or job.user_wallet != wallet:
