@@ -95,7 +95,7 @@ async def begin_epoch(
         redis_keys.live_record(request_id),
         redis_keys.tokens(request_id),
         str(epoch),
-        route.pack(),
+        route.pack(),  # type: ignore[arg-type]
         str(ttl),
     )
     return bool(begun)
