@@ -95,7 +95,7 @@ async def test_a_job_whose_routes_all_failed_costs_what_was_delivered(
         await wait_for_first_epoch(resources, redis, job)
         await write(redis, job, 1, 5)
         refused = wire.GenerationRefused(job.request_id, 1, "node_0", "not_finite")
-        await messaging.publish_event(redis, refused)
+        await messaging.publish_event(redis, refused, sender="node_0")
         await ended(resources, job)
     await assert_paid(resources, job, tokens=5, error="stalled")
 
@@ -130,7 +130,7 @@ async def test_tokens_that_redis_lost_are_not_charged(resources: Resources, redi
         await wait_for(begun_again)
         async with resources.sessions.begin() as db:
             await db.execute(update(Job).values(cancel_requested=True))
-        await messaging.publish_event(redis, wire.Cancel(job.request_id, 2))
+        await messaging.publish_event(redis, wire.Cancel(job.request_id, 2), sender=wire.PLATFORM)
         await ended(resources, job)
     await assert_paid(resources, job, tokens=0, error=None)
 
