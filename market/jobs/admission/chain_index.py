@@ -24,7 +24,7 @@ async def index_age(db: AsyncSession, payments: PaymentsSettings) -> float | Non
             ChainCursor.contract == payments.escrow_contract.lower()
         )
     )
-    return until and (dt.datetime.now(dt.UTC) - until).total_seconds()
+    return None if until is None else (dt.datetime.now(dt.UTC) - until).total_seconds()
 
 
 async def check_index(db: AsyncSession, payments: PaymentsSettings) -> None:
