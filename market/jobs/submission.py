@@ -15,6 +15,7 @@ from market.jobs.errors import IdempotencyConflict, Overloaded, TooManyInFlight
 from market.jobs.quote import Quote, quote_of
 from market.jobs.request import Idempotency, JobRequest
 from market.jobs.tables import Job
+from market.ledger.errors import InsufficientBalance
 from market.outages import OUTAGES
 from market.outbox import Outbox
 from market.prompt_vault import PromptText
@@ -39,7 +40,7 @@ async def submit(
         return earlier
     try:
         job = await _submit(resources, wallet, request, idempotency)
-    except (TooManyInFlight, Overloaded):
+    except (InsufficientBalance, TooManyInFlight, Overloaded):
         earlier = await _earlier(resources, wallet, idempotency)  # accepted in the meantime
         if earlier is not None:
             return earlier
@@ -139,6 +140,7 @@ async def _write(
         near_longitude=None if request.near is None else int(request.near.longitude),
     )
     async with resources.sessions.begin() as db:
+        await ledger.check_available(db, wallet=wallet, amount=job.hold_far)
         await decision.admit(resources, db, wallet, quote, job.prompt_tokens + job.max_tokens)
         await _insert(db, job, wallet)
     return job
