@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger, metrics, outbox
-from market.jobs import queries
+from market.jobs import prompt_tokens, queries
 from market.jobs.admission import decision
 from market.jobs.errors import IdempotencyConflict, Overloaded, TooManyInFlight
 from market.jobs.quote import Quote, quote_of
@@ -74,12 +74,26 @@ async def _submit(
     resources: Resources, wallet: str, request: JobRequest, idempotency: Idempotency
 ) -> Job:
     """A new job. Whoever is refused because nobody is admitted costs hardly anything, also of many
-    who ask at once: most of them are refused while they wait for their turn."""
+    who ask at once: most of them are refused while they wait for their turn. Nobody waits with a
+    turn of :attr:`Resources.submissions` for a prompt to be tokenized, and no prompt is for which
+    there is no money or no room."""
     checks = await decision.check_remembered(resources.redis, request.model_id)
-    async with resources.submissions:
+
+    async def check_remembered() -> None:
         if not checks:
             await decision.check_remembered(resources.redis, request.model_id)
-        quote = await quote_of(resources, request)
+
+    model = resources.catalog.get(request.model_id)
+    prompt_tokens.check(model, request, resources.settings.limits.max_prompt_chars)
+    least = model.prices.most(model.least_tokens(request.prompt), request.max_tokens)
+    async with resources.submissions:
+        await check_remembered()
+        async with resources.sessions() as db:
+            await ledger.check_available(db, wallet=wallet, amount=least, at_least=True)
+    token_ids = await prompt_tokens.tokenize(resources, wallet, request)
+    async with resources.submissions:
+        await check_remembered()
+        quote = await quote_of(resources, request, token_ids)
         return await _write(resources, wallet, request, quote, idempotency)
 
 
