@@ -16,11 +16,15 @@ from market.clients.redis_client import open_redis
 from market.prompt_vault import PromptVault
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
+from market.wallet_turns import WalletTurns
 
 MAX_SUBMISSIONS = 8
 """Submissions of one process that are under way at once. They wait for each other's locks in
 Postgres, and would otherwise do so on all of the pool's connections, which everything else needs.
 """
+
+MAX_TOKENIZED = 2
+"""Prompts that one process tokenizes at once. A long one takes a processor for a second."""
 
 MAX_REDIS_CONNECTIONS = 2000
 """Each supervisor that waits for an event, and each node that the relay serves, holds one. All
@@ -52,6 +56,7 @@ class Resources:
     submissions: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(MAX_SUBMISSIONS)
     )
+    tokenizing: WalletTurns = field(default_factory=lambda: WalletTurns(MAX_TOKENIZED))
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from market.catalog.errors import ModelNotFound
 from market.catalog.prices import Prices
+from market.catalog.token_bytes import most_bytes_a_token
 from market.settings.models import ModelSettings
 from mesh.model.compute_cost import edge_units
 from mesh.model.config import normalize
@@ -34,8 +35,16 @@ class Model:
     edge_units: int
     min_vram_gb: int
     tokenizer: Tokenizer
+    token_bytes: int | None
+    """See :func:`market.catalog.token_bytes.most_bytes_a_token`."""
     config: dict[str, Any]
     """Its `config.json`."""
+
+    def least_tokens(self, text: str) -> int:
+        """As many tokens as a text has at least, known at once."""
+        if self.token_bytes is None:
+            return 1
+        return max(1, -(-len(text.encode("utf-8", "surrogatepass")) // self.token_bytes))
 
     def footprint(self, quantization: str, *, dtype_bytes: int) -> Footprint:
         """Bytes of its parts, see :func:`mesh.model.memory_footprint.footprint`.
@@ -91,6 +100,7 @@ def load_model(model: ModelSettings) -> Model:
         edge_units=edge_units(config),
         min_vram_gb=-(-(layers * parts.layer + parts.edge) // 10**9),
         tokenizer=tokenizer,
+        token_bytes=most_bytes_a_token(tokenizer),
         config=written,
     )
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import structlog
 from redis.exceptions import RedisError
+from sqlalchemy import update
 
 from market.errors import Unavailable
 from market.jobs import messaging, queries
@@ -21,14 +22,19 @@ CANCEL_WAIT = 3.0
 
 
 async def cancel(resources: Resources, job: Job) -> None:
-    """Ask for the end of a job. Its user pays for what was delivered until then."""
+    """Ask for the end of a job. Its user pays for what was delivered until then. Only the first
+    request of a job tells its supervisor, however many there are."""
     async with resources.sessions.begin() as db:
-        row = await db.get(Job, job.id, with_for_update=True)
-        if row is None or row.status in queries.ENDED:
-            return
-        row.cancel_requested = True
+        epoch = await db.scalar(
+            update(Job)
+            .where(Job.id == job.id, Job.status.not_in(queries.ENDED), ~Job.cancel_requested)
+            .values(cancel_requested=True)
+            .returning(Job.epoch)
+        )
+    if epoch is None:
+        return
     try:
-        message = Cancel(job.request_id, job.epoch)
+        message = Cancel(job.request_id, epoch)
         await messaging.publish_event(resources.redis, message, sender=PLATFORM)
     except (RedisError, OSError) as error:  # the supervisor sees it when it renews its lease
         log.warning("cancel_notify_failed", request_id=job.request_id, error=type(error).__name__)

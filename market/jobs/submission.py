@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger, metrics, outbox
-from market.jobs import queries
+from market.jobs import prompt_tokens, queries
 from market.jobs.admission import decision
 from market.jobs.admission.chain_index import check_index
 from market.jobs.errors import IdempotencyConflict, Overloaded, TooManyInFlight
@@ -17,6 +17,7 @@ from market.jobs.quote import Quote, quote_of
 from market.jobs.request import Idempotency, JobRequest
 from market.jobs.request_id import new_request_id
 from market.jobs.tables import Job
+from market.ledger.errors import InsufficientBalance
 from market.outages import OUTAGES
 from market.outbox import Outbox
 from market.prompt_vault import PromptText
@@ -42,7 +43,7 @@ async def submit(
         return earlier
     try:
         job = await _submit(resources, wallet, request, idempotency)
-    except (TooManyInFlight, Overloaded):
+    except (InsufficientBalance, TooManyInFlight, Overloaded):
         earlier = await _earlier(resources, wallet, idempotency)  # accepted in the meantime
         if earlier is not None:
             return earlier
@@ -76,12 +77,26 @@ async def _submit(
     resources: Resources, wallet: str, request: JobRequest, idempotency: Idempotency
 ) -> Job:
     """A new job. Whoever is refused because nobody is admitted costs hardly anything, also of many
-    who ask at once: most of them are refused while they wait for their turn."""
+    who ask at once: most of them are refused while they wait for their turn. Nobody waits with a
+    turn of :attr:`Resources.submissions` for a prompt to be tokenized, and no prompt is for which
+    there is no money or no room."""
     checks = await decision.check_remembered(resources.redis, request.model_id)
-    async with resources.submissions:
+
+    async def check_remembered() -> None:
         if not checks:
             await decision.check_remembered(resources.redis, request.model_id)
-        quote = await quote_of(resources, request)
+
+    model = resources.catalog.get(request.model_id)
+    prompt_tokens.check(model, request, resources.settings.limits.max_prompt_chars)
+    least = model.prices.most(model.least_tokens(request.prompt), request.max_tokens)
+    async with resources.submissions:
+        await check_remembered()
+        async with resources.sessions() as db:
+            await ledger.check_available(db, wallet=wallet, amount=least, at_least=True)
+    token_ids = await prompt_tokens.tokenize(resources, wallet, request)
+    async with resources.submissions:
+        await check_remembered()
+        quote = await quote_of(resources, request, token_ids)
         return await _write(resources, wallet, request, quote, idempotency)
 
 
@@ -143,6 +158,7 @@ async def _write(
     )
     async with resources.sessions.begin() as db:
         await check_index(db, resources.settings.payments)
+        await ledger.check_available(db, wallet=wallet, amount=job.hold_far)
         await decision.admit(resources, db, wallet, quote, job.prompt_tokens + job.max_tokens)
         await _insert(db, job, wallet)
     return job

@@ -38,7 +38,7 @@ from market.ledger.accounts import (
     shortfall,
     withdrawing,
 )
-from market.ledger.postings import capture, deposit, hold, release, settle
+from market.ledger.postings import capture, check_available, deposit, hold, release, settle
 from market.ledger.reversals import reverse
 from market.ledger.spending_caps import lower_cap, raise_cap
 from market.ledger.withdrawals import cancel_withdrawal, complete_withdrawal, request_withdrawal
@@ -54,6 +54,7 @@ __all__ = [
     "balances_of",
     "cancel_withdrawal",
     "capture",
+    "check_available",
     "clearing",
     "complete_withdrawal",
     "deposit",

@@ -45,6 +45,21 @@ async def deposit(db: AsyncSession, *, reference: str, wallet: str, amount: Deci
     return await post(db, "deposit", reference, postings, wallet=wallet)
 
 
+async def check_available(
+    db: AsyncSession, *, wallet: str, amount: Decimal, at_least: bool = False
+) -> None:
+    """Refuse early what :func:`hold` would refuse now, without a lock; only the hold is certain.
+
+    Args:
+        at_least: The hold may be of more than this amount.
+
+    Raises:
+        InsufficientBalance: the user has less than that available.
+    """
+    if await balance(db, available(wallet)) < amount:
+        raise _insufficient(amount, at_least=at_least)
+
+
 async def hold(db: AsyncSession, *, job: str, wallet: str, amount: Decimal) -> bool:
     """Reserve what a generation may cost at most, and commit to the user's spending cap.
 
@@ -59,10 +74,7 @@ async def hold(db: AsyncSession, *, job: str, wallet: str, amount: Decimal) -> b
     except IntegrityError as error:
         refusal = str(error.orig)
         if "check_balance_not_negative" in refusal:
-            raise InsufficientBalance(
-                f"This request may cost up to {format_exact(amount)} FAR, which is more than is "
-                "available. Deposit more, or lower max_tokens."
-            ) from None
+            raise _insufficient(amount) from None
         if "check_within_spending_cap" in refusal:
             raise SpendingCapExceeded(
                 f"This request may cost up to {format_exact(amount)} FAR, which is more than is "
@@ -115,6 +127,15 @@ async def settle(db: AsyncSession, *, batch: str, amounts: Mapping[str, Decimal]
         postings[owed(owner)] = -amount
         postings[paid(owner)] = amount
     return await post(db, "settle", batch, postings)
+
+
+def _insufficient(amount: Decimal, *, at_least: bool = False) -> InsufficientBalance:
+    figure = format_exact(amount)
+    cost = f"{figure} FAR or more" if at_least else f"up to {figure} FAR"
+    return InsufficientBalance(
+        f"This request may cost {cost}, which is more than is available. Deposit more, or lower "
+        "max_tokens."
+    )
 
 
 async def post(

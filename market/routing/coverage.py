@@ -1,5 +1,6 @@
 """Can the live nodes serve a model for a price: what they lack, and for how long a generation."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -77,12 +78,17 @@ def enough_nodes(model: Model, live: Sequence[LiveNode]) -> bool:
 
 
 def longest_servable(live: Sequence[LiveNode], request: RouteRequest) -> int:
-    """Positions of the longest generation for which the nodes make a route; 0 if there is none."""
-    capacities = {each.node.kv_positions for each in live if each.available}
-    for positions in sorted(capacities, reverse=True):
-        if cheapest_route(live, replace(request, positions=positions)) is not None:
-            return positions
-    return 0
+    """Positions of the longest generation for which the nodes make a route; 0 if there is none.
+
+    The longer it is, the fewer nodes may serve it, so that bisection finds it in few searches.
+    """
+    capacities = sorted({each.node.kv_positions for each in live if each.available})
+
+    def has_no_route(positions: int) -> bool:
+        return cheapest_route(live, replace(request, positions=positions)) is None
+
+    servable = bisect_left(capacities, True, key=has_no_route)
+    return capacities[servable - 1] if servable else 0
 
 
 def _request(model: Model, positions: int = 0) -> RouteRequest:

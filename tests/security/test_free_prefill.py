@@ -59,7 +59,7 @@ async def answer_pings(redis: Redis, node_id: str, positions: int) -> None:
             after, message = entry.decode(), wire.decode(fields)
             if isinstance(message, wire.Ping):
                 pong = wire.Pong(message.request_id, message.epoch, node_id, positions)
-                await messaging.publish_event(redis, pong)
+                await messaging.publish_event(redis, pong, sender=pong.node_id)
 
 
 @asynccontextmanager
@@ -79,7 +79,7 @@ async def nodes(redis: Redis, claims: Mapping[str, int]) -> AsyncIterator[None]:
 async def cancel(resources: Resources, redis: Redis, job: Job) -> None:
     async with resources.sessions.begin() as db:
         await db.execute(update(Job).where(Job.id == job.id).values(cancel_requested=True))
-    await messaging.publish_event(redis, wire.Cancel(job.request_id, 1))
+    await messaging.publish_event(redis, wire.Cancel(job.request_id, 1), sender=wire.PLATFORM)
 
 
 async def wait_for_end(resources: Resources, job: Job) -> Job:
@@ -166,9 +166,9 @@ async def test_who_fails_before_the_first_token_pays_nothing(
             await wait_for_first_epoch(resources, redis, job)
             for node_id in (EDGE, LAST):
                 pong = wire.Pong(job.request_id, 1, node_id, PROMPT)
-                await messaging.publish_event(redis, pong)
+                await messaging.publish_event(redis, pong, sender=pong.node_id)
             refused = wire.GenerationRefused(job.request_id, 1, EDGE, "not_finite")
-            await messaging.publish_event(redis, refused)
+            await messaging.publish_event(redis, refused, sender=refused.node_id)
             await assert_charged(resources, job, Decimal(0), {})
     assert (await reload(resources, job)).error_code == "stalled"
 
@@ -183,9 +183,9 @@ async def test_a_cached_prefix_is_cheaper_and_never_more_than_the_prompt(
             await wait_for_first_epoch(resources, redis, job)
             if cached:
                 reused = wire.PrefixReused(job.request_id, 1, cached)
-                await messaging.publish_event(redis, reused)
+                await messaging.publish_event(redis, reused, sender=EDGE)
             await write(redis, job, 1, 2)
-            await messaging.publish_event(redis, wire.Ended(job.request_id, 1, "stop", 2))
+            await messaging.publish_event(redis, wire.Ended(job.request_id, 1, "stop", 2), sender=EDGE)
             counted = min(cached, PROMPT)
             prompt = PROMPT_PRICE * (PROMPT - counted) + CACHED_PRICE * counted
             cost = prompt + 2 * job.price_per_token_far
@@ -202,17 +202,17 @@ async def test_computing_a_prompt_again_costs_its_user_nothing(
         job = await submit(resources)
         async with supervised(resources, job):
             await wait_for_first_epoch(resources, redis, job)
-            await messaging.publish_event(redis, wire.PrefixReused(job.request_id, 1, 64))
+            await messaging.publish_event(redis, wire.PrefixReused(job.request_id, 1, 64), sender=EDGE)
             await write(redis, job, 1, 5)
             refused = wire.GenerationRefused(job.request_id, 1, LAST, "not_finite")
-            await messaging.publish_event(redis, refused)
+            await messaging.publish_event(redis, refused, sender=refused.node_id)
 
             async def replaced() -> bool:
                 return (await reload(resources, job)).epoch == 2
 
             await wait_for(replaced)
             await write_on(redis, job, 5, 7)
-            await messaging.publish_event(redis, wire.Ended(job.request_id, 2, "stop", 7))
+            await messaging.publish_event(redis, wire.Ended(job.request_id, 2, "stop", 7), sender=EDGE)
             cost = PROMPT_PRICE * (PROMPT - 64) + CACHED_PRICE * 64 + 7 * job.price_per_token_far
             await assert_charged(resources, job, cost, {EDGE: PROMPT, LAST: 0, "spare": PROMPT})
 

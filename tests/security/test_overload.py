@@ -176,3 +176,38 @@ async def test_a_flood_of_submissions_leaves_connections_for_everybody_else(
     watching.cancel()
     assert {answer.status_code for answer in answers} == {202}
     assert 0 < most <= MAX_SUBMISSIONS
+
+
+@pytest.fixture
+async def two_sizes(small: Gateway) -> Gateway:
+    """As ``small``, with many routes for short generations, and one for long ones that is full."""
+    limit = 4 * await positions_of_one(small)
+    for number in range(3):
+        node_id = f"short_{number}"
+        await small.announce(
+            node(0, node_id=node_id, start_layer=0, end_layer=LAYERS, kv_positions=limit)
+        )
+    for wallet in WALLETS[:JOBS_AT_ONCE]:
+        assert (await submit(small, wallet)).status_code == 202
+    return small
+
+
+async def is_refusal_remembered(gateway: Gateway) -> bool:
+    return bool(await gateway.redis.exists(redis_keys.overloaded(MODEL_ID)))
+
+
+async def test_a_refused_long_generation_does_not_make_short_ones_be_refused(
+    two_sizes: Gateway,
+) -> None:
+    """Few nodes have room for it, and many for others."""
+    problem(await submit(two_sizes, max_tokens=500), 503, "overloaded")
+    assert not await is_refusal_remembered(two_sizes)
+    assert (await submit(two_sizes, OTHER_WALLET)).status_code == 202
+
+
+async def test_whoever_cannot_pay_makes_nobody_be_refused(small: Gateway) -> None:
+    """His own refusal is about his money, not about what others asked for."""
+    for wallet in WALLETS[:JOBS_AT_ONCE]:
+        assert (await submit(small, wallet)).status_code == 202
+    problem(await submit(small, "0x" + "ee" * 20), 402, "insufficient_balance")
+    assert not await is_refusal_remembered(small)

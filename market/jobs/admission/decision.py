@@ -37,6 +37,9 @@ UNMEASURED_RETRY = 5
 MAX_RETRY = 300
 """Seconds after which to ask again, at most: an estimate for later than that is worth nothing."""
 
+LEAST_POSITIONS = 1
+"""Positions that no job has fewer of."""
+
 REMEMBERED_MS = 2000
 """Milliseconds for which it is remembered that nobody is admitted."""
 
@@ -80,12 +83,7 @@ async def admit(
         Overloaded: the job would start later than jobs may be expected to.
     """
     generation = resources.settings.generation
-    capacity = capacity_of(
-        quote.coverage.serving(positions),
-        layers=quote.model.layers,
-        jobs_per_route=generation.jobs_per_route,
-        rate=await throughput(resources.redis, quote.model.id),
-    )
+    capacity = await _capacity(resources, quote, positions)
     await _lock(db, WALLET_LOCK, wallet)
     await _check_in_flight(db, wallet, positions, resources.settings.limits)
     await _lock(db, MODEL_LOCK, quote.model.id)
@@ -93,8 +91,18 @@ async def admit(
     if wait <= generation.max_start_wait:
         await resources.redis.delete(redis_keys.overloaded(quote.model.id))
         return
-    await _remember_if_nobody(resources, db, quote.model.id, capacity)
+    await _remember_if_nobody(resources, db, quote)
     raise _overloaded(quote.model.id, _retry_after(wait, generation))
+
+
+async def _capacity(resources: Resources, quote: Quote, positions: int) -> Capacity:
+    """Of the nodes that may serve a generation of ``positions``."""
+    return capacity_of(
+        quote.coverage.serving(positions),
+        layers=quote.model.layers,
+        jobs_per_route=resources.settings.generation.jobs_per_route,
+        rate=await throughput(resources.redis, quote.model.id),
+    )
 
 
 async def _lock(db: AsyncSession, space: int, name: str) -> None:
@@ -139,12 +147,13 @@ async def _served_before(db: AsyncSession, wallet: str, model_id: str) -> tuple[
     return jobs, positions
 
 
-async def _remember_if_nobody(
-    resources: Resources, db: AsyncSession, model_id: str, capacity: Capacity
-) -> None:
-    """Remember a refusal if the least job of a wallet that has no other is refused as well."""
+async def _remember_if_nobody(resources: Resources, db: AsyncSession, quote: Quote) -> None:
+    """Remember a refusal if the least job of a wallet that has no other is refused as well: by all
+    nodes that may serve that one, which may be many more than those for the job refused now."""
     generation = resources.settings.generation
-    wait = capacity.start_wait(*await _served_before(db, "", model_id), 1)
+    model_id = quote.model.id
+    capacity = await _capacity(resources, quote, LEAST_POSITIONS)
+    wait = capacity.start_wait(*await _served_before(db, "", model_id), LEAST_POSITIONS)
     async with resources.redis.pipeline(transaction=True) as pipe:
         if wait > generation.max_start_wait:
             retry_after = _retry_after(wait, generation)

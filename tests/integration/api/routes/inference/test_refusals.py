@@ -183,7 +183,7 @@ async def test_not_enough_money(gateway: Gateway) -> None:
     answer = await gateway.client.post(
         GENERATE, json=request_body(), headers=gateway.login(OTHER_WALLET)
     )
-    assert "0.00092 FAR" in problem(answer, 402, "insufficient_balance")["detail"]
+    assert "0.00082 FAR or more" in problem(answer, 402, "insufficient_balance")["detail"]
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
