@@ -11,7 +11,14 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from api.relay import message_rules, metrics
-from api.relay.message_rules import EPOCH_OVER, FLOOD, MALFORMED, NOT_ON_ROUTE, Event
+from api.relay.message_rules import (
+    EPOCH_OVER,
+    FLOOD,
+    IN_BAD_COMPANY,
+    MALFORMED,
+    NOT_ON_ROUTE,
+    Event,
+)
 from api.relay.pipelined_connection import Command, PipelinedConnection
 from api.relay.quotas.inbox_sizes import CHECKS_OF_ALL, CHECKS_PER_INBOX, InboxSizes
 from api.relay.quotas.message_counts import MessageCounts, StageKey
@@ -152,7 +159,7 @@ class Forwarder:
         elif any_good:  # the good steps are refused with the bad: their generations have to know
             bad = {(refusal.request_id, refusal.epoch) for refusal in refused}
             plan.refused += [
-                Refusal(step.request_id, step.epoch, "in_bad_company")
+                Refusal(step.request_id, step.epoch, IN_BAD_COMPANY)
                 for step in message.steps
                 if (step.request_id, step.epoch) not in bad
             ]
@@ -232,7 +239,7 @@ class Forwarder:
         broken = {
             (refusal.request_id, refusal.epoch): refusal.code
             for refusal in refused
-            if refusal.code not in (EPOCH_OVER, NOT_ON_ROUTE)
+            if refusal.code not in (EPOCH_OVER, NOT_ON_ROUTE, IN_BAD_COMPANY)
             and (refusal.request_id, refusal.epoch) in routes
             and node_id in routes[refusal.request_id, refusal.epoch].nodes
         }
