@@ -120,7 +120,7 @@ class RelayHub:
         self.wallets = NodeWallets(sessions)
         self._idle: list[PipelinedConnection] = []
         self._inboxes = InboxSizes(self._connection, settings)
-        self._forwarder = Forwarder(self._connection, settings, self._inboxes)
+        self._forwarder = Forwarder(self._connection, settings, self._inboxes, self.throttle)
 
     async def close(self) -> None:
         for connection in (self._connection, *self._idle):

@@ -9,7 +9,6 @@ from api.relay import message_rules
 from api.relay.quotas.message_counts import MessageCounts
 from mesh.route_record import RouteRecord
 from mesh.wire import Resume, Step, Steps
-from mesh.wire.limits import MAX_DRAFT_TOKENS
 from node_runner.outputs import EngineOutput, NodeMessage
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.pipeline import Pipeline
@@ -78,19 +77,6 @@ class Repeating(Counted):
         return [dataclasses.replace(message, steps=steps)]
 
 
-class Wanting(Counted):
-    """The liar wants all draft tokens that it may, and then what it marks as replays sampled."""
-
-    def lies(self, message: Steps) -> list[Steps]:
-        [step] = message.steps
-        if not step.wanted or step.rows > 1:
-            return []
-        plain = dataclasses.replace(message, steps=[step])
-        marked = dataclasses.replace(message, steps=[step._replace(replay=True)])
-        most = (1 + MAX_DRAFT_TOKENS) * CAPACITY
-        return [plain] * (most // 16) + [marked] * 16
-
-
 def test_only_the_supervisor_says_up_to_where_there_are_replays(tmp_path: Path) -> None:
     honest = Pipeline.cut(DEMO_MODEL, CUTS, tmp_path, speculate=False)
     lying = Lying.cut(DEMO_MODEL, CUTS, tmp_path, speculate=False)
@@ -110,11 +96,14 @@ def test_a_neighbour_passes_on_no_more_than_the_relay_lets_it(tmp_path: Path) ->
     assert [(refusal.node_id, refusal.code) for refusal in lying.refused] == [(LIAR, "flood")]
 
 
-def test_a_last_node_passes_on_no_more_than_the_relay_lets_it(tmp_path: Path) -> None:
-    lying = Wanting.cut(DEMO_MODEL, [0, 1, 2, 6], tmp_path, speculate=False)
-    lying.open("job", PROMPT, max_tokens=MAX_TOKENS)
-    lying.run()
-    assert not lying.refused_by_relay
+def test_nobody_samples_a_replay() -> None:
+    """The last node would pass it on as a step that it was not sent."""
+    route = RouteRecord(8, CAPACITY, ["0", LIAR, VICTIM])
+    replay = Step("job", 1, 0, 4, 0, True)
+    assert message_rules.check_step(LIAR, VICTIM, replay, 8, route) is None
+    for wanted in (1, 4):
+        step = replay._replace(wanted=wanted)
+        assert message_rules.check_step(LIAR, VICTIM, step, 8, route) == "wrong_stage"
 
 
 def test_a_node_that_replays_is_sent_no_replays(tmp_path: Path) -> None:
