@@ -1,4 +1,4 @@
-"""How much a node may send: nobody is refused, but who sends too much waits."""
+"""How much a node may send: nobody is refused, but who sends too much waits, or is not heeded."""
 
 import asyncio
 import time
@@ -43,3 +43,23 @@ class NodeThrottle:
         await self.acquire(node_id, steps / STEPS_PER_MESSAGE, 0)
         if steps >= STEPS_PER_MESSAGE:
             await asyncio.sleep(0)
+
+
+class NodeRate:
+    """A leaky bucket for each node, of what is left undone if there is too much of it."""
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._seconds = 1 / per_second
+        self._burst_seconds = burst / per_second
+        self._free_at: dict[str, float] = {}
+
+    def take(self, node_id: str) -> bool:
+        """Count one; false, and not counted, if there were too many."""
+        now = time.monotonic()
+        if len(self._free_at) > MAX_NODES:
+            self._free_at = {node: at for node, at in self._free_at.items() if at > now}
+        free_at = max(now, self._free_at.get(node_id, now)) + self._seconds
+        if free_at > now + self._burst_seconds:
+            return False
+        self._free_at[node_id] = free_at
+        return True
