@@ -1,6 +1,7 @@
 """From a node's push to the inboxes and streams it is for: each message checked against the live
 session, then all of them in one round trip."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,18 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from api.relay import message_rules, metrics
-from api.relay.message_rules import EPOCH_OVER, FLOOD, MALFORMED, NOT_ON_ROUTE, Event
+from api.relay.message_rules import (
+    EPOCH_OVER,
+    FLOOD,
+    IN_BAD_COMPANY,
+    MALFORMED,
+    NOT_ON_ROUTE,
+    Event,
+)
 from api.relay.pipelined_connection import Command, PipelinedConnection
 from api.relay.quotas.inbox_sizes import CHECKS_OF_ALL, CHECKS_PER_INBOX, InboxSizes
 from api.relay.quotas.message_counts import MessageCounts, StageKey
+from api.relay.quotas.throttle import NodeThrottle
 from api.relay.route_cache import RouteCache, RouteKey
 from api.relay.stream_trimming import StreamTrimmer
 from market.settings.relay import RelaySettings
@@ -32,6 +41,10 @@ send few."""
 
 ENTRY_OVERHEAD = 64
 """Bytes that Redis needs for a short message beside it."""
+
+LOOKUPS_AT_ONCE = 256
+"""Generations whose routes are looked up in one round trip for one push: a push names many
+thousands in few bytes, and other nodes' commands wait behind them."""
 
 RoutesByKey = Mapping[RouteKey, RouteRecord]
 
@@ -64,12 +77,17 @@ class Forwarder:
     out together."""
 
     def __init__(
-        self, connection: PipelinedConnection, settings: RelaySettings, inboxes: InboxSizes
+        self,
+        connection: PipelinedConnection,
+        settings: RelaySettings,
+        inboxes: InboxSizes,
+        throttle: NodeThrottle,
     ) -> None:
         self._connection = connection
         self._routes = RouteCache(connection)
         self._counts = MessageCounts()
         self._inboxes = inboxes
+        self._throttle = throttle
         self._trimmer = StreamTrimmer()
         self._logged = StreamTrimmer()
         self._inbox_trimmer = StreamTrimmer(
@@ -84,15 +102,20 @@ class Forwarder:
             RedisError: Redis does not answer, or is full; the node pushes again.
         """
         plan = _Plan()
-        messages = [(outgoing, _decoded(outgoing)) for outgoing in push.messages]
-        routes = await self._routes.find(
-            {key for _, message in messages if message is not None for key in _keys(message)}
-        )
+        messages: list[tuple[OutgoingMessage, Message | None]] = []
+        for outgoing in push.messages:
+            message = _decoded(outgoing)
+            messages.append((outgoing, message))
+            if isinstance(message, Steps):
+                await self._throttle.acquire_steps(node_id, len(message.steps))
+        routes = await self._find_routes(node_id, [each for _, each in messages])
         for outgoing, message in messages:
             if message is None:
                 plan.refused.append(Refusal("", 0, "wire_error"))
             elif isinstance(message, Steps):
                 self._plan_steps(node_id, outgoing, message, routes, plan)
+                if len(messages) > 1:
+                    await asyncio.sleep(0)  # others have their turn
             elif isinstance(message, PrefixCached | Event):
                 self._plan_control(node_id, outgoing, message, routes, plan)
             else:
@@ -113,6 +136,23 @@ class Forwarder:
         _count(len(push.messages), plan.refused)
         self._log(node_id, refused)
         return PushAck(push.number, refused)
+
+    async def _find_routes(
+        self, node_id: str, messages: Iterable[Message | None]
+    ) -> dict[RouteKey, RouteRecord]:
+        """The routes of all generations that may write. Each other one counts as a message: it is
+        looked up whenever it is named. They are not remembered as none, since who knows what comes
+        next could keep an epoch from beginning."""
+        named = [message for message in messages if message is not None]
+        keys = list({key for message in named for key in _keys(message)})
+        routes: dict[RouteKey, RouteRecord] = {}
+        for start in range(0, len(keys), LOOKUPS_AT_ONCE):
+            some = keys[start : start + LOOKUPS_AT_ONCE]
+            found = await self._routes.find(some)
+            routes |= found
+            if len(found) < len(some):
+                await self._throttle.acquire(node_id, len(some) - len(found), 0)
+        return routes
 
     def _log(self, node_id: str, refused: Sequence[Refusal]) -> None:
         """A line a minute for each node and code: who is refused may ask two thousand times a
@@ -152,7 +192,7 @@ class Forwarder:
         elif any_good:  # the good steps are refused with the bad: their generations have to know
             bad = {(refusal.request_id, refusal.epoch) for refusal in refused}
             plan.refused += [
-                Refusal(step.request_id, step.epoch, "in_bad_company")
+                Refusal(step.request_id, step.epoch, IN_BAD_COMPANY)
                 for step in message.steps
                 if (step.request_id, step.epoch) not in bad
             ]
@@ -232,7 +272,7 @@ class Forwarder:
         broken = {
             (refusal.request_id, refusal.epoch): refusal.code
             for refusal in refused
-            if refusal.code not in (EPOCH_OVER, NOT_ON_ROUTE)
+            if refusal.code not in (EPOCH_OVER, NOT_ON_ROUTE, IN_BAD_COMPANY)
             and (refusal.request_id, refusal.epoch) in routes
             and node_id in routes[refusal.request_id, refusal.epoch].nodes
         }
@@ -321,5 +361,5 @@ def _one_each(refused: Iterable[Refusal]) -> list[Refusal]:
 
 def _count(messages: int, refused: Sequence[Refusal]) -> None:
     metrics.relay_messages.inc(messages)
-    for refusal in refused:
-        metrics.relay_refusals.labels(refusal.code).inc()
+    for code, count in Counter(refusal.code for refusal in refused).items():
+        metrics.relay_refusals.labels(code).inc(count)

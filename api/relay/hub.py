@@ -15,7 +15,7 @@ from api.relay.pipelined_connection import PipelinedConnection
 from api.relay.quotas.connection_slots import ConnectionSlots
 from api.relay.quotas.delivered_nodes import DeliveredNodes
 from api.relay.quotas.inbox_sizes import UNREAD_TTL, InboxSize, InboxSizes
-from api.relay.quotas.throttle import NodeThrottle
+from api.relay.quotas.throttle import NodeRate, NodeThrottle
 from api.relay.quotas.wallets import NodeWallets
 from api.server.transfers import TransferBudget
 from market.clients.redis_client import block_ms
@@ -45,6 +45,11 @@ ENTRIES_PER_READ = 16
 
 READ_BYTES = 2**22
 """Of the entries that are read at once, if there are several."""
+
+KEEPALIVES_PER_SECOND = 10.0
+KEEPALIVE_BURST = 20
+"""Keep-alives of a node that are recorded: it sends four a second, and several at once if its link
+was slow."""
 
 MAX_IDLE_CONNECTIONS = 64
 """To Redis, kept for commands that block: more than nodes come and go at once."""
@@ -82,16 +87,17 @@ if redis.call('XLEN', KEYS[3]) == 0 then
     return {1, 0}
 end
 redis.call('EXPIRE', KEYS[3], ARGV[7])
+if ARGV[8] == '0' then return {1, -1} end
 local bytes = redis.call('MEMORY', 'USAGE', KEYS[3], 'SAMPLES', 0) or 0
 if bytes <= tonumber(ARGV[6]) then return {1, bytes} end
 redis.call('XTRIM', KEYS[3], 'MAXLEN', 0)
 return {2, 0}
 """
 """1: alive. 0: another connection is the node's by now. 2: alive, and its inbox, which it does not
-read, was emptied. And the bytes of what it has not read. Keys: relay connection, keep-alive, inbox.
-Arguments: connection, free positions of the KV cache, milliseconds to live of the keep-alive,
-seconds to live of the inbox, first entry to keep, bytes of the inbox at most, seconds to live of
-the inbox while something in it is unread."""
+read, was emptied. And the bytes of what it has not read; -1: they were not measured. Keys: relay
+connection, keep-alive, inbox. Arguments: connection, free positions of the KV cache, milliseconds
+to live of the keep-alive, seconds to live of the inbox, first entry to keep, bytes of the inbox at
+most, seconds to live of the inbox while something in it is unread, 1 to measure it, else 0."""
 
 _GOODBYE = """
 if redis.call('HGET', KEYS[1], 'connection') == ARGV[1] then redis.call('DEL', KEYS[2]) end
@@ -113,6 +119,7 @@ class RelayHub:
         self.settings = settings
         self.transfers = transfers
         self.throttle = NodeThrottle(settings.messages_per_second, settings.bytes_per_second)
+        self._keep_alives = NodeRate(KEEPALIVES_PER_SECOND, KEEPALIVE_BURST)
         self._pool = pool
         self._connection = PipelinedConnection(pool)
         self.delivered = DeliveredNodes(self._connection)
@@ -120,7 +127,7 @@ class RelayHub:
         self.wallets = NodeWallets(sessions)
         self._idle: list[PipelinedConnection] = []
         self._inboxes = InboxSizes(self._connection, settings)
-        self._forwarder = Forwarder(self._connection, settings, self._inboxes)
+        self._forwarder = Forwarder(self._connection, settings, self._inboxes, self.throttle)
 
     async def close(self) -> None:
         for connection in (self._connection, *self._idle):
@@ -155,7 +162,10 @@ class RelayHub:
 
     async def keep_alive(self, node_id: str, connection: str, frame: KeepAlive, ttl: float) -> bool:
         """Record that the node lives, for ``ttl`` seconds, and trim what it has read of its inbox.
-        False if another connection is the node's by now."""
+        False if another connection is the node's by now. Too many at once are not recorded: the
+        one before is hardly older."""
+        if not self._keep_alives.take(node_id):
+            return True
         keys = (
             redis_keys.relay_connection(node_id),
             redis_keys.keepalive(node_id),
@@ -173,10 +183,12 @@ class RelayHub:
             _next_entry_id(frame.after),
             self.settings.max_inbox_bytes,
             UNREAD_TTL,
+            int(self._inboxes.is_due(node_id)),
         )
         if state == 2:
             log.warning("inbox_emptied", node_id=node_id, reason="inbox_full")
-        await self._inboxes.note(InboxSize(node_id, unread))
+        if unread >= 0:
+            await self._inboxes.note(InboxSize(node_id, unread))
         return bool(state)
 
     async def goodbye(self, node_id: str, connection: str) -> None:

@@ -22,6 +22,10 @@ from mesh.wire.refusal_codes import OWN_FAULTS
 EPOCH_OVER = "epoch_over"
 """The generation has ended or goes on with another epoch: nobody's fault."""
 
+IN_BAD_COMPANY = "in_bad_company"
+"""A step that is right, in a message with one that is not: of its generation nothing is known that
+would be against its sender."""
+
 NOT_ON_ROUTE = "not_on_route"
 MALFORMED = "malformed"
 
@@ -51,7 +55,8 @@ def check_step(node_id: str, to: str, step: Step, width: int, route: RouteRecord
         "wrong_receiver": to != route.next_node(stage) or to == node_id,
         "wrong_width": width != route.width,
         "wrong_rows": step.rows > MAX_STEP_ROWS or (last and step.rows != step.wanted),
-        "wrong_stage": step.replay and last,  # nobody comes after it
+        # Nobody comes after the last stage, and nobody samples what is replayed.
+        "wrong_stage": step.replay and (last or step.wanted > 0),
         "out_of_capacity": step.position + step.rows > route.capacity,
     }
     return next((code for code, broken in rules.items() if broken), None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mesh import wire
+from mesh.wire.step_counts import StepCounts
 from node_runner.engine.attention.kv_cache import KVCache
 from node_runner.engine.decoding.detokenizer import Detokenizer
 from node_runner.engine.decoding.speculation import PromptLookup, SpeculationPolicy
@@ -74,6 +75,8 @@ class Generation:
     halted: bool = False
     """Whether work on this epoch has ended: it was refused, stopped, or followed by another."""
     replay_buffer: ReplayBuffer = field(default_factory=ReplayBuffer)
+    received: StepCounts = field(default_factory=StepCounts)
+    """What the previous node has sent in this epoch, by what this one makes of it."""
 
     @property
     def first(self) -> bool:

@@ -115,12 +115,20 @@ class Receiver:
     ) -> None:
         if generation.halted:  # for an earlier step of the message
             return
+        capacity = generation.stage_assignment.capacity
         waiting = self._scheduler.waiting_rows(generation)
-        if step.rows > MAX_STEP_ROWS or waiting > 2 * generation.stage_assignment.capacity:
+        if step.rows > MAX_STEP_ROWS or waiting > 2 * capacity:
             outputs.add(refuse_sender(generation, "flood"))
         elif generation.decoding is None:
-            # Replays are not passed on: only the supervisor says up to where there are any.
+            # Only the supervisor says up to where there are replays: they are not passed on.
             replay = step.replay and step.position + step.rows <= generation.resume.known
+            if replay and generation.resume.keep:
+                return  # they are here, and this node itself sends them to who needs them
+            step = step._replace(replay=replay, wanted=0 if replay else step.wanted)
+            # What this node sends on counts as what it was sent: the relay would refuse more.
+            if not generation.received.add(step, capacity, capacity):
+                outputs.add(refuse_sender(generation, "flood"))
+                return
             item = WorkItem(generation, step.position, step.wanted, replay, hidden)
             self._scheduler.add(item)
         elif is_finite(hidden):

@@ -1,14 +1,20 @@
 """A node of a route sends what is right by itself again and again, until its neighbour's inbox
 overflows, or the supervisor's events, or the readers' tokens."""
 
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
 import redis
 import structlog
 from structlog.testing import LogCapture
 
+from api.relay.pipelined_connection import Command, PipelinedConnection
+from market.settings import Settings
 from mesh import redis_keys
-from mesh.relay import PushAck
-from mesh.wire import GenerationRefused, Message, Pong, PrefixCached, Token
+from mesh.relay import MAX_ITEMS, PushAck
+from mesh.wire import GenerationRefused, Message, Pong, PrefixCached, Step, Steps, Token
 from mesh.wire.limits import EVENT_BURST, MAX_DRAFT_TOKENS
 from tests.support.gateway.relay import (
     CAPACITY,
@@ -17,6 +23,7 @@ from tests.support.gateway.relay import (
     begin,
     events,
     inbox,
+    replica,
     steps,
 )
 
@@ -145,3 +152,86 @@ def test_tokens_that_are_too_long_together(here: Replica, client: redis.Redis) -
         assert "flood" in refused(written)
     kept = sum(len(fields[b"t"]) for _, fields in client.xrange(redis_keys.tokens("gen")))
     assert kept < 2 * 256 * CAPACITY + 2 * 4096
+
+
+def made_up(messages: int) -> list[tuple[str, Message]]:
+    """Steps of as many generations as so many messages have, none of which is there."""
+    return [
+        (
+            "middle",
+            Steps(
+                [Step(f"{m:x}_{i:x}", 0, 0, 1, 1, False) for i in range(256)],
+                "int8",
+                1,
+                bytes(3 * 256),
+            ),
+        )
+        for m in range(messages)
+    ]
+
+
+def test_generations_that_nobody_has_begun_are_looked_up_few_at_a_time(
+    here: Replica, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One frame of 130 KB names nine thousand."""
+    calls: list[int] = []
+    call = PipelinedConnection.call
+
+    async def counted(self: PipelinedConnection, commands: Sequence[Command]) -> list[Any]:
+        calls.append(len(commands))
+        return await call(self, commands)
+
+    monkeypatch.setattr(PipelinedConnection, "call", counted)
+    with Node(here, "edge") as node:
+        assert len(node.push(*made_up(12)).refused) == MAX_ITEMS
+    assert sum(calls) > 2 * 12 * 256
+    assert max(calls) <= 2 * 256
+
+
+def test_generations_that_nobody_has_begun_count_as_messages(
+    make_settings: Callable[..., Settings], client: redis.Redis
+) -> None:
+    slow = make_settings(relay={"messages_per_second": 200})
+    with replica(slow) as here, Node(here, "edge") as node:
+        began = time.monotonic()
+        node.push(*made_up(3))
+        assert time.monotonic() - began > 1.5  # two seconds' worth come at once
+
+
+def test_a_step_that_was_refused_is_there_when_its_epoch_begins(
+    here: Replica, client: redis.Redis
+) -> None:
+    """Also if a neighbour has just named it."""
+    with Node(here, "middle") as liar, Node(here, "edge") as node:
+        assert refused([liar.push(("last", steps()))]) == ["epoch_over"]
+        begin(client)
+        assert node.push(("middle", steps())).refused == []
+
+
+def test_the_steps_of_many_generations_pass(
+    make_settings: Callable[..., Settings], client: redis.Redis
+) -> None:
+    """Three messages of 256 live generations, at once and without a wait."""
+    names = [f"gen_{number}" for number in range(256)]
+    for name in names:
+        begin(client, name=name)
+    together = Steps([Step(n, 1, 0, 1, 1, False) for n in names], "float32", 2, bytes(8 * 256))
+    with replica(make_settings()) as here, Node(here, "edge") as node:
+        for _ in range(3):
+            assert node.push(*[("middle", together)] * 3).refused == []
+    assert client.xlen(redis_keys.inbox("middle")) == 9
+
+
+def test_a_generation_beside_a_wrong_one_is_not_held_against_its_sender(
+    here: Replica, client: redis.Redis
+) -> None:
+    """Who lets one generation of a node flood would take all the others from it."""
+    begin(client)
+    begin(client, name="bystander")
+    both = [Step("gen", 1, 0, 1, 0, False), Step("bystander", 1, 0, 1, 0, False)]
+    with Node(here, "edge") as node:
+        flood(node, "middle", steps(rows=CAPACITY, wanted=0), 1)
+        ack = node.push(("middle", Steps(both, "float32", 2, bytes(16))))
+        assert sorted(refused([ack])) == ["flood", "in_bad_company"]
+    assert events(client) == [GenerationRefused("gen", 1, "edge", "flood")]
+    assert events(client, "bystander") == []

@@ -1,4 +1,5 @@
-"""Nodes let their inboxes fill up, each below what one may hold, until Redis is full."""
+"""Nodes let their inboxes fill up, each below what one may hold, until Redis is full, or does
+nothing but measure them."""
 
 import time
 from collections.abc import Callable
@@ -142,3 +143,35 @@ def test_an_inbox_ends_soon_after_its_node(
         begin(client, name="other", route=["edge", "away"])
         edge.push(("away", steps(name="other")))
         assert 0 < client.ttl(redis_keys.inbox("away")) <= 120
+
+
+def calls(client: redis.Redis, command: str) -> int:
+    """How often Redis has done a command, in scripts too."""
+    stats = client.info("commandstats").items()
+    return sum(each["calls"] for name, each in stats if name.startswith(f"cmdstat_{command}"))
+
+
+def test_a_long_inbox_is_not_measured_with_each_keep_alive(
+    make_settings: Callable[..., Settings], client: redis.Redis
+) -> None:
+    with replica(make_settings()) as here, Node(here, "middle") as node:
+        put(client, "middle", *[steps(**LONG)] * 16)  # two megabytes
+        before, began = calls(client, "memory"), time.monotonic()
+        for _ in range(15):
+            node.keep_alive()
+        seconds = time.monotonic() - began
+        assert 1 <= calls(client, "memory") - before <= 1 + seconds
+
+
+def test_keep_alives_without_end_are_answered_and_not_recorded(
+    make_settings: Callable[..., Settings], client: redis.Redis
+) -> None:
+    with replica(make_settings()) as here, Node(here, "middle") as node:
+        put(client, "middle", steps())
+        before, began = calls(client, "xlen"), time.monotonic()
+        for _ in range(300):
+            node.keep_alive()
+        seconds = time.monotonic() - began
+        # Two of them with each that is recorded, as the inbox has something unread.
+        assert calls(client, "xlen") - before <= 2 * (20 + 10 * seconds + 1)
+        assert client.exists(redis_keys.keepalive("middle"))

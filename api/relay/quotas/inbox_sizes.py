@@ -37,6 +37,13 @@ summed up again."""
 
 NOTED_SECONDS = 30.0
 
+MEASURED_BYTES_PER_SECOND = 2**24
+"""Of one node's inbox, with its keep-alives: Redis does nothing else while it measures. What is
+pushed is measured besides, as it grows."""
+
+MEASURED_AT_ONCE = 2**16
+"""Bytes up to which an inbox is measured with each keep-alive."""
+
 MAX_NOTED = 10_000
 
 MAX_EMPTIED = 64
@@ -108,6 +115,7 @@ class InboxSizes:
         self._max_one = settings.max_inbox_bytes
         self._max_all = settings.max_inboxes_bytes
         self._noted: dict[str, tuple[int, float]] = {}
+        self._due_at: dict[str, float] = {}
 
     def measure(self, node_id: str) -> Command:
         """The command that measures a node's inbox; its answer is for :meth:`measured`."""
@@ -121,14 +129,24 @@ class InboxSizes:
             log.warning("inbox_emptied", node_id=node_id, reason="inbox_full")
         return InboxSize(node_id, size, ttl)
 
+    def is_due(self, node_id: str) -> bool:
+        """Whether to measure a node's inbox with its keep-alive."""
+        return time.monotonic() >= self._due_at.get(node_id, 0.0)
+
     async def note(self, size: InboxSize) -> None:
-        """Sum up an inbox that its node reads, if it is long and has changed.
+        """Sum up an inbox that its node reads, if it is long and has changed. The longer it is, the
+        later it is due again.
 
         Raises:
             RedisError: Redis does not answer.
         """
         bytes_before, at = self._noted.get(size.node_id, (0, 0.0))
         now = time.monotonic()
+        self._due_at.pop(size.node_id, None)
+        if size.bytes > MEASURED_AT_ONCE:
+            if len(self._due_at) > MAX_NOTED:
+                self._due_at.clear()
+            self._due_at[size.node_id] = now + max(1.0, size.bytes / MEASURED_BYTES_PER_SECOND)
         if size.bytes <= NOTED_BYTES and not bytes_before:
             return
         if abs(size.bytes - bytes_before) <= NOTED_BYTES and now - at < NOTED_SECONDS:

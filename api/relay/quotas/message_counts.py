@@ -8,16 +8,16 @@ supervisor's events, until others lose what is theirs.
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mesh.wire import Step, Token
 from mesh.wire.limits import (
     EVENT_BURST,
     EVENTS_PER_SECOND,
-    MAX_DRAFT_TOKENS,
     MAX_TOKEN_TEXT,
     TOKEN_TEXT_ON_AVERAGE,
 )
+from mesh.wire.step_counts import StepCounts
 
 STEPS_AHEAD = 512
 """Of which the tokens are not known yet: what was read of the generation is some tenths of a second
@@ -32,12 +32,10 @@ StageKey = tuple[str, int, int]
 
 @dataclass(slots=True)
 class _Sent:
-    """What one stage has sent in one epoch: rows that nobody samples, of the prefill and of
-    replays; rows to sample; tokens, and their characters; seconds' worth of events."""
+    """What one stage has sent in one epoch: rows of hidden states; tokens, and their characters;
+    seconds' worth of events."""
 
-    prefilled: int = 0
-    replayed: int = 0
-    sampled: int = 0
+    rows: StepCounts = field(default_factory=StepCounts)
     tokens: int = 0
     characters: int = 0
     reports: int = 0
@@ -61,30 +59,14 @@ class MessageCounts:
             tokens: That the generation has; none if that is not known.
 
         Returns:
-            Whether the stage may still send it: each position once for the prefill and once for a
-            replay; and for each token one step, with draft tokens that are all rejected.
+            Whether the stage may still send it, see :class:`~mesh.wire.step_counts.StepCounts`.
         """
-        sent = self._sent(key)
-        if step.replay:
-            sent.replayed += step.rows
-        else:
-            sent.sampled += step.wanted
-            sent.prefilled += step.rows - step.wanted
         steps = capacity if tokens is None else min(capacity, tokens + STEPS_AHEAD)
-        return (
-            sent.replayed <= capacity
-            and sent.prefilled <= capacity
-            and sent.sampled <= (1 + MAX_DRAFT_TOKENS) * steps
-        )
+        return self._sent(key).rows.add(step, capacity, steps)
 
     def undo(self, key: StageKey, step: Step) -> None:
         """A step that was counted did not get through, and comes again."""
-        sent = self._sent(key)
-        if step.replay:
-            sent.replayed -= step.rows
-        else:
-            sent.sampled -= step.wanted
-            sent.prefilled -= step.rows - step.wanted
+        self._sent(key).rows.undo(step)
 
     def token(self, key: StageKey, token: Token, capacity: int) -> bool:
         """Count a token; whether the stage may still send it: each twice, since it comes again if
