@@ -201,7 +201,8 @@ class Recovery:
         if not earlier:
             return
         common = [each.suspects & fault.suspects for each in earlier]
-        if all(common) and await finder.bar(frozenset().union(*common), supervision.route):
+        both = {wallet for suspects in common for wallet in suspects}
+        if all(common) and await finder.bar(both, supervision.route):
             return
         raise GenerationOver("failed", GENERATION_FAILED)
 
