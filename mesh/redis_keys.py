@@ -87,6 +87,12 @@ def refusals(node_id: str) -> str:
     return f"node:{{{node_id}}}:refusals"
 
 
+def failed_users(node_id: str) -> str:
+    """Sorted set that expires: wallets of users whose generations failed at the node by its own
+    word since it last served one to its end, by the time of the newest failure."""
+    return f"node:{{{node_id}}}:failed_users"
+
+
 def refusal_pause(node_id: str) -> str:
     """Flag that expires: what the node says of its free KV does not count now."""
     return f"node:{{{node_id}}}:paused"

@@ -158,6 +158,9 @@ async def _write(
     )
     async with resources.sessions.begin() as db:
         await check_index(db, resources.settings.payments)
+        # Before the model's lock, for which everybody waits: what moves this wallet's money, such as
+        # many events of the chain, may have the row for a while.
+        await ledger.lock_wallet_soon(db, wallet)
         await ledger.check_available(db, wallet=wallet, amount=job.hold_far)
         await decision.admit(resources, db, wallet, quote, job.prompt_tokens + job.max_tokens)
         await _insert(db, job, wallet)

@@ -40,7 +40,7 @@ from market.ledger.accounts import (
 )
 from market.ledger.postings import capture, check_available, deposit, hold, release, settle
 from market.ledger.reversals import reverse
-from market.ledger.spending_caps import lower_cap, raise_cap
+from market.ledger.spending_caps import lock_wallet_soon, lower_cap, raise_cap
 from market.ledger.withdrawals import cancel_withdrawal, complete_withdrawal, request_withdrawal
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "deposit",
     "held",
     "hold",
+    "lock_wallet_soon",
     "lower_cap",
     "owed",
     "paid",

@@ -2,7 +2,7 @@
 
 from decimal import Decimal
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -35,6 +35,18 @@ async def lower_cap(db: AsyncSession, *, wallet: str, maximum: Decimal) -> None:
             },
         )
     )
+
+
+SOON_MS = 300
+"""Milliseconds that somebody waits for a wallet's row who keeps others waiting meanwhile."""
+
+
+async def lock_wallet_soon(db: AsyncSession, wallet: str) -> None:
+    """:func:`lock_wallet`, or an outage of Postgres if others have the row for longer than
+    :data:`SOON_MS`."""
+    await db.execute(text(f"SET LOCAL lock_timeout = {SOON_MS}"))
+    await lock_wallet(db, wallet)
+    await db.execute(text("SET LOCAL lock_timeout = DEFAULT"))
 
 
 async def lock_wallet(db: AsyncSession, wallet: str) -> None:

@@ -44,9 +44,41 @@ async def record(redis: Redis, discovery: DiscoverySettings, node_id: str) -> in
     return count
 
 
+_RECORD_USER = """
+local now = redis.call('TIME')
+local seconds = tonumber(now[1]) + tonumber(now[2]) / 1e6
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', seconds - tonumber(ARGV[2]))
+redis.call('ZADD', KEYS[1], seconds, ARGV[1])
+redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - tonumber(ARGV[3]))
+redis.call('EXPIRE', KEYS[1], math.ceil(tonumber(ARGV[2])))
+return redis.call('ZCARD', KEYS[1])
+"""
+"""How many users, up to as many as matter. Key: users. Arguments: the user, seconds for which a
+failure counts, users that matter."""
+
+
+async def record_failure(
+    redis: Redis, discovery: DiscoverySettings, node_id: str, user: str
+) -> None:
+    """Count that a node failed on the input of a user's generation, by its own word. From several
+    users on, each failure counts as a refusal, until the node has served a generation to its end:
+    one user alone chooses his prompts, and so what nodes fail on."""
+    users: int = await redis.eval(  # type: ignore[misc]
+        _RECORD_USER,
+        1,
+        redis_keys.failed_users(node_id),
+        user.lower(),
+        str(discovery.dispute_window),
+        str(discovery.failed_users),
+    )
+    if users >= discovery.failed_users:
+        await record(redis, discovery, node_id)
+
+
 async def forget(redis: Redis, node_ids: Iterable[str]) -> None:
-    """Nodes have served a generation to its end: their refusals before that count no more."""
+    """Nodes have served a generation to its end: their refusals and failures before that count no
+    more."""
     async with redis.pipeline(transaction=False) as pipe:
         for node_id in node_ids:
-            pipe.delete(redis_keys.refusals(node_id))
+            pipe.delete(redis_keys.refusals(node_id), redis_keys.failed_users(node_id))
         await pipe.execute()

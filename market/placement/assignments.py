@@ -38,7 +38,7 @@ async def record_restart(
             for change in rebalance.changes
         ]
         return None
-    await rebalances.fail(db, rebalance, f"its owner has another span for {known.node_id}")
+    await rebalances.fail(db, rebalance, "its owner has another span", at=[known.node_id])
     _log_end(rebalance)
     return rebalance
 
@@ -68,7 +68,7 @@ async def _advance(
     async with resources.sessions.begin() as db:
         rebalance = await _rebalance_of(db, node_id)
         if rebalance is not None and heartbeat.cannot_serve == assigned:
-            await rebalances.fail(db, rebalance, f"{node_id} could not load its span")
+            await rebalances.fail(db, rebalance, "could not load its span", at=[node_id])
         elif rebalance is not None and assigned in heartbeat.serves:
             switches = await rebalances.record_loaded(db, rebalance, node_id)
         elif rebalance is not None:

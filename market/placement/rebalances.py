@@ -6,8 +6,9 @@ between one node's new span and another's old span without a node.
 """
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 from zlib import crc32
 
 from redis.asyncio import Redis
@@ -114,7 +115,7 @@ async def record_loaded(db: AsyncSession, rebalance: Rebalance, node_id: str) ->
         .with_for_update()
     )
     if left := set(nodes_of(rebalance)).difference(movable):
-        await fail(db, rebalance, f"not to be moved any more: {', '.join(sorted(left))}")
+        await fail(db, rebalance, "not to be moved any more", at=left)
         return []
     switches = [SpanSwitch(change["node_id"], tuple(change["new"])) for change in rebalance.changes]
     for switch in switches:
@@ -129,11 +130,25 @@ async def record_loaded(db: AsyncSession, rebalance: Rebalance, node_id: str) ->
 
 
 async def fail(
-    db: AsyncSession, rebalance: Rebalance, reason: str, *, state: str = "failed"
+    db: AsyncSession,
+    rebalance: Rebalance,
+    reason: str,
+    *,
+    at: Collection[str],
+    state: Literal["failed", "expired"] = "failed",
 ) -> None:
-    """End a rebalance; all nodes keep their spans."""
-    rebalance.reason = reason[:100]
+    """End a rebalance; all nodes keep their spans. ``at``: ids of the nodes for which it ends, for
+    all of which the reason holds."""
+    rebalance.reason = f"{reason}: {', '.join(sorted(at))}"[:100]
+    rebalance.changes = [
+        change | {"failed": change["node_id"] in at} for change in rebalance.changes
+    ]
     await _end(db, rebalance, state)
+
+
+def not_loaded(rebalance: Rebalance) -> list[str]:
+    """Ids of the nodes of a rebalance that have not loaded their new spans."""
+    return [change["node_id"] for change in rebalance.changes if not change["loaded"]]
 
 
 async def publish_switches(redis: Redis, switches: Sequence[SpanSwitch]) -> None:
@@ -177,7 +192,8 @@ async def assigned_span(redis: Redis, node_id: str) -> tuple[int, int] | None:
 
 
 async def failed_within(db: AsyncSession, model_id: str, seconds: float) -> set[str]:
-    """Ids of nodes of rebalances that failed or expired within the last ``seconds``."""
+    """Ids of nodes for which rebalances failed or expired within the last ``seconds``, and of all
+    nodes of their wallets; not of the others that were to change with them."""
     rows = await db.scalars(
         select(Rebalance).where(
             Rebalance.model_id == model_id,
@@ -185,7 +201,19 @@ async def failed_within(db: AsyncSession, model_id: str, seconds: float) -> set[
             Rebalance.ended_at > func.now() - dt.timedelta(seconds=seconds),
         )
     )
-    return {node_id for rebalance in rows for node_id in nodes_of(rebalance)}
+    failed = {
+        change["node_id"]
+        for rebalance in rows
+        for change in rebalance.changes
+        if change.get("failed", True)  # rows of older versions do not say for which
+    }
+    wallets = select(RegisteredNode.wallet_address).where(RegisteredNode.node_id.in_(failed))
+    siblings = await db.scalars(
+        select(RegisteredNode.node_id).where(
+            RegisteredNode.model_id == model_id, RegisteredNode.wallet_address.in_(wallets)
+        )
+    )
+    return failed | set(siblings)
 
 
 async def switched_within(db: AsyncSession, model_id: str, seconds: float) -> bool:

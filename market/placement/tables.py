@@ -37,7 +37,8 @@ class Rebalance(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     model_id: Mapped[str] = mapped_column(String(255))
     changes: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
-    """By node: ``node_id``, ``old`` and ``new`` span as ``[start, end]``, and ``loaded``."""
+    """By node: ``node_id``, ``old`` and ``new`` span as ``[start, end]``, and ``loaded``;
+    after a failure also ``failed``: whether it was for this node."""
     steps_before: Mapped[float]
     steps_after: Mapped[float]
     """Steps a second of all nodes together, as predicted."""

@@ -56,6 +56,11 @@ class DiscoverySettings(BaseModel):
     dispute_window: float = Field(600, gt=0)
     """Seconds for which a dispute counts, and a refusal of what a node's keep-alives offered."""
 
+    failed_users: int = Field(3, ge=1)
+    """Different users on whose generations a node failed by its own word, without serving one to
+    its end between, until each such failure counts as a refusal. One alone could choose by his
+    prompts which nodes are paused."""
+
     @field_validator("dht_bootstrap", "dht_announced", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

@@ -26,6 +26,7 @@ class PlacementSettings(BaseModel):
     move_limit: float = Field(1800, gt=0)
     """Seconds that the nodes of a move get to load: 70 GB from a hub, by 40 MB a second."""
     retry: float = Field(3600, ge=0)
-    """Seconds for which nodes stay where they are whose move came to nothing."""
+    """Seconds for which nodes stay where they are for which a move came to nothing, and all others
+    of their wallets."""
     loading_limit: float = Field(900, gt=0)
     """Seconds for which a node that has registered and loads counts as serving its span."""

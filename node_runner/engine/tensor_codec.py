@@ -7,11 +7,9 @@ from mesh.errors import WireError
 from mesh.wire import INT8_BLOCK, Steps
 from node_runner.engine.device.tensors import DTYPES
 
-_FLOAT16_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
-
 
 def to_bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
-    """Hidden states as :class:`mesh.wire.Steps` carry them.
+    """Hidden states as :class:`mesh.wire.Steps` carry them: finite ones stay finite.
 
     Args:
         tensor: ``[rows, width]``.
@@ -22,7 +20,7 @@ def to_bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
     """
     if dtype == "int8":
         return _bytes(_quantized(tensor))
-    return _bytes(tensor.to(DTYPES[dtype]).cpu().contiguous().view(torch.uint8))
+    return _bytes(_converted(tensor, DTYPES[dtype]).cpu().contiguous().view(torch.uint8))
 
 
 def from_steps(
@@ -30,8 +28,7 @@ def from_steps(
 ) -> torch.Tensor:
     """The hidden states of all steps, one after the other.
 
-    Values that float16 cannot hold become its largest: the sender computes in another dtype, where
-    they are finite.
+    What was finite on the wire stays finite: the sender may compute in another dtype.
 
     Args:
         steps: As they came.
@@ -52,8 +49,16 @@ def from_steps(
         hidden = _dequantized(received, steps.rows, width)
     else:
         hidden = received.view(DTYPES[steps.dtype]).view(steps.rows, width)
-    if dtype is torch.float16 and hidden.dtype is not dtype:
-        hidden = hidden.float().clamp(*_FLOAT16_RANGE)
+    return _converted(hidden, dtype)
+
+
+def _converted(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """In another dtype. Finite values that it cannot hold become its largest; what is not finite
+    stays so."""
+    largest = torch.finfo(dtype).max
+    if torch.finfo(hidden.dtype).max > largest:
+        hidden = hidden.float()
+        hidden = torch.where(hidden.isinf(), hidden, hidden.clamp(-largest, largest))
     return hidden.to(dtype)
 
 

@@ -64,6 +64,19 @@ async def test_several_wallets_are_believed(resources: Resources, redis: Redis) 
     assert await cools_down(redis, *(f"accuser {number}" for number in range(3))) == [False] * 3
 
 
+async def test_values_that_are_not_finite_cool_nobody_down_however_many_accuse(
+    resources: Resources, redis: Redis
+) -> None:
+    """Any node before the two may have caused them."""
+    for number in range(4):
+        accuser = f"accuser {number}"
+        await join_route(redis, liar=accuser)
+        await accused_once(resources, redis, accuser, "not_finite")
+        await redis.delete(redis_keys.node(accuser))
+        assert await cools_down(redis, VICTIM, accuser) == [False, False]
+    assert not await redis.exists(redis_keys.disputes(VICTIM))
+
+
 async def test_who_accuses_several_wallets_is_taken_off_the_routes(
     resources: Resources, redis: Redis
 ) -> None:
@@ -116,15 +129,16 @@ async def test_the_only_edge_goes_on_without_its_accuser(
         await made.finish()
 
 
+@pytest.mark.parametrize("code", ["not_finite", "wire_error"])
 async def test_accusations_that_the_generation_never_gets_past_count_against_nobody(
-    resources: Resources, redis: Redis
+    resources: Resources, redis: Redis, code: str
 ) -> None:
     """It may be the prompt that spoils hidden states: a user would choose who is accused."""
     for number in range(4):
         await join_route(redis, liar=f"receiver {number}")
         async with generation(resources) as made:
             _, victim, receiver = await made.next_route()
-            await made.accuse(receiver, victim, "not_finite")
+            await made.accuse(receiver, victim, code)
             assert await made.next_route() == ["spare"]
             await made.say(PLATFORM, wire.Cancel(made.id, made.epoch))
             await made.ended()

@@ -185,7 +185,9 @@ async def test_a_cached_prefix_is_cheaper_and_never_more_than_the_prompt(
                 reused = wire.PrefixReused(job.request_id, 1, cached)
                 await messaging.publish_event(redis, reused, sender=EDGE)
             await write(redis, job, 1, 2)
-            await messaging.publish_event(redis, wire.Ended(job.request_id, 1, "stop", 2), sender=EDGE)
+            await messaging.publish_event(
+                redis, wire.Ended(job.request_id, 1, "stop", 2), sender=EDGE
+            )
             counted = min(cached, PROMPT)
             prompt = PROMPT_PRICE * (PROMPT - counted) + CACHED_PRICE * counted
             cost = prompt + 2 * job.price_per_token_far
@@ -202,7 +204,9 @@ async def test_computing_a_prompt_again_costs_its_user_nothing(
         job = await submit(resources)
         async with supervised(resources, job):
             await wait_for_first_epoch(resources, redis, job)
-            await messaging.publish_event(redis, wire.PrefixReused(job.request_id, 1, 64), sender=EDGE)
+            await messaging.publish_event(
+                redis, wire.PrefixReused(job.request_id, 1, 64), sender=EDGE
+            )
             await write(redis, job, 1, 5)
             refused = wire.GenerationRefused(job.request_id, 1, LAST, "not_finite")
             await messaging.publish_event(redis, refused, sender=refused.node_id)
@@ -212,7 +216,9 @@ async def test_computing_a_prompt_again_costs_its_user_nothing(
 
             await wait_for(replaced)
             await write_on(redis, job, 5, 7)
-            await messaging.publish_event(redis, wire.Ended(job.request_id, 2, "stop", 7), sender=EDGE)
+            await messaging.publish_event(
+                redis, wire.Ended(job.request_id, 2, "stop", 7), sender=EDGE
+            )
             cost = PROMPT_PRICE * (PROMPT - 64) + CACHED_PRICE * 64 + 7 * job.price_per_token_far
             await assert_charged(resources, job, cost, {EDGE: PROMPT, LAST: 0, "spare": PROMPT})
 

@@ -224,7 +224,8 @@ async def end(resources: Resources, redis: Redis, job: Job) -> None:
     """The edge writes all tokens, and says that it has."""
     epoch = (await reload(resources, job)).epoch
     await write(redis, job, epoch, TOKENS)
-    await messaging.publish_event(redis, wire.Ended(job.request_id, epoch, "stop", TOKENS))
+    ended = wire.Ended(job.request_id, epoch, "stop", TOKENS)
+    await messaging.publish_event(redis, ended, sender="node_0")
 
 
 async def test_a_command_without_an_answer_is_not_sent_again(

@@ -68,9 +68,10 @@ async def _end_if_stuck(
             gone.append(node_id)
     age = (dt.datetime.now(dt.UTC) - current.proposed_at).total_seconds()
     if gone:
-        await rebalances.fail(db, current, f"gone: {', '.join(sorted(gone))}")
+        await rebalances.fail(db, current, "gone", at=gone)
     elif age > resources.settings.placement.move_limit:
-        await rebalances.fail(db, current, "not loaded in time", state="expired")
+        late = rebalances.not_loaded(current)
+        await rebalances.fail(db, current, "not loaded in time", at=late, state="expired")
     else:
         return
     log.warning(

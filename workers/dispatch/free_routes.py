@@ -75,4 +75,5 @@ class FreeRoutes:
             tier_rule=tiers.tier_rule(job.tier),
             prefer=frozenset(hop.node_id for hop in job.state.hops if hop in self._hops),
         )
-        return tuple(replace(request, avoid=avoid) for avoid in job.state.avoidance.in_turn())
+        nodes = [each.node for each in self._live]
+        return tuple(replace(request, avoid=avoid) for avoid in job.state.avoidance.in_turn(nodes))

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -52,25 +52,39 @@ class AvoidedDispute(NamedTuple):
 @dataclass(slots=True)
 class Avoidance:
     """Nodes that one generation avoids. ``nodes``: their ids, and until when (Unix time) each is
-    avoided."""
+    avoided. ``wallets``: of nodes in dispute, by node id, whose other nodes are no better.
+    ``barred``: wallets none of whose nodes serves it again."""
 
     nodes: dict[str, float] = field(default_factory=dict)
     disputes: list[AvoidedDispute] = field(default_factory=list)
+    wallets: dict[str, str] = field(default_factory=dict)
+    barred: set[str] = field(default_factory=set)
 
-    def in_turn(self) -> Iterator[frozenset[str]]:
-        """Nodes to leave out: at first all that are avoided or in dispute; then of each dispute
-        one side, and who is in several; at last one side alone."""
+    def in_turn(self, nodes: Iterable[Node]) -> Iterator[frozenset[str]]:
+        """Nodes to leave out, of those that there are: at first all that are avoided or in dispute;
+        then of each dispute one side, and who is in several; at last one side alone. Before
+        another node of a wallet may serve for one in dispute, those of other wallets may."""
         now = time.time()
+        wallet_of = {n.node_id: n.wallet_address for n in nodes} if self._by_wallet else {}
         disputes = [each for each in self.disputes if each.until > now]
         never = frozenset(node_id for node_id, until in self.nodes.items() if until > now)
+        never |= {node_id for node_id, wallet in wallet_of.items() if wallet in self.barred}
         ones = {each.node_id for each in disputes}
         others = {each.other for each in disputes if each.other is not None}
+        count = Counter(n for each in disputes for n in {each.node_id, each.other})
+        several = {node_id for node_id, times in count.items() if node_id and times > 1}
+        if disputes and self.wallets:
+            for side in (ones | others, several | ones, ones):
+                wallets = {self.wallets.get(node_id) for node_id in side}
+                yield never | side | {n for n, wallet in wallet_of.items() if wallet in wallets}
         yield never | ones | others
         if disputes:
-            count = Counter(n for each in disputes for n in {each.node_id, each.other})
-            several = {node_id for node_id, times in count.items() if node_id and times > 1}
             yield from (never | several | side for side in (ones, others))
             yield from (never | side for side in (ones, others) if several)
+
+    @property
+    def _by_wallet(self) -> bool:
+        return bool(self.wallets or self.barred)
 
 
 class RouteFinder:
@@ -100,6 +114,16 @@ class RouteFinder:
         ``other``: none if there is no other; then the node serves where no other can."""
         self._avoidance.disputes.append(AvoidedDispute(node_id, other, time.time() + seconds))
 
+    def avoid_wallets(self, wallets: Mapping[str, str]) -> None:
+        """Leave out with a node that is in dispute all others of its wallet, as far as there is a
+        route without them. ``wallets``: by node id."""
+        self._avoidance.wallets.update(wallets)
+
+    async def bar(self, wallets: Collection[str], serving: Collection[Hop]) -> bool:
+        """Use no node of these wallets again; whether there is a route without them now."""
+        self._avoidance.barred.update(wallets)
+        return await self.find(serving) is not None
+
     async def find(self, serving: Collection[Hop]) -> list[Node] | None:
         """The cheapest route now; none if there is none.
 
@@ -116,7 +140,7 @@ class RouteFinder:
             prefer={node.node_id for node in available if Hop.of(node) in serving},
         )
         route = None
-        for avoid in self._avoidance.in_turn():
+        for avoid in self._avoidance.in_turn([each.node for each in live]):
             request = replace(request, avoid=avoid)
             route = cheapest_route(live, request) if enough_nodes(self._model, live) else None
             if route is not None:

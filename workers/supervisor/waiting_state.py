@@ -26,6 +26,23 @@ class Pending(NamedTuple):
     opponent: str | None
 
 
+class InputFault(NamedTuple):
+    """An error that the prompt may have caused, after so many tokens. ``hop``: where. ``suspects``:
+    wallets one of which may have caused it instead; the operator trusts none of them."""
+
+    tokens: int
+    hop: Hop
+    suspects: frozenset[str] = frozenset()
+
+    def repeats(self, other: "InputFault") -> bool:
+        """Whether it is at the same token and the same layers as another."""
+        return (
+            self.tokens == other.tokens
+            and self.hop.start_layer < other.hop.end_layer
+            and other.hop.start_layer < self.hop.end_layer
+        )
+
+
 @dataclass(slots=True)
 class WaitingState:
     """What a supervision knows that is neither in the job's row nor in Redis.
@@ -37,8 +54,8 @@ class WaitingState:
     the prompt's prefixes.
 
     Of recovery: ``tolerated``: what was tolerated once of each node; ``refusals``: how often each
-    has refused; ``pending``, ``input_faults``: tokens and hops at which the prompt may have caused
-    an error; ``failures``, ``rounds``: how many routes have failed, and how many in a row brought
+    has refused; ``pending``, ``input_faults``: errors that the prompt may have caused;
+    ``failures``, ``rounds``: how many routes have failed, and how many in a row brought
     no token; ``tokens_before``: tokens when the newest epoch was begun.
     """
 
@@ -51,7 +68,7 @@ class WaitingState:
     tolerated: set[tuple[str, str]] = field(default_factory=set)
     refusals: Counter[str] = field(default_factory=Counter)
     pending: list[Pending] = field(default_factory=list)
-    input_faults: list[tuple[int, Hop]] = field(default_factory=list)
+    input_faults: list[InputFault] = field(default_factory=list)
     failures: int = 0
     rounds: int = 0
     tokens_before: int = -1

@@ -11,7 +11,7 @@ from workers.supervisor import epochs
 from workers.supervisor.claims import Dispute, Failure, Fault, OwnFault
 from workers.supervisor.errors import GenerationOver
 from workers.supervisor.supervision import Supervision
-from workers.supervisor.waiting_state import Pending
+from workers.supervisor.waiting_state import InputFault, Pending
 
 log = structlog.get_logger()
 
@@ -49,13 +49,15 @@ class Recovery:
                 )
             case Failure(node_id=node_id):
                 if code in INPUT_FAULTS:
-                    self._note_input_fault(node_id, tokens)
+                    await self._count_user(node_id)
+                    await self._note_input_fault(node_id, node_id, fault.before, tokens)
                 await self._pend(tokens, {node_id: None})
                 self._avoid_dispute(node_id, fault.before, code)
             case Dispute(node_id=node_id, accused=accused):
-                if code in INPUT_FAULTS:
-                    self._note_input_fault(accused, tokens)
-                await self._pend(tokens, {node_id: accused, accused: node_id})
+                if code in INPUT_FAULTS:  # which any node before them may have caused
+                    await self._note_input_fault(accused, node_id, accused, tokens)
+                else:
+                    await self._pend(tokens, {node_id: accused, accused: node_id})
                 self._avoid_dispute(node_id, accused, code)
             case _:
                 await self._penalise([fault.node_id], code)
@@ -160,19 +162,49 @@ class Recovery:
             await epochs.close(supervision, moved, supervision.epoch)
             supervision.route = [hop for hop in supervision.route if hop not in moved]
 
-    def _note_input_fault(self, node_id: str, tokens: int) -> None:
-        """An error that the prompt may have caused, at a node. What has failed twice at one point
-        is not tried a third time, and costs no node anything.
+    async def _count_user(self, node_id: str) -> None:
+        """A node has failed on the input of this generation's user, by its own word."""
+        supervision = self._supervision
+        discovery = supervision.resources.settings.discovery
+        wallet = (await supervision.wallets()).get(node_id)
+        if wallet is not None and not trusts(discovery, wallet):
+            user = supervision.job.user_wallet
+            await refusals.record_failure(supervision.redis, discovery, node_id, user)
+
+    async def _note_input_fault(
+        self, at: str, node_id: str, before: str | None, tokens: int
+    ) -> None:
+        """An error that the prompt may have caused, or either of two nodes. What has failed twice
+        at one point, where no one wallet can have caused both, is not tried a third time.
+
+        Args:
+            at: The node whose layers raised it.
+            node_id: Says so.
+            before: Has sent the input; none at the edge.
+            tokens: How many there were.
 
         Raises:
-            GenerationOver: the error came at the same token and the same layers before.
+            GenerationOver: the error came before, and others' nodes had it, or there are none.
         """
-        [hop] = [hop for hop in self._supervision.route if hop.node_id == node_id]
-        for at, other in self._state.input_faults:
-            overlap = hop.start_layer < other.end_layer and other.start_layer < hop.end_layer
-            if at == tokens and overlap:
-                raise GenerationOver("failed", GENERATION_FAILED)
-        self._state.input_faults.append((tokens, hop))
+        supervision, finder = self._supervision, self._supervision.route_finder
+        discovery = supervision.resources.settings.discovery
+        wallets = {
+            each: wallet
+            for each, wallet in (await supervision.wallets()).items()
+            if each in (node_id, before) and not trusts(discovery, wallet)
+        }
+        finder.avoid_wallets(wallets)
+        [hop] = [hop for hop in supervision.route if hop.node_id == at]
+        fault = InputFault(tokens, hop, frozenset(wallets.values()))
+        earlier = [each for each in self._state.input_faults if each.repeats(fault)]
+        self._state.input_faults.append(fault)
+        if not earlier:
+            return
+        common = [each.suspects & fault.suspects for each in earlier]
+        both = {wallet for suspects in common for wallet in suspects}
+        if all(common) and await finder.bar(both, supervision.route):
+            return
+        raise GenerationOver("failed", GENERATION_FAILED)
 
     async def _pend(self, tokens: int, opponents: dict[str, str | None]) -> None:
         """Note against whom this counts, if the generation gets past it: nodes, and the nodes that

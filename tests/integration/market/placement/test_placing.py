@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from market.nodes import live_lookup, live_registry
 from market.nodes.tables import RegisteredNode
+from market.placement import rebalances
 from market.placement.tables import Rebalance
 from market.resources import Resources, open_resources
 from market.routing.eligibility import SkipReason
@@ -186,7 +187,8 @@ async def test_a_node_that_cannot_load_stays_and_is_not_asked_again(
     assert not answer["should_rebalance"]
     assert not (await first.heartbeat(ms=10))["should_rebalance"]
     await rebalance(resources)
-    [found] = await recorded(resources)
+    [found, *later] = await recorded(resources)
+    assert all(second.id not in rebalances.nodes_of(each) for each in later)
     assert (found.state, second.id in (found.reason or "")) == ("failed", True)
 
 
