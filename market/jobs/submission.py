@@ -158,8 +158,8 @@ async def _write(
     )
     async with resources.sessions.begin() as db:
         await check_index(db, resources.settings.payments)
-        # Before the model's lock, for which everybody waits: what moves this wallet's money, such as
-        # many events of the chain, may have the row for a while.
+        # Before the model's lock, for which everybody waits: others, such as many events of the
+        # chain, may have this wallet's row for a while.
         await ledger.lock_wallet_soon(db, wallet)
         await ledger.check_available(db, wallet=wallet, amount=job.hold_far)
         await decision.admit(resources, db, wallet, quote, job.prompt_tokens + job.max_tokens)

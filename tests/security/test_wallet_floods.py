@@ -6,6 +6,7 @@ import asyncio
 import httpx
 import pytest
 
+from market.ledger import spending_caps
 from tests.support.gateway.api import (
     ASYNC,
     GENERATE,
@@ -97,3 +98,16 @@ async def test_a_single_job_may_have_more_positions_than_many_together(gateway: 
     gateway.services.settings.limits.positions_in_flight_per_wallet = 10
     assert (await submit(gateway, max_tokens=100)).status_code == 202
     problem(await submit(gateway, max_tokens=1), 429, "too_many_in_flight")
+
+
+async def test_a_wallet_whose_money_is_busy_keeps_no_other_from_its_turn(limited: Gateway) -> None:
+    """Something moves a wallet's money for long, as many events of the chain might."""
+    await limited.deposit(wallet=OTHER_WALLET)
+    async with limited.sessions.begin() as db:
+        await spending_caps.lock_wallet(db, WALLET)
+        blocked = asyncio.gather(*(submit(limited) for _ in range(3)))
+        await asyncio.sleep(0.1)
+        assert (await submit(limited, OTHER_WALLET)).status_code == 202
+        for answer in await blocked:
+            problem(answer, 503, "unavailable")
+    assert (await submit(limited)).status_code == 202
