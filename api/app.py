@@ -96,8 +96,8 @@ def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) 
         RequestLimit,
         auth=settings.auth,
         sizes=sizes,
-        uncounted={EXCHANGE_PATH},
-        with_token={generate.PATH},
+        uncounted={EXCHANGE_PATH, *health.PATHS},
+        with_token={generate.PATH} if generate.router in routers else (),
     )
     for router in routers:
         app.include_router(router)

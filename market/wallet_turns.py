@@ -9,18 +9,27 @@ from weakref import WeakValueDictionary
 T = TypeVar("T")
 
 
+class WalletLocks:
+    """A lock of one process for each wallet that somebody waits for."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, wallet: str) -> asyncio.Lock:
+        return self._locks.setdefault(wallet, asyncio.Lock())
+
+
 class WalletTurns:
     """Turns of one process. A wallet waits for its own turn before it waits among the wallets."""
 
     def __init__(self, at_once: int) -> None:
         self._process = asyncio.Semaphore(at_once)
-        self._wallets: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._wallets = WalletLocks()
 
     async def run(self, wallet: str, work: Callable[[], T]) -> T:
         """Do the work in a thread, in the wallet's turn. The turn lasts as long as the work, also
         if nobody waits for that any more."""
-        own = self._wallets.setdefault(wallet, asyncio.Lock())
-        async with own, self._process:
+        async with self._wallets.of(wallet), self._process:
             working = asyncio.ensure_future(asyncio.to_thread(work))
             try:
                 return await asyncio.shield(working)

@@ -36,6 +36,7 @@ class BodySizes:
         method, path = scope["method"], scope["path"]
         if method not in WITH_BODY:
             return 0
-        if not any(method in methods and regex.match(path) for methods, regex in self._routes):
+        methods = [methods for methods, regex in self._routes if regex.match(path)]
+        if methods and not any(method in each for each in methods):
             return 0
-        return self._large.get(path, self._small)
+        return self._large.get(path, self._small)  # also where there is nothing: that is told

@@ -16,6 +16,9 @@ from market.nodes import live_lookup
 from market.outages import postgres_answers, redis_answers
 from market.settings.limits import LimitSettings
 
+PATHS = ("/healthz", "/readyz", "/metrics")
+"""Asked by the operator's own machines, also while Redis is away."""
+
 router = APIRouter(tags=["health"])
 
 PROBE_TIMEOUT = 2.0

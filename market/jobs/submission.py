@@ -94,7 +94,7 @@ async def _submit(
         async with resources.sessions() as db:
             await ledger.check_available(db, wallet=wallet, amount=least, at_least=True)
     token_ids = await prompt_tokens.tokenize(resources, wallet, request)
-    async with resources.submissions:
+    async with resources.submitting.of(wallet), resources.submissions:
         await check_remembered()
         quote = await quote_of(resources, request, token_ids)
         return await _write(resources, wallet, request, quote, idempotency)

@@ -37,7 +37,7 @@ async def lower_cap(db: AsyncSession, *, wallet: str, maximum: Decimal) -> None:
     )
 
 
-SOON_MS = 300
+SOON_MS = 2000
 """Milliseconds that somebody waits for a wallet's row who keeps others waiting meanwhile."""
 
 
