@@ -64,8 +64,9 @@ async def cools_down(redis: Redis, *node_ids: str) -> list[bool]:
 class Generation:
     """A supervised generation. ``epoch``: the newest whose route the test has seen."""
 
-    def __init__(self, resources: Resources, job: Job) -> None:
+    def __init__(self, resources: Resources, job: Job, supervising: asyncio.Task[None]) -> None:
         self._resources, self._redis = resources, resources.redis
+        self._supervising = supervising
         self.id, self.job, self.epoch = job.request_id, job, 0
         self._read: dict[str, str] = {}
 
@@ -123,6 +124,7 @@ class Generation:
             return (await self.row()).status in ("completed", "failed")
 
         await wait_for(is_over)
+        await asyncio.wait([self._supervising], timeout=PATIENCE)  # what it notes after the end
         return await self.row()
 
     async def pings(self, node_id: str) -> list[int]:
@@ -168,7 +170,7 @@ async def generation(
         await ledger.hold(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
     task = asyncio.create_task(supervise({"resources": resources}, job.request_id))
     try:
-        yield Generation(resources, job)
+        yield Generation(resources, job, task)
     finally:
         task.cancel()
         [error] = await asyncio.gather(task, return_exceptions=True)
