@@ -271,6 +271,7 @@ def test_this_list_has_what_is_parsed_of_strangers() -> None:
 JSON_OF_OUR_OWN = {
     "api/routes/inference/sse.py",
     "market/catalog/models.py",
+    "market/catalog/token_bytes.py",
     "market/chain/keystore_signer.py",
     "market/dht/directory.py",
     "market/escrow/artifacts.py",

@@ -95,7 +95,7 @@ async def test_a_body_that_is_no_login(empty_gateway: Gateway, body: str) -> Non
             "/api/auth/login", content=body, headers={"Content-Type": "application/json"}
         )
         taken.append(time.thread_time() - began)
-        assert answer.status_code in (400, 422), answer.text
+        assert answer.status_code in (400, 413, 422), answer.text
         assert answer.headers["content-type"] == "application/problem+json"
     assert min(taken) < 1, taken
 
@@ -115,7 +115,7 @@ async def test_prices_of_a_node_with_giant_exponents(empty_gateway: Gateway) -> 
         answer = await empty_gateway.client.post(
             "/api/nodes/register-distributed", json=body | {"min_price": price}
         )
-        assert answer.status_code in (404, 422), (price, answer.text)
+        assert answer.status_code in (404, 413, 422), (price, answer.text)
         assert time.thread_time() - began < 1, price
 
 
