@@ -43,6 +43,9 @@ FLOOR = 0.5e-3
 
 TRIES = 3
 
+ATTEMPTS = 4
+"""Comparisons of all lengths, of which one has to be as it should: a machine is busy at times."""
+
 
 def check_linear(call: Callable[[T], object], make: Callable[[int], T], name: str = "") -> None:
     """Compare times of the processor, the best of a few, between lengths that grow by four.
@@ -51,11 +54,16 @@ def check_linear(call: Callable[[T], object], make: Callable[[int], T], name: st
         call: What is timed; may raise whatever it raises on such input, which counts as an answer.
         make: An input of about so many characters.
     """
-    taken = [_best(call, make(length)) for length in LENGTHS]
-    for (length, shorter), (_, longer) in pairwise(zip(LENGTHS, taken, strict=True)):
-        assert longer <= MOST * max(shorter, FLOOR), (
+    for _ in range(ATTEMPTS):
+        taken = [_best(call, make(length)) for length in LENGTHS]
+        slow = [
             f"{name}: {longer:.4f} s for {4 * length} characters, {shorter:.4f} s for {length}"
-        )
+            for (length, shorter), (_, longer) in pairwise(zip(LENGTHS, taken, strict=True))
+            if longer > MOST * max(shorter, FLOOR)
+        ]
+        if not slow:
+            return
+    raise AssertionError(slow)
 
 
 def repeated(
