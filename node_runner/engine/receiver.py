@@ -120,6 +120,9 @@ class Receiver:
         if step.rows > MAX_STEP_ROWS or waiting > 2 * capacity:
             outputs.add(refuse_sender(generation, "flood"))
         elif generation.decoding is None:
+            if step.position + step.rows > capacity:
+                outputs.add(refuse_sender(generation, "capacity"))
+                return
             # Only the supervisor says up to where there are replays: they are not passed on.
             replay = step.replay and step.position + step.rows <= generation.resume.known
             if replay and generation.resume.keep:
