@@ -28,6 +28,7 @@ from benchmarks.simulated.money_movements import (
     fund,
 )
 from market import db
+from market.clients.postgres import TimeLimits
 from market.escrow.tables import ChainCursor
 from market.jobs import tables
 from market.ledger.integrity_check import IntegrityReport, check_integrity
@@ -66,7 +67,9 @@ async def measure(
     server.execute("CREATE DATABASE bench")
     url = server.url("bench")
     await upgrade(url)
-    engine, sessions = db.connect(url, pool_size=CONNECTIONS)
+    # Sixty-four connections wait for each other's rows: that is what is measured.
+    limits = TimeLimits(statement=600, lock=None, idle=60)
+    engine, sessions = db.connect(url, pool_size=CONNECTIONS, limits=limits)
     expected = ExpectedMoney(
         users=[f"0x{number:040x}" for number in range(users)],
         providers=[f"0xbb{number:038x}" for number in range(providers)],
