@@ -18,7 +18,7 @@ from benchmarks.checkpoints.models import BenchModel
 from benchmarks.common.machine import OtherCpuMeter
 from benchmarks.common.output import console, workspace, write_results
 from benchmarks.running import network
-from benchmarks.running.crowd import Crowd, CrowdResult
+from benchmarks.running.load_generator import LoadGenerator, LoadResult
 from benchmarks.running.user import User
 from market.settings.generation import GenerationSettings
 from stack.development_stack import DevelopmentStack
@@ -54,8 +54,8 @@ class Measured:
     process, before the load and after all of it has ended."""
 
     served_a_second: float
-    arriving: CrowdResult
-    at_once: CrowdResult
+    arriving: LoadResult
+    at_once: LoadResult
     memory: dict[str, tuple[float, float]]
 
 
@@ -89,15 +89,17 @@ async def _measure(
     report_progress: Callable[[str], None],
 ) -> Measured:
     prompts = [model.prompt(PROMPT_TOKENS, number) for number in range(PROMPTS)]
-    crowd = Crowd(users, prompts, load.tokens, stack.plan.api_url)
+    generator = LoadGenerator(users, prompts, load.tokens, stack.plan.api_url)
     async with Redis.from_url(stack.plan.redis_url) as redis:
         report_progress("measuring what it can serve")
-        served = await crowd.saturate(redis, jobs=16, seconds=SATURATION_SECONDS)
+        served = await generator.saturate(redis, jobs=16, seconds=SATURATION_SECONDS)
         before = _memory(stack)
         report_progress(f"{load.times:g} times as many, for {load.seconds:.0f} s")
-        arriving = await crowd.arrive(redis, rate=load.times * served, seconds=load.seconds)
+        arriving = await generator.run_open_loop(
+            redis, rate=load.times * served, seconds=load.seconds
+        )
         report_progress(f"{load.burst} at once")
-        at_once = await crowd.at_once(redis, load.burst)
+        at_once = await generator.at_once(redis, load.burst)
         after = _memory(stack)
     return Measured(
         served, arriving, at_once, {name: (before[name], after[name]) for name in PROCESSES}
@@ -120,8 +122,8 @@ def percentiles(values: Sequence[float], digits: int = 0) -> str:
     return " / ".join(f"{value:.{digits}f}" for value in (cuts[49], cuts[98], max(values)))
 
 
-def rows(name: str, result: CrowdResult) -> list[tuple[str, str]]:
-    """Lines of the table for one crowd."""
+def rows(name: str, result: LoadResult) -> list[tuple[str, str]]:
+    """Lines of the table for one load."""
     refusals = ", ".join(f"{count} {code}" for code, count in sorted(result.codes.items()))
     ends = ", ".join(f"{count} {end}" for end, count in sorted(result.ends.items()))
     found = [

@@ -9,7 +9,8 @@ from market.jobs import messaging
 from market.jobs.admission import throughput
 from market.resources import Resources
 from mesh import wire
-from tests.support.market.supervision import served, wait_for_completion, write
+from tests.support.jobs import write_tokens
+from tests.support.market.supervision import served, wait_for_completion
 
 
 async def test_what_was_copied_counts_toward_no_throughput(
@@ -19,7 +20,7 @@ async def test_what_was_copied_counts_toward_no_throughput(
         reused = wire.PrefixReused(job.request_id, 1, 2)
         await messaging.publish_event(redis, reused, sender="node_0")
         await asyncio.sleep(1)
-        await write(redis, job, 1, 3)
+        await write_tokens(redis, job, 1, 3)
         ended = wire.Ended(job.request_id, 1, "stop", 3)
         await messaging.publish_event(redis, ended, sender="node_0")
         await wait_for_completion(resources, job)

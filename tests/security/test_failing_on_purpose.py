@@ -11,7 +11,8 @@ from market.resources import Resources
 from mesh import redis_keys
 from mesh.wire.refusal_codes import GENERATION_FAILED, INVALID_REQUEST
 from tests.support.gateway.api import LAYERS
-from tests.support.market.supervised import cools_down, generation, join, wait_for
+from tests.support.jobs import until
+from tests.support.market.scripted_generation import cools_down, generation, join
 
 CODES = [GENERATION_FAILED, INVALID_REQUEST, "not_finite"]
 USERS = ["0x" + f"{number:02x}" * 20 for number in range(1, 6)]
@@ -132,7 +133,7 @@ async def test_what_a_node_serves_between_shows_that_it_works(
         async with generation(resources, user=user) as made:
             assert await made.next_route() == ["edge", "bad 0"]
             await made.finish()
-        await wait_for(partial(nobody_failed_on, redis, "bad 0"))
+        await until(partial(nobody_failed_on, redis, "bad 0"))
         await redis.delete(redis_keys.refusal_pause("bad 1"))
     assert not await redis.exists(redis_keys.refusals("bad 0"))
     assert await redis.exists(redis_keys.refusals("bad 1"))

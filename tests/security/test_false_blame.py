@@ -8,7 +8,7 @@ from market.resources import Resources
 from mesh import redis_keys, wire
 from mesh.wire import PLATFORM
 from tests.support.gateway.api import LAYERS
-from tests.support.market.supervised import Generation, cools_down, generation, join
+from tests.support.market.scripted_generation import Generation, cools_down, generation, join
 
 VICTIM, LIAR = "victim", "liar"
 ROUTE = ["edge", VICTIM, LIAR]

@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from market.resources import Resources
 from mesh.wire import Pong
 from tests.support.gateway.api import LAYERS
-from tests.support.market.supervised import Generation, cools_down, generation, join, wait_for
+from tests.support.jobs import until
+from tests.support.market.scripted_generation import Generation, cools_down, generation, join
 
 PROMPT = 50
 
@@ -106,7 +107,7 @@ async def test_an_answer_counts_only_from_the_node_itself(
         async def is_asked() -> bool:
             return bool(await made.pings("middle"))
 
-        await wait_for(is_asked)
+        await until(is_asked)
         for positions in range(1, 5):
             await made.say("last", Pong(made.id, 1, "middle", positions))
         answers = {"edge": always(PROMPT), "last": always(0)}
@@ -152,7 +153,7 @@ async def test_refusals_are_heard_while_pings_are_out(resources: Resources, redi
         async def is_asked() -> bool:
             return bool(await made.pings("middle"))
 
-        await wait_for(is_asked)
+        await until(is_asked)
         await made.accuse("last", "middle", "wire_error")
         assert await made.next_route() == ["spare"]
 

@@ -17,17 +17,9 @@ from market.resources import Resources
 from mesh import redis_keys, token_stream, wire
 from tests.conftest import MODEL_ID
 from tests.support.gateway.api import GENERATE, Gateway, all_nodes, node, problem, request_body
+from tests.support.jobs import POSITIONS, add_whole_node, reload, submit, until, write_tokens
 from tests.support.market.leases import expire
-from tests.support.market.supervision import (
-    POSITIONS,
-    add_whole_node,
-    reload,
-    submit,
-    supervised,
-    wait_for,
-    wait_for_first_epoch,
-    write,
-)
+from tests.support.market.supervision import supervised, wait_for_first_epoch
 from workers.crons.job_sweeper import sweep
 from workers.supervisor import completion
 from workers.supervisor.task import supervise
@@ -69,7 +61,7 @@ async def ended(resources: Resources, job: Job) -> None:
     async def look() -> bool:
         return (await reload(resources, job)).status in ("completed", "failed")
 
-    await wait_for(look)
+    await until(look)
 
 
 async def test_a_job_that_streams_to_its_deadline_costs_what_was_delivered(
@@ -93,7 +85,7 @@ async def test_a_job_whose_routes_all_failed_costs_what_was_delivered(
     await add_whole_node(redis, free_kv=POSITIONS)
     async with supervised(resources, job):
         await wait_for_first_epoch(resources, redis, job)
-        await write(redis, job, 1, 5)
+        await write_tokens(redis, job, 1, 5)
         refused = wire.GenerationRefused(job.request_id, 1, "node_0", "not_finite")
         await messaging.publish_event(redis, refused, sender="node_0")
         await ended(resources, job)
@@ -107,7 +99,7 @@ async def test_a_job_whose_nodes_are_gone_costs_what_was_delivered(
     await add_whole_node(redis, free_kv=POSITIONS)
     async with supervised(resources, job):
         await wait_for_first_epoch(resources, redis, job)
-        await write(redis, job, 1, 5)
+        await write_tokens(redis, job, 1, 5)
         await live_registry.evict(redis, "node_0", MODEL_ID)
         await redis.delete(redis_keys.live_record(job.request_id))  # another epoch is needed
         await ended(resources, job)
@@ -120,14 +112,14 @@ async def test_tokens_that_redis_lost_are_not_charged(resources: Resources, redi
     await add_whole_node(redis, free_kv=2 * POSITIONS)
     async with supervised(resources, job):
         await wait_for_first_epoch(resources, redis, job)
-        await write(redis, job, 1, 5)
+        await write_tokens(redis, job, 1, 5)
         keys = (redis_keys.live_record(job.request_id), redis_keys.tokens(job.request_id))
         await redis.delete(*keys)
 
         async def begun_again() -> bool:
             return (await reload(resources, job)).epoch == 2
 
-        await wait_for(begun_again)
+        await until(begun_again)
         async with resources.sessions.begin() as db:
             await db.execute(update(Job).values(cancel_requested=True))
         await messaging.publish_event(redis, wire.Cancel(job.request_id, 2), sender=wire.PLATFORM)
@@ -142,7 +134,7 @@ async def test_a_job_whose_prompt_was_erased_costs_what_was_delivered(
     await add_whole_node(redis, free_kv=POSITIONS)
     async with supervised(resources, job):
         await wait_for_first_epoch(resources, redis, job)
-        await write(redis, job, 1, 5)
+        await write_tokens(redis, job, 1, 5)
     async with resources.sessions.begin() as db:
         await db.execute(update(Job).values(request_cipher=None))
     await redis.delete(redis_keys.live_record(job.request_id))
@@ -159,7 +151,7 @@ async def test_a_job_whose_worker_is_gone_costs_what_was_delivered(
     await add_whole_node(redis, free_kv=POSITIONS)
     async with supervised(resources, job):
         await wait_for_first_epoch(resources, redis, job)
-        await write(redis, job, 1, 5)
+        await write_tokens(redis, job, 1, 5)
     await asyncio.sleep((job.deadline_at - dt.datetime.now(dt.UTC)).total_seconds() + 0.1)
     await expire(resources, job)
     await sweep({"resources": resources})

@@ -18,15 +18,9 @@ from market.resources import Resources
 from mesh import redis_keys, token_stream, wire
 from tests.support.factories import fund, session
 from tests.support.gateway.api import LAYERS, Gateway
+from tests.support.jobs import reload, until, write_tokens
 from tests.support.market.leases import expire
-from tests.support.market.supervision import (
-    add_node,
-    reload,
-    supervised,
-    wait_for,
-    wait_for_first_epoch,
-    write,
-)
+from tests.support.market.supervision import add_node, supervised, wait_for_first_epoch
 from workers.supervisor import completion
 from workers.supervisor.task import supervise
 
@@ -86,7 +80,7 @@ async def wait_for_end(resources: Resources, job: Job) -> Job:
     async def look() -> bool:
         return (await reload(resources, job)).status in ("completed", "failed")
 
-    await wait_for(look)
+    await until(look)
     return await reload(resources, job)
 
 
@@ -184,7 +178,7 @@ async def test_a_cached_prefix_is_cheaper_and_never_more_than_the_prompt(
             if cached:
                 reused = wire.PrefixReused(job.request_id, 1, cached)
                 await messaging.publish_event(redis, reused, sender=EDGE)
-            await write(redis, job, 1, 2)
+            await write_tokens(redis, job, 1, 2)
             await messaging.publish_event(
                 redis, wire.Ended(job.request_id, 1, "stop", 2), sender=EDGE
             )
@@ -207,14 +201,14 @@ async def test_computing_a_prompt_again_costs_its_user_nothing(
             await messaging.publish_event(
                 redis, wire.PrefixReused(job.request_id, 1, 64), sender=EDGE
             )
-            await write(redis, job, 1, 5)
+            await write_tokens(redis, job, 1, 5)
             refused = wire.GenerationRefused(job.request_id, 1, LAST, "not_finite")
             await messaging.publish_event(redis, refused, sender=refused.node_id)
 
             async def replaced() -> bool:
                 return (await reload(resources, job)).epoch == 2
 
-            await wait_for(replaced)
+            await until(replaced)
             await write_on(redis, job, 5, 7)
             await messaging.publish_event(
                 redis, wire.Ended(job.request_id, 2, "stop", 7), sender=EDGE
@@ -232,7 +226,7 @@ async def write_on(redis: Redis, job: Job, begin: int, end: int) -> None:
             written: int = await redis.eval(token_stream.APPEND_TOKEN, 2, *keys, 2, index, 7, "x")
             return written == 1
 
-        await wait_for(taken)
+        await until(taken)
 
 
 class Killed(Exception):

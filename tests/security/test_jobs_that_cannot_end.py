@@ -15,19 +15,16 @@ from market.jobs.tables import Job
 from market.prompt_vault import PromptText
 from market.resources import Resources
 from mesh import wire
-from tests.support.market.supervision import (
+from tests.support.jobs import (
     POSITIONS,
     add_whole_node,
-    balances,
     opened_requests,
     reload,
-    served,
     submit,
-    supervised,
-    wait_for,
-    wait_for_completion,
-    write,
+    until,
+    write_tokens,
 )
+from tests.support.market.supervision import balances, served, supervised, wait_for_completion
 from workers.dispatch import dispatcher, waiting_jobs
 from workers.dispatch.dispatcher import Dispatcher
 from workers.supervisor.task import supervise
@@ -49,7 +46,7 @@ async def test_a_job_that_was_left_for_a_month_ends(resources: Resources) -> Non
 
 async def test_an_edge_that_names_a_long_reason(resources: Resources, redis: Redis) -> None:
     async with served(resources, redis) as job:
-        await write(redis, job, 1, 3)
+        await write_tokens(redis, job, 1, 3)
         ended = wire.Ended(job.request_id, 1, "x" * 21, 3)
         await messaging.publish_event(redis, ended, sender="node_0")
         await wait_for_completion(resources, job)
@@ -69,7 +66,7 @@ async def test_an_edge_that_claims_caches_beyond_all_numbers(
         async def has_next_epoch() -> bool:
             return len(await opened_requests(redis)) > 1
 
-        await wait_for(has_next_epoch)
+        await until(has_next_epoch)
     assert (await reload(resources, job)).cached_prompt_tokens == job.prompt_tokens
 
 
@@ -97,7 +94,7 @@ async def test_a_job_with_a_state_that_nobody_can_read(resources: Resources, red
             async def is_open(job: Job = job) -> bool:
                 return job.request_id in await opened_requests(redis)
 
-            await wait_for(is_open)
+            await until(is_open)
 
 
 async def test_the_dispatcher_outlives_a_failure(
@@ -117,7 +114,7 @@ async def test_the_dispatcher_outlives_a_failure(
     async def has_looked_again() -> bool:
         return looks > 1
 
-    await wait_for(has_looked_again)
+    await until(has_looked_again)
     assert not running.done()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

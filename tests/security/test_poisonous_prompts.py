@@ -9,7 +9,7 @@ from market.resources import Resources
 from mesh import redis_keys
 from mesh.wire.refusal_codes import GENERATION_FAILED, INVALID_REQUEST
 from tests.support.gateway.api import LAYERS
-from tests.support.market.supervised import cools_down, generation, join
+from tests.support.market.scripted_generation import cools_down, generation, join
 
 CODES = [GENERATION_FAILED, INVALID_REQUEST]
 

@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 from market.nodes import kv_reservations, refusals
 from market.resources import Resources
 from mesh import redis_keys
-from tests.support.market.supervised import cools_down, generation, join
+from tests.support.market.scripted_generation import cools_down, generation, join
 from workers.supervisor.route_finder import RouteFinder
 
 

@@ -11,16 +11,8 @@ from market.catalog.models import Catalog
 from market.jobs import live_session
 from market.jobs.tables import Job
 from market.resources import Resources
-from tests.support.market.supervision import (
-    POSITIONS,
-    add_whole_node,
-    balances,
-    reload,
-    submit,
-    supervised,
-    wait_for_first_epoch,
-    write,
-)
+from tests.support.jobs import POSITIONS, add_whole_node, reload, submit, write_tokens
+from tests.support.market.supervision import balances, supervised, wait_for_first_epoch
 from workers.supervisor.task import supervise
 
 
@@ -36,7 +28,7 @@ async def test_a_job_without_its_model_ends_at_its_deadline_and_costs_what_was_d
     await add_whole_node(redis, free_kv=POSITIONS)
     async with supervised(resources, job):
         await wait_for_first_epoch(resources, redis, job)
-        await write(redis, job, 1, 3)
+        await write_tokens(redis, job, 1, 3)
     resources.catalog = Catalog([])
     await supervise({"resources": resources}, job.request_id)
     assert (await reload(resources, job)).status == "active"  # another worker may have the model

@@ -32,15 +32,15 @@ from tests.support.chain.settled_money import (
     statuses,
 )
 from tests.support.gateway.api import GENERATE, Gateway, all_nodes, open_gateway, request_body
-from tests.support.market.supervision import (
+from tests.support.jobs import (
     POSITIONS,
     add_whole_node,
-    balances,
     opened_requests,
     reload,
     submit,
-    write,
+    write_tokens,
 )
+from tests.support.market.supervision import balances
 from tests.support.network.gate import Gate, gate
 from tests.support.worker_process import worker_process
 from workers.chain_indexer.indexer import index_events
@@ -223,7 +223,7 @@ async def end_soon(resources: Resources, redis: Redis, job: Job) -> None:
 async def end(resources: Resources, redis: Redis, job: Job) -> None:
     """The edge writes all tokens, and says that it has."""
     epoch = (await reload(resources, job)).epoch
-    await write(redis, job, epoch, TOKENS)
+    await write_tokens(redis, job, epoch, TOKENS)
     ended = wire.Ended(job.request_id, epoch, "stop", TOKENS)
     await messaging.publish_event(redis, ended, sender="node_0")
 

@@ -20,13 +20,20 @@ POSITIONS = 103
 
 
 async def submit(
-    resources: Resources, *, wallet: str = USER, max_tokens: int = 100, seconds: float = 60
+    resources: Resources,
+    *,
+    wallet: str = USER,
+    prompt_tokens: int = 3,
+    max_tokens: int = 100,
+    seconds: float = 60,
 ) -> Job:
     """A job as the gateway leaves it, with its deadline in ``seconds``."""
     job = session(user=wallet, status="pending", lease_counter=0, max_tokens=max_tokens)
+    job.prompt_tokens = prompt_tokens
     job.epoch, job.lease_expires_at = 0, None
     job.deadline_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
-    job.request_cipher = resources.vault.encrypt(job.request_id, PromptText([1, 2, 3], []))
+    prompt = PromptText(list(range(1, prompt_tokens + 1)), [])
+    job.request_cipher = resources.vault.encrypt(job.request_id, prompt)
     async with resources.sessions.begin() as db:
         db.add(job)
         await fund(db, wallet=job.user_wallet, amount=job.hold_far)

@@ -110,7 +110,7 @@ class Supervisor:
                 await self._supervision.check_ended(claim)
                 await self._recovery.recover_from_wrong_end()
             case Pong():
-                self._stalls.hear(claim)
+                self._stalls.record_answer(claim)
             case PrefixReused():
                 pass  # noted for the bill
             case Cancel():

@@ -18,7 +18,7 @@ class RouteWork:
     def __init__(self, node_ids: Sequence[str]) -> None:
         self._said = dict.fromkeys(node_ids, 0)
 
-    def hear(self, node_id: str, positions: int) -> None:
+    def record_answer(self, node_id: str, positions: int) -> None:
         """A node says that it has computed so many positions."""
         if node_id in self._said:
             self._said[node_id] = positions
@@ -56,10 +56,10 @@ class StallWatch:
         self._work = RouteWork([])
         self._computed = 0
 
-    def hear(self, pong: Pong) -> None:
+    def record_answer(self, pong: Pong) -> None:
         """A node answers."""
         self._unanswered.pop(pong.node_id, None)
-        self._work.hear(pong.node_id, pong.positions)
+        self._work.record_answer(pong.node_id, pong.positions)
 
     async def check(self, tokens: int, responding: Collection[str]) -> None:
         """Ask, or judge, if it is time to.

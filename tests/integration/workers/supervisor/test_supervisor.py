@@ -17,21 +17,23 @@ from mesh import redis_keys, wire
 from mesh.route_record import RouteRecord
 from tests.conftest import MODEL_ID
 from tests.support.gateway.api import LAYERS, node
-from tests.support.market.supervision import (
+from tests.support.jobs import (
     POSITIONS,
-    add_node,
     add_whole_node,
-    balances,
     opened_requests,
-    refuse,
     reload,
-    served,
     submit,
+    until,
+    write_tokens,
+)
+from tests.support.market.supervision import (
+    add_node,
+    balances,
+    refuse,
+    served,
     supervised,
-    wait_for,
     wait_for_completion,
     wait_for_first_epoch,
-    write,
 )
 from workers.supervisor.task import supervise
 
@@ -45,7 +47,7 @@ async def test_without_nodes_a_job_waits_until_its_deadline_and_is_refunded(
         async def has_failed() -> bool:
             return (await reload(resources, job)).status == "failed"
 
-        await wait_for(has_failed)
+        await until(has_failed)
     ended = await reload(resources, job)
     assert dt.datetime.now(dt.UTC) >= job.deadline_at
     assert (ended.status, ended.error_code) == ("failed", "no_route")
@@ -67,7 +69,7 @@ async def test_while_a_job_waits_skip_reasons_of_live_nodes_are_counted(
         async def is_counted_again() -> bool:
             return await skips_of(redis, "node_0") == {"span_meets_nobody": 2}
 
-        await wait_for(is_counted_again)
+        await until(is_counted_again)
 
 
 async def test_a_job_that_waits_is_served_when_a_node_comes(
@@ -82,7 +84,7 @@ async def test_a_job_that_waits_is_served_when_a_node_comes(
         async def is_open() -> bool:
             return await opened_requests(redis) == [job.request_id]
 
-        await wait_for(is_open)
+        await until(is_open)
     assert (await reload(resources, job)).epoch == 1
 
 
@@ -96,7 +98,7 @@ async def test_the_live_record_tells_the_route_with_the_epoch(
         async def is_open() -> bool:
             return await opened_requests(redis) == [job.request_id]
 
-        await wait_for(is_open)
+        await until(is_open)
     written = await redis.hgetall(redis_keys.live_record(job.request_id))  # type: ignore[misc]
     width = resources.catalog.get(job.model_id).width
     assert written[b"epoch"] == b"1"
@@ -116,7 +118,7 @@ async def test_jobs_beyond_a_nodes_free_kv_queue_without_asking_it(
             async def are_open(count: int = count) -> bool:
                 return len(await opened_requests(redis)) == count
 
-            await wait_for(are_open)
+            await until(are_open)
             await asyncio.sleep(1)
             assert len(await opened_requests(redis)) == count
             assert int(await redis.get(redis_keys.keepalive("node_0"))) < POSITIONS
@@ -137,7 +139,7 @@ async def test_a_generation_may_end_while_its_next_route_is_searched(
             sender="node_0",
         )
         await asyncio.sleep(1)
-        await write(redis, job, 1, 5)
+        await write_tokens(redis, job, 1, 5)
         await messaging.publish_event(
             redis, wire.Ended(job.request_id, 1, "stop", 5), sender="node_0"
         )
@@ -160,7 +162,7 @@ async def test_a_full_node_is_not_asked_again_until_it_has_free_kv(
         async def is_open_again() -> bool:
             return len(await opened_requests(redis)) == 2
 
-        await wait_for(is_open_again)
+        await until(is_open_again)
 
 
 async def test_a_node_off_the_route_is_not_penalised(resources: Resources, redis: Redis) -> None:
@@ -223,7 +225,7 @@ async def test_an_unknown_refusal_code_is_no_label_of_a_metric(
 async def test_a_malformed_event_is_ignored(resources: Resources, redis: Redis) -> None:
     async with served(resources, redis) as job:
         await redis.xadd(redis_keys.events(job.request_id), {"h": b"\xc1"})
-        await write(redis, job, 1, 3)
+        await write_tokens(redis, job, 1, 3)
         ended = wire.Ended(job.request_id, 1, "stop", 3)
         await messaging.publish_event(redis, ended, sender="node_0")
         await wait_for_completion(resources, job)

@@ -11,7 +11,7 @@ NODES = ["edge", "middle", "last"]
 def heard(*positions: int) -> RouteWork:
     work = RouteWork(NODES)
     for node_id, said in zip(NODES, positions, strict=True):
-        work.hear(node_id, said)
+        work.record_answer(node_id, said)
     return work
 
 
@@ -30,7 +30,7 @@ def test_the_first_that_lags_is_behind() -> None:
 
 def test_who_is_not_on_the_route_is_not_heard() -> None:
     work = heard(1, 1, 1)
-    work.hear("stranger", 100)
+    work.record_answer("stranger", 100)
     assert work.credited(known=12) == [1, 1, 1]
 
 

@@ -22,8 +22,8 @@ LOGIN_SECONDS = 0.5
 
 
 @dataclass(slots=True)
-class CrowdResult:
-    """What became of the jobs of one crowd.
+class LoadResult:
+    """What became of the jobs of one load.
 
     ``accepted``: request ids, and when each was submitted (Unix time). ``accepted_ms``,
     ``refused_ms``: milliseconds to the answer. ``codes``: of refusals. ``retry_after``: seconds
@@ -42,7 +42,7 @@ class CrowdResult:
     ends: dict[str, int] = field(default_factory=dict)
 
 
-class Crowd:
+class LoadGenerator:
     """Users of one stack who ask for generations of the same length."""
 
     def __init__(
@@ -54,9 +54,9 @@ class Crowd:
         self._api_url = api_url
         self._random = Random(1)
 
-    async def arrive(self, redis: Redis, *, rate: float, seconds: float) -> CrowdResult:
+    async def run_open_loop(self, redis: Redis, *, rate: float, seconds: float) -> LoadResult:
         """Jobs come at random, ``rate`` a second on average; then wait until all have ended."""
-        result = CrowdResult()
+        result = LoadResult()
         async with self._client() as http, asyncio.TaskGroup() as tasks:
             logins = tasks.create_task(self._log_in_repeatedly(result))
             until = time.monotonic() + seconds
@@ -68,9 +68,9 @@ class Crowd:
         await _follow_all(redis, result)
         return result
 
-    async def at_once(self, redis: Redis, count: int) -> CrowdResult:
+    async def at_once(self, redis: Redis, count: int) -> LoadResult:
         """So many jobs at the same moment; then wait until all have ended."""
-        result = CrowdResult()
+        result = LoadResult()
         async with self._client() as http:
             await asyncio.gather(*(self._submit(http, result) for _ in range(count)))
         await _follow_all(redis, result)
@@ -84,7 +84,7 @@ class Crowd:
         async def one_after_the_other(http: httpx.AsyncClient) -> None:
             nonlocal ended
             while time.monotonic() < until:
-                result = CrowdResult()
+                result = LoadResult()
                 await self._submit(http, result)
                 await _follow_all(redis, result)
                 ended += len(result.accepted) if time.monotonic() < until else 0
@@ -101,7 +101,7 @@ class Crowd:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
         )
 
-    async def _submit(self, http: httpx.AsyncClient, result: CrowdResult) -> None:
+    async def _submit(self, http: httpx.AsyncClient, result: LoadResult) -> None:
         user, prompt = next(self._users), next(self._prompts)
         at, began = time.time(), time.perf_counter()
         answer = await user.ask(http, prompt, self._new_tokens)
@@ -115,7 +115,7 @@ class Crowd:
             result.refused_ms.append(took)
             result.retry_after.append(int(answer.headers.get("Retry-After", 0)))
 
-    async def _log_in_repeatedly(self, result: CrowdResult) -> None:
+    async def _log_in_repeatedly(self, result: LoadResult) -> None:
         account = Account.create()
         while True:
             result.logins_ms.append(1000 * await asyncio.to_thread(self._log_in, account))
@@ -128,7 +128,7 @@ class Crowd:
         return time.perf_counter() - began
 
 
-async def _follow_all(redis: Redis, result: CrowdResult) -> None:
+async def _follow_all(redis: Redis, result: LoadResult) -> None:
     """Note how each accepted job ended and when its first token came."""
     for request_id, submitted_at in result.accepted.items():
         end = await _end_of(redis, request_id)

@@ -1,33 +1,24 @@
 """A generation under supervision, whose nodes the test plays."""
 
 import asyncio
-import datetime as dt
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
 from sqlalchemy import select
 
-from market import ledger
 from market.jobs import messaging
 from market.jobs.tables import Job, RouteHop
 from market.nodes import live_registry
-from market.prompt_vault import PromptText
 from market.resources import Resources
 from mesh import redis_keys, token_stream, wire
-from tests.support.factories import USER, fund, session
+from tests.support.factories import USER
 from tests.support.gateway.api import LAYERS, node
+from tests.support.jobs import submit, until
 from workers.supervisor.task import supervise
 
 PATIENCE = 20.0
 """Seconds."""
-
-
-async def wait_for(condition: Callable[[], Awaitable[bool]]) -> None:
-    give_up = asyncio.get_running_loop().time() + PATIENCE
-    while not await condition():
-        assert asyncio.get_running_loop().time() < give_up, "it never became true"
-        await asyncio.sleep(0.02)
 
 
 async def join(
@@ -82,7 +73,7 @@ class Generation:
             route = await self._route(epoch)
             return bool(route) and epoch in [each.epoch for each in await self.opened(route[0])]
 
-        await wait_for(is_open)
+        await until(is_open)
         self.epoch = epoch
         return await self._route(epoch)
 
@@ -123,7 +114,7 @@ class Generation:
         async def is_over() -> bool:
             return (await self.row()).status in ("completed", "failed")
 
-        await wait_for(is_over)
+        await until(is_over)
         await asyncio.wait([self._supervising], timeout=PATIENCE)  # what it notes after the end
         return await self.row()
 
@@ -159,15 +150,7 @@ async def generation(
     resources: Resources, *, prompt_tokens: int = 3, user: str = USER
 ) -> AsyncIterator[Generation]:
     """A generation of up to 100 tokens, and its supervisor for as long."""
-    job = session(status="pending", lease_counter=0, user=user)
-    job.epoch, job.lease_expires_at, job.prompt_tokens = 0, None, prompt_tokens
-    job.deadline_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=300)
-    prompt = PromptText(list(range(1, prompt_tokens + 1)), [])
-    job.request_cipher = resources.vault.encrypt(job.request_id, prompt)
-    async with resources.sessions.begin() as db:
-        db.add(job)
-        await fund(db, wallet=job.user_wallet, amount=job.hold_far)
-        await ledger.hold(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
+    job = await submit(resources, wallet=user, prompt_tokens=prompt_tokens, seconds=300)
     task = asyncio.create_task(supervise({"resources": resources}, job.request_id))
     try:
         yield Generation(resources, job, task)
