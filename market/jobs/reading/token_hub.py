@@ -196,9 +196,8 @@ class TokenHub:
                 continue
             try:
                 await self._take(job, live_session.entries_of(entries))
-            except (
-                Exception
-            ) as error:  # of this job; the others' readers have nothing to do with it
+            except Exception as error:
+                # A fault of this job, with which the others' readers have nothing to do.
                 await self._fail([job], error)
 
     async def _take(self, job: FollowedJob, entries: Sequence[TokenEntry | EndEntry]) -> None:
