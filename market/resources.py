@@ -13,10 +13,11 @@ from market import db, queue
 from market.catalog.models import Catalog
 from market.clients.postgres import LONG
 from market.clients.redis_client import open_redis
+from market.keyed_locks import KeyedLocks
 from market.prompt_vault import PromptVault
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
-from market.wallet_turns import WalletLocks, WalletTurns
+from market.wallet_turns import WalletTurns
 
 MAX_SUBMISSIONS = 8
 """Submissions of one process that are under way at once. They wait for each other's locks in
@@ -57,7 +58,7 @@ class Resources:
         default_factory=lambda: asyncio.Semaphore(MAX_SUBMISSIONS)
     )
     tokenizing: WalletTurns = field(default_factory=lambda: WalletTurns(MAX_TOKENIZED))
-    submitting: WalletLocks = field(default_factory=WalletLocks)
+    submitting: KeyedLocks = field(default_factory=KeyedLocks)
     """One wallet takes no more than one of :attr:`submissions` for what may wait for its money."""
 
 

@@ -4,19 +4,10 @@ that nobody waits for all that another wallet has asked for."""
 import asyncio
 from collections.abc import Callable
 from typing import TypeVar
-from weakref import WeakValueDictionary
+
+from market.keyed_locks import KeyedLocks
 
 T = TypeVar("T")
-
-
-class WalletLocks:
-    """A lock of one process for each wallet that somebody waits for."""
-
-    def __init__(self) -> None:
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-    def of(self, wallet: str) -> asyncio.Lock:
-        return self._locks.setdefault(wallet, asyncio.Lock())
 
 
 class WalletTurns:
@@ -24,7 +15,7 @@ class WalletTurns:
 
     def __init__(self, at_once: int) -> None:
         self._process = asyncio.Semaphore(at_once)
-        self._wallets = WalletLocks()
+        self._wallets = KeyedLocks()
 
     async def run(self, wallet: str, work: Callable[[], T]) -> T:
         """Do the work in a thread, in the wallet's turn. The turn lasts as long as the work, also

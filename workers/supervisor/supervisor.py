@@ -95,7 +95,7 @@ class Supervisor:
             if progress.tokens != tokens:
                 tokens = progress.tokens
                 await supervision.count_progress(tokens)
-                await self._recovery.settle(tokens)
+                await self._recovery.count_pending(tokens)
             if progress.epoch != supervision.epoch:
                 await epochs.open_next(supervision, "redis_lost")
             elif not await self._recovery.recover_from_silence(progress.responding):
@@ -144,6 +144,6 @@ class Supervisor:
         await live_session.finish(supervision.redis, supervision.id, outcome, ttl=ttl)
         await epochs.close(supervision, supervision.route, supervision.epoch)
         served = over.code is None and over.reason != "cancelled"
-        await self._recovery.settle(tokens + served)
+        await self._recovery.count_pending(tokens + served)
         if served:
             await refusals.forget(supervision.redis, supervision.node_ids)

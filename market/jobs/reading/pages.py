@@ -6,12 +6,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
-from weakref import WeakValueDictionary
 
 from redis.asyncio import Redis
 
 from market.jobs import live_session
 from market.jobs.live_session import TokenEntry
+from market.keyed_locks import KeyedLocks
 
 TOKENS_PER_PAGE = 128
 """About a millisecond's work."""
@@ -55,7 +55,7 @@ class Pages:
         self._kept: OrderedDict[tuple[str, int], tuple[Page, float]] = OrderedDict()
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._owners: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._owners = KeyedLocks()
         self._at_once = asyncio.Semaphore(PAGES_AT_ONCE)
 
     async def after(self, request_id: str, position: int, owner: str) -> tuple[bytes, int]:
@@ -65,8 +65,7 @@ class Pages:
             owner: Whose readers take turns.
         """
         number, skipped = divmod(position, TOKENS_PER_PAGE)
-        turn = self._owners.setdefault(owner, asyncio.Lock())
-        async with turn, self._at_once:
+        async with self._owners.of(owner), self._at_once:
             page, _ = self._kept.get((request_id, number), (EMPTY, 0.0))
             if len(page.ends) <= skipped:  # not kept, or more has come since
                 page = await self._read(request_id, number)

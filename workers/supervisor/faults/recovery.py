@@ -51,13 +51,13 @@ class Recovery:
                 if code in INPUT_FAULTS:
                     await self._count_user(node_id)
                     await self._note_input_fault(node_id, node_id, fault.before, tokens)
-                await self._pend(tokens, {node_id: None})
+                await self._add_pending(tokens, {node_id: None})
                 self._avoid_dispute(node_id, fault.before, code)
             case Dispute(node_id=node_id, accused=accused):
                 if code in INPUT_FAULTS:  # which any node before them may have caused
                     await self._note_input_fault(accused, node_id, accused, tokens)
                 else:
-                    await self._pend(tokens, {node_id: accused, accused: node_id})
+                    await self._add_pending(tokens, {node_id: accused, accused: node_id})
                 self._avoid_dispute(node_id, accused, code)
             case _:
                 await self._penalise([fault.node_id], code)
@@ -107,7 +107,7 @@ class Recovery:
             await self._penalise([node_id], "stalled")
         else:
             if certain:
-                await self._pend(tokens, {node_id: before, before: node_id})
+                await self._add_pending(tokens, {node_id: before, before: node_id})
             self._avoid_dispute(node_id, before, "stalled")
         await self._open_next("stalled", tokens)
 
@@ -119,7 +119,7 @@ class Recovery:
             await self._penalise([edge], "wrong_end")
         await self._open_next("redis_lost", await self._supervision.token_count())
 
-    async def settle(self, tokens: int) -> None:
+    async def count_pending(self, tokens: int) -> None:
         """Let count for all generations what this one, at so many tokens, has got past."""
         supervision = self._supervision
         if not self._state.pending:
@@ -206,7 +206,7 @@ class Recovery:
             return
         raise GenerationOver("failed", GENERATION_FAILED)
 
-    async def _pend(self, tokens: int, opponents: dict[str, str | None]) -> None:
+    async def _add_pending(self, tokens: int, opponents: dict[str, str | None]) -> None:
         """Note against whom this counts, if the generation gets past it: nodes, and the nodes that
         they are in dispute with."""
         wallets = await self._supervision.wallets()
