@@ -7,8 +7,8 @@ import time
 
 import httpx
 from eth_account import Account
-from eth_account.messages import encode_defunct
-from siwe import SiweMessage
+
+from mesh.signed_texts import sign, sign_in_message
 
 REQUEST_TIMEOUT = 60.0
 """Seconds for one answer."""
@@ -52,21 +52,19 @@ class WalletLogins:
             challenge = answer.raise_for_status().json()
             asked = time.perf_counter() - began
             now = dt.datetime.now(dt.UTC)
-            message = SiweMessage(
+            message = sign_in_message(
                 domain=challenge["domain"],
-                address=wallet.address,
                 uri=str(self._http.base_url),
-                version="1",
-                chain_id=1,
+                wallet_address=wallet.address,
+                statement="Log in to Far Mesh.",
                 nonce=challenge["nonce"],
                 issued_at=now.isoformat(timespec="seconds"),
-                expiration_time=(now + dt.timedelta(minutes=5)).isoformat(timespec="seconds"),
-            ).prepare_message()
-            signature = wallet.sign_message(encode_defunct(text=message)).signature
+                expires_at=(now + dt.timedelta(minutes=5)).isoformat(timespec="seconds"),
+            )
             body = {
                 "wallet_address": wallet.address,
                 "message": message,
-                "signature": signature.to_0x_hex(),
+                "signature": sign(message, bytes(wallet.key)),
             }
             began = time.perf_counter()
             answer = await self._http.post("/api/auth/login", json=body, headers=headers)

@@ -93,7 +93,7 @@ async def _settle_until_stopped(run: SettlementRun) -> str | None:
     confirmed = None
     wait = POLL_SECONDS
     deadline = time.monotonic() + run.payments.confirmation_wait
-    while time.monotonic() < deadline:
+    while True:
         run.progress.mark()
         batch = await run.open_batch()
         result = await _advance_or_pause(run, batch)
@@ -102,6 +102,8 @@ async def _settle_until_stopped(run: SettlementRun) -> str | None:
         if result is PhaseResult.CONFIRMED and batch is not None:
             confirmed = batch.id
         if result is PhaseResult.WAITING:
+            if time.monotonic() >= deadline:
+                break
             await asyncio.sleep(wait)
             wait = min(2 * wait, MAX_POLL_SECONDS)
         else:
