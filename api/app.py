@@ -4,7 +4,7 @@ import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
@@ -15,6 +15,7 @@ from api.http.services import open_services
 from api.middleware.body_limit import BodyLimit
 from api.middleware.body_sizes import SMALL_BODY_BYTES, BodySizes
 from api.middleware.request_limit import RequestLimit
+from api.route_table import RouteTable
 from api.routes import auth, billing, health, machines, nodes, provider, relay, weights
 from api.routes.discovery import dht, probe
 from api.routes.discovery import nodes as discovery_nodes
@@ -24,28 +25,32 @@ from market.settings import Settings
 from mesh import __version__, log
 from mesh.relay import EXCHANGE_PATH
 
+ROUTES = RouteTable(
+    generate.router,
+    jobs.router,
+    receipts.router,
+    models.router,
+    billing.router,
+    auth.router,
+    machines.router,
+    nodes.router,
+    nodes.status_router,
+    weights.router,
+    relay.router,
+    provider.router,
+    discovery_nodes.router,
+    discovery_nodes.service_router,
+    dht.router,
+    probe.router,
+    health.router,
+)
+
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The gateway over the given settings, or those of the environment."""
     app = assemble(
         settings or Settings(),
-        generate.router,
-        jobs.router,
-        receipts.router,
-        models.router,
-        billing.router,
-        auth.router,
-        machines.router,
-        nodes.router,
-        nodes.status_router,
-        weights.router,
-        relay.router,
-        provider.router,
-        discovery_nodes.router,
-        discovery_nodes.service_router,
-        dht.router,
-        probe.router,
-        health.router,
+        ROUTES,
         title="Far Mesh",
         summary="Distributed LLM inference, paid in $FAR.",
     )
@@ -56,8 +61,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) -> FastAPI:
-    """An application of these routers, with our errors and services."""
+def assemble(settings: Settings, table: RouteTable, *, title: str, summary: str) -> FastAPI:
+    """An application with these routes, our errors and services."""
 
     transfers = TransferBudget(settings.limits)
 
@@ -77,12 +82,13 @@ def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) 
         summary=summary,
         version=__version__,
         lifespan=lifespan,
-        responses=problem_details.RESPONSES,
     )
     problem_details.install(app)
     large = settings.limits.max_body_bytes
     sizes = BodySizes(
-        routers, min(SMALL_BODY_BYTES, large), dict.fromkeys((generate.PATH, probe.PATH), large)
+        table.routers,
+        min(SMALL_BODY_BYTES, large),
+        dict.fromkeys((generate.PATH, probe.PATH), large),
     )
     app.add_middleware(
         BodyLimit,
@@ -97,8 +103,7 @@ def assemble(settings: Settings, *routers: APIRouter, title: str, summary: str) 
         auth=settings.auth,
         sizes=sizes,
         uncounted={EXCHANGE_PATH, *health.PATHS},
-        with_token={generate.PATH} if generate.router in routers else (),
+        with_token={generate.PATH} if generate.router in table.routers else (),
     )
-    for router in routers:
-        app.include_router(router)
+    app.router.routes.extend(table.routes)
     return app

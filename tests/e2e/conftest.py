@@ -1,4 +1,5 @@
-"""A whole mesh of real processes, started once: API, two workers, three nodes, chain."""
+"""A whole mesh of real processes, started once: API, two workers, three nodes, chain. It stops
+after the last of its tests: whatever runs on takes time from other tests."""
 
 import json
 import time
@@ -63,7 +64,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENC
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack() -> Iterator[DevelopmentStack]:
     with server_folder("far-e2e-") as folder:
         plan = Plan(
@@ -243,7 +244,7 @@ class Reference:
         return self._texts[key]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def reference() -> Reference:
     return Reference()
 

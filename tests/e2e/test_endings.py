@@ -73,6 +73,7 @@ def test_closing_a_reader_does_not_cancel_an_asynchronous_job(user: User) -> Non
     assert job["finish_reason"] in ("length", "stop")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["kill", "end"])
 def test_a_killed_worker_is_replaced_within_ten_seconds(
     stack: DevelopmentStack, user: User, reference: Reference, how: str
@@ -122,6 +123,7 @@ def lease_counter(stack: DevelopmentStack, request_id: str) -> int:
     return int(rows[0])
 
 
+@pytest.mark.slow
 def test_a_flushed_redis_loses_no_job(
     stack: DevelopmentStack, user: User, reference: Reference, redis_client: redis.Redis
 ) -> None:
@@ -149,9 +151,8 @@ def test_a_reader_does_not_notice_that_redis_was_flushed(
     assert text == reference.text(prompt, 200)
 
 
-@pytest.mark.parametrize(
-    "victim", [pytest.param(0, id="edge", marks=pytest.mark.slow), pytest.param(2, id="last span")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [pytest.param(0, id="edge"), pytest.param(2, id="last span")])
 def test_a_generation_waits_for_a_killed_node_without_a_replica(
     stack: DevelopmentStack, user: User, reference: Reference, victim: int
 ) -> None:
@@ -174,13 +175,14 @@ def test_a_generation_waits_for_a_killed_node_without_a_replica(
     assert_paid_exactly(stack, user, job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "blow"),
     [
-        pytest.param(0, signal.SIGKILL, id="edge killed", marks=pytest.mark.slow),
+        pytest.param(0, signal.SIGKILL, id="edge killed"),
         pytest.param(1, signal.SIGKILL, id="middle killed"),
-        pytest.param(2, signal.SIGKILL, id="last killed", marks=pytest.mark.slow),
-        pytest.param(1, signal.SIGSTOP, id="middle stopped", marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGKILL, id="last killed"),
+        pytest.param(1, signal.SIGSTOP, id="middle stopped"),
     ],
 )
 def test_a_node_with_a_replica_is_replaced(
@@ -219,6 +221,7 @@ def test_a_node_with_a_replica_is_replaced(
         stack.wait_for_nodes(3)
 
 
+@pytest.mark.slow
 def test_a_node_drains_on_sigterm(
     stack: DevelopmentStack, user: User, reference: Reference
 ) -> None:
@@ -250,6 +253,7 @@ def test_streams_of_a_running_generation_expire_too(user: User, redis_client: re
     user.ended(request_id)
 
 
+@pytest.mark.slow
 def test_a_node_that_the_platform_forgot_ends_and_says_so(stack: DevelopmentStack) -> None:
     """So that whoever keeps it running starts it again, and it registers anew."""
     child = stack.start_node(1, (2, 4), name="forgotten")

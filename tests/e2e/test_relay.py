@@ -58,6 +58,7 @@ def reaches(command: list[str], address: str, port: int) -> bool:
     return subprocess.run(asked, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_home_is_closed(home: Namespace) -> None:
     assert reaches(home.command(), home.address, home.port)
     other = subprocess.Popen(
@@ -81,6 +82,7 @@ def test_home_is_closed(home: Namespace) -> None:
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_node_behind_a_router_serves(
     stack: DevelopmentStack, provider: ManagedProcess, user: User, reference: Reference
 ) -> None:

@@ -134,6 +134,7 @@ async def test_accusations_that_the_generation_never_gets_past_count_against_nob
     resources: Resources, redis: Redis, code: str
 ) -> None:
     """It may be the prompt that spoils hidden states: a user would choose who is accused."""
+    resources.settings.generation.ping = 0.2  # so long a cancelled generation waits for positions
     for number in range(4):
         await join_route(redis, liar=f"receiver {number}")
         async with generation(resources) as made:

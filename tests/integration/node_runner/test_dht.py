@@ -94,6 +94,7 @@ async def test_a_node_announces_what_it_measured_and_its_process_may_be_killed(
     assert alive == []
 
 
+@pytest.mark.slow
 async def test_a_dht_that_nobody_reaches_blocks_nothing() -> None:
     endpoint = DhtEndpoint(
         (f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{PEER_ID}",), OPERATOR.public.hex()
@@ -110,6 +111,7 @@ async def test_a_dht_that_nobody_reaches_blocks_nothing() -> None:
 PEER_ID = "QmQX571R7LBGYFJVz1qyZu7ANrpTtSXxN9gUDLaMzCTLYi"
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_answer_in_time_is_ended() -> None:
     peer = PeerClient(DhtEndpoint((), OPERATOR.public.hex()))
     with pytest.raises(DhtUnavailable, match="no answer"):
@@ -140,6 +142,7 @@ def platform() -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow
 async def test_the_platform_is_found_in_the_dht_if_its_url_does_not_answer(
     served: tuple[Peer, DhtEndpoint],
 ) -> None:

@@ -33,6 +33,7 @@ async def machine(
         yield opened
 
 
+@pytest.mark.slow
 async def test_login_serve_see_drain_and_log_out(machine: Machine) -> None:
     said = await machine.login()
     assert f"attic registers nodes for {PROVIDER_WALLET}" in said
@@ -87,6 +88,7 @@ async def test_a_person_sends_the_machine_away(machine: Machine) -> None:
     assert "did not let this machine in" in " ".join(rest.decode().split())
 
 
+@pytest.mark.slow
 async def test_a_revoked_machine_is_told_to_log_in_again(machine: Machine) -> None:
     await machine.login()
     node = await machine.serve("--device", "cpu", "--span", "2:4")
@@ -167,6 +169,7 @@ async def test_of_a_machine_and_its_copy_the_later_one_serves(machine: Machine) 
     assert (left.node_id, left.registration) == (node.node_id, node.registration + 1)
 
 
+@pytest.mark.slow
 async def test_outside_its_hours_a_node_waits(machine: Machine) -> None:
     await machine.login()
     waiting = await machine.serve("--device", "cpu", "--schedule", hours(2, 3))
@@ -181,6 +184,7 @@ async def test_outside_its_hours_a_node_waits(machine: Machine) -> None:
     assert await asyncio.wait_for(waiting.wait(), PATIENCE) == 0
 
 
+@pytest.mark.slow
 async def test_within_its_hours_a_node_serves(machine: Machine) -> None:
     await machine.login()
     serving = await machine.serve("--device", "cpu", "--span", "2:4", "--schedule", hours(-2, 2))

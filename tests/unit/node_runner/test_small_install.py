@@ -37,6 +37,7 @@ def test_what_it_requires_is_small() -> None:
     assert "fastapi" in closure("far-mesh", frozenset({"api"}))
 
 
+@pytest.mark.slow
 def test_every_module_of_a_node_runs_without_the_rest() -> None:
     names = [
         module.name

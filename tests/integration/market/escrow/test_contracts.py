@@ -240,6 +240,7 @@ def npm(folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, f"npm {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
 
 
+@pytest.mark.slow
 def test_artifacts_are_what_the_sources_compile_to(toolchain: Path) -> None:
     shutil.rmtree(toolchain / "artifacts")
     npm(toolchain, "run", "build")

@@ -81,6 +81,7 @@ def span_of_hub(hub: Hub, tmp_path: Path, layers: tuple[int, int], *, edge: bool
     )
 
 
+@pytest.mark.slow
 def test_a_middle_span_asks_for_its_own_shards_only(hub: Hub, tmp_path: Path) -> None:
     folder = span_of_hub(hub, tmp_path, (2, 4), edge=False)
     assert len(load_file(folder / "model.safetensors")) == 2 * 9
@@ -92,6 +93,7 @@ def test_a_middle_span_asks_for_its_own_shards_only(hub: Hub, tmp_path: Path) ->
     }
 
 
+@pytest.mark.slow
 def test_of_a_checkpoint_in_one_file_the_spans_bytes_come(
     hub: Hub, sharded: Path, tmp_path: Path
 ) -> None:

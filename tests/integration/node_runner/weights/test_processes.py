@@ -60,6 +60,7 @@ def start(server: FileServer, tmp_path: Path, *, beside: bool = False) -> "subpr
     )
 
 
+@pytest.mark.slow
 @ONE_FILE_IS_SLOW
 def test_a_killed_process_leaves_what_the_next_one_goes_on_with(
     folder: Path, server: FileServer, tmp_path: Path
@@ -154,14 +155,15 @@ def _as(old: FileServer, fresh: FileServer) -> http_source.HttpSource:
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["one file"], indirect=True)
 @pytest.mark.parametrize(
     ("server_is", "serves_meanwhile"),
     [
         ("silent", False),
         ("busy", True),
-        pytest.param("busy", False, marks=pytest.mark.slow),
-        pytest.param("silent", True, marks=pytest.mark.slow),
+        ("busy", False),
+        ("silent", True),
     ],
 )
 def test_who_waits_for_weights_can_be_ended(
@@ -201,6 +203,7 @@ def wait_for(look: Callable[[], bool]) -> bool:
     return look()
 
 
+@pytest.mark.slow
 @ONE_FILE_IS_SLOW
 def test_two_processes_fetch_a_span_once(folder: Path, server: FileServer, tmp_path: Path) -> None:
     both = [start(server, tmp_path) for _ in range(2)]

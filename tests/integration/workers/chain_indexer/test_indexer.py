@@ -140,6 +140,7 @@ async def test_a_batch_that_we_did_not_close_raises_the_alarm(
     assert alarm["log_level"] == "error"
 
 
+@pytest.mark.slow
 async def test_a_killed_indexer_counts_each_event_once(
     chain_resources: Resources, actions: Actions, reader: EscrowEventReader
 ) -> None:

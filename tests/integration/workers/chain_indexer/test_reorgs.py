@@ -8,6 +8,7 @@ from tests.support.chain.reorgs import survive
 from tests.support.chain.settled_reorgs import settle_on
 
 
+@pytest.mark.slow
 async def test_the_ledger_survives_reorgs(resources: Resources, chain_url: str) -> None:
     """On anvil; on the development chain, which is far slower, where Node is missing."""
     program = anvil()
@@ -20,14 +21,14 @@ async def test_the_ledger_survives_reorgs(resources: Resources, chain_url: str) 
     assert tally.reversed > 0
 
 
-@pytest.mark.parametrize("reorgs", [3, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
 async def test_settlement_survives_reorgs(
-    resources: Resources, monkeypatch: pytest.MonkeyPatch, reorgs: int
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = anvil()
     if program is None:
         pytest.skip("anvil is not there: run `npm ci` in contracts/")
     monkeypatch.setattr("workers.settlement.task.POLL_SECONDS", 0.01)
     with running_anvil(program) as url:
-        settled = await settle_on(resources, url, reorgs=reorgs, deepest=64, seed=1)
+        settled = await settle_on(resources, url, reorgs=8, deepest=64, seed=1)
     assert settled.undone > 0

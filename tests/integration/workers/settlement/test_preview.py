@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from market.escrow.reader import EscrowReader
 from market.resources import Resources
 from market.settlement.tables import SettlementPause
@@ -51,6 +53,7 @@ async def test_a_dry_run_says_what_would_happen_and_does_nothing(
     assert signed.gas == preview.gas
 
 
+@pytest.mark.slow
 async def test_the_command_line_plans_and_resumes(
     chain_resources: Resources, chain: Chain, database_url: str, redis_url: str
 ) -> None:

@@ -69,11 +69,21 @@ def _generate(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     return tokens
 
 
-@pytest.fixture(scope="module", params=CUTS, ids=lambda spans: f"{spans} spans")
+@pytest.fixture(scope="module")
 def pipeline(request: pytest.FixtureRequest, cache: Path) -> Pipeline:
     return Pipeline.cut(DEMO_MODEL, CUTS[request.param], cache)
 
 
+def _each_cut(*fast: int) -> pytest.MarkDecorator:
+    """A test of each cut, those but ``fast`` among the slow tests."""
+    cuts = [
+        pytest.param(spans, id=f"{spans} spans", marks=() if spans in fast else pytest.mark.slow)
+        for spans in CUTS
+    ]
+    return pytest.mark.parametrize("pipeline", cuts, indirect=True)
+
+
+@_each_cut(3)
 def test_greedy_tokens_equal_transformers_one_after_the_other(
     pipeline: Pipeline, prompts: list[list[int]], expected: list[list[int]]
 ) -> None:
@@ -83,6 +93,7 @@ def test_greedy_tokens_equal_transformers_one_after_the_other(
         assert pipeline.tokens(f"alone {number}") == expected[number], PROMPTS[number]
 
 
+@_each_cut(*CUTS)
 def test_greedy_tokens_equal_transformers_all_at_once(
     pipeline: Pipeline, prompts: list[list[int]], expected: list[list[int]]
 ) -> None:
@@ -95,13 +106,16 @@ def test_greedy_tokens_equal_transformers_all_at_once(
     assert max(pipeline.batches) >= len(prompts) // len(pipeline.engines)
 
 
-def test_sampled_tokens_do_not_depend_on_the_cut(cache: Path, prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize("new_tokens", [16, pytest.param(NEW_TOKENS, marks=pytest.mark.slow)])
+def test_sampled_tokens_do_not_depend_on_the_cut(
+    cache: Path, prompts: list[list[int]], new_tokens: int
+) -> None:
     sampling = SamplingParams(temperature=0.9, top_p=0.95, seed=1234, stop=[])
     texts = []
     for cuts in CUTS.values():
         pipeline = Pipeline.cut(DEMO_MODEL, cuts, cache)
         for number, prompt in enumerate(prompts):
-            pipeline.open(f"{number}", prompt, max_tokens=NEW_TOKENS, sampling=sampling)
+            pipeline.open(f"{number}", prompt, max_tokens=new_tokens, sampling=sampling)
         pipeline.run()
         texts.append([pipeline.tokens(f"{number}") for number in range(len(prompts))])
     assert all(text == texts[0] for text in texts)
