@@ -17,6 +17,9 @@ from mesh import redis_keys
 from mesh.route_record import EPOCH, RouteRecord, epoch_of
 from mesh.token_stream import START, token_count_at
 
+TOKENS_PER_READ = 256
+"""Tokens that are read at once of a long text."""
+
 _NEWEST = """
 local newest = redis.call('HGET', KEYS[1], 'newest') or redis.call('HGET', KEYS[1], 'epoch')
 newest = tonumber(newest) or -1
@@ -37,7 +40,7 @@ if tonumber(ARGV[1]) >= newest then
     redis.call('HSET', KEYS[1], 'epoch', 'sealed', 'newest', ARGV[1])
     redis.call('EXPIRE', KEYS[1], ARGV[2])
 end
-return redis.call('XLEN', KEYS[2])
+return 1
 """
 
 
@@ -137,20 +140,19 @@ async def first_token_at(redis: Redis, request_id: str) -> float | None:
     return None if value is None else float(value)
 
 
-async def seal(redis: Redis, request_id: str, epoch: int, *, ttl: int) -> int:
-    """Let nobody append tokens any more until a newer epoch begins; returns their number, which is
-    final if the job ends now. Does nothing if a newer epoch has begun: then the caller has lost his
-    lease. ``epoch``: the newest that the caller knows. ``ttl``: seconds for which the record is
-    kept."""
-    count: int = await redis.eval(  # type: ignore[misc]
+async def seal(redis: Redis, request_id: str, epoch: int, *, ttl: int) -> list[TokenEntry]:
+    """Let nobody append tokens any more until a newer epoch begins; returns all that can be read,
+    which is final if the job ends now. Does nothing if a newer epoch has begun: then the caller has
+    lost his lease. ``epoch``: the newest that the caller knows. ``ttl``: seconds for which the
+    record is kept."""
+    await redis.eval(  # type: ignore[misc]
         _SEAL,
-        2,
+        1,
         redis_keys.live_record(request_id),
-        redis_keys.tokens(request_id),
         str(epoch),
         str(ttl),
     )
-    return count
+    return await tokens(redis, request_id)
 
 
 async def finish(redis: Redis, request_id: str, outcome: JobOutcome, *, ttl: int) -> None:
@@ -187,6 +189,21 @@ async def read(
     stream = redis_keys.tokens(request_id)
     answer = await redis.xread({stream: after}, count=count, block=block_ms(wait))
     return entries_of(answer[0][1]) if answer else []
+
+
+async def tokens(
+    redis: Redis, request_id: str, after: int = 0, *, count: int | None = None
+) -> list[TokenEntry]:
+    """The tokens after so many, at most ``count`` of them; a long text is read in pieces, between
+    which the process does other work."""
+    found: list[TokenEntry] = []
+    while count is None or len(found) < count:
+        wanted = TOKENS_PER_READ if count is None else min(count - len(found), TOKENS_PER_READ)
+        entries = await read(redis, request_id, f"{after + len(found)}-0", count=wanted)
+        found += [entry for entry in entries if isinstance(entry, TokenEntry)]
+        if len(entries) < wanted or isinstance(entries[-1], EndEntry):
+            break
+    return found
 
 
 def entries_of(raw: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[TokenEntry | EndEntry]:

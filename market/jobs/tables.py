@@ -153,6 +153,21 @@ class NodeContribution(Base):
     paid_at: Mapped[dt.datetime | None] = mapped_column(INSTANT)
 
 
+class StoredTokens(Base):
+    """A page of an ended generation's tokens, encrypted as prompts are, so that a lost Redis loses
+    no text that was paid for. Rows are erased after ``readable_until``."""
+
+    __tablename__ = "job_tokens"
+    __table_args__ = (Index("idx_job_tokens_readable_until", "readable_until"),)
+
+    session_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("inference_sessions.id"), primary_key=True
+    )
+    page: Mapped[int] = mapped_column(primary_key=True)
+    cipher: Mapped[bytes] = mapped_column(LargeBinary)
+    readable_until: Mapped[dt.datetime] = mapped_column(INSTANT)
+
+
 EndReason = Literal["stop", "length", "cancelled", "failed"]
 """How a generation ends: by its text, by its length, by its user, or not as it should."""
 

@@ -24,7 +24,7 @@ async def test_an_epoch_that_was_claimed_before_the_end_opens_nothing(redis: Red
     """Its successor has read the claim, and seals with it."""
     assert await begin(redis, 1)
     assert await append(redis, 1, 0) == 1
-    assert await live_session.seal(redis, ID, 2, ttl=TTL) == 1
+    assert len(await live_session.seal(redis, ID, 2, ttl=TTL)) == 1
     assert not await begin(redis, 2)
     assert [await append(redis, epoch, 1) for epoch in (1, 2)] == [-1, -1]
     assert await live_session.current_epoch(redis, ID) is None

@@ -8,6 +8,7 @@ from decimal import Decimal
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger
+from market.jobs.live_session import TokenEntry
 from market.jobs.tables import Job, RouteHop
 
 _numbers = itertools.count()
@@ -53,6 +54,11 @@ def hop(
         end_layer=end,
         first_token=first_token,
     )
+
+
+def token_entries(count: int, text: str = "x") -> list[TokenEntry]:
+    """So many tokens, as a stream has them."""
+    return [TokenEntry(f"{number}-0", 7, text) for number in range(1, count + 1)]
 
 
 def session(

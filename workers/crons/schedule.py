@@ -14,6 +14,7 @@ from workers.chain_indexer.indexer import follow_chain
 from workers.crons.job_sweeper import send_outbox, sweep
 from workers.crons.ledger_check import check_ledger
 from workers.crons.rebalance import rebalance
+from workers.crons.token_eraser import erase_tokens
 from workers.resilient_worker import ResilientWorker
 from workers.settlement import settle
 
@@ -30,6 +31,7 @@ def cron_worker(resources: Resources) -> ResilientWorker:
     crons = [
         every(settings.generation.sweep_interval, sweep),
         every(settings.generation.sweep_interval, send_outbox),
+        every(settings.generation.sweep_interval, erase_tokens),
         every(payments.deposit_interval, follow_chain),
         every(payments.settlement_interval, settle),
         every(payments.check_interval, check_ledger),

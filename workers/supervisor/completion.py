@@ -1,7 +1,7 @@
 """The end of a generation: status, counts, contributions and money in one transaction."""
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market import ledger, metrics
 from market.jobs import queries
 from market.jobs.bill import Bill, PromptUse, make_bill
-from market.jobs.live_session import JobOutcome
+from market.jobs.live_session import JobOutcome, TokenEntry
+from market.jobs.reading import stored_tokens
 from market.jobs.tables import EndReason, Job, NodeContribution, RouteHop
 from market.money import format_exact
 from market.resources import Resources
@@ -42,13 +43,13 @@ _CREDIT_NODES = text(
 class Progress:
     """How far a generation came.
 
-    ``tokens``: how many were written, after which nobody can write any more. ``first_token_at``:
+    ``tokens``: all that can be read, after which nobody can write any more. ``first_token_at``:
     Unix time of the first; none if there was none. ``cached``: tokens at the prompt's beginning
     that all nodes had in their caches. ``positions``: tokens of the prompt that each node of the
     route says that it has computed.
     """
 
-    tokens: int
+    tokens: Sequence[TokenEntry]
     first_token_at: float | None = None
     cached: int = 0
     positions: Mapping[str, int] = field(default_factory=dict)
@@ -64,7 +65,8 @@ async def end(
     progress: Progress,
 ) -> JobOutcome:
     """End a generation, however it ended: its user pays for its prompt and for the tokens that were
-    delivered, and gets the rest of the hold back. Nobody pays for more tokens than asked for,
+    delivered, and gets the rest of the hold back. Its tokens are stored for as long as they may be
+    read, in the transaction that charges for them: what nobody can read is not paid for. Nobody pays for more tokens than asked for,
     whatever an edge has written. Before the first token, a failure costs nothing, and a cancelled
     generation what was computed of its prompt.
 
@@ -87,7 +89,7 @@ async def end(
         job = await _locked(db, lease)
         bill = make_bill(
             await _hops(db, job),
-            tokens=min(progress.tokens, job.max_tokens),
+            tokens=min(len(progress.tokens), job.max_tokens),
             prompt=_prompt_use(job, reason, progress),
             prices=queries.prices_of(job),
             fee_rate=resources.settings.payments.platform_fee,
@@ -98,11 +100,15 @@ async def end(
             job.status, job.finish_reason = "completed", reason
         else:
             job.status = "failed"
-        job.token_count = progress.tokens
+        job.token_count = len(progress.tokens)
         job.total_cost_far, job.prompt_cost_far, job.fee_far = bill.cost, bill.prompt_cost, bill.fee
         if progress.first_token_at is not None:
             job.first_token_ms = _milliseconds(progress.first_token_at - job.started_at.timestamp())
-        _close(job)
+        completed_at = _close(job)
+        readable_until = completed_at + dt.timedelta(seconds=resources.settings.generation.stream_ttl)
+        db.add_all(
+            stored_tokens.pages_of(resources.vault, job, progress.tokens, readable_until)
+        )
         db.add_all(_contributions(job, bill))
         await _post(db, job, bill)
         outcome = await queries.outcome(db, job)
@@ -163,10 +169,12 @@ def _prompt_use(job: Job, reason: str, progress: Progress) -> PromptUse:
     return PromptUse(job.prompt_tokens, job.cached_prompt_tokens, reported)
 
 
-def _close(job: Job) -> None:
-    job.completed_at = dt.datetime.now(dt.UTC)
-    job.latency_ms = _milliseconds((job.completed_at - job.started_at).total_seconds())
+def _close(job: Job) -> dt.datetime:
+    """Note the end's time, which is returned, and erase the prompt."""
+    job.completed_at = now = dt.datetime.now(dt.UTC)
+    job.latency_ms = _milliseconds((now - job.started_at).total_seconds())
     job.request_cipher = None
+    return now
 
 
 def _milliseconds(seconds: float) -> int:

@@ -72,7 +72,7 @@ async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = Tr
         raise LeaseLost
     generated = [token.token_id for token in await supervision.tokens()]
     if len(generated) >= job.max_tokens:
-        raise GenerationOver("length")
+        raise GenerationOver("length", tokens=len(generated))
     await _record_route(supervision, route, first_token=len(generated))
     served, supervision.route = supervision.route, [Hop.of(node) for node in route]
     supervision.speakers, supervision.first_token = supervision.node_ids, len(generated)

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from market.jobs import live_session, messaging
 from market.jobs.admission import throughput
 from market.jobs.live_session import TokenEntry
-from market.jobs.tables import RouteHop
+from market.jobs.tables import EndReason, RouteHop
 from market.resources import Resources
 from mesh import token_stream
 from mesh.wire import Cancel, Ended, Pong, PrefixReused
@@ -142,7 +142,8 @@ class Supervision:
         """
         if await self.token_count() >= event.count:
             # An edge may write any word, and the reason is kept.
-            raise GenerationOver("stop" if event.reason == "stop" else "length")
+            reason: EndReason = "stop" if event.reason == "stop" else "length"
+            raise GenerationOver(reason, tokens=event.count)
 
     async def count_progress(self, tokens: int, *, now: bool = False) -> None:
         """Count what was computed since this was last called toward the model's throughput, as
@@ -181,8 +182,7 @@ class Supervision:
 
     async def tokens(self) -> list[TokenEntry]:
         """All tokens that readers have."""
-        entries = await live_session.read(self.redis, self.id, token_stream.START)
-        return [entry for entry in entries if isinstance(entry, TokenEntry)]
+        return await live_session.tokens(self.redis, self.id)
 
     async def token_count(self) -> int:
         """How many tokens readers have."""

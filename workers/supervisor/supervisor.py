@@ -9,6 +9,7 @@ import time
 import structlog
 
 from market.jobs import live_session
+from market.jobs.live_session import TokenEntry
 from market.nodes import refusals
 from mesh.wire import Cancel, Ended, Pong, PrefixReused
 from workers.supervisor import completion, epochs, prefill
@@ -48,11 +49,17 @@ class Supervisor:
             tier=supervision.job.tier,
             lease=supervision.lease.counter,
         )
-        try:
-            await self._resume()
-            await self._watch()
-        except GenerationOver as over:
-            await self._end(over)
+        go_on = self._resume
+        while True:
+            try:
+                await go_on()
+                await self._watch()
+            except GenerationOver as over:
+                tokens = await self._seal(over)
+                if len(tokens) >= over.tokens:
+                    await self._end(over, tokens)
+                    return
+            go_on = self._regenerate
 
     async def _resume(self) -> None:
         """Go on where a predecessor stopped, or begin."""
@@ -78,6 +85,11 @@ class Supervisor:
             if isinstance(event, Ended):  # nodes of the epoch before write until the next begins
                 await supervision.check_ended(event)
         await epochs.open_next(supervision, supervision.state.reason)
+
+    async def _regenerate(self) -> None:
+        """Redis has lost tokens between the end and what was to be stored of it."""
+        self._supervision.check_time_and_cancel()
+        await self._recovery.recover_from_lost_tokens()
 
     async def _watch(self) -> None:
         supervision, tokens = self._supervision, 0
@@ -118,7 +130,8 @@ class Supervisor:
             case fault:
                 await self._recovery.recover_from_fault(fault)
 
-    async def _end(self, over: GenerationOver) -> None:
+    async def _seal(self, over: GenerationOver) -> list[TokenEntry]:
+        """Let nobody write any more; returns what can be read."""
         supervision, ttl = self._supervision, self._supervision.generation_settings.stream_ttl
         if over.reason == "cancelled" and not await supervision.token_count():
             await prefill.stop(supervision)
@@ -126,7 +139,11 @@ class Supervisor:
             supervision.redis, supervision.id, supervision.epoch, ttl=ttl
         )
         supervision.lease.progressed()
-        await supervision.count_progress(tokens, now=True)
+        return tokens
+
+    async def _end(self, over: GenerationOver, tokens: list[TokenEntry]) -> None:
+        supervision, ttl = self._supervision, self._supervision.generation_settings.stream_ttl
+        await supervision.count_progress(len(tokens), now=True)
         outcome = await completion.end(
             supervision.resources,
             supervision.lease,
@@ -144,6 +161,6 @@ class Supervisor:
         await live_session.finish(supervision.redis, supervision.id, outcome, ttl=ttl)
         await epochs.close(supervision, supervision.route, supervision.epoch)
         served = over.code is None and over.reason != "cancelled"
-        await self._recovery.count_pending(tokens + served)
+        await self._recovery.count_pending(len(tokens) + served)
         if served:
             await refusals.forget(supervision.redis, supervision.node_ids)

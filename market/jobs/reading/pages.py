@@ -3,28 +3,26 @@ given out by turns."""
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from redis.asyncio import Redis
-
-from market.jobs import live_session
 from market.jobs.live_session import TokenEntry
+from market.jobs.reading.stored_tokens import TOKENS_PER_PAGE
 from market.keyed_locks import KeyedLocks
-
-TOKENS_PER_PAGE = 128
-"""About a millisecond's work."""
 
 KEPT_BYTES = 2**23
 """Of all jobs' pages together."""
 
 KEPT_SECONDS = 5.0
 """Seconds for which a page is kept: long enough for those who replay a job together, and no longer,
-since it is to be forgotten with Redis' copy."""
+since it is to be forgotten with what it was read from."""
 
 PAGES_AT_ONCE = 4
 """Pages of a process that are read or given out at once, before all else has its turn."""
+
+ReadPage = Callable[[str, int], Awaitable[Sequence[TokenEntry]]]
+"""The tokens of a job's page, by its number: as many as there are."""
 
 Render = Callable[[str, TokenEntry], bytes]
 """A job's token as its readers get it."""
@@ -47,10 +45,15 @@ EMPTY = Page(b"", ())
 
 class Pages:
     """One a process. The readers of one owner take turns, so that however many he has, another's
-    page waits for one of his at most."""
+    page waits for one of his at most.
 
-    def __init__(self, redis: Redis, render: Render) -> None:
-        self._redis = redis
+    Args:
+        read: Where they come from.
+        render: Makes of a token the bytes that readers share.
+    """
+
+    def __init__(self, read: ReadPage, render: Render) -> None:
+        self._read_page = read
         self._render = render
         self._kept: OrderedDict[tuple[str, int], tuple[Page, float]] = OrderedDict()
         self._bytes = 0
@@ -59,7 +62,7 @@ class Pages:
         self._at_once = asyncio.Semaphore(PAGES_AT_ONCE)
 
     async def after(self, request_id: str, position: int, owner: str) -> tuple[bytes, int]:
-        """Some tokens after so many, rendered, and their number; none if Redis has none there.
+        """Some tokens after so many, rendered, and their number; none if there are none.
 
         Args:
             owner: Whose readers take turns.
@@ -75,13 +78,8 @@ class Pages:
         return page.after(skipped), len(page.ends) - skipped
 
     async def _read(self, request_id: str, number: int) -> Page:
-        first = number * TOKENS_PER_PAGE
-        entries = await live_session.read(
-            self._redis, request_id, f"{first}-0", count=TOKENS_PER_PAGE
-        )
-        tokens = [
-            self._render(request_id, entry) for entry in entries if isinstance(entry, TokenEntry)
-        ]
+        entries = await self._read_page(request_id, number)
+        tokens = [self._render(request_id, entry) for entry in entries]
         page = Page(b"".join(tokens), tuple(accumulate(map(len, tokens))))
         self._keep((request_id, number), page)
         return page

@@ -3,6 +3,7 @@
 from market.errors import Unavailable
 from market.jobs import live_session
 from market.jobs.errors import GenerationFailed, StreamExpired
+from market.jobs.reading import stored_tokens
 from market.jobs.tables import Job
 from market.outages import OUTAGES
 from market.resources import Resources
@@ -22,13 +23,16 @@ FAILURES = {
 
 
 async def readable(resources: Resources, job: Job) -> bool:
-    """Whether Redis still has all tokens of a job that has ended."""
+    """Whether all tokens of a job that has ended can be read still: in Redis, or in Postgres."""
     newest = await live_session.last_entry_id(resources.redis, job.request_id)
-    return token_count_at(newest) >= job.token_count
+    if token_count_at(newest) >= job.token_count:
+        return True
+    async with resources.sessions() as db:
+        return await stored_tokens.has_tokens(db, job.id)
 
 
 def stream_expired(request_id: str) -> StreamExpired:
-    """The error of a job whose tokens Redis does not have any more."""
+    """The error of a job whose tokens nobody has any more."""
     return StreamExpired(f"The tokens of {request_id} have been forgotten.")
 
 

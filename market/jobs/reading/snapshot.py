@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from market.jobs import queries
 from market.jobs.errors import JobNotFound
 from market.jobs.reading.shared_answers import SharedAnswers
+from market.jobs.reading.stored_tokens import StoredTokensReader
 from market.jobs.reading.texts import JobTexts
 from market.jobs.request_id import is_request_id
 from market.jobs.tables import Job, NodeContribution
@@ -28,6 +29,7 @@ class JobSnapshots:
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._texts = JobTexts(resources.redis)
+        self._stored = StoredTokensReader(resources.sessions, resources.vault)
         self._jobs = SharedAnswers(self._find)
         self._snapshots = SharedAnswers(self._make)
 
@@ -60,13 +62,17 @@ class JobSnapshots:
     async def _make(self, key: tuple[str, str]) -> JobSnapshot:
         job = await self._find(key)
         found = await self._texts.read(job.request_id)
+        text, tokens = found.text, found.tokens
+        ended = job.status in queries.ENDED
+        if ended and tokens < job.token_count:  # Redis has lost it, or has forgotten it
+            stored = await self._stored.all(job.request_id)
+            text, tokens = "".join(token.text for token in stored), len(stored)
         async with self._resources.sessions() as db:
             parts = await queries.contributions(db, job)
-        ended = job.status in queries.ENDED
-        forgotten = ended and found.tokens < job.token_count
+        forgotten = ended and tokens < job.token_count
         return JobSnapshot(
             job=job,
-            text=None if forgotten else found.text,
-            tokens_generated=job.token_count if ended else found.tokens,
+            text=None if forgotten else text,
+            tokens_generated=job.token_count if ended else tokens,
             contributions=parts,
         )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from market.jobs import live_session
-from market.jobs.live_session import TokenEntry
 from mesh.token_stream import token_count_at
 
 KEPT_CHARACTERS = 8_000_000
@@ -15,9 +14,6 @@ KEPT_CHARACTERS = 8_000_000
 
 KEPT_SECONDS = 60.0
 """Seconds for which a text that nobody asks for is kept: it is to be forgotten with Redis' copy."""
-
-TOKENS_PER_READ = 256
-"""A long text is read in pieces, between which the process does other work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +43,10 @@ class JobTexts:
             self._drop(request_id)
             known = None
         parts, tokens = ([known.text], known.tokens) if known else ([], 0)
-        while tokens < newest:
-            entries = await live_session.read(
-                self._redis, request_id, f"{tokens}-0", count=TOKENS_PER_READ
-            )
-            texts = [entry.text for entry in entries if isinstance(entry, TokenEntry)]
-            if not texts:
-                break
-            parts += texts
-            tokens += len(texts)
+        if tokens < newest:
+            found = await live_session.tokens(self._redis, request_id, tokens)
+            parts += [token.text for token in found]
+            tokens += len(found)
         text = JobText("".join(parts), tokens, asyncio.get_running_loop().time())
         self._keep(request_id, text)
         return text

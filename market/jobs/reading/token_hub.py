@@ -17,6 +17,7 @@ from market.jobs.reading.ends import find_ends
 from market.jobs.reading.followed_job import FollowedJob
 from market.jobs.reading.pages import Pages, Render
 from market.jobs.reading.reader_errors import stream_expired
+from market.jobs.reading.stored_tokens import TOKENS_PER_PAGE, StoredTokensReader
 from market.outages import OUTAGE_RETRY, OUTAGES, unavailable
 from market.resources import Resources
 from mesh import redis_keys
@@ -51,7 +52,8 @@ class TokenHub:
 
     A reader holds a position, not tokens: a slow one takes no memory, and gets all that has come in
     one piece when it is ready. What is not kept in memory any more, or came before the first
-    reader, is read from Redis for those that lack it (:class:`market.jobs.reading.pages.Pages`).
+    reader, is read from Redis for those that lack it (:class:`market.jobs.reading.pages.Pages`);
+    what Redis has lost of a job that has ended, from Postgres.
 
     Args:
         render: Makes of a token the bytes that readers share.
@@ -62,7 +64,10 @@ class TokenHub:
         self._render = render
         # Apart from all others' connections: what waits here is in nobody's way.
         self._redis = open_redis(resources.settings.redis_url, max_connections=1)
-        self._pages = Pages(resources.redis, render)
+        self._pages = Pages(self._live_page, render)
+        self._stored_pages = Pages(
+            StoredTokensReader(resources.sessions, resources.vault).page, render
+        )
         self._jobs: dict[str, FollowedJob] = {}
         self._any_job = asyncio.Event()
         self._wakeup_key = redis_keys.readers_wakeup(secrets.token_hex(8))
@@ -95,14 +100,14 @@ class TokenHub:
             Unavailable: no worker is there to end the job, although its deadline has passed; or
                 Redis or Postgres cannot be reached.
         """
-        position = token_count_at(after)
+        position, owner = token_count_at(after), owner or request_id
         async with self._followed(request_id) as job:
             while True:
                 data, tokens = b"", 0
                 if position < job.oldest:
-                    data, tokens = await self._pages.after(
-                        request_id, position, owner or request_id
-                    )
+                    data, tokens = await self._pages.after(request_id, position, owner)
+                if not tokens and _is_lost(job, position):
+                    data, tokens = await self._stored_pages.after(request_id, position, owner)
                 if tokens:
                     position += tokens
                     yield data
@@ -129,6 +134,11 @@ class TokenHub:
             await job.over.wait()
             if job.error is not None:
                 raise _copied(job.error)
+
+    async def _live_page(self, request_id: str, page: int) -> list[TokenEntry]:
+        return await live_session.tokens(
+            self._resources.redis, request_id, page * TOKENS_PER_PAGE, count=TOKENS_PER_PAGE
+        )
 
     @asynccontextmanager
     async def _followed(self, request_id: str) -> AsyncIterator[FollowedJob]:
@@ -267,6 +277,13 @@ class TokenHub:
 
     def _followed_jobs(self) -> list[FollowedJob]:
         return [job for job in self._jobs.values() if job.followed]
+
+
+def _is_lost(job: FollowedJob, position: int) -> bool:
+    """Whether a job has ended with tokens after a position that its stream did not bring."""
+    if job.outcome is None or job.oldest <= position < job.newest:
+        return False
+    return position < job.outcome["total_tokens"]
 
 
 def _known(error: Exception) -> Unavailable:

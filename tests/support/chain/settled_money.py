@@ -27,7 +27,7 @@ from market.settlement.tables import Settlement, SettlementTransaction
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.support.chain.rpc_proxy import Proxy, Rule
-from tests.support.factories import fund, session
+from tests.support.factories import fund, session, token_entries
 from workers.settlement import settle_due
 from workers.settlement.alerts import pauses
 from workers.supervisor import completion
@@ -89,7 +89,7 @@ async def served(
         edge_units=model.edge_units,
         reason="length",
         code=None,
-        progress=completion.Progress(tokens),
+        progress=completion.Progress(token_entries(tokens)),
     )
     return job
 

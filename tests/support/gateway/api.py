@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import httpx
 from eth_account import Account
 from fastapi import FastAPI
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.app import create_app
@@ -346,10 +346,28 @@ class Job:
         await live_session.finish(self._redis, self.id, self._outcome, ttl=3600)
 
     async def forget(self) -> None:
-        """Redis as it is an hour later."""
+        """All as it is an hour later."""
+        await self.lose()
+        async with self._workers.sessions.begin() as db:
+            mine = select(tables.Job.id).where(tables.Job.request_id == self.id)
+            await db.execute(
+                update(tables.StoredTokens)
+                .where(tables.StoredTokens.session_id.in_(mine))
+                .values(readable_until=func.now())
+            )
+
+    async def lose(self) -> None:
+        """Redis as it is after a crash."""
         await self._redis.delete(
             redis_keys.live_record(self.id), redis_keys.tokens(self.id), redis_keys.events(self.id)
         )
+
+    async def restore(self, *tokens: str) -> None:
+        """Redis has started from a snapshot, in which these are the tokens."""
+        for number, text in enumerate(tokens, start=1):
+            await self._redis.xadd(
+                redis_keys.tokens(self.id), {"i": 7, "t": text}, id=f"{number}-0"
+            )
 
     async def poll(self) -> dict[str, Any]:
         answer = await self._gateway.client.get(self.url)

@@ -117,6 +117,10 @@ class Recovery:
         edge = self._supervision.speakers[0]
         if not self._tolerates(edge, "wrong end"):
             await self._penalise([edge], "wrong_end")
+        await self.recover_from_lost_tokens()
+
+    async def recover_from_lost_tokens(self) -> None:
+        """Redis has lost tokens: they are generated again."""
         await self._open_next("redis_lost", await self._supervision.token_count())
 
     async def count_pending(self, tokens: int) -> None:

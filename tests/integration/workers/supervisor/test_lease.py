@@ -13,7 +13,7 @@ from market.jobs.tables import Job
 from market.ledger.tables import LedgerTransaction
 from market.outbox import Outbox
 from market.resources import Resources
-from tests.support.factories import fund, hop, session
+from tests.support.factories import fund, hop, session, token_entries
 from tests.support.market.leases import acquired, expire
 from workers.crons.job_sweeper import sweep
 from workers.exclusive import Stalled
@@ -47,7 +47,7 @@ async def end(resources: Resources, held: Lease, tokens: int = 10) -> None:
         edge_units=model.edge_units,
         reason="length",
         code=None,
-        progress=completion.Progress(tokens),
+        progress=completion.Progress(token_entries(tokens)),
     )
 
 

@@ -293,19 +293,46 @@ async def test_a_reader_ends_although_the_summary_was_lost(
     assert (done.data["status"], done.data["total_tokens"]) == (status, 2)
 
 
-@pytest.mark.parametrize("after", [None, "2"])
-async def test_a_reader_ends_although_the_tokens_were_lost(
-    gateway: Gateway, after: str | None
+@pytest.mark.parametrize("summarized", [False, True], ids=["after the summary", "before it"])
+@pytest.mark.parametrize("after", [None, "1", "130", "300", "300-done"])
+async def test_a_text_that_redis_has_lost_is_read_from_postgres(
+    gateway: Gateway, after: str | None, *, summarized: bool
 ) -> None:
-    """Redis was emptied between the job's end and its summary."""
+    """Redis was emptied after the job's end: the readers see no difference."""
+    words = [f" {number}" for number in range(300)]
+    job = await gateway.submit(max_tokens=300)
+    await job.write(*words)
+    await job.complete(summary=False)
+    before, polled = await job.events(after), await job.poll()
+    await job.lose()
+    if summarized:
+        await job.summarize()
+    assert await job.events(after) == before
+    assert await job.poll() == polled
+    assert polled["text"] == "".join(words)
+
+
+async def test_a_reader_who_follows_while_redis_loses_the_rest(gateway: Gateway) -> None:
+    asking, job = await gateway.begin(stream=True, max_tokens=8)
+    await job.write("a", "b")
+    await job.write("c")
+    await job.complete(summary=False)
+    await job.lose()
+    *tokens, done = parse_events((await asking).text)
+    assert texts(tokens) == "abc"
+    assert (done.id, done.data["total_tokens"]) == ("3-done", 3)
+
+
+async def test_part_of_a_text_that_redis_has_kept(gateway: Gateway) -> None:
+    """As after a start from a snapshot."""
     job = await gateway.submit()
     await job.write("a", "b", "c")
     await job.complete(summary=False)
-    await job.forget()
-    await job.summarize()
-    headers = {} if after is None else {"Last-Event-ID": after}
-    answer = await gateway.client.get(job.url + "/events", headers=headers)
-    problem(answer, 410, "stream_expired")
+    await job.lose()
+    await job.restore("a")
+    *tokens, done = await job.events()
+    assert (texts(tokens), done.id) == ("abc", "3-done")
+    assert (await job.poll())["text"] == "abc"
 
 
 async def test_a_stream_that_loses_redis_can_be_resumed(

@@ -1,0 +1,134 @@
+"""The tokens of ended jobs in Postgres: written in the transaction that charges for them, read where
+Redis has them no more, and erased when they may be read no more.
+
+They rest as prompts do (:mod:`market.prompt_vault`), a page of :data:`TOKENS_PER_PAGE` a row, so
+that a reader who resumes has one row decrypted and not all of a long text. A row is bounded by its
+tokens: each stands for :data:`mesh.wire.limits.MAX_TOKEN_TEXT` characters at most.
+"""
+
+import datetime as dt
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+from cryptography.exceptions import InvalidTag
+from sqlalchemy import delete, func, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from market.db import Sessions
+from market.jobs.live_session import TokenEntry
+from market.jobs.tables import Job, StoredTokens
+from market.prompt_vault import PromptText, PromptVault
+
+TOKENS_PER_PAGE = 128
+"""About a millisecond's work to render."""
+
+ERASED_AT_ONCE = 1000
+"""Rows that one transaction erases."""
+
+log = structlog.get_logger()
+
+
+def pages_of(
+    vault: PromptVault, job: Job, tokens: Sequence[TokenEntry], readable_until: dt.datetime
+) -> list[StoredTokens]:
+    """The rows of an ended job's tokens: all that it has, from the first on."""
+    return [
+        StoredTokens(
+            session_id=job.id,
+            page=page,
+            cipher=_encrypt(vault, job.request_id, page, tokens[first : first + TOKENS_PER_PAGE]),
+            readable_until=readable_until,
+        )
+        for page, first in enumerate(range(0, len(tokens), TOKENS_PER_PAGE))
+    ]
+
+
+async def has_tokens(db: AsyncSession, session_id: uuid.UUID) -> bool:
+    """Whether tokens of a job are stored that may be read still."""
+    found = select(StoredTokens.page).where(
+        StoredTokens.session_id == session_id, StoredTokens.readable_until > func.now()
+    )
+    return await db.scalar(found.limit(1)) is not None
+
+
+async def erase_expired(sessions: Sessions) -> int:
+    """Erase what may be read no more, :data:`ERASED_AT_ONCE` rows a transaction; returns how many
+    rows there were."""
+    key = tuple_(StoredTokens.session_id, StoredTokens.page)
+    expired = (
+        select(StoredTokens.session_id, StoredTokens.page)
+        .where(StoredTokens.readable_until <= func.now())
+        .order_by(StoredTokens.readable_until)
+        .limit(ERASED_AT_ONCE)
+        .with_for_update(skip_locked=True)
+    )
+    erased = 0
+    while True:
+        async with sessions.begin() as db:
+            rows = await db.scalars(
+                delete(StoredTokens).where(key.in_(expired)).returning(StoredTokens.page)
+            )
+            count = len(rows.all())
+        erased += count
+        if count < ERASED_AT_ONCE:
+            return erased
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTokensReader:
+    """Reads what :func:`pages_of` made."""
+
+    sessions: Sessions
+    vault: PromptVault
+
+    async def page(self, request_id: str, page: int) -> list[TokenEntry]:
+        """The tokens of one page; none if they are not stored, or may be read no more."""
+        return await self._read(request_id, page)
+
+    async def all(self, request_id: str) -> list[TokenEntry]:
+        """All tokens of a job; none if they are not stored, or may be read no more."""
+        return await self._read(request_id, None)
+
+    async def _read(self, request_id: str, page: int | None) -> list[TokenEntry]:
+        rows = (
+            select(StoredTokens.page, StoredTokens.cipher)
+            .join(Job, Job.id == StoredTokens.session_id)
+            .where(Job.request_id == request_id, StoredTokens.readable_until > func.now())
+            .order_by(StoredTokens.page)
+        )
+        async with self.sessions() as db:
+            found = await db.execute(
+                rows if page is None else rows.where(StoredTokens.page == page)
+            )
+        tokens: list[TokenEntry] = []
+        try:
+            for number, cipher in found.all():
+                tokens += _decrypt(self.vault, request_id, number, cipher)
+        except InvalidTag:
+            log.error("prompt_key_changed", request_id=request_id)
+            return []
+        return tokens
+
+
+def _encrypt(
+    vault: PromptVault, request_id: str, page: int, tokens: Sequence[TokenEntry]
+) -> bytes:
+    ids, texts = [token.token_id for token in tokens], [token.text for token in tokens]
+    return vault.encrypt(_context(request_id, page), PromptText(ids, texts))
+
+
+def _decrypt(vault: PromptVault, request_id: str, page: int, cipher: bytes) -> list[TokenEntry]:
+    opened = vault.decrypt(_context(request_id, page), cipher)
+    first = page * TOKENS_PER_PAGE + 1
+    return [
+        TokenEntry(f"{first + index}-0", token_id, text)
+        for index, (token_id, text) in enumerate(zip(opened.token_ids, opened.stop, strict=True))
+    ]
+
+
+def _context(request_id: str, page: int) -> str:
+    """What a page is authenticated with, so that none can be put in another's place, nor a prompt
+    in that of a text."""
+    return f"{request_id}/tokens/{page}"
