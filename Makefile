@@ -65,7 +65,7 @@ format: $(VENV)/.dev ## Fix and format the code (ruff)
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-chaos: $(NODE_PACKAGES) $(VENV)/.dev ## What takes too long for `make test-all`: full nodes, interrupted links, draft models, killed settlers
+chaos: $(NODE_PACKAGES) $(VENV)/.dev ## What takes too long for `make test-all`: full nodes, interrupted links, draft models, killed settlers and processes
 	@$(BIN)/pytest tests/chaos
 
 contracts/node_modules: contracts/package-lock.json

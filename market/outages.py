@@ -78,6 +78,14 @@ def _sqlstate(error: sqlalchemy.exc.DBAPIError) -> str | None:
     return state
 
 
+async def reached(sessions: Sessions, client: Redis, *, within: float) -> dict[str, bool]:
+    """Which of Postgres and Redis answer within so many seconds each."""
+    postgres, answering = await asyncio.gather(
+        postgres_answers(sessions, within=within), redis_answers(client, within=within)
+    )
+    return {"postgres": postgres, "redis": answering}
+
+
 async def postgres_answers(sessions: Sessions, *, within: float) -> bool:
     """Whether Postgres answers a query within so many seconds."""
     try:

@@ -7,14 +7,9 @@ from typing import Any
 
 import msgpack
 from arq.connections import ArqRedis
-from redis.asyncio.retry import Retry
-from redis.backoff import ConstantBackoff
 
 from market.clients.redis_client import MAX_BLOCK, open_pool
 from mesh.redis_keys import WORKER_QUEUE, WORKER_WAKEUPS
-
-START_TRIES, START_DELAY = 5, 1
-"""Further tries to reach Redis when a process starts, and the seconds between them."""
 
 MAX_WAKEUPS = 100
 """Entries that the wake-up list keeps while no worker reads it."""
@@ -35,13 +30,10 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else str(value)
 
 
-async def connect(redis_url: str) -> ArqRedis:
-    """A connection to the workers' queue, once Redis answers.
+def open_queue(redis_url: str) -> ArqRedis:
+    """A client of the workers' queue, to be closed after use; connects when first used.
 
     arq's own way to connect, ``create_pool``, has no limit of the time that Redis may be silent.
-
-    Raises:
-        RedisError: Redis does not answer.
     """
     queue = ArqRedis(
         open_pool(redis_url),
@@ -50,17 +42,7 @@ async def connect(redis_url: str) -> ArqRedis:
         default_queue_name=WORKER_QUEUE,
     )
     queue.auto_close_connection_pool = True
-    retry = Retry(ConstantBackoff(START_DELAY), START_TRIES)
-    try:
-        await retry.call_with_retry(queue.ping, _ignore)
-    except BaseException:
-        await queue.aclose()
-        raise
     return queue
-
-
-async def _ignore(error: Exception) -> None:
-    pass
 
 
 async def enqueue(

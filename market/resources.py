@@ -64,14 +64,15 @@ class Resources:
 
 @asynccontextmanager
 async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
-    """Connect to everything; closes it all again at the end.
+    """Open the clients of everything, each of which connects when first used; closes them all again
+    at the end. A process starts whether or not Postgres and Redis answer.
 
     Raises:
         ValueError: the prompt key is no key, or a model cannot be read.
     """
     vault = PromptVault(settings.generation.prompt_key.get_secret_value())
     catalog = Catalog(settings.models)
-    pool = await queue.connect(settings.redis_url)
+    pool = queue.open_queue(settings.redis_url)
     redis = open_redis(settings.redis_url, max_connections=MAX_REDIS_CONNECTIONS)
     engine, sessions = db.connect(settings.database_url)
     long_engine, long_sessions = db.connect(

@@ -5,6 +5,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 import structlog
+from arq.connections import ArqRedis
+from arq.utils import poll
 from arq.worker import Worker
 
 from market.outages import OUTAGES
@@ -13,12 +15,25 @@ log = structlog.get_logger()
 
 
 class ResilientWorker(Worker):
-    """A worker that outlives outages of Redis, and leaves Redis open when it is stopped."""
+    """A worker that outlives outages of Redis, and leaves Redis open when it is stopped.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, handle_signals=False, **options)
+    Args:
+        queue: Its Redis. arq would open one of its own in ``main``, after others have begun to use
+            the worker.
+        options: Of arq's worker.
+    """
+
+    def __init__(self, queue: ArqRedis, **options: Any) -> None:
+        super().__init__(redis_pool=queue, handle_signals=False, **options)
+        self.ctx["redis"] = queue
         self._polling = asyncio.Lock()
         self._started = self._ended = 0
+
+    async def main(self) -> None:
+        """Poll the queue until cancelled. Unlike arq's this asks nothing of Redis before it polls:
+        Redis may be away when a process starts."""
+        async for _ in poll(self.poll_delay_s):
+            await self._poll_iteration()
 
     def run_job(self, job_id: str, score: int) -> Coroutine[Any, Any, None]:
         self._started += 1

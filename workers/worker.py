@@ -8,7 +8,7 @@ import uvloop
 from arq.worker import func
 from prometheus_client import start_http_server
 
-from market import queue
+from market import outages, queue
 from market.outages import OUTAGES
 from market.resources import Resources, open_resources
 from market.settings import Settings
@@ -23,6 +23,9 @@ events = structlog.get_logger()
 
 OUTAGE_WAIT_SECONDS = 1.0
 """Seconds before Redis is asked again that does not answer."""
+
+PROBE_TIMEOUT = 2.0
+"""Seconds that Postgres and Redis each have to answer, before they count as away."""
 
 TASK_MARGIN_SECONDS = 300
 """Seconds that a supervision may run past its generation's deadline, to end it properly."""
@@ -53,6 +56,7 @@ def supervision_worker(resources: Resources) -> ResilientWorker:
     """The arq worker whose slots the supervisors of generations take."""
     settings = resources.settings
     return WakeupWorker(
+        resources.queue,
         functions=[
             func(
                 supervise,
@@ -61,7 +65,6 @@ def supervision_worker(resources: Resources) -> ResilientWorker:
                 keep_result=0,
             )
         ],
-        redis_pool=resources.queue,
         queue_name=WORKER_QUEUE,
         job_serializer=queue.serialize,
         job_deserializer=queue.deserialize,
@@ -81,8 +84,23 @@ async def work(resources: Resources) -> None:
             for worker in workers:
                 tasks.create_task(worker.main())
             tasks.create_task(Dispatcher(resources).run())
+            tasks.create_task(say_when_ready(resources))
     finally:
         await asyncio.gather(*(worker.stop() for worker in workers))
+
+
+async def say_when_ready(resources: Resources) -> None:
+    """Log once that Postgres and Redis answer, and until then which of them does not."""
+    said: dict[str, bool] = {}
+    while True:
+        reached = await outages.reached(resources.sessions, resources.redis, within=PROBE_TIMEOUT)
+        if all(reached.values()):
+            events.info("worker_ready")
+            return
+        if reached != said:
+            events.warning("worker_not_ready", **reached)
+        said = reached
+        await asyncio.sleep(OUTAGE_WAIT_SECONDS)
 
 
 async def run(settings: Settings) -> None:

@@ -10,10 +10,9 @@ from redis.exceptions import RedisError
 from api.http import caller_address
 from api.http.public_reads import WithReads
 from api.http.services import Services, WithServices
-from market import metrics
+from market import metrics, outages
 from market.errors import Forbidden
 from market.nodes import live_lookup
-from market.outages import postgres_answers, redis_answers
 from market.settings.limits import LimitSettings
 
 PATHS = ("/healthz", "/readyz", "/metrics")
@@ -36,10 +35,7 @@ async def readyz(services: WithServices, reads: WithReads) -> JSONResponse:
     """The process reaches Postgres and Redis: 200 if so, 503 if not."""
 
     async def probe() -> dict[str, bool]:
-        return {
-            "postgres": await postgres_answers(services.sessions, within=PROBE_TIMEOUT),
-            "redis": await redis_answers(services.redis, within=PROBE_TIMEOUT),
-        }
+        return await outages.reached(services.sessions, services.redis, within=PROBE_TIMEOUT)
 
     # One probe at a time, however many ask; no answer outlives it.
     reached = await reads.get(("readyz",), probe, seconds=0)

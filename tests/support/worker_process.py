@@ -27,7 +27,7 @@ def worker_process(settings: Settings, log: Path) -> Iterator[subprocess.Popen[b
         )
         try:
             give_up = time.monotonic() + START_LIMIT
-            while b"worker_started" not in log.read_bytes():
+            while b"worker_ready" not in log.read_bytes():
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < give_up, log.read_text()
                 time.sleep(0.05)

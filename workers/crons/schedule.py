@@ -38,8 +38,8 @@ def cron_worker(resources: Resources) -> ResilientWorker:
         every(settings.placement.interval, rebalance),
     ]
     return ResilientWorker(
+        resources.queue,
         cron_jobs=crons,
-        redis_pool=resources.queue,
         queue_name=CRON_QUEUE,
         job_serializer=queue.serialize,
         job_deserializer=queue.deserialize,

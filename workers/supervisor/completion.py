@@ -66,9 +66,9 @@ async def end(
 ) -> JobOutcome:
     """End a generation, however it ended: its user pays for its prompt and for the tokens that were
     delivered, and gets the rest of the hold back. Its tokens are stored for as long as they may be
-    read, in the transaction that charges for them: what nobody can read is not paid for. Nobody pays for more tokens than asked for,
-    whatever an edge has written. Before the first token, a failure costs nothing, and a cancelled
-    generation what was computed of its prompt.
+    read, in the transaction that charges for them: what nobody can read is not paid for. Nobody
+    pays for more tokens than asked for, whatever an edge has written. Before the first token, a
+    failure costs nothing, and a cancelled generation what was computed of its prompt.
 
     Args:
         resources: The database and the settings.
@@ -105,10 +105,10 @@ async def end(
         if progress.first_token_at is not None:
             job.first_token_ms = _milliseconds(progress.first_token_at - job.started_at.timestamp())
         completed_at = _close(job)
-        readable_until = completed_at + dt.timedelta(seconds=resources.settings.generation.stream_ttl)
-        db.add_all(
-            stored_tokens.pages_of(resources.vault, job, progress.tokens, readable_until)
+        readable_until = completed_at + dt.timedelta(
+            seconds=resources.settings.generation.stream_ttl
         )
+        db.add_all(stored_tokens.pages_of(resources.vault, job, progress.tokens, readable_until))
         db.add_all(_contributions(job, bill))
         await _post(db, job, bill)
         outcome = await queries.outcome(db, job)

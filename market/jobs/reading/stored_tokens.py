@@ -1,5 +1,7 @@
-"""The tokens of ended jobs in Postgres: written in the transaction that charges for them, read where
-Redis has them no more, and erased when they may be read no more.
+"""The tokens of ended jobs in Postgres, for as long as they may be read.
+
+They are written in the transaction that charges for them, read where Redis has lost them, and
+erased after that.
 
 They rest as prompts do (:mod:`market.prompt_vault`), a page of :data:`TOKENS_PER_PAGE` a row, so
 that a reader who resumes has one row decrypted and not all of a long text. A row is bounded by its
@@ -112,9 +114,7 @@ class StoredTokensReader:
         return tokens
 
 
-def _encrypt(
-    vault: PromptVault, request_id: str, page: int, tokens: Sequence[TokenEntry]
-) -> bytes:
+def _encrypt(vault: PromptVault, request_id: str, page: int, tokens: Sequence[TokenEntry]) -> bytes:
     ids, texts = [token.token_id for token in tokens], [token.text for token in tokens]
     return vault.encrypt(_context(request_id, page), PromptText(ids, texts))
 

@@ -82,16 +82,20 @@ async def served(
                     first_token=0,
                 )
             )
-    model = resources.catalog.get(job.model_id)
+    await end(resources, job, tokens)
+    return job
+
+
+async def end(resources: Resources, job: Job, tokens: int) -> None:
+    """End a generation with so many tokens, and capture."""
     await completion.end(
         resources,
         Lease(resources.sessions, job, seconds=60),
-        edge_units=model.edge_units,
+        edge_units=resources.catalog.get(job.model_id).edge_units,
         reason="length",
         code=None,
         progress=completion.Progress(token_entries(tokens)),
     )
-    return job
 
 
 async def assert_ledger_equals_chain(
