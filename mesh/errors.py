@@ -90,7 +90,16 @@ class NotFound(MeshError):
 
 
 class WeightsNotPublished(NotFound):
+    """``repository``: of a hub, which has the weights instead."""
+
     code = "weights_not_published"
+
+    def __init__(self, detail: str, *, repository: str) -> None:
+        super().__init__(detail)
+        self.repository = repository
+
+    def problem(self) -> dict[str, object]:
+        return super().problem() | {"repository": self.repository}
 
 
 class WireError(MeshError):

@@ -56,7 +56,7 @@ class ModelFile(BaseModel):
     size: int
     sha256: str
     url: str
-    """Gives ranges. It may expire: ask again then."""
+    """Gives ranges; may be relative to the URL of this list. It may expire: ask again then."""
 
 
 class ModelFiles(BaseModel):

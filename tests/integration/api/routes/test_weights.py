@@ -177,11 +177,15 @@ async def test_a_wallet_cannot_ask_without_end(
 
 
 async def test_what_was_not_published_comes_from_the_hub(
-    make_settings: Callable[..., Settings], redis: Redis, monkeypatch: pytest.MonkeyPatch
+    make_settings: Callable[..., Settings], redis: Redis, checkpoint: Path
 ) -> None:
-    async with open_gateway(make_settings()) as gateway, serve(gateway) as served:
+    """Of a folder that holds no weights, the gateway needs the rest."""
+    (checkpoint / "model.safetensors").unlink()
+    settings = make_settings(**of_model(path=str(checkpoint)))
+    async with open_gateway(settings) as gateway, serve(gateway) as served:
         headers = await gateway.node(PROVIDER_WALLET)
-        problem(await gateway.client.get(PATH, headers=headers), 404, "weights_not_published")
+        refused = await gateway.client.get(PATH, headers=headers)
+        assert problem(refused, 404, "weights_not_published")["repository"] == MODEL_ID
         with pytest.raises(WeightsNotPublished):
             await anyio.to_thread.run_sync(listing_of(served))
         files = await anyio.to_thread.run_sync(select_source, None, MODEL_ID, listing_of(served))
