@@ -173,7 +173,8 @@ Edge = Annotated[
 Dtype = Annotated[
     str,
     option(
-        "float32, bfloat16, float16; auto: float32 on CPU, else bfloat16.",
+        "float32, bfloat16, float16; auto: float32 on CPU, bfloat16 on a GPU, float16 on one that "
+        "lacks it (compute capability below 8.0).",
         env="DTYPE",
         panel=ADVANCED_PANEL,
     ),
