@@ -15,6 +15,7 @@
     │   ├── NonceUnknown              never handed out, used already, or too old
     │   ├── LoginMessageInvalid, LoginMessageExpired, DomainMismatch
     │   ├── SignatureMismatch         signed by another wallet
+    │   ├── SignatureExpired          what was signed has expired, or expires too late
     │   └── MachineRevoked            the wallet has taken this machine's token back
     ├── DeviceLoginError         400  what a machine that polls is told (RFC 8628)
     │   └── AuthorizationPending, SlowDown, CodeExpired, AccessDenied

@@ -14,10 +14,9 @@ from api.schemas.base import ModelId
 from api.schemas.models import ModelFile, ModelFiles, SignedRequestBody
 from api.server.paced_response import PacedResponse
 from market.catalog.published_weights import WeightFile
-from market.identity.errors import SignatureMismatch
-from market.identity.nonces import consume_nonce
 from market.identity.principal import Scope
 from market.identity.tokens import MAX_TOKEN, issue_weights_token, verify_weights_token
+from market.identity.wallet_signature import WalletSignature, check_signature
 from mesh import signed_texts
 
 router = APIRouter(prefix="/api/models", tags=["nodes"])
@@ -40,12 +39,18 @@ async def files_for_wallet(
 ) -> ModelFiles:
     """Where the weights of a model are, for a machine that holds a wallet's key instead of a token:
     it signs a nonce."""
+    auth = services.settings.auth
     message = signed_texts.weights_message(
-        wallet_address=body.wallet_address, model_id=model_id, nonce=body.nonce
+        platform=auth.domain,
+        wallet_address=body.wallet_address,
+        model_id=model_id,
+        nonce=body.nonce,
+        expires_at=body.expires_at,
     )
-    if not signed_texts.signed_by(message, body.signature, body.wallet_address):
-        raise SignatureMismatch("The signature is not this wallet's over this request.")
-    await consume_nonce(services.redis, body.nonce)
+    proof = WalletSignature(body.nonce, body.expires_at, body.signature)
+    await check_signature(
+        services.redis, auth, proof, message=message, wallet_address=body.wallet_address
+    )
     return await _files(model_id, body.wallet_address, services)
 
 

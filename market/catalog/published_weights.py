@@ -75,6 +75,7 @@ class PublishedWeights:
             for model in models
             if model.path is not None and not _is_elsewhere(model) and has_weights(Path(model.path))
         }
+        self._repositories = {model.id: _repository(model) for model in models}
         self._settings = settings
         self._kept: dict[str, tuple[float, HashedManifest, int]] = {}
         self._reading = asyncio.Lock()
@@ -94,10 +95,9 @@ class PublishedWeights:
                 published, size = await self._published(model)
             return await asyncio.to_thread(self._list, model, published, size)
         if model_id not in self._folders:
-            is_folder = model.path is None or Path(model.path).is_dir()
             raise WeightsNotPublished(
                 f"The operator did not publish the weights of {model_id}.",
-                repository=model_id if is_folder else str(model.path),
+                repository=self._repositories[model_id],
             )
         contents = await self._contents(model_id)
         published = HashedManifest(contents.manifest, contents.sha256)
@@ -176,6 +176,11 @@ class PublishedWeights:
 def _is_elsewhere(model: ModelSettings) -> bool:
     """Whether the operator has put a model's weights into S3, or on another server."""
     return model.s3 is not None or model.weights_url is not None
+
+
+def _repository(model: ModelSettings) -> str:
+    """The hub's repository: by the model's path, unless that is a folder."""
+    return model.id if model.path is None or Path(model.path).is_dir() else model.path
 
 
 def _listing(

@@ -9,6 +9,7 @@ import jwt
 from market.identity.errors import TokenExpired, TokenInvalid
 from market.identity.principal import SCOPES, Principal
 from market.settings.auth import AuthSettings
+from mesh.clock_skew import CLOCK_SKEW
 
 ALGORITHM = "HS256"
 
@@ -85,6 +86,7 @@ def _verified(
             auth.jwt_secret.get_secret_value(),
             algorithms=[ALGORITHM],
             audience=audience,
+            leeway=CLOCK_SKEW,
             options={"require": required},
         )
     except jwt.ExpiredSignatureError:

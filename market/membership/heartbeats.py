@@ -11,7 +11,13 @@ from sqlalchemy import func, select, update
 from market.nodes import live_registry
 from market.nodes.errors import NodeNotFound, NodeSuperseded
 from market.nodes.node import NodeIncarnation
-from market.nodes.registered_node import admits, check_admission, node_of, not_revoked, trusts
+from market.nodes.registered_node import (
+    admits,
+    check_admission,
+    may_hold_edge,
+    node_of,
+    not_revoked,
+)
 from market.nodes.tables import RegisteredNode
 from market.outages import OUTAGES, unavailable
 from market.resources import Resources
@@ -41,7 +47,8 @@ async def accept(resources: Resources, caller: NodeIncarnation, heartbeat: Heart
         check_admission(discovery, result.wallet_address)
     kept = result.state == "kept" and heartbeat.is_healthy
     due = result.uptime >= discovery.row_interval
-    if kept and not due and result.trusted == trusts(discovery, result.wallet_address):
+    trusted = may_hold_edge(discovery, result.wallet_address, by_machine=result.by_machine)
+    if kept and not due and result.trusted == trusted:
         return
     try:
         row = await _write(resources, caller, result, healthy=heartbeat.is_healthy)

@@ -10,7 +10,6 @@ from market.nodes.tables import RegisteredNode
 from market.resources import Resources
 from mesh import redis_keys
 
-
 REVOKED = "revoked"
 """Stands in a node's relay connection instead of one, so that none is the node's."""
 

@@ -10,7 +10,7 @@ from market.catalog.models import Model
 from market.errors import InvalidRequest
 from market.nodes import live_lookup
 from market.nodes.node import Node
-from market.nodes.registered_node import node_of, trusts
+from market.nodes.registered_node import may_hold_edge, node_of
 from market.nodes.tables import RegisteredNode
 from market.placement import cluster, speed_averages
 from market.placement.solver import Candidate, Span, join
@@ -24,6 +24,8 @@ async def place(
     model: Model,
     node: NodeRegistration,
     known: RegisteredNode | None,
+    *,
+    by_machine: bool,
 ) -> dict[str, Any]:
     """The span of a node that leaves it to the platform, as columns of its row: the span that it
     had, if it comes back, else the one with which it raises the throughput most. The caller has
@@ -31,6 +33,7 @@ async def place(
 
     Args:
         known: The node's row, if it comes back.
+        by_machine: Whether a machine's token registers it.
 
     Raises:
         InvalidRequest: the node holds no layer of the model.
@@ -51,7 +54,9 @@ async def place(
         quantization=node.quantization,
         vram_gb=node.vram_gb,
         memory_bytes=node.memory_bytes,
-        trusted=trusts(resources.settings.discovery, node.wallet_address),
+        trusted=may_hold_edge(
+            resources.settings.discovery, node.wallet_address, by_machine=by_machine
+        ),
         positions=placement.positions,
         speed=cluster.median_speed(speeds),
     )

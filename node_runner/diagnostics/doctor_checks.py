@@ -15,8 +15,8 @@ import httpx
 import torch
 
 from node_runner.machine import devices
-from node_runner.machine.main_memory import available_main_memory
 from node_runner.machine.login_file import MachineLogin
+from node_runner.machine.main_memory import available_main_memory
 
 State = Literal["ok", "warn", "fail"]
 

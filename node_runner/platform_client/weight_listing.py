@@ -9,9 +9,13 @@ import structlog
 
 from mesh import signed_texts
 from mesh.errors import WeightsError, WeightsNotPublished, WeightsRefused, WeightsUnreachable
-from mesh.node_api import NONCE_PATH
-from node_runner.platform_client.errors import PlatformRefused, PlatformUnreachable
+from node_runner.platform_client.errors import (
+    PlatformError,
+    PlatformRefused,
+    PlatformUnreachable,
+)
 from node_runner.platform_client.http import client, request
+from node_runner.platform_client.signing import get_challenge
 from node_runner.weights.published_source import WeightListing
 
 log = structlog.get_logger()
@@ -65,6 +69,8 @@ class ListingRequest:
                 repository = str(error.document.get("repository", self.model_id))
                 raise WeightsNotPublished(str(error), repository=repository) from error
             raise WeightsError(f"The platform says: {error}") from error
+        except PlatformError as error:
+            raise WeightsError(str(error)) from error
         base = f"{self.platform.rstrip('/')}{self._path}"
         try:
             urls = {file["name"]: urljoin(base, file["url"]) for file in answer["files"]}
@@ -93,11 +99,18 @@ class ListingRequest:
         with client(self.platform, timeout=TIMEOUT) as http:
             if isinstance(self.credential, str):
                 return request(http, "GET", path, token=self.credential, required=REPLY_FIELDS)
-            nonce = request(http, "GET", NONCE_PATH, required=["nonce"])["nonce"]
-            address = self.credential.address
+            challenge = get_challenge(http)
             message = signed_texts.weights_message(
-                wallet_address=address, model_id=self.model_id, nonce=nonce
+                platform=challenge.platform,
+                wallet_address=self.credential.address,
+                model_id=self.model_id,
+                nonce=challenge.nonce,
+                expires_at=challenge.expires_at,
             )
-            signature = signed_texts.sign(message, self.credential.private_key)
-            body = {"wallet_address": address, "nonce": nonce, "signature": signature}
+            body = {
+                "wallet_address": self.credential.address,
+                "nonce": challenge.nonce,
+                "expires_at": challenge.expires_at,
+                "signature": signed_texts.sign(message, self.credential.private_key),
+            }
             return request(http, "POST", path, body, required=REPLY_FIELDS)

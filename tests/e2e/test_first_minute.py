@@ -1,4 +1,4 @@
-"""A provider's first minute, as docs/provide.md tells it: login, doctor, start, with a URL alone."""
+"""A provider's first minute, as docs/provide.md has it: login, doctor, start, with a URL alone."""
 
 import json
 import os

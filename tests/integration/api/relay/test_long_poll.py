@@ -23,6 +23,7 @@ from mesh.relay import (
     Superseded,
     Welcome,
 )
+from tests.support.gateway.api import WALLET
 from tests.support.gateway.relay import (
     PATIENCE,
     Node,

@@ -49,7 +49,9 @@ def checkpoint(tmp_path: Path) -> Path:
 def settings(make_settings: Callable[..., Settings], checkpoint: Path) -> Settings:
     model = {"id": MODEL_ID, "path": str(checkpoint), "payment_per_token": "0.0001"}
     return make_settings(
-        models=[model], limits={"downloads_per_wallet": 2, "weight_files_per_wallet": "20/hour"}
+        models=[model],
+        limits={"downloads_per_wallet": 2, "weight_files_per_wallet": "20/hour"},
+        auth={"jwt_secret": "a secret for the tests, long enough", "domain": "127.0.0.1"},
     )
 
 
@@ -123,7 +125,7 @@ async def test_the_manifest_is_made_of_the_folder(gateway: Gateway, checkpoint: 
     assert hashlib.sha256(answer.content).hexdigest() == listed["manifest_sha256"]
     assert read_manifest(answer.content) == make_manifest(checkpoint, MODEL_ID)
     named = {file["name"]: file["size"] for file in listed["files"]}
-    assert named.keys() == {NAME, WEIGHTS, *(path.name for path in checkpoint.glob("*.json"))}
+    assert named.keys() == {NAME, WEIGHTS, *(path.name for path in DEMO_MODEL.glob("*.json"))}
     assert named[NAME] == len(answer.content)
 
 

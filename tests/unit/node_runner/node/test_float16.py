@@ -66,5 +66,5 @@ def test_numbers_on_the_way(
 def test_a_family_that_is_known_for_it_is_not_fetched(tmp_path: Path) -> None:
     """Before anything but its configuration is read."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2"}))
-    with pytest.raises(CannotServe, match="family gemma2 overflow in float16. Use --dtype"):
+    with pytest.raises(CannotServe, match=r"family gemma2 overflow in float16\. Use --dtype"):
         load(tmp_path, tmp_path / "spans")

@@ -22,7 +22,9 @@ def ask(server: PlatformServer, credential: str | WalletKey = "a token") -> Weig
 
 def test_a_token_is_sent_and_a_wallet_signs(server: PlatformServer) -> None:
     server.answers[PATH] = [Answer(200, FILES)]
-    server.answers[NONCE_PATH] = [Answer(200, {"nonce": "once"})]
+    domain = server.url.removeprefix("http://")
+    challenge = {"nonce": "once", "expires_in": 300, "domain": domain}
+    server.answers[NONCE_PATH] = [Answer(200, challenge)]
     assert ask(server) == EXPECTED
     account = Account.create()
     assert ask(server, WalletKey(account.address, bytes(account.key))) == EXPECTED
@@ -72,6 +74,15 @@ def test_a_platform_that_says_when_to_come_back_is_asked_again(server: PlatformS
     busy = Answer(503, problem("unavailable"), {"Retry-After": "1"})
     server.answers[PATH] = [busy, Answer(200, FILES)]
     assert ask(server) == EXPECTED
+
+
+def test_nothing_is_signed_for_another_platform(server: PlatformServer) -> None:
+    challenge = {"nonce": "once", "expires_in": 300, "domain": "other.example"}
+    server.answers[NONCE_PATH] = [Answer(200, challenge)]
+    account = Account.create()
+    with pytest.raises(WeightsError, match=r"wants a signature for 'other.example'"):
+        ask(server, WalletKey(account.address, bytes(account.key)))
+    assert server.paths == [NONCE_PATH]
 
 
 @pytest.mark.parametrize("answer", TEMPORARY.values(), ids=TEMPORARY)
