@@ -162,6 +162,11 @@ class HeartbeatBody(RequestBody):
     """Spans that it serves now: two while it moves."""
     cannot_serve: Span | None = None
     """The span that it was to load, and could not."""
+    is_loading: bool = False
+    """It loads its first span, and serves nothing yet: then `is_healthy` does not count."""
+    fetched_bytes: int = Field(0, ge=0, le=2**60)
+    """Bytes of weights that its process has fetched since it began. While they grow, it counts as
+    loading."""
     last_seen: dt.datetime | None = None
     """The specification has it. What counts is when the heartbeat arrives."""
 

@@ -12,10 +12,16 @@ from market.nodes import live_lookup
 from market.nodes.node import Node
 from market.nodes.registered_node import may_hold_edge, node_of
 from market.nodes.tables import RegisteredNode
-from market.placement import cluster, speed_averages
+from market.placement import cluster, loading_nodes, speed_averages
 from market.placement.solver import Candidate, Span, join
 from market.resources import Resources
 from mesh.node_api import NodeRegistration
+
+LONGEST_LOADING = dt.timedelta(days=1)
+"""After which a node that never served is not looked at, whatever it says: 1 TB at 100 Mbit/s."""
+
+MAX_LOADING = 1000
+"""Nodes of a model that load at once and count."""
 
 
 async def place(
@@ -77,16 +83,28 @@ async def place(
 async def _loading(
     resources: Resources, db: AsyncSession, model: Model, known: set[str]
 ) -> list[Node]:
-    """Nodes that have registered and sent no heartbeat yet: they count with the span they got."""
+    """Nodes that have registered and do not serve yet: they count with the span they got, for a
+    while, and for as long as their weights come."""
     limit = dt.timedelta(seconds=resources.settings.placement.loading_limit)
-    rows = await db.scalars(
-        select(RegisteredNode).where(
+    is_recent = RegisteredNode.registered_at > func.now() - limit
+    found = await db.execute(
+        select(RegisteredNode, is_recent)
+        .where(
             RegisteredNode.model_id == model.id,
             RegisteredNode.last_seen.is_(None),
-            RegisteredNode.registered_at > func.now() - limit,
+            RegisteredNode.registered_at > func.now() - LONGEST_LOADING,
         )
+        .order_by(RegisteredNode.registered_at.desc())
+        .limit(MAX_LOADING)
     )
-    return [node_of(row, resources.settings.discovery) for row in rows if row.node_id not in known]
+    rows = [(row, recent) for row, recent in found if row.node_id not in known]
+    older = [row.node_id for row, recent in rows if not recent]
+    moving = await loading_nodes.moving(resources.redis, older)
+    return [
+        node_of(row, resources.settings.discovery)
+        for row, recent in rows
+        if recent or row.node_id in moving
+    ]
 
 
 def _as_before(newcomer: Candidate, known: RegisteredNode | None, model: Model) -> Span | None:
