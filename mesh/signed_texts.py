@@ -1,5 +1,7 @@
-"""What wallets sign to log in, to register a node or to get weights: every fact that matters, which
-platform it is for, when it expires, and a nonce."""
+"""What wallets sign to log in, to register a node or to get weights: every fact that matters.
+
+Among them are the platform that it is for, when it expires, and a nonce.
+"""
 
 import datetime as dt
 
