@@ -157,7 +157,7 @@ Redis = Annotated[
 CheckpointPath = Annotated[
     str | None,
     option(
-        "Checkpoint folder, URL or hub id. Without it the platform is asked, then the hub.",
+        "Checkpoint folder, URL or hub id. Without it the platform says where it lies.",
         env="PATH",
         panel=ADVANCED_PANEL,
     ),
