@@ -8,13 +8,19 @@ import hashlib
 import hmac
 import os
 from dataclasses import dataclass
+from typing import Self
 
 import msgpack
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from market.key_derivation import KEY_BYTES, derive_key
 from mesh.prefix_hashes import prefix_hashes
 
 NONCE_BYTES = 12
+
+KEY_ID_BYTES = 8
+"""Few keys are in use at once; an id that two share would need 2^32 of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,42 +32,78 @@ class PromptText:
 
 
 class PromptVault:
-    """AES-256-GCM under one key; the request id is authenticated along, so that a ciphertext
-    cannot be moved to another job."""
+    """AES-256-GCM; the request id is authenticated along, so that a ciphertext cannot be moved to
+    another job.
 
-    def __init__(self, key_base64: str) -> None:
+    A ciphertext begins with the id of its key. The first key encrypts and the others only decrypt,
+    so that a key can be replaced while jobs run.
+    """
+
+    def __init__(self, secrets: str) -> None:
         """
+        Args:
+            secrets: Each 32 bytes in base64, separated by commas; the newest first.
+
         Raises:
-            ValueError: the key is not 32 bytes in base64.
+            ValueError: one is something else.
         """
-        self._key = base64.b64decode(key_base64, validate=True)
-        if len(self._key) != 32:
-            raise ValueError(
-                "FAR_GENERATION__PROMPT_KEY must be 32 random bytes in base64. "
-                "Make one: openssl rand -base64 32"
-            )
-        self._cipher = AESGCM(self._key)
+        self._keys = [_Key.of(_decoded(secret)) for secret in secrets.split(",")]
+        self._by_id = {key.id: key for key in self._keys}
 
     def encrypt(self, request_id: str, prompt: PromptText) -> bytes:
         """The prompt's ciphertext, which only :meth:`decrypt` for the same request id reads."""
-        nonce = os.urandom(NONCE_BYTES)
+        key, nonce = self._keys[0], os.urandom(NONCE_BYTES)
         plaintext: bytes = msgpack.packb((prompt.token_ids, prompt.stop))
-        return nonce + self._cipher.encrypt(nonce, plaintext, request_id.encode())
+        return key.id + nonce + key.cipher.encrypt(nonce, plaintext, request_id.encode())
 
     def decrypt(self, request_id: str, ciphertext: bytes) -> PromptText:
         """The prompt of a ciphertext.
 
         Raises:
-            cryptography.exceptions.InvalidTag: another key, another job, or a changed byte.
+            cryptography.exceptions.InvalidTag: none of our keys, another job, or a changed byte.
         """
-        nonce, body = ciphertext[:NONCE_BYTES], ciphertext[NONCE_BYTES:]
-        token_ids, stop = msgpack.unpackb(self._cipher.decrypt(nonce, body, request_id.encode()))
+        key = self._by_id.get(ciphertext[:KEY_ID_BYTES])
+        nonce = ciphertext[KEY_ID_BYTES : KEY_ID_BYTES + NONCE_BYTES]
+        if key is None or len(nonce) < NONCE_BYTES:
+            raise InvalidTag
+        body = ciphertext[KEY_ID_BYTES + NONCE_BYTES :]
+        token_ids, stop = msgpack.unpackb(key.cipher.decrypt(nonce, body, request_id.encode()))
         return PromptText(token_ids=token_ids, stop=stop)
 
-    def digest(self, request: bytes) -> bytes:
-        """Keyed, so that a short prompt cannot be found by hashing guesses."""
-        return hmac.digest(self._key, request, hashlib.sha256)
+    def digests(self, request: bytes) -> list[bytes]:
+        """The request's digest by each key, the newest first. Keyed, so that a short prompt cannot
+        be found by hashing guesses."""
+        return [hmac.digest(key.digest_key, request, hashlib.sha256) for key in self._keys]
 
     def prefix(self, user: str, token_ids: list[int]) -> list[bytes]:
         """Keyed hashes of the prompt's prefixes (:mod:`mesh.prefix_hashes`)."""
-        return prefix_hashes(token_ids, key=self._key, user=user)
+        return prefix_hashes(token_ids, key=self._keys[0].prefix_key, user=user)
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """All that is derived from one secret. ``id``: no secret, and of no use to guess one."""
+
+    id: bytes
+    cipher: AESGCM
+    digest_key: bytes
+    prefix_key: bytes
+
+    @classmethod
+    def of(cls, secret: bytes) -> Self:
+        return cls(
+            id=derive_key(secret, "far-mesh prompt key id", size=KEY_ID_BYTES),
+            cipher=AESGCM(derive_key(secret, "far-mesh prompt encryption")),
+            digest_key=derive_key(secret, "far-mesh request digest"),
+            prefix_key=derive_key(secret, "far-mesh prefix hash"),
+        )
+
+
+def _decoded(secret: str) -> bytes:
+    found = base64.b64decode(secret.strip(), validate=True)
+    if len(found) != KEY_BYTES:
+        raise ValueError(
+            "FAR_GENERATION__PROMPT_KEY must be 32 random bytes in base64, or several such keys, "
+            "separated by commas. Make one: openssl rand -base64 32"
+        )
+    return found

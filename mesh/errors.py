@@ -15,6 +15,7 @@
     │   ├── NonceUnknown              never handed out, used already, or too old
     │   ├── LoginMessageInvalid, LoginMessageExpired, DomainMismatch
     │   ├── SignatureMismatch         signed by another wallet
+    │   ├── SignatureExpired          what was signed has expired, or expires too late
     │   └── MachineRevoked            the wallet has taken this machine's token back
     ├── DeviceLoginError         400  what a machine that polls is told (RFC 8628)
     │   └── AuthorizationPending, SlowDown, CodeExpired, AccessDenied
@@ -90,7 +91,16 @@ class NotFound(MeshError):
 
 
 class WeightsNotPublished(NotFound):
+    """``repository``: of a hub, which has the weights instead."""
+
     code = "weights_not_published"
+
+    def __init__(self, detail: str, *, repository: str) -> None:
+        super().__init__(detail)
+        self.repository = repository
+
+    def problem(self) -> dict[str, object]:
+        return super().problem() | {"repository": self.repository}
 
 
 class WireError(MeshError):

@@ -103,7 +103,9 @@ class Heartbeat:
     generations that hold KV. ``kv_positions``: capacity of the whole KV cache. ``hop_ms``: a
     message to the platform and back, 0 before the first. ``memory_bytes``: as in the registration,
     if that has changed. ``load_bytes_per_second``: weights, as the span was loaded. ``serves``:
-    spans; ``cannot_serve``: the span that the node was told to load and could not.
+    spans; ``cannot_serve``: the span that the node was told to load and could not. ``is_loading``:
+    the node loads its first span, and serves nothing yet. ``fetched_bytes``: of weights, since the
+    process began.
     """
 
     is_healthy: bool = True
@@ -118,6 +120,8 @@ class Heartbeat:
     vram_used_gb: float = 0.0
     serves: Sequence[Span] = ()
     cannot_serve: Span | None = None
+    is_loading: bool = False
+    fetched_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,12 @@ def keepalive(node_id: str) -> str:
     return f"node:{{{node_id}}}:pulse"
 
 
+def loading(node_id: str) -> str:
+    """Number that expires: bytes of weights that the node's process had fetched when it last made
+    progress."""
+    return f"node:{{{node_id}}}:loading"
+
+
 def assignment(node_id: str) -> str:
     """Hash that expires: the span that a rebalance has for the node, and when the node last asked
     for one."""

@@ -1,5 +1,9 @@
-"""What wallets sign to log in, to register a node or to get weights: every fact that matters, and a
-nonce."""
+"""What wallets sign to log in, to register a node or to get weights: every fact that matters.
+
+Among them are the platform that it is for, when it expires, and a nonce.
+"""
+
+import datetime as dt
 
 from eth_account import Account
 from eth_account.messages import encode_defunct
@@ -8,20 +12,32 @@ from eth_utils.address import to_checksum_address
 CHAIN_ID = 56
 """EIP-4361 wants one: BSC's. Nothing here happens on a chain."""
 
+MAX_LIFETIME = 300
+"""Seconds for which what a node signs is good: it is sent at once."""
+
+_INSTANT = "%Y-%m-%dT%H:%M:%SZ"
+
 PLACED = "as the platform places"
 
 
 def registration_message(
     *,
+    platform: str,
     wallet_address: str,
     model_id: str,
     start_layer: int | None,
     end_layer: int | None,
     edge: bool,
     nonce: str,
+    expires_at: str,
 ) -> str:
     """The text to sign (EIP-191, as wallets show it to people). Without layers, the platform
-    chooses them, and whether they come with the edge."""
+    chooses them, and whether they come with the edge.
+
+    Args:
+        platform: The domain by which the platform knows itself: no other takes the signature.
+        expires_at: As :func:`format_instant` writes it.
+    """
     if start_layer is None or end_layer is None:
         layers, holds = PLACED, PLACED
     else:
@@ -29,11 +45,13 @@ def registration_message(
         holds = "yes" if edge else "no"
     return (
         "Far Mesh node registration\n"
+        f"Platform: {platform}\n"
         f"Wallet: {wallet_address.lower()}\n"
         f"Model: {model_id}\n"
         f"Layers: {layers}\n"
         f"Edge: {holds}\n"
-        f"Nonce: {nonce}"
+        f"Nonce: {nonce}\n"
+        f"Expiration Time: {expires_at}"
     )
 
 
@@ -99,9 +117,35 @@ def sign_in_message(
     )
 
 
-def weights_message(*, wallet_address: str, model_id: str, nonce: str) -> str:
-    """The text that a wallet signs to be told where a model's weights are."""
-    return f"Far Mesh weights\nWallet: {wallet_address.lower()}\nModel: {model_id}\nNonce: {nonce}"
+def weights_message(
+    *, platform: str, wallet_address: str, model_id: str, nonce: str, expires_at: str
+) -> str:
+    """The text that a wallet signs to be told where a model's weights are. ``platform`` and
+    ``expires_at`` as in :func:`registration_message`."""
+    return (
+        "Far Mesh weights\n"
+        f"Platform: {platform}\n"
+        f"Wallet: {wallet_address.lower()}\n"
+        f"Model: {model_id}\n"
+        f"Nonce: {nonce}\n"
+        f"Expiration Time: {expires_at}"
+    )
+
+
+def format_instant(when: dt.datetime) -> str:
+    """A time as signed texts have it (RFC 3339), in whole seconds of UTC."""
+    return when.astimezone(dt.UTC).strftime(_INSTANT)
+
+
+def instant(text: str) -> dt.datetime:
+    """
+    Raises:
+        ValueError: not as :func:`format_instant` writes it.
+    """
+    when = dt.datetime.strptime(text, _INSTANT).replace(tzinfo=dt.UTC)
+    if format_instant(when) != text:
+        raise ValueError("instant")
+    return when
 
 
 def sign(message: str, private_key: bytes) -> str:

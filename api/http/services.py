@@ -16,6 +16,7 @@ from api.http.read_cache import ReadCache
 from api.http.reader_slots import ReaderSlots
 from api.relay.hub import RelayHub
 from api.schemas.job_events import token_event
+from api.server.download_slots import DownloadSlots
 from api.server.transfers import TransferBudget
 from market.catalog.published_weights import PublishedWeights
 from market.geo.geoip import GeoIp
@@ -37,6 +38,7 @@ class Services(Resources):
     geoip: GeoIp
     relay: RelayHub
     published_weights: PublishedWeights
+    downloads: DownloadSlots
     tokens: TokenHub
     snapshots: JobSnapshots
     reader_slots: ReaderSlots
@@ -96,6 +98,7 @@ async def open_services(
                     resources.sessions,
                 ),
                 published_weights=PublishedWeights(settings.models, settings.weights),
+                downloads=DownloadSlots(settings.limits),
                 tokens=tokens,
                 snapshots=JobSnapshots(resources),
                 reader_slots=ReaderSlots(settings.limits),

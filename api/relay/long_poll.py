@@ -55,6 +55,8 @@ async def exchange(
     wait = min(first.wait / 1000, relay.POLL_WAIT)
     if wait > 0:
         answers += await _read_inbox(hub, node_id, first.after or "0-0", wait)
+        if not await hub.owns(node_id, first.connection):  # any more
+            return _bundled([Superseded()])
     return _bundled(answers)
 
 

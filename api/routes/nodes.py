@@ -19,8 +19,8 @@ from api.schemas.nodes import (
 from api.schemas.providers import Earnings
 from market.errors import Forbidden
 from market.identity.principal import Principal, Scope
+from market.identity.wallet_signature import WalletSignature
 from market.membership import heartbeats, registration
-from market.membership.registration import SignedNonce
 from market.nodes.errors import NodeNotFound
 from market.nodes.tables import RegisteredNode
 from market.placement.assignments import assignment_for
@@ -97,10 +97,10 @@ async def node(node_id: PathId, bearer: Bearer, services: WithServices) -> NodeV
 
 async def _proof(
     body: RegistrationBody, bearer: HTTPAuthorizationCredentials | None, services: Services
-) -> Principal | SignedNonce | None:
+) -> Principal | WalletSignature | None:
     """The wallet's signature, or the machine that it let in."""
     if body.signature is None and bearer is not None:
         return await authenticate_current(bearer, services, Scope.REGISTER)
-    if body.signature is None or body.nonce is None:
+    if body.signature is None or body.nonce is None or body.expires_at is None:
         return None
-    return SignedNonce(body.nonce, body.signature)
+    return WalletSignature(body.nonce, body.expires_at, body.signature)

@@ -56,7 +56,7 @@ class ModelFile(BaseModel):
     size: int
     sha256: str
     url: str
-    """Gives ranges. It may expire: ask again then."""
+    """Gives ranges; may be relative to the URL of this list. It may expire: ask again then."""
 
 
 class ModelFiles(BaseModel):
@@ -71,4 +71,6 @@ class ModelFiles(BaseModel):
 class SignedRequestBody(RequestBody):
     wallet_address: WalletAddress
     nonce: str = Field(max_length=64)
+    expires_at: str = Field(max_length=20)
+    """When the signature expires, as it was signed: in UTC, such as 2035-01-31T12:00:00Z."""
     signature: str = Field(max_length=200)

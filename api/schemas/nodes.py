@@ -30,7 +30,7 @@ from mesh.wire.limits import MAX_LAYERS
 
 
 class RegistrationBody(RequestBody):
-    """What a node says of itself. Span and edge are signed, with the nonce, by the wallet. A
+    """What a node says of itself. Span and edge are signed, with nonce and expiry, by the wallet. A
     machine that the wallet has let in sends its token instead."""
 
     node_id: ChosenId | None = None
@@ -67,6 +67,8 @@ class RegistrationBody(RequestBody):
     dht_key: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     """Ed25519 key, in hex, with which the node signs what it announces in the DHT."""
     nonce: str | None = Field(None, max_length=64)
+    expires_at: str | None = Field(None, max_length=20)
+    """When the signature expires, as it was signed: in UTC, such as 2035-01-31T12:00:00Z."""
     signature: str | None = Field(None, max_length=1024)
 
     @field_validator("layers_served")
@@ -160,6 +162,11 @@ class HeartbeatBody(RequestBody):
     """Spans that it serves now: two while it moves."""
     cannot_serve: Span | None = None
     """The span that it was to load, and could not."""
+    is_loading: bool = False
+    """It loads its first span, and serves nothing yet: then `is_healthy` does not count."""
+    fetched_bytes: int = Field(0, ge=0, le=2**60)
+    """Bytes of weights that its process has fetched since it began. While they grow, it counts as
+    loading."""
     last_seen: dt.datetime | None = None
     """The specification has it. What counts is when the heartbeat arrives."""
 

@@ -1,6 +1,7 @@
 """Simulated nodes without a model, which register, send heartbeats and leave over real HTTP."""
 
 import asyncio
+import datetime as dt
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -141,7 +142,8 @@ class NodeFleet:
             await self._heartbeat(node, healthy=False)
 
     async def _register(self, node: SimulatedNode) -> Any:
-        nonce = (await self._request("GET", "/api/auth/nonce", node)).json()["nonce"]
+        challenge = (await self._request("GET", "/api/auth/nonce", node)).json()
+        expires_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=challenge["expires_in"])
         start, end = node.span
         signed = {
             "wallet_address": node.wallet,
@@ -149,9 +151,11 @@ class NodeFleet:
             "start_layer": start,
             "end_layer": end,
             "edge": False,
-            "nonce": nonce,
+            "nonce": challenge["nonce"],
+            "expires_at": signed_texts.format_instant(expires_at),
         }
-        signature = signed_texts.sign(signed_texts.registration_message(**signed), node.key)
+        message = signed_texts.registration_message(platform=challenge["domain"], **signed)
+        signature = signed_texts.sign(message, node.key)
         body = signed | {
             "signature": signature,
             "gpu_model": "NVIDIA GeForce RTX 4090",

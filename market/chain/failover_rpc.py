@@ -19,6 +19,7 @@ from web3.types import RPCEndpoint, RPCResponse
 from market.chain.bounded_http import BoundedProvider
 from market.chain.errors import ChainError, ChainUnreachable
 from market.settings.payments import PaymentsSettings
+from mesh.clock_skew import CLOCK_SKEW
 
 log = structlog.get_logger()
 
@@ -232,7 +233,7 @@ class FailoverProvider(AsyncBaseProvider):
     def _is_fresh(self, endpoint: Endpoint, highest: int) -> bool:
         if endpoint.head is None:
             return False
-        if self._max_age and endpoint.head_age > self._max_age:
+        if self._max_age and endpoint.head_age > self._max_age + CLOCK_SKEW:
             log.warning("rpc_stale", endpoint=endpoint.name, age=round(endpoint.head_age))
             return False
         if highest - endpoint.head > self._max_lag:

@@ -23,6 +23,7 @@ from market.identity.errors import (
 )
 from market.settings import Settings
 from mesh import redis_keys, signed_texts
+from mesh.clock_skew import CLOCK_SKEW
 
 USER_CODE_ALPHABET = "BCDFGHJKLMNPQRSTVWXZ"
 """Of user codes, as RFC 8628 recommends: no vowels, so no words, and nothing that looks like a
@@ -169,8 +170,10 @@ class DeviceAuthorization:
         fields = {
             "wallet": wallet_address,
             "nonce": secrets.token_hex(16),
-            "issued_at": _instant(issued),
-            "expires_at": _instant(issued + dt.timedelta(seconds=self._settings.auth.nonce_ttl)),
+            "issued_at": signed_texts.format_instant(issued),
+            "expires_at": signed_texts.format_instant(
+                issued + dt.timedelta(seconds=self._settings.auth.nonce_ttl)
+            ),
         }
         pairs = [part for pair in fields.items() for part in pair]
         await self._run(_SET_MESSAGE, pending, *pairs)
@@ -191,7 +194,8 @@ class DeviceAuthorization:
         }
         if fields.get("wallet") != wallet_address:
             raise SignatureMismatch("Ask for the message to sign first, with the same wallet.")
-        if dt.datetime.fromisoformat(fields["expires_at"]) <= dt.datetime.now(dt.UTC):
+        expired = dt.datetime.now(dt.UTC) - signed_texts.instant(fields["expires_at"])
+        if expired.total_seconds() >= CLOCK_SKEW:
             raise SignatureMismatch("The message has expired. Ask for a new one, and sign that.")
         if not signed_texts.signed_by(
             self._message(pending, fields).text, signature, wallet_address
@@ -285,7 +289,3 @@ def hyphenated(user_code: str) -> str:
     """The code as people read it: BCDF-GHJK."""
     half = USER_CODE_LENGTH // 2
     return f"{user_code[:half]}-{user_code[half:]}"
-
-
-def _instant(when: dt.datetime) -> str:
-    return when.strftime("%Y-%m-%dT%H:%M:%SZ")

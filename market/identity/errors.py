@@ -41,6 +41,10 @@ class SignatureMismatch(NotAuthenticated):
     code = "signature_mismatch"
 
 
+class SignatureExpired(NotAuthenticated):
+    code = "signature_expired"
+
+
 class MachineRevoked(NotAuthenticated):
     code = "machine_revoked"
 

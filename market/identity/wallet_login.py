@@ -13,6 +13,7 @@ from market.identity.errors import (
 from market.identity.login_message import LoginMessage, parse
 from market.identity.nonces import consume_nonce
 from mesh import signed_texts
+from mesh.clock_skew import CLOCK_SKEW
 
 
 async def check_login(
@@ -38,8 +39,8 @@ async def check_login(
 def _check_time(message: LoginMessage) -> None:
     if message.expiration_time is None:
         raise LoginMessageInvalid("The message needs an Expiration Time.")
-    now = dt.datetime.now(dt.UTC)
-    if message.expiration_time <= now:
+    now, skew = dt.datetime.now(dt.UTC), dt.timedelta(seconds=CLOCK_SKEW)
+    if now - message.expiration_time >= skew:
         raise LoginMessageExpired("The message has expired. Sign a new one.")
-    if message.not_before is not None and message.not_before > now:
+    if message.not_before is not None and message.not_before - now > skew:
         raise LoginMessageInvalid("The message is not valid yet: see its Not Before.")

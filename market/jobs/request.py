@@ -29,8 +29,9 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """``key``: the user's own name for the request; none if he gave none. ``digest``: of all that
-    he asked for, so that the same key cannot stand for another request."""
+    """``key``: the user's own name for the request; none if he gave none. ``digests``: of all
+    that he asked for, by each of our keys, so that the same key of his cannot stand for another
+    request; the first is kept."""
 
     key: str | None
-    digest: bytes
+    digests: list[bytes]

@@ -121,7 +121,7 @@ async def _earlier(resources: Resources, wallet: str, idempotency: Idempotency) 
         job = await db.scalar(
             select(Job).where(Job.user_wallet == wallet, Job.idempotency_key == idempotency.key)
         )
-    if job is not None and job.request_digest != idempotency.digest:
+    if job is not None and job.request_digest not in idempotency.digests:
         raise IdempotencyConflict(
             "This Idempotency-Key was used for a different request. Use a new key."
         )
@@ -147,7 +147,7 @@ async def _write(
         top_p=request.top_p,
         seed=secrets.randbits(63) if request.seed is None else request.seed,
         request_cipher=resources.vault.encrypt(request_id, prompt),
-        request_digest=idempotency.digest,
+        request_digest=idempotency.digests[0],
         idempotency_key=idempotency.key,
         price_per_token_far=quote.prices.token,
         price_per_prompt_token_far=quote.prices.prompt_token,

@@ -11,9 +11,17 @@ from sqlalchemy import func, select, update
 from market.nodes import live_registry
 from market.nodes.errors import NodeNotFound, NodeSuperseded
 from market.nodes.node import NodeIncarnation
-from market.nodes.registered_node import admits, check_admission, node_of, not_revoked, trusts
+from market.nodes.registered_node import (
+    admits,
+    check_admission,
+    is_current,
+    may_hold_edge,
+    node_of,
+    not_revoked,
+)
 from market.nodes.tables import RegisteredNode
 from market.outages import OUTAGES, unavailable
+from market.placement.loading_nodes import record_progress
 from market.resources import Resources
 from mesh.node_api import Heartbeat
 
@@ -28,7 +36,12 @@ async def accept(resources: Resources, caller: NodeIncarnation, heartbeat: Heart
         NodeSuperseded: it has registered again: the caller is an earlier process of it.
         WalletNotAdmitted: its wallet is not among those that the operator lets in, or not any more.
     """
-    discovery = resources.settings.discovery
+    discovery, stall = resources.settings.discovery, resources.settings.placement.loading_stall
+    if heartbeat.fetched_bytes:
+        await record_progress(resources.redis, caller.node_id, heartbeat.fetched_bytes, stall=stall)
+    if heartbeat.is_loading:
+        await _check_current(resources, caller)
+        return
     measured = _measured(heartbeat)
     now = time.time()
     result = await live_registry.record_heartbeat(
@@ -41,7 +54,8 @@ async def accept(resources: Resources, caller: NodeIncarnation, heartbeat: Heart
         check_admission(discovery, result.wallet_address)
     kept = result.state == "kept" and heartbeat.is_healthy
     due = result.uptime >= discovery.row_interval
-    if kept and not due and result.trusted == trusts(discovery, result.wallet_address):
+    trusted = may_hold_edge(discovery, result.wallet_address, by_machine=result.by_machine)
+    if kept and not due and result.trusted == trusted:
         return
     try:
         row = await _write(resources, caller, result, healthy=heartbeat.is_healthy)
@@ -58,6 +72,16 @@ async def accept(resources: Resources, caller: NodeIncarnation, heartbeat: Heart
     node = dataclasses.replace(node, **measured, last_seen=now)
     if not await live_registry.put(resources.redis, node, ttl=discovery.node_ttl):
         raise _superseded(caller)
+
+
+async def _check_current(resources: Resources, caller: NodeIncarnation) -> None:
+    """
+    Raises:
+        NodeNotFound: the node has registered again since, or its machine's token was taken back.
+    """
+    async with resources.sessions() as db:
+        if not await is_current(db, caller):
+            raise NodeNotFound(f"Node {caller.node_id} is not registered here. Register again.")
 
 
 def _measured(heartbeat: Heartbeat) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 often it registers."""
 
 import secrets
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -14,9 +13,9 @@ from market.dht.credentials import dht_access
 from market.errors import InvalidRequest
 from market.geo.geoip import GeoLocation
 from market.identity.errors import SignatureMismatch
-from market.identity.nonces import consume_nonce
 from market.identity.principal import Principal
 from market.identity.tokens import issue_node_token
+from market.identity.wallet_signature import WalletSignature, check_signature
 from market.nodes import live_registry
 from market.nodes.errors import NodeIdTaken
 from market.nodes.node import LocationSource
@@ -31,19 +30,11 @@ UNSPECIFIED = ("", "unknown")
 """Locations that tell nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class SignedNonce:
-    """The wallet's signature over the registration and a fresh nonce."""
-
-    nonce: str
-    signature: str
-
-
 async def register(
     resources: Resources,
     node: NodeRegistration,
     *,
-    proof: Principal | SignedNonce | None,
+    proof: Principal | WalletSignature | None,
     name: str | None,
     location: GeoLocation | None,
 ) -> RegistrationReply:
@@ -74,7 +65,9 @@ async def register(
                 await rebalances.lock(db, model.id)
             ended = None if known is None else await assignments.record_restart(db, known, node)
             if span is None:
-                columns |= await newcomers.place(resources, db, model, node, known)
+                columns |= await newcomers.place(
+                    resources, db, model, node, known, by_machine=machine_id is not None
+                )
             row = _upsert(db, node, known, name, columns)
     except IntegrityError:
         raise _id_taken_error(name) from None
@@ -126,12 +119,13 @@ async def _check_proof(
     resources: Resources,
     node: NodeRegistration,
     span: tuple[int, int] | None,
-    proof: Principal | SignedNonce | None,
+    proof: Principal | WalletSignature | None,
 ) -> str | None:
     """The machine that speaks for the wallet; none where the wallet itself has signed.
 
     Raises:
         SignatureMismatch: neither the wallet's signature nor a token of its machine.
+        SignatureExpired: the signature's time is up, or too far ahead.
         NonceUnknown: the signature was used before, or is too old.
     """
     if isinstance(proof, Principal):
@@ -142,17 +136,20 @@ async def _check_proof(
         return proof.machine_id
     if proof is None:
         raise SignatureMismatch("Sign the registration, with a nonce from /api/auth/nonce.")
+    auth = resources.settings.auth
     message = signed_texts.registration_message(
+        platform=auth.domain,
         wallet_address=node.wallet_address,
         model_id=node.model_id,
         start_layer=None if span is None else span[0],
         end_layer=None if span is None else span[1],
         edge=node.edge,
         nonce=proof.nonce,
+        expires_at=proof.expires_at,
     )
-    if not signed_texts.signed_by(message, proof.signature, node.wallet_address):
-        raise SignatureMismatch("The signature is not this wallet's over this registration.")
-    await consume_nonce(resources.redis, proof.nonce)
+    await check_signature(
+        resources.redis, auth, proof, message=message, wallet_address=node.wallet_address
+    )
     return None
 
 

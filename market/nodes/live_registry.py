@@ -62,22 +62,24 @@ class HeartbeatResult:
     wallet_address: str = ""
     model_id: str = ""
     trusted: bool = False
+    by_machine: bool = False
 
 
 # Whole milliseconds, for INCRBY: in Redis 6.2, INCRBYFLOAT in a script corrupts its memory, as it
 # shrinks the arguments' array that scripts share.
 _HEARTBEAT = """
 local known = redis.call(
-    'HMGET', KEYS[1], 'registration', 'last_seen', 'wallet_address', 'model_id', 'trusted')
+    'HMGET', KEYS[1], 'registration', 'last_seen', 'wallet_address', 'model_id', 'trusted',
+    'by_machine')
 local mine = tonumber(ARGV[1])
-if not known[1] or tonumber(known[1]) < mine then return {'unknown', '0', '', '', '0'} end
-if tonumber(known[1]) > mine then return {'superseded', '0', '', '', '0'} end
+if not known[1] or tonumber(known[1]) < mine then return {'unknown', '0', '', '', '0', '0'} end
+if tonumber(known[1]) > mine then return {'superseded', '0', '', '', '0', '0'} end
 local heard = math.max(0, tonumber(ARGV[2]) - tonumber(known[2]))
 redis.call('HSET', KEYS[1], 'last_seen', ARGV[2], unpack(ARGV, 5))
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 local uptime = redis.call('INCRBY', KEYS[2], math.floor(1000 * heard + 0.5))
 redis.call('EXPIRE', KEYS[2], ARGV[4])
-return {'kept', uptime, known[3], known[4], known[5]}
+return {'kept', uptime, known[3], known[4], known[5], known[6] or '0'}
 """
 
 
@@ -103,7 +105,7 @@ async def record_heartbeat(
     """
     changes = [part for name, value in measured.items() for part in (name, to_text(value))]
     milliseconds = round(ttl * 1000)
-    state, uptime, wallet, model_id, trusted = await redis.eval(  # type: ignore[misc]
+    state, uptime, wallet, model_id, trusted, by_machine = await redis.eval(  # type: ignore[misc]
         _HEARTBEAT,
         2,
         redis_keys.node(node_id),
@@ -120,6 +122,7 @@ async def record_heartbeat(
         wallet_address=wallet.decode(),
         model_id=model_id.decode(),
         trusted=trusted == b"1",
+        by_machine=by_machine == b"1",
     )
 
 

@@ -19,7 +19,8 @@ def node_of(row: RegisteredNode, discovery: DiscoverySettings) -> Node:
         start_layer=row.start_layer,
         end_layer=row.end_layer,
         edge=row.edge,
-        trusted=trusts(discovery, row.wallet_address),
+        trusted=may_hold_edge(discovery, row.wallet_address, by_machine=row.machine_id is not None),
+        by_machine=row.machine_id is not None,
         gpu_model=row.gpu_model or "",
         vram_gb=row.vram_gb or 0,
         location=row.location or "",
@@ -43,8 +44,18 @@ def node_of(row: RegisteredNode, discovery: DiscoverySettings) -> Node:
 
 
 def trusts(discovery: DiscoverySettings, wallet: str) -> bool:
-    """Whether the operator trusts a wallet's nodes with the edge."""
+    """Whether the operator trusts a wallet."""
     return wallet.lower() in {each.lower() for each in discovery.trusted_wallets}
+
+
+def may_hold_edge(discovery: DiscoverySettings, wallet: str, *, by_machine: bool) -> bool:
+    """Whether the operator trusts a node with the edge.
+
+    Args:
+        by_machine: Whether a machine's token registered it, and not the wallet's own signature: the
+            token lies on the machine's disk, and who copies it would see prompts.
+    """
+    return trusts(discovery, wallet) and (discovery.edge_by_machine_token or not by_machine)
 
 
 def admits(discovery: DiscoverySettings, wallet: str) -> bool:

@@ -10,12 +10,18 @@ from market.catalog.models import Model
 from market.errors import InvalidRequest
 from market.nodes import live_lookup
 from market.nodes.node import Node
-from market.nodes.registered_node import node_of, trusts
+from market.nodes.registered_node import may_hold_edge, node_of
 from market.nodes.tables import RegisteredNode
-from market.placement import cluster, speed_averages
+from market.placement import cluster, loading_nodes, speed_averages
 from market.placement.solver import Candidate, Span, join
 from market.resources import Resources
 from mesh.node_api import NodeRegistration
+
+LONGEST_LOADING = dt.timedelta(days=1)
+"""After which a node that never served is not looked at, whatever it says: 1 TB at 100 Mbit/s."""
+
+MAX_LOADING = 1000
+"""Nodes of a model that load at once and count."""
 
 
 async def place(
@@ -24,6 +30,8 @@ async def place(
     model: Model,
     node: NodeRegistration,
     known: RegisteredNode | None,
+    *,
+    by_machine: bool,
 ) -> dict[str, Any]:
     """The span of a node that leaves it to the platform, as columns of its row: the span that it
     had, if it comes back, else the one with which it raises the throughput most. The caller has
@@ -31,6 +39,7 @@ async def place(
 
     Args:
         known: The node's row, if it comes back.
+        by_machine: Whether a machine's token registers it.
 
     Raises:
         InvalidRequest: the node holds no layer of the model.
@@ -51,7 +60,9 @@ async def place(
         quantization=node.quantization,
         vram_gb=node.vram_gb,
         memory_bytes=node.memory_bytes,
-        trusted=trusts(resources.settings.discovery, node.wallet_address),
+        trusted=may_hold_edge(
+            resources.settings.discovery, node.wallet_address, by_machine=by_machine
+        ),
         positions=placement.positions,
         speed=cluster.median_speed(speeds),
     )
@@ -72,16 +83,28 @@ async def place(
 async def _loading(
     resources: Resources, db: AsyncSession, model: Model, known: set[str]
 ) -> list[Node]:
-    """Nodes that have registered and sent no heartbeat yet: they count with the span they got."""
+    """Nodes that have registered and do not serve yet: they count with the span they got, for a
+    while, and for as long as their weights come."""
     limit = dt.timedelta(seconds=resources.settings.placement.loading_limit)
-    rows = await db.scalars(
-        select(RegisteredNode).where(
+    is_recent = RegisteredNode.registered_at > func.now() - limit
+    found = await db.execute(
+        select(RegisteredNode, is_recent)
+        .where(
             RegisteredNode.model_id == model.id,
             RegisteredNode.last_seen.is_(None),
-            RegisteredNode.registered_at > func.now() - limit,
+            RegisteredNode.registered_at > func.now() - LONGEST_LOADING,
         )
+        .order_by(RegisteredNode.registered_at.desc())
+        .limit(MAX_LOADING)
     )
-    return [node_of(row, resources.settings.discovery) for row in rows if row.node_id not in known]
+    rows = [(row, recent) for row, recent in found if row.node_id not in known]
+    older = [row.node_id for row, recent in rows if not recent]
+    moving = await loading_nodes.moving(resources.redis, older)
+    return [
+        node_of(row, resources.settings.discovery)
+        for row, recent in rows
+        if recent or row.node_id in moving
+    ]
 
 
 def _as_before(newcomer: Candidate, known: RegisteredNode | None, model: Model) -> Span | None:

@@ -43,6 +43,9 @@ class DiscoverySettings(BaseModel):
     """MaxMind database of cities (.mmdb) that tells where an address is: GeoLite2-City, say."""
     trusted_wallets: list[str] = []
     """Wallets whose nodes may hold the edge: they see prompts, so the operator names them."""
+    edge_by_machine_token: bool = False
+    """Whether such a wallet's nodes may hold the edge also if they registered by a machine's token,
+    which lies on that machine's disk for a year, and not by the wallet's key."""
     admission: Literal["allow_list", "anyone"] = "allow_list"
     """Whose nodes are admitted: those of `allowed_wallets` and `trusted_wallets`, or anyone's.
     Nobody checks yet that a node computes what it should, so strangers are a risk to every text."""

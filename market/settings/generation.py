@@ -5,8 +5,9 @@ from pydantic import BaseModel, Field, SecretStr
 
 class GenerationSettings(BaseModel):
     prompt_key: SecretStr = SecretStr("")
-    """AES-256 key, base64, under which prompts rest in Postgres until their job ends, and answers
-    for `stream_ttl` after that."""
+    """Secrets of 32 bytes in base64, separated by commas, from which the keys are derived under
+    which prompts rest in Postgres until their job ends, and answers for `stream_ttl` after that.
+    The first encrypts, the others decrypt."""
     lease: float = 6.0
     """Seconds a supervisor's lease lasts; a dead worker's job is free after that."""
     sweep_interval: int = 2

@@ -35,6 +35,14 @@ class LimitSettings(BaseModel):
     """Usage and earnings as CSV, which may be long."""
     weights_per_wallet: str = "600/hour"
     """Requests for a model's files, by a wallet's machines, or by one node."""
+    weight_files_per_wallet: str = "1200/minute"
+    """Ranges of files that the gateway gives out itself: of 32 MiB each as nodes ask for them, so
+    that this is more than any line carries."""
+    downloads_per_wallet: int = Field(64, ge=1)
+    """Such files on their way at once from one process; a node takes six."""
+    downloads_per_process: int = Field(256, ge=1)
+    """Of all wallets. Each takes an open file and some 200 kB. A wallet gets no more than are still
+    free."""
     reads_per_ip: str = "1200/minute"
     """What everybody may read: models, nodes, earnings; kept for ``read_cache`` seconds."""
     bodies_per_ip: str = "1200/minute"

@@ -24,9 +24,14 @@ class PlacementSettings(BaseModel):
     pause: float = Field(300, ge=0)
     """Seconds between the end of a move and the next: until what it changed has been measured."""
     move_limit: float = Field(1800, gt=0)
-    """Seconds that the nodes of a move get to load: 70 GB from a hub, by 40 MB a second."""
+    """Seconds that the nodes of a move get to load, and more while bytes come: 70 GB from a hub, by
+    40 MB a second."""
     retry: float = Field(3600, ge=0)
     """Seconds for which nodes stay where they are for which a move came to nothing, and all others
     of their wallets."""
+    loading_stall: float = Field(300, gt=0)
+    """Seconds without a byte of weights after which a node that loads may be late: reading a span
+    into memory, and checking its hash, bring none. A download that is still moving is not late."""
     loading_limit: float = Field(900, gt=0)
-    """Seconds for which a node that has registered and loads counts as serving its span."""
+    """Seconds for which a node that has registered and loads counts as serving its span, and longer
+    while bytes come."""

@@ -53,8 +53,8 @@ GOING_AWAY = 1001
 """WebSocket close code, registered: the node comes back, to this replica or another."""
 
 SUPERSEDED = 4001
-"""WebSocket close code: another process has connected as this node. It should not come back at
-once."""
+"""WebSocket close code: another process has connected as this node, or its machine's token was
+taken back. It should not come back at once."""
 
 PROTOCOL_ERROR = 4002
 """WebSocket close code: a frame breaks the protocol."""

@@ -157,7 +157,7 @@ Redis = Annotated[
 CheckpointPath = Annotated[
     str | None,
     option(
-        "Checkpoint folder, URL or hub id. Without it the platform is asked, then the hub.",
+        "Checkpoint folder, URL or hub id. Without it the platform says where it lies.",
         env="PATH",
         panel=ADVANCED_PANEL,
     ),
@@ -173,7 +173,8 @@ Edge = Annotated[
 Dtype = Annotated[
     str,
     option(
-        "float32, bfloat16, float16; auto: float32 on CPU, else bfloat16.",
+        "float32, bfloat16, float16; auto: float32 on CPU, bfloat16 on a GPU, float16 on one that "
+        "lacks it (compute capability below 8.0).",
         env="DTYPE",
         panel=ADVANCED_PANEL,
     ),

@@ -16,6 +16,7 @@ import torch
 
 from node_runner.machine import devices
 from node_runner.machine.login_file import MachineLogin
+from node_runner.machine.main_memory import available_main_memory
 
 State = Literal["ok", "warn", "fail"]
 
@@ -59,7 +60,7 @@ def machine(cache: Path) -> Iterator[Check]:
         yield Check(
             "GPU",
             "warn",
-            f"none; {devices.available_main_memory() / GB:.1f} GB of main memory available",
+            f"none; {available_main_memory() / GB:.1f} GB of main memory available",
             "A CPU serves small models slowly. With a GPU: is its driver installed "
             "(nvidia-smi), and is torch a CUDA build?",
         )

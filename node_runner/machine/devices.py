@@ -5,12 +5,17 @@ from dataclasses import dataclass
 import torch
 
 from node_runner.engine.device.tensors import DTYPES
+from node_runner.machine.main_memory import available_main_memory
 
 GPU_RESERVE = 10**9
 """Bytes of a GPU that stay free beside weights and KV: the driver's, torch's, what a step needs."""
 
 MAIN_MEMORY_SHARE = 0.5
 """Share of main memory that a node on a CPU may take: other programs need the rest."""
+
+BFLOAT16_CAPABILITY = (8, 0)
+"""CUDA compute capability (Ampere) from which on a GPU multiplies in bfloat16 itself; older ones
+emulate it, many times slower than float16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +59,25 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The torch dtype called ``name``; ``auto``: float32 on a CPU, else bfloat16.
+    """The torch dtype called ``name``; ``auto``: float32 on a CPU, bfloat16 on a GPU that has it,
+    float16 on an older one.
 
     Raises:
         ValueError: not one of ours.
     """
     if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if _has_bfloat16(device) else torch.float16
     if name not in DTYPES:
         raise ValueError(f"--dtype is one of auto, {', '.join(DTYPES)}; got {name!r}.")
     return DTYPES[name]
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.version.hip is not None:  # all GPUs that ROCm supports do
+        return True
+    return torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
 
 
 def device_name(device: torch.device) -> str:
@@ -76,15 +90,3 @@ def available_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return max(0, free - GPU_RESERVE)
     return round(available_main_memory() * MAIN_MEMORY_SHARE)
-
-
-def available_main_memory() -> int:
-    """Bytes of main memory that are available, as Linux counts them; 0 on other systems."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from mesh import wire
+from mesh import json_text, wire
 from mesh.errors import MeshError
 from mesh.model.memory_footprint import QUANTIZATIONS, footprint
 from mesh.node_api import Span
 from node_runner.engine.decoding.draft_model import load_draft_span
 from node_runner.engine.engine import Engine
+from node_runner.engine.model import float16
 from node_runner.engine.model.acceleration import capture_decoding, enable_paged_attention
 from node_runner.engine.model.span_checkpoint import SpanSpec, prepare_span
 from node_runner.engine.model.span_model import SpanModel
@@ -153,6 +154,8 @@ class EngineLoader:
             )
             seconds = time.monotonic() - began
             model.warm_up()
+            if self._dtype is torch.float16:
+                float16.check_span(model)
             draft_span = self._load_draft_span(model)
             if self._options.paged and self._device.type == "cuda":
                 enable_paged_attention(model)
@@ -188,7 +191,16 @@ class EngineLoader:
         return engine
 
     def _open_source(self) -> Source:
-        return select_source(self._options.path, self._options.model, self._listing.send)
+        """The model's files, after a look whether the model can be computed as the options say:
+        before anything large is fetched."""
+        files = select_source(self._options.path, self._options.model, self._listing.send)
+        if self._dtype is torch.float16:
+            try:
+                float16.check_family(_model_type(files))
+            except MeshError:
+                files.close()
+                raise
+        return files
 
     def _load_draft_span(self, model: SpanModel) -> SpanModel | None:
         if self._options.draft is None or not self._options.speculate or not model.edge:
@@ -209,6 +221,14 @@ def _listing_request(options: NodeOptions, platform: str) -> ListingRequest:
     secret = options.credential
     credential = secret if isinstance(secret, str) else WalletKey(options.wallet, secret)
     return ListingRequest(platform, options.model, credential)
+
+
+def _model_type(files: Source) -> object:
+    """None where the configuration is broken, which whoever reads all of it says."""
+    try:
+        return json_text.loads(files.read_small("config.json")).get("model_type")
+    except (ValueError, AttributeError):
+        return None
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """A node's life: register, load the span, pull work, drain."""
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -35,6 +37,7 @@ from node_runner.platform_client import registration
 from node_runner.platform_client.errors import NodeNotRegistered, NodeSuperseded, PlatformError
 from node_runner.platform_client.heartbeats import Heartbeats
 from node_runner.service.control_socket import ControlSocket
+from node_runner.weights.progress import fetched_bytes
 
 log = structlog.get_logger()
 
@@ -194,7 +197,27 @@ class Node:
         loader.check_config()
         node = self._register(facts)
         self._set_phase("loading")
-        return node, load_span(loader, loader.prepare(node.span, edge=node.edge))
+        with self._reporting_progress(node):
+            return node, load_span(loader, loader.prepare(node.span, edge=node.edge))
+
+    @contextlib.contextmanager
+    def _reporting_progress(self, node: RegistrationReply) -> Iterator[None]:
+        """Tell the platform while the first span loads that it does: it counts on the node for as
+        long as bytes come."""
+        heartbeats = Heartbeats(
+            self._http,
+            node,
+            measure=lambda: Heartbeat(
+                is_healthy=False, is_loading=True, fetched_bytes=fetched_bytes()
+            ),
+            on_reply=lambda _: None,
+            on_end=lambda _: None,  # those of a node that serves will meet it again
+        )
+        heartbeats.start()
+        try:
+            yield
+        finally:
+            heartbeats.stop()
 
     def _set_phase(self, phase: str) -> None:
         self._control.describe = lambda: {"phase": phase, "discovery": self._url}
@@ -229,6 +252,7 @@ class Node:
             vram_used_gb=usage.vram_used_gb,
             serves=self.engines.spans,
             cannot_serve=self.rebalancer.cannot_serve,
+            fetched_bytes=fetched_bytes(),
         )
         if self._announcer is not None:
             self._announcer.heartbeat = self._heartbeat

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -12,6 +11,7 @@ from node_runner.machine import keystore
 from node_runner.machine.login_file import LoginFailed, MachineLogin
 from node_runner.platform_client.errors import PlatformRefused, PlatformUnreachable
 from node_runner.platform_client.http import request
+from node_runner.platform_client.signing import check_name
 
 SLOW_DOWN = 5.0
 """Seconds to wait longer when the platform says `slow_down` (RFC 8628, 3.5)."""
@@ -119,12 +119,7 @@ def approve(http: httpx.Client, user_code: str, machine: str, private_key: bytes
     wallet = keystore.wallet_address(private_key)
     approval = {"user_code": user_code, "wallet_address": wallet}
     answer = request(http, "POST", "/api/machines/message", approval, required=MESSAGE_FIELDS)
-    domain = urlsplit(str(http.base_url)).netloc
-    if answer["domain"] not in (domain, domain.partition(":")[0]):
-        raise LoginFailed(
-            f"The platform at {domain} wants a signature for {answer['domain']!r}. Use the URL "
-            "under which the platform knows itself; if that is this one, do not trust it."
-        )
+    check_name(http, answer["domain"])
     expected = signed_texts.machine_message(
         domain=answer["domain"],
         uri=answer["uri"],

@@ -10,6 +10,8 @@
 """
 
 import random
+from collections.abc import Mapping
+from typing import Any
 
 RETRY_DELAY = 1.0
 """Seconds before another try, by the half more or less: so that a platform that comes back does not
@@ -37,11 +39,13 @@ class PlatformUnreachable(PlatformError):
 
 
 class PlatformRefused(PlatformError):
-    """The platform refused. ``code`` is its stable name for the reason, ``status`` that of HTTP."""
+    """The platform refused. ``code`` is its stable name for the reason, ``status`` that of HTTP,
+    ``document`` the whole problem document."""
 
-    def __init__(self, detail: str, *, code: str, status: int) -> None:
-        super().__init__(f"{detail} ({code})")
-        self.code = code
+    def __init__(self, document: Mapping[str, Any], *, status: int) -> None:
+        super().__init__(f"{document['detail']} ({document['code']})")
+        self.code = str(document["code"])
+        self.document = document
         self.status = status
 
 

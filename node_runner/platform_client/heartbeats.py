@@ -63,6 +63,13 @@ class Heartbeats:
     def start(self) -> None:
         self._thread.start()
 
+    def stop(self) -> None:
+        """End the heartbeats without a word: others follow."""
+        self._stop.set()
+        self._due.set()
+        with self._sending:  # the last is out, and none comes after what follows
+            pass
+
     def send_soon(self) -> None:
         """Send the next heartbeat now instead of at the interval."""
         self._due.set()

@@ -68,9 +68,7 @@ def request(
         raise PlatformUnreachable(
             f"{http.base_url} answers, but not as the platform does (HTTP {response.status_code})."
         )
-    refused = PlatformRefused(
-        document["detail"], code=str(document["code"]), status=response.status_code
-    )
+    refused = PlatformRefused(document, status=response.status_code)
     if response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
         raise PlatformUnreachable(str(refused), retry_after=retry_after(response))
     raise refused

@@ -10,7 +10,6 @@ import structlog
 
 from mesh import signed_texts
 from mesh.node_api import (
-    NONCE_PATH,
     REGISTRATION_PATH,
     DhtAccess,
     NodeRegistration,
@@ -18,6 +17,7 @@ from mesh.node_api import (
 )
 from node_runner.platform_client.errors import PlatformError, PlatformUnreachable
 from node_runner.platform_client.http import request
+from node_runner.platform_client.signing import get_challenge
 
 log = structlog.get_logger()
 
@@ -79,14 +79,20 @@ def _proof(
     http: httpx.Client, registration: NodeRegistration, private_key: bytes
 ) -> dict[str, str]:
     """The wallet's signature over what is registered and a fresh nonce."""
-    nonce = request(http, "GET", NONCE_PATH, required=["nonce"])["nonce"]
+    challenge = get_challenge(http)
     start, end = registration.signed_span
     message = signed_texts.registration_message(
+        platform=challenge.platform,
         wallet_address=registration.wallet_address,
         model_id=registration.model_id,
         start_layer=start,
         end_layer=end,
         edge=registration.edge,
-        nonce=nonce,
+        nonce=challenge.nonce,
+        expires_at=challenge.expires_at,
     )
-    return {"nonce": nonce, "signature": signed_texts.sign(message, private_key)}
+    return {
+        "nonce": challenge.nonce,
+        "expires_at": challenge.expires_at,
+        "signature": signed_texts.sign(message, private_key),
+    }

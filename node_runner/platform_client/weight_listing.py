@@ -1,22 +1,33 @@
 """Asks the platform where a model's weights are."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urljoin
+
+import structlog
 
 from mesh import signed_texts
 from mesh.errors import WeightsError, WeightsNotPublished, WeightsRefused, WeightsUnreachable
-from mesh.node_api import NONCE_PATH
-from node_runner.platform_client.errors import PlatformRefused, PlatformUnreachable
+from node_runner.platform_client.errors import (
+    PlatformError,
+    PlatformRefused,
+    PlatformUnreachable,
+)
 from node_runner.platform_client.http import client, request
+from node_runner.platform_client.signing import get_challenge
 from node_runner.weights.published_source import WeightListing
+
+log = structlog.get_logger()
 
 TIMEOUT = 20.0
 """Seconds without a byte: the platform signs a URL for each file."""
 
 REPLY_FIELDS = ("files", "manifest_sha256")
 
-NOT_PUBLISHED = (WeightsNotPublished.code, "not_found")
-"""Codes of a platform that has no weights of the model, or no such route."""
+PATIENCE = 60.0
+"""Seconds in which the platform is asked again while it says to come back, such as while it hashes
+the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,36 +52,65 @@ class ListingRequest:
     def send(self) -> WeightListing:
         """
         Raises:
-            WeightsNotPublished: the platform has no weights of this model; look elsewhere.
+            WeightsNotPublished: the platform gives no weights of this model out; it names the hub's
+                repository that has them.
             WeightsUnreachable: no answer, or none that is the platform's.
             WeightsRefused: the answer lists no files.
             WeightsError: the platform does not let us have them.
         """
         try:
-            answer = self._ask()
+            answer = self._patiently()
         except PlatformUnreachable as error:
             raise WeightsUnreachable(
                 f"The platform does not say where the weights are: {error}"
             ) from error
         except PlatformRefused as error:
-            kind = WeightsNotPublished if error.code in NOT_PUBLISHED else WeightsError
-            raise kind(f"The platform says: {error}") from error
+            if error.code == WeightsNotPublished.code:
+                repository = str(error.document.get("repository", self.model_id))
+                raise WeightsNotPublished(str(error), repository=repository) from error
+            raise WeightsError(f"The platform says: {error}") from error
+        except PlatformError as error:
+            raise WeightsError(str(error)) from error
+        base = f"{self.platform.rstrip('/')}{self._path}"
         try:
-            urls = {file["name"]: file["url"] for file in answer["files"]}
-        except (KeyError, TypeError):
+            urls = {file["name"]: urljoin(base, file["url"]) for file in answer["files"]}
+        except (KeyError, TypeError, ValueError):
             raise WeightsRefused(f"{self.platform} answered without a list of files.") from None
         return WeightListing(self.model_id, urls, answer["manifest_sha256"])
 
+    @property
+    def _path(self) -> str:
+        return f"/api/models/{self.model_id}/files"
+
+    def _patiently(self) -> dict[str, Any]:
+        """The platform's answer, or its last one when it asked for more patience than there is."""
+        give_up = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._ask()
+            except PlatformUnreachable as error:
+                if not error.retry_after or time.monotonic() + error.retry_after > give_up:
+                    raise
+                log.info("weights_awaited", reason=str(error), retry_in=error.retry_after)
+                time.sleep(error.retry_after)
+
     def _ask(self) -> dict[str, Any]:
-        path = f"/api/models/{self.model_id}/files"
+        path = self._path
         with client(self.platform, timeout=TIMEOUT) as http:
             if isinstance(self.credential, str):
                 return request(http, "GET", path, token=self.credential, required=REPLY_FIELDS)
-            nonce = request(http, "GET", NONCE_PATH, required=["nonce"])["nonce"]
-            address = self.credential.address
+            challenge = get_challenge(http)
             message = signed_texts.weights_message(
-                wallet_address=address, model_id=self.model_id, nonce=nonce
+                platform=challenge.platform,
+                wallet_address=self.credential.address,
+                model_id=self.model_id,
+                nonce=challenge.nonce,
+                expires_at=challenge.expires_at,
             )
-            signature = signed_texts.sign(message, self.credential.private_key)
-            body = {"wallet_address": address, "nonce": nonce, "signature": signature}
+            body = {
+                "wallet_address": self.credential.address,
+                "nonce": challenge.nonce,
+                "expires_at": challenge.expires_at,
+                "signature": signed_texts.sign(message, self.credential.private_key),
+            }
             return request(http, "POST", path, body, required=REPLY_FIELDS)

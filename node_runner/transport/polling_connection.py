@@ -95,5 +95,5 @@ class PollingConnection:
         except WireError as error:
             raise ConnectionLost(error.detail) from error
         if any(isinstance(frame, Superseded) for frame in found):
-            raise ConnectionSuperseded("Another process has connected as this node.")
+            raise ConnectionSuperseded()
         return found

@@ -23,7 +23,13 @@ class WebSocketBlocked(ConnectionLost):
 
 
 class ConnectionSuperseded(ConnectionLost):
-    """Another process has connected as this node."""
+    """The connection is the node's no more: another process has connected as this node, or its
+    machine's token was taken back, which the next heartbeat tells."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Another process has connected as this node, or its machine's token was taken back."
+        )
 
 
 class RelayConnection(Protocol):

@@ -93,7 +93,7 @@ class WebSocketConnection:
         except ConnectionClosed as error:
             code = error.rcvd.code if error.rcvd is not None else None
             if code == relay.SUPERSEDED:
-                raise ConnectionSuperseded("Another process has connected as this node.") from error
+                raise ConnectionSuperseded() from error
             raise ConnectionLost(f"The connection was closed (code {code}).") from error
         except (OSError, WebSocketException, WireError) as error:
             raise ConnectionLost(f"The connection is lost ({type(error).__name__}).") from error

@@ -46,8 +46,9 @@ class HubUrls:
     def renew(self, file: str, refused: str) -> bool:
         if refused.startswith(self._endpoint):
             raise WeightsError(
-                f"The hub does not let us read {self.name}. If it is private or has terms to "
-                "accept, set HF_TOKEN to the token of an account that may."
+                f"The hub has no {self.name} that everybody may read. If it is private or has "
+                "terms to accept, set HF_TOKEN to the token of an account that may. If it is not "
+                "there, --path says where the checkpoint lies."
             )
         self._storage_urls.pop(file, None)
         return True

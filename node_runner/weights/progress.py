@@ -22,6 +22,26 @@ INTERVAL = 10.0
 """Seconds between two lines in the log."""
 
 
+class _Total:
+    """A sum that several threads add to."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self._lock = threading.Lock()
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self.value += size
+
+
+_fetched = _Total()
+
+
+def fetched_bytes() -> int:
+    """Bytes of weights that this process has fetched since it began."""
+    return _fetched.value
+
+
 @contextmanager
 def show_progress(label: str, total: int, already: int) -> Iterator[Callable[[int], None]]:
     """Gives a function to call with every number of bytes that came.
@@ -33,7 +53,7 @@ def show_progress(label: str, total: int, already: int) -> Iterator[Callable[[in
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _LogLines(label, total, already).add
+        yield _counted(_LogLines(label, total, already).add)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -44,7 +64,15 @@ def show_progress(label: str, total: int, already: int) -> Iterator[Callable[[in
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(label, total=total, completed=already)
-        yield lambda size: bar.advance(task, size)
+        yield _counted(lambda size: bar.advance(task, size))
+
+
+def _counted(show: Callable[[int], None]) -> Callable[[int], None]:
+    def add(size: int) -> None:
+        _fetched.add(size)
+        show(size)
+
+    return add
 
 
 class _LogLines:

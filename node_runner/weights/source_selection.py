@@ -21,7 +21,7 @@ def select_source(
 
     Args:
         path: A folder, a URL or a hub id; none to ask the platform.
-        model_id: The hub's id, too, where the platform has not published the model.
+        model_id: For the log.
         fetch_listing: Asks the platform; called again whenever its URLs have expired.
 
     Raises:
@@ -32,6 +32,6 @@ def select_source(
         return open_source(path)
     try:
         return open_published(fetch_listing)
-    except WeightsNotPublished:
-        log.info("weights_from_hub", repository=model_id)
-        return open_hub(model_id)
+    except WeightsNotPublished as error:
+        log.info("weights_from_hub", model_id=model_id, repository=error.repository)
+        return open_hub(error.repository)

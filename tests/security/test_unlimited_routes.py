@@ -49,7 +49,7 @@ REGISTRATION = {
 }
 HEARTBEAT: dict[str, Any] = {"is_healthy": True, "latency_ms": 1, "throughput_tokens_per_sec": 1}
 CODE = {"user_code": "BCDF-GHJK"}
-SIGNED = {"wallet_address": WALLET, "nonce": "n", "signature": "0x"}
+SIGNED = {"wallet_address": WALLET, "nonce": "n", "expires_at": "", "signature": "0x"}
 
 USER, NODE, NOBODY = "user", "node", "nobody"
 
@@ -77,6 +77,7 @@ REQUESTS: dict[str, tuple[str, Any]] = {
     "GET /api/nodes/{node_id}": (USER, None),
     "GET /api/models/{model_id:path}/files": (NODE, None),
     "POST /api/models/{model_id:path}/files": (NOBODY, SIGNED),
+    "GET /api/models/{model_id:path}/files/{name:path}": (NOBODY, None),
     "GET /api/provider/stats": (NOBODY, None),
     "GET /api/provider/earnings/history": (NOBODY, None),
     "GET /api/provider/earnings.csv": (USER, None),
@@ -98,6 +99,7 @@ VALUES = {
     "wallet_address": PROVIDER_WALLET,
     "node_id": "node_1",
     "model_id:path": MODEL_ID,
+    "name:path": "config.json?token=t",
 }
 
 RULES = {name: "2/hour" for name, value in LimitSettings() if isinstance(value, str)}

@@ -18,7 +18,7 @@ from market import metrics
 from market.catalog.models import Model
 from market.nodes import live_lookup
 from market.nodes.node import Node
-from market.placement import cluster, rebalances, speed_averages
+from market.placement import cluster, loading_nodes, rebalances, speed_averages
 from market.placement.solver import Policy, propose, throughput
 from market.placement.tables import UNDER_WAY, Rebalance
 from market.resources import Resources
@@ -57,7 +57,7 @@ async def rebalance_model(resources: Resources, model: Model) -> None:
 async def _end_if_stuck(
     resources: Resources, db: AsyncSession, current: Rebalance, live: Collection[str]
 ) -> None:
-    """Let a rebalance fail if a node of it is gone, or loading takes too long."""
+    """Let a rebalance fail if a node of it is gone, or loads too long without a byte."""
     ttl = resources.settings.discovery.node_ttl
     gone = []
     for node_id in set(rebalances.nodes_of(current)) - set(live):
@@ -71,6 +71,10 @@ async def _end_if_stuck(
         await rebalances.fail(db, current, "gone", at=gone)
     elif age > resources.settings.placement.move_limit:
         late = rebalances.not_loaded(current)
+        moving = await loading_nodes.moving(resources.redis, late)
+        if late and moving.issuperset(late):
+            return
+        late = [node_id for node_id in late if node_id not in moving]
         await rebalances.fail(db, current, "not loaded in time", at=late, state="expired")
     else:
         return

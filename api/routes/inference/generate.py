@@ -66,12 +66,12 @@ async def generate(
     waits = "respond-async" not in [preference.strip().lower() for preference in prefer.split(",")]
     if waits:
         held.enter_context(services.reader_slots.hold(caller.wallet))
-    digest = services.vault.digest(body.model_dump_json().encode())
+    digests = services.vault.digests(body.model_dump_json().encode())
     job = await submit(
         services,
         caller.wallet,
         body.job_request(near=services.geoip.approximate(address_of(request, services))),
-        Idempotency(idempotency_key, digest),
+        Idempotency(idempotency_key, digests),
     )
     if not waits:
         return _accepted(job)

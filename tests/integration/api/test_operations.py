@@ -59,6 +59,7 @@ ENDPOINTS = {
     "/api/nodes/heartbeat": {"post"},
     "/api/nodes/earnings/{wallet_address}": {"get"},
     "/api/models/{model_id}/files": {"get", "post"},
+    "/api/models/{model_id}/files/{name}": {"get"},
     "/api/relay/exchange": {"post"},
     "/api/provider/stats": {"get"},
     "/api/provider/earnings/history": {"get"},

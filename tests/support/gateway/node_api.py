@@ -13,6 +13,7 @@ from tests.support.gateway.api import (
     PROVIDER,
     Gateway,
 )
+from tests.support.gateway.signing import challenge
 
 REGISTRATION_PATH = "/api/nodes/register-distributed"
 
@@ -23,9 +24,12 @@ HEARTBEAT_PATH = "/api/nodes/heartbeat"
 TTL = 77
 
 
-async def registration(gateway: Gateway, signer: Any = PROVIDER, **changes: Any) -> dict[str, Any]:
-    """A registration's body, signed over what it says; ``changes`` may leave a field out (None)."""
-    nonce = (await gateway.client.get("/api/auth/nonce")).json()["nonce"]
+async def registration(
+    gateway: Gateway, signer: Any = PROVIDER, platform: str = "", **changes: Any
+) -> dict[str, Any]:
+    """A registration's body, signed over what it says; ``changes`` may leave a field out (None).
+    ``platform``: for which it is signed, if not for the gateway."""
+    signed = await challenge(gateway.client)
     values: dict[str, Any] = {
         "wallet_address": PROVIDER.address,
         "model_id": MODEL_ID,
@@ -36,15 +40,18 @@ async def registration(gateway: Gateway, signer: Any = PROVIDER, **changes: Any)
         "start_layer": 0,
         "end_layer": LAYERS,
         "edge": True,
-        "nonce": nonce,
+        "nonce": signed["nonce"],
+        "expires_at": signed["expires_at"],
     } | changes
     message = signed_texts.registration_message(
+        platform=platform or signed["platform"],
         wallet_address=values["wallet_address"],
         model_id=values["model_id"],
         start_layer=values["start_layer"],
         end_layer=values["end_layer"] or LAYERS,
         edge=values["edge"],
         nonce=values["nonce"],
+        expires_at=values["expires_at"],
     )
     values["signature"] = changes.get("signature", signed_texts.sign(message, signer.key))
     return {name: value for name, value in values.items() if value is not None}

@@ -19,6 +19,7 @@ from api.app import create_app
 from api.server.http_protocol import LimitedHttpProtocol
 from api.server.websocket_protocol import LimitedWebSocketProtocol
 from market import db
+from market.identity.tables import Machine
 from market.nodes.tables import RegisteredNode
 from market.settings import Settings
 from mesh import redis_keys, relay, wire
@@ -113,6 +114,13 @@ class Replica:
         later = RegisteredNode.registration + 1
         mine = RegisteredNode.node_id == node_id
         asyncio.run(self._write(update(RegisteredNode).where(mine).values(registration=later)))
+
+    def let_in(self, machine_id: str, node_id: str) -> None:
+        """The machine of a node that is registered: let in by the node's wallet."""
+        machine = insert(Machine).values(machine_id=machine_id, wallet_address=WALLET, name="attic")
+        asyncio.run(self._write(machine.on_conflict_do_nothing()))
+        mine = RegisteredNode.node_id == node_id
+        asyncio.run(self._write(update(RegisteredNode).where(mine).values(machine_id=machine_id)))
 
     async def _write(self, statement: Any) -> None:
         engine, sessions = db.connect(self.settings.database_url)

@@ -8,6 +8,7 @@ from tests.support.gateway.api import (
     PROVIDER,
     Gateway,
 )
+from tests.support.gateway.signing import challenge
 
 MEMORY_BYTES = 10**9
 """What such a node says it has."""
@@ -28,14 +29,14 @@ class Provider:
         """Register, and leave the span to the platform, unless one is pinned."""
         start, end = pinned or (None, None)
         edge = start == 0
-        nonce = (await self._gateway.client.get("/api/auth/nonce")).json()["nonce"]
+        signed = await challenge(self._gateway.client)
         message = signed_texts.registration_message(
             wallet_address=self._signer.address,
             model_id=model_id,
             start_layer=start,
             end_layer=end,
             edge=edge,
-            nonce=nonce,
+            **signed,
         )
         body = {
             "wallet_address": self._signer.address,
@@ -47,7 +48,8 @@ class Provider:
             "placeable": pinned is None,
             "device_id": self._device,
             "memory_bytes": MEMORY_BYTES,
-            "nonce": nonce,
+            "nonce": signed["nonce"],
+            "expires_at": signed["expires_at"],
             "signature": signed_texts.sign(message, self._signer.key),
         }
         if pinned is not None:

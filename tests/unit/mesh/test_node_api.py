@@ -14,7 +14,7 @@ from mesh import node_api
 OTHERS_REGISTRATION = {"node_id", "layers_served"}
 """For nodes of others: a name that they would like, and the span in the specification's form."""
 
-PROOF = {"nonce", "signature"}
+PROOF = {"nonce", "signature", "expires_at"}
 
 OTHERS_HEARTBEAT = {"model_id", "last_seen"}
 """The specification's, which nobody reads."""

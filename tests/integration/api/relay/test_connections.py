@@ -21,6 +21,7 @@ from mesh.relay import (
     Push,
     PushAck,
 )
+from tests.support.gateway.api import WALLET
 from tests.support.gateway.relay import (
     PATIENCE,
     Node,
@@ -54,6 +55,39 @@ def test_a_node_that_says_goodbye_is_gone_at_once(here: Replica, client: redis.R
         node.keep_alive()
         client.persist(redis_keys.keepalive("middle"))
     wait_until(lambda: not client.exists(redis_keys.keepalive("middle")))
+
+
+def revoke(here: Replica, machine_id: str) -> None:
+    headers = bearer(here.token(WALLET, "user"))
+    answer = httpx.delete(f"{here.url}/api/machines/{machine_id}", headers=headers)
+    assert answer.status_code == 204
+
+
+def test_a_machine_that_is_revoked_loses_its_connections(
+    here: Replica, client: redis.Redis
+) -> None:
+    """Whether it sends keep-alives or not, and whatever waits for it."""
+    with Node(here, "revoked-1") as quiet, Node(here, "revoked-2") as busy, Node(here, "edge"):
+        busy.keep_alive()
+        for node_id in ("revoked-1", "revoked-2"):
+            here.let_in("machine_1", node_id)
+        revoke(here, "machine_1")
+        assert not client.exists(redis_keys.keepalive("revoked-2"))
+        put(client, "revoked-1", steps())
+        busy.send(KeepAlive(8, 1, ""))
+        for node in (busy, quiet):
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    node.socket.recv(timeout=PATIENCE)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == relay.SUPERSEDED
+        # Nor does it come back: neither by its token, nor as one that was just admitted.
+        with pytest.raises(InvalidStatus) as refused:
+            dial(here, "revoked-1")
+        assert refused.value.response.status_code == 401
+        newest = client.hgetall(redis_keys.relay_connection("revoked-1"))
+        assert newest[b"registration"] == b"2"
+        assert client.ttl(redis_keys.relay_connection("revoked-1")) > 24 * 3600
 
 
 def test_the_newest_connection_supersedes_the_others(

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from api.relay.quotas.connection_slots import MAX_PER_NODE
 from market.settings import Settings
 from mesh import redis_keys, relay
 from mesh.relay import (
+    Frame,
     Hello,
     KeepAlive,
     KeepAliveAck,
@@ -21,6 +23,7 @@ from mesh.relay import (
     Superseded,
     Welcome,
 )
+from tests.support.gateway.api import WALLET
 from tests.support.gateway.relay import (
     PATIENCE,
     Node,
@@ -77,6 +80,24 @@ def test_a_node_works_by_long_polls(here: Replica, client: redis.Redis) -> None:
     with Node(here, "middle", session="polling") as again:
         assert again.welcome.number == 1
         assert node.poll(wait=50) == [Superseded()]
+    node.close()
+
+
+def test_a_poll_that_waits_while_its_machine_is_revoked_brings_no_work(
+    here: Replica, client: redis.Redis
+) -> None:
+    node = Poller(here, "revoked-poller")
+    here.let_in("machine_2", "revoked-poller")
+    answers: list[Frame] = []
+    waiting = threading.Thread(target=lambda: answers.extend(node.poll(wait=1000)))
+    waiting.start()
+    headers = bearer(here.token(WALLET, "user"))
+    revoked = httpx.delete(f"{here.url}/api/machines/machine_2", headers=headers)
+    assert revoked.status_code == 204
+    put(client, "revoked-poller", steps())
+    waiting.join()
+    assert answers == [Superseded()]
+    assert node.poll(wait=50) == [Superseded()]
     node.close()
 
 

@@ -10,6 +10,7 @@ import jwt
 import pytest
 
 from api.http.services import open_services
+from market.identity import wallet_login
 from stack.servers import Postgres
 from tests.conftest import MODEL_ID
 from tests.support.gateway.api import (
@@ -129,6 +130,19 @@ async def test_a_wrong_message(
 ) -> None:
     message = login_message(await fresh_nonce(empty_gateway), **changes)
     problem(await login(empty_gateway, message), 401, code)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"Expiration Time": instant(minutes=-30)}, {"Not Before": instant(minutes=30)}],
+    ids=["expired", "not valid yet"],
+)
+async def test_a_clock_may_be_some_seconds_off(
+    empty_gateway: Gateway, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None]
+) -> None:
+    monkeypatch.setattr(wallet_login, "CLOCK_SKEW", 3600.0)
+    message = login_message(await fresh_nonce(empty_gateway), **changes)
+    assert (await login(empty_gateway, message)).status_code == 200
 
 
 async def test_a_message_that_is_no_text(empty_gateway: Gateway) -> None:

@@ -32,6 +32,7 @@ from tests.support.gateway.api import (
     problem,
     request_body,
 )
+from tests.support.gateway.signing import challenge
 
 NODES = f"/api/discovery/nodes/active/{MODEL_ID}"
 
@@ -98,14 +99,14 @@ async def test_a_node_lives_on_the_discovery_services_paths(
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
     ):
-        nonce = (await client.get("/api/auth/nonce")).json()["nonce"]
+        signed = await challenge(client)
         message = signed_texts.registration_message(
             wallet_address=PROVIDER.address,
             model_id=MODEL_ID,
             start_layer=2,
             end_layer=4,
             edge=False,
-            nonce=nonce,
+            **signed,
         )
         answer = await client.post(
             "/nodes/register",
@@ -118,7 +119,8 @@ async def test_a_node_lives_on_the_discovery_services_paths(
                 "vram_gb": 24,
                 "location": "US-East",
                 "public_addr": "1.2.3.4:31330",
-                "nonce": nonce,
+                "nonce": signed["nonce"],
+                "expires_at": signed["expires_at"],
                 "signature": signed_texts.sign(message, PROVIDER.key),
             },
         )

@@ -34,6 +34,7 @@ from tests.support.gateway.api import (
     problem,
 )
 from tests.support.gateway.api_served import Served, serve
+from tests.support.gateway.signing import challenge
 from tests.support.network.file_server import serving
 
 BUCKET, PREFIX = "weights", "models/pydoc"
@@ -85,7 +86,9 @@ def publish(checkpoint: Path, *options: str) -> str:
 
 def of_model(**values: object) -> dict[str, object]:
     entry = {"id": MODEL_ID, "path": str(DEMO_MODEL), "payment_per_token": "0.0001", **values}
-    return {"models": [entry]}
+    # The domain of a server that a node finds at a loopback address.
+    auth = {"jwt_secret": "a secret for the tests, long enough", "domain": "127.0.0.1"}
+    return {"models": [entry], "auth": auth}
 
 
 @pytest.fixture
@@ -145,19 +148,24 @@ async def test_nobody_else_is_told(gateway: Gateway) -> None:
     problem(await gateway.client.get(PATH), 403, "forbidden")
     gateway.client.headers.pop("Authorization")
     problem(await gateway.client.get(PATH), 401, "token_missing")
-    nonce = (await gateway.client.get("/api/auth/nonce")).json()["nonce"]
-    message = signed_texts.weights_message(
-        wallet_address=PROVIDER.address, model_id=MODEL_ID, nonce=nonce
-    )
+    asked = {"wallet_address": PROVIDER.address, "model_id": MODEL_ID}
+    signed = await challenge(gateway.client)
+    message = signed_texts.weights_message(**asked, **signed)
     body = {
         "wallet_address": PROVIDER.address,
-        "nonce": nonce,
+        "nonce": signed["nonce"],
+        "expires_at": signed["expires_at"],
         "signature": signed_texts.sign(message, bytes(STRANGER.key)),
     }
     problem(await gateway.client.post(PATH, json=body), 401, "signature_mismatch")
     body["signature"] = signed_texts.sign(message, bytes(PROVIDER.key))
     assert (await gateway.client.post(PATH, json=body)).status_code == 200
     problem(await gateway.client.post(PATH, json=body), 401, "nonce_unknown")
+    elsewhere = await challenge(gateway.client) | {"platform": "other.example"}
+    message = signed_texts.weights_message(**asked, **elsewhere)
+    body |= {"nonce": elsewhere["nonce"], "expires_at": elsewhere["expires_at"]}
+    body["signature"] = signed_texts.sign(message, bytes(PROVIDER.key))
+    problem(await gateway.client.post(PATH, json=body), 401, "signature_mismatch")
 
 
 async def test_a_wallet_cannot_ask_without_end(
@@ -177,11 +185,15 @@ async def test_a_wallet_cannot_ask_without_end(
 
 
 async def test_what_was_not_published_comes_from_the_hub(
-    make_settings: Callable[..., Settings], redis: Redis, monkeypatch: pytest.MonkeyPatch
+    make_settings: Callable[..., Settings], redis: Redis, checkpoint: Path
 ) -> None:
-    async with open_gateway(make_settings()) as gateway, serve(gateway) as served:
+    """Of a folder that holds no weights, the gateway needs the rest."""
+    (checkpoint / "model.safetensors").unlink()
+    settings = make_settings(**of_model(path=str(checkpoint)))
+    async with open_gateway(settings) as gateway, serve(gateway) as served:
         headers = await gateway.node(PROVIDER_WALLET)
-        problem(await gateway.client.get(PATH, headers=headers), 404, "weights_not_published")
+        refused = await gateway.client.get(PATH, headers=headers)
+        assert problem(refused, 404, "weights_not_published")["repository"] == MODEL_ID
         with pytest.raises(WeightsNotPublished):
             await anyio.to_thread.run_sync(listing_of(served))
         files = await anyio.to_thread.run_sync(select_source, None, MODEL_ID, listing_of(served))

@@ -128,6 +128,12 @@ async def test_an_error_of_the_chain_is_an_answer(rpc: FailoverProvider, nodes: 
     assert "eth_call" not in nodes[1].asked
 
 
+async def test_a_clock_may_be_some_seconds_ahead(rpc: FailoverProvider, nodes: list[Node]) -> None:
+    for node in nodes:
+        node.age = 60 + 3
+    assert await ask(rpc) == "first"
+
+
 async def test_stale_endpoints_alone_are_not_used(rpc: FailoverProvider, nodes: list[Node]) -> None:
     for node in nodes:
         node.age = 3600

@@ -10,8 +10,8 @@ from sqlalchemy import select
 
 from market.nodes import live_lookup, live_registry
 from market.nodes.tables import RegisteredNode
-from market.placement import rebalances
-from market.placement.tables import Rebalance
+from market.placement import loading_nodes, rebalances
+from market.placement.tables import UNDER_WAY, Rebalance
 from market.resources import Resources, open_resources
 from market.routing.eligibility import SkipReason
 from market.routing.skip_counts import SkipCounter
@@ -264,6 +264,62 @@ async def test_a_rebalance_under_way_expires_though_rebalancing_is_disabled(
     assert [found.state for found in await recorded(resources)] == ["expired"]
     for node in (first, second):
         assert not (await node.heartbeat(ms=10))["should_rebalance"]
+
+
+async def test_a_slow_download_that_is_moving_is_not_late(
+    gateway: Gateway, resources: Resources
+) -> None:
+    first, second = await two_nodes(gateway)
+    await rebalance(resources)
+    resources.settings.placement.move_limit = 1e-3
+
+    async def state() -> str:
+        await crons_rebalance.rebalance({"resources": resources})
+        return (await recorded(resources))[0].state
+
+    for fetched in (1, 2):  # bytes
+        for node in (first, second):
+            await node.heartbeat(ms=10, fetched_bytes=fetched)
+        assert await state() in UNDER_WAY
+    # The second makes no progress any more: what it has said before does not count again.
+    await gateway.redis.delete(redis_keys.loading(second.id))
+    await first.heartbeat(ms=10, fetched_bytes=3)
+    assert await state() == "expired"
+    [found] = await recorded(resources)
+    assert second.id in (found.reason or "")
+    assert first.id not in (found.reason or "")
+
+
+async def test_progress_is_more_bytes_than_before(gateway: Gateway) -> None:
+    redis, stall = gateway.redis, 100
+    key = redis_keys.loading("node")
+    await loading_nodes.record_progress(redis, "node", 10, stall=stall)
+    await redis.pexpire(key, 5000)
+    for fetched in (10, 9):
+        await loading_nodes.record_progress(redis, "node", fetched, stall=stall)
+        assert await redis.pttl(key) <= 5000
+    await loading_nodes.record_progress(redis, "node", 11, stall=stall)
+    assert await redis.pttl(key) > 5000
+    assert await loading_nodes.moving(redis, ["other", "node"]) == {"node"}
+
+
+async def test_a_newcomer_counts_for_as_long_as_its_weights_come(
+    gateway: Gateway, resources: Resources
+) -> None:
+    gateway.services.settings.placement.loading_limit = 1e-3
+    needs = {"memory_bytes": 30_000_000}
+    trusted, second, third = (
+        Provider(gateway, name, signer)
+        for name, signer in (("a", PROVIDER), ("b", STRANGER), ("c", STRANGER))
+    )
+    await trusted.join(**needs)
+    reply = await trusted.heartbeat(is_healthy=False, is_loading=True, fetched_bytes=1)
+    assert not reply["should_rebalance"]
+    assert await live_lookup.available_nodes(gateway.redis, MODEL_ID) == []
+    await second.join(**needs)
+    assert second.span[0] >= trusted.span[1], "the first layers are on their way"
+    await third.join(**needs)
+    assert third.span == second.span, "nothing has come from the second for long"
 
 
 async def test_assignments_outlive_redis(gateway: Gateway, resources: Resources) -> None:

@@ -1,5 +1,6 @@
 """A node registers, against a server that answers as it is told."""
 
+import datetime as dt
 import time
 from dataclasses import replace
 
@@ -29,6 +30,13 @@ NODE = NodeRegistration(
     public_addr="0.0.0.0:31330",
     location="unknown",
 )
+
+
+def domain(server: PlatformServer) -> dict[str, str]:
+    """By which a platform knows itself that is who it says."""
+    return {"domain": server.url.removeprefix("http://")}
+
+
 TOKEN = "the machine's token"
 
 
@@ -66,22 +74,38 @@ def test_a_wallets_key_signs_what_is_registered(
 ) -> None:
     """Without layers, where the platform is to choose them."""
     account = Account.create()
-    server.answers[NONCE_PATH] = [Answer(200, {"nonce": "once"})]
+    server.answers[NONCE_PATH] = [
+        Answer(200, {"nonce": "once", "expires_in": 300} | domain(server))
+    ]
     changes = {"start_layer": 0, "end_layer": None} if placeable else {}
     node = replace(NODE, wallet_address=account.address, placeable=placeable, **changes)
     register(http, node, bytes(account.key))
     body = server.requests[-1].body
     message = signed_texts.registration_message(
+        platform=domain(server)["domain"],
         wallet_address=account.address,
         model_id="m",
         start_layer=None if placeable else 2,
         end_layer=None if placeable else 4,
         edge=False,
         nonce="once",
+        expires_at=body["expires_at"],
     )
     assert body["nonce"] == "once"
+    left = signed_texts.instant(body["expires_at"]) - dt.datetime.now(dt.UTC)
+    assert 0 < left.total_seconds() <= 300
     assert signed_texts.signed_by(message, body["signature"], account.address)
     assert {request.token for request in server.requests} == {None}
+
+
+def test_nothing_is_signed_for_another_platform(server: PlatformServer, http: httpx.Client) -> None:
+    account = Account.create()
+    challenge = {"nonce": "once", "expires_in": 300, "domain": "other.example"}
+    server.answers[NONCE_PATH] = [Answer(200, challenge)]
+    node = replace(NODE, wallet_address=account.address)
+    with pytest.raises(PlatformError, match=r"wants a signature for 'other.example'"):
+        register(http, node, bytes(account.key))
+    assert server.paths == [NONCE_PATH]
 
 
 def test_what_a_later_platform_tells_beside_is_left_aside(

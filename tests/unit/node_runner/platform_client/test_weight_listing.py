@@ -22,7 +22,9 @@ def ask(server: PlatformServer, credential: str | WalletKey = "a token") -> Weig
 
 def test_a_token_is_sent_and_a_wallet_signs(server: PlatformServer) -> None:
     server.answers[PATH] = [Answer(200, FILES)]
-    server.answers[NONCE_PATH] = [Answer(200, {"nonce": "once"})]
+    domain = server.url.removeprefix("http://")
+    challenge = {"nonce": "once", "expires_in": 300, "domain": domain}
+    server.answers[NONCE_PATH] = [Answer(200, challenge)]
     assert ask(server) == EXPECTED
     account = Account.create()
     assert ask(server, WalletKey(account.address, bytes(account.key))) == EXPECTED
@@ -35,7 +37,8 @@ def test_a_token_is_sent_and_a_wallet_signs(server: PlatformServer) -> None:
     ("status", "body", "error"),
     [
         (404, problem("weights_not_published"), WeightsNotPublished),
-        (404, problem("not_found"), WeightsNotPublished),
+        (404, problem("not_found"), WeightsError),
+        (404, problem("model_not_found"), WeightsError),
         (403, problem("forbidden"), WeightsError),
         (200, FILES | {"files": ["a"]}, WeightsRefused),
         (200, FILES | {"files": [{"name": "a"}]}, WeightsRefused),
@@ -48,6 +51,38 @@ def test_a_refusal(
     with pytest.raises(error) as raised:
         ask(server)
     assert type(raised.value) is error
+
+
+def test_urls_may_be_relative_to_the_list(server: PlatformServer) -> None:
+    files = [{"name": "a", "url": "files/a?token=t"}, {"name": "b", "url": "/b"}]
+    server.answers[PATH] = [Answer(200, FILES | {"files": files})]
+    assert ask(server).urls == {
+        "a": f"{server.url}/api/models/far/m/files/a?token=t",
+        "b": f"{server.url}/b",
+    }
+
+
+def test_a_hub_is_named_by_the_platform(server: PlatformServer) -> None:
+    refused = problem("weights_not_published") | {"repository": "owner/other"}
+    server.answers[PATH] = [Answer(404, refused)]
+    with pytest.raises(WeightsNotPublished) as raised:
+        ask(server)
+    assert raised.value.repository == "owner/other"
+
+
+def test_a_platform_that_says_when_to_come_back_is_asked_again(server: PlatformServer) -> None:
+    busy = Answer(503, problem("unavailable"), {"Retry-After": "1"})
+    server.answers[PATH] = [busy, Answer(200, FILES)]
+    assert ask(server) == EXPECTED
+
+
+def test_nothing_is_signed_for_another_platform(server: PlatformServer) -> None:
+    challenge = {"nonce": "once", "expires_in": 300, "domain": "other.example"}
+    server.answers[NONCE_PATH] = [Answer(200, challenge)]
+    account = Account.create()
+    with pytest.raises(WeightsError, match=r"wants a signature for 'other.example'"):
+        ask(server, WalletKey(account.address, bytes(account.key)))
+    assert server.paths == [NONCE_PATH]
 
 
 @pytest.mark.parametrize("answer", TEMPORARY.values(), ids=TEMPORARY)

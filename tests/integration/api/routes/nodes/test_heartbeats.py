@@ -23,7 +23,14 @@ from tests.support.gateway.api import (
     problem,
     request_body,
 )
-from tests.support.gateway.node_api import TTL, heartbeat, registered, row_of
+from tests.support.gateway.node_api import (
+    REGISTRATION_PATH,
+    TTL,
+    heartbeat,
+    registered,
+    registration,
+    row_of,
+)
 
 
 async def test_a_heartbeat_puts_a_node_on_the_routes(gateway: Gateway) -> None:
@@ -126,6 +133,51 @@ async def test_trust_that_was_withdrawn_counts_from_the_next_heartbeat(gateway: 
     await heartbeat(gateway, node_id, token)
     [node] = await live_lookup.available_nodes(gateway.redis, MODEL_ID)
     assert not node.trusted
+
+
+async def test_an_edge_needs_the_wallets_own_signature_unless_the_operator_says_otherwise(
+    gateway: Gateway,
+) -> None:
+    """A machine's token lies on its disk: who copies it would see prompts."""
+    headers = await gateway.machine(PROVIDER_WALLET)
+    body = await registration(gateway)
+    for name in ("nonce", "expires_at", "signature"):
+        del body[name]
+    answer = await gateway.client.post(REGISTRATION_PATH, json=body, headers=headers)
+    node = answer.raise_for_status().json()
+    token = {"Authorization": f"Bearer {node['node_token']}"}
+
+    async def trusted() -> bool:
+        await heartbeat(gateway, node["node_id"], token)
+        [found] = await live_lookup.available_nodes(gateway.redis, MODEL_ID)
+        return found.trusted
+
+    assert not await trusted()
+    assert not await trusted(), "nor by the record in Redis alone"
+    gateway.services.settings.discovery.edge_by_machine_token = True
+    assert await trusted()
+    by_wallet, own = await registered(gateway)
+    gateway.services.settings.discovery.edge_by_machine_token = False
+    await heartbeat(gateway, by_wallet, own)
+    await heartbeat(gateway, node["node_id"], token)
+    found = await live_lookup.available_nodes(gateway.redis, MODEL_ID)
+    assert {each.node_id: each.trusted for each in found} == {
+        node["node_id"]: False,
+        by_wallet: True,
+    }
+
+
+async def test_a_node_that_loads_is_not_on_the_routes(gateway: Gateway) -> None:
+    node_id, token = await registered(gateway)
+    loads = {"is_healthy": False, "is_loading": True, "fetched_bytes": 5}
+    assert (await heartbeat(gateway, node_id, token, **loads)).status_code == 200
+    assert await live_lookup.available_nodes(gateway.redis, MODEL_ID) == []
+    row = await row_of(gateway, node_id)
+    assert (row.last_seen, row.is_active) == (None, True)
+    old = token
+    async with gateway.sessions.begin() as db:
+        (await db.get_one(RegisteredNode, node_id)).registration += 1
+    problem(await heartbeat(gateway, node_id, old, **loads), 404, "node_not_found")
 
 
 MEASURED = {

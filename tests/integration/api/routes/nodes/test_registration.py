@@ -1,11 +1,13 @@
 """Registration: signed by a wallet, for a span of a model."""
 
+import datetime as dt
 from typing import Any
 
 import pytest
 
 from market.nodes import live_lookup
 from market.nodes.tables import RegisteredNode
+from mesh import signed_texts
 from tests.conftest import MODEL_ID
 from tests.support.gateway.api import (
     LAYERS,
@@ -22,6 +24,7 @@ from tests.support.gateway.node_api import (
     registered,
     registration,
 )
+from tests.support.gateway.signing import challenge
 
 
 async def test_a_node_registers(gateway: Gateway) -> None:
@@ -49,7 +52,7 @@ async def test_only_a_machine_that_was_let_in_registers_without_a_signature(
     gateway: Gateway,
 ) -> None:
     body = await registration(gateway)
-    del body["signature"], body["nonce"]
+    del body["signature"], body["nonce"], body["expires_at"]
     nobody = await gateway.client.post(REGISTRATION_PATH, json=body, headers={"Authorization": ""})
     problem(nobody, 401, "signature_mismatch")
     user = await gateway.client.post(
@@ -95,6 +98,11 @@ REFUSED = {
     "signed by another wallet": ({"signer": STRANGER}, 401, "signature_mismatch"),
     "no signature": ({"signature": "0x"}, 401, "signature_mismatch"),
     "nonce that is not ours": ({"nonce": "f" * 32}, 401, "nonce_unknown"),
+    "signed for another platform": ({"platform": "other"}, 401, "signature_mismatch"),
+    "expired": ({"expires_at": "2020-01-31T12:00:00Z"}, 401, "signature_expired"),
+    "good for ever": ({"expires_at": "2120-01-31T12:00:00Z"}, 401, "signature_expired"),
+    "expiry that is no time": ({"expires_at": "tomorrow"}, 401, "signature_expired"),
+    "expiry that is not ours": ({"expires_at": "2035-01-31 12:00:00Z"}, 401, "signature_expired"),
     "long nonce": ({"nonce": "f" * 65}, 422, "nonce_too_long"),
     "malformed wallet": ({"wallet_address": "0x12"}, 422, "wallet_address_malformed"),
     "negative memory": ({"vram_gb": -1}, 422, "vram_gb_out_of_range"),
@@ -144,7 +152,27 @@ async def test_a_registration_works_once(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"start_layer": 1}, {"end_layer": 5}, {"edge": False}], ids=["start", "end", "edge"]
+    ("seconds", "status"),
+    [(-5, 200), (-60, 401), (300 + 5, 200), (300 + 60, 401)],
+    ids=["clock ahead", "expired", "clock behind", "too long"],
+)
+async def test_a_clock_may_be_some_seconds_off(
+    gateway: Gateway, seconds: float, status: int
+) -> None:
+    signed = await challenge(gateway.client, seconds=seconds)
+    answer = await register(gateway, expires_at=signed["expires_at"])
+    assert answer.status_code == status, answer.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"start_layer": 1},
+        {"end_layer": 5},
+        {"edge": False},
+        {"expires_at": signed_texts.format_instant(dt.datetime.now(dt.UTC))},
+    ],
+    ids=["start", "end", "edge", "expiry"],
 )
 async def test_what_was_signed_is_what_is_registered(
     gateway: Gateway, change: dict[str, object]
