@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from web3.types import RPCEndpoint
 
-from market.chain.client import ChainClient, SendOutcome
+from market.chain.client import ChainClient
 from market.chain.errors import ChainError, ChainUnreachable
 from market.chain.failover_rpc import FailoverProvider
+from market.chain.rpc_errors import SendOutcome
 from market.settings.payments import PaymentsSettings
 from tests.support.chain.rpc_proxy import Call, Loss, Proxy
 
