@@ -91,6 +91,16 @@ class ChainClient:
         moved = len(answers) > 1 or any(isinstance(each, ChainMoved) for each in refusals)
         raise ChainMoved(reason) if moved else ChainUnreachable(reason)
 
+    async def each(self) -> list["ChainClient"]:
+        """A client of each endpoint whose newest block may be believed, the best first.
+
+        Raises:
+            ChainUnreachable: there is none.
+        """
+        if len(self._provider.endpoints) == 1:
+            return [self]
+        return [ChainClient(endpoint) for endpoint in await self._provider.best_first()]
+
     async def chain_id(self) -> int:
         """EIP-155 id, read once."""
         if self._chain_id is None:

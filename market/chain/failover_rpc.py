@@ -79,6 +79,9 @@ class Endpoint(AsyncBaseProvider):
     async def answering(self) -> "list[Endpoint]":
         return [self]
 
+    async def best_first(self) -> "list[Endpoint]":
+        return [self]
+
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         return await self.request(method, params)
 
@@ -272,7 +275,7 @@ class FailoverProvider(AsyncBaseProvider):
 
     async def _first_answer(self, ask: Callable[[Endpoint], Awaitable[Answer]]) -> Answer:
         reasons = []
-        for endpoint in await self._best_first():
+        for endpoint in await self.best_first():
             try:
                 return await ask(endpoint)
             except ChainUnreachable as error:
@@ -301,7 +304,7 @@ class FailoverProvider(AsyncBaseProvider):
     async def is_connected(self, show_traceback: bool = False) -> bool:
         """Whether some endpoint is fresh."""
         try:
-            return bool(await self._best_first())
+            return bool(await self.best_first())
         except ChainUnreachable:
             return False
 
@@ -309,7 +312,7 @@ class FailoverProvider(AsyncBaseProvider):
         for endpoint in self.endpoints:
             await endpoint.disconnect()
 
-    async def _best_first(self) -> list[Endpoint]:
+    async def best_first(self) -> list[Endpoint]:
         """The fresh endpoints, those with the highest head first.
 
         Raises:

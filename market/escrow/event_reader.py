@@ -25,7 +25,13 @@ from web3.exceptions import BlockNotFound, Web3Exception, Web3RPCError
 
 from market.chain.blocks import Header, bloom_bits
 from market.chain.client import ChainClient
-from market.chain.errors import AnswerTooLarge, ChainError, ChainMoved, ChainReorg
+from market.chain.errors import (
+    AnswerTooLarge,
+    ChainError,
+    ChainMoved,
+    ChainReorg,
+    ChainUnreachable,
+)
 from market.chain.failover_rpc import FailoverProvider
 from market.escrow.artifacts import artifact
 from market.escrow.reader import escrow_address
@@ -176,22 +182,34 @@ class EscrowEventReader:
             ChainMoved: the chain moved meanwhile, and nothing can be said yet.
             ChainError: the endpoint refuses to answer.
         """
-        head = await self.chain.head()
-        last = min(head, last_read.number + MAX_BLOCK_RANGE)
         final = await self.chain.final_block(tag=self._finalized, depth=self._confirmations)
-        final = max(last_read.number, min(last, final))
-        confirmed = await self.read_confirmed(last_read, final)
+        until = max(last_read.number, min(final, last_read.number + MAX_BLOCK_RANGE))
+        confirmed = await self.read_confirmed(last_read, until)
+        refusal: ChainError | None = None
+        for chain in await self.chain.each():
+            try:
+                return await self._with_unconfirmed(chain, last_read, confirmed, until)
+            except (ChainMoved, ChainUnreachable) as error:
+                refusal = error
+        raise refusal or ChainMoved("No endpoint has blocks now.")
+
+    async def _with_unconfirmed(
+        self, chain: ChainClient, last_read: Block, confirmed: ConfirmedEvents, final: int
+    ) -> EventRange | None:
+        """The range that begins with these confirmed events, with what one endpoint shows after
+        block ``final``."""
+        head = await chain.head()
+        last = min(head, last_read.number + MAX_BLOCK_RANGE)
         read_to, events = confirmed.last.number, list(confirmed.events)
-        ends = [confirmed.last.number, last]
-        hashes = await _hashes(self.chain, ends)
+        hashes = await _hashes(chain, [read_to, last])
+        if hashes[read_to] != confirmed.last.hash:
+            raise ChainMoved(f"The node does not have block {read_to} any more.")
         if last > final == read_to:
-            found, read_to = await self._events(self.chain, read_to + 1, last)
+            found, read_to = await self._events(chain, read_to + 1, last)
             events += found
         # Below ``last``, whose hash stays, all that was read in between is of its branch.
-        if None in hashes.values() or await _hashes(self.chain, ends) != hashes:
+        if None in hashes.values() or await _hashes(chain, hashes) != hashes:
             raise ChainMoved(f"The chain moved while blocks up to {last} were read.")
-        if hashes[confirmed.last.number] != confirmed.last.hash:
-            raise ChainMoved(f"The endpoints differ in block {confirmed.last.number}.")
         if last <= last_read.number:
             return None
         return EventRange(

@@ -30,6 +30,11 @@ Alteration = Callable[[Call, Any], Any]
 """The result that is passed back, from a call and the chain's result."""
 
 
+def unaltered(_: Call, result: Any) -> Any:
+    """What the chain says."""
+    return result
+
+
 def poa_blocks(call: Call, result: Any) -> Any:
     """Blocks with as much in ``extraData`` as BSC's, whose validators sign there."""
     if call["method"].startswith("eth_getBlockBy") and result:
@@ -71,7 +76,7 @@ class Proxy:
         self,
         target: str,
         rule: Rule = lambda _: None,
-        alter: Alteration = lambda _, result: result,
+        alter: Alteration = unaltered,
     ) -> None:
         self.rule = rule
         self.alter = alter

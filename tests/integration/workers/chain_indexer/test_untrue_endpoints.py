@@ -66,6 +66,22 @@ def generous(call: Call, result: Any) -> Any:
     return result
 
 
+def other_branch(call: Call, result: Any) -> Any:
+    """Blocks with hashes that nobody else has."""
+    if call["method"] == "eth_getBlockByNumber" and result:
+        return result | {"hash": "0x" + "77" * 32}
+    return result
+
+
+def ahead(call: Call, result: Any) -> Any:
+    """A newest block, and a final one, that do not exist."""
+    if call["method"] == "eth_blockNumber":
+        return hex(10**12)
+    if call["params"][:1] in (["latest"], ["finalized"]) and isinstance(result, dict):
+        return result | {"number": hex(10**12)}
+    return result
+
+
 def richer(log: dict[str, Any]) -> dict[str, Any]:
     words = log["data"].removeprefix("0x")
     if len(words) != 64:
@@ -144,7 +160,7 @@ async def test_one_of_two_decides_nothing(
         await assert_ledger_agrees(chain_resources, reader)
 
 
-@pytest.mark.parametrize("alter", [generous, hiding, without_receipts])
+@pytest.mark.parametrize("alter", [generous, hiding, without_receipts, other_branch, ahead])
 @pytest.mark.parametrize("liar", [0, 2])
 async def test_two_of_three_are_enough(
     chain_resources: Resources,
@@ -177,11 +193,6 @@ async def test_one_that_is_left_of_two_waits_for_the_other(
 async def test_one_endpoint_alone_takes_no_deposit_back(
     chain_resources: Resources, actions: Actions, proxies: list[Proxy]
 ) -> None:
-    def other_branch(call: Call, result: Any) -> Any:
-        if call["method"] == "eth_getBlockByNumber" and result:
-            return result | {"hash": "0x" + "77" * 32}
-        return result
-
     user = actions.user(far=3)
     async with reader_of(actions, *proxies[:2]) as reader:
         await index_events(chain_resources, reader)

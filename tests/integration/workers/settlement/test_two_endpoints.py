@@ -5,6 +5,7 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from eth_utils.crypto import keccak
 
 from market.chain.client import ChainClient
 from market.chain.errors import ChainMoved
@@ -12,7 +13,7 @@ from market.chain.failover_rpc import FailoverProvider
 from market.escrow.reader import EscrowReader
 from market.resources import Resources
 from tests.conftest import Chain
-from tests.support.chain.rpc_proxy import Call, Proxy, poa_blocks
+from tests.support.chain.rpc_proxy import Call, Proxy, poa_blocks, unaltered
 from tests.support.chain.settled_money import (
     SIGNER,
     assert_ledger_equals_chain,
@@ -24,6 +25,7 @@ from tests.support.chain.settled_money import (
 from workers.settlement import settle_due
 
 ZERO = "0x" + "00" * 32
+USAGE_ROOT_OF = keccak(text="usageRootOf(bytes32)")[:4].hex()
 
 
 @pytest.fixture
@@ -42,15 +44,10 @@ async def escrow_at(chain: Chain, proxies: list[Proxy]) -> AsyncIterator[EscrowR
         await reader.close()
 
 
-def claims(reader: EscrowReader, answer: str | None) -> Any:
-    """An endpoint that has its own idea of what is settled; as it is without one."""
-    selector = reader.contract.functions.usageRootOf(b"").selector
-
-    def alter(call: Call, result: Any) -> Any:
-        asked = str(call["params"]) if call["method"] == "eth_call" else ""
-        return answer if answer is not None and selector.removeprefix("0x") in asked else result
-
-    return alter
+def denying(call: Call, result: Any) -> Any:
+    """An endpoint for which no batch is settled."""
+    asked = call["method"] == "eth_call" and USAGE_ROOT_OF in str(call["params"])
+    return ZERO if asked else result
 
 
 @pytest.fixture(autouse=True)
@@ -65,10 +62,10 @@ async def test_one_endpoint_alone_confirms_no_batch(
     user = await rich_user(chain_resources, chain)
     await served(chain_resources, user, 5)
     async with escrow_at(chain, proxies) as escrow:
-        proxies[1].alter = claims(escrow, ZERO)
+        proxies[1].alter = denying
         assert await settle_due(chain_resources, escrow, SIGNER) is None
         assert await statuses(chain_resources) == ["mined"]
-        proxies[1].alter = claims(escrow, None)
+        proxies[1].alter = unaltered
         assert await settle_due(chain_resources, escrow, SIGNER) is not None
         await assert_ledger_equals_chain(chain_resources, escrow, user.address)
 
@@ -82,10 +79,10 @@ async def test_one_endpoint_alone_takes_no_batch_back(
         batch = await settle_due(chain_resources, escrow, SIGNER)
         assert batch is not None
         for proxy in proxies:
-            proxy.alter = claims(escrow, ZERO)
+            proxy.alter = denying
             with pytest.raises(ChainMoved):
                 await settle_due(chain_resources, escrow, SIGNER)
-            proxy.alter = claims(escrow, None)
+            proxy.alter = unaltered
         settled = await only_batch(chain_resources)
         assert (settled.status, settled.undone_at) == ("confirmed", None)
 
