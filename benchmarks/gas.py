@@ -21,9 +21,10 @@ from rich.table import Table
 
 with warnings.catch_warnings():  # web3 7 imports a module that websockets has deprecated
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    from web3 import EthereumTesterProvider, HTTPProvider, Web3
+    from web3 import EthereumTesterProvider, Web3
 
 from benchmarks.common.output import console, write_results
+from market.chain.open_web3 import open_web3
 from market.escrow.artifacts import artifact
 from market.escrow.batch_lines import pack_lines
 from market.escrow.cap_message import cap_message, sign_cap
@@ -69,7 +70,7 @@ class Bench:
     """A new chain with the token, both escrow contracts, users and an operator."""
 
     def __init__(self, users: int, rpc: str | None) -> None:
-        self.web3 = Web3(HTTPProvider(rpc) if rpc else EthereumTesterProvider())
+        self.web3 = open_web3(rpc or EthereumTesterProvider())
         self.operator, self.admin, self.pauser, self.payer = self.web3.eth.accounts[:4]
         self._ids = self._strangers = 0
         self.token = self._create("FarToken", self.payer)

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from web3 import Web3
 from web3.exceptions import Web3Exception
 
 from cli.console import console, fail
 from market.chain.keystore_signer import unlock_keystore
+from market.chain.open_web3 import open_web3
 from market.escrow.deploy import DAY, Roles, Terms
 from market.escrow.deploy import deploy as deploy_contracts
 from market.money import to_units
@@ -62,7 +62,7 @@ def deploy(
     password = os.environ.get("DEPLOYER_PASSWORD") or getpass.getpass("Keystore password: ")
     try:
         deployed = deploy_contracts(
-            Web3(Web3.HTTPProvider(rpc)),
+            open_web3(rpc),
             unlock_keystore(keyfile, password),
             terms=Terms(withdrawal_delay, dormancy, to_units(Decimal(daily_ceiling))),
             roles=Roles(admin, settler, pauser, fee_recipient, admin_delay),

@@ -1,4 +1,4 @@
-"""`far-mesh ledger`: the ledger's integrity."""
+"""`far-mesh ledger`: the ledger's integrity, and what the chain says of it."""
 
 import asyncio
 from typing import Annotated
@@ -10,15 +10,16 @@ from cli.console import console, fail
 from market import db
 from market.chain.errors import ChainError
 from market.clients.postgres import LONG
+from market.escrow.event_reader import EscrowEventReader
 from market.ledger.integrity_check import IntegrityReport, check_integrity, check_with_chain
+from market.resources import open_resources
 from market.settings import Settings
+from mesh import log
+from mesh.errors import MeshError
+from workers.chain_indexer import rescan as blocks_again
+from workers.chain_indexer.rescan import Rescan
 
 app = typer.Typer(help="The ledger.", no_args_is_help=True)
-
-
-@app.callback()
-def _commands() -> None:
-    """Without this, typer would make the only command the group itself."""
 
 
 @app.command("check")
@@ -47,6 +48,39 @@ async def _checked(settings: Settings, *, chain: bool) -> IntegrityReport:
         return await check_with_chain(sessions, settings.payments)
     finally:
         await engine.dispose()
+
+
+@app.command()
+def rescan(
+    first: Annotated[
+        int, typer.Option("--from", min=0, help="Block to begin with; the escrow's own by default.")
+    ] = 0,
+) -> None:
+    """Read blocks again that are indexed, and repair the ledger where it differs from the chain.
+    Running workers need not be stopped."""
+    settings = Settings()
+    log.configure(json=settings.log_json)
+    try:
+        found = asyncio.run(_rescanned(settings, first))
+    except MeshError as error:
+        fail(error)
+    console.print(f"Compared blocks {found.first} to {found.last}.")
+    if found.differs_at is None:
+        console.print("Nothing differs.")
+        return
+    console.print(
+        f"Block {found.differs_at} differed: {found.reversed} events from there on were reversed, "
+        f"and {found.applied} posted.",
+        soft_wrap=True,
+    )
+
+
+async def _rescanned(settings: Settings, first: int) -> Rescan:
+    async with (
+        open_resources(settings) as resources,
+        EscrowEventReader.from_settings(settings.payments) as reader,
+    ):
+        return await blocks_again.rescan(resources, reader, first)
 
 
 def _print_report(report: IntegrityReport) -> None:

@@ -8,6 +8,7 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from web3 import Web3
 
+from market.chain.open_web3 import open_web3
 from market.escrow.artifacts import artifact
 from market.escrow.cap_message import cap_message, sign_cap
 from market.escrow.deploy import Roles, Terms, deploy
@@ -44,7 +45,7 @@ class DevChainClient:
     tests. Blocks the thread."""
 
     def __init__(self, rpc_url: str) -> None:
-        self.web3 = Web3(Web3.HTTPProvider(rpc_url))
+        self.web3 = open_web3(rpc_url)
         self.treasury = development_account(1)
 
     def deploy(self, operator: str, terms: Terms | None = None) -> Deployment:

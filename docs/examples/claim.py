@@ -11,6 +11,7 @@ from pathlib import Path
 from web3 import Web3
 
 from market.chain.keystore_signer import unlock_keystore
+from market.chain.open_web3 import open_web3
 from market.escrow.artifacts import artifact
 from market.money import format_exact, from_units
 
@@ -24,7 +25,7 @@ def main() -> None:
     wanted = parser.parse_args()
     password = os.environ.get("FAR_NODE_PASSWORD") or getpass.getpass("Keystore password: ")
     wallet = unlock_keystore(wanted.keyfile, password)
-    web3 = Web3(Web3.HTTPProvider(wanted.rpc))
+    web3 = open_web3(wanted.rpc)
     escrow = web3.eth.contract(
         address=Web3.to_checksum_address(wanted.escrow), abi=artifact("InferenceEscrow")["abi"]
     )

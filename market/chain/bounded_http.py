@@ -1,9 +1,11 @@
 """A JSON-RPC endpoint over HTTP that is not ours, and whose answers are bounded in size."""
 
+from typing import Any, cast
+
 from aiohttp import ClientTimeout
 from eth_typing import URI
 from web3 import AsyncHTTPProvider
-from web3.types import RPCEndpoint
+from web3.types import RPCEndpoint, RPCResponse
 
 from market.chain.errors import AnswerTooLarge
 
@@ -30,6 +32,21 @@ class BoundedProvider(AsyncHTTPProvider):
         limits = ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT)
         super().__init__(url, {"timeout": limits}, exception_retry_configuration=None)
         self._url = URI(url)
+
+    async def make_batch_request(
+        self, batch_requests: list[tuple[RPCEndpoint, Any]]
+    ) -> list[RPCResponse] | RPCResponse:
+        """The answers in the order of the requests; one error where the endpoint refuses them all,
+        or does not say which answer is which."""
+        data = self.encode_batch_rpc_request(batch_requests)
+        answer: Any = self.decode_rpc_response(await self._make_request(RPCEndpoint("batch"), data))
+        if not isinstance(answer, list):
+            return cast(RPCResponse, answer)
+        try:
+            return sorted(answer, key=lambda each: int(each["id"]))
+        except (KeyError, TypeError, ValueError):
+            refused = {"code": None, "message": "The answers to a batch have no ids."}
+            return cast(RPCResponse, {"jsonrpc": "2.0", "id": None, "error": refused})
 
     async def _make_request(self, method: RPCEndpoint, request_data: bytes) -> bytes:
         sessions = self._request_session_manager

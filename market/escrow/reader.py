@@ -131,6 +131,21 @@ class EscrowReader:
         root = HexBytes(await self._call("usageRootOf", HexBytes(batch), block=block))
         return root.to_0x_hex() if any(root) else None
 
+    async def agreed_usage_root_of(self, batch: str, block: int) -> str | None:
+        """`usage_root_of` as two endpoints say that have the same block there: what a payment may
+        be booked on, or taken back.
+
+        Raises:
+            ChainMoved: they do not say the same yet.
+        """
+
+        async def read(chain: ChainClient) -> tuple[str, str | None]:
+            [header] = await chain.headers(block, block)
+            root = await EscrowReader(chain, self.address).usage_root_of(batch, block)
+            return header.hash, root
+
+        return (await self.chain.agreed(read))[1]
+
     async def settled_batches(
         self, batches: Collection[str], block: BlockIdentifier = "latest"
     ) -> set[str]:

@@ -36,12 +36,13 @@ class PaymentsSettings(BaseModel):
     platform_fee: Decimal = Field(Decimal("0.05"), ge=0, lt=1, decimal_places=18)
     """The platform's part of each cost."""
     rpc_urls: Annotated[list[str], NoDecode, Field(min_length=1)] = ["http://127.0.0.1:8545"]
-    """JSON-RPC endpoints of the chain, the preferred first; as text, separated by commas."""
+    """JSON-RPC endpoints of the chain, the preferred first; as text, separated by commas. Where
+    there are several, two have to say the same before it moves money."""
     rpc_max_age: float = Field(60, ge=0)
     """Seconds since an endpoint's newest block after which it is passed over; 0 for no limit, on a
     development chain that makes a block only for a transaction."""
     rpc_max_lag: int = Field(20, ge=0)
-    """Blocks that an endpoint may be behind the best one."""
+    """Blocks that an endpoint may be behind or ahead of the median of all."""
     rpc_timeout: float = Field(10, gt=0)
     """Seconds that one request may take. After half of them it is sent a second time."""
     signer: Literal["keystore", "kms"] = "keystore"

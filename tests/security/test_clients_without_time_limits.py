@@ -58,9 +58,9 @@ OPENERS: dict[str, set[str]] = {
     "urllib.request": set(),
     "web3.AsyncHTTPProvider": {"market/chain/bounded_http.py"},
     "web3.AsyncWeb3.AsyncHTTPProvider": set(),
-    "web3.HTTPProvider": set(),
     # Its requests take 30 s at most: web3's default.
-    "web3.Web3.HTTPProvider": {"cli/contracts.py", "stack/dev_chain_client.py"},
+    "web3.HTTPProvider": {"market/chain/open_web3.py"},
+    "web3.Web3.HTTPProvider": set(),
     "websockets.asyncio.client.connect": set(),
     "websockets.connect": set(),
     "websockets.sync.client.connect": {"node_runner/transport/websocket_connection.py"},

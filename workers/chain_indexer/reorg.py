@@ -31,7 +31,9 @@ async def rewind(resources: Resources, reader: EscrowEventReader, last: Block) -
     async with resources.sessions.begin() as db:
         if not await is_last_indexed(db, contract, last):
             return
-        reverted = await _reverse_newest(db, contract, common.number)
+        reverted = await reverse_newest(
+            db, contract, common.number, limit=event_store.EVENTS_AT_ONCE
+        )
         back_to = await _last_whole_block(db, contract, common.number)
         await db.execute(
             delete(ChainBlock).where(ChainBlock.contract == contract, ChainBlock.number > back_to)
@@ -67,13 +69,15 @@ async def _common_block(resources: Resources, reader: EscrowEventReader, last: B
     return blocks[low - 1]
 
 
-async def _reverse_newest(db: AsyncSession, contract: str, above: int) -> list[EscrowEvent]:
-    """Reverse the newest of the events that were applied above a block."""
+async def reverse_newest(
+    db: AsyncSession, contract: str, above: int, *, limit: int | None
+) -> list[EscrowEvent]:
+    """Reverse the newest of the events that were applied above a block; all without a limit."""
     rows = await db.scalars(
         select(ChainEvent)
         .where(*_applied(contract, above))
         .order_by(ChainEvent.block_number.desc(), ChainEvent.log_index.desc())
-        .limit(event_store.EVENTS_AT_ONCE)
+        .limit(limit)
     )
     reverted = []
     for row in rows:

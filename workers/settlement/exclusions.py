@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 import structlog
 from sqlalchemy import func, select, update
 
+from market.chain.client import ChainClient
 from market.chain.errors import ChainError
 from market.escrow.errors import SettlementRefused
+from market.escrow.reader import EscrowReader
 from market.jobs.tables import Job
 from market.money import ZERO, to_units
 from market.settlement.tables import Settlement, SettlementTransaction
@@ -63,18 +65,27 @@ async def exclude(run: SettlementRun, batch: OpenBatch, refusal: SettlementRefus
 
 
 async def can_still_be_mined(run: SettlementRun, batch: OpenBatch) -> bool:
-    """Whether one of the batch's transactions was mined, or may be one day. Those of an account
-    that is no settler any more would revert."""
+    """Whether one of the batch's transactions was mined, or may be one day, as two endpoints say.
+    Those of an account that is no settler any more would revert.
+
+    Raises:
+        ChainMoved: the endpoints do not say the same yet.
+    """
     if not batch.transactions:
         return False
     final = await run.final_block()
-    for account in sorted({transaction.account for transaction in batch.transactions}):
-        if not await run.escrow.is_settler(account, final):
-            continue
-        used = await run.chain.nonce(account, final)
-        if any(other.account == account and other.nonce >= used for other in batch.transactions):
-            return True
-    return await run.escrow.usage_root_of(batch.id) is not None
+
+    async def possible(chain: ChainClient) -> bool:
+        escrow = EscrowReader(chain, run.escrow.address)
+        for account in sorted({transaction.account for transaction in batch.transactions}):
+            if not await escrow.is_settler(account, final):
+                continue
+            used = await chain.nonce(account, final)
+            if any(sent.account == account and sent.nonce >= used for sent in batch.transactions):
+                return True
+        return await escrow.usage_root_of(batch.id) is not None
+
+    return await run.chain.agreed(possible)
 
 
 async def reclose(

@@ -8,14 +8,18 @@ from market.jobs.tables import Job, NodeContribution
 from market.money import ZERO, format_exact, from_units
 from market.settlement.tables import Settlement
 from workers.settlement.phases import PhaseResult, SettlementPhase, phase
-from workers.settlement.reconcile import transaction_receipts
+from workers.settlement.reconcile import check_root, transaction_receipts
 from workers.settlement.run_context import OpenBatch, SettlementRun
 
 log = structlog.get_logger()
 
 
 async def post_when_final(run: SettlementRun, batch: OpenBatch) -> PhaseResult:
-    """Post a mined batch that is final; one that a reorg has undone is signed again."""
+    """Post a mined batch that is final; one that a reorg has undone is signed again.
+
+    Raises:
+        SettlementMismatch: something else was settled under this batch's id.
+    """
     with phase(SettlementPhase.FINALITY):
         if await run.escrow.usage_root_of(batch.id) is None:
             return await _back_to_signed(run, batch)
@@ -24,8 +28,10 @@ async def post_when_final(run: SettlementRun, batch: OpenBatch) -> PhaseResult:
         final = await run.final_block()
         if mined is not None and mined.block_number > final:
             return PhaseResult.WAITING
-        if await run.escrow.usage_root_of(batch.id, final) is None:
+        root = await run.escrow.agreed_usage_root_of(batch.id, final)
+        if root is None:
             return PhaseResult.WAITING
+        check_root(batch, root)
     if mined is None:  # the database has lost our transaction: only the contract knows of it
         return await _post(run, batch, None, final)
     return await _post(run, batch, mined.hash, mined.block_number)

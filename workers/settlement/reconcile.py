@@ -64,11 +64,20 @@ async def transaction_receipts(
     return [receipt for receipt in answers if receipt is not None]
 
 
+def check_root(batch: OpenBatch, root: str) -> None:
+    """Compare what the contract has settled under a batch's id with the batch.
+
+    Raises:
+        SettlementMismatch: it is another one.
+    """
+    if root != batch.row.usage_root:
+        raise SettlementMismatch(f"The contract holds usage root {root} for batch {batch.id}.")
+
+
 async def _mark_mined(
     run: SettlementRun, batch: OpenBatch, root: str, receipts: Sequence[TransactionReceipt]
 ) -> PhaseResult:
-    if root != batch.row.usage_root:
-        raise SettlementMismatch(f"The contract holds usage root {root} for batch {batch.id}.")
+    check_root(batch, root)
     mined = next((receipt for receipt in receipts if receipt.succeeded), None)
     if mined is not None:
         _check_totals(batch, mined)

@@ -22,6 +22,7 @@ async def undo_reorged_batches(run: SettlementRun) -> None:
 
     Raises:
         ChainUnreachable: the contract cannot be asked. Nothing is undone on that.
+        ChainMoved: the endpoints do not say the same. Nor is it undone on that.
     """
     with phase(SettlementPhase.REORG):
         while (batch := await _newest_confirmed(run)) is not None:
@@ -29,7 +30,7 @@ async def undo_reorged_batches(run: SettlementRun) -> None:
             # A branch that does not reach the batch's block yet says nothing about the batch.
             if batch.block_number is None or final < batch.block_number:
                 return
-            if await run.escrow.usage_root_of(batch.id, final) is not None:
+            if await run.escrow.agreed_usage_root_of(batch.id, final) is not None:
                 return
             if await _undo(run, batch):
                 alert(

@@ -8,8 +8,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from market.chain.client import SendOutcome
 from market.chain.errors import ChainError
+from market.chain.rpc_errors import SendOutcome
 from market.chain.transactions import Fees, SignedTransaction, sign_transaction
 from market.escrow.errors import SettlementRefused
 from market.settlement.tables import ChainNonce, Settlement, SettlementTransaction

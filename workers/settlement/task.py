@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from web3.exceptions import Web3Exception
 
-from market.chain.errors import ChainError, ChainUnreachable
+from market.chain.errors import ChainError, ChainMoved, ChainUnreachable
 from market.chain.open_signer import open_signer, signer_configured
 from market.chain.signer import Signer
 from market.escrow.reader import EscrowReader
@@ -63,6 +63,8 @@ async def settle(ctx: dict[str, Any]) -> None:
             await settle_due(resources, escrow, await open_signer(payments))
     except ChainUnreachable as error:
         pauses.alert(AlertReason.UNREACHABLE, error.detail)
+    except ChainMoved as error:
+        log.info("settlement_waits", reason=error.detail)
     except ChainError as error:
         log.error("settlement_stopped", code=error.code, reason=error.detail)
 
@@ -117,6 +119,9 @@ async def _advance_or_pause(run: SettlementRun, batch: OpenBatch | None) -> Phas
         return await (_close_next(run) if batch is None else _advance(run, batch))
     except (ChainUnreachable, SettlementPaused):
         raise
+    except ChainMoved as moved:
+        log.info("settlement_waits", reason=moved.detail)
+        return PhaseResult.WAITING
     except SettlementMismatch as error:
         await pauses.pause(run.sessions, AlertReason.MISMATCH, error.detail)
     except ChainError as error:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from web3.types import RPCEndpoint
 
-from market.chain.client import ChainClient, SendOutcome
+from market.chain.client import ChainClient
 from market.chain.errors import ChainError, ChainUnreachable
 from market.chain.failover_rpc import FailoverProvider
+from market.chain.rpc_errors import SendOutcome
 from market.settings.payments import PaymentsSettings
 from tests.support.chain.rpc_proxy import Call, Loss, Proxy
 
@@ -104,6 +105,26 @@ async def test_the_best_fresh_one_answers(
 ) -> None:
     worsen(nodes[0])
     assert await ask(rpc) == answers
+
+
+@pytest.mark.parametrize("liar", [0, 1, 2])
+@pytest.mark.parametrize("count", [2, 3])
+async def test_an_absurd_head_makes_no_other_stale(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, liar: int, count: int
+) -> None:
+    monkeypatch.setattr("market.chain.failover_rpc.POLL_SECONDS", 0.0)
+    some = nodes[:count]
+    some[liar % count].number = 10**12
+    rpc = FailoverProvider([node.proxy.url for node in some], max_age=60, max_lag=5, timeout=5)
+    honest = next(node for node in some if node.number < 10**12)
+    assert await ask(rpc) == honest.name
+    assert await rpc.is_connected()
+    await rpc.disconnect()
+
+
+async def test_one_that_lacks_a_block_is_skipped(rpc: FailoverProvider, nodes: list[Node]) -> None:
+    nodes[0].refusal = {"code": -32000, "message": "header not found"}
+    assert await ask(rpc) == "second"
 
 
 async def test_one_that_is_too_far_behind_is_not_even_the_last_resort(

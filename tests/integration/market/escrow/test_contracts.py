@@ -27,6 +27,7 @@ from web3.contract.contract import ContractFunction
 from web3.logs import DISCARD
 from web3.types import TxReceipt
 
+from market.chain.open_web3 import open_web3
 from market.escrow.batch_lines import pack_line, pack_lines, unpack_line
 from market.escrow.cap_message import cap_message, sign_cap
 from market.escrow.deploy import DAY
@@ -101,7 +102,7 @@ def deploy(w3: Web3, sender: ChecksumAddress, name: str, *arguments: Any) -> Con
 @pytest.fixture
 def chain() -> Chain:
     backend = PyEVMBackend.from_mnemonic(MNEMONIC, num_accounts=10, hd_path="m/44'/60'/0'/0")
-    w3 = Web3(EthereumTesterProvider(EthereumTester(backend)))
+    w3 = open_web3(EthereumTesterProvider(EthereumTester(backend)))
     operator, treasury, _, _, gpu1, gpu2, admin, pauser, *_ = list(w3.eth.accounts)
     alice, bob = development_account(2), development_account(3)
     far = deploy(w3, operator, "FarToken", operator)

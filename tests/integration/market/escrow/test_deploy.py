@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
-from web3 import HTTPProvider, Web3
+from web3 import Web3
 
 from cli.app import app
+from market.chain.open_web3 import open_web3
 from market.escrow.artifacts import artifact
 from market.escrow.deploy import DAY
 from market.settings.deployment import Deployment
@@ -40,7 +41,7 @@ def test_command_deploys_what_was_asked_for(chain_url: str, tmp_path: Path) -> N
     assert code == 0, output
 
     written = Deployment.read(tmp_path / "contracts.json")
-    web3 = Web3(HTTPProvider(chain_url))
+    web3 = open_web3(chain_url)
     assert written.chain_id == web3.eth.chain_id
     assert web3.eth.get_block(written.block)["number"] == written.block
     escrow = web3.eth.contract(
