@@ -66,6 +66,7 @@ def ended(user: User, request_id: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(10))
 def test_every_text_is_right_and_every_charge_exact(
     replicas: DevelopmentStack, make_user: Callable[..., User], reference: Reference, seed: int
