@@ -30,7 +30,8 @@ MAX_FILE_NAME = 255
 async def files(model_id: ModelId, bearer: Bearer, services: WithServices) -> ModelFiles:
     """Where the weights of a model are, for a machine or a node with its token."""
     caller = await authenticate_current(bearer, services, Scope.WEIGHTS)
-    return await _files(model_id, caller.subject, services)
+    wallet = caller.wallet or await services.relay.wallets.find(caller.subject)
+    return await _files(model_id, caller.subject, wallet, services)
 
 
 @router.post("/{model_id:path}/files", dependencies=[rate_limits.READS.by_address()])
@@ -51,7 +52,7 @@ async def files_for_wallet(
     await check_signature(
         services.redis, auth, proof, message=message, wallet_address=body.wallet_address
     )
-    return await _files(model_id, body.wallet_address, services)
+    return await _files(model_id, body.wallet_address, body.wallet_address, services)
 
 
 @router.get(
@@ -73,23 +74,24 @@ async def file(
 ) -> Response:
     """A file of a model whose weights lie here, by the URL that the list has: whole, or the range
     that the request names."""
-    who = verify_weights_token(services.settings.auth, token, model_id)
-    await rate_limits.WEIGHT_FILES.count(services, who)
-    held.enter_context(services.downloads.hold(who))
+    wallet = verify_weights_token(services.settings.auth, token, model_id)
+    await rate_limits.WEIGHT_FILES.count(services, wallet)
+    held.enter_context(services.downloads.hold(wallet))
     found = await services.published_weights.file(model_id, name)
     if isinstance(found, bytes):
-        transfer = held.enter_context(services.relay.transfers.open(who))
+        transfer = held.enter_context(services.relay.transfers.open(wallet))
         transfer.begin(len(found))
         return PacedResponse(found, transfer, media_type=MEDIA_TYPE)
     return FileResponse(found.path, media_type=MEDIA_TYPE, headers={"ETag": f'"{found.sha256}"'})
 
 
-async def _files(model_id: str, who: str, services: Services) -> ModelFiles:
+async def _files(model_id: str, who: str, wallet: str, services: Services) -> ModelFiles:
+    """``wallet``: whose downloads count together, whichever of its nodes fetches."""
     services.catalog.get(model_id)
     await rate_limits.WEIGHTS.count(services, who)
     listing = await services.published_weights.listing(model_id)
     ttl = services.settings.weights.url_ttl
-    query = urlencode({"token": issue_weights_token(services.settings.auth, who, model_id, ttl)})
+    query = urlencode({"token": issue_weights_token(services.settings.auth, wallet, model_id, ttl)})
 
     def url_of(file: WeightFile) -> str:
         # Relative to the list's own URL: a gateway does not know what it is called from outside.

@@ -38,14 +38,14 @@ def issue_machine_token(auth: AuthSettings, wallet: str, machine_id: str) -> str
     return _sign(auth, claims, auth.machine_token_ttl)
 
 
-def issue_weights_token(auth: AuthSettings, who: str, model_id: str, lifetime: int) -> str:
+def issue_weights_token(auth: AuthSettings, wallet: str, model_id: str, lifetime: int) -> str:
     """A signed token for the files of one model, to stand in their URLs. It is no bearer token: its
     audience is another."""
-    return _sign(auth, {"sub": who, "aud": WEIGHTS_AUDIENCE, "model": model_id}, lifetime)
+    return _sign(auth, {"sub": wallet, "aud": WEIGHTS_AUDIENCE, "model": model_id}, lifetime)
 
 
 def verify_weights_token(auth: AuthSettings, token: str, model_id: str) -> str:
-    """Who was given the token for this model's files.
+    """The wallet whose node was given the token for this model's files.
 
     Raises:
         TokenExpired: it was one of ours.

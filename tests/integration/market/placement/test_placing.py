@@ -308,16 +308,14 @@ async def test_a_newcomer_counts_for_as_long_as_its_weights_come(
 ) -> None:
     gateway.services.settings.placement.loading_limit = 1e-3
     needs = {"memory_bytes": 30_000_000}
-    trusted, second, third = (
-        Provider(gateway, name, signer)
-        for name, signer in (("a", PROVIDER), ("b", STRANGER), ("c", STRANGER))
-    )
-    await trusted.join(**needs)
-    reply = await trusted.heartbeat(is_healthy=False, is_loading=True, fetched_bytes=1)
+    first, second, third = (Provider(gateway, name) for name in "abc")
+    await first.join(**needs)
+    reply = await first.heartbeat(is_healthy=False, is_loading=True, fetched_bytes=1)
     assert not reply["should_rebalance"]
     assert await live_lookup.available_nodes(gateway.redis, MODEL_ID) == []
     await second.join(**needs)
-    assert second.span[0] >= trusted.span[1], "the first layers are on their way"
+    assert first.span[0] == 0
+    assert second.span[0] >= first.span[1], "the first layers are on their way"
     await third.join(**needs)
     assert third.span == second.span, "nothing has come from the second for long"
 
