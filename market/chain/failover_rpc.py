@@ -22,7 +22,7 @@ from web3.types import RPCEndpoint, RPCResponse
 
 from market.chain.bounded_http import BoundedProvider
 from market.chain.errors import AnswerTooLarge, ChainError, ChainUnreachable
-from market.chain.rpc_errors import asks_another, error_message, is_block_missing
+from market.chain.rpc_errors import asks_another, error_message, is_not_found
 from market.settings.payments import PaymentsSettings
 from mesh.clock_skew import CLOCK_SKEW
 
@@ -172,7 +172,7 @@ class Endpoint(AsyncBaseProvider):
         Raises:
             ChainUnreachable: it is a refusal that says nothing of the chain.
         """
-        if is_block_missing(method, answer):
+        if is_not_found(method, answer):
             return {"jsonrpc": "2.0", "id": answer["id"], "result": None}
         reason = asks_another(method, answer)
         if reason is not None:

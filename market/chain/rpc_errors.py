@@ -67,6 +67,8 @@ DATA_MISSING = _any_of(
     "header for hash not found",
     r"block (?:#?\w+ )?(?:is )?not found",
     "unknown block",
+    "no block found",
+    "resource not found",
     "block range extends beyond current head",
     "blockoutofrange",
     "pruned history unavailable",
@@ -84,6 +86,11 @@ DATA_MISSING = _any_of(
     "not yet in sync",
 )
 """The endpoint lacks something that others may have: it lags, prunes, or is still syncing."""
+
+TRANSACTION_UNKNOWN = _any_of(
+    "transaction not found", "unknown transaction", "no transaction found"
+)
+"""None that was mined or waits has the hash."""
 
 
 def error_message(answer: Any) -> str:
@@ -123,6 +130,10 @@ def asks_another(method: str, answer: Any) -> str | None:
     return None
 
 
-def is_block_missing(method: str, answer: Any) -> bool:
-    """Whether an endpoint says by an error that it does not have a block. Most answer null."""
-    return method == "eth_getBlockByNumber" and bool(DATA_MISSING.search(error_message(answer)))
+def is_not_found(method: str, answer: Any) -> bool:
+    """Whether an endpoint says by an error that it does not have the block or the transaction that
+    is asked for. Most answer null."""
+    message = error_message(answer)
+    if method == "eth_getBlockByNumber":
+        return bool(DATA_MISSING.search(message))
+    return method == "eth_getTransactionReceipt" and bool(TRANSACTION_UNKNOWN.search(message))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from market.chain.rpc_errors import SendOutcome, asks_another, is_block_missing, refusal
+from market.chain.rpc_errors import SendOutcome, asks_another, is_not_found, refusal
 
 ACCEPTED = SendOutcome.ACCEPTED
 NONCE_USED = SendOutcome.NONCE_USED
@@ -116,6 +116,7 @@ OTHERS_MAY = [
     (BESU, CALL, -32000, "Block not found"),
     (BESU, "eth_sendRawTransaction", -32008, "Initial sync is still in progress"),
     ("NethermindEth/nethermind", CALL, -32002, "No state available for block 5 (0xab)"),
+    (ANVIL, CALL, -32001, "Resource not found"),
     (ANVIL, CALL, -32602, "BlockOutOfRangeError: block height is 5 but requested was 9"),
     ("EIP-1474", CALL, -32005, "limit exceeded"),
     ("INFURA", LOGS, -32005, "daily request count exceeded, request rate limited"),
@@ -150,16 +151,19 @@ def test_what_is_an_answer(method: str, code: int, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "message",
+    ("source", "method", "message"),
     [
-        "finalized block not found",  # geth, eth/api_backend.go
-        "Unknown block",  # Besu
-        "header not found",
-        "block #19 not found",
+        ("ethereum/go-ethereum eth/api_backend.go", BLOCK, "finalized block not found"),
+        ("ethereum/go-ethereum eth/api_backend.go", BLOCK, "header not found"),
+        (BESU, BLOCK, "Unknown block"),
+        (RETH_RPC, BLOCK, "block not found: finalized"),
+        ("ethereum/eth-tester backends/pyevm/main.py", BLOCK, "No block found for block number: 9"),
+        (BESU, RECEIPT, "Transaction not found"),
+        (ANVIL, RECEIPT, "transaction not found"),
     ],
 )
-def test_a_block_that_is_not_there_is_none(message: str) -> None:
-    answer = {"error": {"code": -39001, "message": message}}
-    assert is_block_missing(BLOCK, answer)
-    assert not is_block_missing(BLOCK, {"result": None})
-    assert not is_block_missing(CALL, answer)
+def test_what_is_not_there_is_none(source: str, method: str, message: str) -> None:
+    answer = {"error": {"code": -32000, "message": message}}
+    assert is_not_found(method, answer), source
+    assert not is_not_found(method, {"result": None})
+    assert not is_not_found(CALL, answer)
