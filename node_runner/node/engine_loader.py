@@ -150,6 +150,7 @@ class EngineLoader:
                 device=self._device,
                 dtype=self._dtype,
                 quantization=self._options.quantization,
+                batch_invariant=self._options.batch_invariant,
             )
             seconds = time.monotonic() - began
             model.warm_up()

@@ -39,9 +39,12 @@ def linear(
 ) -> torch.Tensor:
     """``rows @ weight.T + bias``: ``[..., in]`` and ``[out, in]`` to ``[..., out]``. What it gives
     for a row depends on that row alone."""
+    counts = _row_counts(weight, biased=bias is not None)
+    if rows.ndim == 2 and rows.shape[0] in counts:
+        return functional.linear(rows, weight, bias)
     flat = rows.reshape(-1, rows.shape[-1])
     parts, begin = [], 0
-    for taken, count in _pieces(len(flat), _row_counts(weight, biased=bias is not None)):
+    for taken, count in _pieces(len(flat), counts):
         part = flat[begin : begin + taken]
         if taken < count:
             part = functional.pad(part, (0, 0, 0, count - taken))
