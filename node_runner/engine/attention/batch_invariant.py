@@ -1,7 +1,8 @@
 """Gathered attention that gives the same bits for a row, whatever rows are computed with it.
 
 Kernels for few rows, and for lengths that fill no vector, add up in another order. So queries are
-padded to whole tiles and keys to whole blocks; what pads is masked, and adds exact zeros at the end.
+padded to whole tiles and keys to whole blocks; what pads is masked, and adds exact zeros at the
+end.
 """
 
 from collections.abc import Sequence
@@ -90,9 +91,7 @@ def _attended(
                 for of_one in zip(tile, keys, values, own_bias, strict=True)
             ]
         )
-        for tile, own_bias in zip(
-            queries.split(ROW_TILE, 2), bias.split(ROW_TILE, 2), strict=True
-        )
+        for tile, own_bias in zip(queries.split(ROW_TILE, 2), bias.split(ROW_TILE, 2), strict=True)
     ]
     return torch.cat(tiles, 2)
 

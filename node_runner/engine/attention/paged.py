@@ -31,8 +31,8 @@ one generation and of more, times the ways in which its layers score. More are a
 error: without a kernel FlexAttention would compute scores for the whole pool."""
 
 BATCH_INVARIANT_KERNEL = {"BACKEND": "TRITON", "BLOCK_M": 64, "BLOCK_N": 64}
-"""The same kernel for one row and for many, with tiles of one size: it adds up a row's keys in their
-order. The kernel for short queries splits the keys by how many generations there are."""
+"""The same kernel for one row and for many, with tiles of one size: a row's keys are added up in
+their order. The kernel for short queries splits the keys by how many generations there are."""
 
 
 class BlockTables:

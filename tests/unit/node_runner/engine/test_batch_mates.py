@@ -13,10 +13,25 @@ from tests.support.engine.pipeline import GREEDY, Pipeline
 
 CUTS = [0, 3, 6]
 WORDS = [
-    "The for statement", "A class is", "When an exception", "In Python, a function",
-    "The with statement is used to", "import", "Return the", "Strings are", "If the object", "a",
-    "An assignment", "The value of the expression", "Comparisons can be chained", "def f(x):\n    ",
-    "The file is", "1 + 1", "Lists may be", "The module defines", "Raise an error if",
+    "The for statement",
+    "A class is",
+    "When an exception",
+    "In Python, a function",
+    "The with statement is used to",
+    "import",
+    "Return the",
+    "Strings are",
+    "If the object",
+    "a",
+    "An assignment",
+    "The value of the expression",
+    "Comparisons can be chained",
+    "def f(x):\n    ",
+    "The file is",
+    "1 + 1",
+    "Lists may be",
+    "The module defines",
+    "Raise an error if",
     "This is a long prompt. " * 20,
 ]
 FEW = [0, 2, 9, 13, 19]
@@ -97,7 +112,12 @@ def test_tokens_are_the_same_after_a_failover(
     after.open("other", prompts[0], max_tokens=24)
     after.pretend_written("job", expected[:so_far])
     after.open(
-        "job", prompt, max_tokens=24, sampling=sampling(0.7, 0), epoch=2, generated=expected[:so_far]
+        "job",
+        prompt,
+        max_tokens=24,
+        sampling=sampling(0.7, 0),
+        epoch=2,
+        generated=expected[:so_far],
     )
     after.run()
     assert after.tokens("job") == expected

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from mesh.wire import SamplingParams, Token
+from mesh.wire import SamplingParams
 from node_runner.engine.engine import Engine
 from node_runner.outputs import NodeMessage
 from tests.conftest import DEMO_MODEL

@@ -80,7 +80,10 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(
     bias = uneven(1, 96, dtype)[0]
     alone = torch.cat([linear(row, weight, bias) for row in rows.split(1)])
     torch.testing.assert_close(
-        alone.float(), functional.linear(rows.float(), weight.float(), bias.float()), rtol=0.02, atol=2
+        alone.float(),
+        functional.linear(rows.float(), weight.float(), bias.float()),
+        rtol=0.02,
+        atol=2,
     )
     for count in (2, 3, 7, 16, 31, 64, 128, 200):
         assert torch.equal(torch.cat([linear(p, weight, bias) for p in rows.split(count)]), alone)
@@ -96,8 +99,10 @@ def test_a_count_whose_kernel_adds_up_in_another_order_is_not_used(
     ) -> torch.Tensor:
         if len(rows) in (1, 64):
             return right(rows.flip(1), weight.flip(1), bias)
-        return right(rows[:8], weight, bias) if len(rows) <= 8 else torch.cat(
-            [right(part, weight, bias) for part in rows.split(8)]
+        return (
+            right(rows[:8], weight, bias)
+            if len(rows) <= 8
+            else torch.cat([right(part, weight, bias) for part in rows.split(8)])
         )
 
     monkeypatch.setattr(batch_invariant.functional, "linear", other_order_for_many)
