@@ -179,6 +179,15 @@ Dtype = Annotated[
         panel=ADVANCED_PANEL,
     ),
 ]
+BatchInvariant = Annotated[
+    bool,
+    option(
+        "In bfloat16 and float16: the same tokens whoever runs beside; off is faster.",
+        "--batch-invariant/--no-batch-invariant",
+        env="BATCH_INVARIANT",
+        panel=ADVANCED_PANEL,
+    ),
+]
 Wire = Annotated[
     str,
     option(

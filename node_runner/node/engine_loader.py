@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 
 from mesh import json_text, wire
@@ -17,6 +18,7 @@ from node_runner.engine.decoding.draft_model import load_draft_span
 from node_runner.engine.engine import Engine
 from node_runner.engine.model import float16
 from node_runner.engine.model.acceleration import capture_decoding, enable_paged_attention
+from node_runner.engine.model.batch_invariance_trial import holds_batch_invariance
 from node_runner.engine.model.span_checkpoint import SpanSpec, prepare_span
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.machine import devices
@@ -24,6 +26,8 @@ from node_runner.node.options import CannotServe, NodeOptions
 from node_runner.platform_client.weight_listing import ListingRequest, WalletKey
 from node_runner.weights.source import Source
 from node_runner.weights.source_selection import select_source
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,7 @@ class EngineLoader:
                 device=self._device,
                 dtype=self._dtype,
                 quantization=self._options.quantization,
+                batch_invariant=self._options.batch_invariant,
             )
             seconds = time.monotonic() - began
             model.warm_up()
@@ -161,6 +166,10 @@ class EngineLoader:
                 enable_paged_attention(model)
                 if draft_span is not None:
                     enable_paged_attention(draft_span)
+            if model.batch_invariant:
+                holds_batch_invariance(model)
+            elif self._dtype.itemsize == 2:
+                log.warning("batch_invariance_off")
         except MeshError as error:
             raise CannotServe(error.detail) from None
         info = SpanInfo(

@@ -32,6 +32,7 @@ class NodeOptions:
     edge: bool
     device: str
     dtype: str
+    batch_invariant: bool
     quantization: str
     memory_gb: float | None
     kv_gb: float

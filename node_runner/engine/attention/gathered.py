@@ -16,7 +16,7 @@ class GatheredGroup:
         self._count = len(segments)
         self._each = segments[0].rows
         self.rows = self._count * self._each
-        self._biases: dict[tuple[int | None, int | None], torch.Tensor | None] = {}
+        self._biases: dict[tuple[int | None, int, int | None], torch.Tensor] = {}
         block = segments[0].cache.pool.shape.block_size
         if self._count == 1:
             self._length = segments[0].end
@@ -43,8 +43,7 @@ class GatheredGroup:
         bias = self._bias(score)
         own_keys, own_values = self._gathered(keys), self._gathered(values)
         queries = query.view(self._count, self._each, heads, width)
-        plain = score.softcap is None and score.sinks is None
-        if plain and self._each == 1 and (bias is None or bias.shape[1] == 1):
+        if score.plain and self._each == 1 and (bias is None or bias.shape[1] == 1):
             # A single row has one mask for all heads: the heads of a KV head can stand as its rows.
             queries = queries.view(self._count, kv_heads, heads // kv_heads, width)
             attended = scaled_dot_product_attention(
@@ -52,7 +51,7 @@ class GatheredGroup:
             )
             return attended.view(self.rows, heads, -1)
         queries = queries.transpose(1, 2)
-        if plain:
+        if score.plain:
             attended = scaled_dot_product_attention(
                 queries,
                 own_keys,
@@ -83,20 +82,23 @@ class GatheredGroup:
         batch."""
         window = score.window if score.window and score.window < self._length else None
         # The kernel masks a prompt from its beginning by itself; one row sees all of one segment.
-        plain = score.softcap is None and score.sinks is None
-        masked = self._each > 1 and (self._segments[0].position > 0 or not plain)
+        masked = self._each > 1 and (self._segments[0].position > 0 or not score.plain)
         if self._count == 1 and window is None and score.by_head is None and not masked:
             return None
-        key = (window, None if score.by_head is None else id(score.by_head))
+        return self._made_bias(window, score, self._each)
+
+    def _made_bias(self, window: int | None, score: ScoreModifier, rows: int) -> torch.Tensor:
+        """The bias of ``rows`` rows of each segment, from its first one on."""
+        key = (window, rows, None if score.by_head is None else id(score.by_head))
         if key not in self._biases:
-            self._biases[key] = self._make_bias(window, score)
+            self._biases[key] = self._make_bias(window, score, rows)
         return self._biases[key]
 
-    def _make_bias(self, window: int | None, score: ScoreModifier) -> torch.Tensor:
+    def _make_bias(self, window: int | None, score: ScoreModifier, each: int) -> torch.Tensor:
         pool = self._segments[0].cache.pool
         make = {"device": pool.shape.device}
         starts = torch.tensor([segment.position for segment in self._segments], **make)
-        rows = starts[:, None, None] + torch.arange(self._each, **make)[:, None]
+        rows = starts[:, None, None] + torch.arange(each, **make)[:, None]
         distance = rows - torch.arange(self._length, **make)
         hidden = distance < 0
         if window is not None:

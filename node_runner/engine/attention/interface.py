@@ -83,6 +83,11 @@ class ScoreModifier:
     key_bias: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
+    def plain(self) -> bool:
+        """Whether fused kernels know the scores: they add a bias, and no more."""
+        return self.softcap is None and self.sinks is None
+
+    @property
     def by_head(self) -> torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None:
         """What makes the bias of scores differ by head; none if nothing does."""
         return self.key_bias if self.slopes is None else self.slopes

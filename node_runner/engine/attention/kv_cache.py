@@ -21,7 +21,8 @@ FlexAttention's masks."""
 class KVShape:
     """What a position takes in a KV cache: in each of ``layers``, ``heads`` keys of ``key_dim`` and
     values of ``value_dim``. ``paged``: attention reads blocks in place, and does not gather
-    them."""
+    them. ``batch_invariant``: what attention gives for a row is the same bits, whatever rows are
+    computed with it."""
 
     layers: int
     heads: int
@@ -30,6 +31,7 @@ class KVShape:
     dtype: torch.dtype
     device: torch.device
     paged: bool = False
+    batch_invariant: bool = False
 
     @property
     def block_size(self) -> int:

@@ -30,6 +30,10 @@ RECOMPILE_LIMIT = 64
 one generation and of more, times the ways in which its layers score. More are a mistake, and an
 error: without a kernel FlexAttention would compute scores for the whole pool."""
 
+BATCH_INVARIANT_KERNEL = {"BACKEND": "TRITON", "BLOCK_M": 64, "BLOCK_N": 64}
+"""The same kernel for one row and for many, with tiles of one size: a row's keys are added up in
+their order. The kernel for short queries splits the keys by how many generations there are."""
+
 
 class BlockTables:
     """Which blocks of a pool up to ``count`` generations read, on the pool's device.
@@ -49,6 +53,8 @@ class BlockTables:
         self.block_positions = torch.full((count, pool.num_blocks), FOREIGN, **make)
         """The position that each block of the pool begins with, int32 ``[count, blocks]``; FOREIGN
         where it is another generation's."""
+        self.batch_invariant = pool.shape.batch_invariant
+        """Whether what attention gives for a row must not depend on the rows beside it."""
         self.end = 0
         """Positions of the longest generation, those of its rows included."""
 
@@ -109,15 +115,20 @@ class PagedGroup:
             scale=score.scaling,
             enable_gqa=heads != keys.shape[1],
             return_aux=None if score.sinks is None else AuxRequest(lse=True),
-            # The kernel for short queries takes up to 128, counting all heads that share a key: one
-            # row always fits.
-            kernel_options={"BACKEND": "AUTO" if self._each == 1 else "TRITON"},
+            kernel_options=self._kernel_options(),
         )
         if score.sinks is not None:
             attended, aux = attended
             kept = torch.sigmoid(aux.lse - score.sinks[:, None])
             attended = attended * kept[..., None].to(attended.dtype)
         return attended.transpose(1, 2).reshape(self.rows, heads, -1)
+
+    def _kernel_options(self) -> dict[str, Any]:
+        if self._tables.batch_invariant:
+            return BATCH_INVARIANT_KERNEL
+        # The kernel for short queries takes up to 128, counting all heads that share a key: one row
+        # always fits.
+        return {"BACKEND": "AUTO" if self._each == 1 else "TRITON"}
 
     def _mask(self, positions: int, window: int | None) -> BlockMask:
         firsts, starts = self._tables.block_positions, self._tables.starts

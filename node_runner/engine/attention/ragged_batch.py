@@ -11,6 +11,7 @@ from itertools import groupby
 
 import torch
 
+from node_runner.engine.attention.batch_invariant import BatchInvariantGroup
 from node_runner.engine.attention.gathered import GatheredGroup
 from node_runner.engine.attention.interface import (
     MAX_GROUPED_ROWS,
@@ -99,9 +100,15 @@ def _groups(segments: Sequence[Segment]) -> list[Group]:
         members = list(neighbours)
         fit = pool.shape.paged or len(members) * max(m.end for m in members) <= MAX_GATHERED
         parts = [members] if rows <= MAX_GROUPED_ROWS and fit else [[member] for member in members]
-        for part in parts:
-            groups.append(_paged(part) if pool.shape.paged else GatheredGroup(part))
+        groups += [_group(part) for part in parts]
     return groups
+
+
+def _group(segments: Sequence[Segment]) -> Group:
+    shape = segments[0].cache.pool.shape
+    if shape.paged:
+        return _paged(segments)
+    return BatchInvariantGroup(segments) if shape.batch_invariant else GatheredGroup(segments)
 
 
 def _paged(segments: Sequence[Segment]) -> PagedGroup:

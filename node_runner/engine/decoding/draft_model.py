@@ -56,7 +56,13 @@ def load_draft_span(
         UnsupportedModel: no such model, none that the engine serves, or another vocabulary.
     """
     folder, _ = prepare_span(source, layers=None, edge=True, cache=cache, cache_bytes=cache_bytes)
-    span = SpanModel(folder, edge=True, device=target.device, dtype=target.dtype)
+    span = SpanModel(
+        folder,
+        edge=True,
+        device=target.device,
+        dtype=target.dtype,
+        batch_invariant=False,  # a draft token is verified, however it came about
+    )
     same_rows = span.vocab_size == target.vocab_size
     if not same_rows or span.tokenizer.get_vocab() != target.tokenizer.get_vocab():
         raise UnsupportedModel(f"The draft model {source} has another vocabulary than the model.")

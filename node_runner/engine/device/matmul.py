@@ -1,7 +1,13 @@
 """Matrix products of few rows with large weights, as decode steps compute them."""
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional
+
+Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""``rows @ weight.T + bias``: ``[rows, in]``, ``[out, in]`` and ``[out]`` or none, to ``[rows,
+out]``."""
 
 MAX_TRANSPOSED_ROWS = 5
 """Rows up to which a CPU's BLAS reads the weights up to twice as fast if they are the left factor

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from node_runner.engine.device.matmul import linear
+from node_runner.engine.device.matmul import Linear
 from node_runner.engine.model.families import Config, Family
 
 
@@ -35,15 +35,18 @@ class Embedding(nn.Module):
 class LMHead(nn.Module):
     """Hidden states ``[rows, hidden]`` to logits ``[rows, vocab]``."""
 
-    def __init__(self, norm: nn.Module, logits: nn.Linear, config: Config, family: Family) -> None:
+    def __init__(
+        self, norm: nn.Module, logits: nn.Linear, config: Config, family: Family, linear: Linear
+    ) -> None:
         super().__init__()
+        self._linear = linear
         self._norm = norm
         self._logits = logits
         self._factor = family.logit_factor and family.logit_factor(config)
         self._cap = family.logit_cap and getattr(config, family.logit_cap)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = linear(self._norm(hidden), self._logits.weight, self._logits.bias)
+        logits = self._linear(self._norm(hidden), self._logits.weight, self._logits.bias)
         if self._factor is not None:
             logits = logits * self._factor
         if self._cap is not None:

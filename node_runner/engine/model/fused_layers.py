@@ -15,7 +15,7 @@ from torch.nn.functional import rms_norm
 
 from node_runner.engine.attention.interface import BatchLayout, ScoreModifier
 from node_runner.engine.attention.ragged_batch import RaggedBatch, attend
-from node_runner.engine.device.matmul import linear
+from node_runner.engine.device.matmul import Linear
 from node_runner.engine.model.families import STATIC_ROPE
 
 FUSABLE = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
@@ -34,12 +34,13 @@ def can_fuse(decoder: Any) -> bool:
 
 
 class FusedLayers:
-    """A :data:`LayerStack` that takes a decoder's layers over: their weights move here."""
+    """A :data:`LayerStack` that takes a decoder's layers over: their weights move here. ``linear``
+    computes products with them."""
 
-    def __init__(self, decoder: Any) -> None:
+    def __init__(self, decoder: Any, linear: Linear) -> None:
         self._layers = []
         for index in range(len(decoder.layers)):
-            self._layers.append(_FusedLayer(decoder.layers[index]))
+            self._layers.append(_FusedLayer(decoder.layers[index], linear))
             decoder.layers[index] = nn.Identity()  # at most one layer is in memory twice
         self._angles = _Angles(decoder.rotary_emb, self.weights[0])
 
@@ -85,7 +86,8 @@ class FusedLayers:
 class _FusedLayer:
     """``[rows, hidden] → [rows, hidden]``."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, linear: Linear) -> None:
+        self._linear = linear
         attention, mlp = layer.self_attn, layer.mlp
         self._index: int = attention.layer_idx
         self._score = ScoreModifier(scaling=attention.scaling, window=_window(attention))
@@ -114,7 +116,7 @@ class _FusedLayer:
         self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: BatchLayout
     ) -> torch.Tensor:
         rows, width = hidden.shape
-        mixed = linear(rms_norm(hidden, (width,), self._norm, self._eps), *self._qkv)
+        mixed = self._linear(rms_norm(hidden, (width,), self._norm, self._eps), *self._qkv)
         heads = mixed.view(rows, -1, self.head_dim)
         queries_and_keys, values = heads.split_with_sizes(self._rotated_and_values, 1)
         if self._heads_norm is not None:
@@ -124,10 +126,10 @@ class _FusedLayer:
         rotated = queries_and_keys * cos + swapped * sin
         queries, keys = rotated.split_with_sizes(self._queries_and_keys, 1)
         attended = attend(layout, self._index, queries, keys, values, self._score)
-        hidden = hidden + linear(attended.view(rows, -1), *self._output)
+        hidden = hidden + self._linear(attended.view(rows, -1), *self._output)
         normed = rms_norm(hidden, (width,), self._mlp_norm, self._mlp_eps)
-        gate, up = linear(normed, *self._gate_up).chunk(2, -1)
-        return hidden + linear(self._activation(gate) * up, *self._down)
+        gate, up = self._linear(normed, *self._gate_up).chunk(2, -1)
+        return hidden + self._linear(self._activation(gate) * up, *self._down)
 
     def _norm_of_heads(self, attention: Any) -> tuple[torch.Tensor | None, float]:
         """Weight ``[heads, head_dim]``, queries' heads first; none where heads have no norm."""

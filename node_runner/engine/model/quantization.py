@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from transformers import BitsAndBytesConfig
 
 from mesh.errors import UnsupportedModel
+from node_runner.engine.device.batch_invariant import in_tiles
 from node_runner.engine.device.tensors import concatenated
 
 CPU_CHUNK = 2**20
@@ -57,8 +58,12 @@ def missing_library() -> UnsupportedModel:
     )
 
 
-def use_weight_only(model: nn.Module) -> list[torch.Tensor]:
+def use_weight_only(model: nn.Module, *, batch_invariant: bool) -> list[torch.Tensor]:
     """Replace bitsandbytes' 8-bit layers, which round activations, by :class:`Int8Linear`.
+
+    Args:
+        model: Its layers are changed.
+        batch_invariant: Whether what a row gives must not depend on the rows beside it.
 
     Returns:
         The scales of 4-bit weights, which are not among the model's parameters.
@@ -71,6 +76,8 @@ def use_weight_only(model: nn.Module) -> list[torch.Tensor]:
             case "Linear4bit":
                 state = module.weight.quant_state
                 scales += [state.absmax, state.code]
+                if batch_invariant:
+                    module.forward = in_tiles(module.forward)
     return scales
 
 

@@ -16,7 +16,11 @@ from mesh.model.memory_footprint import check_quantization
 from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVBlockPool, KVShape
 from node_runner.engine.attention.ragged_batch import RaggedBatch
+from node_runner.engine.device.batch_invariant import linear as batch_invariant_linear
+from node_runner.engine.device.batch_invariant import with_invariant_products
 from node_runner.engine.device.host_memory import returning_memory, use_huge_pages
+from node_runner.engine.device.matmul import Linear
+from node_runner.engine.device.matmul import linear as fast_linear
 from node_runner.engine.device.tensors import on_device
 from node_runner.engine.model.alibi_layers import AlibiLayers
 from node_runner.engine.model.cuda_graphs import Capture, DecodeGraphs
@@ -34,6 +38,8 @@ class SpanModel:
         hidden_size: Width of hidden states.
         vocab_size: Rows of the embedding; of a span without the edge, no use.
         max_positions: Positions that the model was made for.
+        batch_invariant: Whether what a row gives is the same bits, whatever rows are computed with
+            it.
         layers: How many the span has.
         kv_shape: What a position takes in a KV cache.
         weights: All tensors of weights, quantized ones and their scales included.
@@ -50,6 +56,7 @@ class SpanModel:
         device: torch.device,
         dtype: torch.dtype,
         quantization: str = "none",
+        batch_invariant: bool = True,
     ):
         """Load a checkpoint that :func:`prepare_span` made.
 
@@ -60,24 +67,38 @@ class SpanModel:
             dtype: What to compute in, and to keep all weights in that are not quantized.
             quantization: Of the layers' linear weights, one of
                 :data:`mesh.model.memory_footprint.QUANTIZATIONS`.
+            batch_invariant: Whether what a row gives must be the same bits whatever rows are
+                computed with it. For dtypes of 16 bits; in float32 the order of adding up changes
+                no token in practice, and products stay as fast as they are.
 
         Raises:
             UnsupportedModel: the checkpoint lacks a tensor, or has one too many; or it cannot be
                 quantized like this, or not on this machine.
         """
         self.device, self.dtype, self.edge = device, dtype, edge
-        model, family = _load(folder, edge=edge, dtype=dtype, device=device, how=quantization)
-        scales = use_weight_only(model)
+        self.batch_invariant = batch_invariant and dtype.itemsize == 2
+        model, family = _load(
+            folder,
+            edge=edge,
+            dtype=dtype,
+            device=device,
+            how=quantization,
+            batch_invariant=self.batch_invariant,
+        )
+        scales = use_weight_only(model, batch_invariant=self.batch_invariant)
+        linear = batch_invariant_linear if self.batch_invariant else fast_linear
         config, decoder = model.config, model.base_model
         embedding, norm = Embedding(decoder, family), take_norm(decoder, family)
         held = nn.ModuleList([model])
         if edge:
             self._embedding = embedding
-            self._head = LMHead(norm, model.get_output_embeddings(), config, family)
+            self._head = LMHead(norm, model.get_output_embeddings(), config, family, linear)
             held += [self._embedding, self._head]
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self.end_tokens = _end_tokens(folder, config)
-        self._layers, taken = _layers(decoder, family)
+        self._layers, taken = _layers(decoder, family, linear)
+        if self.batch_invariant and not self.capturable:
+            self._layers = with_invariant_products(self._layers)
         self._graphs: DecodeGraphs | None = None
         self.weights = [*held.parameters(), *taken, *scales]
         use_huge_pages(self.weights)
@@ -85,7 +106,13 @@ class SpanModel:
         self.vocab_size: int = config.vocab_size
         self.max_positions: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
         self.layers: int = config.num_hidden_layers
-        self.kv_shape = KVShape(self.layers, *family.kv(config), dtype=dtype, device=device)
+        self.kv_shape = KVShape(
+            self.layers,
+            *family.kv(config),
+            dtype=dtype,
+            device=device,
+            batch_invariant=self.batch_invariant,
+        )
 
     def warm_up(self) -> None:
         """Run a small batch of each kind, so that no generation waits for what torch does once."""
@@ -160,7 +187,13 @@ class SpanModel:
 
 
 def _load(
-    folder: Path, *, edge: bool, dtype: torch.dtype, device: torch.device, how: str
+    folder: Path,
+    *,
+    edge: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    how: str,
+    batch_invariant: bool,
 ) -> tuple[PreTrainedModel, Family]:
     settings = json.loads((folder / "config.json").read_text())
     family = family_of(settings.get("model_type"))
@@ -176,6 +209,8 @@ def _load(
             device_map=device,
             quantization_config=quantizer(how, dtype),
             attn_implementation=ATTENTION if family.interface else "eager",
+            # One product an expert: others compute all experts' rows in one kernel.
+            experts_implementation="eager" if batch_invariant else None,
             output_loading_info=True,
         )
     except ImportError as error:
@@ -192,13 +227,13 @@ def _load(
     return model, family
 
 
-def _layers(decoder: Any, family: Family) -> tuple[LayerStack, list[torch.Tensor]]:
+def _layers(decoder: Any, family: Family, linear: Linear) -> tuple[LayerStack, list[torch.Tensor]]:
     """The fastest way to run the decoder's layers, and the weights that were moved out of the model
     for it."""
     if not family.interface:
         return AlibiLayers(decoder, family), []
     if hasattr(decoder, "layers") and can_fuse(decoder):
-        fused = FusedLayers(decoder)
+        fused = FusedLayers(decoder, linear)
         return fused, fused.weights
     return TransformersLayers(decoder, family), []
 

@@ -43,16 +43,19 @@ def load_span(
     *,
     edge: bool | None = None,
     quantization: str = "none",
+    dtype: torch.dtype = torch.float32,
+    batch_invariant: bool = True,
 ) -> SpanModel:
-    """A span in float32 on CPU; with the edge if it is the first one and ``edge`` is not given."""
+    """A span on CPU; with the edge if it is the first one and ``edge`` is not given."""
     edge = layers[0] == 0 if edge is None else edge
     folder, _ = prepare_span(str(source), layers=layers, edge=edge, cache=cache)
     return SpanModel(
         folder,
         edge=edge,
         device=torch.device("cpu"),
-        dtype=torch.float32,
+        dtype=dtype,
         quantization=quantization,
+        batch_invariant=batch_invariant,
     )
 
 
@@ -93,13 +96,14 @@ class Pipeline:
         speculate: bool = True,
         draft_span: SpanModel | None = None,
         quantizations: Sequence[str] = (),
+        dtype: torch.dtype = torch.float32,
     ) -> Self:
         """Spans between the cuts, which begin with 0 and end with the number of layers.
 
         ``quantizations``: by span, where there are any.
         """
         spans = [
-            load_span(source, span, cache, quantization=how)
+            load_span(source, span, cache, quantization=how, dtype=dtype)
             for span, how in zip_longest(pairwise(cuts), quantizations, fillvalue="none")
         ]
         return cls(
@@ -182,6 +186,12 @@ class Pipeline:
     def tokens(self, request_id: str) -> list[int]:
         """Token ids that were written."""
         return [token.token_id for token in self.written.get(request_id, [])]
+
+    def pretend_written(self, request_id: str, tokens: Sequence[int]) -> None:
+        """Readers have these tokens of an earlier epoch."""
+        self.written[request_id] = [
+            Token(request_id, 1, index, token, "") for index, token in enumerate(tokens)
+        ]
 
     def text(self, request_id: str) -> str:
         """The text of the tokens that were written."""

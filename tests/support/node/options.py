@@ -24,6 +24,7 @@ def node_options(cache: Path, **changes: Any) -> NodeOptions:
         edge=False,
         device="cpu",
         dtype="float32",
+        batch_invariant=True,
         quantization="none",
         memory_gb=None,
         kv_gb=0.01,

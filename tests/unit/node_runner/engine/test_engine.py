@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from mesh.wire import SamplingParams, Token
+from mesh.wire import SamplingParams
 from node_runner.engine.engine import Engine
 from node_runner.outputs import NodeMessage
 from tests.conftest import DEMO_MODEL
@@ -137,16 +137,10 @@ def test_a_generation_continues_on_other_nodes_with_the_same_tokens(
 ) -> None:
     """A new epoch prefills the prompt and the tokens that readers have, and continues."""
     other = Pipeline.cut(DEMO_MODEL, CUTS[3], cache)
-    _pretend_written(other, "moved", expected[0][:so_far])
+    other.pretend_written("moved", expected[0][:so_far])
     other.open("moved", prompts[0], max_tokens=NEW_TOKENS, epoch=2, generated=expected[0][:so_far])
     other.run()
     assert other.tokens("moved") == expected[0]
-
-
-def _pretend_written(pipeline: Pipeline, request_id: str, tokens: list[int]) -> None:
-    pipeline.written[request_id] = [
-        Token(request_id, 1, index, token, "") for index, token in enumerate(tokens)
-    ]
 
 
 def test_a_repeated_step_is_harmless(

@@ -14,6 +14,7 @@ from node_runner.engine.attention.ragged_batch import RaggedBatch, attend
 HEADS, KV_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 8, 6
 SHAPE = KVShape(1, KV_HEADS, WIDTH, VALUE_WIDTH, torch.float32, torch.device("cpu"))
 PAGED = replace(SHAPE, paged=True)
+BATCH_INVARIANT = replace(SHAPE, batch_invariant=True)
 
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])
 SCORES = {
@@ -128,6 +129,15 @@ def check(
 @pytest.mark.parametrize("score", SCORES)
 def test_it_equals_attention_written_out(score: str, batch: str, apart: bool) -> None:
     check(SHAPE, BATCHES[batch], SCORES[score], apart=apart)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in a row", "scattered"])
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("score", SCORES)
+def test_batch_invariant_attention_equals_attention_written_out(
+    score: str, batch: str, apart: bool
+) -> None:
+    check(BATCH_INVARIANT, BATCHES[batch], SCORES[score], apart=apart, others=3.0)
 
 
 @pytest.mark.usefixtures("uncompiled")
