@@ -1,13 +1,18 @@
 # `make` lists the targets. Each creates the environment first, if it is not there yet.
 
-# The first of these that is there and is 3.11 or 3.12.
-PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
-	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
-	&& echo $$python && break; done)
+# The first of these that is 3.11 to 3.14 and can make environments (Debian packs that apart). The last
+# is one that uv has installed, which need not be on PATH.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 \
+	"$$(uv python find --no-project --no-python-downloads '>=3.11,<3.15' 2>/dev/null)"; do \
+	"$$python" -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
+	&& echo "$$python" && break; done)
+INSTALL_ONE := $(if $(shell command -v uv),uv python install 3.12,apt install python3-venv (Debian, Ubuntu))
 VENV := .venv
 BIN := $(VENV)/bin
 # Two processes, each of which takes a file after the other.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Those of the unit tests that import no torch.
+OPERATOR_TESTS := $(addprefix tests/unit/,api market mesh/dht mesh/relay stack workers)
 # Where there is npm, anvil and forge; where not, the tests that need them are skipped and say so.
 NODE_PACKAGES := $(if $(shell command -v npm),contracts/node_modules)
 PROMPT ?=
@@ -15,23 +20,28 @@ export PROMPT
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-all chaos fuzz mutate slither lint types imports format bench train clean
+.PHONY: help demo up test test-all test-operator chaos fuzz mutate slither lint types imports format bench train clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One environment in two steps: each target installs what it needs of both distributions, again
 # whenever one of these files has changed.
 PROJECT := pyproject.toml far-node/pyproject.toml hatch_build.py constraints.txt mesh/__init__.py
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 $(VENV)/.made:
-	@test -n "$(PYTHON)" || { echo "Far Mesh needs Python 3.11 or 3.12, and finds neither."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Far Mesh needs Python 3.11 to 3.14 with venv, and finds none. Try: $(INSTALL_ONE)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/.stack: $(VENV)/.made $(PROJECT)
 	@echo "Installing the pinned packages (a minute or two, once)"
 	@$(INSTALL) --editable ./far-node --editable '.[stack]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.made $(PROJECT)
+	@echo "Installing the pinned packages that the operator's tests need"
+	@$(INSTALL) --editable ./far-node --editable '.[test]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.stack
@@ -50,6 +60,10 @@ test: $(NODE_PACKAGES) lint types imports ## For every save: lint, types, import
 
 test-all: $(NODE_PACKAGES) $(VENV)/.dev ## The slow tests that `make test` leaves out
 	@$(PYTEST) -m slow
+
+# On another Python than the rest, in an environment of its own, without torch (gigabytes).
+test-operator: $(VENV)/.test ## The operator's unit tests, under another Python (PYTHON=python3.14 VENV=.venv-3.14)
+	@$(PYTEST) $(OPERATOR_TESTS)
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	@$(BIN)/ruff check .
@@ -88,4 +102,4 @@ train: $(VENV)/.stack ## Train the demo model again (half an hour on two cores)
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python demo/train.py
 
 clean: ## Remove the environment and everything that was built
-	rm -rf $(VENV) .far-mesh dist far-node/dist .mypy_cache .ruff_cache .pytest_cache contracts/node_modules contracts/out contracts/cache
+	rm -rf .venv .venv-* .far-mesh dist far-node/dist .mypy_cache .ruff_cache .pytest_cache contracts/node_modules contracts/out contracts/cache

@@ -12,7 +12,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from mesh.dht.installation import hivemind_missing
 from stack import servers
 
 STOP_TIMEOUT = 15.0
@@ -39,6 +41,9 @@ def discovery(
     ] = False,
 ) -> None:
     """Run the discovery service: its API, and the DHT's peer (port 31337) with the mirror."""
+    if reason := hivemind_missing("far-mesh"):
+        console.print(f"[red]far-mesh:[/] {escape(reason)}", soft_wrap=True)
+        raise typer.Exit(1)
     dht = [sys.executable, "-m", "discovery"]
     if print_peers:
         raise typer.Exit(subprocess.run([*dht, "--print-peers"], check=False).returncode)

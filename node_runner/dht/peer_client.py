@@ -1,6 +1,5 @@
 """A client of the DHT peer's process, which it starts when needed and asks with a time limit."""
 
-import importlib.util
 import json
 import os
 import select
@@ -11,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
+
+from mesh.dht.installation import hivemind_missing
 
 ANSWER_TIMEOUT = 60.0
 """Seconds that the process gets to answer: on a busy machine its start alone takes many."""
@@ -82,8 +83,8 @@ class PeerClient:
     def _started(self) -> subprocess.Popen[str]:
         if self._process is not None:
             return self._process
-        if importlib.util.find_spec("hivemind") is None:
-            raise DhtUnavailable("hivemind is not installed: pip install 'far-node[dht]'.")
+        if reason := hivemind_missing("far-node"):
+            raise DhtUnavailable(reason)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "node_runner.dht.peer_process"],
             stdin=subprocess.PIPE,
