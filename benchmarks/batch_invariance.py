@@ -1,6 +1,6 @@
-"""What batch invariance costs, and what it changes: `python -m benchmarks.batch_invariance --help`.
+"""Cost and effect of batch invariance: `python -m benchmarks.batch_invariance --help`.
 
-Both engines, with it and without, generate in turn within each round, and processor time is counted:
+Both engines, with it and without, generate in turn in each round, and processor time is counted:
 so what else the machine does disturbs little.
 """
 

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from statistics import median_low
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
@@ -148,8 +148,7 @@ class Endpoint(AsyncBaseProvider):
             self._takes_batches = False
             return None
         return [
-            self._checked(method, each)
-            for (method, _), each in zip(requests, cast(list[RPCResponse], answer), strict=True)
+            self._checked(method, each) for (method, _), each in zip(requests, answer, strict=True)
         ]
 
     async def _verify_chain_id(self, expected: int) -> None:

@@ -8,7 +8,7 @@ from web3 import AsyncBaseProvider, AsyncWeb3, BaseProvider, HTTPProvider, Web3
 from web3.middleware import ExtraDataToPOAMiddleware
 
 
-def open_async_web3(provider: AsyncBaseProvider) -> AsyncWeb3:
+def open_async_web3(provider: AsyncBaseProvider) -> AsyncWeb3[AsyncBaseProvider]:
     """A client of any chain."""
     web3 = AsyncWeb3(provider)
     web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)

@@ -95,7 +95,7 @@ async def _first_difference(
                     ChainEvent.block_number <= found.last.number,
                 )
             )
-        different = there ^ {tuple(row) for row in rows}
+        different = there ^ {row.tuple() for row in rows}
         if different:
             return min(number for number, *_ in different)
         position = found.last
