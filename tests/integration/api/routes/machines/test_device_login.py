@@ -173,7 +173,7 @@ async def test_a_machine_speaks_for_the_wallet_that_its_row_names(gateway: Gatew
 async def test_a_signature_that_came_too_late(
     make_settings: Callable[..., Settings], redis: Redis
 ) -> None:
-    async with open_gateway(make_settings(auth=AUTH | {"nonce_ttl": -1})) as gateway:
+    async with open_gateway(make_settings(auth=AUTH | {"nonce_ttl": -60})) as gateway:
         codes = await begin(gateway)
         refused = await approve(gateway, codes["user_code"])
         assert "expired" in problem(refused, 401, "signature_mismatch")["detail"]
