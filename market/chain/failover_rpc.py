@@ -147,8 +147,7 @@ class Endpoint(AsyncBaseProvider):
             self._takes_batches = False
             return None
         return [
-            self._checked(method, each)
-            for (method, _), each in zip(requests, cast(list[RPCResponse], answer), strict=True)
+            self._checked(method, each) for (method, _), each in zip(requests, answer, strict=True)
         ]
 
     async def _verify_chain_id(self, expected: int) -> None:
