@@ -4,11 +4,13 @@ web3 takes at most 32 bytes of ``extraData`` for valid. On a proof-of-authority 
 signatures are there: 97 bytes by EIP-225, and 278 or more on BSC.
 """
 
+from typing import Any
+
 from web3 import AsyncBaseProvider, AsyncWeb3, BaseProvider, HTTPProvider, Web3
 from web3.middleware import ExtraDataToPOAMiddleware
 
 
-def open_async_web3(provider: AsyncBaseProvider) -> AsyncWeb3[AsyncBaseProvider]:
+def open_async_web3(provider: AsyncBaseProvider) -> AsyncWeb3[Any]:
     """A client of any chain."""
     web3 = AsyncWeb3(provider)
     web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
