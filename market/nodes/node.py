@@ -24,7 +24,8 @@ class Node:
     does not say). ``load_bytes_per_second``: how fast it loaded the weights of its span (0: not
     measured). ``min_price``: FAR a token of the model, for less than which it does not serve.
     ``max_sessions``: generations that it takes at once (0: no limit but its memory).
-    ``placeable``: whether the platform chooses its span.
+    ``placeable``: whether the platform chooses its span. ``batch_invariant``: whether it says that
+    a generation's tokens are the same whoever runs beside.
     """
 
     node_id: str
@@ -57,6 +58,7 @@ class Node:
     min_price: Decimal | None = None
     max_sessions: int = 0
     placeable: bool = False
+    batch_invariant: bool = False
 
     @property
     def coordinates(self) -> Coordinates | None:

@@ -130,6 +130,7 @@ async def test_trust_that_was_withdrawn_counts_from_the_next_heartbeat(gateway: 
 
 MEASURED = {
     "hop_ms": 17.5,
+    "batch_invariant": True,
     "load_bytes_per_second": 2e8,
     "gpu_utilization_percent": 63,
     "vram_used_gb": 20.5,
