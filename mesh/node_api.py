@@ -105,7 +105,8 @@ class Heartbeat:
     if that has changed. ``load_bytes_per_second``: weights, as the span was loaded. ``serves``:
     spans; ``cannot_serve``: the span that the node was told to load and could not. ``is_loading``:
     the node loads its first span, and serves nothing yet. ``fetched_bytes``: of weights, since the
-    process began.
+    process began. ``batch_invariant``: whether a generation's tokens are the same
+    whoever runs beside.
     """
 
     is_healthy: bool = True
@@ -114,6 +115,7 @@ class Heartbeat:
     current_requests: int = 0
     kv_positions: int = 0
     hop_ms: float = 0.0
+    batch_invariant: bool = False
     memory_bytes: int | None = None
     load_bytes_per_second: float = 0.0
     gpu_utilization_percent: float = 0.0

@@ -45,6 +45,8 @@ class ActiveNode(BaseModel):
     layers_served: list[int]
     edge: bool
     quantization: str
+    batch_invariant: bool
+    """Whether it says that a generation's tokens are the same whoever runs beside."""
     is_healthy: bool
     last_seen: dt.datetime
     reliability_score: float | None = None

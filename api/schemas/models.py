@@ -26,6 +26,9 @@ class ModelOnOffer(BaseModel):
     min_vram_gb: int
     layers: int
     context_tokens: int
+    batch_invariant: bool
+    """Whether a request gives the same tokens whoever runs beside, after a failover too: all nodes
+    that serve the model say so."""
 
     @classmethod
     def of(cls, coverage: Coverage) -> Self:
@@ -44,6 +47,8 @@ class ModelOnOffer(BaseModel):
             min_vram_gb=model.min_vram_gb,
             layers=model.layers,
             context_tokens=model.context,
+            batch_invariant=bool(coverage.nodes)
+            and all(node.batch_invariant for node in coverage.nodes),
         )
 
 

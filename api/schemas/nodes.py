@@ -152,6 +152,8 @@ class HeartbeatBody(RequestBody):
     """What its whole KV cache has room for, in positions; 0 where it does not say."""
     hop_ms: float = Field(0, ge=0, le=3_600_000)
     """Milliseconds that a message takes to the platform and back; 0 where it is not measured."""
+    batch_invariant: bool = False
+    """Whether a generation's tokens are the same whoever runs beside."""
     memory_bytes: int | None = Field(None, ge=0, le=2**50)
     """As in the registration, if that has changed."""
     load_bytes_per_second: float = Field(0, ge=0, le=1e15)

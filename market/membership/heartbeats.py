@@ -93,6 +93,7 @@ def _measured(heartbeat: Heartbeat) -> dict[str, Any]:
         "current_requests": heartbeat.current_requests,
         "kv_positions": heartbeat.kv_positions,
         "hop_ms": heartbeat.hop_ms,
+        "batch_invariant": heartbeat.batch_invariant,
         "load_bytes_per_second": heartbeat.load_bytes_per_second,
         "gpu_utilization_percent": heartbeat.gpu_utilization_percent,
         "vram_used_gb": heartbeat.vram_used_gb,

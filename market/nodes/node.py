@@ -25,7 +25,8 @@ class Node:
     measured). ``min_price``: FAR a token of the model, for less than which it does not serve.
     ``max_sessions``: generations that it takes at once (0: no limit but its memory).
     ``placeable``: whether the platform chooses its span. ``by_machine``: whether a machine's token
-    registered it, and not its wallet's signature.
+    registered it, and not its wallet's signature. ``batch_invariant``: whether it says that a
+    generation's tokens are the same whoever runs beside.
     """
 
     node_id: str
@@ -59,6 +60,7 @@ class Node:
     max_sessions: int = 0
     placeable: bool = False
     by_machine: bool = False
+    batch_invariant: bool = False
 
     @property
     def coordinates(self) -> Coordinates | None:

@@ -123,6 +123,12 @@ class Engine:
         thread."""
         return self.pool.budget_bytes // self.pool.shape.bytes_per_position
 
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a generation's tokens are the same whoever runs beside: in float32 sums differ by
+        too little to change one."""
+        return self.span.batch_invariant or self.span.dtype == torch.float32
+
     def pop_forwards(self) -> list[tuple[int, int]]:
         """Generations and positions of each forward pass since the last call."""
         return self._runner.pop_forwards()

@@ -167,7 +167,7 @@ class EngineLoader:
                 if draft_span is not None:
                     enable_paged_attention(draft_span)
             if model.batch_invariant:
-                holds_batch_invariance(model)
+                model.batch_invariant = holds_batch_invariance(model)
             elif self._dtype.itemsize == 2:
                 log.warning("batch_invariance_off")
         except MeshError as error:

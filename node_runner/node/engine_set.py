@@ -134,6 +134,12 @@ class EngineSet:
         return 0 if engine is None else engine.kv_capacity()
 
     @property
+    def batch_invariant(self) -> bool:
+        """Whether a generation's tokens are the same whoever runs beside: of all engines."""
+        engines = list(dict(self._engines).values())
+        return bool(engines) and all(engine.batch_invariant for engine in engines)
+
+    @property
     def kv_budget_bytes(self) -> int:
         """Bytes of KV cache of all engines."""
         return sum(engine.pool.budget_bytes for engine in dict(self._engines).values())

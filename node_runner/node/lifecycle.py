@@ -247,6 +247,7 @@ class Node:
             current_requests=self.engines.generations,
             kv_positions=self.engines.kv_capacity(),
             hop_ms=self._transport.hop_ms,
+            batch_invariant=self.engines.batch_invariant,
             load_bytes_per_second=self.rebalancer.load_bytes_per_second,
             gpu_utilization_percent=usage.utilization_percent,
             vram_used_gb=usage.vram_used_gb,

@@ -96,6 +96,7 @@ def _active_node(node: Node) -> ActiveNode:
         layers_served=node.layers_served,
         edge=node.edge,
         quantization=node.quantization,
+        batch_invariant=node.batch_invariant,
         is_healthy=node.is_healthy,
         last_seen=dt.datetime.fromtimestamp(node.last_seen, dt.UTC),
         avg_latency_ms=node.latency_ms + node.hop_ms,

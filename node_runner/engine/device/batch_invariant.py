@@ -19,7 +19,7 @@ from node_runner.engine.device.tensors import concatenated
 P = ParamSpec("P")
 Output = TypeVar("Output")
 
-ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
+ROW_COUNTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Rows of one product. More rows are cut, fewer are padded with zeros."""
 
 REFERENCE_ROWS = {"cpu": 8, "cuda": 128}

@@ -57,6 +57,7 @@ async def test_active_nodes_have_the_specifications_fields(gateway: Gateway) -> 
         "layers_served": [2, 3],
         "edge": False,
         "quantization": "none",
+        "batch_invariant": False,
         "is_healthy": True,
         "last_seen": "1970-01-01T00:00:00Z",
         "reliability_score": None,
@@ -182,7 +183,18 @@ async def test_models_have_the_specifications_fields(gateway: Gateway) -> None:
         "min_vram_gb": 1,
         "layers": LAYERS,
         "context_tokens": 1024,
+        "batch_invariant": False,
     }
+
+
+async def test_a_model_is_batch_invariant_where_all_its_nodes_say_so(gateway: Gateway) -> None:
+    for number in (0, 1):
+        await gateway.announce(node(number, batch_invariant=True))
+    assert not (await model_on_offer(gateway))["batch_invariant"]
+    await gateway.announce(node(2, batch_invariant=True))
+    assert (await model_on_offer(gateway))["batch_invariant"]
+    nodes = (await gateway.client.get(NODES)).json()["nodes"]
+    assert all(each["batch_invariant"] for each in nodes)
 
 
 async def test_a_model_with_a_missing_layer_is_not_available(gateway: Gateway) -> None:

@@ -20,6 +20,7 @@ async def test_a_node_is_read_as_it_was_announced(redis: Redis) -> None:
         quantization="nf4",
         memory_bytes=2**40,
         load_bytes_per_second=1e9,
+        batch_invariant=True,
         min_price=Decimal("0.000000000000000001"),
         max_sessions=8,
     )

@@ -182,6 +182,7 @@ async def test_a_node_that_loads_is_not_on_the_routes(gateway: Gateway) -> None:
 
 MEASURED = {
     "hop_ms": 17.5,
+    "batch_invariant": True,
     "load_bytes_per_second": 2e8,
     "gpu_utilization_percent": 63,
     "vram_used_gb": 20.5,
