@@ -14,6 +14,7 @@ from market.catalog.errors import ModelNotFound
 from market.catalog.prices import Prices
 from market.catalog.token_bytes import most_bytes_a_token
 from market.settings.models import ModelSettings
+from mesh.errors import UnsupportedModel
 from mesh.model import generation_config
 from mesh.model.compute_cost import edge_units
 from mesh.model.config import normalize
@@ -92,9 +93,12 @@ def load_model(model: ModelSettings) -> Model:
     """
     path = model.path or model.id
     written = json.loads(_file(path, "config.json").read_text())
-    check_model(written)
-    config = normalize(written)
-    _check_generation(path, written, config["vocab_size"])
+    try:
+        check_model(written)
+        config = normalize(written)
+        _check_generation(path, written, config["vocab_size"])
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{model.id} cannot be offered. {error.detail}") from None
     tokenizer = load_tokenizer(_file(path, "tokenizer.json"))
     layers: int = config["num_hidden_layers"]
     parts = footprint(config)

@@ -54,11 +54,12 @@ def sample(
     ranked, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
     reached = ranked.cumsum(dim=-1)
     # The nucleus: the fewest tokens that together reach top_p; the first is always in it.
-    nucleus = ranked.masked_fill(reached - ranked >= top_p, 0.0)
+    before = reached - ranked
+    nucleus = ranked.masked_fill(before >= top_p, 0.0)
     reached = nucleus.cumsum(dim=-1)
     ranks = torch.searchsorted(reached, draw * reached[:, -1:], right=True)
-    # Where sums of a scan do not ascend by their last bit, a rank may be behind the nucleus.
-    ranks = ranks.minimum((nucleus > 0).sum(dim=-1, keepdim=True) - 1)
+    # A GPU's sums may not ascend by their last bit: no rank is behind the nucleus for that.
+    ranks = ranks.minimum(torch.searchsorted(before, top_p) - 1).clamp(min=0)
     for row, token in zip(drawn, tokens.gather(1, ranks)[:, 0].tolist(), strict=True):
         chosen[row] = token
     return chosen

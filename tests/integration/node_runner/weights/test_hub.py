@@ -115,7 +115,7 @@ def test_the_gateway_reads_sizes_and_tokenizer_but_no_weights(hub: Hub, tmp_path
         "print(model.layers, len(model.tokenizer.encode('hello').ids) > 0)",
     )
     assert printed == "6 True"
-    assert hub.given.keys() == {"config.json", "tokenizer.json"}
+    assert hub.given.keys() == {"config.json", "generation_config.json", "tokenizer.json"}
 
 
 @pytest.fixture

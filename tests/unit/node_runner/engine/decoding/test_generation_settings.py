@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import (
@@ -219,7 +219,6 @@ def reference(model: PreTrainedModel, settings: dict[str, Any], prompt: int) -> 
     return model._get_logits_processor(config, input_ids_seq_length=prompt, device="cpu")
 
 
-@settings(deadline=None)
 @given(ANY_SETTINGS.filter(is_complete), TEXTS, st.integers(0, 3), st.integers(0, 2**32))
 def test_logits_equal_those_of_the_processors_of_transformers(
     model: PreTrainedModel,
