@@ -1,1 +1,1 @@
-"""What a model's configuration tells: whether it is served, its sizes in memory, its cost in work."""
+"""What a model's configuration tells: whether it is served, its sizes and its cost in work."""

@@ -52,7 +52,7 @@ class Detokenizer:
         if self._stopped:
             return ""
         shown, stopped = self._show(self._decoder.flush())
-        return shown if stopped else (shown + _visible(self._held))[:MAX_TOKEN_TEXT]
+        return shown if stopped else (shown + self._visible(self._held))[:MAX_TOKEN_TEXT]
 
     def _mark_special_tokens(self, tokenizer: Tokenizer) -> None:
         """Special tokens that stop strings name are marks, in the strings and in the text."""
@@ -73,11 +73,11 @@ class Detokenizer:
         if hits:
             shown, self._held = self._held[: min(hits)], ""
             self._stopped = True
-            return _visible(shown)[:MAX_TOKEN_TEXT], True
+            return self._visible(shown)[:MAX_TOKEN_TEXT], True
         begins = [self._possible_stop(text) for text in self._stop]
         end = min([len(self._held), MAX_TOKEN_TEXT, *begins])
         shown, self._held = self._held[:end], self._held[end:]
-        return _visible(shown), False
+        return self._visible(shown), False
 
     def _find(self, stop: str) -> int | None:
         """Where a stop string stands in the text that is held."""
@@ -96,7 +96,7 @@ class Detokenizer:
 
     def _searched(self, stop: str) -> str:
         """The text to search for a stop string: with marks if the string has any."""
-        return self._held if not self._marks or _MARK.search(stop) else _visible(self._held)
+        return self._held if not self._marks or _MARK.search(stop) else self._visible(self._held)
 
     def _place(self, at: int, stop: str) -> int:
         """The index in the text that is held of a character that was found in
@@ -106,6 +106,5 @@ class Detokenizer:
         places = [index for index, each in enumerate(self._held) if not _MARK.match(each)]
         return places[at]
 
-
-def _visible(text: str) -> str:
-    return _MARK.sub("", text)
+    def _visible(self, text: str) -> str:
+        return _MARK.sub("", text) if self._marks else text

@@ -1,10 +1,14 @@
 """Sampling: the draw belongs to seed and position; the distribution is the model's."""
 
+import json
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.wire import SamplingParams
+from api.schemas.jobs import GenerateBody
+from mesh import wire
+from mesh.wire import OpenEdge, Prompt, Resume, SamplingParams, StageAssignment
 from node_runner.engine.decoding.sampler import sample, uniform
 
 
@@ -92,6 +96,28 @@ def test_all_numbers_that_a_request_may_have_give_a_draw_from_the_nucleus(
     assert likelihoods[token] > 0
     likelier = likelihoods[likelihoods > likelihoods[token]].sum()
     assert likelier < top_p + 1e-9
+
+
+@given(
+    temperature=st.one_of(st.floats(0, 2), st.integers(0, 2)),
+    top_p=st.floats(0, 1, exclude_min=True),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_what_the_schema_admits_comes_to_the_edge_as_it_is(
+    temperature: float, top_p: float, seed: int
+) -> None:
+    asked = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    text = json.dumps({"model_id": "m", "prompt": "p"} | asked)
+    request = GenerateBody.model_validate_json(text).job_request(None)
+    assert request.seed is not None
+    how = sampling(request.temperature, request.top_p, request.seed)
+    stage = StageAssignment(0, 1, "n", "n", "n", 9, 60, 0, 1)
+    prompt = Prompt([1], [], 8, how)
+    sent = OpenEdge("g", 1, stage, Resume(False, False, 0), [], prompt)
+    entry = {key: bytes(value) for key, value in wire.encode(sent).items()}
+    received = wire.decode(entry)
+    assert received == sent
+    assert how == sampling(temperature, top_p, seed)
 
 
 @given(LOGITS)
