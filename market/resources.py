@@ -69,6 +69,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
 
     Raises:
         ValueError: the prompt key is no key, or a model cannot be read.
+        UnsupportedModel: no node would serve one of the models.
     """
     vault = PromptVault(settings.generation.prompt_key.get_secret_value())
     catalog = Catalog(settings.models)

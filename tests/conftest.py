@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import structlog
 from redis.asyncio import Redis
@@ -46,6 +47,9 @@ def _configure_uncached(**options: Any) -> None:
 
 
 structlog.configure = _configure_uncached
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # the machine may be busy
+hypothesis.settings.load_profile("untimed")
 
 
 class ByFile(LoadFileScheduling):  # type: ignore[misc]

@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from tokenizers import Tokenizer
 
 from market.catalog.errors import ModelNotFound
 from market.catalog.prices import Prices
 from market.catalog.token_bytes import most_bytes_a_token
 from market.settings.models import ModelSettings
+from mesh.errors import UnsupportedModel
+from mesh.model import generation_config
 from mesh.model.compute_cost import edge_units
 from mesh.model.config import normalize
+from mesh.model.generation_config import effective_settings, read_generation_config
 from mesh.model.memory_footprint import Footprint, footprint
+from mesh.model.served_models import check_model
+from mesh.model.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,20 @@ class Catalog:
 
 
 def load_model(model: ModelSettings) -> Model:
-    """Read a model's configuration and tokenizer, from a folder or a hub."""
+    """Read a model's configuration and tokenizer, from a folder or a hub.
+
+    Raises:
+        UnsupportedModel: no node would serve it; the error names the setting.
+    """
     path = model.path or model.id
     written = json.loads(_file(path, "config.json").read_text())
-    config = normalize(written)
-    tokenizer = Tokenizer.from_file(str(_file(path, "tokenizer.json")))
+    try:
+        check_model(written)
+        config = normalize(written)
+        _check_generation(path, written, config["vocab_size"])
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{model.id} cannot be offered. {error.detail}") from None
+    tokenizer = load_tokenizer(_file(path, "tokenizer.json"))
     layers: int = config["num_hidden_layers"]
     parts = footprint(config)
     return Model(
@@ -103,6 +118,18 @@ def load_model(model: ModelSettings) -> Model:
         token_bytes=most_bytes_a_token(tokenizer),
         config=written,
     )
+
+
+def _check_generation(path: str, config: dict[str, Any], vocab_size: int) -> None:
+    """
+    Raises:
+        UnsupportedModel: settings of generation that the edge does not follow.
+    """
+    try:
+        published = json.loads(_file(path, generation_config.NAME).read_text())
+    except (FileNotFoundError, EntryNotFoundError):
+        published = None
+    read_generation_config(effective_settings(config, published), vocab_size=vocab_size)
 
 
 def _file(path: str, name: str) -> Path:

@@ -1,1 +1,1 @@
-"""What a model's config.json tells: its sizes in memory and its cost in work."""
+"""What a model's configuration tells: whether it is served, its sizes and its cost in work."""

@@ -7,6 +7,7 @@ the last span returns, and drafts tokens ahead (speculative decoding) where that
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from mesh.wire import Ended, Token
 from mesh.wire.limits import MAX_TOKEN_TEXT
 from node_runner.engine.decoding.detokenizer import Detokenizer
 from node_runner.engine.decoding.draft_model import DraftModel, DraftRequest
+from node_runner.engine.decoding.logits_processor import Continuation, LogitsProcessor
 from node_runner.engine.decoding.sampler import NOT_FINITE, sample
 from node_runner.engine.decoding.speculation import PromptLookup, SpeculationPolicy
 from node_runner.engine.device.isolation import each_isolated, isolated
@@ -57,6 +59,7 @@ class Edge:
         fail: FailGeneration,
     ) -> None:
         self._span = span
+        self._processor = _processor(span)
         self._fail = fail
         self._speculate = speculate
         self.draft_model = draft_model
@@ -96,6 +99,7 @@ class Edge:
             max_tokens=prompt.max_tokens,
             sampling_params=prompt.sampling,
             detokenizer=detokenizer,
+            history=self._processor and self._processor.history(),
             stopped=stopped,
             prompt_lookup=PromptLookup(),
             speculation=SpeculationPolicy(),
@@ -141,12 +145,31 @@ class Edge:
                 for _, decoding, hidden in returned
                 for row in range(len(hidden))
             ],
+            process=self._processor and partial(self._process, returned, self._processor),
         )
         chosen, at = [], 0
         for generation, decoding, hidden in returned:
             chosen.append((generation, decoding, sampled[at : at + len(hidden)]))
             at += len(hidden)
         return chosen
+
+    @staticmethod
+    def _process(
+        returned: Sequence[_Returned], processor: LogitsProcessor, logits: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits as the checkpoint's generation settings change them."""
+        texts = [
+            Continuation(
+                decoding.tokens,
+                decoding.draft_tokens,
+                decoding.prompt_length,
+                decoding.prompt_length + decoding.max_tokens,
+                decoding.history,
+            )
+            for _, decoding, _ in returned
+            if decoding.history is not None
+        ]
+        return processor.process(logits, texts)
 
     def next_inputs(self, generations: Iterable[Generation]) -> list[WorkItem]:
         """The next tokens of each generation that has any: a chunk of its prompt, or the token that
@@ -249,6 +272,13 @@ class Edge:
         if reason is not None:
             ended = Ended(generation.request_id, generation.epoch, reason, decoding.generated)
         return Sampled(generation, tokens, ended, finite)
+
+
+def _processor(span: SpanModel) -> LogitsProcessor | None:
+    """Of the model's generation settings; none where they change no logits."""
+    if not span.edge or not span.generation_config.changes_logits:
+        return None
+    return LogitsProcessor(span.generation_config, vocab_size=span.vocab_size, device=span.device)
 
 
 def _next_input(generation: Generation) -> WorkItem:

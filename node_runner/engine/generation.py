@@ -9,6 +9,7 @@ from mesh import wire
 from mesh.wire.step_counts import StepCounts
 from node_runner.engine.attention.kv_cache import KVCache
 from node_runner.engine.decoding.detokenizer import Detokenizer
+from node_runner.engine.decoding.logits_processor import TokenHistory
 from node_runner.engine.decoding.speculation import PromptLookup, SpeculationPolicy
 from node_runner.engine.replay_buffer import ReplayBuffer
 
@@ -23,6 +24,9 @@ class Decoding:
     """Tokens to generate at most, those of earlier epochs included."""
     sampling_params: wire.SamplingParams
     detokenizer: Detokenizer
+    history: TokenHistory | None
+    """What the checkpoint's generation settings look up in the tokens; none if they look up
+    nothing."""
     stopped: bool
     """Whether the tokens of earlier epochs end with a stop string or an end token."""
     prompt_lookup: PromptLookup

@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from mesh.errors import UnsupportedModel, WeightsCorrupt, WeightsMissing
+from mesh.errors import UnsupportedModel, WeightsCorrupt
 from node_runner.weights.checkpoint_cache import CheckpointCache, CheckpointRecord
 from node_runner.weights.download_plan import DownloadPlan, plan_download
 from node_runner.weights.hub_source import open_hub
@@ -30,16 +30,15 @@ class CheckpointRequest:
     """A request for a checkpoint that is to be made.
 
     ``label``: its name for people. ``asked``: what it is for, by which it is found again when its
-    source does not answer. ``settings``: its `config.json`. ``renamed``: a tensor's name in it;
-    none if it is not to be in it. ``required`` and ``optional``: small files that are copied.
+    source does not answer. ``made``: small files that are written, by name. ``copied``: small files
+    of the source. ``renamed``: a tensor's name in it; none if it is not to be in it.
     """
 
     label: str
     asked: str
-    settings: str
+    made: Mapping[str, str]
     renamed: Callable[[str], str | None]
-    required: Sequence[str] = ()
-    optional: Sequence[str] = ()
+    copied: Sequence[str] = ()
 
 
 def open_source(path: str) -> Source:
@@ -83,13 +82,10 @@ def _make(
     except WeightsCorrupt:
         shutil.rmtree(folder)  # which of its ranges are good is not known
         raise
-    (folder / "config.json").write_text(request.settings)
-    for name in (*request.required, *request.optional):
-        try:
-            (folder / name).write_bytes(source.read_small(name))
-        except WeightsMissing:
-            if name in request.required:
-                raise
+    for name, content in request.made.items():
+        (folder / name).write_text(content)
+    for name in request.copied:
+        (folder / name).write_bytes(source.read_small(name))
     (folder / JOURNAL).unlink()
     checked = MANIFEST if source.manifest is not None else SIZES
     log.info(
@@ -101,5 +97,5 @@ def _make(
 
 def _fingerprint(source: Source, request: CheckpointRequest, plan: DownloadPlan) -> str:
     versions = sorted((file, one.size, one.tag) for file, one in plan.versions.items())
-    content = json.dumps([source.name, request.label, request.settings, versions])
+    content = json.dumps([source.name, request.label, dict(request.made), versions])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

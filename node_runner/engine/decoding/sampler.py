@@ -4,7 +4,7 @@ So a generation that continues on another node, or again from its prompt, has th
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -19,7 +19,11 @@ before."""
 
 
 def sample(
-    logits: torch.Tensor, params: Sequence[SamplingParams], positions: Sequence[int]
+    logits: torch.Tensor,
+    params: Sequence[SamplingParams],
+    positions: Sequence[int],
+    *,
+    process: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> list[int]:
     """Sample one token a row: the likeliest where the temperature is 0, else by inverse transform
     from the nucleus (top-p; Holtzman et al. 2020).
@@ -28,12 +32,16 @@ def sample(
         logits: ``[rows, vocab]``, float32.
         params: How to sample, by row.
         positions: Index in the text (prompt included) of the token to be sampled, by row.
+        process: What a checkpoint's settings make of the logits before tokens are chosen.
 
     Returns:
         Token ids, by row; :data:`NOT_FINITE` where none can be chosen.
     """
     likeliest = logits.argmax(dim=-1)  # NaN counts as the largest, and infinity is
     finite = logits.gather(1, likeliest[:, None])[:, 0].isfinite()
+    if process is not None:
+        logits = process(logits)
+        likeliest = logits.argmax(dim=-1)
     chosen: list[int] = likeliest.where(finite, NOT_FINITE).tolist()
     drawn = [row for row, own in enumerate(params) if own.temperature > 0 <= chosen[row]]
     if not drawn:
@@ -46,10 +54,12 @@ def sample(
     ranked, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
     reached = ranked.cumsum(dim=-1)
     # The nucleus: the fewest tokens that together reach top_p; the first is always in it.
-    nucleus = ranked.masked_fill(reached - ranked >= top_p, 0.0)
+    before = reached - ranked
+    nucleus = ranked.masked_fill(before >= top_p, 0.0)
     reached = nucleus.cumsum(dim=-1)
     ranks = torch.searchsorted(reached, draw * reached[:, -1:], right=True)
-    ranks = ranks.clamp(max=logits.shape[-1] - 1)
+    # A GPU's sums may not ascend by their last bit: no rank is behind the nucleus for that.
+    ranks = ranks.minimum(torch.searchsorted(before, top_p) - 1).clamp(min=0)
     for row, token in zip(drawn, tokens.gather(1, ranks)[:, 0].tolist(), strict=True):
         chosen[row] = token
     return chosen

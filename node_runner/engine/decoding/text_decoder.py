@@ -52,10 +52,11 @@ class TextDecoder:
         self._window: list[int] = []
         self._context = 0  # ids at the window's beginning whose text was shown
         self._shown = ""  # what was shown of the window's text
+        self._completed = ""  # what was shown before its last character, if that was incomplete
         self._end_run()
         for token_id in self._tail(prompt):
             self.push(token_id)
-        self.flush()
+        self._end_prompt()
 
     def push(self, token_id: int) -> str:
         """Add a token; returns the text that is settled now and was not shown before."""
@@ -99,6 +100,15 @@ class TextDecoder:
                 break
         return tail[::-1]
 
+    def _end_prompt(self) -> None:
+        """Nothing of the window is to be shown, unless the next tokens complete its last
+        character."""
+        self._context = len(self._window)
+        self._shown = self._decode(self._window)
+        self._completed = self._shown.removesuffix(REPLACEMENT)
+        if self._character and not self._broken:  # whose text is one replacement a byte
+            self._completed = self._decode(self._window[: -self._character])
+
     def _push_byte(self, byte: bytes) -> str:
         """The token that was added last stands for a byte."""
         if self._broken:
@@ -132,27 +142,22 @@ class TextDecoder:
         Args:
             settled: Whether its last character is complete in any case.
         """
-        text, shown = self._decode(self._window), self._shown
+        text = self._decode(self._window)
         safe = text if settled or text[-1:] != REPLACEMENT else text[:-1]
-        if safe == text and text.startswith(shown):  # nearly always
-            self._begin_window(len(self._window) - self._context)
-            return text[len(shown) :]
-        if not safe.startswith(shown) and not shown.startswith(safe):
-            # What ended the prompt as an incomplete character has become a complete one.
-            shown = shown.removesuffix(REPLACEMENT)
-        if not safe.startswith(shown) and not shown.startswith(safe):
-            # What was shown has changed, and cannot be taken back.
+        if text.startswith(self._shown):  # nearly always
+            piece = safe[len(self._shown) :]
+        elif text.startswith(self._completed):
+            piece = safe[len(self._completed) :]
+        else:  # what was shown has changed, and cannot be taken back
             safe = text
             piece = self._decode(self._window[self._context :])
-        else:
-            piece = safe[len(shown) :]
         if safe == text:
             self._begin_window(len(self._window) - self._context)
         elif piece:
-            self._shown = safe
+            self._shown = self._completed = safe
         if len(self._window) > MAX_WINDOW:
             self._begin_window(KEPT_WINDOW)
-            self._shown = self._shown.removesuffix(REPLACEMENT)
+            self._shown = self._completed
         return piece
 
     def _begin_window(self, count: int) -> None:
@@ -160,3 +165,4 @@ class TextDecoder:
         self._window = self._window[-count:] if count else self._window[-1:]
         self._context = len(self._window)
         self._shown = self._decode(self._window)
+        self._completed = self._shown.removesuffix(REPLACEMENT)

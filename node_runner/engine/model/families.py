@@ -1,33 +1,19 @@
 """How families of models differ from Llama's, as far as a span has to know.
 
 Layers come from transformers, so a family is mostly names: where its layers and norms are, and what
-happens to hidden states before the first layer and after the last one. Every family here is tested
-to give transformers' own logits (tests/unit/node_runner/engine/model/test_families.py).
+happens to hidden states before the first layer and after the last one. Which models are served at
+all: :mod:`mesh.model.served_models`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mesh.errors import UnsupportedModel
-
 Config = Any
 """A configuration of transformers, whose attributes differ by family."""
 
-STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
-"""Rotary embeddings whose angles depend on the position alone. Others depend on the length of the
-text, and a batch has texts of many lengths."""
-
 PER_LAYER_SETTINGS = ("layer_types", "no_rope_layers")
 """Settings with one value a layer, of which a span has those of its layers."""
-
-UNSUPPORTED_SETTINGS = (
-    "use_bidirectional_attention",
-    "add_cross_attention",
-    "reorder_and_upcast_attn",
-    "scale_attn_by_inverse_layer_idx",
-)
-"""Settings that change attention in ways that a span does not follow, if they are on."""
 
 
 def _grouped(config: Config) -> tuple[int, int, int]:
@@ -150,37 +136,3 @@ FAMILIES = {
     "stablelm": Family(passes_kwargs=False),
     "starcoder2": Family(),
 }
-
-
-def family_of(model_type: str | None) -> Family:
-    """The family of a config.json's ``model_type``.
-
-    Raises:
-        UnsupportedModel: the family is not among those tested.
-    """
-    if model_type not in FAMILIES:
-        raise UnsupportedModel(
-            f"The engine does not serve models of family {model_type!r} yet; it serves "
-            f"{', '.join(FAMILIES)}."
-        )
-    return FAMILIES[model_type]
-
-
-def check_settings(config: Config) -> None:
-    """Refuse configurations that the engine is not tested for.
-
-    Raises:
-        UnsupportedModel: a setting under which a span would not give the model's logits.
-    """
-    for name in UNSUPPORTED_SETTINGS:
-        if getattr(config, name, None):
-            raise UnsupportedModel(
-                f"The engine does not serve {config.model_type} models with {name} yet."
-            )
-    rope = getattr(config, "rope_parameters", None) or {}
-    by_type = [part for part in rope.values() if isinstance(part, dict)] or [rope]
-    for kind in {part.get("rope_type", "default") for part in by_type} - STATIC_ROPE:
-        raise UnsupportedModel(
-            f"The engine does not serve {config.model_type} models with rotary embeddings of type "
-            f"{kind!r} yet."
-        )

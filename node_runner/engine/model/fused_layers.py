@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn.functional import rms_norm
 
+from mesh.model.served_models import STATIC_ROPE
 from node_runner.engine.attention.interface import BatchLayout, ScoreModifier
 from node_runner.engine.attention.ragged_batch import RaggedBatch, attend
 from node_runner.engine.device.matmul import Linear
-from node_runner.engine.model.families import STATIC_ROPE
 
 FUSABLE = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 """Layers of transformers that differ only in biases and in norms of queries and keys."""

@@ -4,12 +4,14 @@ Quantization is weight-only: activations are not rounded, so that a row's output
 the other rows of its batch, nor on the device.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, Mxfp4Config
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mesh.errors import UnsupportedModel
 from node_runner.engine.device.batch_invariant import in_tiles
@@ -30,12 +32,22 @@ HEADROOM = 128
 input would overflow float16. A power of two, so nothing is rounded."""
 
 
-def quantizer(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """How transformers is to quantize a span's layers; none if they stay as they are.
+def quantizer(
+    quantization: str, dtype: torch.dtype, config: Mapping[str, Any]
+) -> QuantizationConfigMixin | None:
+    """How transformers is to quantize a span's layers, or to dequantize them; none if they stay as
+    they are.
+
+    Args:
+        quantization: One of :data:`mesh.model.memory_footprint.QUANTIZATIONS`.
+        dtype: What is computed in.
+        config: The checkpoint's config.json.
 
     Raises:
         UnsupportedModel: bitsandbytes is not installed.
     """
+    if config.get("quantization_config") is not None:
+        return Mxfp4Config(dequantize=True)  # no other passes `check_model`
     try:
         match quantization:
             case "int8":

@@ -13,20 +13,22 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 from transformers import AutoConfig
 
 from mesh import json_text
-from mesh.errors import UnsupportedModel, WeightsRefused, WeightsUnreachable
-from node_runner.engine.model.families import PER_LAYER_SETTINGS, Config, check_settings, family_of
+from mesh.errors import UnsupportedModel, WeightsMissing, WeightsRefused, WeightsUnreachable
+from mesh.model import generation_config, tokenizer
+from mesh.model.generation_config import effective_settings, read_generation_config
+from mesh.model.served_models import check_model
+from node_runner.engine.model.families import FAMILIES, PER_LAYER_SETTINGS, Config
 from node_runner.weights import span_download as weights
 from node_runner.weights.checkpoint_cache import CheckpointCache
 from node_runner.weights.source import Source
 
 log = structlog.get_logger()
-
-TOKENIZER, GENERATION_CONFIG = "tokenizer.json", "generation_config.json"
 
 MAX_LAYER_DIGITS = 9
 
@@ -78,10 +80,14 @@ def prepare_span(
     try:
         files = opened() if opened is not None else weights.open_source(source)
         with closing(files):
-            config = _config(files)
+            written = _read_settings(files, "config.json")
+            config = _config(files, written)
             spec = SpanSpec(*(layers or (0, config.num_hidden_layers)), edge)
             _check_span(spec, config.num_hidden_layers)
-            folder = weights.obtain(files, _request(source, asked, config, spec), kept)
+            made = {"config.json": _cut(config, spec).to_json_string(use_diff=False)}
+            if edge:
+                made[generation_config.NAME] = _generation_settings(files, written, config)
+            folder = weights.obtain(files, _request(source, asked, spec, made), kept)
     except WeightsUnreachable as error:
         latest = kept.latest(asked)
         if latest is None:
@@ -92,42 +98,68 @@ def prepare_span(
     return folder, spec
 
 
-def _request(source: str, asked: str, config: Config, spec: SpanSpec) -> weights.CheckpointRequest:
+def _request(
+    source: str, asked: str, spec: SpanSpec, made: dict[str, str]
+) -> weights.CheckpointRequest:
     edge = "-edge" if spec.edge else ""
     return weights.CheckpointRequest(
         label=f"{Path(source).name}-{spec.start}-{spec.end}{edge}",
         asked=asked,
-        settings=_cut(config, spec).to_json_string(use_diff=False),
+        made=made,
         renamed=partial(_renamed, spec=spec),
-        required=(TOKENIZER,) if spec.edge else (),
-        optional=(GENERATION_CONFIG,) if spec.edge else (),
+        copied=(tokenizer.NAME,) if spec.edge else (),
     )
 
 
-def _config(files: Source) -> Config:
+def _read_settings(files: Source, name: str) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        WeightsMissing: there is no such file.
+        WeightsRefused: what the source gives is no JSON object.
+    """
+    try:
+        settings = json_text.loads(files.read_small(name))
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise WeightsRefused(
+            f"What {files.name} gives for {name} is no model's configuration. Is that where the "
+            "checkpoint lies?"
+        )
+    return settings
+
+
+def _config(files: Source, written: dict[str, Any]) -> Config:
     """The model's configuration, with what transformers derives from a config.json written out, so
     that it can be cut to a span.
 
     Raises:
-        WeightsRefused: what the source gives for config.json is no model's configuration.
         UnsupportedModel: a family or a setting that the engine is not tested for.
     """
+    check_model(written)
     try:
-        settings = json_text.loads(files.read_small("config.json"))
-        model_type = settings.get("model_type")
-    except (ValueError, AttributeError):
-        raise WeightsRefused(
-            f"What {files.name} gives for config.json is no model's configuration. Is that where "
-            "the checkpoint lies?"
-        ) from None
-    family_of(model_type)
-    try:
-        config = AutoConfig.for_model(**settings)
+        config = AutoConfig.for_model(**written)
     except Exception as error:  # it checks fields in many ways
         reason = " ".join(str(error).split())
         raise UnsupportedModel(f"The config.json of {files.name} is wrong: {reason}") from None
-    check_settings(config)
+    check_model(config.to_dict())
     return config
+
+
+def _generation_settings(files: Source, written: dict[str, Any], config: Config) -> str:
+    """Settings of generation as the edge's span has them, in a file of their own.
+
+    Raises:
+        UnsupportedModel: a setting that the edge does not follow.
+    """
+    try:
+        published = _read_settings(files, generation_config.NAME)
+    except WeightsMissing:
+        published = None
+    settings = effective_settings(written, published)
+    read_generation_config(settings, vocab_size=config.vocab_size)
+    return json.dumps(settings)
 
 
 def _check_span(spec: SpanSpec, layers: int) -> None:
@@ -163,7 +195,7 @@ def _place_of_layer(parts: Sequence[str]) -> int | None:
 def _cut(config: Config, spec: SpanSpec) -> Config:
     """The configuration of the span alone."""
     span = copy.deepcopy(config)
-    changed = family_of(config.model_type).renumbered(config, spec.start, spec.end)
+    changed = FAMILIES[config.model_type].renumbered(config, spec.start, spec.end)
     for name in PER_LAYER_SETTINGS:
         if getattr(config, name, None):
             changed[name] = getattr(config, name)[spec.start : spec.end]

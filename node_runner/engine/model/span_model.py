@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from mesh.errors import UnsupportedModel
+from mesh.model import generation_config, tokenizer
+from mesh.model.generation_config import GenerationConfig, read_generation_config
 from mesh.model.memory_footprint import check_quantization
+from mesh.model.tokenizer import load_tokenizer
 from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVBlockPool, KVShape
 from node_runner.engine.attention.ragged_batch import RaggedBatch
@@ -25,7 +27,7 @@ from node_runner.engine.device.tensors import on_device
 from node_runner.engine.model.alibi_layers import AlibiLayers
 from node_runner.engine.model.cuda_graphs import Capture, DecodeGraphs
 from node_runner.engine.model.embedding import Embedding, LMHead, take_norm
-from node_runner.engine.model.families import Family, family_of
+from node_runner.engine.model.families import FAMILIES, Family
 from node_runner.engine.model.fused_layers import FusedLayers, can_fuse
 from node_runner.engine.model.quantization import missing_library, quantizer, use_weight_only
 from node_runner.engine.model.transformers_layers import ATTENTION, LayerStack, TransformersLayers
@@ -44,6 +46,7 @@ class SpanModel:
         kv_shape: What a position takes in a KV cache.
         weights: All tensors of weights, quantized ones and their scales included.
         tokenizer: The model's; edge only.
+        generation_config: What the checkpoint says of generation; edge only.
         end_tokens: Token ids that end a text; edge only.
     """
 
@@ -94,8 +97,9 @@ class SpanModel:
             self._embedding = embedding
             self._head = LMHead(norm, model.get_output_embeddings(), config, family, linear)
             held += [self._embedding, self._head]
-            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self.end_tokens = _end_tokens(folder, config)
+            self.tokenizer = load_tokenizer(folder / tokenizer.NAME)
+            self.generation_config = _generation_config(folder, config.vocab_size)
+            self.end_tokens = self.generation_config.eos_token_ids
         self._layers, taken = _layers(decoder, family, linear)
         if self.batch_invariant and not self.capturable:
             self._layers = with_invariant_products(self._layers)
@@ -196,7 +200,7 @@ def _load(
     batch_invariant: bool,
 ) -> tuple[PreTrainedModel, Family]:
     settings = json.loads((folder / "config.json").read_text())
-    family = family_of(settings.get("model_type"))
+    family = FAMILIES[settings["model_type"]]
     check_quantization(settings, how)
     loader = AutoModelForCausalLM if edge else AutoModel
     verbosity = transformers_logging.get_verbosity()
@@ -207,7 +211,7 @@ def _load(
             folder,
             dtype=dtype,
             device_map=device,
-            quantization_config=quantizer(how, dtype),
+            quantization_config=quantizer(how, dtype, settings),
             attn_implementation=ATTENTION if family.interface else "eager",
             # One product an expert: others compute all experts' rows in one kernel.
             experts_implementation="eager" if batch_invariant else None,
@@ -238,9 +242,6 @@ def _layers(decoder: Any, family: Family, linear: Linear) -> tuple[LayerStack, l
     return TransformersLayers(decoder, family), []
 
 
-def _end_tokens(folder: Path, config: object) -> frozenset[int]:
-    file = folder / "generation_config.json"
-    found = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
-    if found is None:
-        found = getattr(config, "eos_token_id", None)
-    return frozenset([found] if isinstance(found, int) else found or [])
+def _generation_config(folder: Path, vocab_size: int) -> GenerationConfig:
+    settings = json.loads((folder / generation_config.NAME).read_text())
+    return read_generation_config(settings, vocab_size=vocab_size)

@@ -71,6 +71,8 @@ def one_step(
 class Pipeline:
     """Engines in the order of their layers, and what they gave.
 
+    ``first_index``: of the first token that they write.
+
     ``batches``: generations of each forward pass. ``positions``: by stage, how many were computed.
     ``reused``: by generation, what the edge says that was copied of its prompt.
     """
@@ -81,6 +83,7 @@ class Pipeline:
     refused: list[GenerationRefused] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     reused: dict[str, int] = field(default_factory=dict)
+    first_index: int = 0
 
     def __post_init__(self) -> None:
         self.inboxes: list[list[Message]] = [[] for _ in self.engines]
@@ -204,7 +207,9 @@ class Pipeline:
                 self.send(int(output.to), output.message)
             case Token():
                 tokens = self.written.setdefault(output.request_id, [])
-                assert output.index == len(tokens), "a token was written out of order"
+                assert output.index == self.first_index + len(tokens), (
+                    "a token was written out of order"
+                )
                 tokens.append(output)
             case Ended():
                 self.ended[output.request_id] = output

@@ -4,6 +4,7 @@ The hub is a small server on loopback that answers as the real one does (there i
 a test machine).
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from mesh.errors import WeightsError
+from mesh.errors import UnsupportedModel, WeightsError
+from node_runner.engine.model.span_checkpoint import prepare_span
 from node_runner.weights import hub_source as sources
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.sharding import copy_all_but_weights, save_shards
@@ -107,6 +109,38 @@ def test_of_a_checkpoint_in_one_file_the_spans_bytes_come(
     assert 0.95 * ours < hub.given["model.safetensors"] < min(1.05 * ours, 0.9 * len(whole))
 
 
+@pytest.mark.parametrize(
+    ("file", "setting", "read"),
+    [
+        ("config.json", {"quantization_config": {"quant_method": "awq"}}, {"config.json"}),
+        (
+            "generation_config.json",
+            {"guidance_scale": 2.0},
+            {"config.json", "generation_config.json"},
+        ),
+    ],
+)
+def test_what_is_refused_is_refused_before_weights_are_asked_for(
+    file: str,
+    setting: dict[str, object],
+    read: set[str],
+    hub: Hub,
+    sharded: Path,
+    tmp_path: Path,
+) -> None:
+    settings = json.loads((sharded / file).read_text()) | setting
+    (sharded / file).unlink()
+    (sharded / file).write_text(json.dumps(settings))
+    with pytest.raises(UnsupportedModel, match=next(iter(setting))):
+        prepare_span(
+            hub.url + "/" + REPOSITORY + "/resolve/main",
+            layers=(0, 2),
+            edge=True,
+            cache=tmp_path / "cache",
+        )
+    assert hub.given.keys() == read
+
+
 def test_the_gateway_reads_sizes_and_tokenizer_but_no_weights(hub: Hub, tmp_path: Path) -> None:
     printed = in_fresh_process(
         hub,
@@ -117,7 +151,7 @@ def test_the_gateway_reads_sizes_and_tokenizer_but_no_weights(hub: Hub, tmp_path
         "print(model.layers, len(model.tokenizer.encode('hello').ids) > 0)",
     )
     assert printed == "6 True"
-    assert hub.given.keys() == {"config.json", "tokenizer.json"}
+    assert hub.given.keys() == {"config.json", "generation_config.json", "tokenizer.json"}
 
 
 @pytest.fixture

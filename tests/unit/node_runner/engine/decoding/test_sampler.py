@@ -1,8 +1,14 @@
 """Sampling: the draw belongs to seed and position; the distribution is the model's."""
 
-import torch
+import json
 
-from mesh.wire import SamplingParams
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.schemas.jobs import GenerateBody
+from mesh import wire
+from mesh.wire import OpenEdge, Prompt, Resume, SamplingParams, StageAssignment
 from node_runner.engine.decoding.sampler import sample, uniform
 
 
@@ -53,3 +59,73 @@ def test_the_draw_depends_on_seed_and_position_alone() -> None:
     values = [uniform(7, position) for position in range(10_000)]
     assert 0 <= min(values) < max(values) < 1
     assert abs(sum(values) / len(values) - 0.5) < 0.01
+
+
+LARGEST = torch.finfo(torch.float32).max
+LOGITS = st.lists(
+    st.one_of(
+        st.floats(-LARGEST, LARGEST, width=32),
+        st.sampled_from([0.0, 1.0, LARGEST, -LARGEST, float("-inf")]),
+    ),
+    min_size=2,
+    max_size=9,
+).filter(lambda row: max(row) > float("-inf"))
+TEMPERATURES = st.one_of(
+    st.floats(0, allow_infinity=False), st.sampled_from([0.0, 5e-324, 1e-10, 2.0, 1.7e308])
+)
+PORTIONS = st.one_of(st.floats(0, 1, exclude_min=True), st.sampled_from([5e-324, 0.5, 1.0]))
+SEEDS = st.one_of(
+    st.integers(-(2**63), 2**64 - 1), st.sampled_from([0, -1, 2**63 - 1, 2**63, 2**64 - 1])
+)
+
+
+@given(LOGITS, TEMPERATURES, PORTIONS, SEEDS, st.integers(0, 2**20))
+def test_all_numbers_that_a_request_may_have_give_a_draw_from_the_nucleus(
+    row: list[float], temperature: float, top_p: float, seed: int, position: int
+) -> None:
+    logits = torch.tensor([row])
+    how = sampling(temperature, top_p, seed)
+    [token] = sample(logits, [how], [position])
+    assert [token] == sample(logits, [how], [position])
+    assert 0 <= token < len(row)
+    assert row[token] > float("-inf")
+    if temperature == 0:
+        assert row[token] == max(row)
+        return
+    likelihoods = torch.softmax(logits[0].double() / max(temperature, 1e-10), dim=-1)
+    assert likelihoods[token] > 0
+    likelier = likelihoods[likelihoods > likelihoods[token]].sum()
+    assert likelier < top_p + 1e-9
+
+
+@given(
+    temperature=st.one_of(st.floats(0, 2), st.integers(0, 2)),
+    top_p=st.floats(0, 1, exclude_min=True),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_what_the_schema_admits_comes_to_the_edge_as_it_is(
+    temperature: float, top_p: float, seed: int
+) -> None:
+    asked = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    text = json.dumps({"model_id": "m", "prompt": "p"} | asked)
+    request = GenerateBody.model_validate_json(text).job_request(None)
+    assert request.seed is not None
+    how = sampling(request.temperature, request.top_p, request.seed)
+    stage = StageAssignment(0, 1, "n", "n", "n", 9, 60, 0, 1)
+    prompt = Prompt([1], [], 8, how)
+    sent = OpenEdge("g", 1, stage, Resume(False, False, 0), [], prompt)
+    entry = {key: bytes(value) for key, value in wire.encode(sent).items()}
+    received = wire.decode(entry)
+    assert received == sent
+    assert how == sampling(temperature, top_p, seed)
+
+
+@given(LOGITS)
+def test_extremes_of_the_temperature_are_its_limits(row: list[float]) -> None:
+    """Next to none takes one of the likeliest; the greatest takes each token that may be taken."""
+    logits = torch.tensor(row).expand(200, -1)
+    coldest = draws(logits[0], sampling(temperature=5e-324), 50)
+    assert {row[token] for token in coldest.nonzero().flatten().tolist()} == {max(row)}
+    hottest = draws(logits[0], sampling(temperature=1.7e308), 200)
+    possible = {token for token, logit in enumerate(row) if logit > float("-inf")}
+    assert set(hottest.nonzero().flatten().tolist()) == possible

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from node_runner.engine.decoding.text_decoder import (
     MAX_HELD_BYTES,
@@ -16,6 +17,8 @@ from tests.support.engine.tokenizers import FIRST_BYTE, FIRST_PIECE, TOKENIZERS,
 NAMES = sorted(TOKENIZERS)
 LLAMA = byte_fallback_bpe()
 LETTER = FIRST_PIECE + 1
+BYTE_LEVEL = TOKENIZERS["byte level"]
+BYTE_CHARACTERS = bytes_to_unicode()
 
 
 def ids(text: bytes) -> list[int]:
@@ -113,6 +116,37 @@ def test_a_long_run_that_turns_out_to_be_no_text() -> None:
     decoder = TextDecoder(LLAMA, [])
     pieces = [decoder.push(token) for token in [*ids("你".encode() * 20 + b"\xff\xfe"), LETTER]]
     assert "".join(pieces) == "你" * 20 + "��a"
+
+
+BYTES_OF = {
+    "byte fallback": ids,
+    "byte fallback without strip": ids,
+    "byte fallback unigram": ids,
+    "byte level": lambda text: [BYTE_LEVEL.token_to_id(BYTE_CHARACTERS[byte]) for byte in text],
+}
+"""Token ids of bytes, one each, by tokenizer."""
+
+
+@pytest.mark.parametrize("name", BYTES_OF)
+@given(
+    text=st.text("你é😀a\ufffd ", min_size=1, max_size=6).map(str.encode),
+    cut=st.floats(0, 1),
+    end=st.sampled_from([b"", b"a", b"\xff", b"\xe4", b"\xe4\xbd", b"\xf0\x9f"]),
+)
+def test_text_begins_after_the_prompt_whatever_byte_that_ends_with(
+    name: str, text: bytes, cut: float, end: bytes
+) -> None:
+    tokenizer, token_ids = TOKENIZERS[name], BYTES_OF[name]
+    size = max(1, round(cut * len(text)))
+    prompt, rest = token_ids(text[:size]), token_ids(text[size:] + end)
+    complete = token_ids(text[:size].decode(errors="ignore").encode())
+    both = whole(tokenizer, prompt + rest)
+    for before in (whole(tokenizer, prompt), whole(tokenizer, complete)):
+        if both.startswith(before):
+            assert decoded(tokenizer, rest, prompt) == both.removeprefix(before)
+            return
+    # A run of byte tokens that turns out to be no text: its beginning was the prompt's.
+    assert set(decoded(tokenizer, rest, prompt)) <= {REPLACEMENT, *both}
 
 
 def test_an_incomplete_character_at_the_end_of_the_prompt_is_completed() -> None:

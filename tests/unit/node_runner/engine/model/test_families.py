@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config, PreTrainedModel
 
 from mesh.errors import UnsupportedModel
 from node_runner.engine.model.families import FAMILIES
@@ -132,6 +132,29 @@ def test_checkpoints_of_old_are_served(
     compare(model, tmp_path, texts, [0, 2, 4])
 
 
+@torch.inference_mode()
+def test_gpt_oss_is_served_as_it_is_published(tmp_path: Path, texts: list[list[int]]) -> None:
+    """Its experts in MXFP4."""
+    make("gpt_oss", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        blocks = (experts, outputs, inputs // 32)
+        tensors[f"{name}_blocks"] = torch.randint(256, (*blocks, 16), dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(122, 126, blocks, dtype=torch.uint8)
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model",
+        quantization_config=Mxfp4Config(dequantize=True),
+        dtype=torch.float32,
+    )
+    compare(model.eval(), tmp_path, texts, [0, 2, 4])
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "reason"),
     [
@@ -141,6 +164,10 @@ def test_checkpoints_of_old_are_served(
         ("gpt2", {"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
         ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ("olmoe", {"sliding_window": 9}, "sliding_window"),
+        ("mistral", {"layer_types": ["full_attention"] * 4, "sliding_window": 9}, "layer_types"),
+        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "'gptq'"),
+        ("llama", {"num_beams": 2}, "num_beams"),
         (
             "phi3",
             {
