@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 from web3 import Web3
 from web3.exceptions import Web3Exception
+from web3.middleware import ExtraDataToPOAMiddleware
 
 from cli.console import console, fail
 from market.chain.keystore_signer import unlock_keystore
@@ -60,9 +61,12 @@ def deploy(
 ) -> None:
     """Create FarToken and InferenceEscrow, and write where they are."""
     password = os.environ.get("DEPLOYER_PASSWORD") or getpass.getpass("Keystore password: ")
+    web3 = Web3(Web3.HTTPProvider(rpc))
+    # BSC's validators sign in `extraData`, which is then longer than Ethereum's.
+    web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
     try:
         deployed = deploy_contracts(
-            Web3(Web3.HTTPProvider(rpc)),
+            web3,
             unlock_keystore(keyfile, password),
             terms=Terms(withdrawal_delay, dormancy, to_units(Decimal(daily_ceiling))),
             roles=Roles(admin, settler, pauser, fee_recipient, admin_delay),

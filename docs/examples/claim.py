@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from web3 import Web3
+from web3.middleware import ExtraDataToPOAMiddleware
 
 from market.chain.keystore_signer import unlock_keystore
 from market.escrow.artifacts import artifact
@@ -25,6 +26,7 @@ def main() -> None:
     password = os.environ.get("FAR_NODE_PASSWORD") or getpass.getpass("Keystore password: ")
     wallet = unlock_keystore(wanted.keyfile, password)
     web3 = Web3(Web3.HTTPProvider(wanted.rpc))
+    web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)  # BSC's blocks
     escrow = web3.eth.contract(
         address=Web3.to_checksum_address(wanted.escrow), abi=artifact("InferenceEscrow")["abi"]
     )

@@ -14,6 +14,7 @@ from web3.exceptions import (
     TransactionNotFound,
     Web3RPCError,
 )
+from web3.middleware import ExtraDataToPOAMiddleware
 from web3.types import BlockIdentifier
 
 from market.chain.errors import ChainError
@@ -60,6 +61,8 @@ class ChainClient:
 
     def __init__(self, provider: FailoverProvider) -> None:
         self.web3 = AsyncWeb3(provider)
+        # BSC's validators sign in `extraData`, which is then longer than Ethereum's.
+        self.web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
         self._provider = provider
         self._chain_id: int | None = None
 

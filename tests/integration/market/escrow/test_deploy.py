@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 from web3 import HTTPProvider, Web3
+from web3.middleware import ExtraDataToPOAMiddleware
 
 from cli.app import app
 from market.escrow.artifacts import artifact
@@ -41,6 +42,7 @@ def test_command_deploys_what_was_asked_for(chain_url: str, tmp_path: Path) -> N
 
     written = Deployment.read(tmp_path / "contracts.json")
     web3 = Web3(HTTPProvider(chain_url))
+    web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
     assert written.chain_id == web3.eth.chain_id
     assert web3.eth.get_block(written.block)["number"] == written.block
     escrow = web3.eth.contract(
