@@ -8,15 +8,21 @@ import {
   NonceTooLowError,
   createPublicClient,
   createWalletClient,
+  defineChain,
   http,
   parseEventLogs,
   parseSignature,
 } from "viem";
 import { privateKeyToAccount } from "viem/accounts";
-import { foundry as chain } from "viem/chains";
 
 const FAR = 10n ** 18n;
 const input = JSON.parse(readFileSync(0, "utf8"));
+const chain = defineChain({
+  id: 31337,
+  name: "Development",
+  nativeCurrency: { name: "Ether", symbol: "ETH", decimals: 18 },
+  rpcUrls: { default: { http: [input.rpc] } },
+});
 const transport = http(input.rpc, { batch: true });
 const client = createPublicClient({ chain, transport, pollingInterval: 20 });
 const wallet = (account) => createWalletClient({ account, chain, transport });

@@ -19,7 +19,5 @@ BALANCE = 10**24
 def account(index: int) -> LocalAccount:
     """The mnemonic's account at m/44'/60'/0'/0/``index``."""
     Account.enable_unaudited_hdwallet_features()
-    derived: LocalAccount = Account.from_mnemonic(
-        MNEMONIC, account_path=f"m/44'/60'/0'/0/{index}"
-    )
+    derived: LocalAccount = Account.from_mnemonic(MNEMONIC, account_path=f"m/44'/60'/0'/0/{index}")
     return derived

@@ -4,12 +4,15 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from eth.abc import BlockAPI, BlockHeaderAPI, ReceiptAPI, SignedTransactionAPI, StateAPI
 from eth.chains.base import Chain
 from eth.constants import POST_MERGE_MIX_HASH, POST_MERGE_NONCE, ZERO_ADDRESS
 from eth.db import get_db_backend
+from eth.typing import AccountDetails
 from eth.vm.forks.prague import PragueVM
+from eth_typing import Address, BlockNumber
 from eth_utils.exceptions import ValidationError
 
 from stack.dev_chain import accounts
@@ -61,7 +64,7 @@ class DevelopmentChain:
     def __init__(self) -> None:
         vm = PragueVM.configure(extra_data_max_bytes=len(EXTRA_DATA))
         configured = Chain.configure(vm_configuration=((0, vm),), chain_id=CHAIN_ID)
-        rich = {
+        rich: AccountDetails = {
             "balance": accounts.BALANCE,
             "nonce": 0,
             "code": b"",
@@ -79,7 +82,7 @@ class DevelopmentChain:
                 "nonce": POST_MERGE_NONCE,
                 "timestamp": int(time.time()),
             },
-            {bytes.fromhex(owner.address[2:]): rich for owner in owners},
+            {Address(bytes.fromhex(owner.address[2:])): rich for owner in owners},
         )
         first = self._evm.get_block_by_header(self._evm.get_canonical_head())
         self._blocks: list[MinedBlock] = []
@@ -131,7 +134,7 @@ class DevelopmentChain:
         """The header of the next block, as it would begin now."""
         parent = self.head.header
         timestamp = self._next_timestamp or int(time.time()) + self._clock_offset
-        vm = self._evm.get_vm_class_for_block_number(self.height + 1)
+        vm = self._evm.get_vm_class_for_block_number(BlockNumber(self.height + 1))
         header = vm.create_header_from_parent(
             parent,
             coinbase=ZERO_ADDRESS,
@@ -191,7 +194,11 @@ class DevelopmentChain:
 
     def decode(self, raw: bytes) -> SignedTransactionAPI:
         """A transaction from its bytes (EIP-2718). Raises whatever py-evm raises for others."""
-        return self._evm.get_vm_class_for_block_number(0).get_transaction_builder().decode(raw)
+        return (
+            self._evm.get_vm_class_for_block_number(BlockNumber(0))
+            .get_transaction_builder()
+            .decode(raw)
+        )
 
     def _append(self, mined: MinedBlock) -> None:
         self._numbers[mined.block.hash] = len(self._blocks)
@@ -200,6 +207,12 @@ class DevelopmentChain:
             transaction.hash: Place(mined, index)
             for index, transaction in enumerate(mined.block.transactions)
         }
+
+
+def base_fee(header: BlockHeaderAPI) -> int:
+    """Wei for a unit of gas that the block burns (EIP-1559)."""
+    fee: Any = header.base_fee_per_gas
+    return int(fee)
 
 
 def logs_before(receipts: Sequence[ReceiptAPI], index: int) -> int:

@@ -1,7 +1,6 @@
 """Calls that leave nothing behind, and how much gas a transaction needs (geth's `eth_call` and
 `eth_estimateGas`)."""
 
-from dataclasses import replace
 from typing import Any
 
 from eth.abc import ComputationAPI, StateAPI
@@ -104,7 +103,8 @@ def minimum_gas(transaction: Any) -> int:
     """Gas that a transaction costs before it executes anything, and at least (EIP-7623)."""
     zeros = transaction.data.count(0)
     tokens = zeros + (len(transaction.data) - zeros) * STANDARD_TOKEN_COST
-    return max(transaction.intrinsic_gas, GAS_TX + TOTAL_COST_FLOOR_PER_TOKEN * tokens)
+    intrinsic: int = transaction.intrinsic_gas
+    return max(intrinsic, GAS_TX + TOTAL_COST_FLOOR_PER_TOKEN * tokens)
 
 
 def _check_funds(state: StateAPI, request: TransactionRequest) -> None:
@@ -123,9 +123,7 @@ def _attempt(state: StateAPI, request: TransactionRequest, gas: int) -> Computat
 
 def _execute(state: StateAPI, request: TransactionRequest, gas: int) -> ComputationAPI:
     # Without a fee, so that the sender needs coins for the value only.
-    transaction: Any = SpoofTransaction(
-        _unsigned(state, request, gas), from_=_sender(request)
-    )
+    transaction: Any = SpoofTransaction(_unsigned(state, request, gas), from_=_sender(request))
     least = minimum_gas(transaction)
     if gas < least:
         raise RpcError(f"intrinsic gas too low: have {gas}, want {least}")

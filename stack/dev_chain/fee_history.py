@@ -5,7 +5,7 @@ from typing import Any
 
 from eth.abc import BlockHeaderAPI
 
-from stack.dev_chain.chain import DevelopmentChain, MinedBlock, Place
+from stack.dev_chain.chain import DevelopmentChain, MinedBlock, Place, base_fee
 from stack.dev_chain.errors import RpcError
 from stack.dev_chain.formats import effective_gas_price
 from stack.dev_chain.params import BlockId
@@ -24,9 +24,7 @@ def fee_history(
     """
     last = chain.block(newest)
     if last is None:
-        raise RpcError(
-            f"request beyond head block: requested {newest.number}, head {chain.height}"
-        )
+        raise RpcError(f"request beyond head block: requested {newest.number}, head {chain.height}")
     number = last.header.block_number
     count = min(count, MAX_BLOCKS, number + 1)
     if count == 0:
@@ -43,9 +41,7 @@ def fee_history(
         "blobGasUsedRatio": [0] * count,
     }
     if percentiles:
-        answer["reward"] = [
-            [hex(tip) for tip in _tips_at(mined, percentiles)] for mined in blocks
-        ]
+        answer["reward"] = [[hex(tip) for tip in _tips_at(mined, percentiles)] for mined in blocks]
     return answer
 
 
@@ -69,8 +65,7 @@ def _tips_at(mined: MinedBlock, percentiles: Sequence[float]) -> list[int]:
 
 
 def _tip(place: Place, header: BlockHeaderAPI) -> int:
-    base: int = header.base_fee_per_gas
-    return effective_gas_price(place.transaction, header) - base
+    return effective_gas_price(place.transaction, header) - base_fee(header)
 
 
 def _gas_used(place: Place) -> int:

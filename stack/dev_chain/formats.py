@@ -7,7 +7,7 @@ from eth.abc import BlockHeaderAPI, SignedTransactionAPI
 from eth_hash.auto import keccak
 from eth_utils.hexadecimal import encode_hex
 
-from stack.dev_chain.chain import MinedBlock, Place, logs_before
+from stack.dev_chain.chain import MinedBlock, Place, base_fee, logs_before
 from stack.dev_chain.pool import fees
 
 Json = dict[str, Any]
@@ -30,12 +30,16 @@ def block(mined: MinedBlock, full: bool) -> Json:
 def pending_block(next_header: BlockHeaderAPI) -> Json:
     """The block that is mined next, as geth shows it: without what only mining gives it."""
     unknown = dict.fromkeys(("hash", "nonce", "miner", "logsBloom"))
-    return header(next_header) | unknown | {
-        "size": hex(len(rlp.encode(next_header))),
-        "transactions": [],
-        "uncles": [],
-        "withdrawals": [],
-    }
+    return (
+        header(next_header)
+        | unknown
+        | {
+            "size": hex(len(rlp.encode(next_header))),
+            "transactions": [],
+            "uncles": [],
+            "withdrawals": [],
+        }
+    )
 
 
 def header(given: BlockHeaderAPI) -> Json:
@@ -168,7 +172,7 @@ def logs(place: Place) -> list[Json]:
 def effective_gas_price(transaction: SignedTransactionAPI, header: BlockHeaderAPI) -> int:
     """Wei that a unit of gas cost in this block (EIP-1559)."""
     fee, tip = fees(transaction)
-    return min(fee, tip + header.base_fee_per_gas)
+    return min(fee, tip + base_fee(header))
 
 
 def _created(transaction: SignedTransactionAPI) -> str:

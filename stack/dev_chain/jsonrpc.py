@@ -52,7 +52,7 @@ class JsonRpc:
         if not isinstance(call, dict):
             return _failure(None, InvalidRequest("invalid request"))
         number = call.get("id")
-        if isinstance(number, dict | list) or isinstance(number, bool):
+        if isinstance(number, dict | list | bool):
             return _failure(None, InvalidRequest("invalid request"))
         method = call.get("method")
         if call.get("jsonrpc") != "2.0" or not isinstance(method, str):

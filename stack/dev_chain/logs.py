@@ -64,9 +64,7 @@ class Filters:
         return self._add(lambda mined: [encode_hex(mined.block.hash)])
 
     def new_transactions(self) -> int:
-        return self._add(
-            lambda mined: [encode_hex(each.hash) for each in mined.block.transactions]
-        )
+        return self._add(lambda mined: [encode_hex(each.hash) for each in mined.block.transactions])
 
     def changes(self, number: int) -> list[Any]:
         """What is new since the last call.

@@ -8,9 +8,9 @@ from importlib.metadata import version
 from typing import Any
 
 from eth_hash.auto import keccak
+from eth_typing import Address
 from eth_utils.hexadecimal import encode_hex
 
-from mesh import json_text
 from stack.dev_chain import execution, formats, logs, params, wallet
 from stack.dev_chain.chain import CHAIN_ID, DevelopmentChain, Place
 from stack.dev_chain.errors import InvalidParams
@@ -71,16 +71,16 @@ def _node() -> dict[str, Method]:
 
 
 def _state(chain: DevelopmentChain) -> dict[str, Method]:
-    def balance(address: bytes, at: BlockId | None) -> str:
+    def balance(address: Address, at: BlockId | None) -> str:
         return hex(chain.state(at or LATEST).get_balance(address))
 
-    def nonce(address: bytes, at: BlockId | None) -> str:
+    def nonce(address: Address, at: BlockId | None) -> str:
         return hex(chain.state(at or LATEST).get_nonce(address))
 
-    def code(address: bytes, at: BlockId | None) -> str:
+    def code(address: Address, at: BlockId | None) -> str:
         return encode_hex(chain.state(at or LATEST).get_code(address))
 
-    def storage(address: bytes, slot: int, at: BlockId | None) -> str:
+    def storage(address: Address, slot: int, at: BlockId | None) -> str:
         return encode_hex(chain.state(at or LATEST).get_storage(address, slot).to_bytes(32, "big"))
 
     def call(request: TransactionRequest, at: BlockId | None) -> str:
@@ -183,13 +183,8 @@ def _sending(chain: DevelopmentChain, pool: Pool) -> dict[str, Method]:
     def send(request: TransactionRequest) -> str:
         return encode_hex(pool.add(wallet.sign_transaction(chain, request)))
 
-    def personal_sign(text: bytes, address: bytes, _: Any) -> str:
+    def personal_sign(text: bytes, address: Address, _: Any) -> str:
         return wallet.sign_text(address, text)
-
-    def sign_typed_data(address: bytes, message: Any) -> str:
-        # Wallets are given it as text, and some as the object itself.
-        read = json_text.loads(message) if isinstance(message, str) else message
-        return wallet.sign_typed_data(address, read)
 
     address, data = params.address, params.data
     return {
@@ -197,7 +192,7 @@ def _sending(chain: DevelopmentChain, pool: Pool) -> dict[str, Method]:
         "eth_sendTransaction": Method(send, (params.transaction_request,)),
         "eth_sign": Method(wallet.sign_text, (address, data)),
         "personal_sign": Method(personal_sign, (data, address), (params.anything,)),
-        "eth_signTypedData_v4": Method(sign_typed_data, (address, params.anything)),
+        "eth_signTypedData_v4": Method(wallet.sign_typed_data, (address, params.typed_data)),
     }
 
 
@@ -223,13 +218,10 @@ def _development(chain: DevelopmentChain, pool: Pool) -> dict[str, Method]:
         pool.clear()
         return True
 
-    def increase_time(seconds: int) -> int:
-        return chain.increase_time(seconds)
-
     return {
         "evm_mine": Method(mine, (), (params.uint64,)),
         "evm_snapshot": Method(snapshot),
         "evm_revert": Method(revert, (params.quantity,)),
-        "evm_increaseTime": Method(increase_time, (params.uint64,)),
+        "evm_increaseTime": Method(chain.increase_time, (params.uint64,)),
         "evm_setNextBlockTimestamp": Method(chain.set_next_timestamp, (params.uint64,)),
     }

@@ -4,6 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from eth_typing import Address
+
+from mesh import json_text
+
 UINT64 = 2**64
 UINT256 = 2**256
 
@@ -33,8 +37,8 @@ LATEST = BlockId(tag="latest")
 class TransactionRequest:
     """A transaction that is not signed yet, or a call; what is None its caller left open."""
 
-    sender: bytes | None
-    to: bytes | None
+    sender: Address | None
+    to: Address | None
     data: bytes
     value: int
     gas: int | None
@@ -43,7 +47,7 @@ class TransactionRequest:
     max_fee: int | None
     max_priority_fee: int | None
     chain_id: int | None
-    access_list: tuple[tuple[bytes, tuple[int, ...]], ...]
+    access_list: tuple[tuple[Address, tuple[int, ...]], ...]
 
     @property
     def fee_cap(self) -> int:
@@ -110,11 +114,11 @@ def hash32(value: Any) -> bytes:
     return found
 
 
-def address(value: Any) -> bytes:
+def address(value: Any) -> Address:
     found = data(value)
     if len(found) != 20:
         raise ValueError("not the 20 bytes of an address")
-    return found
+    return Address(found)
 
 
 def block_id(value: Any) -> BlockId:
@@ -191,7 +195,12 @@ def percentiles(value: Any) -> tuple[float, ...]:
     return tuple(value)
 
 
-def _access_list(value: Any) -> tuple[tuple[bytes, tuple[int, ...]], ...]:
+def typed_data(value: Any) -> Mapping[str, Any]:
+    """EIP-712's object, or its text: libraries send the one or the other."""
+    return _object(json_text.loads(value) if isinstance(value, str) else value)
+
+
+def _access_list(value: Any) -> tuple[tuple[Address, tuple[int, ...]], ...]:
     return tuple(
         (
             address(_object(entry).get("address")),

@@ -5,12 +5,11 @@ from typing import Any
 from eth.abc import SignedTransactionAPI
 from eth.exceptions import PyEVMError
 from eth_keys.exceptions import BadSignature
-from eth_keys.exceptions import ValidationError as InvalidKey
 from eth_utils.exceptions import ValidationError
 from eth_utils.hexadecimal import encode_hex
 from rlp.exceptions import RLPException
 
-from stack.dev_chain.chain import CHAIN_ID, GAS_LIMIT, DevelopmentChain
+from stack.dev_chain.chain import CHAIN_ID, GAS_LIMIT, DevelopmentChain, base_fee
 from stack.dev_chain.errors import RpcError
 from stack.dev_chain.execution import minimum_gas
 from stack.dev_chain.params import LATEST
@@ -72,7 +71,7 @@ class Pool:
             )
         try:
             transaction.check_signature_validity()
-        except (ValidationError, BadSignature, InvalidKey) as error:
+        except (ValidationError, BadSignature) as error:
             raise RpcError("invalid sender") from error
         return transaction
 
@@ -88,9 +87,7 @@ class Pool:
             )
         least = minimum_gas(transaction)
         if transaction.gas < least:
-            raise RpcError(
-                f"intrinsic gas too low: gas {transaction.gas}, minimum needed {least}"
-            )
+            raise RpcError(f"intrinsic gas too low: gas {transaction.gas}, minimum needed {least}")
         state = self._chain.state(LATEST)
         nonce = state.get_nonce(transaction.sender)
         if transaction.nonce < nonce:
@@ -102,7 +99,7 @@ class Pool:
                 f"insufficient funds for gas * price + value: balance {balance}, tx cost {cost}, "
                 f"overshot {cost - balance}"
             )
-        base = self._chain.next_header().base_fee_per_gas
+        base = base_fee(self._chain.next_header())
         if fee < base:
             raise RpcError(
                 "max fee per gas less than block base fee: "

@@ -4,10 +4,11 @@ from typing import Any
 
 from eth_account.messages import encode_defunct
 from eth_account.signers.local import LocalAccount
+from eth_typing import Address
 from eth_utils.hexadecimal import encode_hex
 
 from stack.dev_chain import accounts
-from stack.dev_chain.chain import CHAIN_ID, DevelopmentChain
+from stack.dev_chain.chain import CHAIN_ID, DevelopmentChain, base_fee
 from stack.dev_chain.errors import InvalidParams, RpcError
 from stack.dev_chain.execution import estimate_gas
 from stack.dev_chain.params import LATEST, TransactionRequest
@@ -26,7 +27,9 @@ def sign_transaction(chain: DevelopmentChain, request: TransactionRequest) -> by
     Raises:
         RpcError: the sender is no account of this node, or the transaction would fail.
     """
-    owner = _owner(request.sender or b"")
+    if request.sender is None:
+        raise InvalidParams("missing from")
+    owner = _owner(request.sender)
     if request.chain_id not in (None, CHAIN_ID):
         raise InvalidParams(
             f"chainId does not match node's (have={request.chain_id}, want={CHAIN_ID})"
@@ -52,7 +55,7 @@ def sign_transaction(chain: DevelopmentChain, request: TransactionRequest) -> by
     return bytes(owner.sign_transaction(fields).raw_transaction)
 
 
-def sign_text(address: bytes, text: bytes) -> str:
+def sign_text(address: Address, text: bytes) -> str:
     """A text's signature (EIP-191).
 
     Raises:
@@ -61,7 +64,7 @@ def sign_text(address: bytes, text: bytes) -> str:
     return encode_hex(bytes(_owner(address).sign_message(encode_defunct(text)).signature))
 
 
-def sign_typed_data(address: bytes, message: Any) -> str:
+def sign_typed_data(address: Address, message: Any) -> str:
     """Typed data's signature (EIP-712).
 
     Raises:
@@ -77,7 +80,7 @@ def sign_typed_data(address: bytes, message: Any) -> str:
 
 def suggested_fee(chain: DevelopmentChain) -> int:
     """Wei for a unit of gas with which a transaction gets into the next block."""
-    return int(chain.next_header().base_fee_per_gas) + TIP
+    return base_fee(chain.next_header()) + TIP
 
 
 def _fees(chain: DevelopmentChain, request: TransactionRequest) -> dict[str, int]:
@@ -88,11 +91,11 @@ def _fees(chain: DevelopmentChain, request: TransactionRequest) -> dict[str, int
     if tip is None:
         tip = TIP if fee is None else min(TIP, fee)
     if fee is None:
-        fee = 2 * int(chain.next_header().base_fee_per_gas) + tip
+        fee = 2 * base_fee(chain.next_header()) + tip
     return {"maxFeePerGas": fee, "maxPriorityFeePerGas": tip}
 
 
-def _owner(address: bytes) -> LocalAccount:
+def _owner(address: Address) -> LocalAccount:
     for index in range(accounts.COUNT):
         owner = accounts.account(index)
         if bytes.fromhex(owner.address[2:]) == address:

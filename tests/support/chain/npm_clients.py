@@ -1,4 +1,4 @@
-"""Wallets of the npm packages `ethers` and `viem`, as they are: the scripts in contracts/clients."""
+"""Wallets of the npm packages `ethers` and `viem`: the scripts in contracts/clients."""
 
 import json
 import shutil

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from eth_account import Account
-from eth_account.signers.local import LocalAccount
 from sqlalchemy import select
 
 from market import ledger
