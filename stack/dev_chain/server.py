@@ -19,6 +19,9 @@ IDLE_LIMIT = 60.0
 BODY_LIMIT = 30.0
 """Seconds in which a request's body has to be there; geth's."""
 
+EXTENSIONS = ("chrome-extension", "moz-extension", "safari-web-extension")
+"""Schemes of the origins that wallets in a browser have, which their users installed."""
+
 PREFLIGHT_AGE = 600
 """Seconds for which a browser need not ask again."""
 
@@ -83,7 +86,7 @@ class RpcHandler(BaseHTTPRequestHandler):
         origin = self.headers.get("Origin")
         if not _is_here(urlsplit(f"//{self.headers.get('Host', '')}").hostname):
             self._refuse(HTTPStatus.FORBIDDEN, "invalid host specified")
-        elif origin is not None and not _is_here(urlsplit(origin).hostname):
+        elif origin is not None and not _may_call(origin):
             self._refuse(HTTPStatus.FORBIDDEN, "pages of loopback alone may use this chain")
         else:
             return True
@@ -121,6 +124,12 @@ class RpcHandler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def _may_call(origin: str) -> bool:
+    """Whether a page or an extension with this origin may use the chain."""
+    parts = urlsplit(origin)
+    return parts.scheme in EXTENSIONS or _is_here(parts.hostname)
 
 
 def _is_here(host: str | None) -> bool:

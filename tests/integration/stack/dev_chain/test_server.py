@@ -12,7 +12,6 @@ from stack.dev_chain.jsonrpc import MAX_BATCH
 from tests.integration.stack.dev_chain.conftest import Ask
 
 CALL = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId"}
-ORIGIN = "http://localhost:5173"
 
 
 def refusal(code: int, message: str) -> dict[str, Any]:
@@ -106,19 +105,28 @@ def test_parameters_are_given_by_their_places(http: httpx.Client) -> None:
     assert http.post("/", json=CALL | {"params": None}).json()["result"] == "0x7a69"
 
 
-def test_a_page_of_loopback_may_call(http: httpx.Client) -> None:
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://localhost:5173",
+        "http://127.0.0.1:8000",
+        "https://[::1]",
+        "chrome-extension://nkbihfbeogaeaoehlefnkodbefgpgknn",
+    ],
+)
+def test_a_page_of_loopback_and_a_wallet_may_call(http: httpx.Client, origin: str) -> None:
     asked = {
-        "Origin": ORIGIN,
+        "Origin": origin,
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "content-type",
     }
     preflight = http.options("/", headers=asked)
     assert (preflight.status_code, preflight.content) == (204, b"")
-    assert preflight.headers["access-control-allow-origin"] == ORIGIN
+    assert preflight.headers["access-control-allow-origin"] == origin
     assert "POST" in preflight.headers["access-control-allow-methods"]
     assert preflight.headers["access-control-allow-headers"] == "*"
-    answer = http.post("/", json=CALL, headers={"Origin": ORIGIN})
-    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    answer = http.post("/", json=CALL, headers={"Origin": origin})
+    assert answer.headers["access-control-allow-origin"] == origin
     assert answer.headers["vary"] == "Origin"
     assert answer.json()["result"] == "0x7a69"
 
