@@ -13,7 +13,7 @@ from market.escrow.artifacts import artifact
 from market.escrow.cap_message import cap_message, sign_cap
 from market.escrow.deploy import Roles, Terms, deploy
 from market.settings.deployment import Deployment
-from stack.dev_chain import MNEMONIC
+from stack.dev_chain import accounts
 
 GAS_BALANCE = Web3.to_wei(1, "ether")
 """Wei that an account is given for its gas."""
@@ -27,9 +27,7 @@ def development_account(index: int) -> LocalAccount:
 
     0 settles, 1 holds the FAR supply, 2 is the escrow's admin, 3 its pauser.
     """
-    Account.enable_unaudited_hdwallet_features()
-    account: LocalAccount = Account.from_mnemonic(MNEMONIC, account_path=f"m/44'/60'/0'/0/{index}")
-    return account
+    return accounts.account(index)
 
 
 def write_keystore(account: LocalAccount, path: Path, password: str) -> None:

@@ -24,7 +24,7 @@ from xdist.scheduler import LoadFileScheduling
 from market import db
 from market.settings import Settings
 from market.settings.deployment import Deployment
-from stack import dev_chain
+from stack.dev_chain.server import serve
 from stack.dev_chain_client import DevChainClient, development_account, write_keystore
 from stack.servers import Postgres, free_port, redis_command, wait_for_redis
 from tests.support.folders import server_folder
@@ -117,7 +117,7 @@ def postgres(folder: Path) -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def chain_url() -> Iterator[str]:
     """A development chain in this process."""
-    server = dev_chain.serve(free_port())
+    server = serve(free_port())
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()

@@ -1,12 +1,13 @@
-"""A new user on the embedded stack (`far-mesh up`): wallet, FAR, deposit, login.
+"""A new user on the embedded stack (`far-mesh up`): wallet, FAR, deposit, cap, login.
 
-Prints the token that the API wants, so that a shell can keep it:
+Prints the token that the API wants once the deposit counts, so that a shell can keep it:
 
     TOKEN=$(.venv/bin/python docs/examples/login.py)
 """
 
 import argparse
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -21,12 +22,18 @@ from market.settings.deployment import Deployment
 from mesh.signed_texts import sign_in_message
 from stack.dev_chain_client import DevChainClient
 
+GIVEN, DEPOSITED = Decimal(10), Decimal(5)
+"""FAR."""
+
+TIME_LIMIT = 60.0
+"""Seconds that the platform gets to count the deposit; it takes one or two."""
+
 
 def fund(rpc_url: str, contracts: Deployment, user: LocalAccount) -> None:
-    """10 FAR from the development treasury, half of it deposited and free to be spent."""
+    """FAR from the development treasury, half of it deposited and free to be spent."""
     chain = DevChainClient(rpc_url)
-    chain.give(contracts, user.address, to_units(Decimal(10)))
-    chain.deposit(contracts, user, to_units(Decimal(5)))
+    chain.give(contracts, user.address, to_units(GIVEN))
+    chain.deposit(contracts, user, to_units(DEPOSITED))
 
 
 def login(api_url: str, user: LocalAccount) -> str:
@@ -52,6 +59,21 @@ def login(api_url: str, user: LocalAccount) -> str:
         return token
 
 
+def wait_until_counted(api_url: str, token: str) -> None:
+    """Return once the platform lets all that was deposited be spent: it reads the deposit and the
+    signed cap from the chain, each in a block of its own."""
+    give_up = time.monotonic() + TIME_LIMIT
+    with httpx.Client(base_url=api_url, headers={"Authorization": f"Bearer {token}"}) as http:
+        while True:
+            balance = http.get("/api/billing/balance").raise_for_status().json()
+            spendable = (balance["available_far_exact"], balance["cap"]["left_far_exact"])
+            if min(map(Decimal, spendable)) >= DEPOSITED:
+                return
+            if time.monotonic() > give_up:
+                raise SystemExit(f"The deposit does not count after {TIME_LIMIT:.0f} s.")
+            time.sleep(0.2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--api", default="http://127.0.0.1:8000")
@@ -65,8 +87,10 @@ def main() -> None:
     wanted = parser.parse_args()
     user: LocalAccount = Account.create()
     fund(wanted.rpc, Deployment.read(wanted.contracts), user)
-    print(f"Wallet {user.address} has deposited 5 FAR.", file=sys.stderr)
-    print(login(wanted.api, user))
+    print(f"Wallet {user.address} has deposited {DEPOSITED} FAR.", file=sys.stderr)
+    token = login(wanted.api, user)
+    wait_until_counted(wanted.api, token)
+    print(token)
 
 
 if __name__ == "__main__":

@@ -289,7 +289,6 @@ JSON_OF_OUR_OWN = {
     "node_runner/service/control_socket.py",
     "node_runner/weights/checkpoint_cache.py",
     "stack/demo.py",
-    "stack/dev_chain.py",
 }
 """Files that read JSON which this machine or its operator wrote. All others read that of strangers,
 by `mesh.json_text`."""

@@ -223,7 +223,7 @@ def lower_cap(chain: Chain, user: Any, maximum: int) -> None:
 
 
 def pass_time(chain: Chain, seconds: int) -> None:
-    """Let the next block be so much later."""
+    """Mine a block that is so much later."""
     web3 = chain.actor.web3
     later = web3.eth.get_block("latest")["timestamp"] + seconds
-    web3.provider.make_request(RPCEndpoint("testing_timeTravel"), [later])
+    web3.provider.make_request(RPCEndpoint("evm_mine"), [later])

@@ -31,7 +31,7 @@ from market.chain.open_web3 import open_web3
 from market.escrow.batch_lines import pack_line, pack_lines, unpack_line
 from market.escrow.cap_message import cap_message, sign_cap
 from market.escrow.deploy import DAY
-from stack.dev_chain import MNEMONIC
+from stack.dev_chain.accounts import MNEMONIC
 from stack.dev_chain_client import development_account
 
 CONTRACTS = Path(__file__).resolve().parents[4] / "contracts"
