@@ -1,19 +1,23 @@
 """The application: `uvicorn --factory api.app:create_app`."""
 
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import HTTPConnection
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 from api import web
-from api.http import problem_details
+from api.http import openapi_document, problem_details
 from api.http.caller_address import SITE_BITS, UNKNOWN, address_of, network_of
 from api.http.services import open_services
+from api.middleware.allowed_methods import AllowedMethods
 from api.middleware.body_limit import BodyLimit
 from api.middleware.body_sizes import SMALL_BODY_BYTES, BodySizes
+from api.middleware.cross_origin import allow_origins
+from api.middleware.request_ids import RequestIds
 from api.middleware.request_limit import RequestLimit
 from api.route_table import RouteTable
 from api.routes import auth, billing, health, machines, nodes, provider, relay, weights
@@ -61,6 +65,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+class Application(FastAPI):
+    """Of which a part stands outside of all that `add_middleware` adds, and so of the answers to
+    errors that nobody expected."""
+
+    def __init__(self, *, outermost: Callable[[ASGIApp], ASGIApp], **options: Any) -> None:
+        super().__init__(**options)
+        self._outermost = outermost
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return self._outermost(super().build_middleware_stack())
+
+
 def assemble(settings: Settings, table: RouteTable, *, title: str, summary: str) -> FastAPI:
     """An application with these routes, our errors and services."""
 
@@ -77,18 +93,21 @@ def assemble(settings: Settings, table: RouteTable, *, title: str, summary: str)
         address = address_of(HTTPConnection(scope), settings.limits)
         return UNKNOWN if address is None else network_of(address, SITE_BITS)
 
-    app = FastAPI(
+    def outermost(app: ASGIApp) -> ASGIApp:
+        return RequestIds(allow_origins(app, settings.cors_origins))
+
+    app = Application(
+        outermost=outermost,
         title=title,
         summary=summary,
         version=__version__,
         lifespan=lifespan,
     )
     problem_details.install(app)
+    openapi_document.install(app)
     large = settings.limits.max_body_bytes
     sizes = BodySizes(
-        table.routers,
-        min(SMALL_BODY_BYTES, large),
-        dict.fromkeys((generate.PATH, probe.PATH), large),
+        min(SMALL_BODY_BYTES, large), dict.fromkeys((generate.PATH, probe.PATH), large)
     )
     app.add_middleware(
         BodyLimit,
@@ -105,5 +124,6 @@ def assemble(settings: Settings, table: RouteTable, *, title: str, summary: str)
         uncounted={EXCHANGE_PATH, *health.PATHS},
         with_token={generate.PATH} if generate.router in table.routers else (),
     )
+    app.add_middleware(AllowedMethods)
     app.router.routes.extend(table.routes)
     return app

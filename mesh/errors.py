@@ -6,6 +6,7 @@
     ├── InvalidRequest           422  <field>_<reason>: a field of the request is wrong
     │   ├── MalformedJson        400
     │   ├── BodyTooLarge         413
+    │   ├── MethodNotAllowed     405
     │   ├── TransferTooSlow      408  a body, or the reading of an answer, makes no headway
     │   ├── ContextExceeded      422  prompt and max_tokens do not fit the model's context
     │   ├── KvCapacityExceeded   422  nor any node's KV cache, however empty

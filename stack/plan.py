@@ -26,8 +26,10 @@ SETTINGS = {
     "FAR_PAYMENTS__DEPOSIT_INTERVAL": "1",
     "FAR_DISCOVERY__HEALTH_CHECK_INTERVAL": "5",
     "FAR_DISCOVERY__NODE_TTL": "20",
+    "FAR_CORS_ORIGINS": "http://localhost:*, http://127.0.0.1:*, http://[::1]:*",
 }
-"""A development network does not wait an hour for its money."""
+"""A development network does not wait an hour for its money, and pages that are developed beside it
+may call it."""
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Who is calling, as dependencies of routes."""
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends
 from fastapi.params import Depends as Dependency
@@ -23,6 +23,8 @@ Bearer = Annotated[
     Depends(HTTPBearer(auto_error=False, bearerFormat="JWT", description="From /api/auth/login.")),
 ]
 
+OPTIONAL: dict[str, Any] = {"security": [{}]}
+"""A route's ``openapi_extra``: it has an answer without a token, too."""
 
 LOG_IN = "Log in at /api/auth/login and send 'Authorization: Bearer <token>'."
 

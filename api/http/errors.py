@@ -1,4 +1,4 @@
-"""Errors of HTTP: malformed JSON, body too large."""
+"""Errors of HTTP: malformed JSON, body too large, a method that a path has not."""
 
 from market.errors import InvalidRequest
 
@@ -13,3 +13,9 @@ class BodyTooLarge(InvalidRequest):
     code = "body_too_large"
     status = 413
     title = "Body too large"
+
+
+class MethodNotAllowed(InvalidRequest):
+    code = "method_not_allowed"
+    status = 405
+    title = "Method not allowed"

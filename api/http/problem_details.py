@@ -1,8 +1,6 @@
 """Every error as `application/problem+json` (RFC 9457) with a stable code; never a stack trace."""
 
 import re
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import structlog
@@ -64,22 +62,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(MeshError, _mesh_error)
     for outage in OUTAGES:
         app.add_exception_handler(outage, _outage)
-    app.openapi = partial(_with_problem_media_type, app.openapi)  # type: ignore[method-assign]
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unhandled_error)
-
-
-def _with_problem_media_type(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The OpenAPI document, with the media type that errors really have."""
-    document = made()
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            for status in RESPONSES:
-                content = operation["responses"][status]["content"]
-                if "application/json" in content:
-                    content[MEDIA_TYPE] = content.pop("application/json")
-    return document
 
 
 def render(error: MeshError) -> JSONResponse:
@@ -125,6 +110,7 @@ def _from_validation(error: RequestValidationError) -> InvalidRequest:
     if kind == "extra_forbidden":
         name = where[-1] if FIELD_NAME.fullmatch(where[-1]) else "A field"
         return InvalidRequest(f"{name}: there is no such field.", code="unknown_field")
+    where[0] = where[0].replace("-", "_")  # a header's name
     reason = CODE_SUFFIXES.get(kind, "wrong_type")
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{'.'.join(where)}: {message}.", code=f"{where[0]}_{reason}")

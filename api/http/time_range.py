@@ -5,37 +5,25 @@ from typing import Annotated
 
 from fastapi import Query
 
-from market.errors import InvalidRequest
+from api.schemas.base import Timestamp
 
-From = Annotated[
-    dt.datetime | None, Query(alias="from", description="Not before; UTC if no offset.")
-]
-To = Annotated[dt.datetime | None, Query(description="Before this; UTC if no offset.")]
+From = Annotated[Timestamp | None, Query(alias="from", description="Not before; UTC if no offset.")]
+To = Annotated[Timestamp | None, Query(description="Before this; UTC if no offset.")]
 
 EARLIEST = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 LATEST = dt.datetime(9000, 1, 1, tzinfo=dt.UTC)
-"""Times beyond either cannot be moved between zones by every library on the way."""
+"""Times beyond either cannot be moved between zones by every library on the way, and nothing
+happened then."""
 
 
 def time_range(
     since: dt.datetime | None, to: dt.datetime | None
 ) -> tuple[dt.datetime, dt.datetime]:
-    """From when to when, in UTC; as wide as can be where a side is not given.
-
-    Raises:
-        InvalidRequest: the end is before the beginning, or a time is out of bounds.
-    """
-    first = EARLIEST if since is None else _instant(since, "from")
-    end = LATEST if to is None else _instant(to, "to")
-    if first > end:
-        raise InvalidRequest("to: it is before from.", code="to_out_of_range")
-    return first, end
+    """From when to when, in UTC; as wide as can be where a side is not given. Empty if the end is
+    before the beginning."""
+    return _instant(since or EARLIEST), _instant(to or LATEST)
 
 
-def _instant(given: dt.datetime, field: str) -> dt.datetime:
+def _instant(given: dt.datetime) -> dt.datetime:
     instant = given if given.tzinfo is not None else given.replace(tzinfo=dt.UTC)
-    if not EARLIEST <= instant <= LATEST:
-        raise InvalidRequest(
-            f"{field}: a time between 2000 and 9000.", code=f"{field}_out_of_range"
-        )
-    return instant.astimezone(dt.UTC)
+    return min(max(instant, EARLIEST), LATEST).astimezone(dt.UTC)

@@ -1,1 +1,1 @@
-"""Before a route is looked for, a request is counted, and its body taken in."""
+"""Before a route is looked for, a request is named and counted, and its body taken in."""

@@ -1,6 +1,7 @@
 """Is this replica alive, can it work, and its metrics."""
 
 from contextlib import suppress
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -24,13 +25,21 @@ PROBE_TIMEOUT = 2.0
 """Seconds that Postgres and Redis each have to answer, so that a probe is answered in time."""
 
 
+JSON: dict[str, Any] = {"application/json": {}}
+METRICS: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+"""Contents of answers."""
+
+
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
     """The process runs."""
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get(
+    "/readyz",
+    responses={503: {"description": "One of them does not answer.", "content": JSON}},
+)
 async def readyz(services: WithServices, reads: WithReads) -> JSONResponse:
     """The process reaches Postgres and Redis: 200 if so, 503 if not."""
 
@@ -45,7 +54,7 @@ async def readyz(services: WithServices, reads: WithReads) -> JSONResponse:
     )
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=Response, responses={200: {"content": METRICS}})
 async def prometheus(request: Request, services: WithServices, reads: WithReads) -> Response:
     """Metrics of this process (text format), for the operator's networks."""
     if not _may_read_metrics(request, services.settings.limits):

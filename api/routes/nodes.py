@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials
 
 from api.http import rate_limits
-from api.http.authentication import Bearer, CallingNode, authenticate_current
+from api.http.authentication import OPTIONAL, Bearer, CallingNode, authenticate_current
 from api.http.public_reads import WithReads
 from api.http.rate_limits import address_of
 from api.http.services import Services, WithServices
@@ -32,7 +32,7 @@ status_router = APIRouter(prefix="/api/nodes", tags=["nodes"])
 """The gateway's alone."""
 
 
-@router.post("/register-distributed", response_model_exclude_none=True)
+@router.post("/register-distributed", response_model_exclude_none=True, openapi_extra=OPTIONAL)
 async def register(
     body: RegistrationBody, request: Request, bearer: Bearer, services: WithServices
 ) -> RegistrationAnswer:

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from api.http import rate_limits
-from api.http.authentication import Bearer, BillingCaller, authenticate
+from api.http.authentication import OPTIONAL, Bearer, BillingCaller, authenticate
 from api.http.csv_export import CSV_RESPONSE, csv_response
 from api.http.public_reads import WithReads, encoded, json_response
 from api.http.services import Services, WithServices
@@ -25,7 +25,12 @@ Wallet = Annotated[
 Days = Annotated[int, Query(ge=1, le=MAX_HISTORY_DAYS, description="How far back.")]
 
 
-@router.get("/stats", response_model=ProviderStats, dependencies=[rate_limits.READS.by_address()])
+@router.get(
+    "/stats",
+    response_model=ProviderStats,
+    dependencies=[rate_limits.READS.by_address()],
+    openapi_extra=OPTIONAL,
+)
 async def stats(
     bearer: Bearer, services: WithServices, reads: WithReads, wallet_address: Wallet = None
 ) -> Response:
@@ -42,6 +47,7 @@ async def stats(
     "/earnings/history",
     response_model=list[EarningsPoint],
     dependencies=[rate_limits.READS.by_address()],
+    openapi_extra=OPTIONAL,
 )
 async def history(
     bearer: Bearer,

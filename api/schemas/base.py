@@ -5,15 +5,16 @@ exact string beside it in JSON), `vram_gb` may be 0 (CPU nodes), `public_addr` m
 or IPv6, and a session never carries its prompt.
 """
 
+import datetime as dt
 import re
 from decimal import Decimal
-from ipaddress import IPv6Address
 from typing import Annotated, Any
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Strict,
     StringConstraints,
     model_validator,
 )
@@ -45,34 +46,27 @@ MachineName = Annotated[
 """What a provider calls a machine. It stands in a text that his wallet shows him: so it is one
 line, in letters that EIP-4361 allows."""
 
-HOST_LABEL = re.compile(r"[A-Za-z0-9-]{1,63}")
+_HOST = r"[A-Za-z0-9][A-Za-z0-9-]{0,62}(\.[A-Za-z0-9-]{1,63})*\.?|\[[0-9A-Fa-f:.]{2,45}\]"
+_PORT = r"[1-9][0-9]{0,3}|[1-5][0-9]{4}|6([0-4][0-9]{3}|5([0-4][0-9]{2}|5([0-2][0-9]|3[0-5])))"
+
+Address = Annotated[str, StringConstraints(max_length=255, pattern=rf"^({_HOST}):({_PORT})$")]
+"""``host:port``, the host an IPv4 address, an IPv6 address in brackets, or a name. Nothing of ours
+connects there: providers open no port."""
+
+Price = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,20}(\.[0-9]{1,18})?$")]
+"""FAR as decimal text, exact to a base unit."""
 
 
-def _address(value: str) -> str:
-    """``host:port``, the host an IPv4 address, an IPv6 address in brackets, or a name."""
-    host, _, port = value.rpartition(":")
-    if not (_is_ipv6(host) if host.startswith("[") else _is_host_name(host)):
-        raise ValueError("the host is no name or address")
-    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16):
-        raise ValueError("the port is not within 1 to 65535")
+def _is_date_text(value: Any) -> Any:
+    if not isinstance(value, dt.datetime) and not (isinstance(value, str) and DATE.match(value)):
+        raise ValueError("a date, or a date and a time, as RFC 3339 has them")
     return value
 
 
-def _is_host_name(host: str) -> bool:
-    labels = host.removesuffix(".").split(".")
-    return not host.startswith("-") and all(map(HOST_LABEL.fullmatch, labels))
+DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ]|$)")
 
-
-def _is_ipv6(host: str) -> bool:
-    try:
-        address = IPv6Address(host[1:-1])
-    except ValueError:
-        return False
-    return host.endswith("]") and address.scope_id is None
-
-
-Address = Annotated[str, StringConstraints(max_length=255), AfterValidator(_address)]
-"""Where a node can be reached. Nothing of ours connects there: providers open no port."""
+Timestamp = Annotated[dt.datetime, Strict(False), BeforeValidator(_is_date_text)]
+"""A time of RFC 3339, or a date. Pydantic alone takes numbers for times, too."""
 
 
 MAX_FIELDS = 100
@@ -81,9 +75,10 @@ hundred thousand."""
 
 
 class RequestBody(BaseModel):
-    """What strangers send: only fields that we know, and no number that is none."""
+    """What strangers send: only fields that we know, of the types that the schema names, and no
+    number that is none."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     @model_validator(mode="before")
     @classmethod

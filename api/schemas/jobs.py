@@ -3,7 +3,7 @@
 import datetime as dt
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field, Strict, StringConstraints, WithJsonSchema
 
 from api.schemas.base import ModelId, RequestBody, amounts_far
 from market.geo.distance import Coordinates
@@ -127,18 +127,24 @@ class AcceptedJob(BaseModel):
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_TEXT)]
 
 
+RequestedTier = Annotated[
+    Tier, Strict(False), WithJsonSchema({"type": "string", "enum": [Tier.STANDARD]})
+]
+"""The others are reserved, and refused by a code of their own."""
+
+
 class GenerateBody(RequestBody):
     """A request to generate text (§7.1). Priced by token of the prompt and by generated token."""
 
     model_id: ModelId
     prompt: str = Field(min_length=1)
-    max_tokens: int = Field(100, ge=1, le=MAX_TOKENS, strict=True)
-    temperature: float = Field(0.7, ge=0, le=2, strict=True)
+    max_tokens: int = Field(100, ge=1, le=MAX_TOKENS)
+    temperature: float = Field(0.7, ge=0, le=2)
     """0 chooses the likeliest token each time."""
-    top_p: float = Field(0.9, gt=0, le=1, strict=True)
-    stream: bool = Field(False, strict=True)
-    tier: Tier = Tier.STANDARD
-    seed: int | None = Field(None, ge=0, lt=2**63, strict=True)
+    top_p: float = Field(0.9, gt=0, le=1)
+    stream: bool = False
+    tier: RequestedTier = Tier.STANDARD
+    seed: int | None = Field(None, ge=0, lt=2**63)
     """The same seed and request give the same text."""
     stop: list[StopText] = Field([], max_length=MAX_STOP_TEXTS)
     """Generation ends before any of these."""

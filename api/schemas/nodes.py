@@ -2,17 +2,18 @@
 
 import datetime as dt
 from dataclasses import fields
-from decimal import Decimal
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, Strict
 
 from api.schemas.base import (
     Address,
     ChosenId,
     Label,
     ModelId,
+    Price,
     RequestBody,
+    Timestamp,
     WalletAddress,
     amounts_far,
 )
@@ -62,7 +63,7 @@ class RegistrationBody(RequestBody):
     """Room for weights and KV; 0 where it does not say."""
     max_sessions: int = Field(0, ge=0, le=1_000_000)
     """Generations that it takes at once; 0 for no limit but its memory."""
-    min_price: Decimal | None = Field(None, ge=0, max_digits=38, decimal_places=18)
+    min_price: Price | None = None
     """FAR a token of the model, for less than which it does not serve."""
     dht_key: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     """Ed25519 key, in hex, with which the node signs what it announces in the DHT."""
@@ -71,13 +72,6 @@ class RegistrationBody(RequestBody):
     """When the signature expires, as it was signed: in UTC, such as 2035-01-31T12:00:00Z."""
     signature: str | None = Field(None, max_length=1024)
 
-    @field_validator("layers_served")
-    @classmethod
-    def _consecutive(cls, layers: list[int] | None) -> list[int] | None:
-        if layers and layers != list(range(layers[0], layers[0] + len(layers))):
-            raise ValueError("the layers are not consecutive")
-        return layers
-
     def registration(self, layers: int) -> NodeRegistration:
         """What the node says of itself, with the span that it means, whichever way it says it.
 
@@ -85,7 +79,8 @@ class RegistrationBody(RequestBody):
             layers: Of the model.
 
         Raises:
-            InvalidRequest: the span is not within the model, or is said in two ways that differ.
+            InvalidRequest: the span is not within the model, has gaps, or is said in two ways that
+                differ.
         """
         start, end = self.start_layer, self.end_layer
         if not self.placeable:
@@ -108,14 +103,18 @@ class RegistrationBody(RequestBody):
             quantization=self.quantization,
             memory_bytes=self.memory_bytes,
             max_sessions=self.max_sessions,
-            min_price=None if self.min_price is None else str(self.min_price),
+            min_price=self.min_price,
             dht_key=self.dht_key,
         )
 
     def _span(self, layers: int) -> tuple[int, int]:
         if not self.layers_served:
             return checked_span(self.start_layer, self.end_layer, layers)
-        listed = self.layers_served[0], self.layers_served[-1] + 1
+        listed = self.layers_served[0], self.layers_served[0] + len(self.layers_served)
+        if self.layers_served != list(range(*listed)):
+            raise InvalidRequest(
+                "layers_served: the layers are not consecutive.", code="layers_served_malformed"
+            )
         end = layers if self.end_layer is None else self.end_layer
         given = {"start_layer": self.start_layer, "end_layer": end}
         for (name, value), layer in zip(given.items(), listed, strict=True):
@@ -131,7 +130,7 @@ class RegistrationBody(RequestBody):
 Layer = Annotated[int, Field(ge=0, le=100_000)]
 
 
-Span = tuple[Layer, Layer]
+Span = Annotated[tuple[Layer, Layer], Strict(False)]
 """A span: start and end (not included)."""
 
 
@@ -169,7 +168,7 @@ class HeartbeatBody(RequestBody):
     fetched_bytes: int = Field(0, ge=0, le=2**60)
     """Bytes of weights that its process has fetched since it began. While they grow, it counts as
     loading."""
-    last_seen: dt.datetime | None = None
+    last_seen: Timestamp | None = None
     """The specification has it. What counts is when the heartbeat arrives."""
 
     def heartbeat(self) -> Heartbeat:

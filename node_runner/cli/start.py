@@ -77,7 +77,8 @@ def start(
     windows = _schedule(schedule)
     if auto_update and is_checkout():
         raise fail("--auto-update is for an installed far-node; this one runs from a checkout.")
-    _check_limits(max_sessions, min_price)
+    _check_sessions(max_sessions)
+    min_price = _price(min_price)
     layers = _span(span)
     credential = credentials.choose(wallet, discovery, keyfile, lookup=bool(dht_peers))
     if len(devices) > 1 or windows is not None or auto_update:
@@ -219,12 +220,18 @@ def _schedule(text: str | None) -> Schedule | None:
         raise fail(f"--schedule: {error}") from None
 
 
-def _check_limits(max_sessions: int | None, min_price: str | None) -> None:
+def _check_sessions(max_sessions: int | None) -> None:
     if max_sessions is not None and max_sessions < 1:
         raise fail(f"--max-sessions is at least 1; got {max_sessions}.")
+
+
+def _price(text: str | None) -> str | None:
+    """As the platform takes it: without a sign or an exponent."""
     try:
-        good = min_price is None or 0 <= Decimal(min_price) < Decimal(10**20)
+        price = None if text is None else Decimal(text)
+        good = price is None or 0 <= price < Decimal(10**20)
     except InvalidOperation:
         good = False
     if not good:
-        raise fail(f"--min-price is an amount of FAR such as 0.0001; got {min_price!r}.")
+        raise fail(f"--min-price is an amount of FAR such as 0.0001; got {text!r}.")
+    return None if price is None else f"{abs(price):f}"

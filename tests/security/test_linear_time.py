@@ -6,7 +6,6 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 import httpx
@@ -42,7 +41,7 @@ from tests.support.patterns import sources
 
 
 def _job_entry(text: str) -> object:
-    return jobs._entry_after(text, Job(max_tokens=100))
+    return jobs._entry_after(EVENT_ID.validate_python(text), Job(max_tokens=100))
 
 
 def _forwarded(name: str, proxies: int) -> Callable[[str], object]:
@@ -59,7 +58,8 @@ def _retry_after(text: str) -> object:
 
 WALLET = "0x" + "11" * 20
 AUTH = AuthSettings.model_validate({"jwt_secret": "s" * 32})
-TIME = TypeAdapter(datetime)
+EVENT_ID = TypeAdapter(jobs.EventId)
+TIME = TypeAdapter(base.Timestamp)
 
 PARSERS: dict[str, Callable[[str], object]] = {
     "a sign-in message": login_message.parse,
@@ -74,7 +74,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "Forwarded of many proxies": _forwarded("forwarded", 16),
     "a time": TIME.validate_python,
     "Last-Event-ID": _job_entry,
-    "Idempotency-Key": generate._check_key,
+    "Idempotency-Key": TypeAdapter(generate.IdempotencyKey).validate_python,
     "Prefer": lambda text: [each.strip().lower() for each in text.split(",")],
     "Retry-After": _retry_after,
     "a cell of a table": statements._text,
@@ -83,7 +83,8 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "a file's name": is_safe_name,
     "a request id": is_request_id,
     "a cursor": is_cursor,
-    "a host": base._address,
+    "a host": TypeAdapter(base.Address).validate_python,
+    "a price": TypeAdapter(base.Price).validate_python,
 }
 
 BYTES: dict[str, Callable[[bytes], object]] = {

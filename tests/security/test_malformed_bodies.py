@@ -144,7 +144,7 @@ async def test_a_body_is_the_routes_alone(empty_gateway: Gateway) -> None:
 
     async def send_nothing(message: Any) -> None: ...
 
-    sizes = BodySizes([], 0, {})
+    sizes = BodySizes(0, {})
     sizes.of = lambda scope: 10  # type: ignore[method-assign]
     budget = TransferBudget(LimitSettings())
     app = Kept(route, sizes, budget, owner_of=lambda scope: "somebody")

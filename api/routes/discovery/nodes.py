@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from api.http import rate_limits
+from api.http.authentication import OPTIONAL
 from api.http.public_reads import PublicReads, WithReads, encoded, json_response
 from api.http.services import Services, WithServices
 from api.routes import nodes
@@ -22,7 +23,7 @@ router = APIRouter(tags=["discovery"])
 service_router = APIRouter(prefix="/nodes", tags=["discovery"])
 """The paths that the specification's discovery service has, beside those under `/api`."""
 
-service_router.post("/register")(nodes.register)
+service_router.post("/register", openapi_extra=OPTIONAL)(nodes.register)
 
 
 service_router.post("/heartbeat")(nodes.heartbeat)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import StringConstraints
 
 from api.http import rate_limits
 from api.http.authentication import InferenceCaller
@@ -13,7 +14,6 @@ from api.http.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
 from api.routes.inference.sse import EVENT_STREAM, cancelling_stream
 from api.schemas.jobs import AcceptedJob, GenerateBody, JobView
-from market.errors import InvalidRequest
 from market.jobs import cancellation
 from market.jobs.reading import reader_errors
 from market.jobs.request import Idempotency
@@ -26,7 +26,10 @@ router = APIRouter(prefix="/api/inference", tags=["inference"])
 PATH = f"{router.prefix}/distributed/generate"
 """Where bodies may be as long as a prompt."""
 
-MAX_IDEMPOTENCY_KEY = 255
+IdempotencyKey = Annotated[
+    str, StringConstraints(min_length=1, max_length=255, pattern=r"^[!-~]([ -~]*[!-~])?$")
+]
+"""Printable ASCII, as a header's value comes: without spaces around it."""
 
 DISCONNECT_POLL_SECONDS = 0.5
 """Seconds between looks whether a client that waits for a whole answer is still there."""
@@ -47,7 +50,7 @@ async def generate(
     services: WithServices,
     held: HeldForAnswer,
     prefer: Annotated[str, Header()] = "",
-    idempotency_key: Annotated[str | None, Header()] = None,
+    idempotency_key: Annotated[IdempotencyKey | None, Header()] = None,
 ) -> Response:
     """Generate text.
 
@@ -61,8 +64,6 @@ async def generate(
     """
     await rate_limits.GENERATIONS_OF_ADDRESS.count_address(services, request)
     await rate_limits.GENERATIONS_OF_WALLET.count(services, caller.wallet)
-    if idempotency_key is not None:
-        _check_key(idempotency_key)
     waits = "respond-async" not in [preference.strip().lower() for preference in prefer.split(",")]
     if waits:
         held.enter_context(services.reader_slots.hold(caller.wallet))
@@ -109,18 +110,3 @@ async def _result(services: Services, job: Job) -> Response:
         raise reader_errors.failure(ended.request_id, ended.error_code, ended.token_count, cost)
     result = JobView.of(snapshot)
     return JSONResponse(result.model_dump(mode="json"))
-
-
-def _check_key(key: str) -> None:
-    reason = None
-    if not key:
-        reason = "empty"
-    elif len(key) > MAX_IDEMPOTENCY_KEY:
-        reason = "too_long"
-    elif not (key.isascii() and key.isprintable()):
-        reason = "malformed"
-    if reason is not None:
-        raise InvalidRequest(
-            f"Idempotency-Key needs 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters.",
-            code=f"idempotency_key_{reason}",
-        )

@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Response, status
+from pydantic import StringConstraints
 from sse_starlette import EventSourceResponse
 
 from api.http.authentication import InferenceCaller
@@ -15,8 +16,17 @@ from market.jobs import cancellation, queries
 from market.jobs.reading import reader_errors
 from market.jobs.tables import Job
 from mesh import token_stream
+from mesh.wire.limits import MAX_TOKENS
 
 router = APIRouter(prefix="/api/inference", tags=["inference"])
+
+LAST = "-done"
+"""Ends the id of a stream's last event."""
+
+EventId = Annotated[
+    str, StringConstraints(pattern=rf"^([0-9]{{1,{len(str(MAX_TOKENS))}}}({LAST})?)?$")
+]
+"""Of an event, or nothing: an `EventSource` that has seen none may send an empty one."""
 
 
 @router.get("/jobs/{request_id}")
@@ -28,22 +38,28 @@ async def poll(request_id: str, caller: InferenceCaller, services: WithServices)
 @router.get(
     "/jobs/{request_id}/events",
     response_class=EventSourceResponse,
-    responses={200: {"content": EVENT_STREAM}},
+    responses={
+        200: {"content": EVENT_STREAM},
+        204: {"description": "`Last-Event-ID` is the last event's: nothing follows it."},
+    },
 )
 async def events(
     request_id: str,
     caller: InferenceCaller,
     services: WithServices,
     held: HeldForAnswer,
-    last_event_id: Annotated[str | None, Header()] = None,
+    last_event_id: Annotated[EventId, Header()] = "",
 ) -> Response:
     """The job's tokens as server-sent events, from the first, or after `Last-Event-ID`.
 
-    Closing this stream does not cancel the job.
+    Closing this stream does not cancel the job. An `EventSource`, which connects again when a
+    stream ends, is told by 204 to stop.
     """
     held.enter_context(services.reader_slots.hold(caller.wallet, request_id))
     job = await services.snapshots.find(caller.wallet, request_id)
     after = _entry_after(last_event_id, job)
+    if last_event_id.endswith(LAST):
+        return Response(status_code=status.HTTP_204_NO_CONTENT)
     if job.status in queries.ENDED and not await reader_errors.readable(services, job):
         raise reader_errors.stream_expired(request_id)
     return job_stream(services, job, after)
@@ -61,14 +77,12 @@ async def cancel(request_id: str, caller: InferenceCaller, services: WithService
     return JobView.of(await services.snapshots.get(caller.wallet, request_id))
 
 
-def _entry_after(last_event_id: str | None, job: Job) -> str:
+def _entry_after(last_event_id: str, job: Job) -> str:
     if not last_event_id:
         return token_stream.START
-    digits = last_event_id.removesuffix("-done")
-    # No longer than any id of this stream, so that it is a number that Redis can take.
-    ours = digits.isascii() and digits.isdigit() and len(digits) <= len(str(job.max_tokens))
-    if not ours or int(digits) > job.max_tokens:
+    tokens = int(last_event_id.removesuffix(LAST))
+    if tokens > job.max_tokens:
         raise InvalidRequest(
             "Last-Event-ID is the id of an event of this stream.", code="last_event_id_malformed"
         )
-    return f"{int(digits)}-0"
+    return f"{tokens}-0"

@@ -1,27 +1,21 @@
-"""The page on which a wallet lets a machine in, in a real browser.
-
-Needs Chromium on the PATH (`apt-get install chromium`), or where FAR_TEST_CHROMIUM says.
-"""
+"""The page on which a wallet lets a machine in, in a real browser."""
 
 import os
-import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from eth_account.messages import encode_defunct
-from playwright.async_api import Browser, Page, ViewportSize, async_playwright
+from playwright.async_api import Browser, Page, ViewportSize
 from redis.asyncio import Redis
 
 from market.settings import Settings
 from stack.servers import free_port
+from tests.support.browser import needs_chromium, open_browser
 from tests.support.gateway.api import PROVIDER, PROVIDER_WALLET, Gateway, open_gateway, problem
 from tests.support.gateway.api_served import serve
 
-CHROMIUM = os.environ.get("FAR_TEST_CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 PICTURES = os.environ.get("FAR_TEST_PICTURES")
 """A folder for pictures of the pages, for people to look at."""
 
@@ -39,7 +33,7 @@ window.ethereum = {
 """
 """An EIP-1193 provider, whose key is in the test."""
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium on the PATH.")
+pytestmark = needs_chromium
 
 
 class Wallet:
@@ -86,13 +80,8 @@ async def gateway(make_settings: Callable[..., Settings], redis: Redis) -> Async
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        # Chromium's own sandbox does not start as root, as tests in containers run.
-        opened = await playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
+    async with open_browser() as opened:
         yield opened
-        await opened.close()
 
 
 async def begin(gateway: Gateway) -> dict[str, Any]:

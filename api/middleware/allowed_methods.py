@@ -1,0 +1,74 @@
+"""Methods of a path, of all its routes together: what `OPTIONS` and 405 say, and `HEAD` wherever
+`GET` is."""
+
+import re
+from collections.abc import Iterable
+
+from fastapi.routing import iter_route_contexts
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http.errors import MethodNotAllowed
+from api.http.problem_details import render
+
+
+class AllowedMethods:
+    """Answers what no route does. The framework knows one route's methods at a time, of which most
+    have one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._paths: list[tuple[re.Pattern[str], frozenset[str]]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        methods = self._methods(scope)
+        method = scope["method"]
+        if not methods or method in methods:  # without a route: 404
+            await self._app(scope, receive, send)
+        elif method == "HEAD" and "GET" in methods:
+            await self._app({**scope, "method": "GET"}, receive, _HeadOnly(send))
+        else:
+            implied = {"OPTIONS", "HEAD"} if "GET" in methods else {"OPTIONS"}
+            await _answer(method, scope["path"], methods | implied)(scope, receive, send)
+
+    def _methods(self, scope: Scope) -> set[str]:
+        """Those of all routes that the path matches; none if it matches none."""
+        if not self._paths:
+            self._paths = list(_paths(scope["app"].routes))
+        found = (methods for pattern, methods in self._paths if pattern.match(scope["path"]))
+        return set().union(*found)
+
+
+def _paths(routes: Iterable[BaseRoute]) -> Iterable[tuple[re.Pattern[str], frozenset[str]]]:
+    for route in iter_route_contexts(list(routes)):
+        # What is mounted are files.
+        methods = {"GET"} if isinstance(route.original_route, Mount) else route.methods
+        if methods:  # a WebSocket has none
+            yield route.path_regex, frozenset(methods)
+
+
+def _answer(method: str, path: str, allowed: set[str]) -> Response:
+    if method == "OPTIONS":
+        response = Response(status_code=204)
+    else:
+        error = MethodNotAllowed(f"{path} has no {method}; the header Allow says what it has.")
+        response = render(error)
+    response.headers["Allow"] = ", ".join(sorted(allowed))
+    return response
+
+
+class _HeadOnly:
+    """Sends an answer's head, and ends it there: the server tells whoever still writes that its
+    client is gone."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._send(message)
+            await self._send({"type": "http.response.body", "body": b""})
