@@ -42,6 +42,6 @@ def _completed(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def _name_media_type_of_problems(responses: dict[str, Any]) -> None:
     for status in problem_details.RESPONSES:
-        content = responses[status]["content"]
+        content = responses[str(status)]["content"]
         if "application/json" in content:
             content[problem_details.MEDIA_TYPE] = content.pop("application/json")

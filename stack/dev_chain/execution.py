@@ -104,7 +104,8 @@ def minimum_gas(transaction: Any) -> int:
     zeros = transaction.data.count(0)
     tokens = zeros + (len(transaction.data) - zeros) * STANDARD_TOKEN_COST
     intrinsic: int = transaction.intrinsic_gas
-    return max(intrinsic, GAS_TX + TOTAL_COST_FLOOR_PER_TOKEN * tokens)
+    floor: int = GAS_TX + TOTAL_COST_FLOOR_PER_TOKEN * tokens
+    return max(intrinsic, floor)
 
 
 def _check_funds(state: StateAPI, request: TransactionRequest) -> None:
