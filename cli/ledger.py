@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from web3.exceptions import Web3Exception
 
 from cli.console import console, fail
 from market import db
@@ -62,7 +63,7 @@ def rescan(
     log.configure(json=settings.log_json)
     try:
         found = asyncio.run(_rescanned(settings, first))
-    except MeshError as error:
+    except (MeshError, Web3Exception) as error:
         fail(error)
     console.print(f"Compared blocks {found.first} to {found.last}.")
     if found.differs_at is None:

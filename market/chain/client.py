@@ -27,6 +27,9 @@ from market.chain.transactions import Fees
 BASE_FEE_MULTIPLIER = 2
 """Times the base fee that a new transaction offers: six full blocks raise it by no more."""
 
+REFUSALS = (ChainError, Web3Exception, OSError, ValueError, TypeError, LookupError, AttributeError)
+"""What asking one endpoint may raise: it refuses, or what it shows makes no sense."""
+
 QUORUM = 2
 """Endpoints that have to say the same before it moves money, where there are as many."""
 
@@ -78,7 +81,7 @@ class ChainClient:
             count = max(1, QUORUM - len(answers))
             asked, waiting = waiting[:count], waiting[count:]
             for outcome in await asyncio.gather(*map(ask, asked), return_exceptions=True):
-                if isinstance(outcome, ChainError | Web3Exception):
+                if isinstance(outcome, REFUSALS):
                     refusals.append(outcome)
                 elif isinstance(outcome, BaseException):
                     raise outcome
@@ -86,7 +89,10 @@ class ChainClient:
                     return outcome
                 else:
                     answers.append(outcome)
-        said = "; ".join(str(refusal) for refusal in refusals) or "no two of them say the same"
+        said = (
+            "; ".join(f"{type(each).__name__}: {each}" for each in refusals)
+            or "no two of them say the same"
+        )
         reason = f"Of {len(self._provider.endpoints)} endpoints {len(answers)} answer: {said}."
         moved = len(answers) > 1 or any(isinstance(each, ChainMoved) for each in refusals)
         raise ChainMoved(reason) if moved else ChainUnreachable(reason)
@@ -130,9 +136,7 @@ class ChainClient:
             *(client._final_block(tag, depth) for client in clients), return_exceptions=True
         )
         for outcome in found:
-            if isinstance(outcome, BaseException) and not isinstance(
-                outcome, ChainError | Web3Exception
-            ):
+            if isinstance(outcome, BaseException) and not isinstance(outcome, REFUSALS):
                 raise outcome
         numbers = sorted(each for each in found if isinstance(each, int))
         if len(numbers) < QUORUM:

@@ -22,7 +22,7 @@ from web3.types import RPCEndpoint, RPCResponse
 
 from market.chain.bounded_http import BoundedProvider
 from market.chain.errors import AnswerTooLarge, ChainError, ChainUnreachable
-from market.chain.rpc_errors import asks_another, error_message, is_not_found
+from market.chain.rpc_errors import REQUESTS_LIMITED, asks_another, error_message, is_not_found
 from market.settings.payments import PaymentsSettings
 from mesh.clock_skew import CLOCK_SKEW
 
@@ -36,6 +36,9 @@ POLL_SECONDS = 5.0
 
 MAX_BATCH = 50
 """Requests in one HTTP request: blocks of BSC have some 20 kB each without their transactions."""
+
+BATCH_REFUSED = (400, 405, 413, 415, 422)
+"""HTTP statuses by which an endpoint refuses a batch as such, and not whoever asks."""
 
 CONCURRENT = 8
 """Requests at one time to an endpoint that takes no batches."""
@@ -140,10 +143,12 @@ class Endpoint(AsyncBaseProvider):
                 *await self._request_all(requests[:half]),
                 *await self._request_all(requests[half:]),
             ]
-        except ClientResponseError:
-            answer = None
         except TRANSPORT_ERRORS as error:
-            raise ChainUnreachable(f"{self.name}: {type(error).__name__}") from None
+            if not isinstance(error, ClientResponseError) or error.status not in BATCH_REFUSED:
+                raise ChainUnreachable(f"{self.name}: {type(error).__name__}") from None
+            answer = None
+        if isinstance(answer, dict) and REQUESTS_LIMITED.search(error_message(answer)):
+            raise ChainUnreachable(f"{self.name}: too many requests")
         if not isinstance(answer, list) or len(answer) != len(requests):
             self._takes_batches = False
             return None
@@ -172,7 +177,7 @@ class Endpoint(AsyncBaseProvider):
             ChainUnreachable: it is a refusal that says nothing of the chain.
         """
         if is_not_found(method, answer):
-            return {"jsonrpc": "2.0", "id": answer["id"], "result": None}
+            return {"jsonrpc": "2.0", "id": answer.get("id"), "result": None}
         reason = asks_another(method, answer)
         if reason is not None:
             log.info("rpc_refused", endpoint=self.name, method=method, said=error_message(answer))
@@ -219,7 +224,8 @@ class FailoverProvider(AsyncBaseProvider):
     """A web3 provider over any number of JSON-RPC endpoints.
 
     Args:
-        urls: In order of preference among those whose heads are equal.
+        urls: In order of preference among those whose heads are equal. One that is there twice
+            is one endpoint.
         max_age: Seconds since the newest block after which an endpoint is stale; 0 for no limit,
             on a chain that makes blocks only when it has something to put into them.
         max_lag: Blocks that an endpoint may be behind or ahead of the median.
@@ -240,7 +246,7 @@ class FailoverProvider(AsyncBaseProvider):
         super().__init__()
         if not urls:
             raise ValueError("A chain needs at least one RPC URL.")
-        self.endpoints = [Endpoint(url, timeout, chain_id) for url in urls]
+        self.endpoints = [Endpoint(url, timeout, chain_id) for url in dict.fromkeys(urls)]
         self._max_age = max_age
         self._max_lag = max_lag
         self._polled_at = float("-inf")

@@ -95,9 +95,9 @@ async def _first_difference(
                     ChainEvent.block_number <= found.last.number,
                 )
             )
-        different = there ^ {row.tuple() for row in rows}
+        different = there ^ set(rows.tuples())
         if different:
-            return min(number for number, *_ in different)
+            return min(number for number, _, _, _ in different)
         position = found.last
     return None
 

@@ -62,12 +62,15 @@ async def test_a_lost_event_is_found(
         await ledger.hold(db, job=job.request_id, wallet=wallet, amount=job.hold_far)
     losing(name)
     user = actions.user(far=3)
-    actions.call(user, "requestWithdrawal", FAR)
+    there: tuple[int, int, int] = (3, 0, 3)
+    if name == "WithdrawalRequested":
+        actions.call(user, "requestWithdrawal", FAR)
+        there = (2, 1, 3)
     await index_events(chain_resources, reader)
-    assert await left(chain_resources, user) != (2, 1, 3)
+    assert await left(chain_resources, user) != there
     losing("none")
     assert (await rescan(chain_resources, reader, 0)).differs_at is not None
-    assert await left(chain_resources, user) == (2, 1, 3)
+    assert await left(chain_resources, user) == there
     assert await left(chain_resources, other) == (4, 0, 4)
     assert (await left(chain_resources, before))[0] == 1 - job.hold_far
     assert (await rescan(chain_resources, reader, 0)).differs_at is None

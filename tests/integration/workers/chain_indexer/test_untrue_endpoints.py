@@ -82,6 +82,10 @@ def ahead(call: Call, result: Any) -> Any:
     return result
 
 
+def nonsense(call: Call, result: Any) -> Any:
+    return {"logs": 7} if call["method"] == "eth_getLogs" else result
+
+
 def richer(log: dict[str, Any]) -> dict[str, Any]:
     words = log["data"].removeprefix("0x")
     if len(words) != 64:
@@ -160,7 +164,9 @@ async def test_one_of_two_decides_nothing(
         await assert_ledger_agrees(chain_resources, reader)
 
 
-@pytest.mark.parametrize("alter", [generous, hiding, without_receipts, other_branch, ahead])
+@pytest.mark.parametrize(
+    "alter", [generous, hiding, without_receipts, other_branch, ahead, nonsense]
+)
 @pytest.mark.parametrize("liar", [0, 2])
 async def test_two_of_three_are_enough(
     chain_resources: Resources,
