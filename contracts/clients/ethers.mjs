@@ -5,7 +5,7 @@ import { Contract, JsonRpcProvider, Signature, Wallet } from "ethers";
 
 const FAR = 10n ** 18n;
 const input = JSON.parse(readFileSync(0, "utf8"));
-// As ethers' documentation has it for chains that mine at once: answers are not cached.
+// Answers are not cached: the chain mines at once, and a nonce is old after a few milliseconds.
 const provider = new JsonRpcProvider(input.rpc, undefined, {
   cacheTimeout: -1,
   pollingInterval: 20,

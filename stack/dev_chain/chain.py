@@ -17,6 +17,7 @@ from eth_utils.exceptions import ValidationError
 
 from stack.dev_chain import accounts
 from stack.dev_chain.errors import RpcError
+from stack.dev_chain.limited_state import LimitedState
 from stack.dev_chain.params import BlockId
 
 CHAIN_ID = 31337
@@ -62,7 +63,7 @@ class DevelopmentChain:
     """Blocks from the first to the head. Not safe for threads."""
 
     def __init__(self) -> None:
-        vm = PragueVM.configure(extra_data_max_bytes=len(EXTRA_DATA))
+        vm = PragueVM.configure(extra_data_max_bytes=len(EXTRA_DATA), _state_class=LimitedState)
         configured = Chain.configure(vm_configuration=((0, vm),), chain_id=CHAIN_ID)
         rich: AccountDetails = {
             "balance": accounts.BALANCE,

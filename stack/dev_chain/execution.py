@@ -102,7 +102,7 @@ def estimate_gas(state: StateAPI, request: TransactionRequest) -> int:
 def minimum_gas(transaction: Any) -> int:
     """Gas that a transaction costs before it executes anything, and at least (EIP-7623)."""
     zeros = transaction.data.count(0)
-    tokens = zeros + (len(transaction.data) - zeros) * STANDARD_TOKEN_COST
+    tokens: int = zeros + (len(transaction.data) - zeros) * STANDARD_TOKEN_COST
     intrinsic: int = transaction.intrinsic_gas
     floor: int = GAS_TX + TOTAL_COST_FLOOR_PER_TOKEN * tokens
     return max(intrinsic, floor)

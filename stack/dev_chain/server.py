@@ -68,7 +68,7 @@ class RpcHandler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "content length required")
-        elif int(length) > MAX_BODY:
+        elif len(length) > 15 or int(length) > MAX_BODY:
             message = f"content length too large ({length}>{MAX_BODY})"
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
         else:
@@ -84,7 +84,7 @@ class RpcHandler(BaseHTTPRequestHandler):
 
     def _is_allowed(self) -> bool:
         origin = self.headers.get("Origin")
-        if not _is_here(urlsplit(f"//{self.headers.get('Host', '')}").hostname):
+        if not _is_here(_hostname(f"//{self.headers.get('Host', '')}")):
             self._refuse(HTTPStatus.FORBIDDEN, "invalid host specified")
         elif origin is not None and not _may_call(origin):
             self._refuse(HTTPStatus.FORBIDDEN, "pages of loopback alone may use this chain")
@@ -128,8 +128,14 @@ class RpcHandler(BaseHTTPRequestHandler):
 
 def _may_call(origin: str) -> bool:
     """Whether a page or an extension with this origin may use the chain."""
-    parts = urlsplit(origin)
-    return parts.scheme in EXTENSIONS or _is_here(parts.hostname)
+    return origin.partition("://")[0] in EXTENSIONS or _is_here(_hostname(origin))
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _is_here(host: str | None) -> bool:

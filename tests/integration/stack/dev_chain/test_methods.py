@@ -11,6 +11,7 @@ from web3 import HTTPProvider, Web3
 from web3.exceptions import ExtraDataLengthError
 from web3.middleware import ExtraDataToPOAMiddleware
 
+from stack.dev_chain import limited_state
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.integration.stack.dev_chain.conftest import RICH, Ask
@@ -306,6 +307,19 @@ def test_the_node_signs_for_its_accounts_alone(result: Ask, error: Ask) -> None:
         assert refused == {"code": -32000, "message": "unknown account"}
     assert error("eth_signTypedData_v4", RICH.address, "{")["code"] == -32602
     assert error("eth_signTypedData_v4", RICH.address, {"types": 1})["code"] == -32602
+
+
+def test_a_loop_without_end_is_aborted(
+    result: Ask, error: Ask, user: LocalAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limited_state, "EXECUTION_LIMIT", 0.2)
+    aborted = {"code": -32000, "message": "execution aborted (timeout = 0s)"}
+    loop = {"from": user.address, "data": "0x5b600056"}
+    assert error("eth_call", loop) == aborted
+    assert error("eth_estimateGas", loop) == aborted
+    creation = {"to": None, "data": "0x5b600056", "gas": 29_000_000}
+    assert error("eth_sendRawTransaction", signed(user, **creation)) == aborted
+    assert result("eth_getTransactionCount", user.address, "latest") == "0x0"
 
 
 def test_a_snapshot_is_gone_back_to(result: Ask) -> None:

@@ -133,7 +133,13 @@ def test_a_page_of_loopback_and_a_wallet_may_call(http: httpx.Client, origin: st
 
 @pytest.mark.parametrize(
     "origin",
-    ["https://example.com", "http://localhost.example.com", "http://127.0.0.1.nip.io", "null"],
+    [
+        "https://example.com",
+        "http://localhost.example.com",
+        "http://127.0.0.1.nip.io",
+        "null",
+        "http://[",
+    ],
 )
 def test_a_page_of_elsewhere_may_not(http: httpx.Client, origin: str) -> None:
     for answer in (
@@ -145,13 +151,19 @@ def test_a_page_of_elsewhere_may_not(http: httpx.Client, origin: str) -> None:
 
 
 def test_a_name_that_points_here_is_refused(http: httpx.Client) -> None:
-    assert http.post("/", json=CALL, headers={"Host": "example.com"}).status_code == 403
+    for host in ("example.com", "[", ""):
+        assert http.post("/", json=CALL, headers={"Host": host}).status_code == 403
     for host in ("localhost", "127.0.0.1:8545", "[::1]:8545"):
         assert http.post("/", json=CALL, headers={"Host": host}).status_code == 200
 
 
 def test_a_body_has_a_size_that_is_said(http: httpx.Client) -> None:
-    for length, status in ((str(server.MAX_BODY + 1), 413), ("many", 411), (None, 411)):
+    for length, status in (
+        (str(server.MAX_BODY + 1), 413),
+        ("9" * 5000, 413),
+        ("many", 411),
+        (None, 411),
+    ):
         with socket.create_connection((http.base_url.host, http.base_url.port or 0)) as raw:
             said = "" if length is None else f"Content-Length: {length}\r\n"
             raw.sendall(f"POST / HTTP/1.1\r\nHost: localhost\r\n{said}\r\n".encode())
