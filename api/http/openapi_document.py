@@ -41,7 +41,7 @@ def _completed(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _name_media_type_of_problems(responses: dict[str, Any]) -> None:
-    for status in problem_details.RESPONSES:
+    for status in map(str, problem_details.RESPONSES):
         content = responses[status]["content"]
         if "application/json" in content:
             content[problem_details.MEDIA_TYPE] = content.pop("application/json")

@@ -274,6 +274,18 @@ async def test_the_openapi_document_tells_of_problems_and_tokens(empty_gateway: 
     assert set(events["responses"]["200"]["content"]) == {"text/event-stream"}
     for operation in (generate, events, document["paths"]["/api/nodes/heartbeat"]["post"]):
         assert operation["security"] == [{"HTTPBearer": []}]
+    optional = {
+        path
+        for path, methods in document["paths"].items()
+        for operation in methods.values()
+        if {} in operation.get("security", [])
+    }
+    assert optional == {
+        "/api/provider/stats",
+        "/api/provider/earnings/history",
+        "/api/nodes/register-distributed",
+        "/nodes/register",
+    }
 
 
 def test_the_gateways_process_survives_deeply_nested_json() -> None:
