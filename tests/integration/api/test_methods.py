@@ -15,6 +15,8 @@ METHODS = {
     "/api/discovery/probe": "GET, HEAD, OPTIONS, POST",
     "/api/models/far/pydoc-llama/files": "GET, HEAD, OPTIONS, POST",
     "/api/machines/machine_1": "DELETE, OPTIONS",
+    "/api/machines/token": "OPTIONS, POST",
+    "/api/nodes/heartbeat": "OPTIONS, POST",
     "/link": "GET, HEAD, OPTIONS",
     "/static/style.css": "GET, HEAD, OPTIONS",
     "/openapi.json": "GET, HEAD, OPTIONS",
