@@ -31,13 +31,22 @@ def install(app: FastAPI) -> None:
 
 
 def _completed(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    document = made()
+    document: dict[str, Any] = _with_whole_numbers(made())
     for operations in document["paths"].values():
         for operation in operations.values():
             _name_media_type_of_problems(operation["responses"])
     if TOKEN_PATH in document["paths"]:
         document["components"]["securitySchemes"]["MachineLogin"] = MACHINE_LOGIN
     return document
+
+
+def _with_whole_numbers(part: Any) -> Any:
+    """The framework makes all limits floats, and 2**63 as one is read as another number."""
+    if isinstance(part, dict):
+        return {name: _with_whole_numbers(value) for name, value in part.items()}
+    if isinstance(part, list):
+        return [_with_whole_numbers(value) for value in part]
+    return int(part) if isinstance(part, float) and part.is_integer() else part
 
 
 def _name_media_type_of_problems(responses: dict[str, Any]) -> None:

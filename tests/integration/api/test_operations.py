@@ -261,6 +261,8 @@ async def test_the_openapi_document_is_valid_and_complete(empty_gateway: Gateway
 async def test_the_openapi_document_tells_of_problems_and_tokens(empty_gateway: Gateway) -> None:
     document = (await empty_gateway.client.get("/openapi.json")).json()
     problem_schema = document["components"]["schemas"]["Problem"]
+    seed = document["components"]["schemas"]["GenerateBody"]["properties"]["seed"]["anyOf"][0]
+    assert (type(seed["exclusiveMaximum"]), seed["exclusiveMaximum"]) == (int, 2**63)
     assert set(problem_schema["required"]) == {"type", "title", "status", "code", "detail"}
     for methods in document["paths"].values():
         for operation in methods.values():
