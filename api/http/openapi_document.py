@@ -31,7 +31,7 @@ def install(app: FastAPI) -> None:
 
 
 def _completed(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    document = made()
+    document: dict[str, Any] = _with_whole_numbers(made())
     for operations in document["paths"].values():
         for operation in operations.values():
             _name_media_type_of_problems(operation["responses"])
@@ -40,8 +40,17 @@ def _completed(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return document
 
 
+def _with_whole_numbers(part: Any) -> Any:
+    """The framework makes all limits floats, and 2**63 as one is read as another number."""
+    if isinstance(part, dict):
+        return {name: _with_whole_numbers(value) for name, value in part.items()}
+    if isinstance(part, list):
+        return [_with_whole_numbers(value) for value in part]
+    return int(part) if isinstance(part, float) and part.is_integer() else part
+
+
 def _name_media_type_of_problems(responses: dict[str, Any]) -> None:
-    for status in problem_details.RESPONSES:
-        content = responses[str(status)]["content"]
+    for status in map(str, problem_details.RESPONSES):
+        content = responses[status]["content"]
         if "application/json" in content:
             content[problem_details.MEDIA_TYPE] = content.pop("application/json")

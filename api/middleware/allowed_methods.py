@@ -19,7 +19,8 @@ class AllowedMethods:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._paths: list[tuple[re.Pattern[str], frozenset[str]]] = []
+        self._exact: dict[str, set[str]] = {}
+        self._patterns: list[tuple[re.Pattern[str], set[str]]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,19 +37,26 @@ class AllowedMethods:
             await _answer(method, scope["path"], methods | implied)(scope, receive, send)
 
     def _methods(self, scope: Scope) -> set[str]:
-        """Those of all routes that the path matches; none if it matches none."""
-        if not self._paths:
-            self._paths = list(_paths(scope["app"].routes))
-        found = (methods for pattern, methods in self._paths if pattern.match(scope["path"]))
+        """Those of all routes that are exactly this path, or that match it if none is, as OpenAPI
+        has it; none if none does."""
+        if not self._exact:
+            self._collect(scope["app"].routes)
+        path = scope["path"]
+        if path in self._exact:
+            return self._exact[path]
+        found = (methods for pattern, methods in self._patterns if pattern.match(path))
         return set().union(*found)
 
-
-def _paths(routes: Iterable[BaseRoute]) -> Iterable[tuple[re.Pattern[str], frozenset[str]]]:
-    for route in iter_route_contexts(list(routes)):
-        # What is mounted are files.
-        methods = {"GET"} if isinstance(route.original_route, Mount) else route.methods
-        if methods:  # a WebSocket has none
-            yield route.path_regex, frozenset(methods)
+    def _collect(self, routes: Iterable[BaseRoute]) -> None:
+        for route in iter_route_contexts(list(routes)):
+            # What is mounted are files.
+            methods = {"GET"} if isinstance(route.original_route, Mount) else route.methods
+            if not methods:
+                continue  # a WebSocket
+            if route.param_convertors:
+                self._patterns.append((route.path_regex, set(methods)))
+            else:
+                self._exact.setdefault(route.path_format or "", set()).update(methods)
 
 
 def _answer(method: str, path: str, allowed: set[str]) -> Response:

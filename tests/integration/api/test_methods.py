@@ -1,6 +1,5 @@
 """Which methods a path has, and that `HEAD` is there wherever `GET` is."""
 
-import pytest
 from starlette.routing import Mount, Route
 
 from tests.support.gateway.api import GENERATE, Gateway, problem
@@ -10,33 +9,33 @@ from tests.support.gateway.routes import routes_of
 JOB = "/api/inference/jobs/req_1"
 
 
-@pytest.mark.parametrize(
-    ("path", "methods"),
-    [
-        (GENERATE, "OPTIONS, POST"),
-        (JOB, "DELETE, GET, HEAD, OPTIONS"),
-        ("/api/discovery/probe", "GET, HEAD, OPTIONS, POST"),
-        ("/api/models/far/pydoc-llama/files", "GET, HEAD, OPTIONS, POST"),
-        ("/api/machines/machine_1", "DELETE, OPTIONS"),
-        ("/link", "GET, HEAD, OPTIONS"),
-        ("/static/style.css", "GET, HEAD, OPTIONS"),
-        ("/openapi.json", "GET, HEAD, OPTIONS"),
-    ],
-)
-async def test_options_and_refusals_list_the_methods_of_a_path(
-    empty_gateway: Gateway, path: str, methods: str
-) -> None:
-    told = await empty_gateway.client.options(path)
-    assert (told.status_code, told.content, told.headers["allow"]) == (204, b"", methods)
-    for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "QUERY"}.difference(
-        methods.split(", ")
-    ):
-        # Whatever else is wrong with it: with a body, too, and without a token.
-        refused = await empty_gateway.client.request(
-            method, path, content=b"{", headers={"Authorization": ""}
-        )
-        problem(refused, 405, "method_not_allowed")
-        assert refused.headers["allow"] == methods
+METHODS = {
+    GENERATE: "OPTIONS, POST",
+    JOB: "DELETE, GET, HEAD, OPTIONS",
+    "/api/discovery/probe": "GET, HEAD, OPTIONS, POST",
+    "/api/models/far/pydoc-llama/files": "GET, HEAD, OPTIONS, POST",
+    "/api/machines/machine_1": "DELETE, OPTIONS",
+    "/api/machines/token": "OPTIONS, POST",
+    "/api/nodes/heartbeat": "OPTIONS, POST",
+    "/link": "GET, HEAD, OPTIONS",
+    "/static/style.css": "GET, HEAD, OPTIONS",
+    "/openapi.json": "GET, HEAD, OPTIONS",
+}
+
+ALL = {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "QUERY"}
+
+
+async def test_options_and_refusals_list_the_methods_of_a_path(empty_gateway: Gateway) -> None:
+    for path, methods in METHODS.items():
+        told = await empty_gateway.client.options(path)
+        assert (told.status_code, told.content, told.headers["allow"]) == (204, b"", methods)
+        for method in ALL.difference(methods.split(", ")):
+            # Whatever else is wrong with it: with a body, too, and without a token.
+            refused = await empty_gateway.client.request(
+                method, path, content=b"{", headers={"Authorization": ""}
+            )
+            problem(refused, 405, "method_not_allowed")
+            assert refused.headers["allow"] == methods
 
 
 async def test_every_route_is_among_the_methods_of_its_path(empty_gateway: Gateway) -> None:
@@ -71,8 +70,8 @@ async def test_head_is_the_answer_to_get_without_its_body(gateway: Gateway) -> N
             assert head.content == b""
             for name in ("content-type", "content-length", "content-disposition"):
                 assert head.headers.get(name) == whole.headers.get(name), (path, name)
-        problem_free = await server.client.head(GENERATE)
-        assert (problem_free.status_code, problem_free.content) == (405, b"")
+        refused = await server.client.head(GENERATE)
+        assert (refused.status_code, refused.content) == (405, b"")
 
 
 async def test_head_of_a_stream_follows_nothing(gateway: Gateway) -> None:

@@ -27,10 +27,9 @@ RUN = (
     "--checks=all",
     "--seed=1",
     "--generation-deterministic",
-    "--generation-database=none",
     "--no-shrink",
     "--continue-on-failure",
-    "--request-timeout=30",
+    "--request-timeout=60",
     "--warnings=off",
     "--no-color",
 )
@@ -56,9 +55,13 @@ async def served(gateway: Gateway) -> AsyncIterator[Served]:
 
 async def check(served: Served, folder: Path, login: Login, *options: str) -> str:
     """Run Schemathesis as its users do; what it says, if it has nothing to complain of."""
+    # From a file, since it waits for the gateway's for ten seconds and no longer.
+    schema = folder / "openapi.json"
+    schema.write_bytes((await served.client.get("/openapi.json")).content)
     headers = [f"--header={name}:{value}" for name, value in (ASYNC | login).items()]
-    schema = f"http://127.0.0.1:{served.port}/openapi.json"
-    command = (sys.executable, "-m", "schemathesis.cli", "run", schema, *RUN, *headers, *options)
+    url = f"--url=http://127.0.0.1:{served.port}"
+    run = (sys.executable, "-m", "schemathesis.cli", "run", str(schema), url)
+    command = (*run, *RUN, *headers, *options)
     running = await asyncio.create_subprocess_exec(
         *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -95,6 +98,9 @@ async def test_all_operations(
         "machine": await gateway.machine(WALLET),
         "stranger": {},
     }
-    said = await check(served, tmp_path, logins[caller], "--max-examples=10")
-    operations = sum(map(len, gateway.app.openapi()["paths"].values()))
+    # Frames are no JSON, and no schema says what is in them: of a node, whom alone it lets in, it
+    # refuses whatever is drawn.
+    left_out = ["--exclude-path=/api/relay/exchange"] if caller == "node" else []
+    said = await check(served, tmp_path, logins[caller], "--max-examples=10", *left_out)
+    operations = sum(map(len, gateway.app.openapi()["paths"].values())) - len(left_out)
     assert f"Tested: {operations}" in said

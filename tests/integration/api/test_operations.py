@@ -262,6 +262,8 @@ async def test_the_openapi_document_is_valid_and_complete(empty_gateway: Gateway
 async def test_the_openapi_document_tells_of_problems_and_tokens(empty_gateway: Gateway) -> None:
     document = (await empty_gateway.client.get("/openapi.json")).json()
     problem_schema = document["components"]["schemas"]["Problem"]
+    seed = document["components"]["schemas"]["GenerateBody"]["properties"]["seed"]["anyOf"][0]
+    assert (type(seed["exclusiveMaximum"]), seed["exclusiveMaximum"]) == (int, 2**63)
     assert set(problem_schema["required"]) == {"type", "title", "status", "code", "detail"}
     for methods in document["paths"].values():
         for operation in methods.values():
@@ -275,6 +277,18 @@ async def test_the_openapi_document_tells_of_problems_and_tokens(empty_gateway: 
     assert set(events["responses"]["200"]["content"]) == {"text/event-stream"}
     for operation in (generate, events, document["paths"]["/api/nodes/heartbeat"]["post"]):
         assert operation["security"] == [{"HTTPBearer": []}]
+    optional = {
+        path
+        for path, methods in document["paths"].items()
+        for operation in methods.values()
+        if {} in operation.get("security", [])
+    }
+    assert optional == {
+        "/api/provider/stats",
+        "/api/provider/earnings/history",
+        "/api/nodes/register-distributed",
+        "/nodes/register",
+    }
 
 
 def test_the_gateways_process_survives_deeply_nested_json() -> None:
