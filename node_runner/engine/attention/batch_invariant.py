@@ -6,7 +6,6 @@ end.
 """
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -18,17 +17,8 @@ from node_runner.engine.device.tensors import concatenated
 MAX_ROWS = 32
 """Rows that attend at once: torch's kernel for CPUs adds up otherwise for a hundred."""
 
-ROW_TILES = (1, 2, 4, 8)
-"""Rows to a multiple of which queries are padded: the smallest number that a probe allows."""
-
-REFERENCE_TILE = 16
-"""Rows to a multiple of which queries are padded where no smaller number will do."""
-
-PROBE_LENGTHS = (48, 304, 640)
-PROBE_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24, 28, MAX_ROWS)
-"""Lengths, and rows attending at once, with which a probe is made."""
-
-PROBE_HEADS = 8
+ROW_TILE = 16
+"""Rows to a multiple of which queries are padded."""
 
 KEY_TILE = 128
 """Keys of one product where attention is written out."""
@@ -55,12 +45,7 @@ class BatchInvariantGroup(GatheredGroup):
         else:
             queries = queries.transpose(1, 2)
         rows = queries.shape[2]
-        tile = REFERENCE_TILE
-        if score.plain:
-            tile = _row_tile(
-                width, values.shape[-1], query.dtype, query.device, torch.get_num_threads()
-            )
-        queries = pad(queries, (0, 0, 0, -rows % tile))
+        queries = pad(queries, (0, 0, 0, -rows % ROW_TILE))
         bias = self._made_bias(score.window or None, score, 1 if single else queries.shape[2])
         bias = bias.expand(-1, -1, queries.shape[2], -1)
         own_keys, own_values = self._gathered(keys), self._gathered(values)
@@ -100,62 +85,9 @@ def _attended(
                 for of_one in zip(tile, keys, values, own_bias, strict=True)
             ]
         )
-        for tile, own_bias in zip(
-            queries.split(REFERENCE_TILE, 2), bias.split(REFERENCE_TILE, 2), strict=True
-        )
+        for tile, own_bias in zip(queries.split(ROW_TILE, 2), bias.split(ROW_TILE, 2), strict=True)
     ]
     return torch.cat(tiles, 2)
-
-
-@cache
-def _row_tile(
-    key_dim: int, value_dim: int, dtype: torch.dtype, device: torch.device, _threads: int
-) -> int:
-    """The smallest of :data:`ROW_TILES` whose multiples all give the bits of the reference tile.
-
-    Values are of very different sizes, and cancel out in pairs, so that another order of adding up
-    shows.
-    """
-    random = torch.Generator().manual_seed(0)
-    rows = 2 * MAX_ROWS
-
-    def drawn(count: int, width: int) -> torch.Tensor:
-        return torch.randn(1, PROBE_HEADS, count, width, generator=random)
-
-    def outputs(count: int) -> list[torch.Tensor]:
-        return [
-            torch.cat(
-                [
-                    scaled_dot_product_attention(part, keys, values, attn_mask=own_bias)
-                    for part, own_bias in zip(
-                        queries.split(count, 2), bias.split(count, 2), strict=True
-                    )
-                ],
-                2,
-            )
-            for queries, keys, values, bias in cases
-        ]
-
-    cases = []
-    for length in PROBE_LENGTHS:
-        queries, keys, values = (
-            drawn(rows, key_dim),
-            drawn(length, key_dim),
-            drawn(length, value_dim),
-        )
-        values *= 2.0 ** torch.randint(-6, 7, values.shape, generator=random)
-        keys[:, :, 1::2], values[:, :, 1::2] = keys[:, :, ::2], -values[:, :, ::2]
-        ends = torch.randint(length, (rows, 1), generator=random)
-        bias = torch.zeros(1, 1, rows, length)
-        bias.masked_fill_(torch.arange(length) > ends, float("-inf"))
-        case = tuple(part.to(device, dtype) for part in (queries, keys, values, bias))
-        cases.append(case)
-    expected = outputs(REFERENCE_TILE)
-    equal = {count: all(map(torch.equal, outputs(count), expected)) for count in PROBE_COUNTS}
-    for tile in ROW_TILES:
-        if all(equal[count] for count in PROBE_COUNTS if count % tile == 0):
-            return tile
-    return REFERENCE_TILE
 
 
 def _written_out(
