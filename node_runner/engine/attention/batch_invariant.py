@@ -14,11 +14,11 @@ from node_runner.engine.attention.gathered import GatheredGroup
 from node_runner.engine.attention.interface import ScoreModifier, Segment
 from node_runner.engine.device.tensors import concatenated
 
+MAX_ROWS = 32
+"""Rows that attend at once: torch's kernel for CPUs adds up otherwise for a hundred."""
+
 ROW_TILE = 16
 """Rows to a multiple of which queries are padded."""
-
-MAX_ROWS = 128
-"""Rows that attend at once: from 192 on torch's kernel for CPUs cuts them otherwise."""
 
 KEY_TILE = 128
 """Keys of one product where attention is written out."""
@@ -47,17 +47,11 @@ class BatchInvariantGroup(GatheredGroup):
         rows = queries.shape[2]
         queries = pad(queries, (0, 0, 0, -rows % ROW_TILE))
         bias = self._made_bias(score.window or None, score, 1 if single else queries.shape[2])
+        bias = bias.expand(-1, -1, queries.shape[2], -1)
         own_keys, own_values = self._gathered(keys), self._gathered(values)
+        parts = zip(queries.split(MAX_ROWS, 2), bias.split(MAX_ROWS, 2), strict=True)
         attended = concatenated(
-            [
-                _attended(part, own_keys, own_values, own_bias, score)
-                for part, own_bias in zip(
-                    queries.split(MAX_ROWS, 2),
-                    [bias] if single else bias.split(MAX_ROWS, 2),
-                    strict=True,
-                )
-            ],
-            2,
+            [_attended(part, own_keys, own_values, own_bias, score) for part, own_bias in parts], 2
         )[:, :, :rows]
         ordered = attended if single else attended.transpose(1, 2)
         return ordered.contiguous().view(self.rows, heads, -1)

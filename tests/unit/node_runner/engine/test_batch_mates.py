@@ -86,6 +86,7 @@ def test_tokens_are_the_same_whoever_runs_beside(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_nor_do_long_texts_beside_many(
     dtype: torch.dtype, temperature: float, cache: Path, prompts: list[list[int]]
