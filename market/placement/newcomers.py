@@ -51,7 +51,7 @@ async def place(
         for each in await live_lookup.healthy_nodes(resources.redis, model.id)
         if known is None or each.node_id != known.node_id
     ]
-    nodes += await _loading(resources, db, model, {each.node_id for each in nodes})
+    nodes += await loading(resources, db, model, {each.node_id for each in nodes})
     speeds = await speed_averages.averages(resources.redis, model.id)
     present = cluster.cluster_of(nodes, model, positions=placement.positions, speeds=speeds)
     newcomer = cluster.newcomer(
@@ -80,7 +80,7 @@ async def place(
     return {"start_layer": span[0], "end_layer": span[1], "edge": span[0] == 0}
 
 
-async def _loading(
+async def loading(
     resources: Resources, db: AsyncSession, model: Model, known: set[str]
 ) -> list[Node]:
     """Nodes that have registered and do not serve yet: they count with the span they got, for a

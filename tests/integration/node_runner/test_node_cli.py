@@ -61,6 +61,24 @@ async def test_login_serve_see_drain_and_log_out(machine: Machine) -> None:
     assert again.json()["code"] == "machine_not_found"
 
 
+@pytest.mark.slow
+async def test_a_node_needs_no_weights_but_the_platforms(machine: Machine) -> None:
+    """Nor a path, nor a span: the platform places it, and gives it its layers out of a folder."""
+    await machine.login()
+    node = await machine.start(
+        *("start", "--model", MODEL_ID, "--device", "cpu", "--kv-gb", "0.05"),
+        *("--redis", machine.redis_url, "--cache", str(machine.home / "spans")),
+        HF_ENDPOINT="http://127.0.0.1:9",
+    )
+    (found,) = await machine.nodes(1)
+    assert (found.placeable, found.by_machine) == (True, True)
+    (kept,) = (machine.home / "spans").glob("*/span.json")
+    assert json.loads(kept.read_text())["checked"] == "manifest"
+    node.send_signal(signal.SIGINT)
+    output, _ = await asyncio.wait_for(node.communicate(), PATIENCE)
+    assert node.returncode == 0, output.decode()
+
+
 async def test_a_person_lets_the_machine_in(machine: Machine) -> None:
     waiting = await machine.start("login", "--discovery", machine.url, "--machine", "attic")
     assert waiting.stdout is not None

@@ -89,7 +89,12 @@ def test_a_poll_that_waits_while_its_machine_is_revoked_brings_no_work(
     node = Poller(here, "revoked-poller")
     here.let_in("machine_2", "revoked-poller")
     answers: list[Frame] = []
-    waiting = threading.Thread(target=lambda: answers.extend(node.poll(wait=1000)))
+
+    def poll() -> None:
+        while not answers:
+            answers.extend(node.poll(wait=1000))
+
+    waiting = threading.Thread(target=poll)
     waiting.start()
     headers = bearer(here.token(WALLET, "user"))
     revoked = httpx.delete(f"{here.url}/api/machines/machine_2", headers=headers)

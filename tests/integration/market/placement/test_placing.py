@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from market.nodes import live_lookup, live_registry
 from market.nodes.tables import RegisteredNode
-from market.placement import loading_nodes, rebalances
+from market.placement import loading_nodes, newcomers, rebalances
 from market.placement.tables import UNDER_WAY, Rebalance
 from market.resources import Resources, open_resources
 from market.routing.eligibility import SkipReason
@@ -306,18 +306,23 @@ async def test_progress_is_more_bytes_than_before(gateway: Gateway) -> None:
 async def test_a_newcomer_counts_for_as_long_as_its_weights_come(
     gateway: Gateway, resources: Resources
 ) -> None:
-    gateway.services.settings.placement.loading_limit = 1e-3
-    needs = {"memory_bytes": 30_000_000}
-    first, second, third = (Provider(gateway, name) for name in "abc")
-    await first.join(**needs)
+    model = resources.catalog.get(MODEL_ID)
+    first, second = Provider(gateway, "a"), Provider(gateway, "b")
+    for node in (first, second):
+        await node.join()
     reply = await first.heartbeat(is_healthy=False, is_loading=True, fetched_bytes=1)
     assert not reply["should_rebalance"]
     assert await live_lookup.available_nodes(gateway.redis, MODEL_ID) == []
-    await second.join(**needs)
-    assert first.span[0] == 0
-    assert second.span[0] >= first.span[1], "the first layers are on their way"
-    await third.join(**needs)
-    assert third.span == second.span, "nothing has come from the second for long"
+
+    async def counted() -> set[str]:
+        async with resources.sessions() as db:
+            return {node.node_id for node in await newcomers.loading(resources, db, model, set())}
+
+    assert await counted() == {first.id, second.id}
+    resources.settings.placement.loading_limit = 1e-3
+    assert await counted() == {first.id}, "nothing has come from the second for long"
+    await gateway.redis.delete(redis_keys.loading(first.id))
+    assert await counted() == set()
 
 
 async def test_assignments_outlive_redis(gateway: Gateway, resources: Resources) -> None:
