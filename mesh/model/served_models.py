@@ -119,7 +119,7 @@ def _check_weights(family: str, config: Mapping[str, Any]) -> None:
             continue
         raise UnsupportedModel(
             f"The weights of this {family} model are quantized ({name}: {method!r}), which the "
-            "engine does not read. Offer the checkpoint that they were made from, which is not."
+            "engine does not read. Offer the checkpoint from which they were quantized."
         )
 
 

@@ -13,9 +13,9 @@ from mesh.wire import SamplingParams
 NOT_FINITE = -1
 """In place of a token id where logits have NaN or infinity."""
 
-MIN_TEMPERATURE = 1e-10
+MIN_TEMPERATURE = 1e-260
 """Divided by less, logits would overflow float64. The likeliest token has all the probability long
-before."""
+before, however little likelier than others it is."""
 
 
 def sample(

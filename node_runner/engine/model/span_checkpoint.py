@@ -21,7 +21,11 @@ from transformers import AutoConfig
 from mesh import json_text
 from mesh.errors import UnsupportedModel, WeightsMissing, WeightsRefused, WeightsUnreachable
 from mesh.model import generation_config, tokenizer
-from mesh.model.generation_config import effective_settings, read_generation_config
+from mesh.model.generation_config import (
+    FOLLOWED,
+    effective_settings,
+    read_generation_config,
+)
 from mesh.model.served_models import check_model
 from node_runner.engine.model.families import FAMILIES, PER_LAYER_SETTINGS, Config
 from node_runner.weights import span_download as weights
@@ -148,7 +152,7 @@ def _config(files: Source, written: dict[str, Any]) -> Config:
 
 
 def _generation_settings(files: Source, written: dict[str, Any], config: Config) -> str:
-    """Settings of generation as the edge's span has them, in a file of their own.
+    """The settings of generation that the edge follows, as a file of its span.
 
     Raises:
         UnsupportedModel: a setting that the edge does not follow.
@@ -159,7 +163,7 @@ def _generation_settings(files: Source, written: dict[str, Any], config: Config)
         published = None
     settings = effective_settings(written, published)
     read_generation_config(settings, vocab_size=config.vocab_size)
-    return json.dumps(settings)
+    return json.dumps({name: settings[name] for name in sorted(FOLLOWED & settings.keys())})
 
 
 def _check_span(spec: SpanSpec, layers: int) -> None:

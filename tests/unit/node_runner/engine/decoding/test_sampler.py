@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from api.schemas.jobs import GenerateBody
 from mesh import wire
 from mesh.wire import OpenEdge, Prompt, Resume, SamplingParams, StageAssignment
-from node_runner.engine.decoding.sampler import sample, uniform
+from node_runner.engine.decoding.sampler import MIN_TEMPERATURE, sample, uniform
 
 
 def sampling(temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> SamplingParams:
@@ -92,7 +92,7 @@ def test_all_numbers_that_a_request_may_have_give_a_draw_from_the_nucleus(
     if temperature == 0:
         assert row[token] == max(row)
         return
-    likelihoods = torch.softmax(logits[0].double() / max(temperature, 1e-10), dim=-1)
+    likelihoods = torch.softmax(logits[0].double() / max(temperature, MIN_TEMPERATURE), dim=-1)
     assert likelihoods[token] > 0
     likelier = likelihoods[likelihoods > likelihoods[token]].sum()
     assert likelier < top_p + 1e-9
