@@ -95,7 +95,8 @@ async def _first_difference(
                     ChainEvent.block_number <= found.last.number,
                 )
             )
-        different = there ^ set(rows.tuples())
+        indexed: set[tuple[int, str, str, int]] = {(row[0], row[1], row[2], row[3]) for row in rows}
+        different = there ^ indexed
         if different:
             return min(number for number, _, _, _ in different)
         position = found.last

@@ -1,6 +1,7 @@
 """An index that lacks an event is repaired, exactly and once."""
 
 import asyncio
+import base64
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -117,6 +118,7 @@ async def test_the_command_says_what_it_found(
         "FAR_PAYMENTS__FINALIZED_TAG": "false",
         "FAR_PAYMENTS__CONFIRMATIONS": "0",
         "FAR_AUTH__JWT_SECRET": "a secret for the tests, long enough",
+        "FAR_GENERATION__PROMPT_KEY": base64.b64encode(bytes(32)).decode(),
     }
 
     def run() -> str:
