@@ -57,12 +57,18 @@ def hiding(call: Call, result: Any) -> Any:
     return lagging(call, result)
 
 
+def richer_receipt(receipt: Any) -> Any:
+    return receipt | {"logs": [richer(log) for log in receipt["logs"]]}
+
+
 def generous(call: Call, result: Any) -> Any:
     """Every deposit is a thousandfold, wherever one could look."""
     if call["method"] == "eth_getLogs":
         return [richer(log) for log in result]
     if call["method"] == "eth_getTransactionReceipt" and result:
-        return result | {"logs": [richer(log) for log in result["logs"]]}
+        return richer_receipt(result)
+    if call["method"] == "eth_getBlockReceipts" and result:
+        return [richer_receipt(receipt) for receipt in result]
     return result
 
 
