@@ -56,7 +56,7 @@ async def files_for_wallet(
 
 
 @router.get(
-    "/{model_id:path}/files/{name:path}",
+    "/{model_id:path}/files/{name}",
     response_class=Response,
     responses={
         200: {"content": {MEDIA_TYPE: {}}, "description": "The file."},

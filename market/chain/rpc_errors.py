@@ -23,72 +23,73 @@ class SendOutcome(StrEnum):
     """The nonce is taken by one that offers about as much, or the chain asks for more."""
 
 
-def _any_of(*phrases: str) -> re.Pattern[str]:
-    return re.compile("|".join(phrases), re.IGNORECASE)
-
-
 REFUSALS = {
-    SendOutcome.ACCEPTED: _any_of(
-        "already ?known",
-        r"\bknown transaction",
-        "already imported",
-        "already in mempool",
-        "existing txn? with same hash",
+    SendOutcome.ACCEPTED: re.compile(
+        "already ?known"
+        r"|\bknown transaction"
+        "|already imported"
+        "|already in mempool"
+        "|existing txn? with same hash",
+        re.IGNORECASE,
     ),
-    SendOutcome.NONCE_USED: _any_of(
-        "(?<!authority )nonce (?:is )?too low",
-        "invalid transaction nonce",
-        r"\boldnonce",
-        "lower than the current nonce",
+    SendOutcome.NONCE_USED: re.compile(
+        "(?<!authority )nonce (?:is )?too low"
+        "|invalid transaction nonce"
+        r"|\boldnonce"
+        "|lower than the current nonce",
+        re.IGNORECASE,
     ),
-    SendOutcome.UNDERPRICED: _any_of(
-        "underpriced",
-        "fee ?too ?low",
-        "could not replace existing tx",
-        "insufficient gas price to replace",
-        "replacement ?not ?allowed",
-        "fee (?:per gas|cap) less than block base fee",
-        "gas price below",
-        "below chain minimum",
-        "pool is full",
-        "pool size constraints",
+    SendOutcome.UNDERPRICED: re.compile(
+        "underpriced"
+        "|fee ?too ?low"
+        "|could not replace existing tx"
+        "|insufficient gas price to replace"
+        "|replacement ?not ?allowed"
+        "|fee (?:per gas|cap) less than block base fee"
+        "|gas price below"
+        "|below chain minimum"
+        "|pool is full"
+        "|pool size constraints",
+        re.IGNORECASE,
     ),
 }
 """By what an endpoint says of a transaction, the most hopeful first."""
 
-REQUESTS_LIMITED = _any_of(
-    "too many requests", "rate.limit", "request limit", "request count exceeded", "units per second"
+REQUESTS_LIMITED = re.compile(
+    "too many requests|rate.limit|request limit|request count exceeded|units per second",
+    re.IGNORECASE,
 )
 """One asks too often."""
 
-DATA_MISSING = _any_of(
+DATA_MISSING = re.compile(
     # Blocks that the endpoint does not have yet, or not any more.
-    "header not found",
-    "header for hash not found",
-    r"block (?:#?\w+ )?(?:is )?not found",
-    "unknown block",
-    "no block found",
-    "resource not found",
-    "block range extends beyond current head",
-    "blockoutofrange",
-    "pruned history unavailable",
-    "history has been pruned",
+    "header not found"
+    "|header for hash not found"
+    r"|block (?:#?\w+ )?(?:is )?not found"
+    "|unknown block"
+    "|no block found"
+    "|resource not found"
+    "|block range extends beyond current head"
+    "|blockoutofrange"
+    "|pruned history unavailable"
+    "|history has been pruned"
     # State of a block that it does have.
-    "missing trie node",
-    "state (?:is )?(?:unavailable|not available)",
-    "no state available",
-    "state .{1,80} is not available",
-    "required data unavailable",
+    "|missing trie node"
+    "|state (?:is )?(?:unavailable|not available)"
+    "|no state available"
+    "|state .{1,80} is not available"
+    "|required data unavailable"
     # It is still reading the chain.
-    "indexing is in progress",
-    "sync is still in progress",
-    "node is syncing",
-    "not yet in sync",
+    "|indexing is in progress"
+    "|sync is still in progress"
+    "|node is syncing"
+    "|not yet in sync",
+    re.IGNORECASE,
 )
 """The endpoint lacks something that others may have: it lags, prunes, or is still syncing."""
 
-TRANSACTION_UNKNOWN = _any_of(
-    "transaction not found", "unknown transaction", "no transaction found"
+TRANSACTION_UNKNOWN = re.compile(
+    "transaction not found|unknown transaction|no transaction found", re.IGNORECASE
 )
 """None that was mined or waits has the hash."""
 

@@ -51,9 +51,10 @@ def _check_expiry(auth: AuthSettings, expires_at: str) -> None:
             "expires_at is a time in UTC such as 2035-01-31T12:00:00Z."
         ) from None
     if left.total_seconds() <= -CLOCK_SKEW:
-        raise SignatureExpired("What was signed has expired. Is this machine's clock right?")
+        raise SignatureExpired(
+            "What was signed has expired. Set this machine's clock right, and sign anew."
+        )
     if left.total_seconds() > auth.nonce_ttl + CLOCK_SKEW:
         raise SignatureExpired(
-            f"What is signed has to expire within {auth.nonce_ttl} seconds. Is this machine's "
-            "clock right?"
+            f"What is signed has to expire within {auth.nonce_ttl} seconds, by a clock that is right."
         )

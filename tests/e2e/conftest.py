@@ -140,6 +140,8 @@ class User:
         path = f"/api/inference/jobs/{request_id}/events"
         found: list[tuple[str, dict[str, Any]]] = []
         with self.http.stream("GET", path, headers=headers) as answer:
+            if answer.status_code == httpx.codes.NO_CONTENT:  # there is nothing after the last one
+                return []
             assert answer.status_code == httpx.codes.OK, answer.read()
             event_id = ""
             for line in answer.iter_lines():

@@ -104,7 +104,7 @@ PLACES: dict[str, Callable[[Poison], None]] = {
     "layers of the edge": lambda p: p.into_layers(0),
     "layers of a middle node": lambda p: p.into_layers(1),
     "layers of the last node": lambda p: p.into_layers(2),
-    "sampling": lambda p: p.into(edge, "sample", lambda _, params, __: POISONED in params),
+    "sampling": lambda p: p.into(edge, "sample", lambda _, params, *__, **___: POISONED in params),
     "text": lambda p: p.into(Detokenizer, "push", _stops),
     "looking drafts up": lambda p: p.into(
         PromptLookup, "draft", lambda _, tokens, __: POISON in tokens

@@ -10,9 +10,9 @@ from redis.asyncio import Redis
 from sqlalchemy import event
 
 from market import resources
+from market.jobs import live_session
 from market.jobs.live_session import TokenEntry
 from market.jobs.reading import pages, token_hub
-from market.jobs.reading import texts as reading_texts
 from market.jobs.reading.pages import Pages
 from market.settings import Settings
 from tests.support.gateway.api import (
@@ -66,6 +66,12 @@ class Readers:
             ids = [each.id for each in events]
             assert ids == [*map(str, range(1, len(ids))), f"{len(ids) - 1}-done"]
         return [texts(events) for events in read]
+
+
+def page_of(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a page have so many tokens."""
+    for module in (pages, token_hub):
+        monkeypatch.setattr(module, "TOKENS_PER_PAGE", tokens)
 
 
 @pytest.fixture
@@ -158,7 +164,7 @@ async def test_a_finished_job_is_rendered_once_however_many_replay_it(
 
     monkeypatch.setattr(hub, "_render", counted)
     monkeypatch.setattr(hub._pages, "_render", counted)
-    monkeypatch.setattr(pages, "TOKENS_PER_PAGE", 10)
+    page_of(10, monkeypatch)
     monkeypatch.setattr(pages, "KEPT_SECONDS", 60)
     job = await gateway.submit(max_tokens=100)
     await job.write(*TOKENS, "and the end")
@@ -178,7 +184,7 @@ async def test_replays_leave_turns_to_all_else_and_to_other_wallets(
     job = await gateway.submit(max_tokens=100)
     await job.write(*TOKENS)
     hub = gateway.services.tokens
-    of_hub = Pages(gateway.redis, hub._render)
+    of_hub = Pages(hub._live_page, hub._render)
     await of_hub.after(job.id, 0, "attacker")
     given: list[str] = []
 
@@ -197,12 +203,13 @@ async def test_replays_leave_turns_to_all_else_and_to_other_wallets(
 
 
 async def test_pages_are_forgotten(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "TOKENS_PER_PAGE", 1)
+    page_of(1, monkeypatch)
     monkeypatch.setattr(pages, "KEPT_BYTES", 1000)
     monkeypatch.setattr(pages, "KEPT_SECONDS", 0.2)
     job = await gateway.submit(max_tokens=100)
     await job.write(*TOKENS)
-    kept = Pages(gateway.redis, gateway.services.tokens._render)
+    hub = gateway.services.tokens
+    kept = Pages(hub._live_page, hub._render)
     for position in range(len(TOKENS)):
         assert (await kept.after(job.id, position, "w"))[1] == 1
         assert kept._bytes == sum(len(page.data) for page, _ in kept._kept.values()) <= 1000
@@ -216,7 +223,7 @@ async def test_pages_are_forgotten(gateway: Gateway, monkeypatch: pytest.MonkeyP
 async def test_many_polls_of_one_job_are_few_questions(
     gateway: Gateway, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading_texts, "TOKENS_PER_READ", 10)
+    monkeypatch.setattr(live_session, "TOKENS_PER_READ", 10)
     job = await gateway.submit(max_tokens=100)
     await job.write(*TOKENS)
     assert (await job.poll())["text"] == "".join(TOKENS)

@@ -376,9 +376,12 @@ class Job:
         return found
 
     async def events(self, after: str | None = None) -> list[Event]:
-        """What a reader of the ended job gets, from the first event or after one."""
+        """What a reader of the ended job gets, from the first event or after one: nothing after the
+        last."""
         headers = {} if after is None else {"Last-Event-ID": after}
         answer = await self._gateway.client.get(self.url + "/events", headers=headers)
+        if answer.status_code == 204:
+            return []
         assert answer.status_code == 200, answer.text
         assert answer.headers["content-type"].startswith("text/event-stream")
         return parse_events(answer.text)

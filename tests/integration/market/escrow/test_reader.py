@@ -49,7 +49,7 @@ async def test_without_a_block_the_state_is_the_newest(chain: Chain) -> None:
 
 async def test_a_block_that_is_not_there_is_an_error(chain: Chain) -> None:
     async with EscrowReader.from_settings(payments(chain)) as escrow:
-        with pytest.raises(ChainError, match="cannot be read at block"):
+        with pytest.raises(ChainError, match="does not have the data"):
             await escrow.total_deposits(block=10**6)
 
 

@@ -7,10 +7,8 @@ from eth_account import Account
 from eth_account.messages import encode_defunct
 from eth_account.signers.local import LocalAccount
 from hexbytes import HexBytes
-from web3 import HTTPProvider, Web3
-from web3.exceptions import ExtraDataLengthError
-from web3.middleware import ExtraDataToPOAMiddleware
 
+from market.chain.open_web3 import open_web3
 from stack.dev_chain import limited_state
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
@@ -52,11 +50,7 @@ def test_blocks_are_as_on_bsc(chain_url: str, result: Ask) -> None:
     result("evm_mine")
     for tag in ("latest", "earliest", "pending"):
         assert len(HexBytes(result("eth_getBlockByNumber", tag)["extraData"])) == 278
-    web3 = Web3(HTTPProvider(chain_url))
-    with pytest.raises(ExtraDataLengthError):
-        web3.eth.get_block("latest")
-    web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
-    block = web3.eth.get_block("latest")
+    block = open_web3(chain_url).eth.get_block("latest")
     assert len(block["proofOfAuthorityData"]) == 278  # type: ignore[typeddict-item]
 
 

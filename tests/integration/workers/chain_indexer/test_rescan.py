@@ -2,11 +2,12 @@
 
 import asyncio
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from cli.app import app
@@ -97,6 +98,15 @@ async def test_a_rescan_that_is_killed_is_run_again(
     await assert_ledger_agrees(chain_resources, reader)
 
 
+@pytest.fixture
+def log_settings() -> Iterator[None]:
+    """Those of before, after a command has let logs go to an output that is closed by now."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
+@pytest.mark.usefixtures("log_settings")
 async def test_the_command_says_what_it_found(
     chain_resources: Resources,
     actions: Actions,
