@@ -56,5 +56,5 @@ def _check_expiry(auth: AuthSettings, expires_at: str) -> None:
         )
     if left.total_seconds() > auth.nonce_ttl + CLOCK_SKEW:
         raise SignatureExpired(
-            f"What is signed has to expire within {auth.nonce_ttl} seconds, by a clock that is right."
+            f"What is signed has to expire within {auth.nonce_ttl} seconds, by a right clock."
         )

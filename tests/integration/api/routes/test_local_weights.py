@@ -161,7 +161,6 @@ async def test_a_manifest_that_was_published_is_taken_as_it_is(
         "/etc/passwd",
         "%2Fetc%2Fpasswd",
         "model.safetensors%00",
-        "",
     ],
 )
 async def test_no_other_file_is_given(gateway: Gateway, name: str) -> None:
