@@ -9,8 +9,8 @@ from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Scope
 
-from api import web
-from api.http import openapi_document, problem_details
+from api import openapi_document, web
+from api.http import problem_details
 from api.http.caller_address import SITE_BITS, UNKNOWN, address_of, network_of
 from api.http.services import open_services
 from api.middleware.allowed_methods import AllowedMethods

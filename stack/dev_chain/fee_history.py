@@ -5,8 +5,8 @@ from typing import Any
 
 from eth.abc import BlockHeaderAPI
 
-from stack.dev_chain.chain import DevelopmentChain, MinedBlock, Place, base_fee
 from stack.dev_chain.errors import RpcError
+from stack.dev_chain.evm.chain import DevelopmentChain, MinedBlock, Place, base_fee
 from stack.dev_chain.formats import effective_gas_price
 from stack.dev_chain.params import BlockId
 

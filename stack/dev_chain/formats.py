@@ -7,8 +7,8 @@ from eth.abc import BlockHeaderAPI, SignedTransactionAPI
 from eth_hash.auto import keccak
 from eth_utils.hexadecimal import encode_hex
 
-from stack.dev_chain.chain import MinedBlock, Place, base_fee, logs_before
-from stack.dev_chain.pool import fees
+from stack.dev_chain.evm.chain import MinedBlock, Place, base_fee, logs_before
+from stack.dev_chain.evm.pool import fees
 
 Json = dict[str, Any]
 

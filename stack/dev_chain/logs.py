@@ -8,8 +8,8 @@ from typing import Any
 from eth_utils.hexadecimal import encode_hex
 
 from stack.dev_chain import formats
-from stack.dev_chain.chain import DevelopmentChain, MinedBlock, Place
 from stack.dev_chain.errors import InvalidParams, RpcError
+from stack.dev_chain.evm.chain import DevelopmentChain, MinedBlock, Place
 from stack.dev_chain.params import BlockId, LogFilter
 
 MAX_FILTERS = 1000

@@ -11,12 +11,13 @@ from eth_hash.auto import keccak
 from eth_typing import Address
 from eth_utils.hexadecimal import encode_hex
 
-from stack.dev_chain import execution, formats, logs, params, wallet
-from stack.dev_chain.chain import CHAIN_ID, DevelopmentChain, Place
+from stack.dev_chain import formats, logs, params, wallet
 from stack.dev_chain.errors import InvalidParams
+from stack.dev_chain.evm import execution
+from stack.dev_chain.evm.chain import CHAIN_ID, DevelopmentChain, Place
+from stack.dev_chain.evm.pool import Pool
 from stack.dev_chain.fee_history import fee_history
 from stack.dev_chain.params import LATEST, BlockId, Parser, TransactionRequest
-from stack.dev_chain.pool import Pool
 
 
 @dataclass(frozen=True, slots=True)

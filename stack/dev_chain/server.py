@@ -6,7 +6,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-from stack.dev_chain.chain import DevelopmentChain
+from stack.dev_chain.evm.chain import DevelopmentChain
 from stack.dev_chain.jsonrpc import JsonRpc
 from stack.dev_chain.methods import methods
 

@@ -8,9 +8,9 @@ from eth_typing import Address
 from eth_utils.hexadecimal import encode_hex
 
 from stack.dev_chain import accounts
-from stack.dev_chain.chain import CHAIN_ID, DevelopmentChain, base_fee
 from stack.dev_chain.errors import InvalidParams, RpcError
-from stack.dev_chain.execution import estimate_gas
+from stack.dev_chain.evm.chain import CHAIN_ID, DevelopmentChain, base_fee
+from stack.dev_chain.evm.execution import estimate_gas
 from stack.dev_chain.params import LATEST, TransactionRequest
 
 TIP = 10**9

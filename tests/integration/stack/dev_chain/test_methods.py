@@ -9,7 +9,7 @@ from eth_account.signers.local import LocalAccount
 from hexbytes import HexBytes
 
 from market.chain.open_web3 import open_web3
-from stack.dev_chain import limited_state
+from stack.dev_chain.evm import limited_state
 from stack.dev_chain_client import development_account
 from tests.conftest import Chain
 from tests.integration.stack.dev_chain.conftest import RICH, Ask

@@ -9,9 +9,9 @@ from eth_utils.exceptions import ValidationError
 from eth_utils.hexadecimal import encode_hex
 from rlp.exceptions import RLPException
 
-from stack.dev_chain.chain import CHAIN_ID, GAS_LIMIT, DevelopmentChain, base_fee
 from stack.dev_chain.errors import RpcError
-from stack.dev_chain.execution import minimum_gas
+from stack.dev_chain.evm.chain import CHAIN_ID, GAS_LIMIT, DevelopmentChain, base_fee
+from stack.dev_chain.evm.execution import minimum_gas
 from stack.dev_chain.params import LATEST
 
 MAX_WAITING = 1024

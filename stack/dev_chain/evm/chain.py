@@ -17,7 +17,7 @@ from eth_utils.exceptions import ValidationError
 
 from stack.dev_chain import accounts
 from stack.dev_chain.errors import RpcError
-from stack.dev_chain.limited_state import LimitedState
+from stack.dev_chain.evm.limited_state import LimitedState
 from stack.dev_chain.params import BlockId
 
 CHAIN_ID = 31337

@@ -24,8 +24,8 @@ from eth.vm.forks.prague.constants import STANDARD_TOKEN_COST, TOTAL_COST_FLOOR_
 from eth.vm.forks.prague.transactions import PragueTransactionBuilder
 from eth.vm.spoof import SpoofTransaction
 
-from stack.dev_chain.chain import CHAIN_ID
 from stack.dev_chain.errors import ExecutionReverted, RpcError
+from stack.dev_chain.evm.chain import CHAIN_ID
 from stack.dev_chain.params import TransactionRequest
 
 TOLERANCE = 0.015

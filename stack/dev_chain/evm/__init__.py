@@ -1,0 +1,1 @@
+"""Blocks, and what runs in them, by py-evm."""
