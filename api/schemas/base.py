@@ -74,6 +74,13 @@ MAX_FIELDS = 100
 hundred thousand."""
 
 
+def _whole(value: Any) -> Any:
+    """8.0 as 8: JSON Schema counts both as integers."""
+    if isinstance(value, list):
+        return [_whole(each) if isinstance(each, float) else each for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class RequestBody(BaseModel):
     """What strangers send: only fields that we know, of the types that the schema names, and no
     number that is none."""
@@ -82,9 +89,11 @@ class RequestBody(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _few_fields(cls, data: Any) -> Any:
+    def _fields(cls, data: Any) -> Any:
         if isinstance(data, dict) and len(data) > MAX_FIELDS:
             raise PydanticCustomError("too_many_fields", "There are too many fields")
+        if isinstance(data, dict):
+            return {name: _whole(value) for name, value in data.items()}
         return data
 
 

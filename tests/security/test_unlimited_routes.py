@@ -77,7 +77,7 @@ REQUESTS: dict[str, tuple[str, Any]] = {
     "GET /api/nodes/{node_id}": (USER, None),
     "GET /api/models/{model_id:path}/files": (NODE, None),
     "POST /api/models/{model_id:path}/files": (NOBODY, SIGNED),
-    "GET /api/models/{model_id:path}/files/{name:path}": (NOBODY, None),
+    "GET /api/models/{model_id:path}/files/{name}": (NOBODY, None),
     "GET /api/provider/stats": (NOBODY, None),
     "GET /api/provider/earnings/history": (NOBODY, None),
     "GET /api/provider/earnings.csv": (USER, None),
@@ -99,7 +99,7 @@ VALUES = {
     "wallet_address": PROVIDER_WALLET,
     "node_id": "node_1",
     "model_id:path": MODEL_ID,
-    "name:path": "config.json?token=t",
+    "name": "config.json?token=t",
 }
 
 RULES = {name: "2/hour" for name, value in LimitSettings() if isinstance(value, str)}

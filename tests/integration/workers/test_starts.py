@@ -72,6 +72,7 @@ def redis_server(port: int, folder: Path) -> Iterator[None]:
         process.wait()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_worker_that_starts_before_redis_says_so_and_works_when_it_comes(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:

@@ -147,6 +147,7 @@ def test_files_that_are_not_to_be_had(server: FileServer, tmp_path: Path) -> Non
     refuse(server, tmp_path, WeightsError, r"refuses .* \(HTTP 403\)")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_made_anew(server: FileServer, tmp_path: Path) -> None:
     file = fetched(server, tmp_path) / "model.safetensors"
     good = file.read_bytes()
@@ -201,6 +202,7 @@ def test_bytes_of_another_hash_are_refused(
     assert not list((tmp_path / "spans").glob(".making-*")), "what is wrong was kept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
 def test_quantizers_load_it(server: FileServer, tmp_path: Path, quantization: str) -> None:
     span = SpanModel(

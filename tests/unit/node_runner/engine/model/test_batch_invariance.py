@@ -46,6 +46,7 @@ def test_logits_do_not_depend_on_the_batch(name: str, dtype: torch.dtype, tmp_pa
     check_batch_invariance(span, TINY["vocab_size"])
 
 
+@pytest.mark.slow
 @DTYPES
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 def test_nor_do_those_of_quantized_layers(
