@@ -76,6 +76,7 @@ async def index_in_short_runs(resources: Resources, reader: EscrowEventReader) -
     raise AssertionError("no run came to its end")
 
 
+@pytest.mark.slow
 async def test_each_run_makes_progress(
     chain_resources: Resources, actions: Actions, reader: EscrowEventReader
 ) -> None:
@@ -132,6 +133,7 @@ async def test_a_reorg_takes_back_a_block_that_is_applied_in_part(
     await assert_ledger_agrees(chain_resources, reader)
 
 
+@pytest.mark.slow
 async def test_a_whole_flood_is_taken_back_in_short_runs(
     chain_resources: Resources, actions: Actions, reader: EscrowEventReader
 ) -> None:

@@ -89,6 +89,7 @@ def test_logits_of_fused_families_equal_transformers_without_fusing_too(
     check(name, tmp_path, texts)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("name", SCORES_OF_ALL_KINDS)
 @torch.inference_mode()
