@@ -56,7 +56,7 @@ up: $(VENV)/.stack ## The same stack as demo, until Ctrl-C
 	@$(BIN)/far-mesh up
 
 test: $(NODE_PACKAGES) lint types imports ## For every save: lint, types, import contracts, and all tests but the slow ones
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not long"
 
 test-all: $(NODE_PACKAGES) $(VENV)/.dev ## The slow tests that `make test` leaves out
 	@$(PYTEST) -m slow
@@ -81,6 +81,7 @@ format: $(VENV)/.dev ## Fix and format the code (ruff)
 
 chaos: $(NODE_PACKAGES) $(VENV)/.dev ## What takes too long for `make test-all`: full nodes, interrupted links, draft models, killed settlers and processes
 	@$(BIN)/pytest tests/chaos
+	@$(PYTEST) -m long
 
 contracts/node_modules: contracts/package-lock.json
 	@cd contracts && npm ci --no-audit --no-fund

@@ -86,7 +86,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _left and terminalreporter.config.option.markexpr == "not slow":
+    if _left and terminalreporter.config.option.markexpr.startswith("not slow"):
         terminalreporter.section(f"Slow tests left to `make test-all`: {len(_left)}")
         for file, count in sorted(Counter(test.partition("::")[0] for test in _left).items()):
             terminalreporter.line(f"{count:3d}  {file}")

@@ -17,7 +17,7 @@ from tests.e2e.conftest import User, wait_until
 AT_ONCE, ROUNDS = 4, 5
 PATIENCE = 120.0
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def api(stack: DevelopmentStack, name: str) -> tuple[ManagedProcess, Callable[[], bool]]:

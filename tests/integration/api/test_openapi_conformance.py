@@ -93,7 +93,7 @@ async def test_some_operations(gateway: Gateway, served: Served, tmp_path: Path)
     assert f"Tested: {len(paths) + 1}" in said  # a job is read and cancelled
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("caller", ["user", "node", "machine", "stranger"])
 async def test_all_operations(

@@ -9,7 +9,7 @@ from benchmarks import scale
 LOAD = scale.FleetLoad(nodes=50, seconds=12, interval=1, ttl=4, churn=3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_heartbeat_is_lost_and_the_silent_are_gone_in_time() -> None:
     with scale.servers(LOAD) as on:
         outcome = asyncio.run(scale.run(LOAD, on))

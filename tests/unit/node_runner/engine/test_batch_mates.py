@@ -85,7 +85,7 @@ def test_tokens_are_the_same_whoever_runs_beside(
     assert texts(drafted, few, temperature, at_once=len(few), tokens=24) == alone
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_nor_do_long_texts_beside_many(

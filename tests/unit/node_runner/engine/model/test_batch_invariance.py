@@ -29,7 +29,7 @@ QUICK = {
 """One of each way to score, to route to experts and to activate."""
 
 FAMILIES = [
-    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in VARIANTS
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in VARIANTS
 ]
 
 
@@ -46,7 +46,7 @@ def test_logits_do_not_depend_on_the_batch(name: str, dtype: torch.dtype, tmp_pa
     check_batch_invariance(span, TINY["vocab_size"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @DTYPES
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 def test_nor_do_those_of_quantized_layers(
