@@ -157,9 +157,11 @@ class DevelopmentStack:
     def start_api(
         self, name: str = "api", host: str = "127.0.0.1", port: int = 0
     ) -> ManagedProcess:
-        """A replica of the gateway; on the plan's port unless another is given."""
-        command = gateway_command(port or self.plan.api_port, host)
-        return self.processes.start_python(name, command, self._environment())
+        """A replica of the gateway, on the plan's port unless another is given. Whoever reaches it
+        signs for where it is."""
+        port = port or self.plan.api_port
+        environment = self._environment() | {"FAR_AUTH__DOMAIN": f"{host}:{port}"}
+        return self.processes.start_python(name, gateway_command(port, host), environment)
 
     def start_discovery(self) -> ManagedProcess:
         """The DHT's peer and mirror; the discovery API is the gateway's."""
