@@ -376,8 +376,7 @@ class Job:
         return found
 
     async def events(self, after: str | None = None) -> list[Event]:
-        """What a reader of the ended job gets, from the first event or after one: nothing after the
-        last."""
+        """What a reader of the ended job gets, from the first event or after one."""
         headers = {} if after is None else {"Last-Event-ID": after}
         answer = await self._gateway.client.get(self.url + "/events", headers=headers)
         if answer.status_code == 204:
@@ -391,11 +390,10 @@ class Job:
 async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """The gateway over these settings, with its lifespan entered."""
     app = create_app(settings)
+    transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://test", timeout=PATIENCE
-        ) as client,
+        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=PATIENCE) as client,
     ):
         gateway = Gateway(app, client)
         client.headers.update(gateway.login())
