@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from web3.exceptions import Web3Exception
 
-from cli.console import console, fail
+from cli.console import console, fail, failures_told
 from market import db
 from market.chain.errors import ChainError
 from market.clients.postgres import LONG
@@ -16,7 +15,6 @@ from market.ledger.integrity_check import IntegrityReport, check_integrity, chec
 from market.resources import open_resources
 from market.settings import Settings
 from mesh import log
-from mesh.errors import MeshError
 from workers.chain_indexer import rescan as blocks_again
 from workers.chain_indexer.rescan import Rescan
 
@@ -29,11 +27,12 @@ def check_ledger(
 ) -> None:
     """Check the ledger in the database of the settings (FAR_DATABASE_URL): exit status 1 if
     anything is wrong."""
-    settings = Settings()
-    try:
-        report = asyncio.run(_checked(settings, chain=chain))
-    except ChainError as error:
-        fail(f"{error} The ledger alone: --no-chain.")
+    with failures_told():
+        settings = Settings()
+        try:
+            report = asyncio.run(_checked(settings, chain=chain))
+        except ChainError as error:
+            fail(f"{error} The ledger alone: --no-chain.")
     _print_report(report)
     if chain and not settings.payments.escrow_contract:
         console.print("Not compared with the chain: no escrow contract is set.")
@@ -59,12 +58,10 @@ def rescan(
 ) -> None:
     """Read blocks again that are indexed, and repair the ledger where it differs from the chain.
     Running workers need not be stopped."""
-    settings = Settings()
-    log.configure(json=settings.log_json)
-    try:
+    with failures_told():
+        settings = Settings()
+        log.configure(json=settings.log_json)
         found = asyncio.run(_rescanned(settings, first))
-    except (MeshError, Web3Exception) as error:
-        fail(error)
     console.print(f"Compared blocks {found.first} to {found.last}.")
     if found.differs_at is None:
         console.print("Nothing differs.")

@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
-from cli.console import console
+from cli.console import console, failures_told
 from market.chain.open_signer import open_signer
 from market.escrow.reader import EscrowReader
 from market.resources import open_resources
 from market.settings import Settings
 from mesh import log
-from mesh.errors import MeshError
 from workers.settlement.alerts import pauses
 from workers.settlement.preview import describe, make_preview
 
@@ -27,13 +26,10 @@ def settle(
     """Look at settlement, or end a pause. The workers settle by themselves."""
     if dry_run == resume:
         raise typer.BadParameter("Say --dry-run or --resume.")
-    settings = Settings()
-    log.configure(json=settings.log_json)
-    try:
+    with failures_told():
+        settings = Settings()
+        log.configure(json=settings.log_json)
         lines = asyncio.run(_preview(settings) if dry_run else _resume(settings))
-    except MeshError as error:
-        typer.echo(f"far-mesh: {error.detail}", err=True)
-        raise typer.Exit(1) from None
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 

@@ -155,6 +155,14 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
     await client.aclose()
 
 
+@pytest.fixture
+def log_settings() -> Iterator[None]:
+    """Those of before, after a command has let logs go to an output that is closed by now."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
     """A chain with both contracts deployed, for one test."""

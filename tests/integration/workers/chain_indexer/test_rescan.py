@@ -2,12 +2,11 @@
 
 import asyncio
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import pytest
-import structlog
 from typer.testing import CliRunner
 
 from cli.app import app
@@ -96,14 +95,6 @@ async def test_a_rescan_that_is_killed_is_run_again(
     await index_events(chain_resources, reader)
     assert await left(chain_resources, user) == (3, 0, 3)
     await assert_ledger_agrees(chain_resources, reader)
-
-
-@pytest.fixture
-def log_settings() -> Iterator[None]:
-    """Those of before, after a command has let logs go to an output that is closed by now."""
-    before = structlog.get_config()
-    yield
-    structlog.configure(**before)
 
 
 @pytest.mark.usefixtures("log_settings")
