@@ -1,6 +1,6 @@
-"""A prompt at rest: encrypted, and only for as long as its job runs.
+"""Prompts and answers at rest: encrypted, and only for as long as they are needed.
 
-So a lost Redis loses no job, and a stolen database tells no prompt.
+So a lost Redis loses no job and no answer, and a stolen database tells neither.
 """
 
 import base64
@@ -30,10 +30,19 @@ class PromptText:
     token_ids: list[int]
     stop: list[str]
 
+    def to_bytes(self) -> bytes:
+        packed: bytes = msgpack.packb((self.token_ids, self.stop))
+        return packed
+
+    @classmethod
+    def from_bytes(cls, packed: bytes) -> Self:
+        token_ids, stop = msgpack.unpackb(packed)
+        return cls(token_ids, stop)
+
 
 class PromptVault:
-    """AES-256-GCM; the request id is authenticated along, so that a ciphertext cannot be moved to
-    another job.
+    """AES-256-GCM; the context is authenticated along, so that a ciphertext cannot be moved to
+    another job, or an answer to where a prompt was.
 
     A ciphertext begins with the id of its key. The first key encrypts and the others only decrypt,
     so that a key can be replaced while jobs run.
@@ -50,25 +59,24 @@ class PromptVault:
         self._keys = [_Key.of(_decoded(secret)) for secret in secrets.split(",")]
         self._by_id = {key.id: key for key in self._keys}
 
-    def encrypt(self, request_id: str, prompt: PromptText) -> bytes:
-        """The prompt's ciphertext, which only :meth:`decrypt` for the same request id reads."""
+    def encrypt(self, context: str, plaintext: bytes) -> bytes:
+        """The ciphertext, which only :meth:`decrypt` for the same context reads."""
         key, nonce = self._keys[0], os.urandom(NONCE_BYTES)
-        plaintext: bytes = msgpack.packb((prompt.token_ids, prompt.stop))
-        return key.id + nonce + key.cipher.encrypt(nonce, plaintext, request_id.encode())
+        return key.id + nonce + key.cipher.encrypt(nonce, plaintext, context.encode())
 
-    def decrypt(self, request_id: str, ciphertext: bytes) -> PromptText:
-        """The prompt of a ciphertext.
+    def decrypt(self, context: str, ciphertext: bytes) -> bytes:
+        """The plaintext.
 
         Raises:
-            cryptography.exceptions.InvalidTag: none of our keys, another job, or a changed byte.
+            cryptography.exceptions.InvalidTag: none of our keys, another context, or a changed
+                byte.
         """
         key = self._by_id.get(ciphertext[:KEY_ID_BYTES])
         nonce = ciphertext[KEY_ID_BYTES : KEY_ID_BYTES + NONCE_BYTES]
         if key is None or len(nonce) < NONCE_BYTES:
             raise InvalidTag
         body = ciphertext[KEY_ID_BYTES + NONCE_BYTES :]
-        token_ids, stop = msgpack.unpackb(key.cipher.decrypt(nonce, body, request_id.encode()))
-        return PromptText(token_ids=token_ids, stop=stop)
+        return key.cipher.decrypt(nonce, body, context.encode())
 
     def digests(self, request: bytes) -> list[bytes]:
         """The request's digest by each key, the newest first. Keyed, so that a short prompt cannot

@@ -146,7 +146,7 @@ async def _write(
         temperature=request.temperature,
         top_p=request.top_p,
         seed=secrets.randbits(63) if request.seed is None else request.seed,
-        request_cipher=resources.vault.encrypt(request_id, prompt),
+        request_cipher=resources.vault.encrypt(request_id, prompt.to_bytes()),
         request_digest=idempotency.digests[0],
         idempotency_key=idempotency.key,
         price_per_token_far=quote.prices.token,

@@ -21,7 +21,7 @@ from stack.dev_chain.methods import Method
 MAX_BATCH = 1000
 """Calls of a batch; geth's."""
 
-logger = structlog.get_logger(__name__)
+log = structlog.get_logger()
 
 
 class JsonRpc:
@@ -64,7 +64,7 @@ class JsonRpc:
             answer = _failure(number, error)
         except Exception:
             # py-evm's exceptions share no base class, and one call must not end the chain.
-            logger.exception("call failed", method=method)
+            log.exception("call_failed", method=method)
             answer = _failure(number, InternalError("method handler crashed"))
         else:
             answer = {"jsonrpc": "2.0", "id": number, "result": result}

@@ -29,11 +29,9 @@ PREFLIGHT_AGE = 600
 def serve(port: int) -> ThreadingHTTPServer:
     """A chain of its own behind a server on the loopback address, which begins with its
     `serve_forever`."""
-    rpc = JsonRpc(methods(DevelopmentChain()))
 
     class Handler(RpcHandler):
-        def answer(self, body: bytes) -> bytes:
-            return rpc.answer(body)
+        rpc = JsonRpc(methods(DevelopmentChain()))
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
@@ -47,10 +45,8 @@ class RpcHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     timeout = IDLE_LIMIT
-
-    def answer(self, body: bytes) -> bytes:
-        """The answer to a JSON-RPC body."""
-        raise NotImplementedError
+    rpc: JsonRpc
+    """What answers the bodies of this server."""
 
     def do_GET(self) -> None:
         """Whether the server is there."""
@@ -77,7 +73,7 @@ class RpcHandler(BaseHTTPRequestHandler):
             except TimeoutError:
                 self._refuse(HTTPStatus.REQUEST_TIMEOUT, "the body takes too long")
             else:
-                self._respond(HTTPStatus.OK, self.answer(body), "application/json")
+                self._respond(HTTPStatus.OK, self.rpc.answer(body), "application/json")
 
     def log_message(self, *_: object) -> None:
         """Logs nothing: a line for each call helps nobody."""

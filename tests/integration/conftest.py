@@ -10,6 +10,7 @@ from market.resources import Resources, open_resources
 from market.settings import Settings
 from tests.conftest import OPERATOR_PASSWORD, Chain
 from tests.support.gateway.api import Gateway, all_nodes, open_gateway
+from tests.support.gateway.api_served import Served, serve
 
 
 @pytest.fixture
@@ -65,3 +66,10 @@ async def gateway(empty_gateway: Gateway) -> Gateway:
     await empty_gateway.announce(*all_nodes())
     await empty_gateway.deposit("1")
     return empty_gateway
+
+
+@pytest.fixture
+async def served(gateway: Gateway) -> AsyncIterator[Served]:
+    """The gateway behind a real server."""
+    async with serve(gateway) as opened:
+        yield opened

@@ -36,7 +36,7 @@ async def submit(resources: Resources) -> Job:
     job.epoch, job.lease_expires_at, job.prompt_tokens = 0, None, PROMPT
     job.hold_far = WHOLE + job.max_tokens * job.price_per_token_far
     prompt = PromptText(list(range(PROMPT)), [])
-    job.request_cipher = resources.vault.encrypt(job.request_id, prompt)
+    job.request_cipher = resources.vault.encrypt(job.request_id, prompt.to_bytes())
     async with resources.sessions.begin() as db:
         db.add(job)
         await fund(db, wallet=job.user_wallet, amount=job.hold_far)

@@ -73,7 +73,7 @@ async def test_an_edge_that_claims_caches_beyond_all_numbers(
 async def test_a_prompt_under_another_key_ends_its_job_at_once(resources: Resources) -> None:
     """Before a route is searched: there is no node here."""
     job = await submit(resources)
-    other = resources.vault.encrypt("another request", PromptText([1], []))
+    other = resources.vault.encrypt("another request", PromptText([1], []).to_bytes())
     await set_columns(resources, job, request_cipher=other)
     await supervise({"resources": resources}, job.request_id)
     ended = await reload(resources, job)

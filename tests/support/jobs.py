@@ -33,7 +33,7 @@ async def submit(
     job.epoch, job.lease_expires_at = 0, None
     job.deadline_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
     prompt = PromptText(list(range(1, prompt_tokens + 1)), [])
-    job.request_cipher = resources.vault.encrypt(job.request_id, prompt)
+    job.request_cipher = resources.vault.encrypt(job.request_id, prompt.to_bytes())
     async with resources.sessions.begin() as db:
         db.add(job)
         await fund(db, wallet=job.user_wallet, amount=job.hold_far)

@@ -194,7 +194,7 @@ def _prompt(supervision: Supervision) -> PromptText:
     if cipher is None:
         raise GenerationOver("failed", "prompt_lost")
     try:
-        return supervision.resources.vault.decrypt(supervision.id, cipher)
+        return PromptText.from_bytes(supervision.resources.vault.decrypt(supervision.id, cipher))
     except InvalidTag:
         log.error("prompt_key_changed", request_id=supervision.id)
         raise GenerationOver("failed", "prompt_lost") from None

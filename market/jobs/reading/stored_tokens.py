@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgpack
 import structlog
 from cryptography.exceptions import InvalidTag
 from sqlalchemy import delete, func, select, tuple_
@@ -21,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from market.db import Sessions
 from market.jobs.live_session import TokenEntry
 from market.jobs.tables import Job, StoredTokens
-from market.prompt_vault import PromptText, PromptVault
+from market.prompt_vault import PromptVault
 
 TOKENS_PER_PAGE = 128
 """About a millisecond's work to render."""
@@ -115,16 +116,16 @@ class StoredTokensReader:
 
 
 def _encrypt(vault: PromptVault, request_id: str, page: int, tokens: Sequence[TokenEntry]) -> bytes:
-    ids, texts = [token.token_id for token in tokens], [token.text for token in tokens]
-    return vault.encrypt(_context(request_id, page), PromptText(ids, texts))
+    packed: bytes = msgpack.packb([(token.token_id, token.text) for token in tokens])
+    return vault.encrypt(_context(request_id, page), packed)
 
 
 def _decrypt(vault: PromptVault, request_id: str, page: int, cipher: bytes) -> list[TokenEntry]:
-    opened = vault.decrypt(_context(request_id, page), cipher)
+    packed = vault.decrypt(_context(request_id, page), cipher)
     first = page * TOKENS_PER_PAGE + 1
     return [
         TokenEntry(f"{first + index}-0", token_id, text)
-        for index, (token_id, text) in enumerate(zip(opened.token_ids, opened.stop, strict=True))
+        for index, (token_id, text) in enumerate(msgpack.unpackb(packed))
     ]
 
 

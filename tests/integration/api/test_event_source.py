@@ -23,7 +23,7 @@ from tests.support.gateway.api import (
     open_gateway,
     request_body,
 )
-from tests.support.gateway.api_served import Served, serve
+from tests.support.gateway.api_served import Served
 
 REPOSITORY = Path(__file__).parents[3]
 PACKAGES = REPOSITORY / "contracts" / "node_modules"
@@ -97,12 +97,6 @@ async def gateway(
     async with open_gateway(make_settings(cors_origins=page_url)) as opened:
         await opened.announce(*all_nodes())
         await opened.deposit("1")
-        yield opened
-
-
-@pytest.fixture
-async def served(gateway: Gateway) -> AsyncIterator[Served]:
-    async with serve(gateway) as opened:
         yield opened
 
 

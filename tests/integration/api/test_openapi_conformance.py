@@ -19,7 +19,7 @@ from tests.support.gateway.api import (
     all_nodes,
     open_gateway,
 )
-from tests.support.gateway.api_served import Served, serve
+from tests.support.gateway.api_served import Served
 
 RATES = [name for name, field in LimitSettings.model_fields.items() if field.annotation is str]
 
@@ -50,12 +50,6 @@ async def gateway(make_settings: Callable[..., Settings], redis: Redis) -> Async
     async with open_gateway(make_settings(limits=limits)) as opened:
         await opened.announce(*all_nodes())
         await opened.deposit("1")
-        yield opened
-
-
-@pytest.fixture
-async def served(gateway: Gateway) -> AsyncIterator[Served]:
-    async with serve(gateway) as opened:
         yield opened
 
 

@@ -10,6 +10,7 @@ from market.prompt_vault import KEY_ID_BYTES, PromptText, PromptVault
 
 KEY = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 PROMPT = PromptText([1, 2, 300_000], ["stop"])
+PLAINTEXT = PROMPT.to_bytes()
 
 
 def new_key() -> str:
@@ -18,9 +19,9 @@ def new_key() -> str:
 
 def test_a_prompt_is_decrypted_only_for_its_own_job_and_key() -> None:
     vault = PromptVault(KEY)
-    ciphertext = vault.encrypt("req_1", PROMPT)
-    assert vault.decrypt("req_1", ciphertext) == PROMPT
-    assert vault.encrypt("req_1", PROMPT) != ciphertext
+    ciphertext = vault.encrypt("req_1", PLAINTEXT)
+    assert PromptText.from_bytes(vault.decrypt("req_1", ciphertext)) == PROMPT
+    assert vault.encrypt("req_1", PLAINTEXT) != ciphertext
     with pytest.raises(InvalidTag):
         vault.decrypt("req_2", ciphertext)
     with pytest.raises(InvalidTag):
@@ -37,11 +38,11 @@ def test_a_prompt_is_decrypted_only_for_its_own_job_and_key() -> None:
 
 def test_a_key_is_replaced_while_jobs_run() -> None:
     old, new = new_key(), new_key()
-    before = PromptVault(old).encrypt("req_1", PROMPT)
+    before = PromptVault(old).encrypt("req_1", PLAINTEXT)
     both = PromptVault(f"{new}, {old}")
-    assert both.decrypt("req_1", before) == PROMPT
-    written = both.encrypt("req_2", PROMPT)
-    assert PromptVault(new).decrypt("req_2", written) == PROMPT
+    assert both.decrypt("req_1", before) == PLAINTEXT
+    written = both.encrypt("req_2", PLAINTEXT)
+    assert PromptVault(new).decrypt("req_2", written) == PLAINTEXT
     with pytest.raises(InvalidTag):
         PromptVault(old).decrypt("req_2", written)
     with pytest.raises(InvalidTag):
@@ -55,7 +56,7 @@ def test_a_key_is_replaced_while_jobs_run() -> None:
 def test_no_key_is_used_for_two_purposes() -> None:
     """Nor is the secret itself a key."""
     vault = PromptVault(KEY)
-    ciphertext = vault.encrypt("req_1", PROMPT)
+    ciphertext = vault.encrypt("req_1", PLAINTEXT)
     [digest] = vault.digests(b"")
     [prefix] = vault.prefix("0x12", list(range(33)))
     known = {ciphertext[:KEY_ID_BYTES], digest[:KEY_ID_BYTES], prefix[:KEY_ID_BYTES]}

@@ -4,36 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 
 from mesh.prefix_hashes import BLOCK_TOKENS, prefix_hashes
 from mesh.wire import SamplingParams
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.pipeline import GREEDY, Pipeline
+from tests.support.engine.prompts import PROMPTS, encoded
 
 CUTS = [0, 3, 6]
-WORDS = [
-    "The for statement",
-    "A class is",
-    "When an exception",
-    "In Python, a function",
-    "The with statement is used to",
-    "import",
-    "Return the",
-    "Strings are",
-    "If the object",
-    "a",
-    "An assignment",
-    "The value of the expression",
-    "Comparisons can be chained",
-    "def f(x):\n    ",
-    "The file is",
-    "1 + 1",
-    "Lists may be",
-    "The module defines",
-    "Raise an error if",
-    "This is a long prompt. " * 20,
-]
 FEW = [0, 2, 9, 13, 19]
 """Prompts of the quick tests."""
 
@@ -53,8 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    tokenizer = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
-    return [tokenizer.encode(words).ids for words in WORDS]
+    return encoded(PROMPTS)
 
 
 def texts(

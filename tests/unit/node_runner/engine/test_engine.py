@@ -13,32 +13,10 @@ from node_runner.engine.engine import Engine
 from node_runner.outputs import NodeMessage
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.pipeline import GREEDY, KV_BUDGET, Pipeline, load_span, one_step
+from tests.support.engine.prompts import PROMPTS, encoded
 
 CUTS = {1: [0, 6], 2: [0, 3, 6], 3: [0, 2, 4, 6], 6: [0, 1, 2, 3, 4, 5, 6]}
 NEW_TOKENS = 64
-
-PROMPTS = [
-    "The for statement",
-    "A class is",
-    "When an exception",
-    "In Python, a function",
-    "The with statement is used to",
-    "import",
-    "Return the",
-    "Strings are",
-    "If the object",
-    "a",
-    "An assignment",
-    "The value of the expression",
-    "Comparisons can be chained",
-    "def f(x):\n    ",
-    "The file is",
-    "1 + 1",
-    "Lists may be",
-    "The module defines",
-    "Raise an error if",
-    "This is a long prompt. " * 20,
-]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +30,8 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def prompts(tokenizer: Tokenizer) -> list[list[int]]:
-    return [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+def prompts() -> list[list[int]]:
+    return encoded(PROMPTS)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from tokenizers.normalizers import Strip
 from market import ledger, outbox
 from market.nodes import live_registry
 from market.outbox import Outbox
+from market.prompt_vault import PromptText
 from market.routing.skip_counts import skips_of
 from mesh.redis_keys import WORKER_QUEUE
 from stack.servers import Postgres
@@ -59,7 +60,7 @@ async def decrypted(gateway: Gateway, job: Job) -> tuple[str, list[str]]:
     """Prompt and stop texts, as a worker opens them."""
     row = await job.row()
     assert row.request_cipher is not None
-    opened = gateway.services.vault.decrypt(job.id, row.request_cipher)
+    opened = PromptText.from_bytes(gateway.services.vault.decrypt(job.id, row.request_cipher))
     assert len(opened.token_ids) == row.prompt_tokens
     tokenizer = gateway.services.catalog.get(MODEL_ID).tokenizer
     return tokenizer.decode(opened.token_ids), opened.stop

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from eth_account import Account
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from typer.testing import CliRunner
@@ -24,6 +23,7 @@ from node_runner.service.exit_codes import CONFIG_ERROR
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.families import TINY, VARIANTS, logits_of
 from tests.support.engine.pipeline import Pipeline, load_span
+from tests.support.engine.prompts import encoded
 
 CUTS = [0, 2, 4, 6]
 PROMPTS = ["The for statement", "If the object", "When an exception", "Return the " * 20]
@@ -44,8 +44,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    tokenizer = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
-    return [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    return encoded(PROMPTS)
 
 
 @pytest.fixture(scope="module")
