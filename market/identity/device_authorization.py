@@ -21,6 +21,7 @@ from market.identity.errors import (
     SlowDown,
     UserCodeUnknown,
 )
+from market.key_derivation import derive_key
 from market.settings import Settings
 from mesh import redis_keys, signed_texts
 from mesh.clock_skew import CLOCK_SKEW
@@ -281,7 +282,8 @@ class DeviceAuthorization:
 
     def _digest(self, code: str) -> str:
         """Keyed, since a user code is short enough to be found by trying."""
-        key = self._settings.auth.jwt_secret.get_secret_value().encode()
+        secret = self._settings.auth.jwt_secret.get_secret_value().encode()
+        key = derive_key(secret, "far-mesh device codes")
         return hmac.new(key, code.encode(), hashlib.sha256).hexdigest()
 
 

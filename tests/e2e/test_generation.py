@@ -43,8 +43,8 @@ def test_sixteen_at_once_are_each_exact_and_share_forwards(
 ) -> None:
     user = make_user()
     prompts = [f"The number {number} is" for number in range(16)]
-    texts = at_once(16, lambda index: user.generate(prompts[index])["text"])
-    assert texts == [reference.text(prompt) for prompt in prompts]
+    texts = at_once(16, lambda index: user.generate(prompts[index], max_tokens=32)["text"])
+    assert texts == [reference.text(prompt, 32) for prompt in prompts]
     for index in range(3):
         assert largest_batch(stack, index) > 1
 

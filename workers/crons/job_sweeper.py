@@ -43,3 +43,9 @@ async def send_outbox(ctx: dict[str, Any]) -> None:
     """arq cron: send the outbox rows that the gateway wrote but did not come to send."""
     resources: Resources = ctx["resources"]
     await outbox.send_outbox(resources.sessions, resources.queue)
+
+
+async def delete_sent(ctx: dict[str, Any]) -> None:
+    """arq cron: delete the outbox rows that were sent a day ago."""
+    resources: Resources = ctx["resources"]
+    await outbox.delete_sent(resources.sessions)

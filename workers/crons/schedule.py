@@ -11,7 +11,7 @@ from market import queue
 from market.resources import Resources
 from mesh.redis_keys import CRON_QUEUE
 from workers.chain_indexer.indexer import follow_chain
-from workers.crons.job_sweeper import send_outbox, sweep
+from workers.crons.job_sweeper import delete_sent, send_outbox, sweep
 from workers.crons.ledger_check import check_ledger
 from workers.crons.rebalance import rebalance
 from workers.crons.token_eraser import erase_tokens
@@ -32,6 +32,7 @@ def cron_worker(resources: Resources) -> ResilientWorker:
         every(settings.generation.sweep_interval, sweep),
         every(settings.generation.sweep_interval, send_outbox),
         every(settings.generation.sweep_interval, erase_tokens),
+        every(3600, delete_sent),
         every(payments.deposit_interval, follow_chain),
         every(payments.settlement_interval, settle),
         every(payments.check_interval, check_ledger),

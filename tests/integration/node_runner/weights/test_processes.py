@@ -115,12 +115,23 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with(
 @pytest.mark.parametrize(
     ("damage", "kept"),
     [
-        (lambda journal: journal + bytes(100), True),
-        (lambda journal: journal + bytes(100) + b"\n1\n", True),
-        (lambda journal: journal.replace(b"\n", b"\n\xff\n"), False),
-        (lambda journal: bytes(len(journal)), False),
+        pytest.param(lambda journal: journal + bytes(100), True, id="zeros at the end"),
+        pytest.param(
+            lambda journal: journal + bytes(100) + b"\n1\n",
+            True,
+            id="zeros before more",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda journal: journal.replace(b"\n", b"\n\xff\n"),
+            False,
+            id="nonsense",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda journal: bytes(len(journal)), False, id="zeros alone", marks=pytest.mark.slow
+        ),
     ],
-    ids=["zeros at the end", "zeros before more", "nonsense", "zeros alone"],
 )
 def test_after_a_power_cut_what_the_journal_still_tells_counts(
     folder: Path,

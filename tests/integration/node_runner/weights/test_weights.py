@@ -26,11 +26,12 @@ from node_runner.weights import checkpoint_cache, download_plan
 from tests.conftest import MODEL_ID
 from tests.support.engine.spans import CHUNK, copied, data_bytes, fetched, refuse, same
 from tests.support.network.file_server import FileServer
+from tests.support.some_slow import some_slow
 
 pytestmark = pytest.mark.usefixtures("small_and_quick")
 
 
-@pytest.mark.parametrize("layers", [(0, 2), (1, 5), (5, 6), (0, 6)])
+@pytest.mark.parametrize("layers", some_slow([(0, 2), (1, 5), (5, 6), (0, 6)], quick=[(1, 5)]))
 def test_the_file_is_the_librarys_to_the_byte(
     folder: Path, server: FileServer, tmp_path: Path, layers: tuple[int, int]
 ) -> None:
@@ -73,7 +74,7 @@ def test_after_cuts_only_what_is_missing_is_asked_for(
     assert server.weights_given() <= data_bytes(made) + 5 * 20_000
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
+@pytest.mark.parametrize("status", some_slow([408, 429, 500, 502, 503], quick=[429]))
 def test_a_busy_server_is_asked_again(server: FileServer, tmp_path: Path, status: int) -> None:
     server.faults.statuses = [status] * 3
     server.faults.retry_after = "0"

@@ -15,7 +15,7 @@ from market.outbox import Outbox
 from market.resources import Resources
 from tests.support.factories import fund, hop, session, token_entries
 from tests.support.market.leases import acquired, expire
-from workers.crons.job_sweeper import sweep
+from workers.crons.job_sweeper import delete_sent, sweep
 from workers.exclusive import Stalled
 from workers.supervisor import completion, lease
 from workers.supervisor.errors import LeaseLost
@@ -267,6 +267,20 @@ async def test_the_outbox_is_sent_once_and_nothing_in_it_is_lost(resources: Reso
     queued = sorted(task.args[0] for task in await resources.queue.queued_jobs())
     assert queued == sorted(f"req_{n}" for n in range(25))
     assert await outbox.send_outbox(resources.sessions, resources.queue) == 0
+
+
+async def test_outbox_rows_are_deleted_a_day_after_they_were_sent(resources: Resources) -> None:
+    now = dt.datetime.now(dt.UTC)
+    ages = {"unsent": None, "new": dt.timedelta(hours=23), "old": dt.timedelta(hours=25)}
+    async with resources.sessions.begin() as db:
+        db.add_all(
+            Outbox(task=queries.SUPERVISE, argument=name, sent_at=age and now - age)
+            for name, age in ages.items()
+        )
+    await delete_sent({"resources": resources})
+    async with resources.sessions() as db:
+        left = (await db.scalars(select(Outbox.argument))).all()
+    assert set(left) == {"unsent", "new"}
 
 
 async def test_queued_tasks_are_not_pickled(resources: Resources) -> None:

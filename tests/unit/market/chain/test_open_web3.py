@@ -45,13 +45,19 @@ def made(module: ast.Module) -> set[str]:
     for node in ast.walk(module):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names |= {each.asname or each.name: each.name for each in node.names}
+    called = (node.func for node in ast.walk(module) if isinstance(node, ast.Call))
     return {
         name
-        for node in ast.walk(module)
-        if isinstance(node, ast.Call)
-        and (name := names.get(ast.unparse(node.func), ast.unparse(node.func)).split(".")[-1])
-        in ("Web3", "AsyncWeb3")
+        for function in called
+        if isinstance(function, ast.Name | ast.Attribute)
+        and (name := _last_name(function, names)) in ("Web3", "AsyncWeb3")
     }
+
+
+def _last_name(function: ast.Name | ast.Attribute, names: dict[str, str]) -> str:
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return names.get(function.id, function.id).split(".")[-1]
 
 
 def test_one_place_makes_clients() -> None:

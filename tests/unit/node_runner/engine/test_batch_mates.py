@@ -10,12 +10,15 @@ from mesh.wire import SamplingParams
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.pipeline import GREEDY, Pipeline
 from tests.support.engine.prompts import PROMPTS, encoded
+from tests.support.some_slow import some_slow
 
 CUTS = [0, 3, 6]
 FEW = [0, 2, 9, 13, 19]
 """Prompts of the quick tests."""
 
-pytestmark = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+pytestmark = pytest.mark.parametrize(
+    "dtype", some_slow([torch.bfloat16, torch.float16], quick=[torch.bfloat16]), ids=str
+)
 
 
 def sampling(temperature: float, number: int) -> SamplingParams:

@@ -61,7 +61,7 @@ def _each_cut(*fast: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("pipeline", cuts, indirect=True)
 
 
-@_each_cut(3)
+@_each_cut()
 def test_greedy_tokens_equal_transformers_one_after_the_other(
     pipeline: Pipeline, prompts: list[list[int]], expected: list[list[int]]
 ) -> None:
@@ -71,7 +71,7 @@ def test_greedy_tokens_equal_transformers_one_after_the_other(
         assert pipeline.tokens(f"alone {number}") == expected[number], PROMPTS[number]
 
 
-@_each_cut(1, 3)
+@_each_cut(3)
 def test_greedy_tokens_equal_transformers_all_at_once(
     pipeline: Pipeline, prompts: list[list[int]], expected: list[list[int]]
 ) -> None:

@@ -13,10 +13,14 @@ from node_runner.engine.scheduler import PREFILL_CHUNK
 from node_runner.outputs import EngineOutput
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.pipeline import GREEDY, KV_BUDGET, Pipeline
+from tests.support.some_slow import some_slow
 
 CUTS = [0, 2, 4, 6]
 PROMPT = [0, *range(20, 220)]
 TOKENS = 24
+DEAD = [{0}, {1}, {2}, {0, 1}, {1, 2}, {0, 2}, {0, 1, 2}, set()]
+"""Stages of the nodes that die."""
+
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=7, stop=[])
 
 
@@ -91,8 +95,8 @@ class Mesh(Pipeline):
         )
 
 
-@pytest.mark.parametrize("dead", [{0}, {1}, {2}, {0, 1}, {1, 2}, {0, 2}, {0, 1, 2}, set()], ids=str)
-@pytest.mark.parametrize("written", [1, 11])
+@pytest.mark.parametrize("dead", some_slow(DEAD, quick=[{0}, {1}, {2}, {0, 1, 2}]), ids=str)
+@pytest.mark.parametrize("written", some_slow([1, 11], quick=[11]))
 def test_only_new_nodes_compute_again(
     cache: Path, sampling: SamplingParams, undisturbed: list[int], dead: set[int], written: int
 ) -> None:

@@ -173,7 +173,8 @@ class TestPlacement:
             bound = sum(n.speed for n in nodes) / (model.layers + model.edge_work)
             assert found.throughput <= bound * (1 + 1e-9)
 
-    @settings(max_examples=8, deadline=None)
+    @pytest.mark.slow
+    @settings(max_examples=50, deadline=None)
     @given(candidates(least=9, most=24, layers=12), st.integers(4, 12))
     def test_larger_clusters_cover_all_layers_if_they_can(
         self, nodes: list[Candidate], layers: int

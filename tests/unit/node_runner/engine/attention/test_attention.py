@@ -10,6 +10,7 @@ from node_runner.engine.attention import paged
 from node_runner.engine.attention.interface import MAX_GROUPED_ROWS, ScoreModifier, Segment
 from node_runner.engine.attention.kv_cache import BLOCK_SIZE, KVBlockPool, KVCache, KVShape
 from node_runner.engine.attention.ragged_batch import RaggedBatch, attend
+from tests.support.some_slow import some_slow
 
 HEADS, KV_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 8, 6
 SHAPE = KVShape(1, KV_HEADS, WIDTH, VALUE_WIDTH, torch.float32, torch.device("cpu"))
@@ -43,6 +44,8 @@ BATCHES = {
     "all kinds": [(5, 1), (40, 1), (7, 3), (0, MAX_GROUPED_ROWS + 1), (60, MAX_GROUPED_ROWS + 20)],
     "a long chunk": [(3, 130)],
 }
+
+APART = ["in a row", "scattered"]
 
 
 def expected(
@@ -124,14 +127,14 @@ def check(
             row += 1
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["in a row", "scattered"])
+@pytest.mark.parametrize("apart", [False, True], ids=APART)
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("score", SCORES)
 def test_it_equals_attention_written_out(score: str, batch: str, apart: bool) -> None:
     check(SHAPE, BATCHES[batch], SCORES[score], apart=apart)
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["in a row", "scattered"])
+@pytest.mark.parametrize("apart", [False, True], ids=APART)
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("score", SCORES)
 def test_batch_invariant_attention_equals_attention_written_out(
@@ -141,8 +144,8 @@ def test_batch_invariant_attention_equals_attention_written_out(
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("apart", [False, True], ids=["in a row", "scattered"])
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("apart", some_slow([False, True], quick=[True]), ids=APART)
+@pytest.mark.parametrize("batch", some_slow(BATCHES, quick=["one row", "all kinds"]))
 @pytest.mark.parametrize("score", SCORES)
 def test_paged_attention_equals_attention_written_out(score: str, batch: str, apart: bool) -> None:
     longer = [

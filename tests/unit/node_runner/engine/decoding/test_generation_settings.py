@@ -26,6 +26,7 @@ from tests.conftest import DEMO_MODEL
 from tests.support.engine.families import TINY
 from tests.support.engine.models import save_random
 from tests.support.engine.pipeline import KV_BUDGET, Pipeline, load_span
+from tests.support.some_slow import some_slow
 
 VOCAB = TINY["vocab_size"]
 NEW_TOKENS = 24
@@ -72,6 +73,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 
+QUICK = ("suppressed behind a forced token", "end later", "no end", "all at once")
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -116,7 +119,7 @@ def generated(model: PreTrainedModel, prompt: list[int], count: int = NEW_TOKENS
     return tokens
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", some_slow(SETTINGS, quick=QUICK))
 def test_greedy_tokens_equal_those_of_generate(
     name: str, spans: list[SpanModel], model: PreTrainedModel
 ) -> None:

@@ -13,8 +13,11 @@ from tests.conftest import DEMO_MODEL
 from tests.support.engine.batch_mates import check_batch_invariance
 from tests.support.engine.families import TINY, VARIANTS, family_of
 from tests.support.engine.pipeline import load_span
+from tests.support.some_slow import some_slow
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+DTYPES = pytest.mark.parametrize(
+    "dtype", some_slow([torch.bfloat16, torch.float16], quick=[torch.bfloat16]), ids=str
+)
 
 QUICK = {
     "llama biased",

@@ -16,6 +16,7 @@ from node_runner.engine.model.span_checkpoint import prepare_span
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.families import DECODED, TINY, VARIANTS, family_of, logits_of
 from tests.support.engine.pipeline import load_span
+from tests.support.some_slow import some_slow
 
 SCORES_OF_ALL_KINDS = [
     "llama",
@@ -27,6 +28,8 @@ SCORES_OF_ALL_KINDS = [
     "falcon of one kv head",
     "falcon alibi",
 ]
+
+ONE_OF_EACH_FAMILY = {family_of(name): name for name in reversed(VARIANTS)}.values()
 
 FUSED = [name for name in VARIANTS if family_of(name) in ("llama", "mistral", "qwen2", "qwen3")]
 
@@ -76,12 +79,12 @@ def check(name: str, folder: Path, texts: list[list[int]]) -> None:
         compare(model, folder, texts, cuts)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", some_slow(VARIANTS, quick=ONE_OF_EACH_FAMILY))
 def test_logits_equal_transformers(name: str, tmp_path: Path, texts: list[list[int]]) -> None:
     check(name, tmp_path, texts)
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", some_slow(FUSED, quick=FUSED[:1]))
 def test_logits_of_fused_families_equal_transformers_without_fusing_too(
     name: str, tmp_path: Path, texts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.checkpoints.watched_load import Loader
 from benchmarks.loading import make_checkpoint
 from mesh.model.memory_footprint import QUANTIZATIONS
+from tests.support.some_slow import some_slow
 
 SHARDS, LAYERS_EACH, HIDDEN = 8, 4, 512
 SPAN = (8, 16)
@@ -32,7 +33,7 @@ def loader() -> Iterator[Loader]:
         yield started
 
 
-@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize("quantization", some_slow(QUANTIZATIONS, quick=["none"]))
 def test_the_peak_is_the_span_and_less_than_one_shard(
     loader: Loader, shards: list[Path], quantization: str, tmp_path: Path
 ) -> None:

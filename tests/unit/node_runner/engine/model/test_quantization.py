@@ -24,6 +24,10 @@ from tests.conftest import DEMO_MODEL
 from tests.support.engine.families import TINY, VARIANTS, logits_of
 from tests.support.engine.pipeline import Pipeline, load_span
 from tests.support.engine.prompts import encoded
+from tests.support.some_slow import some_slow
+
+QUICK = ("bloom", "gpt2", "llama", "mixtral")
+"""Families, of which the others are among the slow tests."""
 
 CUTS = [0, 2, 4, 6]
 PROMPTS = ["The for statement", "If the object", "When an exception", "Return the " * 20]
@@ -65,8 +69,11 @@ def forward(span: SpanModel, rows: list[torch.Tensor]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("family", "quantization"),
-    [(family, "int8") for family in sorted(FAMILIES)]
-    + [(family, "nf4") for family in ("bloom", "gpt2", "llama", "mixtral")],
+    [
+        pytest.param(family, quantization, marks=() if family in QUICK else pytest.mark.slow)
+        for quantization, families in (("int8", sorted(FAMILIES)), ("nf4", QUICK))
+        for family in families
+    ],
 )
 @torch.inference_mode()
 def test_every_family_is_quantized_or_refused(
@@ -125,7 +132,10 @@ def test_a_row_does_not_depend_on_the_rest_of_its_batch(cache: Path, quantizatio
 
 @pytest.mark.parametrize(
     "quantizations",
-    [["int8"] * 3, ["nf4", "int8", "nf4"], ["none", "int8", "nf4"]],
+    some_slow(
+        [["int8"] * 3, ["nf4", "int8", "nf4"], ["none", "int8", "nf4"]],
+        quick=[["none", "int8", "nf4"]],
+    ),
     ids=" ".join,
 )
 def test_text_through_quantized_spans(
