@@ -4,6 +4,7 @@ Every test gets an empty Redis and a database of its own, copied from one that A
 """
 
 import base64
+import gc
 import itertools
 import os
 import subprocess
@@ -64,6 +65,12 @@ class ByFile(LoadFileScheduling):  # type: ignore[misc]
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     return ByFile(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays loaded: no garbage collection looks at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 _left: list[str] = []

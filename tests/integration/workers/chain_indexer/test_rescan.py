@@ -15,6 +15,7 @@ from market.escrow.event_reader import EscrowEventReader
 from market.resources import Resources
 from tests.support.chain.escrow import FAR, Actions, assert_ledger_agrees, killed_at, left
 from tests.support.factories import session
+from tests.support.some_slow import some_slow
 from workers.chain_indexer.indexer import index_events
 from workers.chain_indexer.rescan import rescan
 
@@ -43,7 +44,9 @@ async def test_what_is_right_stays(
     assert await left(chain_resources, user) == (3, 0, 3)
 
 
-@pytest.mark.parametrize("name", ["Deposited", "CapRaised", "WithdrawalRequested"])
+@pytest.mark.parametrize(
+    "name", some_slow(["Deposited", "CapRaised", "WithdrawalRequested"], quick=["Deposited"])
+)
 async def test_a_lost_event_is_found(
     chain_resources: Resources,
     actions: Actions,

@@ -14,6 +14,7 @@ from market.escrow.event_reader import EscrowEventReader
 from market.resources import Resources
 from tests.support.chain.escrow import Actions, assert_ledger_agrees, left, stored
 from tests.support.chain.rpc_proxy import Call, Loss, Proxy, poa_blocks
+from tests.support.some_slow import some_slow
 from workers.chain_indexer.event_store import last_indexed
 from workers.chain_indexer.indexer import index_events
 
@@ -149,7 +150,7 @@ async def test_a_bloom_filter_that_is_wrong_makes_no_event(
 
 
 @pytest.mark.parametrize("alter", [generous, hiding])
-@pytest.mark.parametrize("liar", [0, 1])
+@pytest.mark.parametrize("liar", some_slow([0, 1], quick=[0]))
 async def test_one_of_two_decides_nothing(
     chain_resources: Resources,
     actions: Actions,
@@ -171,9 +172,13 @@ async def test_one_of_two_decides_nothing(
 
 
 @pytest.mark.parametrize(
-    "alter", [generous, hiding, without_receipts, other_branch, ahead, nonsense]
+    "alter",
+    some_slow(
+        [generous, hiding, without_receipts, other_branch, ahead, nonsense],
+        quick=[hiding, other_branch],
+    ),
 )
-@pytest.mark.parametrize("liar", [0, 2])
+@pytest.mark.parametrize("liar", some_slow([0, 2], quick=[0]))
 async def test_two_of_three_are_enough(
     chain_resources: Resources,
     actions: Actions,

@@ -13,8 +13,10 @@ from node_runner.engine.decoding.text_decoder import (
     TextDecoder,
 )
 from tests.support.engine.tokenizers import FIRST_BYTE, FIRST_PIECE, TOKENIZERS, byte_fallback_bpe
+from tests.support.some_slow import some_slow
 
 NAMES = sorted(TOKENIZERS)
+QUICK = ("byte level", "byte fallback")
 LLAMA = byte_fallback_bpe()
 LETTER = FIRST_PIECE + 1
 BYTE_LEVEL = TOKENIZERS["byte level"]
@@ -68,7 +70,7 @@ def test_pieces_add_up_to_the_text(name: str, token_ids: list[int]) -> None:
     assert decoded(tokenizer, token_ids) == whole(tokenizer, token_ids)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some_slow(NAMES, quick=QUICK))
 @given(prompt=TOKENS, token_ids=TOKENS)
 def test_after_a_prompt_too(name: str, prompt: list[int], token_ids: list[int]) -> None:
     """Where its text is a beginning of the whole."""
