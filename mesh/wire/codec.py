@@ -104,7 +104,8 @@ def decode(entry: Mapping[bytes, bytes], *, max_items: int = MAX_HEADER_BYTES) -
 
     Args:
         entry: Its fields.
-        max_items: Of any array in the header: msgpack allocates for as many as it claims.
+        max_items: Of any array in the header: msgpack allocates for as many as it claims. None has
+            more items than the header has bytes.
 
     Raises:
         WireError: unknown kind, wrong field, dtype or size.
@@ -113,7 +114,7 @@ def decode(entry: Mapping[bytes, bytes], *, max_items: int = MAX_HEADER_BYTES) -
     if len(header) > MAX_HEADER_BYTES:
         raise WireError(f"Header of {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed.")
     try:
-        code, *values = msgpack.unpackb(header, max_array_len=max_items)
+        code, *values = msgpack.unpackb(header, max_array_len=min(max_items, len(header)))
     except (ValueError, TypeError) as error:
         raise WireError("The header is not a msgpack array.") from error
     if not isinstance(code, int) or not 0 <= code < len(_KINDS):

@@ -33,6 +33,7 @@ from mesh.checkpoint.manifest import is_safe_name, read_manifest
 from mesh.checkpoint.safetensors_header import parse_header
 from mesh.dht.records import read_announcement, read_endpoints
 from mesh.relay.codec import is_cursor
+from mesh.wire.limits import MAX_STEPS
 from node_runner.engine.model.span_checkpoint import SpanSpec, _renamed
 from node_runner.retry_after import retry_after
 from tests.support.gateway.routes import routes_of
@@ -95,7 +96,7 @@ BYTES: dict[str, Callable[[bytes], object]] = {
     "a safetensors header": lambda data: parse_header(data, len(data) + 8),
     "a frame": relay.decode,
     "a bundle of frames": lambda data: list(relay.unbundle(bytearray(data))),
-    "a message": lambda data: wire.decode({b"h": data}),
+    "a message": lambda data: wire.decode({b"h": data}, max_items=MAX_STEPS),  # as the relay does
     "an announcement": lambda data: read_announcement(data, bytes(32)),
     "the platform's endpoints": lambda data: read_endpoints(data, bytes(32)),
 }

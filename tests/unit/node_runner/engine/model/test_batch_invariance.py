@@ -19,21 +19,18 @@ DTYPES = pytest.mark.parametrize(
     "dtype", some_slow([torch.bfloat16, torch.float16], quick=[torch.bfloat16]), ids=str
 )
 
-QUICK = {
-    "llama biased",
-    "mixtral",
-    "gemma2",
-    "gpt2",
-    "gpt_oss",
-    "deepseek_v3",
-    "bloom",
-    "falcon alibi",
-}
-"""One of each way to score, to route to experts and to activate."""
+QUICK = {"llama biased", "gemma2", "gpt_oss", "falcon alibi"}
+SLOW = {"mixtral", "gpt2", "deepseek_v3", "bloom"}
+"""With the quick ones, one of each way to score, to route to experts and to activate."""
 
-FAMILIES = [
-    pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in VARIANTS
-]
+
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    if name in QUICK:
+        return []
+    return [pytest.mark.slow if name in SLOW else pytest.mark.long]
+
+
+FAMILIES = [pytest.param(name, marks=_marks(name)) for name in VARIANTS]
 
 
 @DTYPES
