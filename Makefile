@@ -9,8 +9,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 INSTALL_ONE := $(if $(shell command -v uv),uv python install 3.12,apt install python3-venv (Debian, Ubuntu))
 VENV := .venv
 BIN := $(VENV)/bin
-# Four processes, each of which takes a file after the other: many tests wait more than they compute.
-PYTEST := $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+# Three processes, each of which takes a file after the other: a third of the time a test waits.
+PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 # Those of the unit tests that import no torch.
 OPERATOR_TESTS := $(addprefix tests/unit/,api market mesh/dht mesh/relay stack workers)
 # Where there is npm, anvil and forge; where not, the tests that need them are skipped and say so.
