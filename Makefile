@@ -65,7 +65,7 @@ test-all: $(NODE_PACKAGES) $(VENV)/.dev ## The slow tests that `make test` leave
 
 # On another Python than the rest, in an environment of its own, without torch (gigabytes).
 test-operator: $(VENV)/.test ## The operator's unit tests, under another Python (PYTHON=python3.14 VENV=.venv-3.14)
-	@$(PYTEST) -m "not slow" $(OPERATOR_TESTS)
+	@$(PYTEST) -m "not slow and not long" $(OPERATOR_TESTS)
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	@$(BIN)/ruff check .

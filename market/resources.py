@@ -17,12 +17,16 @@ from market.keyed_locks import KeyedLocks
 from market.prompt_vault import PromptVault
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
-from market.wallet_turns import WalletTurns
+from market.wallet_turns import BoundedWaiting, WalletTurns
 
 MAX_SUBMISSIONS = 8
 """Submissions of one process that are under way at once. They wait for each other's locks in
 Postgres, and would otherwise do so on all of the pool's connections, which everything else needs.
 """
+
+MAX_SUBMITTED_OF_WALLET, MAX_SUBMITTED = 32, 128
+"""Submissions of one process that are under way or wait for it. Each takes some hundredths of a
+second, and clients wait no longer than a minute."""
 
 MAX_TOKENIZED = 2
 """Prompts that one process tokenizes at once. A long one takes a processor for a second."""
@@ -56,6 +60,9 @@ class Resources:
     skips: SkipCounter
     submissions: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(MAX_SUBMISSIONS)
+    )
+    submitted: BoundedWaiting = field(
+        default_factory=lambda: BoundedWaiting(MAX_SUBMITTED_OF_WALLET, MAX_SUBMITTED)
     )
     tokenizing: WalletTurns = field(default_factory=lambda: WalletTurns(MAX_TOKENIZED))
     submitting: KeyedLocks = field(default_factory=KeyedLocks)

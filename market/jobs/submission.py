@@ -26,6 +26,9 @@ from mesh.errors import MeshError
 
 log = structlog.get_logger()
 
+SUBMITTED_RETRY = 5
+"""Seconds after which most of the submissions that wait have been looked at."""
+
 
 async def submit(
     resources: Resources, wallet: str, request: JobRequest, idempotency: Idempotency
@@ -42,7 +45,13 @@ async def submit(
     if earlier is not None:
         return earlier
     try:
-        job = await _submit(resources, wallet, request, idempotency)
+        if not resources.submitted.has_room(wallet):
+            raise Overloaded(
+                f"Too many submissions wait here. Try again in {SUBMITTED_RETRY} seconds.",
+                retry_after=SUBMITTED_RETRY,
+            )
+        with resources.submitted.one_more(wallet):
+            job = await _submit(resources, wallet, request, idempotency)
     except (InsufficientBalance, TooManyInFlight, Overloaded):
         earlier = await _earlier(resources, wallet, idempotency)  # accepted in the meantime
         if earlier is not None:

@@ -2,6 +2,7 @@
 accepted and waits, and whoever comes after them waits longest."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from market.jobs.admission import decision, throughput
 from market.resources import MAX_SUBMISSIONS
+from market.wallet_turns import BoundedWaiting
 from mesh import redis_keys
 from tests.conftest import MODEL_ID
 from tests.support.gateway.api import (
@@ -102,6 +104,30 @@ async def test_those_who_would_start_too_late_are_refused_although_all_come_at_o
     assert sum(answer.status_code == 202 for answer in answers) == JOBS_AT_ONCE + 10
     refused = next(answer for answer in answers if answer.status_code == 503)
     assert 6 <= int(refused.headers["Retry-After"]) <= 8, "until half of those ten have started"
+
+
+async def test_whoever_would_wait_behind_too_many_submissions_is_refused_at_once(
+    small: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many of a wallet as may wait, and one more, while none gets its turn."""
+    monkeypatch.setattr(small.services, "submitted", BoundedWaiting(of_wallet=2, in_all=3))
+    async with AsyncExitStack() as turns:
+        for _ in range(MAX_SUBMISSIONS):
+            await turns.enter_async_context(small.services.submissions)
+        waiting = [
+            asyncio.create_task(submit(small, wallet)) for wallet in (WALLET, WALLET, OTHER_WALLET)
+        ]
+
+        async def all_wait() -> bool:
+            return not small.services.submitted.has_room(WALLETS[0])
+
+        await eventually(all_wait)
+        for wallet in (WALLET, WALLETS[0]):
+            refused = await submit(small, wallet)
+            problem(refused, 503, "overloaded")
+            assert int(refused.headers["Retry-After"]) > 0
+    assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {202}
+    assert small.services.submitted.has_room(WALLET)
 
 
 async def test_a_refusal_holds_nothing(small: Gateway) -> None:
