@@ -36,6 +36,7 @@ from benchmarks.simulated.logins import WalletLogins
 from market import db
 from market.identity.tokens import issue_user_token
 from market.jobs import live_session
+from market.jobs.request_id import new_request_id
 from market.jobs.tables import Job, JobStatus
 from market.settings.auth import AuthSettings
 from mesh import redis_keys, token_stream
@@ -155,7 +156,7 @@ class ReadersBenchmark:
 
     async def _write_job(self) -> str:
         """A job that runs, as its supervisor leaves it when its first epoch has begun."""
-        request_id = "req_benchmark"
+        request_id = new_request_id()
         now = dt.datetime.now(dt.UTC)
         engine, sessions = db.connect(self._on.database_url)
         async with sessions.begin() as session:
