@@ -24,7 +24,7 @@ MAX_SUBMISSIONS = 8
 Postgres, and would otherwise do so on all of the pool's connections, which everything else needs.
 """
 
-MAX_SUBMITTED_OF_WALLET, MAX_SUBMITTED = 32, 128
+MAX_WAITING_OF_WALLET, MAX_WAITING = 32, 128
 """Submissions of one process that are under way or wait for it. Each takes some hundredths of a
 second, and clients wait no longer than a minute."""
 
@@ -61,8 +61,8 @@ class Resources:
     submissions: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(MAX_SUBMISSIONS)
     )
-    submitted: BoundedWaiting = field(
-        default_factory=lambda: BoundedWaiting(MAX_SUBMITTED_OF_WALLET, MAX_SUBMITTED)
+    waiting_submissions: BoundedWaiting = field(
+        default_factory=lambda: BoundedWaiting(MAX_WAITING_OF_WALLET, MAX_WAITING)
     )
     tokenizing: WalletTurns = field(default_factory=lambda: WalletTurns(MAX_TOKENIZED))
     submitting: KeyedLocks = field(default_factory=KeyedLocks)

@@ -26,7 +26,7 @@ from mesh.errors import MeshError
 
 log = structlog.get_logger()
 
-SUBMITTED_RETRY = 5
+WAITING_RETRY = 5
 """Seconds after which most of the submissions that wait have been looked at."""
 
 
@@ -45,12 +45,12 @@ async def submit(
     if earlier is not None:
         return earlier
     try:
-        if not resources.submitted.has_room(wallet):
+        if not resources.waiting_submissions.has_room(wallet):
             raise Overloaded(
-                f"Too many submissions wait here. Try again in {SUBMITTED_RETRY} seconds.",
-                retry_after=SUBMITTED_RETRY,
+                f"Too many submissions wait at this gateway. Try again in {WAITING_RETRY} seconds.",
+                retry_after=WAITING_RETRY,
             )
-        with resources.submitted.one_more(wallet):
+        with resources.waiting_submissions.one_more(wallet):
             job = await _submit(resources, wallet, request, idempotency)
     except (InsufficientBalance, TooManyInFlight, Overloaded):
         earlier = await _earlier(resources, wallet, idempotency)  # accepted in the meantime

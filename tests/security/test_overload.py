@@ -110,7 +110,9 @@ async def test_whoever_would_wait_behind_too_many_submissions_is_refused_at_once
     small: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many of a wallet as may wait, and one more, while none gets its turn."""
-    monkeypatch.setattr(small.services, "submitted", BoundedWaiting(of_wallet=2, in_all=3))
+    monkeypatch.setattr(
+        small.services, "waiting_submissions", BoundedWaiting(of_wallet=2, in_all=3)
+    )
     async with AsyncExitStack() as turns:
         for _ in range(MAX_SUBMISSIONS):
             await turns.enter_async_context(small.services.submissions)
@@ -119,7 +121,7 @@ async def test_whoever_would_wait_behind_too_many_submissions_is_refused_at_once
         ]
 
         async def all_wait() -> bool:
-            return not small.services.submitted.has_room(WALLETS[0])
+            return not small.services.waiting_submissions.has_room(WALLETS[0])
 
         await eventually(all_wait)
         for wallet in (WALLET, WALLETS[0]):
@@ -127,7 +129,7 @@ async def test_whoever_would_wait_behind_too_many_submissions_is_refused_at_once
             problem(refused, 503, "overloaded")
             assert int(refused.headers["Retry-After"]) > 0
     assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {202}
-    assert small.services.submitted.has_room(WALLET)
+    assert small.services.waiting_submissions.has_room(WALLET)
 
 
 async def test_a_refusal_holds_nothing(small: Gateway) -> None:

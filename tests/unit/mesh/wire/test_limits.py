@@ -89,6 +89,13 @@ def test_a_message_has_no_more_steps_for_a_receiver_than_for_the_relay(more: int
             assert wire.decode(entry, max_items=max_items) == steps
 
 
+def test_an_array_that_claims_more_items_than_there_are_bytes_is_refused_at_once() -> None:
+    """Before a list of as many is allocated, for each of the arrays that stand in each other."""
+    with pytest.raises(WireError) as refused:
+        wire.decode({wire.HEADER: b"\xdc\xff\xff" * 400})
+    assert "exceeds max_array_len(1200)" in str(refused.value.__cause__)
+
+
 def test_the_largest_message_of_a_node_fits_one_frame() -> None:
     steps = Steps([Step("x" * limits.MAX_REQUEST_ID, 2**31, 2**31, 512, 512, True)], "int8", 1, b"")
     most = Steps(steps.steps * limits.MAX_STEPS, "int8", 1, b"")
