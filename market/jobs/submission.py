@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from market import ledger, metrics, outbox
 from market.jobs import prompt_tokens, queries
-from market.jobs.admission import decision
+from market.jobs.admission import decision, remembered_refusals
 from market.jobs.admission.chain_index import check_index
 from market.jobs.errors import IdempotencyConflict, Overloaded, TooManyInFlight
 from market.jobs.quote import Quote, quote_of
@@ -85,26 +85,28 @@ async def submit(
 async def _submit(
     resources: Resources, wallet: str, request: JobRequest, idempotency: Idempotency
 ) -> Job:
-    """A new job. Whoever is refused because nobody is admitted costs hardly anything, also of many
+    """A new job. Whoever is refused as others were a moment ago costs hardly anything, also of many
     who ask at once: most of them are refused while they wait for their turn. Nobody waits with a
     turn of :attr:`Resources.submissions` for a prompt to be tokenized, and no prompt is for which
     there is no money or no room."""
-    checks = await decision.check_remembered(resources.redis, request.model_id)
-
-    async def check_remembered() -> None:
-        if not checks:
-            await decision.check_remembered(resources.redis, request.model_id)
-
     model = resources.catalog.get(request.model_id)
     prompt_tokens.check(model, request, resources.settings.limits.max_prompt_chars)
-    least = model.prices.most(model.least_tokens(request.prompt), request.max_tokens)
+    least_tokens = model.least_tokens(request.prompt)
+    least = model.prices.most(least_tokens, request.max_tokens)
+
+    async def check_refusals() -> None:
+        await remembered_refusals.check(
+            resources.redis, model.id, wallet, least_tokens + request.max_tokens
+        )
+
+    await check_refusals()
     async with resources.submissions:
-        await check_remembered()
+        await check_refusals()
         async with resources.sessions() as db:
             await ledger.check_available(db, wallet=wallet, amount=least, at_least=True)
     token_ids = await prompt_tokens.tokenize(resources, wallet, request)
     async with resources.submitting.of(wallet), resources.submissions:
-        await check_remembered()
+        await check_refusals()
         quote = await quote_of(resources, request, token_ids)
         return await _write(resources, wallet, request, quote, idempotency)
 

@@ -3,13 +3,12 @@ accepted and waits, and whoever comes after them waits longest."""
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from market.jobs.admission import decision, throughput
+from market.jobs.admission import decision, remembered_refusals, throughput
 from market.resources import MAX_SUBMISSIONS
 from market.wallet_turns import BoundedWaiting
 from mesh import redis_keys
@@ -69,11 +68,32 @@ async def positions_of_one(gateway: Gateway) -> int:
 
 
 async def forget_refusals(gateway: Gateway) -> None:
-    await gateway.redis.delete(redis_keys.overloaded(MODEL_ID))
+    await gateway.redis.delete(redis_keys.overload(MODEL_ID))
 
 
-async def forget_check(gateway: Gateway) -> None:
-    await gateway.redis.delete(redis_keys.overload_checked(MODEL_ID))
+async def count_anew(gateway: Gateway) -> None:
+    """As if a quarter of a second had passed."""
+    await gateway.redis.delete(redis_keys.room_counted(MODEL_ID))
+
+
+@pytest.fixture
+def no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody counts anew how many have room, however slow the machine is."""
+    monkeypatch.setattr(remembered_refusals, "COUNTED_MS", 60_000)
+
+
+@pytest.fixture
+def decisions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The wallets of the submissions about which was decided under the model's lock."""
+    wallets = []
+    served_before = decision._served_before
+
+    async def count(db: AsyncSession, wallet: str, model_id: str) -> tuple[int, int]:
+        wallets.append(wallet)
+        return await served_before(db, wallet, model_id)
+
+    monkeypatch.setattr(decision, "_served_before", count)
+    return wallets
 
 
 async def test_beyond_what_starts_at_once_nothing_is_accepted_while_the_speed_is_unknown(
@@ -155,25 +175,61 @@ async def test_after_a_burst_the_model_admits_again_as_soon_as_jobs_end(small: G
     await eventually(is_admitted)
 
 
-async def test_while_nobody_is_admitted_few_requests_reach_postgres(
-    small: Gateway, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("no_time_passes")
+async def test_while_nobody_is_admitted_one_submission_counts_and_the_others_are_refused(
+    small: Gateway, decisions: list[str]
 ) -> None:
     for wallet in WALLETS[:JOBS_AT_ONCE]:
         assert (await submit(small, wallet)).status_code == 202
     problem(await submit(small), 503, "overloaded")
-    checks = 0
-    admit = decision.admit
-
-    async def count(*arguments: Any) -> None:
-        nonlocal checks
-        checks += 1
-        await admit(*arguments)
-
-    monkeypatch.setattr(decision, "admit", count)
-    await forget_check(small)
+    await count_anew(small)
+    decisions.clear()
     answers = await asyncio.gather(*(submit(small, wallet) for wallet in WALLETS))
     assert {answer.status_code for answer in answers} == {503}
-    assert 1 <= checks < len(WALLETS) / 2
+    assert len(set(decisions) - {""}) == 1
+
+
+@pytest.mark.usefixtures("no_time_passes")
+async def test_as_many_are_let_through_as_were_counted_to_have_room(
+    small: Gateway, decisions: list[str]
+) -> None:
+    answers = [await submit(small, wallet) for wallet in WALLETS[:JOBS_AT_ONCE]]
+    problem(await submit(small), 503, "overloaded")
+    for answer in answers[:3]:
+        await Job(small, answer.json()["request_id"]).fail()
+    problem(await submit(small), 503, "overloaded")
+    await count_anew(small)
+    assert (await submit(small)).status_code == 202
+    decisions.clear()
+    answers = await asyncio.gather(*(submit(small, wallet) for wallet in WALLETS))
+    assert sum(answer.status_code == 202 for answer in answers) == 2
+    assert len(decisions) == 2
+
+
+@pytest.mark.usefixtures("no_time_passes")
+async def test_a_wallet_whose_own_jobs_wait_is_refused_from_memory_and_no_other(
+    small: Gateway, decisions: list[str]
+) -> None:
+    await measured(small, jobs_a_second=1)
+    for _ in range(JOBS_AT_ONCE + 10):
+        assert (await submit(small)).status_code == 202
+    problem(await submit(small), 503, "overloaded")
+    decisions.clear()
+    for answer in await asyncio.gather(*(submit(small) for _ in range(5))):
+        problem(answer, 503, "overloaded")
+    assert not decisions
+    assert (await submit(small, OTHER_WALLET)).status_code == 202
+
+
+@pytest.mark.usefixtures("no_time_passes")
+async def test_whoever_cannot_pay_takes_no_room_of_others(small: Gateway) -> None:
+    answers = [await submit(small, wallet) for wallet in WALLETS[:JOBS_AT_ONCE]]
+    problem(await submit(small), 503, "overloaded")
+    await Job(small, answers[0].json()["request_id"]).fail()
+    await count_anew(small)
+    for _ in range(5):
+        problem(await submit(small, "0x" + "ee" * 20), 402, "insufficient_balance")
+    assert (await submit(small)).status_code == 202
 
 
 async def test_one_wallets_flood_refuses_that_wallet_and_no_other(small: Gateway) -> None:
@@ -221,15 +277,15 @@ async def two_sizes(small: Gateway) -> Gateway:
 
 
 async def is_refusal_remembered(gateway: Gateway) -> bool:
-    return bool(await gateway.redis.exists(redis_keys.overloaded(MODEL_ID)))
+    return bool(await gateway.redis.exists(redis_keys.overload(MODEL_ID)))
 
 
 async def test_a_refused_long_generation_does_not_make_short_ones_be_refused(
     two_sizes: Gateway,
 ) -> None:
     """Few nodes have room for it, and many for others."""
-    problem(await submit(two_sizes, max_tokens=500), 503, "overloaded")
-    assert not await is_refusal_remembered(two_sizes)
+    for _ in range(2):
+        problem(await submit(two_sizes, max_tokens=500), 503, "overloaded")
     assert (await submit(two_sizes, OTHER_WALLET)).status_code == 202
 
 

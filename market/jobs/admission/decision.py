@@ -8,21 +8,18 @@ corrected after a failure.
 
 import math
 
-from redis.asyncio import Redis
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market.jobs import queries
-from market.jobs.admission import waiting
-from market.jobs.admission.capacity import Capacity, capacity_of
+from market.jobs.admission import remembered_refusals, waiting
+from market.jobs.admission.capacity import capacity_of
 from market.jobs.admission.throughput import throughput
-from market.jobs.errors import Overloaded, TooManyInFlight
+from market.jobs.errors import TooManyInFlight
 from market.jobs.quote import Quote
 from market.jobs.tables import Job
 from market.resources import Resources
-from market.settings.generation import GenerationSettings
 from market.settings.limits import LimitSettings
-from mesh import redis_keys
 
 WALLET_LOCK = 0x0FA15
 MODEL_LOCK = 0x0FA16
@@ -36,33 +33,6 @@ UNMEASURED_RETRY = 5
 
 MAX_RETRY = 300
 """Seconds after which to ask again, at most: an estimate for later than that is worth nothing."""
-
-LEAST_POSITIONS = 1
-"""Positions that no job has fewer of."""
-
-REMEMBERED_MS = 2000
-"""Milliseconds for which it is remembered that nobody is admitted."""
-
-CHECKED_MS = 250
-"""Milliseconds after which one submission checks whether that is still so."""
-
-
-async def check_remembered(redis: Redis, model_id: str) -> bool:
-    """Refuse, with two short commands, what was refused a moment ago and would have been to
-    anybody.
-
-    Returns:
-        Whether this submission is the one that checks whether the model still admits nobody.
-
-    Raises:
-        Overloaded: the model admits nobody now.
-    """
-    retry_after = await redis.get(redis_keys.overloaded(model_id))
-    if retry_after is None:
-        return False
-    if await redis.set(redis_keys.overload_checked(model_id), 1, nx=True, px=CHECKED_MS):
-        return True
-    raise _overloaded(model_id, int(retry_after))
 
 
 async def admit(
@@ -82,27 +52,30 @@ async def admit(
         TooManyInFlight: jobs of the wallet have to end first.
         Overloaded: the job would start later than jobs may be expected to.
     """
-    generation = resources.settings.generation
-    capacity = await _capacity(resources, quote, positions)
-    await _lock(db, WALLET_LOCK, wallet)
-    await _check_in_flight(db, wallet, positions, resources.settings.limits)
-    await _lock(db, MODEL_LOCK, quote.model.id)
-    wait = capacity.start_wait(*await _served_before(db, wallet, quote.model.id), positions)
-    if wait <= generation.max_start_wait:
-        await resources.redis.delete(redis_keys.overloaded(quote.model.id))
-        return
-    await _remember_if_nobody(resources, db, quote)
-    raise _overloaded(quote.model.id, _retry_after(wait, generation))
-
-
-async def _capacity(resources: Resources, quote: Quote, positions: int) -> Capacity:
-    """Of the nodes that may serve a generation of ``positions``."""
-    return capacity_of(
+    redis, model_id = resources.redis, quote.model.id
+    counts = await remembered_refusals.claim(redis, model_id, wallet, positions)
+    most = resources.settings.generation.max_start_wait
+    capacity = capacity_of(
         quote.coverage.serving(positions),
         layers=quote.model.layers,
         jobs_per_route=resources.settings.generation.jobs_per_route,
-        rate=await throughput(resources.redis, quote.model.id),
+        rate=await throughput(redis, model_id),
     )
+    await _lock(db, WALLET_LOCK, wallet)
+    await _check_in_flight(db, wallet, positions, resources.settings.limits)
+    await _lock(db, MODEL_LOCK, model_id)
+    before = await _served_before(db, wallet, model_id)
+    wait = capacity.start_wait(*before, positions)
+    if wait > most:
+        retry_after = _retry_after(wait, most)
+        of_anybody = capacity.start_wait(*await _served_before(db, "", model_id), positions)
+        await remembered_refusals.remember(
+            redis, model_id, None if of_anybody > most else wallet, positions, retry_after
+        )
+        raise remembered_refusals.overloaded(model_id, retry_after)
+    if counts:
+        room = capacity.room(*before, positions, most) - 1
+        await remembered_refusals.set_room(redis, model_id, wallet, room)
 
 
 async def _lock(db: AsyncSession, space: int, name: str) -> None:
@@ -147,33 +120,9 @@ async def _served_before(db: AsyncSession, wallet: str, model_id: str) -> tuple[
     return jobs, positions
 
 
-async def _remember_if_nobody(resources: Resources, db: AsyncSession, quote: Quote) -> None:
-    """Remember a refusal if the least job of a wallet that has no other is refused as well: by all
-    nodes that may serve that one, which may be many more than those for the job refused now."""
-    generation = resources.settings.generation
-    model_id = quote.model.id
-    capacity = await _capacity(resources, quote, LEAST_POSITIONS)
-    wait = capacity.start_wait(*await _served_before(db, "", model_id), LEAST_POSITIONS)
-    async with resources.redis.pipeline(transaction=True) as pipe:
-        if wait > generation.max_start_wait:
-            retry_after = _retry_after(wait, generation)
-            pipe.set(redis_keys.overloaded(model_id), retry_after, px=REMEMBERED_MS)
-            pipe.set(redis_keys.overload_checked(model_id), 1, px=CHECKED_MS)
-        else:
-            pipe.delete(redis_keys.overloaded(model_id))
-        await pipe.execute()
-
-
-def _retry_after(wait: float, settings: GenerationSettings) -> int:
+def _retry_after(wait: float, max_start_wait: float) -> int:
     """Seconds until what waits is down to half of what may: if all came back as soon as one more
     job is admitted, most would be refused again."""
     if math.isinf(wait):
         return UNMEASURED_RETRY
-    return min(math.ceil(wait - settings.max_start_wait / 2), MAX_RETRY)
-
-
-def _overloaded(model_id: str, retry_after: int) -> Overloaded:
-    return Overloaded(
-        f"{model_id} has more to do than it can begin soon. Try again in {retry_after} seconds.",
-        retry_after=retry_after,
-    )
+    return min(math.ceil(wait - max_start_wait / 2), MAX_RETRY)

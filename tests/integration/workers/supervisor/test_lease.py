@@ -15,6 +15,7 @@ from market.outbox import Outbox
 from market.resources import Resources
 from tests.support.factories import fund, hop, session, token_entries
 from tests.support.market.leases import acquired, expire
+from workers.crons import job_sweeper
 from workers.crons.job_sweeper import delete_sent, sweep
 from workers.exclusive import Stalled
 from workers.supervisor import completion, lease
@@ -236,7 +237,11 @@ async def test_a_cancel_reaches_the_supervisor_with_the_next_renewal(resources: 
     await held.renew_while(work())
 
 
-async def test_the_sweeper_enqueues_jobs_without_a_lease(resources: Resources) -> None:
+async def test_the_sweeper_enqueues_jobs_without_a_lease(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_sweeper, "ATTEMPT_SECONDS", 10**10)  # from 1970 on it is one attempt
+    monkeypatch.setattr(job_sweeper, "NEW_JOB_GRACE_SECONDS", 60.0)
     held, lost, new = [await pending(resources) for _ in range(3)]
     await acquired(resources, held)
     await acquired(resources, lost)
@@ -250,7 +255,7 @@ async def test_the_sweeper_enqueues_jobs_without_a_lease(resources: Resources) -
         await db.execute(
             update(Job)
             .where(Job.id == new.id)
-            .values(started_at=func.now() - dt.timedelta(seconds=10))
+            .values(started_at=func.now() - dt.timedelta(seconds=100))
         )
     await sweep(context)
     queued = {task.args[0] for task in await resources.queue.queued_jobs()}
