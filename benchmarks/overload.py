@@ -31,8 +31,8 @@ PROMPTS = 50
 SATURATION_SECONDS = 20.0
 """Seconds for which the mesh is kept busy, without waiting jobs, to learn how much it can do."""
 
-LOWEST_PRIORITY = 19
-"""Of `nice`."""
+LOW_PRIORITY = 10
+"""Of `nice`: high enough that nodes send their heartbeats in time."""
 
 PROCESSES = {"gateway": "api", "worker": "worker-0"}
 
@@ -89,10 +89,10 @@ def _lower_priority_of_nodes(stack: DevelopmentStack) -> None:
     """Elsewhere nodes are other machines. Here they compute when the gateway does not."""
     for name, child in stack.processes.children.items():
         if name.startswith("node"):
-            psutil.Process(child.process.pid).nice(LOWEST_PRIORITY)
+            psutil.Process(child.process.pid).nice(LOW_PRIORITY)
             group = Path(f"/proc/{child.process.pid}/autogroup")
             if group.exists():  # each session is a group, and only groups compete (sched(7))
-                group.write_text(str(LOWEST_PRIORITY))
+                group.write_text(str(LOW_PRIORITY))
 
 
 async def _measure(

@@ -1,9 +1,8 @@
 """What the domain works with, opened once a process: settings, Postgres, Redis, queue, catalog."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from arq.connections import ArqRedis
 from redis.asyncio import Redis
@@ -13,23 +12,9 @@ from market import db, queue
 from market.catalog.models import Catalog
 from market.clients.postgres import LONG
 from market.clients.redis_client import open_redis
-from market.keyed_locks import KeyedLocks
 from market.prompt_vault import PromptVault
 from market.routing.skip_counts import SkipCounter
 from market.settings import Settings
-from market.wallet_turns import BoundedWaiting, WalletTurns
-
-MAX_SUBMISSIONS = 8
-"""Submissions of one process that are under way at once. They wait for each other's locks in
-Postgres, and would otherwise do so on all of the pool's connections, which everything else needs.
-"""
-
-MAX_WAITING_OF_WALLET, MAX_WAITING = 32, 128
-"""Submissions of one process that are under way or wait for it. Each takes some hundredths of a
-second, and clients wait no longer than a minute."""
-
-MAX_TOKENIZED = 2
-"""Prompts that one process tokenizes at once. A long one takes a processor for a second."""
 
 MAX_REDIS_CONNECTIONS = 2000
 """Each supervisor that waits for an event, and each node that the relay serves, holds one. All
@@ -58,15 +43,6 @@ class Resources:
     catalog: Catalog
     vault: PromptVault
     skips: SkipCounter
-    submissions: asyncio.Semaphore = field(
-        default_factory=lambda: asyncio.Semaphore(MAX_SUBMISSIONS)
-    )
-    waiting_submissions: BoundedWaiting = field(
-        default_factory=lambda: BoundedWaiting(MAX_WAITING_OF_WALLET, MAX_WAITING)
-    )
-    tokenizing: WalletTurns = field(default_factory=lambda: WalletTurns(MAX_TOKENIZED))
-    submitting: KeyedLocks = field(default_factory=KeyedLocks)
-    """One wallet takes no more than one of :attr:`submissions` for what may wait for its money."""
 
 
 @asynccontextmanager

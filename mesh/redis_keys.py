@@ -120,22 +120,6 @@ def throughput(model_id: str, slot: int) -> str:
     return f"throughput:{{{model_id}}}:{slot}"
 
 
-def overload(model_id: str) -> str:
-    """Hash that expires: from how many positions on jobs of a model are refused, how many have room
-    all the same, and when to ask again."""
-    return f"overload:{{{model_id}}}"
-
-
-def overload_of_wallet(model_id: str, wallet: str) -> str:
-    """As :func:`overload`, of one wallet's jobs."""
-    return f"overload:{{{model_id}}}:{wallet}"
-
-
-def room_counted(model_id: str) -> str:
-    """Flag that expires: it was counted a moment ago how many jobs of a model have room."""
-    return f"overload:{{{model_id}}}:counted"
-
-
 def dht_directory(model_id: str) -> str:
     """Hash that expires: announcements of a model's nodes in the DHT, each as JSON under its id."""
     return f"phonebook:{{{model_id}}}"

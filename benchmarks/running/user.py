@@ -10,6 +10,7 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
+import aiohttp
 import httpx
 from eth_account import Account
 from redis.asyncio import Redis
@@ -85,12 +86,16 @@ class User:
             request_id: str = answer.raise_for_status().json()["request_id"]
             return request_id
 
-    async def ask(self, http: httpx.AsyncClient, prompt: str, new_tokens: int) -> httpx.Response:
-        """Submit a generation as an asynchronous job by a client that many users share; the answer
-        may be a refusal."""
+    async def ask(
+        self, http: aiohttp.ClientSession, prompt: str, new_tokens: int
+    ) -> aiohttp.ClientResponse:
+        """Submit a generation as an asynchronous job by a client that many users share; the answer,
+        whose body is read, may be a refusal."""
         headers = {"Authorization": self._headers["authorization"], "Prefer": "respond-async"}
         body = self._body(prompt, new_tokens, GREEDY)
-        return await http.post(GENERATE, json=body, headers=headers)
+        async with http.post(GENERATE, json=body, headers=headers) as answer:
+            await answer.read()
+            return answer
 
     @contextmanager
     def streaming(self, prompt: str, new_tokens: int) -> Iterator[Iterator[str]]:

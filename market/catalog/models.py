@@ -23,6 +23,9 @@ from mesh.model.memory_footprint import Footprint, footprint
 from mesh.model.served_models import check_model
 from mesh.model.tokenizer import load_tokenizer
 
+LIKELY_TOKEN_BYTES = 4
+"""Bytes of a token of English, with the tokenizers of most models."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -51,6 +54,13 @@ class Model:
         if self.token_bytes is None:
             return 1
         return max(1, -(-len(text.encode("utf-8", "surrogatepass")) // self.token_bytes))
+
+    def likely_tokens(self, text: str) -> int:
+        """About as many tokens as a text has, known at once: :data:`LIKELY_TOKEN_BYTES` each."""
+        return max(
+            self.least_tokens(text),
+            len(text.encode("utf-8", "surrogatepass")) // LIKELY_TOKEN_BYTES,
+        )
 
     def footprint(self, quantization: str, *, dtype_bytes: int) -> Footprint:
         """Bytes of its parts, see :func:`mesh.model.memory_footprint.footprint`.

@@ -3,15 +3,16 @@ accepted and waits, and whoever comes after them waits longest."""
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from market.jobs.admission import decision, remembered_refusals, throughput
-from market.resources import MAX_SUBMISSIONS
-from market.wallet_turns import BoundedWaiting
-from mesh import redis_keys
+from market.jobs.admission import decision, throughput
+from market.jobs.submission import early_refusal
+from market.jobs.submission.submissions import MAX_AT_ONCE
+from market.jobs.submission.under_way import UnderWay
 from tests.conftest import MODEL_ID
 from tests.support.gateway.api import (
     ASYNC,
@@ -38,6 +39,7 @@ async def small(empty_gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Gate
     """A gateway in front of one route for few jobs; it admits a new one if its start is expected
     within ten seconds and a half. Each wallet has money, and what is measured stays as it is."""
     monkeypatch.setattr(throughput, "HALF_LIFE", 1e9)
+    monkeypatch.setattr(early_refusal, "STRICTER", 1.0)
     settings = empty_gateway.services.settings.generation
     settings.jobs_per_route, settings.max_start_wait = JOBS_AT_ONCE, 10.5
     await empty_gateway.announce(node(0, start_layer=0, end_layer=LAYERS))
@@ -52,48 +54,40 @@ async def submit(gateway: Gateway, wallet: str = WALLET, **changes: object) -> h
     )
 
 
-async def measured(gateway: Gateway, jobs_a_second: float) -> None:
+async def measured(gateway: Gateway, jobs_a_second: float, **changes: object) -> None:
     """The nodes have computed so many jobs a second, each as large as those of these tests."""
-    positions = await positions_of_one(gateway)
+    positions = await positions_of_one(gateway, **changes)
     count = round(jobs_a_second * positions * throughput.SLOT_SECONDS)
     await throughput.count(gateway.redis, MODEL_ID, count)
 
 
-async def positions_of_one(gateway: Gateway) -> int:
+async def positions_of_one(gateway: Gateway, **changes: object) -> int:
     tokenizer = gateway.services.catalog.get(MODEL_ID).tokenizer
-    body = request_body()
+    body = request_body(**changes)
     max_tokens = body["max_tokens"]
     assert isinstance(max_tokens, int)
     return len(tokenizer.encode(str(body["prompt"])).ids) + max_tokens
-
-
-async def forget_refusals(gateway: Gateway) -> None:
-    await gateway.redis.delete(redis_keys.overload(MODEL_ID))
-
-
-async def count_anew(gateway: Gateway) -> None:
-    """As if a quarter of a second had passed."""
-    await gateway.redis.delete(redis_keys.room_counted(MODEL_ID))
-
-
-@pytest.fixture
-def no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody counts anew how many have room, however slow the machine is."""
-    monkeypatch.setattr(remembered_refusals, "COUNTED_MS", 60_000)
 
 
 @pytest.fixture
 def decisions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The wallets of the submissions about which was decided under the model's lock."""
     wallets = []
-    served_before = decision._served_before
+    admit = decision.admit
 
-    async def count(db: AsyncSession, wallet: str, model_id: str) -> tuple[int, int]:
-        wallets.append(wallet)
-        return await served_before(db, wallet, model_id)
+    async def count(*arguments: Any) -> None:
+        wallets.append(arguments[2].user_wallet)
+        await admit(*arguments)
 
-    monkeypatch.setattr(decision, "_served_before", count)
+    monkeypatch.setattr(decision, "admit", count)
     return wallets
+
+
+@pytest.fixture
+def reads_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway uses nothing that it read of a model a moment ago."""
+    monkeypatch.setattr(early_refusal, "FRESH_SECONDS", -1.0)
+    monkeypatch.setattr(early_refusal, "STALE_SECONDS", -1.0)
 
 
 async def test_beyond_what_starts_at_once_nothing_is_accepted_while_the_speed_is_unknown(
@@ -130,18 +124,16 @@ async def test_whoever_would_wait_behind_too_many_submissions_is_refused_at_once
     small: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many of a wallet as may wait, and one more, while none gets its turn."""
-    monkeypatch.setattr(
-        small.services, "waiting_submissions", BoundedWaiting(of_wallet=2, in_all=3)
-    )
+    monkeypatch.setattr(small.services.submissions, "under_way", UnderWay(of_wallet=2, in_all=3))
     async with AsyncExitStack() as turns:
-        for _ in range(MAX_SUBMISSIONS):
-            await turns.enter_async_context(small.services.submissions)
+        for _ in range(MAX_AT_ONCE):
+            await turns.enter_async_context(small.services.submissions.turns)
         waiting = [
             asyncio.create_task(submit(small, wallet)) for wallet in (WALLET, WALLET, OTHER_WALLET)
         ]
 
         async def all_wait() -> bool:
-            return not small.services.waiting_submissions.has_room(WALLETS[0])
+            return not small.services.submissions.under_way.has_room(WALLETS[0])
 
         await eventually(all_wait)
         for wallet in (WALLET, WALLETS[0]):
@@ -149,16 +141,17 @@ async def test_whoever_would_wait_behind_too_many_submissions_is_refused_at_once
             problem(refused, 503, "overloaded")
             assert int(refused.headers["Retry-After"]) > 0
     assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {202}
-    assert small.services.waiting_submissions.has_room(WALLET)
+    assert small.services.submissions.under_way.has_room(WALLET)
 
 
-async def test_a_refusal_holds_nothing(small: Gateway) -> None:
+async def test_a_refusal_holds_nothing(small: Gateway, decisions: list[str]) -> None:
     for wallet in WALLETS[:JOBS_AT_ONCE]:
         assert (await submit(small, wallet)).status_code == 202
     before = await small.books()
-    problem(await submit(small), 503, "overloaded")
-    await forget_refusals(small)
-    problem(await submit(small), 503, "overloaded")
+    decisions.clear()
+    for _ in range(2):
+        problem(await submit(small), 503, "overloaded")
+    assert decisions == [WALLET], "the second was refused early"
     assert await small.books() == before
 
 
@@ -175,39 +168,39 @@ async def test_after_a_burst_the_model_admits_again_as_soon_as_jobs_end(small: G
     await eventually(is_admitted)
 
 
-@pytest.mark.usefixtures("no_time_passes")
-async def test_while_nobody_is_admitted_one_submission_counts_and_the_others_are_refused(
+async def test_while_nobody_is_admitted_few_are_decided_about_under_the_lock(
     small: Gateway, decisions: list[str]
 ) -> None:
     for wallet in WALLETS[:JOBS_AT_ONCE]:
         assert (await submit(small, wallet)).status_code == 202
     problem(await submit(small), 503, "overloaded")
-    await count_anew(small)
     decisions.clear()
-    answers = await asyncio.gather(*(submit(small, wallet) for wallet in WALLETS))
-    assert {answer.status_code for answer in answers} == {503}
-    assert len(set(decisions) - {""}) == 1
+    for answer in await asyncio.gather(*(submit(small, wallet) for wallet in WALLETS)):
+        problem(answer, 503, "overloaded")
+        assert int(answer.headers["Retry-After"]) > 0
+    assert not decisions
 
 
-@pytest.mark.usefixtures("no_time_passes")
-async def test_as_many_are_let_through_as_were_counted_to_have_room(
-    small: Gateway, decisions: list[str]
-) -> None:
+async def test_no_more_are_taken_in_than_have_room(small: Gateway, decisions: list[str]) -> None:
+    """What one reading of the jobs does not contain counts too: the submissions under way."""
+    await measured(small, jobs_a_second=1, max_tokens=200)
+    answers = await asyncio.gather(*(submit(small, wallet, max_tokens=200) for wallet in WALLETS))
+    accepted = sum(answer.status_code == 202 for answer in answers)
+    assert accepted == JOBS_AT_ONCE + 10
+    assert len(decisions) <= accepted + 2, "what a prompt is long is known when it is tokenized"
+
+
+@pytest.mark.usefixtures("reads_anew")
+async def test_as_many_are_taken_in_as_have_ended(small: Gateway) -> None:
     answers = [await submit(small, wallet) for wallet in WALLETS[:JOBS_AT_ONCE]]
     problem(await submit(small), 503, "overloaded")
     for answer in answers[:3]:
         await Job(small, answer.json()["request_id"]).fail()
-    problem(await submit(small), 503, "overloaded")
-    await count_anew(small)
-    assert (await submit(small)).status_code == 202
-    decisions.clear()
-    answers = await asyncio.gather(*(submit(small, wallet) for wallet in WALLETS))
-    assert sum(answer.status_code == 202 for answer in answers) == 2
-    assert len(decisions) == 2
+    statuses = [(await submit(small, wallet)).status_code for wallet in WALLETS[:JOBS_AT_ONCE]]
+    assert statuses == [202, 202, 202, 503]
 
 
-@pytest.mark.usefixtures("no_time_passes")
-async def test_a_wallet_whose_own_jobs_wait_is_refused_from_memory_and_no_other(
+async def test_a_wallet_whose_own_jobs_wait_is_refused_at_once_and_no_other(
     small: Gateway, decisions: list[str]
 ) -> None:
     await measured(small, jobs_a_second=1)
@@ -215,18 +208,18 @@ async def test_a_wallet_whose_own_jobs_wait_is_refused_from_memory_and_no_other(
         assert (await submit(small)).status_code == 202
     problem(await submit(small), 503, "overloaded")
     decisions.clear()
-    for answer in await asyncio.gather(*(submit(small) for _ in range(5))):
-        problem(answer, 503, "overloaded")
-    assert not decisions
-    assert (await submit(small, OTHER_WALLET)).status_code == 202
+    answers = await asyncio.gather(
+        *(submit(small) for _ in range(5)), *(submit(small, WALLETS[0]) for _ in range(5))
+    )
+    assert [answer.status_code for answer in answers] == 5 * [503] + 5 * [202]
+    assert decisions == 5 * [WALLETS[0]]
 
 
-@pytest.mark.usefixtures("no_time_passes")
+@pytest.mark.usefixtures("reads_anew")
 async def test_whoever_cannot_pay_takes_no_room_of_others(small: Gateway) -> None:
     answers = [await submit(small, wallet) for wallet in WALLETS[:JOBS_AT_ONCE]]
     problem(await submit(small), 503, "overloaded")
     await Job(small, answers[0].json()["request_id"]).fail()
-    await count_anew(small)
     for _ in range(5):
         problem(await submit(small, "0x" + "ee" * 20), 402, "insufficient_balance")
     assert (await submit(small)).status_code == 202
@@ -259,7 +252,7 @@ async def test_a_flood_of_submissions_leaves_connections_for_everybody_else(
     answers = await asyncio.gather(*(submit(small, wallet) for wallet in 5 * WALLETS))
     watching.cancel()
     assert {answer.status_code for answer in answers} == {202}
-    assert 0 < most <= MAX_SUBMISSIONS
+    assert 0 < most <= MAX_AT_ONCE
 
 
 @pytest.fixture
@@ -276,10 +269,6 @@ async def two_sizes(small: Gateway) -> Gateway:
     return small
 
 
-async def is_refusal_remembered(gateway: Gateway) -> bool:
-    return bool(await gateway.redis.exists(redis_keys.overload(MODEL_ID)))
-
-
 async def test_a_refused_long_generation_does_not_make_short_ones_be_refused(
     two_sizes: Gateway,
 ) -> None:
@@ -287,11 +276,3 @@ async def test_a_refused_long_generation_does_not_make_short_ones_be_refused(
     for _ in range(2):
         problem(await submit(two_sizes, max_tokens=500), 503, "overloaded")
     assert (await submit(two_sizes, OTHER_WALLET)).status_code == 202
-
-
-async def test_whoever_cannot_pay_makes_nobody_be_refused(small: Gateway) -> None:
-    """His own refusal is about his money, not about what others asked for."""
-    for wallet in WALLETS[:JOBS_AT_ONCE]:
-        assert (await submit(small, wallet)).status_code == 202
-    problem(await submit(small, "0x" + "ee" * 20), 402, "insufficient_balance")
-    assert not await is_refusal_remembered(small)

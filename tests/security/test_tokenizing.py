@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from market.jobs import prompt_tokens
-from market.resources import MAX_SUBMISSIONS, MAX_TOKENIZED
+from market.jobs.submission import prompt_tokens
+from market.jobs.submission.submissions import MAX_AT_ONCE, MAX_TOKENIZED
 from tests.conftest import MODEL_ID
 from tests.support.gateway.api import (
     ASYNC,
@@ -94,7 +94,7 @@ async def test_a_wallets_long_prompts_let_others_submit(
     await gateway.deposit(wallet=OTHER_WALLET)
     flood = [
         asyncio.create_task(submit(gateway, prompt=f"slow {number}"))
-        for number in range(2 * MAX_SUBMISSIONS)
+        for number in range(2 * MAX_AT_ONCE)
     ]
     await eventually(tokenizer.is_running)
     assert (await submit(gateway, OTHER_WALLET)).status_code == 202

@@ -17,7 +17,6 @@ from api.schemas.jobs import AcceptedJob, GenerateBody, JobView
 from market.jobs import cancellation
 from market.jobs.reading import reader_errors
 from market.jobs.request import Idempotency
-from market.jobs.submission import submit
 from market.jobs.tables import Job, JobStatus
 from market.money import ZERO, format_exact
 
@@ -68,8 +67,7 @@ async def generate(
     if waits:
         held.enter_context(services.reader_slots.hold(caller.wallet))
     digests = services.vault.digests(body.model_dump_json().encode())
-    job = await submit(
-        services,
+    job = await services.submissions.submit(
         caller.wallet,
         body.job_request(near=services.geoip.approximate(address_of(request, services))),
         Idempotency(idempotency_key, digests),

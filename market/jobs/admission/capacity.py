@@ -1,15 +1,11 @@
 """How much of a model its nodes can serve, and how long a new job waits for its start by that."""
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from market.nodes.node import Node
-
-MOST_ROOM = 1000
-"""Jobs: of more it is not told how many have room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +36,6 @@ class Capacity:
         if excess <= 0:
             return 0.0
         return excess / self.rate if self.rate else math.inf
-
-    def room(self, jobs: int, positions: int, new: int, max_wait: float) -> int:
-        """How many new jobs of ``new`` positions each start within ``max_wait`` seconds, up to
-        :data:`MOST_ROOM`; see :meth:`start_wait`."""
-
-        def wait(earlier: int) -> float:
-            return self.start_wait(jobs + earlier, positions + earlier * new, new)
-
-        return bisect_right(range(MOST_ROOM), max_wait, key=wait)
 
 
 def capacity_of(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from market.jobs.admission.capacity import MOST_ROOM, Capacity, capacity_of
+from market.jobs.admission.capacity import Capacity, capacity_of
 from market.nodes.node import Node
 from tests.support.gateway.api import node
 
@@ -76,26 +76,3 @@ def test_who_has_to_wait_where_nothing_was_measured_waits_for_ever() -> None:
     assert unmeasured.start_wait(3, 300, 100) == 0
     assert unmeasured.start_wait(4, 400, 100) == math.inf
     assert unmeasured.start_wait(1, 950, 100) == math.inf
-
-
-@pytest.mark.parametrize(
-    ("jobs", "positions", "new", "max_wait", "room"),
-    [
-        (0, 0, 100, 0.0, 4),
-        (0, 0, 100, 10.0, 5),
-        (4, 400, 100, 9.0, 0),
-        (4, 400, 100, 30.0, 3),
-        (0, 0, 600, 0.0, 1),
-        (0, 0, 2000, 10.0, 0),
-    ],
-    ids=["empty", "one waits", "full", "three wait", "large", "too large"],
-)
-def test_as_many_have_room_as_start_in_time(
-    jobs: int, positions: int, new: int, max_wait: float, room: int
-) -> None:
-    at_ten_a_second = Capacity(positions=1000, jobs=4, rate=10.0)
-    assert at_ten_a_second.room(jobs, positions, new, max_wait) == room
-
-
-def test_no_more_room_is_told_than_anybody_needs_to_know() -> None:
-    assert Capacity(positions=math.inf, jobs=10**9, rate=None).room(0, 0, 1, 0.0) == MOST_ROOM

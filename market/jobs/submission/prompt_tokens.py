@@ -4,7 +4,6 @@ from market.catalog.models import Model
 from market.errors import InvalidRequest
 from market.jobs.errors import ContextExceeded
 from market.jobs.request import JobRequest
-from market.resources import Resources
 from market.routing.tiers import Tier
 
 
@@ -28,15 +27,14 @@ def check(model: Model, request: JobRequest, max_prompt_chars: int) -> None:
     _check_context(model, least, request.max_tokens, at_least=True)
 
 
-async def tokenize(resources: Resources, wallet: str, request: JobRequest) -> list[int]:
-    """The prompt's tokens, in the wallet's turn.
+def tokenize(model: Model, request: JobRequest) -> list[int]:
+    """The prompt's tokens. A long one takes a processor for a second.
 
     Raises:
         InvalidRequest: the prompt is none for this model.
         ContextExceeded: prompt and answer are longer than the model's context.
     """
-    model = resources.catalog.get(request.model_id)
-    token_ids = await resources.tokenizing.run(wallet, lambda: _encode(model, request.prompt))
+    token_ids = _encode(model, request.prompt)
     _check_context(model, len(token_ids), request.max_tokens)
     return token_ids
 

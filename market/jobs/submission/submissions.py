@@ -1,0 +1,157 @@
+"""Submission of jobs: looked at, taken in, tokenized, quoted and written, each in its turn."""
+
+import asyncio
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from market import ledger, metrics, outbox
+from market.catalog.models import Model
+from market.jobs.errors import IdempotencyConflict, Overloaded, TooManyInFlight
+from market.jobs.quote import quote_of
+from market.jobs.request import Idempotency, JobRequest
+from market.jobs.submission import prompt_tokens, transaction
+from market.jobs.submission.early_refusal import EarlyRefusals
+from market.jobs.submission.under_way import Submission, UnderWay
+from market.jobs.tables import Job
+from market.keyed_locks import KeyedLocks
+from market.ledger.errors import InsufficientBalance
+from market.outages import OUTAGES
+from market.resources import Resources
+from market.wallet_turns import WalletTurns
+from mesh.errors import MeshError
+
+log = structlog.get_logger()
+
+MAX_AT_ONCE = 8
+"""Submissions of one process that use Postgres at once. They wait for each other's locks there, and
+would otherwise do so on all of the pool's connections, which everything else needs."""
+
+MAX_TOKENIZED = 2
+"""Prompts that one process tokenizes at once. A long one takes a processor for a second."""
+
+WAITING_RETRY = 5
+"""Seconds after which most of the submissions that wait have been looked at."""
+
+
+class Submissions:
+    """The submissions of one process."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self.under_way = UnderWay()
+        self._early = EarlyRefusals(resources, self.under_way)
+        self.turns = asyncio.Semaphore(MAX_AT_ONCE)
+        self._tokenizing = WalletTurns(MAX_TOKENIZED)
+        self._wallets = KeyedLocks()
+        """One wallet takes no more than one turn for what may wait for its money."""
+
+    async def submit(self, wallet: str, request: JobRequest, idempotency: Idempotency) -> Job:
+        """The job of a request: a new one, or the one that the same key made before.
+
+        Raises:
+            TooManyInFlight: the wallet has too many jobs that have not ended.
+            Overloaded: the job would start too late.
+            ChainIndexBehind: it is not known who has withdrawn lately.
+            MeshError: whatever else is wrong with the request; in all cases nothing is held.
+        """
+        earlier = await self._earlier(wallet, idempotency)
+        if earlier is not None:
+            return earlier
+        try:
+            job = await self._submit_new(wallet, request, idempotency)
+        except (InsufficientBalance, TooManyInFlight, Overloaded):
+            earlier = await self._earlier(wallet, idempotency)  # accepted in the meantime
+            if earlier is not None:
+                return earlier
+            self._count_rejected(request)
+            raise
+        except MeshError:
+            self._count_rejected(request)
+            raise
+        except IntegrityError as error:
+            if "uq_sessions_idempotency" not in str(error.orig):
+                raise
+            earlier = await self._earlier(wallet, idempotency)
+            if earlier is None:
+                raise
+            return earlier
+        metrics.inference_requests.labels(request.model_id, request.tier, "accepted").inc()
+        log.info(
+            "inference_accepted",
+            request_id=job.request_id,
+            model_id=job.model_id,
+            user_wallet=wallet,
+            tier=job.tier,
+            prompt_tokens=job.prompt_tokens,
+            max_tokens=job.max_tokens,
+        )
+        await self._wake_worker(job)
+        return job
+
+    async def _submit_new(self, wallet: str, request: JobRequest, idempotency: Idempotency) -> Job:
+        """A new job. Most of those for which there is no room are refused before they are taken
+        in."""
+        model = self._resources.catalog.get(request.model_id)
+        prompt_tokens.check(model, request, self._resources.settings.limits.max_prompt_chars)
+        least = model.least_tokens(request.prompt) + request.max_tokens
+        likely = model.likely_tokens(request.prompt) + request.max_tokens
+        try:
+            await self._early.check(model, wallet, least)
+            if not self.under_way.has_room(wallet):
+                raise Overloaded(
+                    "Too many submissions wait at this gateway. Try again in "
+                    f"{WAITING_RETRY} seconds.",
+                    retry_after=WAITING_RETRY,
+                )
+            submission = Submission(model.id, wallet, likely)
+            with self.under_way.enter(submission):
+                return await self._take_in(submission, model, request, idempotency)
+        except Overloaded:
+            self._early.watch(model.id)
+            raise
+
+    async def _take_in(
+        self, submission: Submission, model: Model, request: JobRequest, idempotency: Idempotency
+    ) -> Job:
+        """Nobody waits with a turn for a prompt to be tokenized, and no prompt is for which there
+        is no money."""
+        wallet = submission.wallet
+        least = model.prices.most(model.least_tokens(request.prompt), request.max_tokens)
+        async with self.turns, self._resources.sessions() as db:
+            await ledger.check_available(db, wallet=wallet, amount=least, at_least=True)
+        token_ids = await self._tokenizing.run(
+            wallet, lambda: prompt_tokens.tokenize(model, request)
+        )
+        submission.positions = len(token_ids) + request.max_tokens
+        async with self._wallets.of(wallet), self.turns:
+            quote = await quote_of(self._resources, request, token_ids)
+            job = transaction.new_job(self._resources, wallet, request, quote, idempotency)
+            await transaction.write(self._resources, job, quote)
+        return job
+
+    def _count_rejected(self, request: JobRequest) -> None:
+        model_id = request.model_id if request.model_id in self._resources.catalog else "unknown"
+        metrics.inference_requests.labels(model_id, request.tier, "rejected").inc()
+
+    async def _wake_worker(self, job: Job) -> None:
+        """The job is accepted whether this succeeds or not: the outbox has it."""
+        try:
+            async with self.turns:
+                await outbox.send_outbox(self._resources.sessions, self._resources.queue)
+        except OUTAGES as error:
+            log.warning("enqueue_failed", request_id=job.request_id, error=type(error).__name__)
+
+    async def _earlier(self, wallet: str, idempotency: Idempotency) -> Job | None:
+        if idempotency.key is None:
+            return None
+        async with self._resources.sessions() as db:
+            job = await db.scalar(
+                select(Job).where(Job.user_wallet == wallet, Job.idempotency_key == idempotency.key)
+            )
+        if job is not None and job.request_digest not in idempotency.digests:
+            raise IdempotencyConflict(
+                "This Idempotency-Key was used for a different request. Use a new key."
+            )
+        return job
