@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from mesh.errors import UnsupportedModel
+from mesh.errors import UnsupportedModel, WeightsMissing
 from mesh.model import generation_config, tokenizer
 from mesh.model.generation_config import GenerationConfig, read_generation_config
 from mesh.model.memory_footprint import check_quantization
@@ -77,6 +77,7 @@ class SpanModel:
         Raises:
             UnsupportedModel: the checkpoint lacks a tensor, or has one too many; or it cannot be
                 quantized like this, or not on this machine.
+            WeightsMissing: the edge's checkpoint does not say how to generate.
         """
         self.device, self.dtype, self.edge = device, dtype, edge
         self.batch_invariant = batch_invariant and dtype.itemsize == 2
@@ -243,5 +244,11 @@ def _layers(decoder: Any, family: Family, linear: Linear) -> tuple[LayerStack, l
 
 
 def _generation_config(folder: Path, vocab_size: int) -> GenerationConfig:
-    settings = json.loads((folder / generation_config.NAME).read_text())
+    try:
+        settings = json.loads((folder / generation_config.NAME).read_text())
+    except FileNotFoundError:
+        raise WeightsMissing(
+            f"{folder} has no {generation_config.NAME}: an older far-node made it. Remove it, and "
+            "start the node where the weights can be fetched again."
+        ) from None
     return read_generation_config(settings, vocab_size=vocab_size)

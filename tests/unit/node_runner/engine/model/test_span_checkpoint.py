@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mesh.errors import MeshError, UnsupportedModel, WeightsRefused
+from mesh.errors import MeshError, UnsupportedModel, WeightsMissing, WeightsRefused
 from node_runner.engine.model.span_checkpoint import prepare_span
+from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.pipeline import load_span
 
@@ -54,6 +56,14 @@ def test_the_edge_holds_embedding_norm_and_head_too(whole: dict[str, int], tmp_p
     in_memory = sum(weight.numel() for weight in span.weights)
     assert in_memory == sum(of_layers(whole, 0, 2)) + sum(outside)
     assert tied in (True, False)
+
+
+def test_an_edge_that_does_not_say_how_to_generate_is_refused(tmp_path: Path) -> None:
+    """An older far-node wrote none."""
+    folder, _ = prepare_span(str(DEMO_MODEL), layers=(0, 2), edge=True, cache=tmp_path)
+    (folder / "generation_config.json").unlink()
+    with pytest.raises(WeightsMissing, match="no generation_config.json: an older far-node"):
+        SpanModel(folder, edge=True, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def test_all_spans_together_hold_every_tensor_once(whole: dict[str, int], tmp_path: Path) -> None:
