@@ -62,7 +62,7 @@ def test_an_edge_that_does_not_say_how_to_generate_is_refused(tmp_path: Path) ->
     """An older far-node wrote none."""
     folder, _ = prepare_span(str(DEMO_MODEL), layers=(0, 2), edge=True, cache=tmp_path)
     (folder / "generation_config.json").unlink()
-    with pytest.raises(WeightsMissing, match="no generation_config.json: an older far-node"):
+    with pytest.raises(WeightsMissing, match=r"no generation_config\.json: an older far-node"):
         SpanModel(folder, edge=True, device=torch.device("cpu"), dtype=torch.float32)
 
 
