@@ -74,10 +74,10 @@ MAX_FIELDS = 100
 hundred thousand."""
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """8.0 as 8: JSON Schema counts both as integers."""
     if isinstance(value, list):
-        return [_whole(each) if isinstance(each, float) else each for each in value]
+        return [whole(each) if isinstance(each, float) else each for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -93,7 +93,7 @@ class RequestBody(BaseModel):
         if isinstance(data, dict) and len(data) > MAX_FIELDS:
             raise PydanticCustomError("too_many_fields", "There are too many fields")
         if isinstance(data, dict):
-            return {name: _whole(value) for name, value in data.items()}
+            return {name: whole(value) for name, value in data.items()}
         return data
 
 

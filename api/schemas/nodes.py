@@ -4,7 +4,7 @@ import datetime as dt
 from dataclasses import fields
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, Strict
+from pydantic import BaseModel, BeforeValidator, Field, Strict
 
 from api.schemas.base import (
     Address,
@@ -16,6 +16,7 @@ from api.schemas.base import (
     Timestamp,
     WalletAddress,
     amounts_far,
+    whole,
 )
 from market.errors import InvalidRequest
 from market.membership.registration import checked_span
@@ -127,7 +128,7 @@ class RegistrationBody(RequestBody):
         return checked_span(*listed, layers, field="layers_served")
 
 
-Layer = Annotated[int, Field(ge=0, le=100_000)]
+Layer = Annotated[int, BeforeValidator(whole), Field(ge=0, le=100_000)]
 
 
 Span = Annotated[tuple[Layer, Layer], Strict(False)]

@@ -1,16 +1,16 @@
 """Gathered attention that gives the same bits for a row, whatever rows are computed with it.
 
-Kernels for few rows, and for lengths that fill no vector, add up in another order. So queries are
-padded to whole tiles and keys to whole blocks; what pads is masked, and adds exact zeros at the
-end.
+Kernels add up in another order for few rows, and for other numbers of keys. So all work is done in
+tiles of one shape; what pads them is masked, and adds exact zeros at the end.
 """
 
 from collections.abc import Sequence
+from functools import cache, cached_property
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
-from node_runner.engine.attention.gathered import GatheredGroup
+from node_runner.engine.attention.gathered import GatheredGroup, block_tables
 from node_runner.engine.attention.interface import ScoreModifier, Segment
 from node_runner.engine.device.tensors import concatenated
 
@@ -21,16 +21,31 @@ ROW_TILE = 16
 """Rows to a multiple of which queries are padded."""
 
 KEY_TILE = 128
-"""Keys of one product where attention is written out."""
+"""Keys that are attended to at once."""
+
+PROBES = 4
+"""Of each kind, for one number of keys."""
+
+flash_attention_for_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""What `scaled_dot_product_attention` calls on a CPU; that does not tell the log-sum-exp."""
 
 
 class BatchInvariantGroup(GatheredGroup):
-    """A :class:`Group` in which a row's output does not depend on the other rows."""
+    """A :class:`Group` in which a row's output does not depend on the other rows, nor on how many
+    keys come behind those that it sees."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         super().__init__(segments)
-        block = segments[0].cache.pool.shape.block_size
-        self._length = -(-self._length // block) * block
+        self._block = segments[0].cache.pool.shape.block_size
+        longest = max(segment.end for segment in segments)
+        shape = segments[0].cache.pool.shape
+        width = max(shape.key_dim, shape.value_dim)
+        short = _short_tiles(width, self._block, shape.dtype, shape.device.type)
+        self._length = next(
+            (length for length in short if longest <= length), -(-longest // KEY_TILE) * KEY_TILE
+        )
+        self._tables = block_tables(segments, self._length // self._block)
+        self._known_masks: dict[tuple[int | None, int, int | None], list[_Mask]] = {}
 
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: ScoreModifier
@@ -46,38 +61,151 @@ class BatchInvariantGroup(GatheredGroup):
             queries = queries.transpose(1, 2)
         rows = queries.shape[2]
         queries = pad(queries, (0, 0, 0, -rows % ROW_TILE))
-        bias = self._made_bias(score.window or None, score, 1 if single else queries.shape[2])
-        bias = bias.expand(-1, -1, queries.shape[2], -1)
+        masks = self._masks(score, 1 if single else queries.shape[2], queries.shape[2])
         own_keys, own_values = self._gathered(keys), self._gathered(values)
-        parts = zip(queries.split(MAX_ROWS, 2), bias.split(MAX_ROWS, 2), strict=True)
+        attend = _fused if score.plain and queries.device.type == "cpu" else _all_written_out
+        parts = zip(queries.split(MAX_ROWS, 2), masks, strict=True)
         attended = concatenated(
-            [_attended(part, own_keys, own_values, own_bias, score) for part, own_bias in parts], 2
+            [attend(part, own_keys, own_values, mask, score) for part, mask in parts], 2
         )[:, :, :rows]
         ordered = attended if single else attended.transpose(1, 2)
         return ordered.contiguous().view(self.rows, heads, -1)
 
+    def _masks(self, score: ScoreModifier, made: int, rows: int) -> list["_Mask"]:
+        """The mask of each part of the rows; made once a batch, of ``made`` rows."""
+        key = (score.window, made, None if score.by_head is None else id(score.by_head))
+        if key not in self._known_masks:
+            bias = self._made_bias(score.window or None, score, made).expand(-1, -1, rows, -1)
+            self._known_masks[key] = [_Mask(part) for part in bias.split(MAX_ROWS, 2)]
+        return self._known_masks[key]
 
-def _attended(
+    def _gathered(self, pooled: torch.Tensor) -> torch.Tensor:
+        first = self._segments[0].cache
+        if (
+            self._count == 1
+            and first.contiguous_start is not None
+            and self._length <= first.capacity
+        ):
+            own = pooled.narrow(0, first.contiguous_start, self._length)
+        else:
+            own = pooled.view(-1, self._block, *pooled.shape[1:]).index_select(0, self._tables)
+        return own.view(self._count, self._length, *pooled.shape[1:]).transpose(1, 2)
+
+
+class _Mask:
+    """``bias``: what is added to the scores, ``[count, 1 or heads, rows, length]``."""
+
+    def __init__(self, bias: torch.Tensor) -> None:
+        self.bias = bias
+
+    @cached_property
+    def by_tile(self) -> torch.Tensor:
+        """The bias, ``[count * tiles, 1 or heads, rows, KEY_TILE]``."""
+        return self._tiles().flatten(0, 1)
+
+    @cached_property
+    def hides_tile(self) -> torch.Tensor:
+        """Whether a row sees nothing of a tile, bool ``[count, tiles, 1 or heads, rows]``."""
+        return self._tiles().isneginf().all(4)
+
+    def _tiles(self) -> torch.Tensor:
+        return self.bias.unflatten(3, (-1, KEY_TILE)).permute(0, 3, 1, 2, 4)
+
+
+def _fused(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    bias: torch.Tensor,
+    mask: _Mask,
     score: ScoreModifier,
 ) -> torch.Tensor:
-    """Whole tiles of queries ``[count, heads, rows, key_dim]`` over keys ``[count, kv_heads,
-    length, key_dim]``, to ``[count, heads, rows, value_dim]``."""
-    if score.plain:
-        return scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=bias,
-            scale=score.scaling,
-            enable_gqa=queries.shape[1] != keys.shape[1],
+    """Whole tiles of queries ``[count, heads, rows, key_dim]`` over whole tiles of keys ``[count,
+    kv_heads, length, key_dim]``, to ``[count, heads, rows, value_dim]``: torch's kernel for CPUs,
+    once a tile of keys, whose outputs are merged by their log-sum-exps (Rabe & Staats 2021)."""
+    value_dim, tiles = values.shape[-1], keys.shape[2] // KEY_TILE
+    if value_dim < keys.shape[-1]:  # the kernel knows one width
+        values = pad(values, (0, keys.shape[-1] - value_dim))
+    if tiles <= 1:
+        output, _ = flash_attention_for_cpu(
+            queries, keys, values, attn_mask=mask.bias, scale=score.scaling
         )
+        return output[..., :value_dim]
+    output, logsumexp = flash_attention_for_cpu(
+        queries.repeat_interleave(tiles, 0),
+        _tiled(keys, tiles),
+        _tiled(values, tiles),
+        attn_mask=mask.by_tile,
+        scale=score.scaling,
+    )
+    # Of a tile in which a row sees nothing the kernel says 0.
+    logsumexp = logsumexp.unflatten(0, (-1, tiles)).masked_fill(mask.hides_tile, float("-inf"))
+    weights = (logsumexp - logsumexp.amax(1, keepdim=True)).exp_()
+    outputs = output[..., :value_dim].unflatten(0, (-1, tiles)) * weights[..., None]
+    # Cumulative sums add one after the other, however many tiles there are.
+    total, merged = weights.cumsum(1)[:, -1], outputs.cumsum(1)[:, -1]
+    return (merged / total[..., None]).to(output.dtype)
+
+
+@cache
+def _short_tiles(width: int, block: int, dtype: torch.dtype, device: str) -> list[int]:
+    """Numbers of keys, whole blocks and less than a tile, for which the kernel gives the bits of a
+    whole tile whose other keys are hidden: none where none were found, as on other devices.
+
+    Half of the probes have weights that are all the same, and values of very different sizes whose
+    sums are zero but for rounding, as those of products have.
+    """
+    if device != "cpu":
+        return []
+    random = torch.Generator().manual_seed(0)
+
+    def probe(scale: float) -> list[torch.Tensor]:
+        queries, keys = (
+            scale * torch.randn(1, 1, rows, width, generator=random)
+            for rows in (MAX_ROWS, KEY_TILE)
+        )
+        values = torch.randn(1, 1, KEY_TILE, width, generator=random)
+        values *= 2.0 ** torch.randint(-6, 7, values.shape, generator=random)
+        return [each.to(dtype) for each in (queries, keys, values)]
+
+    probes = [probe(scale) for scale in (0.0, 1.0) for _ in range(PROBES)]
+
+    def equals_whole_tile(length: int) -> bool:
+        for queries, keys, values in probes:
+            half = length // 2
+            values[:, :, half:length] = -values[:, :, :half].flip(2)
+            hidden = torch.zeros(1, 1, MAX_ROWS, KEY_TILE, dtype=dtype)
+            hidden[..., length:] = float("-inf")
+            whole, _ = flash_attention_for_cpu(queries, keys, values, attn_mask=hidden)
+            for rows in (ROW_TILE, MAX_ROWS):
+                part, _ = flash_attention_for_cpu(
+                    queries[:, :, :rows],
+                    keys[:, :, :length],
+                    values[:, :, :length],
+                    attn_mask=hidden[:, :, :rows, :length],
+                )
+                if not torch.equal(part, whole[:, :, :rows]):
+                    return False
+        return True
+
+    return [length for length in range(block, KEY_TILE, block) if equals_whole_tile(length)]
+
+
+def _tiled(pooled: torch.Tensor, tiles: int) -> torch.Tensor:
+    """``[count, kv_heads, length, width]`` as ``[count * tiles, kv_heads, KEY_TILE, width]``."""
+    return pooled.transpose(1, 2).unflatten(1, (tiles, KEY_TILE)).flatten(0, 1).transpose(1, 2)
+
+
+def _all_written_out(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: _Mask,
+    score: ScoreModifier,
+) -> torch.Tensor:
+    """As :func:`_fused`, for other devices, and for scores that the kernel does not know."""
     missing = -keys.shape[2] % KEY_TILE
     keys, values = (pad(each, (0, 0, 0, missing)) for each in (keys, values))
-    bias = pad(bias, (0, missing), value=float("-inf"))
+    bias = pad(mask.bias, (0, missing), value=float("-inf"))
     tiles = [
         torch.stack(
             [
@@ -98,7 +226,7 @@ def _written_out(
     score: ScoreModifier,
 ) -> torch.Tensor:
     """One tile of one generation's queries, ``[heads, tile, key_dim]`` to ``[heads, tile,
-    value_dim]``, for scores that the fused kernel does not know. All products have one shape."""
+    value_dim]``. All products have one shape."""
     heads, rows, width = queries.shape
     grouped = queries.reshape(keys.shape[0], -1, width)
     scaling = width**-0.5 if score.scaling is None else score.scaling

@@ -23,15 +23,7 @@ class GatheredGroup:
         else:
             blocks = -(-max(segment.end for segment in segments) // block)
             self._length = blocks * block
-            # Shorter tables are padded with their own first block, which the mask hides.
-            tables = [segment.cache.block_table[:blocks] for segment in segments]
-            self._tables = torch.cat(
-                [
-                    part
-                    for table in tables
-                    for part in (table, table[:1].expand(blocks - len(table)))
-                ]
-            )
+            self._tables = block_tables(segments, blocks)
             self._block = block
 
     def attend(
@@ -113,6 +105,15 @@ class GatheredGroup:
             positions = torch.arange(self._length, **make)
             bias = bias + score.key_bias(positions)[:, None].to(bias.dtype)
         return bias.masked_fill_(hidden[:, None], float("-inf"))
+
+
+def block_tables(segments: Sequence[Segment], blocks: int) -> torch.Tensor:
+    """So many blocks of each segment, one segment after the other. Shorter tables are padded with
+    their own first block, which the mask hides."""
+    tables = [segment.cache.block_table[:blocks] for segment in segments]
+    return torch.cat(
+        [part for table in tables for part in (table, table[:1].expand(blocks - len(table)))]
+    )
 
 
 def _softmaxed(

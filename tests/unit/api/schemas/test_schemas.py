@@ -45,3 +45,20 @@ def test_statistics_out_of_their_range_are_refused(changed: dict[str, object]) -
     assert providers.ProviderStats.model_validate(figures)
     with pytest.raises(ValidationError):
         providers.ProviderStats.model_validate(figures | changed)
+
+
+def test_layers_are_integers_as_json_schema_counts_them() -> None:
+    body = {
+        "node_id": "node",
+        "is_healthy": True,
+        "latency_ms": 1,
+        "throughput_tokens_per_sec": 1,
+        "current_requests": 0,
+        "serves": [[0.0, 4]],
+        "cannot_serve": [4, 6.0],
+    }
+    heartbeat = nodes.HeartbeatBody.model_validate(body)
+    assert heartbeat.serves == [(0, 4)]
+    assert heartbeat.cannot_serve == (4, 6)
+    with pytest.raises(ValidationError):
+        nodes.HeartbeatBody.model_validate(body | {"serves": [[0.5, 4]]})

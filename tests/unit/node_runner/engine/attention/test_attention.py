@@ -43,6 +43,7 @@ BATCHES = {
     "equally few rows": [(10, 4), (33, 4), (0, 4)],
     "all kinds": [(5, 1), (40, 1), (7, 3), (0, MAX_GROUPED_ROWS + 1), (60, MAX_GROUPED_ROWS + 20)],
     "a long chunk": [(3, 130)],
+    "beyond a tile": [(150, 1), (300, 3), (10, 1)],
 }
 
 APART = ["in a row", "scattered"]
