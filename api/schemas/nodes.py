@@ -128,7 +128,7 @@ class RegistrationBody(RequestBody):
         return checked_span(*listed, layers, field="layers_served")
 
 
-Layer = Annotated[int, BeforeValidator(whole), Field(ge=0, le=100_000)]
+Layer = Annotated[int, Field(ge=0, le=100_000), BeforeValidator(whole)]
 
 
 Span = Annotated[tuple[Layer, Layer], Strict(False)]
