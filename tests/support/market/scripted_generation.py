@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from unittest.mock import patch
 
 from redis.asyncio import Redis
 from sqlalchemy import select
@@ -15,6 +16,7 @@ from mesh import redis_keys, token_stream, wire
 from tests.support.factories import USER
 from tests.support.gateway.api import LAYERS, node
 from tests.support.jobs import submit, until
+from workers.supervisor import epochs
 from workers.supervisor.task import supervise
 
 PATIENCE = 20.0
@@ -149,7 +151,17 @@ class Generation:
 async def generation(
     resources: Resources, *, prompt_tokens: int = 3, user: str = USER
 ) -> AsyncIterator[Generation]:
-    """A generation of up to 100 tokens, and its supervisor for as long."""
+    """A generation of up to 100 tokens, and its supervisor for as long. That does not leave it to
+    a dispatcher, since there is none."""
+    with patch.object(epochs, "SEARCH_SECONDS", PATIENCE):
+        async with _supervised(resources, prompt_tokens, user) as made:
+            yield made
+
+
+@asynccontextmanager
+async def _supervised(
+    resources: Resources, prompt_tokens: int, user: str
+) -> AsyncIterator[Generation]:
     job = await submit(resources, wallet=user, prompt_tokens=prompt_tokens, seconds=300)
     task = asyncio.create_task(supervise({"resources": resources}, job.request_id))
     try:
