@@ -15,7 +15,7 @@ KEPT_SECONDS = 5.0
 """Seconds for which accepted ones are kept: longer than a backlog is used that may lack them."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Submission:
     """``positions``: of the job, an estimate until they are known. ``accepted_at``: on the
     monotonic clock; none as long as it is not decided."""
@@ -47,6 +47,7 @@ class UnderWay:
     @contextmanager
     def enter(self, submission: Submission) -> Iterator[None]:
         """Count one more until it is decided: accepted, if it ends without an error."""
+        self._forget_old()
         self._undecided[submission.wallet] += 1
         self._submissions.append(submission)
         try:
@@ -62,14 +63,16 @@ class UnderWay:
 
     def unseen(self, model_id: str, since: float) -> list[Submission]:
         """Those of a model that what was read of the jobs at that time does not contain."""
+        return [
+            each
+            for each in self._submissions
+            if each.model_id == model_id and (each.accepted_at is None or each.accepted_at >= since)
+        ]
+
+    def _forget_old(self) -> None:
         oldest = time.monotonic() - KEPT_SECONDS
         self._submissions = [
             each
             for each in self._submissions
             if each.accepted_at is None or each.accepted_at > oldest
-        ]
-        return [
-            each
-            for each in self._submissions
-            if each.model_id == model_id and (each.accepted_at is None or each.accepted_at >= since)
         ]
