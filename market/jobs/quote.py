@@ -46,7 +46,7 @@ async def quote_of(resources: Resources, request: JobRequest, token_ids: list[in
     coverage = await coverage_of(resources.redis, model)
     if coverage.missing:
         await coverage.count_skips(resources.skips)
-    check_covered(coverage)
+        raise NoRoute(coverage.missing, retry_after=NO_ROUTE_RETRY)
     route = coverage.route_for(positions)
     if route is None:
         raise KvCapacityExceeded(
@@ -56,15 +56,6 @@ async def quote_of(resources: Resources, request: JobRequest, token_ids: list[in
     _check_speed(route, len(token_ids), request.max_tokens, resources.settings.generation)
     hold = prices.most(len(token_ids), request.max_tokens)
     return Quote(model, token_ids, prices, hold, coverage)
-
-
-def check_covered(coverage: Coverage) -> None:
-    """
-    Raises:
-        NoRoute: not every layer has a node for the price.
-    """
-    if coverage.missing:
-        raise NoRoute(coverage.missing, retry_after=NO_ROUTE_RETRY)
 
 
 def _check_speed(

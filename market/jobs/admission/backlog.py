@@ -23,7 +23,8 @@ class WalletJobs:
 
     def served_before(self, turn: int) -> tuple[int, float]:
         """Jobs, and their positions, that are served before another wallet's job with that turn
-        (see :func:`market.jobs.admission.waiting.turns`) which comes now."""
+        (see :func:`market.jobs.admission.waiting.turns`) which comes now, if all that wait are
+        equally large."""
         if not self.waiting:
             return self.started, self.started_positions
         before = min(self.waiting, max(0, turn - self.started))
@@ -58,8 +59,8 @@ class Backlog:
         return Backlog(wallets)
 
 
-async def read_backlog(db: AsyncSession, model_id: str, *, but: str = "") -> Backlog:
-    """The jobs in flight of a model, without the one that has the request id ``but``."""
+async def read_backlog(db: AsyncSession, model_id: str) -> Backlog:
+    """The jobs in flight of a model."""
     started = Job.epoch > 0
 
     def positions(condition: ColumnElement[bool]) -> ColumnElement[int]:
@@ -73,7 +74,7 @@ async def read_backlog(db: AsyncSession, model_id: str, *, but: str = "") -> Bac
             func.count().filter(~started),
             positions(~started),
         )
-        .where(queries.in_flight(), Job.model_id == model_id, Job.request_id != but)
+        .where(queries.in_flight(), Job.model_id == model_id)
         .group_by(Job.user_wallet)
     )
     return Backlog({wallet: WalletJobs(*figures) for wallet, *figures in found})

@@ -7,12 +7,11 @@ corrected after a failure. A refusal undoes the whole transaction.
 
 import math
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market.jobs import queries
 from market.jobs.admission import waiting
-from market.jobs.admission.backlog import Backlog, read_backlog
 from market.jobs.admission.capacity import capacity_of
 from market.jobs.admission.throughput import throughput
 from market.jobs.errors import Overloaded, TooManyInFlight
@@ -83,14 +82,12 @@ async def admit(resources: Resources, db: AsyncSession, job: Job, coverage: Cove
     """
     rate = await throughput(resources.redis, job.model_id)
     await db.execute(select(func.pg_advisory_xact_lock(MODEL_LOCK, func.hashtext(job.model_id))))
-    backlog = await read_backlog(db, job.model_id, but=job.request_id)
     settings = resources.settings.generation
     check_start(
         settings,
         coverage,
         rate,
-        backlog,
-        job.user_wallet,
+        await _served_before(db, job),
         job.prompt_tokens + job.max_tokens,
         max_wait=settings.max_start_wait,
     )
@@ -100,8 +97,7 @@ def check_start(
     settings: GenerationSettings,
     coverage: Coverage,
     rate: float | None,
-    backlog: Backlog,
-    wallet: str,
+    before: tuple[int, int],
     positions: int,
     *,
     max_wait: float,
@@ -111,8 +107,7 @@ def check_start(
         settings: How many jobs a route computes at once.
         coverage: By which nodes the model is served.
         rate: Positions a second that they compute, as measured; none if nothing was.
-        backlog: What they have to do.
-        wallet: Whose job it is.
+        before: Jobs, and their positions, that are served before the job.
         positions: Positions of the job.
         max_wait: Seconds.
 
@@ -126,13 +121,26 @@ def check_start(
         jobs_per_route=settings.jobs_per_route,
         rate=rate,
     )
-    wait = capacity.start_wait(*backlog.served_before(wallet), positions)
+    wait = capacity.start_wait(*before, positions)
     if wait > max_wait:
         seconds = _retry_after(wait, max_wait)
         raise Overloaded(
             f"{model.id} has more to do than it can begin soon. Try again in {seconds} seconds.",
             retry_after=seconds,
         )
+
+
+async def _served_before(db: AsyncSession, new: Job) -> tuple[int, int]:
+    """Jobs of a new job's model, and their positions, that are served before it."""
+    turns = waiting.turns(Job.model_id == new.model_id, Job.id != new.id)
+    own = select(func.count()).where(turns.c.user_wallet == new.user_wallet).scalar_subquery()
+    found = await db.execute(
+        select(func.count(), func.coalesce(func.sum(turns.c.positions), 0))
+        .select_from(turns)
+        .where(or_(turns.c.epoch > 0, turns.c.turn <= own + 1))
+    )
+    jobs, positions = found.one()
+    return jobs, positions
 
 
 def _retry_after(wait: float, max_start_wait: float) -> int:

@@ -8,7 +8,7 @@ from market.catalog.models import Model
 from market.jobs.admission.backlog import Backlog, read_backlog
 from market.jobs.admission.decision import check_start
 from market.jobs.admission.throughput import throughput
-from market.jobs.quote import check_covered
+from market.jobs.errors import Overloaded
 from market.jobs.submission.under_way import UnderWay
 from market.resources import Resources
 from market.routing.coverage import Coverage, coverage_of
@@ -32,8 +32,8 @@ SOME = 2
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What decides about submissions, as it was at one moment of the monotonic clock. ``rate``:
-    positions a second."""
+    """What decides about submissions. ``at``: when the jobs were read, on the monotonic clock.
+    ``rate``: positions a second."""
 
     at: float
     coverage: Coverage
@@ -55,6 +55,8 @@ class EarlyRefusals:
         self._watched_until: dict[str, float] = {}
         self._last: dict[str, Reading] = {}
         self._running: dict[str, asyncio.Task[Reading]] = {}
+        self._turn = asyncio.Lock()
+        """All models' readings together take one connection to Postgres."""
 
     async def check(self, model: Model, wallet: str, positions: int) -> None:
         """
@@ -62,25 +64,30 @@ class EarlyRefusals:
             positions: Positions of the job, or fewer if they are not known yet.
 
         Raises:
-            NoRoute: not every layer has a node for the price.
-            Overloaded: the job would start later than jobs may be expected to.
+            Overloaded: the job would start later than jobs may be expected to, and not for want of
+                nodes that could serve it at all, which is told when it is quoted.
         """
         watched = time.monotonic() < self._watched_until.get(model.id, 0)
         if not watched and len(self._under_way) < SOME:
             return
         reading = await self._reading(model)
-        check_covered(reading.coverage)
+        if reading.coverage.missing:
+            return
         unseen = self._under_way.unseen(model.id, reading.at)
+        backlog = reading.backlog.with_waiting((each.wallet, each.positions) for each in unseen)
         generation = self._resources.settings.generation
-        check_start(
-            generation,
-            reading.coverage,
-            reading.rate,
-            reading.backlog.with_waiting((each.wallet, each.positions) for each in unseen),
-            wallet,
-            positions,
-            max_wait=STRICTER * generation.max_start_wait,
-        )
+        try:
+            check_start(
+                generation,
+                reading.coverage,
+                reading.rate,
+                backlog.served_before(wallet),
+                positions,
+                max_wait=STRICTER * generation.max_start_wait,
+            )
+        except Overloaded:
+            if reading.coverage.route_for(positions) is not None:
+                raise
 
     def watch(self, model_id: str) -> None:
         """Look at each submission for a while: one was refused."""
@@ -99,10 +106,10 @@ class EarlyRefusals:
 
     async def _read(self, model: Model) -> Reading:
         try:
-            at = time.monotonic()
             coverage = await coverage_of(self._resources.redis, model)
             rate = await throughput(self._resources.redis, model.id)
-            async with self._resources.sessions() as db:
+            async with self._turn, self._resources.sessions() as db:
+                at = time.monotonic()
                 backlog = await read_backlog(db, model.id)
             reading = self._last[model.id] = Reading(at, coverage, rate, backlog)
             return reading

@@ -121,6 +121,8 @@ class Submissions:
         least = model.prices.most(model.least_tokens(request.prompt), request.max_tokens)
         async with self.turns, self._resources.sessions() as db:
             await ledger.check_available(db, wallet=wallet, amount=least, at_least=True)
+        await self._early.check(model, wallet, submission.positions)
+        submission.can_pay = True
         token_ids = await self._tokenizing.run(
             wallet, lambda: prompt_tokens.tokenize(model, request)
         )

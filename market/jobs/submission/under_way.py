@@ -17,12 +17,14 @@ KEPT_SECONDS = 5.0
 
 @dataclass(slots=True, eq=False)
 class Submission:
-    """``positions``: of the job, an estimate until they are known. ``accepted_at``: on the
-    monotonic clock; none as long as it is not decided."""
+    """``positions``: of the job, an estimate until they are known. ``can_pay``: whether the wallet
+    was seen to have the money. ``accepted_at``: on the monotonic clock; none as long as it is not
+    decided."""
 
     model_id: str
     wallet: str
     positions: int
+    can_pay: bool = False
     accepted_at: float | None = None
 
 
@@ -62,11 +64,14 @@ class UnderWay:
                 del self._undecided[submission.wallet]
 
     def unseen(self, model_id: str, since: float) -> list[Submission]:
-        """Those of a model that what was read of the jobs at that time does not contain."""
+        """Those of a model that can pay, and that what was read of the jobs at that time does not
+        contain."""
         return [
             each
             for each in self._submissions
-            if each.model_id == model_id and (each.accepted_at is None or each.accepted_at >= since)
+            if each.model_id == model_id
+            and each.can_pay
+            and (each.accepted_at is None or each.accepted_at >= since)
         ]
 
     def _forget_old(self) -> None:

@@ -5,6 +5,7 @@ tiles of one shape; what pads them is masked, and adds exact zeros at the end.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 
 import torch
@@ -45,7 +46,7 @@ class BatchInvariantGroup(GatheredGroup):
             (length for length in short if longest <= length), -(-longest // KEY_TILE) * KEY_TILE
         )
         self._tables = block_tables(segments, self._length // self._block)
-        self._known_masks: dict[tuple[int | None, int, int | None], list[_Mask]] = {}
+        self._known_masks: dict[tuple[int | None, int, int, int | None], list[_Mask]] = {}
 
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, score: ScoreModifier
@@ -73,7 +74,7 @@ class BatchInvariantGroup(GatheredGroup):
 
     def _masks(self, score: ScoreModifier, made: int, rows: int) -> list["_Mask"]:
         """The mask of each part of the rows; made once a batch, of ``made`` rows."""
-        key = (score.window, made, None if score.by_head is None else id(score.by_head))
+        key = (score.window, made, rows, None if score.by_head is None else id(score.by_head))
         if key not in self._known_masks:
             bias = self._made_bias(score.window or None, score, made).expand(-1, -1, rows, -1)
             self._known_masks[key] = [_Mask(part) for part in bias.split(MAX_ROWS, 2)]
@@ -99,17 +100,25 @@ class _Mask:
         self.bias = bias
 
     @cached_property
-    def by_tile(self) -> torch.Tensor:
-        """The bias, ``[count * tiles, 1 or heads, rows, KEY_TILE]``."""
-        return self._tiles().flatten(0, 1)
+    def tiles(self) -> list["_TileMask"]:
+        """The masks of the tiles of which some row sees something. Others change nothing."""
+        made = [
+            _TileMask(slice(begin, begin + KEY_TILE), bias, bias.isneginf().all(3))
+            for begin, bias in zip(
+                range(0, self.bias.shape[3], KEY_TILE), self.bias.split(KEY_TILE, 3), strict=True
+            )
+        ]
+        return [tile for tile in made if not tile.hidden.all()]
 
-    @cached_property
-    def hides_tile(self) -> torch.Tensor:
-        """Whether a row sees nothing of a tile, bool ``[count, tiles, 1 or heads, rows]``."""
-        return self._tiles().isneginf().all(4)
 
-    def _tiles(self) -> torch.Tensor:
-        return self.bias.unflatten(3, (-1, KEY_TILE)).permute(0, 3, 1, 2, 4)
+@dataclass(frozen=True, slots=True)
+class _TileMask:
+    """``keys``: which they are. ``bias``: what is added to their scores. ``hidden``: whether a row
+    sees none of them, bool ``[count, 1 or heads, rows]``."""
+
+    keys: slice
+    bias: torch.Tensor
+    hidden: torch.Tensor
 
 
 def _fused(
@@ -121,29 +130,48 @@ def _fused(
 ) -> torch.Tensor:
     """Whole tiles of queries ``[count, heads, rows, key_dim]`` over whole tiles of keys ``[count,
     kv_heads, length, key_dim]``, to ``[count, heads, rows, value_dim]``: torch's kernel for CPUs,
-    once a tile of keys, whose outputs are merged by their log-sum-exps (Rabe & Staats 2021)."""
-    value_dim, tiles = values.shape[-1], keys.shape[2] // KEY_TILE
-    if value_dim < keys.shape[-1]:  # the kernel knows one width
-        values = pad(values, (0, keys.shape[-1] - value_dim))
-    if tiles <= 1:
-        output, _ = flash_attention_for_cpu(
-            queries, keys, values, attn_mask=mask.bias, scale=score.scaling
-        )
-        return output[..., :value_dim]
-    output, logsumexp = flash_attention_for_cpu(
-        queries.repeat_interleave(tiles, 0),
-        _tiled(keys, tiles),
-        _tiled(values, tiles),
-        attn_mask=mask.by_tile,
-        scale=score.scaling,
-    )
-    # Of a tile in which a row sees nothing the kernel says 0.
-    logsumexp = logsumexp.unflatten(0, (-1, tiles)).masked_fill(mask.hides_tile, float("-inf"))
-    weights = (logsumexp - logsumexp.amax(1, keepdim=True)).exp_()
-    outputs = output[..., :value_dim].unflatten(0, (-1, tiles)) * weights[..., None]
-    # Cumulative sums add one after the other, however many tiles there are.
-    total, merged = weights.cumsum(1)[:, -1], outputs.cumsum(1)[:, -1]
-    return (merged / total[..., None]).to(output.dtype)
+    once a tile of keys, whose outputs are merged one after the other by their log-sum-exps (Milakov
+    & Gimelshein 2018). A tile of which a row sees nothing adds zero and scales by one."""
+    if keys.shape[2] <= KEY_TILE:
+        return _attended(queries, keys, values, mask.bias, score)[0]
+    merged = torch.zeros(*queries.shape[:3], values.shape[-1])
+    total = torch.zeros(queries.shape[:3])
+    highest = torch.full(queries.shape[:3], torch.finfo(torch.float32).min)
+    for tile in mask.tiles:
+        own_keys, own_values = keys[:, :, tile.keys], values[:, :, tile.keys]
+        output, logsumexp = _attended(queries, own_keys, own_values, tile.bias, score)
+        # Of a tile in which a row sees nothing the kernel says 0.
+        logsumexp = logsumexp.masked_fill(tile.hidden, float("-inf"))
+        before, highest = highest, torch.maximum(highest, logsumexp)
+        kept, added = (before - highest).exp_(), (logsumexp - highest).exp_()
+        total = total * kept + added
+        merged = merged * kept[..., None] + output * added[..., None]
+    return (merged / total[..., None]).to(queries.dtype)
+
+
+def _attended(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor,
+    score: ScoreModifier,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the kernel gives, and its log-sum-exps, float32 ``[count, heads, rows]``."""
+    key_dim, value_dim = keys.shape[-1], values.shape[-1]
+    width = max(key_dim, value_dim)  # the kernel knows one
+    scale = key_dim**-0.5 if score.scaling is None else score.scaling
+    arguments = [
+        pad(each, (0, width - each.shape[-1])) if each.shape[-1] < width else each
+        for each in (queries, keys, values)
+    ]
+    # Of a single head it splits the keys among the threads, if there are many.
+    alone = queries.shape[0] * queries.shape[1] == 1
+    if alone:
+        arguments = [each.expand(2, -1, -1, -1) for each in arguments]
+        bias = bias.expand(2, -1, -1, -1)
+    output, logsumexp = flash_attention_for_cpu(*arguments, attn_mask=bias, scale=scale)
+    output = output[..., :value_dim]
+    return (output[:1], logsumexp[:1]) if alone else (output, logsumexp)
 
 
 @cache
@@ -160,10 +188,10 @@ def _short_tiles(width: int, block: int, dtype: torch.dtype, device: str) -> lis
 
     def probe(scale: float) -> list[torch.Tensor]:
         queries, keys = (
-            scale * torch.randn(1, 1, rows, width, generator=random)
+            scale * torch.randn(2, 1, rows, width, generator=random)
             for rows in (MAX_ROWS, KEY_TILE)
         )
-        values = torch.randn(1, 1, KEY_TILE, width, generator=random)
+        values = torch.randn(2, 1, KEY_TILE, width, generator=random)
         values *= 2.0 ** torch.randint(-6, 7, values.shape, generator=random)
         return [each.to(dtype) for each in (queries, keys, values)]
 
@@ -173,7 +201,7 @@ def _short_tiles(width: int, block: int, dtype: torch.dtype, device: str) -> lis
         for queries, keys, values in probes:
             half = length // 2
             values[:, :, half:length] = -values[:, :, :half].flip(2)
-            hidden = torch.zeros(1, 1, MAX_ROWS, KEY_TILE, dtype=dtype)
+            hidden = torch.zeros(2, 1, MAX_ROWS, KEY_TILE, dtype=dtype)
             hidden[..., length:] = float("-inf")
             whole, _ = flash_attention_for_cpu(queries, keys, values, attn_mask=hidden)
             for rows in (ROW_TILE, MAX_ROWS):
@@ -188,11 +216,6 @@ def _short_tiles(width: int, block: int, dtype: torch.dtype, device: str) -> lis
         return True
 
     return [length for length in range(block, KEY_TILE, block) if equals_whole_tile(length)]
-
-
-def _tiled(pooled: torch.Tensor, tiles: int) -> torch.Tensor:
-    """``[count, kv_heads, length, width]`` as ``[count * tiles, kv_heads, KEY_TILE, width]``."""
-    return pooled.transpose(1, 2).unflatten(1, (tiles, KEY_TILE)).flatten(0, 1).transpose(1, 2)
 
 
 def _all_written_out(

@@ -9,7 +9,7 @@ from market.jobs.submission.under_way import Submission, UnderWay
 
 
 def submission(wallet: str = "0xa", model_id: str = "model") -> Submission:
-    return Submission(model_id, wallet, 10)
+    return Submission(model_id, wallet, 10, can_pay=True)
 
 
 def test_a_wallet_has_room_for_so_many_and_all_together_for_more() -> None:
@@ -31,6 +31,13 @@ def test_what_a_reading_lacks_is_not_decided_or_was_accepted_since() -> None:
     assert accepted.accepted_at is not None
     assert counted.unseen("model", accepted.accepted_at) == [accepted]
     assert counted.unseen("model", accepted.accepted_at + 1) == []
+
+
+def test_whoever_may_be_without_money_is_not_before_others() -> None:
+    counted = UnderWay()
+    with counted.enter(Submission("model", "0xa", 10)):
+        assert counted.unseen("model", 0) == []
+        assert len(counted) == 1
 
 
 def test_a_refused_one_is_forgotten_and_not_its_twin() -> None:

@@ -144,6 +144,13 @@ def test_batch_invariant_attention_equals_attention_written_out(
     check(BATCH_INVARIANT, BATCHES[batch], SCORES[score], apart=apart, others=3.0)
 
 
+def test_values_may_be_wider_than_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.VALUE_WIDTH", WIDTH + 4)
+    wide = replace(BATCH_INVARIANT, value_dim=WIDTH + 4)
+    for batch in ("one row", "beyond a tile", "all kinds"):
+        check(wide, BATCHES[batch], SCORES["plain"], apart=False)
+
+
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("apart", some_slow([False, True], quick=[True]), ids=APART)
 @pytest.mark.parametrize("batch", some_slow(BATCHES, quick=["one row", "all kinds"]))
