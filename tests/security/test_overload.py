@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from market.jobs.admission import decision, throughput
 from market.jobs.submission import early_refusal
-from market.jobs.submission.submissions import MAX_AT_ONCE
+from market.jobs.submission.submissions import MAX_AT_ONCE, MAX_BALANCES
 from market.jobs.submission.under_way import UnderWay
 from tests.conftest import MODEL_ID
 from tests.support.gateway.api import (
@@ -126,8 +126,8 @@ async def test_whoever_would_wait_behind_too_many_submissions_is_refused_at_once
     """As many of a wallet as may wait, and one more, while none gets its turn."""
     monkeypatch.setattr(small.services.submissions, "under_way", UnderWay(of_wallet=2, in_all=3))
     async with AsyncExitStack() as turns:
-        for _ in range(MAX_AT_ONCE):
-            await turns.enter_async_context(small.services.submissions.turns)
+        for _ in range(MAX_BALANCES):
+            await turns.enter_async_context(small.services.submissions.balances)
         waiting = [
             asyncio.create_task(submit(small, wallet)) for wallet in (WALLET, WALLET, OTHER_WALLET)
         ]
@@ -207,8 +207,8 @@ async def test_many_who_cannot_pay_take_no_room_of_one_who_can(
     """Their submissions are under way, and it is not known yet that they have no money."""
     poor = [f"0x{number:040x}" for number in range(1000, 1020)]
     async with AsyncExitStack() as turns:
-        for _ in range(MAX_AT_ONCE):
-            await turns.enter_async_context(small.services.submissions.turns)
+        for _ in range(MAX_BALANCES):
+            await turns.enter_async_context(small.services.submissions.balances)
         flood = [asyncio.create_task(submit(small, wallet)) for wallet in poor]
 
         async def all_wait() -> bool:
@@ -284,7 +284,7 @@ async def test_a_flood_of_submissions_leaves_connections_for_everybody_else(
     answers = await asyncio.gather(*(submit(small, wallet) for wallet in 5 * WALLETS))
     watching.cancel()
     assert {answer.status_code for answer in answers} == {202}
-    assert 0 < most <= MAX_AT_ONCE + 1, "and one that reads what there is to do"
+    assert 0 < most <= MAX_AT_ONCE + MAX_BALANCES + 1, "and one reads what there is to do"
 
 
 @pytest.fixture

@@ -28,6 +28,10 @@ MAX_AT_ONCE = 8
 """Submissions of one process that use Postgres at once. They wait for each other's locks there, and
 would otherwise do so on all of the pool's connections, which everything else needs."""
 
+MAX_BALANCES = 2
+"""Balances of one process that are read at once, beside those: whoever has no money, or for whom
+there is no room, is told so without waiting for others' locks."""
+
 MAX_TOKENIZED = 2
 """Prompts that one process tokenizes at once. A long one takes a processor for a second."""
 
@@ -42,7 +46,8 @@ class Submissions:
         self._resources = resources
         self.under_way = UnderWay()
         self._early = EarlyRefusals(resources, self.under_way)
-        self.turns = asyncio.Semaphore(MAX_AT_ONCE)
+        self._turns = asyncio.Semaphore(MAX_AT_ONCE)
+        self.balances = asyncio.Semaphore(MAX_BALANCES)
         self._tokenizing = WalletTurns(MAX_TOKENIZED)
         self._wallets = KeyedLocks()
         """One wallet takes no more than one turn for what may wait for its money."""
@@ -119,15 +124,16 @@ class Submissions:
         is no money."""
         wallet = submission.wallet
         least = model.prices.most(model.least_tokens(request.prompt), request.max_tokens)
-        async with self.turns, self._resources.sessions() as db:
+        async with self.balances, self._resources.sessions() as db:
             await ledger.check_available(db, wallet=wallet, amount=least, at_least=True)
-        await self._early.check(model, wallet, submission.positions)
-        submission.can_pay = True
+        if not submission.can_pay:  # others may have come before it meanwhile
+            await self._early.check(model, wallet, submission.positions)
+            submission.can_pay = True
         token_ids = await self._tokenizing.run(
             wallet, lambda: prompt_tokens.tokenize(model, request)
         )
         submission.positions = len(token_ids) + request.max_tokens
-        async with self._wallets.of(wallet), self.turns:
+        async with self._wallets.of(wallet), self._turns:
             quote = await quote_of(self._resources, request, token_ids)
             job = transaction.new_job(self._resources, wallet, request, quote, idempotency)
             await transaction.write(self._resources, job, quote)
@@ -140,7 +146,7 @@ class Submissions:
     async def _wake_worker(self, job: Job) -> None:
         """The job is accepted whether this succeeds or not: the outbox has it."""
         try:
-            async with self.turns:
+            async with self._turns:
                 await outbox.send_outbox(self._resources.sessions, self._resources.queue)
         except OUTAGES as error:
             log.warning("enqueue_failed", request_id=job.request_id, error=type(error).__name__)

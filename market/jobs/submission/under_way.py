@@ -50,6 +50,10 @@ class UnderWay:
     def enter(self, submission: Submission) -> Iterator[None]:
         """Count one more until it is decided: accepted, if it ends without an error."""
         self._forget_old()
+        # Who could pay a moment ago most likely can, and is not taken in to be refused later.
+        submission.can_pay |= any(
+            each.can_pay for each in self._submissions if each.wallet == submission.wallet
+        )
         self._undecided[submission.wallet] += 1
         self._submissions.append(submission)
         try:

@@ -40,6 +40,15 @@ def test_whoever_may_be_without_money_is_not_before_others() -> None:
         assert len(counted) == 1
 
 
+def test_whoever_could_pay_a_moment_ago_counts_at_once() -> None:
+    counted = UnderWay()
+    with counted.enter(submission("0xa")):
+        pass
+    new, other = Submission("model", "0xa", 10), Submission("model", "0xb", 10)
+    with counted.enter(new), counted.enter(other):
+        assert (new.can_pay, other.can_pay) == (True, False)
+
+
 def test_a_refused_one_is_forgotten_and_not_its_twin() -> None:
     counted = UnderWay()
     twin, refused = submission(), submission()
