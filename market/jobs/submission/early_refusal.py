@@ -26,7 +26,7 @@ STRICTER = 0.75
 """Of the longest wait for a start, what is allowed here, so that hardly anybody is refused after he
 has waited for his turn: the rate that was measured falls by a fifth from one slot to the next."""
 
-SOME = 2
+CHECKED_FROM = 2
 """Submissions under way as of which each further one is looked at."""
 
 
@@ -68,7 +68,7 @@ class EarlyRefusals:
                 nodes that could serve it at all, which is told when it is quoted.
         """
         watched = time.monotonic() < self._watched_until.get(model.id, 0)
-        if not watched and len(self._under_way) < SOME:
+        if not watched and len(self._under_way) < CHECKED_FROM:
             return
         reading = await self._reading(model)
         if reading.coverage.missing:
