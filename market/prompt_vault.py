@@ -7,8 +7,8 @@ import base64
 import hashlib
 import hmac
 import os
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import msgpack
 from cryptography.exceptions import InvalidTag
@@ -25,19 +25,22 @@ KEY_ID_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class PromptText:
-    """The part of a request that is a user's own text."""
+    """The part of a request that is a user's own text. ``sampling``: fields of
+    :class:`mesh.wire.SamplingParams` that are not as they are by default, beside those that the
+    job's row has."""
 
     token_ids: list[int]
     stop: list[str]
+    sampling: dict[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        packed: bytes = msgpack.packb((self.token_ids, self.stop))
+        packed: bytes = msgpack.packb((self.token_ids, self.stop, self.sampling))
         return packed
 
     @classmethod
     def from_bytes(cls, packed: bytes) -> Self:
-        token_ids, stop = msgpack.unpackb(packed)
-        return cls(token_ids, stop)
+        # Jobs from before requests had more of them have no third part.
+        return cls(*msgpack.unpackb(packed, strict_map_key=False))
 
 
 class PromptVault:

@@ -6,7 +6,12 @@ local length = redis.call('XLEN', KEYS[2])
 local index = tonumber(ARGV[2])
 if index < length then return 0 end
 if index > length then return -1 end
-redis.call('XADD', KEYS[2], (index + 1) .. '-0', 'i', ARGV[3], 't', ARGV[4])
+local id = (index + 1) .. '-0'
+if ARGV[5] and ARGV[5] ~= '' then
+    redis.call('XADD', KEYS[2], id, 'i', ARGV[3], 't', ARGV[4], 'p', ARGV[5])
+else
+    redis.call('XADD', KEYS[2], id, 'i', ARGV[3], 't', ARGV[4])
+end
 if index == 0 then
     local now = redis.call('TIME')
     redis.call('HSET', KEYS[1], 'first', now[1] .. '.' .. string.format('%06d', now[2]))
@@ -14,7 +19,8 @@ end
 return 1
 """
 """1: written. 0: the token was there already. -1: the writer's epoch is over; it must forget the
-generation. Keys: live record, token stream. Arguments: epoch, index, token id, text."""
+generation. Keys: live record, token stream. Arguments: epoch, index, token id, text, and its packed
+log-probabilities if there are any."""
 
 
 START = "0-0"

@@ -252,7 +252,7 @@ class Forwarder:
                 redis_keys.live_record(message.request_id),
                 redis_keys.tokens(message.request_id),
             )
-            token = (message.epoch, message.index, message.token_id, message.text)
+            token = (message.epoch, message.index, message.token_id, message.text, message.logprobs)
             plan.commands.append(("EVAL", APPEND_TOKEN, 2, *keys, *token))
         else:
             plan.commands += _add_event(message.request_id, outgoing.header, sender=node_id)

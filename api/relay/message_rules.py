@@ -11,12 +11,14 @@ from typing import Any
 from mesh.route_record import RouteRecord
 from mesh.wire import Ended, GenerationRefused, Pong, PrefixCached, PrefixReused, Step, Token
 from mesh.wire.limits import (
+    MAX_DRAFT_TOKENS,
     MAX_REFUSAL_CODE,
     MAX_REQUEST_ID,
     MAX_STEP_ROWS,
     MAX_TOKEN_ID,
     MAX_TOKEN_TEXT,
 )
+from mesh.wire.logprobs import is_packed
 from mesh.wire.refusal_codes import OWN_FAULTS
 
 EPOCH_OVER = "epoch_over"
@@ -90,6 +92,8 @@ def _token(node_id: str, stage: int, message: Token, route: RouteRecord) -> str 
         return "not_the_edge"
     if not 0 <= message.index < route.capacity or not 0 <= message.token_id <= MAX_TOKEN_ID:
         return "out_of_capacity"
+    if not is_packed(message.logprobs):
+        return MALFORMED
     return "too_long" if len(message.text) > MAX_TOKEN_TEXT else None
 
 
@@ -98,7 +102,11 @@ def _ended(node_id: str, stage: int, message: Ended, route: RouteRecord) -> str 
         return "not_the_edge"
     if message.reason not in FINISH_REASONS:
         return MALFORMED
-    return None if 0 <= message.count <= route.capacity else "out_of_capacity"
+    drafts = message.accepted_drafts, message.rejected_drafts
+    counts_hold = 0 <= message.count <= route.capacity and all(
+        0 <= count <= MAX_DRAFT_TOKENS * route.capacity for count in drafts
+    )
+    return None if counts_hold else "out_of_capacity"
 
 
 def _refused(

@@ -46,11 +46,13 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class TokenEntry:
-    """One token of a stream. ``entry_id``: the stream ID after which a reader resumes."""
+    """One token of a stream. ``entry_id``: the stream ID after which a reader resumes.
+    ``logprobs``: packed (:mod:`mesh.wire.logprobs`); empty if nobody asked for them."""
 
     entry_id: str
     token_id: int
     text: str
+    logprobs: bytes = b""
 
 
 class ServedLayers(TypedDict):
@@ -64,6 +66,7 @@ class JobOutcome(TypedDict):
     """How a job ended, as the last entry of its token stream has it (§7.1 of the specification).
 
     ``cost_far``: exact, as text. ``error``: code of the failure; none if the job did not fail.
+    ``batch_invariant``, ``quantization``: how it was computed; none if it never began.
     """
 
     status: str
@@ -75,6 +78,10 @@ class JobOutcome(TypedDict):
     time_to_first_token_ms: int | None
     finish_reason: str | None
     error: str | None
+    accepted_draft_tokens: int
+    rejected_draft_tokens: int
+    batch_invariant: bool | None
+    quantization: str | None
     nodes_used: list[ServedLayers]
 
 
@@ -215,4 +222,4 @@ def _entry(raw_id: bytes, fields: dict[bytes, bytes]) -> TokenEntry | EndEntry:
     entry_id = raw_id.decode()
     if b"s" in fields:
         return EndEntry(entry_id, msgpack.unpackb(fields[b"s"]))
-    return TokenEntry(entry_id, int(fields[b"i"]), fields[b"t"].decode())
+    return TokenEntry(entry_id, int(fields[b"i"]), fields[b"t"].decode(), fields.get(b"p", b""))

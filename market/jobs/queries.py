@@ -62,6 +62,10 @@ async def outcome(db: AsyncSession, job: Job) -> JobOutcome:
         "time_to_first_token_ms": job.first_token_ms,
         "finish_reason": job.finish_reason,
         "error": job.error_code,
+        "accepted_draft_tokens": job.accepted_draft_tokens,
+        "rejected_draft_tokens": job.rejected_draft_tokens,
+        "batch_invariant": job.batch_invariant,
+        "quantization": job.quantization,
         "nodes_used": [
             {"node_id": part.node_id, "layers": part.layers}
             for part in await contributions(db, job)

@@ -52,7 +52,10 @@ class Job(Base):
             "completed_at",
             postgresql_where=text("settlement_id IS NULL AND total_cost_far > 0"),
         ),
-        UniqueConstraint("user_wallet", "idempotency_key", name="uq_sessions_idempotency"),
+        UniqueConstraint(
+            "user_wallet", "idempotency_key", "choice", name="uq_sessions_idempotency"
+        ),
+        Index("idx_sessions_request_digest", "user_wallet", "request_digest", "started_at"),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=uuid.uuid4)
@@ -109,6 +112,16 @@ class Job(Base):
     waiting_state: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     """What the next supervisor has to know of a job that waits
     (:class:`workers.supervisor.waiting_state.WaitingState`)."""
+    accepted_draft_tokens: Mapped[int] = mapped_column(server_default="0")
+    rejected_draft_tokens: Mapped[int] = mapped_column(server_default="0")
+    """Draft tokens of the last epoch (speculative decoding), as the edge says."""
+    batch_invariant: Mapped[bool | None]
+    """Whether all nodes of all epochs said that a generation's tokens do not depend on what runs
+    beside it; none before the first epoch."""
+    quantization: Mapped[str | None] = mapped_column(String(100))
+    """Of the nodes of the newest epoch, each kind once."""
+    choice: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    """Which of a request's generations this is, from 0: one request may ask for several."""
     near_latitude: Mapped[int | None] = mapped_column(SmallInteger)
     near_longitude: Mapped[int | None] = mapped_column(SmallInteger)
     """About where the user was, in whole degrees; none where that is not known."""

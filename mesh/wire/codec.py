@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import msgpack
 
@@ -31,6 +32,10 @@ from mesh.wire.messages import (
     StopEpoch,
     Token,
 )
+
+_NUMBERS = (float, int)
+
+_LISTS: dict[Any, type] = {list[int]: int, list[bytes]: bytes, list[str]: str}
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
@@ -114,7 +119,10 @@ def decode(entry: Mapping[bytes, bytes], *, max_items: int = MAX_HEADER_BYTES) -
     if len(header) > MAX_HEADER_BYTES:
         raise WireError(f"Header of {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed.")
     try:
-        code, *values = msgpack.unpackb(header, max_array_len=min(max_items, len(header)))
+        most = min(max_items, len(header))
+        code, *values = msgpack.unpackb(
+            header, max_array_len=most, max_map_len=most, strict_map_key=False
+        )
     except (ValueError, TypeError) as error:
         raise WireError("The header is not a msgpack array.") from error
     if not isinstance(code, int) or not 0 <= code < len(_KINDS):
@@ -172,14 +180,16 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise WireError(f"{where} is not an array.")
         return [_step(item) for item in value]
-    if hint == list[int]:
-        ok = isinstance(value, list) and all(type(item) is int for item in value)
-    elif hint == list[bytes]:
-        ok = isinstance(value, list) and all(type(item) is bytes for item in value)
-    elif hint == list[str]:
-        ok = isinstance(value, list) and all(type(item) is str for item in value)
+    if hint in _LISTS:
+        ok = isinstance(value, list) and all(type(item) is _LISTS[hint] for item in value)
+    elif hint == dict[int, float]:
+        ok = isinstance(value, dict) and all(
+            type(key) is int and type(item) in _NUMBERS for key, item in value.items()
+        )
+    elif get_origin(hint) is UnionType:  # of a type and none
+        return None if value is None else _checked(value, get_args(hint)[0], where)
     elif hint is float:
-        ok = type(value) in (float, int)
+        ok = type(value) in _NUMBERS
     elif hint in (int, str, bool):
         ok = type(value) is hint
     else:

@@ -49,6 +49,15 @@ MAX_STOP_TEXTS = 4
 MAX_STOP_TEXT = 64
 """Characters of a text that ends a generation."""
 
+MAX_TOP_LOGPROBS = 20
+"""Likeliest tokens that are reported with a token, beside itself."""
+
+MAX_LOGIT_BIASES = 1024
+"""Token ids whose logits one request may change: OpenAI's clients send 300 at most."""
+
+MAX_GRAMMAR = 2**17
+"""Characters of a generation's grammar."""
+
 MAX_LAYERS = 1024
 """Layers of a model, and so nodes of a route."""
 

@@ -8,7 +8,7 @@ Everything is checked before anything is allocated: kind, field types, dtype, an
 are exactly as many as the shape says. Nothing here can execute what it is sent.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
@@ -21,12 +21,29 @@ INT8_BLOCK = 64
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the edge chooses the next token. ``temperature`` 0 means greedy."""
+    """How the edge chooses the next token.
+
+    ``temperature`` 0 means greedy. ``top_k``: choose among so many of the likeliest (0: of all).
+    ``min_p``: only what is at least so likely as a share of the likeliest. ``repetition_penalty``:
+    as in transformers (Keskar et al. 2019); none for the checkpoint's own. ``frequency_penalty``,
+    ``presence_penalty``: taken from the logits of tokens that were generated before, for each time
+    and for once (OpenAI's). ``logit_bias``: added to logits, by token id. ``logprobs``: so many of
+    the likeliest tokens are reported with each token, beside itself; none if nothing is reported.
+    ``grammar``: what the text has to follow, in llguidance's form; empty if it is free.
+    """
 
     temperature: float
     top_p: float
     seed: int
     stop: list[str]
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    grammar: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,23 +204,28 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Edge to readers: token ``index`` (from 0). ``text`` may be empty (half a character)."""
+    """Edge to readers: token ``index`` (from 0). ``text`` may be empty (half a character).
+    ``logprobs``: packed (:mod:`mesh.wire.logprobs`); empty if nobody asked for them."""
 
     request_id: str
     epoch: int
     index: int
     token_id: int
     text: str
+    logprobs: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Edge to supervisor: ``count`` tokens were written; ``reason`` is ``stop`` or ``length``."""
+    """Edge to supervisor: ``count`` tokens were written; ``reason`` is ``stop`` or ``length``.
+    ``accepted_drafts`` and ``rejected_drafts`` count draft tokens of this epoch."""
 
     request_id: str
     epoch: int
     reason: str
     count: int
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -259,8 +259,11 @@ class Edge:
             tokens.append(Token(generation.request_id, generation.epoch, index, token_id, text))
             if reason or row == len(drafts) or token_id != drafts[row]:
                 break
-        drafted, accepted = self._draft_counts
-        self._draft_counts = (drafted + len(drafts), accepted + max(0, len(tokens) - 1))
+        accepted = max(0, len(tokens) - 1)
+        decoding.accepted_drafts += accepted
+        decoding.rejected_drafts += len(drafts) - accepted
+        drafted, accepted_before = self._draft_counts
+        self._draft_counts = (drafted + len(drafts), accepted_before + accepted)
         if decoding.scheduled_at is not None:
             seconds = time.monotonic() - decoding.scheduled_at
             decoding.speculation.observe(seconds, len(drafts), len(tokens))
@@ -270,7 +273,14 @@ class Edge:
             self.draft_model.truncate(generation.request_id, decoding.num_scheduled_tokens)
         ended = None
         if reason is not None:
-            ended = Ended(generation.request_id, generation.epoch, reason, decoding.generated)
+            ended = Ended(
+                generation.request_id,
+                generation.epoch,
+                reason,
+                decoding.generated,
+                decoding.accepted_drafts,
+                decoding.rejected_drafts,
+            )
         return Sampled(generation, tokens, ended, finite)
 
 

@@ -37,6 +37,8 @@ class Decoding:
     """Tokens that were scheduled for the first span; draft tokens do not count."""
     draft_tokens: list[int] = field(default_factory=list)
     """Tokens that were scheduled behind the last one, to be verified."""
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
     scheduled_at: float | None = None
     """When the last token was scheduled, monotonic seconds; none if a chunk of the prompt was
     scheduled with it, whose time is not that of a decode step."""

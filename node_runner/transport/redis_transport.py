@@ -178,7 +178,7 @@ def _report(report: Report, node_id: str) -> Command:
     """Exactly one Redis command for a report of this node."""
     if isinstance(report, Token):
         stream = redis_keys.tokens(report.request_id)
-        token = (report.epoch, report.index, report.token_id, report.text)
+        token = (report.epoch, report.index, report.token_id, report.text, report.logprobs)
         return ("EVAL", APPEND_TOKEN, 2, redis_keys.live_record(report.request_id), stream, *token)
     return (*_add(redis_keys.events(report.request_id), report), wire.SENDER, node_id)
 

@@ -46,13 +46,14 @@ class Progress:
     ``tokens``: all that can be read, after which nobody can write any more. ``first_token_at``:
     Unix time of the first; none if there was none. ``cached``: tokens at the prompt's beginning
     that all nodes had in their caches. ``positions``: tokens of the prompt that each node of the
-    route says that it has computed.
+    route says that it has computed. ``drafts``: draft tokens accepted and rejected.
     """
 
     tokens: Sequence[TokenEntry]
     first_token_at: float | None = None
     cached: int = 0
     positions: Mapping[str, int] = field(default_factory=dict)
+    drafts: tuple[int, int] = (0, 0)
 
 
 async def end(
@@ -101,6 +102,7 @@ async def end(
         else:
             job.status = "failed"
         job.token_count = len(progress.tokens)
+        job.accepted_draft_tokens, job.rejected_draft_tokens = progress.drafts
         job.total_cost_far, job.prompt_cost_far, job.fee_far = bill.cost, bill.prompt_cost, bill.fee
         if progress.first_token_at is not None:
             job.first_token_ms = _milliseconds(progress.first_token_at - job.started_at.timestamp())

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import structlog
 from cryptography.exceptions import InvalidTag
-from sqlalchemy import insert, update
+from sqlalchemy import and_, func, insert, update
 
 from market import metrics
 from market.jobs import live_session, messaging
@@ -62,7 +62,7 @@ async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = Tr
     if reason != "first":
         metrics.reroutes.labels(supervision.model.id, reason).inc()
     job = supervision.job
-    supervision.epoch = await _claim_epoch(supervision)
+    supervision.epoch = await _claim_epoch(supervision, route)
     supervision.positions = {}
     positions = job.prompt_tokens + job.max_tokens
     record = RouteRecord(supervision.model.width, positions, [node.node_id for node in route])
@@ -141,8 +141,10 @@ async def _others_first(supervision: Supervision) -> bool:
         return await waiting.any_before(db, supervision.job)
 
 
-async def _claim_epoch(supervision: Supervision) -> int:
-    """The next epoch's number, from Postgres, so that it outlives Redis."""
+async def _claim_epoch(supervision: Supervision, route: Sequence[Node]) -> int:
+    """The next epoch's number, from Postgres, so that it outlives Redis; with it, how the epoch's
+    tokens are computed."""
+    invariant = all(node.batch_invariant for node in route)
     async with supervision.resources.sessions.begin() as db:
         epoch: int | None = await db.scalar(
             update(Job)
@@ -153,6 +155,8 @@ async def _claim_epoch(supervision: Supervision) -> int:
             .values(
                 epoch=Job.epoch + 1,
                 cached_prompt_tokens=supervision.cached,
+                batch_invariant=and_(func.coalesce(Job.batch_invariant, True), invariant),
+                quantization="+".join(sorted({node.quantization for node in route})),
                 waiting_since=None,
                 waiting_state=None,
             )

@@ -58,7 +58,9 @@ def open_messages(
         if stage > 0:
             message: Open | OpenEdge = Open(job.request_id, epoch, position, resume, prefix)
         else:
-            sampling = SamplingParams(job.temperature, job.top_p, job.seed, prompt.stop)
+            sampling = SamplingParams(
+                job.temperature, job.top_p, job.seed, prompt.stop, **prompt.sampling
+            )
             text = Prompt(prompt.token_ids, generated, job.max_tokens, sampling)
             message = OpenEdge(job.request_id, epoch, position, resume, prefix, text)
         messages.append((hop.node_id, message))

@@ -32,6 +32,7 @@ class Supervision:
     as long as the epoch lasts, also while the next route is searched. ``first_token``: tokens when
     the epoch began. ``positions``: the most that each node has said it computed in this epoch.
     ``cached``: tokens at the prompt's beginning that all nodes copied from their caches.
+    ``drafts``: draft tokens that were accepted and rejected, once the edge has said so.
     ``state``: what a successor cannot rebuild, and is told if the generation waits for a route.
     """
 
@@ -54,6 +55,7 @@ class Supervision:
         self.first_token = 0
         self.positions = self.state.positions
         self.cached = job.cached_prompt_tokens
+        self.drafts = (0, 0)
         self._counted: int | None = None
         self._count_at = 0.0
 
@@ -124,7 +126,7 @@ class Supervision:
         return current
 
     def _note(self, claims: Sequence[Claim]) -> None:
-        """Keep what nodes report of the prompt, for the bill."""
+        """Keep what nodes report of the prompt, for the bill, and of drafts, for the user."""
         for claim in claims:
             match claim:
                 case Pong():
@@ -133,6 +135,8 @@ class Supervision:
                 case PrefixReused():
                     said = min(claim.positions, self.job.prompt_tokens)
                     self.cached = max(self.cached, said)
+                case Ended():
+                    self.drafts = claim.accepted_drafts, claim.rejected_drafts
 
     async def check_ended(self, event: Ended) -> None:
         """Check what the edge says of the end against what readers have.

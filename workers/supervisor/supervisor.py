@@ -155,6 +155,7 @@ class Supervisor:
                 first_token_at=await live_session.first_token_at(supervision.redis, supervision.id),
                 cached=supervision.cached,
                 positions=supervision.positions,
+                drafts=supervision.drafts,
             ),
         )
         supervision.lease.progressed()

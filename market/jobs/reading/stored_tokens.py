@@ -116,7 +116,9 @@ class StoredTokensReader:
 
 
 def _encrypt(vault: PromptVault, request_id: str, page: int, tokens: Sequence[TokenEntry]) -> bytes:
-    packed: bytes = msgpack.packb([(token.token_id, token.text) for token in tokens])
+    packed: bytes = msgpack.packb(
+        [(token.token_id, token.text, token.logprobs) for token in tokens]
+    )
     return vault.encrypt(_context(request_id, page), packed)
 
 
@@ -124,8 +126,8 @@ def _decrypt(vault: PromptVault, request_id: str, page: int, cipher: bytes) -> l
     packed = vault.decrypt(_context(request_id, page), cipher)
     first = page * TOKENS_PER_PAGE + 1
     return [
-        TokenEntry(f"{first + index}-0", token_id, text)
-        for index, (token_id, text) in enumerate(msgpack.unpackb(packed))
+        TokenEntry(f"{first + index}-0", *token)
+        for index, token in enumerate(msgpack.unpackb(packed))
     ]
 
 
