@@ -1,6 +1,7 @@
 """A request to generate, and a job as its user sees it."""
 
 import datetime as dt
+import secrets
 from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, Strict, StringConstraints, WithJsonSchema
@@ -8,10 +9,11 @@ from pydantic import BaseModel, Field, Strict, StringConstraints, WithJsonSchema
 from api.schemas.base import ModelId, RequestBody, amounts_far
 from market.geo.distance import Coordinates
 from market.jobs.reading.snapshot import JobSnapshot
-from market.jobs.request import JobRequest
+from market.jobs.request import JobRequest, TextPrompt
 from market.jobs.tables import Job, JobStatus, NodeContribution
 from market.money import ZERO, format_exact
 from market.routing.tiers import Tier
+from mesh.wire import SamplingParams
 from mesh.wire.limits import MAX_STOP_TEXT, MAX_STOP_TEXTS, MAX_TOKENS
 
 
@@ -154,14 +156,12 @@ class GenerateBody(RequestBody):
         Args:
             near: About where the user is, in whole degrees.
         """
+        seed = secrets.randbits(63) if self.seed is None else self.seed
         return JobRequest(
             model_id=self.model_id,
-            prompt=self.prompt,
+            prompts=[TextPrompt(self.prompt)],
             max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            stop=self.stop,
+            sampling=SamplingParams(self.temperature, self.top_p, seed, self.stop),
             tier=self.tier,
             near=near,
         )

@@ -19,21 +19,35 @@ NO_ROUTE_RETRY = 30
 
 
 @dataclass(frozen=True, slots=True)
+class PromptQuote:
+    """A prompt that can be served. ``hold``: FAR that a generation of it may cost at most."""
+
+    token_ids: list[int]
+    max_tokens: int
+    hold: Decimal
+
+    @property
+    def positions(self) -> int:
+        """KV positions that a generation of it reserves."""
+        return len(self.token_ids) + self.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Quote:
-    """A request that can be served. ``hold``: FAR that it may cost at most. ``coverage``: by which
-    nodes."""
+    """A request that can be served. ``coverage``: by which nodes."""
 
     model: Model
-    token_ids: list[int]
+    prompts: Sequence[PromptQuote]
     prices: Prices
-    hold: Decimal
     coverage: Coverage
 
 
-async def quote_of(resources: Resources, request: JobRequest, token_ids: list[int]) -> Quote:
+async def quote_of(
+    resources: Resources, request: JobRequest, prompts: Sequence[list[int]]
+) -> Quote:
     """
     Args:
-        token_ids: Of the prompt, see :mod:`market.jobs.submission.prompt_tokens`.
+        prompts: Tokens of each prompt, see :mod:`market.jobs.submission.prompt_tokens`.
 
     Raises:
         NoRoute: not every layer has a node for the price.
@@ -41,21 +55,42 @@ async def quote_of(resources: Resources, request: JobRequest, token_ids: list[in
         DeadlineUnreachable: at the speed measured now the answer would not end in time.
     """
     model = resources.catalog.get(request.model_id)
-    positions = len(token_ids) + request.max_tokens
-    prices = model.prices
+    settings = resources.settings.generation
     coverage = await coverage_of(resources.redis, model)
     if coverage.missing:
         await coverage.count_skips(resources.skips)
         raise NoRoute(coverage.missing, retry_after=NO_ROUTE_RETRY)
-    route = coverage.route_for(positions)
+    quotes = []
+    for token_ids in prompts:
+        max_tokens = request.max_tokens or _fitting(coverage, len(token_ids), settings)
+        _check_prompt(coverage, len(token_ids), max_tokens, settings)
+        hold = model.prices.most(len(token_ids), max_tokens)
+        quotes.append(PromptQuote(token_ids, max_tokens, hold))
+    return Quote(model, quotes, model.prices, coverage)
+
+
+def _fitting(coverage: Coverage, prompt_tokens: int, settings: GenerationSettings) -> int:
+    """Tokens of an answer whose user does not say how many: as many as context, KV caches and
+    deadline allow, up to the default; 1 if there is no room for any, which is then refused."""
+    longest = min(coverage.model.context, coverage.longest_servable) - prompt_tokens
+    most = min(settings.default_max_tokens, longest)
+    route = coverage.route_for(prompt_tokens + max(1, most))
+    speed = None if route is None else speed_of(route)
+    if speed is not None:
+        most = min(most, speed.tokens_within(settings.deadline, prompt_tokens))
+    return max(1, most)
+
+
+def _check_prompt(
+    coverage: Coverage, prompt_tokens: int, max_tokens: int, settings: GenerationSettings
+) -> None:
+    route = coverage.route_for(prompt_tokens + max_tokens)
     if route is None:
         raise KvCapacityExceeded(
-            f"{len(token_ids)} tokens of prompt and max_tokens {request.max_tokens} are more than "
-            f"the nodes of {model.id} have memory for: {coverage.longest_servable} together."
+            f"{prompt_tokens} tokens of prompt and max_tokens {max_tokens} are more than the nodes "
+            f"of {coverage.model.id} have memory for: {coverage.longest_servable} together."
         )
-    _check_speed(route, len(token_ids), request.max_tokens, resources.settings.generation)
-    hold = prices.most(len(token_ids), request.max_tokens)
-    return Quote(model, token_ids, prices, hold, coverage)
+    _check_speed(route, prompt_tokens, max_tokens, settings)
 
 
 def _check_speed(

@@ -1,37 +1,63 @@
-"""A user's request for a generation, independent of the HTTP endpoint."""
+"""A user's request for generations, independent of the HTTP endpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from market.geo.distance import Coordinates
 from market.routing.tiers import Tier
+from mesh.wire import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """``add_special_tokens``: whether the tokenizer adds its own, such as BOS. What a chat template
+    has rendered contains them."""
+
+    text: str
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """A prompt that its user has tokenized."""
+
+    token_ids: Sequence[int]
+
+
+Prompt = TextPrompt | TokenPrompt
 
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A generation that a user asks for.
+    """Generations that a user asks for at once: ``choices`` of each prompt. Each is a job, and all
+    are accepted or none.
 
-    ``temperature`` 0 chooses the likeliest token each time. ``seed``: the same seed and request
-    give the same text; none for any. ``stop``: texts before any of which the generation ends.
-    ``near``: about where the user is, in whole degrees.
+    ``max_tokens``: of each; none for as many as fit, up to what the settings say. ``sampling``: of
+    the first choice; the others are drawn with the seeds that follow its seed. ``near``: about
+    where the user is, in whole degrees.
     """
 
     model_id: str
-    prompt: str
-    max_tokens: int
-    temperature: float
-    top_p: float
-    seed: int | None = None
-    stop: Sequence[str] = ()
+    prompts: Sequence[Prompt]
+    max_tokens: int | None
+    sampling: SamplingParams
+    choices: int = 1
     tier: Tier = Tier.STANDARD
     near: Coordinates | None = None
+
+    @property
+    def generations(self) -> int:
+        """Number of jobs."""
+        return len(self.prompts) * self.choices
 
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
     """``key``: the user's own name for the request; none if he gave none. ``digests``: of all
     that he asked for, by each of our keys, so that the same key of his cannot stand for another
-    request; the first is kept."""
+    request; the first is kept. ``retry``: whether his client says that it has sent the request
+    before."""
 
     key: str | None
     digests: list[bytes]
+    retry: bool = False

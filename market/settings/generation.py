@@ -29,6 +29,9 @@ class GenerationSettings(BaseModel):
     max_rounds: int = Field(12, ge=1)
     """Routes in a row without a new token between them, whatever the reason, after which a
     generation fails."""
+    default_max_tokens: int = Field(4096, ge=1)
+    """Tokens of an answer whose request does not say how many, if there is room and time for them:
+    as many are held on the user's balance."""
     deadline: float = Field(900.0, gt=0, le=3600)
     """Seconds after which a generation ends in failure, whatever happens, and its user pays for
     what was delivered. Until then a job waits for nodes that cover its layers and have room for

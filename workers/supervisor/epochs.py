@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import structlog
 from cryptography.exceptions import InvalidTag
-from sqlalchemy import and_, func, insert, update
+from sqlalchemy import and_, func, insert, literal, update
 
 from market import metrics
 from market.jobs import live_session, messaging
@@ -155,7 +155,7 @@ async def _claim_epoch(supervision: Supervision, route: Sequence[Node]) -> int:
             .values(
                 epoch=Job.epoch + 1,
                 cached_prompt_tokens=supervision.cached,
-                batch_invariant=and_(func.coalesce(Job.batch_invariant, True), invariant),
+                batch_invariant=and_(func.coalesce(Job.batch_invariant, True), literal(invariant)),
                 quantization="+".join(sorted({node.quantization for node in route})),
                 waiting_since=None,
                 waiting_state=None,

@@ -67,7 +67,7 @@ async def generate(
     if waits:
         held.enter_context(services.reader_slots.hold(caller.wallet))
     digests = services.vault.digests(body.model_dump_json().encode())
-    job = await services.submissions.submit(
+    [job] = await services.submissions.submit(
         caller.wallet,
         body.job_request(near=services.geoip.approximate(address_of(request, services))),
         Idempotency(idempotency_key, digests),

@@ -6,6 +6,7 @@ corrected after a failure. A refusal undoes the whole transaction.
 """
 
 import math
+from collections.abc import Sequence
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -35,12 +36,12 @@ MAX_RETRY = 300
 
 
 async def check_in_flight(
-    db: AsyncSession, wallet: str, positions: int, limits: LimitSettings
+    db: AsyncSession, wallet: str, positions: Sequence[int], limits: LimitSettings
 ) -> None:
     """
     Args:
-        db: The transaction that writes the job, which has the wallet's lock.
-        positions: Positions of prompt and answer of the new job.
+        db: The transaction that writes the jobs, which has the wallet's lock.
+        positions: Positions of prompt and answer of each new job.
 
     Raises:
         TooManyInFlight: jobs of the wallet have to end first.
@@ -51,44 +52,47 @@ async def check_in_flight(
         )
     )
     jobs, reserved = found.one()
-    if jobs >= limits.jobs_in_flight_per_wallet:
+    if jobs + len(positions) > limits.jobs_in_flight_per_wallet:
         raise TooManyInFlight(
-            f"You have {jobs} jobs that have not ended, which is as many as are allowed. Wait "
-            "until one ends, or cancel one.",
+            f"You have {jobs} jobs that have not ended, and may have "
+            f"{limits.jobs_in_flight_per_wallet}. Wait until one ends, or cancel one.",
             retry_after=IN_FLIGHT_RETRY,
         )
-    most = limits.positions_in_flight_per_wallet
-    if jobs and reserved + positions > most:
+    most, more = limits.positions_in_flight_per_wallet, sum(positions)
+    if jobs and reserved + more > most:
         raise TooManyInFlight(
             f"Your jobs that have not ended reserve {reserved} positions (prompt and max_tokens). "
-            f"With {positions} more they are beyond the {most} allowed. Wait until one ends, "
+            f"With {more} more they are beyond the {most} allowed. Wait until one ends, "
             "cancel one, or lower max_tokens.",
             retry_after=IN_FLIGHT_RETRY,
         )
 
 
-async def admit(resources: Resources, db: AsyncSession, job: Job, coverage: Coverage) -> None:
-    """Admit a new job. No other one of its model is admitted until the transaction has ended, so
-    that this comes last in it.
+async def admit(
+    resources: Resources, db: AsyncSession, jobs: Sequence[Job], coverage: Coverage
+) -> None:
+    """Admit the new jobs of a request. No other ones of their model are admitted until the
+    transaction has ended, so that this comes last in it.
 
     Args:
         resources: Redis and the settings.
-        db: The transaction that has written the job.
-        job: The new job.
+        db: The transaction that has written the jobs.
+        jobs: The new jobs, of one model and wallet.
         coverage: By which nodes the model is served.
 
     Raises:
-        Overloaded: the job would start later than jobs may be expected to.
+        Overloaded: the last one would start later than jobs may be expected to.
     """
-    rate = await throughput(resources.redis, job.model_id)
-    await db.execute(select(func.pg_advisory_xact_lock(MODEL_LOCK, func.hashtext(job.model_id))))
+    last = jobs[-1]
+    rate = await throughput(resources.redis, last.model_id)
+    await db.execute(select(func.pg_advisory_xact_lock(MODEL_LOCK, func.hashtext(last.model_id))))
     settings = resources.settings.generation
     check_start(
         settings,
         coverage,
         rate,
-        await _served_before(db, job),
-        job.prompt_tokens + job.max_tokens,
+        await _served_before(db, last),
+        last.prompt_tokens + last.max_tokens,
         max_wait=settings.max_start_wait,
     )
 

@@ -1,10 +1,13 @@
 """Submission of jobs: looked at, taken in, tokenized, quoted and written, each in its turn."""
 
 import asyncio
+import datetime as dt
+from collections.abc import Sequence
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import defer
 
 from market import ledger, metrics, outbox
 from market.catalog.models import Model
@@ -14,7 +17,7 @@ from market.jobs.request import Idempotency, JobRequest
 from market.jobs.submission import prompt_tokens, transaction
 from market.jobs.submission.early_refusal import EarlyRefusals
 from market.jobs.submission.under_way import Submission, UnderWay
-from market.jobs.tables import Job
+from market.jobs.tables import Job, JobStatus
 from market.keyed_locks import KeyedLocks
 from market.ledger.errors import InsufficientBalance
 from market.outages import OUTAGES
@@ -35,6 +38,10 @@ there is no room, is told so without waiting for others' locks."""
 MAX_TOKENIZED = 2
 """Prompts that one process tokenizes at once. A long one takes a processor for a second."""
 
+RETRY_WINDOW = dt.timedelta(seconds=60)
+"""For so long after its first attempt, a client's retry of a request without an idempotency key
+finds that attempt's jobs. OpenAI's clients retry within seconds."""
+
 WAITING_RETRY = 5
 """Seconds after which most of the submissions that wait have been looked at."""
 
@@ -52,23 +59,26 @@ class Submissions:
         self._wallets = KeyedLocks()
         """One wallet takes no more than one turn for what may wait for its money."""
 
-    async def submit(self, wallet: str, request: JobRequest, idempotency: Idempotency) -> Job:
-        """The job of a request: a new one, or the one that the same key made before.
+    async def submit(
+        self, wallet: str, request: JobRequest, idempotency: Idempotency
+    ) -> Sequence[Job]:
+        """The jobs of a request, in the order of its prompts and choices: new ones, or those that
+        the same key, or an earlier attempt of the same client, made before.
 
         Raises:
             TooManyInFlight: the wallet has too many jobs that have not ended.
-            Overloaded: the job would start too late.
+            Overloaded: the jobs would start too late.
             ChainIndexBehind: it is not known who has withdrawn lately.
             MeshError: whatever else is wrong with the request; in all cases nothing is held.
         """
         earlier = await self._earlier(wallet, idempotency)
-        if earlier is not None:
+        if earlier:
             return earlier
         try:
-            job = await self._submit_new(wallet, request, idempotency)
+            jobs = await self._submit_new(wallet, request, idempotency)
         except (InsufficientBalance, TooManyInFlight, Overloaded):
             earlier = await self._earlier(wallet, idempotency)  # accepted in the meantime
-            if earlier is not None:
+            if earlier:
                 return earlier
             self._count_rejected(request)
             raise
@@ -79,29 +89,34 @@ class Submissions:
             if "uq_sessions_idempotency" not in str(error.orig):
                 raise
             earlier = await self._earlier(wallet, idempotency)
-            if earlier is None:
+            if not earlier:
                 raise
             return earlier
-        metrics.inference_requests.labels(request.model_id, request.tier, "accepted").inc()
-        log.info(
-            "inference_accepted",
-            request_id=job.request_id,
-            model_id=job.model_id,
-            user_wallet=wallet,
-            tier=job.tier,
-            prompt_tokens=job.prompt_tokens,
-            max_tokens=job.max_tokens,
-        )
-        await self._wake_worker(job)
-        return job
+        for job in jobs:
+            metrics.inference_requests.labels(request.model_id, request.tier, "accepted").inc()
+            log.info(
+                "inference_accepted",
+                request_id=job.request_id,
+                model_id=job.model_id,
+                user_wallet=wallet,
+                tier=job.tier,
+                prompt_tokens=job.prompt_tokens,
+                max_tokens=job.max_tokens,
+            )
+        await self._wake_worker(jobs)
+        return jobs
 
-    async def _submit_new(self, wallet: str, request: JobRequest, idempotency: Idempotency) -> Job:
-        """A new job. Most of those for which there is no room are refused before they are taken
+    async def _submit_new(
+        self, wallet: str, request: JobRequest, idempotency: Idempotency
+    ) -> list[Job]:
+        """New jobs. Most of those for which there is no room are refused before they are taken
         in."""
+        settings = self._resources.settings
         model = self._resources.catalog.get(request.model_id)
-        prompt_tokens.check(model, request, self._resources.settings.limits.max_prompt_chars)
-        least = model.least_tokens(request.prompt) + request.max_tokens
-        likely = model.likely_tokens(request.prompt) + request.max_tokens
+        prompt_tokens.check(model, request, settings.limits.max_prompt_chars)
+        least = prompt_tokens.least_positions(model, request)
+        default = settings.generation.default_max_tokens
+        likely = prompt_tokens.likely_positions(model, request, default)
         try:
             await self._early.check(model, wallet, least)
             if not self.under_way.has_room(wallet):
@@ -119,47 +134,70 @@ class Submissions:
 
     async def _take_in(
         self, submission: Submission, model: Model, request: JobRequest, idempotency: Idempotency
-    ) -> Job:
+    ) -> list[Job]:
         """Nobody waits with a turn for a prompt to be tokenized, and no prompt is for which there
         is no money."""
         wallet = submission.wallet
-        least = model.prices.most(model.least_tokens(request.prompt), request.max_tokens)
+        generated = request.generations * (request.max_tokens or 1)
+        least = model.prices.most(
+            prompt_tokens.least_positions(model, request) - generated, generated
+        )
         async with self.balances, self._resources.sessions() as db:
             await ledger.check_available(db, wallet=wallet, amount=least, at_least=True)
         if not submission.can_pay:  # others may have come before it meanwhile
             await self._early.check(model, wallet, submission.positions)
             submission.can_pay = True
-        token_ids = await self._tokenizing.run(
-            wallet, lambda: prompt_tokens.tokenize(model, request)
-        )
-        submission.positions = len(token_ids) + request.max_tokens
+        prompts = await self._tokenizing.run(wallet, lambda: prompt_tokens.tokenize(model, request))
         async with self._wallets.of(wallet), self._turns:
-            quote = await quote_of(self._resources, request, token_ids)
-            job = transaction.new_job(self._resources, wallet, request, quote, idempotency)
-            await transaction.write(self._resources, job, quote)
-        return job
+            quote = await quote_of(self._resources, request, prompts)
+            submission.positions = request.choices * sum(each.positions for each in quote.prompts)
+            jobs = transaction.new_jobs(self._resources, wallet, request, quote, idempotency)
+            await transaction.write(self._resources, jobs, quote)
+        return jobs
 
     def _count_rejected(self, request: JobRequest) -> None:
         model_id = request.model_id if request.model_id in self._resources.catalog else "unknown"
         metrics.inference_requests.labels(model_id, request.tier, "rejected").inc()
 
-    async def _wake_worker(self, job: Job) -> None:
-        """The job is accepted whether this succeeds or not: the outbox has it."""
+    async def _wake_worker(self, jobs: Sequence[Job]) -> None:
+        """The jobs are accepted whether this succeeds or not: the outbox has them."""
         try:
             async with self._turns:
                 await outbox.send_outbox(self._resources.sessions, self._resources.queue)
         except OUTAGES as error:
-            log.warning("enqueue_failed", request_id=job.request_id, error=type(error).__name__)
+            log.warning("enqueue_failed", request_id=jobs[0].request_id, error=type(error).__name__)
 
-    async def _earlier(self, wallet: str, idempotency: Idempotency) -> Job | None:
-        if idempotency.key is None:
-            return None
+    async def _earlier(self, wallet: str, idempotency: Idempotency) -> Sequence[Job]:
+        """The jobs that the same request has made before; none if it has not."""
+        if idempotency.key is not None:
+            jobs = await self._jobs(wallet, Job.idempotency_key == idempotency.key)
+            if any(job.request_digest not in idempotency.digests for job in jobs):
+                raise IdempotencyConflict(
+                    "This Idempotency-Key was used for a different request. Use a new key."
+                )
+            return jobs
+        if not idempotency.retry:
+            return []
+        jobs = await self._jobs(
+            wallet,
+            Job.request_digest.in_(idempotency.digests),
+            Job.started_at > dt.datetime.now(dt.UTC) - RETRY_WINDOW,
+        )
+        newest = [job for job in jobs if job.started_at == jobs[-1].started_at]
+        # A retry of what has failed, or was cancelled, is another attempt.
+        return newest if all(_has_not_failed(job) for job in newest) else []
+
+    async def _jobs(self, wallet: str, *conditions: ColumnElement[bool]) -> Sequence[Job]:
+        """Jobs of a wallet, the oldest first, and those of one request in their order."""
+        found = (
+            select(Job)
+            .where(Job.user_wallet == wallet, *conditions)
+            .order_by(Job.started_at, Job.choice)
+            .options(defer(Job.request_cipher))
+        )
         async with self._resources.sessions() as db:
-            job = await db.scalar(
-                select(Job).where(Job.user_wallet == wallet, Job.idempotency_key == idempotency.key)
-            )
-        if job is not None and job.request_digest not in idempotency.digests:
-            raise IdempotencyConflict(
-                "This Idempotency-Key was used for a different request. Use a new key."
-            )
-        return job
+            return (await db.scalars(found)).all()
+
+
+def _has_not_failed(job: Job) -> bool:
+    return job.status != JobStatus.FAILED and not job.cancel_requested

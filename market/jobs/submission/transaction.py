@@ -1,7 +1,9 @@
-"""The transaction that writes a new job, with the hold on its user's money."""
+"""The transaction that writes a request's jobs, with the holds on their user's money."""
 
+import dataclasses
 import datetime as dt
-import secrets
+from collections.abc import Sequence
+from typing import Any
 
 from market import ledger
 from market.jobs import queries
@@ -14,58 +16,83 @@ from market.jobs.tables import Job
 from market.outbox import Outbox
 from market.prompt_vault import PromptText
 from market.resources import Resources
+from mesh.wire import SamplingParams
+
+MAX_SEED = 2**63 - 1
 
 
-def new_job(
+def new_jobs(
     resources: Resources, wallet: str, request: JobRequest, quote: Quote, idempotency: Idempotency
-) -> Job:
-    """A job that is not written yet."""
-    request_id = new_request_id()
+) -> list[Job]:
+    """Jobs that are not written yet: all choices of the first prompt, then those of the next."""
     now = dt.datetime.now(dt.UTC)
-    prompt = PromptText(quote.token_ids, list(request.stop))
-    return Job(
-        request_id=request_id,
-        user_wallet=wallet,
-        model_id=quote.model.id,
-        tier=request.tier,
-        started_at=now,
-        deadline_at=now + dt.timedelta(seconds=resources.settings.generation.deadline),
-        prompt_tokens=len(quote.token_ids),
-        max_tokens=request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        seed=secrets.randbits(63) if request.seed is None else request.seed,
-        request_cipher=resources.vault.encrypt(request_id, prompt.to_bytes()),
-        request_digest=idempotency.digests[0],
-        idempotency_key=idempotency.key,
-        price_per_token_far=quote.prices.token,
-        price_per_prompt_token_far=quote.prices.prompt_token,
-        price_per_cached_prompt_token_far=quote.prices.cached_prompt_token,
-        hold_far=quote.hold,
-        near_latitude=None if request.near is None else int(request.near.latitude),
-        near_longitude=None if request.near is None else int(request.near.longitude),
-    )
+    sampling = request.sampling
+    encrypted = _encrypted_sampling(sampling)
+    jobs = []
+    for number in range(request.generations):
+        index, choice = divmod(number, request.choices)
+        prompt = quote.prompts[index]
+        request_id = new_request_id()
+        secret = PromptText(prompt.token_ids, sampling.stop, encrypted)
+        jobs.append(
+            Job(
+                request_id=request_id,
+                choice=number,
+                user_wallet=wallet,
+                model_id=quote.model.id,
+                tier=request.tier,
+                started_at=now,
+                deadline_at=now + dt.timedelta(seconds=resources.settings.generation.deadline),
+                prompt_tokens=len(prompt.token_ids),
+                max_tokens=prompt.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=(sampling.seed + choice) & MAX_SEED,
+                request_cipher=resources.vault.encrypt(request_id, secret.to_bytes()),
+                request_digest=idempotency.digests[0],
+                idempotency_key=idempotency.key,
+                price_per_token_far=quote.prices.token,
+                price_per_prompt_token_far=quote.prices.prompt_token,
+                price_per_cached_prompt_token_far=quote.prices.cached_prompt_token,
+                hold_far=prompt.hold,
+                near_latitude=None if request.near is None else int(request.near.latitude),
+                near_longitude=None if request.near is None else int(request.near.longitude),
+            )
+        )
+    return jobs
 
 
-async def write(resources: Resources, job: Job, quote: Quote) -> None:
-    """Write job, hold and outbox row: all or none.
+def _encrypted_sampling(sampling: SamplingParams) -> dict[str, Any]:
+    """What differs from a request that names nothing, beside what the job's row has."""
+    plain = SamplingParams(sampling.temperature, sampling.top_p, sampling.seed, sampling.stop)
+    return {
+        field.name: value
+        for field in dataclasses.fields(sampling)
+        if (value := getattr(sampling, field.name)) != getattr(plain, field.name)
+    }
+
+
+async def write(resources: Resources, jobs: Sequence[Job], quote: Quote) -> None:
+    """Write a request's jobs, their holds and outbox rows: all or none.
 
     Raises:
-        InsufficientBalance: the wallet has less than the job may cost.
+        InsufficientBalance: the wallet has less than the jobs may cost.
         SpendingCapExceeded: the wallet has not signed for so much.
         TooManyInFlight: jobs of the wallet have to end first.
-        Overloaded: the job would start later than jobs may be expected to.
+        Overloaded: the jobs would start later than jobs may be expected to.
         ChainIndexBehind: it is not known who has withdrawn lately.
     """
+    wallet = jobs[0].user_wallet
+    positions = [job.prompt_tokens + job.max_tokens for job in jobs]
     async with resources.sessions.begin() as db:
         await check_index(db, resources.settings.payments)
         # Others, such as many events of the chain, may have this wallet's row for a while.
-        await ledger.lock_wallet_soon(db, job.user_wallet)
-        positions = job.prompt_tokens + job.max_tokens
-        await decision.check_in_flight(db, job.user_wallet, positions, resources.settings.limits)
-        db.add(job)
-        db.add(Outbox(task=queries.SUPERVISE, argument=job.request_id))
+        await ledger.lock_wallet_soon(db, wallet)
+        await decision.check_in_flight(db, wallet, positions, resources.settings.limits)
+        db.add_all(jobs)
+        db.add_all(Outbox(task=queries.SUPERVISE, argument=job.request_id) for job in jobs)
         await db.flush()
-        await db.refresh(job)
-        await ledger.hold(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
-        await decision.admit(resources, db, job, quote.coverage)
+        for job in jobs:
+            await db.refresh(job)
+            await ledger.hold(db, job=job.request_id, wallet=wallet, amount=job.hold_far)
+        await decision.admit(resources, db, jobs, quote.coverage)
