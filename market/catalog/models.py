@@ -3,15 +3,15 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from tokenizers import Tokenizer
 
+from market.catalog.chat_template import ChatTemplate
+from market.catalog.checkpoint_files import CheckpointFiles
 from market.catalog.errors import ModelNotFound
 from market.catalog.prices import Prices
+from market.catalog.sampling_defaults import SamplingDefaults
 from market.catalog.token_bytes import most_bytes_a_token
 from market.settings.models import ModelSettings
 from mesh.errors import UnsupportedModel
@@ -48,6 +48,8 @@ class Model:
     """See :func:`market.catalog.token_bytes.most_bytes_a_token`."""
     config: dict[str, Any]
     """Its `config.json`."""
+    chat_template: ChatTemplate | None
+    sampling_defaults: SamplingDefaults
 
     def least_tokens(self, text: str) -> int:
         """As many tokens as a text has at least, known at once."""
@@ -96,20 +98,25 @@ class Catalog:
 
 
 def load_model(model: ModelSettings) -> Model:
-    """Read a model's configuration and tokenizer, from a folder or a hub.
+    """Read a model's configuration, tokenizer and chat template, from a folder or a hub.
 
     Raises:
-        UnsupportedModel: no node would serve it; the error names the setting.
+        UnsupportedModel: no node would serve it, or its chat template does not compile; the error
+            names the setting.
     """
     path = model.path or model.id
-    written = json.loads(_file(path, "config.json").read_text())
+    files = CheckpointFiles(path)
+    written = json.loads(files.path("config.json").read_text())
     try:
         check_model(written)
         config = normalize(written)
-        _check_generation(path, written, config["vocab_size"])
+        settings = effective_settings(written, files.json(generation_config.NAME))
+        read_generation_config(settings, vocab_size=config["vocab_size"])
+        sampling_defaults = SamplingDefaults.of(settings)
+        chat_template = ChatTemplate.load(files)
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{model.id} cannot be offered. {error.detail}") from None
-    tokenizer = load_tokenizer(_file(path, "tokenizer.json"))
+    tokenizer = load_tokenizer(files.path("tokenizer.json"))
     layers: int = config["num_hidden_layers"]
     parts = footprint(config)
     return Model(
@@ -127,23 +134,6 @@ def load_model(model: ModelSettings) -> Model:
         tokenizer=tokenizer,
         token_bytes=most_bytes_a_token(tokenizer),
         config=written,
+        chat_template=chat_template,
+        sampling_defaults=sampling_defaults,
     )
-
-
-def _check_generation(path: str, config: dict[str, Any], vocab_size: int) -> None:
-    """
-    Raises:
-        UnsupportedModel: settings of generation that the edge does not follow.
-    """
-    try:
-        published = json.loads(_file(path, generation_config.NAME).read_text())
-    except (FileNotFoundError, EntryNotFoundError):
-        published = None
-    read_generation_config(effective_settings(config, published), vocab_size=vocab_size)
-
-
-def _file(path: str, name: str) -> Path:
-    local = Path(path)
-    if local.is_dir():
-        return local / name
-    return Path(hf_hub_download(path, name))
