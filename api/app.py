@@ -24,6 +24,8 @@ from api.routes import auth, billing, health, machines, nodes, provider, relay, 
 from api.routes.discovery import dht, probe
 from api.routes.discovery import nodes as discovery_nodes
 from api.routes.inference import generate, jobs, models, receipts
+from api.routes.openai import chat_completions, completions
+from api.routes.openai import models as openai_models
 from api.server.transfers import TransferBudget
 from market.settings import Settings
 from mesh import __version__, log
@@ -34,6 +36,9 @@ ROUTES = RouteTable(
     jobs.router,
     receipts.router,
     models.router,
+    chat_completions.router,
+    completions.router,
+    openai_models.router,
     billing.router,
     auth.router,
     machines.router,
@@ -48,6 +53,10 @@ ROUTES = RouteTable(
     probe.router,
     health.router,
 )
+
+
+GENERATION_PATHS = frozenset({generate.PATH, chat_completions.PATH, completions.PATH})
+"""Where bodies may be as long as a prompt, or a chat."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -107,7 +116,7 @@ def assemble(settings: Settings, table: RouteTable, *, title: str, summary: str)
     openapi_document.install(app)
     large = settings.limits.max_body_bytes
     sizes = BodySizes(
-        min(SMALL_BODY_BYTES, large), dict.fromkeys((generate.PATH, probe.PATH), large)
+        min(SMALL_BODY_BYTES, large), dict.fromkeys((*GENERATION_PATHS, probe.PATH), large)
     )
     app.add_middleware(
         BodyLimit,
@@ -122,7 +131,7 @@ def assemble(settings: Settings, table: RouteTable, *, title: str, summary: str)
         auth=settings.auth,
         sizes=sizes,
         uncounted={EXCHANGE_PATH, *health.PATHS},
-        with_token={generate.PATH} if generate.router in table.routers else (),
+        with_token=GENERATION_PATHS if generate.router in table.routers else (),
     )
     app.add_middleware(AllowedMethods)
     app.router.routes.extend(table.routes)

@@ -4,14 +4,16 @@ from mesh.errors import MeshError
 
 
 class InvalidRequest(MeshError):
-    """A field of the request is wrong; ``code`` names the field and the reason."""
+    """A field of the request is wrong; ``code`` names the field and the reason. ``param``: where
+    the field is; none if that is not one place."""
 
     code = "invalid_request"
     status = 422
     title = "Invalid request"
 
-    def __init__(self, detail: str, *, code: str | None = None) -> None:
+    def __init__(self, detail: str, *, code: str | None = None, param: str | None = None) -> None:
         super().__init__(detail)
+        self.param = param
         if code is not None:
             self.code = code
 

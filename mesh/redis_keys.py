@@ -21,6 +21,11 @@ def events(request_id: str) -> str:
     return f"inference_session:{{{request_id}}}:events"
 
 
+def attempt(request_id: str) -> str:
+    """Number that expires: the newest attempt of a client that retries which waits for the job."""
+    return f"inference_session:{{{request_id}}}:attempt"
+
+
 def inbox(node_id: str) -> str:
     """Stream: messages to one node, of all its generations."""
     return f"node:{{{node_id}}}:inbox"

@@ -1,6 +1,7 @@
 """Every error as `application/problem+json` (RFC 9457) with a stable code; never a stack trace."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from api.http.errors import MalformedJson
+from api.schemas.openai import errors as openai_errors
 from market.errors import InvalidRequest
 from market.outages import OUTAGES, unavailable
 from mesh.errors import MeshError, NotFound
@@ -48,6 +50,9 @@ CODE_SUFFIXES = {
     "enum": "unknown",
     "string_pattern_mismatch": "malformed",
     "value_error": "malformed",
+    "unserved": "unserved",
+    "literal_error": "unknown",
+    "union_tag_invalid": "unknown",
 }
 """Pydantic's error types as the second half of our codes: ``temperature_out_of_range``. All that
 are not listed are about the value's type."""
@@ -67,16 +72,21 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unhandled_error)
 
 
-def render(error: MeshError) -> JSONResponse:
-    """The error as a response."""
+def render(error: MeshError, path: str) -> JSONResponse:
+    """The error as a response to a request of that path. Where paths are OpenAI's, the document is
+    one of OpenAI's as well."""
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    problem, status = error.problem(), error.status
+    if path.startswith(openai_errors.PREFIX):
+        status = openai_errors.status_of(error)
+        problem |= {"status": status, "error": openai_errors.openai_error(error)}
     return JSONResponse(
-        error.problem(),
-        status_code=error.status,
+        problem,
+        status_code=status,
         headers=headers,
         media_type=MEDIA_TYPE,
     )
@@ -85,13 +95,13 @@ def render(error: MeshError) -> JSONResponse:
 async def _mesh_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, MeshError):
         raise error
-    return render(error)
+    return render(error, request.url.path)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    return render(_from_validation(error))
+    return render(_from_validation(error), request.url.path)
 
 
 def _from_validation(error: RequestValidationError) -> InvalidRequest:
@@ -109,32 +119,44 @@ def _from_validation(error: RequestValidationError) -> InvalidRequest:
         )
     if kind == "extra_forbidden":
         name = where[-1] if FIELD_NAME.fullmatch(where[-1]) else "A field"
-        return InvalidRequest(f"{name}: there is no such field.", code="unknown_field")
+        return InvalidRequest(f"{name}: there is no such field.", code="unknown_field", param=name)
     where[0] = where[0].replace("-", "_")  # a header's name
     reason = CODE_SUFFIXES.get(kind, "wrong_type")
     message = first["msg"].removeprefix("Value error, ")
-    return InvalidRequest(f"{'.'.join(where)}: {message}.", code=f"{where[0]}_{reason}")
+    place = _place(where)
+    return InvalidRequest(f"{place}: {message}.", code=f"{where[0]}_{reason}", param=place)
+
+
+def _nothing_at(path: str) -> str:
+    if path.startswith(openai_errors.PREFIX):
+        return f"There is nothing at {path}. {openai_errors.SERVED}"
+    return f"There is nothing at {path}."
+
+
+def _place(where: Sequence[str]) -> str:
+    """Where a field is: ``messages[0].content``."""
+    return where[0] + "".join(f"[{each}]" if each.isdigit() else f".{each}" for each in where[1:])
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
     if error.status_code == 404:
-        return render(NotFound(f"There is nothing at {request.url.path}."))
+        return render(NotFound(_nothing_at(request.url.path)), request.url.path)
     if error.status_code == 400:  # a body that json.loads refuses in other ways than by its error
-        return render(MalformedJson("The body is not valid JSON."))
+        return render(MalformedJson("The body is not valid JSON."), request.url.path)
     problem = MeshError(f"{error.detail}: {request.method} {request.url.path}.")
     problem.status, problem.title = error.status_code, str(error.detail)
     problem.code = str(error.detail).lower().replace(" ", "_")
-    response = render(problem)
+    response = render(problem, request.url.path)
     response.headers.update(error.headers or {})
     return response
 
 
 async def _outage(request: Request, error: Exception) -> JSONResponse:
-    return render(unavailable(error))
+    return render(unavailable(error), request.url.path)
 
 
 async def _unhandled_error(request: Request, error: Exception) -> JSONResponse:
     log.error("unhandled_error", path=request.url.path, error=type(error).__name__)
-    return render(MeshError("Something went wrong here. It has been logged."))
+    return render(MeshError("Something went wrong here. It has been logged."), request.url.path)

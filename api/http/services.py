@@ -20,6 +20,7 @@ from api.server.download_slots import DownloadSlots
 from api.server.transfers import TransferBudget
 from market.catalog.published_weights import PublishedWeights
 from market.geo.geoip import GeoIp
+from market.jobs.reading import packed_tokens
 from market.jobs.reading.snapshot import JobSnapshots
 from market.jobs.reading.token_hub import TokenHub
 from market.jobs.submission.submissions import Submissions
@@ -41,6 +42,8 @@ class Services(Resources):
     published_weights: PublishedWeights
     downloads: DownloadSlots
     tokens: TokenHub
+    packed_tokens: TokenHub
+    """For readers who are given something else than the events that most share."""
     snapshots: JobSnapshots
     reader_slots: ReaderSlots
     submissions: Submissions
@@ -81,6 +84,7 @@ async def open_services(
         async with (
             open_resources(settings) as resources,
             TokenHub(resources, token_event).running() as tokens,
+            TokenHub(resources, packed_tokens.pack).running() as packed,
         ):
             storage = RedisStorage(
                 f"async+{settings.redis_url}",
@@ -102,6 +106,7 @@ async def open_services(
                 published_weights=PublishedWeights(settings.models, settings.weights),
                 downloads=DownloadSlots(settings.limits),
                 tokens=tokens,
+                packed_tokens=packed,
                 snapshots=JobSnapshots(resources),
                 reader_slots=ReaderSlots(settings.limits),
                 submissions=Submissions(resources),

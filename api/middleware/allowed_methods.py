@@ -64,7 +64,7 @@ def _answer(method: str, path: str, allowed: set[str]) -> Response:
         response = Response(status_code=204)
     else:
         error = MethodNotAllowed(f"{path} has no {method}; the header Allow says what it has.")
-        response = render(error)
+        response = render(error, path)
     response.headers["Allow"] = ", ".join(sorted(allowed))
     return response
 

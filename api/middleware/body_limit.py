@@ -13,8 +13,8 @@ from api.server.transfers import TransferBudget
 from mesh import json_text
 from mesh.errors import MeshError
 
-MAX_BRACKETS = 1000
-"""Arrays and objects of a body; ours have some ten."""
+MAX_BRACKETS = 20_000
+"""Arrays and objects of a body: a long chat with tools has some thousands."""
 
 
 class BodyLimit:
@@ -52,16 +52,16 @@ class BodyLimit:
         try:
             body = await self._read(scope, receive)
         except BodyTooLarge as error:  # whose rest the server drops, so that this gets through
-            await render(error)(scope, receive, send)
+            await render(error, scope["path"])(scope, receive, send)
             return
         except (TransferTooSlow, TransfersFull) as error:
-            await _closing(error)(scope, receive, send)
+            await _closing(error, scope["path"])(scope, receive, send)
             return
         if scope["path"] not in self._never_parsed:
             try:
                 json_text.check(body.get("body", b""), MAX_BRACKETS)
             except json_text.MalformedJson as error:
-                await render(MalformedJson(str(error)))(scope, receive, send)
+                await render(MalformedJson(str(error)), scope["path"])(scope, receive, send)
                 return
         unread = [body]
         del body  # the route's alone from now on, however long its answer takes
@@ -104,8 +104,8 @@ def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"A body may have {limit} bytes at most.")
 
 
-def _closing(error: MeshError) -> ASGIApp:
+def _closing(error: MeshError, path: str) -> ASGIApp:
     """The answer to a body whose rest is not waited for."""
-    response = render(error)
+    response = render(error, path)
     response.headers["Connection"] = "close"
     return response

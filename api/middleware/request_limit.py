@@ -47,10 +47,10 @@ class RequestLimit:
             try:
                 await self._admit(scope)
             except MeshError as error:
-                await render(error)(scope, receive, send)
+                await render(error, scope["path"])(scope, receive, send)
                 return
             except OUTAGES as error:
-                await render(unavailable(error))(scope, receive, send)
+                await render(unavailable(error), scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -47,10 +47,10 @@ async def connect(websocket: WebSocket) -> None:
                 hub.slots.acquire(node.node_id, wallet, "websocket")
             )
         except MeshError as error:
-            await websocket.send_denial_response(render(error))
+            await websocket.send_denial_response(render(error, websocket.url.path))
             return
         except OUTAGES as error:
-            await websocket.send_denial_response(render(unavailable(error)))
+            await websocket.send_denial_response(render(unavailable(error), websocket.url.path))
             return
         await websocket.accept()
         stack.enter_context(metrics.relay_connections.track_inprogress())

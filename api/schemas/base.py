@@ -35,6 +35,11 @@ PathId = Annotated[str, StringConstraints(max_length=255, pattern=r"^[\x21-\x7e]
 Label = Annotated[str, StringConstraints(max_length=MAX_LABEL, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line of text for people, without control characters (Postgres, for one, has no NUL)."""
 
+IdempotencyKey = Annotated[
+    str, StringConstraints(min_length=1, max_length=255, pattern=r"^[!-~]([ -~]*[!-~])?$")
+]
+"""Printable ASCII, as a header's value comes: without spaces around it."""
+
 ChosenId = Annotated[
     str, StringConstraints(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_.:-]{{0,{MAX_NODE_ID - 1}}}$")
 ]

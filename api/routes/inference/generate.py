@@ -1,18 +1,18 @@
 """Ask for text."""
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import StringConstraints
 
-from api.http import rate_limits
+from api.http import disconnection, rate_limits
 from api.http.authentication import InferenceCaller
+from api.http.disconnection import ClientDisconnected
 from api.http.rate_limits import address_of
 from api.http.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
 from api.routes.inference.sse import EVENT_STREAM, cancelling_stream
+from api.schemas.base import IdempotencyKey
 from api.schemas.jobs import AcceptedJob, GenerateBody, JobView
 from market.jobs import cancellation
 from market.jobs.reading import reader_errors
@@ -24,14 +24,6 @@ router = APIRouter(prefix="/api/inference", tags=["inference"])
 
 PATH = f"{router.prefix}/distributed/generate"
 """Where bodies may be as long as a prompt."""
-
-IdempotencyKey = Annotated[
-    str, StringConstraints(min_length=1, max_length=255, pattern=r"^[!-~]([ -~]*[!-~])?$")
-]
-"""Printable ASCII, as a header's value comes: without spaces around it."""
-
-DISCONNECT_POLL_SECONDS = 0.5
-"""Seconds between looks whether a client that waits for a whole answer is still there."""
 
 
 @router.post(
@@ -76,22 +68,13 @@ async def generate(
         return _accepted(job)
     if body.stream:
         return cancelling_stream(services, job)
-    if not await _ended_first(services, request, job.request_id):
+    try:
+        await disconnection.unless_disconnected(
+            request, services.tokens.wait_for_end(job.request_id)
+        )
+    except ClientDisconnected:
         await cancellation.cancel(services, job)
     return await _result(services, job)
-
-
-async def _ended_first(services: Services, request: Request, request_id: str) -> bool:
-    """Wait until the job ends; false if the client went away first."""
-    end = asyncio.create_task(services.tokens.wait_for_end(request_id))
-    try:
-        while not (await asyncio.wait([end], timeout=DISCONNECT_POLL_SECONDS))[0]:
-            if await request.is_disconnected():
-                return False
-        await end
-        return True
-    finally:
-        end.cancel()
 
 
 def _accepted(job: Job) -> Response:

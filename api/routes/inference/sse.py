@@ -1,7 +1,7 @@
 """A job as server-sent events."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Self
 
 from sse_starlette import EventSourceResponse
 from starlette.types import Message, Send
@@ -27,7 +27,7 @@ def job_stream(
     services: Services, job: Job, after: str = token_stream.START
 ) -> EventSourceResponse:
     """The job's events after an entry. A client that disconnects may come back for the rest."""
-    return _response(_events(services, job, after))
+    return EventStream.of(_events(services, job, after))
 
 
 def cancelling_stream(services: Services, job: Job) -> EventSourceResponse:
@@ -48,7 +48,7 @@ def cancelling_stream(services: Services, job: Job) -> EventSourceResponse:
         if not over:
             services.in_background(cancellation.cancel(services, job))
 
-    return _response(events(), client_disconnected)
+    return EventStream.of(events(), client_disconnected)
 
 
 async def _events(
@@ -65,19 +65,30 @@ async def _events(
         yield interruption_event(error if isinstance(error, Unavailable) else unavailable(error))
 
 
-class _EventStream(EventSourceResponse):
+class EventStream(EventSourceResponse):
     """Without the library's time limit for each piece, which takes longer than all else here:
     :class:`api.server.client_connection.ClientConnection` ends a connection whose client does not
     read."""
 
+    @classmethod
+    def of(
+        cls,
+        events: AsyncIterator[bytes],
+        client_disconnected: Callable[[Message], Awaitable[None]] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Self:
+        """
+        Args:
+            events: Bytes of whole events.
+            client_disconnected: Called if the client goes away before the end.
+            headers: Of the answer.
+        """
+        return cls(
+            events,
+            ping=PING_SECONDS,
+            client_close_handler_callable=client_disconnected,
+            headers=headers,
+        )
+
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
         await send(message)
-
-
-def _response(
-    events: AsyncIterator[bytes],
-    client_disconnected: Callable[[Message], Awaitable[None]] | None = None,
-) -> EventSourceResponse:
-    return _EventStream(
-        events, ping=PING_SECONDS, client_close_handler_callable=client_disconnected
-    )

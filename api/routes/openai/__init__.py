@@ -1,0 +1,1 @@
+"""/v1: OpenAI's API, for whatever client speaks it."""

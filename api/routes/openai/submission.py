@@ -1,0 +1,71 @@
+"""From a request in OpenAI's form to jobs."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+
+from api.http import rate_limits
+from api.http.authentication import InferenceCaller
+from api.http.rate_limits import address_of
+from api.http.reader_slots import HeldForAnswer
+from api.http.services import Services, WithServices
+from api.routes.openai import attempts
+from api.routes.openai.attempts import Attempt
+from api.schemas.base import IdempotencyKey, RequestBody
+from market.geo.distance import Coordinates
+from market.identity.principal import Principal
+from market.jobs.request import Idempotency, JobRequest
+from market.jobs.tables import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A caller's request, beside its body. ``attempt``: see :mod:`api.routes.openai.attempts`."""
+
+    request: Request
+    caller: Principal
+    services: Services
+    held: ExitStack
+    attempt: int | None
+    idempotency_key: str | None
+
+    @property
+    def near(self) -> Coordinates | None:
+        """About where the caller is, in whole degrees; none if that is not known."""
+        return self.services.geoip.approximate(address_of(self.request, self.services))
+
+    async def submit(self, body: RequestBody, job_request: JobRequest) -> Sequence[Job]:
+        """The jobs of the request, new ones or those of an earlier attempt.
+
+        Raises:
+            MeshError: whatever is wrong with it; nothing is held then.
+        """
+        services, wallet = self.services, self.caller.wallet
+        self.held.enter_context(services.reader_slots.hold(wallet))
+        digests = services.vault.digests(
+            f"{self.request.url.path} {body.model_dump_json()}".encode()
+        )
+        jobs = await services.submissions.submit(
+            wallet, job_request, Idempotency(self.idempotency_key, digests, bool(self.attempt))
+        )
+        await attempts.begin(services, jobs, self.attempt)
+        return jobs
+
+
+async def _asking(
+    request: Request,
+    caller: InferenceCaller,
+    services: WithServices,
+    held: HeldForAnswer,
+    attempt: Attempt,
+    idempotency_key: Annotated[IdempotencyKey | None, Header()] = None,
+) -> Asking:
+    await rate_limits.GENERATIONS_OF_ADDRESS.count_address(services, request)
+    await rate_limits.GENERATIONS_OF_WALLET.count(services, caller.wallet)
+    return Asking(request, caller, services, held, attempt, idempotency_key)
+
+
+WithAsking = Annotated[Asking, Depends(_asking)]
