@@ -42,6 +42,7 @@ CODE_SUFFIXES = {
     "string_too_short": "empty",
     "string_too_long": "too_long",
     "too_long": "too_many",
+    "too_short": "too_few",
     "finite_number": "not_finite",
     "greater_than": "out_of_range",
     "greater_than_equal": "out_of_range",

@@ -72,9 +72,11 @@ async def quote_of(
 def _fitting(coverage: Coverage, prompt_tokens: int, settings: GenerationSettings) -> int:
     """Tokens of an answer whose user does not say how many: as many as context, KV caches and
     deadline allow, up to the default; 1 if there is no room for any, which is then refused."""
-    longest = min(coverage.model.context, coverage.longest_servable) - prompt_tokens
-    most = min(settings.default_max_tokens, longest)
-    route = coverage.route_for(prompt_tokens + max(1, most))
+    most = min(settings.default_max_tokens, coverage.model.context - prompt_tokens)
+    route = coverage.route_for(prompt_tokens + most)
+    if route is None:
+        most = max(1, coverage.longest_servable - prompt_tokens)
+        route = coverage.route_for(prompt_tokens + most)
     speed = None if route is None else speed_of(route)
     if speed is not None:
         most = min(most, speed.tokens_within(settings.deadline, prompt_tokens))

@@ -44,7 +44,7 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 class JsonSchemaFormat(Lenient):
     name: FunctionName
     description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")] | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
 
 
