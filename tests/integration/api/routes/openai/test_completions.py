@@ -110,7 +110,7 @@ async def test_more_than_the_wallet_has_is_refused_as_a_whole(
 ) -> None:
     before = await gateway.books()
     with pytest.raises(openai.APIStatusError) as refused:
-        await client.completions.create(model=MODEL_ID, prompt="x", max_tokens=400, n=16)
+        await client.completions.create(model=MODEL_ID, prompt="x", max_tokens=700, n=16)
     assert refused.value.status_code == 402
     assert refused.value.code == "insufficient_quota"
     assert await gateway.books() == before
