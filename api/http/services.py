@@ -26,6 +26,11 @@ from market.jobs.reading.token_hub import TokenHub
 from market.jobs.submission.submissions import Submissions
 from market.resources import Resources, open_resources
 from market.settings import Settings
+from market.wallet_turns import WalletTurns
+
+MAX_CHATS = 2
+"""Chats that one process makes prompts at once: a template and schemas may take a processor for
+seconds."""
 
 log = structlog.get_logger()
 
@@ -47,6 +52,8 @@ class Services(Resources):
     snapshots: JobSnapshots
     reader_slots: ReaderSlots
     submissions: Submissions
+    chat_turns: WalletTurns
+    """At chats that are made prompts."""
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -110,6 +117,7 @@ async def open_services(
                 snapshots=JobSnapshots(resources),
                 reader_slots=ReaderSlots(settings.limits),
                 submissions=Submissions(resources),
+                chat_turns=WalletTurns(MAX_CHATS),
             )
             try:
                 yield services

@@ -1,7 +1,6 @@
 """POST /v1/chat/completions."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -11,15 +10,15 @@ from api.http import disconnection
 from api.http.disconnection import ClientDisconnected
 from api.http.services import Services
 from api.routes.inference.sse import EVENT_STREAM
-from api.routes.openai import answers, attempts
+from api.routes.openai import answers, attempts, chat_answers
 from api.routes.openai.following import EndedJob, collect, follow
 from api.routes.openai.streaming import cancelling_stream, data
 from api.routes.openai.submission import WithAsking
 from api.schemas.openai.chat import ChatBody
-from market.catalog.models import Model
-from market.errors import InvalidRequest
-from market.jobs.live_session import JobOutcome
-from market.jobs.request import JobRequest, TextPrompt
+from market.chat import preparation
+from market.chat.preparation import PreparedChat
+from market.jobs.live_session import JobOutcome, TokenEntry
+from market.jobs.request import JobRequest
 from market.jobs.tables import Job
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -38,20 +37,25 @@ async def chat_completions(body: ChatBody, asking: WithAsking) -> Response:
     """
     services = asking.services
     model = services.catalog.get(body.model)
-    prompt = await _prompt(model, body)
+    chat = body.chat()
+    prepared = await services.chat_turns.run(
+        asking.caller.wallet, lambda: preparation.prepare(model, chat)
+    )
     jobs = await asking.submit(
         body,
         JobRequest(
             model_id=model.id,
-            prompts=[prompt],
+            prompts=[prepared.prompt],
             max_tokens=body.longest,
-            sampling=body.sampling_params(model, logprobs=body.reported_logprobs),
+            sampling=body.sampling_params(
+                model, logprobs=body.reported_logprobs, grammar=prepared.grammar
+            ),
             choices=body.n or 1,
             tier=body.service_tier,
             near=asking.near,
         ),
     )
-    answer = _Answer(model, jobs, with_logprobs=bool(body.logprobs))
+    answer = _Answer(prepared, jobs, with_logprobs=bool(body.logprobs))
     if body.stream:
         events = answer.events(services, with_usage=body.includes_usage)
         return cancelling_stream(services, jobs, events, attempt=asking.attempt)
@@ -63,27 +67,14 @@ async def chat_completions(body: ChatBody, asking: WithAsking) -> Response:
     return JSONResponse(answer.whole(ended))
 
 
-async def _prompt(model: Model, body: ChatBody) -> TextPrompt:
-    """
-    Raises:
-        InvalidRequest: the model has no chat template, or its template refuses the messages.
-    """
-    if model.chat_template is None:
-        raise InvalidRequest(
-            f"{model.id} has no chat template: it continues texts. Use /v1/completions.",
-            code="chat_unsupported",
-            param="model",
-        )
-    messages = body.template_messages()
-    text = await asyncio.to_thread(model.chat_template.render, messages)
-    return TextPrompt(text, add_special_tokens=False)
-
-
 class _Answer:
     """The answer of some jobs: the choices of one request."""
 
-    def __init__(self, model: Model, jobs: Sequence[Job], *, with_logprobs: bool) -> None:
-        self._model = model
+    def __init__(
+        self, prepared: PreparedChat, jobs: Sequence[Job], *, with_logprobs: bool
+    ) -> None:
+        self._model = prepared.model
+        self._readers = [prepared.reader(job.request_id) for job in jobs]
         self._jobs = jobs
         self._with_logprobs = with_logprobs
         self._id = f"chatcmpl-{jobs[0].request_id.removeprefix('req_')}"
@@ -93,19 +84,25 @@ class _Answer:
         outcomes = answers.outcomes_of(ended)
         return {
             **self._head("chat.completion", answers.fingerprint(outcomes)),
-            "choices": [
-                {
-                    "index": number,
-                    "message": {"role": "assistant", "content": each.text, "refusal": None},
-                    "logprobs": self._logprobs(each.tokens),
-                    "finish_reason": answers.finish_reason(each.outcome),
-                }
-                for number, each in enumerate(ended)
-            ],
+            "choices": [self._choice(number, each) for number, each in enumerate(ended)],
             "usage": answers.usage(outcomes),
             "service_tier": "default",
             "jobs": answers.job_facts((each.job, each.outcome) for each in ended),
         }
+
+    def _choice(self, number: int, ended: EndedJob) -> dict[str, Any]:
+        reader = self._readers[number]
+        reader.feed(ended.text)
+        reader.finish()
+        return {
+            "index": number,
+            "message": chat_answers.message(reader.answer),
+            "logprobs": self._logprobs(ended.tokens),
+            "finish_reason": self._finish_reason(number, ended.outcome),
+        }
+
+    def _finish_reason(self, number: int, outcome: JobOutcome) -> str:
+        return chat_answers.finish_reason(answers.finish_reason(outcome), self._readers[number].answer)
 
     async def events(self, services: Services, *, with_usage: bool) -> AsyncIterator[bytes]:
         """Chunks, the last of which has the usage if that is wanted."""
@@ -115,14 +112,15 @@ class _Answer:
             yield data(self._chunk(number, {"role": "assistant", "content": ""}) | rest)
         async for piece in follow(services, self._jobs):
             for token in piece.tokens:
-                if token.text or self._with_logprobs:
-                    delta = {"content": token.text}
-                    logprobs = self._logprobs([token])
-                    yield data(self._chunk(piece.number, delta, logprobs=logprobs) | rest)
+                for chunk in self._token_chunks(piece.number, token):
+                    yield data(chunk | rest)
             if piece.outcome is not None:
                 outcomes[piece.number] = piece.outcome
+                for delta in self._readers[piece.number].finish():
+                    yield data(self._chunk(piece.number, chat_answers.chunk_delta(delta)) | rest)
+                reason = self._finish_reason(piece.number, piece.outcome)
                 yield data(
-                    self._chunk(piece.number, {}, reason=answers.finish_reason(piece.outcome))
+                    self._chunk(piece.number, {}, reason=reason)
                     | {"system_fingerprint": answers.fingerprint([piece.outcome])}
                     | rest
                 )
@@ -133,6 +131,16 @@ class _Answer:
                 | {"choices": [], "usage": answers.usage(ordered)}
                 | {"jobs": answers.job_facts(zip(self._jobs, ordered, strict=True))}
             )
+
+    def _token_chunks(self, number: int, token: TokenEntry) -> Iterator[dict[str, Any]]:
+        """What a token shows, and its log-probability, though it may show nothing yet."""
+        deltas = [chat_answers.chunk_delta(delta) for delta in self._readers[number].feed(token.text)]
+        logprobs = self._logprobs([token])
+        if logprobs is not None and not deltas:
+            deltas = [{}]
+        for delta in deltas:
+            yield self._chunk(number, delta, logprobs=logprobs)
+            logprobs = None
 
     def _head(self, kind: str, fingerprint: str | None = None) -> dict[str, Any]:
         return {
@@ -159,5 +167,5 @@ class _Answer:
         }
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
-    def _logprobs(self, tokens: Sequence[Any]) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[TokenEntry]) -> dict[str, Any] | None:
         return answers.chat_logprobs(self._model.tokenizer, tokens) if self._with_logprobs else None

@@ -7,7 +7,8 @@ from pydantic import Field
 from api.schemas.openai.fields import Ignored, MaxTokens, Unserved
 from api.schemas.openai.messages import MAX_MESSAGES, ChatMessage
 from api.schemas.openai.sampling import SamplingBody
-from api.schemas.openai.tools import ResponseFormat, ToolChoice, Tools
+from api.schemas.openai.tools import ResponseFormat, ToolChoice, Tools, plain
+from market.chat.preparation import Chat
 from market.errors import InvalidRequest
 from mesh.wire.limits import MAX_TOP_LOGPROBS
 
@@ -56,10 +57,19 @@ class ChatBody(SamplingBody):
             )
         return None
 
-    def template_messages(self) -> list[dict[str, Any]]:
-        """The messages as chat templates read them.
+    def chat(self) -> Chat:
+        """What it says of the chat.
 
         Raises:
             InvalidRequest: see :meth:`api.schemas.openai.messages.ChatMessage.for_template`.
         """
-        return [message.for_template(number) for number, message in enumerate(self.messages)]
+        return Chat(
+            messages=[
+                message.for_template(f"messages[{number}]")
+                for number, message in enumerate(self.messages)
+            ],
+            tools=[plain(tool) for tool in self.tools or ()],
+            tool_choice=plain(self.tool_choice),
+            parallel=self.parallel_tool_calls is not False,
+            response_format=plain(self.response_format),
+        )

@@ -98,21 +98,21 @@ class ChatMessage(Lenient):
     """Of a tool's message: the call that it answers."""
     reasoning_content: str | None = None
 
-    def for_template(self, number: int) -> dict[str, Any]:
+    def for_template(self, where: str) -> dict[str, Any]:
         """The message as chat templates read it: `developer` is `system` there, and a call's
         arguments are an object.
 
         Args:
-            number: Of the message, for an error.
+            where: The message is, for an error: ``messages[0]``.
 
         Raises:
             InvalidRequest: arguments that are no JSON object, or a message without anything in it.
         """
         if self.content is None and not self.tool_calls:
             raise InvalidRequest(
-                f"messages[{number}].content: There is neither text nor a tool call in it.",
-                code="messages_missing",
-                param=f"messages[{number}].content",
+                f"{where}.content: There is neither text nor a tool call in it.",
+                code="content_missing",
+                param=f"{where}.content",
             )
         message: dict[str, Any] = {
             "role": "system" if self.role == "developer" else self.role,
@@ -128,9 +128,9 @@ class ChatMessage(Lenient):
                     "type": call.type,
                     "function": {
                         "name": call.function.name,
-                        "arguments": _arguments(
+                        "arguments": parsed_arguments(
                             call.function.arguments,
-                            f"messages[{number}].tool_calls[{index}].function.arguments",
+                            f"{where}.tool_calls[{index}].function.arguments",
                         ),
                     },
                 }
@@ -139,7 +139,16 @@ class ChatMessage(Lenient):
         return message
 
 
-def _arguments(text: str, where: str) -> dict[str, Any]:
+def parsed_arguments(text: str, where: str) -> dict[str, Any]:
+    """A call's arguments as chat templates read them.
+
+    Args:
+        text: JSON, or nothing for none.
+        where: Of the field, for an error.
+
+    Raises:
+        InvalidRequest: it is no JSON object.
+    """
     try:
         arguments = json_text.loads(text) if text.strip() else {}
     except (ValueError, json.JSONDecodeError):
@@ -147,7 +156,7 @@ def _arguments(text: str, where: str) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise InvalidRequest(
             f"{where}: This has to be a JSON object, as text.",
-            code="messages_malformed",
+            code="arguments_malformed",
             param=where,
         )
     return arguments

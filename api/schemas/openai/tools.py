@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
 from api.schemas.openai.messages import Lenient
 
@@ -64,3 +64,10 @@ class JsonSchemaResponseFormat(Lenient):
 ResponseFormat = Annotated[
     TextFormat | JsonObjectFormat | JsonSchemaResponseFormat, Field(discriminator="type")
 ]
+
+
+def plain(part: Any) -> Any:
+    """A part of a request as JSON has it."""
+    if isinstance(part, BaseModel):
+        return part.model_dump(by_alias=True, exclude_none=True)
+    return part

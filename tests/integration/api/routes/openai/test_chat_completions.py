@@ -157,7 +157,7 @@ async def test_parameters_reach_the_edge(gateway: Gateway, client: openai.AsyncO
             "messages[0].content",
             "messages_unserved",
         ),
-        ({"messages": [{"role": "user"}]}, "messages[0].content", "messages_missing"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "content_missing"),
     ],
 )
 async def test_what_is_not_served_is_refused_by_name(
