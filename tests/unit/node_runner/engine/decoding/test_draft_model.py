@@ -102,7 +102,7 @@ def test_a_long_prompt_is_read_in_chunks(
 
 def test_kv_is_bounded_and_freed(twin: SpanModel) -> None:
     model = DraftModel(twin, positions=64)
-    requests = [DraftRequest(f"{number}", PROMPTS[0], 3, 32, GREEDY) for number in range(3)]
+    requests = [DraftRequest(f"{number}", PROMPTS[0], 3, 32, GREEDY, None) for number in range(3)]
     assert [len(draft) for draft in model.draft(requests)] == [3, 3, 0]
     model.close("0")
     assert [len(draft) for draft in model.draft(requests[1:])] == [3, 3]
