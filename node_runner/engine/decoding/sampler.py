@@ -66,28 +66,49 @@ def _draw(
     one before has left; of equally likely tokens, top-k keeps all or none, and top-p the first.
     """
     temperature = _column([own.temperature for own in params], scores)
-    top_p = _column([own.top_p for own in params], scores)
     draw = _column(draws, scores)
     ranked, tokens = scores.sort(dim=-1, descending=True, stable=True)
-    if any(own.top_k for own in params):
-        last = [min(own.top_k or scores.shape[-1], scores.shape[-1]) - 1 for own in params]
-        least = ranked.gather(1, on_device(last, scores.device)[:, None])
-        ranked = ranked.masked_fill(ranked < least, float("-inf"))
-    scaled = ranked.double() / temperature.clamp(min=MIN_TEMPERATURE)
+    scaled = ranked.double().div_(temperature.clamp(min=MIN_TEMPERATURE))
     probabilities = torch.softmax(scaled, dim=-1)
-    # The nucleus (Holtzman et al. 2020): the fewest tokens that together reach top_p; the first is
-    # always in it.
-    before = probabilities.cumsum(dim=-1) - probabilities
-    kept = probabilities.masked_fill(before >= top_p, 0.0)
-    if any(own.min_p for own in params):
-        min_p = _column([own.min_p for own in params], scores)
-        kept = kept.masked_fill(probabilities < min_p * probabilities[:, :1], 0.0)
-    reached = kept.cumsum(dim=-1)
-    ranks = torch.searchsorted(reached, draw * reached[:, -1:], right=True)
+    reached = probabilities.cumsum(dim=-1)
+    kept = _kept(ranked, probabilities, reached, params)
+    last = kept - 1
+    ranks = torch.searchsorted(reached, draw * reached.gather(1, last), right=True)
     # A GPU's sums may not ascend by their last bit: no rank is behind those kept for that.
-    ranks = ranks.minimum(kept.count_nonzero(dim=-1)[:, None] - 1)
-    chosen: list[int] = tokens.gather(1, ranks)[:, 0].tolist()
+    chosen: list[int] = tokens.gather(1, ranks.minimum(last))[:, 0].tolist()
     return chosen
+
+
+def _kept(
+    ranked: torch.Tensor,
+    probabilities: torch.Tensor,
+    reached: torch.Tensor,
+    params: Sequence[SamplingParams],
+) -> torch.Tensor:
+    """How many of the first ranks may be drawn, ``[rows, 1]``: one at least.
+
+    Args:
+        ranked: Scores in falling order, ``[rows, vocab]``.
+        probabilities: Of the ranks, float64.
+        reached: Their sums up to each rank.
+        params: By row.
+    """
+    least_sum = _column([own.top_p for own in params], ranked)
+    kept = None
+    if any(own.top_k for own in params):
+        vocab_size = ranked.shape[-1]
+        top_k = [min(own.top_k or vocab_size, vocab_size) for own in params]
+        last = on_device([count - 1 for count in top_k], ranked.device)[:, None]
+        kept = (ranked >= ranked.gather(1, last)).sum(dim=-1, keepdim=True)
+        whole = reached.gather(1, kept - 1).where(kept < vocab_size, 1.0)
+        least_sum = least_sum * whole
+    # The nucleus (Holtzman et al. 2020): the fewest tokens that together reach top_p.
+    nucleus = torch.searchsorted(reached - probabilities, least_sum)
+    kept = nucleus if kept is None else kept.minimum(nucleus)
+    if any(own.min_p for own in params):
+        least = _column([own.min_p for own in params], ranked) * probabilities[:, :1]
+        kept = kept.minimum((probabilities >= least).sum(dim=-1, keepdim=True))
+    return kept.clamp(min=1)
 
 
 def uniform(seed: int, position: int) -> float:
