@@ -55,6 +55,12 @@ MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024
 """Token ids whose logits one request may change: OpenAI's clients send 300 at most."""
 
+MAX_LOGIT_BIAS = 100.0
+"""What a request may add to a logit, or take from it, at most: OpenAI's."""
+
+MAX_PENALTY = 2.0
+"""Of a frequency or presence penalty, or of a reward by it: OpenAI's."""
+
 MAX_GRAMMAR = 2**17
 """Characters of a generation's grammar."""
 

@@ -4,7 +4,16 @@ import math
 import time
 
 from mesh.wire import Ended, Open, OpenEdge, PrefixCached, PrefixReused, Prompt, SamplingParams
-from mesh.wire.limits import MAX_LAYERS, MAX_STOP_TEXT, MAX_STOP_TEXTS
+from mesh.wire.limits import (
+    MAX_GRAMMAR,
+    MAX_LAYERS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGIT_BIASES,
+    MAX_PENALTY,
+    MAX_STOP_TEXT,
+    MAX_STOP_TEXTS,
+    MAX_TOP_LOGPROBS,
+)
 from mesh.wire.refusal_codes import INVALID_REQUEST
 from node_runner.engine.attention.kv_cache import KVCache
 from node_runner.engine.attention.prefix_cache import PrefixCache
@@ -149,14 +158,25 @@ def _is_valid_prompt(prompt: Prompt, capacity: int, span: SpanModel) -> bool:
         and highest < span.vocab_size
         and prompt.max_tokens >= max(1, len(prompt.generated))
         and len(prompt.token_ids) + prompt.max_tokens <= capacity
-        and _is_valid_sampling(prompt.sampling)
+        and _is_valid_sampling(prompt.sampling, span.vocab_size)
     )
 
 
-def _is_valid_sampling(params: SamplingParams) -> bool:
+def _is_valid_sampling(params: SamplingParams, vocab_size: int) -> bool:
+    """Whether a token can be drawn as asked. More than the vocabulary has as ``top_k`` is all."""
     return (
         0 <= params.temperature < math.inf
         and 0 < params.top_p <= 1
+        and params.top_k >= 0
+        and 0 <= params.min_p <= 1
+        and (params.repetition_penalty is None or 0 < params.repetition_penalty < math.inf)
+        and abs(params.frequency_penalty) <= MAX_PENALTY
+        and abs(params.presence_penalty) <= MAX_PENALTY
+        and len(params.logit_bias) <= MAX_LOGIT_BIASES
+        and all(0 <= token < vocab_size for token in params.logit_bias)
+        and all(abs(bias) <= MAX_LOGIT_BIAS for bias in params.logit_bias.values())
+        and (params.logprobs is None or 0 <= params.logprobs <= MAX_TOP_LOGPROBS)
+        and len(params.grammar) <= MAX_GRAMMAR
         and len(params.stop) <= MAX_STOP_TEXTS
         and all(len(text) <= MAX_STOP_TEXT for text in params.stop)
     )

@@ -17,6 +17,7 @@ from mesh.wire.limits import MAX_TOKEN_TEXT
 from node_runner.engine.decoding.detokenizer import Detokenizer
 from node_runner.engine.decoding.draft_model import DraftModel, DraftRequest
 from node_runner.engine.decoding.logits_processor import Continuation, LogitsProcessor
+from node_runner.engine.decoding.logprobs import packed_logprobs
 from node_runner.engine.decoding.sampler import NOT_FINITE, sample
 from node_runner.engine.decoding.speculation import PromptLookup, SpeculationPolicy
 from node_runner.engine.device.isolation import each_isolated, isolated
@@ -26,6 +27,16 @@ from node_runner.engine.scheduler import PREFILL_CHUNK
 
 _Returned = tuple[Generation, Decoding, torch.Tensor]
 """A generation, and the hidden states ``[rows, hidden]`` from which its next tokens are sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """After each row, a token id or :data:`NOT_FINITE`, and its packed log-probabilities."""
+
+    generation: Generation
+    decoding: Decoding
+    tokens: list[int]
+    logprobs: list[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +70,11 @@ class Edge:
         fail: FailGeneration,
     ) -> None:
         self._span = span
-        self._processor = _processor(span)
+        self._processor = (
+            LogitsProcessor(span.generation_config, vocab_size=span.vocab_size, device=span.device)
+            if span.edge
+            else None
+        )
         self._fail = fail
         self._speculate = speculate
         self.draft_model = draft_model
@@ -99,7 +114,8 @@ class Edge:
             max_tokens=prompt.max_tokens,
             sampling_params=prompt.sampling,
             detokenizer=detokenizer,
-            history=self._processor and self._processor.history(),
+            history=self._processor
+            and self._processor.history(prompt.sampling, len(prompt.token_ids)),
             stopped=stopped,
             prompt_lookup=PromptLookup(),
             speculation=SpeculationPolicy(),
@@ -132,32 +148,29 @@ class Edge:
         chosen = isolated(self._choose, returned, lambda item, error: self._fail(item[0], error))
         return each_isolated(self._accept, chosen, lambda item, error: self._fail(item[0], error))
 
-    def _choose(
-        self, returned: Sequence[_Returned]
-    ) -> list[tuple[Generation, Decoding, list[int]]]:
-        """A token id after each row, or :data:`NOT_FINITE`."""
+    def _choose(self, returned: Sequence[_Returned]) -> list[_Chosen]:
+        """A token after each row of hidden states."""
         logits = self._span.logits(torch.cat([hidden for _, _, hidden in returned]))
-        sampled = sample(
-            logits,
-            [decoding.sampling_params for _, decoding, hidden in returned for _ in hidden],
-            [
-                len(decoding.tokens) + row
-                for _, decoding, hidden in returned
-                for row in range(len(hidden))
-            ],
-            process=self._processor and partial(self._process, returned, self._processor),
-        )
+        params = [decoding.sampling_params for _, decoding, hidden in returned for _ in hidden]
+        positions = [
+            len(decoding.tokens) + row
+            for _, decoding, hidden in returned
+            for row in range(len(hidden))
+        ]
+        sampled = sample(logits, params, positions, process=partial(self._process, returned))
+        logprobs = packed_logprobs(logits, sampled, params)
         chosen, at = [], 0
         for generation, decoding, hidden in returned:
-            chosen.append((generation, decoding, sampled[at : at + len(hidden)]))
+            rows = slice(at, at + len(hidden))
+            chosen.append(_Chosen(generation, decoding, sampled[rows], logprobs[rows]))
             at += len(hidden)
         return chosen
 
-    @staticmethod
-    def _process(
-        returned: Sequence[_Returned], processor: LogitsProcessor, logits: torch.Tensor
-    ) -> torch.Tensor:
-        """Logits as the checkpoint's generation settings change them."""
+    def _process(self, returned: Sequence[_Returned], logits: torch.Tensor) -> torch.Tensor:
+        """Logits as requests and the checkpoint's generation settings change them; the given ones
+        where nobody asks for that."""
+        if self._processor is None or all(decoding.history is None for _, decoding, _ in returned):
+            return logits
         texts = [
             Continuation(
                 decoding.tokens,
@@ -167,9 +180,8 @@ class Edge:
                 decoding.history,
             )
             for _, decoding, _ in returned
-            if decoding.history is not None
         ]
-        return processor.process(logits, texts)
+        return self._processor.process(logits, texts)
 
     def next_inputs(self, generations: Iterable[Generation]) -> list[WorkItem]:
         """The next tokens of each generation that has any: a chunk of its prompt, or the token that
@@ -228,6 +240,7 @@ class Edge:
             count,
             item.generation.stage_assignment.capacity,
             decoding.sampling_params,
+            decoding.history and decoding.history.penalties,
         )
         return item.generation, decoding, request
 
@@ -239,13 +252,13 @@ class Edge:
                 decoding.draft_tokens = draft
         return []
 
-    def _accept(self, chosen: tuple[Generation, Decoding, list[int]]) -> Sampled:
+    def _accept(self, chosen: _Chosen) -> Sampled:
         """The sampled tokens, up to the first that differs from its draft token."""
-        generation, decoding, sampled = chosen
+        generation, decoding = chosen.generation, chosen.decoding
         drafts = decoding.draft_tokens
         tokens: list[Token] = []
         reason, finite = None, True
-        for row, token_id in enumerate(sampled):
+        for row, token_id in enumerate(chosen.tokens):
             if token_id == NOT_FINITE:
                 finite = False
                 break
@@ -256,10 +269,13 @@ class Edge:
             if stopped or decoding.generated >= decoding.max_tokens:
                 reason = "stop" if stopped else "length"
                 text = (text + decoding.detokenizer.flush())[:MAX_TOKEN_TEXT]
-            tokens.append(Token(generation.request_id, generation.epoch, index, token_id, text))
+            about = (generation.request_id, generation.epoch)
+            tokens.append(Token(*about, index, token_id, text, chosen.logprobs[row]))
             if reason or row == len(drafts) or token_id != drafts[row]:
                 break
-        accepted = max(0, len(tokens) - 1)
+        accepted = sum(
+            token.token_id == draft for token, draft in zip(tokens, drafts, strict=False)
+        )
         decoding.accepted_drafts += accepted
         decoding.rejected_drafts += len(drafts) - accepted
         drafted, accepted_before = self._draft_counts
@@ -282,13 +298,6 @@ class Edge:
                 decoding.rejected_drafts,
             )
         return Sampled(generation, tokens, ended, finite)
-
-
-def _processor(span: SpanModel) -> LogitsProcessor | None:
-    """Of the model's generation settings; none where they change no logits."""
-    if not span.edge or not span.generation_config.changes_logits:
-        return None
-    return LogitsProcessor(span.generation_config, vocab_size=span.vocab_size, device=span.device)
 
 
 def _next_input(generation: Generation) -> WorkItem:

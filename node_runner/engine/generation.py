@@ -25,8 +25,8 @@ class Decoding:
     sampling_params: wire.SamplingParams
     detokenizer: Detokenizer
     history: TokenHistory | None
-    """What the checkpoint's generation settings look up in the tokens; none if they look up
-    nothing."""
+    """What request and checkpoint look up in the tokens before one is chosen; none if nothing
+    changes the logits."""
     stopped: bool
     """Whether the tokens of earlier epochs end with a stop string or an end token."""
     prompt_lookup: PromptLookup

@@ -1,11 +1,13 @@
 """A small model on the edge that drafts tokens ahead of the pipeline (speculative decoding).
 
-Drafts are sampled with the draws (seed and position) of the tokens that they stand for: where both
-models give the same probabilities they choose the same tokens, at any temperature.
+Drafts are sampled with the draws (seed and position) of the tokens that they stand for, after the
+penalties of their requests: where both models give the same probabilities they choose the same
+tokens, at any temperature. The checkpoint's other generation settings are left to verification.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mesh.errors import UnsupportedModel
@@ -13,6 +15,7 @@ from mesh.wire import SamplingParams
 from node_runner.engine.attention.interface import Segment
 from node_runner.engine.attention.kv_cache import KVBlockPool, KVCache
 from node_runner.engine.attention.ragged_batch import RaggedBatch
+from node_runner.engine.decoding.penalties import PenalizedRow, Penalties, penalize
 from node_runner.engine.decoding.sampler import NOT_FINITE, sample
 from node_runner.engine.device.tensors import on_device
 from node_runner.engine.model.span_checkpoint import prepare_span
@@ -32,6 +35,7 @@ class DraftRequest:
         count: Tokens to draft at most.
         capacity: Tokens that its text has at most, when it ends.
         sampling_params: How its tokens are sampled.
+        penalties: What its request has taken from logits and added to them, if anything.
     """
 
     request_id: str
@@ -39,6 +43,7 @@ class DraftRequest:
     count: int
     capacity: int
     sampling_params: SamplingParams
+    penalties: Penalties | None
 
 
 def load_draft_span(
@@ -142,6 +147,13 @@ class DraftModel:
             self._span.logits(output[last]),
             [request.sampling_params for request, _ in unfinished],
             lengths,
+            process=partial(
+                penalize,
+                rows=[
+                    PenalizedRow(request.penalties, request.tokens, draft)
+                    for request, draft in unfinished
+                ],
+            ),
         )
         wanting = []
         for (request, draft), cache, length, token in zip(

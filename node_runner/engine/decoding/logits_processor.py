@@ -1,17 +1,26 @@
-"""What a checkpoint's generation settings do to logits, before a token is chosen from them.
+"""What requests and a checkpoint's generation settings do to logits, before a token is chosen.
 
-Each setting does what transformers' processor of that name does (`generation/logits_process.py`),
-in the order in which `generate` applies them. A row depends on its own text alone, and a draft
-token's row on the draft tokens before it, so that tokens are those without speculation.
+A request's penalties and biases come first (:mod:`node_runner.engine.decoding.penalties`), so that
+what a setting forbids stays forbidden. Each setting does what transformers' processor of that name
+does (`generation/logits_process.py`), in the order in which `generate` applies them. A row depends
+on its own text alone, and a draft token's row on the draft tokens before it, so that tokens are
+those without speculation.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from mesh.model.generation_config import GenerationConfig
+from mesh.wire import SamplingParams
+from node_runner.engine.decoding.penalties import (
+    PenalizedRow,
+    Penalties,
+    penalize,
+    penalties_of,
+)
 from node_runner.engine.device.tensors import on_device
 
 BANNED = float("-inf")
@@ -22,8 +31,8 @@ class TokenHistory:
     """What is looked up in a generation's tokens, by the first ``indexed`` of them. It is made of
     the tokens alone, so a generation that continues elsewhere has the same one."""
 
-    seen: torch.Tensor | None
-    """Whether each token stood in the text, ``[vocab]``; none if nothing is penalized for it."""
+    penalties: Penalties | None
+    """What its request has taken from logits and added to them; none if that is nothing."""
     followers: defaultdict[tuple[int, ...], set[int]] = field(
         default_factory=lambda: defaultdict(set)
     )
@@ -34,13 +43,14 @@ class TokenHistory:
 @dataclass(frozen=True, slots=True)
 class Continuation:
     """A text and the rows of logits after it: one after its last token, and one after each draft
-    token. ``max_length``: of the text when it ends, in tokens."""
+    token. ``max_length``: of the text when it ends, in tokens. ``history``: none if neither request
+    nor checkpoint changes its logits."""
 
     tokens: Sequence[int]
     draft_tokens: Sequence[int]
     prompt_length: int
     max_length: int
-    history: TokenHistory
+    history: TokenHistory | None
 
     def rows(self) -> Iterator[list[int]]:
         """For each row, the draft tokens before it."""
@@ -62,9 +72,14 @@ class _Row:
         before = count - len(self.drafts)
         return (*self.text.tokens[-before:], *self.drafts)
 
+    def penalized(self) -> PenalizedRow:
+        """The row as penalties see it."""
+        history = self.text.history
+        return PenalizedRow(history and history.penalties, self.text.tokens, self.drafts)
+
 
 class LogitsProcessor:
-    """Applies the settings of one model to the logits of many generations.
+    """Applies requests and the settings of one model to the logits of many generations.
 
     Args:
         settings: The checkpoint's.
@@ -76,6 +91,7 @@ class LogitsProcessor:
         self, settings: GenerationConfig, *, vocab_size: int, device: torch.device
     ) -> None:
         self._settings = settings
+        self._restricts = replace(settings, repetition_penalty=1.0).changes_logits
         self._vocab_size = vocab_size
         self._device = device
         words = settings.bad_words_ids
@@ -91,26 +107,40 @@ class LogitsProcessor:
         self._suppressed = self._ids(settings.suppress_tokens)
         self._suppressed_at_begin = self._ids(settings.begin_suppress_tokens)
 
-    def history(self) -> TokenHistory:
-        """Of a generation that begins, or continues, here."""
-        if self._settings.repetition_penalty == 1:
-            return TokenHistory(seen=None)
-        seen = torch.zeros(self._vocab_size, dtype=torch.bool, device=self._device)
-        return TokenHistory(seen)
+    def history(self, params: SamplingParams, prompt_length: int) -> TokenHistory | None:
+        """Of a generation that begins, or continues, here; none if its logits stay as they are."""
+        penalties = penalties_of(
+            params,
+            prompt_length=prompt_length,
+            repetition=self._settings.repetition_penalty,
+            vocab_size=self._vocab_size,
+            device=self._device,
+        )
+        return TokenHistory(penalties) if self._restricts or penalties is not None else None
 
     def process(self, logits: torch.Tensor, texts: Sequence[Continuation]) -> torch.Tensor:
         """Logits ``[rows, vocab]``, float32, as they are to be sampled from: what must not be
-        chosen is minus infinity. The histories grow by the texts' new tokens.
+        chosen is minus infinity. The given ones if nothing changes them. The histories grow by the
+        texts' new tokens.
 
         Args:
             logits: After each row of each text.
             texts: In the rows' order.
         """
-        rows = []
+        rows = [
+            _Row(text, drafts, len(text.tokens) + len(drafts))
+            for text in texts
+            for drafts in text.rows()
+        ]
+        scores = penalize(logits, [row.penalized() for row in rows])
+        if not self._restricts:
+            return scores
         for text in texts:
             self._index(text)
-            rows += [_Row(text, drafts, len(text.tokens) + len(drafts)) for drafts in text.rows()]
-        scores = self._penalized(logits.clone(), rows)
+        return self._restricted(logits.clone() if scores is logits else scores, rows)
+
+    def _restricted(self, scores: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
+        """As the checkpoint's other settings have it."""
         if self._bad_tokens is not None:
             scores[:, self._bad_tokens] = BANNED
         _ban(scores, [[*self._repeating(row), *self._completing(row)] for row in rows])
@@ -131,34 +161,20 @@ class LogitsProcessor:
 
     def _index(self, text: Continuation) -> None:
         history, size = text.history, self._settings.no_repeat_ngram_size
-        if history.seen is not None and history.indexed < len(text.tokens):
-            history.seen[on_device(list(text.tokens[history.indexed :]), self._device)] = True
-        if size:
-            for end in range(max(history.indexed, size - 1), len(text.tokens)):
-                prefix = tuple(text.tokens[end - size + 1 : end])
-                history.followers[prefix].add(text.tokens[end])
+        if history is None or not size:
+            return
+        for end in range(max(history.indexed, size - 1), len(text.tokens)):
+            prefix = tuple(text.tokens[end - size + 1 : end])
+            history.followers[prefix].add(text.tokens[end])
         history.indexed = len(text.tokens)
-
-    def _penalized(self, scores: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
-        """Keskar et al. 2019: less for tokens that stood in the text."""
-        penalty = self._settings.repetition_penalty
-        if penalty == 1:
-            return scores
-        histories = (row.text.history for row in rows)
-        seen = torch.stack([history.seen for history in histories if history.seen is not None])
-        drafted = [(at, token) for at, row in enumerate(rows) for token in row.drafts]
-        if drafted:
-            at, token = on_device([list(pair) for pair in drafted], self._device).T
-            seen[at, token] = True
-        return scores.where(~seen, torch.where(scores < 0, scores * penalty, scores / penalty))
 
     def _repeating(self, row: _Row) -> set[int]:
         """Tokens that would make an n-gram stand in the text twice."""
-        size = self._settings.no_repeat_ngram_size
-        if not size or row.length < size - 1:
+        size, history = self._settings.no_repeat_ngram_size, row.text.history
+        if not size or row.length < size - 1 or history is None:
             return set()
         prefix = row.last(size - 1)
-        found = row.text.history.followers.get(prefix, set())
+        found = history.followers.get(prefix, set())
         tail = row.last(len(row.drafts) + size - 1)
         drafted = {
             tail[end]

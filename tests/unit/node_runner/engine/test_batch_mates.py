@@ -1,5 +1,6 @@
 """In 16 bits a text has the same tokens whoever runs beside, however it was interrupted."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 
 from mesh.prefix_hashes import BLOCK_TOKENS, prefix_hashes
 from mesh.wire import SamplingParams
+from mesh.wire.logprobs import unpack_logprobs
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.pipeline import GREEDY, Pipeline
 from tests.support.engine.prompts import PROMPTS, encoded
+from tests.support.engine.sampling import ALL_PARAMS
 from tests.support.some_slow import some_slow
 
 CUTS = [0, 3, 6]
@@ -63,6 +66,39 @@ def test_tokens_are_the_same_whoever_runs_beside(
     assert texts(plain, few, temperature, at_once=len(few), tokens=24) == alone
     drafted = Pipeline.cut(DEMO_MODEL, CUTS, cache, dtype=dtype, speculate=True)
     assert texts(drafted, few, temperature, at_once=len(few), tokens=24) == alone
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_tokens_are_the_same_whatever_others_ask_for(
+    dtype: torch.dtype, speculate: bool, cache: Path, prompts: list[list[int]]
+) -> None:
+    """And their log-probabilities, to the last bit."""
+    hows = [
+        GREEDY,
+        ALL_PARAMS,
+        replace(ALL_PARAMS, temperature=0.0, repetition_penalty=None, logprobs=20),
+        replace(ALL_PARAMS, seed=8, logprobs=None, logit_bias={}, top_k=3),
+        sampling(0.7, 4),
+    ]
+    few = [prompts[number] for number in FEW]
+
+    def tokens(together: bool) -> list[list[tuple[int, bytes]]]:
+        pipeline = Pipeline.cut(DEMO_MODEL, CUTS, cache, dtype=dtype, speculate=speculate)
+        for number, (prompt, how) in enumerate(zip(few, hows, strict=True)):
+            pipeline.open(str(number), prompt, max_tokens=24, sampling=how)
+            if not together:
+                pipeline.run()
+        pipeline.run()
+        return [
+            [(token.token_id, token.logprobs) for token in pipeline.written[str(number)]]
+            for number in range(len(few))
+        ]
+
+    alone = tokens(together=False)
+    assert tokens(together=True) == alone
+    for how, written in zip(hows, alone, strict=True):
+        reported = {len(unpack_logprobs(logprobs)) for _, logprobs in written}
+        assert reported == {0 if how.logprobs is None else 1 + how.logprobs}
 
 
 @pytest.mark.long

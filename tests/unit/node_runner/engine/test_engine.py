@@ -1,5 +1,6 @@
 """The engine gives transformers' own tokens, whatever the cut and whatever else is in the batch."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mesh.wire import SamplingParams
+from mesh.wire.logprobs import unpack_logprobs
 from node_runner.engine.engine import Engine
 from node_runner.outputs import NodeMessage
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.pipeline import GREEDY, KV_BUDGET, Pipeline, load_span, one_step
 from tests.support.engine.prompts import PROMPTS, encoded
+from tests.support.engine.sampling import ALL_PARAMS
 
 CUTS = {1: [0, 6], 2: [0, 3, 6], 3: [0, 2, 4, 6], 6: [0, 1, 2, 3, 4, 5, 6]}
 NEW_TOKENS = 64
@@ -107,6 +110,62 @@ def test_another_seed_gives_another_text(cache: Path, prompts: list[list[int]]) 
         pipeline.open(f"{seed}", prompts[0], max_tokens=20, sampling=sampling)
     pipeline.run()
     assert len({tuple(pipeline.tokens(f"{seed}")) for seed in range(4)}) == 4
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_tokens_do_not_depend_on_what_others_ask_for(
+    cache: Path, prompts: list[list[int]], speculate: bool
+) -> None:
+    """Nor do their log-probabilities, but for the last bits of float32."""
+    hows = [
+        GREEDY,
+        ALL_PARAMS,
+        replace(ALL_PARAMS, temperature=0.0, repetition_penalty=None, logprobs=0),
+        replace(ALL_PARAMS, seed=8, logprobs=None, logit_bias={}, top_k=3),
+    ]
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache, speculate=speculate)
+    asked = [*enumerate(zip(prompts, hows, strict=False))]
+    for number, (prompt, how) in asked:
+        pipeline.open(f"alone {number}", prompt, max_tokens=32, sampling=how)
+        pipeline.run()
+    for number, (prompt, how) in asked:
+        pipeline.open(f"beside {number}", prompt, max_tokens=32, sampling=how)
+    pipeline.run()
+    for number, (_, how) in asked:
+        alone, beside = pipeline.written[f"alone {number}"], pipeline.written[f"beside {number}"]
+        assert [token.token_id for token in beside] == [token.token_id for token in alone]
+        for one, other in zip(alone, beside, strict=True):
+            first, second = unpack_logprobs(one.logprobs), unpack_logprobs(other.logprobs)
+            assert len(first) == (0 if how.logprobs is None else 1 + how.logprobs)
+            assert [entry.token_id for entry in first] == [entry.token_id for entry in second]
+            values = [entry.logprob for entry in second]
+            assert [entry.logprob for entry in first] == pytest.approx(values, abs=1e-4)
+
+
+@torch.inference_mode()
+def test_log_probabilities_are_those_of_transformers(cache: Path, prompts: list[list[int]]) -> None:
+    """Of the model itself, whatever penalties and temperature make of them; of accepted draft
+    tokens, too."""
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    prompt = [0, *[300, 301, 302, 303, 304, 305, 306] * 12]
+    pipeline = Pipeline.cut(DEMO_MODEL, CUTS[2], cache)
+    pipeline.open("job", prompt, max_tokens=80, sampling=ALL_PARAMS)
+    pipeline.open("greedy", prompt, max_tokens=80, sampling=replace(GREEDY, logprobs=1))
+    pipeline.run()
+    assert pipeline.ended["greedy"].accepted_drafts > 0
+    for job in ("job", "greedy"):
+        tokens = pipeline.tokens(job)
+        logits = model(torch.tensor([prompt + tokens])).logits[0]
+        logprobs = logits[len(prompt) - 1 : -1].log_softmax(dim=-1)
+        for token, expected in zip(pipeline.written[job], logprobs, strict=True):
+            first, *likeliest = unpack_logprobs(token.logprobs)
+            assert first.token_id == token.token_id
+            assert first.logprob == pytest.approx(float(expected[first.token_id]), abs=1e-3)
+            top = expected.topk(len(likeliest))
+            values = [entry.logprob for entry in likeliest]
+            assert values == pytest.approx(top.values.tolist(), abs=1e-3)
+            if job == "greedy":
+                assert first == likeliest[0]
 
 
 @pytest.mark.parametrize("so_far", [1, 10, 63])

@@ -13,6 +13,7 @@ from node_runner.engine.scheduler import PREFILL_CHUNK
 from node_runner.outputs import EngineOutput
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.pipeline import GREEDY, KV_BUDGET, Pipeline
+from tests.support.engine.sampling import ALL_PARAMS
 from tests.support.some_slow import some_slow
 
 CUTS = [0, 2, 4, 6]
@@ -29,7 +30,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("spans")
 
 
-@pytest.fixture(scope="module", params=[GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.fixture(
+    scope="module", params=[GREEDY, SAMPLED, ALL_PARAMS], ids=["greedy", "sampled", "all"]
+)
 def sampling(request: pytest.FixtureRequest) -> SamplingParams:
     chosen: SamplingParams = request.param
     return chosen

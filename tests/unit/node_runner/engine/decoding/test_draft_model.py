@@ -16,6 +16,7 @@ from node_runner.engine.decoding.speculation import SpeculationPolicy
 from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.pipeline import GREEDY, Pipeline, load_span
+from tests.support.engine.sampling import ALL_PARAMS
 
 CUTS = [0, 3, 6]
 PROMPTS = [[0, *range(40, 60)], [0, *range(300, 340)], [0, 7, 8]]
@@ -67,7 +68,9 @@ def generated(
     return [pipeline.tokens(f"{number}") for number in range(len(prompts))], pipeline
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, SAMPLED, ALL_PARAMS], ids=["greedy", "sampled", "all"]
+)
 def test_drafts_of_the_model_itself_are_accepted(
     cache: Path, twin: SpanModel, sampling: SamplingParams
 ) -> None:
@@ -80,7 +83,9 @@ def test_drafts_of_the_model_itself_are_accepted(
     assert accepted > 0.8 * draft_tokens  # those looked up in the text are not its own
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, SAMPLED, ALL_PARAMS], ids=["greedy", "sampled", "all"]
+)
 def test_drafts_that_are_rejected_change_no_token(
     cache: Path, stranger: SpanModel, sampling: SamplingParams
 ) -> None:
@@ -102,7 +107,7 @@ def test_a_long_prompt_is_read_in_chunks(
 
 def test_kv_is_bounded_and_freed(twin: SpanModel) -> None:
     model = DraftModel(twin, positions=64)
-    requests = [DraftRequest(f"{number}", PROMPTS[0], 3, 32, GREEDY) for number in range(3)]
+    requests = [DraftRequest(f"{number}", PROMPTS[0], 3, 32, GREEDY, None) for number in range(3)]
     assert [len(draft) for draft in model.draft(requests)] == [3, 3, 0]
     model.close("0")
     assert [len(draft) for draft in model.draft(requests[1:])] == [3, 3]

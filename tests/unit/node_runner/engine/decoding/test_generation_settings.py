@@ -25,7 +25,7 @@ from node_runner.engine.model.span_model import SpanModel
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.families import TINY
 from tests.support.engine.models import save_random
-from tests.support.engine.pipeline import KV_BUDGET, Pipeline, load_span
+from tests.support.engine.pipeline import GREEDY, KV_BUDGET, Pipeline, load_span
 from tests.support.some_slow import some_slow
 
 VOCAB = TINY["vocab_size"]
@@ -237,7 +237,7 @@ def test_logits_equal_those_of_the_processors_of_transformers(
     logits = torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 9
     prompts = [max(1, len(tokens) - new) for tokens, _ in texts]
     continuations = [
-        Continuation(tokens, drafts, prompt, MAX_LENGTH, processor.history())
+        Continuation(tokens, drafts, prompt, MAX_LENGTH, processor.history(GREEDY, prompt))
         for (tokens, drafts), prompt in zip(texts, prompts, strict=True)
     ]
     ours = iter(processor.process(logits, continuations))
@@ -262,9 +262,9 @@ def test_a_history_that_grows_bans_as_a_new_one(
     read = read_generation_config(written, vocab_size=8)
     processor = LogitsProcessor(read, vocab_size=8, device=torch.device("cpu"))
     logits = torch.linspace(-2, 2, 8)[None]
-    grown = processor.history()
+    grown = processor.history(GREEDY, 1)
     for end in sorted(data.draw(st.sets(st.integers(1, len(tokens))))):
-        histories = [grown, processor.history()]
+        histories = [grown, processor.history(GREEDY, 1)]
         one, other = (
             processor.process(logits, [Continuation(tokens[:end], [], 1, 99, history)])
             for history in histories

@@ -1,5 +1,6 @@
 """Drafts: where they come from, when they are made, and that no token depends on them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,18 @@ from node_runner.engine.decoding.speculation import (
 )
 from tests.conftest import DEMO_MODEL
 from tests.support.engine.pipeline import GREEDY, Pipeline
+from tests.support.engine.sampling import ALL_PARAMS
 
 CUTS = [0, 2, 4, 6]
+PENALIZED = replace(
+    ALL_PARAMS,
+    temperature=0.5,
+    repetition_penalty=0.7,
+    frequency_penalty=-0.3,
+    logit_bias={**dict.fromkeys(range(300, 307), 2.0), 0: -100.0},
+)
+"""Such that a text repeats itself, which is where drafts come from."""
+
 REPEATING = [0, *[300, 301, 302, 303, 304, 305, 306] * 12]
 
 
@@ -87,7 +98,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "sampling", [GREEDY, SamplingParams(0.8, 0.95, 3, [])], ids=["greedy", "sampled"]
+    "sampling",
+    [GREEDY, SamplingParams(0.8, 0.95, 3, []), PENALIZED],
+    ids=["greedy", "sampled", "penalized"],
 )
 def test_tokens_are_those_without_drafts(cache: Path, sampling: SamplingParams) -> None:
     texts = []
@@ -101,6 +114,31 @@ def test_tokens_are_those_without_drafts(cache: Path, sampling: SamplingParams) 
         assert 0 <= accepted <= drafted
     assert texts[0] == texts[1]
     assert len(texts[0]) == 80
+
+
+@pytest.mark.parametrize("cuts", [[0, 6], CUTS], ids=["one node", "three nodes"])
+def test_the_end_counts_accepted_and_rejected_drafts(
+    cache: Path, cuts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SpeculationPolicy, "pays", lambda _: True)
+    pipeline = Pipeline.cut(DEMO_MODEL, cuts, cache)
+    pipeline.engines[0].span.end_tokens = frozenset()
+    pipeline.open("job", REPEATING, max_tokens=80, sampling=PENALIZED)
+    pipeline.open("other", [0, 7, 8], max_tokens=80)
+    pipeline.run()
+    ended = pipeline.ended["job"], pipeline.ended["other"]
+    assert ended[0].accepted_drafts > 0
+    assert ended[0].rejected_drafts > 0
+    drafted, accepted = pipeline.engines[0].edge.pop_draft_counts()
+    assert sum(each.accepted_drafts for each in ended) == accepted
+    assert sum(each.accepted_drafts + each.rejected_drafts for each in ended) == drafted
+
+
+def test_no_draft_is_counted_where_none_is_made(cache: Path) -> None:
+    pipeline = Pipeline.cut(DEMO_MODEL, [0, 6], cache, speculate=False)
+    pipeline.open("job", REPEATING, max_tokens=20)
+    pipeline.run()
+    assert (pipeline.ended["job"].accepted_drafts, pipeline.ended["job"].rejected_drafts) == (0, 0)
 
 
 def test_a_text_that_repeats_itself_takes_fewer_round_trips(
