@@ -13,6 +13,7 @@ from market.catalog.errors import ModelNotFound
 from market.catalog.prices import Prices
 from market.catalog.sampling_defaults import SamplingDefaults
 from market.catalog.token_bytes import most_bytes_a_token
+from market.catalog.tool_call_style import ToolCallStyle, tool_call_style
 from market.settings.models import ModelSettings
 from mesh.errors import UnsupportedModel
 from mesh.model import generation_config
@@ -50,6 +51,9 @@ class Model:
     """Its `config.json`."""
     chat_template: ChatTemplate | None
     sampling_defaults: SamplingDefaults
+    tool_call_style: ToolCallStyle | None
+    """How it writes calls of tools; none if its chat template takes none, or in no form that is
+    read here."""
 
     def least_tokens(self, text: str) -> int:
         """As many tokens as a text has at least, known at once."""
@@ -136,4 +140,5 @@ def load_model(model: ModelSettings) -> Model:
         config=written,
         chat_template=chat_template,
         sampling_defaults=sampling_defaults,
+        tool_call_style=chat_template and tool_call_style(chat_template.tool_template, tokenizer),
     )
