@@ -62,8 +62,8 @@ class ChatTemplate:
             templates: By name, :data:`DEFAULT` among them.
             special_tokens: By the names of :data:`SPECIAL_TOKENS`.
         """
-        self.for_tools = templates.get(TOOL_USE, templates[DEFAULT])
-        """The text of the template of chats with tools."""
+        self.tool_template = templates.get(TOOL_USE, templates[DEFAULT])
+        """The template of requests with tools, in Jinja."""
         self._renderers = {name: TemplateRenderer(text) for name, text in templates.items()}
         self._special_tokens = dict(special_tokens)
 

@@ -1,6 +1,6 @@
 """A request for a chat completion."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 

@@ -7,13 +7,13 @@ from pydantic import BeforeValidator, Field, StringConstraints
 
 from api.schemas.base import ModelId, RequestBody
 from api.schemas.openai.fields import Ignored, MaxTokens, ServiceTier, Unserved
+from api.schemas.openai.messages import Lenient
 from api.schemas.openai.response_input import InputItem, chat_messages
 from api.schemas.openai.sampling import LEAST_TOP_P, SEED_MASK, Penalty
 from api.schemas.openai.tools import (
     MAX_TOOLS,
     FunctionName,
     JsonObjectFormat,
-    Lenient,
     TextFormat,
     plain,
 )
