@@ -24,7 +24,7 @@ from api.routes import auth, billing, health, machines, nodes, provider, relay, 
 from api.routes.discovery import dht, probe
 from api.routes.discovery import nodes as discovery_nodes
 from api.routes.inference import generate, jobs, models, receipts
-from api.routes.openai import chat_completions, completions
+from api.routes.openai import chat_completions, completions, responses
 from api.routes.openai import models as openai_models
 from api.server.transfers import TransferBudget
 from market.settings import Settings
@@ -38,6 +38,7 @@ ROUTES = RouteTable(
     models.router,
     chat_completions.router,
     completions.router,
+    responses.router,
     openai_models.router,
     billing.router,
     auth.router,
@@ -55,7 +56,9 @@ ROUTES = RouteTable(
 )
 
 
-GENERATION_PATHS = frozenset({generate.PATH, chat_completions.PATH, completions.PATH})
+GENERATION_PATHS = frozenset(
+    {generate.PATH, chat_completions.PATH, completions.PATH, responses.PATH}
+)
 """Where bodies may be as long as a prompt, or a chat."""
 
 

@@ -181,6 +181,20 @@ class StoredTokens(Base):
     readable_until: Mapped[dt.datetime] = mapped_column(INSTANT)
 
 
+class StoredRequest(Base):
+    """What has to be known of a request to give its answer again in the form that it asked for,
+    encrypted as prompts are. Rows are erased after ``readable_until``."""
+
+    __tablename__ = "job_requests"
+    __table_args__ = (Index("idx_job_requests_readable_until", "readable_until"),)
+
+    session_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("inference_sessions.id"), primary_key=True
+    )
+    cipher: Mapped[bytes] = mapped_column(LargeBinary)
+    readable_until: Mapped[dt.datetime] = mapped_column(INSTANT)
+
+
 EndReason = Literal["stop", "length", "cancelled", "failed"]
 """How a generation ends: by its text, by its length, by its user, or not as it should."""
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import structlog
 
-from market.jobs.reading import stored_tokens
+from market.jobs.reading import erasure
 from market.resources import Resources
 
 log = structlog.get_logger()
@@ -13,6 +13,6 @@ log = structlog.get_logger()
 async def erase_tokens(ctx: dict[str, Any]) -> None:
     """arq cron: erase what has been kept for `generation.stream_ttl`."""
     resources: Resources = ctx["resources"]
-    pages = await stored_tokens.erase_expired(resources.sessions)
-    if pages:
-        log.info("tokens_erased", pages=pages)
+    rows = await erasure.erase_expired(resources.sessions)
+    if rows:
+        log.info("tokens_erased", rows=rows)

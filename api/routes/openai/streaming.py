@@ -45,18 +45,12 @@ def cancelling_stream(
     """
     begun = over = False
 
-    async def all_events() -> AsyncIterator[bytes]:
+    async def noted_events() -> AsyncIterator[bytes]:
         nonlocal begun, over
-        try:
-            async for event in events:
-                yield event
-                begun = True
-        except (GenerationFailed, StreamExpired) as error:
-            yield _error(error)
-        except RESUMABLE_ERRORS as error:
-            yield _error(error if isinstance(error, Unavailable) else unavailable(error))
-        over = True
-        yield DONE
+        async for event in _to_the_end(events):
+            over = event is DONE
+            yield event
+            begun = True
 
     async def client_disconnected(message: Message) -> None:
         if not over:
@@ -66,11 +60,27 @@ def cancelling_stream(
                 else attempts.abandon(services, jobs, attempt)
             )
 
-    return EventStream.of(
-        all_events(),
-        client_disconnected,
-        headers={JOBS_HEADER: ",".join(job.request_id for job in jobs)},
-    )
+    return EventStream.of(noted_events(), client_disconnected, _headers(jobs))
+
+
+def resumable_stream(jobs: Sequence[Job], events: AsyncIterator[bytes]) -> EventSourceResponse:
+    """As :func:`cancelling_stream`, but a client that goes away may come back."""
+    return EventStream.of(_to_the_end(events), headers=_headers(jobs))
+
+
+async def _to_the_end(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        async for event in events:
+            yield event
+    except (GenerationFailed, StreamExpired) as error:
+        yield _error(error)
+    except RESUMABLE_ERRORS as error:
+        yield _error(error if isinstance(error, Unavailable) else unavailable(error))
+    yield DONE
+
+
+def _headers(jobs: Sequence[Job]) -> dict[str, str]:
+    return {JOBS_HEADER: ",".join(job.request_id for job in jobs)}
 
 
 def _error(error: MeshError) -> bytes:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import msgpack
 import structlog
 from cryptography.exceptions import InvalidTag
-from sqlalchemy import delete, func, select, tuple_
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from market.db import Sessions
@@ -26,9 +26,6 @@ from market.prompt_vault import PromptVault
 
 TOKENS_PER_PAGE = 128
 """About a millisecond's work to render."""
-
-ERASED_AT_ONCE = 1000
-"""Rows that one transaction erases."""
 
 log = structlog.get_logger()
 
@@ -54,29 +51,6 @@ async def has_tokens(db: AsyncSession, session_id: uuid.UUID) -> bool:
         StoredTokens.session_id == session_id, StoredTokens.readable_until > func.now()
     )
     return await db.scalar(found.limit(1)) is not None
-
-
-async def erase_expired(sessions: Sessions) -> int:
-    """Erase what may be read no more, :data:`ERASED_AT_ONCE` rows a transaction; returns how many
-    rows there were."""
-    key = tuple_(StoredTokens.session_id, StoredTokens.page)
-    expired = (
-        select(StoredTokens.session_id, StoredTokens.page)
-        .where(StoredTokens.readable_until <= func.now())
-        .order_by(StoredTokens.readable_until)
-        .limit(ERASED_AT_ONCE)
-        .with_for_update(skip_locked=True)
-    )
-    erased = 0
-    while True:
-        async with sessions.begin() as db:
-            rows = await db.scalars(
-                delete(StoredTokens).where(key.in_(expired)).returning(StoredTokens.page)
-            )
-            count = len(rows.all())
-        erased += count
-        if count < ERASED_AT_ONCE:
-            return erased
 
 
 @dataclass(frozen=True, slots=True)

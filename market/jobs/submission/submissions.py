@@ -152,7 +152,7 @@ class Submissions:
             quote = await quote_of(self._resources, request, prompts)
             submission.positions = request.choices * sum(each.positions for each in quote.prompts)
             jobs = transaction.new_jobs(self._resources, wallet, request, quote, idempotency)
-            await transaction.write(self._resources, jobs, quote)
+            await transaction.write(self._resources, request, jobs, quote)
         return jobs
 
     def _count_rejected(self, request: JobRequest) -> None:

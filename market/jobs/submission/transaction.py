@@ -10,6 +10,7 @@ from market.jobs import queries
 from market.jobs.admission import decision
 from market.jobs.admission.chain_index import check_index
 from market.jobs.quote import Quote
+from market.jobs.reading import stored_requests
 from market.jobs.request import Idempotency, JobRequest
 from market.jobs.request_id import new_request_id
 from market.jobs.tables import Job
@@ -72,7 +73,9 @@ def _encrypted_sampling(sampling: SamplingParams) -> dict[str, Any]:
     }
 
 
-async def write(resources: Resources, jobs: Sequence[Job], quote: Quote) -> None:
+async def write(
+    resources: Resources, request: JobRequest, jobs: Sequence[Job], quote: Quote
+) -> None:
     """Write a request's jobs, their holds and outbox rows: all or none.
 
     Raises:
@@ -92,6 +95,11 @@ async def write(resources: Resources, jobs: Sequence[Job], quote: Quote) -> None
         db.add_all(jobs)
         db.add_all(Outbox(task=queries.SUPERVISE, argument=job.request_id) for job in jobs)
         await db.flush()
+        if request.kept_form is not None:
+            ttl = resources.settings.generation.stream_ttl
+            db.add_all(
+                stored_requests.row_of(resources.vault, job, request.kept_form, ttl) for job in jobs
+            )
         for job in jobs:
             await db.refresh(job)
             await ledger.hold(db, job=job.request_id, wallet=wallet, amount=job.hold_far)

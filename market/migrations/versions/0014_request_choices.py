@@ -19,6 +19,14 @@ def upgrade() -> None:
     op.add_column(table, sa.Column("choice", sa.SmallInteger(), nullable=False, server_default="0"))
     op.drop_constraint(UNIQUE, table)
     op.create_unique_constraint(UNIQUE, table, ["user_wallet", "idempotency_key", "choice"])
+    op.create_table(
+        "job_requests",
+        sa.Column("session_id", sa.Uuid(), sa.ForeignKey("inference_sessions.id"), nullable=False),
+        sa.Column("cipher", sa.LargeBinary(), nullable=False),
+        sa.Column("readable_until", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("session_id"),
+    )
+    op.create_index("idx_job_requests_readable_until", "job_requests", ["readable_until"])
     op.create_index(
         "idx_sessions_request_digest", table, ["user_wallet", "request_digest", "started_at"]
     )

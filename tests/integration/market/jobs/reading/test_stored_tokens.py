@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 from sqlalchemy import func, select, update
 
-from market.jobs.reading import stored_tokens
+from market.jobs.reading import erasure, stored_tokens
 from market.jobs.reading.stored_tokens import TOKENS_PER_PAGE, StoredTokensReader
 from market.jobs.tables import Job, StoredTokens
 from market.resources import Resources
@@ -81,7 +81,7 @@ async def test_a_page_in_the_place_of_another_is_not_read(resources: Resources) 
 async def test_it_is_read_for_its_time_and_erased_after_it(
     resources: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored_tokens, "ERASED_AT_ONCE", 2)
+    monkeypatch.setattr(erasure, "ERASED_AT_ONCE", 2)
     kept = await stored(resources, 200)
     expired = [await stored(resources, 200, seconds=-1) for _ in range(3)]
     for job in expired:
