@@ -140,5 +140,7 @@ def load_model(model: ModelSettings) -> Model:
         config=written,
         chat_template=chat_template,
         sampling_defaults=sampling_defaults,
-        tool_call_style=chat_template and tool_call_style(chat_template.tool_template, tokenizer),
+        tool_call_style=None
+        if chat_template is None
+        else tool_call_style(chat_template.tool_template, tokenizer),
     )
