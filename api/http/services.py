@@ -20,6 +20,7 @@ from api.server.download_slots import DownloadSlots
 from api.server.transfers import TransferBudget
 from market.catalog.published_weights import PublishedWeights
 from market.geo.geoip import GeoIp
+from market.identity.api_keys import KeyLookups
 from market.jobs.reading.snapshot import JobSnapshots
 from market.jobs.reading.token_hub import TokenHub
 from market.jobs.submission.submissions import Submissions
@@ -44,6 +45,7 @@ class Services(Resources):
     snapshots: JobSnapshots
     reader_slots: ReaderSlots
     submissions: Submissions
+    key_lookups: KeyLookups
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -105,6 +107,7 @@ async def open_services(
                 snapshots=JobSnapshots(resources),
                 reader_slots=ReaderSlots(settings.limits),
                 submissions=Submissions(resources),
+                key_lookups=KeyLookups(resources.sessions),
             )
             try:
                 yield services

@@ -8,6 +8,7 @@ from sqlalchemy.exc import IntegrityError
 
 from market import ledger, metrics, outbox
 from market.catalog.models import Model
+from market.identity.principal import Principal
 from market.jobs.errors import IdempotencyConflict, Overloaded, TooManyInFlight
 from market.jobs.quote import quote_of
 from market.jobs.request import Idempotency, JobRequest
@@ -16,7 +17,7 @@ from market.jobs.submission.early_refusal import EarlyRefusals
 from market.jobs.submission.under_way import Submission, UnderWay
 from market.jobs.tables import Job
 from market.keyed_locks import KeyedLocks
-from market.ledger.errors import InsufficientBalance
+from market.ledger.errors import InsufficientBalance, KeyLimitReached
 from market.outages import OUTAGES
 from market.resources import Resources
 from market.wallet_turns import WalletTurns
@@ -52,21 +53,25 @@ class Submissions:
         self._wallets = KeyedLocks()
         """One wallet takes no more than one turn for what may wait for its money."""
 
-    async def submit(self, wallet: str, request: JobRequest, idempotency: Idempotency) -> Job:
-        """The job of a request: a new one, or the one that the same key made before.
+    async def submit(self, caller: Principal, request: JobRequest, idempotency: Idempotency) -> Job:
+        """The job of a request: a new one, or the one that the same idempotency key made before.
 
         Raises:
+            ModelNotAllowed: the caller is an API key for other models.
+            KeyLimitReached: a limit of the caller's API key leaves too little.
             TooManyInFlight: the wallet has too many jobs that have not ended.
             Overloaded: the job would start too late.
             ChainIndexBehind: it is not known who has withdrawn lately.
             MeshError: whatever else is wrong with the request; in all cases nothing is held.
         """
+        wallet = caller.wallet
+        caller.require_model(request.model_id)
         earlier = await self._earlier(wallet, idempotency)
         if earlier is not None:
             return earlier
         try:
-            job = await self._submit_new(wallet, request, idempotency)
-        except (InsufficientBalance, TooManyInFlight, Overloaded):
+            job = await self._submit_new(caller, request, idempotency)
+        except (InsufficientBalance, KeyLimitReached, TooManyInFlight, Overloaded):
             earlier = await self._earlier(wallet, idempotency)  # accepted in the meantime
             if earlier is not None:
                 return earlier
@@ -88,6 +93,7 @@ class Submissions:
             request_id=job.request_id,
             model_id=job.model_id,
             user_wallet=wallet,
+            api_key_id=caller.key_id,
             tier=job.tier,
             prompt_tokens=job.prompt_tokens,
             max_tokens=job.max_tokens,
@@ -95,9 +101,12 @@ class Submissions:
         await self._wake_worker(job)
         return job
 
-    async def _submit_new(self, wallet: str, request: JobRequest, idempotency: Idempotency) -> Job:
+    async def _submit_new(
+        self, caller: Principal, request: JobRequest, idempotency: Idempotency
+    ) -> Job:
         """A new job. Most of those for which there is no room are refused before they are taken
         in."""
+        wallet = caller.wallet
         model = self._resources.catalog.get(request.model_id)
         prompt_tokens.check(model, request, self._resources.settings.limits.max_prompt_chars)
         least = model.least_tokens(request.prompt) + request.max_tokens
@@ -112,13 +121,18 @@ class Submissions:
                 )
             submission = Submission(model.id, wallet, likely)
             with self.under_way.enter(submission):
-                return await self._take_in(submission, model, request, idempotency)
+                return await self._take_in(submission, caller, model, request, idempotency)
         except Overloaded:
             self._early.watch(model.id)
             raise
 
     async def _take_in(
-        self, submission: Submission, model: Model, request: JobRequest, idempotency: Idempotency
+        self,
+        submission: Submission,
+        caller: Principal,
+        model: Model,
+        request: JobRequest,
+        idempotency: Idempotency,
     ) -> Job:
         """Nobody waits with a turn for a prompt to be tokenized, and no prompt is for which there
         is no money."""
@@ -126,6 +140,9 @@ class Submissions:
         least = model.prices.most(model.least_tokens(request.prompt), request.max_tokens)
         async with self.balances, self._resources.sessions() as db:
             await ledger.check_available(db, wallet=wallet, amount=least, at_least=True)
+            if caller.key_id is not None:
+                today = ledger.KeyDay.now(caller.key_id)
+                await ledger.check_key(db, today, least, at_least=True)
         if not submission.can_pay:  # others may have come before it meanwhile
             await self._early.check(model, wallet, submission.positions)
             submission.can_pay = True
@@ -135,7 +152,7 @@ class Submissions:
         submission.positions = len(token_ids) + request.max_tokens
         async with self._wallets.of(wallet), self._turns:
             quote = await quote_of(self._resources, request, token_ids)
-            job = transaction.new_job(self._resources, wallet, request, quote, idempotency)
+            job = transaction.new_job(self._resources, caller, request, quote, idempotency)
             await transaction.write(self._resources, job, quote)
         return job
 

@@ -4,6 +4,7 @@ import datetime as dt
 import secrets
 
 from market import ledger
+from market.identity.principal import Principal
 from market.jobs import queries
 from market.jobs.admission import decision
 from market.jobs.admission.chain_index import check_index
@@ -17,7 +18,11 @@ from market.resources import Resources
 
 
 def new_job(
-    resources: Resources, wallet: str, request: JobRequest, quote: Quote, idempotency: Idempotency
+    resources: Resources,
+    caller: Principal,
+    request: JobRequest,
+    quote: Quote,
+    idempotency: Idempotency,
 ) -> Job:
     """A job that is not written yet."""
     request_id = new_request_id()
@@ -25,7 +30,8 @@ def new_job(
     prompt = PromptText(quote.token_ids, list(request.stop))
     return Job(
         request_id=request_id,
-        user_wallet=wallet,
+        user_wallet=caller.wallet,
+        api_key_id=caller.key_id,
         model_id=quote.model.id,
         tier=request.tier,
         started_at=now,
@@ -53,6 +59,8 @@ async def write(resources: Resources, job: Job, quote: Quote) -> None:
     Raises:
         InsufficientBalance: the wallet has less than the job may cost.
         SpendingCapExceeded: the wallet has not signed for so much.
+        KeyLimitReached: a limit of the API key that asks leaves less than the job may cost.
+        NotAuthenticated: the API key was revoked or has expired meanwhile.
         TooManyInFlight: jobs of the wallet have to end first.
         Overloaded: the job would start later than jobs may be expected to.
         ChainIndexBehind: it is not known who has withdrawn lately.
@@ -67,5 +75,11 @@ async def write(resources: Resources, job: Job, quote: Quote) -> None:
         db.add(Outbox(task=queries.SUPERVISE, argument=job.request_id))
         await db.flush()
         await db.refresh(job)
-        await ledger.hold(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
+        await ledger.hold(
+            db,
+            job=job.request_id,
+            wallet=job.user_wallet,
+            amount=job.hold_far,
+            key=job.key_day,
+        )
         await decision.admit(resources, db, job, quote.coverage)
