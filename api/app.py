@@ -17,10 +17,11 @@ from api.middleware.allowed_methods import AllowedMethods
 from api.middleware.body_limit import BodyLimit
 from api.middleware.body_sizes import SMALL_BODY_BYTES, BodySizes
 from api.middleware.cross_origin import allow_origins
+from api.middleware.rate_limit_headers import RateLimitHeaders
 from api.middleware.request_ids import RequestIds
 from api.middleware.request_limit import RequestLimit
 from api.route_table import RouteTable
-from api.routes import auth, billing, health, machines, nodes, provider, relay, weights
+from api.routes import api_keys, auth, billing, health, machines, nodes, provider, relay, weights
 from api.routes.discovery import dht, probe
 from api.routes.discovery import nodes as discovery_nodes
 from api.routes.inference import generate, jobs, models, receipts
@@ -42,6 +43,8 @@ ROUTES = RouteTable(
     openai_models.router,
     billing.router,
     auth.router,
+    api_keys.router,
+    api_keys.own_router,
     machines.router,
     nodes.router,
     nodes.status_router,
@@ -131,11 +134,11 @@ def assemble(settings: Settings, table: RouteTable, *, title: str, summary: str)
     )
     app.add_middleware(
         RequestLimit,
-        auth=settings.auth,
         sizes=sizes,
         uncounted={EXCHANGE_PATH, *health.PATHS},
         with_token=GENERATION_PATHS if generate.router in table.routers else (),
     )
+    app.add_middleware(RateLimitHeaders)
     app.add_middleware(AllowedMethods)
     app.router.routes.extend(table.routes)
     return app

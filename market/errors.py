@@ -25,9 +25,21 @@ class Forbidden(MeshError):
 
 
 class RateLimited(MeshError):
+    """``limit``: the name of the rate limit that was met, where it has one."""
+
     code = "rate_limited"
     status = 429
     title = "Too many requests"
+
+    def __init__(
+        self, detail: str, *, retry_after: int | None = None, limit: str | None = None
+    ) -> None:
+        super().__init__(detail, retry_after=retry_after)
+        self.limit = limit
+
+    def problem(self) -> dict[str, object]:
+        named = {} if self.limit is None else {"limit": self.limit}
+        return super().problem() | named
 
 
 class Unavailable(MeshError):

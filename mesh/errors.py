@@ -7,6 +7,7 @@
     │   ├── MalformedJson        400
     │   ├── BodyTooLarge         413
     │   ├── MethodNotAllowed     405
+    │   ├── PreflightRefused     400  a page of another origin may not ask this
     │   ├── TransferTooSlow      408  a body, or the reading of an answer, makes no headway
     │   ├── ContextExceeded      422  prompt and max_tokens do not fit the model's context
     │   ├── KvCapacityExceeded   422  nor any node's KV cache, however empty
@@ -17,15 +18,20 @@
     │   ├── LoginMessageInvalid, LoginMessageExpired, DomainMismatch
     │   ├── SignatureMismatch         signed by another wallet
     │   ├── SignatureExpired          what was signed has expired, or expires too late
-    │   └── MachineRevoked            the wallet has taken this machine's token back
+    │   ├── MachineRevoked            the wallet has taken this machine's token back
+    │   └── ApiKeyUnknown, ApiKeyRevoked, ApiKeyExpired
     ├── DeviceLoginError         400  what a machine that polls is told (RFC 8628)
     │   └── AuthorizationPending, SlowDown, CodeExpired, AccessDenied
     ├── Forbidden                403
+    │   ├── ScopeMissing              the caller's token or API key is not for this
+    │   ├── ModelNotAllowed           the API key is for other models
     │   └── WalletNotAdmitted         the operator has not listed the node's wallet
     ├── InsufficientBalance      402
     ├── SpendingCapExceeded      402  the user has not signed for so much
+    ├── KeyLimitReached          402  the API key's limit a day, a month or in all leaves too little
     ├── NotFound                 404  ModelNotFound, JobNotFound, NodeNotFound, MachineNotFound,
-    │                                 UserCodeUnknown, WeightsNotPublished
+    │                                 ApiKeyNotFound, UserCodeUnknown, WeightsNotPublished
+    ├── TooManyApiKeys           409  the wallet has as many as it may have
     ├── IdempotencyConflict      409  the key was used for a different request
     ├── ReceiptNotReady          409  the job has not ended
     ├── NodeIdTaken              409  the name belongs to another wallet's node
@@ -62,11 +68,16 @@
 
 
 class MeshError(Exception):
-    """Root of the tree; never raised itself."""
+    """Root of the tree; never raised itself.
+
+    ``retry_useless``: the same request is refused again for as long as nobody changes something,
+    although clients retry answers with this status.
+    """
 
     code = "internal_error"
     status = 500
     title = "Internal error"
+    retry_useless = False
 
     def __init__(self, detail: str, *, retry_after: int | None = None) -> None:
         super().__init__(detail)

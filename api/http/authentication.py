@@ -3,67 +3,85 @@
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import HTTPConnection
 
 from api.http import rate_limits
-from api.http.services import Services, WithServices
+from api.http.services import Services
 from market.identity import machines
-from market.identity.errors import TokenInvalid, TokenMissing
+from market.identity.api_key_text import PREFIX
+from market.identity.errors import NotAuthenticated, TokenInvalid, TokenMissing
 from market.identity.principal import Principal, Scope
 from market.identity.tokens import verify_token
 from market.nodes.node import NodeIncarnation
 from market.nodes.registered_node import is_current
 
-Bearer = Annotated[
-    HTTPAuthorizationCredentials | None,
-    Depends(HTTPBearer(auto_error=False, bearerFormat="JWT", description="From /api/auth/login.")),
-]
+BEARER = Depends(
+    HTTPBearer(
+        auto_error=False,
+        description="A token from /api/auth/login, or an API key from /api/keys.",
+    )
+)
+"""Of a route that looks at the token by itself, so that the OpenAPI document has it."""
 
 OPTIONAL: dict[str, Any] = {"security": [{}]}
 """A route's ``openapi_extra``: it has an answer without a token, too."""
 
-LOG_IN = "Log in at /api/auth/login and send 'Authorization: Bearer <token>'."
+LOG_IN = (
+    "Send 'Authorization: Bearer <token>', with an API key from /api/keys or a token from "
+    "/api/auth/login."
+)
 
 
-def bearer_of(connection: HTTPConnection) -> HTTPAuthorizationCredentials | None:
-    """The token that a request has, where no route reads it."""
+def token_of(connection: HTTPConnection) -> str | None:
+    """The token that a request has, if any."""
     scheme, token = get_authorization_scheme_param(connection.headers.get("authorization"))
-    if scheme.lower() != "bearer" or not token:
-        return None
-    return HTTPAuthorizationCredentials(scheme=scheme, credentials=token)
+    return token if scheme.lower() == "bearer" and token else None
 
 
-def authenticate(bearer: HTTPAuthorizationCredentials | None, services: Services) -> Principal:
-    """Who holds the token, by its signature alone.
+async def authenticate(connection: HTTPConnection) -> Principal:
+    """Who holds the request's token: by its signature alone, or, of an API key, by its row, which
+    is read once a request.
 
     Raises:
-        NotAuthenticated: no token, or none of ours.
+        NotAuthenticated: no token, or none of ours; a key that is revoked or has expired.
+        RateLimited: keys that are none of ours were shown from this address too often.
     """
-    if bearer is None:
+    known: Principal | None = getattr(connection.state, "caller", None)
+    if known is None:
+        known = connection.state.caller = await _identify(connection)
+    return known
+
+
+async def _identify(connection: HTTPConnection) -> Principal:
+    services: Services = connection.app.state.services
+    token = token_of(connection)
+    if token is None:
         raise TokenMissing(LOG_IN)
-    return verify_token(services.settings.auth, bearer.credentials)
+    if not token.startswith(PREFIX):
+        return verify_token(services.settings.auth, token)
+    await rate_limits.UNKNOWN_KEYS.check_address(services, connection)
+    try:
+        return await services.key_lookups.find(token)
+    except NotAuthenticated:
+        await rate_limits.UNKNOWN_KEYS.count_address(services, connection)
+        raise
 
 
-async def authenticate_current(
-    bearer: HTTPAuthorizationCredentials | None, services: Services, scope: Scope | None = None
-) -> Principal:
+async def authenticate_current(connection: HTTPConnection, *scopes: Scope) -> Principal:
     """Who holds the token, if that is still good: a machine's was not taken back, and a node has
     not registered again.
 
     Raises:
         NotAuthenticated: no token, or none that is good.
-        Forbidden: the caller lacks the scope.
-        RateLimited: the caller has asked too often.
+        Forbidden: the caller lacks one of the scopes.
     """
-    principal = authenticate(bearer, services)
-    if scope is not None:
-        principal.require(scope)
-    # Before any row is read: a token that is not good any more costs no more than one that is.
-    await rate_limits.REQUESTS_OF_WALLET.count(services, principal.subject)
+    services: Services = connection.app.state.services
+    principal = await authenticate(connection)
+    principal.require(*scopes)
     if principal.kind == "machine":
         async with services.sessions.begin() as db:
             wallet = await machines.mark_used(db, principal.machine_id)
@@ -76,16 +94,14 @@ async def authenticate_current(
     return principal
 
 
-async def current_node(
-    bearer: HTTPAuthorizationCredentials | None, services: Services
-) -> NodeIncarnation:
+async def current_node(connection: HTTPConnection) -> NodeIncarnation:
     """The calling node, whose token is still good.
 
     Raises:
         NotAuthenticated: no token, or none that is good.
         Forbidden: not a node's token.
     """
-    return incarnation(await authenticate_current(bearer, services, Scope.SERVE))
+    return incarnation(await authenticate_current(connection, Scope.SERVE))
 
 
 def incarnation(principal: Principal) -> NodeIncarnation:
@@ -93,25 +109,32 @@ def incarnation(principal: Principal) -> NodeIncarnation:
     return NodeIncarnation(principal.subject, principal.registration)
 
 
-def _caller_with(scope: Scope) -> Dependency:
-    async def caller(bearer: Bearer, services: WithServices) -> Principal:
-        principal = authenticate(bearer, services)
-        principal.require(scope)
-        await rate_limits.REQUESTS_OF_WALLET.count(services, principal.subject)
+_Documented = Annotated[HTTPAuthorizationCredentials | None, BEARER]
+
+
+def _caller_with(*scopes: Scope) -> Dependency:
+    async def caller(request: Request, bearer: _Documented) -> Principal:
+        principal = await authenticate(request)
+        principal.require(*scopes)
         return principal
 
     dependency: Dependency = Depends(caller)
     return dependency
 
 
-async def _node(bearer: Bearer, services: WithServices) -> NodeIncarnation:
-    principal = authenticate(bearer, services)
+async def _node(request: Request, bearer: _Documented) -> NodeIncarnation:
+    principal = await authenticate(request)
     principal.require(Scope.SERVE)
     return incarnation(principal)
 
 
-InferenceCaller = Annotated[Principal, _caller_with(Scope.INFERENCE)]
+AnyCaller = Annotated[Principal, _caller_with()]
+GenerateCaller = Annotated[Principal, _caller_with(Scope.GENERATE)]
+ReadJobsCaller = Annotated[Principal, _caller_with(Scope.READ_JOBS)]
+CancelCaller = Annotated[Principal, _caller_with(Scope.GENERATE, Scope.READ_JOBS)]
+"""Who ends a job is shown it."""
 BillingCaller = Annotated[Principal, _caller_with(Scope.BILLING)]
+KeysCaller = Annotated[Principal, _caller_with(Scope.KEYS)]
 MachinesCaller = Annotated[Principal, _caller_with(Scope.MACHINES)]
 CallingNode = Annotated[NodeIncarnation, Depends(_node)]
 """By its token's signature alone: whoever takes its word compares the registration."""

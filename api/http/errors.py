@@ -1,4 +1,5 @@
-"""Errors of HTTP: malformed JSON, body too large, a method that a path has not."""
+"""Errors of HTTP: malformed JSON, body too large, a method that a path has not, a page that may not
+ask."""
 
 from market.errors import InvalidRequest
 
@@ -19,3 +20,11 @@ class MethodNotAllowed(InvalidRequest):
     code = "method_not_allowed"
     status = 405
     title = "Method not allowed"
+
+
+class PreflightRefused(InvalidRequest):
+    """The page's origin, or the method that it asks for, is not allowed."""
+
+    code = "preflight_refused"
+    status = 400
+    title = "Cross-origin request refused"

@@ -59,6 +59,10 @@ CODE_SUFFIXES = {
 are not listed are about the value's type."""
 
 
+MAX_RETRY_AFTER = 120
+"""Seconds in `Retry-After` at most. Clients of OpenAI's wait for no longer time, but come back at
+once instead; what takes longer is in the detail, and in `RateLimit`."""
+
 FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 """What an unknown field has to look like to be repeated in an error."""
 
@@ -78,7 +82,9 @@ def render(error: MeshError, path: str) -> JSONResponse:
     one of OpenAI's as well."""
     headers = {}
     if error.retry_after is not None:
-        headers["Retry-After"] = str(error.retry_after)
+        headers["Retry-After"] = str(min(error.retry_after, MAX_RETRY_AFTER))
+    if error.retry_useless or (error.retry_after or 0) > MAX_RETRY_AFTER:
+        headers["X-Should-Retry"] = "false"  # as OpenAI's clients read it
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     problem, status = error.problem(), error.status

@@ -20,6 +20,7 @@ from api.server.download_slots import DownloadSlots
 from api.server.transfers import TransferBudget
 from market.catalog.published_weights import PublishedWeights
 from market.geo.geoip import GeoIp
+from market.identity.api_keys import KeyLookups
 from market.jobs.reading import packed_tokens
 from market.jobs.reading.snapshot import JobSnapshots
 from market.jobs.reading.token_hub import TokenHub
@@ -54,6 +55,7 @@ class Services(Resources):
     submissions: Submissions
     chat_turns: WalletTurns
     """At chats that are made prompts."""
+    key_lookups: KeyLookups
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -118,6 +120,7 @@ async def open_services(
                 reader_slots=ReaderSlots(settings.limits),
                 submissions=Submissions(resources),
                 chat_turns=WalletTurns(MAX_CHATS),
+                key_lookups=KeyLookups(resources.sessions),
             )
             try:
                 yield services

@@ -3,21 +3,21 @@
 import re
 from collections.abc import Sequence
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
-METHODS = ("GET", "HEAD", "POST", "DELETE")
+from api.http.errors import PreflightRefused
+from api.http.problem_details import render
+from api.middleware.rate_limit_headers import HEADERS as OF_RATE_LIMITS
+
+METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
 """All that the routes have."""
 
-REQUEST_HEADERS = (
-    "Authorization",
-    "Content-Type",
-    "Idempotency-Key",
-    "Last-Event-ID",
-    "Prefer",
-    # An `EventSource` made by `fetch` sends it, and it is no safelisted header.
-    "Cache-Control",
-)
+REQUEST_HEADERS = ("*",)
+"""Any: each client has some of its own, OpenAI's more with each release (`X-Stainless-...`,
+`OpenAI-Beta`), and what a page sends is nothing that anybody could not send."""
 
 ANSWER_HEADERS = (
     "Allow",
@@ -28,9 +28,8 @@ ANSWER_HEADERS = (
     "Retry-After",
     "WWW-Authenticate",
     "X-Request-Id",
-    # Of a proxy that limits, too.
-    "RateLimit",
-    "RateLimit-Policy",
+    "X-Should-Retry",
+    *OF_RATE_LIMITS,
 )
 """What a page may read beside the safelisted ones."""
 
@@ -48,7 +47,7 @@ def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     """
     if not origins:
         return app
-    return CORSMiddleware(
+    return _CrossOrigin(
         app,
         allow_origins=["*"] if "*" in origins else [],
         allow_origin_regex="|".join(map(_pattern, origins)),
@@ -56,6 +55,23 @@ def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_headers=REQUEST_HEADERS,
         expose_headers=ANSWER_HEADERS,
     )
+
+
+class _CrossOrigin(CORSMiddleware):
+    """Whose refusals are problem documents, as all others."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a browser that asks whether a page may send a request."""
+        answer = super().preflight_response(request_headers)
+        if answer.status_code < PreflightRefused.status:
+            return answer
+        reason = bytes(answer.body).decode().removeprefix("Disallowed CORS ")
+        error = PreflightRefused(f"Pages may not ask this from there, for its {reason}.")
+        refusal = render(error, "")
+        for name in ("access-control-allow-origin", "vary"):
+            if name in answer.headers:
+                refusal.headers[name] = answer.headers[name]
+        return refusal
 
 
 def _pattern(origin: str) -> str:

@@ -5,7 +5,7 @@ import secrets
 from fastapi import APIRouter, Request, status
 
 from api.http import rate_limits
-from api.http.authentication import Bearer, MachinesCaller, authenticate
+from api.http.authentication import AnyCaller, MachinesCaller
 from api.http.rate_limits import address_of
 from api.http.services import Services, WithServices
 from api.schemas.base import PathId
@@ -107,11 +107,9 @@ async def machines(caller: MachinesCaller, services: WithServices) -> Machines:
 
 
 @router.delete("/{machine_id}", status_code=status.HTTP_204_NO_CONTENT)
-async def revoke(machine_id: PathId, bearer: Bearer, services: WithServices) -> None:
+async def revoke(machine_id: PathId, caller: AnyCaller, services: WithServices) -> None:
     """Take a machine's token back: by its wallet, or by the machine itself. Its nodes leave the
     routes at once, and their next heartbeat is refused."""
-    caller = authenticate(bearer, services)
-    await rate_limits.REQUESTS_OF_WALLET.count(services, caller.subject)
     if not caller.may_revoke(machine_id):
         raise Forbidden("Only its wallet, or the machine itself, may do this.")
     await revoke_machine(services, caller.wallet, machine_id)

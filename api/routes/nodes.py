@@ -1,13 +1,18 @@
 """Nodes: registration, heartbeats, earnings (§7.2), and why a node gets no work."""
 
 from fastapi import APIRouter, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials
 
 from api.http import rate_limits
-from api.http.authentication import OPTIONAL, Bearer, CallingNode, authenticate_current
+from api.http.authentication import (
+    BEARER,
+    OPTIONAL,
+    CallingNode,
+    authenticate_current,
+    token_of,
+)
 from api.http.public_reads import WithReads
 from api.http.rate_limits import address_of
-from api.http.services import Services, WithServices
+from api.http.services import WithServices
 from api.schemas.base import PathId, WalletAddress
 from api.schemas.nodes import (
     HeartbeatAnswer,
@@ -32,9 +37,14 @@ status_router = APIRouter(prefix="/api/nodes", tags=["nodes"])
 """The gateway's alone."""
 
 
-@router.post("/register-distributed", response_model_exclude_none=True, openapi_extra=OPTIONAL)
+@router.post(
+    "/register-distributed",
+    response_model_exclude_none=True,
+    dependencies=[BEARER],
+    openapi_extra=OPTIONAL,
+)
 async def register(
-    body: RegistrationBody, request: Request, bearer: Bearer, services: WithServices
+    body: RegistrationBody, request: Request, services: WithServices
 ) -> RegistrationAnswer:
     """Register a node for a span of a model. The wallet signs span, edge and a fresh nonce, or has
     let the machine in before.
@@ -47,7 +57,7 @@ async def register(
     reply = await registration.register(
         services,
         body.registration(services.catalog.get(body.model_id).layers),
-        proof=await _proof(body, bearer, services),
+        proof=await _proof(body, request),
         name=body.node_id,
         location=services.geoip.find(address_of(request, services)),
     )
@@ -83,11 +93,11 @@ async def earnings(
     return await reads.answer(("earnings", wallet_address), read)
 
 
-@status_router.get("/{node_id}")
-async def node(node_id: PathId, bearer: Bearer, services: WithServices) -> NodeView:
+@status_router.get("/{node_id}", dependencies=[BEARER])
+async def node(node_id: PathId, request: Request, services: WithServices) -> NodeView:
     """A node's state, and why it gets no work: for the node itself, its wallet, and the wallet's
     machines. To others it is not there."""
-    caller = await authenticate_current(bearer, services)
+    caller = await authenticate_current(request, Scope.NODES)
     async with services.own_reads() as db:
         row = await db.get(RegisteredNode, node_id)
     if row is None or not caller.may_see(node_id, row.wallet_address):
@@ -95,12 +105,10 @@ async def node(node_id: PathId, bearer: Bearer, services: WithServices) -> NodeV
     return NodeView.of(await node_status(services, row))
 
 
-async def _proof(
-    body: RegistrationBody, bearer: HTTPAuthorizationCredentials | None, services: Services
-) -> Principal | WalletSignature | None:
+async def _proof(body: RegistrationBody, request: Request) -> Principal | WalletSignature | None:
     """The wallet's signature, or the machine that it let in."""
-    if body.signature is None and bearer is not None:
-        return await authenticate_current(bearer, services, Scope.REGISTER)
+    if body.signature is None and token_of(request) is not None:
+        return await authenticate_current(request, Scope.REGISTER)
     if body.signature is None or body.nonce is None or body.expires_at is None:
         return None
     return WalletSignature(body.nonce, body.expires_at, body.signature)

@@ -3,13 +3,13 @@
 import datetime as dt
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from api.http import rate_limits
-from api.http.authentication import OPTIONAL, Bearer, BillingCaller, authenticate
+from api.http.authentication import BEARER, OPTIONAL, BillingCaller, authenticate
 from api.http.csv_export import CSV_RESPONSE, csv_response
 from api.http.public_reads import WithReads, encoded, json_response
-from api.http.services import Services, WithServices
+from api.http.services import WithServices
 from api.http.time_range import From, To, time_range
 from api.schemas.base import WalletAddress
 from api.schemas.providers import EarningsPoint, ProviderStats
@@ -28,14 +28,14 @@ Days = Annotated[int, Query(ge=1, le=MAX_HISTORY_DAYS, description="How far back
 @router.get(
     "/stats",
     response_model=ProviderStats,
-    dependencies=[rate_limits.READS.by_address()],
+    dependencies=[rate_limits.READS.by_address(), BEARER],
     openapi_extra=OPTIONAL,
 )
 async def stats(
-    bearer: Bearer, services: WithServices, reads: WithReads, wallet_address: Wallet = None
+    request: Request, services: WithServices, reads: WithReads, wallet_address: Wallet = None
 ) -> Response:
     """A provider at a glance. As his earnings, everybody may see it."""
-    wallet = wallet_address or _own_wallet(bearer, services)
+    wallet = wallet_address or await _own_wallet(request)
 
     async def read() -> ProviderStats:
         return ProviderStats.of(await stats_of(services, wallet))
@@ -46,18 +46,18 @@ async def stats(
 @router.get(
     "/earnings/history",
     response_model=list[EarningsPoint],
-    dependencies=[rate_limits.READS.by_address()],
+    dependencies=[rate_limits.READS.by_address(), BEARER],
     openapi_extra=OPTIONAL,
 )
 async def history(
-    bearer: Bearer,
+    request: Request,
     services: WithServices,
     reads: WithReads,
     wallet_address: Wallet = None,
     days: Days = HISTORY_DAYS,
 ) -> Response:
     """What a provider earned, by day, as a list that a chart takes."""
-    wallet = wallet_address or _own_wallet(bearer, services)
+    wallet = wallet_address or await _own_wallet(request)
 
     async def read() -> list[tuple[dt.date, bytes]]:
         found = await history_of(services, wallet)
@@ -80,7 +80,7 @@ async def earnings(
     return await csv_response("earnings.csv", statements.PROVIDER_COLUMNS, pages)
 
 
-def _own_wallet(bearer: Bearer, services: Services) -> str:
-    caller = authenticate(bearer, services)
+async def _own_wallet(request: Request) -> str:
+    caller = await authenticate(request)
     caller.require(Scope.BILLING)
     return caller.wallet

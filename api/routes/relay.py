@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response, WebSocket
 from starlette.requests import ClientDisconnect
 
 from api.http import rate_limits
-from api.http.authentication import Bearer, CallingNode, authenticate, bearer_of, current_node
+from api.http.authentication import CallingNode, authenticate, current_node
 from api.http.errors import BodyTooLarge
 from api.http.problem_details import render
 from api.http.services import Services, WithServices
@@ -87,7 +87,6 @@ async def _begin_poll(node: CallingNode, services: WithServices) -> AsyncIterato
 )
 async def long_poll(
     request: Request,
-    bearer: Bearer,
     node: CallingNode,
     services: WithServices,
     poll: Annotated[_Poll, Depends(_begin_poll)],
@@ -97,7 +96,7 @@ async def long_poll(
     hub = services.relay
     with poll.incoming:
         body = await _read(request, hub, node.node_id, poll)
-        admit = partial(current_node, bearer, services)
+        admit = partial(current_node, request)
         answer = await exchange(hub, node, body, admit)
     poll.outgoing.begin(len(answer))
     headers = {"Cache-Control": "no-store"}
@@ -105,11 +104,10 @@ async def long_poll(
 
 
 async def _admit(websocket: WebSocket, services: Services) -> NodeIncarnation:
-    bearer = bearer_of(websocket)
-    claimed = authenticate(bearer, services)
+    claimed = await authenticate(websocket)
     claimed.require(Scope.SERVE)
     await rate_limits.RELAY_CONNECTIONS.count(services, claimed.subject)
-    return await current_node(bearer, services)
+    return await current_node(websocket)
 
 
 async def _read(request: Request, hub: RelayHub, node_id: str, poll: _Poll) -> bytearray:

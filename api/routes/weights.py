@@ -3,11 +3,11 @@
 from typing import Annotated
 from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import FileResponse
 
 from api.http import rate_limits
-from api.http.authentication import Bearer, authenticate_current
+from api.http.authentication import BEARER, authenticate_current
 from api.http.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
 from api.schemas.base import ModelId
@@ -26,10 +26,10 @@ MEDIA_TYPE = "application/octet-stream"
 MAX_FILE_NAME = 255
 
 
-@router.get("/{model_id:path}/files")
-async def files(model_id: ModelId, bearer: Bearer, services: WithServices) -> ModelFiles:
+@router.get("/{model_id:path}/files", dependencies=[BEARER])
+async def files(model_id: ModelId, request: Request, services: WithServices) -> ModelFiles:
     """Where the weights of a model are, for a machine or a node with its token."""
-    caller = await authenticate_current(bearer, services, Scope.WEIGHTS)
+    caller = await authenticate_current(request, Scope.WEIGHTS)
     wallet = caller.wallet or await services.relay.wallets.find(caller.subject)
     return await _files(model_id, caller.subject, wallet, services)
 

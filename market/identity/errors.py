@@ -1,5 +1,6 @@
-"""Errors of identity: not authenticated, machine login (RFC 8628), unknown machine."""
+"""Errors of identity: not authenticated, API keys, machine login (RFC 8628), unknown machine."""
 
+from market.errors import Forbidden
 from mesh.errors import MeshError, NotFound
 
 
@@ -47,6 +48,41 @@ class SignatureExpired(NotAuthenticated):
 
 class MachineRevoked(NotAuthenticated):
     code = "machine_revoked"
+
+
+class ApiKeyUnknown(NotAuthenticated):
+    code = "api_key_unknown"
+
+
+class ApiKeyRevoked(NotAuthenticated):
+    code = "api_key_revoked"
+
+
+class ApiKeyExpired(NotAuthenticated):
+    code = "api_key_expired"
+
+
+class ScopeMissing(Forbidden):
+    """The caller's token or API key is not for this."""
+
+    code = "scope_missing"
+
+
+class ModelNotAllowed(Forbidden):
+    """The API key is for other models."""
+
+    code = "model_not_allowed"
+
+
+class ApiKeyNotFound(NotFound):
+    code = "api_key_not_found"
+
+
+class TooManyApiKeys(MeshError):
+    code = "too_many_api_keys"
+    status = 409
+    title = "Too many API keys"
+    retry_useless = True
 
 
 class DeviceLoginError(MeshError):

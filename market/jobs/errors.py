@@ -18,6 +18,7 @@ class IdempotencyConflict(MeshError):
     code = "idempotency_conflict"
     status = 409
     title = "Idempotency key used for another request"
+    retry_useless = True
 
 
 class TooManyInFlight(RateLimited):

@@ -34,8 +34,8 @@ class JobRequest:
 
     ``max_tokens``: of each; none for as many as fit, up to what the settings say. ``sampling``: of
     the first choice; the others are drawn with the seeds that follow its seed. ``near``: about
-    where the user is, in whole degrees. ``kept_form``: what has to be known to give the answer again
-    in the form that was asked for, kept as long as the answer; none if that is given once.
+    where the user is, in whole degrees. ``kept_form``: what has to be known to give the answer
+    again in the form that was asked for, kept as long as the answer; none if that is given once.
     """
 
     model_id: str

@@ -24,6 +24,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from market.db import AMOUNT, INSTANT, WALLET, Base
+from market.ledger.key_spending import KeyDay
 
 
 class Job(Base):
@@ -86,6 +87,10 @@ class Job(Base):
     request_digest: Mapped[bytes] = mapped_column(LargeBinary)
     """Keyed hash of the request, to tell a retry from another request under the same key."""
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    api_key_id: Mapped[str | None] = mapped_column(
+        ForeignKey("api_keys.key_id", name="fk_sessions_api_key")
+    )
+    """The API key that asked for it; none if the wallet itself did."""
 
     price_per_token_far: Mapped[Decimal] = mapped_column(AMOUNT)
     price_per_prompt_token_far: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
@@ -125,6 +130,13 @@ class Job(Base):
     near_latitude: Mapped[int | None] = mapped_column(SmallInteger)
     near_longitude: Mapped[int | None] = mapped_column(SmallInteger)
     """About where the user was, in whole degrees; none where that is not known."""
+
+    @property
+    def key_day(self) -> KeyDay | None:
+        """Whose spending the job counts as, and on which day; none without an API key."""
+        if self.api_key_id is None:
+            return None
+        return KeyDay(self.api_key_id, self.started_at.astimezone(dt.UTC).date())
 
 
 class RouteHop(Base):

@@ -14,6 +14,8 @@ The way out::
     cancel_withdrawal   user.withdrawing → user.available
     complete_withdrawal user.withdrawing → chain.clearing
 
+A job that an API key asked for counts against the key's limits, in the same transactions.
+
 Each wallet has a spending cap that its owner signed: a hold commits to it, a release and what a
 capture leaves give it back. ``reverse`` undoes a posting whose event a reorg has undone.
 
@@ -38,6 +40,7 @@ from market.ledger.accounts import (
     shortfall,
     withdrawing,
 )
+from market.ledger.key_spending import KeyDay, check_key
 from market.ledger.postings import capture, check_available, deposit, hold, release, settle
 from market.ledger.reversals import reverse
 from market.ledger.spending_caps import lock_wallet_soon, lower_cap, raise_cap
@@ -48,6 +51,7 @@ __all__ = [
     "CHAIN",
     "PLATFORM",
     "Account",
+    "KeyDay",
     "available",
     "balance",
     "balances_at",
@@ -55,6 +59,7 @@ __all__ = [
     "cancel_withdrawal",
     "capture",
     "check_available",
+    "check_key",
     "clearing",
     "complete_withdrawal",
     "deposit",

@@ -137,6 +137,19 @@ FROM contributions FULL JOIN shares USING (reference, owner)
 WHERE coalesce(contributions.amount, 0) <> coalesce(shares.amount, 0)
 """
 
+KEYS_EQUAL_JOBS = """
+WITH jobs AS (
+    SELECT api_key_id AS key_id, CAST(started_at AT TIME ZONE 'UTC' AS date) AS day, sum(
+        CASE WHEN status IN ('pending', 'active') THEN hold_far ELSE coalesce(total_cost_far, 0) END
+    ) AS spent
+    FROM inference_sessions WHERE api_key_id IS NOT NULL GROUP BY 1, 2
+)
+SELECT key_id || ' ' || day AS subject, coalesce(spent, 0) AS expected,
+    coalesce(committed, 0) AS found
+FROM jobs FULL JOIN key_spending USING (key_id, day)
+WHERE coalesce(spent, 0) <> coalesce(committed, 0)
+"""
+
 INVARIANTS = {
     "transactions_sum_to_zero": TRANSACTIONS_SUM_TO_ZERO,
     "balances_equal_entries": BALANCES_EQUAL_ENTRIES,
@@ -148,4 +161,5 @@ INVARIANTS = {
     "jobs_are_posted": JOBS_ARE_POSTED,
     "costs_are_captured": COSTS_ARE_CAPTURED,
     "shares_are_captured": SHARES_ARE_CAPTURED,
+    "keys_equal_jobs": KEYS_EQUAL_JOBS,
 }

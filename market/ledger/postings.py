@@ -21,6 +21,7 @@ from market.ledger.accounts import (
     shortfall,
 )
 from market.ledger.errors import InsufficientBalance, SpendingCapExceeded
+from market.ledger.key_spending import KeyDay, commit_key, return_to_key
 from market.money import ZERO, format_exact
 
 POST = text(
@@ -60,17 +61,25 @@ async def check_available(
         raise _insufficient(amount, at_least=at_least)
 
 
-async def hold(db: AsyncSession, *, job: str, wallet: str, amount: Decimal) -> bool:
+async def hold(
+    db: AsyncSession, *, job: str, wallet: str, amount: Decimal, key: KeyDay | None = None
+) -> bool:
     """Reserve what a generation may cost at most, and commit to the user's spending cap.
+
+    Args:
+        key: The API key that asked for the job, and whose limits its cost counts against.
 
     Raises:
         InsufficientBalance: the user has less than that available, or has asked to withdraw it.
             The transaction is then lost.
         SpendingCapExceeded: the user has not signed for so much. The transaction is then lost.
+        KeyLimitReached: a limit of the key leaves less than that. The transaction has to be rolled
+            back.
+        NotAuthenticated: the key was revoked, or has expired. So it has here.
     """
     postings = {available(wallet): -amount, held(wallet): amount}
     try:
-        return await post(db, "hold", job, postings, wallet=wallet, committed=amount)
+        posted = await post(db, "hold", job, postings, wallet=wallet, committed=amount)
     except IntegrityError as error:
         refusal = str(error.orig)
         if "check_balance_not_negative" in refusal:
@@ -82,6 +91,9 @@ async def hold(db: AsyncSession, *, job: str, wallet: str, amount: Decimal) -> b
                 "or lower max_tokens."
             ) from None
         raise
+    if posted and key is not None:
+        await commit_key(db, key, amount)  # under the wallet's lock, which the posting took
+    return posted
 
 
 async def capture(
@@ -92,12 +104,15 @@ async def capture(
     held_amount: Decimal,
     shares: Mapping[str, Decimal],
     fee: Decimal,
+    key: KeyDay | None = None,
 ) -> bool:
-    """Turn a hold into what is owed; what is left of it returns to the user, and to the cap.
+    """Turn a hold into what is owed; what is left of it returns to the user, to the cap, and to the
+    limits of the API key that asked for the job.
 
     Args:
         shares: FAR by provider's wallet.
         fee: The platform's part, in FAR.
+        key: As :func:`hold` was given it.
 
     Raises:
         ValueError: together they are more than was held.
@@ -111,13 +126,23 @@ async def capture(
     postings[owed(PLATFORM)] = fee
     postings[held(wallet)] = -held_amount
     postings[available(wallet)] = held_amount - cost
-    return await post(db, "capture", job, postings, wallet=wallet, committed=cost - held_amount)
+    left = held_amount - cost
+    posted = await post(db, "capture", job, postings, wallet=wallet, committed=-left)
+    if posted and key is not None:
+        await return_to_key(db, key, left)
+    return posted
 
 
-async def release(db: AsyncSession, *, job: str, wallet: str, amount: Decimal) -> bool:
-    """Give a hold back whole, to the user and to the cap."""
+async def release(
+    db: AsyncSession, *, job: str, wallet: str, amount: Decimal, key: KeyDay | None = None
+) -> bool:
+    """Give a hold back whole: to the user, to the cap, and to the limits of the API key that
+    :func:`hold` was given."""
     postings = {held(wallet): -amount, available(wallet): amount}
-    return await post(db, "release", job, postings, wallet=wallet, committed=-amount)
+    posted = await post(db, "release", job, postings, wallet=wallet, committed=-amount)
+    if posted and key is not None:
+        await return_to_key(db, key, amount)
+    return posted
 
 
 async def settle(db: AsyncSession, *, batch: str, amounts: Mapping[str, Decimal]) -> bool:

@@ -6,6 +6,7 @@ from decimal import Decimal
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Date,
     ForeignKey,
     Identity,
     Index,
@@ -128,3 +129,18 @@ class SpendingCap(Base):
     maximum: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
     committed: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
     withdrawal: Mapped[Decimal] = mapped_column(AMOUNT, server_default="0")
+
+
+class KeySpending(Base):
+    """What the jobs that an API key asked for on one UTC day have cost, and may cost as long as
+    they run, in FAR: the day's part of :attr:`SpendingCap.committed`.
+
+    Written under the wallet's lock, as all that moves its money.
+    """
+
+    __tablename__ = "key_spending"
+    __table_args__ = (CheckConstraint("committed >= 0", name="check_key_spending_not_negative"),)
+
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.key_id"), primary_key=True)
+    day: Mapped[dt.date] = mapped_column(Date, primary_key=True)
+    committed: Mapped[Decimal] = mapped_column(AMOUNT)

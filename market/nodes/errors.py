@@ -12,12 +12,14 @@ class NodeIdTaken(MeshError):
     code = "node_id_taken"
     status = 409
     title = "Node id taken"
+    retry_useless = True
 
 
 class NodeSuperseded(MeshError):
     code = "node_superseded"
     status = 409
     title = "Registered again elsewhere"
+    retry_useless = True
 
 
 class WalletNotAdmitted(Forbidden):

@@ -11,7 +11,15 @@ from market.settings.lists import split
 
 class LimitSettings(BaseModel):
     generations_per_ip: str = "100/hour"
-    generations_per_wallet: str = "1000/hour"
+    """Of callers who show neither a good token nor a good key: the specification's figure."""
+    generations_per_wallet: str = "600/minute"
+    """With all of its API keys. Jobs in flight have a limit of their own."""
+    generations_per_key: str = "600/minute"
+    """Of an API key that has no limit of its own."""
+    new_keys_per_wallet: str = "100/hour"
+    """API keys made."""
+    unknown_keys_per_ip: str = "600/minute"
+    """API keys that are none, revoked or expired; each may cost a look into the database."""
     jobs_in_flight_per_wallet: int = Field(100, ge=1)
     """Jobs of a wallet that have not ended."""
     positions_in_flight_per_wallet: int = Field(2**18, ge=1)
@@ -48,9 +56,11 @@ class LimitSettings(BaseModel):
     bodies_per_ip: str = "1200/minute"
     """Requests with a body and no token, malformed ones too, before the body is read."""
     requests_per_ip: str = "30000/minute"
-    """All that is asked with whatever tokens, but the relay's polls: of a house full of nodes."""
+    """All that is asked with whatever tokens and keys, but the relay's polls: of a house full of
+    nodes, or of a server with many users. Only a flood meets it."""
     requests_per_wallet: str = "6000/minute"
-    """All that a wallet asks with its token, or its machines with theirs."""
+    """All that a wallet asks with its token or its API keys, or its machines with theirs; or a node
+    with its own."""
     read_cache: float = Field(2, ge=0, le=60)
     """Seconds for which one answer serves all who read the same."""
     read_timeout: float = Field(3, gt=0)

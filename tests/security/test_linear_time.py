@@ -18,12 +18,14 @@ from api.app import create_app
 from api.http import caller_address
 from api.relay.message_rules import is_request_id
 from api.routes.inference import generate, jobs
+from api.schemas import api_keys as key_schemas
 from api.schemas import auth, base, nodes
 from api.schemas import jobs as job_schemas
 from api.schemas import machines as machine_schemas
 from api.schemas import models as model_schemas
 from api.web import STATIC
 from market.identity import login_message
+from market.identity.api_key_text import PREFIX, is_well_formed
 from market.identity.tokens import verify_token
 from market.jobs.tables import Job
 from market.receipts import statements
@@ -67,6 +69,8 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "a signature": lambda text: signed_texts.signed_by("text", text, WALLET),
     "a signed text": lambda text: signed_texts.signed_by(text, "0x" + "11" * 65, WALLET),
     "a token": lambda text: verify_token(AUTH, text),
+    "an API key": is_well_formed,
+    "an API key's rest": lambda text: is_well_formed(PREFIX + text),
     "a token's header": lambda text: verify_token(AUTH, f"{text}.e30.AAAA"),
     "an address": caller_address.parse,
     "X-Forwarded-For": _forwarded("x-forwarded-for", 1),
@@ -160,7 +164,7 @@ def test_a_tensors_name_is_linear() -> None:
 
 # ----- bodies and routes
 
-BODY_MODULES = (auth, nodes, job_schemas, machine_schemas, model_schemas)
+BODY_MODULES = (auth, key_schemas, nodes, job_schemas, machine_schemas, model_schemas)
 
 
 def bodies() -> list[type[BaseModel]]:

@@ -150,7 +150,13 @@ async def _locked(db: AsyncSession, lease: Lease) -> Job:
 async def _post(db: AsyncSession, job: Job, bill: Bill) -> None:
     """Take the cost from the hold; all of the hold goes back if a failure delivered nothing."""
     if job.status == "failed" and not bill.cost:
-        await ledger.release(db, job=job.request_id, wallet=job.user_wallet, amount=job.hold_far)
+        await ledger.release(
+            db,
+            job=job.request_id,
+            wallet=job.user_wallet,
+            amount=job.hold_far,
+            key=job.key_day,
+        )
         return
     await ledger.capture(
         db,
@@ -159,6 +165,7 @@ async def _post(db: AsyncSession, job: Job, bill: Bill) -> None:
         held_amount=job.hold_far,
         shares=bill.by_wallet(),
         fee=bill.fee,
+        key=job.key_day,
     )
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.http import disconnection, rate_limits
-from api.http.authentication import InferenceCaller
+from api.http.authentication import GenerateCaller
 from api.http.disconnection import ClientDisconnected
 from api.http.rate_limits import address_of
 from api.http.reader_slots import HeldForAnswer
@@ -37,7 +37,7 @@ PATH = f"{router.prefix}/distributed/generate"
 async def generate(
     body: GenerateBody,
     request: Request,
-    caller: InferenceCaller,
+    caller: GenerateCaller,
     services: WithServices,
     held: HeldForAnswer,
     prefer: Annotated[str, Header()] = "",
@@ -53,14 +53,13 @@ async def generate(
     A client that goes away before the end of the first two cancels the generation, and pays for
     what was delivered; an asynchronous job goes on. The same `Idempotency-Key` gives the same job.
     """
-    await rate_limits.GENERATIONS_OF_ADDRESS.count_address(services, request)
-    await rate_limits.GENERATIONS_OF_WALLET.count(services, caller.wallet)
+    await rate_limits.count_generation(services, caller)
     waits = "respond-async" not in [preference.strip().lower() for preference in prefer.split(",")]
     if waits:
         held.enter_context(services.reader_slots.hold(caller.wallet))
     digests = services.vault.digests(body.model_dump_json().encode())
     [job] = await services.submissions.submit(
-        caller.wallet,
+        caller,
         body.job_request(near=services.geoip.approximate(address_of(request, services))),
         Idempotency(idempotency_key, digests),
     )

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Response, status
 from pydantic import StringConstraints
 from sse_starlette import EventSourceResponse
 
-from api.http.authentication import InferenceCaller
+from api.http.authentication import CancelCaller, ReadJobsCaller
 from api.http.reader_slots import HeldForAnswer
 from api.http.services import WithServices
 from api.routes.inference.sse import EVENT_STREAM, job_stream
@@ -30,7 +30,7 @@ EventId = Annotated[
 
 
 @router.get("/jobs/{request_id}")
-async def poll(request_id: str, caller: InferenceCaller, services: WithServices) -> JobView:
+async def poll(request_id: str, caller: ReadJobsCaller, services: WithServices) -> JobView:
     """The job now: its status, and the text so far. The text is forgotten after an hour."""
     return JobView.of(await services.snapshots.get(caller.wallet, request_id))
 
@@ -45,7 +45,7 @@ async def poll(request_id: str, caller: InferenceCaller, services: WithServices)
 )
 async def events(
     request_id: str,
-    caller: InferenceCaller,
+    caller: ReadJobsCaller,
     services: WithServices,
     held: HeldForAnswer,
     last_event_id: Annotated[EventId, Header()] = "",
@@ -66,7 +66,7 @@ async def events(
 
 
 @router.delete("/jobs/{request_id}")
-async def cancel(request_id: str, caller: InferenceCaller, services: WithServices) -> JobView:
+async def cancel(request_id: str, caller: CancelCaller, services: WithServices) -> JobView:
     """End a job now. You pay for the tokens delivered until then; the rest is returned.
 
     Cancelling a job that has ended changes nothing.

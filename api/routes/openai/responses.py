@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from sse_starlette import ServerSentEvent
 
 from api.http import disconnection
-from api.http.authentication import InferenceCaller
+from api.http.authentication import CancelCaller, ReadJobsCaller
 from api.http.disconnection import ClientDisconnected
 from api.http.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
@@ -91,7 +91,7 @@ async def create(body: ResponseBody, asking: WithAsking) -> Response:
 @router.get("/responses/{response_id}", responses={200: {"content": EVENT_STREAM}})
 async def retrieve(
     response_id: str,
-    caller: InferenceCaller,
+    caller: ReadJobsCaller,
     services: WithServices,
     held: HeldForAnswer,
     stream: Annotated[bool, Query()] = False,
@@ -114,7 +114,7 @@ async def retrieve(
 
 
 @router.post("/responses/{response_id}/cancel")
-async def cancel(response_id: str, caller: InferenceCaller, services: WithServices) -> Response:
+async def cancel(response_id: str, caller: CancelCaller, services: WithServices) -> Response:
     """End a background response. You pay for what was generated until then."""
     job, writer = await _find(services, caller.wallet, response_id)
     if job.status not in queries.ENDED:

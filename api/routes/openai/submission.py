@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from api.http import rate_limits
-from api.http.authentication import InferenceCaller
+from api.http.authentication import GenerateCaller
 from api.http.rate_limits import address_of
 from api.http.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
@@ -43,13 +43,13 @@ class Asking:
         Raises:
             MeshError: whatever is wrong with it; nothing is held then.
         """
-        services, wallet = self.services, self.caller.wallet
-        self.held.enter_context(services.reader_slots.hold(wallet))
+        services = self.services
+        self.held.enter_context(services.reader_slots.hold(self.caller.wallet))
         digests = services.vault.digests(
             f"{self.request.url.path} {body.model_dump_json()}".encode()
         )
         jobs = await services.submissions.submit(
-            wallet, job_request, Idempotency(self.idempotency_key, digests, bool(self.attempt))
+            self.caller, job_request, Idempotency(self.idempotency_key, digests, bool(self.attempt))
         )
         await attempts.begin(services, jobs, self.attempt)
         return jobs
@@ -57,14 +57,13 @@ class Asking:
 
 async def _asking(
     request: Request,
-    caller: InferenceCaller,
+    caller: GenerateCaller,
     services: WithServices,
     held: HeldForAnswer,
     attempt: Attempt,
     idempotency_key: Annotated[IdempotencyKey | None, Header()] = None,
 ) -> Asking:
-    await rate_limits.GENERATIONS_OF_ADDRESS.count_address(services, request)
-    await rate_limits.GENERATIONS_OF_WALLET.count(services, caller.wallet)
+    await rate_limits.count_generation(services, caller)
     return Asking(request, caller, services, held, attempt, idempotency_key)
 
 

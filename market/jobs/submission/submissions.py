@@ -11,6 +11,7 @@ from sqlalchemy.orm import defer
 
 from market import ledger, metrics, outbox
 from market.catalog.models import Model
+from market.identity.principal import Principal
 from market.jobs.errors import IdempotencyConflict, Overloaded, TooManyInFlight
 from market.jobs.quote import quote_of
 from market.jobs.request import Idempotency, JobRequest
@@ -19,7 +20,7 @@ from market.jobs.submission.early_refusal import EarlyRefusals
 from market.jobs.submission.under_way import Submission, UnderWay
 from market.jobs.tables import Job, JobStatus
 from market.keyed_locks import KeyedLocks
-from market.ledger.errors import InsufficientBalance
+from market.ledger.errors import InsufficientBalance, KeyLimitReached
 from market.outages import OUTAGES
 from market.resources import Resources
 from market.wallet_turns import WalletTurns
@@ -60,23 +61,27 @@ class Submissions:
         """One wallet takes no more than one turn for what may wait for its money."""
 
     async def submit(
-        self, wallet: str, request: JobRequest, idempotency: Idempotency
+        self, caller: Principal, request: JobRequest, idempotency: Idempotency
     ) -> Sequence[Job]:
         """The jobs of a request, in the order of its prompts and choices: new ones, or those that
         the same key, or an earlier attempt of the same client, made before.
 
         Raises:
+            ModelNotAllowed: the caller is an API key for other models.
+            KeyLimitReached: a limit of the caller's API key leaves too little.
             TooManyInFlight: the wallet has too many jobs that have not ended.
             Overloaded: the jobs would start too late.
             ChainIndexBehind: it is not known who has withdrawn lately.
             MeshError: whatever else is wrong with the request; in all cases nothing is held.
         """
+        wallet = caller.wallet
+        caller.require_model(request.model_id)
         earlier = await self._earlier(wallet, idempotency)
         if earlier:
             return earlier
         try:
-            jobs = await self._submit_new(wallet, request, idempotency)
-        except (InsufficientBalance, TooManyInFlight, Overloaded):
+            jobs = await self._submit_new(caller, request, idempotency)
+        except (InsufficientBalance, KeyLimitReached, TooManyInFlight, Overloaded):
             earlier = await self._earlier(wallet, idempotency)  # accepted in the meantime
             if earlier:
                 return earlier
@@ -99,6 +104,7 @@ class Submissions:
                 request_id=job.request_id,
                 model_id=job.model_id,
                 user_wallet=wallet,
+                api_key_id=caller.key_id,
                 tier=job.tier,
                 prompt_tokens=job.prompt_tokens,
                 max_tokens=job.max_tokens,
@@ -107,11 +113,11 @@ class Submissions:
         return jobs
 
     async def _submit_new(
-        self, wallet: str, request: JobRequest, idempotency: Idempotency
+        self, caller: Principal, request: JobRequest, idempotency: Idempotency
     ) -> list[Job]:
         """New jobs. Most of those for which there is no room are refused before they are taken
         in."""
-        settings = self._resources.settings
+        settings, wallet = self._resources.settings, caller.wallet
         model = self._resources.catalog.get(request.model_id)
         prompt_tokens.check(model, request, settings.limits.max_prompt_chars)
         least = prompt_tokens.least_positions(model, request)
@@ -127,13 +133,18 @@ class Submissions:
                 )
             submission = Submission(model.id, wallet, likely)
             with self.under_way.enter(submission):
-                return await self._take_in(submission, model, request, idempotency)
+                return await self._take_in(submission, caller, model, request, idempotency)
         except Overloaded:
             self._early.watch(model.id)
             raise
 
     async def _take_in(
-        self, submission: Submission, model: Model, request: JobRequest, idempotency: Idempotency
+        self,
+        submission: Submission,
+        caller: Principal,
+        model: Model,
+        request: JobRequest,
+        idempotency: Idempotency,
     ) -> list[Job]:
         """Nobody waits with a turn for a prompt to be tokenized, and no prompt is for which there
         is no money."""
@@ -144,6 +155,9 @@ class Submissions:
         )
         async with self.balances, self._resources.sessions() as db:
             await ledger.check_available(db, wallet=wallet, amount=least, at_least=True)
+            if caller.key_id is not None:
+                today = ledger.KeyDay.now(caller.key_id)
+                await ledger.check_key(db, today, least, at_least=True)
         if not submission.can_pay:  # others may have come before it meanwhile
             await self._early.check(model, wallet, submission.positions)
             submission.can_pay = True
@@ -151,7 +165,7 @@ class Submissions:
         async with self._wallets.of(wallet), self._turns:
             quote = await quote_of(self._resources, request, prompts)
             submission.positions = request.choices * sum(each.positions for each in quote.prompts)
-            jobs = transaction.new_jobs(self._resources, wallet, request, quote, idempotency)
+            jobs = transaction.new_jobs(self._resources, caller, request, quote, idempotency)
             await transaction.write(self._resources, request, jobs, quote)
         return jobs
 

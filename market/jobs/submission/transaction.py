@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from market import ledger
+from market.identity.principal import Principal
 from market.jobs import queries
 from market.jobs.admission import decision
 from market.jobs.admission.chain_index import check_index
@@ -23,7 +24,11 @@ MAX_SEED = 2**63 - 1
 
 
 def new_jobs(
-    resources: Resources, wallet: str, request: JobRequest, quote: Quote, idempotency: Idempotency
+    resources: Resources,
+    caller: Principal,
+    request: JobRequest,
+    quote: Quote,
+    idempotency: Idempotency,
 ) -> list[Job]:
     """Jobs that are not written yet: all choices of the first prompt, then those of the next."""
     now = dt.datetime.now(dt.UTC)
@@ -39,7 +44,8 @@ def new_jobs(
             Job(
                 request_id=request_id,
                 choice=number,
-                user_wallet=wallet,
+                user_wallet=caller.wallet,
+                api_key_id=caller.key_id,
                 model_id=quote.model.id,
                 tier=request.tier,
                 started_at=now,
@@ -81,6 +87,8 @@ async def write(
     Raises:
         InsufficientBalance: the wallet has less than the jobs may cost.
         SpendingCapExceeded: the wallet has not signed for so much.
+        KeyLimitReached: a limit of the API key that asks leaves less than the job may cost.
+        NotAuthenticated: the API key was revoked or has expired meanwhile.
         TooManyInFlight: jobs of the wallet have to end first.
         Overloaded: the jobs would start later than jobs may be expected to.
         ChainIndexBehind: it is not known who has withdrawn lately.
@@ -102,5 +110,11 @@ async def write(
             )
         for job in jobs:
             await db.refresh(job)
-            await ledger.hold(db, job=job.request_id, wallet=wallet, amount=job.hold_far)
+            await ledger.hold(
+                db,
+                job=job.request_id,
+                wallet=wallet,
+                amount=job.hold_far,
+                key=job.key_day,
+            )
         await decision.admit(resources, db, jobs, quote.coverage)

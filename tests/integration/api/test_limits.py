@@ -1,5 +1,6 @@
 """How much one caller may ask: bodies, and rates."""
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
@@ -7,6 +8,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from market.identity.api_key_text import new_key
 from market.settings import Settings
 from tests.support.gateway.api import (
     ASYNC,
@@ -51,81 +53,189 @@ async def ask(gateway: Gateway, address: str = "192.0.2.1", **headers: str) -> h
         )
 
 
-def check_limited(answer: httpx.Response) -> None:
-    detail = problem(answer, 429, "rate_limited")["detail"]
-    wait = answer.headers["retry-after"]
-    assert f"Try again in {wait} seconds" in detail
-    assert HOUR - 60 < int(wait) <= HOUR
-
-
-async def test_generations_of_one_address(limited: Limited) -> None:
-    async with limited(generations_per_ip="2/hour") as gateway:
-        await prepare(gateway)
-        assert [(await ask(gateway)).status_code for _ in range(2)] == [202, 202]
-        before = await gateway.books()
-        check_limited(await ask(gateway))
-        check_limited(await ask(gateway, **gateway.login(OTHER_WALLET)))
-        assert await gateway.books() == before
-        assert (await ask(gateway, "192.0.2.2")).status_code == 202
+def check_limited(answer: httpx.Response, limit: str) -> None:
+    """Refused by a limit of an hour, which is longer than a client waits by itself."""
+    named = problem(answer, 429, "rate_limited")
+    assert named["limit"] == limit
+    wait = int(re.search("Try again in ([0-9]+) seconds", str(named["detail"]))[1])  # type: ignore[index]
+    assert HOUR - 60 < wait <= HOUR
+    assert parsed(answer.headers["ratelimit"])[limit] == {"r": 0, "t": wait}
+    assert parsed(answer.headers["ratelimit-policy"])[limit]["w"] == HOUR
+    assert answer.headers["retry-after"] == "120"
+    assert answer.headers["x-should-retry"] == "false"
 
 
 async def test_generations_of_one_wallet(limited: Limited) -> None:
     async with limited(generations_per_wallet="2/hour") as gateway:
         await prepare(gateway)
-        assert [(await ask(gateway, f"192.0.2.{n}")).status_code for n in (1, 2)] == [202, 202]
+        key = await gateway.key()
+        assert (await ask(gateway, "192.0.2.1")).status_code == 202
+        assert (await ask(gateway, "192.0.2.2", **key)).status_code == 202
         before = await gateway.books()
-        check_limited(await ask(gateway, "192.0.2.3"))
+        for headers in ({}, key, await gateway.key()):
+            check_limited(await ask(gateway, "192.0.2.3", **headers), "generations-per-wallet")
         assert await gateway.books() == before
         assert (await ask(gateway, **gateway.login(OTHER_WALLET))).status_code == 202
 
 
+async def test_generations_of_one_key(limited: Limited) -> None:
+    """A key's own limit, or that of all keys; and no other key's."""
+    async with limited(generations_per_key="3/hour") as gateway:
+        await prepare(gateway)
+        for headers, most in (
+            (await gateway.key(), 3),
+            (await gateway.key(generations_per_minute=2), 2),
+        ):
+            for _ in range(most):
+                assert (await ask(gateway, **headers)).status_code == 202
+            answer = await ask(gateway, **headers)
+            named = problem(answer, 429, "rate_limited")
+            assert named["limit"] == "generations-per-key"
+        assert (await ask(gateway)).status_code == 202
+
+
+async def test_callers_with_a_wallet_or_a_key_are_not_counted_by_address(limited: Limited) -> None:
+    """Many users of one office, or of one server, have one address."""
+    async with limited(generations_per_ip="1/hour", bodies_per_ip="1/hour") as gateway:
+        await prepare(gateway)
+        for headers in (gateway.login(), gateway.login(OTHER_WALLET), await gateway.key()):
+            for _ in range(2):
+                assert (await ask(gateway, **headers)).status_code == 202
+
+
+async def test_generations_of_callers_who_are_not_logged_in(limited: Limited) -> None:
+    async with limited(generations_per_ip="2/hour") as gateway:
+        await prepare(gateway)
+        unknown = {"Authorization": f"Bearer {new_key()}"}
+        for headers in ({"Authorization": ""}, unknown):
+            assert (await ask(gateway, **headers)).status_code == 401
+        check_limited(await ask(gateway, Authorization=""), "generations-per-address")
+        check_limited(await ask(gateway, **unknown), "generations-per-address")
+        # Who is logged in at this address is not kept from it.
+        assert (await ask(gateway)).status_code == 202
+        assert (await ask(gateway, "192.0.2.2", Authorization="")).status_code == 401
+
+
+async def test_unknown_keys_are_looked_up_only_so_often(limited: Limited) -> None:
+    async with limited(unknown_keys_per_ip="3/hour") as gateway:
+        await prepare(gateway)
+        for number in range(5):
+            headers = {"Authorization": f"Bearer {new_key()}"}
+            answer = await gateway.client.get("/api/inference/models", headers=headers)
+            if number < 3:
+                problem(answer, 401, "api_key_unknown")
+            else:
+                named = problem(answer, 429, "rate_limited")
+                assert named["limit"] == "unknown-keys-per-address"
+
+
 async def test_refused_requests_do_not_count(limited: Limited) -> None:
-    async with limited(generations_per_ip="1/hour") as gateway:
+    async with limited(generations_per_wallet="1/hour") as gateway:
         await prepare(gateway)
         wrong = await gateway.client.post(GENERATE, json=request_body(max_tokens=0))
         assert wrong.status_code == 422
         assert (await ask(gateway, "127.0.0.1")).status_code == 202
 
 
+async def nonce(gateway: Gateway, *forwarded: str) -> int:
+    """The status of a request that is counted by address, from behind proxies."""
+    headers = [("X-Forwarded-For", value) for value in forwarded]
+    return (await gateway.client.get("/api/auth/nonce", headers=headers)).status_code
+
+
 async def test_a_forwarded_address_is_not_believed(limited: Limited) -> None:
-    async with limited(generations_per_ip="1/hour") as gateway:
-        await prepare(gateway)
-        assert (await ask(gateway, **{"X-Forwarded-For": "198.51.100.1"})).status_code == 202
-        check_limited(await ask(gateway, **{"X-Forwarded-For": "198.51.100.2"}))
+    async with limited(logins_per_ip="1/hour") as gateway:
+        assert await nonce(gateway, "198.51.100.1") == 200
+        assert await nonce(gateway, "198.51.100.2") == 429
 
 
 async def test_behind_a_proxy_the_address_that_it_saw_counts(limited: Limited) -> None:
-    async with limited(generations_per_ip="1/hour", trust_forwarded_for=True) as gateway:
-        await prepare(gateway)
-
-        async def status(*forwarded: str) -> int:
-            headers = [(name, value) for name, value in (ASYNC | gateway.login()).items()]
-            headers += [("X-Forwarded-For", value) for value in forwarded]
-            answer = await gateway.client.post(GENERATE, json=request_body(), headers=headers)
-            return answer.status_code
-
-        assert await status("198.51.100.1") == 202
+    async with limited(logins_per_ip="1/hour", trust_forwarded_for=True) as gateway:
+        assert await nonce(gateway, "198.51.100.1") == 200
         # What a client makes up stands before, in the same header or in one of its own.
-        assert await status("203.0.113.1, 198.51.100.1") == 429
-        assert await status("203.0.113.1", "198.51.100.1") == 429
-        assert await status("198.51.100.1, 198.51.100.2") == 202
+        assert await nonce(gateway, "203.0.113.1, 198.51.100.1") == 429
+        assert await nonce(gateway, "203.0.113.1", "198.51.100.1") == 429
+        assert await nonce(gateway, "198.51.100.1, 198.51.100.2") == 200
         # Without the header, or with an empty one, it is the peer.
-        assert await status() == 202
-        assert await status("") == 429
+        assert await nonce(gateway) == 200
+        assert await nonce(gateway, "") == 429
+
+
+# ----- what the headers say
+
+
+def parsed(header: str) -> dict[str, dict[str, int]]:
+    """A list of structured fields (RFC 9651): strings with whole numbers as parameters."""
+    found = {}
+    for item in header.split(", "):
+        name, *parameters = item.split(";")
+        assert re.fullmatch('"[a-z-]+"', name), header
+        pairs = (parameter.split("=") for parameter in parameters)
+        found[name.strip('"')] = {key: int(value) for key, value in pairs}
+    return found
+
+
+async def test_every_limited_answer_says_what_is_left(limited: Limited) -> None:
+    async with limited(generations_per_wallet="3/hour") as gateway:
+        await prepare(gateway)
+        headers = await gateway.key(generations_per_minute=2)
+        answers = [await ask(gateway, **headers) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [202, 202, 429]
+        for number, answer in enumerate(answers):
+            policies, left = (
+                parsed(answer.headers["ratelimit-policy"]),
+                parsed(answer.headers["ratelimit"]),
+            )
+            assert policies["generations-per-key"] == {"q": 2, "w": 60}
+            assert left["generations-per-key"]["r"] == max(0, 1 - number)
+            assert 0 < left["generations-per-key"]["t"] <= 60
+            if number < 2:
+                assert policies["generations-per-wallet"] == {"q": 3, "w": HOUR}
+                assert left["generations-per-wallet"]["r"] == 2 - number
+            assert policies["requests-per-wallet"] == {"q": 6000, "w": 60}
+            assert policies.keys() == left.keys()
+            assert answer.headers["x-ratelimit-limit-requests"] == "2"
+            assert answer.headers["x-ratelimit-remaining-requests"] == str(max(0, 1 - number))
+            assert re.fullmatch(r"[0-9]+s", answer.headers["x-ratelimit-reset-requests"])
+        assert int(answers[2].headers["retry-after"]) <= 60
+        assert "x-should-retry" not in answers[2].headers
 
 
 @pytest.mark.parametrize(
-    ("limit", "method", "path", "body"),
+    ("path", "policy"),
     [
-        ("logins_per_ip", "GET", "/api/auth/nonce", None),
+        ("/api/inference/models", "reads-per-address"),
+        ("/api/auth/nonce", "nonces-per-address"),
+        ("/api/billing/balance", "requests-per-wallet"),
+        ("/api/inference/jobs/req_none", "requests-per-wallet"),
+    ],
+)
+async def test_limits_of_other_routes_are_told_too(
+    gateway: Gateway, path: str, policy: str
+) -> None:
+    answer = await gateway.client.get(path)
+    assert parsed(answer.headers["ratelimit"])[policy]["r"] > 0
+
+
+async def test_what_is_not_limited_says_nothing(gateway: Gateway) -> None:
+    answer = await gateway.client.get("/healthz")
+    assert not [name for name in answer.headers if "ratelimit" in name]
+
+
+@pytest.mark.parametrize(
+    ("limit", "policy", "method", "path", "body"),
+    [
+        ("logins_per_ip", "nonces-per-address", "GET", "/api/auth/nonce", None),
         (
             "logins_per_ip",
+            "logins-per-address",
             "POST",
             "/api/auth/login",
             {"wallet_address": "0x" + "11" * 20, "message": "", "signature": ""},
         ),
         (
             "registrations_per_ip",
+            "registrations-per-address",
             "POST",
             "/api/nodes/register-distributed",
             {
@@ -143,12 +253,12 @@ async def test_behind_a_proxy_the_address_that_it_saw_counts(limited: Limited) -
     ids=["nonce", "login", "register"],
 )
 async def test_logins_and_registrations_are_limited(
-    limited: Limited, limit: str, method: str, path: str, body: object
+    limited: Limited, limit: str, policy: str, method: str, path: str, body: object
 ) -> None:
     async with limited(**{limit: "3/hour"}) as gateway:
         answers = [await gateway.client.request(method, path, json=body) for _ in range(4)]
         assert 429 not in [answer.status_code for answer in answers[:3]]
-        check_limited(answers[3])
+        check_limited(answers[3], policy)
 
 
 class Chunks:

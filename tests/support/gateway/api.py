@@ -20,6 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.app import create_app
 from api.http.services import Services
 from market import ledger
+from market.identity import api_keys
+from market.identity.principal import Scope
 from market.identity.tables import Machine
 from market.identity.tokens import issue_machine_token, issue_node_token, issue_user_token
 from market.jobs import live_session, tables
@@ -184,6 +186,14 @@ class Gateway:
         """Headers of a machine, whether the wallet has let it in or not."""
         token = issue_machine_token(self.services.settings.auth, wallet, machine_id)
         return {"Authorization": f"Bearer {token}"}
+
+    async def key(self, wallet: str = WALLET, **terms: Any) -> dict[str, str]:
+        """Headers of an API key of the wallet, which may generate and read jobs if nothing else is
+        said."""
+        values = {"name": "app", "scopes": [Scope.GENERATE, Scope.READ_JOBS]} | terms
+        async with self.sessions.begin() as db:
+            _, text = await api_keys.make(db, wallet, api_keys.KeyTerms(**values))
+        return {"Authorization": f"Bearer {text}"}
 
     async def node(self, wallet: str) -> dict[str, str]:
         """Headers of a node that the wallet has registered."""

@@ -216,7 +216,7 @@ WRONG_TOKENS = {
     "without expiry": (lambda gateway: token(gateway, exp=None), 401, "token_invalid"),
     "without kind": (lambda gateway: token(gateway, kind=None), 401, "token_invalid"),
     "without subject": (lambda gateway: token(gateway, sub=None), 401, "token_invalid"),
-    "a node's": (lambda gateway: token(gateway, kind="node"), 403, "forbidden"),
+    "a node's": (lambda gateway: token(gateway, kind="node"), 403, "scope_missing"),
 }
 
 
@@ -236,7 +236,7 @@ async def test_a_token_that_does_not_count(
 
 async def test_a_users_token_is_no_nodes(gateway: Gateway) -> None:
     answer = await gateway.client.post("/api/nodes/heartbeat", json=HEARTBEAT)
-    problem(answer, 403, "forbidden")
+    problem(answer, 403, "scope_missing")
 
 
 @pytest.mark.parametrize("secret", ["", "x" * 31])

@@ -145,7 +145,7 @@ async def test_machines_and_nodes_get_the_list_with_their_tokens(
 
 
 async def test_nobody_else_is_told(gateway: Gateway) -> None:
-    problem(await gateway.client.get(PATH), 403, "forbidden")
+    problem(await gateway.client.get(PATH), 403, "scope_missing")
     gateway.client.headers.pop("Authorization")
     problem(await gateway.client.get(PATH), 401, "token_missing")
     asked = {"wallet_address": PROVIDER.address, "model_id": MODEL_ID}

@@ -65,7 +65,7 @@ async def test_an_unknown_wallet_has_nothing(gateway: Gateway) -> None:
 async def test_ones_own_balance_needs_a_login(gateway: Gateway) -> None:
     problem(await gateway.client.get(BALANCE, headers={"Authorization": ""}), 401, "token_missing")
     answer = await gateway.client.get(BALANCE, headers=gateway.node_login("node_0"))
-    problem(answer, 403, "forbidden")
+    problem(answer, 403, "scope_missing")
 
 
 async def move(sessions: Sessions, **changes: Any) -> None:

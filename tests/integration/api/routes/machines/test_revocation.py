@@ -19,7 +19,7 @@ async def test_a_wallet_lists_its_machines_and_nobody_elses(gateway: Gateway) ->
     assert (newest["last_used_at"], "access_token" in newest) == (None, False)
     others = await gateway.client.get("/api/machines", headers=gateway.login(OTHER_WALLET))
     assert others.json() == {"machines": []}
-    problem(await gateway.client.get("/api/machines", headers=bearer(token)), 403, "forbidden")
+    problem(await gateway.client.get("/api/machines", headers=bearer(token)), 403, "scope_missing")
 
 
 async def test_a_node_is_seen_by_itself_its_wallet_and_its_wallets_machines(

@@ -207,7 +207,7 @@ async def test_a_node_speaks_for_itself_only(gateway: Gateway) -> None:
     node_id, _ = await registered(gateway)
     _, other_token = await registered(gateway)
     problem(await heartbeat(gateway, node_id, other_token), 403, "forbidden")
-    problem(await heartbeat(gateway, node_id, gateway.login(WALLET)), 403, "forbidden")
+    problem(await heartbeat(gateway, node_id, gateway.login(WALLET)), 403, "scope_missing")
     problem(await heartbeat(gateway, node_id, {"Authorization": ""}), 401, "token_missing")
     assert await live_lookup.available_nodes(gateway.redis, MODEL_ID) == []
 

@@ -58,7 +58,7 @@ async def test_only_a_machine_that_was_let_in_registers_without_a_signature(
     user = await gateway.client.post(
         REGISTRATION_PATH, json=body, headers=gateway.login(PROVIDER.address)
     )
-    problem(user, 403, "forbidden")
+    problem(user, 403, "scope_missing")
     unknown = gateway.machine_login(PROVIDER.address, "machine_unknown")
     problem(
         await gateway.client.post(REGISTRATION_PATH, json=body, headers=unknown),
