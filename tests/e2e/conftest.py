@@ -26,6 +26,7 @@ from stack.plan import SETTINGS, Plan
 from stack.servers import free_port
 from tests.conftest import DEMO_MODEL, MODEL_ID
 from tests.support.folders import server_folder
+from tests.support.gateway.chat_model import make_chat_model
 
 PATIENCE = 60.0
 LONG = 700
@@ -70,6 +71,7 @@ def stack() -> Iterator[DevelopmentStack]:
     with server_folder("far-e2e-") as folder:
         plan = Plan(
             folder=folder / "data",
+            model=str(make_chat_model(folder / "model")),
             api_port=free_port(),
             redis_port=free_port(),
             chain_port=free_port(),
@@ -245,6 +247,21 @@ class Reference:
             )
             self._texts[key] = self.tokenizer.decode(output[0, len(ids) :].tolist())
         return self._texts[key]
+
+    def logprobs(self, prompt: str, tokens: int) -> list[float]:
+        """Log-probabilities of the tokens that are chosen greedily."""
+        ids = self.tokenizer.encode(prompt).ids
+        output = self._model.generate(
+            torch.tensor([ids]),
+            max_new_tokens=tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        chosen = output.sequences[0, len(ids) :]
+        logits = torch.stack(output.logits)[:, 0].log_softmax(-1)
+        found: list[float] = logits.gather(1, chosen[:, None])[:, 0].tolist()
+        return found
 
 
 @pytest.fixture(scope="package")

@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.conftest import DEMO_MODEL
 
 TEMPLATE = """\
+{{ bos_token }}
 {%- for tool in tools or [] -%}
 {{ '[tool] ' + (tool | tojson) + '\\n' }}
 {%- endfor -%}
@@ -17,7 +18,7 @@ TEMPLATE = """\
 {{ '\\n' }}
 {%- endfor -%}
 {{ '[assistant] ' if add_generation_prompt }}"""
-"""Of no special tokens, since the model was not trained on any; its calls are in Hermes' form."""
+"""The model was trained on no special tokens but the first; its calls are in Hermes' form."""
 
 
 def make_chat_model(folder: Path) -> Path:

@@ -56,7 +56,7 @@ async def test_the_prompt_is_what_the_template_makes(
     await answered(gateway, client.chat.completions.create(model=MODEL_ID, messages=HELLO), play)
     tokenizer = gateway.services.catalog.get(MODEL_ID).tokenizer
     text = tokenizer.decode(seen[0].token_ids, skip_special_tokens=False)
-    assert text == "[system] Be brief.\n[user] Hello,\nyou\n[assistant] "
+    assert text == "<|endoftext|>[system] Be brief.\n[user] Hello,\nyou\n[assistant] "
 
 
 async def test_streamed_chunks_end_with_usage(gateway: Gateway, client: openai.AsyncOpenAI) -> None:

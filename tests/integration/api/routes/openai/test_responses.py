@@ -73,7 +73,7 @@ async def test_an_input_of_items_is_a_chat(gateway: Gateway, client: openai.Asyn
         play,
     )
     assert seen == [
-        "[system] Be brief.\n[user] Rain?\n[assistant] "
+        "<|endoftext|>[system] Be brief.\n[user] Rain?\n[assistant] "
         '<tool_call>\n{"name": "weather", "arguments": {"town": "Ulm"}}\n</tool_call>\n'
         "[tool] Yes\n[assistant] "
     ]
