@@ -71,9 +71,7 @@ class Edge:
     ) -> None:
         self._span = span
         self._processor = (
-            LogitsProcessor(span.generation_config, vocab_size=span.vocab_size, device=span.device)
-            if span.edge
-            else None
+            LogitsProcessor(span.generation_config, device=span.device) if span.edge else None
         )
         self._fail = fail
         self._speculate = speculate

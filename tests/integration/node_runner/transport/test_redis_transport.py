@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from market.jobs import live_session
+from market.jobs.live_session import TokenEntry
 from mesh import redis_keys, token_stream, wire
 from mesh.keepalive import KEEPALIVE_TTL
 from mesh.wire import Ping, Step, Steps, StopEpoch, Token
@@ -130,8 +132,10 @@ def test_log_probabilities_get_to_readers(server: Server, client: redis.Redis) -
     transport = connect(server, "a")
     tokens = [Token("gen", 1, 0, 7, "without"), Token("gen", 1, 1, 8, "with", logprobs)]
     assert transport.exchange(tokens, wait=0) == []
-    entries = [fields for _, fields in client.xrange(redis_keys.tokens("gen"))]
-    assert [fields.get(b"p") for fields in entries] == [None, logprobs]
+    assert live_session.entries_of(client.xrange(redis_keys.tokens("gen"))) == [
+        TokenEntry("1-0", 7, "without"),
+        TokenEntry("2-0", 8, "with", logprobs),
+    ]
     transport.close()
 
 

@@ -11,6 +11,8 @@ import redis
 import structlog
 from structlog.testing import LogCapture
 
+from market.jobs import live_session
+from market.jobs.live_session import TokenEntry
 from market.settings import Settings
 from mesh import redis_keys
 from mesh.wire import Ended, Message, StopEpoch, Token
@@ -126,8 +128,9 @@ def test_log_probabilities_get_to_readers(here: Replica, client: redis.Redis) ->
     logprobs = pack_logprobs([Logprob(8, -0.5), Logprob(7, -0.25)])
     with closing(node(here, "edge")) as edge:
         edge.exchange([Token("gen", 1, 0, 8, "with", logprobs)], wait=0)
-    [(_, fields)] = client.xrange(redis_keys.tokens("gen"))
-    assert fields[b"p"] == logprobs
+    assert live_session.entries_of(client.xrange(redis_keys.tokens("gen"))) == [
+        TokenEntry("1-0", 8, "with", logprobs)
+    ]
 
 
 def test_the_last_words_arrive(here: Replica, client: redis.Redis) -> None:
