@@ -144,7 +144,9 @@ class Edge:
         ]
         self._returned = {}
         chosen = isolated(self._choose, returned, lambda item, error: self._fail(item[0], error))
-        return each_isolated(self._accept, chosen, lambda item, error: self._fail(item[0], error))
+        return each_isolated(
+            self._accept, chosen, lambda item, error: self._fail(item.generation, error)
+        )
 
     def _choose(self, returned: Sequence[_Returned]) -> list[_Chosen]:
         """A token after each row of hidden states."""

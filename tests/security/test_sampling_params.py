@@ -43,7 +43,7 @@ REFUSED: list[dict[str, Any]] = [
 ]
 
 ADMITTED: list[dict[str, Any]] = [
-    *({"temperature": value} for value in (0, 5e-324, 1.7e308, 2**63)),
+    *({"temperature": value} for value in (0, 5e-324, 1.7e308, 2**64 - 1)),
     *({"top_p": value} for value in (5e-324, 1)),
     *({"top_k": value} for value in (0, 1, VOCABULARY, VOCABULARY + 1, 2**64 - 1)),
     *({"min_p": value} for value in (0, 5e-324, 1)),

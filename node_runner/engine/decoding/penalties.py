@@ -61,7 +61,8 @@ class Penalties:
 
     def __init__(self, params: SamplingParams, *, prompt_length: int, repetition: float) -> None:
         self._prompt_length = prompt_length
-        self._repetition = min(max(repetition, _SMALLEST), _LARGEST)  # such that float32 has it
+        # Such that float32 has it, also of a whole number.
+        self._repetition = float(min(max(repetition, _SMALLEST), _LARGEST))
         self._frequency = params.frequency_penalty
         self._presence = params.presence_penalty
         self._indexed = 0
