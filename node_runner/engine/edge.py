@@ -71,9 +71,7 @@ class Edge:
     ) -> None:
         self._span = span
         self._processor = (
-            LogitsProcessor(span.generation_config, vocab_size=span.vocab_size, device=span.device)
-            if span.edge
-            else None
+            LogitsProcessor(span.generation_config, device=span.device) if span.edge else None
         )
         self._fail = fail
         self._speculate = speculate
@@ -146,7 +144,9 @@ class Edge:
         ]
         self._returned = {}
         chosen = isolated(self._choose, returned, lambda item, error: self._fail(item[0], error))
-        return each_isolated(self._accept, chosen, lambda item, error: self._fail(item[0], error))
+        return each_isolated(
+            self._accept, chosen, lambda item, error: self._fail(item.generation, error)
+        )
 
     def _choose(self, returned: Sequence[_Returned]) -> list[_Chosen]:
         """A token after each row of hidden states."""

@@ -3,6 +3,7 @@ generations that run meanwhile get the tokens that they get alone."""
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,6 +40,7 @@ from node_runner.engine.model.span_model import SpanModel
 from node_runner.outputs import EngineOutput
 from tests.support.engine.models import save_random
 from tests.support.engine.pipeline import GREEDY, Pipeline, load_span
+from tests.support.engine.sampling import ALL_PARAMS
 from tests.support.engine.tokenizers import byte_fallback_bpe
 
 WIDTH, VOCABULARY, CONTEXT = 64, 300, 512
@@ -48,9 +50,11 @@ TOKENS = 10
 LLAMA = byte_fallback_bpe()
 
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=3, stop=[])
+PENALIZED = replace(ALL_PARAMS, logit_bias={20: -100.0, 7: 1.5})
 BYSTANDERS = {
     "bystander greedy": ([0, *range(20, 60)], GREEDY),
     "bystander sampled": ([0, 7, 280, 7, 280], SAMPLED),
+    "bystander penalized": ([0, 7, 280, 7, 280], PENALIZED),
     "bystander long": ([0, *range(20, 290)], SAMPLED),
 }
 
@@ -102,6 +106,20 @@ PROMPTS = st.builds(
         top_p=likely(1.0, 0.5, others=NUMBERS),
         seed=INTEGERS,
         stop=TEXTS,
+        top_k=likely(0, 1, 40, others=INTEGERS),
+        min_p=likely(0.0, 0.1, others=NUMBERS),
+        repetition_penalty=likely(None, 1.2, others=NUMBERS),
+        frequency_penalty=likely(0.0, 0.5, others=NUMBERS),
+        presence_penalty=likely(0.0, -0.5, others=NUMBERS),
+        logit_bias=st.one_of(
+            st.just({}),
+            st.dictionaries(
+                likely(*range(0, VOCABULARY, 7), others=INTEGERS),
+                likely(-100, 1.5, others=NUMBERS),
+                max_size=5,
+            ),
+        ),
+        logprobs=likely(None, 0, 3, others=INTEGERS),
     ),
 )
 STEP = st.builds(

@@ -15,6 +15,7 @@ from node_runner.engine.attention.prefix_cache import PrefixCache
 from node_runner.engine.attention.ragged_batch import RaggedBatch
 from node_runner.engine.decoding.detokenizer import Detokenizer
 from node_runner.engine.decoding.draft_model import DraftModel
+from node_runner.engine.decoding.penalties import Penalties
 from node_runner.engine.decoding.speculation import PromptLookup
 from node_runner.engine.device.isolation import isolated
 from node_runner.engine.edge import Edge
@@ -29,7 +30,7 @@ from tests.support.engine.tokenizers import byte_fallback_bpe
 POISON = 299
 """A token that is in the attacker's prompt alone."""
 
-POISONED = SamplingParams(temperature=0.9, top_p=0.9, seed=666, stop=["poison"])
+POISONED = SamplingParams(0.9, 0.9, 666, ["poison"], frequency_penalty=0.5, logprobs=2)
 BYSTANDERS = {f"bystander {number}": [0, *range(20, 30 + 7 * number)] for number in range(4)}
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=3, stop=[])
 TOKENS = 12
@@ -105,6 +106,10 @@ PLACES: dict[str, Callable[[Poison], None]] = {
     "layers of a middle node": lambda p: p.into_layers(1),
     "layers of the last node": lambda p: p.into_layers(2),
     "sampling": lambda p: p.into(edge, "sample", lambda _, params, *__, **___: POISONED in params),
+    "penalties": lambda p: p.into(Penalties, "index", lambda _, tokens: POISON in tokens),
+    "log-probabilities": lambda p: p.into(
+        edge, "packed_logprobs", lambda _, __, params: POISONED in params
+    ),
     "text": lambda p: p.into(Detokenizer, "push", _stops),
     "looking drafts up": lambda p: p.into(
         PromptLookup, "draft", lambda _, tokens, __: POISON in tokens

@@ -56,9 +56,9 @@ def hop(
     )
 
 
-def token_entries(count: int, text: str = "x") -> list[TokenEntry]:
+def token_entries(count: int, text: str = "x", *, logprobs: bytes = b"") -> list[TokenEntry]:
     """So many tokens, as a stream has them."""
-    return [TokenEntry(f"{number}-0", 7, text) for number in range(1, count + 1)]
+    return [TokenEntry(f"{number}-0", 7, text, logprobs) for number in range(1, count + 1)]
 
 
 def session(

@@ -83,16 +83,12 @@ class LogitsProcessor:
 
     Args:
         settings: The checkpoint's.
-        vocab_size: Width of the logits.
         device: Where logits are.
     """
 
-    def __init__(
-        self, settings: GenerationConfig, *, vocab_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, settings: GenerationConfig, *, device: torch.device) -> None:
         self._settings = settings
         self._restricts = replace(settings, repetition_penalty=1.0).changes_logits
-        self._vocab_size = vocab_size
         self._device = device
         words = settings.bad_words_ids
         self._bad_tokens = self._ids(word[0] for word in words if len(word) == 1)
@@ -113,8 +109,6 @@ class LogitsProcessor:
             params,
             prompt_length=prompt_length,
             repetition=self._settings.repetition_penalty,
-            vocab_size=self._vocab_size,
-            device=self._device,
         )
         return TokenHistory(penalties) if self._restricts or penalties is not None else None
 

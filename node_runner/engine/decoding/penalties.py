@@ -2,8 +2,8 @@
 
 The repetition penalty is that of transformers (Keskar et al. 2019), for tokens of the prompt and of
 the answer; a request that names none has the checkpoint's own. Frequency and presence penalties are
-OpenAI's, for tokens of the answer alone. Then biases are added. What a request does not ask for
-costs nothing; what one row asks for changes no other row.
+OpenAI's, for tokens of the answer alone. Then biases are added. What is not asked for costs
+nothing, what is asked for costs by the tokens that it changes, and no row changes another.
 """
 
 from collections.abc import Sequence
@@ -13,43 +13,103 @@ from typing import NamedTuple
 import torch
 
 from mesh.wire import SamplingParams
-from node_runner.engine.device.tensors import on_device
 
 _LARGEST = torch.finfo(torch.float32).max
 _SMALLEST = torch.finfo(torch.float32).tiny
 
+_FACTOR, _COUNT, _BIAS = range(3)
+_UNCHANGED = torch.tensor([[1.0], [0.0], [0.0]])
 
-@dataclass(slots=True, eq=False)
-class Penalties:
-    """Of one generation, with what they look up in its first ``indexed`` tokens. They are made of
-    request and tokens alone, so a generation that continues elsewhere has equal ones.
 
-    ``seen``: whether each token stood in the text, ``[vocab]``; none if ``repetition`` is 1.
-    ``counts``: how often each was generated, ``[vocab]``, int32; none without ``frequency`` and
-    ``presence``. ``biases``: token ids, and what is added to the logits of each; none if there are
-    none.
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """Tokens whose logits change, each once.
+
+    ``places``: of each token, where it stands. ``token_ids``: ``[tokens]``, int64. ``values``:
+    ``[3, tokens]``, float32: the repetition penalty of each, how often it was generated, its bias.
+    Both are on the CPU.
     """
 
-    prompt_length: int
-    repetition: float
-    frequency: float
-    presence: float
-    seen: torch.Tensor | None
-    counts: torch.Tensor | None
-    biases: tuple[torch.Tensor, torch.Tensor] | None
-    indexed: int = 0
+    places: dict[int, int]
+    token_ids: torch.Tensor
+    values: torch.Tensor
+
+    def after(self, tokens: Sequence[int], *, repetition: float, generated: bool) -> "_Changes":
+        """With further tokens of the text."""
+        places, token_ids, values = self.places, self.token_ids, self.values.clone()
+        new = [token for token in dict.fromkeys(tokens) if token not in places]
+        if new:
+            places = places | {token: len(places) + at for at, token in enumerate(new)}
+            token_ids = torch.cat([token_ids, torch.tensor(new)])
+            values = torch.cat([values, _UNCHANGED.expand(-1, len(new))], dim=1)
+        changed = torch.tensor([places[token] for token in tokens])
+        values[_FACTOR, changed] = repetition
+        if generated:
+            values[_COUNT].index_add_(0, changed, torch.ones(len(changed)))
+        return _Changes(places, token_ids, values)
+
+
+class Penalties:
+    """Penalties and biases of one generation, and what they look up in its text. They are made of
+    request and tokens alone, so a generation that continues elsewhere has equal ones.
+
+    Args:
+        params: The request's.
+        prompt_length: Tokens of its prompt.
+        repetition: The repetition penalty; 1 for none.
+    """
+
+    def __init__(self, params: SamplingParams, *, prompt_length: int, repetition: float) -> None:
+        self._prompt_length = prompt_length
+        # Such that float32 has it, also of a whole number.
+        self._repetition = float(min(max(repetition, _SMALLEST), _LARGEST))
+        self._frequency = params.frequency_penalty
+        self._presence = params.presence_penalty
+        self._indexed = 0
+        token_ids = list(params.logit_bias)
+        values = _UNCHANGED.repeat(1, len(token_ids))
+        values[_BIAS] = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
+        places = {token: at for at, token in enumerate(token_ids)}
+        self._changes = _Changes(places, torch.tensor(token_ids, dtype=torch.int64), values)
 
     def index(self, tokens: Sequence[int]) -> None:
         """Look at the text's new tokens. May be repeated, also after it raised."""
-        new = tokens[self.indexed :]
-        if new and self.seen is not None:
-            self.seen[on_device(list(new), self.seen.device)] = True
-        generated = tokens[max(self.indexed, self.prompt_length) :]
-        if generated and self.counts is not None:
-            ids = on_device(list(generated), self.counts.device)
-            once = torch.ones_like(ids, dtype=self.counts.dtype)
-            self.counts.scatter_add_(0, ids, once)  # last: it would count twice if repeated
-        self.indexed = len(tokens)
+        prompt, changes = self._prompt_length, self._changes
+        changes = self._after(changes, tokens[self._indexed : prompt], generated=False)
+        changes = self._after(changes, tokens[max(self._indexed, prompt) :], generated=True)
+        self._changes, self._indexed = changes, len(tokens)
+
+    def changes(self, drafts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids ``[tokens]`` whose logits change after the indexed text and draft tokens, and
+        ``[3, tokens]``, float32, on the CPU: a factor, what is taken, what is added."""
+        changes = self._after(self._changes, drafts, generated=True)
+        factor, count, bias = changes.values
+        taken = self._frequency * count + self._presence * (count > 0)
+        return changes.token_ids, torch.stack([factor, taken, bias])
+
+    def _after(self, changes: _Changes, tokens: Sequence[int], *, generated: bool) -> _Changes:
+        counted = generated and (self._frequency != 0 or self._presence != 0)
+        if not tokens or not (counted or self._repetition != 1):
+            return changes
+        return changes.after(tokens, repetition=self._repetition, generated=generated)
+
+
+def penalties_of(
+    params: SamplingParams, *, prompt_length: int, repetition: float
+) -> Penalties | None:
+    """Penalties and biases of a request; none if it has none.
+
+    Args:
+        params: The request's.
+        prompt_length: Tokens of its prompt.
+        repetition: The checkpoint's repetition penalty, for a request that names none.
+    """
+    if params.repetition_penalty is not None:
+        repetition = params.repetition_penalty
+    asked = repetition != 1, params.frequency_penalty, params.presence_penalty, params.logit_bias
+    if not any(asked):
+        return None
+    return Penalties(params, prompt_length=prompt_length, repetition=repetition)
 
 
 class PenalizedRow(NamedTuple):
@@ -60,46 +120,10 @@ class PenalizedRow(NamedTuple):
     drafts: Sequence[int]
 
 
-def penalties_of(
-    params: SamplingParams,
-    *,
-    prompt_length: int,
-    repetition: float,
-    vocab_size: int,
-    device: torch.device,
-) -> Penalties | None:
-    """Penalties and biases of a request; none if it has none.
-
-    Args:
-        params: The request's.
-        prompt_length: Tokens of its prompt.
-        repetition: The checkpoint's repetition penalty, for a request that names none.
-        vocab_size: Width of the logits.
-        device: Where logits are.
-    """
-    if params.repetition_penalty is not None:
-        repetition = params.repetition_penalty
-    repeated = repetition != 1
-    counted = params.frequency_penalty != 0 or params.presence_penalty != 0
-    bias = params.logit_bias
-    if not (repeated or counted or bias):
-        return None
-    return Penalties(
-        prompt_length=prompt_length,
-        repetition=min(max(repetition, _SMALLEST), _LARGEST),  # such that float32 has it
-        frequency=params.frequency_penalty,
-        presence=params.presence_penalty,
-        seen=torch.zeros(vocab_size, dtype=torch.bool, device=device) if repeated else None,
-        counts=torch.zeros(vocab_size, dtype=torch.int32, device=device) if counted else None,
-        biases=(
-            (on_device(list(bias), device), _floats(list(bias.values()), device)) if bias else None
-        ),
-    )
-
-
 def penalize(logits: torch.Tensor, rows: Sequence[PenalizedRow]) -> torch.Tensor:
-    """Logits less what each row's penalties take, plus its biases: a new tensor, or the given one
-    if no row has any. The penalties are brought up to the rows' texts.
+    """Logits as each row's penalties and biases change them: a new tensor, or the given one if no
+    row has any. Infinite ones stay, and others stay finite. The penalties are brought up to the
+    rows' texts.
 
     Args:
         logits: ``[rows, vocab]``, float32.
@@ -108,77 +132,23 @@ def penalize(logits: torch.Tensor, rows: Sequence[PenalizedRow]) -> torch.Tensor
     asking = [(at, row, row.penalties) for at, row in enumerate(rows) if row.penalties is not None]
     if not asking:
         return logits
-    scores = logits.clone()
     for _, row, penalties in asking:
         penalties.index(row.tokens)
-    _penalize_repetition(scores, asking)
-    _penalize_counts(scores, asking)
-    _add_biases(scores, asking)
-    return scores
+    changes = [penalties.changes(row.drafts) for _, row, penalties in asking]
+    token_ids = torch.cat([ids for ids, _ in changes])
+    lengths = torch.tensor([len(ids) for ids, _ in changes])
+    at = torch.tensor([at for at, _, _ in asking]).repeat_interleave(lengths)
+    places = _moved(torch.stack([at, token_ids]), logits.device).unbind()
+    values = _moved(torch.cat([each for _, each in changes], dim=1), logits.device)
+    factor, taken, added = values.unbind()
+    given = logits[places]
+    changed = torch.where(given < 0, given * factor, given / factor).clamp(-_LARGEST, _LARGEST)
+    changed = (changed - taken + added).where(given.isfinite(), given)
+    return logits.index_put(places, changed)  # a row has each token once
 
 
-_Asking = tuple[int, PenalizedRow, Penalties]
-"""The place of a row, the row, and its penalties."""
-
-
-def _penalize_repetition(scores: torch.Tensor, asking: Sequence[_Asking]) -> None:
-    """Less for tokens that stood in the text. Infinite logits stay, and others stay finite."""
-    own = [
-        (at, row, penalties, seen)
-        for at, row, penalties in asking
-        if (seen := penalties.seen) is not None
-    ]
-    if not own:
-        return
-    seen = torch.stack([each for _, _, _, each in own])
-    at, token = _drafted([row for _, row, _, _ in own], scores.device)
-    seen[at, token] = True
-    penalty = _floats([penalties.repetition for _, _, penalties, _ in own], scores.device)[:, None]
-    places = on_device([at for at, _, _, _ in own], scores.device)
-    given = scores[places]
-    less = torch.where(given < 0, given * penalty, given / penalty).clamp(-_LARGEST, _LARGEST)
-    scores[places] = less.where(seen & given.isfinite(), given)
-
-
-def _penalize_counts(scores: torch.Tensor, asking: Sequence[_Asking]) -> None:
-    """Less for tokens that were generated: for each time, and for once."""
-    own = [
-        (at, row, penalties, counts)
-        for at, row, penalties in asking
-        if (counts := penalties.counts) is not None
-    ]
-    if not own:
-        return
-    counts = torch.stack([each for _, _, _, each in own])
-    at, token = _drafted([row for _, row, _, _ in own], scores.device)
-    counts.index_put_((at, token), torch.ones_like(at, dtype=counts.dtype), accumulate=True)
-    frequency = _floats([penalties.frequency for _, _, penalties, _ in own], scores.device)
-    presence = _floats([penalties.presence for _, _, penalties, _ in own], scores.device)
-    places = on_device([at for at, _, _, _ in own], scores.device)
-    scores[places] -= frequency[:, None] * counts + presence[:, None] * (counts > 0)
-
-
-def _add_biases(scores: torch.Tensor, asking: Sequence[_Asking]) -> None:
-    own = [(at, *biases) for at, _, penalties in asking if (biases := penalties.biases) is not None]
-    if not own:
-        return
-    ids = torch.cat([each for _, each, _ in own])
-    values = torch.cat([each for _, _, each in own])
-    lengths = on_device([len(each) for _, each, _ in own], scores.device)
-    places = on_device([at for at, _, _ in own], scores.device)
-    places = places.repeat_interleave(lengths, output_size=len(ids))
-    scores[places, ids] += values  # a row has each id once
-
-
-def _drafted(
-    rows: Sequence[PenalizedRow], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and tokens of all draft tokens."""
-    pairs = [[at, token] for at, row in enumerate(rows) for token in row.drafts]
-    at, token = on_device(pairs, device).reshape(-1, 2).long().T
-    return at, token
-
-
-def _floats(values: Sequence[float], device: torch.device) -> torch.Tensor:
-    tensor = torch.tensor(values, dtype=torch.float32, pin_memory=device.type == "cuda")
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To a GPU from pinned memory, which does not wait for kernels that still run there."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

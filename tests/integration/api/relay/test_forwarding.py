@@ -34,6 +34,7 @@ from mesh.wire import (
     Steps,
     Token,
 )
+from mesh.wire.logprobs import Logprob, pack_logprobs
 from tests.support.gateway.relay import (
     CAPACITY,
     Node,
@@ -47,6 +48,8 @@ from tests.support.gateway.relay import (
     steps,
     wait_until,
 )
+
+LOGPROBS = pack_logprobs([Logprob(8, -0.5)])
 
 
 def refusals(code: str) -> float:
@@ -74,12 +77,20 @@ def test_what_the_route_says_is_forwarded(here: Replica, client: redis.Redis, na
 def test_tokens_and_events_of_the_edge_get_to_readers(here: Replica, client: redis.Redis) -> None:
     begin(client)
     with Node(here, "edge") as node:
-        written = [("", Token("gen", 1, 0, 7, "first")), ("", Token("gen", 1, 1, 8, "second"))]
+        first, second = (
+            Token("gen", 1, 0, 7, "first"),
+            Token("gen", 1, 1, 8, "second", LOGPROBS),
+        )
+        written = [("", first), ("", second)]
         told = [("", PrefixReused("gen", 1, 8)), ("", Ended("gen", 1, "stop", 2))]
         assert node.push(*written, *told).refused == []
     assert [fields[b"t"] for _, fields in client.xrange(redis_keys.tokens("gen"))] == [
         b"first",
         b"second",
+    ]
+    assert [fields.get(b"p") for _, fields in client.xrange(redis_keys.tokens("gen"))] == [
+        None,
+        LOGPROBS,
     ]
     assert events(client) == [PrefixReused("gen", 1, 8), Ended("gen", 1, "stop", 2)]
 
@@ -122,7 +133,11 @@ BAD: dict[str, tuple[str, str, Message, str]] = {
     "a token of an old epoch": ("edge", "", Token("gen", 0, 0, 7, "x"), "epoch_over"),
     "a token beyond the end": ("edge", "", Token("gen", 1, 100, 7, "x"), "out_of_capacity"),
     "a long token": ("edge", "", Token("gen", 1, 0, 7, "x" * 5000), "too_long"),
+    "half a log-probability": ("edge", "", Token("gen", 1, 0, 7, "x", LOGPROBS[1:]), "malformed"),
+    "many log-probabilities": ("edge", "", Token("gen", 1, 0, 7, "x", 22 * LOGPROBS), "malformed"),
     "the end, not of the edge": ("last", "", Ended("gen", 1, "stop", 1), "not_the_edge"),
+    "more drafts than fit": ("edge", "", Ended("gen", 1, "stop", 1, 0, 10**6), "out_of_capacity"),
+    "fewer drafts than none": ("edge", "", Ended("gen", 1, "stop", 1, -1), "out_of_capacity"),
     "the end, for a reason": ("edge", "", Ended("gen", 1, "bored", 1), "malformed"),
     "a gap of another's": ("middle", "", GenerationRefused("gen", 1, "edge", "gap"), "wrong_node"),
     "refused for the next node": (

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import redis
 
+from market.jobs import live_session
+from market.jobs.live_session import TokenEntry
 from mesh import redis_keys, token_stream, wire
 from mesh.keepalive import KEEPALIVE_TTL
 from mesh.wire import Ping, Step, Steps, StopEpoch, Token
+from mesh.wire.logprobs import Logprob, pack_logprobs
 from node_runner.engine.engine import Engine
 from node_runner.node.engine_set import EngineSet
 from node_runner.node.loop import ServingLoop
@@ -120,6 +123,19 @@ def test_a_token_of_an_older_epoch_comes_back_as_a_halt(
     [(entry, fields)] = client.xrange(redis_keys.tokens("gen"))
     assert token_stream.token_count_at(entry.decode()) == 1
     assert fields[b"t"] == b"due"
+    transport.close()
+
+
+def test_log_probabilities_get_to_readers(server: Server, client: redis.Redis) -> None:
+    client.hset(redis_keys.live_record("gen"), "epoch", 1)
+    logprobs = pack_logprobs([Logprob(8, -0.5), Logprob(7, -0.25)])
+    transport = connect(server, "a")
+    tokens = [Token("gen", 1, 0, 7, "without"), Token("gen", 1, 1, 8, "with", logprobs)]
+    assert transport.exchange(tokens, wait=0) == []
+    assert live_session.entries_of(client.xrange(redis_keys.tokens("gen"))) == [
+        TokenEntry("1-0", 7, "without"),
+        TokenEntry("2-0", 8, "with", logprobs),
+    ]
     transport.close()
 
 

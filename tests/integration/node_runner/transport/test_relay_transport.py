@@ -11,9 +11,12 @@ import redis
 import structlog
 from structlog.testing import LogCapture
 
+from market.jobs import live_session
+from market.jobs.live_session import TokenEntry
 from market.settings import Settings
 from mesh import redis_keys
 from mesh.wire import Ended, Message, StopEpoch, Token
+from mesh.wire.logprobs import Logprob, pack_logprobs
 from node_runner.outputs import NodeMessage
 from node_runner.transport.interface import TransportUnreachable
 from node_runner.transport.relay_transport import SILENCE_TIMEOUT, RelayTransport
@@ -119,6 +122,15 @@ def test_what_is_too_late_comes_back_as_a_halt(here: Replica, client: redis.Redi
             StopEpoch("gen", 1),
         ]
     assert client.xlen(redis_keys.tokens("gen")) == 1
+
+
+def test_log_probabilities_get_to_readers(here: Replica, client: redis.Redis) -> None:
+    logprobs = pack_logprobs([Logprob(8, -0.5), Logprob(7, -0.25)])
+    with closing(node(here, "edge")) as edge:
+        edge.exchange([Token("gen", 1, 0, 8, "with", logprobs)], wait=0)
+    assert live_session.entries_of(client.xrange(redis_keys.tokens("gen"))) == [
+        TokenEntry("1-0", 8, "with", logprobs)
+    ]
 
 
 def test_the_last_words_arrive(here: Replica, client: redis.Redis) -> None:

@@ -34,6 +34,7 @@ from mesh.wire import (
     codec,
     limits,
 )
+from mesh.wire.logprobs import Logprob, pack_logprobs
 
 PLACE = StageAssignment(1, 3, "edge", "previous", "next", 100, 60, 2, 4)
 
@@ -47,6 +48,21 @@ MESSAGES = [
         [],
         Prompt([1, 2], [3], 5, SamplingParams(0.5, 1.0, 7, ["x"])),
     ),
+    OpenEdge(
+        "req",
+        1,
+        PLACE,
+        Resume(False, False, 0),
+        [],
+        Prompt(
+            [1, 2],
+            [3],
+            5,
+            SamplingParams(
+                0.5, 0.9, 7, [], 40, 0.1, 1.2, 0.5, -0.5, {7: -100.0, 2**31: 1.5}, 3, "{}"
+            ),
+        ),
+    ),
     PrefixCached("req", 1, 2, 64),
     PrefixReused("req", 1, 64),
     StopEpoch("req", 1),
@@ -54,7 +70,9 @@ MESSAGES = [
     Ping("req", 1),
     Pong("req", 1, "node", 7),
     Token("req", 1, 0, 42, "text"),
+    Token("req", 1, 0, 42, "text", pack_logprobs([Logprob(42, -0.5), Logprob(7, -1.5)])),
     Ended("req", 1, "stop", 5),
+    Ended("req", 1, "stop", 5, 3, 4),
     GenerationRefused("req", 1, "node", "kv_full"),
     Cancel("req", 1),
     Steps([Step("req", 1, 3, 2, 1, False)], "int8", 3, bytes(10)),

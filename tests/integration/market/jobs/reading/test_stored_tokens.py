@@ -9,22 +9,24 @@ from market.jobs.reading import erasure, stored_tokens
 from market.jobs.reading.stored_tokens import TOKENS_PER_PAGE, StoredTokensReader
 from market.jobs.tables import Job, StoredTokens
 from market.resources import Resources
+from mesh.wire.logprobs import Logprob, pack_logprobs
 from tests.support.factories import session, token_entries
 from workers.crons.token_eraser import erase_tokens
 
 SECRET = "only-the-user-knows"
 
 
-async def stored(resources: Resources, tokens: int, *, seconds: float = 60) -> Job:
+async def stored(
+    resources: Resources, tokens: int, *, seconds: float = 60, logprobs: bytes = b""
+) -> Job:
     """An ended job with its tokens, readable for so many seconds."""
+    entries = token_entries(tokens, SECRET, logprobs=logprobs)
     job = session(status="completed")
     until = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
     async with resources.sessions.begin() as db:
         db.add(job)
         await db.flush()
-        db.add_all(
-            stored_tokens.pages_of(resources.vault, job, token_entries(tokens, SECRET), until)
-        )
+        db.add_all(stored_tokens.pages_of(resources.vault, job, entries, until))
     return job
 
 
@@ -49,6 +51,13 @@ async def test_what_was_stored_is_read(resources: Resources, tokens: int) -> Non
             await reader(resources).page(job.request_id, page)
             == written[first : first + TOKENS_PER_PAGE]
         )
+
+
+async def test_log_probabilities_are_stored_with_their_tokens(resources: Resources) -> None:
+    logprobs = pack_logprobs([Logprob(7, -0.5), Logprob(8, -9999.0)])
+    job = await stored(resources, TOKENS_PER_PAGE + 1, logprobs=logprobs)
+    written = token_entries(TOKENS_PER_PAGE + 1, SECRET, logprobs=logprobs)
+    assert await reader(resources).all(job.request_id) == written
 
 
 async def test_postgres_does_not_have_it_in_the_clear(resources: Resources) -> None:

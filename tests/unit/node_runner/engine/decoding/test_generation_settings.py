@@ -232,7 +232,7 @@ def test_logits_equal_those_of_the_processors_of_transformers(
 ) -> None:
     """Of many texts at once, with draft tokens behind them."""
     read = read_generation_config(written, vocab_size=VOCAB)
-    processor = LogitsProcessor(read, vocab_size=VOCAB, device=torch.device("cpu"))
+    processor = LogitsProcessor(read, device=torch.device("cpu"))
     rows = sum(1 + len(drafts) for _, drafts in texts)
     logits = torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 9
     prompts = [max(1, len(tokens) - new) for tokens, _ in texts]
@@ -260,7 +260,7 @@ def test_a_history_that_grows_bans_as_a_new_one(
 ) -> None:
     written = {"no_repeat_ngram_size": size, "repetition_penalty": 2.0}
     read = read_generation_config(written, vocab_size=8)
-    processor = LogitsProcessor(read, vocab_size=8, device=torch.device("cpu"))
+    processor = LogitsProcessor(read, device=torch.device("cpu"))
     logits = torch.linspace(-2, 2, 8)[None]
     grown = processor.history(GREEDY, 1)
     for end in sorted(data.draw(st.sets(st.integers(1, len(tokens))))):

@@ -52,9 +52,7 @@ CHANGES = {
 
 
 def processor(settings: GenerationConfig | None = None) -> LogitsProcessor:
-    return LogitsProcessor(
-        settings or GenerationConfig(), vocab_size=VOCAB, device=torch.device("cpu")
-    )
+    return LogitsProcessor(settings or GenerationConfig(), device=torch.device("cpu"))
 
 
 def continuation(

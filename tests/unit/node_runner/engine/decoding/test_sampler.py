@@ -179,9 +179,7 @@ def test_what_the_schema_admits_comes_to_the_edge_as_it_is(
 ) -> None:
     asked = {"temperature": temperature, "top_p": top_p, "seed": seed}
     text = json.dumps({"model_id": "m", "prompt": "p"} | asked)
-    request = GenerateBody.model_validate_json(text).job_request(None)
-    assert request.seed is not None
-    how = sampling(request.temperature, request.top_p, request.seed)
+    how = GenerateBody.model_validate_json(text).job_request(None).sampling
     stage = StageAssignment(0, 1, "n", "n", "n", 9, 60, 0, 1)
     prompt = Prompt([1], [], 8, how)
     sent = OpenEdge("g", 1, stage, Resume(False, False, 0), [], prompt)
