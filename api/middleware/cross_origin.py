@@ -66,7 +66,9 @@ class _CrossOrigin(CORSMiddleware):
         if answer.status_code < PreflightRefused.status:
             return answer
         reason = bytes(answer.body).decode().removeprefix("Disallowed CORS ")
-        refusal = render(PreflightRefused(f"Pages may not ask this from there, for its {reason}."))
+        refusal = render(
+            PreflightRefused(f"Pages of other origins may not ask this; not allowed: {reason}.")
+        )
         for name in ("access-control-allow-origin", "vary"):
             if name in answer.headers:
                 refusal.headers[name] = answer.headers[name]
