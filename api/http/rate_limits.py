@@ -171,9 +171,7 @@ WEIGHT_FILES = RateLimit("weight-files-per-wallet", "weight_files_per_wallet", e
 PROBES = RateLimit("probes-per-address", "probes_per_ip")
 BODIES = RateLimit("bodies-per-address", "bodies_per_ip", exact=False)
 READS = RateLimit("reads-per-address", "reads_per_ip", exact=False)
-REQUESTS_OF_ADDRESS = RateLimit(
-    "requests-per-address", "requests_per_ip", exact=False, told=False
-)
+REQUESTS_OF_ADDRESS = RateLimit("requests-per-address", "requests_per_ip", exact=False, told=False)
 REQUESTS_OF_WALLET = RateLimit("requests-per-wallet", "requests_per_wallet", exact=False)
 
 
