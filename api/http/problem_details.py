@@ -60,8 +60,9 @@ are not listed are about the value's type."""
 
 
 MAX_RETRY_AFTER = 120
-"""Seconds in `Retry-After` at most. Clients of OpenAI's wait for no longer time, but come back at
-once instead; what takes longer is in the detail, and in `RateLimit`."""
+"""Seconds in `Retry-After` at most. OpenAI's clients either sleep for however long it says, without
+a word to their user, or come back at once where it says more than this. What takes longer is in the
+detail, and in `RateLimit`."""
 
 FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 """What an unknown field has to look like to be repeated in an error."""

@@ -44,11 +44,14 @@ class RateLimit:
         setting: The rule's name in :class:`market.settings.limits.LimitSettings`.
         exact: Count by a moving window, which keeps an entry of each request, rather than by two
             counters.
+        told: Say in each answer what is left, which takes a look into Redis; else only in one that
+            refuses.
     """
 
     policy: str
     setting: str
     exact: bool = True
+    told: bool = True
 
     async def count(self, services: Services, who: str, rule: RateLimitItem | None = None) -> None:
         """Count one request of a wallet, a key or a node.
@@ -114,7 +117,7 @@ class RateLimit:
     async def _hit(self, services: Services, rule: RateLimitItem, who: str) -> None:
         if not await self._limiter(services).hit(rule, self.policy, who):
             raise await self._exceeded(services, rule, who)
-        if windows.get() is not None:
+        if self.told and windows.get() is not None:
             await self._window(services, rule, who)
 
     async def _check(self, services: Services, rule: RateLimitItem, who: str) -> None:
@@ -168,7 +171,7 @@ WEIGHT_FILES = RateLimit("weight-files-per-wallet", "weight_files_per_wallet", e
 PROBES = RateLimit("probes-per-address", "probes_per_ip")
 BODIES = RateLimit("bodies-per-address", "bodies_per_ip", exact=False)
 READS = RateLimit("reads-per-address", "reads_per_ip", exact=False)
-REQUESTS_OF_ADDRESS = RateLimit("requests-per-address", "requests_per_ip", exact=False)
+REQUESTS_OF_ADDRESS = RateLimit("requests-per-address", "requests_per_ip", exact=False, told=False)
 REQUESTS_OF_WALLET = RateLimit("requests-per-wallet", "requests_per_wallet", exact=False)
 
 

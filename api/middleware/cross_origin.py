@@ -66,8 +66,10 @@ class _CrossOrigin(CORSMiddleware):
         if answer.status_code < PreflightRefused.status:
             return answer
         reason = bytes(answer.body).decode().removeprefix("Disallowed CORS ")
-        error = PreflightRefused(f"Pages may not ask this from there, for its {reason}.")
-        refusal = render(error, "")
+        refused = PreflightRefused(
+            f"Pages of other origins may not ask this; not allowed: {reason}."
+        )
+        refusal = render(refused, "")
         for name in ("access-control-allow-origin", "vary"):
             if name in answer.headers:
                 refusal.headers[name] = answer.headers[name]

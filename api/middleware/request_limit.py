@@ -71,7 +71,7 @@ class RequestLimit:
             await _count_caller(services, request, caller)
 
     async def _count_stranger(self, services: Services, request: Request) -> None:
-        if request.url.path in self._with_token:
+        if request.scope["path"] in self._with_token:
             await rate_limits.GENERATIONS_OF_ADDRESS.count_address(services, request)
         elif self._sizes.of(request.scope) > 0:  # what has no body is as cheap as an answer can be
             await rate_limits.BODIES.count_address(services, request)

@@ -12,7 +12,6 @@ from stack.plan import Plan
 from stack.servers import free_port
 
 SETTINGS = {
-    "FAR_LIMITS__GENERATIONS_PER_IP": "1000000/hour",
     "FAR_LIMITS__REQUESTS_PER_IP": "100000000/hour",
     "FAR_LIMITS__GENERATIONS_PER_WALLET": "1000000/hour",
     "FAR_LIMITS__JOBS_IN_FLIGHT_PER_WALLET": "1000000",

@@ -21,6 +21,7 @@ from tests.support.gateway.api import (
     Gateway,
     all_nodes,
     open_gateway,
+    problem,
     request_body,
 )
 
@@ -115,9 +116,23 @@ async def test_a_page_may_read_every_answer_and_its_name(
     assert answer.headers["access-control-allow-origin"] == PAGE
     assert "Origin" in answer.headers["vary"]
     exposed = {name.strip() for name in answer.headers["access-control-expose-headers"].split(",")}
-    assert {"Retry-After", "X-Request-Id", "Location", "Allow"} <= exposed
+    assert exposed >= READ
     assert len(answer.headers["x-request-id"]) == 32
 
+
+READ = {
+    "Retry-After",
+    "X-Request-Id",
+    "X-Should-Retry",
+    "Location",
+    "Allow",
+    "RateLimit",
+    "RateLimit-Policy",
+    "X-RateLimit-Limit-Requests",
+    "X-RateLimit-Remaining-Requests",
+    "X-RateLimit-Reset-Requests",
+}
+"""What clients read of an answer."""
 
 ORIGINS = {
     PAGE: True,
@@ -134,6 +149,47 @@ ORIGINS = {
 }
 
 SENT = "authorization,cache-control,content-type,idempotency-key,last-event-id,prefer"
+
+
+OF_OPENAI = (
+    "accept,authorization,content-type,idempotency-key,openai-beta,openai-organization,"
+    "openai-project,user-agent,x-stainless-arch,x-stainless-async,x-stainless-helper-method,"
+    "x-stainless-lang,x-stainless-os,x-stainless-package-version,x-stainless-poll-helper,"
+    "x-stainless-read-timeout,x-stainless-retry-count,x-stainless-runtime,"
+    "x-stainless-runtime-version,x-stainless-timeout,http-referer,x-title"
+)
+"""What the packages `openai` send, and OpenRouter's examples."""
+
+
+@pytest.mark.parametrize("headers", [SENT, OF_OPENAI])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PATCH", "DELETE"])
+async def test_a_page_may_send_what_clients_send(
+    gateway: Gateway, headers: str, method: str
+) -> None:
+    asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": headers}
+    answer = await gateway.client.options("/v1/key", headers=asked | {"Origin": PAGE})
+    assert answer.status_code == 200, answer.text
+    allowed = answer.headers["access-control-allow-headers"].split(",")
+    assert {name.strip().lower() for name in allowed} >= set(headers.split(","))
+    assert method in answer.headers["access-control-allow-methods"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "method", "reason"),
+    [
+        (STRANGER, "POST", "origin"),
+        (PAGE, "PUT", "method"),
+        (STRANGER, "PUT", "origin, method"),
+    ],
+)
+async def test_a_preflight_that_is_refused_says_why(
+    gateway: Gateway, origin: str, method: str, reason: str
+) -> None:
+    headers = {"Origin": origin, "Access-Control-Request-Method": method}
+    answer = await gateway.client.options(GENERATE, headers=headers)
+    assert problem(answer, 400, "preflight_refused")["detail"].endswith(f"allowed: {reason}.")
+    assert answer.headers.get("access-control-allow-origin") == (PAGE if origin == PAGE else None)
+    assert answer.headers["vary"].startswith("Origin")
 
 
 async def test_which_origins_may(gateway: Gateway) -> None:
