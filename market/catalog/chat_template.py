@@ -3,13 +3,14 @@
 All is as transformers' `apply_chat_template` does it, and tested to be equal to that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from market.catalog.checkpoint_files import CheckpointFiles
 from market.catalog.rendering.renderer import TemplateRefused, TemplateRenderer
 from market.errors import InvalidRequest
 from mesh.errors import UnsupportedModel
+from mesh.json_text import MAX_DEPTH
 
 FILE = "chat_template.jinja"
 
@@ -119,6 +120,7 @@ class ChatTemplate:
                 them, or takes more time, memory or text than it may.
             Unavailable: too many chats are being rendered.
         """
+        _check_depth([messages, tools or [], template_kwargs])
         chat = _chat(messages)
         continued = _mark_end(chat) if continue_final_message else None
         name = TOOL_USE if tools is not None and TOOL_USE in self._renderers else DEFAULT
@@ -136,8 +138,6 @@ class ChatTemplate:
             raise _refused(
                 f"the model's chat template refuses them: {_shortened(refused)}"
             ) from None
-        except RecursionError:
-            raise _refused("they are nested too deep.") from None
         return text if continued is None else _up_to_mark(text, continued)
 
 
@@ -192,6 +192,18 @@ def _chat(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             known = {"thinking": reasoning, **known, "reasoning_content": reasoning}
         chat.append(known)
     return chat
+
+
+def _check_depth(values: Iterable[Any]) -> None:
+    """Refuse what is nested deeper than a request's JSON may be. Python's encoder calls itself for
+    what is nested, and beyond some depth it ends the process."""
+    level = list(values)
+    for _ in range(MAX_DEPTH):
+        inner = (each.values() if isinstance(each, Mapping) else each for each in level)
+        level = [each for members in inner for each in members if isinstance(each, dict | list)]
+        if not level:
+            return
+    raise _refused(f"they are nested deeper than {MAX_DEPTH} levels.")
 
 
 def _mark_end(chat: list[dict[str, Any]]) -> str:
