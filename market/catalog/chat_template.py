@@ -12,17 +12,19 @@ from market.errors import InvalidRequest
 from mesh.errors import UnsupportedModel
 from mesh.json_text import MAX_DEPTH
 
-FILE = "chat_template.jinja"
-
-FOLDER = "additional_chat_templates"
-"""Of templates beside that of :data:`FILE`: `tool_use.jinja` for requests with tools."""
-
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 """Where older checkpoints have their special tokens."""
 
 DEFAULT, TOOL_USE = "default", "tool_use"
+"""Names of the templates that are used: requests with tools have the second if there is one."""
+
+FILES = {
+    DEFAULT: "chat_template.jinja",
+    TOOL_USE: "additional_chat_templates/tool_use.jinja",
+}
+"""Where newer checkpoints have them; older ones have all in :data:`TOKENIZER_CONFIG`."""
 
 SPECIAL_TOKENS = (
     "bos_token",
@@ -81,7 +83,7 @@ class ChatTemplate:
         if DEFAULT not in templates:
             raise UnsupportedModel(
                 f"The checkpoint has the chat templates {', '.join(sorted(templates))}, and none "
-                f"that is named {DEFAULT}: add {FILE}."
+                f"that is named {DEFAULT}: add {FILES[DEFAULT]}."
             )
         loaded = cls(templates, _special_tokens(files, config))
         for name, renderer in loaded._renderers.items():
@@ -143,10 +145,8 @@ class ChatTemplate:
 
 def _templates(files: CheckpointFiles, config: Mapping[str, Any]) -> dict[str, str]:
     """By name. Files outweigh what the tokenizer's configuration has."""
-    templates = files.texts(FOLDER, ".jinja")
-    default = files.text(FILE)
-    if default is not None:
-        templates[DEFAULT] = default
+    found = {name: files.text(file) for name, file in FILES.items()}
+    templates = {name: text for name, text in found.items() if text is not None}
     if templates:
         return templates
     written = config.get("chat_template")

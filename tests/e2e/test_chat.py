@@ -63,10 +63,10 @@ def http(smollm2: Path) -> Iterator[httpx.Client]:
             model_id="smollm2",
             environment=FAST,
         )
-        with DevelopmentStack(plan) as stack:
-            with httpx.Client(base_url=plan.api_url, timeout=PATIENCE) as client:
-                pay_in(stack, client)
-                yield client
+        user = httpx.Client(base_url=plan.api_url, timeout=PATIENCE)
+        with DevelopmentStack(plan) as stack, user as client:
+            pay_in(stack, client)
+            yield client
 
 
 class Reference:
