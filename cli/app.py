@@ -10,7 +10,7 @@ from cli.discovery import discovery
 from cli.settle import settle
 from market import migrations
 from market.settings import Settings
-from stack.commands import demo, up
+from stack.commands import chat, demo, up
 
 app = typer.Typer(
     help="Run the whole mesh on this machine: API, worker, nodes, Redis, Postgres and a chain.",
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(up)
 app.command()(demo)
+app.command()(chat)
 app.add_typer(contracts.app, name="contracts")
 app.add_typer(models.app, name="models")
 app.command()(discovery)

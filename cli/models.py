@@ -11,13 +11,9 @@ from cli.console import console, fail
 from market.catalog.weight_uploads import Bucket
 from mesh.checkpoint.manifest import NAME, Manifest, make_manifest, published_files
 from mesh.errors import MeshError
+from stack import gguf_checkpoint
 
 app = typer.Typer(help="Models' weights.", no_args_is_help=True)
-
-
-@app.callback()
-def _commands() -> None:
-    """Without this, typer would make the only command the group itself."""
 
 
 @app.command()
@@ -54,6 +50,36 @@ def publish(
         + (f's3: "{s3}"' if s3 else "weights_url: the URL under which the folder is served"),
         soft_wrap=True,
     )
+
+
+@app.command("import")
+def import_model(
+    file: Annotated[Path, typer.Argument(help="GGUF file of a whole model.")],
+    to: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the checkpoint; the file's name without .gguf by default."),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help=f"Of the weights: {', '.join(gguf_checkpoint.DTYPES)}.")
+    ] = gguf_checkpoint.DTYPES[0],
+) -> None:
+    """Make a checkpoint of a GGUF file: weights dequantized once, tokenizer, chat template.
+
+    The folder can then be offered and served like any other checkpoint.
+    """
+    if missing := gguf_checkpoint.missing_packages():
+        fail(
+            f"GGUF is read by packages that are not installed ({', '.join(missing)}): "
+            "pip install 'far-mesh[gguf]'"
+        )
+    if dtype not in gguf_checkpoint.DTYPES:
+        fail(f"--dtype is one of {', '.join(gguf_checkpoint.DTYPES)}; got {dtype!r}.")
+    folder = to or Path(file.stem)
+    try:
+        gguf_checkpoint.import_gguf(file, folder, dtype, lambda line: console.print(f"· {line}"))
+    except (MeshError, OSError) as error:
+        fail(error)
+    console.print(f"{folder} is a checkpoint. Try it: far-mesh up --model {folder}", soft_wrap=True)
 
 
 def _with_manifest(folder: Path, model: str) -> Manifest:

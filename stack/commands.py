@@ -1,4 +1,4 @@
-"""`far-mesh up` and `far-mesh demo`.
+"""`far-mesh up`, `far-mesh demo` and `far-mesh chat`.
 
 What they start needs packages that only a development machine has: imported when a command runs.
 """
@@ -26,6 +26,9 @@ console = Console(highlight=False)
 Model = Annotated[str, typer.Option(help="Folder or hub id of a model that the engine serves.")]
 
 
+Threads = Annotated[int, typer.Option(help="CPU threads of each node.")]
+
+
 Nodes = Annotated[int, typer.Option(min=1, help="Nodes that share the model's layers.")]
 
 
@@ -39,7 +42,7 @@ def up(
         Path, typer.Option(help="Data folder; emptied at start and at the end.")
     ] = Path(".far-mesh"),
     price: Annotated[str, typer.Option(help="FAR for a generated token.")] = "0.0001",
-    threads: Annotated[int, typer.Option(help="CPU threads of each node.")] = 1,
+    threads: Threads = 1,
     dht: Annotated[
         bool, typer.Option("--dht", help="Run the DHT too: seconds more to start, and memory.")
     ] = False,
@@ -50,7 +53,7 @@ def up(
         api_port=port,
         redis_port=redis_port,
         chain_port=chain_port,
-        model=str(Path(model).resolve()) if Path(model).is_dir() else model,
+        model=_checkpoint(model),
         model_id=_model_id(model),
         nodes=nodes,
         price=price,
@@ -80,6 +83,38 @@ def demo(
         )
         with _running(plan) as stack:
             run(stack, console, prompt=prompt, max_tokens=max_tokens)
+    console.print("Everything is stopped and cleaned up.")
+
+
+def chat(
+    model: Model,
+    nodes: Nodes = 3,
+    threads: Threads = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 256,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="The checkpoint's own by default.")
+    ] = None,
+) -> None:
+    """Start everything, and chat with a model in the terminal until Ctrl-D."""
+    from stack.chat import run, typed
+
+    options: dict[str, float] = {"max_tokens": max_tokens}
+    if temperature is not None:
+        options["temperature"] = temperature
+    with tempfile.TemporaryDirectory(prefix="far-mesh-") as folder:
+        plan = Plan(
+            folder=Path(folder) / "data",
+            api_port=free_port(),
+            redis_port=free_port(),
+            chain_port=free_port(),
+            model=_checkpoint(model),
+            model_id=_model_id(model),
+            nodes=nodes,
+            node_threads=threads,
+            environment=SETTINGS,
+        )
+        with _running(plan) as stack:
+            run(stack, console, typed(console), **options)
     console.print("Everything is stopped and cleaned up.")
 
 
@@ -130,6 +165,10 @@ def _print_urls(stack: "DevelopmentStack") -> None:
     console.print("\n[bold]The mesh is up.[/] A development network: it begins empty each time.")
     console.print(table)
     console.print("Ctrl-C stops everything.")
+
+
+def _checkpoint(model: str) -> str:
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def _model_id(model: str) -> str:

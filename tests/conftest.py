@@ -36,7 +36,7 @@ DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 MODEL_ID = "far/pydoc-llama"
 
 
-STACKS_OF_THEIR_OWN = ("test_far_mesh.py", "test_moving.py")
+STACKS_OF_THEIR_OWN = ("test_chat.py", "test_far_mesh.py", "test_moving.py")
 """Files of `tests/e2e` that do not use the running mesh."""
 
 _configure = structlog.configure

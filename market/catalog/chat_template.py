@@ -3,18 +3,14 @@
 All is as transformers' `apply_chat_template` does it, and tested to be equal to that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from market.catalog.checkpoint_files import CheckpointFiles
 from market.catalog.rendering.renderer import TemplateRefused, TemplateRenderer
 from market.errors import InvalidRequest
 from mesh.errors import UnsupportedModel
-
-FILE = "chat_template.jinja"
-
-FOLDER = "additional_chat_templates"
-"""Of templates beside that of :data:`FILE`: `tool_use.jinja` for requests with tools."""
+from mesh.json_text import MAX_DEPTH
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -22,6 +18,13 @@ SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 """Where older checkpoints have their special tokens."""
 
 DEFAULT, TOOL_USE = "default", "tool_use"
+"""Names of the templates that are used: requests with tools have the second if there is one."""
+
+FILES = {
+    DEFAULT: "chat_template.jinja",
+    TOOL_USE: "additional_chat_templates/tool_use.jinja",
+}
+"""Where newer checkpoints have them; older ones have all in :data:`TOKENIZER_CONFIG`."""
 
 SPECIAL_TOKENS = (
     "bos_token",
@@ -82,7 +85,7 @@ class ChatTemplate:
         if DEFAULT not in templates:
             raise UnsupportedModel(
                 f"The checkpoint has the chat templates {', '.join(sorted(templates))}, and none "
-                f"that is named {DEFAULT}: add {FILE}."
+                f"that is named {DEFAULT}: add {FILES[DEFAULT]}."
             )
         loaded = cls(templates, _special_tokens(files, config))
         for name, renderer in loaded._renderers.items():
@@ -121,6 +124,7 @@ class ChatTemplate:
                 them, or takes more time, memory or text than it may.
             Unavailable: too many chats are being rendered.
         """
+        _check_depth([messages, tools or [], template_kwargs])
         chat = _chat(messages)
         continued = _mark_end(chat) if continue_final_message else None
         name = TOOL_USE if tools is not None and TOOL_USE in self._renderers else DEFAULT
@@ -138,17 +142,13 @@ class ChatTemplate:
             raise _refused(
                 f"the model's chat template refuses them: {_shortened(refused)}"
             ) from None
-        except RecursionError:
-            raise _refused("they are nested too deep.") from None
         return text if continued is None else _up_to_mark(text, continued)
 
 
 def _templates(files: CheckpointFiles, config: Mapping[str, Any]) -> dict[str, str]:
     """By name. Files outweigh what the tokenizer's configuration has."""
-    templates = files.texts(FOLDER, ".jinja")
-    default = files.text(FILE)
-    if default is not None:
-        templates[DEFAULT] = default
+    found = {name: files.text(file) for name, file in FILES.items()}
+    templates = {name: text for name, text in found.items() if text is not None}
     if templates:
         return templates
     written = config.get("chat_template")
@@ -194,6 +194,18 @@ def _chat(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             known = {"thinking": reasoning, **known, "reasoning_content": reasoning}
         chat.append(known)
     return chat
+
+
+def _check_depth(values: Iterable[Any]) -> None:
+    """Refuse what is nested deeper than a request's JSON may be. Python's encoder calls itself for
+    what is nested, and beyond some depth it ends the process."""
+    level = list(values)
+    for _ in range(MAX_DEPTH):
+        inner = (each.values() if isinstance(each, Mapping) else each for each in level)
+        level = [each for members in inner for each in members if isinstance(each, dict | list)]
+        if not level:
+            return
+    raise _refused(f"they are nested deeper than {MAX_DEPTH} levels.")
 
 
 def _mark_end(chat: list[dict[str, Any]]) -> str:

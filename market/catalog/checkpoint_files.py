@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 
@@ -36,13 +36,3 @@ class CheckpointFiles:
         """A file's value; none if there is no such file."""
         text = self.text(name)
         return None if text is None else json.loads(text)
-
-    def texts(self, folder: str, suffix: str) -> dict[str, str]:
-        """The texts of a folder's files with a suffix, by their names without it."""
-        root = Path(self._location)
-        if not self._is_local:
-            root = Path(snapshot_download(self._location, allow_patterns=f"{folder}/*{suffix}"))
-        return {
-            path.name.removesuffix(suffix): path.read_text(encoding="utf-8")
-            for path in sorted((root / folder).glob(f"*{suffix}"))
-        }

@@ -117,22 +117,23 @@ class _Process:
         return self._popen.poll() is None
 
     def ask(self, job: Mapping[str, Any]) -> dict[str, str] | None:
-        """The answer to a job; none if there is none in time, and then the process has ended."""
+        """The answer to a job; none if there is none in time. Then the process has ended, as with
+        every error here: no later job gets the answer to this one."""
         stdin, stdout = self._popen.stdin, self._popen.stdout
         assert stdin is not None
         assert stdout is not None
-        written = json.dumps(job).encode() + b"\n"
+        answer = None
         try:
-            stdin.write(written)
+            stdin.write(json.dumps(job).encode() + b"\n")
             stdin.flush()
+            line = _line(stdout.fileno(), time.monotonic() + ANSWER_SECONDS)
+            answer = None if line is None else cast(dict[str, str], json.loads(line))
         except BrokenPipeError:
-            self._end()
-            return None
-        line = _line(stdout.fileno(), time.monotonic() + ANSWER_SECONDS)
-        if line is None:
-            self._end()
-            return None
-        return cast(dict[str, str], json.loads(line))
+            pass
+        finally:
+            if answer is None:
+                self._end()
+        return answer
 
 
 def _line(file: int, deadline: float) -> bytes | None:

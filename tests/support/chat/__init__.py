@@ -1,0 +1,1 @@
+"""Chats: templates in the styles of published models, and conversations."""
