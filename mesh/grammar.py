@@ -1,0 +1,38 @@
+"""A generation's grammar, and what following it may cost: one rule for the gateway, which checks it,
+and the edge, which follows it.
+
+A grammar is a text in llguidance's form. The same limits hold at both, so that what the gateway lets
+pass fails at an edge for the edge's tokenizer only.
+"""
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=200_000,
+    step_max_items=50_000,
+    max_items_in_row=2_000,
+    max_lexer_states=20_000,
+    max_grammar_size=500_000,
+    verbose_errors=False,
+)
+"""llguidance's own limits, but for the states of a lexer, of a kilobyte or two each: a generation's
+matcher takes 40 MB at most. Errors quote neither the grammar nor what was generated."""
+
+
+class GrammarRefused(ValueError):
+    """A grammar that cannot be followed: it is wrong, too costly, or not for this vocabulary; or a
+    text that does not follow it."""
+
+
+def compile_grammar(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
+    """A matcher at the beginning of a text. A costly grammar takes a processor for a third of a
+    second, in which other threads run.
+
+    Raises:
+        GrammarRefused: the grammar cannot be followed.
+    """
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    if matcher.is_error():
+        raise GrammarRefused(matcher.get_error())
+    return matcher
