@@ -1,8 +1,7 @@
-"""A generation's grammar, and what following it may cost: one rule for the gateway, which checks it,
-and the edge, which follows it.
+"""A generation's grammar, and what it may cost to follow it.
 
-A grammar is a text in llguidance's form. The same limits hold at both, so that what the gateway lets
-pass fails at an edge for the edge's tokenizer only.
+A grammar is a text in llguidance's form. The gateway, which checks it, and the edge, which follows
+it, have equal limits: what one lets pass, the other can follow with a tokenizer that is fit for it.
 """
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer

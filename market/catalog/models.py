@@ -144,5 +144,7 @@ def load_model(model: ModelSettings) -> Model:
         chat_template=chat_template,
         tool_call_style=chat_template and tool_call_style(chat_template.for_tools, tokenizer),
         sampling_defaults=sampling_defaults,
-        tool_call_style=chat_template and tool_call_style(chat_template.tool_template, tokenizer),
+        tool_call_style=None
+        if chat_template is None
+        else tool_call_style(chat_template.tool_template, tokenizer),
     )

@@ -1,1 +1,1 @@
-"""What the text of an answer has to follow, as OpenAI's clients ask for it: JSON, and calls of tools."""
+"""What an answer has to follow, as OpenAI's clients ask for it: JSON, and calls of tools."""

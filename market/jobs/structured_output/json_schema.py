@@ -64,7 +64,7 @@ class _Bytes:
 
     eos_token_id = 256
     bos_token_id = None
-    tokens = tuple(bytes([byte]) for byte in range(256)) + (b"\xff[256]",)
+    tokens = (*(bytes([byte]) for byte in range(256)), b"\xff[256]")
     special_token_ids = (256,)
 
     def __call__(self, text: str | bytes) -> list[int]:
@@ -132,7 +132,7 @@ class SchemaCheck:
             elif keyword == "properties" and isinstance(value, dict):
                 if len(value) > MAX_PROPERTIES:
                     raise self._wrong(place, f"there are {MAX_PROPERTIES} properties at most.")
-            elif keyword == "multipleOf" and type(value) in (int, float):
+            elif keyword == "multipleOf" and isinstance(value, int | float):
                 self._count_multiple(value, place)
             elif keyword == "$ref" and isinstance(value, str):
                 references.add(value)
@@ -243,7 +243,7 @@ def _members(value: object) -> Iterator[tuple[str, str, object]]:
 
 def _without_point(value: float) -> int:
     """A number's digits: 25 of 0.25, and of 25."""
-    number = Decimal(repr(value)).normalize()
+    number = Decimal(repr(value + 0)).normalize()
     exponent = number.as_tuple().exponent
     if not isinstance(exponent, int):
         return 0  # not a number: the library refuses it

@@ -8,7 +8,7 @@ text alone.
 import hashlib
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -104,6 +104,16 @@ class ToolCallParser:
         self._spaces: list[str] = []
         """Content if more content follows; nothing around calls."""
         self._scanner = ObjectScanner()
+        self._steps: dict[_State, Callable[[], list[Delta]]] = {
+            _State.BEGIN: self._begin,
+            _State.CONTENT: self._read_content,
+            _State.OPENED: self._opened,
+            _State.HEAD: self._head,
+            _State.ARGUMENTS: self._arguments,
+            _State.TAIL: self._tail,
+            _State.WHOLE: self._whole,
+            _State.AFTER_CALL: self._after_call,
+        }
         self.calls = 0
         """How many there were so far."""
 
@@ -113,7 +123,7 @@ class ToolCallParser:
         deltas: list[Delta] = []
         while self._at < len(self._text):
             before = self._state, self._at
-            deltas += self._step()
+            deltas += self._steps[self._state]()
             if before == (self._state, self._at):
                 break  # the next step needs more text
         return deltas
@@ -125,25 +135,6 @@ class ToolCallParser:
             return []  # a call without an end
         deltas = self._content(rest)
         return deltas if self.calls else [*deltas, *map(ContentDelta, filter(None, self._spaces))]
-
-    def _step(self) -> list[Delta]:
-        match self._state:
-            case _State.BEGIN:
-                return self._begin()
-            case _State.CONTENT:
-                return self._read_content()
-            case _State.OPENED:
-                return self._opened()
-            case _State.HEAD:
-                return self._head()
-            case _State.ARGUMENTS:
-                return self._arguments()
-            case _State.TAIL:
-                return self._tail()
-            case _State.WHOLE:
-                return self._whole()
-            case _State.AFTER_CALL:
-                return self._after_call()
 
     def _begin(self) -> list[Delta]:
         self._spaces.append(self._take_spaces())
