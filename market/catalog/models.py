@@ -14,7 +14,6 @@ from market.catalog.prices import Prices
 from market.catalog.sampling_defaults import SamplingDefaults
 from market.catalog.tool_call_style import ToolCallStyle, tool_call_style
 from market.catalog.token_bytes import most_bytes_a_token
-from market.catalog.tool_call_style import ToolCallStyle, tool_call_style
 from market.settings.models import ModelSettings
 from mesh.errors import UnsupportedModel
 from mesh.model import generation_config
@@ -54,9 +53,6 @@ class Model:
     tool_call_style: ToolCallStyle | None
     """How it writes calls of tools; none if it was trained on none that are read here."""
     sampling_defaults: SamplingDefaults
-    tool_call_style: ToolCallStyle | None
-    """How it writes calls of tools; none if its chat template takes none, or in no form that is
-    read here."""
 
     def least_tokens(self, text: str) -> int:
         """As many tokens as a text has at least, known at once."""
@@ -144,7 +140,4 @@ def load_model(model: ModelSettings) -> Model:
         chat_template=chat_template,
         tool_call_style=chat_template and tool_call_style(chat_template.for_tools, tokenizer),
         sampling_defaults=sampling_defaults,
-        tool_call_style=None
-        if chat_template is None
-        else tool_call_style(chat_template.tool_template, tokenizer),
     )
