@@ -12,8 +12,8 @@ from market.catalog.checkpoint_files import CheckpointFiles
 from market.catalog.errors import ModelNotFound
 from market.catalog.prices import Prices
 from market.catalog.sampling_defaults import SamplingDefaults
-from market.catalog.tool_call_style import ToolCallStyle, tool_call_style
 from market.catalog.token_bytes import most_bytes_a_token
+from market.catalog.tool_call_style import ToolCallStyle, tool_call_style
 from market.settings.models import ModelSettings
 from mesh.errors import UnsupportedModel
 from mesh.model import generation_config
@@ -138,6 +138,8 @@ def load_model(model: ModelSettings) -> Model:
         token_bytes=most_bytes_a_token(tokenizer),
         config=written,
         chat_template=chat_template,
-        tool_call_style=chat_template and tool_call_style(chat_template.for_tools, tokenizer),
+        tool_call_style=None
+        if chat_template is None
+        else tool_call_style(chat_template.for_tools, tokenizer),
         sampling_defaults=sampling_defaults,
     )

@@ -68,7 +68,7 @@ def is_strict(described: Mapping[str, Any], where: str, code: str) -> bool:
     strict = described.get("strict")
     if strict is not None and not isinstance(strict, bool):
         raise InvalidRequest(
-            f"{where}/strict: use true or false.", code=code, param=where[1:].split("/")[0]
+            f"{where}/strict: use true or false.", code=code, param=where.split("/")[1]
         )
     return bool(strict)
 

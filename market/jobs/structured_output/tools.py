@@ -125,4 +125,4 @@ def _name(choice: object, where: str) -> str:
 
 
 def _wrong(place: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"{place}: {reason}", code=CODE, param=place[1:].split("/")[0])
+    return InvalidRequest(f"{place}: {reason}", code=CODE, param=place.split("/")[1])
