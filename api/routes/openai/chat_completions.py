@@ -70,9 +70,7 @@ async def chat_completions(body: ChatBody, asking: WithAsking) -> Response:
 class _Answer:
     """The answer of some jobs: the choices of one request."""
 
-    def __init__(
-        self, prepared: PreparedChat, jobs: Sequence[Job], *, with_logprobs: bool
-    ) -> None:
+    def __init__(self, prepared: PreparedChat, jobs: Sequence[Job], *, with_logprobs: bool) -> None:
         self._model = prepared.model
         self._readers = [prepared.reader(job.request_id) for job in jobs]
         self._jobs = jobs
@@ -102,7 +100,9 @@ class _Answer:
         }
 
     def _finish_reason(self, number: int, outcome: JobOutcome) -> str:
-        return chat_answers.finish_reason(answers.finish_reason(outcome), self._readers[number].answer)
+        return chat_answers.finish_reason(
+            answers.finish_reason(outcome), self._readers[number].answer
+        )
 
     async def events(self, services: Services, *, with_usage: bool) -> AsyncIterator[bytes]:
         """Chunks, the last of which has the usage if that is wanted."""
@@ -134,7 +134,9 @@ class _Answer:
 
     def _token_chunks(self, number: int, token: TokenEntry) -> Iterator[dict[str, Any]]:
         """What a token shows, and its log-probability, though it may show nothing yet."""
-        deltas = [chat_answers.chunk_delta(delta) for delta in self._readers[number].feed(token.text)]
+        deltas = [
+            chat_answers.chunk_delta(delta) for delta in self._readers[number].feed(token.text)
+        ]
         logprobs = self._logprobs([token])
         if logprobs is not None and not deltas:
             deltas = [{}]
