@@ -23,7 +23,12 @@ GENERATION_FAILED = "generation_failed"
 cache is gone. Either the node is broken or what the generation consists of breaks nodes: if another
 node fails at the same number of tokens too, no third one need be asked."""
 
-OWN_FAULTS = LOST_STATE | NOT_NOW | {INVALID_REQUEST, GENERATION_FAILED}
+GRAMMAR_REFUSED = "grammar_refused"
+"""The edge cannot follow the generation's grammar: it does not fit the model's tokenizer, or is too
+costly with this text; or the tokens of earlier epochs have not followed it. Nobody is to blame, and
+no other node would do better."""
+
+OWN_FAULTS = LOST_STATE | NOT_NOW | {INVALID_REQUEST, GENERATION_FAILED, GRAMMAR_REFUSED}
 """Codes by which a node can refuse for itself only."""
 
 SENDER_FAULTS = frozenset({"capacity", "flood", "not_finite", "wire_error"})

@@ -6,6 +6,7 @@ the last span returns, and drafts tokens ahead (speculative decoding) where that
 
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,9 +14,10 @@ import torch
 
 from mesh import wire
 from mesh.wire import Ended, Token
-from mesh.wire.limits import MAX_TOKEN_TEXT
+from mesh.wire.limits import MAX_DRAFT_TOKENS, MAX_TOKEN_TEXT
 from node_runner.engine.decoding.detokenizer import Detokenizer
 from node_runner.engine.decoding.draft_model import DraftModel, DraftRequest
+from node_runner.engine.decoding.grammar import GrammarMatcher, GrammarRows, Grammars
 from node_runner.engine.decoding.logits_processor import Continuation, LogitsProcessor
 from node_runner.engine.decoding.logprobs import packed_logprobs
 from node_runner.engine.decoding.sampler import NOT_FINITE, sample
@@ -24,6 +26,9 @@ from node_runner.engine.device.isolation import each_isolated, isolated
 from node_runner.engine.generation import Decoding, FailGeneration, Generation, WorkItem
 from node_runner.engine.model.span_model import SpanModel
 from node_runner.engine.scheduler import PREFILL_CHUNK
+
+GRAMMAR_WAIT = 0.005
+"""Seconds for which a step waits for grammars where it has nothing else to sample."""
 
 _Returned = tuple[Generation, Decoding, torch.Tensor]
 """A generation, and the hidden states ``[rows, hidden]`` from which its next tokens are sampled."""
@@ -73,6 +78,7 @@ class Edge:
         self._processor = (
             LogitsProcessor(span.generation_config, device=span.device) if span.edge else None
         )
+        self._grammars = _grammars(span) if span.edge else None
         self._fail = fail
         self._speculate = speculate
         self.draft_model = draft_model
@@ -115,10 +121,17 @@ class Edge:
             history=self._processor
             and self._processor.history(prompt.sampling, len(prompt.token_ids)),
             stopped=stopped,
+            grammar=self._compile(prompt),
             prompt_lookup=PromptLookup(),
             speculation=SpeculationPolicy(),
             stages_not_ready=stages_not_ready,
         )
+
+    def _compile(self, prompt: wire.Prompt) -> Future[GrammarMatcher] | None:
+        grammar = prompt.sampling.grammar
+        if self._grammars is None or not grammar:
+            return None
+        return self._grammars.compile(grammar, prompt.generated)
 
     def receive(self, generation: Generation, position: int, hidden: torch.Tensor) -> None:
         """Take hidden states from the last span, to be sampled in the next step.
@@ -136,15 +149,28 @@ class Edge:
             self._returned[generation.request_id] = (generation, hidden)
 
     def sample(self) -> list[Sampled]:
-        """Choose the next tokens of every generation whose hidden states came back."""
+        """Choose the next tokens of every generation whose hidden states came back, and whose
+        grammar is compiled, if it has one."""
         returned: list[_Returned] = [
             (generation, generation.decoding, hidden)
             for generation, hidden in self._returned.values()
             if generation.decoding is not None and not generation.halted
         ]
-        self._returned = {}
+        compiling = [item for item in returned if item[1].compiling]
+        self._returned = {item[0].request_id: (item[0], item[2]) for item in compiling}
+        if len(compiling) == len(returned):
+            wait([item[1].grammar for item in compiling], GRAMMAR_WAIT)
+            return []
+        ready = [item for item in returned if not item[1].compiling]
+        complete = each_isolated(_complete, ready, lambda item, error: self._fail(item[0], error))
+        over = [
+            Sampled(generation, [], _ended(generation, decoding, "stop"), finite=True)
+            for (generation, decoding, _), is_complete in complete
+            if is_complete
+        ]
+        returned = [item for item, is_complete in complete if not is_complete]
         chosen = isolated(self._choose, returned, lambda item, error: self._fail(item[0], error))
-        return each_isolated(
+        return over + each_isolated(
             self._accept, chosen, lambda item, error: self._fail(item.generation, error)
         )
 
@@ -157,7 +183,8 @@ class Edge:
             for _, decoding, hidden in returned
             for row in range(len(hidden))
         ]
-        sampled = sample(logits, params, positions, process=partial(self._process, returned))
+        process = partial(self._process, returned)
+        sampled = sample(logits, params, positions, process=process)
         logprobs = packed_logprobs(logits, sampled, params)
         chosen, at = [], 0
         for generation, decoding, hidden in returned:
@@ -169,6 +196,9 @@ class Edge:
     def _process(self, returned: Sequence[_Returned], logits: torch.Tensor) -> torch.Tensor:
         """Logits as requests and the checkpoint's generation settings change them; the given ones
         where nobody asks for that."""
+        return self._restrict(returned, self._penalize(returned, logits), logits)
+
+    def _penalize(self, returned: Sequence[_Returned], logits: torch.Tensor) -> torch.Tensor:
         if self._processor is None or all(decoding.history is None for _, decoding, _ in returned):
             return logits
         texts = [
@@ -182,6 +212,19 @@ class Edge:
             for _, decoding, _ in returned
         ]
         return self._processor.process(logits, texts)
+
+    def _restrict(
+        self, returned: Sequence[_Returned], scores: torch.Tensor, logits: torch.Tensor
+    ) -> torch.Tensor:
+        """Scores without what grammars do not allow."""
+        if self._grammars is None:
+            return scores
+        texts, at = [], 0
+        for _, decoding, hidden in returned:
+            if decoding.matcher is not None:
+                texts.append(GrammarRows(decoding.matcher, at, decoding.draft_tokens))
+            at += len(hidden)
+        return self._grammars.restrict(scores, logits, texts)
 
     def next_inputs(self, generations: Iterable[Generation]) -> list[WorkItem]:
         """The next tokens of each generation that has any: a chunk of its prompt, or the token that
@@ -203,13 +246,15 @@ class Edge:
             item.token_ids += decoding.draft_tokens
             # Drafting counts as part of the step that it is for.
             started = began if decoding.draft_tokens else now
-            decoding.scheduled_at = started if alone else None
+            decoding.scheduled_at = started if alone and not decoding.drafts_forced else None
         return items
 
     def close(self, generation: Generation) -> None:
-        """Free what the draft model keeps of a generation."""
+        """Free what the draft model keeps of a generation, and do not compile its grammar."""
         if self.draft_model is not None:
             self.draft_model.close(generation.request_id)
+        if generation.decoding is not None and generation.decoding.grammar is not None:
+            generation.decoding.grammar.cancel()
 
     def _draft(self, steps: Sequence[tuple[WorkItem, Decoding]]) -> None:
         """Draft tokens for decode steps: looked up in the text itself, else by the draft model, all
@@ -225,13 +270,19 @@ class Edge:
     def _look_up(
         self, step: tuple[WorkItem, Decoding]
     ) -> tuple[Generation, Decoding, DraftRequest] | None:
-        """Draft tokens from the text; if it has none, what to ask the draft model for."""
+        """Draft tokens that the grammar forces, else from the text; if there are none, what to ask
+        the draft model for."""
         item, decoding = step
         left = decoding.max_tokens - decoding.generated - 1
+        decoding.draft_tokens = decoding.forced_tokens(min(MAX_DRAFT_TOKENS, left))
+        decoding.drafts_forced = bool(decoding.draft_tokens)
+        if decoding.drafts_forced:
+            return None
         count = min(decoding.speculation.draft_length(), left)
         if count <= 0:
             return None
-        decoding.draft_tokens = decoding.prompt_lookup.draft(decoding.tokens, count)
+        found = decoding.prompt_lookup.draft(decoding.tokens, count)
+        decoding.draft_tokens = decoding.allowed_tokens(found)
         if decoding.draft_tokens or self.draft_model is None:
             return None
         request = DraftRequest(
@@ -249,7 +300,7 @@ class Edge:
         if self.draft_model is not None:
             drafts = self.draft_model.draft([request for _, _, request in requests])
             for (_, decoding, _), draft in zip(requests, drafts, strict=True):
-                decoding.draft_tokens = draft
+                decoding.draft_tokens = decoding.allowed_tokens(draft)
         return []
 
     def _accept(self, chosen: _Chosen) -> Sampled:
@@ -263,7 +314,8 @@ class Edge:
                 finite = False
                 break
             text, stopped = decoding.detokenizer.push(token_id)
-            stopped = stopped or token_id in self._span.end_tokens
+            ends = token_id in self._span.end_tokens
+            stopped = stopped or ends or decoding.completes_grammar(token_id, ends=ends)
             index = decoding.generated
             decoding.tokens.append(token_id)
             if stopped or decoding.generated >= decoding.max_tokens:
@@ -284,20 +336,37 @@ class Edge:
             seconds = time.monotonic() - decoding.scheduled_at
             decoding.speculation.observe(seconds, len(drafts), len(tokens))
         decoding.num_scheduled_tokens = len(decoding.tokens) - 1
-        decoding.draft_tokens = []
+        decoding.draft_tokens, decoding.drafts_forced = [], False
         if self.draft_model is not None:
             self.draft_model.truncate(generation.request_id, decoding.num_scheduled_tokens)
-        ended = None
-        if reason is not None:
-            ended = Ended(
-                generation.request_id,
-                generation.epoch,
-                reason,
-                decoding.generated,
-                decoding.accepted_drafts,
-                decoding.rejected_drafts,
-            )
+        ended = reason and _ended(generation, decoding, reason)
         return Sampled(generation, tokens, ended, finite)
+
+
+def _complete(item: _Returned) -> tuple[_Returned, bool]:
+    """Whether the tokens of earlier epochs are all that the grammar allows."""
+    matcher = item[1].matcher
+    return item, matcher is not None and matcher.complete
+
+
+def _ended(generation: Generation, decoding: Decoding, reason: str) -> Ended:
+    return Ended(
+        generation.request_id,
+        generation.epoch,
+        reason,
+        decoding.generated,
+        decoding.accepted_drafts,
+        decoding.rejected_drafts,
+    )
+
+
+def _grammars(span: SpanModel) -> Grammars:
+    return Grammars(
+        span.tokenizer,
+        vocab_size=span.vocab_size,
+        end_tokens=span.end_tokens,
+        device=span.device,
+    )
 
 
 def _next_input(generation: Generation) -> WorkItem:

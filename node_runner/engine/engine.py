@@ -147,8 +147,8 @@ class Engine:
     def _refuse_failed(self) -> list[EngineOutput]:
         """Refusals of generations that have failed, unless they are here no more."""
         return [
-            refuse_output(generation, GENERATION_FAILED, node_id=self._node_id)
-            for generation in self._failed.pop()
+            refuse_output(generation, code, node_id=self._node_id)
+            for generation, code in self._failed.pop()
             if self.generations.get(generation.request_id) is generation
         ]
 

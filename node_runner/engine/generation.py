@@ -1,6 +1,7 @@
 """One generation on this node, and its positions that wait for a forward pass."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,7 @@ from mesh import wire
 from mesh.wire.step_counts import StepCounts
 from node_runner.engine.attention.kv_cache import KVCache
 from node_runner.engine.decoding.detokenizer import Detokenizer
+from node_runner.engine.decoding.grammar import GrammarMatcher
 from node_runner.engine.decoding.logits_processor import TokenHistory
 from node_runner.engine.decoding.speculation import PromptLookup, SpeculationPolicy
 from node_runner.engine.replay_buffer import ReplayBuffer
@@ -29,6 +31,8 @@ class Decoding:
     changes the logits."""
     stopped: bool
     """Whether the tokens of earlier epochs end with a stop string or an end token."""
+    grammar: Future[GrammarMatcher] | None
+    """What the text has to follow; none if it is free. Nothing is sampled until it is compiled."""
     prompt_lookup: PromptLookup
     speculation: SpeculationPolicy
     stages_not_ready: set[int]
@@ -37,11 +41,13 @@ class Decoding:
     """Tokens that were scheduled for the first span; draft tokens do not count."""
     draft_tokens: list[int] = field(default_factory=list)
     """Tokens that were scheduled behind the last one, to be verified."""
+    drafts_forced: bool = False
+    """Whether the draft tokens are those that the grammar forces."""
     accepted_drafts: int = 0
     rejected_drafts: int = 0
     scheduled_at: float | None = None
-    """When the last token was scheduled, monotonic seconds; none if a chunk of the prompt was
-    scheduled with it, whose time is not that of a decode step."""
+    """When the last token was scheduled, monotonic seconds; none if its step says nothing of
+    drafting: a chunk of the prompt was scheduled with it, or the draft tokens are forced."""
 
     @property
     def generated(self) -> int:
@@ -52,6 +58,42 @@ class Decoding:
     def schedulable(self) -> bool:
         """Whether there are tokens to schedule for the first span, and all nodes are ready."""
         return not self.stages_not_ready and self.num_scheduled_tokens < len(self.tokens)
+
+    @property
+    def compiling(self) -> bool:
+        """Whether the grammar is not compiled yet."""
+        return self.grammar is not None and not self.grammar.done()
+
+    @property
+    def matcher(self) -> GrammarMatcher | None:
+        """What says which tokens may come next; none if the text is free. Waits for its grammar.
+
+        Raises:
+            GrammarRefused: the grammar cannot be followed.
+        """
+        return None if self.grammar is None else self.grammar.result()
+
+    def forced_tokens(self, count: int) -> list[int]:
+        """Tokens that the grammar forces to come next, ``count`` of them at most."""
+        matcher = None if self.compiling else self.matcher
+        return [] if matcher is None else matcher.forced(count)
+
+    def allowed_tokens(self, tokens: list[int]) -> list[int]:
+        """As many draft tokens as the grammar allows to come next, from the first one on."""
+        matcher = None if self.compiling else self.matcher
+        return tokens if matcher is None else matcher.allowed(tokens)
+
+    def completes_grammar(self, token_id: int, *, ends: bool) -> bool:
+        """Go on in the grammar by a sampled token; whether nothing may follow it. ``ends``: it is
+        an end token, which is none of the grammar's.
+
+        Raises:
+            GrammarRefused: the token may not come.
+        """
+        if self.matcher is None or ends:
+            return False
+        self.matcher.advance([token_id])
+        return self.matcher.complete
 
     def mark_ready(self, stage: int, positions: int) -> bool:
         """A stage's node has the prompt's first ``positions`` in its KV cache. The first token to

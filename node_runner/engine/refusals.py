@@ -2,7 +2,9 @@
 
 import structlog
 
+from mesh.grammar import GrammarRefused
 from mesh.wire import GenerationRefused, Open, OpenEdge
+from mesh.wire.refusal_codes import GENERATION_FAILED, GRAMMAR_REFUSED
 from node_runner.engine.device.isolation import described
 from node_runner.engine.generation import Generation, WorkItem
 
@@ -13,12 +15,13 @@ class FailedGenerations:
     """Generations in whose work an exception was raised, until the end of a step."""
 
     def __init__(self) -> None:
-        self._failed: dict[Generation, None] = {}
+        self._failed: dict[Generation, str] = {}
 
     def add(self, generation: Generation, error: BaseException) -> None:
         """Stop a generation, and log the exception."""
         generation.halted = True
-        self._failed[generation] = None
+        refused = isinstance(error, GrammarRefused)
+        self._failed[generation] = GRAMMAR_REFUSED if refused else GENERATION_FAILED
         log.error(
             "generation_failed",
             request_id=generation.request_id,
@@ -27,9 +30,9 @@ class FailedGenerations:
             **described(error),
         )
 
-    def pop(self) -> list[Generation]:
-        """The generations that were added since the last call."""
-        failed, self._failed = list(self._failed), {}
+    def pop(self) -> list[tuple[Generation, str]]:
+        """The generations that were added since the last call, and the codes of their refusals."""
+        failed, self._failed = list(self._failed.items()), {}
         return failed
 
 

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 from market.jobs.messaging import Event
 from mesh.wire import PLATFORM, Cancel, Ended, GenerationRefused, Pong, PrefixReused
-from mesh.wire.refusal_codes import INPUT_FAULTS, LOST_STATE, OWN_FAULTS, known_code
+from mesh.wire.refusal_codes import (
+    BROKEN_RULE,
+    GRAMMAR_REFUSED,
+    INPUT_FAULTS,
+    LOST_STATE,
+    OWN_FAULTS,
+    known_code,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,4 +107,6 @@ def _own_fault(epoch: int, node_id: str, before: str | None, code: str) -> Fault
         return Dispute(epoch, node_id, before, code)
     if code in INPUT_FAULTS or (before is not None and code in LOST_STATE):
         return Failure(epoch, node_id, before, code)
+    if before is not None and code == GRAMMAR_REFUSED:  # only an edge has one
+        return OwnFault(epoch, node_id, BROKEN_RULE)
     return OwnFault(epoch, node_id, code)

@@ -17,6 +17,7 @@ FAILURES = {
     "deadline_exceeded": "The generation did not end before its deadline.",
     "prompt_lost": "The prompt could not be read any more before the generation could go on.",
     "stalled": "Every route that was tried stopped answering.",
+    "grammar_refused": "The answer's form could not be followed with this model; make it simpler.",
     "generation_failed": "Two nodes failed at the same point of it, so no third one was tried.",
 }
 """What a failed job's code means, for people."""

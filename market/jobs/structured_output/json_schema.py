@@ -181,7 +181,7 @@ class SchemaCheck:
         return "", reason
 
     def _wrong(self, place: str, reason: str) -> InvalidRequest:
-        return InvalidRequest(f"{place}: {reason}", code=self._code)
+        return InvalidRequest(f"{place}: {reason}", code=self._code, param=place.split("/")[1])
 
 
 def _written(schema: Mapping[str, Any], strict: bool) -> str:

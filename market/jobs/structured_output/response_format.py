@@ -9,7 +9,7 @@ from market.jobs.structured_output.json_schema import SchemaCheck
 
 CODE = "response_format_invalid"
 
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 """Names of schemas and functions."""
 
 _ANY_OBJECT = {"type": "object"}
@@ -51,7 +51,7 @@ def response_rule(response_format: Mapping[str, Any] | None) -> str:
     if not isinstance(named, Mapping):
         raise _wrong(where, "it is an object with name and schema.")
     if not isinstance(name := named.get("name"), str) or not NAME.fullmatch(name):
-        raise _wrong(f"{where}/name", "it has 1 to 64 letters, digits, _ and -.")
+        raise _wrong(f"{where}/name", "it has 1 to 64 letters, digits, _, . and -.")
     strict = is_strict(named, where, CODE)
     schema = named.get("schema")
     if schema is None:
@@ -67,9 +67,11 @@ def is_strict(described: Mapping[str, Any], where: str, code: str) -> bool:
     """
     strict = described.get("strict")
     if strict is not None and not isinstance(strict, bool):
-        raise InvalidRequest(f"{where}/strict: use true or false.", code=code)
+        raise InvalidRequest(
+            f"{where}/strict: use true or false.", code=code, param=where.split("/")[1]
+        )
     return bool(strict)
 
 
 def _wrong(place: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"{place}: {reason}", code=CODE)
+    return InvalidRequest(f"{place}: {reason}", code=CODE, param="response_format")

@@ -21,7 +21,7 @@ MAX_HEAD = 512
 """Characters of a call before its arguments, where it is read as it comes."""
 
 _HEAD = re.compile(
-    r'\{\s*"name"\s*:\s*"([a-zA-Z0-9_-]{1,64})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+    r'\{\s*"name"\s*:\s*"([a-zA-Z0-9_.-]{1,64})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
 
 _LIST = '[{"name": "'

@@ -47,7 +47,7 @@ def tool_grammar(style: ToolCallStyle, choice: ToolChoice, *, response_rule: str
     grammar = "\n".join([*rules, f"call: {calls}", *each])
     if len(grammar) > MAX_GRAMMAR:
         reason = f"with their schemas they have more than {MAX_GRAMMAR} characters; send fewer."
-        raise InvalidRequest(f"/tools: {reason}", code=CODE)
+        raise InvalidRequest(f"/tools: {reason}", code=CODE, param="tools")
     return grammar
 
 
@@ -77,7 +77,7 @@ def _llama(style: ToolCallStyle, choice: ToolChoice, response_rule: str) -> list
         return [f"start: {opened}"]
     if response_rule and style.opening.token_id is None:
         reason = "this model's calls cannot be told from a response_format; leave one of them out."
-        raise InvalidRequest(f"/tools: {reason}", code=CODE)
+        raise InvalidRequest(f"/tools: {reason}", code=CODE, param="tools")
     if response_rule:
         opened = f"{_marker(style.opening)} call"
         return [f"start: {opened} | response", f"response: {response_rule}"]

@@ -87,7 +87,7 @@ def _function(tool: Mapping[str, Any], where: str, check: SchemaCheck) -> Functi
         raise _wrong(where, "it is an object with name, description and parameters.")
     name = described.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise _wrong(f"{where}/name", "it has 1 to 64 letters, digits, _ and -.")
+        raise _wrong(f"{where}/name", "it has 1 to 64 letters, digits, _, . and -.")
     strict = is_strict(described, where, CODE)
     parameters = described.get("parameters")
     if parameters is None:
@@ -125,4 +125,4 @@ def _name(choice: object, where: str) -> str:
 
 
 def _wrong(place: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"{place}: {reason}", code=CODE)
+    return InvalidRequest(f"{place}: {reason}", code=CODE, param=place.split("/")[1])

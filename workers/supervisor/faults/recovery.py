@@ -6,7 +6,13 @@ import structlog
 
 from market.nodes import cooldowns, live_registry, refusals
 from market.nodes.registered_node import trusts
-from mesh.wire.refusal_codes import GENERATION_FAILED, INPUT_FAULTS, LOST_STATE, NOT_NOW
+from mesh.wire.refusal_codes import (
+    GENERATION_FAILED,
+    GRAMMAR_REFUSED,
+    INPUT_FAULTS,
+    LOST_STATE,
+    NOT_NOW,
+)
 from workers.supervisor import epochs
 from workers.supervisor.claims import Dispute, Failure, Fault, OwnFault
 from workers.supervisor.errors import GenerationOver
@@ -41,6 +47,8 @@ class Recovery:
         supervision, code = self._supervision, fault.code
         tokens = await supervision.token_count()
         match fault:
+            case OwnFault() if code == GRAMMAR_REFUSED:
+                raise GenerationOver("failed", GRAMMAR_REFUSED)
             case OwnFault() if code in NOT_NOW:
                 await self._accept_refusal(fault, tokens)
             case _ if code in LOST_STATE and self._tolerates(fault.node_id, "lost state"):
