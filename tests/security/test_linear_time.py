@@ -17,13 +17,18 @@ from starlette.routing import Mount
 from api.app import create_app
 from api.http import caller_address
 from api.relay.message_rules import is_request_id
-from api.routes.inference import generate, jobs
+from api.routes.inference import jobs
 from api.schemas import api_keys as key_schemas
 from api.schemas import auth, base, nodes
 from api.schemas import jobs as job_schemas
 from api.schemas import machines as machine_schemas
 from api.schemas import models as model_schemas
+from api.schemas.openai import fields as openai_fields
+from api.schemas.openai import responses as openai_responses
+from api.schemas.openai import sampling as openai_sampling
 from api.web import STATIC
+from market.catalog.tool_call_style import Marker, ToolCallForm, ToolCallStyle
+from market.chat.answer import AnswerReader
 from market.identity import login_message
 from market.identity.api_key_text import PREFIX, is_well_formed
 from market.identity.tokens import verify_token
@@ -59,6 +64,21 @@ def _retry_after(text: str) -> object:
     )
 
 
+def _answer_reader(form: ToolCallForm) -> Callable[[str], object]:
+    style = ToolCallStyle(
+        form, "arguments", Marker("<tool_call>", None), Marker("</tool_call>", None), 100
+    )
+
+    def read(text: str) -> object:
+        reader = AnswerReader(style, ["f"], "req_1")
+        for begin in range(0, len(text), 7):
+            reader.feed(text[begin : begin + 7])
+        reader.finish()
+        return reader.answer
+
+    return read
+
+
 WALLET = "0x" + "11" * 20
 AUTH = AuthSettings.model_validate({"jwt_secret": "s" * 32})
 EVENT_ID = TypeAdapter(jobs.EventId)
@@ -79,7 +99,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "Forwarded of many proxies": _forwarded("forwarded", 16),
     "a time": TIME.validate_python,
     "Last-Event-ID": _job_entry,
-    "Idempotency-Key": TypeAdapter(generate.IdempotencyKey).validate_python,
+    "Idempotency-Key": TypeAdapter(base.IdempotencyKey).validate_python,
     "Prefer": lambda text: [each.strip().lower() for each in text.split(",")],
     "Retry-After": _retry_after,
     "a cell of a table": statements._text,
@@ -90,6 +110,10 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "a cursor": is_cursor,
     "a host": TypeAdapter(base.Address).validate_python,
     "a price": TypeAdapter(base.Price).validate_python,
+}
+
+PARSERS |= {
+    f"calls of tools, as {style} writes them": _answer_reader(style) for style in ToolCallForm
 }
 
 BYTES: dict[str, Callable[[bytes], object]] = {
@@ -164,7 +188,17 @@ def test_a_tensors_name_is_linear() -> None:
 
 # ----- bodies and routes
 
-BODY_MODULES = (auth, key_schemas, nodes, job_schemas, machine_schemas, model_schemas)
+BODY_MODULES = (
+    auth,
+    key_schemas,
+    nodes,
+    job_schemas,
+    machine_schemas,
+    model_schemas,
+    openai_fields,
+    openai_sampling,
+    openai_responses,
+)
 
 
 def bodies() -> list[type[BaseModel]]:
@@ -276,7 +310,10 @@ def test_this_list_has_what_is_parsed_of_strangers() -> None:
 
 JSON_OF_OUR_OWN = {
     "api/routes/inference/sse.py",
-    "market/catalog/models.py",
+    "api/routes/openai/responses.py",
+    "market/catalog/checkpoint_files.py",
+    "market/catalog/rendering/process.py",
+    "market/catalog/rendering/renderer.py",
     "market/catalog/token_bytes.py",
     "market/chain/keystore_signer.py",
     "market/dht/directory.py",

@@ -11,6 +11,7 @@ import pytest
 from fastapi.routing import APIRoute
 from redis.asyncio import Redis
 
+from api.app import GENERATION_PATHS
 from api.middleware.body_limit import MAX_BRACKETS, BodyLimit
 from api.middleware.body_sizes import SMALL_BODY_BYTES, BodySizes
 from api.server.transfers import TransferBudget
@@ -20,7 +21,7 @@ from tests.support.gateway.api import GENERATE, Gateway, open_gateway, problem
 from tests.support.gateway.routes import routes_of
 
 JSON = {"Content-Type": "application/json"}
-LARGE = {GENERATE, "/api/discovery/probe"}
+LARGE = {*GENERATION_PATHS, "/api/discovery/probe"}
 OWN = "/api/relay/exchange"
 """Reads its bodies itself, of nodes alone."""
 

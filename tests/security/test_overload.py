@@ -76,7 +76,7 @@ def decisions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     admit = decision.admit
 
     async def count(*arguments: Any) -> None:
-        wallets.append(arguments[2].user_wallet)
+        wallets.append(arguments[2][0].user_wallet)
         await admit(*arguments)
 
     monkeypatch.setattr(decision, "admit", count)

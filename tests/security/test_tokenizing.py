@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from market.jobs.request import TextPrompt
 from market.jobs.submission import prompt_tokens
 from market.jobs.submission.submissions import MAX_AT_ONCE, MAX_TOKENIZED
 from tests.conftest import MODEL_ID
@@ -37,12 +38,12 @@ class SlowTokenizer:
         self.may = threading.Event()
         self._encode = prompt_tokens._encode
 
-    def encode(self, model: Any, prompt: str) -> list[int]:
-        self.running.append(prompt)
+    def encode(self, model: Any, prompt: TextPrompt) -> list[int]:
+        self.running.append(prompt.text)
         self.most = max(self.most, len(self.running))
-        if prompt.startswith("slow"):
+        if prompt.text.startswith("slow"):
             assert self.may.wait(30)
-        self.running.remove(prompt)
+        self.running.remove(prompt.text)
         return self._encode(model, prompt)
 
     async def is_running(self) -> bool:

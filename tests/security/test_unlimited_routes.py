@@ -48,6 +48,7 @@ REGISTRATION = {
     "location": "",
 }
 HEARTBEAT: dict[str, Any] = {"is_healthy": True, "latency_ms": 1, "throughput_tokens_per_sec": 1}
+CHAT = {"model": "none", "messages": [{"role": "user", "content": "x"}]}
 CODE = {"user_code": "BCDF-GHJK"}
 SIGNED = {"wallet_address": WALLET, "nonce": "n", "expires_at": "", "signature": "0x"}
 
@@ -69,6 +70,13 @@ REQUESTS: dict[str, tuple[str, Any]] = {
     "PATCH /api/keys/{key_id}": (USER, {"name": "app"}),
     "DELETE /api/keys/{key_id}": (USER, None),
     "GET /v1/key": (USER, None),
+    "POST /v1/chat/completions": (USER, CHAT),
+    "POST /v1/completions": (USER, {"model": "none", "prompt": "x"}),
+    "POST /v1/responses": (USER, {"model": "none", "input": "x"}),
+    "GET /v1/responses/{response_id}": (USER, None),
+    "POST /v1/responses/{response_id}/cancel": (USER, None),
+    "GET /v1/models": (NOBODY, None),
+    "GET /v1/models/{model_id:path}": (NOBODY, None),
     "POST /api/machines/device": (NOBODY, {"machine": "attic"}),
     "POST /api/machines/token": (NOBODY, {"device_code": "x"}),
     "POST /api/machines/message": (NOBODY, CODE | {"wallet_address": WALLET}),
@@ -102,6 +110,7 @@ VALUES = {
     "request_id": "req_1",
     "machine_id": "machine_1",
     "key_id": "key_1",
+    "response_id": "resp_1",
     "wallet_address": PROVIDER_WALLET,
     "node_id": "node_1",
     "model_id:path": MODEL_ID,

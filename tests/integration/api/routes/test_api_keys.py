@@ -110,7 +110,7 @@ async def test_terms_are_kept_as_given(gateway: Gateway) -> None:
         ({"name": ""}, 422, "name_empty"),
         ({"name": None}, 422, "name_wrong_type"),
         ({"name": "two\nlines"}, 422, "name_malformed"),
-        ({"scopes": []}, 422, "scopes_unknown"),
+        ({"scopes": []}, 422, "scopes_too_few"),
         ({"scopes": ["keys"]}, 422, "scopes_unknown"),
         ({"scopes": ["machines"]}, 422, "scopes_unknown"),
         ({"models": ["none/such"]}, 404, "model_not_found"),
