@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from api.schemas.base import ModelId, Price, RequestBody, Timestamp, as_float, instant
-from market.errors import InvalidRequest
+from api.schemas.base import ModelId, Price, RequestBody, as_float
 from market.identity.api_keys import KeyTerms
 from market.identity.principal import KEY_SCOPES, Scope
 from market.identity.tables import ApiKey
@@ -22,6 +21,8 @@ KeyName = Annotated[
 KeyScope = Literal["generate", "read_jobs", "billing"]
 
 MAX_MODELS = 50
+MAX_LIFETIME = 10 * 366 * 24 * 3600
+"""Seconds."""
 MAX_RATE = 1_000_000
 """Generations a minute that a key may be given; more than any limit would let through."""
 
@@ -46,29 +47,24 @@ class ChangeKeyBody(RequestBody):
 
 
 class NewKeyBody(ChangeKeyBody):
-    """Without ``models`` the key may use all of them; without ``expires_at`` it does not expire."""
+    """Without ``models`` the key may use all of them. ``expires_in``: seconds from now; without it,
+    the key does not expire."""
 
     name: KeyName
     scopes: Annotated[list[KeyScope], Field(min_length=1, max_length=len(KEY_SCOPES))] = Field(
         default=["generate", "read_jobs"]
     )
     models: Annotated[list[ModelId], Field(min_length=1, max_length=MAX_MODELS)] | None = None
-    expires_at: Timestamp | None = None
+    expires_in: Annotated[int, Field(ge=1, le=MAX_LIFETIME)] | None = None
 
     def terms(self) -> KeyTerms:
-        """As the domain has them.
-
-        Raises:
-            InvalidRequest: the key would have expired by now.
-        """
-        expires_at = None if self.expires_at is None else instant(self.expires_at)
-        if expires_at is not None and expires_at <= dt.datetime.now(dt.UTC):
-            raise InvalidRequest("expires_at: is in the past.", code="expires_at_out_of_range")
+        """As the domain has them."""
+        lifetime = None if self.expires_in is None else dt.timedelta(seconds=self.expires_in)
         return KeyTerms(
             **self.values(),
             scopes=sorted({Scope(scope) for scope in self.scopes}),
             models=None if self.models is None else sorted(set(self.models)),
-            expires_at=expires_at,
+            expires_at=None if lifetime is None else dt.datetime.now(dt.UTC) + lifetime,
         )
 
 

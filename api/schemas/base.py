@@ -73,18 +73,6 @@ DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ]|$)")
 Timestamp = Annotated[dt.datetime, Strict(False), BeforeValidator(_is_date_text)]
 """A time of RFC 3339, or a date. Pydantic alone takes numbers for times, too."""
 
-EARLIEST = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
-LATEST = dt.datetime(9000, 1, 1, tzinfo=dt.UTC)
-"""Times beyond either cannot be moved between zones by every library on the way, and nothing
-happened then."""
-
-
-def instant(given: dt.datetime) -> dt.datetime:
-    """A time that was given, in UTC, which it is in if it names no offset; between
-    :data:`EARLIEST` and :data:`LATEST`."""
-    known = given if given.tzinfo is not None else given.replace(tzinfo=dt.UTC)
-    return min(max(known, EARLIEST), LATEST).astimezone(dt.UTC)
-
 
 MAX_FIELDS = 100
 """Far beyond any request. Each unknown field is an error of its own, and a body has room for a
