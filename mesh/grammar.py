@@ -11,12 +11,13 @@ LIMITS = LLParserLimits(
     step_lexer_fuel=200_000,
     step_max_items=50_000,
     max_items_in_row=2_000,
-    max_lexer_states=20_000,
+    max_lexer_states=100_000,
     max_grammar_size=500_000,
     verbose_errors=False,
 )
-"""llguidance's own limits, but for the states of a lexer, of a kilobyte or two each: a generation's
-matcher takes 40 MB at most. Errors quote neither the grammar nor what was generated."""
+"""llguidance's own limits, but for the states of a lexer, so that a generation's matcher takes 50 MB
+at most. Strings with a limit of length take four states a character: 24,000 characters in all.
+Errors quote neither the grammar nor what was generated."""
 
 
 class GrammarRefused(ValueError):

@@ -67,6 +67,11 @@ def make(name: str, demo: Path, folder: Path) -> BenchModel:
             return large(Path(tempfile.gettempdir()) / "far-bench-L")
 
 
+def checkpoint(folder: Path) -> BenchModel:
+    """The model of a checkpoint that is there, with its end tokens."""
+    return _bench_model(folder.name, folder.name, folder)
+
+
 def small(demo: Path, folder: Path) -> BenchModel:
     """The demo model, with its end token taken out of the configuration."""
     shutil.copytree(demo, folder)

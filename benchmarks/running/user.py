@@ -31,6 +31,8 @@ FUNDS = to_units(Decimal(1000))
 
 GENERATE = "/api/inference/distributed/generate"
 
+CHAT = "/v1/chat/completions"
+
 RESPONSE_TIMEOUT = 60.0
 """Seconds to wait for a generation's first response, or for the deposit to be credited."""
 
@@ -46,6 +48,18 @@ class Served:
     user: TokenTiming
     pipeline: TokenTiming
     token_ids: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatServed:
+    """An answer of a chat: when its first and its last token were written (Unix time, Redis'
+    clock), its tokens, and draft tokens that were accepted and rejected."""
+
+    first: float
+    last: float
+    token_ids: list[int]
+    accepted: int
+    rejected: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +87,10 @@ class User:
         """All prompts at once, each streamed to its end."""
         bodies = [self._body(prompt, new_tokens, sampling) for prompt in prompts]
         return asyncio.run(self._generate(bodies, new_tokens))
+
+    def chat(self, body: Mapping[str, Any]) -> ChatServed:
+        """A chat completion, whose end is waited for. ``body``: all but the model."""
+        return asyncio.run(self._chat({**body, "model": self._plan.model_id}))
 
     async def submit(
         self, prompt: str, new_tokens: int, sampling: Mapping[str, Any] = GREEDY
@@ -158,6 +176,20 @@ class User:
                 token_ids=[await _token_ids(redis, one.request_id) for one in streamed],
             )
 
+    async def _chat(self, body: Mapping[str, Any]) -> ChatServed:
+        async with Redis.from_url(self._plan.redis_url) as redis, self._client() as http:
+            answer = await _paid(http, CHAT, body)
+            [job] = answer["jobs"]
+            first, last = await _written(redis, job["request_id"])
+            details = answer["usage"]["completion_tokens_details"]
+            return ChatServed(
+                first,
+                last,
+                await _token_ids(redis, job["request_id"]),
+                details["accepted_prediction_tokens"],
+                details["rejected_prediction_tokens"],
+            )
+
     async def _edge_inboxes(self, http: httpx.AsyncClient) -> list[str]:
         path = f"/api/discovery/nodes/active/{self._plan.model_id}"
         nodes = (await http.get(path)).raise_for_status().json()["nodes"]
@@ -170,6 +202,17 @@ async def _opened(redis: Redis, inboxes: Sequence[str]) -> float:
         dict.fromkeys(inboxes, "$"), count=1, block=round(RESPONSE_TIMEOUT * 1000)
     )
     return _time_of(answer[0][1][0][0])
+
+
+async def _paid(http: httpx.AsyncClient, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to a request, once the deposit is credited."""
+    deadline = time.monotonic() + RESPONSE_TIMEOUT
+    while True:
+        answer = await http.post(path, json=body)
+        if answer.status_code != httpx.codes.PAYMENT_REQUIRED or time.monotonic() > deadline:
+            document: dict[str, Any] = answer.raise_for_status().json()
+            return document
+        await asyncio.sleep(0.2)
 
 
 async def _stream(

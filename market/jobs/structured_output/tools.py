@@ -1,5 +1,4 @@
-"""OpenAI's ``tools`` and ``tool_choice``: the functions that an answer may call, must call, or must
-not."""
+"""OpenAI's ``tools`` and ``tool_choice``: the functions that an answer may call, or must."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

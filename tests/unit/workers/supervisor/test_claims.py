@@ -5,6 +5,7 @@ import pytest
 from market.jobs.messaging import Event
 from mesh.wire import PLATFORM, Cancel, Ended, GenerationRefused, Pong, Token
 from mesh.wire.refusal_codes import (
+    GRAMMAR_REFUSED,
     INPUT_FAULTS,
     KNOWN_CODES,
     LOST_STATE,
@@ -56,6 +57,11 @@ def test_what_a_node_says_of_its_predecessor_is_a_dispute(code: str) -> None:
     assert claimed("last", "edge", code) is None
     assert claimed("stranger", "edge", code) is None
     assert claimed("middle", "stranger", code) is None
+
+
+def test_only_an_edge_has_a_grammar() -> None:
+    assert claimed("edge", "edge", GRAMMAR_REFUSED) == OwnFault(1, "edge", GRAMMAR_REFUSED)
+    assert claimed("middle", "middle", GRAMMAR_REFUSED) == OwnFault(1, "middle", "broken_rule")
 
 
 def test_what_nobody_knows_is_a_broken_rule() -> None:
