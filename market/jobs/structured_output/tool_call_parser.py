@@ -92,7 +92,6 @@ class ToolCallParser:
         self._closing = style.closing.text
         openings = [style.opening.text, *([_LIST] if style.form is ToolCallForm.MISTRAL else [])]
         self._openings = openings
-        self._opening = re.compile("|".join(map(re.escape, openings)))
         self._functions = frozenset(functions)
         self._request_id = request_id
         self._state = _State.BEGIN
@@ -148,11 +147,12 @@ class ToolCallParser:
 
     def _read_content(self) -> list[Delta]:
         """Up to what opens a call, or may turn out to."""
-        found = self._opening.search(self._text, self._at)
-        if found is None:
+        found = [(self._text.find(each, self._at), each) for each in self._openings]
+        at, opening = min((each for each in found if each[0] >= 0), default=(-1, ""))
+        if at < 0:
             return self._content(self._take(len(self._text) - self._possible_opening()))
-        content = self._content(self._take(found.start()))
-        self._begun = [self._take(found.start() + 1 if found[0] == _LIST else found.end())]
+        content = self._content(self._take(at))
+        self._begun = [self._take(at + (1 if opening == _LIST else len(opening)))]
         self._state = _State.OPENED
         return content
 
