@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("api", "cli", "discovery", "market", "mesh", "node_runner", "stack", "workers")
 
 REDIS = {"market/clients/redis_client.py", "node_runner/transport/redis_transport.py"}
-STACK = {"stack/demo.py", "stack/development_stack.py", "stack/servers.py"}
+STACK = {"stack/chat.py", "stack/demo.py", "stack/development_stack.py", "stack/servers.py"}
 """Commands for one machine, on which whoever typed them looks on."""
 
 OPENERS: dict[str, set[str]] = {
