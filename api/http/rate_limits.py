@@ -53,8 +53,10 @@ class RateLimit:
     exact: bool = True
     told: bool = True
 
-    async def count(self, services: Services, who: str, rule: RateLimitItem | None = None) -> None:
-        """Count one request of a wallet, a key or a node.
+    async def count(
+        self, services: Services, who: str, rule: RateLimitItem | None = None, *, requests: int = 1
+    ) -> None:
+        """Count requests of a wallet, a key or a node, all or none.
 
         Args:
             rule: Its own instead of the setting's.
@@ -62,7 +64,7 @@ class RateLimit:
         Raises:
             RateLimited: the rule is exhausted; says when to come back.
         """
-        await self._hit(services, rule or self.rule(services), who)
+        await self._hit(services, rule or self.rule(services), who, requests)
 
     async def count_address(self, services: Services, connection: HTTPConnection) -> None:
         """Count one request of the caller's address; of an IPv6 address, one of its household, and
@@ -114,8 +116,10 @@ class RateLimit:
         """The setting's."""
         return parse(getattr(services.settings.limits, self.setting))
 
-    async def _hit(self, services: Services, rule: RateLimitItem, who: str) -> None:
-        if not await self._limiter(services).hit(rule, self.policy, who):
+    async def _hit(
+        self, services: Services, rule: RateLimitItem, who: str, requests: int = 1
+    ) -> None:
+        if not await self._limiter(services).hit(rule, self.policy, who, cost=requests):
             raise await self._exceeded(services, rule, who)
         if self.told and windows.get() is not None:
             await self._window(services, rule, who)
@@ -136,6 +140,7 @@ class RateLimit:
         )
         met = windows.get()
         if met is not None:
+            met[:] = [each for each in met if each.policy != self.policy]
             met.append(window)
         return window
 
@@ -175,16 +180,16 @@ REQUESTS_OF_ADDRESS = RateLimit("requests-per-address", "requests_per_ip", exact
 REQUESTS_OF_WALLET = RateLimit("requests-per-wallet", "requests_per_wallet", exact=False)
 
 
-async def count_generation(services: Services, caller: Principal) -> None:
-    """Count one request for a generation: of the API key, if one asks, and of the wallet.
+async def count_generations(services: Services, caller: Principal, number: int = 1) -> None:
+    """Count generations that are asked for: of the API key, if one asks, and of the wallet.
 
     Raises:
         RateLimited: as :meth:`RateLimit.count`.
     """
     if caller.key_id is not None:
         rule = generations_of_key(services, caller)
-        await GENERATIONS_OF_KEY.count(services, caller.key_id, rule)
-    await GENERATIONS_OF_WALLET.count(services, caller.wallet)
+        await GENERATIONS_OF_KEY.count(services, caller.key_id, rule, requests=number)
+    await GENERATIONS_OF_WALLET.count(services, caller.wallet, requests=number)
 
 
 def generations_of_key(services: Services, caller: Principal) -> RateLimitItem:

@@ -53,7 +53,7 @@ async def generate(
     A client that goes away before the end of the first two cancels the generation, and pays for
     what was delivered; an asynchronous job goes on. The same `Idempotency-Key` gives the same job.
     """
-    await rate_limits.count_generation(services, caller)
+    await rate_limits.count_generations(services, caller)
     waits = "respond-async" not in [preference.strip().lower() for preference in prefer.split(",")]
     if waits:
         held.enter_context(services.reader_slots.hold(caller.wallet))

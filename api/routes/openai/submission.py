@@ -43,7 +43,9 @@ class Asking:
         Raises:
             MeshError: whatever is wrong with it; nothing is held then.
         """
-        services = self.services
+        services, more = self.services, job_request.generations - 1
+        if more:
+            await rate_limits.count_generations(services, self.caller, more)
         self.held.enter_context(services.reader_slots.hold(self.caller.wallet))
         digests = services.vault.digests(
             f"{self.request.url.path} {body.model_dump_json()}".encode()
@@ -63,7 +65,7 @@ async def _asking(
     attempt: Attempt,
     idempotency_key: Annotated[IdempotencyKey | None, Header()] = None,
 ) -> Asking:
-    await rate_limits.count_generation(services, caller)
+    await rate_limits.count_generations(services, caller)
     return Asking(request, caller, services, held, attempt, idempotency_key)
 
 

@@ -43,6 +43,17 @@ async def test_a_client_waits_as_long_as_a_rate_limit_says(
     assert await answered(gateway, ask_twice(), play) == ["Hello", "Hello"]
 
 
+async def test_each_answer_of_a_request_counts(
+    gateway: Gateway, client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway.services.settings.limits, "generations_per_wallet", "3/hour")
+    with pytest.raises(openai.RateLimitError):
+        await client.with_options(max_retries=0).completions.create(
+            model=MODEL_ID, prompt=["x", "y"], n=2
+        )
+    assert not await gateway.request_ids()
+
+
 async def test_a_rate_limit_is_an_error_of_its_own(
     gateway: Gateway, client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
