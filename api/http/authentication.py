@@ -95,12 +95,18 @@ async def authenticate_current(connection: HTTPConnection, *scopes: Scope) -> Pr
 
 
 async def current_node(connection: HTTPConnection) -> NodeIncarnation:
-    """The calling node, whose token is still good.
+    """The node that connects to the relay, whose requests nothing else counts, with a token that is
+    still good.
 
     Raises:
         NotAuthenticated: no token, or none that is good.
         Forbidden: not a node's token.
+        RateLimited: the node has connected too often.
     """
+    claimed = await authenticate(connection)
+    claimed.require(Scope.SERVE)
+    # Before any row is read: a token that is not good any more costs no more than one that is.
+    await rate_limits.REQUESTS_OF_WALLET.count(connection.app.state.services, claimed.subject)
     return incarnation(await authenticate_current(connection, Scope.SERVE))
 
 
