@@ -1,6 +1,7 @@
 """What the workers' tasks and the gateway work with, on this test's servers."""
 
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -8,9 +9,10 @@ from redis.asyncio import Redis
 from market.escrow.reader import EscrowReader
 from market.resources import Resources, open_resources
 from market.settings import Settings
-from tests.conftest import OPERATOR_PASSWORD, Chain
+from tests.conftest import MODEL_ID, OPERATOR_PASSWORD, Chain
 from tests.support.gateway.api import Gateway, all_nodes, open_gateway
 from tests.support.gateway.api_served import Served, serve
+from tests.support.gateway.chat_model import make_chat_model
 
 
 @pytest.fixture
@@ -66,6 +68,24 @@ async def gateway(empty_gateway: Gateway) -> Gateway:
     await empty_gateway.announce(*all_nodes())
     await empty_gateway.deposit("1")
     return empty_gateway
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with a chat template."""
+    return make_chat_model(tmp_path_factory.mktemp("models") / "chat")
+
+
+@pytest.fixture
+async def chat_gateway(
+    make_settings: Callable[..., Settings], redis: Redis, chat_model: Path
+) -> AsyncIterator[Gateway]:
+    """As :func:`gateway`, with a model that chats."""
+    models = [{"id": MODEL_ID, "path": str(chat_model), "payment_per_token": "0.0001"}]
+    async with open_gateway(make_settings(models=models)) as opened:
+        await opened.announce(*all_nodes())
+        await opened.deposit("1")
+        yield opened
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ async def chat_completions(body: ChatBody, asking: WithAsking) -> Response:
     delivered.
     """
     services = asking.services
-    model = services.catalog.get(body.model)
+    model = asking.model(body.model)
     chat = body.chat()
     prepared = await services.chat_turns.run(
         asking.caller.wallet, lambda: preparation.prepare(model, chat)

@@ -35,7 +35,7 @@ async def completions(body: CompletionBody, asking: WithAsking) -> Response:
     delivered.
     """
     services = asking.services
-    model = services.catalog.get(body.model)
+    model = asking.model(body.model)
     jobs = await asking.submit(
         body,
         JobRequest(

@@ -50,7 +50,7 @@ async def create(body: ResponseBody, asking: WithAsking) -> Response:
     was delivered.
     """
     services = asking.services
-    model = services.catalog.get(body.model)
+    model = asking.model(body.model)
     chat = body.chat()
     prepared = await services.chat_turns.run(
         asking.caller.wallet, lambda: preparation.prepare(model, chat)

@@ -15,6 +15,7 @@ from api.http.services import Services, WithServices
 from api.routes.openai import attempts
 from api.routes.openai.attempts import Attempt
 from api.schemas.base import IdempotencyKey, RequestBody
+from market.catalog.models import Model
 from market.geo.distance import Coordinates
 from market.identity.principal import Principal
 from market.jobs.request import Idempotency, JobRequest
@@ -36,6 +37,16 @@ class Asking:
     def near(self) -> Coordinates | None:
         """About where the caller is, in whole degrees; none if that is not known."""
         return self.services.geoip.approximate(address_of(self.request, self.services))
+
+    def model(self, model_id: str) -> Model:
+        """The model that is asked for.
+
+        Raises:
+            ModelNotAllowed: the caller is an API key for other models.
+            ModelNotFound: there is none of that id.
+        """
+        self.caller.require_model(model_id)
+        return self.services.catalog.get(model_id)
 
     async def submit(self, body: RequestBody, job_request: JobRequest) -> Sequence[Job]:
         """The jobs of the request, new ones or those of an earlier attempt.

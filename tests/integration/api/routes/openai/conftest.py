@@ -1,40 +1,17 @@
 """The gateway with a model that chats, and OpenAI's own client for it."""
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import openai
 import pytest
-from redis.asyncio import Redis
 
-from market.settings import Settings
-from tests.conftest import MODEL_ID
-from tests.support.gateway.api import Gateway, all_nodes, open_gateway
+from tests.support.gateway.api import Gateway
 from tests.support.gateway.api_served import Served, serve
-from tests.support.gateway.chat_model import make_chat_model
-
-
-@pytest.fixture(scope="session")
-def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_chat_model(tmp_path_factory.mktemp("models") / "chat")
 
 
 @pytest.fixture
-async def gateway(
-    make_settings: Callable[..., Settings], redis: Redis, chat_model: Path
-) -> AsyncIterator[Gateway]:
-    """The gateway, with a node for each layer, and 1 FAR in the wallet that is logged in."""
-    models = [
-        {
-            "id": MODEL_ID,
-            "path": str(chat_model),
-            "payment_per_token": "0.0001",
-        }
-    ]
-    async with open_gateway(make_settings(models=models)) as opened:
-        await opened.announce(*all_nodes())
-        await opened.deposit("1")
-        yield opened
+def gateway(chat_gateway: Gateway) -> Gateway:
+    return chat_gateway
 
 
 @pytest.fixture
