@@ -15,9 +15,9 @@ LIMITS = LLParserLimits(
     max_grammar_size=500_000,
     verbose_errors=False,
 )
-"""llguidance's own limits, but for the states of a lexer: with as many, a generation's matcher takes
-50 MB at most. Strings with a limit of length take four states a character, so that an answer can
-have 24,000 characters of them. Errors quote neither the grammar nor what was generated."""
+"""llguidance's own limits, but for the states of a lexer: with as many, a matcher takes 50 MB at
+most. Strings with a limit of length take four states a character, so that an answer can have 24,000
+characters of them. Errors quote neither the grammar nor what was generated."""
 
 
 class GrammarRefused(ValueError):
