@@ -10,6 +10,7 @@ from starlette.types import Message
 from api.http.services import Services
 from api.routes.inference.sse import EventStream
 from api.routes.openai import attempts
+from api.routes.openai.following import Reading
 from api.schemas.openai.errors import openai_error
 from market.errors import Unavailable
 from market.jobs.errors import GenerationFailed, StreamExpired
@@ -32,7 +33,7 @@ def data(document: dict[str, Any]) -> bytes:
 
 def cancelling_stream(
     services: Services,
-    jobs: Sequence[Job],
+    readings: Sequence[Reading],
     events: AsyncIterator[bytes],
     *,
     attempt: int | None,
@@ -55,12 +56,17 @@ def cancelling_stream(
     async def client_disconnected(message: Message) -> None:
         if not over:
             services.in_background(
-                attempts.cancel(services, jobs)
+                attempts.cancel(services, readings)
                 if begun
-                else attempts.abandon(services, jobs, attempt)
+                else attempts.abandon(services, readings, attempt)
             )
 
-    return EventStream.of(noted_events(), client_disconnected, _headers(jobs))
+    return EventStream.of(
+        noted_events(),
+        client_disconnected,
+        [reading.reader for reading in readings],
+        _headers([reading.job for reading in readings]),
+    )
 
 
 def resumable_stream(jobs: Sequence[Job], events: AsyncIterator[bytes]) -> EventSourceResponse:
