@@ -27,6 +27,7 @@ ANSWER_HEADERS = (
     "Preference-Applied",
     "Retry-After",
     "WWW-Authenticate",
+    "X-Job-Ids",
     "X-Request-Id",
     "X-Should-Retry",
     *OF_RATE_LIMITS,

@@ -54,18 +54,25 @@ async def abandon(services: Services, readings: Sequence[Reading], attempt: int 
     does not retry, else unless its next attempt comes soon. It pays for what was generated until
     then."""
     if attempt is None:
-        await cancel(services, readings)
+        await cancel(services, readings, attempt)
         return
     await asyncio.sleep(GRACE_SECONDS)
     for reading in readings:
-        newest = await services.redis.get(redis_keys.attempt(reading.job.request_id))
-        if int(newest or 0) <= attempt:
+        if not await _was_repeated(services, reading.job, attempt):
             await cancellation.cancel(services, reading.job)
 
 
-async def cancel(services: Services, readings: Sequence[Reading]) -> None:
+async def cancel(services: Services, readings: Sequence[Reading], attempt: int | None) -> None:
     """The client went away in the middle of its answer, after which no client retries: it pays for
-    what it was sent."""
-    await asyncio.gather(
-        *(disconnection.cancel(services, reading.job, reading.reader) for reading in readings)
-    )
+    what it was sent. If it has, the answer had not reached it, and the job is its next attempt's.
+    """
+    left = [each for each in readings if not await _was_repeated(services, each.job, attempt)]
+    await asyncio.gather(*(disconnection.cancel(services, each.job, each.reader) for each in left))
+
+
+async def _was_repeated(services: Services, job: Job, attempt: int | None) -> bool:
+    """Whether a later attempt waits for the job by now."""
+    if attempt is None:
+        return False
+    newest = await services.redis.get(redis_keys.attempt(job.request_id))
+    return int(newest or 0) > attempt

@@ -56,7 +56,7 @@ def cancelling_stream(
     async def client_disconnected(message: Message) -> None:
         if not over:
             services.in_background(
-                attempts.cancel(services, readings)
+                attempts.cancel(services, readings, attempt)
                 if begun
                 else attempts.abandon(services, readings, attempt)
             )

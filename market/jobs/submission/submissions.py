@@ -76,13 +76,13 @@ class Submissions:
         """
         wallet = caller.wallet
         caller.require_model(request.model_id)
-        earlier = await self._earlier(wallet, idempotency)
+        earlier = await self._earlier(caller, idempotency)
         if earlier:
             return earlier
         try:
             jobs = await self._submit_new(caller, request, idempotency)
         except (InsufficientBalance, KeyLimitReached, TooManyInFlight, Overloaded):
-            earlier = await self._earlier(wallet, idempotency)  # accepted in the meantime
+            earlier = await self._earlier(caller, idempotency)  # accepted in the meantime
             if earlier:
                 return earlier
             self._count_rejected(request)
@@ -93,7 +93,7 @@ class Submissions:
         except IntegrityError as error:
             if "uq_sessions_idempotency" not in str(error.orig):
                 raise
-            earlier = await self._earlier(wallet, idempotency)
+            earlier = await self._earlier(caller, idempotency)
             if not earlier:
                 raise
             return earlier
@@ -181,8 +181,9 @@ class Submissions:
         except OUTAGES as error:
             log.warning("enqueue_failed", request_id=jobs[0].request_id, error=type(error).__name__)
 
-    async def _earlier(self, wallet: str, idempotency: Idempotency) -> Sequence[Job]:
+    async def _earlier(self, caller: Principal, idempotency: Idempotency) -> Sequence[Job]:
         """The jobs that the same request has made before; none if it has not."""
+        wallet = caller.wallet
         if idempotency.key is not None:
             jobs = await self._jobs(wallet, Job.idempotency_key == idempotency.key)
             if any(job.request_digest not in idempotency.digests for job in jobs):
@@ -195,6 +196,7 @@ class Submissions:
         jobs = await self._jobs(
             wallet,
             Job.request_digest.in_(idempotency.digests),
+            Job.api_key_id.is_not_distinct_from(caller.key_id),
             Job.started_at > dt.datetime.now(dt.UTC) - RETRY_WINDOW,
         )
         newest = [job for job in jobs if job.started_at == jobs[-1].started_at]
