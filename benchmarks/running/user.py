@@ -214,10 +214,13 @@ async def _paid(http: httpx.AsyncClient, path: str, body: Mapping[str, Any]) -> 
     deadline = time.monotonic() + RESPONSE_TIMEOUT
     while True:
         answer = await http.post(path, json=body)
-        if answer.status_code != httpx.codes.PAYMENT_REQUIRED or time.monotonic() > deadline:
-            document: dict[str, Any] = answer.raise_for_status().json()
-            return document
-        await asyncio.sleep(0.2)
+        if answer.status_code == httpx.codes.PAYMENT_REQUIRED and time.monotonic() < deadline:
+            await asyncio.sleep(0.2)
+            continue
+        if answer.is_error:
+            raise RuntimeError(f"The API refused the request: {answer.text}")
+        document: dict[str, Any] = answer.json()
+        return document
 
 
 async def _stream(
