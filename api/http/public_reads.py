@@ -9,14 +9,14 @@ from pydantic import BaseModel
 
 from api.http import caller_address
 from api.http.caller_address import NETWORK_BITS, UNKNOWN, network_of
-from api.http.read_cache import Key, ReadCache
+from api.http.reading.read_cache import Key, ReadCache
 from api.http.services import WithServices
 
 T = TypeVar("T")
 
 
 class PublicReads:
-    """The process's :class:`~api.http.read_cache.ReadCache`, for one caller."""
+    """The process's :class:`~api.http.reading.read_cache.ReadCache`, for one caller."""
 
     def __init__(self, cache: ReadCache, caller: str) -> None:
         self._cache = cache
@@ -29,7 +29,7 @@ class PublicReads:
         *,
         seconds: float | None = None,
     ) -> T:
-        """As :meth:`api.http.read_cache.ReadCache.get`. What ``read`` gives should be
+        """As :meth:`api.http.reading.read_cache.ReadCache.get`. What ``read`` gives should be
         encoded, so that the next caller takes no work."""
         return await self._cache.get(key, read, caller=self._caller, seconds=seconds)
 

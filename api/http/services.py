@@ -12,8 +12,8 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from api.http import startup_checks
-from api.http.read_cache import ReadCache
-from api.http.reader_slots import ReaderSlots
+from api.http.reading.read_cache import ReadCache
+from api.http.reading.reader_slots import ReaderSlots
 from api.relay.hub import RelayHub
 from api.schemas.job_events import token_event
 from api.server.download_slots import DownloadSlots

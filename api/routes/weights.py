@@ -8,7 +8,7 @@ from starlette.responses import FileResponse
 
 from api.http import rate_limits
 from api.http.authentication import BEARER, authenticate_current
-from api.http.reader_slots import HeldForAnswer
+from api.http.reading.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
 from api.schemas.base import ModelId
 from api.schemas.models import ModelFile, ModelFiles, SignedRequestBody

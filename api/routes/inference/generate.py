@@ -9,7 +9,7 @@ from api.http import disconnection, rate_limits
 from api.http.authentication import GenerateCaller
 from api.http.disconnection import CLIENT_CLOSED_REQUEST, ClientDisconnected
 from api.http.rate_limits import address_of
-from api.http.reader_slots import HeldForAnswer
+from api.http.reading.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
 from api.routes.inference.sse import EVENT_STREAM, cancelling_stream
 from api.schemas.base import IdempotencyKey

@@ -7,7 +7,7 @@ from pydantic import StringConstraints
 from sse_starlette import EventSourceResponse
 
 from api.http.authentication import CancelCaller, ReadJobsCaller
-from api.http.reader_slots import HeldForAnswer
+from api.http.reading.reader_slots import HeldForAnswer
 from api.http.services import WithServices
 from api.routes.inference.sse import EVENT_STREAM, job_stream
 from api.schemas.jobs import JobView

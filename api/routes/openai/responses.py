@@ -11,7 +11,7 @@ from sse_starlette import ServerSentEvent
 from api.http import disconnection
 from api.http.authentication import CancelCaller, ReadJobsCaller
 from api.http.disconnection import CLIENT_CLOSED_REQUEST, ClientDisconnected
-from api.http.reader_slots import HeldForAnswer
+from api.http.reading.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
 from api.routes.inference.sse import EVENT_STREAM
 from api.routes.openai import attempts

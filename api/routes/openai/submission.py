@@ -10,7 +10,7 @@ from fastapi import Depends, Header, Request
 from api.http import rate_limits
 from api.http.authentication import GenerateCaller
 from api.http.rate_limits import address_of
-from api.http.reader_slots import HeldForAnswer
+from api.http.reading.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
 from api.routes.openai import attempts
 from api.routes.openai.attempts import Attempt

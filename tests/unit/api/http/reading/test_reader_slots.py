@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from api.http.reader_slots import ReaderSlots
+from api.http.reading.reader_slots import ReaderSlots
 from market.errors import RateLimited, Unavailable
 from market.settings.limits import LimitSettings
 from mesh.errors import MeshError

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from api.http import read_cache
-from api.http.read_cache import ReadCache
+from api.http.reading.read_cache import ReadCache
 from market.errors import Unavailable
 
 ME, YOU = "192.0.2.1", "192.0.2.2"
