@@ -81,6 +81,11 @@ class User:
             demo.login(http, account)
             self._headers = dict(http.headers)
 
+    @property
+    def authorization(self) -> str:
+        """The header with which this user's requests are sent."""
+        return self._headers["authorization"]
+
     def generate(
         self, prompts: Sequence[str], new_tokens: int, sampling: Mapping[str, Any] = GREEDY
     ) -> Served:
@@ -109,7 +114,7 @@ class User:
     ) -> aiohttp.ClientResponse:
         """Submit a generation as an asynchronous job by a client that many users share; the answer,
         whose body is read, may be a refusal."""
-        headers = {"Authorization": self._headers["authorization"], "Prefer": "respond-async"}
+        headers = {"Authorization": self.authorization, "Prefer": "respond-async"}
         body = self._body(prompt, new_tokens, GREEDY)
         async with http.post(GENERATE, json=body, headers=headers) as answer:
             await answer.read()
