@@ -55,9 +55,7 @@ def measure(
             report_progress(f"{left} of {clients} clients are to disconnect yet")
 
         meter, began = OtherCpuMeter(network.postmaster(stack)), time.monotonic()
-        found = asyncio.run(
-            crowd.run(clients, at_once=at_once, most_tokens=most_tokens, note=note)
-        )
+        found = asyncio.run(crowd.run(clients, at_once=at_once, most_tokens=most_tokens, note=note))
         return found, time.monotonic() - began, meter.read()
 
 

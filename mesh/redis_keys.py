@@ -21,6 +21,12 @@ def events(request_id: str) -> str:
     return f"inference_session:{{{request_id}}}:events"
 
 
+def sole_reader(request_id: str) -> str:
+    """Text that expires: the name of the one reader that a running generation's tokens have, or
+    that they have several."""
+    return f"inference_session:{{{request_id}}}:reader"
+
+
 def attempt(request_id: str) -> str:
     """Number that expires: the newest attempt of a client that retries which waits for the job."""
     return f"inference_session:{{{request_id}}}:attempt"

@@ -12,6 +12,9 @@ EPOCH = "epoch"
 ROUTE = "route"
 """Field of the hash: a packed :class:`RouteRecord`."""
 
+CANCELLED = "cancelled"
+"""Field of the hash, if the user does not want the generation any more: no epoch begins."""
+
 SEALED = b"sealed"
 """In the place of an epoch, once nobody may write any more."""
 

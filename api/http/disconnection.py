@@ -1,4 +1,4 @@
-"""Work for a client, as long as that is there."""
+"""Work for a client, as long as that is there, and the end of a job whose client has gone away."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -6,7 +6,15 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from api.http.services import Services
+from market.jobs import cancellation
+from market.jobs.stop import Reader
+from market.jobs.tables import Job
+
 T = TypeVar("T")
+
+CLIENT_CLOSED_REQUEST = 499
+"""Status of an answer that nobody reads, as nginx logs it."""
 
 
 class ClientDisconnected(Exception):
@@ -29,6 +37,15 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
     finally:
         working.cancel()
         leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def cancel(services: Services, job: Job, reader: Reader) -> None:
+    """Cancel a job whose reader has disconnected: it ends with what he was sent, unless somebody
+    else reads it, too."""
+    for hub in (services.tokens, services.packed_tokens):
+        hub.forget(job.request_id)
+    await cancellation.cancel(services, job, reader)
 
 
 async def _disconnected(request: Request) -> None:

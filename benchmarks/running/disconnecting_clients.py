@@ -1,12 +1,14 @@
-"""Clients that disconnect at a random token, and what they are billed; half wait for a whole answer.
+"""Clients that disconnect at a random token, and what they are billed for it.
 
-Each asks for another ``max_tokens``, by which its job is found in Postgres.
+Half of them wait for a whole answer. Each asks for another ``max_tokens``, by which its job is
+found in Postgres.
 """
 
 import asyncio
 import itertools
 import json
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -171,6 +173,7 @@ class _Run:
         self._model_id = model_id
         self._prompts = prompts
         self._request_ids: dict[int, str] = {}
+        self._found: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
 
     async def all(
         self, planned: Sequence[Disconnect], at_once: int, note: Callable[[Disconnect], None]
@@ -227,8 +230,7 @@ class _Run:
                 client.sent = await self._count(client.request_id)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        began = time.monotonic()
-        return began
+        return time.monotonic()
 
     async def _ask(self, client: Disconnect) -> None:
         async with await self._post(client) as answer:
@@ -251,8 +253,7 @@ class _Run:
 
     async def _request_id(self, client: Disconnect) -> str:
         async with asyncio.timeout(PATIENCE):
-            while client.number not in self._request_ids:
-                await asyncio.sleep(LOOK_SECONDS)
+            await self._found[client.number].wait()
         return self._request_ids[client.number]
 
     async def _look_for_jobs(self) -> None:
@@ -262,9 +263,10 @@ class _Run:
         while True:
             async with self._engine.connect() as db:
                 found = await db.execute(known, {"fewest": FEWEST_TOKENS})
-                self._request_ids = {
-                    max_tokens - FEWEST_TOKENS: request_id for max_tokens, request_id in found
-                }
+                for max_tokens, request_id in found:
+                    number = max_tokens - FEWEST_TOKENS
+                    self._request_ids[number] = request_id
+                    self._found[number].set()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _watch_kv(self, client: Disconnect, began: float) -> None:

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from market.clients.redis_client import block_ms
 from mesh import redis_keys
-from mesh.route_record import EPOCH, RouteRecord, epoch_of
+from mesh.route_record import CANCELLED, EPOCH, RouteRecord, epoch_of
 from mesh.token_stream import START, token_count_at
 
 TOKENS_PER_READ = 256
@@ -28,7 +28,9 @@ newest = tonumber(newest) or -1
 Postgres under the newest lease, so that whoever has an older one has lost his lease since."""
 
 _BEGIN = f"""{_NEWEST}
-if tonumber(ARGV[1]) <= newest then return 0 end
+if tonumber(ARGV[1]) <= newest or redis.call('HEXISTS', KEYS[1], '{CANCELLED}') == 1 then
+    return 0
+end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'newest', ARGV[1], 'route', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
@@ -97,8 +99,9 @@ async def begin_epoch(
     redis: Redis, request_id: str, epoch: int, route: RouteRecord, *, ttl: int
 ) -> bool:
     """Let only the nodes of this epoch append tokens and send each other steps from now on, unless
-    this epoch or a newer one was begun or sealed before. ``ttl``: seconds for which the
-    generation's record and tokens are kept. Returns whether the epoch has begun."""
+    this epoch or a newer one was begun or sealed before, or the user has cancelled. ``ttl``:
+    seconds for which the generation's record and tokens are kept. Returns whether the epoch has
+    begun."""
     begun: int = await redis.eval(  # type: ignore[misc]
         _BEGIN,
         2,
@@ -118,10 +121,12 @@ async def current_epoch(redis: Redis, request_id: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class GenerationProgress:
-    """How far a generation is: the epoch that may write (none if the record is gone or sealed), the
-    number of tokens, and those of the nodes asked for whose keep-alive has not expired."""
+    """How far a generation is: the epoch that may write (none if the record is gone or sealed),
+    whether the user has cancelled, the number of tokens, and those of the nodes asked for whose
+    keep-alive has not expired."""
 
     epoch: int | None
+    cancelled: bool
     tokens: int
     responding: set[str]
 
@@ -129,13 +134,14 @@ class GenerationProgress:
 async def progress(redis: Redis, request_id: str, node_ids: Sequence[str]) -> GenerationProgress:
     """What a supervisor polls, in one round trip. ``node_ids``: nodes of the route."""
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.hget(redis_keys.live_record(request_id), EPOCH)
+        pipe.hmget(redis_keys.live_record(request_id), [EPOCH, CANCELLED])
         pipe.xrevrange(redis_keys.tokens(request_id), count=1)
         for node_id in node_ids:
             pipe.exists(redis_keys.keepalive(node_id))
-        epoch, newest, *keepalives = await pipe.execute()
+        (epoch, cancelled), newest, *keepalives = await pipe.execute()
     return GenerationProgress(
         epoch=epoch_of(epoch),
+        cancelled=cancelled is not None,
         tokens=token_count_at(newest[0][0].decode()) if newest else 0,
         responding={node_id for node_id, alive in zip(node_ids, keepalives, strict=True) if alive},
     )

@@ -46,8 +46,8 @@ async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = Tr
         keep_kv: Whether nodes that stay on the route may go on with the KV cache they have.
 
     Raises:
-        GenerationOver: the end was reached, no route found before the deadline, or the prompt
-            cannot be read any more.
+        GenerationOver: the user has cancelled, the end was reached, no route found before the
+            deadline, or the prompt cannot be read any more.
         NoRouteNow: the generation has to wait for a route.
         LeaseLost: another supervisor has taken over.
     """
@@ -69,6 +69,7 @@ async def open_next(supervision: Supervision, reason: str, *, keep_kv: bool = Tr
     if not await live_session.begin_epoch(
         supervision.redis, supervision.id, supervision.epoch, record, ttl=supervision.live_ttl()
     ):
+        await supervision.check_cancelled()
         raise LeaseLost
     generated = [token.token_id for token in await supervision.tokens()]
     if len(generated) >= job.max_tokens:

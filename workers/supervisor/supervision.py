@@ -175,6 +175,15 @@ class Supervision:
         if self.seconds_left() <= 0:
             raise GenerationOver("failed", late)
 
+    async def check_cancelled(self) -> None:
+        """Check the live record, which says at once what Postgres may not say yet.
+
+        Raises:
+            GenerationOver: the user has cancelled.
+        """
+        if (await live_session.progress(self.redis, self.id, ())).cancelled:
+            raise GenerationOver("cancelled")
+
     def seconds_left(self) -> int:
         """Seconds until the deadline, rounded up; 0 after it."""
         left = self.job.deadline_at - dt.datetime.now(dt.UTC)

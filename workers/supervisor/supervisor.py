@@ -69,6 +69,7 @@ class Supervisor:
             await self._resume_after_wait()
             return
         supervision.check_time_and_cancel()
+        await supervision.check_cancelled()
         for event in await supervision.read_events(0):  # that a predecessor did not live to act on
             await self._act(event)
         writes = await live_session.current_epoch(supervision.redis, supervision.id)
@@ -81,14 +82,17 @@ class Supervisor:
     async def _resume_after_wait(self) -> None:
         supervision = self._supervision
         supervision.check_time_and_cancel(late="no_route")
+        await supervision.check_cancelled()
         for event in await supervision.read_events(0):
             if isinstance(event, Ended):  # nodes of the epoch before write until the next begins
                 await supervision.check_ended(event)
         await epochs.open_next(supervision, supervision.state.reason)
 
     async def _regenerate(self) -> None:
-        """Redis has lost tokens between the end and what was to be stored of it."""
+        """Redis has lost tokens between the end and what was to be stored of it; or the user has
+        cancelled there, and does not get them."""
         self._supervision.check_time_and_cancel()
+        await self._supervision.check_cancelled()
         await self._recovery.recover_from_lost_tokens()
 
     async def _watch(self) -> None:
@@ -104,6 +108,8 @@ class Supervisor:
             progress = await live_session.progress(
                 supervision.redis, supervision.id, supervision.node_ids
             )
+            if progress.cancelled:
+                raise GenerationOver("cancelled")
             if progress.tokens != tokens:
                 tokens = progress.tokens
                 await supervision.count_progress(tokens)
@@ -131,13 +137,16 @@ class Supervisor:
                 await self._recovery.recover_from_fault(fault)
 
     async def _seal(self, over: GenerationOver) -> list[TokenEntry]:
-        """Let nobody write any more; returns what can be read."""
+        """Let nobody write any more; returns what can be read. Nodes that a user has no use for any
+        more are let go before the bill is written."""
         supervision, ttl = self._supervision, self._supervision.generation_settings.stream_ttl
         if over.reason == "cancelled" and not await supervision.token_count():
             await prefill.stop(supervision)
         tokens = await live_session.seal(
             supervision.redis, supervision.id, supervision.epoch, ttl=ttl
         )
+        if over.reason == "cancelled":
+            await epochs.close(supervision, supervision.route, supervision.epoch)
         supervision.lease.progressed()
         return tokens
 
@@ -160,7 +169,8 @@ class Supervisor:
         )
         supervision.lease.progressed()
         await live_session.finish(supervision.redis, supervision.id, outcome, ttl=ttl)
-        await epochs.close(supervision, supervision.route, supervision.epoch)
+        if over.reason != "cancelled":
+            await epochs.close(supervision, supervision.route, supervision.epoch)
         served = over.code is None and over.reason != "cancelled"
         await self._recovery.count_pending(len(tokens) + served)
         if served:

@@ -7,16 +7,16 @@ from fastapi.responses import JSONResponse
 
 from api.http import disconnection, rate_limits
 from api.http.authentication import GenerateCaller
-from api.http.disconnection import ClientDisconnected
+from api.http.disconnection import CLIENT_CLOSED_REQUEST, ClientDisconnected
 from api.http.rate_limits import address_of
 from api.http.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
 from api.routes.inference.sse import EVENT_STREAM, cancelling_stream
 from api.schemas.base import IdempotencyKey
 from api.schemas.jobs import AcceptedJob, GenerateBody, JobView
-from market.jobs import cancellation
 from market.jobs.reading import reader_errors
 from market.jobs.request import Idempotency
+from market.jobs.stop import Reader
 from market.jobs.tables import Job, JobStatus
 from market.money import ZERO, format_exact
 
@@ -67,12 +67,14 @@ async def generate(
         return _accepted(job)
     if body.stream:
         return cancelling_stream(services, job)
+    reader = Reader()
     try:
         await disconnection.unless_disconnected(
-            request, services.tokens.wait_for_end(job.request_id)
+            request, services.tokens.wait_for_end(job.request_id, reader)
         )
     except ClientDisconnected:
-        await cancellation.cancel(services, job)
+        services.in_background(disconnection.cancel(services, job, reader))
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     return await _result(services, job)
 
 

@@ -1,17 +1,18 @@
 """A job as server-sent events."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self
 
 from sse_starlette import EventSourceResponse
 from starlette.types import Message, Send
 
+from api.http import disconnection
 from api.http.services import Services
 from api.schemas.job_events import end_event, expired_event, interruption_event
 from market.errors import Unavailable
-from market.jobs import cancellation
 from market.jobs.errors import StreamExpired
 from market.jobs.reading.reader_errors import RESUMABLE_ERRORS
+from market.jobs.stop import Reader
 from market.jobs.tables import Job
 from market.outages import unavailable
 from mesh import token_stream
@@ -36,28 +37,46 @@ def cancelling_stream(services: Services, job: Job) -> EventSourceResponse:
     Only a client that disconnects counts: a stream that ends otherwise (this replica stops, Redis
     cannot be reached) can be resumed at another replica.
     """
-    over = False
+    over, reader = False, Reader()
 
     async def events() -> AsyncIterator[bytes]:
         nonlocal over
-        async for event in _events(services, job):
+        async for event in noting_sent(_events(services, job, reader=reader), [reader]):
             yield event
         over = True
 
     async def client_disconnected(message: Message) -> None:
         if not over:
-            services.in_background(cancellation.cancel(services, job))
+            services.in_background(disconnection.cancel(services, job, reader))
 
     return EventStream.of(events(), client_disconnected)
 
 
+async def noting_sent(
+    events: AsyncIterator[bytes], readers: Sequence[Reader]
+) -> AsyncIterator[bytes]:
+    """The events, each of which has gone out to the client when the next one is asked for."""
+    async for event in events:
+        for reader in readers:
+            reader.lags = True
+        yield event
+        for reader in readers:
+            reader.sent, reader.lags = reader.taken, False
+
+
 async def _events(
-    services: Services, job: Job, after: str = token_stream.START
+    services: Services,
+    job: Job,
+    after: str = token_stream.START,
+    *,
+    reader: Reader | None = None,
 ) -> AsyncIterator[bytes]:
     """A generation as server-sent events, those that have come meanwhile in one piece."""
     request_id = job.request_id
     try:
-        async for piece in services.tokens.follow(request_id, after, owner=job.user_wallet):
+        async for piece in services.tokens.follow(
+            request_id, after, owner=job.user_wallet, reader=reader
+        ):
             yield piece if isinstance(piece, bytes) else end_event(request_id, piece)
     except StreamExpired as error:
         yield expired_event(error)

@@ -12,7 +12,9 @@ from typing import Annotated
 
 from fastapi import Depends, Header
 
+from api.http import disconnection
 from api.http.services import Services
+from api.routes.openai.following import Reading
 from market.jobs import cancellation
 from market.jobs.submission.submissions import RETRY_WINDOW
 from market.jobs.tables import Job
@@ -47,18 +49,23 @@ async def begin(services: Services, jobs: Sequence[Job], attempt: int | None) ->
             await services.redis.set(redis_keys.attempt(job.request_id), attempt, ex=ttl)
 
 
-async def abandon(services: Services, jobs: Sequence[Job], attempt: int | None) -> None:
+async def abandon(services: Services, readings: Sequence[Reading], attempt: int | None) -> None:
     """The client of an attempt went away before its answer began: cancel the jobs, at once if it
-    does not retry, else unless its next attempt comes soon."""
-    if attempt is not None:
-        await asyncio.sleep(GRACE_SECONDS)
-    for job in jobs:
-        newest = await services.redis.get(redis_keys.attempt(job.request_id))
-        if attempt is None or int(newest or 0) <= attempt:
-            await cancellation.cancel(services, job)
+    does not retry, else unless its next attempt comes soon. It pays for what was generated until
+    then."""
+    if attempt is None:
+        await cancel(services, readings)
+        return
+    await asyncio.sleep(GRACE_SECONDS)
+    for reading in readings:
+        newest = await services.redis.get(redis_keys.attempt(reading.job.request_id))
+        if int(newest or 0) <= attempt:
+            await cancellation.cancel(services, reading.job)
 
 
-async def cancel(services: Services, jobs: Sequence[Job]) -> None:
-    """The client went away in the middle of its answer, after which no client retries."""
-    for job in jobs:
-        await cancellation.cancel(services, job)
+async def cancel(services: Services, readings: Sequence[Reading]) -> None:
+    """The client went away in the middle of its answer, after which no client retries: it pays for
+    what it was sent."""
+    await asyncio.gather(
+        *(disconnection.cancel(services, reading.job, reading.reader) for reading in readings)
+    )

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from api.http import disconnection
-from api.http.disconnection import ClientDisconnected
+from api.http.disconnection import CLIENT_CLOSED_REQUEST, ClientDisconnected
 from api.http.services import Services
 from api.routes.inference.sse import EVENT_STREAM
 from api.routes.openai import answers, attempts, chat_answers
-from api.routes.openai.following import EndedJob, collect, follow
+from api.routes.openai.following import EndedJob, Reading, collect, follow
 from api.routes.openai.streaming import cancelling_stream, data
 from api.routes.openai.submission import WithAsking
 from api.schemas.openai.chat import ChatBody
@@ -56,14 +56,15 @@ async def chat_completions(body: ChatBody, asking: WithAsking) -> Response:
         ),
     )
     answer = _Answer(prepared, jobs, with_logprobs=bool(body.logprobs))
+    readings = [Reading(job) for job in jobs]
     if body.stream:
-        events = answer.events(services, with_usage=body.includes_usage)
-        return cancelling_stream(services, jobs, events, attempt=asking.attempt)
+        events = answer.events(services, readings, with_usage=body.includes_usage)
+        return cancelling_stream(services, readings, events, attempt=asking.attempt)
     try:
-        ended = await disconnection.unless_disconnected(asking.request, collect(services, jobs))
+        ended = await disconnection.unless_disconnected(asking.request, collect(services, readings))
     except ClientDisconnected:
-        services.in_background(attempts.abandon(services, jobs, asking.attempt))
-        return Response(status_code=499)
+        services.in_background(attempts.abandon(services, readings, asking.attempt))
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     return JSONResponse(answer.whole(ended))
 
 
@@ -104,13 +105,15 @@ class _Answer:
             answers.finish_reason(outcome), self._readers[number].answer
         )
 
-    async def events(self, services: Services, *, with_usage: bool) -> AsyncIterator[bytes]:
+    async def events(
+        self, services: Services, readings: Sequence[Reading], *, with_usage: bool
+    ) -> AsyncIterator[bytes]:
         """Chunks, the last of which has the usage if that is wanted."""
         rest: dict[str, Any] = {"usage": None} if with_usage else {}
         outcomes: dict[int, JobOutcome] = {}
         for number in range(len(self._jobs)):
             yield data(self._chunk(number, {"role": "assistant", "content": ""}) | rest)
-        async for piece in follow(services, self._jobs):
+        async for piece in follow(services, readings):
             for token in piece.tokens:
                 for chunk in self._token_chunks(piece.number, token):
                     yield data(chunk | rest)

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from api.http import disconnection
-from api.http.disconnection import ClientDisconnected
+from api.http.disconnection import CLIENT_CLOSED_REQUEST, ClientDisconnected
 from api.http.services import Services
 from api.routes.inference.sse import EVENT_STREAM
 from api.routes.openai import answers, attempts
-from api.routes.openai.following import EndedJob, collect, follow
+from api.routes.openai.following import EndedJob, Reading, collect, follow
 from api.routes.openai.streaming import cancelling_stream, data
 from api.routes.openai.submission import WithAsking
 from api.schemas.openai.completions import CompletionBody
@@ -49,14 +49,15 @@ async def completions(body: CompletionBody, asking: WithAsking) -> Response:
         ),
     )
     answer = _Answer(model, jobs, with_logprobs=body.logprobs is not None)
+    readings = [Reading(job) for job in jobs]
     if body.stream:
-        events = answer.events(services, with_usage=body.includes_usage)
-        return cancelling_stream(services, jobs, events, attempt=asking.attempt)
+        events = answer.events(services, readings, with_usage=body.includes_usage)
+        return cancelling_stream(services, readings, events, attempt=asking.attempt)
     try:
-        ended = await disconnection.unless_disconnected(asking.request, collect(services, jobs))
+        ended = await disconnection.unless_disconnected(asking.request, collect(services, readings))
     except ClientDisconnected:
-        services.in_background(attempts.abandon(services, jobs, asking.attempt))
-        return Response(status_code=499)
+        services.in_background(attempts.abandon(services, readings, asking.attempt))
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     return JSONResponse(answer.whole(ended))
 
 
@@ -87,12 +88,14 @@ class _Answer:
             "jobs": answers.job_facts((each.job, each.outcome) for each in ended),
         }
 
-    async def events(self, services: Services, *, with_usage: bool) -> AsyncIterator[bytes]:
+    async def events(
+        self, services: Services, readings: Sequence[Reading], *, with_usage: bool
+    ) -> AsyncIterator[bytes]:
         """Chunks, the last of which has the usage if that is wanted."""
         rest: dict[str, Any] = {"usage": None} if with_usage else {}
         outcomes: dict[int, JobOutcome] = {}
         written = [0] * len(self._jobs)
-        async for piece in follow(services, self._jobs):
+        async for piece in follow(services, readings):
             for token in piece.tokens:
                 if token.text or self._with_logprobs:
                     logprobs = self._logprobs([token], written[piece.number])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from api.http.services import Services
 from market.jobs.live_session import EndEntry, JobOutcome, TokenEntry
 from market.jobs.reading import packed_tokens, reader_errors
+from market.jobs.stop import Reader
 from market.jobs.tables import Job, JobStatus
 
 MAX_PIECES = 16
@@ -22,6 +23,14 @@ class Piece:
     outcome: JobOutcome | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A job, and who reads it for one answer."""
+
+    job: Job
+    reader: Reader = field(default_factory=Reader)
+
+
 @dataclass(slots=True)
 class EndedJob:
     """A job that has ended as it should, with all of its tokens."""
@@ -35,7 +44,7 @@ class EndedJob:
         return "".join(token.text for token in self.tokens)
 
 
-async def follow(services: Services, jobs: Sequence[Job]) -> AsyncIterator[Piece]:
+async def follow(services: Services, readings: Sequence[Reading]) -> AsyncIterator[Piece]:
     """What comes of the jobs, each one's tokens in their order and its end last.
 
     Raises:
@@ -45,15 +54,16 @@ async def follow(services: Services, jobs: Sequence[Job]) -> AsyncIterator[Piece
     """
     pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue(MAX_PIECES)
     tasks = [
-        asyncio.create_task(_follow_one(services, number, job, pieces))
-        for number, job in enumerate(jobs)
+        asyncio.create_task(_follow_one(services, number, reading, pieces))
+        for number, reading in enumerate(readings)
     ]
-    left = len(jobs)
+    left = len(readings)
     try:
         while left:
             piece = await pieces.get()
             if isinstance(piece, Exception):
                 raise piece
+            readings[piece.number].reader.taken += len(piece.tokens)
             yield piece
             left -= piece.outcome is not None
     finally:
@@ -63,10 +73,14 @@ async def follow(services: Services, jobs: Sequence[Job]) -> AsyncIterator[Piece
 
 
 async def _follow_one(
-    services: Services, number: int, job: Job, pieces: asyncio.Queue[Piece | Exception]
+    services: Services, number: int, reading: Reading, pieces: asyncio.Queue[Piece | Exception]
 ) -> None:
+    job = reading.job
+    ahead = Reader(reading.reader.name)  # of what has left the queue
     try:
-        async for piece in services.packed_tokens.follow(job.request_id, owner=job.user_wallet):
+        async for piece in services.packed_tokens.follow(
+            job.request_id, owner=job.user_wallet, reader=ahead
+        ):
             if isinstance(piece, EndEntry):
                 await pieces.put(Piece(number, (), _checked(job, piece.outcome)))
             else:
@@ -83,16 +97,21 @@ def _checked(job: Job, outcome: JobOutcome) -> JobOutcome:
     return outcome
 
 
-async def collect(services: Services, jobs: Sequence[Job]) -> list[EndedJob]:
+async def collect(services: Services, readings: Sequence[Reading]) -> list[EndedJob]:
     """All of the jobs, once they have ended.
 
     Raises:
         MeshError: as :func:`follow`.
     """
-    tokens: list[list[TokenEntry]] = [[] for _ in jobs]
+    tokens: list[list[TokenEntry]] = [[] for _ in readings]
     outcomes: dict[int, JobOutcome] = {}
-    async for piece in follow(services, jobs):
+    async for piece in follow(services, readings):
         tokens[piece.number] += piece.tokens
+        reader = readings[piece.number].reader
+        reader.sent = reader.taken  # the answer will be sent whole
         if piece.outcome is not None:
             outcomes[piece.number] = piece.outcome
-    return [EndedJob(job, outcomes[number], tokens[number]) for number, job in enumerate(jobs)]
+    return [
+        EndedJob(reading.job, outcomes[number], tokens[number])
+        for number, reading in enumerate(readings)
+    ]

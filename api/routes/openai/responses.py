@@ -10,12 +10,12 @@ from sse_starlette import ServerSentEvent
 
 from api.http import disconnection
 from api.http.authentication import CancelCaller, ReadJobsCaller
-from api.http.disconnection import ClientDisconnected
+from api.http.disconnection import CLIENT_CLOSED_REQUEST, ClientDisconnected
 from api.http.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
 from api.routes.inference.sse import EVENT_STREAM
 from api.routes.openai import attempts
-from api.routes.openai.following import collect, follow
+from api.routes.openai.following import Reading, collect, follow
 from api.routes.openai.response_writer import STATUSES, Event, ResponseWriter
 from api.routes.openai.streaming import cancelling_stream, resumable_stream
 from api.routes.openai.submission import WithAsking
@@ -71,20 +71,21 @@ async def create(body: ResponseBody, asking: WithAsking) -> Response:
     )
     [job] = jobs
     writer = ResponseWriter(job, echo, prepared.reader(job.request_id), model.tokenizer)
+    reading = Reading(job)
     if body.stream:
-        events = _events(services, job, writer)
+        events = _events(services, reading, writer)
         if body.background:
             return resumable_stream(jobs, events)
-        return cancelling_stream(services, jobs, events, attempt=asking.attempt)
+        return cancelling_stream(services, [reading], events, attempt=asking.attempt)
     if body.background:
         return JSONResponse(writer.document(STATUSES[JobStatus.PENDING]))
     try:
         document = await disconnection.unless_disconnected(
-            asking.request, _whole(services, job, writer)
+            asking.request, _whole(services, reading, writer)
         )
     except ClientDisconnected:
-        services.in_background(attempts.abandon(services, jobs, asking.attempt))
-        return Response(status_code=499)
+        services.in_background(attempts.abandon(services, [reading], asking.attempt))
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     return JSONResponse(document)
 
 
@@ -103,7 +104,7 @@ async def retrieve(
     if stream:
         held.enter_context(services.reader_slots.hold(caller.wallet, job.request_id))
         after = -1 if starting_after is None else starting_after
-        return resumable_stream([job], _after(_events(services, job, writer), after))
+        return resumable_stream([job], _after(_events(services, Reading(job), writer), after))
     if starting_after is not None:
         raise InvalidRequest(
             "starting_after: This needs stream=true.",
@@ -152,28 +153,30 @@ async def _now(services: Services, job: Job, writer: ResponseWriter) -> dict[str
             reader_errors.failure(job.request_id, job.error_code, job.token_count, cost)
         )
     if job.status in queries.ENDED:
-        return await _whole(services, job, writer)
+        return await _whole(services, Reading(job), writer)
     return writer.document(STATUSES[JobStatus(job.status)])
 
 
-async def _whole(services: Services, job: Job, writer: ResponseWriter) -> dict[str, Any]:
+async def _whole(services: Services, reading: Reading, writer: ResponseWriter) -> dict[str, Any]:
     """The response, once its job has ended.
 
     Raises:
         MeshError: see :func:`api.routes.openai.following.follow`.
     """
-    [ended] = await collect(services, [job])
+    [ended] = await collect(services, [reading])
     for token in ended.tokens:
         _exhaust(writer.token(token))
     _exhaust(writer.end(ended.outcome))
     return writer.ended(ended.outcome)
 
 
-async def _events(services: Services, job: Job, writer: ResponseWriter) -> AsyncIterator[bytes]:
+async def _events(
+    services: Services, reading: Reading, writer: ResponseWriter
+) -> AsyncIterator[bytes]:
     for event in writer.begin():
         yield _encoded(event)
     try:
-        async for piece in follow(services, [job]):
+        async for piece in follow(services, [reading]):
             for token in piece.tokens:
                 for event in writer.token(token):
                     yield _encoded(event)

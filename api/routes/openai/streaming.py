@@ -8,8 +8,9 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Message
 
 from api.http.services import Services
-from api.routes.inference.sse import EventStream
+from api.routes.inference.sse import EventStream, noting_sent
 from api.routes.openai import attempts
+from api.routes.openai.following import Reading
 from api.schemas.openai.errors import openai_error
 from market.errors import Unavailable
 from market.jobs.errors import GenerationFailed, StreamExpired
@@ -32,7 +33,7 @@ def data(document: dict[str, Any]) -> bytes:
 
 def cancelling_stream(
     services: Services,
-    jobs: Sequence[Job],
+    readings: Sequence[Reading],
     events: AsyncIterator[bytes],
     *,
     attempt: int | None,
@@ -47,7 +48,8 @@ def cancelling_stream(
 
     async def noted_events() -> AsyncIterator[bytes]:
         nonlocal begun, over
-        async for event in _to_the_end(events):
+        readers = [reading.reader for reading in readings]
+        async for event in noting_sent(_to_the_end(events), readers):
             over = event is DONE
             yield event
             begun = True
@@ -55,12 +57,12 @@ def cancelling_stream(
     async def client_disconnected(message: Message) -> None:
         if not over:
             services.in_background(
-                attempts.cancel(services, jobs)
+                attempts.cancel(services, readings)
                 if begun
-                else attempts.abandon(services, jobs, attempt)
+                else attempts.abandon(services, readings, attempt)
             )
 
-    return EventStream.of(noted_events(), client_disconnected, _headers(jobs))
+    return EventStream.of(noted_events(), client_disconnected, _headers([r.job for r in readings]))
 
 
 def resumable_stream(jobs: Sequence[Job], events: AsyncIterator[bytes]) -> EventSourceResponse:

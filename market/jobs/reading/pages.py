@@ -77,6 +77,11 @@ class Pages:
             return b"", 0
         return page.after(skipped), len(page.ends) - skipped
 
+    def forget(self, request_id: str) -> None:
+        """Keep no page of a job."""
+        for key in [key for key in self._kept if key[0] == request_id]:
+            self._drop(key)
+
     async def _read(self, request_id: str, number: int) -> Page:
         entries = await self._read_page(request_id, number)
         tokens = [self._render(request_id, entry) for entry in entries]

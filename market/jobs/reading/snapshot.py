@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from market.jobs import queries
+from market.jobs import queries, stop
 from market.jobs.errors import JobNotFound
 from market.jobs.reading.shared_answers import SharedAnswers
 from market.jobs.reading.stored_tokens import StoredTokensReader
 from market.jobs.reading.texts import JobTexts
 from market.jobs.request_id import is_request_id
+from market.jobs.stop import Reader
 from market.jobs.tables import Job, NodeContribution
 from market.resources import Resources
 
@@ -61,9 +62,12 @@ class JobSnapshots:
 
     async def _make(self, key: tuple[str, str]) -> JobSnapshot:
         job = await self._find(key)
+        ended = job.status in queries.ENDED
+        if not ended:
+            ttl = self._resources.settings.generation.stream_ttl
+            await stop.note_reader(self._resources.redis, job.request_id, Reader(), ttl=ttl)
         found = await self._texts.read(job.request_id)
         text, tokens = found.text, found.tokens
-        ended = job.status in queries.ENDED
         if ended and tokens < job.token_count:  # Redis has lost it, or has forgotten it
             stored = await self._stored.all(job.request_id)
             text, tokens = "".join(token.text for token in stored), len(stored)

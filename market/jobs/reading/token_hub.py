@@ -11,13 +11,14 @@ import structlog
 
 from market.clients.redis_client import block_ms, open_redis
 from market.errors import Unavailable
-from market.jobs import live_session
+from market.jobs import live_session, stop
 from market.jobs.live_session import EndEntry, JobOutcome, TokenEntry
 from market.jobs.reading.ends import find_ends
 from market.jobs.reading.followed_job import FollowedJob
 from market.jobs.reading.pages import Pages, Render
 from market.jobs.reading.reader_errors import stream_expired
 from market.jobs.reading.stored_tokens import TOKENS_PER_PAGE, StoredTokensReader
+from market.jobs.stop import Reader
 from market.outages import OUTAGE_RETRY, OUTAGES, unavailable
 from market.resources import Resources
 from mesh import redis_keys
@@ -87,13 +88,19 @@ class TokenHub:
             await self._redis.aclose()
 
     async def follow(
-        self, request_id: str, after: str = START, *, owner: str | None = None
+        self,
+        request_id: str,
+        after: str = START,
+        *,
+        owner: str | None = None,
+        reader: Reader | None = None,
     ) -> AsyncIterator[bytes | EndEntry]:
         """Each token after an entry, rendered, once and in order, and the summary last. Tokens that
         have come meanwhile are one piece.
 
         Args:
             owner: Whose readers take turns where much has come before; this job's if not given.
+            reader: Who reads: told how many tokens he was given.
 
         Raises:
             StreamExpired: the job ended long ago and its tokens are forgotten.
@@ -101,7 +108,8 @@ class TokenHub:
                 Redis or Postgres cannot be reached.
         """
         position, owner = token_count_at(after), owner or request_id
-        async with self._followed(request_id) as job:
+        reader = reader or Reader()
+        async with self._followed(request_id, reader) as job:
             while True:
                 data, tokens = b"", 0
                 if position < job.oldest:
@@ -109,10 +117,11 @@ class TokenHub:
                 if not tokens and _is_lost(job, position):
                     data, tokens = await self._stored_pages.after(request_id, position, owner)
                 if tokens:
-                    position += tokens
+                    reader.taken = position = position + tokens
                     yield data
                 elif job.oldest <= position < job.newest:
                     data, position = job.after(position), job.newest
+                    reader.taken = position
                     yield data
                 elif job.error is not None:
                     raise _copied(job.error)
@@ -124,14 +133,22 @@ class TokenHub:
                 else:
                     await job.change()
 
-    async def wait_for_end(self, request_id: str) -> None:
+    async def wait_for_end(self, request_id: str, reader: Reader | None = None) -> None:
         """Return once the job has ended.
+
+        Args:
+            request_id: The job.
+            reader: Who waits: told at the end of his wait how many tokens had come.
 
         Raises:
             Unavailable: as :meth:`follow`.
         """
-        async with self._followed(request_id) as job:
-            await job.over.wait()
+        reader = reader or Reader()
+        async with self._followed(request_id, reader) as job:
+            try:
+                await job.over.wait()
+            finally:
+                reader.sent = reader.taken = job.newest
             if job.error is not None:
                 raise _copied(job.error)
 
@@ -140,8 +157,17 @@ class TokenHub:
             self._resources.redis, request_id, page * TOKENS_PER_PAGE, count=TOKENS_PER_PAGE
         )
 
+    def forget(self, request_id: str) -> None:
+        """Keep no token of a job that only one reader here has followed, and that he does not want
+        any more: some may be taken back."""
+        self._pages.forget(request_id)
+        job = self._jobs.get(request_id)
+        if job is not None and job.readers <= 1:
+            self._forget(job)
+
     @asynccontextmanager
-    async def _followed(self, request_id: str) -> AsyncIterator[FollowedJob]:
+    async def _followed(self, request_id: str, reader: Reader) -> AsyncIterator[FollowedJob]:
+        await self._note(request_id, reader)
         job = self._jobs.get(request_id)
         if job is None:
             job = self._jobs[request_id] = FollowedJob(request_id)
@@ -155,6 +181,14 @@ class TokenHub:
             job.readers -= 1
             if not job.readers:
                 self._forget(job)
+
+    async def _note(self, request_id: str, reader: Reader) -> None:
+        """Say that there is a reader, before he is given anything."""
+        ttl = self._resources.settings.generation.stream_ttl
+        try:
+            await stop.note_reader(self._resources.redis, request_id, reader, ttl=ttl)
+        except Exception as error:
+            raise _known(error) from error
 
     async def _find(self, job: FollowedJob) -> None:
         """Look how far a job's stream is, and have what comes after that read from now on."""

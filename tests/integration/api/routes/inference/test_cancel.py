@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, suppress
 from decimal import Decimal
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 
 from market import ledger
 from market.jobs import cancellation, messaging
+from market.jobs.reading import token_hub
 from mesh import redis_keys, token_stream
 from mesh.wire import Cancel
 from tests.support.gateway.api import (
@@ -137,10 +139,10 @@ async def hang_up_before_the_first_token(client: httpx.AsyncClient, gateway: Gat
 async def hang_up_on_json(client: httpx.AsyncClient, gateway: Gateway) -> Job:
     asking = asyncio.create_task(client.post(GENERATE, json=request_body()))
     job = await gateway.new_job()
+    await job.write("a")
     asking.cancel()
     with suppress(asyncio.CancelledError):
         await asking
-    await job.write("a")
     return job
 
 
@@ -207,3 +209,92 @@ async def test_the_end_of_a_stream_is_no_hanging_up(gateway: Gateway) -> None:
     await gateway.services.finish_background()
     assert not await is_cancel_requested(job)
     assert await events_of(gateway, job) == []
+
+
+async def until_line(lines: AsyncIterator[str], line: str) -> None:
+    async for each in lines:
+        if each == line:
+            return
+    raise AssertionError(f"The stream ended without {line!r}.")
+
+
+async def stopped(gateway: Gateway, job: Job) -> None:
+    """Wait for the end of the hang-up's work."""
+
+    async def look() -> bool:
+        return await is_cancel_requested(job)
+
+    await eventually(look)
+    await gateway.services.finish_background()
+
+
+@pytest.mark.parametrize("another_reads", [False, True])
+async def test_what_a_stream_was_not_sent_is_billed_only_if_another_reads_it(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, another_reads: bool
+) -> None:
+    async with serve(gateway) as served:
+        body = request_body(stream=True)
+        async with served.client.stream("POST", GENERATE, json=body) as answer:
+            job = await gateway.new_job()
+            await job.write("a", "b")
+            lines = answer.aiter_lines()
+            await until_line(lines, "id: 2")
+            # The gateway reads once more, and then not for as long as the test runs.
+            monkeypatch.setattr(token_hub, "PAUSE_PER_JOB", 3600)
+            await job.write("c")
+            await until_line(lines, "id: 3")
+            await job.write("d", "e")
+            if another_reads:
+                assert (await job.poll())["text"] == "abcde"
+        await stopped(gateway, job)
+    left = "abcde" if another_reads else "abc"
+    await job.complete("cancelled")
+    assert [event.data.get("token") for event in await job.events()] == [*left, None]
+    assert (await job.poll())["text"] == left
+    assert (await job.row()).token_count == len(left)
+
+
+async def test_a_client_that_waits_pays_for_what_had_come(gateway: Gateway) -> None:
+    async with serve(gateway) as served:
+        asking = asyncio.create_task(served.client.post(GENERATE, json=request_body()))
+        job = await gateway.new_job()
+        await job.write("a", "b", "c")
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
+        await stopped(gateway, job)
+    await job.complete("cancelled")
+    tokens = (await job.row()).token_count
+    assert tokens in range(1, 4), "how many the gateway had seen by then"
+    assert (await job.poll())["text"] == "abc"[:tokens]
+
+
+async def test_two_streams_of_one_job_keep_all_of_it(gateway: Gateway) -> None:
+    """An idempotency key leads both to it; one hangs up."""
+    async with serve(gateway) as served:
+        body, headers = request_body(stream=True), {"Idempotency-Key": "one"}
+
+        def streaming() -> AbstractAsyncContextManager[httpx.Response]:
+            return served.client.stream("POST", GENERATE, json=body, headers=headers)
+
+        async with streaming() as first:
+            job = await gateway.new_job()
+            async with streaming() as second:
+                await job.write("a", "b", "c")
+                lines = second.aiter_lines()
+                await until_line(lines, "id: 3")
+                await first.aclose()
+                await stopped(gateway, job)
+                await job.complete("cancelled")
+                await until_line(lines, "id: 3-done")
+    assert (await job.row()).token_count == 3
+
+
+async def test_an_explicit_cancel_lets_no_token_come_after_it(gateway: Gateway) -> None:
+    job = await gateway.submit()
+    await job.write("a", "b")
+    await cancellation.cancel(gateway.services, await job.row())
+    with pytest.raises(AssertionError):
+        await job.write("c")
+    await job.complete("cancelled")
+    assert (await job.poll())["text"] == "ab"
