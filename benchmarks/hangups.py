@@ -69,11 +69,20 @@ def row(name: str, clients: Sequence[Disconnect]) -> list[str]:
     """A line of the table for some clients, of whom those count whose jobs had not ended."""
     counted = [client for client in clients if client.cancelled]
     freed = [1000 * max(client.kv_freed) for client in counted if client.kv_freed]
-    beyond = [client.beyond for client in counted]
-    distribution = ", ".join(
-        f"{tokens:+d}: {count}" for tokens, count in sorted(Counter(beyond).items())
-    )
-    return [name, f"{len(counted)}", percentiles(freed), percentiles(beyond), distribution]
+    sealed = [1000 * client.sealed for client in counted]
+    return [
+        name,
+        f"{len(counted)}",
+        percentiles(sealed),
+        percentiles(freed),
+        distribution([client.beyond for client in counted]),
+        distribution([client.tokens - client.read for client in counted]),
+    ]
+
+
+def distribution(values: Sequence[int]) -> str:
+    """How often there was each."""
+    return "\n".join(f"{value:+d}: {count}" for value, count in sorted(Counter(values).items()))
 
 
 def main(
@@ -90,9 +99,10 @@ def main(
 
     The real stack with three nodes. Half of the clients read a stream, half wait for a whole
     answer; half use /api/inference/distributed/generate, half /v1/completions. Each closes its
-    connection at a random token. From that moment each node of its route is asked again and again
-    whether it has anything of the job. What was sent is what the client had read; for a client that
-    does not stream, what had been generated.
+    connection at a random token, which may be none. From that moment each node of its route is
+    asked again and again whether it has anything of the job. What was read is what the client had
+    then, and what was sent, all that the gateway had written to it until it knew; for a client that
+    does not stream both are what had been generated.
     """
     began = time.monotonic()
     if model.upper() not in models.NAMES:
@@ -109,9 +119,10 @@ def main(
     )
     table.add_column("clients")
     table.add_column("counted", justify="right")
+    table.add_column("no more tokens,\nms: p50 / p99 / max", justify="right")
     table.add_column("KV free on all nodes,\nms: p50 / p99 / max", justify="right")
-    table.add_column("billed beyond what was\nsent: p50 / p99 / max", justify="right")
-    table.add_column("tokens: clients")
+    table.add_column("billed beyond\nwhat was sent:\nclients", justify="right")
+    table.add_column("billed beyond\nwhat was read:\nclients", justify="right")
     streams = [client for client in found if client.streams]
     table.add_row(*row("streaming", streams))
     table.add_row(*row("waiting", [client for client in found if not client.streams]))

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from typing import Any
+from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -12,7 +12,24 @@ UNREAD_SECONDS = 30.0
 HEAD_SECONDS = 30.0
 """Seconds that a client has to send a request's head, from the connection or its first byte on."""
 
+EXTENSION = "far_mesh.connection"
+"""Of an ASGI scope: the :class:`Connection` that the request came by."""
+
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux has it
+
+
+class Connection(Protocol):
+    """What an answer may want to know of the connection that it goes out by."""
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing that is sent now goes out: the client has closed its side."""
+        ...
+
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether what is sent waits until the client takes in what was sent before."""
+        ...
 
 
 class ClientConnection(HttpToolsProtocol):
@@ -37,6 +54,18 @@ class ClientConnection(HttpToolsProtocol):
             milliseconds = round(1000 * UNREAD_SECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, milliseconds)
         self._head.start(transport)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {EXTENSION: cast(dict[object, object], self)}
+
+    @property
+    def is_closing(self) -> bool:
+        return bool(self.transport.is_closing())
+
+    @property
+    def is_backed_up(self) -> bool:
+        return self.flow.write_paused
 
     def data_received(self, data: bytes) -> None:
         if self.cycle is None or self.cycle.response_complete:

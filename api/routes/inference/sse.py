@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any, Self
 
 from sse_starlette import EventSourceResponse
-from starlette.types import Message, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from api.http import disconnection
 from api.http.services import Services
 from api.schemas.job_events import end_event, expired_event, interruption_event
+from api.server.client_connection import EXTENSION, Connection
 from market.errors import Unavailable
 from market.jobs.errors import StreamExpired
 from market.jobs.reading.reader_errors import RESUMABLE_ERRORS
@@ -41,7 +42,7 @@ def cancelling_stream(services: Services, job: Job) -> EventSourceResponse:
 
     async def events() -> AsyncIterator[bytes]:
         nonlocal over
-        async for event in noting_sent(_events(services, job, reader=reader), [reader]):
+        async for event in _events(services, job, reader=reader):
             yield event
         over = True
 
@@ -49,19 +50,7 @@ def cancelling_stream(services: Services, job: Job) -> EventSourceResponse:
         if not over:
             services.in_background(disconnection.cancel(services, job, reader))
 
-    return EventStream.of(events(), client_disconnected)
-
-
-async def noting_sent(
-    events: AsyncIterator[bytes], readers: Sequence[Reader]
-) -> AsyncIterator[bytes]:
-    """The events, each of which has gone out to the client when the next one is asked for."""
-    async for event in events:
-        for reader in readers:
-            reader.lags = True
-        yield event
-        for reader in readers:
-            reader.sent, reader.lags = reader.taken, False
+    return EventStream.of(events(), client_disconnected, [reader])
 
 
 async def _events(
@@ -85,29 +74,49 @@ async def _events(
 
 
 class EventStream(EventSourceResponse):
-    """Without the library's time limit for each piece, which takes longer than all else here:
-    :class:`api.server.client_connection.ClientConnection` ends a connection whose client does not
-    read."""
+    """Notes what its readers were sent. Without the library's time limit for each piece, which
+    takes longer than all else here: :class:`api.server.client_connection.ClientConnection` ends a
+    connection whose client does not read."""
+
+    readers: Sequence[Reader] = ()
+    connection: Connection | None = None
 
     @classmethod
     def of(
         cls,
         events: AsyncIterator[bytes],
         client_disconnected: Callable[[Message], Awaitable[None]] | None = None,
+        readers: Sequence[Reader] = (),
         headers: Mapping[str, str] | None = None,
     ) -> Self:
         """
         Args:
             events: Bytes of whole events.
             client_disconnected: Called if the client goes away before the end.
+            readers: Of the jobs, each of whom has taken what stands in the events so far.
             headers: Of the answer.
         """
-        return cls(
+        stream = cls(
             events,
             ping=PING_SECONDS,
             client_close_handler_callable=client_disconnected,
             headers=headers,
         )
+        stream.readers = readers
+        return stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application. The connection is the server's word, where it is ours."""
+        self.connection = scope.get("extensions", {}).get(EXTENSION)
+        await super().__call__(scope, receive, send)
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        connection = self.connection
+        if connection is not None and connection.is_closing:
+            return
+        for reader in self.readers:
+            reader.lags = connection is not None and connection.is_backed_up
         await send(message)
+        if connection is None or not connection.is_closing:
+            for reader in self.readers:
+                reader.sent, reader.lags = reader.taken, False

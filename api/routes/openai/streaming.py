@@ -8,7 +8,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Message
 
 from api.http.services import Services
-from api.routes.inference.sse import EventStream, noting_sent
+from api.routes.inference.sse import EventStream
 from api.routes.openai import attempts
 from api.routes.openai.following import Reading
 from api.schemas.openai.errors import openai_error
@@ -48,8 +48,7 @@ def cancelling_stream(
 
     async def noted_events() -> AsyncIterator[bytes]:
         nonlocal begun, over
-        readers = [reading.reader for reading in readings]
-        async for event in noting_sent(_to_the_end(events), readers):
+        async for event in _to_the_end(events):
             over = event is DONE
             yield event
             begun = True
@@ -62,7 +61,12 @@ def cancelling_stream(
                 else attempts.abandon(services, readings, attempt)
             )
 
-    return EventStream.of(noted_events(), client_disconnected, _headers([r.job for r in readings]))
+    return EventStream.of(
+        noted_events(),
+        client_disconnected,
+        [reading.reader for reading in readings],
+        _headers([reading.job for reading in readings]),
+    )
 
 
 def resumable_stream(jobs: Sequence[Job], events: AsyncIterator[bytes]) -> EventSourceResponse:
