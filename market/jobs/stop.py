@@ -1,17 +1,21 @@
-"""The end of a job that its user does not want any more, in Redis: no token after it, at once.
+"""The end of a job that its user does not want any more, in Redis: no token after it, at once, and
+no KV cache for it on any node.
 
 Whoever is about to read a running job's tokens says so first (:func:`note_reader`). So the tokens
 that a job's only reader was not sent can be taken back when he disconnects: nobody has seen them,
 and nobody can any more. What can be read is what is billed.
 """
 
+import asyncio
 import secrets
 from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 
+from market.jobs import messaging
 from mesh import redis_keys
-from mesh.route_record import CANCELLED
+from mesh.route_record import CANCELLED, ROUTE, RouteRecord
+from mesh.wire import Close, Message, Ping
 
 MAX_COPIED = 16384
 """Tokens that are left when those after them are taken back: about ten milliseconds of Redis' time.
@@ -48,16 +52,18 @@ end
 
 _STOP = f"""
 local over = redis.call('HGET', KEYS[1], 'epoch') == 'sealed'
+local served = redis.call('HMGET', KEYS[1], 'newest', '{ROUTE}')
 redis.call('HSET', KEYS[1], 'epoch', 'sealed', '{CANCELLED}', '1')
 redis.call('EXPIRE', KEYS[1], ARGV[1])
-if over or ARGV[2] == '' or redis.call('GET', KEYS[3]) ~= ARGV[2] then return end
+if over or ARGV[2] == '' or redis.call('GET', KEYS[3]) ~= ARGV[2] then return served end
 local kept = math.max(tonumber(ARGV[3]), 1)
-if kept > {MAX_COPIED} or redis.call('XLEN', KEYS[2]) <= kept then return end
+if kept > {MAX_COPIED} or redis.call('XLEN', KEYS[2]) <= kept then return served end
 local ttl = redis.call('PTTL', KEYS[2])
 local entries = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', kept)
 redis.call('DEL', KEYS[2])
 for _, entry in ipairs(entries) do redis.call('XADD', KEYS[2], entry[1], unpack(entry[2])) end
 if ttl > 0 then redis.call('PEXPIRE', KEYS[2], ttl) end
+return served
 """
 """What was sealed before may have been counted for the bill already, and is left as it is. The
 first token is kept: it shows that the prompt was computed, which is paid for. The stream is made
@@ -79,8 +85,9 @@ async def note_reader(redis: Redis, request_id: str, reader: Reader, *, ttl: int
 
 
 async def stop(redis: Redis, request_id: str, reader: Reader | None, *, ttl: int) -> None:
-    """Let nobody append tokens any more, and no epoch begin; the supervisor finds the job
-    cancelled. May be called again, and at any time.
+    """Let nobody append tokens any more, and no epoch begin; let the nodes of the route free what
+    they hold, once they have said how much of the prompt they have computed. The supervisor finds
+    the job cancelled. May be called again, and at any time.
 
     Args:
         redis: Where the tokens are.
@@ -95,4 +102,13 @@ async def stop(redis: Redis, request_id: str, reader: Reader | None, *, ttl: int
         redis_keys.tokens(request_id),
         redis_keys.sole_reader(request_id),
     )
-    await redis.eval(_STOP, 3, *keys, str(ttl), name, str(sent))  # type: ignore[misc]
+    epoch, packed = await redis.eval(  # type: ignore[misc]
+        _STOP, 3, *keys, str(ttl), name, str(sent)
+    )
+    route = RouteRecord.unpack(packed)
+    if epoch is None or route is None:
+        return
+    last: list[Message] = [Ping(request_id, int(epoch)), Close(request_id, int(epoch))]
+    await asyncio.gather(
+        *(messaging.send_to_inbox(redis, node_id, last, ttl=ttl) for node_id in route.nodes)
+    )

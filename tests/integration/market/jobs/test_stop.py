@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from market.jobs import live_session, stop
 from market.jobs.live_session import EndEntry, JobOutcome
 from market.jobs.stop import Reader
-from mesh import redis_keys, token_stream
+from mesh import redis_keys, token_stream, wire
 from mesh.route_record import RouteRecord
 
 JOB = "req_stopped"
@@ -156,6 +156,19 @@ async def test_nobody_appends_and_no_epoch_begins(redis: Redis) -> None:
     assert await append(redis, 2, epoch=2) == -1
     progress = await live_session.progress(redis, JOB, ())
     assert (progress.cancelled, progress.epoch, progress.tokens) == (True, None, 2)
+
+
+async def test_each_node_says_how_far_it_is_and_frees_its_kv_cache(redis: Redis) -> None:
+    assert await begin(redis)
+    route = RouteRecord(1, 1000, ["node_0", "node_1"])
+    assert await live_session.begin_epoch(redis, JOB, 2, route, ttl=TTL)
+    await stop.stop(redis, JOB, None, ttl=TTL)
+    for node_id in route.nodes:
+        entries = await redis.xrange(redis_keys.inbox(node_id))
+        assert [wire.decode(fields) for _, fields in entries] == [
+            wire.Ping(JOB, 2),
+            wire.Close(JOB, 2),
+        ]
 
 
 async def test_a_job_that_has_not_begun_never_does(redis: Redis) -> None:
