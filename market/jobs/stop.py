@@ -17,8 +17,8 @@ from mesh import redis_keys
 from mesh.route_record import CANCELLED, ROUTE, RouteRecord
 from mesh.wire import Close, Message, Ping
 
-MAX_COPIED = 16384
-"""Tokens that are left when those after them are taken back: about ten milliseconds of Redis' time.
+MAX_COPIED = 4096
+"""Tokens that are left, at most, when those after them are taken back: some 20 ms of Redis' time.
 Of a longer answer all stays."""
 
 SEVERAL = "several"
