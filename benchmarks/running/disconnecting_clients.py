@@ -179,6 +179,7 @@ class _Run:
         self._model_id = model_id
         self._prompts = prompts
         self._request_ids: dict[int, str] = {}
+        self._ended: set[int] = set()
         self._found: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
 
     async def all(
@@ -237,9 +238,13 @@ class _Run:
         return tokens
 
     async def _until_sealed(self, client: Disconnect, began: float) -> float:
+        """Seconds until nobody could append a token, or the job had ended, whose live record Redis
+        may have lost."""
         key = redis_keys.live_record(client.request_id)
         async with asyncio.timeout(PATIENCE):
-            while await self._redis.hget(key, EPOCH) != SEALED:  # type: ignore[misc] # noqa: ASYNC110
+            while (
+                client.number not in self._ended and await self._redis.hget(key, EPOCH) != SEALED  # type: ignore[misc]
+            ):
                 await asyncio.sleep(LOOK_SECONDS / 4)
         return time.monotonic() - began
 
@@ -283,13 +288,16 @@ class _Run:
 
     async def _look_for_jobs(self) -> None:
         known = text(
-            "SELECT max_tokens, request_id FROM inference_sessions WHERE max_tokens >= :fewest"
+            "SELECT max_tokens, request_id, completed_at IS NOT NULL FROM inference_sessions "
+            "WHERE max_tokens >= :fewest"
         )
         while True:
             async with self._engine.connect() as db:
                 found = await db.execute(known, {"fewest": FEWEST_TOKENS})
-                for max_tokens, request_id in found:
+                for max_tokens, request_id, ended in found:
                     number = max_tokens - FEWEST_TOKENS
+                    if ended:
+                        self._ended.add(number)
                     self._request_ids[number] = request_id
                     self._found[number].set()
             await asyncio.sleep(LOOK_SECONDS)

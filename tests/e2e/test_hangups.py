@@ -17,7 +17,7 @@ from tests.conftest import MODEL_ID
 from tests.e2e.conftest import User, balance, kv_used, wait_until
 
 PROMPTS = ("The lambda statement", "Sets are", "Modules may", "The while statement")
-CLIENTS = 200
+CLIENTS = 500
 AT_ONCE = 20
 MOST_TOKENS = 60
 

@@ -44,7 +44,7 @@ async def stream(line: Line, reader: Reader, *steps: Callable[[], None]) -> list
             yield b"token"
             seen.append((reader.sent, reader.lags))
 
-    scope = {"type": "http", "extensions": {EXTENSION: line}}
+    scope = {"type": "http", "method": "POST", "extensions": {EXTENSION: line}}
     await EventStream.of(events(), readers=[reader])(scope, receive, line.send)
     return seen
 
