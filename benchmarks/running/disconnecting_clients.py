@@ -242,9 +242,9 @@ class _Run:
         may have lost."""
         key = redis_keys.live_record(client.request_id)
         async with asyncio.timeout(PATIENCE):
-            while (
-                client.number not in self._ended and await self._redis.hget(key, EPOCH) != SEALED  # type: ignore[misc]
-            ):
+            while client.number not in self._ended:
+                if await self._redis.hget(key, EPOCH) == SEALED:  # type: ignore[misc]
+                    break
                 await asyncio.sleep(LOOK_SECONDS / 4)
         return time.monotonic() - began
 
