@@ -37,6 +37,8 @@ async def cancel(resources: Resources, job: Job, reader: Reader | None = None) -
         reader: Who has disconnected. If nobody else has read of the job, it ends with what he was
             sent.
     """
+    if job.status in queries.ENDED:
+        return
     await _stop(resources, job, reader)
     async with resources.sessions.begin() as db:
         epoch = await db.scalar(

@@ -55,7 +55,8 @@ local over = redis.call('HGET', KEYS[1], 'epoch') == 'sealed'
 local served = redis.call('HMGET', KEYS[1], 'newest', '{ROUTE}')
 redis.call('HSET', KEYS[1], 'epoch', 'sealed', '{CANCELLED}', '1')
 redis.call('EXPIRE', KEYS[1], ARGV[1])
-if over or ARGV[2] == '' or redis.call('GET', KEYS[3]) ~= ARGV[2] then return served end
+if over then return end
+if ARGV[2] == '' or redis.call('GET', KEYS[3]) ~= ARGV[2] then return served end
 local kept = math.max(tonumber(ARGV[3]), 1)
 if kept > {MAX_COPIED} or redis.call('XLEN', KEYS[2]) <= kept then return served end
 local ttl = redis.call('PTTL', KEYS[2])
@@ -65,7 +66,8 @@ for _, entry in ipairs(entries) do redis.call('XADD', KEYS[2], entry[1], unpack(
 if ttl > 0 then redis.call('PEXPIRE', KEYS[2], ttl) end
 return served
 """
-"""What was sealed before may have been counted for the bill already, and is left as it is. The
+"""Gives the epoch and the route that it has ended. What was sealed before may have been counted for
+the bill already, and is left as it is; whoever sealed it lets the nodes go. The
 first token is kept: it shows that the prompt was computed, which is paid for. The stream is made
 anew, since the end has to follow its last entry, and Redis lets no ID follow that of an entry that
 was deleted unless it is greater."""
@@ -102,9 +104,8 @@ async def stop(redis: Redis, request_id: str, reader: Reader | None, *, ttl: int
         redis_keys.tokens(request_id),
         redis_keys.sole_reader(request_id),
     )
-    epoch, packed = await redis.eval(  # type: ignore[misc]
-        _STOP, 3, *keys, str(ttl), name, str(sent)
-    )
+    served = await redis.eval(_STOP, 3, *keys, str(ttl), name, str(sent))  # type: ignore[misc]
+    epoch, packed = served or (None, None)
     route = RouteRecord.unpack(packed)
     if epoch is None or route is None:
         return

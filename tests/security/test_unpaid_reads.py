@@ -16,7 +16,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.http import read_cache
+from api.http.reading import read_cache
 from market import db
 from market.settings import Settings
 from market.settings.limits import LimitSettings

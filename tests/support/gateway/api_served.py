@@ -29,6 +29,14 @@ class Served:
         """How many clients are connected."""
         return len(self._server.server_state.connections)
 
+    @property
+    def backed_up(self) -> bool:
+        """Whether some client does not take in what is sent to it."""
+        connections = self._server.server_state.connections
+        return any(
+            isinstance(each, LimitedHttpProtocol) and each.is_backed_up for each in connections
+        )
+
     async def idle(self) -> None:
         """Wait until the server is through with all requests."""
 

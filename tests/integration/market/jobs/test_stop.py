@@ -162,7 +162,8 @@ async def test_each_node_says_how_far_it_is_and_frees_its_kv_cache(redis: Redis)
     assert await begin(redis)
     route = RouteRecord(1, 1000, ["node_0", "node_1"])
     assert await live_session.begin_epoch(redis, JOB, 2, route, ttl=TTL)
-    await stop.stop(redis, JOB, None, ttl=TTL)
+    for _ in range(3):  # whoever says so again does not fill their inboxes
+        await stop.stop(redis, JOB, None, ttl=TTL)
     for node_id in route.nodes:
         entries = await redis.xrange(redis_keys.inbox(node_id))
         assert [wire.decode(fields) for _, fields in entries] == [

@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy import update
 
 from market.jobs import cancellation, messaging, stop
 from market.jobs.reading.stored_tokens import StoredTokensReader
@@ -173,3 +174,41 @@ async def test_a_supervisor_that_dies_at_the_end_is_replaced_and_nobody_pays_twi
     monkeypatch.setattr(completion, "end", end)
     await supervise({"resources": resources}, job.request_id)
     await assert_ended(resources, job, 3)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+async def test_before_the_first_token_what_was_computed_of_the_prompt_is_paid_for(
+    resources: Resources, redis: Redis, marked: bool
+) -> None:
+    """The node says how far it is before it lets go, and knows nothing of the generation when the
+    supervisor asks; whether Postgres says so as well or the gateway has died."""
+    job = await submit(resources, prompt_tokens=50)
+    await add_whole_node(redis, free_kv=2 * POSITIONS)
+    async with resources.sessions.begin() as db:
+        prices = {"price_per_prompt_token_far": PRICE}
+        await db.execute(update(Job).where(Job.id == job.id).values(prices))
+
+    async def play_node() -> None:
+        after, positions = "0-0", 30
+        while True:
+            found = await redis.xread({redis_keys.inbox("node_0"): after}, block=200)
+            for entry, fields in found[0][1] if found else ():
+                after, message = entry.decode(), wire.decode(fields)
+                if isinstance(message, wire.Ping):
+                    pong = wire.Pong(job.request_id, message.epoch, "node_0", positions)
+                    await messaging.publish_event(redis, pong, sender="node_0")
+                elif isinstance(message, wire.Close):
+                    positions = 0
+
+    node = asyncio.create_task(play_node())
+    async with supervised(resources, job):
+        await wait_for_first_epoch(resources, redis, job)
+        if marked:
+            await cancellation.cancel(resources, job, Reader())
+        else:
+            await stop_at(redis, job, 0)
+        await wait_for_completion(resources, job)
+    node.cancel()
+    ended = await reload(resources, job)
+    assert (ended.token_count, ended.total_cost_far) == (0, 30 * PRICE)
+    assert await balances(resources, job) == (job.hold_far - 30 * PRICE, 0)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from api.http import read_cache
+from api.http.reading import read_cache
 from api.http.reading.read_cache import ReadCache
 from market.errors import Unavailable
 
