@@ -9,6 +9,7 @@ import pytest
 
 from api.routes.openai import attempts
 from market import ledger
+from mesh.redis_keys import attempt
 from tests.conftest import MODEL_ID
 from tests.integration.api.routes.openai.playing import new_jobs, play_hello
 from tests.support.gateway.api import WALLET, Gateway, eventually
@@ -43,7 +44,7 @@ async def test_an_answer_that_was_cut_is_charged_once(
     await asyncio.to_thread(line.sever)
 
     async def retried() -> bool:
-        return bool(await gateway.redis.get(f"inference_session:{{{job.id}}}:attempt"))
+        return bool(await gateway.redis.get(attempt(job.id)))
 
     await eventually(retried)
     await play_hello([job])
@@ -127,3 +128,30 @@ async def test_an_idempotency_key_gives_the_same_answer(
         await client.with_options(max_retries=0).completions.create(
             model=MODEL_ID, prompt="other", extra_headers=headers
         )
+
+
+async def test_the_end_of_a_first_attempt_leaves_the_job_to_the_next(
+    gateway: Gateway, served: Served
+) -> None:
+    """Its answer had begun, as the gateway saw it, and was lost on its way."""
+    body = {"model": MODEL_ID, "prompt": "x", "seed": 1, "stream": True}
+    path, count = "/v1/completions", "X-Stainless-Retry-Count"
+    async with served.client.stream("POST", path, json=body, headers={count: "0"}) as first:
+        [job] = await new_jobs(gateway, set(), 1)
+        await job.write("Hel")
+        async for line in first.aiter_lines():
+            if line.startswith("data: "):
+                break
+        second = asyncio.create_task(served.client.post(path, json=body, headers={count: "1"}))
+
+        async def joined() -> bool:
+            return bool(await gateway.redis.get(attempt(job.id)))
+
+        await eventually(joined)
+    await gateway.services.finish_background()
+    await job.write("lo", "")
+    await job.complete("stop")
+    answer = await second
+    assert "[DONE]" in answer.text
+    assert not (await job.row()).cancel_requested
+    assert await gateway.request_ids() == {job.id}
