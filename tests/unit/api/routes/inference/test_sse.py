@@ -49,6 +49,12 @@ async def stream(line: Line, reader: Reader, *steps: Callable[[], None]) -> list
     return seen
 
 
+async def until_it_lags(reader: Reader) -> None:
+    async with asyncio.timeout(10):
+        while not reader.lags:
+            await asyncio.sleep(0)
+
+
 async def test_a_piece_is_sent_when_the_connection_has_taken_it() -> None:
     line, reader = Line(), Reader()
     assert await stream(line, reader, *[lambda: None] * 3) == [(1, False), (2, False), (3, False)]
@@ -71,8 +77,7 @@ async def test_a_client_that_does_not_read_lags_until_it_does() -> None:
         line.is_backed_up = True
 
     streaming = asyncio.create_task(stream(line, reader, lambda: None, back_up))
-    while not reader.lags:
-        await asyncio.sleep(0)
+    await until_it_lags(reader)
     assert (reader.sent, reader.taken) == (1, 2)
     line.drained.set()
     assert (await streaming)[-1] == (2, False)
@@ -85,8 +90,7 @@ async def test_one_that_closes_without_having_read_lags() -> None:
         line.is_backed_up = True
 
     streaming = asyncio.create_task(stream(line, reader, back_up))
-    while not reader.lags:
-        await asyncio.sleep(0)
+    await until_it_lags(reader)
     line.is_closing = True
     line.drained.set()
     assert await streaming == [(0, True)]
