@@ -1,4 +1,4 @@
-"""Chat templates in the styles of published models, written for these tests, with the special
+"""Chat templates in the styles of published models, in words of their own, with the special
 tokens and the files that each style comes with."""
 
 import json
