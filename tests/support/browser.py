@@ -3,8 +3,10 @@ says."""
 
 import os
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 from playwright.async_api import Browser, async_playwright
@@ -14,6 +16,25 @@ CHROMIUM = os.environ.get("FAR_TEST_CHROMIUM") or next(
 )
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium on the PATH.")
+
+
+class _BlankPage(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Not on standard error."""
+
+
+@contextmanager
+def blank_page() -> Iterator[str]:
+    """A page of an origin of its own; its URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _BlankPage) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @asynccontextmanager

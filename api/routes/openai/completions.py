@@ -4,16 +4,14 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
 
-from api.http import disconnection
-from api.http.disconnection import CLIENT_CLOSED_REQUEST, ClientDisconnected
 from api.http.services import Services
 from api.routes.inference.sse import EVENT_STREAM
-from api.routes.openai import answers, attempts
-from api.routes.openai.following import EndedJob, Reading, collect, follow
+from api.routes.openai import answers
+from api.routes.openai.following import Reading, collect, follow
 from api.routes.openai.streaming import cancelling_stream, data
 from api.routes.openai.submission import WithAsking
+from api.routes.openai.whole_answers import whole_answer
 from api.schemas.openai.completions import CompletionBody
 from market.catalog.models import Model
 from market.jobs.live_session import JobOutcome, TokenEntry
@@ -53,12 +51,7 @@ async def completions(body: CompletionBody, asking: WithAsking) -> Response:
     if body.stream:
         events = answer.events(services, readings, with_usage=body.includes_usage)
         return cancelling_stream(services, readings, events, attempt=asking.attempt)
-    try:
-        ended = await disconnection.unless_disconnected(asking.request, collect(services, readings))
-    except ClientDisconnected:
-        services.in_background(attempts.abandon(services, readings, asking.attempt))
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return JSONResponse(answer.whole(ended))
+    return await whole_answer(asking, readings, answer.whole(services, readings))
 
 
 class _Answer:
@@ -70,8 +63,9 @@ class _Answer:
         self._with_logprobs = with_logprobs
         self._id = f"cmpl-{jobs[0].request_id.removeprefix('req_')}"
 
-    def whole(self, ended: Sequence[EndedJob]) -> dict[str, Any]:
-        """One document."""
+    async def whole(self, services: Services, readings: Sequence[Reading]) -> dict[str, Any]:
+        """One document, once all jobs have ended."""
+        ended = await collect(services, readings)
         outcomes = answers.outcomes_of(ended)
         return {
             **self._head(answers.fingerprint(outcomes)),

@@ -8,19 +8,16 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from sse_starlette import ServerSentEvent
 
-from api.http import disconnection
 from api.http.authentication import CancelCaller, ReadJobsCaller
-from api.http.disconnection import CLIENT_CLOSED_REQUEST, ClientDisconnected
 from api.http.reading.reader_slots import HeldForAnswer
 from api.http.services import Services, WithServices
 from api.routes.inference.sse import EVENT_STREAM
-from api.routes.openai import attempts
 from api.routes.openai.following import Reading, collect, follow
 from api.routes.openai.response_writer import STATUSES, Event, ResponseWriter
 from api.routes.openai.streaming import cancelling_stream, resumable_stream
 from api.routes.openai.submission import WithAsking
+from api.routes.openai.whole_answers import whole_answer
 from api.schemas.openai.responses import ResponseBody
-from market.chat import preparation
 from market.chat.answer import AnswerReader
 from market.errors import InvalidRequest
 from market.jobs import cancellation, queries
@@ -51,10 +48,7 @@ async def create(body: ResponseBody, asking: WithAsking) -> Response:
     """
     services = asking.services
     model = asking.model(body.model)
-    chat = body.chat()
-    prepared = await services.chat_turns.run(
-        asking.caller.wallet, lambda: preparation.prepare(model, chat)
-    )
+    prepared = await asking.prepare(model, body.chat())
     echo = body.echo(model)
     kept = {"echo": echo, "functions": sorted(prepared.functions)}
     jobs = await asking.submit(
@@ -79,14 +73,7 @@ async def create(body: ResponseBody, asking: WithAsking) -> Response:
         return cancelling_stream(services, [reading], events, attempt=asking.attempt)
     if body.background:
         return JSONResponse(writer.document(STATUSES[JobStatus.PENDING]))
-    try:
-        document = await disconnection.unless_disconnected(
-            asking.request, _whole(services, reading, writer)
-        )
-    except ClientDisconnected:
-        services.in_background(attempts.abandon(services, [reading], asking.attempt))
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return JSONResponse(document)
+    return await whole_answer(asking, [reading], _whole(services, reading, writer))
 
 
 @router.get("/responses/{response_id}", responses={200: {"content": EVENT_STREAM}})

@@ -16,6 +16,8 @@ from api.routes.openai import attempts
 from api.routes.openai.attempts import Attempt
 from api.schemas.base import IdempotencyKey, RequestBody
 from market.catalog.models import Model
+from market.chat import preparation
+from market.chat.preparation import Chat, PreparedChat
 from market.geo.distance import Coordinates
 from market.identity.principal import Principal
 from market.jobs.request import Idempotency, JobRequest
@@ -47,6 +49,16 @@ class Asking:
         """
         self.caller.require_model(model_id)
         return self.services.catalog.get(model_id)
+
+    async def prepare(self, model: Model, chat: Chat) -> PreparedChat:
+        """The prompt and the grammar of a chat, made in the caller's turn.
+
+        Raises:
+            InvalidRequest: see :func:`market.chat.preparation.prepare`.
+        """
+        return await self.services.chat_turns.run(
+            self.caller.wallet, lambda: preparation.prepare(model, chat)
+        )
 
     async def submit(self, body: RequestBody, job_request: JobRequest) -> Sequence[Job]:
         """The jobs of the request, new ones or those of an earlier attempt.

@@ -4,17 +4,15 @@ there: by the standard it connects again whenever a stream ends, until it is ans
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from market.settings import Settings
-from tests.support.browser import needs_chromium, open_browser
+from tests.support.browser import blank_page, needs_chromium, open_browser
 from tests.support.gateway.api import (
     PATIENCE,
     Gateway,
@@ -70,24 +68,10 @@ async ([api, token, body]) => {
 """
 
 
-class BlankPage(BaseHTTPRequestHandler):
-    """A page of another origin."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Not on standard error."""
-
-
 @pytest.fixture
-def page_url() -> Any:
-    with ThreadingHTTPServer(("127.0.0.1", 0), BlankPage) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+def page_url() -> Iterator[str]:
+    with blank_page() as url:
+        yield url
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ def test_a_full_disk_is_told(file: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(tmp_path.iterdir()) == []
 
 
-def test_the_command_tells_what_it_did_or_why_not(file: Path, tmp_path: Path) -> None:
+def test_the_command_reports_success_or_the_mistake(file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "made"
     command = ["models", "import", str(file), "--to", str(folder)]
     done = CliRunner().invoke(app, command)

@@ -67,7 +67,7 @@ def test_scanners_find_keys_in_a_text_by_the_pattern_that_the_documents_name() -
     assert PATTERN in DOCUMENT.read_text()
 
 
-def test_what_is_kept_tells_nothing_of_the_key() -> None:
+def test_the_stored_hash_does_not_reveal_the_key() -> None:
     key = new_key()
     assert len(hash_of(key)) == 32
     assert hash_of(key) != hash_of(new_key())

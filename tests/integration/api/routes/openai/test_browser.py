@@ -2,9 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from redis.asyncio import Redis
@@ -12,7 +10,7 @@ from redis.asyncio import Redis
 from market.settings import Settings
 from tests.conftest import MODEL_ID
 from tests.integration.api.routes.openai.playing import new_jobs, play_hello
-from tests.support.browser import needs_chromium, open_browser
+from tests.support.browser import blank_page, needs_chromium, open_browser
 from tests.support.gateway.api import PATIENCE, Gateway, all_nodes, open_gateway
 from tests.support.gateway.api_served import Served
 
@@ -34,22 +32,10 @@ async ([api, key, model]) => {
 """
 
 
-class BlankPage(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Not on standard error."""
-
-
 @pytest.fixture
 def page_url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), BlankPage) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with blank_page() as url:
+        yield url
 
 
 @pytest.fixture
